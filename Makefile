@@ -1,0 +1,60 @@
+# The two commands of a fresh machine are `make demo` and `make test`; each does all of its own set-up once.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# Python 3.11 or 3.12. A version manager's stub may stand on PATH and still fail, so every candidate is asked.
+PYTHON ?= $(shell for candidate in python3.11 python3.12 python3 python; do \
+	"$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1 \
+	&& command -v "$$candidate" && break; done)
+
+VENV := .venv
+# Named after the content of pyproject.toml, so that a change of the dependencies installs again, and a touch does not.
+STAMP := $(VENV)/.installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
+
+export FACE2SCENE_WEIGHTS ?= $(CURDIR)/checkpoints/third_party
+export TORCH_HOME := $(FACE2SCENE_WEIGHTS)/torch_home
+export HF_HUB_OFFLINE := 1
+export OMP_WAIT_POLICY := passive
+
+.PHONY: help venv demo test lint clean
+
+help: ## Show these targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+venv: $(STAMP) ## Create .venv and install everything that the demo and the tests need
+
+demo: $(STAMP) ## Train and run the whole method at CPU scale; ends in runs/quickstart/report.html
+	$(VENV)/bin/face2scene fetch quickstart
+	$(VENV)/bin/python scripts/quickstart.py
+
+test: $(STAMP) ## Check the style and run the tests
+	$(VENV)/bin/face2scene fetch tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pytest -q
+
+lint: $(STAMP) ## Repair the style where that can be done by a machine
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean: ## Remove .venv and caches; weights, data and runs stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pyiqa brings opencv-python-headless and, through facexlib, opencv-python. Both own the same folder, and the second one
+# needs a display library that servers lack: it is taken out, and the files it shared are put back.
+# The tests read RAW files (raw) and ONNX networks (onnxruntime) besides; basicsr, insightface and wandb are not needed.
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and none was found: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version) ($(PYTHON)); about five minutes, once."
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --no-compile --disable-pip-version-check --progress-bar on \
+		-e '.[quickstart,dev,raw]' 'onnxruntime>=1.32,<2'
+	if $(VENV)/bin/python -m pip show --quiet opencv-python 2>/dev/null; then \
+		headless=$$($(VENV)/bin/python -c 'import importlib.metadata as m; print(m.version("opencv-python-headless"))'); \
+		$(VENV)/bin/python -m pip uninstall --quiet --yes opencv-python && \
+		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --force-reinstall --no-deps \
+			"opencv-python-headless==$$headless"; fi
+	rm -f $(VENV)/.installed-*
+	touch $@
