@@ -1,0 +1,59 @@
+"""The nouns that pass between modules.
+
+Pictures are float32 RGB in [0, 1]: tensors (3, H, W), arrays (H, W, 3). Boxes are (x0, y0, x1, y1) in the
+picture's own pixels, x1 and y1 exclusive. N tokens of width D.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One face of a picture and what is known of it."""
+
+    box: Box
+    score: float  # of the detector, 0 to 1
+    landmarks_5: np.ndarray  # (5, 2) x, y: left eye, right eye, nose, mouth corners, as seen in the picture
+    landmarks_68: np.ndarray | None = None  # (68, 2), iBUG order
+    identity: np.ndarray | None = None  # (D,) unit length
+    identity_model: str = ""  # identities of different models are never compared
+
+    @property
+    def size(self) -> float:
+        """Longer side of the box in pixels."""
+        x0, y0, x1, y1 = self.box
+        return max(x1 - x0, y1 - y0)
+
+
+@dataclass(frozen=True, eq=False)
+class FacePair:
+    """One face twice, pixel for pixel: as it was taken, and as the reference-guided restorer believes it looks."""
+
+    restored: Tensor  # (3, h, w)
+    degraded: Tensor  # (3, h, w)
+    box: Box  # where both lie in the scene, whole pixels
+
+
+@dataclass(frozen=True, eq=False)
+class DegradationTokens:
+    """What a face pair says about the damage, ready for cross-attention."""
+
+    tokens: Tensor  # (B, N, D)
+    source: str  # "pair", "null" or another fallback's name
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A picture to restore, with the faces found in it and the photos that show the same people."""
+
+    name: str
+    image: Tensor  # (3, H, W)
+    faces: tuple[Face, ...] = ()
+    references: tuple[Path, ...] = ()
+    notes: dict[str, object] = field(default_factory=dict)  # goes into the why-log
