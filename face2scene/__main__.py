@@ -1,0 +1,7 @@
+"""`python -m face2scene`, the same as the command `face2scene`."""
+
+import sys
+
+from face2scene.cli import main
+
+sys.exit(main())

