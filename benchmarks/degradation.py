@@ -1,0 +1,186 @@
+"""Pictures per second of our degradations against basicsr's functions in S3Diff's order, on one thread.
+
+Both sides get the same recipes, drawn from configs/degradation/paper.yaml, and the same batches of four 512
+x 512 pictures; both run in this process, in turns. The other side is Real-ESRGAN's pipeline as S3Diff runs
+it: kernels convolved in one grouped convolution of 21 x 21, noise and resize shared by the batch, the
+differentiable JPEG's exact-rounding form. Ours applies one recipe to each picture of the batch. basicsr is
+optional: without it, or where it does not import, our side is measured alone and the table says so.
+
+    python benchmarks/degradation.py [--quick] [--json FILE]
+"""
+
+import argparse
+import importlib
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import functional as transforms
+from tqdm import tqdm
+
+from face2scene.degradation import (
+    Blur,
+    GaussianNoise,
+    Jpeg,
+    PoissonNoise,
+    Recipe,
+    Resize,
+    RestoreSize,
+    Sinc,
+    Space,
+)
+from face2scene.files import write_json
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "degradation"
+LARGEST_KERNEL = 21
+
+
+def configured(name: str) -> Space:
+    values = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
+    return Space(**{key: value for key, value in values.items() if key != "_target_"})
+
+
+def pictures(count: int, side: int) -> Tensor:
+    """Smooth shapes with fine texture: the cost of Poisson noise and JPEG depends on the content a little."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, side // 32, side // 32, generator=generator)
+    smooth = F.interpolate(coarse, size=(side, side), mode="bicubic")
+    return (smooth + 0.05 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
+
+
+def load_basicsr() -> tuple[types.ModuleType, Any, Callable] | None:
+    # basicsr 1.4.2 imports a torchvision module that was removed; it only wants this one function of it.
+    old = types.ModuleType("torchvision.transforms.functional_tensor")
+    old.rgb_to_grayscale = transforms.rgb_to_grayscale
+    sys.modules.setdefault(old.__name__, old)
+    try:
+        degradations = importlib.import_module("basicsr.data.degradations")
+        jpeger = importlib.import_module("basicsr.utils.diffjpeg").DiffJPEG(differentiable=False)
+        filter2d = importlib.import_module("basicsr.utils.img_process_util").filter2D
+    except ImportError as error:
+        print(f"The other side is missing: basicsr does not import here ({error}); see benchmarks/README.md.")
+        return None
+    return degradations, jpeger, filter2d
+
+
+@torch.no_grad()
+def basicsr_apply(parts: tuple[types.ModuleType, Any, Callable], recipe: Recipe, batch: Tensor) -> Tensor:
+    """The recipe by basicsr's functions, a batch at a time; kernels are made anew and padded to 21 x 21."""
+    degradations, jpeger, filter2d = parts
+    size, image = batch.shape[-2:], batch
+    for operator in recipe.operators:
+        match operator:
+            case Blur():
+                name = "plateau" if operator.family.startswith("plateau") else "Gaussian"
+                name = "generalized_Gaussian" if operator.family.startswith("generalized") else name
+                shape = () if name == "Gaussian" else (operator.beta,)
+                sigma_y, theta = operator.sigma_y or operator.sigma_x, operator.theta_rad or 0.0
+                make = getattr(degradations, f"bivariate_{name}")
+                isotropic = operator.sigma_y is None
+                kernel = make(operator.size, operator.sigma_x, sigma_y, theta, *shape, isotropic=isotropic)
+                image = filter2d(image.contiguous(), padded(kernel, len(batch)))
+            case Sinc():
+                kernel = degradations.circular_lowpass_kernel(operator.cutoff_rad, operator.size)
+                image = filter2d(image.contiguous(), padded(kernel, len(batch)))
+            case Resize():
+                target = tuple(max(1, int(side * operator.factor + 1e-6)) for side in size)
+                image = F.interpolate(image, size=target, mode=operator.mode)
+            case RestoreSize():
+                image = F.interpolate(image, size=size, mode=operator.mode)
+            case GaussianNoise():
+                sigma, grey = image.new_full((len(image),), operator.sigma), float(operator.grey)
+                grey = image.new_full((len(image),), grey)  # one value each, as the drawing form makes them
+                image = degradations.add_gaussian_noise_pt(image, sigma, grey)
+            case PoissonNoise():
+                scale, grey = image.new_full((len(image),), operator.scale), float(operator.grey)
+                grey = image.new_full((len(image),), grey)
+                image = degradations.add_poisson_noise_pt(image, scale, gray_noise=grey)
+            case Jpeg():
+                quality = image.new_full((len(image),), operator.quality)
+                image = jpeger(image.clamp(0, 1), quality=quality)
+    return image.clamp(0, 1)
+
+
+def padded(kernel: np.ndarray, count: int) -> Tensor:
+    edge = (LARGEST_KERNEL - len(kernel)) // 2
+    return torch.from_numpy(np.pad(kernel, edge)).float().expand(count, -1, -1)
+
+
+def ours_apply(recipe: Recipe, batch: Tensor) -> Tensor:
+    return torch.stack([recipe.with_noise_seed(number).apply(image) for number, image in enumerate(batch)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the table here")
+    parser.add_argument("--quick", action="store_true", help="fewer recipes, under a minute")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+
+    batch = pictures(4, 512)
+    rng = np.random.default_rng(0)
+    recipes = [configured("paper").draw(rng) for _ in range(10 if options.quick else 60)]
+    other = load_basicsr()
+    seconds = {"ours": 0.0, "other": 0.0}
+    mean_difference = []
+    for number, recipe in enumerate(tqdm([recipes[0], *recipes], desc="paper recipes")):
+        start = time.perf_counter()
+        mine = ours_apply(recipe, batch)
+        middle = time.perf_counter()
+        theirs = basicsr_apply(other, recipe, batch) if other else None
+        if number:  # the first is the warm-up
+            seconds["ours"] += middle - start
+            seconds["other"] += time.perf_counter() - middle
+            if theirs is not None:
+                mean_difference.append((mine.mean((0, 2, 3)) - theirs.mean((0, 2, 3))).abs().max().item())
+
+    ours = len(recipes) * len(batch) / seconds["ours"]
+    theirs_rate = len(recipes) * len(batch) / seconds["other"] if other else None
+    note = f"{len(recipes)} recipes of paper.yaml x 4 pictures of 512 x 512, one thread"
+    if other:
+        note += f"; largest difference of a channel's mean {max(mean_difference):.4f}"
+    else:
+        note += "; basicsr missing"
+    results = {
+        "recipes_paper_512": {
+            "ours": ours,
+            "other": theirs_rate,
+            "ratio": ours / theirs_rate if theirs_rate else None,
+            "unit": "pictures/s",
+            "note": note,
+        },
+        "tiny_256": {
+            "ours": tiny_ms(60 if options.quick else 300),
+            "other": None,
+            "ratio": None,
+            "unit": "ms per picture",
+            "note": "draw and apply one recipe of tiny.yaml to one 256 x 256 picture; no other side",
+        },
+    }
+    print(f"{'measure':<20}{'ours':>10}{'basicsr':>10}{'ratio':>8}  unit")
+    for name, row in results.items():
+        cells = [f"{row[key]:.2f}" if row[key] is not None else "-" for key in ("ours", "other", "ratio")]
+        print(f"{name:<20}{cells[0]:>10}{cells[1]:>10}{cells[2]:>8}  {row['unit']} ({row['note']})")
+    if options.json:
+        write_json(options.json, results)
+
+
+def tiny_ms(count: int) -> float:
+    space, image, rng = configured("tiny"), pictures(1, 256)[0], np.random.default_rng(1)
+    space.draw(rng).apply(image)
+    start = time.perf_counter()
+    for _ in range(count):
+        space.draw(rng).apply(image)
+    return 1000 * (time.perf_counter() - start) / count
+
+
+if __name__ == "__main__":
+    main()

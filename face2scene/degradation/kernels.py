@@ -1,0 +1,88 @@
+"""Blur kernels as functions of numbers: Gaussian, generalised Gaussian, plateau and circular low-pass.
+
+The formulas are those of Real-ESRGAN's pipeline (Wang et al. 2021, sections 3.1 and 3.3), in float64. A
+kernel is a (size, size) tensor that sums to 1, rows downwards, with its middle at size // 2, the same turned
+by 180 degrees. With q = x^T S^-1 x the squared distance under the covariance S = R(theta) diag(sigma_x^2,
+sigma_y^2) R(theta)^T:
+
+    Gaussian              exp(-q / 2)
+    generalised Gaussian  exp(-q^beta / 2)       beta 1 is the Gaussian, smaller has longer tails
+    plateau               1 / (1 + q^beta)       larger beta has a flatter top
+    circular low-pass     w J1(w r) / (2 pi r)   w in radians per pixel; the filter whose pass band is a disc
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+FAMILIES = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
+NARROWEST_PX = 1e-3  # a width below this is a line or a point on any pixel grid; the quotient stays finite
+
+
+def is_round(family: str) -> bool:
+    """Whether a family has one width and no direction."""
+    return family.endswith("iso") and not family.endswith("aniso")
+
+
+def has_shape(family: str) -> bool:
+    """Whether a family has the exponent beta."""
+    return family.startswith(("generalized", "plateau"))
+
+
+def delta(size: int) -> Tensor:
+    """The kernel that changes nothing."""
+    kernel = torch.zeros(size, size, dtype=torch.float64)
+    kernel[size // 2, size // 2] = 1
+    return kernel
+
+
+def bivariate(
+    family: str, size: int, sigma_x: float, sigma_y: float, theta_rad: float = 0.0, beta: float = 1.0
+) -> Tensor:
+    """One of `FAMILIES` as a float64 (size, size) kernel; widths in pixels, both 0 gives the delta."""
+    if sigma_x == 0 and sigma_y == 0:
+        return delta(size)
+    rows, columns = _grid(size)
+    cosine, sine = math.cos(theta_rad), math.sin(theta_rad)
+    along = (cosine * columns + sine * rows) / max(sigma_x, NARROWEST_PX)
+    across = (cosine * rows - sine * columns) / max(sigma_y, NARROWEST_PX)
+    distance = along**2 + across**2
+    if family.startswith("plateau"):
+        kernel = 1 / (1 + distance**beta)
+    else:
+        kernel = torch.exp(-0.5 * distance ** (beta if has_shape(family) else 1.0))
+    return kernel / kernel.sum()
+
+
+def low_pass(size: int, cutoff_rad: float) -> Tensor:
+    """Circular low-pass ("sinc") kernel, float64 (size, size); `cutoff_rad` up to pi, the grid's limit."""
+    rows, columns = _grid(size)
+    radius = torch.sqrt(rows**2 + columns**2)
+    middle = radius == 0
+    radius = torch.where(middle, 1.0, radius)
+    kernel = cutoff_rad * torch.special.bessel_j1(cutoff_rad * radius) / (2 * math.pi * radius)
+    kernel = torch.where(middle, cutoff_rad**2 / (4 * math.pi), kernel)  # the limit r -> 0
+    return kernel / kernel.sum()
+
+
+def trim(kernel: Tensor, tolerance: float = 1e-7) -> Tensor:
+    """Drop outer rings that together weigh at most `tolerance`, far below one float32 step of a bright pixel.
+
+    A narrow Gaussian drawn on a 21 x 21 grid is nine tenths zeros; the convolution need not visit them.
+    """
+    size = kernel.shape[-1]
+    weight = kernel.abs()
+    edge = 0
+    while edge < size // 2:
+        inner = slice(edge + 1, size - edge - 1)
+        if weight.sum() - weight[inner, inner].sum() > tolerance:
+            break
+        edge += 1
+    kernel = kernel[edge : size - edge, edge : size - edge]
+    return kernel / kernel.sum()
+
+
+def _grid(size: int) -> tuple[Tensor, Tensor]:
+    axis = torch.arange(size, dtype=torch.float64) - size // 2
+    return axis[:, None], axis[None, :]

@@ -1,0 +1,256 @@
+"""Where recipes are drawn from: Real-ESRGAN's two-stage pipeline, every range and probability an argument."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from face2scene.degradation import kernels
+from face2scene.degradation.operators import (
+    MODES,
+    Blur,
+    GaussianNoise,
+    Jpeg,
+    Operator,
+    PoissonNoise,
+    Recipe,
+    Resize,
+    RestoreSize,
+    Sinc,
+)
+
+Range = tuple[float, float]
+DIRECTIONS = ("up", "down", "keep")
+
+KERNEL_PROBS = {  # Real-ESRGAN's and S3Diff's
+    "iso": 0.45,
+    "aniso": 0.25,
+    "generalized_iso": 0.12,
+    "generalized_aniso": 0.03,
+    "plateau_iso": 0.12,
+    "plateau_aniso": 0.03,
+}
+# Low-pass cut-offs of Real-ESRGAN's code: a small kernel cannot hold a low frequency.
+SMALL_SINC_BELOW = 13
+SMALL_SINC_RAD = (math.pi / 3, math.pi)
+LARGE_SINC_RAD = (math.pi / 5, math.pi)
+
+_LIMITS = {  # smallest and largest physical value, and whether only whole numbers exist
+    "kernel_sizes": (1, 255, True),
+    "blur_sigma": (0, 100, False),
+    "beta_generalized": (0.1, 16, False),
+    "beta_plateau": (0.1, 16, False),
+    "resize_range": (1 / 16, 8, False),
+    "gaussian_sigma": (0, 255, False),
+    "poisson_scale": (0, 20, False),
+    "jpeg_quality": (1, 100, True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """A distribution over recipes. Ranges are closed and uniform, probabilities in [0, 1]; defaults are
+    S3Diff's.
+
+    The order is fixed: blur, resize, noise, JPEG; then blur, resize, noise; then either back to 1/scale of
+    the size, low-pass, JPEG, or JPEG, back to 1/scale, low-pass, with probability one half each; then up to
+    the full size. A trailing 2 marks the second stage. The pipeline is Real-ESRGAN's (Wang et al. 2021,
+    figure 2); what switches a step off there (`blur_prob`, `noise_prob`, `jpeg_prob` and the last two's 2)
+    is our addition, 1 in the original.
+
+    A draw in which every step is switched off is drawn again: the untouched picture is
+    `no_degradation_prob`'s.
+
+    Attributes:
+        scale: the small picture has 1/scale of the sides; 1 keeps the size.
+        no_degradation_prob: share of recipes that change nothing.
+        antialias: which filters resize, see `Resize`; S3Diff's alias.
+        kernel_sizes: smallest and largest kernel side, both odd.
+        kernel_probs, kernel_probs2: share of each family of `kernels.FAMILIES`; what is not named has none.
+        blur_sigma: width in pixels of the picture at that stage. beta_generalized, beta_plateau: exponents.
+        sinc_prob: share of blurs that are a low-pass.
+        resize_probs: of up, down, keep. resize_range: factor of the sides, relative to 1/scale in stage 2; 1
+            is in it.
+        gaussian_prob: Gaussian noise, else Poisson. gaussian_sigma: grey levels of 255. grey_prob: without
+            colour.
+        jpeg_quality: whole numbers 1 to 100.
+
+    Raises:
+        ValueError: a range that is reversed or leaves what is physical, a probability outside [0, 1].
+    """
+
+    scale: int = 4
+    no_degradation_prob: float = 0.01
+    antialias: bool = False
+    kernel_sizes: tuple[int, int] = (7, 21)
+
+    blur_prob: float = 1.0
+    kernel_probs: Mapping[str, float] = field(default_factory=KERNEL_PROBS.copy)
+    sinc_prob: float = 0.1
+    blur_sigma: Range = (0.2, 1.5)
+    beta_generalized: Range = (0.5, 2.0)
+    beta_plateau: Range = (1.0, 1.5)
+    resize_probs: tuple[float, float, float] = (0.2, 0.7, 0.1)
+    resize_range: Range = (0.3, 1.5)
+    noise_prob: float = 1.0
+    gaussian_prob: float = 0.5
+    gaussian_sigma: Range = (1.0, 15.0)
+    poisson_scale: Range = (0.05, 2.0)
+    grey_prob: float = 0.4
+    jpeg_prob: float = 1.0
+    jpeg_quality: tuple[int, int] = (60, 95)
+
+    blur_prob2: float = 0.5
+    kernel_probs2: Mapping[str, float] = field(default_factory=KERNEL_PROBS.copy)
+    sinc_prob2: float = 0.1
+    blur_sigma2: Range = (0.2, 1.0)
+    beta_generalized2: Range = (0.5, 2.0)
+    beta_plateau2: Range = (1.0, 1.5)
+    resize_probs2: tuple[float, float, float] = (0.3, 0.4, 0.3)
+    resize_range2: Range = (0.6, 1.2)
+    noise_prob2: float = 1.0
+    gaussian_prob2: float = 0.5
+    gaussian_sigma2: Range = (1.0, 12.0)
+    poisson_scale2: Range = (0.05, 1.0)
+    grey_prob2: float = 0.4
+    jpeg_prob2: float = 1.0
+    jpeg_quality2: tuple[int, int] = (60, 100)
+    final_sinc_prob: float = 0.8
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            name, stem = entry.name, entry.name.removesuffix("2")
+            value = getattr(self, name)
+            if stem == "kernel_probs":
+                value = _shares(name, dict(value), kernels.FAMILIES)
+            elif stem == "resize_probs":
+                value = tuple(_shares(name, dict(zip(DIRECTIONS, value, strict=True)), DIRECTIONS).values())
+            elif stem.endswith("_prob"):
+                value = _probability(name, value)
+            elif stem in _LIMITS:
+                value = _range(name, value, *_LIMITS[stem])
+            object.__setattr__(self, name, value)  # configs give lists, the same numbers become tuples
+        if not isinstance(self.scale, int) or not 1 <= self.scale <= 16:
+            raise ValueError(f"Space.scale is {self.scale!r}: it must be a whole number from 1 to 16.")
+        if any(size % 2 == 0 for size in self.kernel_sizes):
+            raise ValueError(f"Space.kernel_sizes is {self.kernel_sizes}: kernels have odd sides.")
+        for name in ("resize_range", "resize_range2"):
+            low, high = getattr(self, name)
+            if not low <= 1 <= high:
+                raise ValueError(f"Space.{name} is {(low, high)}: 1 must lie in it, down is below and up above.")
+        if self.no_degradation_prob < 1 and not self._can_degrade():
+            raise ValueError("Every step of this Space is switched off: set no_degradation_prob=1 to say so.")
+
+    def draw(self, rng: np.random.Generator) -> Recipe:
+        """One recipe, with a noise seed of its own."""
+        noise_seed = int(rng.integers(2**63))
+        operators: list[Operator] = []
+        if rng.random() >= self.no_degradation_prob:
+            while not operators:
+                operators = self._draw_operators(rng)
+        return Recipe(tuple(operators), noise_seed=noise_seed)
+
+    def _draw_operators(self, rng: np.random.Generator) -> list[Operator]:
+        small = 1 / self.scale
+
+        first = self._factor(rng, self.resize_probs, self.resize_range)
+        operators = self._blur(rng, self.blur_prob, "")
+        operators += self._resize(rng, 1.0, first)
+        operators += self._noise(rng, "")
+        operators += self._jpeg(rng, self.jpeg_prob, self.jpeg_quality)
+
+        second = self._factor(rng, self.resize_probs2, self.resize_range2) * small
+        operators += self._blur(rng, self.blur_prob2, "2")
+        operators += self._resize(rng, first, second)
+        operators += self._noise(rng, "2")
+
+        jpeg = self._jpeg(rng, self.jpeg_prob2, self.jpeg_quality2)
+        closing = self._resize(rng, second, small)
+        if rng.random() < self.final_sinc_prob:
+            closing.append(Sinc(rng.uniform(*SMALL_SINC_RAD), self._kernel_size(rng)))
+        operators += closing + jpeg if rng.random() < 0.5 else jpeg + closing
+
+        if self.scale > 1:  # else the closing resize has restored the size
+            operators.append(RestoreSize(antialias=self.antialias))
+        return operators
+
+    def _blur(self, rng: np.random.Generator, prob: float, stage: str) -> list[Operator]:
+        if rng.random() >= prob:
+            return []
+        size = self._kernel_size(rng)
+        if rng.random() < getattr(self, f"sinc_prob{stage}"):
+            return [Sinc(rng.uniform(*(SMALL_SINC_RAD if size < SMALL_SINC_BELOW else LARGE_SINC_RAD)), size)]
+        shares = getattr(self, f"kernel_probs{stage}")
+        family = str(rng.choice(list(shares), p=list(shares.values())))
+        sigmas = getattr(self, f"blur_sigma{stage}")
+        values: dict[str, Any] = {"sigma_x": rng.uniform(*sigmas)}
+        if not kernels.is_round(family):
+            values |= {"sigma_y": rng.uniform(*sigmas), "theta_rad": rng.uniform(-math.pi, math.pi)}
+        if kernels.has_shape(family):
+            kind = "beta_plateau" if family.startswith("plateau") else "beta_generalized"
+            values["beta"] = rng.uniform(*getattr(self, f"{kind}{stage}"))
+        return [Blur(family, size, **values)]
+
+    def _noise(self, rng: np.random.Generator, stage: str) -> list[Operator]:
+        if rng.random() >= getattr(self, f"noise_prob{stage}"):
+            return []
+        gaussian = rng.random() < getattr(self, f"gaussian_prob{stage}")
+        grey = bool(rng.random() < getattr(self, f"grey_prob{stage}"))
+        if gaussian:
+            return [GaussianNoise(rng.uniform(*getattr(self, f"gaussian_sigma{stage}")), grey)]
+        return [PoissonNoise(rng.uniform(*getattr(self, f"poisson_scale{stage}")), grey)]
+
+    def _factor(self, rng: np.random.Generator, shares: tuple[float, ...], limits: Range) -> float:
+        direction = DIRECTIONS[rng.choice(3, p=shares)]
+        if direction == "up":
+            return rng.uniform(1, limits[1])
+        return rng.uniform(limits[0], 1) if direction == "down" else 1.0
+
+    def _resize(self, rng: np.random.Generator, current: float, factor: float) -> list[Operator]:
+        mode = MODES[rng.integers(len(MODES))]
+        return [] if factor == current else [Resize(factor, mode, self.antialias)]
+
+    def _jpeg(self, rng: np.random.Generator, prob: float, quality: Range) -> list[Operator]:
+        return [Jpeg(int(rng.integers(quality[0], quality[1], endpoint=True)))] if rng.random() < prob else []
+
+    def _kernel_size(self, rng: np.random.Generator) -> int:
+        smallest, largest = self.kernel_sizes
+        return int(smallest + 2 * rng.integers((largest - smallest) // 2, endpoint=True))
+
+    def _can_degrade(self) -> bool:
+        steps = (
+            "blur_prob",
+            "noise_prob",
+            "jpeg_prob",
+            "blur_prob2",
+            "noise_prob2",
+            "jpeg_prob2",
+            "final_sinc_prob",
+        )
+        resizes = self.scale > 1 or self.resize_probs[2] < 1 or self.resize_probs2[2] < 1
+        return resizes or any(getattr(self, step) > 0 for step in steps)
+
+
+def _probability(name: str, value: float) -> float:
+    if isinstance(value, str | bool) or not 0 <= value <= 1:
+        raise ValueError(f"Space.{name} is {value!r}: it must be a number from 0 to 1.")
+    return float(value)
+
+
+def _shares(name: str, shares: dict[str, float], names: tuple[str, ...]) -> dict[str, float]:
+    unknown = sorted(set(shares) - set(names))
+    total = sum(shares.values())
+    if unknown or any(not 0 <= share <= 1 for share in shares.values()) or abs(total - 1) > 1e-6:
+        raise ValueError(f"Space.{name} is {shares}: it must give {', '.join(names)} shares that sum to 1.")
+    return {key: float(share) / total for key, share in shares.items()}
+
+
+def _range(name: str, value: Range, low: float, high: float, whole: bool) -> Range:
+    kind = int if whole else float
+    limits = tuple(value)
+    if len(limits) != 2 or not low <= limits[0] <= limits[1] <= high or any(kind(v) != v for v in limits):
+        number = "whole numbers" if whole else "numbers"
+        raise ValueError(f"Space.{name} is {limits}: it must be two {number} in order, from {low:g} to {high:g}.")
+    return kind(limits[0]), kind(limits[1])
