@@ -1,0 +1,1 @@
+"""Faces: found in a picture, recognised, brought into a standard pose and put back."""

@@ -1,0 +1,223 @@
+"""Faces in a standard pose and back: templates, the similarity transform between them, warping, pasting.
+
+Points are (x, y) with the centre of the first pixel at (0, 0), as detectors give them; boxes are pixel edges,
+so the first pixel is the box (0, 0, 1, 1). Nothing here needs more than torch and numpy.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from face2scene.records import Box
+
+# Left eye, right eye, nose tip, left and right mouth corner, as seen in the picture.
+FFHQ_512 = np.array(  # the means of FFHQ's own alignment, as the face restorers of this field use them
+    [[192.98138, 239.94708], [318.90277, 240.1936], [256.63416, 314.01935], [201.26117, 371.41043],
+     [313.08905, 371.15118]]
+)  # fmt: skip
+ARCFACE_112 = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
+
+
+class AlignmentError(ValueError):
+    """Landmarks or a picture from which no aligned face can be made; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """Rotation, uniform scale and shift: `matrix` is (2, 3) float64 and takes (x, y, 1) to (x, y)."""
+
+    matrix: np.ndarray
+
+    @property
+    def scale(self) -> float:
+        """How much longer a line becomes."""
+        return float(np.hypot(self.matrix[0, 0], self.matrix[1, 0]))
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Move points (N, 2); float64."""
+        return np.asarray(points, dtype=np.float64) @ self.matrix[:, :2].T + self.matrix[:, 2]
+
+    def inverse(self) -> "Similarity":
+        """The way back."""
+        linear = np.linalg.inv(self.matrix[:, :2])
+        return Similarity(np.column_stack([linear, -linear @ self.matrix[:, 2]]))
+
+
+def similarity(source: np.ndarray, target: np.ndarray) -> Similarity:
+    """The similarity transform that brings `source` nearest to `target` in least squares (Umeyama 1991).
+
+    Reflections are excluded: a mirrored face is another face.
+
+    Args:
+        source, target: (N, 2) points, N at least 2.
+
+    Raises:
+        AlignmentError: when the points are not finite, coincide, or would be shrunk to nothing.
+    """
+    source, target = np.asarray(source, dtype=np.float64), np.asarray(target, dtype=np.float64)
+    if source.shape != target.shape or source.ndim != 2 or source.shape[1] != 2 or len(source) < 2:
+        raise AlignmentError(f"Two equal sets of (N, 2) points are needed, got {source.shape} and {target.shape}.")
+    if not (np.isfinite(source).all() and np.isfinite(target).all()):
+        raise AlignmentError("Landmarks hold NaN or infinite values.")
+    from_mean, to_mean = source.mean(0), target.mean(0)
+    moved, wanted = source - from_mean, target - to_mean
+    spread = (moved**2).sum() / len(source)
+    if spread < 1e-6 or (wanted**2).sum() / len(source) < 1e-6:
+        raise AlignmentError("The landmarks fall on one point, which fixes neither size nor direction.")
+    left, singular, right = np.linalg.svd(wanted.T @ moved / len(source))
+    sign = np.array([1.0, np.sign(np.linalg.det(left) * np.linalg.det(right)) or 1.0])
+    scale = (singular * sign).sum() / spread
+    if scale < 1e-6:
+        raise AlignmentError("The landmarks have no common shape with the template (are they in the right order?).")
+    linear = scale * (left * sign) @ right
+    return Similarity(np.column_stack([linear, to_mean - linear @ from_mean]))
+
+
+def face_transform(landmarks_5: np.ndarray, size: int = 512, template: str = "ffhq") -> Similarity:
+    """From a picture to the `size` x `size` aligned face.
+
+    Args:
+        landmarks_5: (5, 2), see `records.Face`.
+        size: side of the aligned face in pixels.
+        template: `ffhq` (head and shoulders) or `arcface` (the tight crop of identity networks).
+
+    Raises:
+        AlignmentError: for degenerate landmarks: collinear, on one point, or not finite.
+    """
+    points = np.asarray(landmarks_5, dtype=np.float64)
+    if points.shape != (5, 2):
+        raise AlignmentError(f"Five landmarks (5, 2) are needed, got {points.shape}.")
+    if np.isfinite(points).all():
+        wide, narrow = np.linalg.svd(points - points.mean(0), compute_uv=False)
+        if narrow < 0.02 * wide:  # our setting: true profiles stay above 0.1
+            raise AlignmentError("The five landmarks lie on one line, which no face seen by a camera does.")
+    if template == "ffhq":
+        return similarity(points, _resized(FFHQ_512, size / 512))
+    if template == "arcface":
+        return similarity(points, _resized(ARCFACE_112, size / 112))
+    raise AlignmentError(f"Unknown template {template!r}: choose ffhq or arcface.")
+
+
+def _resized(points: np.ndarray, factor: float) -> np.ndarray:
+    return (points + 0.5) * factor - 0.5  # pixel centres to edges and back
+
+
+def warp(image: Tensor, transform: Similarity, size: tuple[int, int]) -> Tensor:
+    """Look at `image` through `transform`: bilinear, averaged first where it shrinks, edges repeated.
+
+    Args:
+        image: (3, H, W).
+        transform: from `image` to the result.
+        size: height and width of the result.
+
+    Returns:
+        (3, *size), same type and device.
+    """
+    height, width = size
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    points = transform.inverse()(np.stack([x.ravel(), y.ravel()], axis=1))
+    return _sample(image, points, shrink=1 / transform.scale).reshape(-1, height, width)
+
+
+def _sample(image: Tensor, points: np.ndarray, shrink: float) -> Tensor:
+    # Values of (C, H, W) at points (N, 2): (C, N). Only the part of the picture that is looked at is touched.
+    height, width = image.shape[-2:]
+    step = max(1, int(shrink))  # picture pixels per result pixel
+    corner = np.floor(points.min(0)).astype(int) - step - 1
+    far = np.ceil(points.max(0)).astype(int) + step + 2
+    x0, y0 = np.clip(corner, 0, [width - 1, height - 1])
+    x1, y1 = np.clip(far, [x0 + 1, y0 + 1], [width, height])
+    part = image[:, y0:y1, x0:x1]
+    points = points - [x0, y0]
+    step = min(step, *part.shape[-2:])
+    if step > 1:
+        part = F.avg_pool2d(part[None], step, ceil_mode=True, count_include_pad=False)[0]
+        points = (points - (step - 1) / 2) / step
+    reach = np.maximum(np.array(part.shape[:0:-1]) - 1, 1)
+    grid = torch.from_numpy(points / reach * 2 - 1).to(part)
+    return F.grid_sample(part[None], grid[None, None], mode="bilinear", padding_mode="border", align_corners=True)[
+        0, :, 0
+    ]
+
+
+def align_face(image: Tensor, landmarks_5: np.ndarray, size: int = 512, template: str = "ffhq"):
+    """Cut the aligned face out of (3, H, W).
+
+    Returns:
+        The face (3, size, size) and the transform from the picture to it, as `paste_back` wants it.
+    """
+    transform = face_transform(landmarks_5, size, template)
+    return warp(image, transform, (size, size)), transform
+
+
+def paste_back(scene: Tensor, face: Tensor, transform: Similarity, *, feather: float = 0.1) -> Tensor:
+    """Lay an aligned face over the scene it was cut from.
+
+    Args:
+        scene: (3, H, W).
+        face: (3, h, w).
+        transform: from the scene to the face.
+        feather: width of the soft edge as a share of the face picture's shorter side; 0 is a hard edge.
+
+    Returns:
+        A new (3, H, W); outside the face picture it is `scene` bit for bit.
+    """
+    height, width = face.shape[-2:]
+    edges = np.array([[-0.5, -0.5], [width - 0.5, -0.5], [-0.5, height - 0.5], [width - 0.5, height - 0.5]])
+    corners = transform.inverse()(edges)
+    limit = np.array(scene.shape[:0:-1])
+    x0, y0 = np.clip(np.floor(corners.min(0)), 0, limit).astype(int)
+    x1, y1 = np.clip(np.ceil(corners.max(0)) + 1, 0, limit).astype(int)
+    if x0 >= x1 or y0 >= y1:
+        return scene.clone()
+    y, x = np.mgrid[y0:y1, x0:x1].astype(np.float64)
+    points = transform(np.stack([x.ravel(), y.ravel()], axis=1))
+    # Pixels of the face picture to its nearest edge.
+    inside = np.minimum(points + 0.5, [width - 0.5, height - 0.5] - points).min(1)
+    soft = feather * min(height, width)
+    weight = (inside / soft).clip(0, 1) if soft > 0 else (inside >= 0).astype(np.float64)
+    weight = torch.from_numpy(weight).to(scene).reshape(y1 - y0, x1 - x0)
+    pasted = _sample(face, points, shrink=transform.scale).to(scene).reshape(-1, y1 - y0, x1 - x0)
+    result = scene.clone()
+    part = scene[:, y0:y1, x0:x1]
+    result[:, y0:y1, x0:x1] = torch.where(weight > 0, part + weight * (pasted - part), part)
+    return result
+
+
+def square_crop_box(face_box: Box, image_size: tuple[int, int], margin: float = 0.2, minimum: int = 16) -> Box:
+    """The square around a face at the picture's own scale, in whole pixels.
+
+    Args:
+        face_box: (x0, y0, x1, y1), may reach out of the picture.
+        image_size: height and width.
+        margin: added on every side, as a share of the longer side of the box.
+        minimum: smallest side; FaDeX needs 16 (paper, supplement 4.3).
+
+    Returns:
+        Whole numbers (x0, y0, x1, y1), square, inside the picture: pushed in at the borders, and made smaller
+        only where the picture is.
+
+    Raises:
+        AlignmentError: when the box is empty or the picture itself is smaller than `minimum`.
+    """
+    height, width = image_size
+    x0, y0, x1, y1 = face_box
+    if not (np.isfinite(face_box).all() and x1 > x0 and y1 > y0):
+        raise AlignmentError(f"The face box {tuple(face_box)} is empty.")
+    if min(height, width) < minimum:
+        raise AlignmentError(f"The picture is {width} x {height}; a face crop needs at least {minimum} pixels a side.")
+    side = int(min(max(round(max(x1 - x0, y1 - y0) * (1 + 2 * margin)), minimum), height, width))
+    left = int(np.clip(round((x0 + x1 - side) / 2), 0, width - side))
+    top = int(np.clip(round((y0 + y1 - side) / 2), 0, height - side))
+    return (left, top, left + side, top + side)
+
+
+def crop(image: Tensor, box: Box) -> Tensor:
+    """The pixels of a whole-pixel box: (..., h, w), a view."""
+    x0, y0, x1, y1 = (int(v) for v in box)
+    return image[..., y0:y1, x0:x1]

@@ -1,0 +1,209 @@
+"""Faces: alignment is exact, detection and identity work on real photos, bad input is named."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from face2scene.faces.align import (
+    ARCFACE_112,
+    FFHQ_512,
+    AlignmentError,
+    Similarity,
+    align_face,
+    face_transform,
+    paste_back,
+    similarity,
+    square_crop_box,
+    warp,
+)
+from face2scene.faces.detect import Detector
+from face2scene.faces.identity import cosine, match
+from face2scene.images import read_image, to_array, to_tensor
+from face2scene.records import Face
+
+TILTED_FACE = np.array([[110.0, 140], [170, 118], [152, 168], [140, 200], [186, 182]])
+
+
+def turn(degrees: float, scale: float, dx: float, dy: float) -> Similarity:
+    c, s = scale * np.cos(np.radians(degrees)), scale * np.sin(np.radians(degrees))
+    return Similarity(np.array([[c, -s, dx], [s, c, dy]]))
+
+
+def smooth_scene(height: int = 240, width: int = 320) -> torch.Tensor:
+    coarse = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)[0] * 0.5 + 0.25
+
+
+def face_with(vector, model="m") -> Face:
+    vector = np.asarray(vector, dtype=np.float32)
+    return Face((0, 0, 9, 9), 1.0, TILTED_FACE, identity=vector / np.linalg.norm(vector), identity_model=model)
+
+
+@pytest.mark.parametrize("degrees", [0, 33, 90, 180, -120])
+def test_least_squares_finds_the_transform_that_made_the_points(degrees):
+    truth = turn(degrees, 1.7, 40, -12)
+    found = similarity(FFHQ_512, truth(FFHQ_512))
+    np.testing.assert_allclose(found.matrix, truth.matrix, atol=1e-9)
+    assert found.scale == pytest.approx(1.7)
+
+
+def test_there_and_back_is_the_same_place():
+    transform = face_transform(TILTED_FACE)
+    points = np.random.default_rng(0).uniform(0, 4000, (100, 2))
+    assert np.abs(transform.inverse()(transform(points)) - points).max() < 1e-4
+    assert np.abs(transform(TILTED_FACE) - FFHQ_512).mean() < 20  # near the template
+
+
+def test_a_mirrored_face_is_not_mirrored_back():
+    mirrored = ARCFACE_112 * [-1, 1]
+    assert np.linalg.det(similarity(mirrored, ARCFACE_112).matrix[:, :2]) > 0
+
+
+@pytest.mark.parametrize(
+    "points",
+    [np.ones((5, 2)), np.outer(np.arange(5), [1.0, 2.0]), np.full((5, 2), np.nan), np.zeros((4, 2))],
+    ids=["one point", "one line", "nan", "four points"],
+)
+def test_degenerate_landmarks_are_refused(points):
+    with pytest.raises(AlignmentError):
+        face_transform(points)
+
+
+def test_warping_by_nothing_changes_nothing():
+    scene = smooth_scene()
+    torch.testing.assert_close(warp(scene, turn(0, 1, 0, 0), (240, 320)), scene, atol=1e-4, rtol=0)
+
+
+def test_warping_shrinks_by_averaging_and_not_by_skipping():
+    stripes = (torch.arange(256) % 2).float().expand(3, 256, 256)
+    small = warp(stripes, turn(0, 1 / 4, -0.375, -0.375), (64, 64))
+    assert (small - 0.5).abs().max() < 1e-3
+
+
+def test_a_whole_pixel_crop_pasted_back_leaves_the_scene():
+    scene = torch.rand(3, 60, 80, generator=torch.Generator().manual_seed(1))
+    shift = turn(0, 1, -20, -10)
+    face = warp(scene, shift, (32, 32))
+    torch.testing.assert_close(face, scene[:, 10:42, 20:52], atol=1e-5, rtol=0)
+    for feather in (0, 0.1):
+        torch.testing.assert_close(paste_back(scene, face, shift, feather=feather), scene, atol=1e-5, rtol=0)
+
+
+def test_an_aligned_face_pasted_back_leaves_the_scene():
+    scene = smooth_scene()
+    face, transform = align_face(scene, TILTED_FACE, size=512)
+    pasted = paste_back(scene, face, transform)
+    assert (pasted - scene).abs().max() < 3e-3  # bilinear error on a smooth scene
+    assert (pasted - scene).abs().mean() < 1e-4
+
+
+def test_pasting_touches_nothing_outside_the_face():
+    scene = smooth_scene()
+    transform = turn(0, 2, -100, -100)  # the 64-pixel face is the square 50 to 82 of the scene
+    pasted = paste_back(scene, torch.zeros(3, 64, 64), transform, feather=0)
+    touched = (pasted != scene).any(0).nonzero()
+    assert touched.min(0).values.tolist() == [50, 50]
+    assert touched.max(0).values.tolist() == [81, 81]
+    assert pasted[:, 50:82, 50:82].abs().max() == 0
+
+
+def test_a_face_that_lies_outside_the_scene_pastes_nothing():
+    scene = smooth_scene()
+    torch.testing.assert_close(paste_back(scene, torch.zeros(3, 64, 64), turn(0, 1, 900, 900)), scene)
+
+
+def test_square_boxes_stay_in_the_picture_and_never_under_the_minimum():
+    assert square_crop_box((40, 40, 60, 70), (100, 200), margin=0.2) == (29, 34, 71, 76)
+    assert square_crop_box((-9, -9, 21, 21), (100, 200), margin=0.0) == (0, 0, 30, 30)
+    assert square_crop_box((10, 10, 12, 13), (100, 200)) == (3, 4, 19, 20)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        height, width = rng.integers(16, 90, 2)
+        x, y = rng.uniform(-10, 80, 2)
+        x0, y0, x1, y1 = square_crop_box((x, y, x + rng.uniform(1, 70), y + rng.uniform(1, 70)), (height, width))
+        assert x0 >= 0 and x1 <= width and y0 >= 0 and y1 <= height
+        assert x1 - x0 == y1 - y0 >= 16
+
+
+def test_pictures_under_the_minimum_and_empty_boxes_are_refused():
+    with pytest.raises(AlignmentError, match="at least 16"):
+        square_crop_box((0, 0, 5, 5), (15, 90))
+    with pytest.raises(AlignmentError, match="empty"):
+        square_crop_box((5, 5, 5, 9), (64, 64))
+
+
+def test_faces_are_named_by_threshold_and_margin_and_else_stay_unknown():
+    people = {"ann": [face_with([1, 0, 0])], "bea": [face_with([0, 1, 0]), face_with([0, 0.9, 0.1])]}
+    faces = [
+        face_with([1, 0.1, 0]),  # ann
+        face_with([0.05, 1, 0.05]),  # bea
+        face_with([0, 0, 1]),  # nobody
+        face_with([1, 0.99, 0]),  # between the two
+        face_with([1, 0.3, 0]),  # less ann than the first
+        Face((0, 0, 9, 9), 1.0, TILTED_FACE),  # no identity
+    ]
+    found = match(faces, people, threshold=0.7, margin=0.05)
+    assert [m.person for m in found] == ["ann", "bea", None, None, None, None]
+    assert found[0].similarity > found[0].runner_up
+    assert match(faces[::-1], people, threshold=0.7, margin=0.05) == found[::-1]
+    assert [m.person for m in match(faces, {}, threshold=0.7)] == [None] * 6
+
+
+def test_identities_of_two_models_are_never_compared():
+    with pytest.raises(ValueError, match="different spaces"):
+        cosine(face_with([1, 0]), face_with([1, 0], model="other"))
+
+
+def test_no_detector_finds_nothing():
+    assert Detector("none").find(np.zeros((64, 64, 3), np.float32)) == []
+
+
+def test_unknown_detectors_and_pictures_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="choose one of open, none"):
+        Detector("haar")
+    with pytest.raises(ValueError, match="float picture"):
+        Detector().find(np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"outside \[0, 1\]"):
+        Detector().find(np.full((64, 64, 3), 128.0, np.float32))
+
+
+@pytest.fixture(scope="module")
+def detector():
+    pytest.importorskip("cv2")
+    pytest.importorskip("dlib")
+    return Detector()
+
+
+def test_real_photos_of_one_man_match_and_another_stays_unknown(weights, detector):
+    weights("yunet"), weights("dlib")
+    photos = weights("photos_face_recognition")
+    found = {n: detector.find(read_image(photos / f"{n}.jpg")) for n in ("obama", "obama2", "obama3", "biden")}
+    assert [len(faces) for faces in found.values()] == [1, 1, 1, 1]
+    people = {"obama": [found["obama"][0], found["obama3"][0]]}
+    named = match([found["biden"][0], found["obama2"][0]], people, threshold=detector.same_threshold)
+    assert [m.person for m in named] == [None, "obama"]
+    assert named[1].similarity - named[0].similarity > 0.08
+
+
+def test_a_tilted_head_is_the_same_face(weights, detector):
+    weights("yunet"), weights("dlib")
+    photo = read_image(weights("photos_face_recognition") / "obama.jpg")[:640]
+    tilt = turn(25, 0.8, 250, -60)
+    (upright,) = detector.find(photo)
+    (tilted,) = detector.find(to_array(warp(to_tensor(photo), tilt, (800, 900))).clip(0, 1))
+    assert cosine(upright, tilted) > 0.97
+    off = np.linalg.norm(tilt(upright.landmarks_68) - tilted.landmarks_68, axis=1)
+    assert off.mean() < 0.02 * tilted.size
+
+
+def test_landmarks_agree_with_each_other_and_a_face_that_fills_its_picture_is_found(weights, detector):
+    weights("yunet"), weights("dlib")
+    photo = read_image(weights("photos_face_recognition") / "obama.jpg")
+    (face,) = detector.find(photo)
+    eye = face.landmarks_68[36:42].mean(0)
+    assert np.linalg.norm(eye - face.landmarks_5[0]) < 0.05 * face.size
+    x0, y0, x1, y1 = (int(v) for v in face.box)
+    (tight,) = detector.find(photo[y0:y1, x0:x1])
+    assert cosine(face, tight) > 0.95
+    assert detector.find(np.full((200, 200, 3), 0.5, np.float32)) == []
