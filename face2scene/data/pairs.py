@@ -1,0 +1,232 @@
+"""Batches for FaDeX: several operators, each on several faces, seen twice (supplement 2.1).
+
+Everything random in batch `index` follows from (seed, index), so that order, workers and a resumed training
+change nothing. Shapes: O operators, P pictures, c pixels of a square crop.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from face2scene.images import read_tensor, resize, to_bytes
+from face2scene.records import Box
+from face2scene.runs import seed_from
+
+# (truth, degraded, generator) -> the face as a restorer believes it to look; all (3, h, w) in [0, 1].
+Restore = Callable[[Tensor, Tensor, np.random.Generator], Tensor]
+
+
+class Space(Protocol):
+    """What draws recipes; `degradation.space` has the real ones."""
+
+    def draw(self, rng: np.random.Generator) -> Any: ...
+
+
+def ground_truth(truth: Tensor, degraded: Tensor, rng: np.random.Generator) -> Tensor:
+    """The perfect restorer."""
+    return truth
+
+
+@dataclass(frozen=True)
+class RestoredBy:
+    """What a restorer of `ref_fr` makes of a face, and the truth itself now and then.
+
+    The paper trains FaDeX on restored faces and on true ones, for robustness (facts 1.2).
+
+    Args:
+        restorer: has `restore(degraded, references, truth=, rng=)`.
+        truth_share: share of faces shown as they were; the paper's is unknown.
+    """
+
+    restorer: Any
+    truth_share: float = 0.0
+
+    def __call__(self, truth: Tensor, degraded: Tensor, rng: np.random.Generator) -> Tensor:
+        if rng.random() < self.truth_share:
+            return truth
+        return self.restorer.restore(degraded, (), truth=truth, rng=rng)
+
+
+class FacePairBatches(Dataset):
+    """An endless stream of face pairs: batch `index` has O new operators on P faces for queries and for keys.
+
+    The faces of queries and keys under one operator are 2 P different pictures, so that only the damage is
+    shared. All crops of one operator are laid side by side and damaged at once: it is faster, each gets its
+    own noise, and a kernel always fits. A margin around every crop keeps its neighbours out of the result.
+
+    Args:
+        paths, boxes: pictures, and the face in each: (x0, y0, x1, y1) in its pixels.
+        space: draws recipes.
+        operators, pictures: O and P.
+        crop: side of the crops in pixels, from 16 on.
+        seed: of everything drawn.
+        restore: makes the restored face; the default is the truth.
+        margin: pixels around a crop that are damaged with it and cut off.
+        side: shrink pictures whose shorter side is longer to this many pixels; None keeps them.
+        identities: who is on each picture; only counted.
+        cache_mib: pictures are kept in memory as bytes up to this many MiB per process.
+
+    Raises:
+        ValueError: too few pictures, operators or pixels.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        boxes: Sequence[Box],
+        space: Space,
+        *,
+        operators: int,
+        pictures: int,
+        crop: int,
+        seed: int,
+        restore: Restore = ground_truth,
+        margin: int = 16,
+        side: int | None = None,
+        identities: Sequence[str] | None = None,
+        cache_mib: int = 512,
+    ):
+        if operators < 2:
+            raise ValueError(
+                f"{operators} operator gives nothing to tell apart: raise train.fadex.operators to 2 or more."
+            )
+        if pictures < 1 or 2 * pictures > len(paths):
+            raise ValueError(
+                f"A batch needs 2 x {pictures} different pictures for queries and keys, and there are "
+                f"{len(paths)}: lower train.fadex.pictures, or give more pictures with data."
+            )
+        if crop < 16 or margin < 0:
+            raise ValueError(
+                f"train.fadex.crop must be at least 16 pixels and its margin not negative: {crop}, {margin}."
+            )
+        self.paths = [Path(p) for p in paths]
+        self.boxes = [tuple(map(float, box)) for box in boxes]
+        self.people = len(set(identities)) if identities is not None else len(self.paths)
+        self.space, self.restore = space, restore
+        self.operators, self.pictures, self.crop, self.margin = operators, pictures, crop, margin
+        self.seed, self.side = seed, side
+        self._cache: dict[int, tuple[np.ndarray, float]] = {}  # bytes, and how far they were shrunk
+        self._room = cache_mib * 2**20
+
+    @classmethod
+    def from_manifest(cls, folder: str | Path, split: str, space: Space, **options: Any) -> "FacePairBatches":
+        """The pictures of one split of an InScene folder."""
+        from face2scene.data.manifest import read_manifest
+
+        records = read_manifest(folder, split)
+        return cls(
+            [Path(folder) / r.image for r in records],
+            [r.face_box for r in records],
+            space,
+            identities=[r.identity for r in records],
+            **options,
+        )
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Batch `index`.
+
+        Returns:
+            query_restored, query_degraded, key_restored, key_degraded: (O * P, 3, c, c) in [0, 1];
+            labels: (O * P,) int64, equal exactly where the operator is, in this batch and between batches.
+        """
+        rng = np.random.default_rng(seed_from(self.seed, "pairs", index))
+        rows, labels = [], []
+        for operator in range(self.operators):
+            recipe = self.space.draw(rng).with_noise_seed(seed_from(self.seed, "noise", index, operator))
+            chosen = rng.choice(len(self.paths), 2 * self.pictures, replace=False)
+            labels.append(int(recipe.key, 16) >> 1)
+            rows.append(self._pairs(recipe, [self._tile(int(p), rng) for p in chosen], rng))
+        restored, degraded = (torch.stack(side) for side in zip(*rows, strict=True))  # (O, 2P, 3, c, c)
+        count = self.pictures
+        return {
+            "query_restored": restored[:, :count].flatten(0, 1),
+            "query_degraded": degraded[:, :count].flatten(0, 1),
+            "key_restored": restored[:, count:].flatten(0, 1),
+            "key_degraded": degraded[:, count:].flatten(0, 1),
+            "labels": torch.tensor(labels).repeat_interleave(count),
+        }
+
+    def grid(self, recipes: Sequence[Any], pictures: int, *, seed: int) -> tuple[Tensor, Tensor]:
+        """Every recipe on the same crops of the same pictures, for the probe.
+
+        Returns:
+            restored, degraded: (O, P, 3, c, c).
+        """
+        if pictures > len(self.paths):
+            raise ValueError(
+                f"The probe wants {pictures} pictures and there are {len(self.paths)}: "
+                "lower train.fadex.probe_pictures."
+            )
+        rng = np.random.default_rng(seed_from(seed, "grid"))
+        tiles = [self._tile(int(p), rng) for p in rng.choice(len(self.paths), pictures, replace=False)]
+        rows = [
+            self._pairs(recipe.with_noise_seed(seed_from(seed, "grid noise", number)), tiles, rng)
+            for number, recipe in enumerate(recipes)
+        ]
+        restored, degraded = (torch.stack(side) for side in zip(*rows, strict=True))
+        return restored, degraded
+
+    def _pairs(self, recipe: Any, tiles: list[Tensor], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        damaged = damage_together(recipe, tiles)
+        restored = [self.restore(t, d, rng) for t, d in zip(tiles, damaged, strict=True)]
+        inner = slice(self.margin, self.margin + self.crop)
+        return torch.stack(restored)[..., inner, inner], torch.stack(damaged)[..., inner, inner]
+
+    def _tile(self, number: int, rng: np.random.Generator) -> Tensor:
+        """A random crop of the face with its margin, mirrored where the picture ends."""
+        picture, (x0, y0, x1, y1) = self._picture(number)
+        height, width = picture.shape[:2]
+        if min(height, width) < max(self.crop, self.margin + 1):
+            raise ValueError(
+                f"{self.paths[number]} has {width} x {height} pixels, too few for a crop of {self.crop} with "
+                f"a margin of {self.margin}: lower train.fadex.crop, or leave the picture out."
+            )
+        rows = _around(_start(y0, y1, self.crop, height, rng), self.crop, self.margin, height)
+        columns = _around(_start(x0, x1, self.crop, width, rng), self.crop, self.margin, width)
+        return torch.from_numpy(picture[np.ix_(rows, columns)]).permute(2, 0, 1).float().div_(255)
+
+    def _picture(self, number: int) -> tuple[np.ndarray, Box]:
+        picture, scale = self._cache.get(number, (None, 1.0))
+        if picture is None:
+            full = read_tensor(self.paths[number])
+            shorter = min(full.shape[-2:])
+            if self.side and shorter > self.side:
+                scale = self.side / shorter
+                full = resize(full, (round(full.shape[-2] * scale), round(full.shape[-1] * scale)))
+            picture = to_bytes(full)
+            if picture.nbytes <= self._room:
+                self._room -= picture.nbytes
+                self._cache[number] = picture, scale
+        return picture, tuple(v * scale for v in self.boxes[number])
+
+
+def damage_together(recipe: Any, tiles: Sequence[Tensor]) -> list[Tensor]:
+    """Apply one recipe to several pictures (3, h, w) of one size, laid out as one; noise differs in each."""
+    rows = int(np.sqrt(len(tiles)))
+    columns = -(-len(tiles) // rows)
+    full = [*tiles, *tiles[: rows * columns - len(tiles)]]  # the last row is filled up with what is there
+    sheet = torch.cat([torch.cat(full[r * columns : (r + 1) * columns], dim=2) for r in range(rows)], dim=1)
+    height, width = tiles[0].shape[-2:]
+    damaged = recipe.apply(sheet)
+    return [
+        damaged[:, r * height : (r + 1) * height, c * width : (c + 1) * width]
+        for r in range(rows)
+        for c in range(columns)
+    ][: len(tiles)]
+
+
+def _start(low: float, high: float, crop: int, size: int, rng: np.random.Generator) -> int:
+    # Somewhere inside the face; centred on a face that is smaller than the crop.
+    first, last = (low, high - crop) if high - low >= crop else ((low + high - crop) / 2,) * 2
+    return int(np.clip(round(rng.uniform(first, last)), 0, size - crop))
+
+
+def _around(start: int, crop: int, margin: int, size: int) -> np.ndarray:
+    places = np.abs(np.arange(start - margin, start + crop + margin))
+    return size - 1 - np.abs(size - 1 - places)

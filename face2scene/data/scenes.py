@@ -1,0 +1,143 @@
+"""Batches for the restorer: crops of damaged scenes, each with the face pair that measures its damage.
+
+Everything random in batch number `index` follows from (seed, index). B scenes, c pixels of a square scene crop,
+f pixels of a square window of the face, the same for one batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from face2scene.data.manifest import Record, read_manifest
+from face2scene.degradation import Space
+from face2scene.faces.align import crop, square_crop_box
+from face2scene.images import read_image, read_tensor, to_bytes, to_tensor
+from face2scene.records import Box, FacePair
+from face2scene.ref_fr import RefFR, face_pair
+from face2scene.runs import seed_from
+
+
+class SceneBatches(Dataset):
+    """An endless stream of training batches.
+
+    Args:
+        folder: an InScene dataset.
+        space: draws one operator per scene; the face is cut from the scene it damaged.
+        ref_fr: Stage I.
+        crop: c, a multiple of what the restorer needs.
+        face_window: smallest and largest f; FaDeX sees a random window of the face, so that a batch has one size
+            and every size is met.
+        batch: B.
+        negatives: p_n, share of scenes whose target is the damaged picture itself, under the negative prompt
+            (supplement 2.2).
+        dropped: share of scenes whose tokens are replaced by the null tokens, so that a scene without a face can be
+            restored (ours).
+        seed: of everything drawn.
+
+    Raises:
+        ValueError: pictures smaller than the crop, or a face smaller than the window.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        space: Space,
+        ref_fr: RefFR,
+        *,
+        crop: int,
+        face_window: tuple[int, int],
+        batch: int,
+        negatives: float,
+        dropped: float,
+        seed: int,
+        split: str = "train",
+    ):
+        self.folder = Path(folder)
+        self.records = read_manifest(folder, split)
+        self.boxes = [square_crop_box(r.face_box, (r.height, r.width)) for r in self.records]
+        self.space, self.ref_fr, self.crop, self.batch = space, ref_fr, crop, batch
+        self.window, self.negatives, self.dropped, self.seed = tuple(face_window), negatives, dropped, seed
+        smallest = min(min(r.height, r.width) for r in self.records)
+        face = min(box[2] - box[0] for box in self.boxes)
+        if crop > smallest:
+            raise ValueError(
+                f"A crop of {crop} does not fit a picture of {smallest} pixels: lower train.restorer.crop."
+            )
+        if self.window[1] > face or self.window[0] < 16 or self.window[0] > self.window[1]:
+            raise ValueError(
+                f"train.restorer.face_window {list(self.window)} must rise from at least 16 to at most the smallest "
+                f"face of the set, {face:g} pixels."
+            )
+        self._pictures: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Batch `index`.
+
+        Returns:
+            image, target: (B, 3, c, c) in [0, 1]; restored, degraded: (B, 3, f, f); negative, drop: (B,) bool.
+        """
+        rng = np.random.default_rng(seed_from(self.seed, "scenes", index))
+        window = int(rng.integers(self.window[0] // 8, self.window[1] // 8 + 1)) * 8
+        negative, drop = rng.random(self.batch) < self.negatives, rng.random(self.batch) < self.dropped
+        rows = [self._one(int(rng.integers(len(self.records))), window, bool(bad), rng) for bad in negative]
+        names = ("image", "target", "restored", "degraded")
+        batch = {name: torch.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+        return batch | {"negative": torch.from_numpy(negative), "drop": torch.from_numpy(drop)}
+
+    def _one(self, number: int, window: int, negative: bool, rng: np.random.Generator) -> tuple[Tensor, ...]:
+        truth = to_tensor(self._picture(number))
+        if rng.random() < 0.5:
+            truth, flipped = truth.flip(-1), True
+        else:
+            flipped = False
+        damaged = self.space.draw(rng).apply(truth)
+        x0, y0, x1, y1 = self.boxes[number]
+        if flipped:
+            width = truth.shape[-1]
+            x0, x1 = width - x1, width - x0
+        inner = _window(rng, (x0, y0, x1, y1), window)
+        references = [self.folder / r for r in self.records[number].references]
+        pair = face_pair(self.ref_fr, damaged, inner, references=references, truth=truth, rng=rng)
+        height, width = truth.shape[-2:]
+        place = _window(rng, (0, 0, width, height), self.crop)
+        image = crop(damaged, place)
+        return image, image if negative else crop(truth, place), pair.restored, pair.degraded
+
+    def _picture(self, number: int) -> np.ndarray:
+        if number not in self._pictures:
+            self._pictures[number] = to_bytes(read_image(self.folder / self.records[number].image))
+        return self._pictures[number]
+
+
+def _window(rng: np.random.Generator, box: Box, side: int) -> tuple[int, int, int, int]:
+    x0, y0, x1, y1 = (int(v) for v in box)
+    x, y = int(rng.integers(x0, x1 - side + 1)), int(rng.integers(y0, y1 - side + 1))
+    return x, y, x + side, y + side
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """One validation pair with the face pair of its damage."""
+
+    record: Record
+    image: Tensor  # (3, H, W), damaged
+    truth: Tensor  # (3, H, W)
+    pair: FacePair
+
+
+def held_out(folder: str | Path, ref_fr: RefFR, *, count: int, seed: int) -> Sequence[HeldOut]:
+    """The first `count` validation pairs of an InScene dataset."""
+    folder, rows = Path(folder), []
+    for record in [r for r in read_manifest(folder, "val") if r.lq][:count]:
+        image, truth = read_tensor(folder / record.lq), read_tensor(folder / record.image)
+        box = square_crop_box(record.face_box, (record.height, record.width))
+        rng = np.random.default_rng(seed_from(seed, record.image))
+        references = [folder / r for r in record.references]
+        pair = face_pair(ref_fr, image, box, references=references, truth=truth, rng=rng)
+        rows.append(HeldOut(record, image, truth, pair))
+    return rows

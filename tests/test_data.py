@@ -1,0 +1,323 @@
+"""Datasets: built whole, resumed, checked, read back, and bad photos named."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from face2scene.data.build import BuildError, build
+from face2scene.data.manifest import ManifestError, Record, read_manifest, verify, write_manifest
+from face2scene.data.prompts import prompt
+from face2scene.data.real import Photos, face_crop
+from face2scene.data.synthetic import DrawnPeople, GeneratedPeople
+from face2scene.degradation import Space
+from face2scene.faces.detect import Detector
+from face2scene.records import Face
+
+SMALL = Space(
+    scale=1,
+    kernel_sizes=(7, 7),
+    resize_probs=(0, 0, 1),
+    resize_probs2=(0, 0, 1),
+    final_sinc_prob=0,
+    no_degradation_prob=0.2,
+)
+
+
+class OneFace(Detector):
+    """Sees a face in the middle of every picture that is not plain."""
+
+    def __init__(self):
+        super().__init__("none")
+
+    def find(self, image):
+        height, width = image.shape[:2]
+        if image.std() < 0.01:
+            return []
+        box = (width * 0.4, height * 0.4, width * 0.6, height * 0.6)
+        vector = np.array([image.mean(), 1.0])
+        return [Face(box, 0.9, np.zeros((5, 2)), np.full((68, 2), 5.0), vector / np.linalg.norm(vector), "mean")]
+
+
+def drawn(**changes) -> GeneratedPeople:
+    options = {
+        "name": "drawn",
+        "train_people": 2,
+        "train_shots": 2,
+        "val_people": 2,
+        "val_shots": 2,
+        "size": 32,
+    }
+    return GeneratedPeople(lambda: DrawnPeople(side=64), None, **{**options, "licence": "CC0-1.0", **changes})
+
+
+def build_drawn(folder, sources=None, **options):
+    options = {"settings": {"a": 1}, "space": SMALL, "size": 32, **options}
+    return build(folder, sources or [drawn()], **options)
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_built_set_is_sound_and_says_what_it_holds(tmp_path):
+    summary = build_drawn(tmp_path / "set", jsonl=True)
+    assert verify(tmp_path / "set") == []
+    assert summary.pictures == {"train": 4, "val": 4} and summary.people == {"train": 2, "val": 2}
+    train, val = (read_manifest(tmp_path / "set", split) for split in ("train", "val"))
+    assert all(record.lq is None for record in train) and all(record.lq and record.recipe for record in val)
+    assert {r.identity for r in train}.isdisjoint(r.identity for r in val)
+    assert all(len(record.references) == 1 and record.image not in record.references for record in train + val)
+    lines = (tmp_path / "set" / "metadata.jsonl").read_text().splitlines()
+    assert set(json.loads(lines[0])) == {field.name for field in dataclasses.fields(Record)}
+
+
+def test_two_validation_pictures_never_share_an_operator(tmp_path):
+    build_drawn(tmp_path / "set")
+    recipes = [json.dumps(r.recipe["operators"]) for r in read_manifest(tmp_path / "set", "val")]
+    assert len(set(recipes)) == len(recipes) == 4
+
+
+def test_a_finished_set_is_left_alone_and_other_settings_are_refused(tmp_path):
+    build_drawn(tmp_path / "set")
+    before = bytes_of(tmp_path / "set")
+    assert not build_drawn(tmp_path / "set").built
+    with pytest.raises(BuildError, match=r"different: a.*data\.overwrite=true"):
+        build_drawn(tmp_path / "set", settings={"a": 2})
+    assert bytes_of(tmp_path / "set") == before
+    assert build_drawn(tmp_path / "set", settings={"a": 2}, overwrite=True).built
+
+
+def test_somebody_elses_folder_is_refused_even_with_overwrite(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(BuildError, match="no build wrote"):
+        build_drawn(tmp_path, overwrite=True)
+    assert (tmp_path / "letter.txt").read_text() == "dear"
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_stopped_build_goes_on_and_ends_where_an_unstopped_one_does(tmp_path):
+    build_drawn(tmp_path / "whole")
+    source, made = drawn(), []
+    make = source.make
+
+    def stop_at_third(item):
+        if len(made) == 2:
+            raise Stopped
+        made.append(item)
+        return make(item)
+
+    source.make = stop_at_third
+    with pytest.raises(Stopped):
+        build_drawn(tmp_path / "halves", [source])
+    (tmp_path / "halves" / "images" / ".left.7.partial.png").write_bytes(b"cut")
+    with pytest.raises(FileNotFoundError, match="no finished dataset"):
+        read_manifest(tmp_path / "halves")
+    source.make = lambda item: made.append(item) or make(item)
+    build_drawn(tmp_path / "halves", [source])
+    assert made == [0, 1, 2, 3]
+    assert bytes_of(tmp_path / "halves") == bytes_of(tmp_path / "whole")
+
+
+class _Waits(Exception):
+    pass
+
+
+def _second_rank():
+    """Rank 1 in the same thread: it passes the first meeting and leaves at the second."""
+    meetings = iter([None, _Waits])
+
+    def wait():
+        if (reason := next(meetings)) is not None:
+            raise reason
+
+    return wait
+
+
+def test_two_processes_make_the_set_that_one_makes(tmp_path):
+    build_drawn(tmp_path / "one")
+
+    def join_after_both():  # what rank 0 waits for before it joins the parts
+        if waits.pop(0) == "items done":
+            with pytest.raises(_Waits):
+                build_drawn(tmp_path / "two", rank=1, processes=2, wait=_second_rank())
+
+    waits = ["settings written", "items done", "joined"]
+    build_drawn(tmp_path / "two", rank=0, processes=2, wait=join_after_both)
+    assert bytes_of(tmp_path / "two") == bytes_of(tmp_path / "one")
+
+
+def test_damage_is_found_and_named(tmp_path):
+    folder = tmp_path / "set"
+    build_drawn(folder)
+    records = read_manifest(folder)
+    flipped, gone = folder / records[0].image, folder / records[1].image
+    flipped.write_bytes(flipped.read_bytes()[:-1] + b"?")
+    gone.unlink()
+    (folder / "images" / "stray.png").write_bytes(b"")
+    moved = dataclasses.replace(records[2], face_box=(0, 0, 99, 99), split="val")
+    write_manifest(folder, [*records[:2], moved, *records[3:], records[-1]])
+    problems = "\n".join(verify(folder))
+    for words in (
+        f"{records[0].image} is not the recorded file",
+        f"{records[1].image} is missing",
+        "images/stray.png belongs to no record",
+        "is not inside 32 x 32",
+        f"Identity {moved.identity} is in the splits train, val",
+        f"{records[-1].image} has the same path as",
+    ):
+        assert words in problems
+
+
+def test_records_come_back_as_they_went(tmp_path):
+    record = Record(
+        image="a.png",
+        split="val",
+        identity="ann",
+        prompt="A photo.",
+        shot="mid-up",
+        face_box=(1.0, 2.0, 3.5, 4.0),
+        landmarks_68=None,
+        references=("b.png", "c.png"),
+        similarity=None,
+        width=8,
+        height=9,
+        sha256="00",
+        source="photos",
+        licence="CC0",
+        generator={"name": "photo", "crop": [1, 2]},
+        lq="lq.png",
+        recipe={"operators": [{"sigma": 0.1}]},
+    )
+    other = dataclasses.replace(record, landmarks_68=((1.0, 2.0),) * 68, similarity=0.5, lq=None, recipe=None)
+    write_manifest(tmp_path, [record, other])
+    assert read_manifest(tmp_path) == [record, other]
+
+
+def test_missing_sets_and_splits_say_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"build_inscene.py data=quickstart"):
+        read_manifest(tmp_path / "quickstart")
+    build_drawn(tmp_path / "set", [drawn(val_people=0)])
+    with pytest.raises(ManifestError, match=r"'val'; it has \['train'\]"):
+        read_manifest(tmp_path / "set", "val")
+    (tmp_path / "set" / "metadata.parquet").write_bytes(b"PAR1 cut")
+    with pytest.raises(ManifestError, match=r"data\.overwrite=true"):
+        read_manifest(tmp_path / "set")
+
+
+def photo(path: Path, size=(90, 60), mode="RGB", seed=0, **save):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, **save)
+
+
+def test_every_photo_is_used_or_left_out_by_name(tmp_path):
+    photos = tmp_path / "photos"
+    photo(photos / "Jo Ann" / "grey.png", mode="L", seed=1)
+    photo(photos / "Jo Ann" / "clear.png", mode="RGBA", seed=2)
+    photo(photos / "Ömer" / "a.jpg", seed=3)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    photo(photos / "turned.jpg", seed=4, exif=turned)
+    Image.fromarray(np.random.default_rng(5).integers(0, 65535, (60, 90), dtype=np.uint16)).save(photos / "deep.png")
+    photo(photos / "twin.png", seed=6), photo(photos / "twin2.png", seed=6)
+    photo(photos / "small.png", size=(20, 60))
+    Image.new("RGB", (80, 80), "grey").save(photos / "nobody.png")
+    (photos / "cut.jpg").write_bytes((photos / "Ömer" / "a.jpg").read_bytes()[:900])
+    (photos / "not.jpg").write_text("no picture")
+    (photos / "notes.txt").write_text("no picture")
+    source = Photos(photos, OneFace(), name="photos", size=32, min_face=8, licence="mine")
+    build_drawn(tmp_path / "set", [source])
+    assert verify(tmp_path / "set") == []
+    records = read_manifest(tmp_path / "set")
+    used = {record.generator["file"] for record in records}
+    assert used == {"Jo Ann/grey.png", "Jo Ann/clear.png", "Ömer/a.jpg", "turned.jpg", "deep.png", "twin.png"}
+    rejected = [json.loads(line) for line in (tmp_path / "set" / "rejected.jsonl").read_text().splitlines()]
+    reasons = {row["name"].split("/")[-1]: row["reason"].split(":")[0] for row in rejected}
+    assert len(reasons) == 6
+    assert reasons["small.png"] == "too small" and reasons["nobody.png"] == "no face found"
+    assert reasons["cut.jpg"] == reasons["not.jpg"] == "unreadable"
+    assert reasons["notes.txt"] == "not a picture file"
+    by_file = {record.generator["file"]: record for record in records}
+    assert by_file["turned.jpg"].generator["photo_size"] == [60, 90]
+    ann = by_file["Jo Ann/grey.png"]
+    assert ann.references == (by_file["Jo Ann/clear.png"].image,) or len(ann.references) == 1
+    assert by_file["Ömer/a.jpg"].references == ()
+
+
+def test_the_crop_keeps_scene_around_the_face_and_stays_in_the_photo():
+    assert face_crop((100, 100, 130, 140), (300, 400), 1 / 3, 64) == (55, 60, 175, 180)
+    x0, y0, x1, y1 = face_crop((0, 0, 30, 40), (300, 400), 1 / 3, 64)
+    assert (x0, y0, x1, y1) == (0, 0, 120, 120)
+    assert face_crop((10, 10, 290, 290), (300, 400), 1 / 3, 64) == (0, 0, 300, 300)
+
+
+def test_pictures_of_somebody_else_are_left_out_and_counted(tmp_path):
+    class Odd(DrawnPeople):
+        def picture(self, identity, shot):
+            image = super().picture(identity, 0)
+            return image if shot in (0, 3) else image // 8 if shot == 1 else np.full_like(image, 90)
+
+    source = drawn(train_people=1, val_people=0, threshold=0.99, tries=3)
+    source.make_generator, source.detector = lambda: Odd(side=64), OneFace()
+    made = source.make(0)
+    assert [draft.generator["shot"] for draft in made.drafts] == [0, 3]
+    assert [reason.split(":")[0] for _, reason in made.rejected] == ["looks like somebody else"]
+
+
+def test_a_build_without_any_picture_says_so(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "notes.txt").write_text("no picture")
+    with pytest.raises(BuildError, match=r"rejected\.jsonl"):
+        build_drawn(tmp_path / "set", [Photos(tmp_path / "photos", OneFace(), name="p", size=32, licence="mine")])
+
+
+def test_prompt_n_is_always_prompt_n():
+    assert prompt(7) == prompt(7) != prompt(8)
+    assert prompt(7, seed=1) != prompt(7)
+    texts = [prompt(n, subject="woman").text for n in range(200)]
+    assert len(set(texts)) == 200
+    assert all(text.count(".") == 4 and "woman" in text for text in texts)
+    shots = [prompt(n).shot for n in range(200)]
+    assert 70 < shots.count("mid-up") < 130
+
+
+def test_drawn_people_differ_and_come_again():
+    people = DrawnPeople(side=32)
+    assert (people.picture(1, 0) == people.picture(1, 0)).all()
+    assert (people.picture(1, 0) != people.picture(1, 1)).any()
+    assert (people.picture(1, 0) != people.picture(2, 0)).any()
+
+
+def test_generated_pictures_are_the_same_for_ever(weights):
+    pytest.importorskip("openvino")
+    from face2scene.data.facegen import FaceGenerator
+
+    picture = FaceGenerator(weights("facegen")).picture(10000, 1)
+    assert picture.shape == (1024, 1024, 3)
+    blocks = picture.reshape(4, 256, 4, 256, 3).mean((1, 3, 4)).round(1)
+    expected = [
+        [49.5, 93.9, 87.5, 115.0],
+        [59.8, 144.4, 169.6, 98.9],
+        [60.1, 139.3, 169.5, 94.1],
+        [128.2, 115.7, 144.8, 111.6],
+    ]
+    assert np.abs(blocks - np.array(expected)).max() < 0.6  # processors round differently
+
+
+def test_the_data_code_needs_no_optional_package():
+    import subprocess
+
+    code = (
+        "import sys\n"
+        "for name in ('cv2', 'dlib', 'openvino', 'matplotlib'): sys.modules[name] = None\n"
+        "import face2scene.data.synthetic, face2scene.data.real, face2scene.faces.identity\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
