@@ -1,0 +1,1 @@
+"""Training: one loop, and for each network what a step of it is."""

@@ -1,0 +1,320 @@
+"""The one training loop: contrastive, adversarial or plain, on one process or many.
+
+A *phase* is one backward pass and one optimiser step on one set of weights: FaDeX trains in one phase, the
+restorer in two (generator, critic). Time is counted in optimiser steps. The data are an endless stream that
+can be entered at any position, and all randomness follows from that position, so a run that was stopped and
+resumed ends with bit for bit the weights of one that was not.
+"""
+
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import extract_model_from_parallel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from face2scene.runs import Run, seed_from
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Phase:
+    """One backward pass and one optimiser step on one set of weights.
+
+    Args:
+        name: prefix of its losses in the logs.
+        model: holds the weights; after preparation it is the wrapped one, and `losses` must call that.
+        optimizer: over the weights of `model` that require gradients.
+        losses: batch to weighted terms (scalars); their sum is minimised.
+    """
+
+    name: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    losses: Callable[[Any], dict[str, Tensor]]
+    weights: list[nn.Parameter] = field(init=False)  # a list: it is read on every step
+
+    def __post_init__(self) -> None:
+        self.weights = [p for p in self.model.parameters() if p.requires_grad]
+        if not self.weights:
+            raise ValueError(f"Phase {self.name!r} has nothing to train.")
+
+
+class Task(Protocol):
+    """What a training has to say for itself.
+
+    `data[index]` is a whole batch of one process, and everything random in it follows from `index`.
+    """
+
+    phases: Sequence[Phase]
+    data: Any
+
+    def after_step(self) -> None: ...
+    def validate(self) -> dict[str, float]: ...
+    def export(self, folder: Path, step: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The numbers the loop itself reads; all in optimiser steps.
+
+    Args:
+        steps: length of the training.
+        warmup: steps of linear growth of every learning rate.
+        decay: `constant`, or `cosine` down to a hundredth at the end.
+        validate_every, save_every: 0 leaves it to the end.
+        keep_states: how many of the newest states stay on disk.
+        max_norm: gradients are clipped to this norm, per phase.
+    """
+
+    steps: int
+    warmup: int = 0
+    decay: str = "constant"
+    log_every: int = 10
+    validate_every: int = 0
+    save_every: int = 0
+    keep_states: int = 2
+    max_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.log_every < 1 or self.keep_states < 1:
+            raise ValueError(f"steps, log_every and keep_states must be at least 1: {self}.")
+        if self.decay not in ("constant", "cosine"):
+            raise ValueError(f"decay must be constant or cosine, not {self.decay!r}.")
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rates for step number `step`, counted from 0."""
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        if self.decay == "constant":
+            return warm
+        return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+
+
+class Progress:
+    """Optimiser steps done and batches consumed; saved with the state."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.batch = 0
+
+    def due(self, every: int) -> bool:
+        return bool(every) and self.step % every == 0
+
+    def state_dict(self) -> dict[str, int]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        vars(self).update(state)
+
+
+def train(task: Task, accelerator: Accelerator, schedule: Schedule, run: Run, *, seed: int, workers: int = 0) -> None:
+    """Train to `schedule.steps`, going on from the newest state of the run's folder.
+
+    Raises:
+        FloatingPointError: a loss or gradient is not finite; nothing was updated by that step.
+    """
+    progress = Progress()
+    rates = [[group["lr"] for group in phase.optimizer.param_groups] for phase in task.phases]
+    for phase in task.phases:
+        phase.model, phase.optimizer = accelerator.prepare(phase.model, phase.optimizer)
+    accelerator.register_for_checkpointing(progress)
+    accelerator.register_save_state_pre_hook(_keep_trained_only)
+    accelerator.register_load_state_pre_hook(_load_trained)
+    resume(accelerator, run)
+    run.forget_after(progress.step)
+    log.info("Training from step %d to %d.", progress.step, schedule.steps)
+
+    bar = tqdm(total=schedule.steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
+    for number, batch in batches(task.data, accelerator, progress.batch, workers):
+        if progress.step >= schedule.steps:
+            break
+        for phase, base in zip(task.phases, rates, strict=True):
+            for group, rate in zip(phase.optimizer.param_groups, base, strict=True):
+                group["lr"] = rate * schedule.rate(progress.step)
+        torch.manual_seed(seed_from(seed, accelerator.process_index, number))
+        report = step(task, batch, accelerator, schedule.max_norm)
+        progress.batch = number + 1
+        if not accelerator.sync_gradients:
+            continue
+        progress.step += 1
+        task.after_step()
+        bar.update()
+
+        if progress.due(schedule.log_every) or progress.step == schedule.steps:
+            values = {name: value.item() for name, value in report.items()}
+            run.log(values, progress.step)
+            bar.set_postfix({name.split("/")[-1]: f"{value:.3g}" for name, value in values.items()})
+        if progress.due(schedule.validate_every) or progress.step == schedule.steps:
+            with undisturbed():
+                run.log(task.validate(), progress.step)
+        if progress.due(schedule.save_every) or progress.step == schedule.steps:
+            save(accelerator, run, progress.step, schedule.keep_states)
+    bar.close()
+
+    if accelerator.is_main_process:
+        task.export(run.folder / "weights", progress.step)
+    accelerator.wait_for_everyone()
+
+
+def step(task: Task, batch: Any, accelerator: Accelerator, max_norm: float) -> dict[str, Tensor]:
+    """One pass over every phase; moves the weights when gradients are complete."""
+    report = {}
+    with accelerator.accumulate(*(phase.model for phase in task.phases)):
+        for phase in task.phases:
+            with only(phase, task.phases):
+                terms = phase.losses(batch)
+                total = torch.stack(list(terms.values())).sum()
+                accelerator.backward(total)
+            if accelerator.sync_gradients:
+                norm = torch.as_tensor(accelerator.clip_grad_norm_(phase.weights, max_norm))
+                stop_unless_finite(phase.name, total, norm, terms)
+                report[f"{phase.name}/grad_norm"] = norm
+            phase.optimizer.step()
+            phase.optimizer.zero_grad()
+            report |= {f"{phase.name}/{name}": value.detach() for name, value in terms.items()}
+    return report
+
+
+@contextmanager
+def only(phase: Phase, phases: Sequence[Phase]) -> Iterator[None]:
+    """Gradients reach this phase's weights and no other phase's."""
+    others = [w for other in phases if other is not phase for w in other.weights]
+    for weight in others:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in others:
+            weight.requires_grad_(True)
+
+
+def stop_unless_finite(phase: str, total: Tensor, norm: Tensor, terms: dict[str, Tensor]) -> None:
+    """Raise before the optimiser moves when the loss or the gradient norm is not finite."""
+    if torch.isfinite(total.detach()) and torch.isfinite(norm):
+        return
+    listed = ", ".join(f"{name}={value.item():.4g}" for name, value in terms.items())
+    raise FloatingPointError(
+        f"Phase {phase!r} is not finite (gradient norm {norm.item():.4g}; {listed}). The weights are unchanged by "
+        "this step; the same command goes on from the last state. Lower the learning rate or train in float32."
+    )
+
+
+class _From(torch.utils.data.Sampler):
+    """Positions first, first + stride, ... without end."""
+
+    def __init__(self, first: int, stride: int):
+        self.first, self.stride = first, stride
+
+    def __iter__(self) -> Iterator[int]:
+        position = self.first
+        while True:
+            yield position
+            position += self.stride
+
+
+def batches(data: Dataset, accelerator: Accelerator, first: int, workers: int) -> Iterator[tuple[int, Any]]:
+    """Numbered batches of this process, from number `first` on; batch n of rank r is `data[n * ranks + r]`."""
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+    loader = DataLoader(
+        data,
+        batch_size=None,  # `data` makes whole batches
+        sampler=_From(first * ranks + rank, ranks),
+        num_workers=workers,
+        pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=_one_thread,
+    )
+    for number, batch in enumerate(loader, start=first):
+        yield number, _to(batch, accelerator.device)
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: _to(item, device) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_to(item, device) for item in value)
+    return value
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Validation draws from a forked generator, so that it cannot change the training."""
+    with torch.random.fork_rng(), torch.no_grad():
+        yield
+
+
+def _keep_trained_only(models: list[nn.Module], weights: list[dict], folder: str) -> None:
+    # A frozen base of a billion weights does not belong into every state; buffers (queues, statistics) do. Names are
+    # the module's own, without the wrapper's "module.", so that any number of processes can go on from the state.
+    for model, state in zip(models, weights, strict=True):
+        inner = extract_model_from_parallel(model)
+        frozen = {name for name, p in inner.named_parameters() if not p.requires_grad}
+        keep = tuple(getattr(inner, "state_beside_training", ()))
+        for name in list(state):
+            tensor, plain = state.pop(name), name if inner is model else name.removeprefix("module.")
+            if plain not in frozen or plain.startswith(keep):
+                state[plain] = tensor
+
+
+def _load_trained(models: list[nn.Module], folder: str) -> None:
+    # In accelerate's place, because its loading is all or, with strict=False, silently nothing.
+    while models:
+        inner = extract_model_from_parallel(models.pop())
+        path = Path(folder) / f"model{f'_{len(models)}' if models else ''}.safetensors"
+        missing, unknown = inner.load_state_dict(load_file(path), strict=False)
+        trained = {name for name, p in inner.named_parameters() if p.requires_grad}
+        lost = sorted(trained.intersection(missing))
+        if lost or unknown:
+            raise ValueError(
+                f"{path} does not fit {type(inner).__name__}: missing {lost[:5]}, unknown {unknown[:5]}. It belongs to "
+                "other settings: choose another name=..., or remove the run's folder."
+            )
+
+
+def save(accelerator: Accelerator, run: Run, step: int, keep: int) -> None:
+    """Write `state/<step>`, beside first and then moved, and drop all but the newest `keep` states."""
+    folder = run.folder / "state"
+    partial = folder / f".{step}.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(folder / str(step), ignore_errors=True)
+        partial.rename(folder / str(step))
+        for old in states(run)[:-keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def states(run: Run) -> list[Path]:
+    """State folders of a run, oldest first."""
+    folder = run.folder / "state"
+    found = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+    return sorted(found, key=lambda p: int(p.name))
+
+
+def resume(accelerator: Accelerator, run: Run) -> None:
+    """Load the newest state, if there is one."""
+    found = states(run)
+    if found:
+        log.info("Going on from %s.", found[-1])
+        accelerator.load_state(str(found[-1]))
