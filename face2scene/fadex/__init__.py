@@ -1,0 +1,7 @@
+"""FaDeX, the face degradation extractor: it looks at one face twice and says what happened to the picture."""
+
+from face2scene.fadex.encoder import MINIMUM_SIZE, FaDeX
+from face2scene.fadex.moco import Contrast, KeyQueue, MoCo
+from face2scene.fadex.probe import compare, probe
+
+__all__ = ["MINIMUM_SIZE", "Contrast", "FaDeX", "KeyQueue", "MoCo", "compare", "probe"]

@@ -1,0 +1,139 @@
+"""FaDeX training: one phase, contrastive (supplement 2.1)."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from face2scene.data.pairs import FacePairBatches
+from face2scene.fadex.encoder import FaDeX
+from face2scene.fadex.moco import MoCo
+from face2scene.fadex.probe import probe
+from face2scene.files import write_json
+from face2scene.runs import seed_from
+from face2scene.train.loop import Phase
+
+log = logging.getLogger(__name__)
+
+
+class FaDeXTask:
+    """Trains a MoCo on face pairs, watches it on people it has not seen.
+
+    Args:
+        moco: with the encoder to train.
+        data: training pairs.
+        held_out: pairs of other people, for the probe.
+        accelerator: of the training.
+        lr, weight_decay: of AdamW (our setting; DASR uses Adam with 1e-3, then 1e-4).
+        probe_on: what the probe's main result is about: `presets` (d1 to d4, supplement 2.4) or `space`
+            (operators drawn from the held-out space); the other is written inside it under its own name.
+        presets: recipes by name; may be empty.
+        probe_operators, probe_pictures: size of the probe on the space, and its pictures.
+        seed: of the probe's draws.
+        about: written into the weights' header.
+
+    Raises:
+        ValueError: the queue is smaller than what one step enqueues.
+    """
+
+    def __init__(
+        self,
+        moco: MoCo,
+        data: FacePairBatches,
+        held_out: FacePairBatches,
+        accelerator: Accelerator,
+        *,
+        lr: float,
+        weight_decay: float = 0.0,
+        probe_on: str = "presets",
+        presets: Mapping[str, Any] | None = None,
+        probe_operators: int = 12,
+        probe_pictures: int = 10,
+        seed: int = 0,
+        about: Mapping[str, Any] | None = None,
+    ):
+        self.accelerator = accelerator
+        self.data = data
+        self.held_out = held_out
+        self.about = dict(about or {})
+        batches = accelerator.gradient_accumulation_steps * accelerator.num_processes
+        enqueued = data.operators * data.pictures * batches
+        if enqueued > len(moco.queue.keys):
+            raise ValueError(
+                f"One step enqueues {enqueued} keys and the queue holds {len(moco.queue.keys)}: raise "
+                "fadex.contrast.queue_size, or lower train.fadex.operators, pictures or accumulate."
+            )
+        self.recipes: dict[str, dict[str, Any]] = {"space": {}, "presets": dict(presets or {})}
+        rng = np.random.default_rng(seed_from(seed, "probe operators"))
+        for number in range(probe_operators):
+            self.recipes["space"][f"g{number + 1}"] = held_out.space.draw(rng)
+        if not self.recipes.get(probe_on):
+            raise ValueError(f"train.fadex.probe_on must be presets or space, and name recipes; {probe_on!r} has none.")
+        self.probe_on, self.probe_pictures, self.seed = probe_on, probe_pictures, seed
+        self._grids: dict[str, tuple[Tensor, Tensor]] = {}
+
+        weights = [p for p in moco.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay)
+        self.phases = [Phase("fadex", moco, optimizer, self.losses)]
+        self._fresh: list[tuple[Tensor, Tensor]] = []  # keys and labels since the last optimiser step
+        self._accuracy = 0.0
+        count = sum(p.numel() for p in weights)
+        log.info("FaDeX trains %d weights on %d pictures.", count, len(data.paths))
+
+    @property
+    def moco(self) -> MoCo:
+        return self.accelerator.unwrap_model(self.phases[0].model)
+
+    @property
+    def encoder(self) -> FaDeX:
+        return self.moco.query
+
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The contrastive degradation loss of one batch of `FacePairBatches`."""
+        contrast = self.phases[0].model(
+            (batch["query_restored"], batch["query_degraded"]),
+            (batch["key_restored"], batch["key_degraded"]),
+            batch["labels"],
+        )
+        self._fresh.append((contrast.keys, contrast.labels))
+        self._accuracy = contrast.accuracy()
+        return {"contrast": self.moco.loss(contrast)}
+
+    def after_step(self) -> None:
+        """Gather the step's keys from all processes, so that every queue gets the same ones in one order."""
+        keys, labels = (torch.cat(parts) for parts in zip(*self._fresh, strict=True))
+        self._fresh.clear()
+        self.moco.advance(*self.accelerator.gather((keys, labels)))
+
+    def validate(self) -> dict[str, float]:
+        """The probe on held-out people, and the last training batch's accuracy."""
+        found = self.probe(self.probe_on)
+        return {
+            "fadex/batch_accuracy": float(self._accuracy),
+            "validation/same": found["same_mean"],
+            "validation/different": found["different_mean"],
+            "validation/retrieval_top1": found["retrieval_top1"],
+        }
+
+    def probe(self, on: str) -> dict[str, Any]:
+        """`fadex.probe` on the held-out pictures with the `presets` or the `space`."""
+        recipes = self.recipes[on]
+        if on not in self._grids:
+            self._grids[on] = self.held_out.grid(list(recipes.values()), self.probe_pictures, seed=self.seed)
+        restored, degraded = (t.to(self.accelerator.device) for t in self._grids[on])
+        return probe(self.encoder, restored, degraded, list(recipes)) | {"people": self.held_out.people}
+
+    def export(self, folder: Path, step: int) -> None:
+        """Write fadex.safetensors and probe.json."""
+        self.encoder.save(folder / "fadex.safetensors", about=self.about | {"steps": step})
+        found = self.probe(self.probe_on)
+        for other in self.recipes:
+            if other != self.probe_on and self.recipes[other]:
+                found[other] = self.probe(other)
+        write_json(folder / "probe.json", found)
+        log.info("Held-out cosines: same %.3f, different %.3f.", found["same_mean"], found["different_mean"])

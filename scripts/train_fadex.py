@@ -1,0 +1,57 @@
+"""Train FaDeX: `accelerate launch scripts/train_fadex.py [experiment=...] [key=value ...]`.
+
+The same command again goes on where the run stopped. Writes weights/fadex.safetensors and weights/probe.json.
+"""
+
+import logging
+
+import hydra
+import torch
+from accelerate import Accelerator
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from face2scene.data.pairs import FacePairBatches, RestoredBy
+from face2scene.degradation import PRESETS
+from face2scene.fadex import MoCo
+from face2scene.runs import open_run
+from face2scene.train.fadex import FaDeXTask
+from face2scene.train.loop import Schedule, train
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="train_fadex")
+def main(cfg: DictConfig) -> None:
+    """Data, model, task and loop from the configuration."""
+    settings = cfg.train.fadex
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        gradient_accumulation_steps=settings.accumulate,
+        mixed_precision=settings.mixed_precision,
+    )
+    level = logging.INFO if accelerator.is_main_process else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s")
+    torch.manual_seed(cfg.seed)
+    run = open_run(cfg, main=accelerator.is_main_process)
+
+    options = {
+        "space": instantiate(cfg.degradation, _convert_="all"),
+        "restore": RestoredBy(instantiate(cfg.ref_fr), settings.truth_share),
+        **{name: settings[name] for name in ("operators", "pictures", "crop", "margin", "side")},
+    }
+    task = FaDeXTask(
+        MoCo(instantiate(cfg.fadex.encoder, _convert_="all"), **cfg.fadex.contrast),
+        FacePairBatches.from_manifest(cfg.data.root, "train", seed=cfg.seed, **options),
+        FacePairBatches.from_manifest(cfg.data.root, "val", seed=cfg.seed + 1, **options),
+        accelerator,
+        **{name: settings[name] for name in ("lr", "weight_decay")},
+        **{name: settings[name] for name in ("probe_on", "probe_operators", "probe_pictures")},
+        presets=PRESETS,
+        seed=cfg.seed,
+        about={"run": cfg.name, "data": cfg.data.name},
+    )
+    with run.timed("train"):
+        train(task, accelerator, Schedule(**settings.schedule), run, seed=cfg.seed, workers=settings.workers)
+
+
+if __name__ == "__main__":
+    main()

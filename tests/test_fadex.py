@@ -1,0 +1,356 @@
+import copy
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator, debug_launcher
+from accelerate.state import AcceleratorState, GradientState
+
+from face2scene.checkpoints import save_weights
+from face2scene.data.pairs import FacePairBatches, RestoredBy, damage_together
+from face2scene.degradation import Blur, GaussianNoise, Recipe, Space
+from face2scene.fadex import Contrast, FaDeX, KeyQueue, MoCo, compare
+from face2scene.fadex.encoder import settle_statistics
+from face2scene.images import write_png
+from face2scene.ref_fr import Copy
+from face2scene.runs import Run
+from face2scene.train.fadex import FaDeXTask
+from face2scene.train.loop import Schedule, train
+
+SMALL = {"widths": (4, 8), "strides": (1, 2), "embedding": 8}
+SPACE = Space(scale=1, no_degradation_prob=0, kernel_sizes=(3, 5), poisson_scale=(0.05, 0.1))
+
+
+def forget_processes():
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def _no_accelerator_of_another_test():
+    forget_processes()
+    yield
+    forget_processes()
+
+
+@pytest.fixture
+def faces(tmp_path) -> list[Path]:
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for path in paths:
+        write_png(path, rng.random((40, 44, 3), dtype=np.float32))
+    return paths
+
+
+def pairs(faces, **options):
+    settings = {"operators": 3, "pictures": 2, "crop": 16, "seed": 0, "margin": 4} | options
+    return FacePairBatches(faces, [(8, 8, 36, 36)] * len(faces), SPACE, **settings)
+
+
+def moco(**options):
+    torch.manual_seed(0)
+    return MoCo(FaDeX(**SMALL), **({"queue_size": 12} | options))
+
+
+def score(module, batch):
+    query, key = ((batch[f"{view}_restored"], batch[f"{view}_degraded"]) for view in ("query", "key"))
+    return module(query, key, batch["labels"])
+
+
+# Encoder
+
+
+def test_a_face_that_was_not_damaged_gives_no_response_in_the_first_layer():
+    face = torch.rand(2, 3, 20, 20)
+    for order in ("restored_first", "degraded_first"):
+        encoder = FaDeX(**SMALL, order=order)
+        assert encoder.body[0](torch.cat([face, face], dim=1)).abs().max() < 1e-6
+    plain = FaDeX(**SMALL, start="random")
+    assert plain.body[0](torch.cat([face, face], dim=1)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 31), (48, 20)])
+def test_any_size_from_sixteen_pixels_on_gives_a_map_of_half_the_size(size):
+    encoder = FaDeX().eval()
+    features = encoder(torch.rand(1, 3, *size), torch.rand(1, 3, *size))
+    assert features.shape == (1, 256, math.ceil(size[0] / 2), math.ceil(size[1] / 2))
+    assert encoder.embed(features).norm(dim=1).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_too_small_and_unequal_crops_are_refused_by_name():
+    encoder = FaDeX(**SMALL)
+    with pytest.raises(ValueError, match=r"15 x 40 pixels.*needs 16.*train\.fadex\.crop"):
+        encoder(torch.rand(1, 3, 40, 15), torch.rand(1, 3, 40, 15))
+    with pytest.raises(ValueError, match="one size"):
+        encoder(torch.rand(1, 3, 20, 20), torch.rand(1, 3, 20, 24))
+    with pytest.raises(ValueError, match=r"fadex\.encoder\.inputs must be one of pair, lq_only"):
+        FaDeX(inputs="both")
+    with pytest.raises(ValueError, match=r"fadex\.encoder\.strides"):
+        FaDeX(widths=(4, 8), strides=(1,))
+
+
+def test_lq_only_does_not_look_at_the_restored_face():
+    encoder = FaDeX(**SMALL, inputs="lq_only").eval()
+    degraded = torch.rand(1, 3, 16, 16)
+    assert torch.equal(encoder(torch.rand_like(degraded), degraded), encoder(degraded, degraded))
+
+
+def test_an_encoder_comes_back_from_its_file_with_its_statistics(tmp_path):
+    encoder = FaDeX(**SMALL, head_norm=True, order="degraded_first")
+    for _ in range(2):
+        encoder.embed(encoder(torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16)))
+        settle_statistics(encoder)
+    encoder.save(tmp_path / "fadex.safetensors")
+    again = FaDeX.from_file(tmp_path / "fadex.safetensors")
+    pair = torch.rand(2, 3, 3, 18, 18)
+    assert again.config == encoder.config and not again.training
+    assert torch.equal(again.embed(again(*pair)), encoder.eval().embed(encoder(*pair)))
+
+
+def test_weights_of_another_kind_or_width_are_refused(tmp_path):
+    encoder = FaDeX(**SMALL)
+    save_weights(tmp_path / "a.safetensors", encoder.state_dict(), kind="mapnet", config=encoder.config)
+    with pytest.raises(ValueError, match="holds 'mapnet', not 'fadex'"):
+        FaDeX.from_file(tmp_path / "a.safetensors")
+    wider = {**encoder.config, "widths": [4, 16]}
+    save_weights(tmp_path / "b.safetensors", encoder.state_dict(), kind="fadex", config=wider)
+    with pytest.raises(ValueError, match="does not fit FaDeX"):
+        FaDeX.from_file(tmp_path / "b.safetensors")
+
+
+def test_late_statistics_equal_ordinary_batch_norm():
+    encoder = FaDeX(**SMALL)
+    norm, plain = encoder.body[1], torch.nn.BatchNorm2d(4)
+    for _ in range(3):
+        x = torch.randn(5, 4, 6, 6) * 2 + 1
+        torch.testing.assert_close(norm(x), plain(x))
+        settle_statistics(norm)
+    torch.testing.assert_close(norm.running_mean, plain.running_mean)
+    torch.testing.assert_close(norm.running_var, plain.running_var)
+
+
+# Contrast
+
+
+def test_the_queue_wraps_and_forgets_the_oldest_first():
+    queue = KeyQueue(size=5, width=2)
+    for value in range(4):
+        queue.push(torch.full((2, 2), float(value)), torch.full((2,), value))
+    assert queue.keys[:, 0].tolist() == [2, 3, 3, 1, 2]
+    assert queue.labels.tolist() == [2, 3, 3, 1, 2]
+    queue.push(torch.full((5, 2), 9.0), torch.full((5,), 9))
+    assert queue.labels.tolist() == [9] * 5
+
+
+def test_a_queue_smaller_than_a_step_is_refused():
+    with pytest.raises(ValueError, match=r"6 keys.*queue of 5: raise fadex\.contrast\.queue_size"):
+        KeyQueue(5, 2).push(torch.zeros(6, 2), torch.zeros(6, dtype=torch.int64))
+
+
+def test_the_key_encoder_is_a_moving_average():
+    module = moco(momentum=0.75)
+    with torch.no_grad():
+        module.query.body[0].weight.fill_(1.0)
+        module.key.body[0].weight.fill_(0.0)
+    for expected in (0.25, 0.4375):
+        module.advance(torch.zeros(2, 8), torch.zeros(2, dtype=torch.int64))
+        assert module.key.body[0].weight.unique().tolist() == [expected]
+    assert not any(p.requires_grad for p in module.key.parameters())
+
+
+def test_forward_changes_nothing(faces):
+    module, batch = moco(), pairs(faces)[0]
+    before = copy.deepcopy(module.state_dict())
+    first, second = score(module, batch), score(module, batch)
+    assert torch.equal(first.logits, second.logits)
+    assert all(torch.equal(t, before[name]) for name, t in module.state_dict().items())
+    module.advance(first.keys, first.labels)
+    assert not torch.equal(module.query.body[1].running_mean, before["query.body.1.running_mean"])
+    assert module.queue.labels[:6].tolist() == batch["labels"].tolist()
+
+
+def test_the_loss_of_four_samples_by_hand():
+    # Operators 0 0 1 1 against keys 0 0 1 1 and three slots of the queue: operator 0, another one, empty.
+    labels, names = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1, 0, 7, -1])
+    logits = torch.arange(28.0).reshape(4, 7).sin() * 3
+    same = labels[:, None] == names
+    batch = torch.arange(7) < 4
+    contrast = Contrast(logits, same & batch, ~same & (names != -1), torch.zeros(4, 2), labels)
+    partners = {0: ([0, 1], [2, 3, 5]), 1: ([2, 3], [0, 1, 4, 5])}  # positives, negatives
+    sums = []
+    for row, label in enumerate(labels.tolist()):
+        positives, negatives = partners[label]
+        whole = sum(math.exp(logits[row, a]) for a in positives + negatives)
+        sums.append(sum(-math.log(math.exp(logits[row, p]) / whole) for p in positives))
+    assert contrast.loss().item() == pytest.approx(sum(sums) / 4, rel=1e-6)
+    assert contrast.loss(mean_over_positives=True).item() == pytest.approx(sum(sums) / 8, rel=1e-6)
+
+
+def test_masks_of_a_step_follow_the_labels(faces):
+    module, batch = moco(), pairs(faces)[0]
+    module.queue.push(torch.ones(2, 8), torch.tensor([int(batch["labels"][0]), 5]))
+    contrast = score(module, batch)
+    assert contrast.positive.sum(1).tolist() == [2] * 6  # the two keys of the operator, and none of the queue
+    assert contrast.negative[0].sum() == 4 + 1 and contrast.negative[5].sum() == 4 + 2
+    assert not contrast.negative[:, 8:].any()  # slots that were never filled
+
+
+def test_the_loss_does_not_depend_on_order_or_on_which_view_asks():
+    torch.manual_seed(0)
+    q, k = (torch.nn.functional.normalize(torch.randn(6, 4), dim=1) for _ in range(2))
+    labels = torch.tensor([3, 3, 5, 5, 8, 8])
+
+    def loss(a, b, names):
+        same = names[:, None] == labels[None]
+        return Contrast(a @ b.T, same, ~same, b, names).loss()
+
+    order = torch.tensor([4, 0, 2, 5, 1, 3])
+    torch.testing.assert_close(loss(q[order], k, labels[order]), loss(q, k, labels))
+    torch.testing.assert_close(loss(q, q, labels), loss(-q, -q, labels))
+    same_views = loss(k, k, labels)
+    torch.testing.assert_close(same_views, loss(k.clone(), k, labels))
+
+
+def test_equal_codes_give_the_logarithm_of_the_number_of_partners():
+    labels = torch.tensor([0, 0, 1, 1])
+    same = labels[:, None] == labels
+    contrast = Contrast(torch.full((4, 4), 3.0), same, ~same, torch.zeros(4, 2), labels)
+    assert contrast.loss(mean_over_positives=True).item() == pytest.approx(math.log(4))
+
+
+def test_one_operator_alone_is_refused(faces):
+    batch = pairs(faces)[0]
+    with pytest.raises(ValueError, match=r"one operator.*train\.fadex\.operators"):
+        score(moco(), {**batch, "labels": torch.zeros(6, dtype=torch.int64)})
+    with pytest.raises(ValueError, match=r"raise train\.fadex\.operators"):
+        pairs(faces, operators=1)
+
+
+# Pairs
+
+
+def test_a_batch_follows_from_its_number_alone(faces):
+    one, two = pairs(faces), pairs(faces)
+    one[0]
+    again, other = two[3], one[3]
+    assert all(torch.equal(again[name], other[name]) for name in again)
+    assert not torch.equal(one[4]["query_degraded"], other["query_degraded"])
+    assert not torch.equal(pairs(faces, seed=1)[3]["labels"], other["labels"])
+
+
+def test_a_batch_has_every_operator_on_different_faces_in_both_views(faces):
+    batch = pairs(faces, cache_mib=0)[0]
+    assert batch["query_restored"].shape == batch["key_degraded"].shape == (6, 3, 16, 16)
+    assert len(batch["labels"].unique()) == 3 and torch.equal(batch["labels"][::2], batch["labels"][1::2])
+    first = torch.cat([batch["query_restored"][:2], batch["key_restored"][:2]])
+    assert len(first.flatten(1).unique(dim=0)) == 4
+    assert not torch.equal(batch["query_restored"], batch["query_degraded"])
+
+
+def test_pictures_damaged_together_are_those_damaged_alone_inside_the_margin():
+    tiles = [torch.rand(3, 30, 30) for _ in range(5)]
+    recipe = Recipe((Blur("iso", 7, 1.0),))
+    for tile, together in zip(tiles, damage_together(recipe, tiles), strict=True):
+        alone = recipe.apply(tile)
+        torch.testing.assert_close(together[:, 4:-4, 4:-4], alone[:, 4:-4, 4:-4], atol=1e-5, rtol=0)
+    flat = [torch.full((3, 20, 20), 0.5)] * 2
+    first, second = damage_together(Recipe((GaussianNoise(10.0),)), flat)
+    assert not torch.equal(first, second)
+
+
+def test_the_restored_face_is_the_truth_or_the_restorers(faces):
+    rng, face = np.random.default_rng(0), torch.rand(3, 20, 20)
+    assert torch.equal(RestoredBy(Copy(), truth_share=0.0)(face, face / 2, rng), face / 2)
+    assert torch.equal(RestoredBy(Copy(), truth_share=1.0)(face, face / 2, rng), face)
+    batch = pairs(faces, restore=RestoredBy(Copy()))[0]
+    assert torch.equal(batch["query_restored"], batch["query_degraded"])
+
+
+def test_large_pictures_are_shrunk_with_their_boxes_and_small_ones_refused(faces):
+    half = pairs(faces, side=20)
+    for _ in range(2):
+        picture, box = half._picture(0)
+        assert picture.shape == (20, 22, 3) and box == (4, 4, 18, 18)
+    with pytest.raises(ValueError, match=r"44 x 40 pixels.*train\.fadex\.crop"):
+        pairs(faces, crop=48)[0]
+    with pytest.raises(ValueError, match=r"2 x 4 different pictures.*train\.fadex\.pictures"):
+        pairs(faces, pictures=4)
+
+
+# Probe and training
+
+
+def test_the_probe_of_known_codes_by_hand():
+    a, b, c = torch.eye(3)
+    found = compare(torch.stack([torch.stack([a, a, a]), torch.stack([b, b, c])]), ["d1", "d2"])
+    assert found["same"] == pytest.approx({"d1": 1, "d2": 1 / 3})
+    assert found["cross"] == {"d1-d2": 0} and found["different_mean"] == 0
+    assert found["same_mean"] == pytest.approx(2 / 3) and found["matrix"][0] == [1, 0]
+    assert found["retrieval_top1"] == pytest.approx(5 / 6)  # c has no partner; of equals the first is d1's
+    with pytest.raises(ValueError, match="two operators"):
+        compare(torch.rand(1, 3, 4), ["d1"])
+
+
+def run_to(folder, faces, steps, accumulate=1, queue_size=20, keep_group=False):
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
+    task = FaDeXTask(
+        moco(queue_size=queue_size, momentum=0.5),
+        pairs(faces),
+        pairs(faces, seed=9),
+        accelerator,
+        lr=1e-2,
+        probe_on="space",
+        probe_operators=2,
+        probe_pictures=3,
+    )
+    run = Run(folder, {}, main=accelerator.is_main_process)
+    train(task, accelerator, Schedule(steps=steps, validate_every=1), run, seed=0)
+    if not keep_group:
+        forget_processes()  # the next training of this process is another one
+    return task
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_training_is_an_unstopped_one_down_to_the_queue(tmp_path, faces, accumulate):
+    whole = run_to(tmp_path / "whole", faces, 4, accumulate).moco.state_dict()
+    run_to(tmp_path / "halves", faces, 2, accumulate)
+    halves = run_to(tmp_path / "halves", faces, 4, accumulate).moco.state_dict()
+    assert all(torch.equal(t, halves[name]) for name, t in whole.items())
+    assert halves["queue.cursor"] == 4 * accumulate * 6 % 20  # the keys of every accumulated batch are there
+    assert not torch.equal(whole["key.head.0.weight"], whole["query.head.0.weight"])
+
+
+def test_training_leaves_an_encoder_and_its_probe(tmp_path, faces):
+    task = run_to(tmp_path, faces, 2)
+    again = FaDeX.from_file(tmp_path / "weights/fadex.safetensors")
+    assert all(torch.equal(t, task.encoder.state_dict()[name]) for name, t in again.state_dict().items())
+    found = json.loads((tmp_path / "weights/probe.json").read_text())
+    assert found["labels"] == ["g1", "g2"] and found["people"] == 6 and found["pictures"] == 3
+    assert {"same_mean", "different_mean", "matrix", "retrieval_top1"} <= found.keys()
+
+
+def test_a_queue_that_one_step_overflows_is_refused_before_the_training(faces):
+    with pytest.raises(ValueError, match=r"enqueues 6 keys.*holds 5: raise fadex\.contrast\.queue_size"):
+        FaDeXTask(moco(queue_size=5), pairs(faces), pairs(faces), Accelerator(cpu=True), lr=1e-3)
+
+
+def _one_of_two(folder, faces):
+    state = run_to(folder, faces, 2, queue_size=40, keep_group=True).moco.state_dict()
+    torch.save(state, folder / f"rank{torch.distributed.get_rank()}.pt")
+
+
+def test_two_processes_have_one_queue_and_one_encoder(tmp_path, faces):
+    debug_launcher(_one_of_two, (tmp_path, faces), num_processes=2)
+    one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    for name, tensor in one.items():
+        if "running" not in name:  # each keeps the statistics of its own batches until the next broadcast
+            assert torch.equal(tensor, two[name]), name
+    # Step 1 stored batches 0 and 1, step 2 batches 2 and 3, each in the order of the ranks.
+    expected = torch.cat([pairs(faces)[number]["labels"] for number in range(4)])
+    assert one["queue.labels"].tolist() == expected.tolist() + [-1] * 16
+
+    alone = run_to(tmp_path, faces, 3, queue_size=40).moco  # one process goes on from the state of two
+    assert alone.queue.labels[:24].tolist() == expected.tolist() and alone.queue.cursor == 30
