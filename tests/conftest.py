@@ -23,3 +23,24 @@ def photo() -> np.ndarray:
     image = data.astronaut().astype(np.float32) / 255
     image.flags.writeable = False
     return image
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory) -> Path:
+    """A base model in diffusers' layout, random and smaller than the one that ships; its tokenizer is the shipped one."""
+    import shutil
+
+    import torch
+
+    from face2scene.runs import REPOSITORY
+    from face2scene.train import tiny_base as make
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("base")
+    make.tiny_vae(channels=[8, 16], latent_channels=4).save_pretrained(folder / "vae")
+    unet = make.tiny_unet(channels=[8, 16, 16], latent_channels=4, text_width=32, heads=2)
+    unet.save_pretrained(folder / "unet")
+    make.tiny_text_encoder(text_width=32).save_pretrained(folder / "text_encoder")
+    make.tiny_schedule().save_pretrained(folder / "scheduler")
+    shutil.copytree(REPOSITORY / "checkpoints/tiny/base/tokenizer", folder / "tokenizer")
+    return folder

@@ -1,0 +1,114 @@
+"""The diffusion base: VAE, UNet, text encoder and tokenizer of one Stable Diffusion 2.1-shaped model.
+
+A folder or hub repository in diffusers' layout (`vae/ unet/ text_encoder/ tokenizer/ scheduler/`) holds it;
+SD-Turbo and the tiny base that ships with this project are read by the same code.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
+
+from face2scene.runs import REPOSITORY
+
+log = logging.getLogger(__name__)
+CLIP_VOCABULARY = 49408
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A loaded base model, on the CPU, in eval mode and without gradients."""
+
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    tokenizer: PreTrainedTokenizerBase
+    alphas: Tensor  # (T,) cumulated signal share of the noise schedule, float32
+    prediction: str  # "epsilon" or "v_prediction"
+
+    def encode_prompts(self, prompts: list[str]) -> Tensor:
+        """Text tokens (len(prompts), 77, D) in float32; longer prompts are cut, as CLIP does."""
+        ids = self.tokenizer(
+            prompts,
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        with torch.no_grad():
+            return self.text_encoder(ids).last_hidden_state.float()
+
+
+def load_base(source: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32) -> Base:
+    """Read a base model.
+
+    Args:
+        source: a local folder, or a hub id such as `stabilityai/sd-turbo`.
+        revision: of a hub repository.
+        dtype: of VAE and UNet; the text encoder stays float32, it runs once per prompt.
+
+    Raises:
+        FileNotFoundError: neither a folder nor to be had from the hub; says what to do.
+        ValueError: an empty tokenizer, or parts that do not fit each other.
+    """
+    where = str(source)
+    if not Path(where).exists() and (REPOSITORY / where).is_dir():
+        where = str(REPOSITORY / where)  # what ships with the checkout is found from any folder
+    local = Path(where).exists() or Path(where).is_absolute() or where.startswith(".") or where.count("/") != 1
+    if local and not (Path(where) / "unet").is_dir():
+        raise FileNotFoundError(
+            f"{where} holds no base model (no folder 'unet' in it). Set restorer.base.source (base= of restore.py) to "
+            "a folder in diffusers' layout, or to a hub id such as stabilityai/sd-turbo."
+        )
+    try:
+        vae = AutoencoderKL.from_pretrained(where, subfolder="vae", revision=revision, torch_dtype=dtype)
+        unet = UNet2DConditionModel.from_pretrained(where, subfolder="unet", revision=revision, torch_dtype=dtype)
+        text_encoder = CLIPTextModel.from_pretrained(
+            where, subfolder="text_encoder", revision=revision, torch_dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(where, subfolder="tokenizer", revision=revision)
+        schedule = DDPMScheduler.from_pretrained(where, subfolder="scheduler", revision=revision)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"The base model {where} could not be read ({error}). Get it with `face2scene fetch sd_turbo`, or set "
+            "restorer.base.source to a local copy; restorer=tiny needs no download."
+        ) from error
+    # transformers hands out an empty tokenizer, without a word, when its files are missing
+    if len(tokenizer) != CLIP_VOCABULARY:
+        raise ValueError(
+            f"The tokenizer of {where} has {len(tokenizer)} entries instead of {CLIP_VOCABULARY}: its files are "
+            "missing or damaged. Fetch the base again, or set restorer.base.source to a whole copy."
+        )
+    width, needed = text_encoder.config.hidden_size, unet.config.cross_attention_dim
+    if width != needed or unet.config.in_channels != vae.config.latent_channels:
+        raise ValueError(
+            f"{where} is not an SD 2.1-shaped model: text width {width} against cross-attention {needed}, "
+            f"{vae.config.latent_channels} latent channels against {unet.config.in_channels} UNet inputs."
+        )
+    if schedule.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(f"{where} predicts {schedule.config.prediction_type!r}; only epsilon and v_prediction work.")
+    for part in (vae, unet, text_encoder):
+        part.eval().requires_grad_(False)
+    return Base(vae, unet, text_encoder, tokenizer, schedule.alphas_cumprod.float(), schedule.config.prediction_type)
+
+
+def clean_latent(noisy: Tensor, prediction: Tensor, alpha: float, kind: str) -> Tensor:
+    """The clean latent in closed form, x0 of DDPM, computed in float32.
+
+    At SD 2.1's last timestep (alpha = 0.00466) an error of the prediction is multiplied by 14.6, which bf16
+    cannot carry; hence no scheduler object and no half precision here.
+
+    Args:
+        noisy, prediction: (B, C, h, w).
+        alpha: cumulated signal share at the timestep.
+        kind: what the network predicts, `epsilon` or `v_prediction`.
+    """
+    noisy, prediction = noisy.float(), prediction.float()
+    signal, noise = alpha**0.5, (1 - alpha) ** 0.5
+    if kind == "v_prediction":
+        return signal * noisy - noise * prediction
+    return (noisy - noise * prediction) / signal

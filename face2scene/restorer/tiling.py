@@ -1,0 +1,46 @@
+"""Large pictures in overlapping tiles, so that memory is bounded by the tile and not by the picture."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles of `tile` pixels begin along a side, evenly spread, neighbours sharing at least `overlap`."""
+    if length <= tile:
+        return [0]
+    count = -(-(length - overlap) // (tile - overlap))
+    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+
+
+def in_tiles(work: Callable[[Tensor], Tensor], image: Tensor, *, tile: int, overlap: int) -> Tensor:
+    """Apply `work` to overlapping tiles of (1, 3, H, W) and blend the results; one tile is no tiling at all.
+
+    Args:
+        work: tile to tile of the same size.
+        tile, overlap: pixels; weights fall linearly to the tile's border over the overlap.
+
+    Raises:
+        ValueError: an overlap that leaves no room, or negative.
+    """
+    if not 0 <= overlap < tile // 2:
+        raise ValueError(f"overlap must be from 0 to less than half of tile={tile}, not {overlap}.")
+    height, width = image.shape[-2:]
+    rows, columns = tile_starts(height, tile, overlap), tile_starts(width, tile, overlap)
+    if len(rows) == len(columns) == 1:
+        return work(image)
+    total = torch.zeros_like(image)
+    weight = torch.zeros_like(image[:, :1])
+    for y in rows:
+        for x in columns:
+            part = image[..., y : y + tile, x : x + tile]
+            ramp = _ramp(part.shape[-2], overlap).outer(_ramp(part.shape[-1], overlap)).to(image)
+            total[..., y : y + tile, x : x + tile] += ramp * work(part)
+            weight[..., y : y + tile, x : x + tile] += ramp
+    return total / weight
+
+
+def _ramp(length: int, overlap: int) -> Tensor:
+    position = torch.arange(length) + 0.5
+    return (torch.minimum(position, length - position) / max(overlap, 1)).clamp(max=1)

@@ -1,0 +1,59 @@
+"""Train the one-step restorer: `accelerate launch scripts/train_restorer.py experiment=quickstart`."""
+
+import logging
+
+import hydra
+import torch
+from accelerate import Accelerator
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from face2scene.data.scenes import SceneBatches, held_out
+from face2scene.fadex.encoder import FaDeX
+from face2scene.restorer.backbone import load_base
+from face2scene.restorer.losses import Perceptual
+from face2scene.restorer.one_step import OneStepRestorer
+from face2scene.runs import open_run
+from face2scene.train.loop import Schedule, train
+from face2scene.train.restorer import RestorerTask
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="train_restorer")
+def main(cfg: DictConfig) -> None:
+    """Build the parts, then run the shared loop."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    settings = cfg.train.restorer
+    torch.manual_seed(cfg.seed)
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        gradient_accumulation_steps=settings.accumulate,
+        mixed_precision=settings.mixed_precision,
+    )
+    run = open_run(cfg, main=accelerator.is_main_process)
+    ref_fr = instantiate(cfg.ref_fr)
+    fadex = FaDeX.from_file(cfg.fadex_weights)
+    if cfg.init_from:
+        restorer = OneStepRestorer.from_file(cfg.init_from, source=cfg.restorer.base.source).unfreeze()
+    else:
+        base = load_base(**cfg.restorer.base)
+        adapters = OmegaConf.to_container(cfg.restorer.adapters, resolve=True)
+        restorer = OneStepRestorer(base, instantiate(cfg.mapnet), source=cfg.restorer.base.source, **adapters)
+    batches = OmegaConf.to_container(settings.batches, resolve=True)
+    data = SceneBatches(cfg.data.root, instantiate(cfg.degradation), ref_fr, seed=cfg.seed, **batches)
+    task = RestorerTask(
+        restorer,
+        fadex,
+        Perceptual(cfg.restorer.perceptual),
+        data,
+        held_out(cfg.data.root, ref_fr, count=settings.validation_pictures, seed=cfg.seed),
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        device=accelerator.device,
+        about={"run": cfg.name, "data": cfg.data.root, "ref_fr": ref_fr.name},
+    )
+    with run.timed("train"):
+        train(task, accelerator, Schedule(**settings.schedule), run, seed=cfg.seed, workers=settings.workers)
+
+
+if __name__ == "__main__":
+    main()
