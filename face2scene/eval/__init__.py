@@ -1,0 +1,1 @@
+"""Predictions, then scores, then tables: pictures in a folder become rows, rows become the paper's tables."""

@@ -1,0 +1,318 @@
+"""Scores, tables and the quickstart's page, on tiny pictures; the metrics against published values."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from face2scene.data.manifest import Record, write_manifest
+from face2scene.eval import metrics as metrics_module
+from face2scene.eval import tables
+from face2scene.eval.metrics import METRICS, MetricMissing, Pyiqa, build_all, choose, ssim_y
+from face2scene.eval.report import findings, quickstart_report
+from face2scene.eval.score import ScoreError, read_scores_csv, score_folder, score_folders
+from face2scene.files import read_json, sha256_of, write_json
+from face2scene.images import read_tensor, write_png
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs/eval"
+# Published with the calibration pictures (I03, I04, I06, I08, I19), four decimals.
+PUBLISHED = {
+    "lpips": [0.7237, 0.2572, 0.0508, 0.0521, 0.4253],
+    "dists": [0.4742, 0.1424, 0.0682, 0.0287, 0.3123],
+}
+
+
+def error(pictures, truths):
+    """A metric for tests: the mean absolute difference."""
+    return (pictures - truths).abs().mean((1, 2, 3))
+
+
+SCORERS = {
+    "psnr": lambda x, y: -10 * torch.log10(((x - y) ** 2).mean((1, 2, 3)) + 1e-8),
+    "lpips": error,
+    "dists": error,
+}
+
+
+def folder(path: Path, names, noise: float = 0.0, size=(16, 16), seed: int = 0) -> Path:
+    for number, name in enumerate(names):
+        base = np.random.default_rng([number]).random((*size, 3), dtype=np.float32)
+        change = np.random.default_rng([seed, number, 1]).normal(0, noise, base.shape) if noise else 0
+        write_png(path / f"{name}.png", np.clip(base + change, 0, 1).astype(np.float32))
+    return path
+
+
+def test_lpips_and_dists_give_the_published_values_to_four_decimals(weights):
+    pictures = weights("photos_pyiqa_calibration")
+    weights("lpips"), weights("dists")
+    pair = [
+        torch.stack([read_tensor(pictures / side / f"{n}.bmp") for n in ("I03", "I04", "I06", "I08", "I19")])
+        for side in ("dist_dir", "ref_dir")
+    ]
+    for key, published in PUBLISHED.items():
+        measured = METRICS[key].build()(*pair).tolist()
+        assert [round(value, 4) for value in measured] == published, key
+    crops = [side[:2, :, 100:196, 100:228] for side in pair]
+    theirs = Pyiqa("ssim", {"color_space": "ycbcr"}).build("cpu")(*crops)
+    assert ssim_y(*crops).tolist() == pytest.approx(theirs.tolist(), abs=1e-6)
+
+
+def test_psnr_of_a_known_error():
+    truth = torch.full((1, 3, 8, 8), 0.5)
+    assert METRICS["psnr"].build()(truth + 0.1, truth).item() == pytest.approx(20, abs=1e-4)
+
+
+def test_ssim_of_a_picture_with_itself_is_one_and_a_picture_below_the_window_is_refused():
+    picture = torch.rand(2, 3, 16, 16)
+    assert ssim_y(picture, picture).tolist() == pytest.approx([1, 1])
+    with pytest.raises(ValueError, match="11 x 11"):
+        ssim_y(picture[..., :8], picture[..., :8])
+
+
+def test_a_metric_without_weights_is_missing_with_the_command_and_nothing_is_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
+    ready, missing = build_all(choose(["psnr", "lpips", "musiq", "clipiqa"]))
+    assert list(ready) == ["psnr"]
+    assert "face2scene fetch lpips" in missing["lpips"]
+    assert "face2scene fetch pyiqa" in missing["musiq"]
+    assert "face2scene fetch clip_rn50" in missing["clipiqa"]
+
+
+def test_an_unknown_metric_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"'lpipz'.*dists, lpips"):
+        choose(["lpipz"])
+
+
+def test_scores_pair_by_name_and_the_files_hold_a_row_per_picture(tmp_path):
+    truth = folder(tmp_path / "truth", ["a", "b", "c"])
+    made = folder(tmp_path / "made", ["a", "b", "c"], noise=0.1)
+    scores = score_folder(made, truth, ["psnr", "lpips"], tmp_path / "out", scorers=SCORERS)
+    rows = read_scores_csv(tmp_path / "out/scores.csv")
+    assert list(rows) == ["a", "b", "c"] and list(rows["a"]) == ["psnr", "lpips"]
+    by_hand = error(read_tensor(made / "b.png")[None], read_tensor(truth / "b.png")[None]).item()
+    assert rows["b"]["lpips"] == pytest.approx(by_hand, abs=1e-6)
+    assert scores["complete"] and scores["counts"]["scored"] == 3
+    assert scores["means"]["lpips"] == pytest.approx(np.mean([row["lpips"] for row in rows.values()]), abs=1e-6)
+    assert scores["protocol"]["lpips"]["protocol"].startswith("v0.1, AlexNet") and scores["versions"]["torch"]
+    assert read_json(tmp_path / "out/scores.json") == scores
+
+
+def test_batching_and_scoring_rows_together_change_no_value(tmp_path):
+    truth = folder(tmp_path / "truth", "abcde")
+    rows = {s: (folder(tmp_path / s, "abcde", noise=0.1, seed=n), tmp_path / f"o{s}") for n, s in enumerate("xy")}
+    together = score_folders(rows, truth, ["lpips"], scorers=SCORERS, batch_pixels=3 * 256)
+    alone = score_folder(rows["y"][0], truth, ["lpips"], tmp_path / "alone", scorers=SCORERS, batch_pixels=1)
+    assert together["y"]["means"]["lpips"] == pytest.approx(alone["means"]["lpips"], abs=1e-7)
+
+
+def test_a_second_run_computes_only_what_changed(tmp_path):
+    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", noise=0.1)
+    seen = []
+
+    def counting(pictures, truths):
+        seen.append(len(pictures))
+        return error(pictures, truths)
+
+    score_folder(made, truth, ["lpips"], tmp_path / "out", scorers={"lpips": counting})
+    first = (tmp_path / "out/scores.csv").read_text()
+    (tmp_path / "out/scores.csv").write_text("name,lpips\na,0\n")  # edited by hand
+    score_folder(made, truth, ["lpips"], tmp_path / "out", scorers={"lpips": counting})
+    assert sum(seen) == 3 and (tmp_path / "out/scores.csv").read_text() == first
+    shutil.copy(truth / "b.png", made / "b.png")
+    again = score_folder(made, truth, ["lpips"], tmp_path / "out", scorers={"lpips": counting})
+    assert sum(seen) == 4 and again["complete"]
+    assert read_scores_csv(tmp_path / "out/scores.csv")["b"]["lpips"] == 0
+
+
+def test_a_folder_with_a_missing_picture_is_incomplete_and_has_no_mean(tmp_path):
+    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abx", noise=0.1)
+    scores = score_folder(made, truth, ["lpips"], tmp_path / "out", scorers=SCORERS)
+    assert not scores["complete"] and scores["means"] == {} and "lpips" in scores["means_of_scored_only"]
+    assert scores["pictures"]["missing"] == ["c"] and scores["pictures"]["without_truth"] == ["x"]
+    row = tables.row_from_scores("ours", tmp_path / "out/scores.json", ["lpips"])
+    assert not row.ranked and row.cells["lpips"] == tables.NOT_MEASURED and "2 of 3" in row.note
+
+
+def test_a_black_picture_is_flagged_and_never_averaged(tmp_path):
+    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", noise=0.1)
+    write_png(made / "a.png", np.zeros((16, 16, 3), np.float32))
+    scores = score_folder(made, truth, ["lpips"], tmp_path / "out", scorers=SCORERS)
+    assert "one colour" in scores["pictures"]["flagged"]["a"] and not scores["complete"]
+    assert read_scores_csv(tmp_path / "out/scores.csv")["a"] == {}
+
+
+def test_a_value_that_is_not_finite_is_flagged(tmp_path):
+    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", noise=0.1)
+    nan = {"lpips": lambda x, y: torch.tensor([float("nan"), 1.0])[: len(x)]}
+    scores = score_folder(made, truth, ["lpips"], tmp_path / "out", scorers=nan)
+    assert "lpips is nan" in scores["pictures"]["flagged"]["a"] and scores["counts"]["scored"] == 1
+
+
+def test_another_size_is_refused_by_name(tmp_path):
+    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", size=(16, 20))
+    with pytest.raises(ScoreError, match=r"a\.png is 20 x 16, truth 16 x 16"):
+        score_folder(made, truth, ["lpips"], tmp_path / "out", scorers=SCORERS)
+
+
+def test_jpeg_duplicates_and_an_empty_folder_are_refused(tmp_path):
+    truth = folder(tmp_path / "truth", "ab")
+    made = folder(tmp_path / "made", "ab")
+    Image.open(made / "a.png").save(made / "a.jpg")
+    with pytest.raises(ScoreError, match=r"only PNG.*a\.jpg"):
+        score_folder(made, truth, ["lpips"], scorers=SCORERS)
+    (made / "a.jpg").unlink()
+    folder(made / "again", "a")
+    with pytest.raises(ScoreError, match=r"two pictures have one name \(made/a\.png and again/a\.png\)"):
+        score_folder(made, truth, ["lpips"], scorers=SCORERS)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ScoreError, match="no PNG in"):
+        score_folder(tmp_path / "none", truth, ["lpips"], scorers=SCORERS)
+
+
+def test_a_metric_of_sets_gets_both_lists_of_files(tmp_path):
+    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab")
+    paired = {"fid": lambda ours, theirs: float(sum(a.stem == b.stem for a, b in zip(ours, theirs, strict=True)))}
+    assert score_folder(made, truth, ["fid"], tmp_path / "out", scorers=paired)["sets"] == {"fid": 2.0}
+
+
+def test_a_table_marks_the_known_winner_in_each_direction():
+    rows = [
+        tables.Row("one", {"psnr": "20.00", "lpips": "0.3000"}, "ours"),
+        tables.Row("two", {"psnr": "25.00", "lpips": "0.2000"}, "ours"),
+        tables.Row("three", {"psnr": "22.00", "lpips": "0.1000"}, "ours"),
+        tables.Row("partial", {"psnr": "99.00", "lpips": "0.0000"}, "ours", ranked=False),
+    ]
+    text = tables.markdown(rows, ["psnr", "lpips"])
+    line = {row.split("|")[1].strip(): row for row in text.splitlines()}
+    assert "**25.00**" in line["two"] and "<u>0.2000</u>" in line["two"]
+    assert "<u>22.00</u>" in line["three"] and "**0.1000**" in line["three"]
+    assert "*" not in line["partial"] and "PSNR ↑" in text and "LPIPS ↓" in text
+    assert tables.csv_text(rows, ["psnr"]).splitlines()[2] == "two,ours,,25.00"
+
+
+def test_printed_tables_keep_every_digit_and_say_what_is_not_measured(tmp_path):
+    text = tables.printed_table(CONFIGS, tmp_path, 5)
+    for digits in ("22.8975", "0.6980", "**75.3739**", "4.8044", "16.9445"):
+        assert digits in text
+    assert text.count(tables.NOT_MEASURED) == 6 * 10
+    _, (part,) = tables.load_printed(CONFIGS / "table_synthetic.yaml")
+    osediff = next(row for row in part.rows if row.name == "OSEDiff")
+    assert osediff.cells["psnr"] == "24.2400" and osediff.values["dists"] == 0.1287
+    with pytest.raises(FileNotFoundError, match="choose from 5, synthetic"):
+        tables.printed_table(CONFIGS, tmp_path, 77)
+
+
+def test_our_row_stands_beside_the_printed_one_with_the_difference(tmp_path):
+    place = tmp_path / "table_5/synthetic/face2scene/scores.json"
+    means = {"dists": 0.0907, "psnr": 20.0, "psnr_y": 23.904}
+    write_json(place, {"complete": True, "means": means, "sets": {}, "counts": {"scored": 3, "expected": 3}})
+    text = tables.printed_table(CONFIGS, tmp_path, 5)
+    assert "**0.0907** (-0.0100)" in text and "**23.90** (+1.00)" in text
+
+
+@pytest.fixture
+def quickstart(tmp_path, monkeypatch):
+    """A finished quickstart of two pictures, and the metrics that a test can afford."""
+    names = ["anna_0", "ben_0"]
+    run, dataset = tmp_path / "runs/quickstart", tmp_path / "data"
+    truth = folder(dataset / "images/val", names, size=(32, 32))
+    folder(dataset / "lq/val", names, noise=0.3, size=(32, 32))
+    for row, noise in (("restored", 0.05), ("trained_here", 0.1), ("wrong_tokens", 0.2)):
+        folder(run / row / "images", names, noise=noise, size=(32, 32))
+    recipe = {"operators": [{"kind": "Blur", "sigma_x": 2.0}, {"kind": "Jpeg", "quality": 40}, {"kind": "RestoreSize"}]}
+    records = [
+        Record(
+            image=f"images/val/{n}.png",
+            split="val",
+            identity=n[:-2],
+            prompt="",
+            shot="close-up",
+            face_box=(4.0, 4.0, 20.0, 24.0),
+            landmarks_68=None,
+            references=(),
+            similarity=None,
+            width=32,
+            height=32,
+            sha256=sha256_of(truth / f"{n}.png"),
+            source="drawn",
+            licence="CC0",
+            generator={},
+            lq=f"lq/val/{n}.png",
+            recipe=recipe,
+        )
+        for n in names
+    ]
+    write_manifest(dataset, records)
+    for part in ("fadex", "restorer"):
+        (run / part).mkdir()
+        lines = [json.dumps({"step": step, "loss": 1 / (1 + step)}) for step in range(0, 50, 10)]
+        (run / part / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 5']))
+    write_json(
+        run / "fadex/probe.json",
+        {"same_mean": 0.8, "different_mean": 0.1, "matrix": [[1, 0.1], [0.1, 1]], "labels": ["d1", "d2"]},
+    )
+    write_json(run / "seconds.json", {"train_fadex": 12.5, "restore": 70.0})
+    (run / "config.yaml").write_text("name: quickstart # <b>\n")
+    (run / "restored/restore.jsonl").write_text('{"name": "anna_0", "tokens": "pair"}\n')
+    monkeypatch.setattr("face2scene.eval.score.build_all", lambda chosen, device: (SCORERS, {"ssim_y": "told to"}))
+    return run, dataset
+
+
+def test_the_report_is_one_file_that_asks_nothing_of_the_network(quickstart, capsys):
+    run, dataset = quickstart
+    scores = quickstart_report(run, dataset=dataset)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"""(src|href|action|srcset)\s*=(?!["'](#|data:))""", page)
+    assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttpRequest", page)
+    assert page.count('<figure class="card shot">') == 2 and page.count("data:image/jpeg;base64,") == 2 * (5 + 2)
+    assert "weights trained in this run (40 steps)" in page and "weights trained longer (shipped)" in page
+    assert "blur 2 → JPEG 40<" in page and "&lt;b&gt;" in page and "SSIM is not measured: told to" in page
+    assert "<polyline" in page and "<rect" in page and 'type="range"' in page
+    assert capsys.readouterr().out.count("[yes]") == 3
+    block = scores["quickstart"]
+    assert read_json(run / "scores.json")["quickstart"] == block
+    assert set(block["restored"]) == {"psnr", "lpips", "dists"} and block["pictures"] == 2
+    assert block["restored"]["psnr"] > block["input"]["psnr"] and block["fadex"] == {
+        "same": 0.8,
+        "different": 0.1,
+    }
+    assert block["seconds"] == {"train_fadex": 12.5, "restore": 70.0}
+    assert (run / "scores.csv").read_text() == (run / "restored/scores.csv").read_text()
+
+
+def test_a_finding_that_fails_is_said_as_plainly_as_one_that_holds(quickstart, capsys):
+    run, dataset = quickstart
+    shutil.rmtree(run / "wrong_tokens"), shutil.rmtree(run / "trained_here")
+    shutil.copy(dataset / "lq/val/anna_0.png", run / "restored/images/anna_0.png")
+    shutil.copy(dataset / "lq/val/ben_0.png", run / "restored/images/ben_0.png")
+    write_json(run / "fadex/probe.json", {"same_mean": 0.3, "different_mean": 0.1, "matrix": [], "labels": []})
+    found = findings(quickstart_report(run, dataset=dataset)["quickstart"])
+    assert [finding.verdict for finding in found] == ["no", "no", "not measured"]
+    assert found[0].note == "not in PSNR, LPIPS, DISTS"
+    assert "weights trained longer" not in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_keeps_below_its_size_by_leaving_pictures_out_and_says_so(quickstart):
+    run, dataset = quickstart
+    quickstart_report(run, dataset=dataset, max_bytes=9_000)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count('<figure class="card shot">') == 1 and "1 more pictures" in page
+
+
+def test_a_run_without_pictures_is_refused_with_the_command(tmp_path):
+    with pytest.raises(FileNotFoundError, match="make demo"):
+        quickstart_report(tmp_path, dataset=tmp_path)
+
+
+def test_the_file_of_a_trunk_stores_one_zero_for_the_whole_classifier(weights, tmp_path):
+    weights("lpips")
+    metrics_module._place(metrics_module.ALEXNET, tmp_path)
+    assert (tmp_path / metrics_module.ALEXNET).stat().st_size < 11_000_000
+    with pytest.raises(MetricMissing, match="fetch pyiqa"):
+        metrics_module._place("hub/pyiqa/never.pth", tmp_path)
