@@ -17,6 +17,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from face2scene import __version__, weights
+from face2scene.fetching import fetch
 
 # import names; which distribution brings them is the business of pyproject.toml
 CORE = (
@@ -81,13 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"face2scene {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="fetch | doctor | restore")
 
-    fetch = commands.add_parser("fetch", help="get third-party weights and photos by name, checked")
-    fetch.add_argument("names", nargs="*", metavar="NAME", help="an asset or a group (quickstart, tests, open)")
-    fetch.add_argument("--all-open", action="store_true", help="every asset under a permissive licence")
-    fetch.add_argument("--list", action="store_true", help="show the catalogue and fetch nothing")
-    fetch.add_argument("--from", dest="given", metavar="FILE", help="take one asset from an archive, file or folder")
-    fetch.add_argument("--offline", action="store_true", help="use no network; fails for what is not here")
-    fetch.set_defaults(run=_fetch)
+    fetcher = commands.add_parser("fetch", help="get third-party weights and photos by name, checked")
+    fetcher.add_argument("names", nargs="*", metavar="NAME", help="an asset or a group (quickstart, tests, open)")
+    fetcher.add_argument("--all-open", action="store_true", help="every asset under a permissive licence")
+    fetcher.add_argument("--list", action="store_true", help="show the catalogue and fetch nothing")
+    fetcher.add_argument("--from", dest="given", metavar="FILE", help="take one asset from an archive, file or folder")
+    fetcher.add_argument("--offline", action="store_true", help="use no network; fails for what is not here")
+    fetcher.set_defaults(run=_fetch)
 
     doctor = commands.add_parser("doctor", help="what works on this machine, what is missing, and how to get it")
     doctor.set_defaults(run=_doctor)
@@ -111,7 +112,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
     if not names:
         print("face2scene fetch: name an asset or a group, or use --all-open or --list.", file=sys.stderr)
         return 2
-    weights.fetch(names, offline=True if arguments.offline else None, given=arguments.given)
+    fetch(names, offline=True if arguments.offline else None, given=arguments.given)
     wanted = weights.resolve(names)
     print(f"{len(wanted)} assets are ready in {weights.weights_root()}.")
     return 0

@@ -172,4 +172,5 @@ def _log_to(path: Path) -> None:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root.addHandler(handler)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # four lines for every saved state otherwise
     root.setLevel(min(root.level or logging.INFO, logging.INFO))

@@ -1,0 +1,62 @@
+"""The quickstart: every step of the method through the public scripts, timed. `make demo` runs this.
+
+Each step is a command that a reader can run alone; it is printed before it starts. A step that is finished is
+recognised by the script itself, so a second run is short, and a run that was stopped goes on.
+"""
+
+import os
+import subprocess
+import sys
+import webbrowser
+from pathlib import Path
+from time import perf_counter
+
+from face2scene.files import read_json, write_json
+
+RUN = Path("runs/quickstart")
+EXPERIMENT = "experiment=quickstart"
+DATA = Path(os.environ.get("FACE2SCENE_DATA", "data")) / "quickstart"
+LAUNCH = "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
+TRAINED_HERE = (
+    f"restorer_weights={RUN}/restorer/weights/restorer.safetensors fadex_weights={RUN}/fadex/weights/fadex.safetensors"
+)
+RESTORE = f"python scripts/restore.py {EXPERIMENT} input={DATA}"
+
+STEPS = {
+    "build the set": f"{LAUNCH} scripts/build_inscene.py {EXPERIMENT}",
+    "train FaDeX": f"{LAUNCH} scripts/train_fadex.py {EXPERIMENT} name=quickstart/fadex",
+    "train the restorer": f"{LAUNCH} scripts/train_restorer.py {EXPERIMENT} name=quickstart/restorer",
+    "restore, weights of this run": f"{RESTORE} output={RUN}/trained_here {TRAINED_HERE}",
+    "restore, shipped weights": f"{RESTORE} output={RUN}/restored fadex_weights=checkpoints/tiny/fadex.safetensors",
+    "restore, another picture's tokens": (
+        f"{RESTORE} output={RUN}/wrong_tokens fadex_weights=checkpoints/tiny/fadex.safetensors tokens_from=other"
+    ),
+    "score and report": f"python scripts/eval.py {EXPERIMENT} report=quickstart name=quickstart dataset={DATA}",
+}
+
+
+def main() -> None:
+    """Run the steps in order, stop at the first that fails, say where the report is."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    RUN.mkdir(parents=True, exist_ok=True)
+    log = RUN / "seconds.json"
+    seconds = read_json(log) if log.exists() else {}
+    for number, (name, command) in enumerate(STEPS.items(), start=1):
+        print(f"\n[{number}/{len(STEPS)}] {name}\n$ {command}", flush=True)
+        start = perf_counter()
+        code = subprocess.run(command.split(), env=environment, check=False).returncode
+        if code:
+            sys.exit(f"\nStep {number} ({name}) ended with code {code}. Mend what it says and run `make demo` again.")
+        spent = round(perf_counter() - start, 1)
+        seconds[name] = max(spent, seconds.get(name, 0.0))  # a later run skips what is done; the first one counts
+        write_json(log, seconds)
+        print(f"({spent:.0f} s)", flush=True)
+    report = (RUN / "report.html").resolve()
+    print(f"\nThe report is {report}")
+    if sys.stdout.isatty() and os.environ.get("DISPLAY"):
+        webbrowser.open(report.as_uri())
+
+
+if __name__ == "__main__":
+    main()
