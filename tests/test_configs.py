@@ -1,0 +1,101 @@
+"""Every option of every group composes, and names only arguments that exist."""
+
+import inspect
+from collections.abc import Iterator
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from face2scene.mapnet import MapNet
+from face2scene.pipeline import Face2ScenePipeline
+from face2scene.restorer.one_step import OneStepRestorer
+from face2scene.runs import REPOSITORY
+from face2scene.train.loop import Schedule
+
+CONFIGS = REPOSITORY / "configs"
+ROOTS = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "base")
+GROUPS = [
+    "data",
+    "degradation",
+    "faces",
+    "ref_fr",
+    "fadex",
+    "mapnet",
+    "restorer",
+    "train",
+    "experiment",
+    "paths",
+    "tracker",
+]
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
+
+
+def composed(root: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(root, list(overrides))
+
+
+def targets(node: object, path: str = "") -> Iterator[tuple[str, dict]]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from targets(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from targets(value, f"{path}[{number}]")
+
+
+def unknown_arguments(config: DictConfig) -> list[str]:
+    plain = OmegaConf.to_container(config, resolve=True)
+    complaints = []
+    for path, node in targets(plain):
+        accepted = inspect.signature(get_object(node["_target_"])).parameters
+        given = {key for key in node if not key.startswith("_")}
+        if given - accepted.keys() and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+            complaints.append(f"{path}: {node['_target_']} has no {sorted(given - accepted.keys())}")
+    return complaints
+
+
+@pytest.mark.parametrize("root", ROOTS)
+@pytest.mark.parametrize("experiment", [None, *sorted(p.stem for p in (CONFIGS / "experiment").glob("*.yaml"))])
+def test_every_root_composes_with_every_experiment(root, experiment):
+    overrides = [] if experiment is None else [f"experiment={experiment}"]
+    assert unknown_arguments(composed(root, *overrides)) == []
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_names_real_arguments(group, option):
+    assert unknown_arguments(composed("train_restorer", f"{group}={option}")) == []
+
+
+@pytest.mark.parametrize("option", [o for g, o in OPTIONS if g == "train"])
+def test_every_training_has_a_schedule_the_loop_understands(option):
+    train = composed("train_restorer", f"train={option}").train
+    for part in ("fadex", "restorer"):
+        Schedule(**train[part].schedule)
+
+
+@pytest.mark.parametrize("option", [o for g, o in OPTIONS if g == "restorer"])
+def test_every_restorer_names_real_adapters(option):
+    adapters = composed("train_restorer", f"restorer={option}").restorer.adapters
+    assert set(adapters) <= inspect.signature(OneStepRestorer).parameters.keys()
+
+
+def test_the_pipeline_options_are_the_pipelines():
+    given = set(composed("restore").pipeline)
+    assert given <= inspect.signature(Face2ScenePipeline).parameters.keys()
+
+
+@pytest.mark.parametrize("name", ["paper", "tiny"])
+def test_mapnet_fits_the_fadex_of_the_same_name(name):
+    config = composed("train_restorer", f"mapnet={name}", f"fadex={name}")
+    mapnet: MapNet = instantiate(config.mapnet)
+    assert mapnet.config["in_channels"] == config.fadex.encoder.widths[-1]
+
+
+def test_a_misspelt_argument_would_be_found():
+    config = composed("train_restorer", "+mapnet.widht=3")
+    assert unknown_arguments(config) == ["mapnet: face2scene.mapnet.MapNet has no ['widht']"]

@@ -1,0 +1,204 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from face2scene.fadex.encoder import FaDeX
+from face2scene.folders import WHY_LOG, Job, find_jobs, restore_folder
+from face2scene.images import read_tensor, write_png
+from face2scene.mapnet import MapNet
+from face2scene.pipeline import Face2ScenePipeline
+from face2scene.records import Face, Scene
+from face2scene.ref_fr import Copy, GroundTruth, Perturbed, face_pair
+from face2scene.restorer import lora
+from face2scene.restorer.backbone import load_base
+from face2scene.restorer.one_step import OneStepRestorer
+from face2scene.restorer.tiling import in_tiles, tile_starts
+
+BOX = (8.0, 8.0, 32.0, 32.0)
+
+
+class OneFace:
+    """Finds the same face everywhere."""
+
+    def find(self, image: np.ndarray) -> list[Face]:
+        return [Face(BOX, 0.9, np.zeros((5, 2)), identity=np.array([1.0, 0.0]), identity_model="test")]
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_base):
+    torch.manual_seed(0)
+    restorer = OneStepRestorer(
+        load_base(tiny_base),
+        MapNet(in_channels=8, channels=16, heads=2, width=32),
+        vae_rank=2,
+        unet_rank=2,
+        vae_layers=lora.VAE_ENCODER[:6],
+        source=str(tiny_base),
+    )
+    with torch.no_grad():
+        for name, parameter in restorer.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    return restorer, FaDeX(widths=(8, 8), strides=(2, 1), embedding=8)
+
+
+@pytest.fixture
+def files(parts, tmp_path):
+    restorer, fadex = parts
+    restorer.save(tmp_path / "model/restorer.safetensors", about={})
+    fadex.save(tmp_path / "model/fadex.safetensors")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        write_png(tmp_path / "photos" / f"{name}.png", rng.random((40, 48, 3), dtype=np.float32))
+    return tmp_path / "photos"
+
+
+def scene(photos, name="a") -> Scene:
+    return Scene(name, read_tensor(photos / f"{name}.png"))
+
+
+def test_a_scene_keeps_its_size_and_says_how_it_was_restored(files, photos):
+    pipeline = Face2ScenePipeline.from_pretrained(files, ref_fr=Copy(), detector=OneFace())
+    result = pipeline(scene(photos))
+    assert result.image.shape == (3, 40, 48)
+    assert result.notes["tokens"] == "pair" and result.notes["faces"][0]["box"] == list(BOX)
+    assert result.notes["warnings"] == [] and result.notes["tiles"]["rows"] == 1
+    json.dumps(result.notes)  # goes into the why-log as it is
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "there is no Stage I"),
+        ({"ref_fr": Copy()}, "no face detector is set"),
+        ({"ref_fr": GroundTruth(), "detector": OneFace()}, "made from the undamaged picture and none was given"),
+    ],
+)
+def test_without_a_face_pair_the_null_tokens_stand_in_and_the_log_says_why(files, photos, options, reason):
+    pipeline = Face2ScenePipeline.from_pretrained(files, **options)
+    result = pipeline(scene(photos))
+    assert result.notes["tokens"] == "null" and reason in result.notes["warnings"][0]
+
+
+def test_the_face_pair_lies_where_the_face_is(photos):
+    image, truth = scene(photos, "a").image, scene(photos, "b").image
+    pair = face_pair(GroundTruth(), image, BOX, truth=truth, rng=np.random.default_rng(0))
+    assert torch.equal(pair.degraded, image[:, 8:32, 8:32]) and torch.equal(pair.restored, truth[:, 8:32, 8:32])
+
+
+def test_a_perturbed_face_is_near_the_truth_and_not_it(photos):
+    truth = scene(photos).image
+    restored = Perturbed().restore(truth, (), truth=truth, rng=np.random.default_rng(0))
+    again = Perturbed().restore(truth, (), truth=truth, rng=np.random.default_rng(0))
+    assert torch.equal(restored, again) and restored.shape == truth.shape
+    assert 0.005 < (restored - truth).abs().mean() < 0.25
+    plain = Perturbed(softness=1, tint=0, grain=0).restore(truth, (), truth=truth, rng=np.random.default_rng(0))
+    torch.testing.assert_close(plain, truth, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="give truth=FOLDER"):
+        Perturbed().restore(truth, (), truth=None, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("length", "expected"), [(10, [0]), (16, [0]), (17, [0, 1]), (40, [0, 12, 24])])
+def test_tiles_cover_a_side_and_overlap(length, expected):
+    assert tile_starts(length, 16, 4) == expected
+
+
+def test_tiling_what_changes_nothing_changes_nothing():
+    image = torch.rand(1, 3, 37, 50)
+    torch.testing.assert_close(in_tiles(lambda part: part, image, tile=16, overlap=4), image)
+
+
+def test_a_large_scene_is_restored_tile_by_tile(files, photos):
+    pipeline = Face2ScenePipeline.from_pretrained(files, tile=32, overlap=8)
+    result = pipeline(scene(photos))
+    assert result.notes["tiles"] == {"rows": 2, "columns": 2, "size": 32, "overlap": 8}
+    assert result.image.shape == (3, 40, 48) and torch.isfinite(result.image).all()
+
+
+def test_the_largest_face_is_cut_to_its_middle(files):
+    pipeline = Face2ScenePipeline.from_pretrained(files, ref_fr=Copy(), largest_face=16)
+    pair = pipeline.measure(Scene("x", torch.rand(3, 64, 64)), box=(0, 0, 64, 64)).pair
+    assert pair.box == (24, 24, 40, 40)
+
+
+def restored(pipeline, jobs, output, **options):
+    return restore_folder(pipeline, jobs, output, **options), [
+        json.loads(line) for line in (output / WHY_LOG).read_text().splitlines()
+    ]
+
+
+def test_a_broken_file_stops_nothing_else_and_is_named(files, photos, tmp_path):
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8 not a photo")
+    pipeline = Face2ScenePipeline.from_pretrained(files)
+    outcome, log = restored(pipeline, find_jobs(photos), tmp_path / "out")
+    assert outcome.restored == 3 and "cannot be read as a picture" in outcome.failed["broken.jpg"]
+    assert [line["name"] for line in log] == ["a.png", "b.png", "c.png"]
+
+
+def test_finished_pictures_are_skipped_and_a_cut_log_line_is_done_again(files, photos, tmp_path):
+    pipeline, out = Face2ScenePipeline.from_pretrained(files), tmp_path / "out"
+    restored(pipeline, find_jobs(photos), out)
+    before = (out / "images/a.png").stat().st_mtime_ns
+    text = (out / WHY_LOG).read_text()
+    (out / WHY_LOG).write_text(text[:-20])  # as a kill would leave it
+    (out / "images/b.png").unlink()
+    outcome, log = restored(pipeline, find_jobs(photos), out)
+    assert (outcome.restored, outcome.skipped) == (2, 1)
+    assert (out / "images/a.png").stat().st_mtime_ns == before
+    assert sorted({line["name"] for line in log}) == ["a.png", "b.png", "c.png"]
+
+
+def test_order_and_company_do_not_change_a_picture(files, photos, tmp_path):
+    pipeline = Face2ScenePipeline.from_pretrained(files, ref_fr=Perturbed(), detector=OneFace())
+    jobs = find_jobs(photos, truth=photos)
+    restore_folder(pipeline, jobs, tmp_path / "all")
+    restore_folder(pipeline, list(reversed(jobs))[:2], tmp_path / "two")
+    assert (tmp_path / "all/images/c.png").read_bytes() == (tmp_path / "two/images/c.png").read_bytes()
+    assert (tmp_path / "all/faces/c_restored.png").exists()
+
+
+def test_anothers_tokens_are_anothers(files, photos, tmp_path):
+    pipeline = Face2ScenePipeline.from_pretrained(files, ref_fr=Perturbed(), detector=OneFace())
+    jobs = find_jobs(photos, truth=photos)
+    _, log = restored(pipeline, jobs, tmp_path / "other", tokens_from="other")
+    assert [line["tokens_from"] for line in log] == ["b.png", "c.png", "a.png"]
+    with pytest.raises(ValueError, match="own, other or null"):
+        restore_folder(pipeline, jobs, tmp_path / "x", tokens_from="mine")
+
+
+def test_input_that_cannot_be_right_is_refused(files, photos, tmp_path):
+    pipeline = Face2ScenePipeline.from_pretrained(files)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no picture in"):
+        find_jobs(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="no picture named a in truth"):
+        find_jobs(photos, truth=tmp_path / "empty")
+    with pytest.raises(ValueError, match="would overwrite the pictures it reads"):
+        restore_folder(pipeline, [Job(tmp_path / "out/images/a.png")], tmp_path / "out")
+    Image.new("RGB", (8, 8)).save(photos / "a.jpg")
+    with pytest.raises(ValueError, match=r"more than once.*\['a'\]"):
+        find_jobs(photos)
+
+
+def test_names_with_spaces_and_other_scripts_survive(files, tmp_path):
+    name = "Ünï — 写真 😀 photo"
+    write_png(tmp_path / "in" / f"{name}.png", np.full((24, 24, 3), 0.5, dtype=np.float32))
+    pipeline = Face2ScenePipeline.from_pretrained(files)
+    outcome, _ = restored(pipeline, find_jobs(tmp_path / "in"), tmp_path / "out")
+    assert outcome.restored == 1 and (tmp_path / "out/images" / f"{name}.png").exists()
+
+
+def test_a_weights_file_of_another_kind_is_refused(files):
+    with pytest.raises(ValueError, match="holds 'fadex', not 'restorer'"):
+        Face2ScenePipeline.from_files(files / "fadex.safetensors", files / "fadex.safetensors")
+    (files / "restorer.safetensors").write_bytes((files / "restorer.safetensors").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        Face2ScenePipeline.from_pretrained(files)
