@@ -71,7 +71,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
             ImageCms.createProfile("sRGB"),
             outputMode="RGB",
         )
-    except ImageCms.PyCMSError:
+    except (ImageCms.PyCMSError, OSError):
         return image  # a broken profile is treated like a missing one, as browsers do
     if alpha:
         converted.putalpha(alpha)

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 
+from face2scene import weights
 from face2scene.runs import REPOSITORY
 
 log = logging.getLogger(__name__)
@@ -47,16 +48,18 @@ def load_base(source: str | Path, *, revision: str | None = None, dtype: torch.d
     """Read a base model.
 
     Args:
-        source: a local folder, or a hub id such as `stabilityai/sd-turbo`.
+        source: a name of the weights catalogue such as `sd_turbo`, a local folder, or a hub id.
         revision: of a hub repository.
         dtype: of VAE and UNet; the text encoder stays float32, it runs once per prompt.
 
     Raises:
-        FileNotFoundError: neither a folder nor to be had from the hub; says what to do.
+        FileNotFoundError: not fetched yet, no such folder, or not to be had from the hub; says what to do.
         ValueError: an empty tokenizer, or parts that do not fit each other.
     """
     where = str(source)
-    if not Path(where).exists() and (REPOSITORY / where).is_dir():
+    if where in weights.catalogue():
+        where = str(weights.folder(where))
+    elif not Path(where).exists() and (REPOSITORY / where).is_dir():
         where = str(REPOSITORY / where)  # what ships with the checkout is found from any folder
     local = Path(where).exists() or Path(where).is_absolute() or where.startswith(".") or where.count("/") != 1
     if local and not (Path(where) / "unet").is_dir():

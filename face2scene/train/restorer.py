@@ -13,6 +13,8 @@ from face2scene.fadex.encoder import FaDeX
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.train.loop import Phase
 
+_TOKENS_PATH = ("mapnet.", "null_tokens", ".attn2.")
+
 
 class _Step(nn.Module):
     # MapNet and the null tokens must run inside the wrapped module: gradients meet across processes there.
@@ -33,6 +35,8 @@ class RestorerTask:
         perceptual: LPIPS on [-1, 1].
         data: `SceneBatches`.
         validation: held-out pairs; the second half of the figure pair restores each with its neighbour's tokens.
+        lr, tokens_lr: of AdamW; the second, if given, of what the tokens pass through (MapNet and the UNet's
+            cross-attention), which starts from nothing while the rest starts from a trained base (ours).
         about: goes into the header of the exported weights.
     """
 
@@ -45,6 +49,7 @@ class RestorerTask:
         validation: Sequence[HeldOut],
         *,
         lr: float,
+        tokens_lr: float | None = None,
         weight_decay: float = 1e-2,
         l2_weight: float = 2.0,
         lpips_weight: float = 5.0,
@@ -58,8 +63,14 @@ class RestorerTask:
         self.l2_weight, self.lpips_weight = l2_weight, lpips_weight
         self.device, self.about = device, dict(about)
         step = _Step(self.restorer)
-        trained = [p for p in step.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
+        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for name, parameter in step.named_parameters():
+            if parameter.requires_grad:
+                groups[any(part in name for part in _TOKENS_PATH)].append(parameter)
+        optimizer = torch.optim.AdamW(
+            [{"params": groups[True], "lr": tokens_lr or lr}, {"params": groups[False], "lr": lr}],
+            weight_decay=weight_decay,
+        )
         self.phase = Phase("generator", step, optimizer, self._losses)
         self.phases = [self.phase]
 

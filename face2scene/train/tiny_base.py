@@ -39,14 +39,14 @@ def tiny_vae(*, channels: Sequence[int], latent_channels: int) -> AutoencoderKL:
 
 
 def tiny_unet(*, channels: Sequence[int], latent_channels: int, text_width: int, heads: int) -> UNet2DConditionModel:
-    """A UNet whose two finest levels are convolutional; the others attend to picture and text."""
-    depth = len(channels) - 2
+    """A UNet whose finest level is convolutional; the others attend to picture and text."""
+    depth = len(channels) - 1
     return UNet2DConditionModel(
         sample_size=128,
         in_channels=latent_channels,
         out_channels=latent_channels,
-        down_block_types=["DownBlock2D"] * 2 + ["CrossAttnDownBlock2D"] * depth,
-        up_block_types=["CrossAttnUpBlock2D"] * depth + ["UpBlock2D"] * 2,
+        down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * depth,
+        up_block_types=["CrossAttnUpBlock2D"] * depth + ["UpBlock2D"],
         block_out_channels=list(channels),
         layers_per_block=1,
         norm_num_groups=8,
