@@ -104,9 +104,10 @@ class MapNet(nn.Module):
         embedded = self.patches(features)  # (B, E, h', w')
         height, width = embedded.shape[-2:]
         if min(height, width) < max(self.grids):
+            finest = max(self.grids)
             raise ValueError(
-                f"A feature map of {tuple(features.shape[-2:])} is too small for a {max(self.grids)} x {max(self.grids)} "
-                "grid of tokens: use a larger face crop (faces.minimum) or fewer scales (mapnet.grids)."
+                f"A feature map of {tuple(features.shape[-2:])} is too small for a {finest} x {finest} grid of tokens: "
+                "use a larger face crop, or fewer scales (mapnet.grids)."
             )
         refined = self.attention(self.norm(embedded.flatten(2).transpose(1, 2)))  # (B, N, C)
         refined = refined.transpose(1, 2).unflatten(2, (height, width))

@@ -27,7 +27,7 @@ def photo() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
-    """A base model in diffusers' layout, random and smaller than the one that ships; its tokenizer is the shipped one."""
+    """A random base model in diffusers' layout, smaller than the one that ships; its tokenizer is the shipped one."""
     import shutil
 
     import torch
