@@ -37,10 +37,10 @@ def _do(cfg: DictConfig, run: Path) -> None:
         quickstart_report(
             run,
             dataset=cfg.dataset,
+            shipped=cfg.shipped,
             split=cfg.split,
             metrics=tuple(cfg.report_metrics),
             device=cfg.device,
-            shipped_probe=cfg.shipped_probe,
         )
     else:
         if cfg.truth is None:
