@@ -26,6 +26,7 @@ def main(cfg: DictConfig) -> None:
     options = OmegaConf.to_container(cfg.pipeline, resolve=True)
     try:
         jobs = find_jobs(cfg.input, references=cfg.references, truth=cfg.truth)
+        print(f"{len(jobs)} picture(s); loading the models.", flush=True)
         pipeline = Face2ScenePipeline.from_files(
             cfg.restorer_weights,
             cfg.fadex_weights,

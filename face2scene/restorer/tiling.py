@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -32,12 +33,12 @@ def in_tiles(work: Callable[[Tensor], Tensor], image: Tensor, *, tile: int, over
         return work(image)
     total = torch.zeros_like(image)
     weight = torch.zeros_like(image[:, :1])
-    for y in rows:
-        for x in columns:
-            part = image[..., y : y + tile, x : x + tile]
-            ramp = _ramp(part.shape[-2], overlap).outer(_ramp(part.shape[-1], overlap)).to(image)
-            total[..., y : y + tile, x : x + tile] += ramp * work(part)
-            weight[..., y : y + tile, x : x + tile] += ramp
+    places = [(y, x) for y in rows for x in columns]
+    for y, x in tqdm(places, desc="tiles", unit="tile", leave=False, disable=len(places) < 4):
+        part = image[..., y : y + tile, x : x + tile]
+        ramp = _ramp(part.shape[-2], overlap).outer(_ramp(part.shape[-1], overlap)).to(image)
+        total[..., y : y + tile, x : x + tile] += ramp * work(part)
+        weight[..., y : y + tile, x : x + tile] += ramp
     return total / weight
 
 
