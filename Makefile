@@ -24,9 +24,9 @@ help: ## Show these targets
 
 venv: $(STAMP) ## Create .venv and install everything that the demo and the tests need
 
-demo: $(STAMP) ## Train and run the whole method at CPU scale; ends in runs/quickstart/report.html
+demo: $(STAMP) ## Run the whole method at CPU scale; ends in runs/quickstart/report.html (PHOTOS=FOLDER adds yours)
 	$(VENV)/bin/face2scene fetch quickstart
-	$(VENV)/bin/python scripts/quickstart.py
+	$(VENV)/bin/python scripts/quickstart.py $(if $(PHOTOS),data.photos=$(PHOTOS) data.overwrite=true)
 
 test: $(STAMP) ## Check the style and run the tests
 	$(VENV)/bin/face2scene fetch tests

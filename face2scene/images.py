@@ -113,7 +113,7 @@ def to_tensor(image: np.ndarray) -> Tensor:
 
 def to_array(image: Tensor) -> np.ndarray:
     """Tensor (3, H, W) to a float32 array (H, W, 3), same values."""
-    return image.detach().float().cpu().permute(1, 2, 0).numpy()
+    return image.detach().float().cpu().permute(1, 2, 0).contiguous().numpy()
 
 
 def read_tensor(path: str | Path) -> Tensor:

@@ -2,9 +2,14 @@
 
 Each step is a command that a reader can run alone; it is printed before it starts. A step that is finished is
 recognised by the script itself, so a second run is short, and a run that was stopped goes on.
+
+    python scripts/quickstart.py [data.photos=FOLDER data.overwrite=true]
+
+Options are handed to the first step: your own photos join the held-out pictures.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 import webbrowser
@@ -43,9 +48,10 @@ def main() -> None:
     log = RUN / "seconds.json"
     seconds = read_json(log) if log.exists() else {}
     for number, (name, command) in enumerate(STEPS.items(), start=1):
-        print(f"\n[{number}/{len(STEPS)}] {name}\n$ {command}", flush=True)
+        words = command.split() + (sys.argv[1:] if number == 1 else [])
+        print(f"\n[{number}/{len(STEPS)}] {name}\n$ {shlex.join(words)}", flush=True)
         start = perf_counter()
-        code = subprocess.run(command.split(), env=environment, check=False).returncode
+        code = subprocess.run(words, env=environment, check=False).returncode
         if code:
             sys.exit(f"\nStep {number} ({name}) ended with code {code}. Mend what it says and run `make demo` again.")
         spent = round(perf_counter() - start, 1)
