@@ -43,7 +43,8 @@ clean: ## Remove .venv and caches; weights, data and runs stay
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pyiqa brings opencv-python-headless and, through facexlib, opencv-python. Both own the same folder, and the second one
-# needs a display library that servers lack: it is taken out, and the files it shared are put back.
+# needs a display library that servers lack: it is taken out, and the files it shared are put back. Its bitsandbytes
+# serves a metric that is not used here and complains on every import: it goes too.
 # The tests read RAW files (raw) and ONNX networks (onnxruntime) besides; basicsr, insightface and wandb are not needed.
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and none was found: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -56,5 +57,6 @@ $(STAMP): pyproject.toml
 		$(VENV)/bin/python -m pip uninstall --quiet --yes opencv-python && \
 		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --force-reinstall --no-deps \
 			"opencv-python-headless==$$headless"; fi
+	$(VENV)/bin/python -m pip uninstall --quiet --yes bitsandbytes
 	rm -f $(VENV)/.installed-*
 	touch $@
