@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> None:
         tokens_lr=settings.tokens_lr,
         weight_decay=settings.weight_decay,
         device=accelerator.device,
-        about={"run": cfg.name, "data": cfg.data.root, "ref_fr": ref_fr.name},
+        about={"run": cfg.name, "data": cfg.data.name, "ref_fr": ref_fr.name},
     )
     with run.timed("train"):
         train(task, accelerator, Schedule(**settings.schedule), run, seed=cfg.seed, workers=settings.workers)
