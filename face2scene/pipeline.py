@@ -198,7 +198,8 @@ class Face2ScenePipeline:
         if known and face.identity is not None:
             cosines = {path: float(other.identity @ face.identity) for path, other in known.items()}
             best = max(cosines, key=cosines.__getitem__)
-            row |= {"reference": best.name, "similarity": round(cosines[best], 4)}
+            same = cosines[best] >= getattr(self.detector, "same_threshold", 1.0)
+            row |= {"reference": best.name if same else None, "similarity": round(cosines[best], 4)}
         return row
 
     def _reference_face(self, path: Path) -> Face | None:
