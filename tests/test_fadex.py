@@ -1,12 +1,14 @@
 import copy
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator, debug_launcher
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
 from face2scene.checkpoints import save_weights
@@ -342,8 +344,20 @@ def _one_of_two(folder, faces):
     torch.save(state, folder / f"rank{torch.distributed.get_rank()}.pt")
 
 
+LAUNCH = """
+import sys
+from pathlib import Path
+from accelerate import debug_launcher
+sys.path.insert(0, sys.argv[1])
+from test_fadex import _one_of_two
+debug_launcher(_one_of_two, (Path(sys.argv[2]), [Path(p) for p in sys.argv[3:]]), num_processes=2)
+"""
+
+
 def test_two_processes_have_one_queue_and_one_encoder(tmp_path, faces):
-    debug_launcher(_one_of_two, (tmp_path, faces), num_processes=2)
+    # In an interpreter of its own: this one has started OpenMP threads by now, and a fork of it would wait for them.
+    words = [sys.executable, "-c", LAUNCH, str(Path(__file__).parent), str(tmp_path), *map(str, faces)]
+    subprocess.run(words, check=True, timeout=300)
     one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, tensor in one.items():
         if "running" not in name:  # each keeps the statistics of its own batches until the next broadcast
