@@ -7,12 +7,12 @@ from face2scene.degradation.operators import (
     Jpeg,
     Operator,
     PoissonNoise,
-    Recipe,
     Resize,
     RestoreSize,
     Sinc,
 )
 from face2scene.degradation.presets import PRESETS
+from face2scene.degradation.recipe import Recipe
 from face2scene.degradation.space import Space
 
 __all__ = [

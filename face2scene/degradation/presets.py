@@ -13,11 +13,11 @@ from face2scene.degradation.operators import (
     GaussianNoise,
     Jpeg,
     PoissonNoise,
-    Recipe,
     Resize,
     RestoreSize,
     Sinc,
 )
+from face2scene.degradation.recipe import Recipe
 
 PRESETS: dict[str, Recipe] = {
     "d1": Recipe(  # "strong downscale + strong blur + high JPEG"

@@ -15,11 +15,11 @@ from face2scene.degradation.operators import (
     Jpeg,
     Operator,
     PoissonNoise,
-    Recipe,
     Resize,
     RestoreSize,
     Sinc,
 )
+from face2scene.degradation.recipe import Recipe
 
 Range = tuple[float, float]
 DIRECTIONS = ("up", "down", "keep")

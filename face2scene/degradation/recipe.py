@@ -1,0 +1,170 @@
+"""Damage as a value: a Recipe is an ordered tuple of operators with every number in it.
+
+Drawn once (space.py), stored as JSON, applied to any number of pictures of any size. Two recipes are equal when they
+name the same operator; the seed of the noise realisation is kept apart, so the same damage can hit two pictures with
+different grain.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from operator import index
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from face2scene.degradation.operators import OPERATORS, Operator, RestoreSize
+from face2scene.runs import seed_from
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An ordered degradation. Equality, hash and `key` are the operator's; the noise seed does not count.
+
+    Operator number n draws its noise from a generator seeded by (noise_seed, n) alone: the same recipe on the
+    same picture gives the same bytes in any process, order or batch of one platform.
+    """
+
+    operators: tuple[Operator, ...] = ()
+    noise_seed: int = field(default=0, compare=False)
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "operators", tuple(self.operators))
+        if self.schema != SCHEMA:
+            raise ValueError(f"Recipe.schema is {self.schema!r}: this version of the code reads {SCHEMA} only.")
+        object.__setattr__(self, "noise_seed", _seed(self.noise_seed))
+        for operator in self.operators:
+            if type(operator).__name__ not in OPERATORS:
+                raise TypeError(f"Recipe.operators holds {operator!r}: it must be one of {', '.join(OPERATORS)}.")
+
+    @property
+    def key(self) -> str:
+        """Sixteen hex digits that stand for the operator, whatever the noise seed."""
+        text = json.dumps([_operator_to_dict(operator) for operator in self.operators], sort_keys=True)
+        return hashlib.sha256(f"{self.schema}:{text}".encode()).hexdigest()[:16]
+
+    def with_noise_seed(self, noise_seed: int) -> "Recipe":
+        """The same operator with another noise realisation."""
+        return replace(self, noise_seed=noise_seed)
+
+    @torch.no_grad()
+    def apply(self, image: Tensor, *, keep_size: bool = True) -> Tensor:
+        """Damage a picture (3, H, W), float32 in [0, 1]; the input is left as it was.
+
+        Args:
+            keep_size: the result has the input's size. False leaves out the closing `RestoreSize`, which
+                gives the small picture that a super-resolution method reads.
+
+        Raises:
+            ValueError: not such a picture; too small for a kernel at some stage; the recipe ends at another
+                size.
+        """
+        _check_picture(image)
+        size = (int(image.shape[-2]), int(image.shape[-1]))
+        operators = self.operators
+        if not keep_size and operators and isinstance(operators[-1], RestoreSize):
+            operators = operators[:-1]
+        damaged = image
+        for position, operator in enumerate(operators):
+            damaged = operator(damaged, _generator(self.noise_seed, position), size)
+        if keep_size and damaged.shape != image.shape:
+            raise ValueError(
+                f"The recipe makes {tuple(damaged.shape[-2:])} pixels of {size}: "
+                "end it with RestoreSize, or apply it with keep_size=False."
+            )
+        return damaged.clone() if damaged is image else damaged
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        operators = [_operator_to_dict(operator) for operator in self.operators]
+        return {"schema": self.schema, "operators": operators, "noise_seed": self.noise_seed}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: another schema version, an unknown operator or field, a value outside its range.
+        """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"A recipe is a mapping with schema, operators and noise_seed, not {values!r}.")
+        if "schema" not in values or values["schema"] != SCHEMA:
+            raise ValueError(
+                f"The recipe has schema version {values.get('schema')!r}: this version of the code reads {SCHEMA} only."
+            )
+        unknown = sorted(set(values) - {"schema", "operators", "noise_seed"})
+        if unknown:
+            raise ValueError(f"A recipe has no {unknown}: its fields are schema, operators and noise_seed.")
+        if not isinstance(values.get("operators"), list | tuple):
+            raise ValueError(f"Recipe.operators is {values.get('operators')!r}: it must be a list of operators.")
+        return cls(tuple(_operator_from_dict(o) for o in values["operators"]), values.get("noise_seed", 0))
+
+    def to_json(self) -> str:
+        """One line of JSON; every number comes back bit for bit."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Recipe":
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: the text is cut or no JSON; and what `from_dict` refuses.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"The recipe is not whole JSON, it may have been cut ({error}).") from error
+        return cls.from_dict(values)
+
+
+def _operator_to_dict(operator: Operator) -> dict[str, Any]:
+    values = {f.name: getattr(operator, f.name) for f in fields(operator)}
+    return {"kind": type(operator).__name__} | {name: v for name, v in values.items() if v is not None}
+
+
+def _operator_from_dict(values: Any) -> Operator:
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if kind not in OPERATORS:
+        raise ValueError(f"Unknown operator {kind!r} in {values!r}: choose from {', '.join(OPERATORS)}.")
+    given = {name: value for name, value in values.items() if name != "kind"}
+    known = {f.name for f in fields(OPERATORS[kind])}
+    needed = {f.name for f in fields(OPERATORS[kind]) if f.default is MISSING}
+    if given.keys() - known or needed - given.keys():
+        raise ValueError(
+            f"{kind} does not fit: unknown {sorted(given.keys() - known)}, "
+            f"missing {sorted(needed - given.keys())}; its fields are {sorted(known)}."
+        )
+    return OPERATORS[kind](**given)
+
+
+def _generator(noise_seed: int, position: int) -> torch.Generator:
+    # Part of the recipe's format: another formula would change every stored recipe's grain.
+    return torch.Generator().manual_seed(seed_from(noise_seed, position))
+
+
+def _check_picture(image: Tensor) -> None:
+    if not isinstance(image, Tensor) or image.dim() != 3 or image.shape[0] != 3:
+        got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(f"A picture is a tensor (3, H, W), got {got}: repeat a grey one to three channels.")
+    if image.dtype != torch.float32:
+        raise ValueError(f"A picture is float32 in [0, 1], got {image.dtype}: see face2scene.images.to_tensor.")
+    if image.numel() == 0:
+        raise ValueError(f"A picture has at least one pixel, got {tuple(image.shape)}.")
+    low, high = (float(v) for v in torch.aminmax(image))
+    if not (low >= 0 and high <= 1):  # false for NaN too
+        raise ValueError(f"A picture's values lie in [0, 1], got {low:g} to {high:g}: scale or clean it first.")
+
+
+def _seed(seed: Any) -> int:
+    try:
+        whole = index(seed)  # NumPy's whole numbers too
+    except TypeError:
+        whole = -1
+    if isinstance(seed, bool) or not 0 <= whole < 2**63:
+        raise ValueError(f"Recipe.noise_seed is {seed!r}: it must be a whole number from 0 to {2**63 - 1}.")
+    return whole
