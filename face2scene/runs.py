@@ -144,10 +144,11 @@ def open_run(cfg: DictConfig, *, main: bool = True) -> Run:
 
 
 def _trackers(config: dict) -> Iterator[Any]:
-    from hydra.utils import instantiate
+    from hydra.utils import get_object  # hydra.instantiate has an argument `config` of its own
 
-    if config.get("tracker") and config["tracker"].get("_target_"):
-        yield instantiate(config["tracker"], name=config["name"], config=config)
+    options = dict(config.get("tracker") or {})
+    if options:
+        yield get_object(options.pop("_target_"))(name=config["name"], config=config, **options)
 
 
 def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
