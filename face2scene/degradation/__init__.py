@@ -1,7 +1,7 @@
 """Degradations as values: draw a Recipe from a Space once, apply it to any number of pictures."""
 
+from face2scene.degradation.camera import MotionBlur, SensorNoise, Webp
 from face2scene.degradation.operators import (
-    OPERATORS,
     Blur,
     GaussianNoise,
     Jpeg,
@@ -12,7 +12,8 @@ from face2scene.degradation.operators import (
     Sinc,
 )
 from face2scene.degradation.presets import PRESETS
-from face2scene.degradation.recipe import Recipe
+from face2scene.degradation.psf import SpatialBlur
+from face2scene.degradation.recipe import OPERATORS, Recipe, apply_batch
 from face2scene.degradation.space import Space
 
 __all__ = [
@@ -21,11 +22,16 @@ __all__ = [
     "Blur",
     "GaussianNoise",
     "Jpeg",
+    "MotionBlur",
     "Operator",
     "PoissonNoise",
     "Recipe",
     "Resize",
     "RestoreSize",
+    "SensorNoise",
     "Sinc",
     "Space",
+    "SpatialBlur",
+    "Webp",
+    "apply_batch",
 ]

@@ -71,15 +71,12 @@ def trim(kernel: Tensor, tolerance: float = 1e-7) -> Tensor:
 
     A narrow Gaussian drawn on a 21 x 21 grid is nine tenths zeros; the convolution need not visit them.
     """
-    size = kernel.shape[-1]
-    weight = kernel.abs()
-    edge = 0
-    while edge < size // 2:
-        inner = slice(edge + 1, size - edge - 1)
-        if weight.sum() - weight[inner, inner].sum() > tolerance:
-            break
-        edge += 1
-    kernel = kernel[edge : size - edge, edge : size - edge]
+    half = kernel.shape[-1] // 2
+    rows, columns = _grid(kernel.shape[-1])
+    ring = torch.maximum(rows.abs(), columns.abs()).long().flatten()
+    outside = torch.bincount(ring, kernel.abs().flatten()).flip(0).cumsum(0)  # of the outermost ring, of two, ...
+    edge = min(int((outside <= tolerance).sum()), half)
+    kernel = kernel[edge : kernel.shape[-1] - edge, edge : kernel.shape[-1] - edge]
     return kernel / kernel.sum()
 
 

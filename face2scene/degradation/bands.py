@@ -1,0 +1,106 @@
+"""Linear maps along the rows and the columns of a picture, fast on one core.
+
+A blur by a separable kernel, a mirrored border and every way of resizing are the same thing: each output row is a
+weighted sum of a few neighbouring input rows, and the same along the columns. Written as one matrix per axis, that
+matrix is zero but for a narrow band. `Bands` keeps the band only, cut into blocks of up to `BLOCK` outputs; a block is
+a small dense matrix, and small dense products run at the full speed of a core, whatever the weights are.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK = 32  # outputs a block at least; measured: smaller ones are all overhead, larger ones multiply more zeros
+STRIP = 400_000  # values worked on at a time: fits a core's cache and bounds the memory of a large picture
+
+
+@dataclass(frozen=True)
+class Block:
+    """Outputs `start` to `stop` from inputs `low` to `high`: `rank` float32 matrices (stop - start, high - low)."""
+
+    start: int
+    stop: int
+    low: int
+    high: int
+    matrices: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Linear maps of one length to another, as many as the rank of what they are part of, in blocks.
+
+    Blocks are of nearly one size: a single output would be summed in an order that depends on the number of threads.
+    """
+
+    blocks: tuple[Block, ...]
+
+    @property
+    def rank(self) -> int:
+        return len(self.blocks[0].matrices)
+
+    @property
+    def length_out(self) -> int:
+        return self.blocks[-1].stop
+
+    @classmethod
+    def of(cls, index: Tensor, weight: Tensor, length_in: int) -> "Bands":
+        """From the inputs that each output reads, (length_out, taps), and their weights, (rank, length_out, taps).
+
+        An input may be named twice; rows should read neighbours, or the band is wide.
+        """
+        count, rank = len(index), len(weight)
+        block = round(BLOCK * min(max(count / length_in, 1.0), 4.0))  # where it enlarges, a block reads few inputs
+        blocks = -(-count // block)
+        starts = [number * count // blocks for number in range(blocks + 1)]
+        rows = (torch.tensor(starts[:-1])[:, None] + torch.arange(block)).clamp(max=count - 1)  # some to spare
+        index, weight = index[rows], weight[:, rows]
+        lows, highs = index.amin(dim=(1, 2)), index.amax(dim=(1, 2)) + 1
+        width = int((highs - lows).max())
+        lows = lows.clamp(max=length_in - width)
+        place = (index - lows[:, None, None]).expand(rank, -1, -1, -1)
+        band = weight.new_zeros(rank, blocks, block, width).scatter_add_(3, place, weight).float()
+        return cls(
+            tuple(
+                Block(start, stop, low, low + width, tuple(band[:, number, : stop - start].unbind()))
+                for number, (start, stop, low) in enumerate(zip(starts[:-1], starts[1:], lows.tolist(), strict=True))
+            )
+        )
+
+
+def transform(image: Tensor, rows: Bands, columns: Bands) -> Tensor:
+    """Sum over the ranks of (rows x picture x columns transposed), clamped to [0, 1].
+
+    Args:
+        image: float32 (C, h, w) on the CPU.
+        rows: from h to the height of the result; columns: from w to its width. Of the same rank.
+
+    Returns:
+        A new contiguous tensor (C, height, width).
+    """
+    image = image.contiguous()
+    result = image.new_empty(len(image), rows.length_out, columns.length_out)
+    for channel, out in zip(image, result, strict=True):
+        for strip in _strips(rows.blocks, max(image.shape[2], result.shape[2])):
+            low, start = strip[0].low, strip[0].start
+            source = channel[low : strip[-1].high]
+            middle = image.new_empty(len(source), columns.length_out)
+            for rank in range(rows.rank):
+                for block in columns.blocks:
+                    part = middle[:, block.start : block.stop]
+                    torch.mm(source[:, block.low : block.high], block.matrices[rank].T, out=part)
+                for block in strip:
+                    part, read = out[block.start : block.stop], middle[block.low - low : block.high - low]
+                    if rank == 0:
+                        torch.mm(block.matrices[rank], read, out=part)
+                    else:
+                        part.addmm_(block.matrices[rank], read)
+            out[start : strip[-1].stop].clamp_(0, 1)
+    return result
+
+
+def _strips(blocks: tuple[Block, ...], values_per_row: int) -> Iterator[tuple[Block, ...]]:
+    step = max(1, STRIP // (values_per_row * (blocks[0].stop - blocks[0].start)))
+    for first in range(0, len(blocks), step):
+        yield blocks[first : first + step]

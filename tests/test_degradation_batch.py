@@ -1,0 +1,418 @@
+"""Degradations in bulk: batches, loader workers, threads and gradients give what one picture alone gets."""
+
+import importlib
+import io
+import math
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from scipy import stats
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision.transforms import functional as transforms
+
+from face2scene.degradation import (
+    Blur,
+    GaussianNoise,
+    Jpeg,
+    PoissonNoise,
+    Recipe,
+    Resize,
+    RestoreSize,
+    Sinc,
+    Space,
+    apply_batch,
+    bands,
+    convolve,
+    jpeg,
+    kernels,
+    noise,
+    resize,
+)
+from face2scene.images import to_array, to_bytes, to_tensor
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "degradation"
+OPERATORS = [
+    Blur("iso", 13, sigma_x=1.2),
+    Blur("aniso", 15, sigma_x=2.0, sigma_y=0.6, theta_rad=0.7),
+    Blur("plateau_iso", 21, sigma_x=2.0, beta=1.3),
+    Sinc(1.4, 13),
+    Resize(0.43, "area"),
+    Resize(0.6, "bilinear", antialias=False),
+    Resize(1.3, "bicubic", antialias=False),
+    Resize(0.5, "bicubic"),
+    GaussianNoise(9.0),
+    GaussianNoise(9.0, grey=True),
+    PoissonNoise(1.2),
+    PoissonNoise(1.2, grey=True),
+    Jpeg(60, "differentiable"),
+]
+
+
+def picture(height: int = 96, width: int = 80, seed: int = 0) -> torch.Tensor:
+    return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def drawn(name: str, count: int, seed: int = 0) -> list[Recipe]:
+    values = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
+    space = Space(**{key: value for key, value in values.items() if key != "_target_"})
+    rng = np.random.default_rng(seed)
+    return [space.draw(rng) for _ in range(count)]
+
+
+def name_of(operator: object) -> str:
+    return repr(operator)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+# One picture, a batch, an array
+
+
+def test_each_picture_of_a_batch_gets_what_its_own_recipe_gives_it_alone():
+    recipes = [*drawn("paper", 3), Recipe()]
+    images = torch.stack([picture(seed=n) for n in range(4)])
+    together = apply_batch(images, recipes)
+    for n in (2, 0, 3, 1):
+        assert torch.equal(together[n], recipes[n].apply(images[n]))
+    assert torch.equal(apply_batch(images.flip(0), recipes[::-1]), together.flip(0))
+    assert torch.equal(images[0], picture(seed=0))  # left as they were
+    assert apply_batch(images[:0], []).shape == (0, 3, 96, 80)
+
+
+def test_a_batch_of_one_operator_hands_out_the_small_pictures_too():
+    small = apply_batch(torch.stack([picture(), picture()]), drawn("paper", 2), keep_size=False)
+    assert small.shape == (2, 3, 24, 20)
+
+
+def test_a_number_of_threads_changes_no_byte(threads):
+    generator = np.random.default_rng(1)
+    for recipe in [*drawn("paper", 5), *drawn("severe", 4), *drawn("mild", 4)]:
+        image = picture(*(int(side) for side in generator.integers(97, 420, 2)))
+        threads(1)
+        alone = recipe.apply(image)
+        for count in (2, 3):
+            threads(count)
+            assert torch.equal(recipe.apply(image), alone), recipe.to_json()
+
+
+@pytest.mark.parametrize("side", [97, 129, 289, 417])  # one more than whole blocks
+def test_a_side_of_one_more_than_whole_blocks_is_no_exception_to_it(threads, side):
+    recipe = Recipe((Blur("iso", 21, 3.0), Resize(0.7), RestoreSize()))
+    threads(1)
+    alone = recipe.apply(picture(side, side))
+    threads(2)
+    assert torch.equal(recipe.apply(picture(side, side)), alone)
+
+
+def test_where_in_memory_a_picture_lies_changes_no_byte():
+    image = picture(101, 97)
+    elsewhere = torch.empty(image.numel() + 5)[5:].view(image.shape).copy_(image)
+    channels_last = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    for recipe in drawn("paper", 4, seed=2):
+        assert torch.equal(recipe.apply(elsewhere), recipe.apply(image))
+        assert torch.equal(recipe.apply(channels_last), recipe.apply(image))
+
+
+def test_an_array_gets_what_the_same_tensor_gets(photo):
+    for recipe in drawn("severe", 3):
+        expected = recipe.apply(to_tensor(photo[:200, :180]))
+        floats = recipe.apply_array(photo[:200, :180])
+        assert floats.dtype == np.float32 and np.array_equal(floats, to_array(expected))
+        assert np.array_equal(recipe.apply_array(photo[:200, :180].astype(np.float64)), floats)
+        whole = recipe.apply_array(to_bytes(photo[:200, :180]))  # this photo has 8 bits: nothing is lost
+        assert whole.dtype == np.uint8 and np.array_equal(whole, to_bytes(expected))
+    assert Recipe((Resize(0.5), RestoreSize())).apply_array(photo, keep_size=False).shape == (256, 256, 3)
+
+
+class _Loaded(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return drawn("paper", 4)[number].apply_array(to_bytes(picture(seed=number)))
+
+
+def test_loader_workers_give_the_bytes_of_the_main_process():
+    here = [_Loaded()[number] for number in range(4)]
+    for batch, expected in zip(DataLoader(_Loaded(), batch_size=None, num_workers=2), here, strict=True):
+        assert np.array_equal(batch, expected)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("images", "recipes", "message"),
+    [
+        (torch.rand(3, 8, 8), [Recipe()], r"\(B, 3, H, W\) with B recipes, got \(3, 8, 8\)"),
+        (torch.rand(2, 3, 8, 8), [Recipe()], "got .* and 1 recipes"),
+        (np.zeros((1, 3, 8, 8), np.float32), [Recipe()], "got ndarray"),
+        (torch.rand(1, 4, 8, 8), [Recipe()], r"\(3, H, W\), got \(4, 8, 8\)"),
+        (torch.full((1, 3, 8, 8), 2.0), [Recipe()], r"\[0, 1\], got 2"),
+        (torch.rand(1, 3, 8, 8), [Recipe((Blur("iso", 21, 1.0),))], "Blur.size is 21, .* at most 15"),
+        (torch.rand(1, 3, 8, 8), [Recipe((Sinc(1.0, 21),))], "Sinc.size is 21, .* at most 15"),
+    ],
+)
+def test_what_is_no_batch_is_refused(images, recipes, message):
+    with pytest.raises(ValueError, match=message):
+        apply_batch(images, recipes)
+
+
+def test_a_batch_whose_results_differ_in_size_is_refused():
+    recipes = [Recipe((Resize(0.5),)), Recipe((Resize(0.25),))]
+    with pytest.raises(ValueError, match=r"pictures of \(48, 40\) and \(24, 20\) pixels"):
+        apply_batch(torch.stack([picture(), picture()]), recipes, keep_size=False)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((8, 8), np.uint8), r"\(H, W, 3\), got \(8, 8\)"),
+        (np.zeros((3, 8, 8), np.uint8), r"\(H, W, 3\), got \(3, 8, 8\)"),
+        (np.zeros((8, 8, 3), np.uint16), "uint8, or float in .*, got uint16"),
+        (np.full((8, 8, 3), np.nan), "nan"),
+        (np.full((8, 8, 3), 255.0), r"\[0, 1\], got 255"),
+        (torch.zeros(3, 8, 8), "got Tensor"),
+        (np.zeros((0, 8, 3), np.uint8), "at least one pixel"),
+    ],
+)
+def test_what_is_no_array_picture_is_refused(array, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe().apply_array(array)
+
+
+# The ways to compute one operator
+
+
+@dataclass(frozen=True)
+class Lopsided:
+    """A kernel without symmetry, as a shaken hand has."""
+
+    size: int = 9
+
+    def kernel(self) -> torch.Tensor:
+        kernel = torch.rand(self.size, self.size, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+        return kernel / kernel.sum()
+
+
+@pytest.mark.parametrize("operator", [*OPERATORS[:4], Lopsided()], ids=name_of)
+def test_every_way_to_convolve_gives_the_same(operator, monkeypatch):
+    image, kernel = picture(150, 131), kernels.trim(operator.kernel())
+    ways = {
+        "plain": convolve.plain(image, kernel),
+        "torch": convolve.by_fourier(image, kernel),
+        "scipy": convolve.by_scipy(image, kernel),
+        "chosen": convolve.convolve(image, operator),
+    }
+    monkeypatch.setattr(convolve, "TILE", 5000)
+    ways["tiles"] = convolve.by_scipy(image, kernel)
+    monkeypatch.setattr(convolve, "MAX_RANK", 21)
+    monkeypatch.setattr(bands, "STRIP", 5000)
+    convolve._factors.cache_clear()
+    convolve._bands.cache_clear()
+    ways["separable"] = convolve.convolve(image, operator)
+    convolve._factors.cache_clear()
+    convolve._bands.cache_clear()
+    expected = convolve.plain(image.double(), kernel).float()
+    for way, blurred in ways.items():
+        torch.testing.assert_close(blurred, expected, rtol=0, atol=2e-6, msg=lambda text, way=way: f"{way}: {text}")
+
+
+def test_a_kernel_without_symmetry_smears_a_point_into_itself():
+    point = torch.zeros(3, 31, 31)
+    point[:, 15, 15] = 1
+    smeared = convolve.convolve(point, Lopsided())[0, 11:20, 11:20]
+    torch.testing.assert_close(smeared.double(), Lopsided().kernel(), rtol=0, atol=1e-6)
+
+
+SIZES = [((96, 80), (401, 333)), ((401, 333), (97, 80)), ((64, 64), (1, 2)), ((1, 3), (9, 5)), ((65, 33), (64, 34))]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize(("mode", "antialias"), [(m, a) for m in resize.MODES for a in (False, True)])
+def test_resizing_is_torchs(mode, antialias, sizes):
+    image = picture(*sizes[0])
+    options = {} if mode == "area" else {"align_corners": False, "antialias": antialias}
+    expected = F.interpolate(image[None], size=sizes[1], mode=mode, **options)[0].clamp(0, 1)
+    torch.testing.assert_close(resize.resize(image, sizes[1], mode, antialias), expected, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=name_of)
+def test_gradients_flow_on_request_and_change_the_picture_by_rounding_only(operator):
+    image = picture().mul(0.8).add(0.1)
+    recipe = Recipe((operator, RestoreSize()))
+    wanted = image.clone().requires_grad_()
+    damaged = recipe.apply(wanted, gradients=True)
+    # The formula of JPEG rounds, and what another way computes may round the other way.
+    torch.testing.assert_close(damaged.detach(), recipe.apply(image), rtol=0, atol=1e-4)
+    assert not recipe.apply(wanted).requires_grad  # not asked for
+    weight = picture(seed=5)
+    (gradient,) = torch.autograd.grad((damaged * weight).sum(), wanted)
+    assert gradient.isfinite().all() and gradient.abs().mean() > 1e-3
+    if not isinstance(operator, Jpeg | PoissonNoise):  # these two round; the others are linear where nothing is cut off
+        step = 1e-2 * picture(seed=6)
+        moved = recipe.apply((image + step).requires_grad_(), gradients=True)
+        slope = ((moved - damaged) * weight).sum().item()
+        assert (gradient * step).sum().item() == pytest.approx(slope, rel=0.01)
+
+
+def test_gradients_flow_through_a_batch_to_each_picture():
+    images = torch.stack([picture(), picture(seed=1)]).requires_grad_()
+    recipes = [Recipe((OPERATORS[0], Jpeg(70, "differentiable"))), Recipe((OPERATORS[4], RestoreSize()))]
+    damaged = apply_batch(images, recipes, gradients=True)
+    (gradient,) = torch.autograd.grad(damaged[1].sum(), images)
+    assert gradient[1].abs().sum() > 0 and not gradient[0].any()
+    assert not apply_batch(images, recipes).requires_grad
+
+
+def test_a_real_codec_refuses_gradients_and_says_what_to_do():
+    with pytest.raises(ValueError, match=r"Jpeg.codec is 'libjpeg'.*'differentiable'"):
+        Recipe((Jpeg(50),)).apply(picture().requires_grad_(), gradients=True)
+
+
+# JPEG
+
+
+@pytest.mark.parametrize("quality", [1, 30, 75, 95, 100])
+def test_the_real_jpeg_is_pillows_at_the_same_quality_and_subsampling(quality, photo):
+    for image in (photo[:131, :97], to_array(picture(64, 67))):  # a photo, and noise that hardly compresses
+        file = io.BytesIO()
+        Image.fromarray(to_bytes(image)).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+        expected = np.asarray(Image.open(file))
+        assert np.array_equal(to_bytes(Recipe((Jpeg(quality),)).apply_array(image)), expected)
+
+
+def test_a_large_picture_goes_through_the_codec_in_one_piece(monkeypatch, photo):
+    whole = jpeg.codec(to_tensor(photo), 70)
+    monkeypatch.setattr(jpeg, "STRIP", 512 * 37)
+    assert torch.equal(jpeg.codec(to_tensor(photo), 70), whole)
+
+
+@pytest.mark.parametrize("quality", [5, 30, 49, 50, 75, 95])
+def test_the_differentiable_jpeg_is_basicsrs_with_upright_tables(quality, photo):
+    old = types.ModuleType("torchvision.transforms.functional_tensor")  # basicsr 1.4.2 imports it; it was removed
+    old.rgb_to_grayscale = transforms.rgb_to_grayscale
+    sys.modules.setdefault(old.__name__, old)
+    pytest.importorskip("basicsr", reason="the witness comes with the extra `degrade`")
+    witness = importlib.import_module("basicsr.utils.diffjpeg").DiffJPEG(differentiable=True)
+    image = to_tensor(photo[:160, :112])
+    # basicsr's tables are turned over their diagonal; so is a picture whose sides are exchanged.
+    with torch.no_grad():
+        expected = witness(image.transpose(1, 2)[None].contiguous(), quality=quality)[0].transpose(1, 2)
+    difference = (Recipe((Jpeg(quality, "differentiable"),)).apply(image) - expected).abs()
+    assert (difference > 1e-4).float().mean() < 1e-3  # a value at the edge may round the other way
+    assert difference.mean() < 1e-5
+
+
+@pytest.mark.parametrize("quality", [10, 50, 90])
+def test_the_differentiable_jpeg_is_near_the_real_one(quality, photo):
+    image = to_tensor(photo[:200, 100:300])
+    real, formula = (Recipe((Jpeg(quality, c),)).apply(image) for c in jpeg.CODECS)
+    damage = (real - image).square().mean()
+    assert (formula - real).square().mean() < 0.25 * damage
+    assert (formula - image).square().mean() / damage == pytest.approx(1, abs=0.25)
+
+
+def test_the_differentiable_jpeg_takes_any_size_and_the_best_quality():
+    image = picture(33, 21)
+    best = Recipe((Jpeg(100, "differentiable"),)).apply(image)
+    assert best.shape == image.shape and best.isfinite().all()
+    flat = torch.full((3, 33, 21), 0.5)  # the padding must not darken the border
+    torch.testing.assert_close(Recipe((Jpeg(30, "differentiable"),)).apply(flat), flat, rtol=0, atol=0.02)
+
+
+# Noise
+
+
+def test_random_bits_are_splitmix64s():
+    words = [word % 2**64 for word in noise.random_words(1234567, 0, 3).tolist()]
+    assert words == [6457827717110365317, 3203168211198807973, 9817491932198370423]  # its published test
+    assert torch.equal(noise.random_words(9, 100, 50), noise.random_words(9, 0, 150)[100:])
+
+
+def test_the_size_of_a_chunk_changes_no_value(monkeypatch):
+    expected = noise.gaussian(3, 9999), noise.shot(picture(), 3)[0]
+    monkeypatch.setattr(noise, "CHUNK", 250)
+    assert torch.equal(noise.gaussian(3, 9999), expected[0])
+    assert torch.equal(noise.shot(picture(), 3)[0], expected[1])
+
+
+def test_gaussian_noise_is_normal_out_to_its_tails():
+    values = noise.gaussian(7, 4_000_000)
+    assert stats.kstest(values[:500_000].numpy(), "norm").pvalue > 0.01
+    for edge in (3.0, 4.0, 4.5):
+        found, expected = int((values.abs() > edge).sum()), 4_000_000 * 2 * stats.norm.sf(edge)
+        assert abs(found - expected) < 4 * math.sqrt(expected)
+    neighbours = torch.corrcoef(torch.stack((values[:-1], values[1:])))[0, 1]
+    other_seed = torch.corrcoef(torch.stack((values[:500_000], noise.gaussian(8, 500_000))))[0, 1]
+    assert abs(neighbours) < 0.002 and abs(other_seed) < 0.006
+
+
+@pytest.mark.parametrize("photons", [1, 16, 256])
+def test_the_tables_of_photon_counts_hold_poissons_probabilities(photons):
+    entries, offsets = noise._poisson_tables(photons, "cpu")
+    entries = entries.view(256, 256).long()
+    own = (entries >> 8).double() / 2**23
+    chance = (own / 256).scatter_add(1, entries & 255, (1 - own) / 256)
+    mean = np.arange(256)[:, None] * photons / 255
+    count = np.round(offsets.double().numpy()[:, None] + mean) + np.arange(256)
+    expected = np.where(count < 0, 0, stats.poisson.pmf(count, mean))
+    assert np.abs(chance.numpy() - expected).max() < 1e-8
+    assert stats.poisson.sf(count[:, -1], mean[:, 0]).max() < 1e-12  # nothing is cut off
+
+
+@pytest.mark.parametrize("level", [0, 3, 40, 200, 255])
+def test_photon_counts_are_poissons_by_chi_square(level):
+    picture = torch.full((512, 512), level / 255)
+    picture[:1, :256] = torch.arange(256) / 255  # all levels are used: white is 256 photons
+    centred, photons = noise.shot(picture, seed=level)
+    mean = level * 256 / 255
+    counts = np.round(centred[1:].numpy().ravel() + mean).astype(int)
+    assert photons == 256 and np.abs(counts - mean - centred[1:].numpy().ravel()).max() < 1e-3
+    if level == 0:
+        assert not counts.any()
+        return
+    low, high = (int(q) for q in stats.poisson.ppf((1e-4, 1 - 1e-4), mean))
+    edges = np.arange(low, high + 1)  # the bins are each count between, and the two tails
+    found = np.bincount(np.clip(counts, low, high + 1) - low, minlength=high - low + 2)
+    chances = np.diff(np.concatenate(([0], stats.poisson.cdf(edges, mean), [1])))
+    assert stats.chisquare(found, chances * len(counts)).pvalue > 1e-3
+
+
+# A GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("operator", [*OPERATORS, Jpeg(60)], ids=name_of)
+def test_a_gpu_agrees_with_the_cpu_within_the_stated_tolerance(operator):
+    recipe = Recipe((operator,))
+    image = picture(512, 512)
+    there = recipe.apply(image.cuda(), keep_size=False)
+    assert there.is_cuda
+    here = recipe.apply(image, keep_size=False)
+    if operator == Jpeg(60, "differentiable"):  # it rounds
+        assert (there.cpu() - here).abs().mean() < 1e-3
+    else:
+        torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_the_bits_of_the_cpu_and_agrees_in_the_mean_over_whole_recipes():
+    assert torch.equal(noise.gaussian(5, 100_001, "cuda").cpu(), noise.gaussian(5, 100_001))
+    assert torch.equal(noise.shot(picture().cuda(), 5)[0].cpu(), noise.shot(picture(), 5)[0])
+    recipes, images = drawn("paper", 4), torch.stack([picture(256, 256, seed=n) for n in range(4)])
+    there, here = apply_batch(images.cuda(), recipes), apply_batch(images, recipes)
+    assert there.is_cuda and (there.cpu() - here).abs().mean() < 1e-3

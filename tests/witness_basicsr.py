@@ -1,0 +1,19 @@
+"""basicsr 1.4.2 as an outside witness. It imports a torchvision module that is gone; this brings the one name back."""
+
+import sys
+import types
+import warnings
+
+import numpy as np
+from torchvision.transforms import functional
+
+_gone = types.ModuleType("torchvision.transforms.functional_tensor")
+_gone.rgb_to_grayscale = functional.rgb_to_grayscale
+sys.modules.setdefault(_gone.__name__, _gone)
+
+with warnings.catch_warnings(), np.errstate():  # it sets NumPy's for the whole process
+    warnings.simplefilter("ignore", DeprecationWarning)  # of SciPy's old names in its metrics
+    from basicsr.data import degradations
+    from basicsr.utils.img_process_util import filter2D
+
+__all__ = ["degradations", "filter2D"]
