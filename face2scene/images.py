@@ -1,33 +1,22 @@
-"""Pictures in and out: files of every kind become float32 RGB in [0, 1], and go back without loss.
+"""Pictures inside the package: float32 RGB in [0, 1], upright, in sRGB. Ranges, sizes and colour are settled here.
 
-The range, the colour order and the orientation are settled here, once, for the whole package.
+What files hold besides is the business of `face2scene.photos`.
 """
 
-import io
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from face2scene.files import atomic_write
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-MAX_PIXELS = 200_000_000  # our setting: a larger file is more often a bomb than a photo
-
-
-class ImageError(ValueError):
-    """A file that cannot be used as a picture; the message names the file and the reason."""
+from face2scene.photos import MAX_PIXELS, SUFFIXES, ImageError, quantize, read_photo
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read a picture upright, in sRGB.
-
-    EXIF orientation is applied, an embedded ICC profile is converted to sRGB, grey becomes three equal channels,
-    16 bit keeps its depth, and transparency is laid on white.
+    """Read a picture upright, in sRGB, transparency laid on white; see `photos.read_photo` for what files may hold.
 
     Returns:
         float32 (H, W, 3) in [0, 1].
@@ -36,57 +25,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         FileNotFoundError: no such file.
         ImageError: not a picture, cut short, or more than `max_pixels` pixels.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no picture at {path}.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels decides below
-            with Image.open(path) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise ImageError(
-                        f"{path} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million."
-                    )
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                return _to_float_rgb(_to_srgb(upright))
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{path} is too large to open safely ({error}).") from error
-    except Exception as error:  # Pillow's readers raise almost anything on damaged files
-        raise ImageError(f"{path} cannot be read as a picture ({type(error).__name__}: {error}).") from error
-
-
-def _to_srgb(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
-        return image
-    alpha = image.getchannel("A") if image.mode == "RGBA" else None
-    try:
-        converted = ImageCms.profileToProfile(
-            image.convert("RGB") if alpha else image,
-            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
-            ImageCms.createProfile("sRGB"),
-            outputMode="RGB",
-        )
-    except (ImageCms.PyCMSError, OSError):
-        return image  # a broken profile is treated like a missing one, as browsers do
-    if alpha:
-        converted.putalpha(alpha)
-    return converted
-
-
-def _to_float_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I") or image.mode == "F":
-        grey = np.asarray(image, dtype=np.float32)
-        top = 1.0 if image.mode == "F" and grey.max() <= 1 else 65535.0
-        return np.repeat((grey / top).clip(0, 1)[..., None], 3, axis=2)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = np.asarray(image.convert("RGBA"), dtype=np.float32) / 255
-        return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:])
-    return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    return read_photo(path, max_pixels=max_pixels).on_white()
 
 
 def write_png(path: str | Path, image: np.ndarray | Tensor) -> None:
@@ -101,7 +40,7 @@ def to_bytes(image: np.ndarray | Tensor) -> np.ndarray:
         image = to_array(image)
     if not np.isfinite(image).all():
         raise ImageError("A picture holds NaN or infinite values and cannot be written.")
-    return (image.clip(0, 1) * 255).round().astype(np.uint8)
+    return quantize(image, 8)
 
 
 def to_tensor(image: np.ndarray) -> Tensor:

@@ -1,0 +1,172 @@
+"""Photo files come back with what they held; bad ones are named."""
+
+import importlib.util
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from face2scene.photos import ImageError, Photo, read_photo, write_photo
+
+RNG = np.random.default_rng(0)
+PICTURE = RNG.random((7, 9, 3)).astype(np.float32)  # odd sides
+
+
+def display_p3() -> bytes:
+    """A profile whose red and blue are exchanged: no colour is left where sRGB has it."""
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return data.replace(b"rXYZ", b"tmp ").replace(b"bXYZ", b"rXYZ").replace(b"tmp ", b"bXYZ")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"])
+def test_every_format_comes_back_near_what_was_written(tmp_path, suffix):
+    smooth = np.linspace(0.1, 0.9, 48 * 33 * 3, dtype=np.float32).reshape(33, 48, 3)
+    write_photo(tmp_path / f"a{suffix}", smooth)
+    back = read_photo(tmp_path / f"a{suffix}")
+    assert np.abs(back.image - smooth).max() < (0.003 if suffix in (".png", ".tif", ".tiff") else 0.05)
+    assert (back.bits, back.grey, back.alpha, back.profile) == (8, False, None, None)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sixteen_bits_survive_to_the_last_one(tmp_path, suffix, channels):
+    like = Photo(
+        PICTURE, alpha=RNG.random((7, 9)).astype(np.float32) if channels == 4 else None, bits=16, grey=channels == 1
+    )
+    image = np.repeat(PICTURE[..., :1], 3, 2) if channels == 1 else PICTURE
+    write_photo(tmp_path / f"a{suffix}", image, like=like)
+    back = read_photo(tmp_path / f"a{suffix}")
+    assert back.bits == 16 and back.grey == (channels == 1)
+    np.testing.assert_allclose(back.image, image, atol=0.51 / 65535)
+    if channels == 4:
+        np.testing.assert_allclose(back.alpha, like.alpha, atol=0.51 / 65535)
+
+
+def test_an_independent_reader_sees_the_sixteen_bits(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    write_photo(tmp_path / "a.tif", PICTURE, like=Photo(PICTURE, bits=16))
+    levels = tifffile.imread(tmp_path / "a.tif")
+    assert levels.dtype == np.uint16
+    np.testing.assert_allclose(levels / 65535, PICTURE, atol=0.51 / 65535)
+
+
+def test_transparency_is_kept_apart_and_put_back(tmp_path):
+    alpha = np.linspace(0, 1, 63, dtype=np.float32).reshape(7, 9)
+    write_photo(tmp_path / "a.png", PICTURE, like=Photo(PICTURE, alpha))
+    back = read_photo(tmp_path / "a.png")
+    np.testing.assert_allclose(back.image, PICTURE, atol=0.51 / 255)
+    np.testing.assert_allclose(back.alpha, alpha, atol=0.51 / 255)
+    assert back.on_white()[0, 0].tolist() == [1, 1, 1]  # clear: the white below shows
+    write_photo(tmp_path / "a.webp", back.image, like=back)
+    assert read_photo(tmp_path / "a.webp").alpha is not None
+    write_photo(tmp_path / "a.jpg", np.zeros((7, 9, 3)), like=back)  # holds none: laid on white
+    assert read_photo(tmp_path / "a.jpg").image[0, 0].min() > 0.9
+
+
+def test_an_opaque_alpha_channel_is_no_transparency(tmp_path):
+    Image.new("RGBA", (4, 3), (9, 9, 9, 255)).save(tmp_path / "a.png")
+    assert read_photo(tmp_path / "a.png").alpha is None
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA"])
+def test_grey_stays_grey(tmp_path, mode):
+    Image.new(mode, (5, 4), 1 if mode == "1" else (70, 128) if mode == "LA" else 70).save(tmp_path / "a.png")
+    photo = read_photo(tmp_path / "a.png")
+    assert photo.grey
+    write_photo(tmp_path / "b.png", np.dstack([np.full((4, 5), v) for v in (0.9, 0.2, 0.1)]), like=photo)
+    with Image.open(tmp_path / "b.png") as written:
+        assert written.mode == ("LA" if mode == "LA" else "L")
+    assert read_photo(tmp_path / "b.png").image[0, 0, 0] == pytest.approx(0.299 * 0.9 + 0.587 * 0.2 + 0.0114, abs=0.003)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_a_colour_profile_is_undone_for_the_work_and_redone_for_the_file(tmp_path, suffix):
+    image = Image.new("RGB", (16, 16), (200, 40, 90))
+    image.save(tmp_path / "a.png", icc_profile=display_p3())
+    photo = read_photo(tmp_path / "a.png")
+    assert np.abs(photo.image[0, 0] * 255 - (200, 40, 90)).max() > 50  # another colour in sRGB
+    write_photo(tmp_path / f"b{suffix}", photo.image, like=photo)
+    with Image.open(tmp_path / f"b{suffix}") as written:
+        assert written.info["icc_profile"] == photo.profile
+        assert np.abs(np.asarray(written)[8, 8].astype(int) - (200, 40, 90)).max() <= 4
+    np.testing.assert_allclose(read_photo(tmp_path / f"b{suffix}").image, photo.image, atol=4 / 255)
+
+
+def test_a_profile_that_means_srgb_is_no_profile_and_a_broken_one_neither(tmp_path):
+    for number, data in enumerate((ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), b"nonsense")):
+        Image.new("RGB", (4, 4), (200, 40, 90)).save(tmp_path / f"{number}.png", icc_profile=data)
+        photo = read_photo(tmp_path / f"{number}.png")
+        assert photo.profile is None
+        np.testing.assert_allclose(photo.image[0, 0] * 255, (200, 40, 90), atol=1e-3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("bits", [8, 16])
+def test_every_exif_orientation_is_applied_once_and_the_rest_of_exif_stays(tmp_path, orientation, bits):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = orientation, "A Camera"
+    path = tmp_path / "a.png"
+    write_photo(path, PICTURE, like=Photo(PICTURE, bits=bits, exif=exif.tobytes()))
+    photo = read_photo(path)
+    with Image.open(path) as stored:
+        stored.load()
+        pillow = Image.fromarray((PICTURE * 255).round().astype(np.uint8))
+        turned = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(orientation)
+        expected = pillow if turned is None else pillow.transpose(Image.Transpose(turned))
+    np.testing.assert_allclose(photo.image * 255, np.asarray(expected), atol=0.51)
+    write_photo(tmp_path / "b.jpg", photo.image, like=photo)
+    with Image.open(tmp_path / "b.jpg") as written:
+        assert written.getexif()[0x010F] == "A Camera" and 0x0112 not in written.getexif()
+
+
+def test_sixteen_bits_with_a_profile_say_that_the_depth_is_lost(tmp_path):
+    import cv2
+
+    path = tmp_path / "a.png"
+    ok, encoded = cv2.imencode(".png", (PICTURE * 65535).astype(np.uint16))
+    assert ok
+    import struct
+    import zlib
+
+    content = b"p3\0\0" + zlib.compress(display_p3())
+    chunk = struct.pack(">I", len(content)) + b"iCCP" + content + struct.pack(">I", zlib.crc32(b"iCCP" + content))
+    data = encoded.tobytes()
+    path.write_bytes(data[:33] + chunk + data[33:])
+    photo = read_photo(path)
+    assert photo.bits == 8 and photo.profile and "depth is lost" in photo.warnings[0]
+
+
+def test_heic_is_read_where_pillow_heif_is_and_named_where_it_is_not(tmp_path):
+    if importlib.util.find_spec("pillow_heif") is None:
+        (tmp_path / "a.heic").write_bytes(b"x")
+        with pytest.raises(ModuleNotFoundError, match="pillow_heif"):
+            read_photo(tmp_path / "a.heic")
+        return
+    import pillow_heif
+
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 40, 90))).save(tmp_path / "a.heic", quality=95)
+    np.testing.assert_allclose(read_photo(tmp_path / "a.heic").image[20, 20] * 255, (200, 40, 90), atol=6)
+
+
+def test_camera_raw_is_developed(weights):
+    photo = read_photo(next(weights("sony_raw").glob("*.ARW")))
+    assert photo.bits == 16 and photo.image.shape[2] == 3 and min(photo.image.shape[:2]) > 3000
+    assert 0.02 < photo.image.mean() < 0.6
+
+
+def test_what_cannot_be_read_or_written_is_named(tmp_path):
+    (tmp_path / "broken.dng").write_bytes(b"II*\0 not a photo")
+    with pytest.raises(ImageError, match=r"broken\.dng cannot be developed"):
+        read_photo(tmp_path / "broken.dng")
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    (tmp_path / "lies.jpg").write_bytes(buffer.getvalue())
+    assert read_photo(tmp_path / "lies.jpg").image.shape == (4, 4, 3)  # the content decides, not the suffix
+    with pytest.raises(ImageError, match="suffix must be one of"):
+        write_photo(tmp_path / "a.gif", PICTURE)
+    with pytest.raises(ImageError, match="NaN"):
+        write_photo(tmp_path / "a.png", PICTURE * np.nan)
+    with pytest.raises(ImageError, match="transparency has"):
+        write_photo(tmp_path / "a.png", PICTURE, like=Photo(PICTURE, np.ones((2, 2), np.float32)))
+    assert not (tmp_path / "a.png").exists()
