@@ -23,6 +23,7 @@ class Face:
     landmarks_68: np.ndarray | None = None  # (68, 2), iBUG order
     identity: np.ndarray | None = None  # (D,) unit length
     identity_model: str = ""  # identities of different models are never compared
+    pose: tuple[float, float, float] | None = None  # yaw, pitch, roll in degrees, see `faces.pose`
 
     @property
     def size(self) -> float:
@@ -38,6 +39,7 @@ class FacePair:
     restored: Tensor  # (3, h, w)
     degraded: Tensor  # (3, h, w)
     box: Box  # where both lie in the scene, whole pixels
+    notes: tuple[str, ...] = ()  # what the restorer has to say, for the why-log
 
 
 @dataclass(frozen=True, eq=False)

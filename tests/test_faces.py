@@ -19,6 +19,7 @@ from face2scene.faces.align import (
 )
 from face2scene.faces.detect import Detector
 from face2scene.faces.identity import cosine, match
+from face2scene.faces.open import OpenBackend
 from face2scene.images import read_image, to_array, to_tensor
 from face2scene.records import Face
 
@@ -156,23 +157,21 @@ def test_identities_of_two_models_are_never_compared():
 
 
 def test_no_detector_finds_nothing():
-    assert Detector("none").find(np.zeros((64, 64, 3), np.float32)) == []
+    assert Detector(None).find(np.zeros((64, 64, 3), np.float32)) == []
 
 
-def test_unknown_detectors_and_pictures_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="choose one of open, none"):
-        Detector("haar")
+def test_pictures_out_of_range_are_refused():
     with pytest.raises(ValueError, match="float picture"):
-        Detector().find(np.zeros((64, 64, 3), np.uint8))
+        Detector(None).find(np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(ValueError, match=r"outside \[0, 1\]"):
-        Detector().find(np.full((64, 64, 3), 128.0, np.float32))
+        Detector(None).find(np.full((64, 64, 3), 128.0, np.float32))
 
 
 @pytest.fixture(scope="module")
 def detector():
     pytest.importorskip("cv2")
     pytest.importorskip("dlib")
-    return Detector()
+    return Detector(OpenBackend())
 
 
 def test_real_photos_of_one_man_match_and_another_stays_unknown(weights, detector):

@@ -1,77 +1,149 @@
 """Who is where: face boxes, five and 68 landmarks, and an identity vector for every face of a picture.
 
-The backend `open` needs no model hub: YuNet finds faces and five points, the 68-point predictor and the
-identity network of dlib describe them. Both of these see every face upright at one size, so a tilted head is
-no harder.
+A `Backend` is a set of networks; the `Detector` decides what they are shown: the picture at halving sizes, other looks
+at it where nothing was found, and every doubtful or tilted face a second time, alone and upright.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from face2scene import weights
-from face2scene.extras import need
-from face2scene.faces.align import AlignmentError, face_transform, warp
-from face2scene.images import to_bytes, to_tensor
-from face2scene.records import Face
+from face2scene.faces.align import Similarity, warp
+from face2scene.faces.pose import with_pose
+from face2scene.images import resize, to_bytes, to_tensor
+from face2scene.records import Box, Face
 
-BACKENDS = ("open", "none")
+_PADDING = 0.25  # of a face that fills its picture; detectors want some background
+_TILE, _OVERLAP = 1536, 256  # pixels; a larger level is searched in parts, to bound the networks' memory
+_CHIP, _CHIP_FACE = 160, 72  # sides of the picture of one face, and of the face in it
+_SURE = 0.92  # score from which a face is not looked at again; upright undamaged ones have 0.93 in the median
+_TURNS = (0, 40, -40, 180, 90, -90, 140, -140)  # degrees by which a doubtful face is turned, in this order
 
-_FRAME = 384  # side of the upright face that the dlib networks see; five-point FFHQ alignment
-# Where dlib's own detector puts its box in that frame, median over 28 photos and generated faces: the
-# landmark predictor was trained from such boxes and drifts when it is started elsewhere.
-_FRAME_BOX = (0.25, 0.31, 0.78, 0.84)
-_PADDING = 0.25  # of a face that fills its picture; YuNet wants some background
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A face that was found and not yet described, in pixels of the picture that was searched."""
+
+    box: Box
+    score: float  # 0 to 1
+    landmarks_5: np.ndarray  # (5, 2), see `records.Face`
+
+    @property
+    def side(self) -> float:
+        """Longer side of the box."""
+        return max(self.box[2] - self.box[0], self.box[3] - self.box[1])
+
+    @property
+    def roll(self) -> float:
+        """Radians by which the head is turned clockwise in the picture, by eyes and mouth."""
+        across, down = self.landmarks_5[3:].mean(0) - self.landmarks_5[:2].mean(0)
+        return float(np.arctan2(-across, down))
+
+    def moved(self, scale: tuple[float, float] = (1.0, 1.0), shift: tuple[float, float] = (0.0, 0.0)) -> "Found":
+        """The same face where the picture is `scale` times larger (x, y) and then shifted by `shift`."""
+        scales, shifts = np.array(scale), np.array(shift)
+        box = np.array(self.box).reshape(2, 2) * scales + shifts
+        return Found(tuple(float(v) for v in box.flatten()), self.score, self.landmarks_5 * scales + shifts)
+
+    def turned_back(self, quarters: int, size: tuple[int, int]) -> "Found":
+        """The same face in the picture of which `np.rot90(picture, quarters)` was searched; exact.
+
+        Args:
+            size: height and width of the picture before it was turned.
+        """
+        height, width = size if quarters % 2 == 0 else size[::-1]  # of what was searched
+        box, points = np.array(self.box).reshape(2, 2), self.landmarks_5
+        for _ in range(quarters % 4):
+            # One quarter clockwise. Points are pixel centres and boxes pixel edges, one pixel apart at the far side.
+            box = np.stack([height - box[:, 1], box[:, 0]], axis=1)
+            points = np.stack([height - 1 - points[:, 1], points[:, 0]], axis=1)
+            height, width = width, height
+        box = np.stack([box.min(0), box.max(0)])
+        return Found(tuple(float(v) for v in box.flatten()), self.score, points)
+
+
+class Backend(Protocol):
+    """Networks that find and describe faces. They are loaded at first use and kept.
+
+    `identity_model` names the space of the identity vectors, `same_threshold` is the cosine from which two of them are
+    taken for one person.
+
+    Raises:
+        MissingWeights: when a network is not there; the message names the fetch command.
+    """
+
+    identity_model: str
+    same_threshold: float
+
+    def search(self, picture: np.ndarray) -> list[Found]:
+        """Faces of a picture as it is: uint8 RGB (H, W, 3)."""
+        ...
+
+    def describe(self, image: np.ndarray, found: Sequence[Found], *, identities: bool) -> list[Face]:
+        """Add the 68 landmarks and, if asked, the identity, in order.
+
+        Args:
+            image: float RGB (H, W, 3) in [0, 1]; `found` lies in its pixels.
+        """
+        ...
 
 
 class Detector:
-    """Finds and describes faces. Networks are loaded at first use and kept.
+    """Finds and describes faces.
 
     Args:
-        backend: `open`, or `none`, which finds no face in anything.
-        max_side: longer side in pixels of the largest picture that the detector sees; smaller faces need
-            more.
-        score_threshold: lowest detector score, 0 to 1.
+        backend: the networks; None finds no face in anything.
+        max_side: longer side in pixels of the largest picture that the backend sees. A larger photo is reduced to it
+            once and never enlarged back; its small faces need more (a 12-megapixel photo at 1024: from 40 pixels).
         min_face: smallest longer side of a face in pixels of the picture (our setting: FaDeX needs 16).
         landmarks: also find 68 landmarks (needed for identities).
         identities: also compute identity vectors.
-        same_threshold: cosine from which two identity vectors are taken for one person. The default belongs
-            to `dlib_resnet_v1`: Obama, three photos: 0.957 to 0.971; Obama, Biden, Hopper against each
-            other: at most 0.847. Sixty generated people (truncation 0.7): 97 percent of same pairs pass, 4
-                percent of
-            different ones do too, since generated faces are more alike than people are.
-
-    Raises:
-        ValueError: for an unknown backend.
+        same_threshold: None is the backend's own.
+        min_score: faces below it, after the second look, are no faces. The backend's own threshold may then be lower.
+        retry_score: the same for faces that only a retry finds.
+        rotations: degrees by which the picture is turned and searched, of 0, 90, 180 and 270.
+        retries: what to try, in order, until something is found where the first search found nothing: see `RETRIES`.
+        second_look: see doubtful and tilted faces again, alone and upright. Detectors find many upside-down and tilted
+            heads, but give them the landmarks of upright ones.
     """
 
     def __init__(
         self,
-        backend: str = "open",
+        backend: Backend | None,
         *,
         max_side: int = 1024,
-        score_threshold: float = 0.7,
         min_face: int = 16,
         landmarks: bool = True,
         identities: bool = True,
-        same_threshold: float = 0.93,
+        same_threshold: float | None = None,
+        min_score: float = 0.0,
+        retry_score: float = 0.82,
+        rotations: Sequence[int] = (0,),
+        retries: Sequence[str] = ("padded", "turned", "brightened"),
+        second_look: bool = True,
     ):
-        if backend not in BACKENDS:
-            raise ValueError(f"Unknown face detector {backend!r}: choose one of {', '.join(BACKENDS)} (option faces).")
         if max_side < 64:
             raise ValueError(f"faces.max_side is {max_side}; the detector needs pictures of at least 64 pixels.")
+        if not rotations or not set(rotations) <= {0, 90, 180, 270}:
+            raise ValueError(f"faces.rotations is {list(rotations)}; choose from 0, 90, 180 and 270 degrees.")
+        if unknown := [name for name in retries if name not in RETRIES]:
+            raise ValueError(f"faces.retries names {unknown}; choose from {list(RETRIES)}.")
         self.backend = backend
         self.max_side = max_side
-        self.score_threshold = score_threshold
         self.min_face = min_face
         self.landmarks = landmarks or identities
         self.identities = identities
-        self.same_threshold = same_threshold
-
-    identity_model = "dlib_resnet_v1"
+        own = 1.0 if backend is None else backend.same_threshold
+        self.same_threshold = own if same_threshold is None else same_threshold
+        self.min_score = min_score
+        self.retry_score = retry_score
+        self.rotations = tuple(rotations)
+        self.retries = tuple(retries)
+        self.second_look = second_look
 
     def find(self, image: np.ndarray) -> list[Face]:
         """All faces of a picture, largest first.
@@ -80,164 +152,232 @@ class Detector:
             image: float (H, W, 3) in [0, 1].
 
         Raises:
-            ValueError: for another shape or range.
+            ValueError: for another shape, type or range; the message says what makes such a picture.
             MissingWeights: when a network is not there; the message names the fetch command.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or not np.issubdtype(image.dtype, np.floating):
-            raise ValueError(f"A float picture (H, W, 3) in [0, 1] is needed, got {image.dtype} {image.shape}.")
-        if not np.isfinite(image).all() or image.max() > 1.001 or image.min() < -0.001:
-            raise ValueError("The picture holds values outside [0, 1] (or NaN); faces.Detector wants float RGB.")
-        if self.backend == "none" or min(image.shape[:2]) < self.min_face:
+        _check_picture(image)
+        if self.backend is None or min(image.shape[:2]) < self.min_face:
             return []
-        found = self._search(image)
-        if not found:
-            found = self._search_padded(image)
-        return [self._describe(image, row) for row in sorted(found, key=lambda r: -max(r[2:4]))]
-
-    # -- where
-
-    @cached_property
-    def _cv2(self):
-        return need("cv2", "faces", why="Face detection")
-
-    @cached_property
-    def _yunet(self):
-        path = _only_file(weights.folder("yunet"), "*.onnx")
-        with _quiet(self._cv2):
-            try:
-                return self._cv2.FaceDetectorYN.create(str(path), "", (320, 320), self.score_threshold, 0.3, 5000)
-            except self._cv2.error as error:
-                raise ValueError(
-                    f"{path} is not a readable YuNet network ({error}). "
-                    "Remove it and run `face2scene fetch yunet` again."
-                ) from error
-
-    def _search(self, image: np.ndarray) -> list[np.ndarray]:
-        # Rows (x, y, width, height, five points, score) in picture pixels. YuNet sees faces of about 10 to
-        # 300 pixels, so the picture is shown at halving sizes and the best row of every face is kept.
-        rows = []
         height, width = image.shape[:2]
-        side = min(self.max_side, max(height, width))
-        while True:
-            factor = side / max(height, width)
-            size = max(1, round(width * factor)), max(1, round(height * factor))
-            shown = self._cv2.resize(image, size, interpolation=self._cv2.INTER_AREA) if factor < 1 else image
-            bgr = np.ascontiguousarray(to_bytes(shown)[..., ::-1])
-            with _quiet(self._cv2):
-                self._yunet.setInputSize(size)
-                result = self._yunet.detect(bgr)[1]
-            if result is not None:
-                scale = np.array([width / size[0], height / size[1]] * 7)
-                rows += [np.append(row[:14] * scale, row[14]) for row in result.astype(np.float64)]
-            side //= 2
-            if side < 160:
+        shown = _reduced(image, self.max_side)
+        scale = width / shown.shape[1], height / shown.shape[0]
+        found = self._faces(shown, self.rotations, scale, self.min_score)
+        for name in self.retries:
+            if found:
                 break
-        return [
-            row for row in _best_of_overlapping(rows) if max(row[2:4]) >= self.min_face and _inside(row, width, height)
-        ]
-
-    def _search_padded(self, image: np.ndarray) -> list[np.ndarray]:
-        height, width = image.shape[:2]
-        pad = round(_PADDING * max(height, width))
-        rows = self._search(np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="edge"))
-        for row in rows:
-            row[[0, 1]] -= pad
-            row[4:14] -= pad
-        return [row for row in rows if _inside(row, width, height)]
-
-    # -- who
-
-    @cached_property
-    def _dlib(self):
-        return need("dlib", "faces", why="Finding 68 landmarks")
-
-    @cached_property
-    def _predictor(self):
-        return self._open_dlib(self._dlib.shape_predictor, "shape_predictor_68_face_landmarks.dat")
-
-    @cached_property
-    def _embedder(self):
-        return self._open_dlib(self._dlib.face_recognition_model_v1, "dlib_face_recognition_resnet_model_v1.dat")
-
-    def _open_dlib(self, kind, name: str):
-        path = _only_file(weights.folder("dlib"), name)
-        try:
-            return kind(str(path))
-        except RuntimeError as error:
-            raise ValueError(
-                f"{path} cannot be read ({error}). Remove it and run `face2scene fetch dlib` again."
-            ) from error
-
-    def _describe(self, image: np.ndarray, row: np.ndarray) -> Face:
-        height, width = image.shape[:2]
-        x, y, w, h = row[:4]
-        box = (max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height)))
-        points = row[4:14].reshape(5, 2)
-        face = Face(box=tuple(float(v) for v in box), score=float(min(row[14], 1)), landmarks_5=points)
+            found = self._retry(shown, name, scale)
+        found = [_clipped(face.moved(scale), width, height) for face in found]
+        found.sort(key=lambda face: -face.side)
         if not self.landmarks:
+            return [with_pose(Face(box=f.box, score=f.score, landmarks_5=f.landmarks_5)) for f in found]
+        return [with_pose(face) for face in self.backend.describe(image, found, identities=self.identities)]
+
+    def _faces(
+        self, shown: np.ndarray, rotations: Sequence[int], scale: tuple[float, float], min_score: float
+    ) -> list[Found]:
+        # Faces in pixels of `shown`, which is the picture reduced by `scale`.
+        found = self._turned(shown, rotations)
+        if self.second_look:
+            found = self._looked_again(shown, found)
+            # Where one head is turned by a quarter or more, the first search may have missed others.
+            turns = {round(face.roll / (np.pi / 2)) * 90 % 360 for face in found} - set(rotations)
+            if turns:
+                found = self._looked_again(shown, _best_of_overlapping(found + self._turned(shown, sorted(turns))))
+        height, width = shown.shape[:2]
+        large = [f for f in found if f.moved(scale).side >= self.min_face and f.score >= min_score]
+        return [f for f in large if _inside(f, width, height)]
+
+    def _turned(self, shown: np.ndarray, rotations: Sequence[int]) -> list[Found]:
+        found: list[Found] = []
+        for degrees in rotations:
+            turned = np.ascontiguousarray(np.rot90(shown, degrees // 90))
+            found += [face.turned_back(degrees // 90, shown.shape[:2]) for face in self._search(turned)]
+        return _best_of_overlapping(found)
+
+    def _search(self, shown: np.ndarray) -> list[Found]:
+        # Detectors see faces of about 10 to 300 pixels, so the picture is shown at halving sizes.
+        found: list[Found] = []
+        height, width = shown.shape[:2]
+        level = shown
+        while True:
+            scale = width / level.shape[1], height / level.shape[0]
+            for part, (x, y) in _tiles(level):
+                found += [face.moved(shift=(x, y)).moved(scale) for face in self.backend.search(part)]
+            if max(level.shape) // 2 < 160:
+                return found
+            half = max(1, level.shape[0] // 2), max(1, level.shape[1] // 2)
+            level = to_bytes(resize(to_tensor(level), half))
+
+    def _retry(self, shown: np.ndarray, name: str, scale: tuple[float, float]) -> list[Found]:
+        score = max(self.min_score, self.retry_score)
+        if name == "turned":
+            return self._faces(shown, [d for d in (90, 270, 180) if d not in self.rotations], scale, score)
+        other = RETRIES[name](shown)
+        if other is None:
+            return []
+        changed, shift, factor = other
+        found = self._faces(changed, self.rotations, (scale[0] / factor, scale[1] / factor), score)
+        found = [face.moved(shift=(-shift, -shift)).moved((1 / factor, 1 / factor)) for face in found]
+        return [face for face in found if _inside(face, shown.shape[1], shown.shape[0])]
+
+    def _looked_again(self, shown: np.ndarray, found: list[Found]) -> list[Found]:
+        if not found:
+            return []
+        picture = to_tensor(shown)
+        return _best_of_overlapping([self._again(picture, face) for face in found])
+
+    def _again(self, picture: Tensor, face: Found) -> Found:
+        # Landmarks do not tell the tilt (YuNet draws nearly upright ones into a head tilted by 45 degrees), scores do:
+        # the face is turned until it looks most like one.
+        if face.score >= _SURE:
             return face
-        try:
-            transform = face_transform(points, _FRAME)
-        except AlignmentError:
-            return face  # a face with nonsense for eyes is still a face in that place; it has no identity
-        upright = np.ascontiguousarray(to_bytes(warp(to_tensor(image), transform, (_FRAME, _FRAME))))
-        box = self._dlib.rectangle(*(round(v * _FRAME) for v in _FRAME_BOX))
-        shape = self._predictor(upright, box)
-        in_frame = np.array([(p.x, p.y) for p in shape.parts()], dtype=np.float64)
-        identity = None
-        if self.identities:
-            identity = np.array(self._embedder.compute_face_descriptor(upright, shape), dtype=np.float32)
-            identity /= np.linalg.norm(identity)
-        return Face(
-            box=face.box,
-            score=face.score,
-            landmarks_5=points,
-            landmarks_68=transform.inverse()(in_frame),
-            identity=identity,
-            identity_model=self.identity_model if self.identities else "",
+        best = seen_at = None
+        for turn in _TURNS:
+            roll = face.roll + np.radians(turn)
+            look = self._look_at(picture, face, roll)
+            if look is not None and (best is None or look.score > best.score + 0.01):
+                best, seen_at = look, roll
+            if best is not None and best.score >= _SURE:
+                break
+        if best is None:
+            return face
+        if abs(_turn_between(best.roll, seen_at)) > np.radians(8):  # what tilt is left is seen too small, but seen
+            best = self._look_at(picture, best, best.roll) or best
+        # Both looks count, or anything that once looks a little like a face would get many more chances.
+        return replace(best, score=(best.score + face.score) / 2)
+
+    def _look_at(self, picture: Tensor, face: Found, roll: float) -> Found | None:
+        # The face in the middle of a small picture, turned back by `roll` radians.
+        scale = _CHIP_FACE / max(face.side, 1.0)
+        cos, sin = scale * np.cos(roll), scale * np.sin(roll)
+        linear = np.array([[cos, sin], [-sin, cos]])
+        middle = np.array([face.box[0] + face.box[2], face.box[1] + face.box[3]]) / 2 - 0.5
+        transform = Similarity(np.column_stack([linear, (_CHIP - 1) / 2 - linear @ middle]))
+        chip = to_bytes(warp(picture, transform, (_CHIP, _CHIP)))
+        # Only the same face counts: its middle where it was, and of about the size.
+        seen = [f for f in self.backend.search(chip) if _is_in_the_middle(f)]
+        if not seen:
+            return None
+        best = max(seen, key=lambda f: f.score)
+        back = transform.inverse()
+        x, y = back(np.array(best.box).reshape(2, 2).mean(0)[None] - 0.5)[0] + 0.5
+        width, height = (best.box[2] - best.box[0]) / scale / 2, (best.box[3] - best.box[1]) / scale / 2
+        if abs(sin) > abs(cos):
+            width, height = height, width
+        box = (float(x - width), float(y - height), float(x + width), float(y + height))
+        return Found(box, best.score, back(best.landmarks_5))
+
+
+def _is_in_the_middle(face: Found) -> bool:
+    off = np.array(face.box).reshape(2, 2).mean(0) - _CHIP / 2
+    return bool(np.abs(off).max() < 0.35 * _CHIP_FACE and 0.6 < face.side / _CHIP_FACE < 1.6)
+
+
+_Other = tuple[np.ndarray, int, float] | None
+
+
+def _padded(shown: np.ndarray) -> _Other:
+    # For faces that fill the picture, so half its size does for a large one.
+    factor = 0.5 if max(shown.shape) > 640 else 1.0
+    if factor < 1:
+        shown = to_bytes(resize(to_tensor(shown), (max(1, shown.shape[0] // 2), max(1, shown.shape[1] // 2))))
+    pad = round(_PADDING * max(shown.shape))
+    return np.pad(shown, ((pad, pad), (pad, pad), (0, 0)), mode="edge"), pad, factor
+
+
+def _brightened(shown: np.ndarray) -> _Other:
+    # Dark pictures only: the brightest twentieth becomes nearly white, and the mean a middle grey.
+    light = shown.max(2)
+    top = max(float(np.percentile(light, 95)), 1.0)
+    if light.mean() > 80:
+        return None
+    steps = np.clip(np.arange(256) / top, 0, 1)
+    mean = max(float(steps[light].mean()), 1e-3)
+    return to_bytes(steps ** min(1.0, np.log(0.45) / np.log(min(mean, 0.99))))[shown], 0, 1.0
+
+
+# What can be tried where nothing was found. Each gives another picture, how far the old one lies inside it (pixels) and
+# how much larger it is there, or None where it is of no use; `turned` searches the quarter turns. Blurring and
+# enlarging were tried too: in 43 damaged pictures without a find they found nothing that these do not.
+RETRIES: dict[str, Callable[[np.ndarray], _Other]] = {
+    "padded": _padded,
+    "turned": lambda shown: None,
+    "brightened": _brightened,
+}
+
+
+def _check_picture(image: np.ndarray) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or not np.issubdtype(image.dtype, np.floating):
+        kind = f"{image.dtype} {image.shape}"
+        if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
+            kind = f"a grey picture, {kind}"
+        elif image.ndim == 3 and image.shape[2] == 4:
+            kind = f"a picture with transparency, {kind}"
+        elif image.ndim == 3 and image.shape[0] == 3:
+            kind = f"channels first, {kind} (`images.to_array` turns a tensor round)"
+        raise ValueError(
+            f"A float picture (H, W, 3) in [0, 1] is needed, got {kind}: `images.read_image` makes one of any file."
+        )
+    if image.size and not (image.min() >= -0.001 and image.max() <= 1.001):  # NaN fails both
+        raise ValueError(
+            f"The picture holds values outside [0, 1] or NaN ({image.min():g} to {image.max():g}); divide 8 bit by 255 "
+            "and 16 bit by 65535, as `images.read_image` does."
         )
 
 
-def _only_file(folder: Path, pattern: str) -> Path:
-    files = sorted(Path(folder).glob(pattern))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no {pattern}: run `face2scene fetch {Path(folder).name}` again.")
-    return files[0]
+def _reduced(image: np.ndarray, side: int) -> np.ndarray:
+    # 8 bit, at most `side` long. Channel by channel, so that no second copy of a large photo is made.
+    height, width = image.shape[:2]
+    factor = side / max(height, width)
+    if factor >= 1:
+        return to_bytes(image)
+    size = max(1, round(height * factor)), max(1, round(width * factor))
+    channels = (torch.from_numpy(np.ascontiguousarray(image[..., c], dtype=np.float32))[None] for c in range(3))
+    return to_bytes(torch.cat([resize(channel, size) for channel in channels]))
 
 
-def _inside(row: np.ndarray, width: int, height: int) -> bool:
+def _tiles(level: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    # Parts that cover a level, and where they start. What an edge cuts is whole in the next part or at the next size.
+    if max(level.shape) <= _TILE:
+        yield level, (0, 0)
+        return
+    ys, xs = (range(0, max(1, side - _OVERLAP), _TILE - _OVERLAP) for side in level.shape[:2])
+    for y in ys:
+        for x in xs:
+            yield level[y : y + _TILE, x : x + _TILE], (x, y)
+
+
+def _turn_between(a: float, b: float) -> float:
+    return float((a - b + np.pi) % (2 * np.pi) - np.pi)
+
+
+def _clipped(face: Found, width: int, height: int) -> Found:
+    x0, y0, x1, y1 = face.box
+    box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
+    return Found(box, face.score, face.landmarks_5)
+
+
+def _inside(face: Found, width: int, height: int) -> bool:
     # At least half of the box is in the picture; padding can invent faces beside it.
-    x, y, w, h = row[:4]
-    seen = max(0.0, min(x + w, width) - max(x, 0)) * max(0.0, min(y + h, height) - max(y, 0))
-    return seen >= 0.5 * w * h
+    return _shared(face.box, (0, 0, width, height)) >= 0.5 * _area(face.box)
 
 
-def _best_of_overlapping(rows: list[np.ndarray], limit: float = 0.4) -> list[np.ndarray]:
-    # Greedy non-maximum suppression over the pyramid's levels, by score.
-    kept: list[np.ndarray] = []
-    for row in sorted(rows, key=lambda r: -r[14]):
-        if all(_overlap(row, other) < limit for other in kept):
-            kept.append(row)
+def _best_of_overlapping(found: list[Found], limit: float = 0.4) -> list[Found]:
+    # Greedy non-maximum suppression over the pyramid's levels, by score. Shared area counts over the smaller box, so
+    # that a part of a face is not another face.
+    kept: list[Found] = []
+    for face in sorted(found, key=lambda f: -f.score):
+        smaller = [min(_area(face.box), _area(other.box)) for other in kept]
+        if all(_shared(face.box, k.box) < limit * max(a, 1e-9) for k, a in zip(kept, smaller, strict=True)):
+            kept.append(face)
     return kept
 
 
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    # Shared area over the smaller box, so that a part of a face does not count as another face.
-    x = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    y = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    return max(x, 0) * max(y, 0) / max(min(a[2] * a[3], b[2] * b[3]), 1e-9)
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
-@contextmanager
-def _quiet(cv2) -> Iterator[None]:
-    # OpenCV 5 warns on every network that its new graph engine takes no target, which nobody here sets.
-    logging = getattr(cv2.utils, "logging", None)
-    if logging is None:
-        yield
-        return
-    before = logging.getLogLevel()
-    logging.setLogLevel(logging.LOG_LEVEL_ERROR)
-    try:
-        yield
-    finally:
-        logging.setLogLevel(before)
+def _shared(a: Box, b: Box) -> float:
+    x = min(a[2], b[2]) - max(a[0], b[0])
+    y = min(a[3], b[3]) - max(a[1], b[1])
+    return max(x, 0) * max(y, 0)

@@ -1,0 +1,94 @@
+"""Where the line between one person and two lies: cosines of same and of different pairs on photos of known people."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from face2scene import weights
+from face2scene.faces.detect import Detector
+from face2scene.faces.identity import cosine, read_people
+from face2scene.images import list_images, read_image
+from face2scene.records import Face
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Cosines of all pairs of faces."""
+
+    same: np.ndarray  # of one person
+    different: np.ndarray
+    skipped: tuple[str, ...] = ()  # photos that could not be used, a sentence each
+
+    def equal_error(self) -> tuple[float, float]:
+        """The threshold at which as many same pairs fail as different ones pass, and that share.
+
+        Where the two do not overlap it is the middle of the gap, and the share is 0.
+        """
+        low, high = self.different.max(), self.same.min()
+        if low < high:
+            return float(low + high) / 2, 0.0
+        levels = np.unique(np.concatenate([self.same, self.different]))
+        missed, mistaken = zip(*(self.errors(level) for level in levels), strict=True)
+        best = int(np.argmin(np.abs(np.subtract(missed, mistaken))))
+        return float(levels[best]), (missed[best] + mistaken[best]) / 2
+
+    def errors(self, threshold: float) -> tuple[float, float]:
+        """Share of same pairs below the threshold, and of different pairs at or above it."""
+        return float((self.same < threshold).mean()), float((self.different >= threshold).mean())
+
+
+def pairs(people: Mapping[str, Sequence[Path]], others: Sequence[Path], detector: Detector) -> Pairs:
+    """Cosines of the faces of known people among each other and with strangers.
+
+    Args:
+        people: name to photos of that person alone.
+        others: photos of anybody else; who they are among each other is not known, so they are compared with `people`
+            only.
+
+    Raises:
+        ValueError: when there is no same or no different pair.
+    """
+    read = read_people(people, detector)
+    strangers = [face for path in others for face in detector.find(read_image(path)) if face.identity is not None]
+    named: list[tuple[str | None, Face]] = [(name, face) for name, faces in read.faces.items() for face in faces]
+    same, different = [], []
+    for (name, face), (other, other_face) in combinations(named, 2):
+        (same if name == other else different).append(cosine(face, other_face))
+    different += [cosine(face, stranger) for _, face in named for stranger in strangers]
+    if not same or not different:
+        raise ValueError("A threshold needs two photos of one person and photos of two people; give more photos.")
+    return Pairs(np.array(same), np.array(different), tuple(read.skipped.values()))
+
+
+def photos(places: Sequence[str]) -> list[Path]:
+    """Files behind `ASSET/PATH`, where PATH is a picture or a folder of pictures of a photo set of the catalogue."""
+    found: list[Path] = []
+    for place in places:
+        asset, _, inside = place.partition("/")
+        path = weights.folder(asset) / inside
+        found += [path] if path.is_file() else list_images(path)
+    return found
+
+
+def table(rows: Mapping[str, tuple[str, float, Pairs]]) -> str:
+    """Markdown; `rows` is title to (identity model, threshold in use, pairs)."""
+    lines = [
+        "| backend | identity | same: pairs, min / median / max | different: pairs, min / median / max | equal error "
+        "| threshold: same missed, different passed |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for title, (model, threshold, found) in rows.items():
+        level, share = found.equal_error()
+        missed, mistaken = found.errors(threshold)
+        lines.append(
+            f"| {title} | {model} | {_spread(found.same)} | {_spread(found.different)} | {share:.1%} at {level:.3f} "
+            f"| {threshold:g}: {missed:.1%}, {mistaken:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def _spread(values: np.ndarray) -> str:
+    return f"{len(values)}, {values.min():.3f} / {np.median(values):.3f} / {values.max():.3f}"

@@ -1,0 +1,119 @@
+"""Where a head points, from the landmarks of one picture, and the view that sets it upright.
+
+Yaw, pitch and roll in degrees; all zero is a face that looks into the camera. Yaw is positive when the nose points to
+the picture's right, pitch when it points up, roll when the head leans clockwise. Roll is taken off first, so yaw and
+pitch of a tilted or upside-down head are those of the head held upright. Order: R = roll (pitch first, then yaw).
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from face2scene.faces.align import Similarity
+from face2scene.records import Box, Face
+
+# A head in millimetres, rounded from averages of adults: x to the picture's right, y down, z away from the camera,
+# from the middle between the pupils. Frontal, its five points have the shape of the ArcFace template.
+POINTS_5 = np.array([[-31.5, 0, -4], [31.5, 0, -4], [0, 36, -38], [-26, 73, -12], [26, 73, -12]], dtype=np.float64)
+# Of the 68 those that keep their place when a face speaks and blinks, and the corners of the mouth.
+INDICES_68 = (36, 39, 42, 45, 27, 30, 31, 33, 35, 48, 54)
+POINTS_68 = np.array(
+    [
+        *([-44.5, 0, 0], [-16, 1, -6], [16, 1, -6], [44.5, 0, 0]),  # corners of the eyes
+        *([0, -3, -22], [0, 34, -39], [-15, 43, -20], [0, 48, -28], [15, 43, -20]),  # nose: root, tip, base
+        *([-26, 73, -12], [26, 73, -12]),  # corners of the mouth
+    ],
+    dtype=np.float64,
+)
+
+
+def with_pose(face: Face) -> Face:
+    """The face with its pose added where a backend left it out: from the 68 landmarks, else from the five."""
+    if face.pose is not None:
+        return face
+    if face.landmarks_68 is not None:
+        return replace(face, pose=head_pose(face.landmarks_68[list(INDICES_68)], POINTS_68))
+    return replace(face, pose=head_pose(face.landmarks_5, POINTS_5))
+
+
+def head_pose(seen: np.ndarray, model: np.ndarray) -> tuple[float, float, float] | None:
+    """Yaw, pitch and roll of `model` that bring it nearest to the points seen, in least squares.
+
+    The camera is taken to be far away (scaled orthography), which errs by some degrees where a face fills the
+    picture of a phone held close.
+
+    Args:
+        seen: (N, 2) pixels, N at least 4.
+        model: (N, 3), see `POINTS_5`.
+
+    Returns:
+        Degrees, or None for points that have no such pose: not finite, on one line or one point.
+    """
+    seen = np.asarray(seen, dtype=np.float64)
+    if not np.isfinite(seen).all():
+        return None
+    flat, solid = seen - seen.mean(0), model - model.mean(0)
+    wide, narrow = np.linalg.svd(flat, compute_uv=False)
+    if narrow < 0.02 * wide or wide < 1e-6:
+        return None
+    rotation, scale = _rough(flat, solid)
+    best = np.inf
+    for _ in range(20):  # Gauss-Newton over three angles and the scale
+        turned = solid @ rotation.T
+        error = flat - scale * turned[:, :2]
+        cost = (error**2).sum()
+        if cost > best * (1 - 1e-10):
+            break
+        best, answer = cost, rotation
+        x, y, z = turned.T
+        zero = np.zeros_like(x)
+        # of (x, y) by rotation about x, y, z and by scale
+        slope_x = np.stack([zero, scale * z, -scale * y, x], axis=1)
+        slope_y = np.stack([-scale * z, zero, scale * x, y], axis=1)
+        step = np.linalg.lstsq(np.concatenate([slope_x, slope_y]), error.T.ravel(), rcond=None)[0]
+        rotation, scale = _turn(step[:3]) @ rotation, scale + step[3]
+    return _angles(answer)
+
+
+def _rough(flat: np.ndarray, solid: np.ndarray) -> tuple[np.ndarray, float]:
+    # The affine camera, made a rotation.
+    affine = np.linalg.lstsq(solid, flat, rcond=None)[0].T
+    left, singular, right = np.linalg.svd(affine, full_matrices=False)
+    rows = left @ right
+    return np.vstack([rows, np.cross(rows[0], rows[1])]), float(singular.mean())
+
+
+def _turn(vector: np.ndarray) -> np.ndarray:
+    # Rodrigues' formula.
+    angle = np.linalg.norm(vector)
+    if angle < 1e-12:
+        return np.eye(3)
+    x, y, z = vector / angle
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def _angles(rotation: np.ndarray) -> tuple[float, float, float]:
+    yaw = np.arcsin(np.clip(rotation[2, 0], -1, 1))
+    pitch = -np.arctan2(rotation[2, 1], rotation[2, 2])
+    roll = np.arctan2(rotation[1, 0], rotation[0, 0])
+    return tuple(float(v) for v in np.degrees([yaw, pitch, roll]))
+
+
+def upright_view(box: Box, landmarks_5: np.ndarray, size: int, margin: float) -> Similarity:
+    """From a picture to the `size` x `size` square around a face box, turned so that the head is upright.
+
+    Args:
+        landmarks_5: (5, 2), see `records.Face`; degenerate ones turn nothing.
+        margin: side of the square over the longer side of the box.
+    """
+    left, right, _, *mouth = np.asarray(landmarks_5, dtype=np.float64)
+    across, down = right - left, np.mean(mouth, axis=0) - (left + right) / 2
+    # The line of the eyes is short from the side and that from eyes to mouth from above: together they never are.
+    direction = np.array([across[0] + down[1], across[1] - down[0]])
+    length = np.hypot(*direction)
+    cosine, sine = direction / length if np.isfinite(length) and length > 1e-6 else (1.0, 0.0)
+    x0, y0, x1, y1 = box
+    linear = size / (margin * max(x1 - x0, y1 - y0)) * np.array([[cosine, sine], [-sine, cosine]])
+    middle = np.array([x0 + x1, y0 + y1]) / 2 - 0.5  # edges of pixels to their centres
+    return Similarity(np.column_stack([linear, np.full(2, size / 2 - 0.5) - linear @ middle]))

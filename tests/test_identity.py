@@ -1,0 +1,277 @@
+"""People and poses: reference folders, thresholds, the identity score, and where a head points."""
+
+import logging
+import shutil
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from face2scene.faces.calibrate import Pairs, pairs, photos, table
+from face2scene.faces.detect import Detector, Found
+from face2scene.faces.identity import (
+    UnusableReference,
+    face_similarity,
+    id_score,
+    load_people,
+    match,
+    reference_face,
+)
+from face2scene.faces.pose import INDICES_68, POINTS_5, POINTS_68, head_pose, with_pose
+from face2scene.images import read_image, write_png
+from face2scene.records import Face
+from face2scene.weights import MissingWeights
+
+FIVE = np.array([[30.0, 40], [70, 40], [50, 60], [35, 80], [65, 80]])
+
+
+class Marks:
+    """A backend that sees coloured squares as faces: the colour is the person, black is background."""
+
+    identity_model = "marks"
+    same_threshold = 0.9
+
+    def search(self, picture):
+        found = []
+        for colour in np.unique(picture.reshape(-1, 3), axis=0):
+            if colour.max() > 20:
+                y, x = np.nonzero((picture == colour).all(2))
+                side = x.max() + 1 - x.min()
+                box = (float(x.min()), float(y.min()), float(x.max() + 1), float(y.max() + 1))
+                found.append(Found(box, 1.0, FIVE / 100 * side + [x.min(), y.min()]))
+        return found
+
+    def describe(self, image, found, *, identities):
+        faces = []
+        for f in found:
+            x0, y0, x1, y1 = (int(v) for v in f.box)
+            vector = image[y0:y1, x0:x1].mean((0, 1)) + 1e-6
+            faces.append(
+                Face(
+                    f.box,
+                    f.score,
+                    f.landmarks_5,
+                    identity=vector / np.linalg.norm(vector) if identities else None,
+                    identity_model="marks",
+                )
+            )
+        return faces
+
+
+def picture(*squares, size=128):
+    """Squares (colour, left, top, side) on black."""
+    image = np.zeros((size, size, 3), np.float32)
+    for colour, left, top, side in squares:
+        image[top : top + side, left : left + side] = colour
+    return image
+
+
+RED, GREEN, WHITE = (1.0, 0, 0), (0, 1.0, 0), (1.0, 1, 1)
+
+
+@pytest.fixture
+def detector():
+    return Detector(Marks(), max_side=128)
+
+
+@pytest.fixture
+def album(tmp_path):
+    """Reference folders with every kind of photo in them."""
+    for name, image in {
+        "ann/front": picture((RED, 10, 10, 60)),
+        "ann/crowd": picture((RED, 5, 5, 50), (GREEN, 70, 70, 50)),
+        "ann/passer-by": picture((RED, 5, 5, 90), (GREEN, 108, 108, 18)),
+        "ann/wall": picture(),
+        "bea/front": picture((GREEN, 30, 30, 64)),
+        "loose": picture((WHITE, 30, 30, 64)),
+    }.items():
+        write_png(tmp_path / f"{name}.png", image)
+    (tmp_path / "bea/broken.png").write_bytes((tmp_path / "bea/front.png").read_bytes()[:60])
+    (tmp_path / "bea/notes.txt").write_text("not a picture")
+    return tmp_path
+
+
+def test_a_reference_photo_without_one_face_is_refused_by_name(album, detector):
+    with pytest.raises(UnusableReference, match=r"No face was found in the reference photo .*wall\.png: take one"):
+        reference_face(album / "ann/wall.png", detector)
+    with pytest.raises(UnusableReference, match=r"crowd\.png shows 2 faces: cut it to the one person"):
+        reference_face(album / "ann/crowd.png", detector)
+    assert reference_face(album / "ann/passer-by.png", detector).size == 90
+
+
+def test_reference_folders_give_people_and_name_what_was_left_out(album, detector, caplog):
+    with caplog.at_level(logging.WARNING):
+        people = load_people(album, detector)
+    assert {name: [p.name for p in paths] for name, paths in people.files.items()} == {
+        "ann": ["front.png", "passer-by.png"],
+        "bea": ["front.png"],
+    }
+    assert sorted(path.name for path in people.skipped) == ["broken.png", "crowd.png", "loose.png", "wall.png"]
+    assert all(str(path) in sentence and sentence in caplog.text for path, sentence in people.skipped.items())
+    scene = detector.find(picture((GREEN, 5, 5, 50), (WHITE, 70, 70, 50), (RED, 70, 5, 40)))
+    assert [m.person for m in match(scene, people.faces, threshold=0.9)] == ["bea", None, "ann"]
+
+
+def test_a_folder_of_one_person_s_photos_needs_no_sub_folder(album, detector):
+    assert list(load_people(album / "ann", detector).faces) == ["ann"]
+
+
+def test_folders_that_hold_nobody_are_refused(album, detector, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder of reference photos"):
+        load_people(tmp_path / "nowhere", detector)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="put the photos of each person in a sub-folder"):
+        load_people(tmp_path / "empty", detector)
+    shutil.copy(album / "ann/wall.png", tmp_path / "empty")
+    with pytest.raises(UnusableReference, match=r"No reference photo can be used\. No face was found"):
+        load_people(tmp_path / "empty", detector)
+    for blind in (Detector(None), Detector(Marks(), identities=False)):
+        with pytest.raises(ValueError, match=r"faces\.identities=true"):
+            load_people(album, blind)
+
+
+def test_the_identity_score_compares_the_place_of_the_true_face(detector):
+    truth = picture((RED, 10, 10, 60), (GREEN, 80, 80, 30))
+    assert face_similarity(truth, truth, detector) == pytest.approx(1, abs=1e-5)
+    greener = picture(((1.0, 0.5, 0), 10, 10, 60), (GREEN, 80, 80, 30))
+    assert face_similarity(greener, truth, detector) == pytest.approx(1 / np.sqrt(1.25), abs=1e-3)
+    assert face_similarity(greener, truth, detector, box=(78, 78, 112, 112)) == pytest.approx(1, abs=1e-5)
+    lost = picture(((0, 0, 0.03), 10, 10, 60))  # no face to a detector; it counts all the same
+    assert face_similarity(lost, truth, detector) == pytest.approx(0, abs=1e-3)
+    assert face_similarity(truth, picture(), detector) is None
+    assert face_similarity(truth, truth, detector, box=(0, 100, 20, 120)) is None
+    with pytest.raises(ValueError, match="is 64 x 64 and its truth 128 x 128"):
+        face_similarity(picture(size=64), truth, detector)
+    assert id_score([0.5, None, 0.7]) == pytest.approx(0.6)
+    assert id_score([None]) is None
+
+
+def test_the_identity_score_falls_as_a_real_face_is_damaged(weights, photo):
+    pytest.importorskip("cv2"), pytest.importorskip("dlib"), pytest.importorskip("onnxruntime")
+    from face2scene.faces.open import OpenBackend
+    from face2scene.faces.recognise import OnnxIdentity, Recognised
+
+    weights("yunet"), weights("dlib"), weights("w600k_mbf")
+    detector = Detector(Recognised(OpenBackend(), OnnxIdentity()))
+
+    def shrunk(factor):
+        small = Image.fromarray((photo * 255).round().astype(np.uint8)).resize((512 // factor,) * 2)
+        return np.asarray(small.resize((512, 512)), dtype=np.float32) / 255
+
+    scores = [face_similarity(image, photo, detector) for image in (photo, shrunk(4), shrunk(8), shrunk(16))]
+    assert scores[0] > 0.999
+    assert all(better > worse + 0.03 for better, worse in pairwise(scores))
+
+
+# --- thresholds ---------------------------------------------------------------------------------------------
+
+
+def test_the_equal_error_threshold_is_the_middle_of_a_gap_or_where_the_errors_cross():
+    apart = Pairs(np.array([0.5, 0.9]), np.array([-0.1, 0.3]))
+    assert apart.equal_error() == (pytest.approx(0.4), 0.0)
+    assert apart.errors(0.6) == (0.5, 0.0)
+    mixed = Pairs(np.array([0.1, 0.5, 0.6, 0.7]), np.array([-0.2, 0.0, 0.2, 0.55]))
+    level, share = mixed.equal_error()
+    assert mixed.errors(level) == (0.25, 0.25) and share == 0.25
+
+
+def test_pairs_are_counted_once_and_strangers_only_against_people(tmp_path, detector):
+    for name, colour in {"a1": RED, "a2": (1.0, 0.1, 0), "b1": GREEN, "s1": WHITE, "s2": (0, 0, 1.0)}.items():
+        write_png(tmp_path / f"{name}.png", picture((colour, 10, 10, 60)))
+    people = {"ann": [tmp_path / "a1.png", tmp_path / "a2.png"], "bea": [tmp_path / "b1.png"]}
+    found = pairs(people, [tmp_path / "s1.png", tmp_path / "s2.png"], detector)
+    assert len(found.same) == 1 and len(found.different) == 2 + 3 * 2
+    assert found.same.min() > 0.99
+    assert "| marks | 1, 0.99" in table({"x": ("marks", 0.9, found)}).splitlines()[2]
+    with pytest.raises(ValueError, match="two photos of one person"):
+        pairs({"bea": people["bea"]}, [], detector)
+
+
+def test_calibration_photos_are_named_by_asset(weights, monkeypatch, tmp_path):
+    folder = weights("photos_face_recognition")
+    assert photos(["photos_face_recognition/obama.jpg"]) == [folder / "obama.jpg"]
+    assert len(photos(["photos_face_recognition"])) == 7
+    monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
+    with pytest.raises(MissingWeights, match="face2scene fetch photos_face_recognition"):
+        photos(["photos_face_recognition/obama.jpg"])
+
+
+# --- where a head points ------------------------------------------------------------------------------------
+
+
+def seen_head(model, yaw, pitch, roll, distance=None):
+    """A head turned as `faces.pose` says, on a picture; `distance` of the camera in millimetres."""
+    y, p, r = np.radians([-yaw, -pitch, roll])
+    about_x = np.array([[1, 0, 0], [0, np.cos(p), -np.sin(p)], [0, np.sin(p), np.cos(p)]])
+    about_y = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
+    about_z = np.array([[np.cos(r), -np.sin(r), 0], [np.sin(r), np.cos(r), 0], [0, 0, 1]])
+    turned = model @ (about_z @ about_y @ about_x).T
+    flat = turned[:, :2] if distance is None else turned[:, :2] / (1 + turned[:, 2:] / distance)
+    return flat * 1.3 + [400, 250]
+
+
+@pytest.mark.parametrize("model", [POINTS_5, POINTS_68], ids=["five", "of 68"])
+@pytest.mark.parametrize("angles", [(0, 0, 0), (35, 0, 0), (0, -20, 0), (-50, 15, 30), (20, -10, 90), (10, 5, 179)])
+def test_the_pose_of_a_turned_head_is_found(model, angles):
+    assert head_pose(seen_head(model, *angles), model) == pytest.approx(angles, abs=0.01)
+    assert head_pose(seen_head(model, *angles, distance=700), model) == pytest.approx(angles, abs=9)
+
+
+def test_the_signs_of_a_pose_are_those_that_the_picture_shows():
+    straight = seen_head(POINTS_5, 0, 0, 0)
+    nose = seen_head(POINTS_5, 30, 0, 0)[2] - straight[2]
+    assert nose[0] > 10 and abs(nose[1]) < 1  # yaw: to the picture's right
+    assert (seen_head(POINTS_5, 0, 30, 0)[2] - straight[2])[1] < -10  # pitch: up
+    left, right = seen_head(POINTS_5, 0, 0, 30)[:2]
+    assert right[1] > left[1] + 10  # roll: clockwise
+
+
+def test_a_little_noise_moves_the_pose_a_little():
+    rng = np.random.default_rng(0)
+    off = [
+        np.abs(np.subtract(head_pose(seen_head(POINTS_68, 25, -8, 12) + rng.normal(0, 0.8, (11, 2)), POINTS_68), a))
+        for a in [(25, -8, 12)] * 50
+    ]
+    assert np.mean(off, axis=0).max() < 2.5
+
+
+def test_points_of_no_head_have_no_pose():
+    for points in (np.full((5, 2), np.nan), np.ones((5, 2)), np.outer(np.arange(5), [1.0, 2.0])):
+        assert head_pose(points, POINTS_5) is None
+
+
+def test_a_face_keeps_the_pose_its_backend_gave_and_68_landmarks_go_before_five():
+    five, many = seen_head(POINTS_5, 10, 0, 0), np.zeros((68, 2))
+    many[list(INDICES_68)] = seen_head(POINTS_68, -20, 0, 0)
+    assert with_pose(Face((0, 0, 9, 9), 1.0, five)).pose == pytest.approx((10, 0, 0), abs=0.01)
+    assert with_pose(Face((0, 0, 9, 9), 1.0, five, many)).pose == pytest.approx((-20, 0, 0), abs=0.01)
+    assert with_pose(Face((0, 0, 9, 9), 1.0, five, many, pose=(1.0, 2.0, 3.0))).pose == (1.0, 2.0, 3.0)
+
+
+def test_another_head_model_seen_from_the_front_has_nearly_no_pose():
+    pytest.importorskip("insightface")
+    from insightface.data import get_object
+
+    mean_shape = get_object("meanshape_68.pkl")[list(INDICES_68), :2]
+    yaw, pitch, roll = head_pose(mean_shape, POINTS_68)
+    assert abs(yaw) < 2 and abs(roll) < 2 and abs(pitch) < 16  # what is level for a nose is a convention
+
+
+def test_a_real_head_turns_with_its_picture(weights):
+    pytest.importorskip("cv2"), pytest.importorskip("dlib")
+    from face2scene.faces.open import OpenBackend
+
+    weights("yunet"), weights("dlib")
+    detector = Detector(OpenBackend(), identities=False)
+    photo = read_image(weights("photos_face_recognition") / "obama2.jpg")[:700]  # he looks to the picture's left
+    (face,) = detector.find(photo)
+    (mirrored,) = detector.find(np.ascontiguousarray(photo[:, ::-1]))
+    yaw, pitch, roll = face.pose
+    assert -30 < yaw < -10 and abs(pitch) < 15
+    assert mirrored.pose == pytest.approx((-yaw, pitch, -roll), abs=6)
+    turned = np.asarray(
+        Image.fromarray((photo * 255).astype(np.uint8)).rotate(-25, resample=Image.BICUBIC), dtype=np.float32
+    )
+    (tilted,) = detector.find(turned / 255)
+    assert tilted.pose == pytest.approx((yaw, pitch, roll + 25), abs=6)
