@@ -1,14 +1,23 @@
 """What a reference-based face restorer is."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
-from face2scene.faces.align import crop
+from face2scene.faces.align import FFHQ_512, AlignmentError, Similarity, crop, face_transform, paste_back, warp
 from face2scene.records import Box, FacePair
+
+# Where a detector's box lies in the FFHQ frame, as shares of its side, and how much wider the square crop is
+# (`align.square_crop_box`): what is assumed of a face whose landmarks nobody knows.
+_BOX_CENTRE, _BOX_SIDE, _SQUARE = (0.515, 0.575), 0.53, 1.4
+
+
+class StageOneError(ValueError):
+    """A face that cannot be restored, in one sentence; the scene is then restored without its tokens."""
 
 
 class RefFR(Protocol):
@@ -32,6 +41,114 @@ class RefFR(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class RestoredFace:
+    """An aligned face after Stage I."""
+
+    image: Tensor  # (3, size, size) in [0, 1]
+    notes: tuple[str, ...] = ()  # sentences for the why-log
+
+
+class AlignedRefFR:
+    """A restorer that wants the face upright in the FFHQ frame, as FaceMe and its kind were trained.
+
+    What it makes of a face follows from the face, its references and `fingerprint` alone: no order, batch or
+    generator enters. A subclass gives `restore_aligned`; `face_pair` cuts the face out of the scene and lays the
+    result back, `restore` does the same within a crop.
+    """
+
+    name: str
+    needs_truth: bool = False
+    size: int = 512  # side of the aligned face
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever weights, settings or code change what comes out."""
+        raise NotImplementedError
+
+    def restore_aligned(self, faces: Tensor, references: Sequence[Sequence[Path]]) -> list[RestoredFace]:
+        """Faces (B, 3, size, size) in [0, 1], each with the pictures of its person.
+
+        Raises:
+            StageOneError: one of them cannot be restored.
+        """
+        raise NotImplementedError
+
+    def restore(
+        self, degraded: Tensor, references: Sequence[Path], *, truth: Tensor | None, rng: np.random.Generator
+    ) -> Tensor:
+        """A crop as `square_crop_box` makes it, of an upright face; see `RefFR.restore`. Truth and rng are not used."""
+        return self.restore_in(degraded, (0, 0, degraded.shape[-1], degraded.shape[-2]), None, references)[0]
+
+    def ready(self) -> None:
+        """Load what is loaded late.
+
+        Raises:
+            StageOneError: it cannot be.
+        """
+
+    def restore_in(
+        self, scene: Tensor, box: Box, landmarks: np.ndarray | None, references: Sequence[Path]
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """The restored face at the place of `box`, and notes; see `face_pair`."""
+        aligned, transform, notes = aligned_face(scene, box, landmarks, self.size)
+        made = self.restore_aligned(aligned[None], [references])[0]
+        back = paste_back(scene, made.image.to(scene), transform, feather=0)
+        return crop(back, box).clone(), notes + made.notes
+
+
+def aligned_face(
+    scene: Tensor, box: Box, landmarks: np.ndarray | None, size: int
+) -> tuple[Tensor, Similarity, tuple[str, ...]]:
+    """What an `AlignedRefFR` sees of a scene (3, H, W): the face (3, size, size), rounded to bytes.
+
+    Args:
+        box, landmarks: see `face_pair`.
+
+    Returns:
+        The face, the transform from the scene to it, and notes for the why-log.
+    """
+    transform, notes = _frame(box, landmarks, size)
+    return in_bytes(warp(scene, transform, (size, size))), transform, notes
+
+
+def _frame(box: Box, landmarks: np.ndarray | None, size: int) -> tuple[Similarity, tuple[str, ...]]:
+    notes: tuple[str, ...] = ()
+    if landmarks is not None:
+        try:
+            transform = face_transform(landmarks, size)
+        except AlignmentError as error:
+            notes = (
+                f"The face was taken to stand upright in its box, because {str(error)[0].lower()}{str(error)[1:]}",
+            )
+        else:
+            roll = float(np.degrees(np.arctan2(transform.matrix[1, 0], transform.matrix[0, 0])))
+            turned = (f"The face is turned by {roll:.0f} degrees; it was restored upright.",) if abs(roll) > 60 else ()
+            return transform, turned
+    x0, y0, x1, y1 = box
+    scale = _BOX_SIDE * size * _SQUARE / max(x1 - x0, y1 - y0)
+    right, down = size * _BOX_CENTRE[0] - scale * (x0 + x1) / 2, size * _BOX_CENTRE[1] - scale * (y0 + y1) / 2
+    return Similarity(np.array([[scale, 0.0, right], [0.0, scale, down]])), notes
+
+
+def upright_points(square: Box) -> np.ndarray:
+    """Where the five points of an upright face are whose square crop is known and nothing else; (5, 2)."""
+    return _frame(square, None, 512)[0].inverse()(FFHQ_512)
+
+
+def five_points(landmarks_68: Sequence[Sequence[float]]) -> np.ndarray:
+    """The five points of `records.Face` from 68 (iBUG order): eyes, nose tip, mouth corners; (5, 2)."""
+    points = np.asarray(landmarks_68, dtype=np.float64)
+    return np.stack([points[36:42].mean(0), points[42:48].mean(0), points[30], points[48], points[54]])
+
+
+def mirrored_points(landmarks_5: np.ndarray, width: int) -> np.ndarray:
+    """The five points of the picture mirrored left to right; left stays what is left in the picture."""
+    points = np.asarray(landmarks_5, dtype=np.float64)[[1, 0, 2, 4, 3]].copy()
+    points[:, 0] = width - 1 - points[:, 0]
+    return points
+
+
 def face_pair(
     restorer: RefFR,
     scene: Tensor,
@@ -39,6 +156,7 @@ def face_pair(
     *,
     references: Sequence[Path] = (),
     truth: Tensor | None = None,
+    landmarks: np.ndarray | None = None,
     rng: np.random.Generator,
 ) -> FacePair:
     """Cut the face out of a scene at its native size and restore it.
@@ -47,9 +165,22 @@ def face_pair(
         scene: (3, H, W) in [0, 1], damaged.
         box: whole-pixel square inside the scene, as `faces.align.square_crop_box` makes it.
         truth: the same scene undamaged, for the stand-ins that need it.
+        landmarks: (5, 2) in the scene, see `records.Face`; a restorer that wants an aligned face takes it from the
+            scene by them, and an upright face in the middle of `box` without them.
         rng: of the restorer's own randomness.
+
+    Raises:
+        StageOneError: the face cannot be restored.
     """
     degraded = crop(scene, box)
+    if hasattr(restorer, "restore_in"):
+        restored, notes = restorer.restore_in(scene, box, landmarks, references)
+        return FacePair(restored=restored, degraded=degraded, box=box, notes=notes)
     known = None if truth is None else crop(truth, box)
     restored = restorer.restore(degraded, references, truth=known, rng=rng)
     return FacePair(restored=restored, degraded=degraded, box=box)
+
+
+def in_bytes(faces: Tensor) -> Tensor:
+    """[0, 1] rounded to the 256 values that a file can hold, so that a stored face is the face itself."""
+    return (faces.detach().float().clamp(0, 1) * 255).round() / 255

@@ -1,0 +1,104 @@
+"""The faces of an InScene set as Stage I will meet them in training and validation."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from face2scene.data.manifest import Record, read_manifest
+from face2scene.data.scenes import points_of, recipe_of
+from face2scene.degradation import Space
+from face2scene.faces.align import square_crop_box
+from face2scene.images import read_image, read_tensor, to_bytes, to_tensor
+from face2scene.ref_fr.base import StageOneError, aligned_face
+from face2scene.ref_fr.cache import Cached
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one process did."""
+
+    seen: int
+    new: int
+    refused: int
+    reasons: Counter = field(default_factory=Counter)  # sentence to count
+    problems: tuple[str, ...] = ()  # entries that do not read back
+
+
+class Faces(Dataset):
+    """Degraded aligned faces with their references: (3, size, size) and paths, by position."""
+
+    def __init__(self, folder: Path, jobs: Sequence[tuple[Record, int | None]], space: Space, size: int):
+        self.folder, self.jobs, self.space, self.size = folder, jobs, space, size
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, list[Path]]:
+        record, recipe = self.jobs[number]
+        if recipe is None:
+            scene = read_tensor(self.folder / record.lq)
+        else:
+            # through bytes, as SceneBatches keeps its pictures
+            truth = to_tensor(to_bytes(read_image(self.folder / record.image)))
+            scene = recipe_of(self.space, record, recipe).apply(truth)
+        box = square_crop_box(record.face_box, (record.height, record.width))
+        face, _, _ = aligned_face(scene, box, points_of(record), self.size)
+        return face, [self.folder / r for r in record.references]
+
+
+def faces_of(
+    folder: str | Path,
+    space: Space,
+    *,
+    size: int,
+    recipes: int,
+    splits: Sequence[str],
+    rank: int = 0,
+    processes: int = 1,
+) -> Faces:
+    """One process's share of a set: every training picture under each of its operators, every fixed pair once.
+
+    Args:
+        space: the training's; its recipes are those of `scenes.recipe_of`.
+        recipes: operators per training picture, `train.restorer.batches.recipes`.
+        splits: of `train`, `val`, `test`; the last two have fixed degraded pictures.
+    """
+    jobs: list[tuple[Record, int | None]] = []
+    for record in read_manifest(folder):
+        if record.split not in splits or int(record.sha256[:8], 16) % processes != rank:
+            continue
+        if record.split == "train":
+            jobs += [(record, number) for number in range(recipes)]
+        elif record.lq:
+            jobs.append((record, None))
+    return Faces(Path(folder), jobs, space, size)
+
+
+def fill(cache: Cached, faces: Faces, *, batch: int, progress: Callable[[int], object] = lambda count: None) -> Summary:
+    """Put every face into the cache and read it back.
+
+    Args:
+        batch: faces handed to the restorer at once.
+        progress: told the count after every batch.
+    """
+    new, keys = 0, []
+    for start in range(0, len(faces), batch):
+        rows = [faces[number] for number in range(start, min(start + batch, len(faces)))]
+        images, references = torch.stack([image for image, _ in rows]), [paths for _, paths in rows]
+        new += cache.fill(images, references)
+        keys += [cache.key(image, paths) for image, paths in rows]
+        progress(len(rows))
+    reasons, problems = Counter(), []
+    for key in dict.fromkeys(keys):
+        try:
+            cache.read(key)
+        except StageOneError as error:
+            reasons[str(error)] += 1
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    return Summary(len(keys), new, sum(reasons.values()), reasons, tuple(problems))

@@ -1,0 +1,174 @@
+"""Restored faces on the disk, by content, so that a training never waits for Stage I.
+
+    FOLDER/<fingerprint>/about.json      what made them
+    FOLDER/<fingerprint>/ab/<key>.png    one restored face; its notes and the digest of its pixels are in the header
+    FOLDER/<fingerprint>/ab/<key>.json   one face that was refused, with the sentence
+
+The fingerprint is the restorer's: weights, settings and code. The key is that of the degraded face's pixels and of
+the reference files' bytes. So a stale entry cannot be met by accident, and two records of the same content share one.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from face2scene.files import atomic_write, read_json, sha256_of, write_json
+from face2scene.images import to_bytes, to_tensor
+from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneError, in_bytes
+
+
+class Cached(AlignedRefFR):
+    """A restorer whose faces are kept on the disk.
+
+    Args:
+        restorer: an `AlignedRefFR`; what others make of a face does not follow from the face alone.
+        folder: of the cache, for any number of restorers.
+        missing: `compute` restores and keeps a face that is not there; `refuse` raises, for trainings that must
+            not wait (`scripts/precompute_ref_fr.py` fills the cache).
+
+    Raises:
+        ValueError: a restorer that cannot be cached, or an unknown `missing`.
+        FileNotFoundError: `refuse`, and the cache holds nothing of this fingerprint.
+    """
+
+    def __init__(self, restorer: AlignedRefFR, folder: str | Path, *, missing: str = "compute"):
+        if not isinstance(restorer, AlignedRefFR):
+            raise ValueError(
+                f"ref_fr={getattr(restorer, 'name', restorer)} cannot be cached: it is cheap, or it draws at random."
+            )
+        if missing not in ("compute", "refuse"):
+            raise ValueError(f"ref_fr.missing is {missing!r}: choose compute or refuse.")
+        self.restorer, self.root, self.missing = restorer, Path(folder), missing
+        self.name, self.size = restorer.name, restorer.size
+        self._shas: dict[tuple, str] = {}
+        if missing == "refuse" and not self._about.is_file():
+            others = [p.parent.name for p in sorted(self.root.glob("*/about.json"))]
+            stale = f" It holds faces of other weights, settings or code ({', '.join(others[:3])})." if others else ""
+            raise FileNotFoundError(
+                f"The cache {self.root} holds no face of this ref_fr={self.name} ({self.fingerprint}).{stale} "
+                "Run `accelerate launch scripts/precompute_ref_fr.py` with the same options, or set "
+                "ref_fr.missing=compute."
+            )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return self.restorer.fingerprint
+
+    @property
+    def folder(self) -> Path:
+        """Where this restorer's faces lie."""
+        return self.root / self.fingerprint
+
+    @property
+    def _about(self) -> Path:
+        return self.folder / "about.json"
+
+    def ready(self) -> None:
+        """See `AlignedRefFR.ready`; a cache that only reads loads nothing."""
+        if self.missing == "compute":
+            self.restorer.ready()
+
+    def key(self, face: Tensor, references: Sequence[Path]) -> str:
+        """Hex digest of a face (3, s, s) in [0, 1] and its references' bytes, in their order."""
+        digest = hashlib.sha256(to_bytes(face).tobytes())
+        for path in references:
+            digest.update(self._sha(Path(path)).encode())
+        return digest.hexdigest()[:40]
+
+    def restore_aligned(self, faces: Tensor, references: Sequence[Sequence[Path]]) -> list[RestoredFace]:
+        """See `AlignedRefFR`.
+
+        Raises:
+            StageOneError: a face that is, or was before, refused.
+            FileNotFoundError: `refuse`, and a face is not there.
+        """
+        self.fill(faces, references)
+        return [self.read(self.key(face, paths)) for face, paths in zip(faces, references, strict=True)]
+
+    def fill(self, faces: Tensor, references: Sequence[Sequence[Path]]) -> int:
+        """Restore what is not there yet, each content once; the count of new faces.
+
+        Raises:
+            FileNotFoundError: `refuse`, and a face is not there.
+        """
+        wanted = {}
+        for number, (face, paths) in enumerate(zip(faces, references, strict=True)):
+            key = self.key(face, paths)
+            if key not in wanted and not self._image(key).is_file() and not self._refusal(key).is_file():
+                wanted[key] = number
+        if wanted and self.missing == "refuse":
+            raise FileNotFoundError(
+                f"{len(wanted)} of {len(faces)} faces are not in the cache {self.folder}: run "
+                "`accelerate launch scripts/precompute_ref_fr.py` for the same data, degradation and recipes "
+                "(train.restorer.batches.recipes), or set ref_fr.missing=compute."
+            )
+        if wanted:
+            self.restorer.ready()  # what cannot be loaded is no face's fault and is not kept
+            if not self._about.is_file():
+                write_json(self._about, {"name": self.name, "size": self.size, "fingerprint": self.fingerprint})
+            self._compute(wanted, faces, references)
+        return len(wanted)
+
+    def _compute(self, wanted: dict[str, int], faces: Tensor, references: Sequence[Sequence[Path]]) -> None:
+        rows = list(wanted.values())
+        try:
+            made = self.restorer.restore_aligned(in_bytes(faces[rows]), [references[n] for n in rows])
+        except StageOneError as error:
+            if len(wanted) > 1:  # one of them spoils the batch: each by itself
+                for key, number in wanted.items():
+                    self._compute({key: number}, faces, references)
+                return
+            write_json(self._refusal(next(iter(wanted))), {"refused": str(error)})
+            return
+        for key, face in zip(wanted, made, strict=True):
+            self._write(key, face)
+
+    def read(self, key: str) -> RestoredFace:
+        """One face of the cache.
+
+        Raises:
+            StageOneError: it was refused; the sentence of that time.
+            ValueError: the file is damaged.
+        """
+        if self._refusal(key).is_file():
+            raise StageOneError(read_json(self._refusal(key))["refused"])
+        path = self._image(key)
+        try:
+            with Image.open(path) as file:
+                pixels, info = np.array(file.convert("RGB")), file.text
+            whole = info["pixels"] == hashlib.sha256(pixels.tobytes()).hexdigest()
+        except (OSError, KeyError, SyntaxError) as error:
+            raise ValueError(f"{path} is damaged ({error}): remove it and precompute again.") from error
+        if not whole:
+            raise ValueError(f"{path} is damaged (its pixels are not those written): remove it and precompute again.")
+        return RestoredFace(to_tensor(pixels), tuple(json.loads(info["notes"])))
+
+    def _write(self, key: str, face: RestoredFace) -> None:
+        pixels, info = to_bytes(face.image), PngInfo()
+        info.add_text("pixels", hashlib.sha256(pixels.tobytes()).hexdigest())
+        info.add_text("notes", json.dumps(face.notes))
+        with atomic_write(self._image(key)) as partial:
+            Image.fromarray(pixels).save(partial, format="PNG", compress_level=3, pnginfo=info)
+
+    def _image(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.png"
+
+    def _refusal(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.json"
+
+    def _sha(self, path: Path) -> str:
+        try:
+            facts = path.stat()
+        except OSError as error:
+            raise StageOneError(f"the reference {path} is not there") from error
+        known = (str(path), facts.st_mtime_ns, facts.st_size)
+        if known not in self._shas:
+            self._shas[known] = sha256_of(path)
+        return self._shas[known]

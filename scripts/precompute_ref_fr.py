@@ -1,0 +1,61 @@
+"""Restore every face of an InScene set once: `accelerate launch scripts/precompute_ref_fr.py data=... ref_fr=...`.
+
+Stop it at any moment and start it again with the same command: faces that are there are not made again. Every
+process takes its share by content, so that a picture that occurs twice is restored once.
+"""
+
+import logging
+import sys
+from time import perf_counter
+
+import hydra
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from face2scene.data.precompute import faces_of, fill
+from face2scene.ref_fr.cache import Cached
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="precompute_ref_fr")
+def main(cfg: DictConfig) -> None:
+    """Share out, restore, read back, say what came of it; exit code 1 when a face is damaged or missing."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    start, state = perf_counter(), Accelerator()
+    try:
+        restorer = instantiate(cfg.ref_fr)
+        cache = restorer if isinstance(restorer, Cached) else Cached(restorer, cfg.cache)
+        cache.missing = "compute"
+        cache.ready()
+        faces = faces_of(
+            cfg.data.root,
+            instantiate(cfg.degradation, _convert_="all"),
+            size=cache.size,
+            recipes=cfg.recipes,
+            splits=tuple(cfg.splits),
+            rank=state.process_index,
+            processes=state.num_processes,
+        )
+        bar = tqdm(total=len(faces), unit="face", disable=not state.is_main_process, desc="Stage I")
+        summary = fill(cache, faces, batch=cfg.batch, progress=bar.update)
+    except (FileNotFoundError, ValueError, ModuleNotFoundError) as error:
+        sys.exit(str(error))
+    parts = gather_object([summary])
+    problems = [line for part in parts for line in part.problems]
+    if state.is_main_process:
+        bar.close()
+        new, seen, refused = (sum(getattr(p, name) for p in parts) for name in ("new", "seen", "refused"))
+        print(f"{seen} faces: {new} restored now, {refused} refused, {seen - new} were there or of the same content.")
+        print(f"They are in {cache.folder} ({perf_counter() - start:.1f} s).")
+        for reason, count in sorted({k: v for p in parts for k, v in p.reasons.items()}.items()):
+            print(f"  refused {count}: {reason}", file=sys.stderr)
+        for line in problems:
+            print(f"  {line}", file=sys.stderr)
+    if problems:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

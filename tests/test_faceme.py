@@ -1,0 +1,594 @@
+import copy
+import functools
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDPMScheduler,
+    StableDiffusionXLControlNetPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from face2scene.converters import CONVERTERS
+from face2scene.images import read_image, to_bytes, write_png
+from face2scene.ref_fr import faceme, faceme_id, faceme_tiny
+from face2scene.ref_fr.base import StageOneError, _frame, five_points, in_bytes, mirrored_points
+from face2scene.ref_fr.faceme import SCHEDULERS, FaceMe
+from face2scene.ref_fr.faceme_id import IDEncoder, Mix, clip_pixels, insert_tokens
+from face2scene.ref_fr.faceme_tiny import SDXL_SCHEDULE, WholePicture, tiny_parts, tiny_unet
+from face2scene.ref_fr.references import Antelope, Reference, SeenFace, choose, quality
+from face2scene.weights import MissingWeights, WeightsError
+
+SDXL_UNET = {  # stabilityai/stable-diffusion-xl-base-1.0, which RealVisXL is tuned from
+    "sample_size": 128,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [320, 640, 1280],
+    "transformer_layers_per_block": [1, 2, 10],
+    "attention_head_dim": [5, 10, 20],
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+SDXL_VAE = {
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "scaling_factor": 0.13025,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts_made_once():
+    """Random networks cost more to make than to run; every model still gets its own."""
+    made = functools.cache(tiny_parts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faceme_tiny, "tiny_parts", lambda seed=0: copy.deepcopy(made(seed)))
+        yield
+
+
+def tiny(**settings) -> FaceMe:
+    return FaceMe.tiny(**{"size": 64, "steps": 3, "device": "cpu"} | settings)
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory) -> dict[str, list[Path]]:
+    """Two people of three photos each: WholePicture knows them by their colours."""
+    folder, rng = tmp_path_factory.mktemp("people"), np.random.default_rng(0)
+    photos = {}
+    for name, colour in {"ann": (0.9, 0.4, 0.2), "bob": (0.1, 0.3, 0.9)}.items():
+        photos[name] = [folder / f"{name}{n}.png" for n in range(3)]
+        for path in photos[name]:
+            write_png(path, np.float32(colour) + rng.uniform(-0.05, 0.05, (80, 64, 3)).astype(np.float32))
+    return photos
+
+
+@pytest.fixture(scope="module")
+def faces() -> torch.Tensor:
+    smooth = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return in_bytes(F.interpolate(smooth, size=(64, 64), mode="bicubic"))
+
+
+# --- the same numbers as the released code
+
+
+def test_the_mixer_computes_what_the_names_of_the_released_file_say():
+    torch.manual_seed(0)
+    mix = Mix(32, 8)
+    w = mix.state_dict()
+    looks, identity = torch.randn(5, 32), F.normalize(torch.randn(5, 8), dim=-1)
+
+    def block(x, name):
+        y = F.layer_norm(x, x.shape[-1:], w[f"{name}.layernorm.weight"], w[f"{name}.layernorm.bias"])
+        y = F.linear(y, w[f"{name}.fc1.weight"], w[f"{name}.fc1.bias"])
+        y = F.linear(0.5 * y * (1 + torch.erf(y / 2**0.5)), w[f"{name}.fc2.weight"], w[f"{name}.fc2.bias"])
+        return y
+
+    x = block(identity, "pro_id.mlp1")
+    x = x + block(x, "pro_id.mlp2")
+    x = block(x, "pro_id.mlp3")
+    x = x + block(x, "pro_id.mlp4")
+    x = block(torch.cat([looks, x], -1), "mlp1")
+    x = F.layer_norm(x, (32,), w["norm1.weight"], w["norm1.bias"])
+    torch.testing.assert_close(mix(looks, identity), x + block(x, "mlp2"), atol=1e-6, rtol=0)
+
+
+def test_the_id_encoder_is_clips_tower_with_both_projections():
+    encoder = tiny_parts().id_encoder
+    pixels = torch.randn(2, 3, 224, 224)
+    pooled = encoder.vision_model(pixels)[1]
+    first = super(IDEncoder, encoder).forward(pixel_values=pixels).image_embeds
+    torch.testing.assert_close(encoder(pixels), torch.cat([first, pooled @ encoder.visual_projection_2.weight.T], -1))
+
+
+@pytest.mark.parametrize("box", [(10.4, 20.5, 200.6, 280.2), (-15.5, -3.2, 120.0, 90.7), (5, 5, 40, 40)])
+def test_face_crops_are_what_clips_own_processor_makes(box):
+    from transformers import CLIPImageProcessorPil
+
+    image = (np.random.default_rng(0).random((300, 260, 3)) * 255).astype(np.uint8)
+    theirs = np.asarray(CLIPImageProcessorPil()(Image.fromarray(image).crop(box))["pixel_values"][0])
+    np.testing.assert_allclose(clip_pixels(image, box).numpy(), theirs, atol=1e-6)
+
+
+def test_reference_tokens_take_the_place_of_the_word_and_the_rest_moves_back():
+    prompt = torch.arange(6.0)[:, None]
+    tokens = torch.tensor([[10.0], [11.0]])
+    assert insert_tokens(prompt, 3, tokens).flatten().tolist() == [0, 1, 2, 10, 11, 4]
+    assert insert_tokens(prompt, 5, tokens).flatten().tolist() == [0, 1, 2, 3, 4, 10]
+    assert insert_tokens(prompt, 3, tokens[:1]).flatten().tolist() == [0, 1, 2, 10, 4, 5]
+
+
+def test_the_word_is_the_fourth_of_the_prompt():
+    prompt = tiny_parts().prompt
+    assert prompt.place == 4 and prompt.positive.shape == (77, 32)
+    assert torch.equal(prompt.positive, prompt.negative)
+
+
+def test_denoising_equals_diffusers_own_pipeline(faces, people):
+    """The released code hands its noised latents to this pipeline; two of four steps are compared."""
+    model = tiny(steps=4)
+    parts = model.parts
+    control = faces[:1] * 2 - 1
+    tokens, _ = model.reference_tokens(people["ann"])
+    prompt = insert_tokens(parts.prompt.positive, parts.prompt.place, tokens)[None]
+    noised = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    pipeline = StableDiffusionXLControlNetPipeline(
+        parts.vae, None, None, None, None, parts.unet, parts.controlnet, DDPMScheduler.from_config(SDXL_SCHEDULE)
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    seen = []
+    pipeline(
+        latents=noised.clone(),
+        image=control,
+        prompt_embeds=prompt,
+        pooled_prompt_embeds=parts.prompt.pooled[None],
+        negative_prompt_embeds=parts.prompt.negative[None],
+        negative_pooled_prompt_embeds=parts.prompt.negative_pooled[None],
+        num_inference_steps=4,
+        generator=torch.Generator().manual_seed(2),
+        output_type="latent",
+        callback_on_step_end=lambda pipe, step, t, values: (seen.append((int(t), values["latents"].clone())), values)[
+            1
+        ],
+    )
+    assert [t for t, _ in seen] == [751, 501, 251, 1]
+    for steps in (1, 2, 0):
+        ours = model.denoise(noised, control, prompt, [torch.Generator().manual_seed(2)], until=steps)
+        assert (ours - seen[steps - 1][1]).abs().max() < 1e-4
+    without = model.denoise(noised, control, parts.prompt.positive[None], [torch.Generator().manual_seed(2)])
+    assert (without - seen[-1][1]).abs().max() > 1e-3, "the references changed nothing"
+
+
+def test_fifty_steps_start_at_981_and_the_noise_is_that_of_999(faces):
+    model = tiny(steps=50)
+    schedule = model._schedule()
+    schedule.set_timesteps(50)
+    assert int(schedule.timesteps[0]) == 981
+    generator = faceme.face_generator(3, faces[0])
+    latents = faceme.start_latents(model.parts.vae, faces[:1] * 2 - 1, schedule, [generator])
+    draws = torch.randn((2, 4, 8, 8), generator=faceme.face_generator(3, faces[0]))
+    posterior = model.parts.vae.encode(faces[:1] * 2 - 1).latent_dist
+    clean = (posterior.mean + posterior.std * draws[0]) * 0.13025
+    kept = float(torch.prod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2))
+    torch.testing.assert_close(latents, kept**0.5 * clean + (1 - kept) ** 0.5 * draws[1], atol=1e-5, rtol=0)
+
+
+# --- the whole path
+
+
+def test_a_face_does_not_depend_on_its_batch_or_order(faces, people):
+    model = tiny(batch=2)
+    everyone = [people["ann"], people["bob"], people["ann"][:1]]
+    together = model.restore_aligned(faces, everyone)
+    turned = tiny(batch=3).restore_aligned(faces.flip(0), everyone[::-1])[::-1]
+    for one, other, face, person in zip(together, turned, faces, everyone, strict=True):
+        alone = tiny().restore_aligned(face[None], [person])[0].image
+        assert one.image.shape == (3, 64, 64) and one.image.std() > 0.01
+        # a batch may round the last bit of a float32 differently, and the result is rounded to 256 values
+        assert (one.image - alone).abs().max() < 1.01 / 255 and (other.image - alone).abs().max() < 1.01 / 255
+        assert (one.image - alone).abs().mean() < 1e-5
+    assert not torch.equal(tiny(seed=1).restore_aligned(faces[:1], everyone[:1])[0].image, together[0].image)
+
+
+def test_the_references_and_the_face_both_matter(faces, people):
+    model = tiny(colour="none")
+    one = model.restore_aligned(faces[:1], [people["ann"]])[0].image
+    assert (model.restore_aligned(faces[:1], [people["bob"]])[0].image - one).abs().max() > 0.01
+    assert (model.restore_aligned(faces[1:2], [people["ann"]])[0].image - one).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
+def test_every_scheduler_runs(scheduler, faces, people):
+    image = tiny(scheduler=scheduler, steps=10).restore_aligned(faces[:1], [people["ann"]])[0].image
+    assert torch.isfinite(image).all() and image.std() > 0.01
+
+
+def test_bfloat16_and_offloading_give_nearly_the_same_face(faces, people):
+    plain = tiny().restore_aligned(faces[:1], [people["ann"]])[0].image
+    half = tiny(dtype="bfloat16", offload=True).restore_aligned(faces[:1], [people["ann"]])[0].image
+    assert 0 < (plain - half).abs().mean() < 0.02
+
+
+def test_references_are_described_once(faces, people, monkeypatch):
+    model, looks = tiny(), []
+    seeing = WholePicture.see
+    monkeypatch.setattr(WholePicture, "see", lambda self, image: (looks.append(1), seeing(self, image))[1])
+    for _ in range(2):
+        model.restore_aligned(faces[:2], [people["ann"], people["ann"]])
+    assert len(looks) == 3
+
+
+def test_the_fingerprint_follows_weights_and_settings():
+    prints = {tiny().fingerprint, tiny(steps=4).fingerprint, FaceMe.tiny(weights_seed=1, size=64).fingerprint}
+    assert len(prints) == 3 and tiny().fingerprint == tiny(batch=1).fingerprint
+
+
+def test_code_versions_ignore_comments_and_docstrings(tmp_path, monkeypatch):
+    import importlib
+
+    monkeypatch.syspath_prepend(tmp_path)
+    versions = []
+    for number, text in enumerate(('"""A."""\nx = 1\n', '"""B."""\n# why\nx = 1\n', "x = 2\n")):
+        (tmp_path / f"version_{number}.py").write_text(text)
+        versions.append(faceme.code_version(importlib.import_module(f"version_{number}")))
+    assert versions[0] == versions[1] != versions[2]
+
+
+# --- choosing references
+
+
+def reference(name: str, angle: float, quality: float) -> Reference:
+    identity = np.array([np.cos(angle), np.sin(angle)], dtype=np.float32)
+    return Reference(Path(name), identity, torch.zeros(3, 4, 4), quality)
+
+
+def test_the_larger_group_of_one_person_is_used_and_the_others_are_named():
+    described = [reference("a", 0, 0.1), reference("b", 2, 0.9), reference("c", 0.1, 0.2), None]
+    chosen, notes = choose([Path(n) for n in "abcd"], described, most=4, same_person=0.3)
+    assert [one.path.name for one in chosen] == ["a", "c"]
+    assert "without a face" in notes[0] and "d" in notes[0]
+    assert "several people" in notes[1] and notes[1].endswith("left out: b.")
+
+
+def test_the_best_of_many_references_are_used_in_their_order():
+    described = [reference(n, 0, q) for n, q in zip("abcde", (0.5, 0.1, 0.9, 0.7, 0.6), strict=True)]
+    chosen, notes = choose([Path(n) for n in "abcde"], described, most=3, same_person=0.3)
+    assert [one.path.name for one in chosen] == ["c", "d", "e"] and "best 3 of 5" in notes[0]
+
+
+def test_large_frontal_sharp_faces_are_better(photo):
+    points = np.array([[70.0, 80], [130, 80], [100, 110], [75, 140], [125, 140]])
+    image = to_bytes(photo)
+    turned = points.copy()
+    turned[2, 0] = 125
+    face = SeenFace((0, 0, 300, 300), points, np.ones(2))
+    sharp = clip_pixels(image, face.box)
+    soft = F.avg_pool2d(F.pad(sharp[None], (4, 4, 4, 4), mode="replicate"), 9, 1)[0]
+    best = quality(face, sharp)
+    assert best > quality(face, soft) > 0
+    assert best > quality(SeenFace(face.box, turned, np.ones(2)), sharp)
+    assert best > quality(SeenFace((0, 0, 60, 60), points, np.ones(2)), sharp)
+
+
+class FakeDetector:
+    def __init__(self, found_at: int):
+        self.found_at, self.sizes, self.images = found_at, [], []
+
+    def detect(self, image, input_size):
+        self.sizes.append(input_size[0])
+        self.images.append(image)
+        if input_size[0] != self.found_at:
+            return np.empty((0, 5), np.float32), np.empty((0, 5, 2), np.float32)
+        points = np.array([[38.3, 51.7], [73.5, 51.5], [56.0, 71.7], [41.5, 92.4], [70.7, 92.2]], np.float32)
+        return np.float32([[0, 0, 20, 20, 0.9], [10, 12, 112, 112, 0.8]]), np.stack([points / 5, points])
+
+
+def test_arcface_gets_the_largest_face_as_rgb(weights, photo):
+    """With the small ArcFace of the packaged weights: the embedding is that of swapped channels."""
+    zoo = pytest.importorskip("insightface.model_zoo")
+    file = next(weights("w600k_mbf").glob("*.onnx"))
+    recogniser = zoo.get_model(str(file), providers=["CPUExecutionProvider"])
+    image = to_bytes(photo[10:290, 110:390])[::2, ::2].copy()
+    antelope, detector = Antelope("unused"), FakeDetector(found_at=576)
+    antelope.__dict__["_networks"] = [detector, recogniser]
+    face = antelope.see(image)
+    assert detector.sizes == [512, 640, 576] and face.box == (10, 12, 112, 112)
+    import cv2
+    from insightface.utils.face_align import norm_crop
+
+    crop = norm_crop(image, landmark=face.points, image_size=112)
+    blob = cv2.dnn.blobFromImages([crop[..., ::-1]], 1 / 127.5, (112, 112), (127.5,) * 3, swapRB=False)
+    swapped = recogniser.session.run(None, {recogniser.input_name: blob})[0][0]
+    np.testing.assert_allclose(face.identity, swapped / np.linalg.norm(swapped), atol=1e-5)
+    right = recogniser.get_feat(np.ascontiguousarray(crop[..., ::-1]))[0]  # BGR, as the network wants it
+    assert face.identity @ right / np.linalg.norm(right) < 0.999
+    detector.found_at = 0
+    assert antelope.see(image) is None and detector.sizes[-1] == 256
+
+
+# --- released files
+
+
+def sparse_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """A file of full size whose data are holes: it takes no room on the disk."""
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * int(np.prod(shape))
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + offset)
+
+
+def released_folder(folder: Path, kind: type, config: dict, change=lambda shapes: None) -> int:
+    with torch.device("meta"):
+        network = kind.from_config(config)
+    shapes = {name: tuple(t.shape) for name, t in network.state_dict().items()}
+    count = sum(int(np.prod(shape)) for shape in shapes.values())
+    change(shapes)
+    sparse_safetensors(folder / "diffusion_pytorch_model.safetensors", shapes)
+    network.save_config(folder)
+    return count
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "millions"),
+    [
+        (UNet2DConditionModel, SDXL_UNET, 2567.5),
+        (ControlNetModel, {k: v for k, v in SDXL_UNET.items() if k not in ("sample_size", "up_block_types")}, 1251.0),
+        (AutoencoderKL, SDXL_VAE, 83.7),
+    ],
+)
+def test_full_size_files_are_accepted_by_their_names_and_shapes(tmp_path, kind, config, millions):
+    assert released_folder(tmp_path, kind, config) / 1e6 == pytest.approx(millions, abs=0.1)
+    faceme.compare_headers(kind, tmp_path)
+
+
+def test_a_partial_controlnet_is_refused_before_it_is_read(tmp_path):
+    config = {k: v for k, v in SDXL_UNET.items() if k not in ("sample_size", "up_block_types")}
+
+    def spoil(shapes):
+        del shapes["controlnet_mid_block.weight"]
+        shapes["conv_in.weight"] = (320, 9, 3, 3)
+
+    released_folder(tmp_path, ControlNetModel, config, spoil)
+    with pytest.raises(ValueError, match=r"controlnet_mid_block\.weight.*conv_in\.weight \(320, 9, 3, 3\)") as error:
+        faceme.load_network(ControlNetModel, tmp_path, "controlnet")
+    assert "diffusion_pytorch_model.safetensors" in str(error.value)
+
+
+def test_the_old_names_of_a_vaes_attention_are_known(tmp_path):
+    def age(shapes):
+        for new, old in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
+            for side in ("encoder", "decoder"):
+                for kind in ("weight", "bias"):
+                    name = f"{side}.mid_block.attentions.0.{new}.{kind}"
+                    shape = shapes.pop(name)
+                    shapes[name.replace(new, old)] = (*shape, 1, 1) if kind == "weight" else shape
+
+    released_folder(tmp_path, AutoencoderKL, SDXL_VAE, age)
+    faceme.compare_headers(AutoencoderKL, tmp_path)
+
+
+def test_a_full_shape_mixer_goes_through_its_file(tmp_path):
+    mix = Mix()
+    save_file({name: t.half() for name, t in mix.state_dict().items()}, tmp_path / "mix.safetensors")
+    loaded = faceme_id.load_mix(tmp_path / "mix.safetensors", Mix())
+    assert loaded(torch.randn(2, 2048), torch.randn(2, 512)).shape == (2, 2048)
+    assert torch.equal(loaded.mlp1.fc1.weight, mix.mlp1.fc1.weight.half().float())
+
+
+def test_a_full_shape_photomaker_pickle_is_read_as_tensors_only(tmp_path):
+    with torch.device("meta"):
+        encoder = IDEncoder()
+    assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(305.3, abs=0.5)
+    # expanded from one number, so that the file is small whatever the shapes
+    tensors = {name: torch.zeros(1).expand(t.shape) for name, t in encoder.state_dict().items()}
+    extra = {"fuse_module.mlp1.fc1.weight": torch.zeros(1).expand(2048, 4096)}
+    extra["vision_model.embeddings.position_ids"] = torch.arange(257)[None]
+    path = tmp_path / "photomaker-v1.bin"
+    torch.save({"id_encoder": tensors | extra, "lora_weights": {}}, path)
+    read = faceme_id.read_photomaker(path)["id_encoder"]
+    kept = {n: t for n, t in read.items() if n not in extra}
+    assert {n: t.shape for n, t in kept.items()} == {n: t.shape for n, t in encoder.state_dict().items()}
+    with pytest.raises(ValueError, match=r"id_encoder.*missing \['visual_projection_2\.weight'\]"):
+        faceme_id.load_id_encoder({n: t for n, t in read.items() if "projection_2" not in n}, encoder, source=path)
+
+
+def test_fetching_photomaker_turns_the_pickle_into_one_file_that_reads_the_same(tmp_path):
+    encoder = tiny_parts().id_encoder
+    lora = {"unet.mid_block.attentions.0.to_q_lora.up.weight": torch.randn(4, 2).t()}
+    torch.save({"id_encoder": encoder.state_dict(), "lora_weights": lora}, tmp_path / "photomaker-v1.bin")
+    before = faceme_id.read_photomaker(tmp_path / "photomaker-v1.bin")
+    CONVERTERS["photomaker"](tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["photomaker-v1.safetensors"]
+    after = faceme_id.read_photomaker(tmp_path / "photomaker-v1.safetensors")
+    for part in ("id_encoder", "lora_weights"):
+        assert before[part].keys() == after[part].keys()
+        assert all(torch.equal(before[part][name], after[part][name]) for name in before[part])
+    torch.save({"id_encoder": Evil()}, tmp_path / "photomaker-v1.bin")
+    with pytest.raises(WeightsError, match="refused"):
+        CONVERTERS["photomaker"](tmp_path)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+def test_what_is_no_photomaker_is_refused_with_a_sentence(tmp_path, capsys):
+    path = tmp_path / "photomaker-v1.bin"
+    torch.save({"id_encoder": Evil(), "lora_weights": {}}, path)
+    with pytest.raises(ValueError, match="not a whole checkpoint of tensors"):
+        faceme_id.read_photomaker(path)
+    assert "run" not in capsys.readouterr().out
+    torch.save({"id_encoder": {}}, path)
+    with pytest.raises(ValueError, match="lacks the part 'lora_weights'"):
+        faceme_id.read_photomaker(path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
+        faceme_id.read_photomaker(path)
+    with pytest.raises(FileNotFoundError, match=r"ref_fr\.photomaker"):
+        faceme_id.read_photomaker(tmp_path / "nothing.bin")
+
+
+def test_the_photomaker_lora_is_added_only_where_it_is_asked_for_and_fits():
+    unet = tiny_unet()
+    place = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
+    down, up = torch.randn(2, 16), torch.randn(16, 2)
+    lora = {
+        f"unet.{place}.processor.to_{k}_lora.{s}.weight": t
+        for k in ("q", "out")
+        for s, t in (("down", down), ("up", up))
+    }
+    before = {k: unet.get_submodule(f"{place}.{k}").weight.clone() for k in ("to_q", "to_k", "to_out.0")}
+    assert faceme_id.apply_photomaker_lora(unet, lora, source="x") == 2
+    for name, weight in before.items():
+        expected = weight if name == "to_k" else weight + up @ down
+        torch.testing.assert_close(unet.get_submodule(f"{place}.{name}").weight, expected)
+    with pytest.raises(ValueError, match="half a pair"):
+        faceme_id.apply_photomaker_lora(unet, {f"unet.{place}.processor.to_q_lora.up.weight": up}, source="x")
+
+
+def test_released_files_of_tiny_networks_make_the_same_face(tmp_path, faces, people, monkeypatch):
+    """The released layout, written from the tiny networks and read by the loader that reads the real one."""
+    parts = tiny_parts(5)
+    base = tmp_path / "base"
+    parts.unet.save_pretrained(base / "unet")
+    parts.vae.save_pretrained(base / "vae")
+    parts.controlnet.save_pretrained(tmp_path / "controlnet")
+    (base / "scheduler").mkdir()
+    (base / "scheduler/scheduler_config.json").write_text(json.dumps(SDXL_SCHEDULE))
+    save_file(parts.mix.state_dict(), tmp_path / "mix.safetensors")
+    torch.save({"id_encoder": parts.id_encoder.state_dict(), "lora_weights": {}}, tmp_path / "photomaker-v1.bin")
+    monkeypatch.setattr(faceme_id, "Mix", lambda: Mix(32, 8))
+    monkeypatch.setattr(faceme_id, "IDEncoder", lambda: tiny_parts(6).id_encoder)
+    monkeypatch.setattr(faceme, "encode_prompts", lambda found, **texts: parts.prompt)
+    monkeypatch.setattr(faceme, "Antelope", lambda folder: WholePicture())
+    options = {
+        "base": str(base),
+        "controlnet": str(tmp_path / "controlnet"),
+        "mix": str(tmp_path / "mix.safetensors"),
+        "photomaker": str(tmp_path / "photomaker-v1.bin"),
+    }
+    settings = {"size": 64, "steps": 3, "device": "cpu"}
+    made = FaceMe.released(**options, **settings).restore_aligned(faces[:1], [people["ann"]])[0].image
+    known = FaceMe.tiny(weights_seed=5, **settings).restore_aligned(faces[:1], [people["ann"]])[0].image
+    assert torch.equal(made, known)
+    (tmp_path / "mix.safetensors").unlink()
+    with pytest.raises(StageOneError, match=r"ref_fr\.mix"):
+        FaceMe.released(**options, **settings).restore_aligned(faces[:1], [people["ann"]])
+
+
+def test_weights_that_are_not_there_are_one_sentence_each_time(faces, people, monkeypatch, tmp_path):
+    monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
+    model = FaceMe.released(device="cpu")
+    for _ in range(2):
+        with pytest.raises(StageOneError, match="face2scene fetch realvisxl_v3"):
+            model.restore_aligned(torch.rand(1, 3, 512, 512), [people["ann"]])
+    with pytest.raises(MissingWeights, match="face2scene fetch antelopev2"):
+        Antelope().see(np.zeros((8, 8, 3), np.uint8))
+
+
+# --- bad input
+
+
+def test_references_without_a_face_and_none_at_all_are_said(faces, tmp_path):
+    write_png(tmp_path / "black.png", np.zeros((40, 40, 3), np.float32))
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    paths = [tmp_path / "black.png", tmp_path / "broken.jpg"]
+    with pytest.raises(StageOneError, match=r"none of the 2 reference pictures shows a face \(black.png, broken.jpg\)"):
+        tiny().restore_aligned(faces[:1], [paths])
+    with pytest.raises(StageOneError, match="got none"):
+        tiny().restore_aligned(faces[:1], [[]])
+    with pytest.raises(StageOneError, match=r"gone\.png is not there"):
+        tiny().restore_aligned(faces[:1], [[tmp_path / "gone.png"]])
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"max_references": 71}, "room for 1 to 70"),
+        ({"scheduler": "euler"}, "choose one of"),
+        ({"steps": 0}, "1 to 1000"),
+        ({"size": 100}, "multiple of 64"),
+    ],
+)
+def test_settings_out_of_range_name_the_option(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tiny(**settings)
+
+
+def test_more_references_than_the_prompt_holds_are_cut_to_its_length(faces, people):
+    many = people["ann"] * 25  # 75 tokens behind the first four of 77
+    image = tiny(max_references=70).restore_aligned(faces[:1], [many])[0].image
+    assert image.shape == (3, 64, 64)
+
+
+# --- the way there and back
+
+
+def points_in(size: float, roll: float) -> np.ndarray:
+    from face2scene.faces.align import FFHQ_512
+
+    centred = (FFHQ_512 - 256) * size / 512
+    turn = np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
+    return centred @ turn.T + 100
+
+
+@pytest.mark.parametrize("roll", [0.0, np.pi])
+def test_an_aligned_restorer_sees_the_face_upright_and_lays_it_back(roll):
+    class Same(FaceMe):
+        def __init__(self):
+            self.size, self.seen = 128, None
+
+        def restore_aligned(self, faces, references):
+            self.seen = faces
+            return [faceme.RestoredFace(faces[0])]
+
+    rows = torch.linspace(0.1, 0.9, 200)[:, None].expand(200, 200)
+    scene = torch.stack([rows, rows.T, rows * 0 + 0.5])
+    restorer = Same()
+    restored, notes = restorer.restore_in(scene, (60, 60, 140, 140), points_in(128, roll), ())
+    assert (restored - scene[:, 60:140, 60:140]).abs().max() < 0.02
+    downwards = restorer.seen[0, 0, -1, 64] - restorer.seen[0, 0, 0, 64]
+    assert downwards < 0 if roll else downwards > 0
+    assert bool(notes) == bool(roll)
+
+
+def test_without_landmarks_the_square_is_taken_for_an_upright_face():
+    transform, notes = _frame((100, 100, 240, 240), None, 512)
+    assert transform.scale == pytest.approx(0.53 * 512 / 100) and notes == ()
+    np.testing.assert_allclose(transform(np.array([[170.0, 170.0]])), [[0.515 * 512, 0.575 * 512]])
+    _, notes = _frame((0, 0, 10, 10), np.zeros((5, 2)), 512)
+    assert "upright in its box" in notes[0]
+
+
+def test_five_points_and_their_mirror_image():
+    points = np.arange(136, dtype=float).reshape(68, 2)
+    five = five_points(points)
+    np.testing.assert_allclose(five[0], points[36:42].mean(0))
+    mirrored = mirrored_points(five, 200)
+    np.testing.assert_allclose(mirrored[0], [199 - five[1, 0], five[1, 1]])
+    np.testing.assert_allclose(mirrored_points(mirrored, 200), five)
+
+
+def test_faces_that_come_from_files_stay_themselves(people):
+    image = torch.from_numpy(read_image(people["ann"][0])).permute(2, 0, 1)
+    assert torch.equal(in_bytes(image), image)
