@@ -84,6 +84,15 @@ def load_weights(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dic
     return tensors, json.loads(header["config"]), json.loads(header["about"])
 
 
+def kind_of(path: str | Path) -> str:
+    """What a file of `save_weights` holds; nothing where that cannot be told, which `load_weights` then explains."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("kind", "")
+    except (OSError, SafetensorError):
+        return ""
+
+
 def fit(module: nn.Module, tensors: Mapping[str, Tensor], *, expected: set[str], source: str | Path) -> None:
     """Load `tensors` into `module`; their names must be exactly `expected`, and every shape must fit.
 

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+from face2scene.checkpoints import load_weights
 from face2scene.mapnet import DegAttn, MapNet
+from face2scene.runs import REPOSITORY
 
 
 def small(**options) -> MapNet:
@@ -62,3 +64,107 @@ def test_the_smallest_face_is_16_pixels_and_less_is_refused():
 def test_an_odd_number_of_heads_is_refused():
     with pytest.raises(ValueError, match="heads must be even"):
         DegAttn(16, 3, 8)
+
+
+def microsofts_attention(x, query, key, value, out, vectors, norm, *, heads, start):
+    """MultiheadDiffAttn of microsoft/unilm as facts of its code: 2h and 2h + 1 are the two maps of output head h.
+
+    No mask and no rotation; weights are (out, in) matrices; without the last factor 1 - start.
+    """
+    batch, count, channels = x.shape
+    width = channels // heads // 2
+    q = (x @ query.T).view(batch, count, 2 * heads, width).transpose(1, 2)
+    k = (x @ key.T).view(batch, count, 2 * heads, width).transpose(1, 2)
+    v = (x @ value.T).view(batch, count, heads, 2 * width).transpose(1, 2)
+    maps = (width**-0.5 * q @ k.transpose(-1, -2)).softmax(-1, dtype=torch.float32)
+    maps = maps.view(batch, heads, 2, count, count)
+    strength = (vectors[0] * vectors[1]).sum().exp() - (vectors[2] * vectors[3]).sum().exp() + start
+    seen = (maps[:, :, 0] - strength * maps[:, :, 1]) @ v
+    seen = seen * (seen.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * norm
+    return seen.transpose(1, 2).reshape(batch, count, channels) @ out.T
+
+
+def test_degattn_is_microsofts_differential_attention_with_block_structured_weights():
+    torch.manual_seed(2)
+    channels, heads, half = 512, 4, 256
+    ours = DegAttn(channels, 2 * heads, channels, start=0.35, scalar="reparametrised")
+    with torch.no_grad():
+        ours.vectors.normal_(std=0.3)
+        ours.norm.weight.uniform_(0.5, 1.5)
+    weights = {name: torch.zeros(channels, channels) for name in ("query", "key")}
+    for branch, projection in enumerate(ours.query_key):  # even heads read the first half only, odd ones the second
+        for name, part in zip(weights, projection.weight.detach().chunk(2), strict=True):
+            rows = weights[name].view(heads, 2, 64, channels)
+            rows[:, branch, :, branch * half : (branch + 1) * half] = part.view(heads, 64, half)
+    x = torch.randn(2, 30, channels)
+    expected = microsofts_attention(
+        x,
+        **weights,
+        value=ours.value.weight,
+        out=ours.project.weight,
+        vectors=ours.vectors,
+        norm=ours.norm.weight,
+        heads=heads,
+        start=0.35,
+    )
+    torch.testing.assert_close(ours(x), expected, atol=1e-5, rtol=0)
+    assert expected.std() > 0.1  # the tolerance is small beside what is compared
+
+
+def test_the_reparametrised_scalar_starts_near_the_given_value_and_learns():
+    torch.manual_seed(0)
+    attention = DegAttn(512, 8, 16, scalar="reparametrised")
+    assert attention.scalar.item() == pytest.approx(0.2, abs=0.5)
+    attention(torch.randn(1, 4, 512)).square().sum().backward()
+    assert attention.vectors.grad.abs().min() > 0
+
+
+def test_a_norm_over_all_heads_is_another_norm_than_one_per_head():
+    torch.manual_seed(0)
+    together, x = DegAttn(16, 4, 8, norm="all"), torch.randn(2, 5, 16)
+    apart = DegAttn(16, 4, 8)
+    apart.load_state_dict({k: v for k, v in together.state_dict().items() if k != "norm.weight"}, strict=False)
+    assert together.norm.normalized_shape == (16,) and apart.norm.normalized_shape == (8,)
+    assert not torch.allclose(together(x), apart(x), atol=1e-3)
+    inner = []
+    together.project.register_forward_hook(lambda module, inputs, output: inner.append(inputs[0]))
+    together(x)
+    torch.testing.assert_close(inner[0].square().mean(-1), torch.ones(2, 5), atol=1e-2, rtol=0)
+
+
+def test_plain_attention_is_torchs_own():
+    mapnet = small(attention="plain").requires_grad_(False)
+    attention = mapnet.attention
+    theirs = torch.nn.MultiheadAttention(32, 4, bias=False, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(attention.query_key_value.weight)
+        theirs.out_proj.weight.copy_(torch.eye(32))
+    x = torch.randn(2, 7, 32)
+    expected = attention.project(theirs(x, x, x, need_weights=False)[0])
+    torch.testing.assert_close(attention(x), expected, atol=1e-5, rtol=0)
+    assert mapnet(torch.randn(1, 16, 8, 8)).shape == (1, 21, 24)
+
+
+def test_a_shared_projector_is_one_set_of_weights_for_all_scales():
+    shared, separate = small(projectors="shared"), small()
+    assert len(shared.projectors) == 1 and len(separate.projectors) == 3
+    flat = torch.ones(1, 16, 32, 32)
+    shared.attention.forward = lambda x: torch.ones(1, x.shape[1], 16)  # every cell of every scale is the same
+    tokens = shared(flat)
+    torch.testing.assert_close(tokens, tokens[:, :1].expand(-1, 21, -1))
+
+
+@pytest.mark.parametrize(
+    "options", [{"attention": "linear"}, {"scalar": "fixed"}, {"norm": "batch"}, {"projectors": "none"}]
+)
+def test_an_unknown_option_is_named_with_those_that_exist(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=rf"mapnet\.{name} must be \w+ or \w+, not '{value}'"):
+        small(**options)
+
+
+def test_weights_written_before_the_options_existed_still_load():
+    tensors, config, _ = load_weights(REPOSITORY / "checkpoints/tiny/restorer.safetensors", kind="restorer")
+    assert "attention" not in config["mapnet"]
+    mapnet = MapNet(**config["mapnet"])
+    mapnet.load_state_dict({k.removeprefix("mapnet."): v for k, v in tensors.items() if k.startswith("mapnet.")})

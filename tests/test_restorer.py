@@ -1,9 +1,13 @@
 import json
+import resource
 import shutil
+from time import perf_counter
+from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
 from torch import nn
 
 from face2scene.mapnet import MapNet
@@ -17,11 +21,11 @@ LAYERS = lora.VAE_ENCODER[:6]  # the tiny VAE has no attention
 
 @pytest.fixture
 def make(tiny_base):
-    def build(**options) -> OneStepRestorer:
+    def build(dtype="fp32", **options) -> OneStepRestorer:
         torch.manual_seed(0)
         settings = {"vae_rank": 2, "unet_rank": 4, "vae_layers": LAYERS, "source": str(tiny_base)} | options
         mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
-        return OneStepRestorer(load_base(tiny_base), mapnet, **settings)
+        return OneStepRestorer(load_base(tiny_base, dtype=dtype), mapnet, **settings)
 
     return build
 
@@ -165,10 +169,9 @@ def test_a_folder_without_a_model_says_which_option_to_set(tmp_path):
         load_base(tmp_path)
 
 
-def test_the_published_lora_counts(monkeypatch):
-    """1.477 M in the VAE encoder at rank 16, 32.434 M in the UNet at rank 32, conv_in 11,840 (S3Diff's layers)."""
+def sd21() -> tuple[AutoencoderKL, UNet2DConditionModel]:
+    """SD 2.1's networks without values (on the meta device)."""
     from accelerate import init_empty_weights
-    from diffusers import AutoencoderKL, UNet2DConditionModel
 
     with init_empty_weights():
         vae = AutoencoderKL(
@@ -180,15 +183,73 @@ def test_the_published_lora_counts(monkeypatch):
         unet = UNet2DConditionModel(
             cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True
         )
-        vae.requires_grad_(False), unet.requires_grad_(False)
+    return vae.requires_grad_(False), unet.requires_grad_(False)
+
+
+def test_the_published_counts():
+    """1.477 M in the VAE encoder at rank 16, 32.434 M in the UNet at rank 32, conv_in 11,840 (S3Diff's layers)."""
+    from accelerate import init_empty_weights
+
+    def count(network: nn.Module, *, trained: bool = False) -> int:
+        return sum(p.numel() for p in network.parameters() if p.requires_grad or not trained)
+
+    vae, unet = sd21()
+    assert round(count(unet) / 1e6, 3) == 865.911 and round(count(vae) / 1e6, 3) == 83.654
+    with init_empty_weights():
         assert len(lora.add_lora(vae, lora.VAE_ENCODER, rank=16, alpha=8)) == 31
         assert len(lora.add_lora(unet, lora.UNET, rank=32, alpha=8)) == 257
+    assert round(count(vae, trained=True) / 1e6, 3) == 1.477 and round(count(unet, trained=True) / 1e6, 3) == 32.434
+    assert count(unet.conv_in) == 11_840
+    unet.conv_in.requires_grad_(True)
+    assert round((count(vae, trained=True) + count(unet, trained=True)) / 1e6, 2) == 33.92
 
-    def trained(network: nn.Module) -> int:
-        return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
-    assert round(trained(vae) / 1e6, 3) == 1.477 and round(trained(unet) / 1e6, 3) == 32.434
-    assert sum(p.numel() for p in unet.conv_in.parameters()) == 11_840
+@pytest.mark.slow
+def test_at_full_size_a_picture_is_restored_and_a_step_is_trained_in_bf16(capsys):
+    """SD 2.1's shapes with random weights: 512 pixels forward, 256 forward and backward; prints seconds and memory."""
+    networks = [nn.Module.to(network.to_empty(device="cpu"), torch.bfloat16) for network in sd21()]
+    torch.manual_seed(0)
+    for network in networks:
+        for module in network.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    base = SimpleNamespace(
+        vae=networks[0].eval(),
+        unet=networks[1].eval(),
+        alphas=DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).alphas_cumprod,
+        prediction="epsilon",
+        encode_prompts=lambda prompts: torch.randn(len(prompts), 77, 1024),
+    )
+    restorer = OneStepRestorer(base, MapNet())
+    optimizer = torch.optim.AdamW([p for p in restorer.parameters() if p.requires_grad], lr=2e-5)
+    figures = []
+
+    def measured(what: str, run) -> None:
+        start = perf_counter()
+        run()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        figures.append(f"{what}: {perf_counter() - start:.1f} s, peak so far {peak:.1f} GiB")
+
+    def train() -> None:
+        tokens = restorer.tokens(torch.randn(1, 256, 32, 32), 1, torch.tensor([False]))
+        target = torch.rand(1, 3, 256, 256)
+        output = restorer(torch.rand(1, 3, 256, 256), tokens, seeds=torch.tensor([0]))
+        (output.float() - target).square().mean().backward()
+        optimizer.step()
+
+    measured("a training step at 256", train)
+    dark = [
+        n for n, p in restorer.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())
+    ]
+    assert dark == []
+    optimizer.zero_grad()
+    merged = restorer.merged()
+    image, tokens = torch.rand(1, 3, 512, 512), torch.randn(1, 21, 1024)
+    with torch.inference_mode():
+        measured("512 pixels, merged, guided", lambda: figures.append(str(tuple(merged.restore(image, tokens).shape))))
+    assert "(1, 3, 512, 512)" in figures
+    with capsys.disabled():
+        print("\n" + "\n".join(figures))
 
 
 def test_a_phase_can_freeze_and_give_back_the_restorer(make):
@@ -202,3 +263,165 @@ def test_a_phase_can_freeze_and_give_back_the_restorer(make):
     with only(two, [one, two]):
         assert not any(p.requires_grad for p in one.model.parameters())
     assert {n for n, p in one.model.named_parameters() if p.requires_grad} == before
+
+
+def test_on_a_bf16_base_what_is_trained_is_float32_and_a_step_keeps_it_so(make):
+    restorer = shaken(make(dtype="bf16"))
+    dtypes = {name: p.dtype for name, p in restorer.named_parameters()}
+    own = {name for name, p in restorer.named_parameters() if p.requires_grad}
+    assert {dtypes[n] for n in own} == {torch.float32}
+    assert {d for n, d in dtypes.items() if n not in own} == {torch.bfloat16}
+    optimizer = torch.optim.AdamW([p for p in restorer.parameters() if p.requires_grad], lr=1e-5)
+    before = {n: p.detach().clone() for n, p in restorer.named_parameters()}
+    tokens = restorer.tokens(torch.randn(1, 8, 8, 8), 1)
+    restorer(torch.rand(1, 3, 16, 16), tokens, seeds=torch.tensor([1])).float().square().mean().backward()
+    optimizer.step()
+    after = dict(restorer.named_parameters())
+    # a step of 1e-5 on a weight of 1 would be lost in bf16
+    assert {n for n in before if not torch.equal(before[n], after[n])} >= {n for n in own if "conv_in" in n}
+    assert {n: p.dtype for n, p in after.items()} == dtypes
+
+
+def test_bf16_restores_nearly_as_float32_does(make):
+    image, tokens = torch.rand(1, 3, 16, 16), torch.randn(1, 21, 32)
+    exact = shaken(make()).eval().restore(image, tokens)
+    near = shaken(make(dtype="bf16")).eval()
+    assert near.restore(image, tokens).sub(exact).abs().mean() < 0.02
+    merged = near.merged()
+    assert {p.dtype for p in merged.unet.parameters()} == {torch.bfloat16}
+    assert merged.restore(image, tokens).sub(exact).abs().mean() < 0.02
+
+
+def test_a_small_update_survives_merging_because_the_sum_is_made_in_float32(make):
+    restorer = make(dtype="bf16").eval()
+    with torch.no_grad():
+        restorer.unet.conv_out.lora_B["default"].weight.normal_(std=0.05)
+        layer = restorer.unet.conv_out
+        update = layer.get_delta_weight("default").float()
+        expected = (layer.base_layer.weight.float() + update).bfloat16()
+    merged = restorer.merged()
+    assert torch.equal(merged.unet.conv_out.weight, expected)
+
+
+def test_an_unknown_precision_is_named(tiny_base):
+    with pytest.raises(ValueError, match=r"restorer\.base\.dtype must be fp32, bf16 or fp16, not 'int8'"):
+        load_base(tiny_base, dtype="int8")
+
+
+def test_values_that_overflow_half_precision_are_computed_again_in_float32_and_it_is_logged(make, caplog):
+    restorer = shaken(make(dtype="fp16")).eval().merged()
+    image, tokens = torch.rand(1, 3, 16, 16), torch.randn(1, 21, 32)
+    expected = shaken(make()).eval().restore(image, tokens)
+    restorer.restore(image, tokens)
+    assert "not finite" not in caplog.text
+    narrow = restorer.unet.forward
+
+    def overflowing(sample, *args, **kwargs):
+        output = narrow(sample, *args, **kwargs)
+        if sample.dtype == torch.float16:
+            output.sample[:, 0] = float("inf")
+        return output
+
+    restorer.unet.forward = overflowing
+    before = {name: p.clone() for name, p in restorer.unet.named_parameters()}
+    output = restorer.restore(image, tokens)
+    assert "The UNet gave values that are not finite; it is run again in float32." in caplog.text
+    assert "VAE" not in caplog.text
+    assert output.sub(expected).abs().mean() < 0.02
+    for name, parameter in restorer.unet.named_parameters():
+        assert parameter.dtype == torch.float16 and torch.equal(parameter, before[name])
+
+
+def test_values_that_overflow_float32_too_stop_the_restoration(make):
+    restorer = make().eval()
+    with torch.no_grad():
+        restorer.unet.conv_out.base_layer.bias.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="The UNet gives values that are not finite, in float32 too"):
+        restorer.restore(torch.rand(1, 3, 16, 16), torch.randn(1, 21, 32))
+
+
+def test_a_restoration_that_runs_out_of_memory_names_the_options(make):
+    restorer = make().eval()
+
+    def exhaust(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    restorer.unet.forward = exhaust
+    with pytest.raises(torch.OutOfMemoryError, match=r"lower pipeline\.tile, set guidance=1"):
+        restorer.restore(torch.rand(1, 3, 16, 16), torch.randn(1, 21, 32))
+
+
+def test_the_posteriors_noise_belongs_to_the_picture_and_not_to_the_batch(make):
+    restorer = shaken(make()).eval().requires_grad_(False)
+    pictures, tokens = torch.rand(3, 3, 16, 16), torch.randn(1, 21, 32).expand(3, -1, -1)
+    seeds = torch.tensor([5, 6, 7])
+    together = restorer(pictures, tokens, seeds=seeds)
+    alone = restorer(pictures[1:2], tokens[:1], seeds=seeds[1:2])
+    torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(restorer(pictures, tokens), restorer(pictures, tokens))  # the mean is not random
+    assert (restorer(pictures, tokens, seeds=seeds + 1) - together).abs().max() > 1e-4
+
+
+def test_the_posteriors_sample_has_the_posteriors_mean_and_deviation(make):
+    restorer = make().eval().requires_grad_(False)
+    picture = torch.rand(1, 3, 16, 16)
+    posterior = restorer.vae.encode(picture * 2 - 1).latent_dist
+    drawn = restorer._encode(picture.expand(400, -1, -1, -1), torch.arange(400)) / restorer.vae.config.scaling_factor
+    deviation = posterior.std[0]
+    assert ((drawn.mean(0) - posterior.mean[0]) / deviation).abs().mean() < 0.08  # 1 / sqrt(400) = 0.05
+    assert (drawn.std(0) / deviation - 1).abs().mean() < 0.08
+
+
+@pytest.mark.parametrize("with_tokens", [True, False])
+def test_the_negative_branch_gets_the_tokens_or_the_null_tokens(make, with_tokens):
+    restorer = shaken(make(negative_tokens=with_tokens)).eval()
+    nn.init.normal_(restorer.null_tokens)
+    contexts = []
+    restorer.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: contexts.append(kwargs["encoder_hidden_states"]), with_kwargs=True
+    )
+    image, tokens = torch.rand(1, 3, 16, 16), torch.randn(1, 21, 32)
+    expected = [tokens[0], tokens[0] if with_tokens else restorer.null_tokens[0]]
+    restorer.restore(image, tokens, guidance=1.5)
+    restorer(image.expand(2, -1, -1, -1), tokens.expand(2, -1, -1), torch.tensor([False, True]))
+    for context in contexts:
+        torch.testing.assert_close(list(context[:, 77:].detach()), [e.detach() for e in expected])
+
+
+def test_the_merged_export_restores_the_same_without_a_base(make, tmp_path):
+    restorer = shaken(make(guidance=1.3)).eval()
+    image, features = torch.rand(1, 3, 24, 24), torch.randn(1, 8, 8, 8)
+    with pytest.raises(ValueError, match=r"call merged\(\) first"):
+        restorer.save_merged(tmp_path / "whole.safetensors", about={})
+    expected = restorer.restore(image, restorer.tokens(features, 1))
+    restorer.config["source"] = "nowhere"
+    restorer.merged().save_merged(tmp_path / "whole.safetensors", about={"steps": 3})
+    again = OneStepRestorer.from_merged(tmp_path / "whole.safetensors")
+    torch.testing.assert_close(again.restore(image, again.tokens(features, 1)), expected, atol=1e-5, rtol=0)
+    half = restorer.merged(torch.bfloat16)
+    half.save_merged(tmp_path / "half.safetensors", about={})
+    again = OneStepRestorer.from_merged(tmp_path / "half.safetensors")
+    assert {p.dtype for p in again.unet.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(
+        again.restore(image, again.tokens(features, 1)), half.restore(image, half.tokens(features, 1))
+    )
+
+
+def test_plain_diffusers_loads_the_exported_lora_and_computes_the_same(make, tiny_base, tmp_path):
+    restorer = shaken(make(lora_alpha=3.0)).eval()
+    with torch.no_grad():
+        restorer.unet.conv_in.weight.add_(0.01)
+    restorer.save_lora(tmp_path)
+    unet = UNet2DConditionModel.from_pretrained(tiny_base, subfolder="unet").eval()
+    vae = AutoencoderKL.from_pretrained(tiny_base, subfolder="vae").eval()
+    for name, network in (("unet", unet), ("vae", vae)):
+        network.load_lora_adapter(
+            tmp_path / name, prefix=None, weight_name="pytorch_lora_weights.safetensors", adapter_name="default"
+        )
+    unet.conv_in.load_state_dict(load_file(tmp_path / "conv_in.safetensors"))
+    latent, context, image = torch.randn(1, 4, 8, 8), torch.randn(1, 98, 32), torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(unet(latent, 999, context).sample, restorer.unet(latent, 999, context).sample)
+        torch.testing.assert_close(vae.encode(image).latent_dist.mean, restorer.vae.encode(image).latent_dist.mean)
+        plain = UNet2DConditionModel.from_pretrained(tiny_base, subfolder="unet").eval()
+        assert not torch.allclose(plain(latent, 999, context).sample, restorer.unet(latent, 999, context).sample)

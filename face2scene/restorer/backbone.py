@@ -30,6 +30,7 @@ class Base:
     tokenizer: PreTrainedTokenizerBase
     alphas: Tensor  # (T,) cumulated signal share of the noise schedule, float32
     prediction: str  # "epsilon" or "v_prediction"
+    clip: float | None = None  # the schedule's bound on clean latents; SD-Turbo's has none
 
     def encode_prompts(self, prompts: list[str]) -> Tensor:
         """Text tokens (len(prompts), 77, D) in float32; longer prompts are cut, as CLIP does."""
@@ -44,19 +45,20 @@ class Base:
             return self.text_encoder(ids).last_hidden_state.float()
 
 
-def load_base(source: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32) -> Base:
+def load_base(source: str | Path, *, revision: str | None = None, dtype: str | torch.dtype = torch.float32) -> Base:
     """Read a base model.
 
     Args:
         source: a name of the weights catalogue such as `sd_turbo`, a local folder, or a hub id.
         revision: of a hub repository.
-        dtype: of VAE and UNet; the text encoder stays float32, it runs once per prompt.
+        dtype: of VAE and UNet, also as `fp32`, `bf16` or `fp16`; the text encoder stays float32, it runs once per
+            prompt.
 
     Raises:
         FileNotFoundError: not fetched yet, no such folder, or not to be had from the hub; says what to do.
-        ValueError: an empty tokenizer, or parts that do not fit each other.
+        ValueError: an empty tokenizer, parts that do not fit each other, or an unknown dtype.
     """
-    where = str(source)
+    where, dtype = str(source), precision(dtype)
     if where in weights.catalogue():
         where = str(weights.folder(where))
     elif not Path(where).exists() and (REPOSITORY / where).is_dir():
@@ -96,7 +98,23 @@ def load_base(source: str | Path, *, revision: str | None = None, dtype: torch.d
         raise ValueError(f"{where} predicts {schedule.config.prediction_type!r}; only epsilon and v_prediction work.")
     for part in (vae, unet, text_encoder):
         part.eval().requires_grad_(False)
-    return Base(vae, unet, text_encoder, tokenizer, schedule.alphas_cumprod.float(), schedule.config.prediction_type)
+    clip = schedule.config.clip_sample_range if schedule.config.clip_sample else None
+    alphas, kind = schedule.alphas_cumprod.float(), schedule.config.prediction_type
+    return Base(vae, unet, text_encoder, tokenizer, alphas, kind, clip)
+
+
+def precision(name: str | torch.dtype) -> torch.dtype:
+    """`fp32`, `bf16` or `fp16` as a dtype; a dtype stays as it is.
+
+    Raises:
+        ValueError: another name.
+    """
+    if isinstance(name, torch.dtype):
+        return name
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if name not in known:
+        raise ValueError(f"restorer.base.dtype must be fp32, bf16 or fp16, not {name!r}.")
+    return known[name]
 
 
 def clean_latent(noisy: Tensor, prediction: Tensor, alpha: float, kind: str) -> Tensor:

@@ -1,7 +1,9 @@
 """Which layers of the base are adapted, and how the adapters are merged back."""
 
+import shutil
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from peft import LoraConfig
 from torch import nn
@@ -64,6 +66,23 @@ def add_lora(network: nn.Module, patterns: Sequence[str], *, rank: int, alpha: f
 
 
 def merge_lora(network: nn.Module) -> None:
-    """Fold the updates into the base weights and drop the adapters: same output, no extra work per call."""
-    network.fuse_lora()
-    network.unload_lora()
+    """Fold the updates into the base weights and drop the adapters: same output, no extra work per call.
+
+    A network without adapters stays as it is.
+    """
+    if getattr(network, "peft_config", None):
+        network.fuse_lora()
+        network.unload_lora()
+
+
+def save_lora(network: nn.Module, folder: Path) -> None:
+    """Write a network's adapter as diffusers does, with its LoraConfig in the header.
+
+    Plain diffusers reads it with `load_lora_adapter(folder, prefix=None,
+    weight_name="pytorch_lora_weights.safetensors", adapter_name=...)`. Its defaults read nothing: `prefix` must be
+    None, and without the file's header the scale would be guessed as 1.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    network.save_lora_adapter(partial, adapter_name="default")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)

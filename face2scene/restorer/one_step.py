@@ -3,23 +3,44 @@
 B pictures, N tokens of width D. Pictures come and go as RGB in [0, 1].
 """
 
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from face2scene import checkpoints
+from face2scene.files import atomic_write
 from face2scene.images import pad_to_multiple
 from face2scene.mapnet import MapNet
+from face2scene.memory import explained
 from face2scene.restorer import lora
 from face2scene.restorer.backbone import Base, clean_latent, load_base
 
 log = logging.getLogger(__name__)
 POSITIVE = "a high-resolution, 8K, ultra-realistic sharp image, vibrant colors, and natural lighting"
 NEGATIVE = "oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, oversmooth"
+
+
+@dataclass(frozen=True, eq=False)
+class _StoredBase:
+    """A merged file's own base, whose prompts were encoded when it was made."""
+
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    text: Tensor  # (2, 77, D)
+    alphas: Tensor
+    prediction: str
+
+    def encode_prompts(self, prompts: list[str]) -> Tensor:
+        return self.text
 
 
 class OneStepRestorer(nn.Module):
@@ -31,16 +52,21 @@ class OneStepRestorer(nn.Module):
     Args:
         base: what `load_base` returned; its text encoder runs here once and is then dropped.
         mapnet: FaDeX's map to tokens; its width must be the base's.
-        vae_rank, unet_rank: LoRA ranks; the paper's are 16 and 32.
+        vae_rank, unet_rank: LoRA ranks; the paper's are 16 and 32. 0 leaves that network as it is.
         lora_alpha: LoRA scale is this over the rank; 8 is peft's default, which S3Diff trained with.
         timestep: the one the UNet is told; not public, S3Diff's is 999.
         prompts: positive and negative (supplement 2.2).
         guidance: lambda of classifier-free guidance at inference; the paper's is 1.10.
+        negative_tokens: whether the negative prompt also comes with the degradation tokens, in training and in
+            guidance, or with the null tokens. Not public; with them is ours.
+
+    The base may be bf16 or fp16. What is trained is float32 all the same, and until the LoRAs are merged the networks
+    run under autocast in the base's precision.
     """
 
     def __init__(
         self,
-        base: Base,
+        base: Base | _StoredBase,
         mapnet: MapNet,
         *,
         vae_rank: int = 16,
@@ -51,6 +77,7 @@ class OneStepRestorer(nn.Module):
         timestep: int = 999,
         prompts: tuple[str, str] = (POSITIVE, NEGATIVE),
         guidance: float = 1.10,
+        negative_tokens: bool = True,
         source: str = "",
     ):
         super().__init__()
@@ -61,15 +88,20 @@ class OneStepRestorer(nn.Module):
                 "set mapnet.width."
             )
         self.vae, self.unet, self.mapnet = base.vae, base.unet, mapnet  # frozen, both of the base
-        adapted = len(lora.add_lora(self.vae, vae_layers, rank=vae_rank, alpha=lora_alpha))
-        adapted += len(lora.add_lora(self.unet, unet_layers, rank=unet_rank, alpha=lora_alpha))
+        adapted = 0
+        for network, layers, rank in ((self.vae, vae_layers, vae_rank), (self.unet, unet_layers, unet_rank)):
+            adapted += len(lora.add_lora(network, layers, rank=rank, alpha=lora_alpha)) if rank else 0
         self.unet.conv_in.requires_grad_(True)
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
         self.null_tokens = nn.Parameter(torch.zeros(1, mapnet.num_tokens, width))
         self.register_buffer("text", base.encode_prompts(list(prompts)), persistent=False)  # (2, 77, D)
         self.alpha = base.alphas[timestep].item()
         self.prediction = base.prediction
         self.timestep = timestep
         self.guidance = guidance
+        self.negative_tokens = negative_tokens
         self.config: dict[str, Any] = {
             "source": source,
             "mapnet": mapnet.config,
@@ -81,6 +113,7 @@ class OneStepRestorer(nn.Module):
             "timestep": timestep,
             "prompts": list(prompts),
             "guidance": guidance,
+            "negative_tokens": negative_tokens,
         }
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in self.parameters()) - trained
@@ -105,57 +138,115 @@ class OneStepRestorer(nn.Module):
         tokens = self.mapnet(features)
         return tokens if drop is None else torch.where(drop.view(-1, 1, 1), null.to(tokens), tokens)
 
-    def forward(self, image: Tensor, tokens: Tensor, negative: Tensor | None = None) -> Tensor:
+    def forward(
+        self, image: Tensor, tokens: Tensor, negative: Tensor | None = None, seeds: Tensor | None = None
+    ) -> Tensor:
         """One step without guidance, as in training.
 
         Args:
             image: (B, 3, H, W) in [0, 1], sides multiples of `multiple`.
             tokens: (B, N, D).
             negative: (B,) bool, which pictures are prompted negatively; None is none of them.
+            seeds: (B,) int64, one per picture, of the sample from the VAE's posterior; None takes its mean.
 
         Returns:
             (B, 3, H, W), about [0, 1] and not clamped, so that gradients survive.
         """
-        which = torch.zeros(len(image), dtype=torch.long, device=image.device) if negative is None else negative.long()
-        latent = self._encode(image, sample=True)
-        return self._decode(self._clean(latent, self._predict(latent, self.text[which], tokens)))
+        if negative is None:
+            negative = torch.zeros(len(image), dtype=torch.bool, device=image.device)
+        if not self.negative_tokens:
+            tokens = torch.where(negative.view(-1, 1, 1), self.null_tokens.to(tokens), tokens)
+        with self._autocast():
+            latent = self._encode(image, seeds)
+            return self._decode(self._clean(latent, self._predict(latent, self.text[negative.long()], tokens)))
 
     @torch.inference_mode()
     def restore(self, image: Tensor, tokens: Tensor, *, guidance: float | None = None) -> Tensor:
         """Restore pictures of any size with classifier-free guidance (supplement 2.2).
 
-        z_neg + guidance * (z_pos - z_neg) on the UNet's output, both prompts in one call; tokens go to both. The VAE's
-        mean is taken instead of a sample, so that nothing here is random. `guidance` 1 skips the negative prompt.
+        z_neg + guidance * (z_pos - z_neg) on the UNet's output, both prompts in one call. The VAE's mean is taken
+        instead of a sample, so that nothing here is random. `guidance` 1 skips the negative prompt. A network that
+        gives values that are not finite in half precision is run again in float32, and the log says so.
 
         Returns:
             (B, 3, H, W) in [0, 1], the size of `image`.
+
+        Raises:
+            FloatingPointError: not finite in float32 either.
+            torch.OutOfMemoryError: says which options lower the memory.
         """
         guidance = self.guidance if guidance is None else guidance
         padded, (height, width) = pad_to_multiple(image, self.multiple)
-        latent = self._encode(padded, sample=False)
-        text = self.text[:1].expand(len(latent), -1, -1)
-        if guidance == 1:
-            prediction = self._predict(latent, text, tokens)
-        else:
-            text = torch.cat([text, self.text[1:].expand(len(latent), -1, -1)])
-            positive, negative = self._predict(latent.repeat(2, 1, 1, 1), text, tokens.repeat(2, 1, 1)).chunk(2)
-            prediction = negative + guidance * (positive - negative)
-        return self._decode(self._clean(latent, prediction))[..., :height, :width].clamp(0, 1).float()
+        text = self.text[:1].expand(len(image), -1, -1)
+        if guidance != 1:
+            text = torch.cat([text, self.text[1:].expand(len(image), -1, -1)])
+            unguided = tokens if self.negative_tokens else self.null_tokens.to(tokens).expand_as(tokens)
+            tokens = torch.cat([tokens, unguided])
+        with explained("lower pipeline.tile, set guidance=1, or restore with a bf16 base"), self._autocast():
+            latent = self._finite("VAE encoder", self.vae, lambda: self._encode(padded))
+            noisy = latent.repeat(len(text) // len(latent), 1, 1, 1)
+            prediction = self._finite("UNet", self.unet, lambda: self._predict(noisy, text, tokens))
+            if guidance != 1:
+                positive, negative = prediction.float().chunk(2)
+                prediction = negative + guidance * (positive - negative)
+            clean = self._clean(latent, prediction)
+            output = self._finite("VAE decoder", self.vae, lambda: self._decode(clean))
+        return output[..., :height, :width].clamp(0, 1).float()
 
-    def _encode(self, image: Tensor, *, sample: bool) -> Tensor:
-        posterior = self.vae.encode((image * 2 - 1).to(self.vae.dtype)).latent_dist
-        return (posterior.sample() if sample else posterior.mode()) * self.vae.config.scaling_factor
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        return self.vae.decoder.conv_in.weight.dtype  # never adapted, never trained
+
+    @property
+    def unet_dtype(self) -> torch.dtype:
+        return self.unet.time_embedding.linear_1.weight.dtype
+
+    def _autocast(self) -> AbstractContextManager:
+        # Only while float32 adapters stand on a half-precision base: merged weights are all of one precision.
+        if self.unet.conv_in.weight.dtype == self.unet_dtype:
+            return nullcontext()
+        return torch.autocast(self.null_tokens.device.type, self.unet_dtype)
+
+    def _finite(self, stage: str, network: nn.Module, run: Callable[[], Tensor]) -> Tensor:
+        output = run()
+        if torch.isfinite(output).all():
+            return output
+        if any(p.dtype in (torch.bfloat16, torch.float16) for p in network.parameters()):
+            log.warning("The %s gave values that are not finite; it is run again in float32.", stage)
+            with _in_float32(network), torch.autocast(output.device.type, enabled=False):
+                output = run()
+        if not torch.isfinite(output).all():
+            raise FloatingPointError(
+                f"The {stage} gives values that are not finite, in float32 too: the picture or the weights "
+                "(restorer_weights) are damaged."
+            )
+        return output
+
+    def _encode(self, image: Tensor, seeds: Tensor | None = None) -> Tensor:
+        posterior = self.vae.encode((image * 2 - 1).to(self.vae_dtype)).latent_dist
+        latent = posterior.mean
+        if seeds is not None:
+            noise = [torch.randn(latent.shape[1:], generator=_generator(int(seed))) for seed in seeds.tolist()]
+            latent = latent + posterior.std * torch.stack(noise).to(latent)
+        return latent * self.vae.config.scaling_factor
 
     def _predict(self, latent: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
-        context = torch.cat([text, tokens.to(text)], dim=1).to(latent.dtype)  # 77 + 21 = 98 tokens
-        return self.unet(latent, self.timestep, encoder_hidden_states=context).sample
+        context = torch.cat([text, tokens.to(text)], dim=1)  # 77 + 21 = 98 tokens
+        dtype = self.unet_dtype
+        return self.unet(latent.to(dtype), self.timestep, encoder_hidden_states=context.to(dtype)).sample
 
     def _clean(self, latent: Tensor, prediction: Tensor) -> Tensor:
         return clean_latent(latent, prediction, self.alpha, self.prediction)
 
     def _decode(self, latent: Tensor) -> Tensor:
-        scaled = (latent / self.vae.config.scaling_factor).to(self.vae.dtype)
+        scaled = (latent / self.vae.config.scaling_factor).to(self.vae_dtype)
         return self.vae.decode(scaled).sample / 2 + 0.5
+
+    def checkpoint_gradients(self) -> "OneStepRestorer":
+        """Keep few activations and compute the others again in the backward pass: less memory, more time."""
+        self.vae.enable_gradient_checkpointing()
+        self.unet.enable_gradient_checkpointing()
+        return self
 
     def save(self, path: str | Path, *, about: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
         """Write every trained part into one safetensors file whose header rebuilds the restorer."""
@@ -163,14 +254,63 @@ class OneStepRestorer(nn.Module):
         checkpoints.save_weights(path, tensors, kind="restorer", config=self.config, about=about, dtype=dtype)
 
     @classmethod
-    def from_file(cls, path: str | Path, *, source: str | Path | None = None) -> "OneStepRestorer":
-        """Rebuild from a file of `save`: the base from `source` or where the header says, then the trained parts."""
+    def from_file(
+        cls, path: str | Path, *, source: str | Path | None = None, dtype: str | torch.dtype = torch.float32
+    ) -> "OneStepRestorer":
+        """Rebuild from a file of `save`: the base from `source` or where the header says, then the trained parts.
+
+        Args:
+            dtype: of the base; what was trained is float32.
+        """
         tensors, config, _ = checkpoints.load_weights(path, kind="restorer")
         where = str(source) if source else config["source"]
         config = config | {"source": where, "prompts": tuple(config["prompts"])}
         mapnet = MapNet(**config.pop("mapnet"))
-        restorer = cls(load_base(where), mapnet, **config)
+        restorer = cls(load_base(where, dtype=dtype), mapnet, **config)
         checkpoints.fit(restorer, tensors, expected=set(checkpoints.trained_tensors(restorer)), source=path)
+        return restorer.eval().requires_grad_(False)
+
+    def save_lora(self, folder: str | Path) -> None:
+        """Write both adapters for plain diffusers (see `lora.save_lora`): `unet/`, `vae/`, and `conv_in.safetensors`.
+
+        The last is the UNet's whole first convolution, which is trained and is no adapter: load it into
+        `unet.conv_in`. MapNet and the null tokens are not in it; `save` writes everything.
+        """
+        folder = Path(folder)
+        for name, network in (("unet", self.unet), ("vae", self.vae)):
+            if getattr(network, "peft_config", None):
+                lora.save_lora(network, folder / name)
+        with atomic_write(folder / "conv_in.safetensors") as partial:
+            save_file({n: t.detach().contiguous() for n, t in self.unet.conv_in.state_dict().items()}, partial)
+
+    def save_merged(self, path: str | Path, *, about: Mapping[str, Any]) -> None:
+        """Write a merged restorer whole, the base and the encoded prompts with it; `from_merged` needs nothing else.
+
+        In the precision it has (see `merged`): about 1.9 GB at SD 2.1's size in bf16. The base's licence goes with it.
+        """
+        if any(".lora_" in name for name, _ in self.named_parameters()):
+            raise ValueError("Only a merged restorer can be saved whole: call merged() first.")
+        networks = {name: json.dumps(dict(getattr(self, name).config), default=str) for name in ("vae", "unet")}
+        config = self.config | networks | {"alpha": self.alpha, "prediction": self.prediction}
+        tensors = self.state_dict() | {"text": self.text}
+        checkpoints.save_weights(path, tensors, kind="merged_restorer", config=config, about=about)
+
+    @classmethod
+    def from_merged(cls, path: str | Path) -> "OneStepRestorer":
+        """Rebuild from a file of `save_merged`, in its precision; no base model is read."""
+        tensors, config, _ = checkpoints.load_weights(path, kind="merged_restorer")
+        networks = {}
+        for name, kind in (("vae", AutoencoderKL), ("unet", UNet2DConditionModel)):
+            weight = next(tensor for key, tensor in tensors.items() if key.startswith(f"{name}."))
+            network = kind.from_config(json.loads(config.pop(name))).requires_grad_(False)
+            networks[name] = nn.Module.to(network, weight.dtype)
+        alphas = torch.full((config["timestep"] + 1,), config.pop("alpha"), dtype=torch.float64)
+        base = _StoredBase(**networks, text=tensors.pop("text"), alphas=alphas, prediction=config.pop("prediction"))
+        mapnet = MapNet(**config.pop("mapnet"))
+        config |= {"vae_rank": 0, "unet_rank": 0, "prompts": tuple(config["prompts"])}  # nothing is left to adapt
+        restorer = cls(base, mapnet, **config)
+        nn.Module.to(restorer.unet, restorer.unet_dtype)
+        checkpoints.fit(restorer, tensors, expected=set(restorer.state_dict()), source=path)
         return restorer.eval().requires_grad_(False)
 
     def unfreeze(self) -> "OneStepRestorer":
@@ -180,8 +320,31 @@ class OneStepRestorer(nn.Module):
             parameter.requires_grad_(own)
         return self.train()
 
-    def merged(self) -> "OneStepRestorer":
-        """Fold both LoRAs into the base for inference; the restorer can no longer be trained or saved."""
-        lora.merge_lora(self.vae)
-        lora.merge_lora(self.unet)
+    def merged(self, dtype: torch.dtype | None = None) -> "OneStepRestorer":
+        """Fold both LoRAs into the base for inference; the restorer can no longer be trained or saved.
+
+        Args:
+            dtype: of VAE and UNet afterwards; None is the base's. The sum itself is done in float32: in bf16 a small
+                update would be rounded away.
+        """
+        for network, own in ((self.vae, self.vae_dtype), (self.unet, self.unet_dtype)):
+            nn.Module.float(network)  # diffusers' own casts warn of nothing
+            lora.merge_lora(network)
+            nn.Module.to(network, dtype or own)
         return self.eval().requires_grad_(False)
+
+
+@contextmanager
+def _in_float32(network: nn.Module) -> Iterator[None]:
+    own = [(parameter, parameter.data) for parameter in network.parameters()]
+    for parameter, data in own:
+        parameter.data = data.float()
+    try:
+        yield
+    finally:
+        for parameter, data in own:
+            parameter.data = data
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)  # on the CPU, so that every device draws the same

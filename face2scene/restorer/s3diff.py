@@ -1,0 +1,420 @@
+"""S3Diff, the restorer's ancestor and the baseline of the paper's Table 5 (arXiv 2409.17058).
+
+The same base, layers and ranks as `OneStepRestorer`; instead of tokens in the context, two degradation scores of
+the picture turn every LoRA layer: between its two factors stands an r x r matrix made from the scores and from the
+number of the layer's block. Written after the released code, so that its weights give its pictures.
+
+B pictures, r the LoRA's rank, K blocks, F frequencies. Pictures come and go as RGB in [0, 1].
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from face2scene import checkpoints
+from face2scene.images import pad_to_multiple
+from face2scene.restorer import lora
+from face2scene.restorer.backbone import Base, clean_latent, load_base
+from face2scene.restorer.score_net import ScoreNet
+
+log = logging.getLogger(__name__)
+POSITIVE = "A high-resolution, 8K, ultra-realistic image with sharp focus, vibrant colors, and natural lighting."
+NEGATIVE = "oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, oversmooth"
+VAE_BLOCKS, UNET_BLOCKS = 6, 10  # down 0 to 3, middle, (up 0 to 3,) the rest: fixed in the released weights
+MULTIPLE = 64  # pixels; S3Diff pads to this whatever the base
+
+
+class Modulation(nn.Module):
+    """Matrices (B, K, r, r), one per picture and block, from the waves (B, 4 F) of its two scores.
+
+    Args:
+        start: `near_zero` is S3Diff's, with all weights scaled by 1e-5: its LoRAs wake up slowly. `identity` adds the
+            unit matrix, so that a fresh model is plain LoRA (ours, for short trainings).
+    """
+
+    def __init__(self, blocks: int, rank: int, *, waves: int, start: Literal["near_zero", "identity"] = "near_zero"):
+        super().__init__()
+        if start not in ("near_zero", "identity"):
+            raise ValueError(f"restorer.adapters.start must be near_zero or identity, not {start!r}.")
+        self.rank = rank
+        self.scores = nn.Sequential(nn.Linear(waves, 256), nn.ReLU())
+        self.block = nn.Sequential(nn.Linear(64, 64), nn.ReLU())
+        self.fuse = nn.Linear(256 + 64, rank**2)
+        self.embedding = nn.Embedding(blocks, 64)
+        for layer in (self.scores[0], self.block[0], self.fuse):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+            layer.weight.data *= 1e-5
+        if start == "identity":
+            self.fuse.bias.data += torch.eye(rank).flatten()
+
+    def forward(self, waves: Tensor) -> Tensor:
+        scores, blocks = self.scores(waves), self.block(self.embedding.weight)
+        both = torch.cat(
+            [scores[:, None].expand(-1, len(blocks), -1), blocks[None].expand(len(scores), -1, -1)], dim=-1
+        )
+        return self.fuse(both).unflatten(-1, (self.rank, self.rank))
+
+
+def vae_block(layer: str) -> int:
+    """Number of the block that a layer of the VAE's encoder is in: down 0 to 3, middle 4, first and last layer 5."""
+    _, block, *rest = layer.split(".")
+    return int(rest[0]) if block == "down_blocks" else 4 if block == "mid_block" else 5
+
+
+def unet_block(layer: str) -> int:
+    """Number of the block that a layer of the UNet is in: down 0 to 3, middle 4, up 5 to 8, last layer 9."""
+    block, *rest = layer.split(".")
+    if block in ("down_blocks", "up_blocks"):
+        return int(rest[0]) + (5 if block == "up_blocks" else 0)
+    return 4 if block == "mid_block" else 9
+
+
+@contextmanager
+def modulated(network: nn.Module, blocks: Mapping[str, int], matrices: Tensor) -> Iterator[None]:
+    """Inside, every LoRA layer named in `blocks` multiplies by its block's matrix; afterwards it is plain again.
+
+    Args:
+        matrices: (B, K, r, r), for exactly the batch that the network is called with.
+    """
+    handles = [
+        network.get_submodule(f"{layer}.lora_A.default").register_forward_hook(
+            partial(_multiply, matrix=matrices[:, block])
+        )
+        for layer, block in blocks.items()
+    ]
+    recomputing = torch.is_grad_enabled() and network.is_gradient_checkpointing
+    if recomputing:  # a block that is computed again, after the end of this context, gets the matrices it had
+        network.enable_gradient_checkpointing(partial(_checkpointed, partial(modulated, network, blocks, matrices)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        if recomputing:
+            network.enable_gradient_checkpointing()
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)  # on the CPU, so that every device draws the same
+
+
+def _checkpointed(again: Callable[[], AbstractContextManager], block: Callable, *args: Any) -> Any:
+    return checkpoint(block, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+
+
+def _multiply(_: nn.Module, __: Any, output: Tensor, *, matrix: Tensor) -> Tensor:
+    if len(matrix) != len(output):
+        raise ValueError(f"Degradation scores of {len(matrix)} pictures were given for a batch of {len(output)}.")
+    matrix = matrix.to(output.dtype)
+    if output.dim() == 4:  # of a convolution: (B, r, h, w)
+        return (matrix.mT @ output.flatten(2)).unflatten(2, output.shape[2:])
+    return output @ matrix  # of a linear layer: (B, L, r)
+
+
+class S3Diff(nn.Module):
+    """VAE encoder -> UNet once -> VAE decoder, with LoRAs that the picture's degradation scores modulate.
+
+    Has the surface of `OneStepRestorer`, so that pipeline and training take either; `tokens` is empty here, because
+    the picture itself is measured. Trained parts: both LoRAs, the UNet's first convolution, both modulations.
+
+    Args:
+        base: what `load_base` returned.
+        score_net: scores of the picture; frozen unless `train_scores`.
+        vae_rank, unet_rank, lora_alpha, timestep, prompts, guidance: the defaults are S3Diff's.
+        latent_tile, latent_overlap: larger latents are predicted in overlapping tiles; S3Diff's numbers.
+        posterior: what `restore` takes of the VAE's posterior, a `sample` as S3Diff does, or its `mean`.
+        start: of the modulations, see there.
+        train_scores: also train `score_net`; S3Diff does not.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        score_net: ScoreNet,
+        *,
+        vae_rank: int = 16,
+        unet_rank: int = 32,
+        lora_alpha: float = 8.0,
+        vae_layers: Sequence[str] = lora.VAE_ENCODER,
+        unet_layers: Sequence[str] = lora.UNET,
+        timestep: int = 999,
+        prompts: tuple[str, str] = (POSITIVE, NEGATIVE),
+        guidance: float = 1.07,
+        latent_tile: int = 96,
+        latent_overlap: int = 32,
+        num_frequencies: int = 64,
+        posterior: Literal["sample", "mean"] = "sample",
+        start: Literal["near_zero", "identity"] = "near_zero",
+        train_scores: bool = False,
+        source: str = "",
+    ):
+        super().__init__()
+        for network in (base.vae, base.unet):
+            if len(network.config.block_out_channels) > 4:
+                raise ValueError(
+                    f"S3Diff numbers at most 4 resolutions and the {type(network).__name__} of {source or 'the base'} "
+                    f"has {len(network.config.block_out_channels)}: set restorer.base.source to an SD 2.1-shaped model."
+                )
+        if not 0 <= latent_overlap < latent_tile:
+            raise ValueError(f"latent_overlap must be from 0 to less than latent_tile={latent_tile}: {latent_overlap}.")
+        if posterior not in ("sample", "mean"):
+            raise ValueError(f"restorer.adapters.posterior must be sample or mean, not {posterior!r}.")
+        self.vae, self.unet = base.vae, base.unet
+        self.score_net = score_net.requires_grad_(train_scores)
+        vae_names = lora.add_lora(self.vae, vae_layers, rank=vae_rank, alpha=lora_alpha)
+        unet_names = lora.add_lora(self.unet, unet_layers, rank=unet_rank, alpha=lora_alpha)
+        self.vae_layers = {name: vae_block(name) for name in vae_names}
+        self.unet_layers = {name: unet_block(name) for name in unet_names}
+        self.unet.conv_in.requires_grad_(True)
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        waves = 4 * num_frequencies  # sine and cosine of two scores
+        self.vae_modulation = Modulation(VAE_BLOCKS, vae_rank, waves=waves, start=start)
+        self.unet_modulation = Modulation(UNET_BLOCKS, unet_rank, waves=waves, start=start)
+        self.register_buffer("frequencies", torch.randn(num_frequencies))
+        self.register_buffer("text", base.encode_prompts(list(prompts)), persistent=False)  # (2, 77, D)
+        self.alpha = base.alphas[timestep].item()
+        self.prediction, self.clip = base.prediction, base.clip
+        self.timestep, self.guidance, self.posterior = timestep, guidance, posterior
+        self.latent_tile, self.latent_overlap = latent_tile, latent_overlap
+        self.config: dict[str, Any] = {
+            "source": source,
+            "score_net": score_net.config,
+            "vae_rank": vae_rank,
+            "unet_rank": unet_rank,
+            "lora_alpha": lora_alpha,
+            "vae_layers": list(vae_layers),
+            "unet_layers": list(unet_layers),
+            "timestep": timestep,
+            "prompts": list(prompts),
+            "guidance": guidance,
+            "latent_tile": latent_tile,
+            "latent_overlap": latent_overlap,
+            "num_frequencies": num_frequencies,
+            "posterior": posterior,
+            "start": start,
+            "train_scores": train_scores,
+        }
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        log.info("S3Diff: %.2f M weights trained, %d layers adapted.", trained / 1e6, len(vae_names + unet_names))
+
+    def tokens(self, features: Tensor | None, batch: int, drop: Tensor | None = None) -> Tensor:
+        """No tokens (B, 0, D): where a `OneStepRestorer` listens to a face, this one measures the picture."""
+        return self.text.new_zeros(batch, 0, self.text.shape[-1])
+
+    def matrices(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (B, 2) to the matrices of the VAE's (B, 6, r, r) and the UNet's (B, 10, r, r) blocks."""
+        phase = scores[..., None] * self.frequencies * 2 * math.pi  # (B, 2, F)
+        waves = torch.cat([phase.sin(), phase.cos()], dim=-1).flatten(1)
+        return self.vae_modulation(waves), self.unet_modulation(waves)
+
+    def forward(
+        self,
+        image: Tensor,
+        tokens: Tensor | None = None,
+        negative: Tensor | None = None,
+        seeds: Tensor | None = None,
+    ) -> Tensor:
+        """One step without guidance, as in training.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1], sides multiples of what VAE and UNet halve.
+            tokens: not used; see `tokens`.
+            negative: (B,) bool, which pictures are prompted negatively; None is none of them.
+            seeds: (B,) int64, one per picture, of the sample from the VAE's posterior; None does what `posterior` says.
+
+        Returns:
+            (B, 3, H, W), clamped to [0, 1], as S3Diff does in training too.
+        """
+        which = torch.zeros(len(image), dtype=torch.long, device=image.device) if negative is None else negative.long()
+        vae_matrices, unet_matrices = self.matrices(self.score_net(image))
+        with self._autocast():
+            posterior = self._encode(image, vae_matrices)
+            if seeds is None:
+                latent = self._draw(posterior, self.posterior)
+            else:
+                noise = [torch.randn(posterior.mean.shape[1:], generator=_generator(int(s))) for s in seeds.tolist()]
+                latent = posterior.mean + posterior.std * torch.stack(noise).to(posterior.mean)
+                latent = latent * self.vae.config.scaling_factor
+            prediction = self._predict(latent, self.text[which], unet_matrices)
+        return self._decode(latent, prediction)
+
+    @torch.inference_mode()
+    def restore(
+        self,
+        image: Tensor,
+        tokens: Tensor | None = None,
+        *,
+        guidance: float | None = None,
+        scale: int = 1,
+        scores: Tensor | None = None,
+        posterior: Literal["sample", "mean"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Restore pictures of any size as S3Diff's inference does, before its colour alignment.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1].
+            tokens: not used; see `tokens`.
+            guidance: of classifier-free guidance; None is the model's own, 1 skips the negative prompt.
+            scale: bilinear enlargement before the VAE; S3Diff's own use is 4.
+            scores: (B, 2); None measures `image`, before it is enlarged.
+            posterior: `sample` or `mean`; None is the model's own.
+            generator: of the sample; None is torch's own.
+
+        Returns:
+            (B, 3, scale H, scale W) in [0, 1].
+        """
+        guidance = self.guidance if guidance is None else guidance
+        vae_matrices, unet_matrices = self.matrices(self.score_net(image) if scores is None else scores)
+        if scale != 1:
+            image = F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
+        padded, (height, width) = pad_to_multiple(image, MULTIPLE)
+        positive, negative = (text.expand(len(image), -1, -1) for text in self.text[:, None])
+
+        def predict(part: Tensor) -> Tensor:
+            plus = self._predict(part, positive, unet_matrices)
+            if guidance == 1:
+                return plus
+            minus = self._predict(part, negative, unet_matrices)  # two calls, as released: bit for bit its numbers
+            return minus + guidance * (plus - minus)
+
+        with self._autocast():
+            latent = self._draw(self._encode(padded, vae_matrices), posterior or self.posterior, generator)
+            prediction = _in_latent_tiles(predict, latent, tile=self.latent_tile, overlap=self.latent_overlap)
+        return self._decode(latent, prediction)[..., :height, :width].float()
+
+    def _autocast(self) -> AbstractContextManager:
+        # what is trained stays float32 on a half-precision base
+        dtype = self.unet.time_embedding.linear_1.weight.dtype
+        half = dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.frequencies.device.type, dtype) if half else nullcontext()
+
+    def _encode(self, image: Tensor, matrices: Tensor) -> DiagonalGaussianDistribution:
+        image = (image * 2 - 1).clamp(-1, 1).to(self.vae.decoder.conv_in.weight.dtype)
+        with modulated(self.vae, self.vae_layers, matrices):
+            return self.vae.encode(image).latent_dist
+
+    def _draw(
+        self, posterior: DiagonalGaussianDistribution, how: str, generator: torch.Generator | None = None
+    ) -> Tensor:
+        latent = posterior.sample(generator) if how == "sample" else posterior.mode()
+        return latent * self.vae.config.scaling_factor
+
+    def _predict(self, latent: Tensor, text: Tensor, matrices: Tensor) -> Tensor:
+        dtype = self.unet.time_embedding.linear_1.weight.dtype
+        with modulated(self.unet, self.unet_layers, matrices):
+            return self.unet(latent.to(dtype), self.timestep, encoder_hidden_states=text.to(dtype)).sample
+
+    def _decode(self, latent: Tensor, prediction: Tensor) -> Tensor:
+        clean = clean_latent(latent, prediction, self.alpha, self.prediction)
+        if self.clip is not None:
+            clean = clean.clamp(-self.clip, self.clip)
+        scaled = (clean / self.vae.config.scaling_factor).to(self.vae.decoder.conv_in.weight.dtype)
+        output = self.vae.decode(scaled).sample
+        return (output.clamp(-1, 1) + 1) / 2
+
+    def checkpoint_gradients(self) -> "S3Diff":
+        """Keep few activations and compute the others again in the backward pass: less memory, more time."""
+        self.vae.enable_gradient_checkpointing()
+        self.unet.enable_gradient_checkpointing()
+        return self
+
+    def save(self, path: str | Path, *, about: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
+        """Write every part that is not the base's into one safetensors file whose header rebuilds the model.
+
+        Args:
+            dtype: of LoRA and conv_in; the modulations start at 1e-5 and stay float32.
+        """
+        tensors = {name: t.to(dtype) if name.startswith(("vae.", "unet.")) and dtype else t for name, t in self._own()}
+        checkpoints.save_weights(path, tensors, kind="s3diff", config=self.config, about=about)
+
+    @classmethod
+    def from_file(
+        cls, path: str | Path, *, source: str | Path | None = None, dtype: str | torch.dtype = torch.float32
+    ) -> "S3Diff":
+        """Rebuild from a file of `save` or of the converter: the base from `source` or where the header says.
+
+        Args:
+            dtype: of the base; what was trained is float32.
+        """
+        tensors, config, _ = checkpoints.load_weights(path, kind="s3diff")
+        where = str(source) if source else config["source"]
+        score_net = ScoreNet(**config.pop("score_net"))
+        if "prompts" in config:
+            config["prompts"] = tuple(config["prompts"])
+        model = cls(load_base(where, dtype=dtype), score_net, **config | {"source": where})
+        checkpoints.fit(model, tensors, expected={name for name, _ in model._own()}, source=path)
+        return model.eval().requires_grad_(False)
+
+    def _own(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self.state_dict(keep_vars=True).items():
+            if not name.startswith(("vae.", "unet.")) or ".lora_" in name or name.startswith("unet.conv_in."):
+                yield name, tensor
+
+    def unfreeze(self) -> "S3Diff":
+        """Make the trained parts trainable again, to go on from a file."""
+        own = {name for name, _ in self._own()}
+        for name, parameter in self.named_parameters():
+            measuring = name.startswith("score_net.") and not self.config["train_scores"]
+            parameter.requires_grad_(name in own and not measuring)
+        return self.train()
+
+    def merged(self, dtype: torch.dtype | None = None) -> "S3Diff":
+        """The model for inference; its LoRAs stay apart, because every picture turns them differently.
+
+        Args:
+            dtype: of the base; None leaves it. LoRAs and conv_in stay float32 and run under autocast.
+        """
+        own = {name for name, _ in self._own()}
+        for name, parameter in self.named_parameters():
+            if dtype is not None and name not in own:
+                parameter.data = parameter.data.to(dtype)
+        return self.eval().requires_grad_(False)
+
+
+class NoFaDeX(nn.Module):
+    """In FaDeX's place where S3Diff is trained: it asks no face."""
+
+    def forward(self, restored: Tensor, degraded: Tensor) -> None:
+        return None
+
+
+def _in_latent_tiles(work: Callable[[Tensor], Tensor], latent: Tensor, *, tile: int, overlap: int) -> Tensor:
+    """Predict a latent of more than tile x tile places in tiles, blended by S3Diff's Gaussian (its place and width)."""
+    height, width = latent.shape[-2:]
+    if height * width <= tile**2:
+        return work(latent)
+    tile = min(tile, height, width)
+    if tile <= overlap:
+        raise ValueError(
+            f"A latent of {height} x {width} is too narrow for tiles that overlap by {overlap}: lower latent_overlap."
+        )
+    middle_x, middle_y = (tile - 1) / 2, tile / 2  # half a place apart, as released
+    place = torch.arange(tile, dtype=torch.float64, device=latent.device)
+    ramp_x, ramp_y = (torch.exp(-(((place - middle) / tile) ** 2) / 0.02) for middle in (middle_x, middle_y))
+    window = torch.outer(ramp_y, ramp_x)
+    total, weight = torch.zeros_like(latent, dtype=torch.float64), window.new_zeros(height, width)
+    for x in _starts(width, tile, overlap):
+        for y in _starts(height, tile, overlap):
+            area = (..., slice(y, y + tile), slice(x, x + tile))
+            total[area] += work(latent[area]) * window
+            weight[area] += window
+    return (total / weight).to(latent.dtype)
+
+
+def _starts(length: int, tile: int, overlap: int) -> list[int]:
+    count = 1 + max(0, math.ceil((length - tile) / (tile - overlap)))
+    return [min(number * (tile - overlap), length - tile) for number in range(count)]
