@@ -11,8 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 from face2scene.data.scenes import SceneBatches, held_out
 from face2scene.fadex.encoder import FaDeX
 from face2scene.restorer.backbone import load_base
+from face2scene.restorer.critic import Critic, load_features
+from face2scene.restorer.load import load_restorer
 from face2scene.restorer.losses import Perceptual
 from face2scene.restorer.one_step import OneStepRestorer
+from face2scene.restorer.s3diff import NoFaDeX, S3Diff
 from face2scene.runs import open_run
 from face2scene.train.loop import Schedule, train
 from face2scene.train.restorer import RestorerTask
@@ -31,13 +34,19 @@ def main(cfg: DictConfig) -> None:
     )
     run = open_run(cfg, main=accelerator.is_main_process)
     ref_fr = instantiate(cfg.ref_fr)
-    fadex = FaDeX.from_file(cfg.fadex_weights)
+    s3diff = "score_net" in cfg.restorer
+    fadex = NoFaDeX() if s3diff else FaDeX.from_file(cfg.fadex_weights)
     if cfg.init_from:
-        restorer = OneStepRestorer.from_file(cfg.init_from, source=cfg.restorer.base.source).unfreeze()
+        start = {"source": cfg.restorer.base.source, "dtype": cfg.restorer.base.dtype}
+        restorer = load_restorer(cfg.init_from, **start).unfreeze()
     else:
         base = load_base(**cfg.restorer.base)
         adapters = OmegaConf.to_container(cfg.restorer.adapters, resolve=True)
-        restorer = OneStepRestorer(base, instantiate(cfg.mapnet), source=cfg.restorer.base.source, **adapters)
+        kind, conditioning = (S3Diff, cfg.restorer.score_net) if s3diff else (OneStepRestorer, cfg.mapnet)
+        restorer = kind(base, instantiate(conditioning), source=cfg.restorer.base.source, **adapters)
+    if settings.gradient_checkpointing:
+        restorer.checkpoint_gradients()
+    critic = OmegaConf.to_container(settings.critic, resolve=True) if settings.critic else None
     batches = OmegaConf.to_container(settings.batches, resolve=True)
     data = SceneBatches(cfg.data.root, instantiate(cfg.degradation), ref_fr, seed=cfg.seed, **batches)
     task = RestorerTask(
@@ -46,10 +55,10 @@ def main(cfg: DictConfig) -> None:
         Perceptual(cfg.restorer.perceptual),
         data,
         held_out(cfg.data.root, ref_fr, count=settings.validation_pictures, seed=cfg.seed),
+        critic=Critic(load_features(critic.pop("features")), **critic) if critic else None,
         **settings.loss,
-        lr=settings.lr,
-        tokens_lr=settings.tokens_lr,
-        weight_decay=settings.weight_decay,
+        **{name: settings[name] for name in ("lr", "tokens_lr", "weight_decay")},
+        **{name: settings[name] for name in ("order", "leaks", "posterior", "ema")},
         device=accelerator.device,
         about={"run": cfg.name, "data": cfg.data.name, "ref_fr": ref_fr.name},
     )

@@ -2,14 +2,15 @@ import json
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, GradientState
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from face2scene.runs import Run
-from face2scene.train.loop import Phase, Schedule, only, states, train
+from face2scene.train.loop import Phase, Schedule, only, train
+from face2scene.train.state import states
 
 
 def forget_processes():
@@ -158,3 +159,26 @@ def test_a_schedule_warms_up_and_decays():
     assert 0.01 <= schedule.rate(99) < 0.011
     with pytest.raises(ValueError, match="decay must be constant or cosine"):
         Schedule(steps=1, decay="linear")
+
+
+def test_sharded_weights_are_refused_before_anything_is_trained(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    accelerator.state.distributed_type = DistributedType.FSDP
+    with pytest.raises(ValueError, match=r"does not train with sharded weights.*four_gpu\.yaml"):
+        train(TwoSides(), accelerator, Schedule(steps=1), Run(tmp_path, {}), seed=0)
+
+
+def test_phases_may_share_a_model_and_its_optimiser(tmp_path):
+    task = TwoSides()
+    maker, critic = task.phases
+    again = Phase(
+        "again", maker.model, maker.optimizer, lambda batch: {"far": 0.1 * maker.model(batch).square().mean()}
+    )
+    task.phases = [maker, critic, again]
+    with only(again, task.phases):
+        assert all(w.requires_grad for w in maker.weights) and not any(w.requires_grad for w in critic.weights)
+    train(task, Accelerator(cpu=True), Schedule(steps=2, log_every=1), Run(tmp_path, {}), seed=0)
+    assert again.model is maker.model and again.optimizer is maker.optimizer
+    assert maker.optimizer.optimizer.state[maker.weights[0]]["step"] == 4  # two phases of two steps
+    names = [path.name for path in states(Run(tmp_path, {}))[-1].iterdir() if path.suffix == ".safetensors"]
+    assert sorted(names) == ["model.safetensors", "model_1.safetensors"]

@@ -1,29 +1,28 @@
 """The one training loop: contrastive, adversarial or plain, on one process or many.
 
 A *phase* is one backward pass and one optimiser step on one set of weights: FaDeX trains in one phase, the
-restorer in two (generator, critic). Time is counted in optimiser steps. The data are an endless stream that
-can be entered at any position, and all randomness follows from that position, so a run that was stopped and
-resumed ends with bit for bit the weights of one that was not.
+restorer in two (generator, critic), or in S3Diff's four, two on each set of weights. Time is counted in optimiser
+steps. The data are an endless stream that can be entered at any position, and all randomness follows from that
+position, so a run that was stopped and resumed ends with bit for bit the weights of one that was not.
 """
 
 import logging
 import math
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import extract_model_from_parallel
-from safetensors.torch import load_file
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from face2scene.memory import explained
 from face2scene.runs import Run, seed_from
+from face2scene.train.state import keep_trained_only, load_trained, resume, save
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +36,15 @@ class Phase:
         model: holds the weights; after preparation it is the wrapped one, and `losses` must call that.
         optimizer: over the weights of `model` that require gradients.
         losses: batch to weighted terms (scalars); their sum is minimised.
+        leaks: its gradients also reach the weights of other phases that its losses pass through, and wait there for
+            those phases' next step. No method asks for it; S3Diff's published loop does it.
     """
 
     name: str
     model: nn.Module
     optimizer: torch.optim.Optimizer
     losses: Callable[[Any], dict[str, Tensor]]
+    leaks: bool = False
     weights: list[nn.Parameter] = field(init=False)  # a list: it is read on every step
 
     def __post_init__(self) -> None:
@@ -54,7 +56,9 @@ class Phase:
 class Task(Protocol):
     """What a training has to say for itself.
 
-    `data[index]` is a whole batch of one process, and everything random in it follows from `index`.
+    `data[index]` is a whole batch of one process, and everything random in it follows from `index`. A task may also
+    have `stateful`, a list of objects with state_dict and load_state_dict that are saved and resumed with the rest,
+    and `memory_advice`, the options that lower its memory.
     """
 
     phases: Sequence[Phase]
@@ -76,6 +80,9 @@ class Schedule:
         validate_every, save_every: 0 leaves it to the end.
         keep_states: how many of the newest states stay on disk.
         max_norm: gradients are clipped to this norm, per phase.
+        best: name of a validation number; whenever it is better than ever before, the weights are also exported to
+            weights/best. Empty exports the last ones only.
+        best_is: `lowest` or `highest`.
     """
 
     steps: int
@@ -86,12 +93,29 @@ class Schedule:
     save_every: int = 0
     keep_states: int = 2
     max_norm: float = 1.0
+    best: str = ""
+    best_is: str = "lowest"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.log_every < 1 or self.keep_states < 1:
             raise ValueError(f"steps, log_every and keep_states must be at least 1: {self}.")
         if self.decay not in ("constant", "cosine"):
             raise ValueError(f"decay must be constant or cosine, not {self.decay!r}.")
+        if self.best_is not in ("lowest", "highest"):
+            raise ValueError(f"best_is must be lowest or highest, not {self.best_is!r}.")
+
+    def improves(self, values: Mapping[str, float], best: float | None) -> bool:
+        """Whether `values` has a better number than `best` (None before the first).
+
+        Raises:
+            ValueError: the number does not exist; names those that do.
+        """
+        if not self.best or not values:  # nothing is held out
+            return False
+        if self.best not in values:
+            raise ValueError(f"schedule.best={self.best} is not among what is validated: {', '.join(values)}.")
+        value = values[self.best]
+        return best is None or (value < best if self.best_is == "lowest" else value > best)
 
     def rate(self, step: int) -> float:
         """Factor on the learning rates for step number `step`, counted from 0."""
@@ -102,19 +126,20 @@ class Schedule:
 
 
 class Progress:
-    """Optimiser steps done and batches consumed; saved with the state."""
+    """Optimiser steps done, batches consumed, and the best validation number; saved with the state."""
 
     def __init__(self) -> None:
         self.step = 0
         self.batch = 0
+        self.best: float | None = None
 
     def due(self, every: int) -> bool:
         return bool(every) and self.step % every == 0
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
 
 
@@ -123,14 +148,25 @@ def train(task: Task, accelerator: Accelerator, schedule: Schedule, run: Run, *,
 
     Raises:
         FloatingPointError: a loss or gradient is not finite; nothing was updated by that step.
+        ValueError: started with sharded weights (FSDP), or `schedule.best` names no validation number.
     """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "This loop does not train with sharded weights (FSDP): take configs/accelerate/four_gpu.yaml or "
+            "eight_gpu.yaml, with restorer.base.dtype=bf16 and train.restorer.gradient_checkpointing=true if memory is "
+            "short."
+        )
     progress = Progress()
     rates = [[group["lr"] for group in phase.optimizer.param_groups] for phase in task.phases]
+    prepared: dict[int, tuple[nn.Module, Any]] = {}  # phases may share a model and its optimiser
     for phase in task.phases:
-        phase.model, phase.optimizer = accelerator.prepare(phase.model, phase.optimizer)
-    accelerator.register_for_checkpointing(progress)
-    accelerator.register_save_state_pre_hook(_keep_trained_only)
-    accelerator.register_load_state_pre_hook(_load_trained)
+        key = id(phase.model)
+        if key not in prepared:
+            prepared[key] = accelerator.prepare(phase.model, phase.optimizer)
+        phase.model, phase.optimizer = prepared[key]
+    accelerator.register_for_checkpointing(progress, *getattr(task, "stateful", ()))
+    accelerator.register_save_state_pre_hook(keep_trained_only)
+    accelerator.register_load_state_pre_hook(load_trained)
     resume(accelerator, run)
     run.forget_after(progress.step)
     log.info("Training from step %d to %d.", progress.step, schedule.steps)
@@ -143,7 +179,8 @@ def train(task: Task, accelerator: Accelerator, schedule: Schedule, run: Run, *,
             for group, rate in zip(phase.optimizer.param_groups, base, strict=True):
                 group["lr"] = rate * schedule.rate(progress.step)
         torch.manual_seed(seed_from(seed, accelerator.process_index, number))
-        report = step(task, batch, accelerator, schedule.max_norm)
+        with explained(getattr(task, "memory_advice", "")):
+            report = step(task, batch, accelerator, schedule.max_norm)
         progress.batch = number + 1
         if not accelerator.sync_gradients:
             continue
@@ -157,7 +194,12 @@ def train(task: Task, accelerator: Accelerator, schedule: Schedule, run: Run, *,
             bar.set_postfix({name.split("/")[-1]: f"{value:.3g}" for name, value in values.items()})
         if progress.due(schedule.validate_every) or progress.step == schedule.steps:
             with undisturbed():
-                run.log(task.validate(), progress.step)
+                values = task.validate()
+            run.log(values, progress.step)
+            if schedule.improves(values, progress.best):
+                progress.best = values[schedule.best]
+                if accelerator.is_main_process:
+                    task.export(run.folder / "weights/best", progress.step)
         if progress.due(schedule.save_every) or progress.step == schedule.steps:
             save(accelerator, run, progress.step, schedule.keep_states)
     bar.close()
@@ -170,9 +212,9 @@ def train(task: Task, accelerator: Accelerator, schedule: Schedule, run: Run, *,
 def step(task: Task, batch: Any, accelerator: Accelerator, max_norm: float) -> dict[str, Tensor]:
     """One pass over every phase; moves the weights when gradients are complete."""
     report = {}
-    with accelerator.accumulate(*(phase.model for phase in task.phases)):
+    with accelerator.accumulate(*{id(phase.model): phase.model for phase in task.phases}.values()):
         for phase in task.phases:
-            with only(phase, task.phases):
+            with nullcontext() if phase.leaks else only(phase, task.phases):
                 terms = phase.losses(batch)
                 total = torch.stack(list(terms.values())).sum()
                 accelerator.backward(total)
@@ -189,7 +231,8 @@ def step(task: Task, batch: Any, accelerator: Accelerator, max_norm: float) -> d
 @contextmanager
 def only(phase: Phase, phases: Sequence[Phase]) -> Iterator[None]:
     """Gradients reach this phase's weights and no other phase's."""
-    others = [w for other in phases if other is not phase for w in other.weights]
+    own = {id(weight) for weight in phase.weights}
+    others = [w for other in phases for w in other.weights if id(w) not in own]
     for weight in others:
         weight.requires_grad_(False)
     try:
@@ -257,64 +300,3 @@ def undisturbed() -> Iterator[None]:
     """Validation draws from a forked generator, so that it cannot change the training."""
     with torch.random.fork_rng(), torch.no_grad():
         yield
-
-
-def _keep_trained_only(models: list[nn.Module], weights: list[dict], folder: str) -> None:
-    # A frozen base of a billion weights does not belong into every state; buffers (queues, statistics) do. Names are
-    # the module's own, without the wrapper's "module.", so that any number of processes can go on from the state.
-    for model, state in zip(models, weights, strict=True):
-        inner = extract_model_from_parallel(model)
-        frozen = {name for name, p in inner.named_parameters() if not p.requires_grad}
-        keep = tuple(getattr(inner, "state_beside_training", ()))
-        for name in list(state):
-            tensor, plain = state.pop(name), name if inner is model else name.removeprefix("module.")
-            if plain not in frozen or plain.startswith(keep):
-                state[plain] = tensor
-
-
-def _load_trained(models: list[nn.Module], folder: str) -> None:
-    # In accelerate's place, because its loading is all or, with strict=False, silently nothing.
-    while models:
-        inner = extract_model_from_parallel(models.pop())
-        path = Path(folder) / f"model{f'_{len(models)}' if models else ''}.safetensors"
-        missing, unknown = inner.load_state_dict(load_file(path), strict=False)
-        trained = {name for name, p in inner.named_parameters() if p.requires_grad}
-        lost = sorted(trained.intersection(missing))
-        if lost or unknown:
-            raise ValueError(
-                f"{path} does not fit {type(inner).__name__}: missing {lost[:5]}, unknown {unknown[:5]}. It belongs to "
-                "other settings: choose another name=..., or remove the run's folder."
-            )
-
-
-def save(accelerator: Accelerator, run: Run, step: int, keep: int) -> None:
-    """Write `state/<step>`, beside first and then moved, and drop all but the newest `keep` states."""
-    folder = run.folder / "state"
-    partial = folder / f".{step}.partial"
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(folder / str(step), ignore_errors=True)
-        partial.rename(folder / str(step))
-        for old in states(run)[:-keep]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def states(run: Run) -> list[Path]:
-    """State folders of a run, oldest first."""
-    folder = run.folder / "state"
-    found = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
-    return sorted(found, key=lambda p: int(p.name))
-
-
-def resume(accelerator: Accelerator, run: Run) -> None:
-    """Load the newest state, if there is one."""
-    found = states(run)
-    if found:
-        log.info("Going on from %s.", found[-1])
-        accelerator.load_state(str(found[-1]))

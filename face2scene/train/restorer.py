@@ -1,16 +1,20 @@
-"""What a step of the restorer's training is: reconstruct, under the prompt that fits the target."""
+"""What a step of the restorer's training is: reconstruct, under the prompt that fits the target, and fool a critic."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from face2scene.data.scenes import HeldOut
 from face2scene.fadex.encoder import FaDeX
+from face2scene.restorer.critic import Critic, multilevel_sigmoid
 from face2scene.restorer.one_step import OneStepRestorer
+from face2scene.train.average import Average
 from face2scene.train.loop import Phase
 
 _TOKENS_PATH = ("mapnet.", "null_tokens", ".attn2.")
@@ -22,12 +26,18 @@ class _Step(nn.Module):
         super().__init__()
         self.restorer = restorer
 
-    def forward(self, image: Tensor, features: Tensor, negative: Tensor, drop: Tensor) -> Tensor:
-        return self.restorer(image, self.restorer.tokens(features, len(image), drop), negative)
+    def forward(self, image: Tensor, features: Tensor, negative: Tensor, drop: Tensor, seeds: Tensor | None) -> Tensor:
+        return self.restorer(image, self.restorer.tokens(features, len(image), drop), negative, seeds)
 
 
 class RestorerTask:
-    """Online negatives, L2 and LPIPS on the whole crop (supplement 2.2; weights 2.0 and 5.0 of the paper).
+    """Online negatives, L2 and LPIPS on the whole crop, and a critic (supplement 2.2; weights 2.0, 5.0, 0.5).
+
+    The critic judges what was prompted positively and never a negative target. With `order` one_forward (ours) a step
+    restores once and takes two optimiser steps: one for all of the generator's losses, one for the critic's two. With
+    `published` it is S3Diff's loop: a reconstruction step, a second restoration of the same pictures, all under the
+    positive prompt, for the adversarial step, then a critic step on real and one on made pictures. What is not copied
+    from there: its warm-up counts the generator's optimiser steps, ours the loop's.
 
     Args:
         restorer: trained; moves to `device`.
@@ -37,8 +47,22 @@ class RestorerTask:
         validation: held-out pairs; the second half of the figure pair restores each with its neighbour's tokens.
         lr, tokens_lr: of AdamW; the second, if given, of what the tokens pass through (MapNet and the UNet's
             cross-attention), which starts from nothing while the rest starts from a trained base (ours).
+        critic: None trains without one.
+        critic_lr: None is `lr`, as in S3Diff.
+        gan_weight: of all adversarial losses, the critic's too, as in S3Diff.
+        real_target: what a real picture is to be called; S3Diff's is 0.8.
+        order: `one_forward` or `published`.
+        leaks: the generator's adversarial gradients also reach the critic and are applied in its next step, as in
+            S3Diff's published code; a mistake there, and kept for a comparison.
+        posterior: `sample` (S3Diff's) from the VAE's posterior, seeded per picture, or its `mean`.
+        ema: decay of an average of the trained weights, which is then what is validated and exported; None keeps none.
         about: goes into the header of the exported weights.
     """
+
+    memory_advice = (
+        "lower train.restorer.batches.batch (and raise train.restorer.accumulate as much), set "
+        "train.restorer.gradient_checkpointing=true, or restorer.base.dtype=bf16"
+    )
 
     def __init__(
         self,
@@ -53,14 +77,29 @@ class RestorerTask:
         weight_decay: float = 1e-2,
         l2_weight: float = 2.0,
         lpips_weight: float = 5.0,
+        critic: Critic | None = None,
+        critic_lr: float | None = None,
+        gan_weight: float = 0.5,
+        real_target: float = 0.8,
+        order: Literal["one_forward", "published"] = "one_forward",
+        leaks: bool = False,
+        posterior: Literal["sample", "mean"] = "sample",
+        ema: float | None = None,
         device: torch.device,
         about: Mapping[str, Any],
     ):
+        for option, value, known in (
+            ("order", order, ("one_forward", "published")),
+            ("posterior", posterior, ("sample", "mean")),
+        ):
+            if value not in known:
+                raise ValueError(f"train.restorer.{option} must be {' or '.join(known)}, not {value!r}.")
         self.restorer = restorer.to(device)
         self.fadex = fadex.to(device).eval().requires_grad_(False)
         self.perceptual = perceptual.to(device)
         self.data, self.validation = data, validation
-        self.l2_weight, self.lpips_weight = l2_weight, lpips_weight
+        self.l2_weight, self.lpips_weight, self.gan_weight = l2_weight, lpips_weight, gan_weight
+        self.real_target, self.posterior = real_target, posterior
         self.device, self.about = device, dict(about)
         step = _Step(self.restorer)
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
@@ -71,26 +110,98 @@ class RestorerTask:
             [{"params": groups[True], "lr": tokens_lr or lr}, {"params": groups[False], "lr": lr}],
             weight_decay=weight_decay,
         )
-        self.phase = Phase("generator", step, optimizer, self._losses)
-        self.phases = [self.phase]
+        self._made: Tensor | None = None  # by the generator in this step, without gradients
+        if critic is None:
+            self.phases = [Phase("generator", step, optimizer, self._reconstruct)]
+        else:
+            critic = critic.to(device)
+            heads = [p for p in critic.parameters() if p.requires_grad]
+            judge = torch.optim.AdamW(heads, lr=critic_lr or lr, weight_decay=weight_decay)
+            if order == "one_forward":
+                self.phases = [
+                    Phase("generator", step, optimizer, self._reconstruct_and_fool, leaks=leaks),
+                    Phase("critic", critic, judge, self._tell),
+                ]
+            else:
+                self.phases = [
+                    Phase("generator", step, optimizer, self._reconstruct),
+                    Phase("adversary", step, optimizer, self._fool, leaks=leaks),
+                    Phase("critic_real", critic, judge, self._tell_real),
+                    Phase("critic_made", critic, judge, self._tell_made),
+                ]
+        self.average = None
+        if ema is not None:
+            trained = {name: p for name, p in self.restorer.named_parameters() if p.requires_grad}
+            self.average = Average(trained, ema)
+        self.stateful = [self.average] if self.average else []
 
-    def _losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _restored(self, batch: Mapping[str, Tensor], negative: Tensor, second: bool = False) -> Tensor:
+        """(B, 3, c, c) in [-1, 1], the range the weights of the losses are for."""
         with torch.no_grad():
             features = self.fadex(batch["restored"], batch["degraded"])
-        output = self.phase.model(batch["image"], features, batch["negative"], batch["drop"])
-        output, target = output.float() * 2 - 1, batch["target"] * 2 - 1  # the weights are for this range
+        seeds = batch["seed"] + int(second) if self.posterior == "sample" else None
+        output = self.phases[0].model(batch["image"], features, negative, batch["drop"], seeds)
+        return output.float() * 2 - 1
+
+    def _nearness(self, output: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        target = batch["target"] * 2 - 1
         return {
             "l2": self.l2_weight * (output - target).square().mean(),
             "lpips": self.lpips_weight * self.perceptual(output, target),
         }
 
-    def after_step(self) -> None: ...
+    def _reconstruct(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self._nearness(self._restored(batch, batch["negative"]), batch)
+
+    def _reconstruct_and_fool(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        output = self._restored(batch, batch["negative"])
+        return self._nearness(output, batch) | self._adversarial(output, ~batch["negative"])
+
+    def _fool(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        everything = torch.ones_like(batch["negative"])
+        return self._adversarial(self._restored(batch, ~everything, second=True), everything)
+
+    def _adversarial(self, output: Tensor, positive: Tensor) -> dict[str, Tensor]:
+        # Not through the wrapped critic: its processes would wait for gradients that this phase does not make.
+        critic = extract_model_from_parallel(self.phases[-1].model)
+        self._made = output.detach()
+        return {"gan": self._judged(critic(output), positive, self.real_target)}
+
+    def _tell(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        logits = self.phases[-1].model(torch.cat([batch["truth"] * 2 - 1, self._made]))  # one call for both
+        real, made = zip(*(each.chunk(2) for each in logits), strict=True)
+        positive = ~batch["negative"]
+        return {
+            "real": self._judged(real, positive, self.real_target),
+            "made": self._judged(made, positive, 0.0),
+        }
+
+    def _tell_real(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        everything = torch.ones_like(batch["negative"])
+        return {"real": self._judged(self.phases[-1].model(batch["truth"] * 2 - 1), everything, self.real_target)}
+
+    def _tell_made(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        everything = torch.ones_like(batch["negative"])
+        return {"made": self._judged(self.phases[-1].model(self._made), everything, 0.0)}
+
+    def _judged(self, logits: Sequence[Tensor], chosen: Tensor, target: float) -> Tensor:
+        losses = multilevel_sigmoid([each.float() for each in logits], target)  # (B,)
+        return self.gan_weight * (losses * chosen).sum() / chosen.sum().clamp(min=1)
+
+    def after_step(self) -> None:
+        """The average takes in the new weights."""
+        if self.average:
+            self.average.update()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """PSNR (dB) and LPIPS of held-out pictures, restored with their own and with their neighbour's tokens."""
         if not self.validation:
             return {}
+        with self.average.swapped() if self.average else nullcontext():
+            return self._validate()
+
+    def _validate(self) -> dict[str, float]:
         tokens = [
             self.restorer.tokens(self.fadex(*(p[None].to(self.device) for p in (h.pair.restored, h.pair.degraded))), 1)
             for h in self.validation
@@ -108,4 +219,6 @@ class RestorerTask:
         return values
 
     def export(self, folder: Path, step: int) -> None:
-        self.restorer.save(folder / "restorer.safetensors", about=self.about | {"steps": step}, dtype=torch.float16)
+        """Write restorer.safetensors: the average where there is one."""
+        with self.average.swapped() if self.average else nullcontext():
+            self.restorer.save(folder / "restorer.safetensors", about=self.about | {"steps": step}, dtype=torch.float16)

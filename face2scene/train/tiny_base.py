@@ -74,7 +74,14 @@ def tiny_text_encoder(*, text_width: int) -> CLIPTextModel:
 
 def tiny_schedule() -> DDPMScheduler:
     """1000 linear steps down to about half signal, epsilon prediction."""
-    return DDPMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=1.286e-3, prediction_type="epsilon")
+    return DDPMScheduler(
+        beta_schedule="linear",
+        beta_start=1e-4,
+        beta_end=1.286e-3,
+        prediction_type="epsilon",
+        clip_sample=False,  # latents have no bound
+        timestep_spacing="trailing",  # one step is the last timestep
+    )
 
 
 class Crops(Dataset):
