@@ -19,10 +19,13 @@ from torch import Tensor
 
 from face2scene.faces.align import square_crop_box
 from face2scene.fadex.encoder import FaDeX
-from face2scene.images import align_colour, read_image, to_array
+from face2scene.images import ImageError, align_colour, read_image, to_array
 from face2scene.records import Box, DegradationTokens, Face, FacePair, Scene
-from face2scene.ref_fr import RefFR, face_pair
+from face2scene.ref_fr import RefFR, StageOneError, face_pair
+from face2scene.ref_fr.base import upright_points
+from face2scene.restorer.load import load_restorer
 from face2scene.restorer.one_step import OneStepRestorer
+from face2scene.restorer.s3diff import S3Diff
 from face2scene.restorer.tiling import in_tiles, tile_starts
 from face2scene.runs import seed_from
 
@@ -58,7 +61,7 @@ class Face2ScenePipeline:
     """The method, for inference.
 
     Args:
-        restorer: Stage II; its LoRAs are merged here.
+        restorer: Stage II; its LoRAs are merged here. An S3Diff takes no tokens: it measures the picture itself.
         fadex: the degradation encoder.
         ref_fr: Stage I; None restores every scene with the null tokens.
         detector: finds faces; None also leads to the null tokens, unless a box is given.
@@ -70,7 +73,7 @@ class Face2ScenePipeline:
 
     def __init__(
         self,
-        restorer: OneStepRestorer,
+        restorer: OneStepRestorer | S3Diff,
         fadex: FaDeX,
         *,
         ref_fr: RefFR | None = None,
@@ -99,7 +102,7 @@ class Face2ScenePipeline:
             base: the base model, where it is not where the restorer's header says.
             options: of the constructor.
         """
-        return cls(OneStepRestorer.from_file(restorer, source=base), FaDeX.from_file(fadex), **options)
+        return cls(load_restorer(restorer, source=base), FaDeX.from_file(fadex), **options)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> "Face2ScenePipeline":
@@ -139,20 +142,29 @@ class Face2ScenePipeline:
         elif not faces and box is None:
             reason = "no face was found" if self.detector else "no face detector is set (faces=none)"
         if reason:
-            notes["warnings"].append(f"The learned null tokens stand in for the face's, because {reason}.")
-            return Measurement(DegradationTokens(self.restorer.tokens(None, 1), "null"), tuple(faces), None, notes)
+            return self._without_pair(reason, faces, notes)
 
         start = perf_counter()
-        square = square_crop_box(box or faces[0].box, tuple(scene.image.shape[-2:]))
-        square = _middle(square, self.largest_face)
+        whole = square_crop_box(box or faces[0].box, tuple(scene.image.shape[-2:]))
+        square = _middle(whole, self.largest_face)
+        points = upright_points(whole) if box else faces[0].landmarks_5
         rng = np.random.default_rng(seed_from(seed, scene.name))
-        pair = face_pair(self.ref_fr, scene.image, square, references=scene.references, truth=truth, rng=rng)
+        given = {"references": scene.references, "truth": truth, "landmarks": points, "rng": rng}
+        try:
+            pair = face_pair(self.ref_fr, scene.image, square, **given)
+        except StageOneError as error:
+            return self._without_pair(str(error).rstrip("."), faces, notes)
+        notes["warnings"] += pair.notes
         notes["seconds_ref_fr"] = round(perf_counter() - start, 3)
         start = perf_counter()
         features = self.fadex(pair.restored[None].to(self.device), pair.degraded[None].to(self.device))
         tokens = self.restorer.tokens(features, 1)
         notes["seconds_tokens"] = round(perf_counter() - start, 3)
         return Measurement(DegradationTokens(tokens, "pair"), tuple(faces), pair, notes)
+
+    def _without_pair(self, reason: str, faces: Sequence[Face], notes: dict[str, Any]) -> Measurement:
+        notes["warnings"].append(f"The learned null tokens stand in for the face's, because {reason}.")
+        return Measurement(DegradationTokens(self.restorer.tokens(None, 1), "null"), tuple(faces), None, notes)
 
     def restore(self, scene: Scene, measurement: Measurement, *, guidance: float | None = None) -> Restoration:
         """Stage II with given tokens, in tiles where the scene is larger than one.
@@ -204,7 +216,10 @@ class Face2ScenePipeline:
 
     def _reference_face(self, path: Path) -> Face | None:
         if path not in self._reference_faces:
-            faces = self.detector.find(read_image(path)) if self.detector else []
+            try:
+                faces = self.detector.find(read_image(path)) if self.detector else []
+            except (FileNotFoundError, ImageError):
+                faces = []  # a reference that cannot be read names nobody
             self._reference_faces[path] = faces[0] if faces else None
         return self._reference_faces[path]
 

@@ -43,6 +43,8 @@ def main(cfg: DictConfig) -> None:
             tokens_from=cfg.tokens_from,
             seed=cfg.seed,
             guidance=cfg.guidance,
+            scale=cfg.scale,
+            file_format=cfg.format,
         )
     except (FileNotFoundError, ValueError, ModuleNotFoundError) as error:
         sys.exit(str(error))

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from face2scene.mapnet import MapNet
 from face2scene.pipeline import Face2ScenePipeline
 from face2scene.restorer.one_step import OneStepRestorer
+from face2scene.restorer.s3diff import S3Diff
 from face2scene.runs import REPOSITORY
 from face2scene.train.loop import Schedule
 
@@ -80,8 +81,9 @@ def test_every_training_has_a_schedule_the_loop_understands(option):
 
 @pytest.mark.parametrize("option", [o for g, o in OPTIONS if g == "restorer"])
 def test_every_restorer_names_real_adapters(option):
-    adapters = composed("train_restorer", f"restorer={option}").restorer.adapters
-    assert set(adapters) <= inspect.signature(OneStepRestorer).parameters.keys()
+    config = composed("train_restorer", f"restorer={option}").restorer
+    kind = S3Diff if "score_net" in config else OneStepRestorer
+    assert set(config.adapters) <= inspect.signature(kind).parameters.keys()
 
 
 def test_the_pipeline_options_are_the_pipelines():

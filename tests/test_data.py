@@ -32,7 +32,7 @@ class OneFace(Detector):
     """Sees a face in the middle of every picture that is not plain."""
 
     def __init__(self):
-        super().__init__("none")
+        super().__init__(None)
 
     def find(self, image):
         height, width = image.shape[:2]

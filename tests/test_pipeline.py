@@ -7,8 +7,9 @@ from PIL import Image
 
 from face2scene.fadex.encoder import FaDeX
 from face2scene.folders import WHY_LOG, Job, find_jobs, restore_folder
-from face2scene.images import read_tensor, write_png
+from face2scene.images import read_tensor, resize, to_tensor, write_png
 from face2scene.mapnet import MapNet
+from face2scene.photos import Photo, read_photo, write_photo
 from face2scene.pipeline import Face2ScenePipeline
 from face2scene.records import Face, Scene
 from face2scene.ref_fr import Copy, GroundTruth, Perturbed, face_pair
@@ -194,6 +195,27 @@ def test_names_with_spaces_and_other_scripts_survive(files, tmp_path):
     pipeline = Face2ScenePipeline.from_pretrained(files)
     outcome, _ = restored(pipeline, find_jobs(tmp_path / "in"), tmp_path / "out")
     assert outcome.restored == 1 and (tmp_path / "out/images" / f"{name}.png").exists()
+
+
+def test_the_output_is_the_input_s_kind_of_file_and_has_its_size_times_the_scale(files, tmp_path):
+    (tmp_path / "in").mkdir()
+    rng = np.random.default_rng(0)
+    picture = rng.random((21, 35, 3), dtype=np.float32)
+    alpha = np.linspace(0, 1, 21 * 35, dtype=np.float32).reshape(21, 35)
+    write_photo(tmp_path / "in/deep.tif", picture, like=Photo(picture, alpha, bits=16))
+    write_photo(tmp_path / "in/grey.jpg", picture, like=Photo(picture, grey=True))
+    Image.new("RGB", (35, 21), (90, 9, 9)).save(tmp_path / "in/old.bmp")
+    pipeline = Face2ScenePipeline.from_pretrained(files)
+    outcome, log = restored(pipeline, find_jobs(tmp_path / "in"), tmp_path / "out", scale=1.5, file_format="same")
+    assert outcome.failed == {}
+    assert [line["output"] for line in log] == ["images/deep.tif", "images/grey.jpg", "images/old.png"]
+    deep, grey = read_photo(tmp_path / "out/images/deep.tif"), read_photo(tmp_path / "out/images/grey.jpg")
+    assert deep.bits == 16 and deep.alpha.shape == deep.image.shape[:2] == (32, 52) and grey.grey
+    back = resize(to_tensor(deep.alpha[..., None].repeat(3, 2)), (21, 35))[0].numpy()
+    assert np.abs(back - alpha).mean() < 0.05  # enlarged and shrunk again, in its own place
+    for option in ({"scale": 0}, {"file_format": "gif"}):
+        with pytest.raises(ValueError, match=r"it must be above 0|choose one of png"):
+            restore_folder(pipeline, find_jobs(tmp_path / "in"), tmp_path / "x", **option)
 
 
 def test_a_weights_file_of_another_kind_is_refused(files):

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from face2scene.images import read_tensor, resize, to_bytes
+from face2scene.faces.align import paste_back, square_crop_box
+from face2scene.images import read_tensor, resize, to_bytes, to_tensor
 from face2scene.records import Box
+from face2scene.ref_fr import AlignedRefFR, StageOneError
+from face2scene.ref_fr.base import aligned_face
 from face2scene.runs import seed_from
 
 # (truth, degraded, generator) -> the face as a restorer believes it to look; all (3, h, w) in [0, 1].
@@ -53,6 +56,36 @@ class RestoredBy:
         return self.restorer.restore(degraded, (), truth=truth, rng=rng)
 
 
+@dataclass(frozen=True, eq=False)
+class RestoredPictures:
+    """The pictures of a set, each with its face as a restorer makes it from the picture under its operator 0.
+
+    A face that the restorer refuses stays as it is.
+    """
+
+    folder: Path
+    records: Sequence[Any]  # manifest.Record
+    space: Any
+    restorer: AlignedRefFR
+
+    def __call__(self, number: int) -> Tensor:
+        """Picture `number`, (3, H, W) in [0, 1]."""
+        from face2scene.data.scenes import points_of, recipe_of
+
+        record = self.records[number]
+        truth = to_tensor(to_bytes(read_tensor(self.folder / record.image)))
+        fixed = record.split != "train" and record.lq
+        damaged = read_tensor(self.folder / record.lq) if fixed else recipe_of(self.space, record, 0).apply(truth)
+        box = square_crop_box(record.face_box, (record.height, record.width))
+        face, transform, _ = aligned_face(damaged, box, points_of(record), self.restorer.size)
+        references = [self.folder / name for name in record.references]
+        try:
+            made = self.restorer.restore_aligned(face[None], [references])[0]
+        except StageOneError:
+            return truth
+        return paste_back(truth, made.image.to(truth), transform)
+
+
 class FacePairBatches(Dataset):
     """An endless stream of face pairs: batch `index` has O new operators on P faces for queries and for keys.
 
@@ -67,6 +100,8 @@ class FacePairBatches(Dataset):
         crop: side of the crops in pixels, from 16 on.
         seed: of everything drawn.
         restore: makes the restored face; the default is the truth.
+        restored: gives picture `number` (3, H, W) with its face restored, for restorers that need the whole face and
+            references; used in place of `restore`, but for the `truth_share` of a `RestoredBy`.
         margin: pixels around a crop that are damaged with it and cut off.
         side: shrink pictures whose shorter side is longer to this many pixels; None keeps them.
         identities: who is on each picture; only counted.
@@ -91,6 +126,7 @@ class FacePairBatches(Dataset):
         side: int | None = None,
         identities: Sequence[str] | None = None,
         cache_mib: int = 512,
+        restored: Callable[[int], Tensor] | None = None,
     ):
         if operators < 2:
             raise ValueError(
@@ -108,18 +144,27 @@ class FacePairBatches(Dataset):
         self.paths = [Path(p) for p in paths]
         self.boxes = [tuple(map(float, box)) for box in boxes]
         self.people = len(set(identities)) if identities is not None else len(self.paths)
-        self.space, self.restore = space, restore
+        self.space, self.restore, self.restored = space, restore, restored
         self.operators, self.pictures, self.crop, self.margin = operators, pictures, crop, margin
         self.seed, self.side = seed, side
-        self._cache: dict[int, tuple[np.ndarray, float]] = {}  # bytes, and how far they were shrunk
+        # bytes, and how far they were shrunk; of a picture as it is, or with its face restored
+        self._cache: dict[tuple[int, bool], tuple[np.ndarray, float]] = {}
         self._room = cache_mib * 2**20
 
     @classmethod
     def from_manifest(cls, folder: str | Path, split: str, space: Space, **options: Any) -> "FacePairBatches":
-        """The pictures of one split of an InScene folder."""
+        """The pictures of one split of an InScene folder.
+
+        A restorer that wants the aligned face and references (FaceMe) is shown each picture once, under its operator
+        0 of `scenes.recipe_of`, which `scripts/precompute_ref_fr.py` covers: what it believes the face to look like
+        then stands beside the damage of every batch (ours; the paper does not say).
+        """
         from face2scene.data.manifest import read_manifest
 
         records = read_manifest(folder, split)
+        restore = options.get("restore")
+        if isinstance(restore, RestoredBy) and isinstance(restore.restorer, AlignedRefFR):
+            options["restored"] = RestoredPictures(Path(folder), records, space, restore.restorer)
         return cls(
             [Path(folder) / r.image for r in records],
             [r.face_box for r in records],
@@ -172,14 +217,19 @@ class FacePairBatches(Dataset):
         restored, degraded = (torch.stack(side) for side in zip(*rows, strict=True))
         return restored, degraded
 
-    def _pairs(self, recipe: Any, tiles: list[Tensor], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        damaged = damage_together(recipe, tiles)
-        restored = [self.restore(t, d, rng) for t, d in zip(tiles, damaged, strict=True)]
+    def _pairs(self, recipe: Any, tiles: list[tuple], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        truths = [truth for truth, _ in tiles]
+        damaged = damage_together(recipe, truths)
+        if self.restored is None:
+            restored = [self.restore(t, d, rng) for t, d in zip(truths, damaged, strict=True)]
+        else:
+            share = getattr(self.restore, "truth_share", 0.0)
+            restored = [truth if rng.random() < share else made for truth, made in tiles]
         inner = slice(self.margin, self.margin + self.crop)
         return torch.stack(restored)[..., inner, inner], torch.stack(damaged)[..., inner, inner]
 
-    def _tile(self, number: int, rng: np.random.Generator) -> Tensor:
-        """A random crop of the face with its margin, mirrored where the picture ends."""
+    def _tile(self, number: int, rng: np.random.Generator) -> tuple[Tensor, Tensor | None]:
+        """A random crop of the face with its margin, mirrored where the picture ends; and the same crop restored."""
         picture, (x0, y0, x1, y1) = self._picture(number)
         height, width = picture.shape[:2]
         if min(height, width) < max(self.crop, self.margin + 1):
@@ -189,12 +239,14 @@ class FacePairBatches(Dataset):
             )
         rows = _around(_start(y0, y1, self.crop, height, rng), self.crop, self.margin, height)
         columns = _around(_start(x0, x1, self.crop, width, rng), self.crop, self.margin, width)
-        return torch.from_numpy(picture[np.ix_(rows, columns)]).permute(2, 0, 1).float().div_(255)
+        place = np.ix_(rows, columns)
+        made = None if self.restored is None else to_tensor(self._picture(number, restored=True)[0][place])
+        return torch.from_numpy(picture[place]).permute(2, 0, 1).float().div_(255), made
 
-    def _picture(self, number: int) -> tuple[np.ndarray, Box]:
-        picture, scale = self._cache.get(number, (None, 1.0))
+    def _picture(self, number: int, restored: bool = False) -> tuple[np.ndarray, Box]:
+        picture, scale = self._cache.get((number, restored), (None, 1.0))
         if picture is None:
-            full = read_tensor(self.paths[number])
+            full = self.restored(number) if restored else read_tensor(self.paths[number])
             shorter = min(full.shape[-2:])
             if self.side and shorter > self.side:
                 scale = self.side / shorter
@@ -202,7 +254,7 @@ class FacePairBatches(Dataset):
             picture = to_bytes(full)
             if picture.nbytes <= self._room:
                 self._room -= picture.nbytes
-                self._cache[number] = picture, scale
+                self._cache[number, restored] = picture, scale
         return picture, tuple(v * scale for v in self.boxes[number])
 
 

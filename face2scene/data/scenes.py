@@ -14,12 +14,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from face2scene.data.manifest import Record, read_manifest
-from face2scene.degradation import Space
+from face2scene.degradation import Recipe, Space
 from face2scene.faces.align import crop, square_crop_box
 from face2scene.images import read_image, read_tensor, to_bytes, to_tensor
 from face2scene.records import Box, FacePair
-from face2scene.ref_fr import RefFR, face_pair
+from face2scene.ref_fr import RefFR, StageOneError, face_pair
+from face2scene.ref_fr.base import five_points, mirrored_points, upright_points
+from face2scene.ref_fr.simple import GroundTruth
 from face2scene.runs import seed_from
+
+_TRUTH = GroundTruth()
 
 
 class SceneBatches(Dataset):
@@ -37,7 +41,15 @@ class SceneBatches(Dataset):
             (supplement 2.2).
         dropped: share of scenes whose tokens are replaced by the null tokens, so that a scene without a face can be
             restored (ours).
+        truth_share: share of scenes whose restored face is the true one instead of Stage I's; the paper mixes both
+            for FaDeX and does not say what the restorer is trained with.
+        truth_without_references: pictures without references always take the true face, as the paper's 29,697 must
+            have; false asks Stage I for them too.
         seed: of everything drawn.
+        recipes: 0 draws a new operator for every scene; a number gives every picture so many operators of its own
+            (`recipe_of`) and mirrors it after the damage, so that Stage I can be precomputed for all of them.
+
+    A face that Stage I refuses is trained on with the null tokens.
 
     Raises:
         ValueError: pictures smaller than the crop, or a face smaller than the window.
@@ -54,14 +66,19 @@ class SceneBatches(Dataset):
         batch: int,
         negatives: float,
         dropped: float,
+        truth_share: float = 0.0,
+        truth_without_references: bool = False,
         seed: int,
         split: str = "train",
+        recipes: int = 0,
     ):
+        self.recipes = recipes
         self.folder = Path(folder)
         self.records = read_manifest(folder, split)
         self.boxes = [square_crop_box(r.face_box, (r.height, r.width)) for r in self.records]
         self.space, self.ref_fr, self.crop, self.batch = space, ref_fr, crop, batch
         self.window, self.negatives, self.dropped, self.seed = tuple(face_window), negatives, dropped, seed
+        self.truth_share, self.truth_without_references = truth_share, truth_without_references
         smallest = min(min(r.height, r.width) for r in self.records)
         face = min(box[2] - box[0] for box in self.boxes)
         if crop > smallest:
@@ -79,34 +96,50 @@ class SceneBatches(Dataset):
         """Batch `index`.
 
         Returns:
-            image, target: (B, 3, c, c) in [0, 1]; restored, degraded: (B, 3, f, f); negative, drop: (B,) bool.
+            image, target, truth: (B, 3, c, c) in [0, 1], the last two alike but for negatives; restored, degraded:
+            (B, 3, f, f); negative, drop: (B,) bool; seed: (B,) int64, of whatever else is random about a scene.
         """
         rng = np.random.default_rng(seed_from(self.seed, "scenes", index))
         window = int(rng.integers(self.window[0] // 8, self.window[1] // 8 + 1)) * 8
         negative, drop = rng.random(self.batch) < self.negatives, rng.random(self.batch) < self.dropped
         rows = [self._one(int(rng.integers(len(self.records))), window, bool(bad), rng) for bad in negative]
-        names = ("image", "target", "restored", "degraded")
+        names = ("image", "target", "truth", "restored", "degraded", "refused")
         batch = {name: torch.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
-        return batch | {"negative": torch.from_numpy(negative), "drop": torch.from_numpy(drop)}
+        seeds = [seed_from(self.seed, "scene", index, row) for row in range(self.batch)]
+        drop = torch.from_numpy(drop) | batch.pop("refused")
+        return batch | {"negative": torch.from_numpy(negative), "drop": drop, "seed": torch.tensor(seeds)}
 
     def _one(self, number: int, window: int, negative: bool, rng: np.random.Generator) -> tuple[Tensor, ...]:
-        truth = to_tensor(self._picture(number))
-        if rng.random() < 0.5:
-            truth, flipped = truth.flip(-1), True
-        else:
-            flipped = False
-        damaged = self.space.draw(rng).apply(truth)
+        truth, record = to_tensor(self._picture(number)), self.records[number]
+        mirror = rng.random() < 0.5
+        first = mirror and not self.recipes  # mirrored before the damage
+        if first:
+            truth = truth.flip(-1)
+        kept = recipe_of(self.space, record, int(rng.integers(self.recipes))) if self.recipes else self.space.draw(rng)
+        damaged = kept.apply(truth)
         x0, y0, x1, y1 = self.boxes[number]
-        if flipped:
+        points = points_of(record)
+        if first:
             width = truth.shape[-1]
             x0, x1 = width - x1, width - x0
+            points = mirrored_points(points, width)
         inner = _window(rng, (x0, y0, x1, y1), window)
-        references = [self.folder / r for r in self.records[number].references]
-        pair = face_pair(self.ref_fr, damaged, inner, references=references, truth=truth, rng=rng)
+        references = [self.folder / r for r in record.references]
+        true = self.truth_share > 0 and rng.random() < self.truth_share
+        true = true or (self.truth_without_references and not references)
+        given = {"references": references, "truth": truth, "landmarks": points, "rng": rng}
+        try:
+            pair, refused = face_pair(_TRUTH if true else self.ref_fr, damaged, inner, **given), False
+        except StageOneError:
+            face = crop(damaged, inner)
+            pair, refused = FacePair(restored=face, degraded=face, box=inner), True
         height, width = truth.shape[-2:]
         place = _window(rng, (0, 0, width, height), self.crop)
-        image = crop(damaged, place)
-        return image, image if negative else crop(truth, place), pair.restored, pair.degraded
+        image, clean = crop(damaged, place), crop(truth, place)
+        rows = [image, image if negative else clean, clean, pair.restored, pair.degraded]
+        if mirror and not first:
+            rows = [row.flip(-1) for row in rows]
+        return *rows, torch.tensor(refused)
 
     def _picture(self, number: int) -> np.ndarray:
         if number not in self._pictures:
@@ -118,6 +151,18 @@ def _window(rng: np.random.Generator, box: Box, side: int) -> tuple[int, int, in
     x0, y0, x1, y1 = (int(v) for v in box)
     x, y = int(rng.integers(x0, x1 - side + 1)), int(rng.integers(y0, y1 - side + 1))
     return x, y, x + side, y + side
+
+
+def recipe_of(space: Space, record: Record, number: int) -> Recipe:
+    """Operator `number` of a picture: of the picture's content and nothing else, whatever the run."""
+    return space.draw(np.random.default_rng(seed_from("recipe", record.sha256, number)))
+
+
+def points_of(record: Record) -> np.ndarray:
+    """The five points of a record's face (5, 2), an upright face's where its landmarks are not recorded."""
+    if record.landmarks_68:
+        return five_points(record.landmarks_68)
+    return upright_points(square_crop_box(record.face_box, (record.height, record.width)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +182,7 @@ def held_out(folder: str | Path, ref_fr: RefFR, *, count: int, seed: int) -> Seq
         image, truth = read_tensor(folder / record.lq), read_tensor(folder / record.image)
         box = square_crop_box(record.face_box, (record.height, record.width))
         rng = np.random.default_rng(seed_from(seed, record.image))
-        references = [folder / r for r in record.references]
-        pair = face_pair(ref_fr, image, box, references=references, truth=truth, rng=rng)
+        given = {"references": [folder / r for r in record.references], "truth": truth, "landmarks": points_of(record)}
+        pair = face_pair(ref_fr, image, box, **given, rng=rng)
         rows.append(HeldOut(record, image, truth, pair))
     return rows
