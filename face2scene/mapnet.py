@@ -190,7 +190,12 @@ class MapNet(nn.Module):
         refined = self.attention(self.norm(embedded.flatten(2).transpose(1, 2)))  # (B, N, C)
         refined = refined.transpose(1, 2).unflatten(2, (height, width))
         tokens = [
-            projector(F.adaptive_avg_pool2d(refined, grid).flatten(2).transpose(1, 2))
+            projector(self.pool(refined, grid).flatten(2).transpose(1, 2))
             for grid, projector in zip(self.grids, cycle(self.projectors), strict=False)
         ]
         return torch.cat(tokens, dim=1)
+
+    @staticmethod
+    def pool(features: Tensor, grid: int) -> Tensor:
+        """Means over a grid of cells: (B, C, h, w) to (B, C, grid, grid)."""
+        return F.adaptive_avg_pool2d(features, grid)
