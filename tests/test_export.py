@@ -74,6 +74,6 @@ def test_the_merged_restorer_reads_back_at_the_precision_asked_for(tmp_path):
 
 def test_an_unknown_part_is_a_sentence(tmp_path):
     command = [sys.executable, "scripts/export.py", f"output={tmp_path}", "parts=[unet]"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.strip().startswith("There is no part 'unet' to export: choose among merged, fadex, mapnet")
