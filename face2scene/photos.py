@@ -10,6 +10,7 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,38 @@ def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
         raise ImageError(f"{path} cannot be read as a picture ({type(error).__name__}: {error}).") from error
 
 
+@dataclass(frozen=True)
+class Shot:
+    """When and by what a photo was taken."""
+
+    time: float  # seconds, on the camera's own clock
+    camera: tuple[str, str]  # maker and model
+
+
+def shot_of(path: str | Path) -> Shot | None:
+    """From the EXIF of a file; None where it says nothing, or cannot be read."""
+    try:
+        with Image.open(path) as image:
+            exif = image.getexif()
+        inner = exif.get_ifd(ExifTags.IFD.Exif)
+        taken = datetime.strptime(str(inner[ExifTags.Base.DateTimeOriginal]), "%Y:%m:%d %H:%M:%S")
+        fraction = str(inner.get(ExifTags.Base.SubsecTimeOriginal, "")).strip()
+        time = taken.replace(tzinfo=UTC).timestamp() + (float(f"0.{fraction}") if fraction.isdigit() else 0.0)
+    except Exception:  # no EXIF, no date, no picture: no shot
+        return None
+    return Shot(time, (str(exif.get(ExifTags.Base.Make, "")).strip(), str(exif.get(ExifTags.Base.Model, "")).strip()))
+
+
+def photo_of(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Photo:
+    """The same of a Pillow image in memory: upright, in sRGB; 16-bit colour has been lost by Pillow already.
+
+    Raises:
+        ImageError: more than `max_pixels` pixels.
+    """
+    _check_size(Path(getattr(image, "filename", "") or "the picture"), image.size, max_pixels)
+    return _from_pillow(None, image)
+
+
 def write_photo(path: str | Path, image: np.ndarray, *, like: Photo | None = None, quality: int = JPEG_QUALITY) -> None:
     """Write a picture in the format of the path's suffix; whole or not at all.
 
@@ -153,8 +186,8 @@ def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
         raise ImageError(f"{path} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million.")
 
 
-def _from_pillow(path: Path, image: Image.Image) -> Photo:
-    deep = image.tile and "16" in str(image.tile[0].args) and image.mode in ("RGB", "RGBA")
+def _from_pillow(path: Path | None, image: Image.Image) -> Photo:
+    deep = path is not None and image.tile and "16" in str(image.tile[0].args) and image.mode in ("RGB", "RGBA")
     image.load()
     exif = image.getexif()
     orientation = exif.get(ExifTags.Base.Orientation, 1)
