@@ -1,8 +1,8 @@
 """A folder of photos through the pipeline: finished work is skipped, a broken file stops nothing else.
 
-Three things go on at once: the next pictures are read, one is in the models, the last ones are written. The why-log (see
-`why_log`) has one line a picture and is also the list of finished work, so the same command again goes on where it was
-stopped, whatever stopped it. Nothing that this folder's log does not know is overwritten without being told.
+Three things go on at once: the next pictures are read, one is in the models, the last ones are written. The why-log
+(see `why_log`) has one line a picture and is also the list of finished work, so the same command again goes on where it
+was stopped, whatever stopped it. Nothing that the log does not know is overwritten without being told.
 """
 
 import errno
@@ -241,24 +241,21 @@ class _Run:
             return job, Measurement(DegradationTokens(self.pipeline.restorer.tokens(None, 1), "null"))
         if self.settings.tokens_from == "other":
             job = self.jobs[(number + max(1, len(self.jobs) // 2)) % len(self.jobs)]
-            scene = self._scene(job)
+            scene = None
         measurement = self._measured(job, scene)
         if self.settings.burst_seconds and measurement.tokens.source != "pair":
-            measurement = self.bursts.averaged(
-                job, measurement, lambda other: self._measured(other, self._scene(other))
-            )
+            measurement = self.bursts.averaged(job, measurement, self._measured)
         return job, measurement
 
-    def _measured(self, job: Job, scene: Scene) -> Measurement:
+    def _measured(self, job: Job, scene: Scene | None = None) -> Measurement:
+        if scene is None:
+            scene = Scene(job.name, to_tensor(self._read(job).image), people=job.people)
         scale = self.settings.scale
         truth = read_tensor(job.truth) if job.truth else None
         if truth is not None and scale != 1:
             truth = resize(truth, output_size(tuple(truth.shape[-2:]), scale))
         box = None if job.box is None else tuple(v * scale for v in job.box)
         return self.pipeline.measure(scene, truth=truth, box=box, seed=self.settings.seed)
-
-    def _scene(self, job: Job) -> Scene:
-        return Scene(job.name, to_tensor(self._read(job).image), people=job.people)
 
     def _write(self, job: Job, donor: Job, photo: Photo, result: Restoration) -> None:
         target = self._target(job)
@@ -316,9 +313,7 @@ def _check_output(output: Path, jobs: Sequence[Job], settings: Settings) -> None
     inputs |= {path.resolve() for job in jobs for paths in job.people.values() for path in paths}
     for job in jobs:
         target = _target(output, job, settings.file_format)
-        if target.resolve() in inputs or (
-            target.exists() and any(target.samefile(p) for p in (job.path, job.truth) if p)
-        ):
+        if target.resolve() in inputs or (target.exists() and target.samefile(job.path)):
             raise ValueError(
                 f"output={output} would overwrite the pictures it reads ({target}). Choose another folder."
             )
@@ -328,6 +323,5 @@ def _check_output(output: Path, jobs: Sequence[Job], settings: Settings) -> None
             with TemporaryFile(dir=folder):
                 pass
     except OSError as error:
-        raise OutputError(
-            f"Nothing can be written to output={output} ({error.strerror}). Choose another folder."
-        ) from error
+        sentence = f"Nothing can be written to output={output} ({error.strerror}). Choose another folder."
+        raise OutputError(sentence) from error

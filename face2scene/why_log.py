@@ -1,8 +1,8 @@
 """The why-log `restore.jsonl`: one line a picture, and the list of finished work.
 
-Beside what design says of every picture, a line holds what decides whether the picture has to be done again: the input's
-size, time and digest, a digest of the settings, and the output's size. A process of several writes a file of its own,
-`restore.rank3.jsonl`, which the next start (or the end) takes in.
+Beside what became of a picture and why, a line holds what decides whether it has to be done again: the input's size,
+time and digest, a digest of the settings, and the output's size. A process of several writes a file of its own,
+`restore.rank3.jsonl`, which the end, or the next start, takes in.
 """
 
 import json
