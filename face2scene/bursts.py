@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from face2scene.jobs import Job
 from face2scene.measure import Measurement, averaged
-from face2scene.photos import Shot, shot_of
+from face2scene.metadata import Shot, shot_of
 
 
 class Bursts:
