@@ -18,12 +18,28 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    suffix = f".{os.getpid()}.partial{path.suffix}"
+    partial = path.with_name(fitting_name(f".{path.stem}", suffix))
     try:
         yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def fitting_name(stem: str, suffix: str, most: int = 255) -> str:
+    """`stem` + `suffix`, where that is too long for a file system with the end of the stem replaced by a digest.
+
+    Args:
+        most: bytes that a name may have.
+    """
+    if len(os.fsencode(stem + suffix)) <= most:
+        return stem + suffix
+    digest = "-" + hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]
+    room = most - len(os.fsencode(digest + suffix))
+    while len(os.fsencode(stem)) > room:
+        stem = stem[:-1]
+    return stem + digest + suffix
 
 
 def sha256_of(path: str | Path) -> str:

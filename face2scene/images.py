@@ -84,6 +84,20 @@ def pad_to_multiple(image: Tensor, multiple: int) -> tuple[Tensor, tuple[int, in
     return F.pad(image, (0, right, 0, down), mode=mode), (height, width)
 
 
+def output_size(size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+    """The size contract: (height, width) of the restoration of a picture of `size`, seen upright as EXIF says.
+
+    Every picture keeps its size, odd sides too; `scale` multiplies both sides and rounds to the nearest pixel, half to
+    even, at least 1. What is padded on the way is cut off again.
+
+    Raises:
+        ValueError: a scale of 0 or less, or above 8.
+    """
+    if not 0 < scale <= 8:
+        raise ValueError(f"scale is {scale}: it must be above 0 and at most 8.")
+    return (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+
+
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Antialiased bicubic resize of (3, H, W) or (B, 3, H, W) in [0, 1] to (height, width), clamped to [0, 1]."""
     batch = image if image.dim() == 4 else image[None]

@@ -1,9 +1,24 @@
-"""Out of memory, said so that one knows what to change."""
+"""How much memory there is, and its end, said so that one knows what to change."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+
+
+def free_memory(device: torch.device | str = "cpu") -> int:
+    """Bytes that can be had: on a CUDA device what is free there, else without swapping."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager

@@ -6,18 +6,18 @@ field of `Photo`: transparency, 16 bits, a colour profile, being grey, EXIF.
 
 import importlib.util
 import io
-import struct
 import warnings
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from face2scene.extras import need
 from face2scene.files import atomic_write
+from face2scene.metadata import XMP_OF_PNG, for_size, into_png, into_tiff, metadata_of, tiff_tags
 
 RAW_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
 HEIF_SUFFIXES = (".heic", ".heif")
@@ -41,7 +41,8 @@ class Photo:
     bits: int = 8  # per channel: 8 or 16
     grey: bool = False
     profile: bytes | None = None  # ICC, where it is not sRGB; `image` has been converted from it
-    exif: bytes | None = None  # without the orientation, which has been applied
+    exif: bytes | None = None  # what of it is still true, see `metadata`
+    xmp: bytes | None = None
     warnings: tuple[str, ...] = ()
 
     def on_white(self) -> np.ndarray:
@@ -67,7 +68,7 @@ def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
         raise FileNotFoundError(f"There is no picture at {path}.")
     if path.suffix.lower() in RAW_SUFFIXES:
         return _read_raw(path, max_pixels)
-    if path.suffix.lower() in HEIF_SUFFIXES:
+    if _is_heif(path):  # phones and messengers also name such files .jpg
         need("pillow_heif", "photos", why=f"Reading {path.name}").register_heif_opener()
     try:
         with warnings.catch_warnings():
@@ -81,6 +82,16 @@ def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
         raise ImageError(f"{path} is too large to open safely ({error}).") from error
     except Exception as error:  # Pillow's readers raise almost anything on damaged files
         raise ImageError(f"{path} cannot be read as a picture ({type(error).__name__}: {error}).") from error
+
+
+def photo_of(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Photo:
+    """The same of a Pillow image in memory: upright, in sRGB; 16-bit colour has been lost by Pillow already.
+
+    Raises:
+        ImageError: more than `max_pixels` pixels.
+    """
+    _check_size(Path(getattr(image, "filename", "") or "the picture"), image.size, max_pixels)
+    return _from_pillow(None, image)
 
 
 def write_photo(path: str | Path, image: np.ndarray, *, like: Photo | None = None, quality: int = JPEG_QUALITY) -> None:
@@ -128,8 +139,15 @@ def write_photo(path: str | Path, image: np.ndarray, *, like: Photo | None = Non
         )
         if fmt == "jpeg":
             options["subsampling"] = "4:4:4"
-        if like.exif:
-            options["exif"] = like.exif
+        if exif := for_size(like.exif, *picture.size):
+            options["exif"] = exif
+        if like.xmp and fmt == "png":
+            options["pnginfo"] = PngInfo()
+            options["pnginfo"].add_itxt(XMP_OF_PNG, like.xmp.decode(errors="replace"))
+        elif like.xmp and fmt == "tiff":
+            options["tiffinfo"] = {ExifTags.Base.XMLPacket: like.xmp}
+        elif like.xmp and len(like.xmp) < 65_000:  # a JPEG marker holds no more
+            options["xmp"] = like.xmp
         if like.profile and not like.grey:
             options["icc_profile"] = like.profile
         picture.save(partial, format=fmt.upper(), **options)
@@ -150,14 +168,22 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pi
 def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
-        raise ImageError(f"{path} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million.")
+        raise ImageError(
+            f"{path} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million (max_pixels)."
+        )
 
 
-def _from_pillow(path: Path, image: Image.Image) -> Photo:
-    deep = image.tile and "16" in str(image.tile[0].args) and image.mode in ("RGB", "RGBA")
+def _is_heif(path: Path) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+
+
+def _from_pillow(path: Path | None, image: Image.Image) -> Photo:
+    deep = path is not None and image.tile and "16" in str(image.tile[0].args) and image.mode in ("RGB", "RGBA")
     image.load()
-    exif = image.getexif()
-    orientation = exif.get(ExifTags.Base.Orientation, 1)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    exif, xmp = metadata_of(image)
     profile = _other_profile(image)
     notes: list[str] = []
     if deep and profile:
@@ -191,14 +217,14 @@ def _from_pillow(path: Path, image: Image.Image) -> Photo:
         elif profile and not grey:
             upright = _convert(upright.convert("RGB"), ImageCms.ImageCmsProfile(io.BytesIO(profile)), _srgb())
         colour = _float_rgb(upright)
-    exif.pop(ExifTags.Base.Orientation, None)
     return Photo(
         np.ascontiguousarray(colour),
         alpha,
         bits,
         grey,
         None if grey else profile,
-        exif.tobytes() if len(exif) else None,
+        exif,
+        xmp,
         tuple(notes),
     )
 
@@ -225,11 +251,16 @@ def _read_raw(path: Path, max_pixels: int) -> Photo:
     rawpy = need("rawpy", "raw", why=f"Developing {path.name}")
     try:
         with rawpy.imread(str(path)) as raw:
-            _check_size(path, (raw.sizes.width, raw.sizes.height), max_pixels)
+            _check_size(path, (raw.sizes.iwidth, raw.sizes.iheight), max_pixels)
             levels = raw.postprocess(use_camera_wb=True, output_bps=16)
     except rawpy.LibRawError as error:
         raise ImageError(f"{path} cannot be developed as camera RAW ({error}).") from error
-    return Photo(levels.astype(np.float32) / 65535, bits=16)
+    try:
+        with Image.open(path) as image:  # most raw files are TIFFs as far as their first pages go
+            exif, xmp = metadata_of(image)
+    except Exception:  # the others keep what they know to themselves
+        exif = xmp = None
+    return Photo(levels.astype(np.float32) / 65535, bits=16, exif=exif, xmp=xmp)
 
 
 # Colour profiles. Pillow's littlecms converts 8 bits a channel only.
@@ -277,6 +308,7 @@ def _decode_16_bit(path: Path) -> np.ndarray:
 
 def _encode_16_bit(fmt: str, image: np.ndarray, alpha: np.ndarray | None, like: Photo) -> bytes:
     levels = quantize(image[..., :1] if like.grey else image if alpha is None else np.dstack([image, alpha]), 16)
+    exif = for_size(like.exif, levels.shape[1], levels.shape[0])
     if fmt == "tiff":
         buffer = io.BytesIO()
         need("tifffile", "photos", why="Writing a 16-bit TIFF").imwrite(
@@ -286,19 +318,13 @@ def _encode_16_bit(fmt: str, image: np.ndarray, alpha: np.ndarray | None, like: 
             extrasamples=["unassalpha"] if levels.shape[2] == 4 else None,
             compression="zlib",
             metadata=None,
+            byteorder="<",
+            bigtiff=False,
+            extratags=tiff_tags(exif, like.xmp),
         )
-        return buffer.getvalue()
+        return into_tiff(buffer.getvalue(), exif)
     cv2 = need("cv2", "photos", why="Writing a 16-bit PNG")
     ok, encoded = cv2.imencode(".png", levels if like.grey else levels[..., [2, 1, 0, 3][: levels.shape[2]]])
     if not ok:
         raise ImageError("OpenCV could not write a 16-bit PNG.")
-    return _with_exif(encoded.tobytes(), like.exif)
-
-
-def _with_exif(png: bytes, exif: bytes | None) -> bytes:
-    if exif is None:
-        return png
-    content = exif.removeprefix(b"Exif\0\0")
-    after_header = 8 + 25  # signature, IHDR
-    chunk = struct.pack(">I", len(content)) + b"eXIf" + content + struct.pack(">I", zlib.crc32(b"eXIf" + content))
-    return png[:after_header] + chunk + png[after_header:]
+    return into_png(encoded.tobytes(), exif, like.xmp)

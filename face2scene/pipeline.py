@@ -1,6 +1,10 @@
-"""Face2Scene from end to end: a damaged photo and other photos of the person become a restored photo.
+"""Face2Scene from end to end: a damaged photo and other photos of the people become a restored photo.
 
     scene -> faces -> the face restored (Stage I) -> FaDeX -> MapNet's tokens -> the scene restored (Stage II)
+
+    pipeline = Face2ScenePipeline.from_pretrained("checkpoints/tiny", detector=..., ref_fr=...).to("cuda")
+    result = pipeline("party.jpg", references={"Ann": "photos/ann", "Bob": ["bob1.jpg", "bob2.jpg"]})
+    result.save("party_restored.jpg")
 
 `measure` is the first half, `restore` the second, and calling the pipeline is both.
 """
@@ -8,53 +12,66 @@
 import logging
 import resource
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from face2scene.faces.align import square_crop_box
+from face2scene import bundle
 from face2scene.fadex.encoder import FaDeX
-from face2scene.images import ImageError, align_colour, read_image, to_array
-from face2scene.records import Box, DegradationTokens, Face, FacePair, Scene
-from face2scene.ref_fr import RefFR, StageOneError, face_pair
-from face2scene.ref_fr.base import upright_points
+from face2scene.images import align_colour, to_array, to_bytes, to_tensor
+from face2scene.inputs import Picture, References, as_photo, enlarged, name_of
+from face2scene.measure import Measurement, Meter, Progress, silent
+from face2scene.people import Finder
+from face2scene.photos import MAX_PIXELS, Photo, write_photo
+from face2scene.records import Box, Face, Scene
+from face2scene.ref_fr import RefFR
+from face2scene.restorer.backbone import precision
 from face2scene.restorer.load import load_restorer
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.restorer.s3diff import S3Diff
-from face2scene.restorer.tiling import in_tiles, tile_starts
-from face2scene.runs import seed_from
+from face2scene.restorer.tiling import TilePlan, restore_in_tiles
 
 log = logging.getLogger(__name__)
 
 
-class Finder(Protocol):
-    """What finds faces; `faces.detect.Detector` is one."""
-
-    def find(self, image: np.ndarray) -> list[Face]: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Measurement:
-    """What the faces of a scene say about its damage."""
-
-    tokens: DegradationTokens
-    faces: tuple[Face, ...] = ()
-    pair: FacePair | None = None
-    notes: dict[str, Any] = field(default_factory=dict)  # for the why-log
-
-
 @dataclass(frozen=True, eq=False)
 class Restoration:
-    """A restored scene and how it came about."""
+    """A restored picture and how it came about."""
 
-    image: Tensor  # (3, H, W) in [0, 1], the size of the scene
+    image: Tensor  # (3, H, W) in [0, 1], on the CPU; its size is `images.output_size` of the input's
     measurement: Measurement
     notes: dict[str, Any]  # one line of the why-log, without the file names
+    photo: Photo | None = None  # the input: its transparency, depth, profile and EXIF go with what is saved
+
+    @property
+    def faces(self) -> tuple[Face, ...]:
+        """The faces found, largest first; `notes["faces"]` says whose they are."""
+        return self.measurement.faces
+
+    @property
+    def token_source(self) -> str:
+        """`pair` (of faces), `burst`, `blind` or `null`; the reason is among `notes["warnings"]`."""
+        return self.measurement.tokens.source
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By stage: faces, ref_fr, tokens, restore."""
+        return {key.removeprefix("seconds_"): v for key, v in self.notes.items() if key.startswith("seconds_")}
+
+    @property
+    def pil(self) -> Image.Image:
+        """The picture in 8 bits, without what its file knew."""
+        return Image.fromarray(to_bytes(self.image))
+
+    def save(self, path: str | Path) -> None:
+        """Write PNG, JPEG, TIFF or WebP by the path's suffix, see `photos.write_photo`."""
+        write_photo(path, to_array(self.image), like=self.photo)
 
 
 class Face2ScenePipeline:
@@ -63,12 +80,13 @@ class Face2ScenePipeline:
     Args:
         restorer: Stage II; its LoRAs are merged here. An S3Diff takes no tokens: it measures the picture itself.
         fadex: the degradation encoder.
-        ref_fr: Stage I; None restores every scene with the null tokens.
-        detector: finds faces; None also leads to the null tokens, unless a box is given.
+        ref_fr: Stage I; None restores every scene without a face pair.
+        detector: finds faces; None also leads to the fallback, unless a box is given.
+        tokens, fallback, largest_face, most_faces, slack: see `measure.Meter`.
         colour: `none`, `wavelet` or `adain`: alignment with the input (not public; see `images.align_colour`).
-        tile, overlap: pixels; a larger picture is restored in tiles.
-        largest_face: pixels; of a larger face the middle is measured, at its native scale (ours: attention over a
-            whole close-up costs more than it tells).
+        tile: pixels; a larger picture is restored in tiles. `auto` chooses by the free memory, None never tiles.
+        overlap: of the tiles, pixels.
+        statistics: of normalisation over tiles, `shared` or `tile`; see `restorer.tiling`.
     """
 
     def __init__(
@@ -78,46 +96,229 @@ class Face2ScenePipeline:
         *,
         ref_fr: RefFR | None = None,
         detector: Finder | None = None,
+        tokens: str = "largest",
+        fallback: str = "null",
         colour: str = "none",
-        tile: int = 512,
+        tile: int | str | None = 512,
         overlap: int = 64,
+        statistics: str = "shared",
         largest_face: int = 256,
+        most_faces: int = 8,
+        slack: float = 0.05,
         device: str | torch.device = "cpu",
     ):
-        self.device = torch.device(device)
-        self.restorer = restorer.merged().to(self.device)
-        self.fadex = fadex.eval().to(self.device)
-        self.ref_fr, self.detector = ref_fr, detector
-        self.colour, self.tile, self.overlap = colour, tile, overlap
-        self.largest_face = largest_face
-        self._reference_faces: dict[Path, Face | None] = {}
+        self.restorer, self.fadex = restorer.merged(), fadex.eval()
+        self.meter = Meter(
+            self.restorer,
+            self.fadex,
+            ref_fr,
+            detector,
+            policy=tokens,
+            fallback=fallback,
+            largest_face=largest_face,
+            most_faces=most_faces,
+            slack=slack,
+            first_pass=self._first_pass,
+        )
+        self.colour = colour
+        self.enable_tiling(tile, overlap, statistics)
+        self._references = References()
+        self._offloaded = False
+        self.to(device)
 
     @classmethod
     def from_files(
-        cls, restorer: str | Path, fadex: str | Path, *, base: str | Path | None = None, **options: Any
+        cls,
+        restorer: str | Path,
+        fadex: str | Path,
+        *,
+        base: str | Path | None = None,
+        dtype: str | torch.dtype | None = None,
+        **options: Any,
     ) -> "Face2ScenePipeline":
         """Load the two weights files.
 
         Args:
             base: the base model, where it is not where the restorer's header says.
+            dtype: of the VAE and the UNet, also as `bf16`, `fp16` or `fp32`; None is float32, or a merged file's own.
+                FaDeX, MapNet and Stage I keep theirs.
             options: of the constructor.
         """
-        return cls(load_restorer(restorer, source=base), FaDeX.from_file(fadex), **options)
+        pipeline = cls(load_restorer(restorer, source=base), FaDeX.from_file(fadex), **options)
+        pipeline.files = (Path(restorer), Path(fadex))
+        return pipeline if dtype is None else pipeline.to(precision(dtype))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> "Face2ScenePipeline":
-        """Load `restorer.safetensors` and `fadex.safetensors` of a folder, such as `checkpoints/tiny`."""
-        return cls.from_files(Path(folder) / "restorer.safetensors", Path(folder) / "fadex.safetensors", **options)
+        """Load a folder of `save_pretrained`, `checkpoints/tiny`, or a hub repository with these files.
+
+        Args:
+            folder: a path, also relative to the checkout, or a hub id OWNER/NAME.
+            options: of the constructor and of `from_files`; they win over those that were saved. Stage I (`ref_fr`)
+                and the detector are never saved: their weights belong to others.
+
+        Raises:
+            FileNotFoundError: nothing there; the message says what was looked for.
+            ValueError: weights of another kind, damaged, or an option that does not exist.
+        """
+        folder = bundle.find(folder)
+        options = bundle.read_options(folder) | options
+        return cls.from_files(folder / bundle.RESTORER, folder / bundle.FADEX, **options)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the merged restorer with its base, FaDeX, the options and a model card; `from_pretrained` reads them.
+
+        Stage I and the detector are named in the card and not written.
+        """
+        bundle.write(folder, self.restorer, self.fadex, self.options, ref_fr=self.ref_fr, detector=self.detector)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the constructor, Stage I, the detector and the device apart."""
+        return {
+            "tokens": self.meter.policy,
+            "fallback": self.meter.fallback,
+            "largest_face": self.meter.largest_face,
+            "most_faces": self.meter.most_faces,
+            "slack": self.meter.slack,
+            "colour": self.colour,
+            "tile": self.tile,
+            "overlap": self.overlap,
+            "statistics": self.statistics,
+        }
+
+    files: tuple[Path, ...] = ()  # where the weights came from
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the weights, to tell whether a picture was restored by the same."""
+        return bundle.fingerprint(self.files, self.restorer, self.fadex)
+
+    @property
+    def ref_fr(self) -> RefFR | None:
+        """Stage I."""
+        return self.meter.ref_fr
+
+    @ref_fr.setter
+    def ref_fr(self, ref_fr: RefFR | None) -> None:
+        self.meter.ref_fr = ref_fr
+
+    @property
+    def detector(self) -> Finder | None:
+        """What finds faces."""
+        return self.meter.detector
+
+    @detector.setter
+    def detector(self, detector: Finder | None) -> None:
+        self.meter.detector = detector
+
+    # Where and how it runs
+
+    def to(self, *where: str | torch.device | torch.dtype) -> "Face2ScenePipeline":
+        """Move to a device, cast to a dtype, or both: `to("cuda")`, `to(torch.bfloat16)`, `to("cuda", torch.bfloat16)`.
+
+        The dtype is that of the VAE and the UNet; FaDeX and MapNet stay in float32. Stage I stays where it is.
+        """
+        for one in where:
+            if isinstance(one, torch.dtype):
+                bundle.cast(self.restorer, one)
+            else:
+                self.device, self._offloaded = torch.device(one), False
+                self.restorer.to(self.device)
+                self.fadex.to(self.device)
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the VAE and the UNet."""
+        return self.restorer.unet.time_embedding.linear_1.weight.dtype
+
+    def enable_tiling(
+        self, tile: int | str | None = 512, overlap: int = 64, statistics: str = "shared"
+    ) -> "Face2ScenePipeline":
+        """Restore pictures that are larger than `tile` in tiles, see `restorer.tiling`."""
+        self.tile, self.overlap, self.statistics = tile, overlap, statistics
+        TilePlan.of((1, 1), self.restorer, tile=tile, overlap=overlap, statistics=statistics)  # refuses what cannot be
+        return self
+
+    def disable_tiling(self) -> "Face2ScenePipeline":
+        """Restore every picture whole; memory then grows with the picture."""
+        return self.enable_tiling(None)
+
+    def enable_model_cpu_offload(self, device: str | torch.device = "cuda") -> "Face2ScenePipeline":
+        """Keep the VAE and the UNet on the CPU and each on `device` only while it works; undone by `to(device)`."""
+        self.to(device)
+        self._offloaded = True
+        for network in (self.restorer.vae, self.restorer.unet):
+            network.to("cpu")
+        return self
+
+    # The road
 
     def __call__(
-        self, scene: Scene, *, truth: Tensor | None = None, seed: int = 0, guidance: float | None = None
-    ) -> Restoration:
-        """Restore one scene; see `measure` and `restore`."""
-        return self.restore(scene, self.measure(scene, truth=truth, seed=seed), guidance=guidance)
+        self,
+        picture: Scene | Picture | Sequence[Scene | Picture],
+        references: Any = None,
+        *,
+        name: str | None = None,
+        scale: float = 1.0,
+        truth: Tensor | None = None,
+        box: Box | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+        progress: Progress = silent,
+        max_pixels: int = MAX_PIXELS,
+    ) -> "Restoration | list[Restoration]":
+        """Restore one picture, or each of a list.
 
-    @torch.inference_mode()
+        Args:
+            picture: a path, a PIL image, an array, a tensor or a `Scene` (see `inputs`), or a list of them.
+            references: photos of the people in it, see `inputs.References`; for a list, of all its pictures.
+            name: of the picture; with `seed` it decides all randomness. None is the file's stem, or a digest of the
+                pixels, so that neither order nor company changes a result.
+            scale: see `images.output_size`.
+            truth, box: see `measure`; of a single picture.
+            guidance: see `restore`.
+            progress: called with a stage's name, how much of it is done, and of how much; an exception raised there
+                stops the work.
+
+        Returns:
+            One `Restoration`, or a list of them in order.
+        """
+        if isinstance(picture, list | tuple):
+            if name is not None or truth is not None or box is not None:
+                raise ValueError("name, truth and box belong to one picture: restore them one at a time.")
+            shared = {"scale": scale, "seed": seed, "guidance": guidance, "max_pixels": max_pixels}
+            return [self(one, references, progress=progress, **shared) for one in picture]
+        scene, photo = self.scene(picture, references, name=name, scale=scale, max_pixels=max_pixels)
+        measured = self.measure(scene, truth=truth, box=box, seed=seed, progress=progress)
+        return replace(self.restore(scene, measured, guidance=guidance, progress=progress), photo=photo)
+
+    def scene(
+        self,
+        picture: Scene | Picture,
+        references: Any = None,
+        *,
+        name: str | None = None,
+        scale: float = 1.0,
+        max_pixels: int = MAX_PIXELS,
+    ) -> tuple[Scene, Photo | None]:
+        """What `__call__` makes of its input: the scene at the size of its restoration, and what its file knew."""
+        if isinstance(picture, Scene):
+            return (picture if references is None else replace(picture, people=self._references(references))), None
+        photo = as_photo(picture, max_pixels=max_pixels)
+        name = name_of(picture, photo) if name is None else name
+        photo = enlarged(photo, scale)
+        return Scene(name, to_tensor(photo.image), people=self._references(references)), photo
+
     def measure(
-        self, scene: Scene, *, truth: Tensor | None = None, box: Box | None = None, seed: int = 0
+        self,
+        scene: Scene,
+        *,
+        truth: Tensor | None = None,
+        box: Box | None = None,
+        seed: int = 0,
+        progress: Progress = silent,
     ) -> Measurement:
         """Faces, Stage I, FaDeX and MapNet.
 
@@ -126,105 +327,65 @@ class Face2ScenePipeline:
             box: the face, where it is known; the detector is then not asked.
             seed: with the scene's name, of Stage I's randomness.
         """
-        start = perf_counter()
-        notes: dict[str, Any] = {"warnings": []}
-        faces = list(scene.faces)
-        if not faces and box is None and self.detector is not None:
-            faces = self.detector.find(to_array(scene.image))
-        notes["faces"] = [self._describe(face, scene.references) for face in faces]
-        notes["seconds_faces"] = round(perf_counter() - start, 3)
+        return self.meter.measure(scene, truth=truth, box=box, seed=seed, progress=progress)
 
-        reason = ""
-        if self.ref_fr is None:
-            reason = "there is no Stage I (ref_fr=none)"
-        elif self.ref_fr.needs_truth and truth is None:
-            reason = f"ref_fr={self.ref_fr.name} is made from the undamaged picture and none was given (truth=FOLDER)"
-        elif not faces and box is None:
-            reason = "no face was found" if self.detector else "no face detector is set (faces=none)"
-        if reason:
-            return self._without_pair(reason, faces, notes)
-
-        start = perf_counter()
-        whole = square_crop_box(box or faces[0].box, tuple(scene.image.shape[-2:]))
-        square = _middle(whole, self.largest_face)
-        points = upright_points(whole) if box else faces[0].landmarks_5
-        rng = np.random.default_rng(seed_from(seed, scene.name))
-        given = {"references": scene.references, "truth": truth, "landmarks": points, "rng": rng}
-        try:
-            pair = face_pair(self.ref_fr, scene.image, square, **given)
-        except StageOneError as error:
-            return self._without_pair(str(error).rstrip("."), faces, notes)
-        notes["warnings"] += pair.notes
-        notes["seconds_ref_fr"] = round(perf_counter() - start, 3)
-        start = perf_counter()
-        features = self.fadex(pair.restored[None].to(self.device), pair.degraded[None].to(self.device))
-        tokens = self.restorer.tokens(features, 1)
-        notes["seconds_tokens"] = round(perf_counter() - start, 3)
-        return Measurement(DegradationTokens(tokens, "pair"), tuple(faces), pair, notes)
-
-    def _without_pair(self, reason: str, faces: Sequence[Face], notes: dict[str, Any]) -> Measurement:
-        notes["warnings"].append(f"The learned null tokens stand in for the face's, because {reason}.")
-        return Measurement(DegradationTokens(self.restorer.tokens(None, 1), "null"), tuple(faces), None, notes)
-
-    def restore(self, scene: Scene, measurement: Measurement, *, guidance: float | None = None) -> Restoration:
+    def restore(
+        self,
+        scene: Scene,
+        measurement: Measurement,
+        *,
+        guidance: float | None = None,
+        progress: Progress = silent,
+    ) -> Restoration:
         """Stage II with given tokens, in tiles where the scene is larger than one.
 
         Args:
             guidance: lambda of classifier-free guidance; None is the restorer's own.
         """
         start = perf_counter()
-        image = scene.image[None].to(self.device)
-        tokens = measurement.tokens.tokens
-
-        def one(part: Tensor) -> Tensor:
-            return self.restorer.restore(part, tokens, guidance=guidance)
-
-        output = in_tiles(one, image, tile=self.tile, overlap=self.overlap)
-        output = align_colour(output, image, self.colour)[0].cpu()
-        tiles = [len(tile_starts(side, self.tile, self.overlap)) for side in image.shape[-2:]]
+        image = scene.image[None]
+        plan = TilePlan.of(
+            image.shape[-2:], self.restorer, tile=self.tile, overlap=self.overlap, statistics=self.statistics
+        )
+        output = self._restored(image, measurement, plan, guidance, progress)
+        output = align_colour(output, image, self.colour)[0]
         notes = measurement.notes | {
             "width": image.shape[-1],
             "height": image.shape[-2],
             "tokens": measurement.tokens.source,
             "ref_fr": getattr(self.ref_fr, "name", "none"),
             "guidance": self.restorer.guidance if guidance is None else guidance,
-            "tiles": {"rows": tiles[0], "columns": tiles[1], "size": self.tile, "overlap": self.overlap},
+            "tiles": plan.notes,
             "colour": self.colour,
             "seconds_restore": round(perf_counter() - start, 3),
             "peak_memory_mib": self._peak_memory(),
         }
         return Restoration(output, measurement, notes)
 
+    def _restored(
+        self, image: Tensor, measurement: Measurement, plan: TilePlan, guidance: float | None, progress: Progress
+    ) -> Tensor:
+        def tokens_at(box: Box) -> Tensor:
+            return measurement.tokens.near(box).to(self.device)
+
+        return restore_in_tiles(
+            self.restorer,
+            image,
+            tokens_at,
+            plan,
+            guidance=guidance,
+            device=self.device,
+            offload=self._offloaded,
+            progress=progress,
+        )
+
+    def _first_pass(self, image: Tensor, tokens: Tensor) -> Tensor:
+        plan = TilePlan.of(image.shape[-2:], self.restorer, tile=None)
+        return restore_in_tiles(
+            self.restorer, image, lambda box: tokens, plan, device=self.device, offload=self._offloaded
+        )
+
     def _peak_memory(self) -> int:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) // 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-    def _describe(self, face: Face, references: Sequence[Path]) -> dict[str, Any]:
-        row: dict[str, Any] = {
-            "box": [round(float(v), 1) for v in face.box],
-            "score": round(float(face.score), 3),
-        }
-        row["size"] = round(float(face.size), 1)
-        known = {p: other for p in references if (other := self._reference_face(p)) and other.identity is not None}
-        if known and face.identity is not None:
-            cosines = {path: float(other.identity @ face.identity) for path, other in known.items()}
-            best = max(cosines, key=cosines.__getitem__)
-            same = cosines[best] >= getattr(self.detector, "same_threshold", 1.0)
-            row |= {"reference": best.name if same else None, "similarity": round(cosines[best], 4)}
-        return row
-
-    def _reference_face(self, path: Path) -> Face | None:
-        if path not in self._reference_faces:
-            try:
-                faces = self.detector.find(read_image(path)) if self.detector else []
-            except (FileNotFoundError, ImageError):
-                faces = []  # a reference that cannot be read names nobody
-            self._reference_faces[path] = faces[0] if faces else None
-        return self._reference_faces[path]
-
-
-def _middle(box: Box, largest: int) -> Box:
-    x0, y0, x1, y1 = (int(v) for v in box)
-    cut = max(0, (x1 - x0 - largest) // 2)
-    return (x0 + cut, y0 + cut, x1 - cut, y1 - cut)

@@ -4,6 +4,7 @@ Pictures are float32 RGB in [0, 1]: tensors (3, H, W), arrays (H, W, 3). Boxes a
 picture's own pixels, x1 and y1 exclusive. N tokens of width D.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,10 +45,23 @@ class FacePair:
 
 @dataclass(frozen=True, eq=False)
 class DegradationTokens:
-    """What a face pair says about the damage, ready for cross-attention."""
+    """What a face pair says about the damage, ready for cross-attention.
 
-    tokens: Tensor  # (B, N, D)
+    One set for the whole scene, or, where the damage varies over it, one set for each of several places.
+    """
+
+    tokens: Tensor  # (1, N, D), or (P, N, D) for P places
     source: str  # "pair", "null" or another fallback's name
+    places: tuple[tuple[float, float], ...] = ()  # x, y in pixels of the scene, one for each set
+
+    def near(self, box: Box) -> Tensor:
+        """(1, N, D): the set of the place nearest to the middle of `box`."""
+        if not self.places:
+            return self.tokens
+        x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        far = [(x - px) ** 2 + (y - py) ** 2 for px, py in self.places]
+        nearest = far.index(min(far))
+        return self.tokens[nearest : nearest + 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,5 +71,6 @@ class Scene:
     name: str
     image: Tensor  # (3, H, W)
     faces: tuple[Face, ...] = ()
-    references: tuple[Path, ...] = ()
+    references: tuple[Path, ...] = ()  # photos of the one person, where that is all there is to say
+    people: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)  # or photos of several, by name
     notes: dict[str, object] = field(default_factory=dict)  # goes into the why-log

@@ -1,15 +1,22 @@
-"""Restore a photo or a folder: `python scripts/restore.py input=PHOTO_OR_FOLDER references=FOLDER output=FOLDER`."""
+"""Restore a photo or a folder: `python scripts/restore.py input=PHOTO_OR_FOLDER references=FOLDER output=FOLDER`.
+
+Several GPUs take their shares of a folder: `accelerate launch --config_file configs/accelerate/four_gpu.yaml
+scripts/restore.py ...`. Stop it at any moment and start it again with the same command.
+"""
 
 import logging
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import hydra
 import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from face2scene.folders import WHY_LOG, find_jobs, restore_folder
+from face2scene.folders import WHY_LOG, Outcome, OutputError, find_jobs, restore_folder
 from face2scene.pipeline import Face2ScenePipeline
 
 
@@ -23,37 +30,70 @@ def main(cfg: DictConfig) -> None:
     for option in ("input", "references", "truth"):
         if cfg[option] is not None and not Path(cfg[option]).exists():
             sys.exit(f"There is nothing at {option}={cfg[option]}.")
-    options = OmegaConf.to_container(cfg.pipeline, resolve=True)
+    cpu = cfg.device is not None and str(cfg.device).startswith("cpu")
+    # A share may take hours longer than another; who is ready waits.
+    state = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
     try:
-        jobs = find_jobs(cfg.input, references=cfg.references, truth=cfg.truth)
-        print(f"{len(jobs)} picture(s); loading the models.", flush=True)
-        pipeline = Face2ScenePipeline.from_files(
-            cfg.restorer_weights,
-            cfg.fadex_weights,
-            base=cfg.base,
-            ref_fr=instantiate(cfg.ref_fr) or None,
-            detector=instantiate(cfg.faces) or None,
-            device=cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-            **options,
-        )
-        outcome = restore_folder(
-            pipeline,
-            jobs,
-            cfg.output,
-            tokens_from=cfg.tokens_from,
-            seed=cfg.seed,
-            guidance=cfg.guidance,
-            scale=cfg.scale,
-            file_format=cfg.format,
-        )
-    except (FileNotFoundError, ValueError, ModuleNotFoundError) as error:
+        outcome = _restored(cfg, state)
+    except (FileNotFoundError, ValueError, ModuleNotFoundError, OutputError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("Stopped. What is there is whole; the same command goes on.", file=sys.stderr)
+        sys.exit(130)
+    for other in gather_object([outcome])[1:]:
+        outcome.add(other)
+    if state.is_main_process:
+        _report(outcome, Path(cfg.output))
+    if outcome.failed or outcome.stopped:
+        sys.exit(1)
+
+
+def _restored(cfg: DictConfig, state: Accelerator) -> Outcome:
+    jobs = find_jobs(cfg.input, references=cfg.references, truth=cfg.truth, output=cfg.output)
+    if state.is_main_process:
+        print(f"{len(jobs)} picture(s); loading the models.", flush=True)
+    options = OmegaConf.to_container(cfg.pipeline, resolve=True)
+    device = torch.device(cfg.device) if cfg.device else state.device
+    pipeline = Face2ScenePipeline.from_files(
+        cfg.restorer_weights,
+        cfg.fadex_weights,
+        base=cfg.base,
+        dtype=cfg.dtype,
+        ref_fr=instantiate(cfg.ref_fr) or None,
+        detector=instantiate(cfg.faces) or None,
+        **options,
+    )
+    if cfg.offload:
+        pipeline.enable_model_cpu_offload(device)
+    else:
+        pipeline.to(device)
+    return restore_folder(
+        pipeline,
+        jobs,
+        cfg.output,
+        tokens_from=cfg.tokens_from,
+        seed=cfg.seed,
+        guidance=cfg.guidance,
+        scale=cfg.scale,
+        file_format=cfg.format,
+        burst_seconds=cfg.burst_seconds,
+        max_pixels=cfg.max_pixels,
+        overwrite=cfg.overwrite,
+        rank=state.process_index,
+        processes=state.num_processes,
+        wait=state.wait_for_everyone,
+    )
+
+
+def _report(outcome: Outcome, output: Path) -> None:
     print(f"{outcome.restored} restored, {outcome.skipped} were finished before, {len(outcome.failed)} failed.")
-    print(f"Pictures are in {Path(cfg.output) / 'images'}, the reasons in {Path(cfg.output) / WHY_LOG}.")
+    if outcome.restored:
+        print(f"{outcome.seconds:.1f} s, of them {outcome.seconds_models:.1f} s in the models.")
+    print(f"Pictures are in {output / 'images'}, the reasons in {output / WHY_LOG}.")
     for name, sentence in outcome.failed.items():
         print(f"  {name}: {sentence}", file=sys.stderr)
-    if outcome.failed:
-        sys.exit(1)
+    if outcome.stopped:
+        print(outcome.stopped, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from face2scene.ref_fr import Copy, GroundTruth, Perturbed, face_pair
 from face2scene.restorer import lora
 from face2scene.restorer.backbone import load_base
 from face2scene.restorer.one_step import OneStepRestorer
-from face2scene.restorer.tiling import in_tiles, tile_starts
 
 BOX = (8.0, 8.0, 32.0, 32.0)
 
@@ -107,20 +106,10 @@ def test_a_perturbed_face_is_near_the_truth_and_not_it(photos):
         Perturbed().restore(truth, (), truth=None, rng=np.random.default_rng(0))
 
 
-@pytest.mark.parametrize(("length", "expected"), [(10, [0]), (16, [0]), (17, [0, 1]), (40, [0, 12, 24])])
-def test_tiles_cover_a_side_and_overlap(length, expected):
-    assert tile_starts(length, 16, 4) == expected
-
-
-def test_tiling_what_changes_nothing_changes_nothing():
-    image = torch.rand(1, 3, 37, 50)
-    torch.testing.assert_close(in_tiles(lambda part: part, image, tile=16, overlap=4), image)
-
-
 def test_a_large_scene_is_restored_tile_by_tile(files, photos):
     pipeline = Face2ScenePipeline.from_pretrained(files, tile=32, overlap=8)
     result = pipeline(scene(photos))
-    assert result.notes["tiles"] == {"rows": 2, "columns": 2, "size": 32, "overlap": 8}
+    assert result.notes["tiles"] == {"rows": 2, "columns": 2, "size": 32, "overlap": 8, "statistics": "shared"}
     assert result.image.shape == (3, 40, 48) and torch.isfinite(result.image).all()
 
 

@@ -175,23 +175,42 @@ class OneStepRestorer(nn.Module):
             FloatingPointError: not finite in float32 either.
             torch.OutOfMemoryError: says which options lower the memory.
         """
-        guidance = self.guidance if guidance is None else guidance
         padded, (height, width) = pad_to_multiple(image, self.multiple)
-        text = self.text[:1].expand(len(image), -1, -1)
+        with explained("lower pipeline.tile, set guidance=1, or restore with a bf16 base"):
+            clean = self.denoise(self.encode(padded), tokens, guidance=guidance)
+            return self.decode(clean)[..., :height, :width]
+
+    # The three steps of `restore`, for whoever takes a large picture through each of them in tiles.
+
+    @torch.inference_mode()
+    def encode(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1], sides multiples of `multiple`, to the scaled mean latent (B, C, h, w)."""
+        with self._autocast():
+            return self._finite("VAE encoder", self.vae, lambda: self._encode(image))
+
+    @torch.inference_mode()
+    def denoise(self, latent: Tensor, tokens: Tensor, *, guidance: float | None = None) -> Tensor:
+        """The clean latent (B, C, h, w), float32; both prompts go in one batch, the positive half first."""
+        guidance = self.guidance if guidance is None else guidance
+        text = self.text[:1].expand(len(latent), -1, -1)
         if guidance != 1:
-            text = torch.cat([text, self.text[1:].expand(len(image), -1, -1)])
+            text = torch.cat([text, self.text[1:].expand(len(latent), -1, -1)])
             unguided = tokens if self.negative_tokens else self.null_tokens.to(tokens).expand_as(tokens)
             tokens = torch.cat([tokens, unguided])
-        with explained("lower pipeline.tile, set guidance=1, or restore with a bf16 base"), self._autocast():
-            latent = self._finite("VAE encoder", self.vae, lambda: self._encode(padded))
-            noisy = latent.repeat(len(text) // len(latent), 1, 1, 1)
+        noisy = latent.repeat(len(text) // len(latent), 1, 1, 1)
+        with self._autocast():
             prediction = self._finite("UNet", self.unet, lambda: self._predict(noisy, text, tokens))
-            if guidance != 1:
-                positive, negative = prediction.float().chunk(2)
-                prediction = negative + guidance * (positive - negative)
-            clean = self._clean(latent, prediction)
-            output = self._finite("VAE decoder", self.vae, lambda: self._decode(clean))
-        return output[..., :height, :width].clamp(0, 1).float()
+        if guidance != 1:
+            positive, negative = prediction.float().chunk(2)
+            prediction = negative + guidance * (positive - negative)
+        return self._clean(latent, prediction)
+
+    @torch.inference_mode()
+    def decode(self, latent: Tensor) -> Tensor:
+        """A clean latent (B, C, h, w) to the picture (B, 3, H, W) in [0, 1], float32."""
+        with self._autocast():
+            output = self._finite("VAE decoder", self.vae, lambda: self._decode(latent))
+        return output.clamp(0, 1).float()
 
     @property
     def vae_dtype(self) -> torch.dtype:

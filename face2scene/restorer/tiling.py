@@ -1,47 +1,274 @@
-"""Large pictures in overlapping tiles, so that memory is bounded by the tile and not by the picture."""
+"""Large pictures in overlapping tiles, so that memory is bounded by the tile and not by the picture.
 
-from collections.abc import Callable
+Each network goes over the whole picture before the next one starts: tiles of the picture are encoded and blended into
+one latent, tiles of the latent are denoised and blended, tiles of the clean latent are decoded and blended.
+
+What makes a tile differ from the same place of the whole is, before all, group normalisation: its means and spreads
+would be the tile's own, so that a tile of sky and one of hair come out with different colours (the shift of plain VAE
+tiling). `shared` statistics are measured once for the whole picture and used by every tile: see `norms`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from face2scene.images import pad_to_multiple
+from face2scene.memory import explained
+from face2scene.records import Box
+from face2scene.restorer.norms import SharedNorms, samples
+from face2scene.restorer.one_step import OneStepRestorer
+from face2scene.restorer.s3diff import S3Diff
 
-def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles of `tile` pixels begin along a side, evenly spread, neighbours sharing at least `overlap`."""
+SAMPLES = 4  # squares of a tile's size that the shared statistics are measured on (ours)
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """How a picture is cut up.
+
+    Args:
+        height, width: of the picture, padded to multiples of `unit`.
+        tile, overlap: pixels, multiples of `unit` where there is more than one tile.
+        unit: sides and corners of tiles are multiples of it, so that every layer halves the same pixels as in the
+            whole.
+        statistics: `shared` or `tile`.
+    """
+
+    height: int
+    width: int
+    tile: int
+    overlap: int
+    unit: int
+    statistics: str = "shared"
+
+    @classmethod
+    def of(
+        cls,
+        size: tuple[int, int],
+        restorer: OneStepRestorer | S3Diff,
+        *,
+        tile: int | str | None,
+        overlap: int = 64,
+        statistics: str = "shared",
+    ) -> "TilePlan":
+        """Of a picture (height, width).
+
+        Args:
+            tile: pixels, `auto` for the largest that the free memory holds, None for no tiles.
+
+        Raises:
+            ValueError: an overlap that leaves no room or is negative, a tile too small, an unknown option.
+        """
+        if statistics not in ("shared", "tile"):
+            raise ValueError(f"statistics is {statistics!r}: choose shared or tile (option pipeline.statistics).")
+        unit = getattr(restorer, "multiple", 64)
+        height, width = (-(-side // unit) * unit for side in size)
+        if tile is None or (tile != "auto" and max(height, width) <= int(tile)):
+            return cls(height, width, max(height, width), 0, unit, statistics)
+        side = fitting_tile(restorer) if tile == "auto" else int(tile)
+        if not 0 <= overlap < side // 2:
+            raise ValueError(
+                f"overlap must be from 0 to less than half of tile={side}, not {overlap} (options pipeline.overlap "
+                "and pipeline.tile)."
+            )
+        side, overlap = side // unit * unit, -(-overlap // unit) * unit
+        if side < 2 * unit or side <= overlap:
+            raise ValueError(
+                f"tile={tile} is too small for overlap={overlap}: this restorer needs tiles of at least "
+                f"{max(2 * unit, overlap + unit)} pixels (option pipeline.tile)."
+            )
+        return cls(height, width, side, overlap, unit, statistics)
+
+    @property
+    def rows(self) -> list[int]:
+        """Where the tiles begin, from top to bottom."""
+        return tile_starts(self.height, self.tile, self.overlap, self.unit)
+
+    @property
+    def columns(self) -> list[int]:
+        """Where they begin from left to right."""
+        return tile_starts(self.width, self.tile, self.overlap, self.unit)
+
+    @property
+    def boxes(self) -> list[Box]:
+        """The tiles, row by row, in pixels of the padded picture."""
+        return [
+            (x, y, min(x + self.tile, self.width), min(y + self.tile, self.height))
+            for y in self.rows
+            for x in self.columns
+        ]
+
+    @property
+    def samples(self) -> list[Box]:
+        """The squares that statistics are measured on; as large as a tile, or as the picture lets them be."""
+        height, width = min(self.tile, self.height), min(self.tile, self.width)
+        places = samples((self.height, self.width), (height, width), SAMPLES, self.unit)
+        return [(x, y, x + width, y + height) for y, x in places]
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """For the why-log."""
+        plan = {"rows": len(self.rows), "columns": len(self.columns), "size": self.tile, "overlap": self.overlap}
+        return plan | {"statistics": self.statistics}
+
+
+def tile_starts(length: int, tile: int, overlap: int, unit: int = 1) -> list[int]:
+    """Where tiles of `tile` pixels begin along a side, about evenly; neighbours share at least `overlap`."""
     if length <= tile:
         return [0]
     count = -(-(length - overlap) // (tile - overlap))
-    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+    step = -(-(length - tile) // ((count - 1) * unit)) * unit
+    return [min(i * step, length - tile) for i in range(count)]
 
 
-def in_tiles(work: Callable[[Tensor], Tensor], image: Tensor, *, tile: int, overlap: int) -> Tensor:
-    """Apply `work` to overlapping tiles of (1, 3, H, W) and blend the results; one tile is no tiling at all.
+Progress = Callable[[str, int, int], None]  # stage, done, of how many
+
+
+def restore_in_tiles(
+    restorer: OneStepRestorer | S3Diff,
+    image: Tensor,
+    tokens_at: Callable[[Box], Tensor],
+    plan: TilePlan,
+    *,
+    guidance: float | None = None,
+    device: torch.device | str = "cpu",
+    offload: bool = False,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Restore a picture by a plan; one tile is the restorer's own `restore`.
+
+    The picture, the latents and the result stay where `image` is; only tiles and samples go to `device`.
 
     Args:
-        work: tile to tile of the same size.
-        tile, overlap: pixels; weights fall linearly to the tile's border over the overlap.
+        image: (1, 3, H, W) in [0, 1].
+        tokens_at: (1, N, D) for a tile's box, in pixels of the picture.
+        guidance: see `OneStepRestorer.restore`.
+        offload: keep a network on `device` only while it works, and else on the CPU.
+        progress: is told the stage, the tiles done and the tiles in all.
 
-    Raises:
-        ValueError: an overlap that leaves no room, or negative.
+    Returns:
+        (1, 3, H, W) in [0, 1].
     """
-    if not 0 <= overlap < tile // 2:
-        raise ValueError(f"overlap must be from 0 to less than half of tile={tile}, not {overlap}.")
-    height, width = image.shape[-2:]
-    rows, columns = tile_starts(height, tile, overlap), tile_starts(width, tile, overlap)
-    if len(rows) == len(columns) == 1:
-        return work(image)
-    total = torch.zeros_like(image)
-    weight = torch.zeros_like(image[:, :1])
-    places = [(y, x) for y in rows for x in columns]
-    for y, x in tqdm(places, desc="tiles", unit="tile", leave=False, disable=len(places) < 4):
-        part = image[..., y : y + tile, x : x + tile]
-        ramp = _ramp(part.shape[-2], overlap).outer(_ramp(part.shape[-1], overlap)).to(image)
-        total[..., y : y + tile, x : x + tile] += ramp * work(part)
-        weight[..., y : y + tile, x : x + tile] += ramp
-    return total / weight
+    padded, (height, width) = pad_to_multiple(image, plan.unit)
+    if isinstance(restorer, S3Diff):
+        output = _s3diff(restorer, padded, plan, guidance, device, progress)
+        return output[..., :height, :width]
+    vae, unet = restorer.vae, restorer.unet
+
+    def denoise(latent: Tensor, boxes: list[Box]) -> Tensor:
+        tokens = torch.cat([tokens_at(box) for box in boxes])
+        return restorer.denoise(latent, tokens, guidance=guidance)
+
+    steps = [
+        ("encoding", vae, vae.encoder, lambda part, boxes: restorer.encode(part)),
+        ("denoising", unet, unet, denoise),
+        ("decoding", vae, vae.decoder, lambda part, boxes: restorer.decode(part)),
+    ]
+    current = padded
+    with explained("lower pipeline.tile, set guidance=1, or restore with a bf16 base"):
+        for name, network, part, work in steps:
+            with _on(network, device) if offload else nullcontext():
+                current = _in_tiles(name, part, work, current, plan, device, progress)
+    return current[..., :height, :width]
 
 
-def _ramp(length: int, overlap: int) -> Tensor:
-    position = torch.arange(length) + 0.5
-    return (torch.minimum(position, length - position) / max(overlap, 1)).clamp(max=1)
+def _in_tiles(
+    name: str,
+    network: nn.Module,
+    work: Callable[[Tensor, list[Box]], Tensor],
+    x: Tensor,
+    plan: TilePlan,
+    device: torch.device | str,
+    progress: Progress | None,
+) -> Tensor:
+    """One network over (1, C, h, w), which may be smaller than the picture by a whole factor; blended on x's device."""
+    boxes, shrunk = plan.boxes, plan.height // x.shape[-2]
+
+    def run(places: list[Box]) -> Tensor:
+        parts = [x[..., y0 // shrunk : y1 // shrunk, x0 // shrunk : x1 // shrunk] for x0, y0, x1, y1 in places]
+        return work(torch.cat(parts).to(device), places).to(x.device)
+
+    if len(boxes) == 1:
+        output = run(boxes)
+        if progress:
+            progress(name, 1, 1)
+        return output
+    norms = SharedNorms(network)
+    if norms.norms and plan.statistics == "shared":
+        squares = plan.samples
+        with norms.measuring(len(squares)):
+            run(squares)
+    total = weight = None
+    with norms.measured():
+        bar = tqdm(boxes, desc=name, unit="tile", leave=False, disable=progress is not None or len(boxes) < 4)
+        for number, box in enumerate(bar):
+            part = run([box])
+            shrinks = (box[3] - box[1]) // part.shape[-2]  # what comes out may be smaller than the picture, too
+            if total is None:
+                size = (plan.height // shrinks, plan.width // shrinks)
+                total = part.new_zeros(1, part.shape[1], *size)
+                weight = part.new_zeros(1, 1, *size)
+            x0, y0, x1, y1 = (side // shrinks for side in box)
+            overlap = plan.overlap // shrinks
+            ramp = torch.outer(_ramp(y0, y1, size[0], overlap), _ramp(x0, x1, size[1], overlap)).to(part)
+            total[..., y0:y1, x0:x1] += ramp * part
+            weight[..., y0:y1, x0:x1] += ramp
+            if progress:
+                progress(name, number + 1, len(boxes))
+    return total.div_(weight)
+
+
+def _ramp(start: int, end: int, length: int, overlap: int) -> Tensor:
+    """Weights of a tile along one side: one inside, falling over the overlap, none in its outer quarter.
+
+    What lies nearest to a border that is not the picture's own has seen zeros beyond it.
+    """
+    weight = torch.ones(end - start)
+    dead = overlap // 4
+    rise = ((torch.arange(end - start) + 0.5 - dead) / max(overlap - 2 * dead, 1)).clamp(0, 1)
+    if start > 0:
+        weight = weight * rise
+    if end < length:
+        weight = weight * rise.flip(0)
+    return weight
+
+
+def _s3diff(
+    restorer: S3Diff,
+    image: Tensor,
+    plan: TilePlan,
+    guidance: float | None,
+    device: torch.device | str,
+    progress: Progress | None,
+) -> Tensor:
+    # Whole runs of tiles, since every layer is turned by the scores. These are the picture's, measured on samples, so
+    # that the tiles differ in their norms' statistics alone.
+    scores = None
+    if len(plan.boxes) > 1:
+        squares = torch.cat([image[..., y0:y1, x0:x1] for x0, y0, x1, y1 in plan.samples]).to(device)
+        with torch.inference_mode():
+            scores = restorer.score_net(squares).mean(0, keepdim=True)
+
+    def work(part: Tensor, boxes: list[Box]) -> Tensor:
+        return restorer.restore(part, guidance=guidance, scores=scores)
+
+    return _in_tiles("restoring", nn.Identity(), work, image, plan, device, progress)
+
+
+@contextmanager
+def _on(network: nn.Module, device: torch.device | str) -> Iterator[None]:
+    nn.Module.to(network, device)
+    try:
+        yield
+    finally:
+        nn.Module.to(network, "cpu")
+
+
+def fitting_tile(restorer: OneStepRestorer | S3Diff) -> int:
+    """The largest tile that the free memory holds."""
+    return 512

@@ -1,0 +1,158 @@
+"""What a caller may hand to the pipeline, and what becomes of it.
+
+A picture is a path, a PIL image, an array, a tensor, or a `Scene` made elsewhere. References are photos of one person
+(paths or pictures, or a folder of them) or of several (a dict from names to these, or a folder of folders).
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from face2scene.files import atomic_write
+from face2scene.images import list_images, output_size, resize, to_array, to_tensor
+from face2scene.photos import MAX_PIXELS, ImageError, Photo, photo_of, read_photo
+
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+
+
+def as_photo(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Photo:
+    """Read or wrap one picture.
+
+    Args:
+        picture: a path; a PIL image; an array (H, W), (H, W, 3) or (H, W, 4) of bytes, of 16-bit levels, or of floats
+            in [0, 1]; a tensor (3, H, W) of floats in [0, 1].
+
+    Raises:
+        ImageError: another shape, type or range; a file that cannot be read.
+        FileNotFoundError: no such file.
+        TypeError: none of these.
+    """
+    if isinstance(picture, str | Path):
+        return read_photo(picture, max_pixels=max_pixels)
+    if isinstance(picture, Image.Image):
+        return photo_of(picture, max_pixels=max_pixels)
+    if isinstance(picture, Tensor):
+        if picture.dim() != 3 or picture.shape[0] != 3 or not picture.is_floating_point():
+            raise ImageError(f"A tensor must be (3, H, W) of floats in [0, 1], not {tuple(picture.shape)}.")
+        picture = to_array(picture)
+    if isinstance(picture, np.ndarray):
+        return _from_array(picture)
+    raise TypeError(
+        f"A picture is a path, a PIL image, an array, a tensor or a Scene, not {type(picture).__name__}. "
+        "Several go in one list."
+    )
+
+
+def _from_array(array: np.ndarray) -> Photo:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in array.shape:
+        raise ImageError(f"An array must be (H, W), (H, W, 3) or (H, W, 4), not {array.shape}.")
+    top = {"uint8": 255, "uint16": 65535}.get(array.dtype.name, 1)
+    if top == 1 and not np.issubdtype(array.dtype, np.floating):
+        raise ImageError(f"An array must hold uint8, uint16 or floats in [0, 1], not {array.dtype}.")
+    values = array.astype(np.float32) / top
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+        raise ImageError("An array of floats must lie in [0, 1]: divide bytes by 255.")
+    values = values.reshape(*values.shape[:2], channels)
+    alpha = values[..., 3] if channels == 4 else None
+    colour = np.repeat(values, 3, axis=2) if channels == 1 else values[..., :3]
+    return Photo(np.ascontiguousarray(colour), alpha, bits=16 if top == 65535 else 8, grey=channels == 1)
+
+
+def name_of(picture: Picture, photo: Photo) -> str:
+    """A path's stem, else a digest of the pixels: the name decides the seed, never the place in a list."""
+    if isinstance(picture, str | Path):
+        return Path(picture).stem
+    return hashlib.sha256(np.ascontiguousarray(photo.image).tobytes()).hexdigest()[:16]
+
+
+def enlarged(photo: Photo, scale: float) -> Photo:
+    """The photo at the size its restoration will have, see `images.output_size`; bicubic, transparency too."""
+    size = output_size(photo.image.shape[:2], scale)
+    if size == photo.image.shape[:2]:
+        return photo
+    alpha = photo.alpha
+    if alpha is not None:
+        alpha = resize(to_tensor(alpha[..., None].repeat(3, 2)), size)[0].numpy()
+    return replace(photo, image=to_array(resize(to_tensor(photo.image), size)), alpha=alpha)
+
+
+class References:
+    """Turns references into files by person; pictures without a file are written to a folder that goes with this."""
+
+    def __init__(self):
+        self._folder: TemporaryDirectory | None = None
+
+    def __call__(self, given: Any) -> dict[str, tuple[Path, ...]]:
+        """Photos by person.
+
+        Args:
+            given: None; a photo or a folder; a sequence of photos; a mapping from names to any of these. A folder of
+                folders holds one person in each.
+
+        Raises:
+            FileNotFoundError: no such file or folder, or a folder without pictures.
+            TypeError, ImageError: see `as_photo`.
+        """
+        if given is None:
+            return {}
+        if isinstance(given, Mapping):
+            return {str(name): self._files(one) for name, one in given.items()}
+        if isinstance(given, str | Path) and Path(given).is_dir():
+            return people_of_folder(given)
+        files = self._files(given)
+        return {files[0].parent.name or "the person": files} if files else {}
+
+    def _files(self, given: Any) -> tuple[Path, ...]:
+        if isinstance(given, str | Path) and Path(given).is_dir():
+            return tuple(_pictures_in(given))
+        if isinstance(given, str | Path | Image.Image | np.ndarray | Tensor):
+            given = [given]
+        return tuple(self._file(one) for one in given)
+
+    def _file(self, picture: Picture) -> Path:
+        if isinstance(picture, str | Path):
+            if not Path(picture).is_file():
+                raise FileNotFoundError(f"There is no reference photo at {picture}.")
+            return Path(picture)
+        photo = as_photo(picture)
+        if self._folder is None:
+            self._folder = TemporaryDirectory(prefix="face2scene-references-")
+        path = Path(self._folder.name) / f"{name_of(picture, photo)}.png"
+        if not path.exists():
+            pixels = (photo.on_white() * 255).round().astype(np.uint8)
+            with atomic_write(path) as partial:
+                Image.fromarray(pixels).save(partial, format="PNG", compress_level=1)
+        return path
+
+
+def people_of_folder(folder: str | Path) -> dict[str, tuple[Path, ...]]:
+    """The photos of a folder by person: one for each sub-folder, or the folder's own.
+
+    Raises:
+        FileNotFoundError: no such folder, or no picture in it.
+    """
+    folder = Path(folder)
+    pictures = _pictures_in(folder)
+    people: dict[str, list[Path]] = {}
+    for path in pictures:
+        inside = path.relative_to(folder).parts
+        people.setdefault(inside[0] if len(inside) > 1 else "", []).append(path)
+    loose = people.pop("", [])
+    if people:  # what lies beside the folders of people belongs to nobody
+        return {name: tuple(paths) for name, paths in people.items()}
+    return {folder.resolve().name: tuple(loose)}
+
+
+def _pictures_in(folder: str | Path) -> Sequence[Path]:
+    pictures = list_images(folder)
+    if not pictures:
+        raise FileNotFoundError(f"There is no picture in the folder of references {folder}.")
+    return pictures
