@@ -122,17 +122,7 @@ class Meter:
         progress: Progress = silent,
     ) -> Measurement:
         """Faces, Stage I, FaDeX and MapNet; see `Face2ScenePipeline.measure`."""
-        start = perf_counter()
-        notes: dict[str, Any] = {"warnings": []}
-        faces = list(scene.faces)
-        if not faces and box is None and self.detector is not None:
-            progress("faces", 0, 1)
-            faces = self.detector.find(to_array(scene.image))
-        people = known_faces(scene, self.detector if faces else None, self._photos)
-        matches = people.match(faces, self.slack)
-        notes["warnings"] += people.warnings + matches.warnings
-        notes["faces"] = [described(face, one) for face, one in zip(faces, matches.of, strict=True)]
-        notes["seconds_faces"] = round(perf_counter() - start, 3)
+        faces, people, named, notes = self._found(scene, search=box is None, progress=progress)
 
         reason = ""
         if self.ref_fr is None:
@@ -148,9 +138,9 @@ class Meter:
         rng = np.random.default_rng(seed_from(seed, scene.name))
         places: list[tuple[Face | None, str | None]] = [(None, people.only)]
         if box is None:
-            named = [(face, one.person) for face, one in zip(faces, matches.of, strict=True)]
+            by_face = [(face, one.person) for face, one in zip(faces, named, strict=True)]
             # Whom the references show comes first; a stranger is as damaged as a friend.
-            places = sorted(named[: self.most_faces], key=lambda place: place[1] is None)
+            places = sorted(by_face[: self.most_faces], key=lambda place: place[1] is None)
         readings: list[Reading] = []
         refused: list[str] = []
         for number, (face, person) in enumerate(places):
@@ -168,6 +158,28 @@ class Meter:
         notes["warnings"] += [f"A face was not used, because {reason}." for reason in dict.fromkeys(refused)]
         notes["token_faces"] = [[int(v) for v in reading.pair.box] for reading in readings]
         return Measurement(self._joined(readings), tuple(faces), tuple(readings), notes)
+
+    @torch.inference_mode()
+    def look(self, scene: Scene) -> Measurement:
+        """The faces and whose they are, nothing measured: null tokens, and the notes of `measure` up to there."""
+        faces, _, _, notes = self._found(scene, search=True, progress=silent)
+        return Measurement(DegradationTokens(self.restorer.tokens(None, 1), "null"), tuple(faces), (), notes)
+
+    def _found(
+        self, scene: Scene, *, search: bool, progress: Progress
+    ) -> tuple[list[Face], Known, list[Named], dict[str, Any]]:
+        """Faces, the people of the references, a name for each face, and the notes so far."""
+        start = perf_counter()
+        faces = list(scene.faces)
+        if not faces and search and self.detector is not None:
+            progress("faces", 0, 1)
+            faces = self.detector.find(to_array(scene.image))
+        people = known_faces(scene, self.detector if faces else None, self._photos)
+        matches = people.match(faces, self.slack)
+        notes: dict[str, Any] = {"warnings": [*people.warnings, *matches.warnings]}
+        notes["faces"] = [described(face, one) for face, one in zip(faces, matches.of, strict=True)]
+        notes["seconds_faces"] = round(perf_counter() - start, 3)
+        return faces, people, matches.of, notes
 
     def _read(
         self,
