@@ -14,7 +14,8 @@ from torch import Tensor
 from face2scene.data.pairs import FacePairBatches
 from face2scene.fadex.encoder import FaDeX
 from face2scene.fadex.moco import NOBODY, MoCo
-from face2scene.fadex.probe import probe
+from face2scene.fadex.pictures import cosine_map, neighbour_sheet, pair_sheet
+from face2scene.fadex.probe import compare, embed_all
 from face2scene.files import write_json
 from face2scene.runs import seed_from
 from face2scene.train.average import Average
@@ -85,6 +86,8 @@ class FaDeXTask:
         weights = [p for p in moco.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay)
         self.phases = [Phase("fadex", moco, optimizer, self.losses)]
+        if accelerator.num_processes > 1:
+            moco.gather = self._of_everyone
         self._fresh: list[tuple[Tensor, Tensor]] = []  # keys and labels since the last optimiser step
         self._accuracy = 0.0
         self.stateful: list[Average] = []
@@ -114,17 +117,19 @@ class FaDeXTask:
         return {"contrast": self.moco.loss(contrast)}
 
     def after_step(self) -> None:
-        """Gather the step's keys from all processes, so that every queue gets the same ones in one order."""
+        """Every queue gets the step's keys, which are those of all processes in one order."""
         keys, labels = (torch.cat(parts) for parts in zip(*self._fresh, strict=True))
         self._fresh.clear()
-        # Processes may have batches of several sizes: they are filled up to one, and the filling is dropped again.
-        keys = self.accelerator.pad_across_processes(keys)
-        labels = self.accelerator.pad_across_processes(labels, pad_index=NOBODY)
-        keys, labels = self.accelerator.gather((keys, labels))
-        real = labels != NOBODY
-        self.moco.advance(keys[real], labels[real])
+        self.moco.advance(keys, labels)
         for average in self.stateful:
             average.update()
+
+    def _of_everyone(self, keys: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        # Processes may have batches of several sizes: they are filled up to one, and the filling is dropped again.
+        keys = self.accelerator.pad_across_processes(keys.contiguous())
+        labels = self.accelerator.pad_across_processes(labels, pad_index=NOBODY)
+        keys, labels = self.accelerator.gather((keys, labels))
+        return keys[labels != NOBODY], labels[labels != NOBODY]
 
     @contextmanager
     def shown(self) -> Iterator[FaDeX]:
@@ -146,12 +151,29 @@ class FaDeXTask:
 
     def probe(self, on: str) -> dict[str, Any]:
         """`fadex.probe` on the held-out pictures with the `presets` or the `space`."""
-        recipes = self.recipes[on]
+        return compare(self._embedded(on)[2], list(self.recipes[on])) | {"people": self.held_out.people}
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """What the probe saw: the pairs, their cosines and their nearest neighbours."""
+        restored, degraded, embeddings = self._embedded(self.probe_on)
+        return {
+            "pairs": pair_sheet(restored, degraded),
+            "cosines": cosine_map(embeddings),
+            "neighbours": neighbour_sheet(degraded, embeddings),
+        }
+
+    def count(self, batch: dict[str, Tensor]) -> int:
+        """Faces in a batch, queries and keys."""
+        return 2 * len(batch["labels"])
+
+    def _embedded(self, on: str) -> tuple[Tensor, Tensor, Tensor]:
+        # Restored and degraded faces (O, P, 3, c, c) and their embeddings (O, P, D) by the encoder as it is now.
         if on not in self._grids:
-            self._grids[on] = self.held_out.grid(list(recipes.values()), self.probe_pictures, seed=self.seed)
+            recipes = list(self.recipes[on].values())
+            self._grids[on] = self.held_out.grid(recipes, self.probe_pictures, seed=self.seed)
         restored, degraded = (t.to(self.accelerator.device) for t in self._grids[on])
         with self.shown() as encoder:
-            return probe(encoder, restored, degraded, list(recipes)) | {"people": self.held_out.people}
+            return restored, degraded, embed_all(encoder, restored, degraded)
 
     def export(self, folder: Path, step: int) -> None:
         """Write fadex.safetensors and probe.json."""

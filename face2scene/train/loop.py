@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Protocol
 
 import torch
@@ -57,8 +58,9 @@ class Task(Protocol):
     """What a training has to say for itself.
 
     `data[index]` is a whole batch of one process, and everything random in it follows from `index`. A task may also
-    have `stateful`, a list of objects with state_dict and load_state_dict that are saved and resumed with the rest,
-    and `memory_advice`, the options that lower its memory.
+    have `stateful`, a list of objects with state_dict and load_state_dict that are saved and resumed with the rest;
+    `memory_advice`, the options that lower its memory; `pictures()`, uint8 (H, W, 3) by name, to be kept with every
+    validation; and `count(batch)`, the pictures of a batch, for the bar's throughput.
     """
 
     phases: Sequence[Phase]
@@ -98,6 +100,7 @@ def train(task: Task, accelerator: Accelerator, schedule: Schedule, run: Run, *,
     log.info("Training from step %d to %d.", progress.step, schedule.steps)
 
     bar = tqdm(total=schedule.steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
+    count, seen, since = getattr(task, "count", None), 0, perf_counter()
     for number, batch in batches(task.data, accelerator, progress.batch, workers):
         if progress.step >= schedule.steps:
             break
@@ -108,6 +111,7 @@ def train(task: Task, accelerator: Accelerator, schedule: Schedule, run: Run, *,
         with explained(getattr(task, "memory_advice", "")):
             report = step(task, batch, accelerator, schedule.max_norm)
         progress.batch = number + 1
+        seen += count(batch) * accelerator.num_processes if count else 0
         if not accelerator.sync_gradients:
             continue
         progress.step += 1
@@ -117,11 +121,18 @@ def train(task: Task, accelerator: Accelerator, schedule: Schedule, run: Run, *,
         if progress.due(schedule.log_every) or progress.step == schedule.steps:
             values = {name: value.item() for name, value in report.items()}
             run.log(values, progress.step)
-            bar.set_postfix({name.split("/")[-1]: f"{value:.3g}" for name, value in values.items()})
+            shown = {name.split("/")[-1]: f"{value:.3g}" for name, value in values.items()}
+            if count:  # not in the metrics, which are the same for a run that was stopped and one that was not
+                shown["pictures/s"] = f"{seen / (perf_counter() - since):.3g}"
+                seen, since = 0, perf_counter()
+            bar.set_postfix(shown)
         if progress.due(schedule.validate_every) or progress.step == schedule.steps:
             with undisturbed():
                 values = task.validate()
+                pictures = task.pictures() if hasattr(task, "pictures") else {}
             run.log(values, progress.step)
+            for name, picture in pictures.items():
+                run.picture(name, picture, progress.step)
             if schedule.improves(values, progress.best):
                 progress.best = values[schedule.best]
                 if accelerator.is_main_process:
