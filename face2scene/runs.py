@@ -1,6 +1,6 @@
 """A run's folder: what was asked for, by which code, what came of it, and where to go on.
 
-    runs/<name>/  config.yaml  commit.txt  log.txt  metrics.jsonl  state/<step>/  weights/*.safetensors
+    runs/<name>/  config.yaml  commit.txt  log.txt  metrics.jsonl  state/<step>/  weights/*.safetensors  images/
 
 The folder's name is the run's name and never a timestamp, so the same command again finds its own folder
 and goes on; every process works out the same path.
@@ -16,9 +16,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from face2scene.files import atomic_write, read_json, write_json
+from face2scene.images import write_png
 
 log = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -54,7 +56,7 @@ class Run:
         folder: `runs/<name>`.
         config: the resolved configuration as plain containers; a folder with another one is refused.
         main: whether this process writes.
-        trackers: extra receivers of metrics, each with `log(values, step)`.
+        trackers: extra receivers, each with `log(values, step)` and, for pictures, `picture(name, picture, step)`.
         allow_config_change: continue a folder although its configuration differs; the new one is written.
 
     Raises:
@@ -99,6 +101,15 @@ class Run:
             file.write(json.dumps(line) + "\n")
         for tracker in self.trackers:
             tracker.log(values, step)
+
+    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """Write `images/NAME_STEP.png`, uint8 (H, W, 3), and hand it to the trackers."""
+        if not self.main:
+            return
+        write_png(self.folder / "images" / f"{name}_{step:07d}.png", picture.astype(np.float32) / 255)
+        for tracker in self.trackers:
+            if hasattr(tracker, "picture"):
+                tracker.picture(name, picture, step)
 
     def part(self, name: str) -> "Run":
         """A run inside this one, for a training that is one of several: its own folder, state and metrics."""
@@ -148,7 +159,8 @@ def _trackers(config: dict) -> Iterator[Any]:
 
     options = dict(config.get("tracker") or {})
     if options:
-        yield get_object(options.pop("_target_"))(name=config["name"], config=config, **options)
+        folder = Path(config["paths"]["runs"]) / config["name"]
+        yield get_object(options.pop("_target_"))(name=config["name"], config=config, folder=folder, **options)
 
 
 def _kept(config: Mapping[str, Any]) -> dict[str, Any]:

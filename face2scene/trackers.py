@@ -1,7 +1,10 @@
-"""Receivers of a run's metrics beside metrics.jsonl."""
+"""Receivers of a run's metrics and pictures beside metrics.jsonl and images/. Each works without a network."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from face2scene.extras import need
 
@@ -11,6 +14,7 @@ class Wandb:
 
     Args:
         name, config: of the run.
+        folder: of the run; wandb keeps its files in there.
         project: where the runs are collected.
         mode: `online`, `offline` (kept on disk for `wandb sync`) or `disabled`.
 
@@ -18,10 +22,61 @@ class Wandb:
         ModuleNotFoundError: without wandb; the message names the extra.
     """
 
-    def __init__(self, *, name: str, config: Mapping[str, Any], project: str = "face2scene", mode: str = "offline"):
-        wandb = need("wandb", "log", why="tracker=wandb")
+    def __init__(
+        self,
+        *,
+        name: str,
+        config: Mapping[str, Any],
+        folder: str | Path | None = None,
+        project: str = "face2scene",
+        mode: str = "offline",
+    ):
+        self._wandb = need("wandb", "log", why="tracker=wandb")
         identity = name.replace("/", "-")
-        self.run = wandb.init(project=project, id=identity, name=name, config=dict(config), mode=mode, resume="allow")
+        where = {"dir": str(folder)} if folder is not None else {}
+        options = {"id": identity, "name": name, "config": dict(config), "mode": mode, "resume": "allow"}
+        self.run = self._wandb.init(project=project, **options, **where)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self.run.log({key: float(value) for key, value in values.items()}, step=step)
+
+    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """One uint8 picture (H, W, 3)."""
+        self.run.log({name: self._wandb.Image(picture)}, step=step)
+
+
+class Tensorboard:
+    """TensorBoard's event files in the run's own folder; `tensorboard --logdir runs` shows all runs.
+
+    A resumed run writes a further file there, which hides what the earlier one holds from the same step on.
+
+    Args:
+        name, config: of the run; the configuration is kept in config.yaml already.
+        folder: of the run.
+
+    Raises:
+        ModuleNotFoundError: without tensorboard; the message names the extra.
+    """
+
+    def __init__(self, *, name: str, config: Mapping[str, Any], folder: str | Path):
+        need("tensorboard", "log", why="tracker=tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._make, self._folder, self._writer = SummaryWriter, Path(folder) / "tensorboard", None
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        writer = self._at(step)
+        for key, value in values.items():
+            writer.add_scalar(key, float(value), step)
+        writer.flush()
+
+    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """One uint8 picture (H, W, 3)."""
+        writer = self._at(step)
+        writer.add_image(name, picture, step, dataformats="HWC")
+        writer.flush()
+
+    def _at(self, step: int) -> Any:
+        if self._writer is None:  # only now is it known where a resumed run goes on
+            self._writer = self._make(str(self._folder), purge_step=step)
+        return self._writer

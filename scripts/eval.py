@@ -1,12 +1,14 @@
-"""Scores, tables and the quickstart's report; configs/eval.yaml lists the three ways to call it."""
+"""Scores, tables and the quickstart's report; configs/eval.yaml lists the ways to call it."""
 
 import logging
 import sys
 from pathlib import Path
 
 import hydra
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from face2scene.eval.probe_report import summary
 from face2scene.eval.report import quickstart_report
 from face2scene.eval.score import score_folder, truth_of
 from face2scene.eval.tables import markdown, printed_table, row_from_scores
@@ -18,9 +20,9 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs/eval"
 def main(cfg: DictConfig) -> None:
     """Do the one thing that was asked for."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    asked = [key for key in ("predictions", "table", "report") if cfg[key] is not None]
+    asked = [key for key in ("predictions", "table", "report", "probe") if cfg.get(key) is not None]
     if len(asked) != 1:
-        sys.exit("Say one of: predictions=FOLDER truth=FOLDER name=NAME, table=N, report=quickstart.")
+        sys.exit("Say one of: predictions=FOLDER truth=FOLDER name=NAME, table=N, report=quickstart, probe=fadex.")
     run = Path(cfg.paths.runs) / cfg.name
     try:
         _do(cfg, run)
@@ -42,6 +44,9 @@ def _do(cfg: DictConfig, run: Path) -> None:
             metrics=tuple(cfg.report_metrics),
             device=cfg.device,
         )
+    elif cfg.get("probe") is not None:
+        print(summary(instantiate(cfg.probe, _convert_="all")(run)))
+        print(f"all numbers: {run / 'probe.json'}, {run / 'probe.csv'}; picture: {run / 'images/probe.png'}")
     else:
         if cfg.truth is None:
             sys.exit("A folder is scored against the truth: say truth=FOLDER, pictures of the same names.")

@@ -35,15 +35,21 @@ def main(cfg: DictConfig) -> None:
 
     options = {
         "space": instantiate(cfg.degradation, _convert_="all"),
-        "restore": RestoredBy(instantiate(cfg.ref_fr), settings.truth_share),
-        **{name: settings[name] for name in ("operators", "pictures", "crop", "margin", "side")},
+        "restore": RestoredBy(instantiate(cfg.ref_fr, _convert_="all"), settings.truth_share),
+        **{name: settings[name] for name in ("operators", "pictures", "margin", "side")},
     }
+    crops = {"crop": settings.crop, "buckets": settings.buckets, "augment": settings.augment}
+    moco = MoCo(instantiate(cfg.fadex.encoder, _convert_="all"), **cfg.fadex.contrast)
+    if settings.channels_last:
+        moco = moco.to(memory_format=torch.channels_last)
     task = FaDeXTask(
-        MoCo(instantiate(cfg.fadex.encoder, _convert_="all"), **cfg.fadex.contrast),
-        FacePairBatches.from_manifest(cfg.data.root, "train", seed=cfg.seed, **options),
-        FacePairBatches.from_manifest(cfg.data.root, "val", seed=cfg.seed + 1, **options),
+        moco,
+        FacePairBatches.from_manifest(cfg.data.root, "train", seed=cfg.seed, **options, **crops),
+        FacePairBatches.from_manifest(
+            cfg.data.root, "val", seed=cfg.seed + 1, **options, crop=settings.probe_crop or settings.crop
+        ),
         accelerator,
-        **{name: settings[name] for name in ("lr", "weight_decay")},
+        **{name: settings[name] for name in ("lr", "weight_decay", "ema")},
         **{name: settings[name] for name in ("probe_on", "probe_operators", "probe_pictures")},
         presets=PRESETS,
         seed=cfg.seed,

@@ -4,7 +4,7 @@ Everything random in batch `index` follows from (seed, index), so that order, wo
 change nothing. Shapes: O operators, P pictures, c pixels of a square crop.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from face2scene.faces.align import paste_back, square_crop_box
@@ -100,6 +101,10 @@ class FacePairBatches(Dataset):
         crop: side of the crops in pixels, from 16 on.
         seed: of everything drawn.
         restore: makes the restored face; the default is the truth.
+        buckets: pictures by crop, such as {48: 3, 96: 1}; every batch is of one of them, drawn from its number, in
+            place of `crop` and `pictures`. So the encoder meets several sizes, and a batch has one.
+        augment: crops are mirrored and turned by quarters, a third of them shrunk to half, and brightness and colours
+            vary, all before the damage, so that few pictures are many contents (ours).
         restored: gives picture `number` (3, H, W) with its face restored, for restorers that need the whole face and
             references; used in place of `restore`, but for the `truth_share` of a `RestoredBy`.
         margin: pixels around a crop that are damaged with it and cut off.
@@ -127,7 +132,11 @@ class FacePairBatches(Dataset):
         identities: Sequence[str] | None = None,
         cache_mib: int = 512,
         restored: Callable[[int], Tensor] | None = None,
+        buckets: Mapping[int, int] | None = None,
+        augment: bool = False,
     ):
+        self.buckets = [(int(c), int(p)) for c, p in (buckets or {crop: pictures}).items()]
+        crop, pictures = min(c for c, _ in self.buckets), max(p for _, p in self.buckets)
         if operators < 2:
             raise ValueError(
                 f"{operators} operator gives nothing to tell apart: raise train.fadex.operators to 2 or more."
@@ -135,17 +144,18 @@ class FacePairBatches(Dataset):
         if pictures < 1 or 2 * pictures > len(paths):
             raise ValueError(
                 f"A batch needs 2 x {pictures} different pictures for queries and keys, and there are "
-                f"{len(paths)}: lower train.fadex.pictures, or give more pictures with data."
+                f"{len(paths)}: lower train.fadex.pictures (or buckets), or give more pictures with data."
             )
         if crop < 16 or margin < 0:
             raise ValueError(
-                f"train.fadex.crop must be at least 16 pixels and its margin not negative: {crop}, {margin}."
+                f"train.fadex.crop (or buckets) must be at least 16 pixels, its margin not negative: {crop}, {margin}."
             )
         self.paths = [Path(p) for p in paths]
         self.boxes = [tuple(map(float, box)) for box in boxes]
         self.people = len(set(identities)) if identities is not None else len(self.paths)
         self.space, self.restore, self.restored = space, restore, restored
-        self.operators, self.pictures, self.crop, self.margin = operators, pictures, crop, margin
+        self.operators, self.margin, self.augment = operators, margin, augment
+        self.pictures, self.crop = pictures, max(c for c, _ in self.buckets)  # the most of both
         self.seed, self.side = seed, side
         # bytes, and how far they were shrunk; of a picture as it is, or with its face restored
         self._cache: dict[tuple[int, bool], tuple[np.ndarray, float]] = {}
@@ -181,14 +191,15 @@ class FacePairBatches(Dataset):
             labels: (O * P,) int64, equal exactly where the operator is, in this batch and between batches.
         """
         rng = np.random.default_rng(seed_from(self.seed, "pairs", index))
+        several = len(self.buckets) > 1  # one bucket draws nothing
+        crop, count = self.buckets[int(rng.integers(len(self.buckets))) if several else 0]
         rows, labels = [], []
         for operator in range(self.operators):
             recipe = self.space.draw(rng).with_noise_seed(seed_from(self.seed, "noise", index, operator))
-            chosen = rng.choice(len(self.paths), 2 * self.pictures, replace=False)
+            chosen = rng.choice(len(self.paths), 2 * count, replace=False)
             labels.append(int(recipe.key, 16) >> 1)
-            rows.append(self._pairs(recipe, [self._tile(int(p), rng) for p in chosen], rng))
+            rows.append(self._pairs(recipe, [self._tile(int(p), crop, rng) for p in chosen], crop, rng))
         restored, degraded = (torch.stack(side) for side in zip(*rows, strict=True))  # (O, 2P, 3, c, c)
-        count = self.pictures
         return {
             "query_restored": restored[:, :count].flatten(0, 1),
             "query_degraded": degraded[:, :count].flatten(0, 1),
@@ -209,15 +220,15 @@ class FacePairBatches(Dataset):
                 "lower train.fadex.probe_pictures."
             )
         rng = np.random.default_rng(seed_from(seed, "grid"))
-        tiles = [self._tile(int(p), rng) for p in rng.choice(len(self.paths), pictures, replace=False)]
+        tiles = [self._tile(int(p), self.crop, rng) for p in rng.choice(len(self.paths), pictures, replace=False)]
         rows = [
-            self._pairs(recipe.with_noise_seed(seed_from(seed, "grid noise", number)), tiles, rng)
+            self._pairs(recipe.with_noise_seed(seed_from(seed, "grid noise", number)), tiles, self.crop, rng)
             for number, recipe in enumerate(recipes)
         ]
         restored, degraded = (torch.stack(side) for side in zip(*rows, strict=True))
         return restored, degraded
 
-    def _pairs(self, recipe: Any, tiles: list[tuple], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _pairs(self, recipe: Any, tiles: list[tuple], crop: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         truths = [truth for truth, _ in tiles]
         damaged = damage_together(recipe, truths)
         if self.restored is None:
@@ -225,23 +236,33 @@ class FacePairBatches(Dataset):
         else:
             share = getattr(self.restore, "truth_share", 0.0)
             restored = [truth if rng.random() < share else made for truth, made in tiles]
-        inner = slice(self.margin, self.margin + self.crop)
+        inner = slice(self.margin, self.margin + crop)
         return torch.stack(restored)[..., inner, inner], torch.stack(damaged)[..., inner, inner]
 
-    def _tile(self, number: int, rng: np.random.Generator) -> tuple[Tensor, Tensor | None]:
+    def _tile(self, number: int, crop: int, rng: np.random.Generator) -> tuple[Tensor, Tensor | None]:
         """A random crop of the face with its margin, mirrored where the picture ends; and the same crop restored."""
         picture, (x0, y0, x1, y1) = self._picture(number)
         height, width = picture.shape[:2]
-        if min(height, width) < max(self.crop, self.margin + 1):
+        margin, half = self.margin, False
+        if min(height, width) < max(crop, margin + 1):
             raise ValueError(
-                f"{self.paths[number]} has {width} x {height} pixels, too few for a crop of {self.crop} with "
-                f"a margin of {self.margin}: lower train.fadex.crop, or leave the picture out."
+                f"{self.paths[number]} has {width} x {height} pixels, too few for a crop of {crop} with "
+                f"a margin of {margin}: lower train.fadex.crop, or leave the picture out."
             )
-        rows = _around(_start(y0, y1, self.crop, height, rng), self.crop, self.margin, height)
-        columns = _around(_start(x0, x1, self.crop, width, rng), self.crop, self.margin, width)
+        if self.augment:
+            half = bool(rng.random() < 1 / 3) and min(height, width) >= 2 * max(crop, margin + 1)
+        wanted, around = (2 * crop, 2 * margin) if half else (crop, margin)
+        rows = _around(_start(y0, y1, wanted, height, rng), wanted, around, height)
+        columns = _around(_start(x0, x1, wanted, width, rng), wanted, around, width)
         place = np.ix_(rows, columns)
-        made = None if self.restored is None else to_tensor(self._picture(number, restored=True)[0][place])
-        return torch.from_numpy(picture[place]).permute(2, 0, 1).float().div_(255), made
+        tiles = [torch.from_numpy(picture[place]).permute(2, 0, 1).float().div_(255)]
+        if self.restored is not None:
+            tiles.append(to_tensor(self._picture(number, restored=True)[0][place]))
+        if half:
+            tiles = [F.avg_pool2d(tile, 2) for tile in tiles]
+        if self.augment:
+            tiles = _augmented(tiles, rng)
+        return tiles[0], (tiles[1] if len(tiles) > 1 else None)
 
     def _picture(self, number: int, restored: bool = False) -> tuple[np.ndarray, Box]:
         picture, scale = self._cache.get((number, restored), (None, 1.0))
@@ -271,6 +292,19 @@ def damage_together(recipe: Any, tiles: Sequence[Tensor]) -> list[Tensor]:
         for r in range(rows)
         for c in range(columns)
     ][: len(tiles)]
+
+
+def _augmented(tiles: list[Tensor], rng: np.random.Generator) -> list[Tensor]:
+    # The same for a crop and its restored version.
+    turns, mirror = int(rng.integers(4)), rng.random() < 0.5
+    gamma = float(rng.uniform(0.7, 1.4))
+    gain = torch.from_numpy(rng.uniform(0.8, 1.0, (3, 1, 1)).astype(np.float32))
+    colours = rng.permutation(3).tolist()
+    made = []
+    for tile in tiles:
+        turned = torch.rot90(tile.flip(-1) if mirror else tile, turns, (-2, -1))
+        made.append(turned[colours].pow(gamma).mul_(gain).contiguous())
+    return made
 
 
 def _start(low: float, high: float, crop: int, size: int, rng: np.random.Generator) -> int:

@@ -20,18 +20,23 @@ from face2scene.faces.detect import Detector
 from face2scene.images import SUFFIXES, ImageError, read_image
 from face2scene.records import Box
 
-_PACKAGE_DATA = "matplotlib/"  # photos that come with an installed package
+# Photos that come with an installed package: its extra, and where it keeps its data.
+_PACKAGES = {
+    "matplotlib": ("report", lambda package: package.get_data_path()),
+    "skimage": ("dev", lambda package: Path(package.__file__).parent),
+}
 
 
 def photo_folder(where: str | Path) -> Path:
-    """The folder behind a name: a folder, `matplotlib/sample_data`, or a photo set of the weights catalogue.
+    """The folder behind a name: a folder, `matplotlib/sample_data`, `skimage/data`, or a photo set of the catalogue.
 
     Raises:
         FileNotFoundError: when it is none of these, or the set was not fetched.
     """
-    if str(where).startswith(_PACKAGE_DATA):
-        package = need("matplotlib", "report", why=f"The photos of {where}")
-        return Path(package.get_data_path()) / str(where).removeprefix(_PACKAGE_DATA)
+    package, _, inside = str(where).partition("/")
+    if inside and package in _PACKAGES:
+        extra, root_of = _PACKAGES[package]
+        return Path(root_of(need(package, extra, why=f"The photos of {where}"))) / inside
     if Path(where).is_dir():
         return Path(where)
     if str(where) in weights.catalogue():

@@ -1,6 +1,7 @@
 """Degradations as values: draw a Recipe from a Space once, apply it to any number of pictures."""
 
 from face2scene.degradation.camera import MotionBlur, SensorNoise, Webp
+from face2scene.degradation.mixture import Mixture
 from face2scene.degradation.operators import (
     Blur,
     GaussianNoise,
@@ -22,6 +23,7 @@ __all__ = [
     "Blur",
     "GaussianNoise",
     "Jpeg",
+    "Mixture",
     "MotionBlur",
     "Operator",
     "PoissonNoise",

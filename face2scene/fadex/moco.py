@@ -4,6 +4,7 @@ Shapes: B queries, N keys of the same step, K keys in the queue, D width of an e
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ class Contrast:
     logits: Tensor  # (B, N + K) cosines over the temperature, float32
     positive: Tensor  # (B, N + K) bool: same operator, same step
     negative: Tensor  # (B, N + K) bool: another operator, of this step or of the queue
-    keys: Tensor  # (N, D), for `MoCo.advance`
+    keys: Tensor  # (N, D), of every process, for `MoCo.advance`
     labels: Tensor  # (N,)
 
     def loss(self, *, mean_over_positives: bool = False) -> Tensor:
@@ -112,9 +113,11 @@ class MoCo(nn.Module):
         self.queue = KeyQueue(queue_size, encoder.config["embedding"])
         self.momentum, self.temperature = momentum, temperature
         self.mean_over_positives = mean_over_positives
+        # (keys, labels) of this process to those of all, in one order everywhere; a training on several sets it.
+        self.gather: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def forward(self, query_pair: tuple[Tensor, Tensor], key_pair: tuple[Tensor, Tensor], labels: Tensor) -> Contrast:
-        """Score the queries against the keys of this step and of the queue.
+        """Score the queries against the keys of this step, of all processes, and of the queue.
 
         Args:
             query_pair, key_pair: (restored, degraded), each (B, 3, H, W) in [0, 1]; row i of both went
@@ -131,17 +134,19 @@ class MoCo(nn.Module):
             )
         queries = self.query.embed(self.query(*query_pair))  # (B, D)
         with torch.no_grad():
-            keys = self.key.embed(self.key(*key_pair))  # (N, D)
+            keys, recent_labels = self.key.embed(self.key(*key_pair)), labels  # (N, D), (N,)
+            if self.gather is not None:
+                keys, recent_labels = self.gather(keys, labels)
         # Concatenation copies: `advance` cannot change what a backward pass still needs.
         everyone = torch.cat([keys, self.queue.keys])  # (N + K, D)
-        names = torch.cat([labels, self.queue.labels])
+        names = torch.cat([recent_labels, self.queue.labels])
         same = labels[:, None] == names[None, :]
         recent = torch.arange(len(names), device=names.device) < len(keys)
         # A queued key of this very operator is no negative; positives come from the batch alone (supplement).
         negative = ~same & (names != NOBODY)
         with torch.autocast(queries.device.type, enabled=False):
             logits = queries @ everyone.T / self.temperature
-        return Contrast(logits, same & recent, negative, keys, labels)
+        return Contrast(logits, same & recent, negative, keys, recent_labels)
 
     def loss(self, contrast: Contrast) -> Tensor:
         """The contrastive degradation loss with this module's settings."""
@@ -152,8 +157,7 @@ class MoCo(nn.Module):
         """After an optimiser step: settle statistics, move the key encoder, store the step's keys.
 
         Args:
-            keys, labels: of every accumulated batch of every process, gathered by the caller; in one order
-                everywhere.
+            keys, labels: of every accumulated batch of every process, in one order everywhere.
         """
         settle_statistics(self)
         for slow, fast in zip(self.key.parameters(), self.query.parameters(), strict=True):

@@ -10,7 +10,6 @@ from torch import Tensor
 from face2scene.fadex.encoder import FaDeX
 
 
-@torch.no_grad()
 def probe(encoder: FaDeX, restored: Tensor, degraded: Tensor, labels: Sequence[str]) -> dict[str, Any]:
     """Embed O operators x P pictures and compare.
 
@@ -21,13 +20,18 @@ def probe(encoder: FaDeX, restored: Tensor, degraded: Tensor, labels: Sequence[s
     Returns:
         what `compare` returns.
     """
+    return compare(embed_all(encoder, restored, degraded), labels)
+
+
+@torch.no_grad()
+def embed_all(encoder: FaDeX, restored: Tensor, degraded: Tensor) -> Tensor:
+    """(O, P, D) embeddings of (O, P, 3, H, W) pairs, in evaluation mode; the encoder's own mode is put back."""
     training = encoder.training
     encoder.eval()
     try:
-        rows = [encoder.embed(encoder(r, d)) for r, d in zip(restored, degraded, strict=True)]
+        return torch.stack([encoder.embed(encoder(r, d)) for r, d in zip(restored, degraded, strict=True)])
     finally:
         encoder.train(training)
-    return compare(torch.stack(rows), labels)
 
 
 def compare(embeddings: Tensor, labels: Sequence[str]) -> dict[str, Any]:
@@ -84,6 +88,77 @@ def compare(embeddings: Tensor, labels: Sequence[str]) -> dict[str, Any]:
         "retrieval_top1": float(hits.double().mean()),
         "pictures": pictures,
     }
+
+
+def retrieval(embeddings: Tensor) -> dict[str, float]:
+    """Find the pictures that the same operator damaged, among all operators' and all other pictures.
+
+    Args:
+        embeddings: (O, P, D) unit vectors, two operators and two pictures at least.
+
+    Returns:
+        retrieval_top1: how often the nearest of the O (P - 1) embeddings of other pictures has the same operator.
+        map: mean average precision over the same ranking, in which P - 1 are right.
+        one_picture_top1: the same as the first with the O embeddings of one other picture, mean over pairs of pictures.
+        chance: of the first and the last, 1 / O.
+    """
+    operators, pictures = embeddings.shape[:2]
+    flat = embeddings.detach().double().cpu().flatten(0, 1)  # (O P, D)
+    operator = torch.arange(operators).repeat_interleave(pictures)
+    picture = torch.arange(pictures).repeat(operators)
+    cosines = flat @ flat.T
+    other = picture[:, None] != picture[None, :]
+    order = cosines.masked_fill(~other, -2).argsort(1, descending=True)[:, : operators * (pictures - 1)]
+    right = operator[order] == operator[:, None]  # (O P, O (P - 1))
+    found = right.cumsum(1) / torch.arange(1, right.shape[1] + 1)
+    precision = (found * right).sum(1) / right.sum(1)
+    nearest = cosines.view(operators * pictures, operators, pictures).argmax(1)  # (O P, P): operator, by picture
+    hits = (nearest == operator[:, None])[picture[:, None] != torch.arange(pictures)]
+    return {
+        "retrieval_top1": float(right[:, 0].double().mean()),
+        "map": float(precision.mean()),
+        "one_picture_top1": float(hits.double().mean()),
+        "chance": 1 / operators,
+    }
+
+
+def leakage(embeddings: Tensor, identities: Sequence[str]) -> dict[str, float | None]:
+    """Does the embedding know whose face it was, or which picture? Each with what chance would give.
+
+    Args:
+        embeddings: (O, P, D) unit vectors, two operators and two pictures at least.
+        identities: who is on each of the P pictures.
+
+    Returns:
+        picture: how often the nearest embedding of another operator is of the same picture; its chance is 1 / P.
+        picture_centred: the same after each operator's mean is taken out, which leaves what is not the operator.
+        identity: how often the nearest embedding of another picture under the same operator is of the same person, over
+            the pictures whose person has another; None where nobody has.
+    """
+    pictures = embeddings.shape[1]
+    vectors = embeddings.detach().double().cpu()
+    names = list(identities)
+    same_person = torch.tensor([[a == b for b in names] for a in names]) & ~torch.eye(pictures, dtype=torch.bool)
+    partnered = same_person.any(1)
+    within = torch.einsum("opd,oqd->opq", vectors, vectors).masked_fill(torch.eye(pictures, dtype=torch.bool), -2)
+    hits = same_person[torch.arange(pictures), within.argmax(2)][:, partnered]  # (O, partnered)
+    share = same_person[partnered].double().sum(1) / (pictures - 1)
+    centred = torch.nn.functional.normalize(vectors - vectors.mean(1, keepdim=True), dim=2)
+    return {
+        "picture": _same_picture(vectors),
+        "picture_centred": _same_picture(centred),
+        "picture_chance": 1 / pictures,
+        "identity": float(hits.double().mean()) if bool(partnered.any()) else None,
+        "identity_chance": float(share.mean()) if bool(partnered.any()) else None,
+    }
+
+
+def _same_picture(vectors: Tensor) -> float:
+    operators, pictures = vectors.shape[:2]
+    cosines = torch.einsum("apd,bqd->apbq", vectors, vectors)
+    own = torch.eye(operators, dtype=torch.bool)[:, None, :, None]
+    nearest = cosines.masked_fill(own, -2).flatten(2).argmax(2) % pictures  # (O, P)
+    return float((nearest == torch.arange(pictures)).double().mean())
 
 
 def _by(names: Sequence[str], values: Sequence[Tensor], reduce: Any) -> dict[str, float]:

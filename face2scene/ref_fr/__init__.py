@@ -1,6 +1,17 @@
 """Stage I: reference-based face restorers, all behind one door (supplement 2.3)."""
 
 from face2scene.ref_fr.base import AlignedRefFR, RefFR, StageOneError, face_pair
+from face2scene.ref_fr.mixed import Mixed
 from face2scene.ref_fr.simple import Copy, GroundTruth, Imitation, Perturbed
 
-__all__ = ["AlignedRefFR", "Copy", "GroundTruth", "Imitation", "Perturbed", "RefFR", "StageOneError", "face_pair"]
+__all__ = [
+    "AlignedRefFR",
+    "Copy",
+    "GroundTruth",
+    "Imitation",
+    "Mixed",
+    "Perturbed",
+    "RefFR",
+    "StageOneError",
+    "face_pair",
+]

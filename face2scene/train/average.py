@@ -5,21 +5,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Average:
     """Exponential moving average of some weights.
 
     Args:
-        weights: by name; they are read at every `update` and never changed by it.
+        weights: by name, buffers of numbers among them if they shall follow; they are read at every `update` and never
+            changed by it.
         decay: share of the average that a step keeps; the first steps keep less, (1 + n) / (10 + n), so that the
             random start is soon forgotten.
     """
 
-    def __init__(self, weights: Mapping[str, nn.Parameter], decay: float):
+    def __init__(self, weights: Mapping[str, Tensor], decay: float):
         if not 0 < decay < 1:
-            raise ValueError(f"train.restorer.ema must be between 0 and 1, or null for none, not {decay}.")
+            raise ValueError(f"ema of train.restorer or train.fadex must be between 0 and 1, or null, not {decay}.")
         self.weights, self.decay, self.steps = dict(weights), decay, 0
         self.values: dict[str, Tensor] = {name: w.detach().clone() for name, w in self.weights.items()}
 

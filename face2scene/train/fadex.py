@@ -1,7 +1,8 @@
 """FaDeX training: one phase, contrastive (supplement 2.1)."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from face2scene.data.pairs import FacePairBatches
 from face2scene.fadex.encoder import FaDeX
-from face2scene.fadex.moco import MoCo
-from face2scene.fadex.probe import probe
+from face2scene.fadex.moco import NOBODY, MoCo
+from face2scene.fadex.pictures import cosine_map, neighbour_sheet, pair_sheet
+from face2scene.fadex.probe import compare, embed_all
 from face2scene.files import write_json
 from face2scene.runs import seed_from
+from face2scene.train.average import Average
 from face2scene.train.loop import Phase
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,8 @@ class FaDeXTask:
         held_out: pairs of other people, for the probe.
         accelerator: of the training.
         lr, weight_decay: of AdamW (our setting; DASR uses Adam with 1e-3, then 1e-4).
+        ema: decay of an average of the encoder's weights and statistics, which is then what is validated and exported;
+            None keeps none. It is not the key encoder, which follows the contrast's own momentum.
         probe_on: what the probe's main result is about: `presets` (d1 to d4, supplement 2.4) or `space`
             (operators drawn from the held-out space); the other is written inside it under its own name.
         presets: recipes by name; may be empty.
@@ -50,6 +55,7 @@ class FaDeXTask:
         *,
         lr: float,
         weight_decay: float = 0.0,
+        ema: float | None = None,
         probe_on: str = "presets",
         presets: Mapping[str, Any] | None = None,
         probe_operators: int = 12,
@@ -80,8 +86,14 @@ class FaDeXTask:
         weights = [p for p in moco.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay)
         self.phases = [Phase("fadex", moco, optimizer, self.losses)]
+        if accelerator.num_processes > 1:
+            moco.gather = self._of_everyone
         self._fresh: list[tuple[Tensor, Tensor]] = []  # keys and labels since the last optimiser step
         self._accuracy = 0.0
+        self.stateful: list[Average] = []
+        if ema is not None:
+            tensors = moco.query.state_dict(keep_vars=True)
+            self.stateful.append(Average({n: t for n, t in tensors.items() if t.is_floating_point()}, ema))
         count = sum(p.numel() for p in weights)
         log.info("FaDeX trains %d weights on %d pictures.", count, len(data.paths))
 
@@ -105,10 +117,25 @@ class FaDeXTask:
         return {"contrast": self.moco.loss(contrast)}
 
     def after_step(self) -> None:
-        """Gather the step's keys from all processes, so that every queue gets the same ones in one order."""
+        """Every queue gets the step's keys, which are those of all processes in one order."""
         keys, labels = (torch.cat(parts) for parts in zip(*self._fresh, strict=True))
         self._fresh.clear()
-        self.moco.advance(*self.accelerator.gather((keys, labels)))
+        self.moco.advance(keys, labels)
+        for average in self.stateful:
+            average.update()
+
+    def _of_everyone(self, keys: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        # Processes may have batches of several sizes: they are filled up to one, and the filling is dropped again.
+        keys = self.accelerator.pad_across_processes(keys.contiguous())
+        labels = self.accelerator.pad_across_processes(labels, pad_index=NOBODY)
+        keys, labels = self.accelerator.gather((keys, labels))
+        return keys[labels != NOBODY], labels[labels != NOBODY]
+
+    @contextmanager
+    def shown(self) -> Iterator[FaDeX]:
+        """The encoder as it is validated and exported: its average, where one is kept."""
+        with self.stateful[0].swapped() if self.stateful else nullcontext():
+            yield self.encoder
 
     def validate(self) -> dict[str, float]:
         """The probe on held-out people, and the last training batch's accuracy."""
@@ -118,19 +145,40 @@ class FaDeXTask:
             "validation/same": found["same_mean"],
             "validation/different": found["different_mean"],
             "validation/retrieval_top1": found["retrieval_top1"],
+            **{f"validation/same/{name}": value for name, value in found["same"].items()},
+            **{f"validation/cross/{name}": value for name, value in found["cross"].items() if len(found["same"]) < 6},
         }
 
     def probe(self, on: str) -> dict[str, Any]:
         """`fadex.probe` on the held-out pictures with the `presets` or the `space`."""
-        recipes = self.recipes[on]
+        return compare(self._embedded(on)[2], list(self.recipes[on])) | {"people": self.held_out.people}
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """What the probe saw: the pairs, their cosines and their nearest neighbours."""
+        restored, degraded, embeddings = self._embedded(self.probe_on)
+        return {
+            "pairs": pair_sheet(restored, degraded),
+            "cosines": cosine_map(embeddings),
+            "neighbours": neighbour_sheet(degraded, embeddings),
+        }
+
+    def count(self, batch: dict[str, Tensor]) -> int:
+        """Faces in a batch, queries and keys."""
+        return 2 * len(batch["labels"])
+
+    def _embedded(self, on: str) -> tuple[Tensor, Tensor, Tensor]:
+        # Restored and degraded faces (O, P, 3, c, c) and their embeddings (O, P, D) by the encoder as it is now.
         if on not in self._grids:
-            self._grids[on] = self.held_out.grid(list(recipes.values()), self.probe_pictures, seed=self.seed)
+            recipes = list(self.recipes[on].values())
+            self._grids[on] = self.held_out.grid(recipes, self.probe_pictures, seed=self.seed)
         restored, degraded = (t.to(self.accelerator.device) for t in self._grids[on])
-        return probe(self.encoder, restored, degraded, list(recipes)) | {"people": self.held_out.people}
+        with self.shown() as encoder:
+            return restored, degraded, embed_all(encoder, restored, degraded)
 
     def export(self, folder: Path, step: int) -> None:
         """Write fadex.safetensors and probe.json."""
-        self.encoder.save(folder / "fadex.safetensors", about=self.about | {"steps": step})
+        with self.shown() as encoder:
+            encoder.save(folder / "fadex.safetensors", about=self.about | {"steps": step})
         found = self.probe(self.probe_on)
         for other in self.recipes:
             if other != self.probe_on and self.recipes[other]:

@@ -7,22 +7,23 @@ position, so a run that was stopped and resumed ends with bit for bit the weight
 """
 
 import logging
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from face2scene.memory import explained
 from face2scene.runs import Run, seed_from
+from face2scene.train.schedule import Progress, Schedule
 from face2scene.train.state import keep_trained_only, load_trained, resume, save
+from face2scene.train.stream import batches
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,9 @@ class Task(Protocol):
     """What a training has to say for itself.
 
     `data[index]` is a whole batch of one process, and everything random in it follows from `index`. A task may also
-    have `stateful`, a list of objects with state_dict and load_state_dict that are saved and resumed with the rest,
-    and `memory_advice`, the options that lower its memory.
+    have `stateful`, a list of objects with state_dict and load_state_dict that are saved and resumed with the rest;
+    `memory_advice`, the options that lower its memory; `pictures()`, uint8 (H, W, 3) by name, to be kept with every
+    validation; and `count(batch)`, the pictures of a batch, for the bar's throughput.
     """
 
     phases: Sequence[Phase]
@@ -67,80 +69,6 @@ class Task(Protocol):
     def after_step(self) -> None: ...
     def validate(self) -> dict[str, float]: ...
     def export(self, folder: Path, step: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The numbers the loop itself reads; all in optimiser steps.
-
-    Args:
-        steps: length of the training.
-        warmup: steps of linear growth of every learning rate.
-        decay: `constant`, or `cosine` down to a hundredth at the end.
-        validate_every, save_every: 0 leaves it to the end.
-        keep_states: how many of the newest states stay on disk.
-        max_norm: gradients are clipped to this norm, per phase.
-        best: name of a validation number; whenever it is better than ever before, the weights are also exported to
-            weights/best. Empty exports the last ones only.
-        best_is: `lowest` or `highest`.
-    """
-
-    steps: int
-    warmup: int = 0
-    decay: str = "constant"
-    log_every: int = 10
-    validate_every: int = 0
-    save_every: int = 0
-    keep_states: int = 2
-    max_norm: float = 1.0
-    best: str = ""
-    best_is: str = "lowest"
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.log_every < 1 or self.keep_states < 1:
-            raise ValueError(f"steps, log_every and keep_states must be at least 1: {self}.")
-        if self.decay not in ("constant", "cosine"):
-            raise ValueError(f"decay must be constant or cosine, not {self.decay!r}.")
-        if self.best_is not in ("lowest", "highest"):
-            raise ValueError(f"best_is must be lowest or highest, not {self.best_is!r}.")
-
-    def improves(self, values: Mapping[str, float], best: float | None) -> bool:
-        """Whether `values` has a better number than `best` (None before the first).
-
-        Raises:
-            ValueError: the number does not exist; names those that do.
-        """
-        if not self.best or not values:  # nothing is held out
-            return False
-        if self.best not in values:
-            raise ValueError(f"schedule.best={self.best} is not among what is validated: {', '.join(values)}.")
-        value = values[self.best]
-        return best is None or (value < best if self.best_is == "lowest" else value > best)
-
-    def rate(self, step: int) -> float:
-        """Factor on the learning rates for step number `step`, counted from 0."""
-        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        if self.decay == "constant":
-            return warm
-        return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
-
-
-class Progress:
-    """Optimiser steps done, batches consumed, and the best validation number; saved with the state."""
-
-    def __init__(self) -> None:
-        self.step = 0
-        self.batch = 0
-        self.best: float | None = None
-
-    def due(self, every: int) -> bool:
-        return bool(every) and self.step % every == 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
 
 
 def train(task: Task, accelerator: Accelerator, schedule: Schedule, run: Run, *, seed: int, workers: int = 0) -> None:
@@ -172,6 +100,7 @@ def train(task: Task, accelerator: Accelerator, schedule: Schedule, run: Run, *,
     log.info("Training from step %d to %d.", progress.step, schedule.steps)
 
     bar = tqdm(total=schedule.steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
+    count, seen, since = getattr(task, "count", None), 0, perf_counter()
     for number, batch in batches(task.data, accelerator, progress.batch, workers):
         if progress.step >= schedule.steps:
             break
@@ -182,6 +111,7 @@ def train(task: Task, accelerator: Accelerator, schedule: Schedule, run: Run, *,
         with explained(getattr(task, "memory_advice", "")):
             report = step(task, batch, accelerator, schedule.max_norm)
         progress.batch = number + 1
+        seen += count(batch) * accelerator.num_processes if count else 0
         if not accelerator.sync_gradients:
             continue
         progress.step += 1
@@ -191,11 +121,18 @@ def train(task: Task, accelerator: Accelerator, schedule: Schedule, run: Run, *,
         if progress.due(schedule.log_every) or progress.step == schedule.steps:
             values = {name: value.item() for name, value in report.items()}
             run.log(values, progress.step)
-            bar.set_postfix({name.split("/")[-1]: f"{value:.3g}" for name, value in values.items()})
+            shown = {name.split("/")[-1]: f"{value:.3g}" for name, value in values.items()}
+            if count:  # not in the metrics, which are the same for a run that was stopped and one that was not
+                shown["pictures/s"] = f"{seen / (perf_counter() - since):.3g}"
+                seen, since = 0, perf_counter()
+            bar.set_postfix(shown)
         if progress.due(schedule.validate_every) or progress.step == schedule.steps:
             with undisturbed():
                 values = task.validate()
+                pictures = task.pictures() if hasattr(task, "pictures") else {}
             run.log(values, progress.step)
+            for name, picture in pictures.items():
+                run.picture(name, picture, progress.step)
             if schedule.improves(values, progress.best):
                 progress.best = values[schedule.best]
                 if accelerator.is_main_process:
@@ -251,48 +188,6 @@ def stop_unless_finite(phase: str, total: Tensor, norm: Tensor, terms: dict[str,
         f"Phase {phase!r} is not finite (gradient norm {norm.item():.4g}; {listed}). The weights are unchanged by "
         "this step; the same command goes on from the last state. Lower the learning rate or train in float32."
     )
-
-
-class _From(torch.utils.data.Sampler):
-    """Positions first, first + stride, ... without end."""
-
-    def __init__(self, first: int, stride: int):
-        self.first, self.stride = first, stride
-
-    def __iter__(self) -> Iterator[int]:
-        position = self.first
-        while True:
-            yield position
-            position += self.stride
-
-
-def batches(data: Dataset, accelerator: Accelerator, first: int, workers: int) -> Iterator[tuple[int, Any]]:
-    """Numbered batches of this process, from number `first` on; batch n of rank r is `data[n * ranks + r]`."""
-    ranks, rank = accelerator.num_processes, accelerator.process_index
-    loader = DataLoader(
-        data,
-        batch_size=None,  # `data` makes whole batches
-        sampler=_From(first * ranks + rank, ranks),
-        num_workers=workers,
-        pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=_one_thread,
-    )
-    for number, batch in enumerate(loader, start=first):
-        yield number, _to(batch, accelerator.device)
-
-
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, dict):
-        return {key: _to(item, device) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_to(item, device) for item in value)
-    return value
 
 
 @contextmanager

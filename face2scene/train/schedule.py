@@ -1,0 +1,80 @@
+"""When things happen in a training, and how far it has come."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The numbers the loop itself reads; all in optimiser steps.
+
+    Args:
+        steps: length of the training.
+        warmup: steps of linear growth of every learning rate.
+        decay: `constant`, or `cosine` down to a hundredth at the end.
+        validate_every, save_every: 0 leaves it to the end.
+        keep_states: how many of the newest states stay on disk.
+        max_norm: gradients are clipped to this norm, per phase.
+        best: name of a validation number; whenever it is better than ever before, the weights are also exported to
+            weights/best. Empty exports the last ones only.
+        best_is: `lowest` or `highest`.
+    """
+
+    steps: int
+    warmup: int = 0
+    decay: str = "constant"
+    log_every: int = 10
+    validate_every: int = 0
+    save_every: int = 0
+    keep_states: int = 2
+    max_norm: float = 1.0
+    best: str = ""
+    best_is: str = "lowest"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.log_every < 1 or self.keep_states < 1:
+            raise ValueError(f"steps, log_every and keep_states must be at least 1: {self}.")
+        if self.decay not in ("constant", "cosine"):
+            raise ValueError(f"decay must be constant or cosine, not {self.decay!r}.")
+        if self.best_is not in ("lowest", "highest"):
+            raise ValueError(f"best_is must be lowest or highest, not {self.best_is!r}.")
+
+    def improves(self, values: Mapping[str, float], best: float | None) -> bool:
+        """Whether `values` has a better number than `best` (None before the first).
+
+        Raises:
+            ValueError: the number does not exist; names those that do.
+        """
+        if not self.best or not values:  # nothing is held out
+            return False
+        if self.best not in values:
+            raise ValueError(f"schedule.best={self.best} is not among what is validated: {', '.join(values)}.")
+        value = values[self.best]
+        return best is None or (value < best if self.best_is == "lowest" else value > best)
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rates for step number `step`, counted from 0."""
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        if self.decay == "constant":
+            return warm
+        return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+
+
+class Progress:
+    """Optimiser steps done, batches consumed, and the best validation number; saved with the state."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.batch = 0
+        self.best: float | None = None
+
+    def due(self, every: int) -> bool:
+        return bool(every) and self.step % every == 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
