@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from face2scene.extras import need
+from face2scene.fadex import FaDeX
+from face2scene.fadex.readout import FACTORS, Readout
 from face2scene.images import to_array
 from face2scene.measure import Measurement
 from face2scene.photos import SUFFIXES
 from face2scene.pipeline import Face2ScenePipeline
+from face2scene.records import FacePair
 
 log = logging.getLogger(__name__)
-
-# What a face pair says of its damage, in words and numbers; `fadex.readout.Instrument` is one.
-ReadOut = Callable[[Any], dict[str, float]]
 
 SHOWN = 1600  # pixels: longer sides are shrunk for the browser; the download is not
 TITLE = "Face2Scene"
@@ -36,17 +37,39 @@ CSS = """
 """
 
 
+class Instrument:
+    """FaDeX with its linear heads: a face pair in, the strengths of its damage out.
+
+    Args:
+        fadex: weights file of the encoder.
+        heads: weights file of the `Readout` that was fitted on it.
+
+    Raises:
+        FileNotFoundError, ValueError: from reading either.
+    """
+
+    def __init__(self, fadex: str | Path, heads: str | Path):
+        self.fadex, self.heads = FaDeX.from_file(fadex), Readout.from_file(heads)
+
+    @torch.inference_mode()
+    def __call__(self, pair: FacePair) -> list[list[str]]:
+        """Rows of factor, value, unit."""
+        features = self.fadex(pair.restored[None].float().cpu(), pair.degraded[None].float().cpu())
+        read = self.heads(self.fadex.embed(features))
+        return [[name.replace("_", " "), f"{value:.2f}", FACTORS[name][0]] for name, value in read.items()]
+
+
 class Page:
     """What happens when somebody presses a button.
 
     Args:
         pipeline: restores.
-        read_out: turns a `FacePair` into named strengths of the damage; None hides that table.
+        instrument: reads the damage off the pair that was measured; None hides that table.
         seed: with the photo's name, of everything random, as in `scripts/restore.py`.
     """
 
-    def __init__(self, pipeline: Face2ScenePipeline, read_out: ReadOut | None = None, *, seed: int = 0):
-        self.pipeline, self.read_out, self.seed = pipeline, read_out, seed
+    def __init__(self, pipeline: Face2ScenePipeline, instrument: Instrument | None = None, *, seed: int = 0):
+        self.pipeline, self.instrument, self.seed = pipeline, instrument, seed
         self._made = tempfile.TemporaryDirectory(prefix="face2scene-app-")  # gone with the page
 
     def look(self, photo: str | None, references: Sequence[str] | None) -> tuple[Any, str]:
@@ -57,8 +80,8 @@ class Page:
         """
         if not photo:
             return None, ""
-        scene, _ = self.pipeline.scene(photo, list(references) if references else None)
-        measured = self.pipeline.meter.find(scene)
+        scene, _ = self.pipeline.scene(photo, _named(references))
+        measured = self.pipeline.meter.look(scene)
         return _boxed(scene.image, measured), _said_of_faces(measured)
 
     def restore(
@@ -86,7 +109,7 @@ class Page:
 
         result = self.pipeline(
             photo,
-            list(references) if references else None,
+            _named(references),
             scale=scale,
             seed=self.seed,
             guidance=guidance,
@@ -98,7 +121,7 @@ class Page:
         before, _ = self.pipeline.scene(photo, scale=scale)
         pair = result.measurement.readings[0].pair if result.measurement.readings else None
         gallery = [(_small(pair.degraded), "as it is"), (_small(pair.restored), "as restored")] if pair else []
-        rows = [[name, f"{value:.2f}"] for name, value in self.read_out(pair).items()] if self.read_out and pair else []
+        rows = self.instrument(pair) if self.instrument and pair else []
         why = json.loads(json.dumps({"name": Path(photo).name} | result.notes, default=str))
         return (
             _boxed(before.image, result.measurement),
@@ -161,11 +184,11 @@ def build(page: Page, *, guidance: float) -> Any:
                 with gr.Row():
                     pair = gr.Gallery(label="The pair that was measured", columns=2, height=260, elem_id="pair")
                     rows = gr.Dataframe(
-                        headers=["what FaDeX reads", "value"],
+                        headers=["what FaDeX reads", "value", "unit"],
                         label="Damage",
                         interactive=False,
                         elem_id="read-out",
-                        visible=page.read_out is not None,
+                        visible=page.instrument is not None,
                     )
                 with gr.Accordion("Why: everything that was decided", open=False):
                     why = gr.JSON(label="restore.jsonl", elem_id="why")
@@ -212,6 +235,10 @@ def launch(blocks: Any, *, host: str, port: int, waiting: int, largest_mb: int, 
         log.info("Face2Scene is at %s (stop with Ctrl-C).", address)
         blocks.block_thread()
     return address
+
+
+def _named(references: Sequence[str] | None) -> dict[str, list[str]] | None:
+    return {"the person": list(references)} if references else None
 
 
 def _small(image: Any) -> np.ndarray:

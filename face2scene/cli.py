@@ -1,4 +1,4 @@
-"""The command `face2scene`: fetch weights, see what works on this machine, restore photos.
+"""The command `face2scene`: fetch weights, see what works on this machine, restore photos, serve the web page.
 
 Nothing heavy is imported before a subcommand needs it.
 """
@@ -31,6 +31,8 @@ EXTRAS = {
     "raw": ("rawpy",),
     "log": ("wandb", "tensorboard"),
     "facegen": ("openvino",),
+    "app": ("gradio",),
+    "export": ("onnxscript", "onnxruntime"),
     "report": ("matplotlib",),
     "slurm": ("hydra_plugins.hydra_submitit_launcher",),
 }
@@ -64,8 +66,8 @@ DISTRIBUTIONS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["restore"] and argv[1:] not in (["-h"], ["--help"]):
-        return _restore(argv[1:])  # its key=value options are Hydra's, not argparse's
+    if argv[:1] in (["restore"], ["app"]) and argv[1:] not in (["-h"], ["--help"]):
+        return _script(argv[0], argv[1:])  # their key=value options are Hydra's, not argparse's
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="face2scene", description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"face2scene {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="fetch | doctor | restore")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="fetch | doctor | restore | app")
 
     fetcher = commands.add_parser("fetch", help="get third-party weights and photos by name, checked")
     fetcher.add_argument("names", nargs="*", metavar="NAME", help="an asset or a group (quickstart, tests, open)")
@@ -94,7 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
 
     restore = commands.add_parser("restore", help="restore photos: input=PHOTO references=FOLDER output=FOLDER")
-    restore.set_defaults(run=lambda _: _restore([]))
+    restore.set_defaults(run=lambda _: _script("restore", []))
+
+    app = commands.add_parser("app", help="the web page: port=7860 host=127.0.0.1, and the options of restore")
+    app.set_defaults(run=lambda _: _script("app", []))
     return parser
 
 
@@ -128,18 +133,18 @@ def _asset_lines() -> list[str]:
     return lines
 
 
-# --- restore ------------------------------------------------------------------------------------------------
+# --- restore, app -------------------------------------------------------------------------------------------
 
 
-def _restore(overrides: Sequence[str]) -> int:
-    script = Path(__file__).resolve().parent.parent / "scripts" / "restore.py"
+def _script(name: str, overrides: Sequence[str]) -> int:
+    script = Path(__file__).resolve().parent.parent / "scripts" / f"{name}.py"
     if not script.is_file():
-        print(
-            f"There is no {script}: `face2scene restore` works from a checkout (pip install -e .).",
-            file=sys.stderr,
-        )
+        print(f"There is no {script}: `face2scene {name}` works from a checkout (pip install -e .).", file=sys.stderr)
         return 2
-    return subprocess.run([sys.executable, str(script), *overrides], check=False).returncode
+    try:
+        return subprocess.run([sys.executable, str(script), *overrides], check=False).returncode
+    except KeyboardInterrupt:
+        return 130  # the script has said what it had to
 
 
 # --- doctor -------------------------------------------------------------------------------------------------

@@ -52,23 +52,8 @@ def _restored(cfg: DictConfig, state: Accelerator) -> Outcome:
     jobs = find_jobs(cfg.input, references=cfg.references, truth=cfg.truth, output=cfg.output)
     if state.is_main_process:
         print(f"{len(jobs)} picture(s); loading the models.", flush=True)
-    options = OmegaConf.to_container(cfg.pipeline, resolve=True)
-    device = torch.device(cfg.device) if cfg.device else state.device
-    pipeline = Face2ScenePipeline.from_files(
-        cfg.restorer_weights,
-        cfg.fadex_weights,
-        base=cfg.base,
-        dtype=cfg.dtype,
-        ref_fr=instantiate(cfg.ref_fr) or None,
-        detector=instantiate(cfg.faces) or None,
-        **options,
-    )
-    if cfg.offload:
-        pipeline.enable_model_cpu_offload(device)
-    else:
-        pipeline.to(device)
     return restore_folder(
-        pipeline,
+        pipeline_of(cfg, torch.device(cfg.device) if cfg.device else state.device),
         jobs,
         cfg.output,
         tokens_from=cfg.tokens_from,
@@ -83,6 +68,21 @@ def _restored(cfg: DictConfig, state: Accelerator) -> Outcome:
         processes=state.num_processes,
         wait=state.wait_for_everyone,
     )
+
+
+def pipeline_of(cfg: DictConfig, device: torch.device) -> Face2ScenePipeline:
+    """The pipeline of a configuration like restore.yaml, on its device; scripts/app.py serves the same one."""
+    options = OmegaConf.to_container(cfg.pipeline, resolve=True)
+    pipeline = Face2ScenePipeline.from_files(
+        cfg.restorer_weights,
+        cfg.fadex_weights,
+        base=cfg.base,
+        dtype=cfg.dtype,
+        ref_fr=instantiate(cfg.ref_fr) or None,
+        detector=instantiate(cfg.faces) or None,
+        **options,
+    )
+    return pipeline.enable_model_cpu_offload(device) if cfg.offload else pipeline.to(device)
 
 
 def _report(outcome: Outcome, output: Path) -> None:
