@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,10 @@ def expected(pipeline, small_photo, tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(pipeline, instrument, expected):
     blocks = build(Page(pipeline, instrument), guidance=pipeline.restorer.guidance)
-    address = launch(blocks, host="127.0.0.1", port=0, waiting=2, largest_mb=20, wait=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = launch(blocks, host="127.0.0.1", port=port, waiting=2, largest_mb=20, wait=False)
     yield address, expected
     blocks.close()
 
