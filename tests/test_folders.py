@@ -4,8 +4,10 @@ import errno
 import json
 import multiprocessing
 import os
+import struct
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,15 @@ def photos(tmp_path) -> Path:
     for name in ("a", "b", "sub/c"):
         picture(tmp_path / f"in/{name}.png")
     return tmp_path / "in"
+
+
+def header_only(path: Path, width: int, height: int) -> None:
+    """A PNG that says to be large; what it would unpack to is never made."""
+    picture(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
 
 
 def lines(output: Path) -> dict[str, dict]:
@@ -130,7 +141,7 @@ def test_broken_files_stop_nothing_and_each_gets_its_sentence(photos, tmp_path):
     (photos / "empty.png").write_bytes(b"")
     (photos / "text.jpeg").write_text("not a picture")
     (photos / "raw.dng").write_text("not a picture")
-    Image.new("1", (20_000, 20_000)).save(photos / "bomb.png")  # 50 kB
+    header_only(photos / "bomb.png", 20_000, 20_000)
     (photos / "lies.jpg").write_bytes((photos / "a.png").read_bytes())
     outcome = restore_folder(Negative(), find_jobs(photos), tmp_path / "out")
     assert outcome.restored == 4  # one of them under a wrong suffix
@@ -194,27 +205,30 @@ def test_a_disk_that_fills_up_stops_the_run_and_leaves_nothing_half_written(phot
 
 
 def test_reading_restoring_and_writing_go_on_at_once(photos, tmp_path, monkeypatch):
-    """The model never waits for a disk that is as slow as itself: ten pictures take the time of ten, not of thirty."""
-    for n in range(7):
-        picture(photos / f"z{n}.png")
-    pause, threads = 0.1, set()
+    """Each waits for what only another thread can do meanwhile: one after the other, this would never end."""
+    read, restoring = [threading.Event() for _ in range(3)], [threading.Event() for _ in range(3)]
+    order = [photos / "a.png", photos / "b.png", photos / "sub/c.png"]
 
-    def slow(function):
-        def slower(*args, **options):
-            threads.add(threading.current_thread().name.split("_")[0])
-            time.sleep(pause)
-            return function(*args, **options)
+    def reading(path, **options):
+        read[order.index(path)].set()
+        return read_photo(path, **options)
 
-        return slower
+    class Waiting(Negative):
+        def restore(self, scene, measurement, **options):
+            number = ["a", "b", "sub/c"].index(scene.name)
+            restoring[number].set()
+            assert number == 2 or read[number + 1].wait(60)  # the next one is read while this one is in the models
+            return super().restore(scene, measurement, **options)
 
-    monkeypatch.setattr(folders, "read_photo", slow(read_photo))
-    monkeypatch.setattr(folders, "write_photo", slow(write_photo))
-    pipeline = Negative()
-    pipeline.restore = slow(pipeline.restore)
-    outcome = restore_folder(pipeline, find_jobs(photos), tmp_path / "out")
-    assert outcome.restored == 10 and len(threads) == 3
-    assert outcome.seconds < 0.75 * 30 * pause
-    assert outcome.seconds_models / outcome.seconds > 0.5
+    def writing(path, image, **options):
+        number = sum(event.is_set() for event in restoring)
+        assert number == 3 or restoring[number].wait(60)  # the next one is in the models while this one is written
+        write_photo(path, image, **options)
+
+    monkeypatch.setattr(folders, "read_photo", reading)
+    monkeypatch.setattr(folders, "write_photo", writing)
+    outcome = restore_folder(Waiting(), find_jobs(photos), tmp_path / "out")
+    assert outcome.restored == 3 and outcome.failed == {} and 0 < outcome.seconds_models <= outcome.seconds
 
 
 def test_a_burst_lends_its_tokens_and_a_share_changes_nothing(tmp_path):
@@ -236,9 +250,9 @@ def test_a_burst_lends_its_tokens_and_a_share_changes_nothing(tmp_path):
     assert log["back.jpg"]["tokens"] == "burst" and log["back.jpg"]["burst"] == ["face2.jpg", "face4.jpg"]
     assert log["other.jpg"]["tokens"] == "null" and log["face2.jpg"]["tokens"] == "pair"
     assert "because no face" in log["back.jpg"]["warnings"][-1]
-    (number,) = (n for n, job in enumerate(jobs) if job.file == "back.jpg")
-    restore_folder(Negative(), jobs, tmp_path / "two", burst_seconds=2, rank=number, processes=len(jobs))
-    assert json.loads((tmp_path / f"two/restore.rank{number}.jsonl").read_text())["burst"] == log["back.jpg"]["burst"]
+    assert jobs[0].file == "back.jpg"
+    restore_folder(Negative(), jobs, tmp_path / "share", burst_seconds=2, processes=len(jobs))
+    assert lines(tmp_path / "share")["back.jpg"]["burst"] == log["back.jpg"]["burst"]
 
 
 def test_shares_are_disjoint_and_their_logs_become_one(photos, tmp_path):
@@ -299,7 +313,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
 
 def test_a_picture_of_two_hundred_megapixels_is_refused_only_beyond_the_limit(tmp_path):
     """Sides as cameras have them; refused by the header, in no time and no memory."""
-    Image.new("1", (16_320, 12_241)).save(tmp_path / "a.png")
+    header_only(tmp_path / "a.png", 16_320, 12_241)
     with pytest.raises(ImageError, match="more than the limit of 199"):
         read_photo(tmp_path / "a.png", max_pixels=199_000_000)
     assert to_tensor(read_photo(picture(tmp_path / "b.png", size=(1, 1))).image).shape == (3, 1, 1)

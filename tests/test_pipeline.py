@@ -181,7 +181,7 @@ def test_a_saved_pipeline_needs_no_base_and_restores_the_same(files, photos, tmp
     }
     card = (tmp_path / "saved/README.md").read_text()
     assert "library_name: face2scene" in card and "was `copy`" in card and "| `tile` | 32 |" in card
-    again = Face2ScenePipeline.from_pretrained(tmp_path / "saved", **options)
+    again = Face2ScenePipeline.from_pretrained(tmp_path / "saved", ref_fr=Copy(), detector=OneFace())
     assert again.options == pipeline.options
     torch.testing.assert_close(again(scene(photos)).image, before.image)
     assert Face2ScenePipeline.from_pretrained(tmp_path / "saved", tile=None).tile is None
