@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from face2scene.files import atomic_write
 from face2scene.photos import MAX_PIXELS, SUFFIXES, ImageError, quantize, read_photo
 
+COLOURS = ("none", "wavelet", "adain")
+
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read a picture upright, in sRGB, transparency laid on white; see `photos.read_photo` for what files may hold.

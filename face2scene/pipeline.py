@@ -24,7 +24,7 @@ from torch import Tensor
 
 from face2scene import bundle
 from face2scene.fadex.encoder import FaDeX
-from face2scene.images import align_colour, to_array, to_bytes, to_tensor
+from face2scene.images import COLOURS, align_colour, to_array, to_bytes, to_tensor
 from face2scene.inputs import Picture, References, as_photo, enlarged, name_of
 from face2scene.measure import Measurement, Meter, Progress, silent
 from face2scene.people import Finder
@@ -120,6 +120,8 @@ class Face2ScenePipeline:
             slack=slack,
             first_pass=self._first_pass,
         )
+        if colour not in COLOURS:
+            raise ValueError(f"colour is {colour!r}: choose one of {', '.join(COLOURS)} (option pipeline.colour).")
         self.colour = colour
         self.enable_tiling(tile, overlap, statistics)
         self._references = References()

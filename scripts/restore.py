@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> None:
     for option in ("input", "references", "truth"):
         if cfg[option] is not None and not Path(cfg[option]).exists():
             sys.exit(f"There is nothing at {option}={cfg[option]}.")
-    cpu = cfg.device is not None and str(cfg.device).startswith("cpu")
+    cpu = not torch.cuda.is_available() or str(cfg.device or "").startswith("cpu")
     # A share may take hours longer than another; who is ready waits.
     state = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
     try:

@@ -44,3 +44,28 @@ def tiny_base(tmp_path_factory) -> Path:
     make.tiny_schedule().save_pretrained(folder / "scheduler")
     shutil.copytree(REPOSITORY / "checkpoints/tiny/base/tokenizer", folder / "tokenizer")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tiny_base, tmp_path_factory) -> Path:
+    """A folder as `Face2ScenePipeline.from_pretrained` reads it: a restorer with random LoRAs, and a FaDeX."""
+    import torch
+
+    from face2scene.fadex.encoder import FaDeX
+    from face2scene.mapnet import MapNet
+    from face2scene.restorer import lora
+    from face2scene.restorer.backbone import load_base
+    from face2scene.restorer.one_step import OneStepRestorer
+
+    torch.manual_seed(0)
+    mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
+    ranks = {"vae_rank": 2, "unet_rank": 2, "vae_layers": lora.VAE_ENCODER[:6]}
+    restorer = OneStepRestorer(load_base(tiny_base), mapnet, **ranks, source=str(tiny_base))
+    with torch.no_grad():
+        for name, parameter in restorer.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    folder = tmp_path_factory.mktemp("pipeline")
+    restorer.save(folder / "restorer.safetensors", about={})
+    FaDeX(widths=(8, 8), strides=(2, 1), embedding=8).save(folder / "fadex.safetensors")
+    return folder

@@ -1,5 +1,6 @@
 """Photo files come back with what they held; bad ones are named."""
 
+import dataclasses
 import importlib.util
 import io
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from face2scene.images import output_size
+from face2scene.metadata import shot_of
 from face2scene.photos import ImageError, Photo, read_photo, write_photo
 
 RNG = np.random.default_rng(0)
@@ -170,3 +173,75 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path):
     with pytest.raises(ImageError, match="transparency has"):
         write_photo(tmp_path / "a.png", PICTURE, like=Photo(PICTURE, np.ones((2, 2), np.float32)))
     assert not (tmp_path / "a.png").exists()
+
+
+def test_where_and_when_stay_with_the_photo_and_what_is_no_longer_true_goes(tmp_path):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112], exif[0x0132] = "A Camera", 6, "2026:05:01 12:00:00"
+    exif[0x8769] = {0x9003: "2026:05:01 12:00:00", 0x829A: (1, 125), 0xA002: 9, 0xA003: 7, 0x927C: b"maker's own"}
+    exif[0x8825] = {1: "N", 2: (48.0, 8.0, 7.5), 3: "E", 4: (11.0, 34.0, 30.0)}
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" dc:creator="Ann"/></x:xmpmeta>'
+    Image.fromarray((PICTURE * 255).astype(np.uint8)).save(tmp_path / "a.jpg", exif=exif, xmp=xmp)
+    photo = read_photo(tmp_path / "a.jpg")
+    assert photo.image.shape == (9, 7, 3)  # turned
+    larger = np.zeros((18, 14, 3), np.float32)
+    for bits in (8, 16):
+        like = dataclasses.replace(photo, bits=bits)
+        for suffix in (".jpg", ".png", ".webp", ".tif"):
+            write_photo(tmp_path / f"b{suffix}", larger, like=like)
+            with Image.open(tmp_path / f"b{suffix}") as written:
+                written.load()
+                kept = written.getexif()
+                inner, place = kept.get_ifd(0x8769), kept.get_ifd(0x8825)
+            assert kept[0x010F] == "A Camera" and 0x0112 not in kept
+            assert inner[0x9003] == "2026:05:01 12:00:00" and float(inner[0x829A]) == pytest.approx(0.008)
+            assert (inner[0xA002], inner[0xA003], inner[0x927C]) == (14, 18, b"maker's own")
+            assert place[2] == (48.0, 8.0, 7.5) and place[3] == "E"
+            again = read_photo(tmp_path / f"b{suffix}")
+            assert b'dc:creator="Ann"' in again.xmp and b"Orientation" not in again.xmp
+            assert again.bits == (bits if suffix in (".png", ".tif") else 8)
+
+
+def test_exif_that_cannot_be_written_again_is_left_out_and_the_photo_is_not(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05broken")
+    (tmp_path / "a.jpg").write_bytes(buffer.getvalue())
+    photo = read_photo(tmp_path / "a.jpg")
+    write_photo(tmp_path / "b.jpg", photo.image, like=photo)
+    assert read_photo(tmp_path / "b.jpg").image.shape == (4, 4, 3)
+
+
+def test_a_photo_knows_its_shot():
+    assert shot_of("no such file") is None
+
+
+@pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"GIF89a", b"\xff\xd8\xff"])
+def test_other_kinds_of_file_under_a_photo_s_name_are_refused(tmp_path, content):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(ImageError, match=r"a\.jpg cannot be read as a picture"):
+        read_photo(tmp_path / "a.jpg")
+
+
+def test_heic_under_another_name_is_known_by_its_content(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(Image.new("RGB", (64, 48), (200, 40, 90))).save(tmp_path / "a.heic", quality=95)
+    (tmp_path / "a.heic").rename(tmp_path / "a.jpg")
+    assert read_photo(tmp_path / "a.jpg").image.shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (513, 3), (31, 17)])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+def test_any_size_is_written_and_read_again(tmp_path, size, suffix):
+    write_photo(tmp_path / f"a{suffix}", np.full((*size, 3), 0.5, np.float32))
+    assert read_photo(tmp_path / f"a{suffix}").image.shape == (*size, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "expected"),
+    [((7, 9), 1, (7, 9)), ((7, 9), 2, (14, 18)), ((7, 9), 0.5, (4, 4)), ((1, 3), 0.1, (1, 1))],
+)
+def test_the_size_contract(size, scale, expected):
+    assert output_size(size, scale) == expected
+    for wrong in (0, -1, 8.1):
+        with pytest.raises(ValueError, match="at most 8"):
+            output_size(size, wrong)

@@ -1,21 +1,19 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from face2scene.fadex.encoder import FaDeX
-from face2scene.folders import WHY_LOG, Job, find_jobs, restore_folder
+from face2scene.blind import telling_squares
+from face2scene.folders import WHY_LOG, find_jobs, restore_folder
 from face2scene.images import read_tensor, resize, to_tensor, write_png
-from face2scene.mapnet import MapNet
+from face2scene.jobs import Job
 from face2scene.photos import Photo, read_photo, write_photo
 from face2scene.pipeline import Face2ScenePipeline
 from face2scene.records import Face, Scene
 from face2scene.ref_fr import Copy, GroundTruth, Perturbed, face_pair
-from face2scene.restorer import lora
-from face2scene.restorer.backbone import load_base
-from face2scene.restorer.one_step import OneStepRestorer
 
 BOX = (8.0, 8.0, 32.0, 32.0)
 
@@ -27,30 +25,9 @@ class OneFace:
         return [Face(BOX, 0.9, np.zeros((5, 2)), identity=np.array([1.0, 0.0]), identity_model="test")]
 
 
-@pytest.fixture(scope="module")
-def parts(tiny_base):
-    torch.manual_seed(0)
-    restorer = OneStepRestorer(
-        load_base(tiny_base),
-        MapNet(in_channels=8, channels=16, heads=2, width=32),
-        vae_rank=2,
-        unet_rank=2,
-        vae_layers=lora.VAE_ENCODER[:6],
-        source=str(tiny_base),
-    )
-    with torch.no_grad():
-        for name, parameter in restorer.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.02)
-    return restorer, FaDeX(widths=(8, 8), strides=(2, 1), embedding=8)
-
-
 @pytest.fixture
-def files(parts, tmp_path):
-    restorer, fadex = parts
-    restorer.save(tmp_path / "model/restorer.safetensors", about={})
-    fadex.save(tmp_path / "model/fadex.safetensors")
-    return tmp_path / "model"
+def files(tiny_pipeline, tmp_path):
+    return shutil.copytree(tiny_pipeline, tmp_path / "model")
 
 
 @pytest.fixture
@@ -117,6 +94,132 @@ def test_the_largest_face_is_cut_to_its_middle(files):
     pipeline = Face2ScenePipeline.from_pretrained(files, ref_fr=Copy(), largest_face=16)
     pair = pipeline.measure(Scene("x", torch.rand(3, 64, 64)), box=(0, 0, 64, 64)).pair
     assert pair.box == (24, 24, 40, 40)
+
+
+def test_a_blind_estimate_is_made_of_the_picture_and_named(files, photos):
+    pipeline = Face2ScenePipeline.from_pretrained(files, fallback="blind", largest_face=16)
+    result = pipeline(scene(photos))
+    assert result.token_source == "blind" and "4 square(s) of the picture" in result.notes["warnings"][0]
+    assert result.measurement.pair is None and len(result.measurement.readings) == 4
+    null = Face2ScenePipeline.from_pretrained(files)(scene(photos))
+    assert not torch.equal(result.measurement.tokens.tokens, null.measurement.tokens.tokens)
+    tiny = pipeline(torch.rand(3, 5, 9))  # too small for FaDeX
+    assert tiny.token_source == "null" and tiny.image.shape == (3, 5, 9)
+
+
+def test_the_squares_with_the_strongest_edges_tell_most():
+    image = torch.full((3, 40, 60), 0.5)
+    image[:, 22:38, 41:57] = torch.rand(3, 16, 16)
+    assert telling_squares(image, 20, 1) == [(40, 20, 60, 40)]
+    assert len(telling_squares(image, 20, 99)) == 6
+
+
+def test_any_kind_of_picture_gives_the_same_result(files, photos):
+    pipeline = Face2ScenePipeline.from_pretrained(files)
+    path = photos / "a.png"
+    levels = np.asarray(Image.open(path))
+    kinds = [
+        path,
+        str(path),
+        Image.open(path),
+        levels,
+        levels.astype(np.float32) / 255,
+        to_tensor(levels),
+        scene(photos),
+    ]
+    results = [pipeline(kind) for kind in kinds]
+    assert all(torch.equal(results[0].image, other.image) for other in results[1:])
+    for wrong, reason in (
+        (levels.astype(np.float32), "divide bytes by 255"),
+        (levels[..., :2], r"must be \(H, W\)"),
+        (levels.astype(np.int64), "uint8, uint16 or floats"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            pipeline(wrong)
+    with pytest.raises(TypeError, match="Several go in one list"):
+        pipeline({"a": path})
+
+
+def test_a_list_gives_what_each_gives_alone_in_any_order(files, photos):
+    pipeline = Face2ScenePipeline.from_pretrained(files, ref_fr=Perturbed(), detector=OneFace())
+    pipeline.ref_fr = Noisy()
+    paths = [photos / f"{name}.png" for name in "abc"]
+    alone = [pipeline(path, seed=3) for path in paths]
+    together = pipeline(list(reversed(paths)), seed=3)[::-1]
+    assert all(torch.equal(one.image, other.image) for one, other in zip(alone, together, strict=True))
+    assert not torch.equal(pipeline(paths[0], seed=4).measurement.pair.restored, alone[0].measurement.pair.restored)
+    with pytest.raises(ValueError, match="belong to one picture"):
+        pipeline(paths, name="x")
+
+
+class Noisy(Copy):
+    """Stage I with randomness of its own."""
+
+    def restore(self, degraded, references, *, truth, rng):
+        return (degraded + torch.from_numpy(rng.normal(0, 0.1, degraded.shape).astype(np.float32))).clamp(0, 1)
+
+
+def test_transparency_and_depth_come_back_and_odd_sizes_stay(files, tmp_path):
+    image = np.random.default_rng(0).random((23, 41, 4)).astype(np.float32)
+    result = Face2ScenePipeline.from_pretrained(files)((image * 65535).astype(np.uint16), scale=1.5)
+    result.save(tmp_path / "a.png")
+    back = read_photo(tmp_path / "a.png")
+    assert back.image.shape == (34, 62, 3) and back.bits == 16 and back.alpha.shape == (34, 62)
+    assert result.pil.size == (62, 34) and result.seconds.keys() >= {"faces", "restore"}
+    for size in ((1, 1), (1, 33), (33, 1)):
+        assert Face2ScenePipeline.from_pretrained(files)(torch.rand(3, *size)).image.shape == (3, *size)
+
+
+def test_a_saved_pipeline_needs_no_base_and_restores_the_same(files, photos, tmp_path):
+    pipeline = Face2ScenePipeline.from_pretrained(
+        files, ref_fr=Copy(), detector=OneFace(), tokens="mean", tile=32, overlap=8
+    )
+    before = pipeline(scene(photos))
+    pipeline.save_pretrained(tmp_path / "saved")
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {
+        *("README.md", "face2scene.json", "restorer.safetensors", "fadex.safetensors")
+    }
+    card = (tmp_path / "saved/README.md").read_text()
+    assert "library_name: face2scene" in card and "was `copy`" in card and "| `tile` | 32 |" in card
+    again = Face2ScenePipeline.from_pretrained(tmp_path / "saved", ref_fr=Copy(), detector=OneFace())
+    assert again.options == pipeline.options
+    torch.testing.assert_close(again(scene(photos)).image, before.image)
+    assert Face2ScenePipeline.from_pretrained(tmp_path / "saved", tile=None).tile is None
+    with pytest.raises(FileNotFoundError, match=r"no restorer\.safetensors and no fadex\.safetensors"):
+        Face2ScenePipeline.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="could not be had from the hub"):
+        Face2ScenePipeline.from_pretrained("nobody/nothing")
+
+
+def test_a_pipeline_is_cast_moved_and_offloaded(files, photos):
+    pipeline = Face2ScenePipeline.from_pretrained(files)
+    before = pipeline(scene(photos)).image
+    assert pipeline.enable_model_cpu_offload("cpu") is pipeline
+    torch.testing.assert_close(pipeline(scene(photos)).image, before)
+    half = pipeline.to("cpu", torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and next(half.fadex.parameters()).dtype == torch.float32
+    assert (half(scene(photos)).image - before).abs().mean() < 0.05
+    assert Face2ScenePipeline.from_pretrained(files, dtype="bf16").dtype == torch.bfloat16
+
+
+def test_progress_names_every_stage_and_an_exception_in_it_stops_the_work(files, photos):
+    pipeline = Face2ScenePipeline.from_pretrained(files, ref_fr=Copy(), detector=OneFace())
+    seen = []
+    pipeline(photos / "a.png", progress=lambda *step: seen.append(step))
+    assert [step[0] for step in seen] == ["faces", "stage one", "encoding", "denoising", "decoding"]
+
+    def enough(stage, done, total):
+        if stage == "encoding":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline(photos / "a.png", progress=enough)
+
+
+@pytest.mark.parametrize("options", [{"tokens": "best"}, {"fallback": "guess"}, {"colour": "histogram"}])
+def test_an_unknown_option_is_refused_at_once(files, options):
+    with pytest.raises(ValueError, match="choose"):
+        Face2ScenePipeline.from_pretrained(files, **options)
 
 
 def restored(pipeline, jobs, output, **options):

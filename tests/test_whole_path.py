@@ -8,10 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from face2scene.checkpoints import load_weights
 from face2scene.data.manifest import read_manifest
+from face2scene.images import write_png
 from face2scene.runs import REPOSITORY
 
 TINY = ["data=tiny", "degradation=tiny", "fadex=tiny", "mapnet=tiny", "restorer=tiny", "train=tiny"]
@@ -141,3 +143,19 @@ def test_two_processes_train_one_restorer(built):
     run(restorer(built, "two", processes=2), built)
     _, _, about = load_weights(built / "runs/two/weights/restorer.safetensors", kind="restorer")
     assert about["steps"] == 4
+
+
+def test_two_processes_restore_their_shares_of_a_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "sub/c"):
+        write_png(tmp_path / f"in/{name}.png", rng.random((24, 40, 3), dtype=np.float32))
+    (tmp_path / "in/broken.jpg").write_bytes(b"no picture")
+    options = [f"input={tmp_path}/in", f"output={tmp_path}/out", "faces=none", "device=cpu", *paths(tmp_path)]
+    out = run(launch("restore.py", *options, processes=2), tmp_path, expect=1)
+    assert "3 restored, 0 were finished before, 1 failed" in out and "broken.jpg" in out
+    log = [json.loads(line) for line in (tmp_path / "out/restore.jsonl").read_text().splitlines()]
+    assert sorted(line["name"] for line in log) == ["a.png", "b.png", "sub/c.png"]
+    alone = [option.replace("/out", "/one") for option in options]
+    run([sys.executable, str(REPOSITORY / "scripts/restore.py"), *alone], tmp_path, expect=1)
+    for line in log:
+        assert (tmp_path / "out" / line["output"]).read_bytes() == (tmp_path / "one" / line["output"]).read_bytes()

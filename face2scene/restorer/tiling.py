@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from face2scene.images import pad_to_multiple
-from face2scene.memory import explained
+from face2scene.memory import explained, free_memory
 from face2scene.records import Box
 from face2scene.restorer.norms import SharedNorms, samples
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.restorer.s3diff import S3Diff
 
+MAPS = 4  # of the decoder's widest full-size map that are in memory at once; see benchmarks/pipeline.py
 SAMPLES = 4  # squares of a tile's size that the shared statistics are measured on (ours)
 
 
@@ -270,5 +271,13 @@ def _on(network: nn.Module, device: torch.device | str) -> Iterator[None]:
 
 
 def fitting_tile(restorer: OneStepRestorer | S3Diff) -> int:
-    """The largest tile that the free memory holds."""
-    return 512
+    """The largest tile of 128 to 1024 pixels, in steps of 128, whose samples fit into half of the free memory.
+
+    The decoder's last level decides, see `MAPS`. The steps are coarse, so that a little less memory at the
+    next start seldom changes the plan, and with it the pictures.
+    """
+    weight = restorer.vae.decoder.conv_in.weight
+    widest = max(restorer.vae.config.block_out_channels[:2])  # the last level is given what the one before made
+    each = SAMPLES * widest * weight.element_size() * MAPS
+    side = int((free_memory(weight.device) / 2 / each) ** 0.5)
+    return min(max(side // 128 * 128, 128), 1024)

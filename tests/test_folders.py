@@ -1,0 +1,319 @@
+"""A folder of photos: what is finished, what is refused, and what happens when something breaks."""
+
+import errno
+import json
+import multiprocessing
+import os
+import struct
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from face2scene import folders
+from face2scene.files import fitting_name
+from face2scene.folders import WHY_LOG, OutputError, find_jobs, restore_folder
+from face2scene.images import to_tensor, write_png
+from face2scene.jobs import Job
+from face2scene.measure import Measurement
+from face2scene.photos import ImageError, Photo, read_photo, write_photo
+from face2scene.pipeline import Restoration
+from face2scene.records import DegradationTokens
+
+
+class Negative:
+    """In the pipeline's place: inverts pictures, so that a test of files needs no models."""
+
+    ref_fr = detector = None
+    fingerprint = "weights"
+
+    def __init__(self, **options):
+        self.options = options
+        self.seen: list[str] = []
+
+    class restorer:
+        @staticmethod
+        def tokens(features, batch):
+            return torch.zeros(1, 1, 1)
+
+    def measure(self, scene, **_):
+        source = "pair" if "face" in scene.name else "null"
+        value = float(scene.name[-1]) if scene.name[-1].isdigit() else 0.0
+        return Measurement(
+            DegradationTokens(torch.full((1, 1, 1), value), source),
+            notes={"warnings": ["The learned null tokens stand in."] * (source == "null"), "no_pair": "no face"},
+        )
+
+    def restore(self, scene, measurement, *, guidance=None):
+        self.seen.append(scene.name)
+        notes = measurement.notes | {"tokens": measurement.tokens.source}
+        return Restoration(1 - scene.image, measurement, notes)
+
+
+def picture(path: Path, value: float = 0.25, size=(6, 5)) -> Path:
+    write_png(path, np.full((*size, 3), value, dtype=np.float32))
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    for name in ("a", "b", "sub/c"):
+        picture(tmp_path / f"in/{name}.png")
+    return tmp_path / "in"
+
+
+def header_only(path: Path, width: int, height: int) -> None:
+    """A PNG that says to be large; what it would unpack to is never made."""
+    picture(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+
+
+def lines(output: Path) -> dict[str, dict]:
+    return {line["name"]: line for line in map(json.loads, (output / WHY_LOG).read_text().splitlines())}
+
+
+def test_pictures_keep_their_places_and_their_names_decide(photos, tmp_path):
+    picture(photos / "sub/a.png")  # the name of another, in another folder
+    pipeline = Negative()
+    outcome = restore_folder(pipeline, find_jobs(photos), tmp_path / "out")
+    assert outcome.restored == 4 and sorted(pipeline.seen) == ["a", "b", "sub/a", "sub/c"]
+    assert read_photo(tmp_path / "out/images/sub/c.png").image[0, 0, 0] == pytest.approx(0.75, abs=0.005)
+    assert lines(tmp_path / "out").keys() == {"a.png", "b.png", "sub/a.png", "sub/c.png"}
+
+
+def test_an_output_inside_the_input_is_no_input_the_next_time(photos):
+    assert restore_folder(Negative(), find_jobs(photos, output=photos), photos).restored == 3
+    again = restore_folder(Negative(), find_jobs(photos, output=photos), photos)
+    assert (again.restored, again.skipped, again.failed) == (0, 3, {})
+
+
+def test_finished_work_is_known_by_input_settings_and_weights(photos, tmp_path):
+    out, jobs = tmp_path / "out", find_jobs(photos)
+    restore_folder(Negative(), jobs, out)
+    os.utime(photos / "b.png")  # touched and the same
+    picture(photos / "a.png", 0.5)
+    outcome = restore_folder(Negative(), jobs, out)
+    assert outcome.skipped == 2 and "another file of that name" in outcome.failed["a.png"]
+    assert "overwrite=true" in outcome.failed["a.png"]
+    assert restore_folder(Negative(), jobs, out, overwrite=True).restored == 1
+    assert len(restore_folder(Negative(), jobs, out, scale=2).failed) == 3
+    assert "other settings or weights" in restore_folder(Negative(colour="adain"), jobs, out).failed["a.png"]
+    assert restore_folder(Negative(), jobs, out, overwrite=True).skipped == 3  # finished is finished
+
+
+def test_what_somebody_else_put_there_is_not_overwritten(photos, tmp_path):
+    foreign = picture(tmp_path / "out/images/a.png", 1.0)
+    before = foreign.read_bytes()
+    outcome = restore_folder(Negative(), find_jobs(photos), tmp_path / "out")
+    assert outcome.restored == 2 and "the why-log does not know it" in outcome.failed["a.png"]
+    assert foreign.read_bytes() == before
+    restore_folder(Negative(), find_jobs(photos), tmp_path / "out", overwrite=True)
+    assert foreign.read_bytes() != before
+
+
+@pytest.mark.parametrize("how", ["same folder", "hard link", "reference"])
+def test_a_file_is_never_input_and_output(tmp_path, how):
+    own = picture(tmp_path / "out/images/a.png")
+    if how == "hard link":
+        (tmp_path / "in").mkdir()
+        os.link(own, tmp_path / "in/a.png")
+        jobs = find_jobs(tmp_path / "in")
+    elif how == "reference":
+        jobs = [Job(picture(tmp_path / "in/a.png"), {"ann": (own,)})]
+    else:
+        jobs = [Job(own)]
+    with pytest.raises(ValueError, match="would overwrite the pictures it reads"):
+        restore_folder(Negative(), jobs, tmp_path / "out", overwrite=True)
+
+
+def test_broken_files_stop_nothing_and_each_gets_its_sentence(photos, tmp_path):
+    whole = tmp_path / "whole.jpg"
+    Image.effect_noise((64, 64), 50).save(whole)
+    (photos / "cut.jpg").write_bytes(whole.read_bytes()[:-600])
+    (photos / "empty.png").write_bytes(b"")
+    (photos / "text.jpeg").write_text("not a picture")
+    (photos / "raw.dng").write_text("not a picture")
+    header_only(photos / "bomb.png", 20_000, 20_000)
+    (photos / "lies.jpg").write_bytes((photos / "a.png").read_bytes())
+    outcome = restore_folder(Negative(), find_jobs(photos), tmp_path / "out")
+    assert outcome.restored == 4  # one of them under a wrong suffix
+    assert outcome.failed.keys() == {"cut.jpg", "empty.png", "text.jpeg", "raw.dng", "bomb.png"}
+    assert "truncated" in outcome.failed["cut.jpg"] and "20000 x 20000 pixels" in outcome.failed["bomb.png"]
+    assert all(name in sentence for name, sentence in outcome.failed.items())
+    assert not list((tmp_path / "out").rglob("*partial*"))
+
+
+def test_one_pixel_and_wild_names_go_through(tmp_path):
+    names = ["with space", "😀" * 60, "n" * 251, "-dash", "a%20b", "dot.dot"]
+    for name in names:
+        picture(tmp_path / "in" / f"{name}.png", size=(1, 1))
+    outcome = restore_folder(Negative(), find_jobs(tmp_path / "in"), tmp_path / "out", file_format="webp")
+    assert outcome.failed == {} and outcome.restored == len(names)
+    sizes = {read_photo(path).image.shape for path in (tmp_path / "out/images").iterdir()}
+    assert sizes == {(1, 1, 3)} and len(list((tmp_path / "out/images").iterdir())) == len(names)
+
+
+def test_a_name_of_300_characters_is_cut_and_stays_unique():
+    one, two = fitting_name("ü" * 300 + "1", ".png"), fitting_name("ü" * 300 + "2", ".png")
+    assert one != two and len(os.fsencode(one)) <= 255 and one.endswith(".png")
+    assert fitting_name("short", ".png") == "short.png"
+
+
+def test_an_output_that_cannot_be_written_to_is_said_before_anything_is_done(photos, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="Nothing can be written to output="):
+        restore_folder(Negative(), find_jobs(photos), tmp_path / "file")
+
+    def refuse(**_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(folders, "TemporaryFile", refuse)
+    pipeline = Negative()
+    with pytest.raises(OutputError, match="Read-only file system"):
+        restore_folder(pipeline, find_jobs(photos), tmp_path / "out")
+    assert pipeline.seen == []
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_leaves_nothing_half_written(photos, tmp_path, monkeypatch):
+    for n in range(9):
+        picture(photos / f"z{n}.png")
+    written = []
+
+    def full(path, image, **options):
+        if len(written) == 2:
+            Path(path).write_bytes(b"half of a")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        write_photo(path, image, **options)
+
+    monkeypatch.setattr(folders, "write_photo", full)
+    pipeline = Negative()
+    outcome = restore_folder(pipeline, find_jobs(photos), tmp_path / "out")
+    assert outcome.restored == 2 and "No space left on device" in outcome.stopped and len(pipeline.seen) < 9
+    assert sum(path.is_file() for path in (tmp_path / "out/images").rglob("*")) == 2
+    monkeypatch.undo()
+    again = restore_folder(Negative(), find_jobs(photos), tmp_path / "out")
+    assert (again.restored, again.skipped, again.failed) == (10, 2, {})
+
+
+def test_reading_restoring_and_writing_go_on_at_once(photos, tmp_path, monkeypatch):
+    """Each waits for what only another thread can do meanwhile: one after the other, this would never end."""
+    read, restoring = [threading.Event() for _ in range(3)], [threading.Event() for _ in range(3)]
+    order = [photos / "a.png", photos / "b.png", photos / "sub/c.png"]
+
+    def reading(path, **options):
+        read[order.index(path)].set()
+        return read_photo(path, **options)
+
+    class Waiting(Negative):
+        def restore(self, scene, measurement, **options):
+            number = ["a", "b", "sub/c"].index(scene.name)
+            restoring[number].set()
+            assert number == 2 or read[number + 1].wait(60)  # the next one is read while this one is in the models
+            return super().restore(scene, measurement, **options)
+
+    def writing(path, image, **options):
+        number = sum(event.is_set() for event in restoring)
+        assert number == 3 or restoring[number].wait(60)  # the next one is in the models while this one is written
+        write_photo(path, image, **options)
+
+    monkeypatch.setattr(folders, "read_photo", reading)
+    monkeypatch.setattr(folders, "write_photo", writing)
+    outcome = restore_folder(Waiting(), find_jobs(photos), tmp_path / "out")
+    assert outcome.restored == 3 and outcome.failed == {} and 0 < outcome.seconds_models <= outcome.seconds
+
+
+def test_a_burst_lends_its_tokens_and_a_share_changes_nothing(tmp_path):
+    def taken(name: str, second: int, camera: str = "C") -> None:
+        exif = Image.Exif()
+        exif[0x0110] = camera
+        exif[0x8769] = {0x9003: f"2026:05:01 12:00:{second:02d}", 0x9291: "50"}
+        image = np.full((8, 8, 3), 0.5, np.float32)
+        path = tmp_path / f"in/{name}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        write_photo(path, image, like=Photo(image, exif=exif.tobytes()))
+
+    for name, second in (("face2", 1), ("face4", 2), ("back", 3), ("face8", 30)):
+        taken(name, second)
+    taken("other", 3, "D")
+    jobs = find_jobs(tmp_path / "in")
+    restore_folder(Negative(), jobs, tmp_path / "out", burst_seconds=2)
+    log = lines(tmp_path / "out")
+    assert log["back.jpg"]["tokens"] == "burst" and log["back.jpg"]["burst"] == ["face2.jpg", "face4.jpg"]
+    assert log["other.jpg"]["tokens"] == "null" and log["face2.jpg"]["tokens"] == "pair"
+    assert "because no face" in log["back.jpg"]["warnings"][-1]
+    assert jobs[0].file == "back.jpg"
+    restore_folder(Negative(), jobs, tmp_path / "share", burst_seconds=2, processes=len(jobs))
+    assert lines(tmp_path / "share")["back.jpg"]["burst"] == log["back.jpg"]["burst"]
+
+
+def test_shares_are_disjoint_and_their_logs_become_one(photos, tmp_path):
+    jobs, out = find_jobs(photos), tmp_path / "out"
+    outcomes = [restore_folder(Negative(), jobs, out, rank=rank, processes=2) for rank in (1, 0)]
+    assert [one.restored for one in outcomes] == [1, 2]
+    assert lines(out).keys() == {"a.png", "b.png", "sub/c.png"} and not list(out.glob("restore.rank*"))
+
+
+def test_references_belong_to_a_picture_a_person_or_everybody(photos, tmp_path):
+    def people(**options):
+        jobs = find_jobs(photos, **options)
+        return {job.name: {name: [path.name for path in paths] for name, paths in job.people.items()} for job in jobs}
+
+    refs = tmp_path / "refs"
+    picture(refs / "1.png")
+    assert people(references=refs)["sub/c"] == {"refs": ["1.png"]}
+    picture(refs / "ann/2.png")
+    picture(refs / "bob/3.png")
+    assert people(references=refs)["a"] == {"ann": ["2.png"], "bob": ["3.png"]}
+    picture(refs / "sub/c/4.png")
+    assert people(references=refs) == {"a": {}, "b": {}, "sub/c": {"c": ["4.png"]}}
+    truth = picture(tmp_path / "truth/a.png").parent
+    picture(truth / "b.png")
+    picture(truth / "c.png")  # at another place
+    with pytest.raises(FileNotFoundError, match="no picture named sub/c in truth"):
+        find_jobs(photos, truth=truth)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
+    for n in range(30):
+        picture(tmp_path / f"in/{n:02d}.png", n / 40)
+    restore_folder(Negative(), find_jobs(tmp_path / "in"), tmp_path / "whole")
+
+    class Slow(Negative):
+        def restore(self, *args, **options):
+            time.sleep(0.05)
+            return super().restore(*args, **options)
+
+    # Forked, because a fresh interpreter takes longer to import torch than all of this.
+    given = (Slow(), find_jobs(tmp_path / "in"), tmp_path / "out")
+    process = multiprocessing.get_context("fork").Process(target=restore_folder, args=given)
+    process.start()
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "out/images/03.png").exists():
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    done = len(lines(tmp_path / "out"))
+    outcome = restore_folder(Negative(), find_jobs(tmp_path / "in"), tmp_path / "out")
+    assert outcome.failed == {} and outcome.restored + outcome.skipped == 30
+    assert done - 1 <= outcome.skipped <= done and outcome.restored < 30
+    for path in (tmp_path / "whole/images").iterdir():
+        assert (tmp_path / "out/images" / path.name).read_bytes() == path.read_bytes()
+    assert len((tmp_path / "out" / WHY_LOG).read_text().splitlines()) == 30
+
+
+def test_a_picture_of_two_hundred_megapixels_is_refused_only_beyond_the_limit(tmp_path):
+    """Sides as cameras have them; refused by the header, in no time and no memory."""
+    header_only(tmp_path / "a.png", 16_320, 12_241)
+    with pytest.raises(ImageError, match="more than the limit of 199"):
+        read_photo(tmp_path / "a.png", max_pixels=199_000_000)
+    assert to_tensor(read_photo(picture(tmp_path / "b.png", size=(1, 1))).image).shape == (3, 1, 1)

@@ -1,0 +1,232 @@
+"""Large pictures: what a plan is, and what tiles differ in from the whole."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from face2scene.images import resize
+from face2scene.records import DegradationTokens
+from face2scene.restorer import tiling
+from face2scene.restorer.norms import SharedNorms, samples
+from face2scene.restorer.one_step import OneStepRestorer
+from face2scene.restorer.tiling import TilePlan, fitting_tile, restore_in_tiles, tile_starts
+from face2scene.runs import REPOSITORY
+
+SHIPPED = REPOSITORY / "checkpoints/tiny/restorer.safetensors"
+
+
+@pytest.fixture(scope="module")
+def shipped() -> OneStepRestorer:
+    return OneStepRestorer.from_file(SHIPPED).merged()
+
+
+@pytest.fixture(scope="module")
+def scene(photo) -> torch.Tensor:
+    """A real photo with noise, not a multiple of anything."""
+    image = resize(torch.from_numpy(photo.copy()).permute(2, 0, 1), (257, 383))
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    return (image + 0.06 * noise).clamp(0, 1)[None]
+
+
+def plan(restorer, image, **options) -> TilePlan:
+    return TilePlan.of(tuple(image.shape[-2:]), restorer, **{"tile": 160, "overlap": 32} | options)
+
+
+@pytest.mark.parametrize(
+    ("length", "unit", "expected"),
+    [(10, 1, [0]), (16, 1, [0]), (17, 1, [0, 1]), (40, 1, [0, 12, 24]), (40, 4, [0, 12, 24])],
+)
+def test_tiles_cover_a_side_and_overlap(length, unit, expected):
+    assert tile_starts(length, 16, 4, unit) == expected
+
+
+@pytest.mark.parametrize("length", [272, 400, 4096, 4112])
+def test_tiles_lie_where_every_layer_halves_the_same_pixels(length):
+    starts = tile_starts(length, 160, 32, 16)
+    assert all(start % 16 == 0 for start in starts) and starts[-1] == length - 160
+    assert all(0 < b - a <= 160 - 32 for a, b in pairwise(starts))
+
+
+def test_samples_lie_evenly_inside():
+    places = samples((3072, 4096), (512, 512), 4, 64)
+    assert places == [(0, 0), (0, 3584), (2560, 0), (2560, 3584)]
+    assert samples((512, 4096), (512, 512), 4, 64) == [(0, 0), (0, 1152), (0, 2368), (0, 3584)]
+
+
+def test_the_weights_of_neighbours_sum_to_one_and_borders_have_none():
+    left, right = tiling._ramp(0, 64, 112, 16), tiling._ramp(48, 112, 112, 16)
+    torch.testing.assert_close(left[48:] + right[:16], torch.ones(16))
+    assert left[-4:].max() == right[:4].max() == 0 and left[:48].min() == 1
+
+
+def test_shared_statistics_make_a_tile_equal_to_its_place_in_the_whole(monkeypatch):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(4, 8), nn.SiLU(), nn.Conv2d(8, 8, 1), nn.GroupNorm(2, 8))
+    nn.init.normal_(network[1].weight)
+    nn.init.normal_(network[1].bias)
+    image = torch.rand(2, 3, 16, 16)  # two variants, as of two prompts
+    image[:, :, :8] *= 0.2
+    halves = torch.cat([image[:1, :, :8], image[:1, :, 8:], image[1:, :, :8], image[1:, :, 8:]])  # variant-major
+    monkeypatch.setattr("face2scene.restorer.norms._MARGIN", 0.0)  # pointwise layers see no border
+    norms = SharedNorms(network)
+    with norms.measuring(2):
+        network(halves)
+    whole = network(image)
+    with norms.measured():
+        torch.testing.assert_close(network(image[:, :, 8:]), whole[:, :, 8:], atol=1e-5, rtol=1e-4)
+    assert (network(image[:, :, 8:]) - whole[:, :, 8:]).abs().max() > 0.1  # and by itself it is not
+    torch.testing.assert_close(network(image), whole)  # outside the context nothing is left
+
+
+def psnr(a, b) -> float:
+    return float(-10 * torch.log10((a - b).square().mean()))
+
+
+def seam_ratio(plan: TilePlan, difference: torch.Tensor) -> float:
+    """Mean difference along the tiles' borders against elsewhere."""
+    seam = torch.zeros(difference.shape[-2:], dtype=torch.bool)
+    for y in plan.rows[1:]:
+        seam[y - 2 : y + plan.overlap + 2] = True
+    for x in plan.columns[1:]:
+        seam[:, x - 2 : x + plan.overlap + 2] = True
+    return float(difference[..., seam].mean() / difference[..., ~seam].mean())
+
+
+def test_the_vae_in_tiles_equals_the_whole_but_for_sampled_statistics_and_shows_no_seams(shipped, scene):
+    ours, own = plan(shipped, scene), plan(shipped, scene, statistics="tile")
+    padded = nn.functional.pad(scene, (0, ours.width - 383, 0, ours.height - 257), mode="reflect")
+    whole = shipped.decode(shipped.encode(padded))
+    outputs = {}
+    for name, chosen in (("shared", ours), ("tile", own)):
+        current = padded
+        for network, work in ((shipped.vae.encoder, shipped.encode), (shipped.vae.decoder, shipped.decode)):
+            current = tiling._in_tiles("", network, lambda part, _, work=work: work(part), current, chosen, "cpu", None)
+        outputs[name] = current
+    assert psnr(outputs["shared"], whole) > 40 and psnr(outputs["shared"], whole) > psnr(outputs["tile"], whole) + 5
+    assert seam_ratio(ours, (outputs["shared"] - whole).abs()) <= 1.1
+
+
+def test_a_restored_scene_in_tiles_is_near_the_whole_and_shows_no_seams(shipped, scene):
+    tokens = shipped.tokens(None, 1)
+    ours, one = plan(shipped, scene), plan(shipped, scene, tile=None)
+    whole, output = (restore_in_tiles(shipped, scene, lambda box: tokens, p, guidance=1) for p in (one, ours))
+    assert output.shape == scene.shape
+    assert psnr(output, whole) > 30  # self-attention sees a tile and not the whole: that is most of it
+    assert seam_ratio(ours, (output - whole).abs()) <= 1.1
+    small = scene[..., :33, :47]
+    by_itself = restore_in_tiles(shipped, small, lambda box: tokens, plan(shipped, small, tile=None))
+    torch.testing.assert_close(by_itself, shipped.restore(small, tokens))
+
+
+def test_every_tile_hears_the_face_nearest_to_it(shipped):
+    tokens = torch.randn(2, shipped.mapnet.num_tokens, 32, generator=torch.Generator().manual_seed(0))
+    two = DegradationTokens(tokens, "pair", ((20.0, 24.0), (220.0, 24.0)))
+    scene = torch.rand(1, 3, 48, 240, generator=torch.Generator().manual_seed(1))
+    options = {"tile": 48, "overlap": 16, "statistics": "tile"}
+    chosen = plan(shipped, scene, **options)
+    mixed = restore_in_tiles(shipped, scene, two.near, chosen)
+    left = restore_in_tiles(shipped, scene, lambda box: tokens[:1], chosen)
+    right = restore_in_tiles(shipped, scene, lambda box: tokens[1:], chosen)
+    assert torch.equal(mixed[..., :90], left[..., :90]) and torch.equal(mixed[..., -90:], right[..., -90:])
+    assert (left - right).abs().max() > 1e-3
+
+
+def test_progress_tells_every_tile_of_every_stage(shipped):
+    seen = []
+    scene = torch.rand(1, 3, 64, 112)
+    tokens = shipped.tokens(None, 1)
+    chosen = plan(shipped, scene, tile=64, overlap=16)
+    restore_in_tiles(shipped, scene, lambda box: tokens, chosen, progress=lambda *step: seen.append(step))
+    assert seen == [(s, n, 2) for s in ("encoding", "denoising", "decoding") for n in (1, 2)]
+
+
+def test_offloaded_networks_are_on_the_device_only_while_they_work(shipped, monkeypatch):
+    moves, move = [], nn.Module.to
+
+    def recorded(self, *where):
+        moves.append((type(self).__name__, *where))
+        return move(self, *where)
+
+    monkeypatch.setattr(nn.Module, "to", recorded)
+    scene, tokens = torch.rand(1, 3, 32, 32), shipped.tokens(None, 1)
+    restore_in_tiles(shipped, scene, lambda box: tokens, plan(shipped, scene, tile=None), device="cpu:0", offload=True)
+    networks = [one for one in moves if one[0] in ("AutoencoderKL", "UNet2DConditionModel")]
+    assert networks == [
+        *[("AutoencoderKL", "cpu:0"), ("AutoencoderKL", "cpu")],
+        *[("UNet2DConditionModel", "cpu:0"), ("UNet2DConditionModel", "cpu")],
+        *[("AutoencoderKL", "cpu:0"), ("AutoencoderKL", "cpu")],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tile": 64, "overlap": 32}, "less than half of tile=64"),
+        ({"tile": 64, "overlap": -1}, "from 0 to less"),
+        ({"tile": 16, "overlap": 4}, "tiles of at least 32 pixels"),
+        ({"statistics": "global"}, "choose shared or tile"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(shipped, options, message):
+    with pytest.raises(ValueError, match=message):
+        TilePlan.of((500, 500), shipped, **{"tile": 128} | options)
+
+
+def test_the_tile_is_chosen_by_the_free_memory(shipped, monkeypatch):
+    sizes = []
+    for free in (2**20, 300 * 2**20, 2**40):
+        monkeypatch.setattr(tiling, "free_memory", lambda device, free=free: free)
+        sizes.append(fitting_tile(shipped))
+    assert sizes[0] == 128 and 128 < sizes[1] < 1024 and sizes[2] == 1024
+    monkeypatch.setattr(tiling, "free_memory", lambda device: 2**20)
+    assert TilePlan.of((300, 300), shipped, tile="auto", overlap=32).notes["size"] == 128
+
+
+def test_memory_is_bounded_by_the_tile(shipped):
+    """Of what the networks are shown; the picture itself and its result lie in memory once."""
+    shown = []
+    hook = shipped.vae.decoder.conv_in.register_forward_hook(lambda m, given, o: shown.append(given[0].shape))
+    scene, tokens = torch.rand(1, 3, 64, 480), shipped.tokens(None, 1)
+    restore_in_tiles(shipped, scene, lambda box: tokens, plan(shipped, scene, tile=64, overlap=16), guidance=1)
+    hook.remove()
+    assert max(batch * h * w for batch, _, h, w in shown) <= tiling.SAMPLES * 32 * 32
+
+
+@pytest.mark.slow
+def test_a_full_width_vae_with_random_weights_shows_no_seams(scene):
+    """The VAE of SD 2.1's shape, which has attention in the middle; random weights, so only differences count."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=4,
+    ).eval()
+    chosen = TilePlan(256, 384, 160, 32, 32)
+    padded = resize(scene, (256, 384))
+
+    @torch.inference_mode()
+    def encode(part, _=None):
+        return vae.encode(part * 2 - 1).latent_dist.mean
+
+    @torch.inference_mode()
+    def decode(part, _=None):
+        return vae.decode(part).sample
+
+    for work, network, x in ((encode, vae.encoder, padded), (decode, vae.decoder, encode(padded))):
+        whole = work(x)
+        error = {}
+        for statistics in ("shared", "tile"):
+            used = TilePlan(256, 384, 160, 32, 32, statistics)
+            output = tiling._in_tiles("", network, work, x, used, "cpu", None)
+            error[statistics] = float(((output - whole).square().mean() / whole.var()).sqrt())
+            if statistics == "shared":
+                shrunk = x.shape[-1] // whole.shape[-1] if x.shape[-1] > whole.shape[-1] else 1
+                grown = nn.functional.interpolate((output - whole).abs(), scale_factor=shrunk)
+                ratio = seam_ratio(chosen, grown)
+        print(network.__class__.__name__, error, "seam", ratio)
+        assert error["shared"] < error["tile"] and ratio <= 1.1
