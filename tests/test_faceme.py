@@ -20,12 +20,13 @@ from torch.nn import functional as F
 
 from face2scene.converters import CONVERTERS
 from face2scene.images import read_image, to_bytes, write_png
-from face2scene.ref_fr import faceme, faceme_id, faceme_tiny
+from face2scene.ref_fr import faceme, faceme_files, faceme_id, faceme_tiny
 from face2scene.ref_fr.base import StageOneError, _frame, five_points, in_bytes, mirrored_points
 from face2scene.ref_fr.faceme import SCHEDULERS, FaceMe
 from face2scene.ref_fr.faceme_id import IDEncoder, Mix, clip_pixels, insert_tokens
 from face2scene.ref_fr.faceme_tiny import SDXL_SCHEDULE, WholePicture, tiny_parts, tiny_unet
-from face2scene.ref_fr.references import Antelope, Reference, SeenFace, choose, quality
+from face2scene.ref_fr.references import Antelope, Reference, ReferenceBook, SeenFace, choose, quality
+from face2scene.ref_fr.versions import code_version
 from face2scene.weights import MissingWeights, WeightsError
 
 SDXL_UNET = {  # stabilityai/stable-diffusion-xl-base-1.0, which RealVisXL is tuned from
@@ -242,7 +243,7 @@ def test_code_versions_ignore_comments_and_docstrings(tmp_path, monkeypatch):
     versions = []
     for number, text in enumerate(('"""A."""\nx = 1\n', '"""B."""\n# why\nx = 1\n', "x = 2\n")):
         (tmp_path / f"version_{number}.py").write_text(text)
-        versions.append(faceme.code_version(importlib.import_module(f"version_{number}")))
+        versions.append(code_version(importlib.import_module(f"version_{number}")))
     assert versions[0] == versions[1] != versions[2]
 
 
@@ -357,7 +358,7 @@ def released_folder(folder: Path, kind: type, config: dict, change=lambda shapes
 )
 def test_full_size_files_are_accepted_by_their_names_and_shapes(tmp_path, kind, config, millions):
     assert released_folder(tmp_path, kind, config) / 1e6 == pytest.approx(millions, abs=0.1)
-    faceme.compare_headers(kind, tmp_path)
+    faceme_files.compare_headers(kind, tmp_path)
 
 
 def test_a_partial_controlnet_is_refused_before_it_is_read(tmp_path):
@@ -369,7 +370,7 @@ def test_a_partial_controlnet_is_refused_before_it_is_read(tmp_path):
 
     released_folder(tmp_path, ControlNetModel, config, spoil)
     with pytest.raises(ValueError, match=r"controlnet_mid_block\.weight.*conv_in\.weight \(320, 9, 3, 3\)") as error:
-        faceme.load_network(ControlNetModel, tmp_path, "controlnet")
+        faceme_files.load_network(ControlNetModel, tmp_path, "controlnet")
     assert "diffusion_pytorch_model.safetensors" in str(error.value)
 
 
@@ -383,7 +384,7 @@ def test_the_old_names_of_a_vaes_attention_are_known(tmp_path):
                     shapes[name.replace(new, old)] = (*shape, 1, 1) if kind == "weight" else shape
 
     released_folder(tmp_path, AutoencoderKL, SDXL_VAE, age)
-    faceme.compare_headers(AutoencoderKL, tmp_path)
+    faceme_files.compare_headers(AutoencoderKL, tmp_path)
 
 
 def test_a_full_shape_mixer_goes_through_its_file(tmp_path):
@@ -479,8 +480,8 @@ def test_released_files_of_tiny_networks_make_the_same_face(tmp_path, faces, peo
     torch.save({"id_encoder": parts.id_encoder.state_dict(), "lora_weights": {}}, tmp_path / "photomaker-v1.bin")
     monkeypatch.setattr(faceme_id, "Mix", lambda: Mix(32, 8))
     monkeypatch.setattr(faceme_id, "IDEncoder", lambda: tiny_parts(6).id_encoder)
-    monkeypatch.setattr(faceme, "encode_prompts", lambda found, **texts: parts.prompt)
-    monkeypatch.setattr(faceme, "Antelope", lambda folder: WholePicture())
+    monkeypatch.setattr(faceme_files, "encode_prompts", lambda found, **texts: parts.prompt)
+    monkeypatch.setattr(faceme_files, "Antelope", lambda folder: WholePicture())
     options = {
         "base": str(base),
         "controlnet": str(tmp_path / "controlnet"),

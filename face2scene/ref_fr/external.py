@@ -1,7 +1,5 @@
 """Stage I by somebody else's program: folders in, a command, a folder out; nothing is believed that was not checked."""
 
-import hashlib
-import inspect
 import json
 import logging
 import os
@@ -20,7 +18,8 @@ from torch import Tensor
 from face2scene.files import sha256_of
 from face2scene.images import ImageError, read_tensor, write_png
 from face2scene.ref_fr import base
-from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneError, in_bytes
+from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneError, StageOneFailure, in_bytes
+from face2scene.ref_fr.versions import code_version, digest
 
 log = logging.getLogger(__name__)
 LAYOUTS = ("flat", "identity")
@@ -74,8 +73,7 @@ class External(AlignedRefFR):
     def fingerprint(self) -> str:
         names = ("command", "version", "name", "layout", "outputs", "size", "references")
         settings = json.dumps({name: getattr(self, name) for name in names}, sort_keys=True)
-        code = inspect.getsource(sys.modules[__name__]) + inspect.getsource(base)
-        return hashlib.sha256(f"{settings}\x1f{code}".encode()).hexdigest()[:32]
+        return digest(settings, code_version(sys.modules[__name__], base))
 
     def restore_aligned(self, faces: Tensor, references: Sequence[Sequence[Path]]) -> list[RestoredFace]:
         """See `AlignedRefFR`.
@@ -135,13 +133,13 @@ class External(AlignedRefFR):
                 start_new_session=True,
             )
         except OSError as error:
-            raise StageOneError(f"ref_fr={self.name}: {words[0]} cannot be run ({error.strerror})") from error
+            raise StageOneFailure(f"ref_fr={self.name}: {words[0]} cannot be run ({error.strerror})") from error
         try:
             output, _ = process.communicate(timeout=self.timeout)
         except subprocess.TimeoutExpired as error:
             os.killpg(process.pid, signal.SIGKILL)  # with what it started
             process.communicate()
-            raise StageOneError(
+            raise StageOneFailure(
                 f"ref_fr={self.name} took longer than {self.timeout:g} s and was ended (ref_fr.timeout)"
             ) from error
         lines = [line.strip() for line in output.splitlines() if line.strip()]
