@@ -2,6 +2,7 @@ import copy
 import functools
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,12 @@ from diffusers import (
 from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
+from transformers import CLIPImageProcessorPil, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from face2scene.converters import CONVERTERS
 from face2scene.images import read_image, to_bytes, write_png
 from face2scene.ref_fr import faceme, faceme_files, faceme_id, faceme_tiny
-from face2scene.ref_fr.base import StageOneError, _frame, five_points, in_bytes, mirrored_points
+from face2scene.ref_fr.base import StageOneError, StageOneFailure, _frame, five_points, in_bytes, mirrored_points
 from face2scene.ref_fr.faceme import SCHEDULERS, FaceMe
 from face2scene.ref_fr.faceme_id import IDEncoder, Mix, clip_pixels, insert_tokens
 from face2scene.ref_fr.faceme_tiny import SDXL_SCHEDULE, WholePicture, tiny_parts, tiny_unet
@@ -114,10 +116,139 @@ def test_the_id_encoder_is_clips_tower_with_both_projections():
     torch.testing.assert_close(encoder(pixels), torch.cat([first, pooled @ encoder.visual_projection_2.weight.T], -1))
 
 
+def test_the_id_encoder_is_vit_l_14_by_the_names_of_the_released_file():
+    """The names are written out here, since a library may rename its own modules from one version to the next."""
+    width = 1024
+    shapes = {
+        "vision_model.embeddings.class_embedding": (width,),
+        "vision_model.embeddings.patch_embedding.weight": (width, 3, 14, 14),
+        "vision_model.embeddings.position_embedding.weight": (257, width),
+        "visual_projection.weight": (768, width),
+        "visual_projection_2.weight": (1280, width),
+    }
+    shapes |= {
+        f"vision_model.{n}.{s}": (width,) for n in ("pre_layrnorm", "post_layernorm") for s in ("weight", "bias")
+    }
+    for n in range(24):
+        shapes |= clip_layer(f"vision_model.encoder.layers.{n}", width, 4096)
+    with torch.device("meta"):
+        encoder = IDEncoder()
+    assert {name: tuple(t.shape) for name, t in encoder.state_dict().items()} == shapes
+    assert encoder.config.hidden_act == "quick_gelu" and encoder.config.image_size == 224
+
+
+def test_the_mixer_has_the_released_files_names():
+    shapes = {}
+    for name, into, out in [
+        ("pro_id.mlp1", 512, 1024),
+        ("pro_id.mlp2", 1024, 1024),
+        ("pro_id.mlp3", 1024, 2048),
+        ("pro_id.mlp4", 2048, 2048),
+        ("mlp1", 4096, 2048),
+        ("mlp2", 2048, 2048),
+    ]:
+        shapes |= {f"{name}.layernorm.weight": (into,), f"{name}.layernorm.bias": (into,)}
+        shapes |= {f"{name}.fc1.weight": (out, into), f"{name}.fc1.bias": (out,)}
+        shapes |= {f"{name}.fc2.weight": (out, out), f"{name}.fc2.bias": (out,)}
+    shapes |= {"norm1.weight": (2048,), "norm1.bias": (2048,)}
+    with torch.device("meta"):
+        assert {name: tuple(t.shape) for name, t in Mix().state_dict().items()} == shapes
+
+
+def clip_layer(name: str, width: int, inner: int) -> dict[str, tuple[int, ...]]:
+    shapes = {f"{name}.mlp.fc1.weight": (inner, width), f"{name}.mlp.fc1.bias": (inner,)}
+    shapes |= {f"{name}.mlp.fc2.weight": (width, inner), f"{name}.mlp.fc2.bias": (width,)}
+    shapes |= {f"{name}.layer_norm{n}.{s}": (width,) for n in (1, 2) for s in ("weight", "bias")}
+    for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        shapes |= {f"{name}.self_attn.{projection}.weight": (width, width)}
+        shapes |= {f"{name}.self_attn.{projection}.bias": (width,)}
+    return shapes
+
+
+def clip_text(width: int, inner: int, layers: int, projection: int | None) -> dict[str, tuple[int, ...]]:
+    """A text encoder of SDXL as its released file has it."""
+    shapes = {
+        "text_model.embeddings.token_embedding.weight": (49408, width),
+        "text_model.embeddings.position_embedding.weight": (77, width),
+        "text_model.final_layer_norm.weight": (width,),
+        "text_model.final_layer_norm.bias": (width,),
+    }
+    for n in range(layers):
+        shapes |= clip_layer(f"text_model.encoder.layers.{n}", width, inner)
+    return shapes | ({"text_projection.weight": (projection, width)} if projection else {})
+
+
+def text_config(width: int, inner: int, layers: int, heads: int, activation: str) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        hidden_act=activation,
+        projection_dim=width,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "activation", "projection"),
+    [(CLIPTextModel, "quick_gelu", None), (CLIPTextModelWithProjection, "gelu", 16)],
+)
+def test_a_text_encoder_is_read_and_used_as_clip_is_defined(tmp_path, kind, activation, projection):
+    """Names as released, numbers as a second writing of CLIP gives them: the layer before the last, unnormalised."""
+    width, layers = 16, 3
+    w = {n: 0.3 * torch.randn(s) for n, s in clip_text(width, 32, layers, projection).items()}
+    text_config(width, 32, layers, 2, activation).save_pretrained(tmp_path)
+    save_file(w | {"text_model.embeddings.position_ids": torch.arange(77)[None]}, tmp_path / "model.safetensors")
+    encoder = faceme_files.load_text_encoder(kind, tmp_path)
+    ids = torch.tensor([[49406, 320, 1125, 539, 1710, 269, 49407, *[0] * 70]])
+
+    def linear(x, name):
+        return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def norm(x, name):
+        return F.layer_norm(x, (width,), w[f"{name}.weight"], w[f"{name}.bias"])
+
+    x = w["text_model.embeddings.token_embedding.weight"][ids] + w["text_model.embeddings.position_embedding.weight"]
+    states = []
+    for n in range(layers):
+        name = f"text_model.encoder.layers.{n}"
+        y = norm(x, f"{name}.layer_norm1")
+        q, k, v = (linear(y, f"{name}.self_attn.{p}_proj").view(1, 77, 2, 8).transpose(1, 2) for p in "qkv")
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(1, 77, width)
+        x = x + linear(y, f"{name}.self_attn.out_proj")
+        y = linear(norm(x, f"{name}.layer_norm2"), f"{name}.mlp.fc1")
+        y = F.gelu(y) if activation == "gelu" else y * torch.sigmoid(1.702 * y)
+        x = x + linear(y, f"{name}.mlp.fc2")
+        states.append(x)
+    with torch.no_grad():
+        output = encoder(ids, output_hidden_states=True)
+    torch.testing.assert_close(output.hidden_states[-2], states[-2], atol=2e-5, rtol=1e-5)
+    if projection:
+        pooled = norm(states[-1], "text_model.final_layer_norm")[:, 6] @ w["text_projection.weight"].T
+        torch.testing.assert_close(output.text_embeds, pooled, atol=2e-5, rtol=1e-5)
+
+
+def test_a_partial_text_encoder_is_refused_and_not_filled_with_random_numbers(tmp_path):
+    shapes = clip_text(16, 32, 2, None)
+    text_config(16, 32, 2, 2, "gelu").save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
+        faceme_files.load_text_encoder(CLIPTextModel, tmp_path)
+    del shapes["text_model.encoder.layers.1.mlp.fc1.weight"]
+    shapes["text_model.final_layer_norm.bias"] = (4,)
+    save_file({n: torch.zeros(s) for n, s in shapes.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"layers\.1\.mlp\.fc1\.weight.*final_layer_norm\.bias \(4,\) for \(16,\)"
+    ) as error:
+        faceme_files.load_text_encoder(CLIPTextModel, tmp_path)
+    assert "model.safetensors" in str(error.value)
+
+
 @pytest.mark.parametrize("box", [(10.4, 20.5, 200.6, 280.2), (-15.5, -3.2, 120.0, 90.7), (5, 5, 40, 40)])
 def test_face_crops_are_what_clips_own_processor_makes(box):
-    from transformers import CLIPImageProcessorPil
-
     image = (np.random.default_rng(0).random((300, 260, 3)) * 255).astype(np.uint8)
     theirs = np.asarray(CLIPImageProcessorPil()(Image.fromarray(image).crop(box))["pixel_values"][0])
     np.testing.assert_allclose(clip_pixels(image, box).numpy(), theirs, atol=1e-6)
@@ -137,39 +268,80 @@ def test_the_word_is_the_fourth_of_the_prompt():
     assert torch.equal(prompt.positive, prompt.negative)
 
 
-def test_denoising_equals_diffusers_own_pipeline(faces, people):
-    """The released code hands its noised latents to this pipeline; two of four steps are compared."""
+def test_a_face_is_what_the_released_recipe_makes_of_it(faces, people):
+    """The released script's steps written a second time, around diffusers' own pipeline, with a negative prompt of its
+    own so that no two conditions are equal. Latents of every step agree to 1e-4, the picture to one of 255."""
     model = tiny(steps=4)
-    parts = model.parts
+    parts, plain = model.parts, model.parts.prompt
+    prompt = replace(plain, negative=plain.negative.flip(0) * 0.7, negative_pooled=plain.negative_pooled.flip(0) * 0.7)
+    model._parts = parts = replace(parts, prompt=prompt)
     control = faces[:1] * 2 - 1
-    tokens, _ = model.reference_tokens(people["ann"])
-    prompt = insert_tokens(parts.prompt.positive, parts.prompt.place, tokens)[None]
-    noised = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    # references: ArcFace's numbers of unit length beside CLIP's look at the box, through Mix, in place of "face"
+    looks, identities = [], []
+    for path in people["ann"]:
+        image = to_bytes(read_image(path))
+        seen = WholePicture().see(image)
+        pixels = CLIPImageProcessorPil()(Image.fromarray(image).crop(seen.box))["pixel_values"][0]
+        tower = parts.id_encoder.vision_model(torch.as_tensor(np.asarray(pixels))[None])[1]
+        both = [parts.id_encoder.visual_projection(tower), parts.id_encoder.visual_projection_2(tower)]
+        looks.append(torch.cat(both, dim=-1))
+        identities.append(torch.tensor(seen.identity / np.linalg.norm(seen.identity))[None])
+    tokens = parts.mix(torch.cat(looks), torch.cat(identities))
+    torch.testing.assert_close(model.reference_tokens(people["ann"])[0], tokens, atol=1e-5, rtol=0)
+    embeds = torch.cat([prompt.positive[None, :4], tokens[None], prompt.positive[None, 5:]], dim=1)[:, :77]
+
+    # the start: a sample of the VAE's posterior under the noise of the last training step
+    draw = faceme.face_generator(model.seed, faces[0])
+    sample, noise = torch.randn((2, 1, 4, 8, 8), generator=draw)
+    posterior = parts.vae.encode(control).latent_dist
+    scheduler = DDPMScheduler.from_config(SDXL_SCHEDULE)
+    latents = (posterior.mean + posterior.std * sample) * parts.vae.config.scaling_factor
+    noised = scheduler.add_noise(latents, noise, torch.tensor([999]))
+
     pipeline = StableDiffusionXLControlNetPipeline(
-        parts.vae, None, None, None, None, parts.unet, parts.controlnet, DDPMScheduler.from_config(SDXL_SCHEDULE)
+        parts.vae, None, None, None, None, parts.unet, parts.controlnet, scheduler
     )
     pipeline.set_progress_bar_config(disable=True)
-    seen = []
-    pipeline(
+    steps = []
+
+    def note(pipe, step, t, values):
+        steps.append((int(t), values["latents"].clone()))
+        return values
+
+    made = pipeline(
         latents=noised.clone(),
         image=control,
-        prompt_embeds=prompt,
-        pooled_prompt_embeds=parts.prompt.pooled[None],
-        negative_prompt_embeds=parts.prompt.negative[None],
-        negative_pooled_prompt_embeds=parts.prompt.negative_pooled[None],
+        prompt_embeds=embeds,
+        pooled_prompt_embeds=prompt.pooled[None],
+        negative_prompt_embeds=prompt.negative[None],
+        negative_pooled_prompt_embeds=prompt.negative_pooled[None],
         num_inference_steps=4,
-        generator=torch.Generator().manual_seed(2),
-        output_type="latent",
-        callback_on_step_end=lambda pipe, step, t, values: (seen.append((int(t), values["latents"].clone())), values)[
-            1
-        ],
-    )
-    assert [t for t, _ in seen] == [751, 501, 251, 1]
-    for steps in (1, 2, 0):
-        ours = model.denoise(noised, control, prompt, [torch.Generator().manual_seed(2)], until=steps)
-        assert (ours - seen[steps - 1][1]).abs().max() < 1e-4
-    without = model.denoise(noised, control, parts.prompt.positive[None], [torch.Generator().manual_seed(2)])
-    assert (without - seen[-1][1]).abs().max() > 1e-3, "the references changed nothing"
+        generator=draw,
+        callback_on_step_end=note,
+    ).images[0]
+    assert [t for t, _ in steps] == [751, 501, 251, 1]
+
+    def ours(until: int, **change) -> torch.Tensor:
+        draw = faceme.face_generator(model.seed, faces[0])
+        start = faceme.start_latents(parts.vae, control, model._schedule(), [draw])
+        return model.denoise(start, control, change.get("embeds", embeds), [draw], until=until)
+
+    for step, (_, known) in enumerate(steps, start=1):
+        assert (ours(step) - known).abs().max() < 1e-4
+    assert (ours(1, embeds=prompt.positive[None]) - steps[0][1]).abs().max() > 1e-3, "the references changed nothing"
+
+    # colours: the input's low frequencies and the output's high ones, in five levels
+    def low(x):
+        kernel = torch.outer(*[torch.tensor([1.0, 2, 1]) / 4] * 2).expand(3, 1, 3, 3)
+        for level in range(5):
+            x = F.conv2d(F.pad(x, (2**level,) * 4, mode="replicate"), kernel, groups=3, dilation=2**level)
+        return x
+
+    output = torch.from_numpy(np.array(made) / 255.0 * 2 - 1).float().permute(2, 0, 1)[None]
+    aligned = (output - low(output) + low(control)) / 2 + 0.5
+    restored = model.restore_aligned(faces[:1], [people["ann"]])[0].image
+    assert (restored - aligned[0].clamp(0, 1)).abs().max() < 1.01 / 255
 
 
 def test_fifty_steps_start_at_981_and_the_noise_is_that_of_999(faces):
@@ -231,6 +403,30 @@ def test_references_are_described_once(faces, people, monkeypatch):
     assert len(looks) == 3
 
 
+def test_the_book_of_references_forgets_the_oldest_and_keeps_no_pixels(people):
+    book = ReferenceBook(pages=2)
+    for number, path in enumerate(people["ann"]):
+        assert book.unknown([path, path]) == [path]
+        book.write(path, reference(f"{number}", 0, 0.5))
+        assert book.read([path])[0].path == Path(str(number))
+    assert book.unknown(people["ann"]) == people["ann"][:1]
+    model = tiny()
+    model.reference_tokens(people["bob"])
+    numbers = [seen.looks.numel() + seen.identity.size for seen in model._book.read(people["bob"])]
+    assert numbers == [32 + 8] * 3
+
+
+def test_a_lack_of_memory_is_said_and_no_face_is_blamed(faces, people, monkeypatch):
+    model = tiny()
+
+    def full(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(model, "denoise", full)
+    with pytest.raises(StageOneFailure, match=r"2 face\(s\) at once: set ref_fr\.batch=1"):
+        model.restore_aligned(faces[:2], [people["ann"]] * 2)
+
+
 def test_the_fingerprint_follows_weights_and_settings():
     prints = {tiny().fingerprint, tiny(steps=4).fingerprint, FaceMe.tiny(weights_seed=1, size=64).fingerprint}
     assert len(prints) == 3 and tiny().fingerprint == tiny(batch=1).fingerprint
@@ -252,7 +448,7 @@ def test_code_versions_ignore_comments_and_docstrings(tmp_path, monkeypatch):
 
 def reference(name: str, angle: float, quality: float) -> Reference:
     identity = np.array([np.cos(angle), np.sin(angle)], dtype=np.float32)
-    return Reference(Path(name), identity, torch.zeros(3, 4, 4), quality)
+    return Reference(Path(name), identity, torch.zeros(8), quality)
 
 
 def test_the_larger_group_of_one_person_is_used_and_the_others_are_named():
@@ -505,6 +701,10 @@ def test_weights_that_are_not_there_are_one_sentence_each_time(faces, people, mo
             model.restore_aligned(torch.rand(1, 3, 512, 512), [people["ann"]])
     with pytest.raises(MissingWeights, match="face2scene fetch antelopev2"):
         Antelope().see(np.zeros((8, 8, 3), np.uint8))
+    for name in ("scrfd_10g_bnkps.onnx", "glintr100.onnx"):
+        (tmp_path / name).write_bytes(b"cut short")
+    with pytest.raises(ValueError, match=r"scrfd_10g_bnkps\.onnx is not a whole network.*fetch antelopev2 again"):
+        Antelope(tmp_path).ready()
 
 
 # --- bad input
