@@ -16,6 +16,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -518,8 +519,8 @@ def test_arcface_gets_the_largest_face_as_rgb(weights, photo):
 # --- released files
 
 
-def sparse_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A file of full size whose data are holes: it takes no room on the disk."""
+def half_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], *, random: bool = False) -> None:
+    """A file of full size in half precision: random numbers, or holes, which take no room on the disk."""
     header, offset = {}, 0
     for name, shape in shapes.items():
         size = 2 * int(np.prod(shape))
@@ -530,16 +531,21 @@ def sparse_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
+        block = (np.random.default_rng(0).standard_normal(1 << 24) * 0.02).astype(np.float16)
+        for name, shape in shapes.items() if random else ():
+            count = int(np.prod(shape))
+            first = len(name) * 1009  # no two networks alike
+            file.write(np.resize(block[first:], count).tobytes())
         file.truncate(8 + len(text) + offset)
 
 
-def released_folder(folder: Path, kind: type, config: dict, change=lambda shapes: None) -> int:
+def released_folder(folder: Path, kind: type, config: dict, change=lambda shapes: None, random: bool = False) -> int:
     with torch.device("meta"):
         network = kind.from_config(config)
     shapes = {name: tuple(t.shape) for name, t in network.state_dict().items()}
     count = sum(int(np.prod(shape)) for shape in shapes.values())
     change(shapes)
-    sparse_safetensors(folder / "diffusion_pytorch_model.safetensors", shapes)
+    half_safetensors(folder / "diffusion_pytorch_model.safetensors", shapes, random=random)
     network.save_config(folder)
     return count
 
@@ -555,6 +561,124 @@ def released_folder(folder: Path, kind: type, config: dict, change=lambda shapes
 def test_full_size_files_are_accepted_by_their_names_and_shapes(tmp_path, kind, config, millions):
     assert released_folder(tmp_path, kind, config) / 1e6 == pytest.approx(millions, abs=0.1)
     faceme_files.compare_headers(kind, tmp_path)
+
+
+SDXL_TEXT = {  # kind, width, inner, layers, heads, activation, projection
+    "text_encoder": (CLIPTextModel, 768, 3072, 12, 12, "quick_gelu", None),
+    "text_encoder_2": (CLIPTextModelWithProjection, 1280, 5120, 32, 20, "gelu", 1280),
+}
+
+
+@pytest.mark.parametrize("name", SDXL_TEXT)
+def test_full_size_text_encoders_are_compared_by_the_released_names(tmp_path, name, monkeypatch):
+    kind, width, inner, layers, heads, activation, projection = SDXL_TEXT[name]
+    shapes = clip_text(width, inner, layers, projection)
+    text_config(width, inner, layers, heads, activation).save_pretrained(tmp_path)
+    half_safetensors(tmp_path / "model.safetensors", shapes)
+    monkeypatch.setattr(kind, "from_pretrained", lambda *_, **__: torch.nn.Identity())
+    faceme_files.load_text_encoder(kind, tmp_path)
+    assert (
+        sum(int(np.prod(s)) for s in shapes.values()) == {"text_encoder": 123060480, "text_encoder_2": 694659840}[name]
+    )
+
+
+def memory(kind: str) -> float:
+    """GiB of this process: RssAnon now, or VmHWM, the most there ever was."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind)]
+    return int(line.split()[1]) / 2**20
+
+
+@pytest.mark.slow
+def test_random_files_of_full_shape_are_written_loaded_and_run(tmp_path, people, monkeypatch, capsys):
+    """About 10 GB on the disk. Half-precision files are mapped: what is loaded takes little memory of its own."""
+    import shutil
+    import time
+
+    from face2scene.runs import REPOSITORY
+
+    start = time.perf_counter()
+    base, control = (
+        tmp_path / "base",
+        {k: v for k, v in SDXL_UNET.items() if k not in ("sample_size", "up_block_types")},
+    )
+    released_folder(base / "unet", UNet2DConditionModel, SDXL_UNET, random=True)
+    released_folder(base / "vae", AutoencoderKL, SDXL_VAE, random=True)
+    released_folder(tmp_path / "controlnet", ControlNetModel, control, random=True)
+    for name, (_, width, inner, layers, heads, activation, projection) in SDXL_TEXT.items():
+        text_config(width, inner, layers, heads, activation).save_pretrained(base / name)
+        half_safetensors(base / name / "model.safetensors", clip_text(width, inner, layers, projection), random=True)
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(REPOSITORY / "checkpoints/tiny/base/tokenizer", base / name)
+    (base / "scheduler").mkdir()
+    (base / "scheduler/scheduler_config.json").write_text(json.dumps(SDXL_SCHEDULE))
+    with torch.device("meta"):
+        own, towers = Mix().state_dict(), IDEncoder().state_dict()
+    half_safetensors(tmp_path / "mix.safetensors", {n: tuple(t.shape) for n, t in own.items()}, random=True)
+    tower = {n: (torch.randn(t.shape) * 0.02).half() for n, t in towers.items()}
+    torch.save({"id_encoder": tower, "lora_weights": {}}, tmp_path / "photomaker-v1.bin")
+    del tower
+    written = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) / 1e9
+    times = {"write": time.perf_counter() - start}
+
+    class Seer(WholePicture):
+        def see(self, image):
+            seen = super().see(image)
+            return replace(seen, identity=np.resize(seen.identity, 512) / 8)
+
+    monkeypatch.setattr(faceme_files, "Antelope", lambda folder: Seer())
+    start = time.perf_counter()
+    model = FaceMe.released(
+        base=str(base),
+        controlnet=str(tmp_path / "controlnet"),
+        mix=str(tmp_path / "mix.safetensors"),
+        photomaker=str(tmp_path / "photomaker-v1.bin"),
+        dtype="float16",
+        vae_dtype="float16",
+        size=64,
+        device="cpu",
+    )
+    model.ready()
+    times["load"] = time.perf_counter() - start
+    loaded = {"RssAnon": memory("RssAnon"), "peak": memory("VmHWM")}
+    parts = model.parts
+    weight = parts.unet.state_dict()["mid_block.attentions.0.proj_in.weight"]
+    with safe_open(base / "unet/diffusion_pytorch_model.safetensors", "pt") as file:
+        assert torch.equal(weight, file.get_tensor("mid_block.attentions.0.proj_in.weight"))
+    assert parts.prompt.positive.shape == (77, 2048) and parts.prompt.pooled.shape == (1280,)
+    assert loaded["RssAnon"] < 4 and loaded["peak"] < 8
+
+    # one network at a time, so that no more than one is in memory
+    start = time.perf_counter()
+    with torch.inference_mode():
+        tokens, _ = model.reference_tokens(people["ann"][:1])
+        assert tokens.shape == (1, 2048) and torch.isfinite(tokens).all()
+        prompts = insert_tokens(parts.prompt.positive, parts.prompt.place, tokens)[None].half()
+        added = {
+            "text_embeds": parts.prompt.pooled[None].half(),
+            "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]]).half(),
+        }
+        given = torch.randn(1, 4, 8, 8).half(), torch.tensor(981)
+        down, middle = parts.controlnet(
+            *given,
+            encoder_hidden_states=prompts,
+            controlnet_cond=torch.zeros(1, 3, 64, 64).half(),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )
+        unet = parts.unet
+        del parts, model
+        out = unet(
+            *given,
+            encoder_hidden_states=prompts,
+            added_cond_kwargs=added,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=middle,
+        ).sample
+    times["run"] = time.perf_counter() - start
+    assert out.shape == (1, 4, 8, 8)
+    with capsys.disabled():
+        said = {k: round(v, 1) for k, v in times.items()} | {k: round(v, 2) for k, v in loaded.items()}
+        print(f"\n{written:.1f} GB written; seconds and GiB: {said}; peak in all {memory('VmHWM'):.2f} GiB")
 
 
 def test_a_partial_controlnet_is_refused_before_it_is_read(tmp_path):

@@ -185,10 +185,10 @@ class SpandrelFace(AlignedRefFR):
 
     @cached_property
     def _network(self) -> nn.Module:
-        spandrel = need("spandrel", "spandrel", why=f"ref_fr={self.name}")
+        spandrel = need("spandrel", "restorers", why=f"ref_fr={self.name}")
         loader = spandrel.ModelLoader()
         if self.name == "codeformer":
-            extra = need("spandrel_extra_arches", "spandrel", why="ref_fr=codeformer")
+            extra = need("spandrel_extra_arches", "restorers", why="ref_fr=codeformer")
             extra.install(ignore_duplicates=True)
         path = place_of("weights_file", self.weights_file)
         try:
