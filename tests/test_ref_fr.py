@@ -601,6 +601,7 @@ RESULT = 'target / "out" / (path.stem + "_r.png")'
     ("spoil", "reason"),
     [
         (f"({RESULT}).unlink(); print('out of memory')", "left no face_0000_r.png .*out of memory"),
+        (f"({RESULT}).unlink(); sys.exit('no GPU')", "failed and left nothing .*code 1, last line: no GPU"),
         (f"({RESULT}).write_text('no')", "left an unreadable face_0000_r.png"),
         (f"Image.new('RGB', (16, 32)).save({RESULT})", "16 x 32, not 32 x 32"),
         (f"Image.new('RGB', (32, 32)).save({RESULT})", "of one colour"),

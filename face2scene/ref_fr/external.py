@@ -79,8 +79,8 @@ class External(AlignedRefFR):
         """See `AlignedRefFR`.
 
         Raises:
-            StageOneError: the command is not there, fails, takes too long, or leaves a face missing, unreadable, of
-                another size or without any detail.
+            StageOneError: the command leaves a face missing, unreadable, of another size or without any detail.
+            StageOneFailure: the command is not there, takes too long, or fails and leaves nothing.
         """
         people: dict[tuple[str, ...], list[int]] = {}
         for number, paths in enumerate(references):
@@ -99,8 +99,11 @@ class External(AlignedRefFR):
             stems = [f"face_{number:04d}" for number in range(len(faces))]
             self._stage(places, dict(zip(stems, faces, strict=True)), references)
             words = [word.format(**places) for word in shlex.split(self.command)]
-            said = self._run(words)
-            return [self._result(places["output"] / self.outputs.format(stem=stem), said) for stem in stems]
+            code, said = self._run(words)
+            results = [places["output"] / self.outputs.format(stem=stem) for stem in stems]
+            if code and not any(path.is_file() for path in results):
+                raise StageOneFailure(f"ref_fr={self.name} failed and left nothing ({said})")
+            return [self._result(path, said) for path in results]
 
     def _stage(self, places: dict[str, Path], faces: dict[str, Tensor], references: Sequence[Path]) -> None:
         if self.references and not references:
@@ -119,8 +122,8 @@ class External(AlignedRefFR):
             for name, picture in people.items():
                 write_png(places["references"] / name, picture)
 
-    def _run(self, words: Sequence[str]) -> str:
-        """The command's last words; its exit code is only believed when it is bad and nothing came out."""
+    def _run(self, words: Sequence[str]) -> tuple[int, str]:
+        """Exit code and last words; a bad code is only believed when nothing came out."""
         try:
             process = subprocess.Popen(
                 words,
@@ -146,7 +149,7 @@ class External(AlignedRefFR):
         last = lines[-1][:200] if lines else "it said nothing"
         if process.returncode:
             log.warning("ref_fr=%s ended with code %d: %s", self.name, process.returncode, last)
-        return f"exit code {process.returncode}, last line: {last}"
+        return process.returncode, f"exit code {process.returncode}, last line: {last}"
 
     def _result(self, path: Path, said: str) -> Tensor:
         if not path.is_file():
