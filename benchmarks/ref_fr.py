@@ -28,7 +28,7 @@ from face2scene.faces.align import crop, square_crop_box
 from face2scene.files import write_json
 from face2scene.images import read_tensor, resize, to_array
 from face2scene.pipeline import Face2ScenePipeline, Measurement
-from face2scene.records import Box, DegradationTokens, Face, Scene
+from face2scene.records import DegradationTokens, Face, Scene
 from face2scene.ref_fr.base import aligned_face, in_bytes
 from face2scene.runs import REPOSITORY, seed_from
 
@@ -76,7 +76,7 @@ def damaged(pictures: list[tuple[str, Tensor, Face]]) -> list[Tensor]:
     space = instantiate(OmegaConf.load(CONFIGS / "degradation/tiny.yaml"), _convert_="all")
     rngs = [np.random.default_rng(seed_from(0, name)) for name, _, _ in pictures]
     drawn = zip(pictures, rngs, strict=True)
-    return [in_bytes(space.sample(rng).apply(truth)) for (_, truth, _), rng in drawn]
+    return [in_bytes(space.draw(rng).apply(truth)) for (_, truth, _), rng in drawn]
 
 
 def quality_table(scorers: Mapping[str, Scorer], count: int) -> dict[str, list[float]]:
@@ -89,8 +89,7 @@ def quality_table(scorers: Mapping[str, Scorer], count: int) -> dict[str, list[f
         pipeline.ref_fr = option(name)
         seen[name] = []
         for (picture, truth, face), scene in zip(pictures, scenes, strict=True):
-            box: Box = square_crop_box(face.box, (SIDE, SIDE))
-            seen[name].append(pipeline.measure(Scene(picture, scene), truth=truth, box=box))
+            seen[name].append(pipeline.measure(Scene(picture, scene), truth=truth, box=face.box))
 
     def code(measurement: Measurement) -> Tensor:
         pair = measurement.pair
