@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 32  # outputs a block at least; measured: smaller ones are all overhead, larger ones multiply more zeros
-STRIP = 512  # rows worked on at a time, which bounds the memory of a large picture; with 100 it takes twice as long
+STRIP = 512  # rows worked on at a time, which bounds the memory of a large picture; fewer make enlarging slower
 LARGE = 2**20  # values from which memory comes in large pages
 ALIGNED = 16  # float32 values; the last digits of a product may depend on where its rows begin
 
