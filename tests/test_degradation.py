@@ -1,3 +1,4 @@
+import doctest
 import hashlib
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from skimage.data import astronaut
 
+from face2scene import degradation
 from face2scene.degradation import (
     PRESETS,
     Blur,
@@ -150,6 +152,11 @@ def test_the_noise_seed_changes_the_grain_and_nothing_else():
     assert (first - second).mean().abs() < 0.005
     quiet = Recipe((Blur("iso", 9, 2.0), Jpeg(20)))
     assert torch.equal(quiet.apply(picture()), quiet.with_noise_seed(9).apply(picture()))
+
+
+def test_the_example_at_the_head_of_the_package_runs():
+    result = doctest.testmod(degradation)
+    assert result.attempted == 8 and result.failed == 0
 
 
 def test_the_seed_of_an_operators_noise_never_changes_since_stored_recipes_rely_on_it():

@@ -22,12 +22,16 @@ from face2scene.degradation import (
     Blur,
     GaussianNoise,
     Jpeg,
+    MotionBlur,
     PoissonNoise,
     Recipe,
     Resize,
     RestoreSize,
+    SensorNoise,
     Sinc,
     Space,
+    SpatialBlur,
+    Webp,
     apply_batch,
     bands,
     convolve,
@@ -97,24 +101,36 @@ def test_a_batch_of_one_operator_hands_out_the_small_pictures_too():
     assert small.shape == (2, 3, 24, 20)
 
 
-def test_a_number_of_threads_changes_no_byte(threads):
+CAMERA = [
+    MotionBlur(12, 0.3, bend_px=1.0),
+    SpatialBlur("aniso", 21, 3.0, 0.3, sigma_y=1.0, theta_rad=0.2),
+    SensorNoise.at_iso(1600, red_gain=2.0),
+    Webp(70),
+]
+
+
+def test_a_number_of_threads_changes_no_byte_and_stays_what_it_was(threads):
     generator = np.random.default_rng(1)
-    for recipe in [*drawn("paper", 5), *drawn("severe", 4), *drawn("mild", 4)]:
+    each = [Recipe((operator, RestoreSize()), noise_seed=3) for operator in [*OPERATORS, *CAMERA]]
+    for recipe in [*each, *drawn("paper", 4), *drawn("severe", 2), *drawn("mild", 2)]:
         image = picture(*(int(side) for side in generator.integers(97, 420, 2)))
         threads(1)
         alone = recipe.apply(image)
         for count in (2, 3):
             threads(count)
             assert torch.equal(recipe.apply(image), alone), recipe.to_json()
+            assert torch.get_num_threads() == count
+    with pytest.raises(ValueError, match="smaller size"):
+        Recipe((Blur("iso", 21, 3.0),)).apply(picture(5, 5))
+    assert torch.get_num_threads() == 3  # after an error too
 
 
-@pytest.mark.parametrize("side", [97, 129, 289, 417])  # one more than whole blocks
-def test_a_side_of_one_more_than_whole_blocks_is_no_exception_to_it(threads, side):
-    recipe = Recipe((Blur("iso", 21, 3.0), Resize(0.7), RestoreSize()))
-    threads(1)
-    alone = recipe.apply(picture(side, side))
-    threads(2)
-    assert torch.equal(recipe.apply(picture(side, side)), alone)
+def test_a_large_picture_gives_the_bytes_of_memory_in_small_pages(monkeypatch):
+    image, recipe = picture(150, 170), drawn("paper", 1)[0]
+    usual = recipe.apply(image)
+    monkeypatch.setattr(bands, "LARGE", 1)
+    assert torch.equal(recipe.apply(image), usual)
+    assert bands.room(3, 7).data_ptr() % (4 * bands.ALIGNED) == 0
 
 
 def test_where_in_memory_a_picture_lies_changes_no_byte():

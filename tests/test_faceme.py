@@ -2,6 +2,7 @@ import copy
 import functools
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,20 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn import functional as F
+from transformers import CLIPImageProcessorPil, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from face2scene.converters import CONVERTERS
 from face2scene.images import read_image, to_bytes, write_png
-from face2scene.ref_fr import faceme, faceme_id, faceme_tiny
-from face2scene.ref_fr.base import StageOneError, _frame, five_points, in_bytes, mirrored_points
+from face2scene.ref_fr import faceme, faceme_files, faceme_id, faceme_tiny
+from face2scene.ref_fr.base import StageOneError, StageOneFailure, _frame, five_points, in_bytes, mirrored_points
 from face2scene.ref_fr.faceme import SCHEDULERS, FaceMe
 from face2scene.ref_fr.faceme_id import IDEncoder, Mix, clip_pixels, insert_tokens
 from face2scene.ref_fr.faceme_tiny import SDXL_SCHEDULE, WholePicture, tiny_parts, tiny_unet
-from face2scene.ref_fr.references import Antelope, Reference, SeenFace, choose, quality
+from face2scene.ref_fr.references import Antelope, Reference, ReferenceBook, SeenFace, choose, quality
+from face2scene.ref_fr.versions import code_version
 from face2scene.weights import MissingWeights, WeightsError
 
 SDXL_UNET = {  # stabilityai/stable-diffusion-xl-base-1.0, which RealVisXL is tuned from
@@ -113,10 +117,139 @@ def test_the_id_encoder_is_clips_tower_with_both_projections():
     torch.testing.assert_close(encoder(pixels), torch.cat([first, pooled @ encoder.visual_projection_2.weight.T], -1))
 
 
+def test_the_id_encoder_is_vit_l_14_by_the_names_of_the_released_file():
+    """The names are written out here, since a library may rename its own modules from one version to the next."""
+    width = 1024
+    shapes = {
+        "vision_model.embeddings.class_embedding": (width,),
+        "vision_model.embeddings.patch_embedding.weight": (width, 3, 14, 14),
+        "vision_model.embeddings.position_embedding.weight": (257, width),
+        "visual_projection.weight": (768, width),
+        "visual_projection_2.weight": (1280, width),
+    }
+    shapes |= {
+        f"vision_model.{n}.{s}": (width,) for n in ("pre_layrnorm", "post_layernorm") for s in ("weight", "bias")
+    }
+    for n in range(24):
+        shapes |= clip_layer(f"vision_model.encoder.layers.{n}", width, 4096)
+    with torch.device("meta"):
+        encoder = IDEncoder()
+    assert {name: tuple(t.shape) for name, t in encoder.state_dict().items()} == shapes
+    assert encoder.config.hidden_act == "quick_gelu" and encoder.config.image_size == 224
+
+
+def test_the_mixer_has_the_released_files_names():
+    shapes = {}
+    for name, into, out in [
+        ("pro_id.mlp1", 512, 1024),
+        ("pro_id.mlp2", 1024, 1024),
+        ("pro_id.mlp3", 1024, 2048),
+        ("pro_id.mlp4", 2048, 2048),
+        ("mlp1", 4096, 2048),
+        ("mlp2", 2048, 2048),
+    ]:
+        shapes |= {f"{name}.layernorm.weight": (into,), f"{name}.layernorm.bias": (into,)}
+        shapes |= {f"{name}.fc1.weight": (out, into), f"{name}.fc1.bias": (out,)}
+        shapes |= {f"{name}.fc2.weight": (out, out), f"{name}.fc2.bias": (out,)}
+    shapes |= {"norm1.weight": (2048,), "norm1.bias": (2048,)}
+    with torch.device("meta"):
+        assert {name: tuple(t.shape) for name, t in Mix().state_dict().items()} == shapes
+
+
+def clip_layer(name: str, width: int, inner: int) -> dict[str, tuple[int, ...]]:
+    shapes = {f"{name}.mlp.fc1.weight": (inner, width), f"{name}.mlp.fc1.bias": (inner,)}
+    shapes |= {f"{name}.mlp.fc2.weight": (width, inner), f"{name}.mlp.fc2.bias": (width,)}
+    shapes |= {f"{name}.layer_norm{n}.{s}": (width,) for n in (1, 2) for s in ("weight", "bias")}
+    for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        shapes |= {f"{name}.self_attn.{projection}.weight": (width, width)}
+        shapes |= {f"{name}.self_attn.{projection}.bias": (width,)}
+    return shapes
+
+
+def clip_text(width: int, inner: int, layers: int, projection: int | None) -> dict[str, tuple[int, ...]]:
+    """A text encoder of SDXL as its released file has it."""
+    shapes = {
+        "text_model.embeddings.token_embedding.weight": (49408, width),
+        "text_model.embeddings.position_embedding.weight": (77, width),
+        "text_model.final_layer_norm.weight": (width,),
+        "text_model.final_layer_norm.bias": (width,),
+    }
+    for n in range(layers):
+        shapes |= clip_layer(f"text_model.encoder.layers.{n}", width, inner)
+    return shapes | ({"text_projection.weight": (projection, width)} if projection else {})
+
+
+def text_config(width: int, inner: int, layers: int, heads: int, activation: str) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        hidden_act=activation,
+        projection_dim=width,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "activation", "projection"),
+    [(CLIPTextModel, "quick_gelu", None), (CLIPTextModelWithProjection, "gelu", 16)],
+)
+def test_a_text_encoder_is_read_and_used_as_clip_is_defined(tmp_path, kind, activation, projection):
+    """Names as released, numbers as a second writing of CLIP gives them: the layer before the last, unnormalised."""
+    width, layers = 16, 3
+    w = {n: 0.3 * torch.randn(s) for n, s in clip_text(width, 32, layers, projection).items()}
+    text_config(width, 32, layers, 2, activation).save_pretrained(tmp_path)
+    save_file(w | {"text_model.embeddings.position_ids": torch.arange(77)[None]}, tmp_path / "model.safetensors")
+    encoder = faceme_files.load_text_encoder(kind, tmp_path)
+    ids = torch.tensor([[49406, 320, 1125, 539, 1710, 269, 49407, *[0] * 70]])
+
+    def linear(x, name):
+        return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def norm(x, name):
+        return F.layer_norm(x, (width,), w[f"{name}.weight"], w[f"{name}.bias"])
+
+    x = w["text_model.embeddings.token_embedding.weight"][ids] + w["text_model.embeddings.position_embedding.weight"]
+    states = []
+    for n in range(layers):
+        name = f"text_model.encoder.layers.{n}"
+        y = norm(x, f"{name}.layer_norm1")
+        q, k, v = (linear(y, f"{name}.self_attn.{p}_proj").view(1, 77, 2, 8).transpose(1, 2) for p in "qkv")
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(1, 77, width)
+        x = x + linear(y, f"{name}.self_attn.out_proj")
+        y = linear(norm(x, f"{name}.layer_norm2"), f"{name}.mlp.fc1")
+        y = F.gelu(y) if activation == "gelu" else y * torch.sigmoid(1.702 * y)
+        x = x + linear(y, f"{name}.mlp.fc2")
+        states.append(x)
+    with torch.no_grad():
+        output = encoder(ids, output_hidden_states=True)
+    torch.testing.assert_close(output.hidden_states[-2], states[-2], atol=2e-5, rtol=1e-5)
+    if projection:
+        pooled = norm(states[-1], "text_model.final_layer_norm")[:, 6] @ w["text_projection.weight"].T
+        torch.testing.assert_close(output.text_embeds, pooled, atol=2e-5, rtol=1e-5)
+
+
+def test_a_partial_text_encoder_is_refused_and_not_filled_with_random_numbers(tmp_path):
+    shapes = clip_text(16, 32, 2, None)
+    text_config(16, 32, 2, 2, "gelu").save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
+        faceme_files.load_text_encoder(CLIPTextModel, tmp_path)
+    del shapes["text_model.encoder.layers.1.mlp.fc1.weight"]
+    shapes["text_model.final_layer_norm.bias"] = (4,)
+    save_file({n: torch.zeros(s) for n, s in shapes.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"layers\.1\.mlp\.fc1\.weight.*final_layer_norm\.bias \(4,\) for \(16,\)"
+    ) as error:
+        faceme_files.load_text_encoder(CLIPTextModel, tmp_path)
+    assert "model.safetensors" in str(error.value)
+
+
 @pytest.mark.parametrize("box", [(10.4, 20.5, 200.6, 280.2), (-15.5, -3.2, 120.0, 90.7), (5, 5, 40, 40)])
 def test_face_crops_are_what_clips_own_processor_makes(box):
-    from transformers import CLIPImageProcessorPil
-
     image = (np.random.default_rng(0).random((300, 260, 3)) * 255).astype(np.uint8)
     theirs = np.asarray(CLIPImageProcessorPil()(Image.fromarray(image).crop(box))["pixel_values"][0])
     np.testing.assert_allclose(clip_pixels(image, box).numpy(), theirs, atol=1e-6)
@@ -136,39 +269,80 @@ def test_the_word_is_the_fourth_of_the_prompt():
     assert torch.equal(prompt.positive, prompt.negative)
 
 
-def test_denoising_equals_diffusers_own_pipeline(faces, people):
-    """The released code hands its noised latents to this pipeline; two of four steps are compared."""
+def test_a_face_is_what_the_released_recipe_makes_of_it(faces, people):
+    """The released script's steps written a second time, around diffusers' own pipeline, with a negative prompt of its
+    own so that no two conditions are equal. Latents of every step agree to 1e-4, the picture to one of 255."""
     model = tiny(steps=4)
-    parts = model.parts
+    parts, plain = model.parts, model.parts.prompt
+    prompt = replace(plain, negative=plain.negative.flip(0) * 0.7, negative_pooled=plain.negative_pooled.flip(0) * 0.7)
+    model._parts = parts = replace(parts, prompt=prompt)
     control = faces[:1] * 2 - 1
-    tokens, _ = model.reference_tokens(people["ann"])
-    prompt = insert_tokens(parts.prompt.positive, parts.prompt.place, tokens)[None]
-    noised = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    # references: ArcFace's numbers of unit length beside CLIP's look at the box, through Mix, in place of "face"
+    looks, identities = [], []
+    for path in people["ann"]:
+        image = to_bytes(read_image(path))
+        seen = WholePicture().see(image)
+        pixels = CLIPImageProcessorPil()(Image.fromarray(image).crop(seen.box))["pixel_values"][0]
+        tower = parts.id_encoder.vision_model(torch.as_tensor(np.asarray(pixels))[None])[1]
+        both = [parts.id_encoder.visual_projection(tower), parts.id_encoder.visual_projection_2(tower)]
+        looks.append(torch.cat(both, dim=-1))
+        identities.append(torch.tensor(seen.identity / np.linalg.norm(seen.identity))[None])
+    tokens = parts.mix(torch.cat(looks), torch.cat(identities))
+    torch.testing.assert_close(model.reference_tokens(people["ann"])[0], tokens, atol=1e-5, rtol=0)
+    embeds = torch.cat([prompt.positive[None, :4], tokens[None], prompt.positive[None, 5:]], dim=1)[:, :77]
+
+    # the start: a sample of the VAE's posterior under the noise of the last training step
+    draw = faceme.face_generator(model.seed, faces[0])
+    sample, noise = torch.randn((2, 1, 4, 8, 8), generator=draw)
+    posterior = parts.vae.encode(control).latent_dist
+    scheduler = DDPMScheduler.from_config(SDXL_SCHEDULE)
+    latents = (posterior.mean + posterior.std * sample) * parts.vae.config.scaling_factor
+    noised = scheduler.add_noise(latents, noise, torch.tensor([999]))
+
     pipeline = StableDiffusionXLControlNetPipeline(
-        parts.vae, None, None, None, None, parts.unet, parts.controlnet, DDPMScheduler.from_config(SDXL_SCHEDULE)
+        parts.vae, None, None, None, None, parts.unet, parts.controlnet, scheduler
     )
     pipeline.set_progress_bar_config(disable=True)
-    seen = []
-    pipeline(
+    steps = []
+
+    def note(pipe, step, t, values):
+        steps.append((int(t), values["latents"].clone()))
+        return values
+
+    made = pipeline(
         latents=noised.clone(),
         image=control,
-        prompt_embeds=prompt,
-        pooled_prompt_embeds=parts.prompt.pooled[None],
-        negative_prompt_embeds=parts.prompt.negative[None],
-        negative_pooled_prompt_embeds=parts.prompt.negative_pooled[None],
+        prompt_embeds=embeds,
+        pooled_prompt_embeds=prompt.pooled[None],
+        negative_prompt_embeds=prompt.negative[None],
+        negative_pooled_prompt_embeds=prompt.negative_pooled[None],
         num_inference_steps=4,
-        generator=torch.Generator().manual_seed(2),
-        output_type="latent",
-        callback_on_step_end=lambda pipe, step, t, values: (seen.append((int(t), values["latents"].clone())), values)[
-            1
-        ],
-    )
-    assert [t for t, _ in seen] == [751, 501, 251, 1]
-    for steps in (1, 2, 0):
-        ours = model.denoise(noised, control, prompt, [torch.Generator().manual_seed(2)], until=steps)
-        assert (ours - seen[steps - 1][1]).abs().max() < 1e-4
-    without = model.denoise(noised, control, parts.prompt.positive[None], [torch.Generator().manual_seed(2)])
-    assert (without - seen[-1][1]).abs().max() > 1e-3, "the references changed nothing"
+        generator=draw,
+        callback_on_step_end=note,
+    ).images[0]
+    assert [t for t, _ in steps] == [751, 501, 251, 1]
+
+    def ours(until: int, **change) -> torch.Tensor:
+        draw = faceme.face_generator(model.seed, faces[0])
+        start = faceme.start_latents(parts.vae, control, model._schedule(), [draw])
+        return model.denoise(start, control, change.get("embeds", embeds), [draw], until=until)
+
+    for step, (_, known) in enumerate(steps, start=1):
+        assert (ours(step) - known).abs().max() < 1e-4
+    assert (ours(1, embeds=prompt.positive[None]) - steps[0][1]).abs().max() > 1e-3, "the references changed nothing"
+
+    # colours: the input's low frequencies and the output's high ones, in five levels
+    def low(x):
+        kernel = torch.outer(*[torch.tensor([1.0, 2, 1]) / 4] * 2).expand(3, 1, 3, 3)
+        for level in range(5):
+            x = F.conv2d(F.pad(x, (2**level,) * 4, mode="replicate"), kernel, groups=3, dilation=2**level)
+        return x
+
+    output = torch.from_numpy(np.array(made) / 255.0 * 2 - 1).float().permute(2, 0, 1)[None]
+    aligned = (output - low(output) + low(control)) / 2 + 0.5
+    restored = model.restore_aligned(faces[:1], [people["ann"]])[0].image
+    assert (restored - aligned[0].clamp(0, 1)).abs().max() < 1.01 / 255
 
 
 def test_fifty_steps_start_at_981_and_the_noise_is_that_of_999(faces):
@@ -230,6 +404,30 @@ def test_references_are_described_once(faces, people, monkeypatch):
     assert len(looks) == 3
 
 
+def test_the_book_of_references_forgets_the_oldest_and_keeps_no_pixels(people):
+    book = ReferenceBook(pages=2)
+    for number, path in enumerate(people["ann"]):
+        assert book.unknown([path, path]) == [path]
+        book.write(path, reference(f"{number}", 0, 0.5))
+        assert book.read([path])[0].path == Path(str(number))
+    assert book.unknown(people["ann"]) == people["ann"][:1]
+    model = tiny()
+    model.reference_tokens(people["bob"])
+    numbers = [seen.looks.numel() + seen.identity.size for seen in model._book.read(people["bob"])]
+    assert numbers == [32 + 8] * 3
+
+
+def test_a_lack_of_memory_is_said_and_no_face_is_blamed(faces, people, monkeypatch):
+    model = tiny()
+
+    def full(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(model, "denoise", full)
+    with pytest.raises(StageOneFailure, match=r"2 face\(s\) at once: set ref_fr\.batch=1"):
+        model.restore_aligned(faces[:2], [people["ann"]] * 2)
+
+
 def test_the_fingerprint_follows_weights_and_settings():
     prints = {tiny().fingerprint, tiny(steps=4).fingerprint, FaceMe.tiny(weights_seed=1, size=64).fingerprint}
     assert len(prints) == 3 and tiny().fingerprint == tiny(batch=1).fingerprint
@@ -242,7 +440,7 @@ def test_code_versions_ignore_comments_and_docstrings(tmp_path, monkeypatch):
     versions = []
     for number, text in enumerate(('"""A."""\nx = 1\n', '"""B."""\n# why\nx = 1\n', "x = 2\n")):
         (tmp_path / f"version_{number}.py").write_text(text)
-        versions.append(faceme.code_version(importlib.import_module(f"version_{number}")))
+        versions.append(code_version(importlib.import_module(f"version_{number}")))
     assert versions[0] == versions[1] != versions[2]
 
 
@@ -251,7 +449,7 @@ def test_code_versions_ignore_comments_and_docstrings(tmp_path, monkeypatch):
 
 def reference(name: str, angle: float, quality: float) -> Reference:
     identity = np.array([np.cos(angle), np.sin(angle)], dtype=np.float32)
-    return Reference(Path(name), identity, torch.zeros(3, 4, 4), quality)
+    return Reference(Path(name), identity, torch.zeros(8), quality)
 
 
 def test_the_larger_group_of_one_person_is_used_and_the_others_are_named():
@@ -321,8 +519,8 @@ def test_arcface_gets_the_largest_face_as_rgb(weights, photo):
 # --- released files
 
 
-def sparse_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A file of full size whose data are holes: it takes no room on the disk."""
+def half_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], *, random: bool = False) -> None:
+    """A file of full size in half precision: random numbers, or holes, which take no room on the disk."""
     header, offset = {}, 0
     for name, shape in shapes.items():
         size = 2 * int(np.prod(shape))
@@ -333,16 +531,21 @@ def sparse_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
+        block = (np.random.default_rng(0).standard_normal(1 << 24) * 0.02).astype(np.float16)
+        for name, shape in shapes.items() if random else ():
+            count = int(np.prod(shape))
+            first = len(name) * 1009  # no two networks alike
+            file.write(np.resize(block[first:], count).tobytes())
         file.truncate(8 + len(text) + offset)
 
 
-def released_folder(folder: Path, kind: type, config: dict, change=lambda shapes: None) -> int:
+def released_folder(folder: Path, kind: type, config: dict, change=lambda shapes: None, random: bool = False) -> int:
     with torch.device("meta"):
         network = kind.from_config(config)
     shapes = {name: tuple(t.shape) for name, t in network.state_dict().items()}
     count = sum(int(np.prod(shape)) for shape in shapes.values())
     change(shapes)
-    sparse_safetensors(folder / "diffusion_pytorch_model.safetensors", shapes)
+    half_safetensors(folder / "diffusion_pytorch_model.safetensors", shapes, random=random)
     network.save_config(folder)
     return count
 
@@ -357,7 +560,125 @@ def released_folder(folder: Path, kind: type, config: dict, change=lambda shapes
 )
 def test_full_size_files_are_accepted_by_their_names_and_shapes(tmp_path, kind, config, millions):
     assert released_folder(tmp_path, kind, config) / 1e6 == pytest.approx(millions, abs=0.1)
-    faceme.compare_headers(kind, tmp_path)
+    faceme_files.compare_headers(kind, tmp_path)
+
+
+SDXL_TEXT = {  # kind, width, inner, layers, heads, activation, projection
+    "text_encoder": (CLIPTextModel, 768, 3072, 12, 12, "quick_gelu", None),
+    "text_encoder_2": (CLIPTextModelWithProjection, 1280, 5120, 32, 20, "gelu", 1280),
+}
+
+
+@pytest.mark.parametrize("name", SDXL_TEXT)
+def test_full_size_text_encoders_are_compared_by_the_released_names(tmp_path, name, monkeypatch):
+    kind, width, inner, layers, heads, activation, projection = SDXL_TEXT[name]
+    shapes = clip_text(width, inner, layers, projection)
+    text_config(width, inner, layers, heads, activation).save_pretrained(tmp_path)
+    half_safetensors(tmp_path / "model.safetensors", shapes)
+    monkeypatch.setattr(kind, "from_pretrained", lambda *_, **__: torch.nn.Identity())
+    faceme_files.load_text_encoder(kind, tmp_path)
+    assert (
+        sum(int(np.prod(s)) for s in shapes.values()) == {"text_encoder": 123060480, "text_encoder_2": 694659840}[name]
+    )
+
+
+def memory(kind: str) -> float:
+    """GiB of this process: RssAnon now, or VmHWM, the most there ever was."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind)]
+    return int(line.split()[1]) / 2**20
+
+
+@pytest.mark.slow
+def test_random_files_of_full_shape_are_written_loaded_and_run(tmp_path, people, monkeypatch, capsys):
+    """About 10 GB on the disk. Half-precision files are mapped: what is loaded takes little memory of its own."""
+    import shutil
+    import time
+
+    from face2scene.runs import REPOSITORY
+
+    start = time.perf_counter()
+    base, control = (
+        tmp_path / "base",
+        {k: v for k, v in SDXL_UNET.items() if k not in ("sample_size", "up_block_types")},
+    )
+    released_folder(base / "unet", UNet2DConditionModel, SDXL_UNET, random=True)
+    released_folder(base / "vae", AutoencoderKL, SDXL_VAE, random=True)
+    released_folder(tmp_path / "controlnet", ControlNetModel, control, random=True)
+    for name, (_, width, inner, layers, heads, activation, projection) in SDXL_TEXT.items():
+        text_config(width, inner, layers, heads, activation).save_pretrained(base / name)
+        half_safetensors(base / name / "model.safetensors", clip_text(width, inner, layers, projection), random=True)
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(REPOSITORY / "checkpoints/tiny/base/tokenizer", base / name)
+    (base / "scheduler").mkdir()
+    (base / "scheduler/scheduler_config.json").write_text(json.dumps(SDXL_SCHEDULE))
+    with torch.device("meta"):
+        own, towers = Mix().state_dict(), IDEncoder().state_dict()
+    half_safetensors(tmp_path / "mix.safetensors", {n: tuple(t.shape) for n, t in own.items()}, random=True)
+    tower = {n: (torch.randn(t.shape) * 0.02).half() for n, t in towers.items()}
+    torch.save({"id_encoder": tower, "lora_weights": {}}, tmp_path / "photomaker-v1.bin")
+    del tower
+    written = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) / 1e9
+    times = {"write": time.perf_counter() - start}
+
+    class Seer(WholePicture):
+        def see(self, image):
+            seen = super().see(image)
+            return replace(seen, identity=np.resize(seen.identity, 512) / 8)
+
+    monkeypatch.setattr(faceme_files, "Antelope", lambda folder: Seer())
+    start = time.perf_counter()
+    model = FaceMe.released(
+        base=str(base),
+        controlnet=str(tmp_path / "controlnet"),
+        mix=str(tmp_path / "mix.safetensors"),
+        photomaker=str(tmp_path / "photomaker-v1.bin"),
+        dtype="float16",
+        vae_dtype="float16",
+        size=64,
+        device="cpu",
+    )
+    model.ready()
+    times["load"] = time.perf_counter() - start
+    loaded = {"RssAnon": memory("RssAnon"), "peak": memory("VmHWM")}
+    parts = model.parts
+    weight = parts.unet.state_dict()["mid_block.attentions.0.proj_in.weight"]
+    with safe_open(base / "unet/diffusion_pytorch_model.safetensors", "pt") as file:
+        assert torch.equal(weight, file.get_tensor("mid_block.attentions.0.proj_in.weight"))
+    assert parts.prompt.positive.shape == (77, 2048) and parts.prompt.pooled.shape == (1280,)
+    assert loaded["RssAnon"] < 4 and loaded["peak"] < 8
+
+    # one network at a time, so that no more than one is in memory
+    start = time.perf_counter()
+    with torch.inference_mode():
+        tokens, _ = model.reference_tokens(people["ann"][:1])
+        assert tokens.shape == (1, 2048) and torch.isfinite(tokens).all()
+        prompts = insert_tokens(parts.prompt.positive, parts.prompt.place, tokens)[None].half()
+        added = {
+            "text_embeds": parts.prompt.pooled[None].half(),
+            "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]]).half(),
+        }
+        given = torch.randn(1, 4, 8, 8).half(), torch.tensor(981)
+        down, middle = parts.controlnet(
+            *given,
+            encoder_hidden_states=prompts,
+            controlnet_cond=torch.zeros(1, 3, 64, 64).half(),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )
+        unet = parts.unet
+        del parts, model
+        out = unet(
+            *given,
+            encoder_hidden_states=prompts,
+            added_cond_kwargs=added,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=middle,
+        ).sample
+    times["run"] = time.perf_counter() - start
+    assert out.shape == (1, 4, 8, 8)
+    with capsys.disabled():
+        said = {k: round(v, 1) for k, v in times.items()} | {k: round(v, 2) for k, v in loaded.items()}
+        print(f"\n{written:.1f} GB written; seconds and GiB: {said}; peak in all {memory('VmHWM'):.2f} GiB")
 
 
 def test_a_partial_controlnet_is_refused_before_it_is_read(tmp_path):
@@ -369,7 +690,7 @@ def test_a_partial_controlnet_is_refused_before_it_is_read(tmp_path):
 
     released_folder(tmp_path, ControlNetModel, config, spoil)
     with pytest.raises(ValueError, match=r"controlnet_mid_block\.weight.*conv_in\.weight \(320, 9, 3, 3\)") as error:
-        faceme.load_network(ControlNetModel, tmp_path, "controlnet")
+        faceme_files.load_network(ControlNetModel, tmp_path, "controlnet")
     assert "diffusion_pytorch_model.safetensors" in str(error.value)
 
 
@@ -383,7 +704,7 @@ def test_the_old_names_of_a_vaes_attention_are_known(tmp_path):
                     shapes[name.replace(new, old)] = (*shape, 1, 1) if kind == "weight" else shape
 
     released_folder(tmp_path, AutoencoderKL, SDXL_VAE, age)
-    faceme.compare_headers(AutoencoderKL, tmp_path)
+    faceme_files.compare_headers(AutoencoderKL, tmp_path)
 
 
 def test_a_full_shape_mixer_goes_through_its_file(tmp_path):
@@ -479,8 +800,8 @@ def test_released_files_of_tiny_networks_make_the_same_face(tmp_path, faces, peo
     torch.save({"id_encoder": parts.id_encoder.state_dict(), "lora_weights": {}}, tmp_path / "photomaker-v1.bin")
     monkeypatch.setattr(faceme_id, "Mix", lambda: Mix(32, 8))
     monkeypatch.setattr(faceme_id, "IDEncoder", lambda: tiny_parts(6).id_encoder)
-    monkeypatch.setattr(faceme, "encode_prompts", lambda found, **texts: parts.prompt)
-    monkeypatch.setattr(faceme, "Antelope", lambda folder: WholePicture())
+    monkeypatch.setattr(faceme_files, "encode_prompts", lambda found, **texts: parts.prompt)
+    monkeypatch.setattr(faceme_files, "Antelope", lambda folder: WholePicture())
     options = {
         "base": str(base),
         "controlnet": str(tmp_path / "controlnet"),
@@ -504,6 +825,10 @@ def test_weights_that_are_not_there_are_one_sentence_each_time(faces, people, mo
             model.restore_aligned(torch.rand(1, 3, 512, 512), [people["ann"]])
     with pytest.raises(MissingWeights, match="face2scene fetch antelopev2"):
         Antelope().see(np.zeros((8, 8, 3), np.uint8))
+    for name in ("scrfd_10g_bnkps.onnx", "glintr100.onnx"):
+        (tmp_path / name).write_bytes(b"cut short")
+    with pytest.raises(ValueError, match=r"scrfd_10g_bnkps\.onnx is not a whole network.*fetch antelopev2 again"):
+        Antelope(tmp_path).ready()
 
 
 # --- bad input

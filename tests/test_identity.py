@@ -93,8 +93,11 @@ def album(tmp_path):
 
 
 def test_a_reference_photo_without_one_face_is_refused_by_name(album, detector):
-    with pytest.raises(UnusableReference, match=r"No face was found in the reference photo .*wall\.png: take one"):
+    with pytest.raises(UnusableReference, match=r"No face of 16 pixels or more was found in .*wall\.png: take one"):
         reference_face(album / "ann/wall.png", detector)
+    write_png(album / "small.png", picture((GREEN, 30, 30, 14)))
+    with pytest.raises(UnusableReference, match=r"No face of 16 pixels or more was found in .*small\.png: take one"):
+        reference_face(album / "small.png", detector)
     with pytest.raises(UnusableReference, match=r"crowd\.png shows 2 faces: cut it to the one person"):
         reference_face(album / "ann/crowd.png", detector)
     assert reference_face(album / "ann/passer-by.png", detector).size == 90
@@ -124,7 +127,7 @@ def test_folders_that_hold_nobody_are_refused(album, detector, tmp_path):
     with pytest.raises(FileNotFoundError, match="put the photos of each person in a sub-folder"):
         load_people(tmp_path / "empty", detector)
     shutil.copy(album / "ann/wall.png", tmp_path / "empty")
-    with pytest.raises(UnusableReference, match=r"No reference photo can be used\. No face was found"):
+    with pytest.raises(UnusableReference, match=r"No reference photo can be used\. No face of 16 pixels"):
         load_people(tmp_path / "empty", detector)
     for blind in (Detector(None), Detector(Marks(), identities=False)):
         with pytest.raises(ValueError, match=r"faces\.identities=true"):

@@ -20,7 +20,7 @@ from face2scene.files import sha256_of
 from face2scene.images import read_tensor, write_png
 from face2scene.records import Face, Scene
 from face2scene.ref_fr import AlignedRefFR, Copy, GroundTruth, Imitation, Perturbed, StageOneError, face_pair
-from face2scene.ref_fr.base import RestoredFace, in_bytes
+from face2scene.ref_fr.base import RestoredFace, StageOneFailure, in_bytes
 from face2scene.ref_fr.cache import Cached
 from face2scene.ref_fr.external import External
 from face2scene.ref_fr.faceme import FaceMe
@@ -96,10 +96,11 @@ def test_the_imitations_are_near_the_rows_of_table_6_on_packaged_faces(weights):
     from face2scene.eval.metrics import METRICS
     from face2scene.faces.align import crop, square_crop_box
     from face2scene.faces.detect import Detector
+    from face2scene.faces.open import OpenBackend
     from face2scene.images import resize, to_array
     from face2scene.runs import REPOSITORY
 
-    finder, truths = Detector(landmarks=False, identities=False), []
+    finder, truths = Detector(OpenBackend(), landmarks=False, identities=False), []
     for name in ("obama.jpg", "obama2.jpg", "obama3.jpg", "biden.jpg"):
         image = read_tensor(weights("photos_face_recognition") / name)
         box = square_crop_box(finder.find(to_array(image))[0].box, tuple(image.shape[-2:]))
@@ -170,6 +171,23 @@ def test_a_refused_face_is_remembered_and_spoils_no_other(tmp_path, photo_files)
     assert torch.equal(cache.restore_aligned(images[:1], [photo_files])[0].image, in_bytes(1 - images[0]))
     with pytest.raises(StageOneError, match="there are no references"):
         cache.restore_aligned(images[1:], [[]])
+
+
+def test_what_is_no_faces_fault_is_tried_again(tmp_path, photo_files):
+    class Busy(Negative):
+        busy = True
+
+        def restore_aligned(self, faces, references):
+            if self.busy:
+                raise StageOneFailure("out of memory")
+            return super().restore_aligned(faces, references)
+
+    inner = Busy()
+    cache = Cached(inner, tmp_path / "cache")
+    with pytest.raises(StageOneFailure, match="out of memory"):
+        cache.fill(faces(2), [photo_files] * 2)
+    inner.busy = False
+    assert cache.fill(faces(2), [photo_files] * 2) == 2
 
 
 def test_what_cannot_be_loaded_is_no_faces_fault_and_leaves_no_trace(tmp_path, photo_files):
@@ -325,12 +343,18 @@ def test_refusals_and_damage_are_summed_up(tmp_path, inscene):
 
 
 class Finder:
+    """One face in the middle, upright or on its head."""
+
+    def __init__(self, *, upside_down: bool = False):
+        self.upside_down = upside_down
+
     def find(self, image: np.ndarray) -> list[Face]:
         points = np.array([[40.0, 44], [56, 44], [48, 54], [42, 60], [54, 60]])
-        return [Face((36.0, 36.0, 60.0, 64.0), 0.9, points)]
+        return [Face((36.0, 36.0, 60.0, 64.0), 0.9, 96 - points if self.upside_down else points)]
 
 
-def test_a_refused_face_falls_back_to_the_null_tokens_and_the_why_log_says_why(tiny_base, photo_files):
+@pytest.fixture(scope="module")
+def pipeline(tiny_base):
     from face2scene.fadex.encoder import FaDeX
     from face2scene.mapnet import MapNet
     from face2scene.pipeline import Face2ScenePipeline
@@ -347,20 +371,137 @@ def test_a_refused_face_falls_back_to_the_null_tokens_and_the_why_log_says_why(t
         vae_layers=lora.VAE_ENCODER[:6],
         source=str(tiny_base),
     )
-    fadex = FaDeX(widths=(8, 8), strides=(2, 1), embedding=8)
-    model = FaceMe.tiny(size=64, steps=1, device="cpu")
-    pipeline = Face2ScenePipeline(restorer, fadex, ref_fr=model, detector=Finder())
+    return Face2ScenePipeline(restorer, FaDeX(widths=(8, 8), strides=(2, 1), embedding=8), detector=Finder())
+
+
+def test_a_refused_face_falls_back_to_the_null_tokens_and_the_why_log_says_why(pipeline, photo_files):
+    pipeline.ref_fr, pipeline.detector = FaceMe.tiny(size=64, steps=1, device="cpu"), Finder()
     picture = torch.rand(3, 96, 96)
     result = pipeline(Scene("a", picture, references=tuple(photo_files)))
     assert result.notes["tokens"] == "pair" and result.measurement.pair.restored.shape == (3, 39, 39)
     assert not torch.equal(result.measurement.pair.restored, result.measurement.pair.degraded)
-    for references, reason in [((), "got none"), ((photo_files[0].with_name("gone.png"),), "gone.png is not there")]:
+    black = photo_files[0].with_name("black.png")
+    write_png(black, np.zeros((40, 30, 3), np.float32))
+    for references, reason in [
+        ((), "got none"),
+        ((photo_files[0].with_name("gone.png"),), "gone.png is not there"),
+        ((black,), "none of the 1 reference pictures shows a face (black.png)"),
+    ]:
         plain = pipeline(Scene("a", picture, references=references))
         assert plain.image.shape == picture.shape and plain.notes["tokens"] == "null"
-        assert reason in plain.notes["warnings"][0]
-    pipeline.ref_fr = FaceMe.released(base="no/such/folder", device="cpu")
-    unloaded = pipeline(Scene("a", picture, references=tuple(photo_files)))
-    assert "ref_fr.base" in unloaded.notes["warnings"][0] and json.dumps(unloaded.notes)
+        (warning,) = plain.notes["warnings"]
+        assert reason in warning and warning.startswith("The learned null tokens stand in") and "\n" not in warning
+
+
+def test_several_people_and_an_upside_down_face_are_restored_and_told(pipeline, tmp_path):
+    paths = []
+    for number, colour in enumerate([(0.9, 0.4, 0.2), (0.1, 0.3, 0.9), (0.9, 0.45, 0.2)]):
+        paths.append(tmp_path / f"{number}.png")
+        write_png(paths[-1], np.broadcast_to(np.float32(colour), (40, 30, 3)))
+    pipeline.ref_fr, pipeline.detector = FaceMe.tiny(size=64, steps=1, device="cpu"), Finder(upside_down=True)
+    result = pipeline(Scene("a", torch.rand(3, 96, 96), references=tuple(paths)))
+    assert result.notes["tokens"] == "pair" and result.image.shape == (3, 96, 96)
+    turned, strangers = result.notes["warnings"]
+    assert "turned by 180 degrees" in turned
+    assert strangers.endswith("2 of 3 were used, and these left out: 1.png.")
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> Path:
+    """A folder laid out as FaceMe's weights, of tiny networks, whole but for antelopev2."""
+    from safetensors.torch import save_file
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from face2scene.ref_fr.faceme_id import Mix
+    from face2scene.ref_fr.faceme_tiny import SDXL_SCHEDULE, tiny_parts
+
+    folder, parts = tmp_path_factory.mktemp("released"), tiny_parts()
+    for name in ("unet", "vae"):
+        getattr(parts, name).save_pretrained(folder / "base" / name)
+    parts.controlnet.save_pretrained(folder / "controlnet")
+    with torch.device("cpu"):
+        text = CLIPTextConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2)
+        CLIPTextModel(text).save_pretrained(folder / "base/text_encoder")
+        CLIPTextModelWithProjection(text).save_pretrained(folder / "base/text_encoder_2")
+    (folder / "base/scheduler").mkdir()
+    (folder / "base/scheduler/scheduler_config.json").write_text(json.dumps(SDXL_SCHEDULE))
+    save_file(Mix(32, 8).state_dict(), folder / "mix.safetensors")
+    torch.save({"id_encoder": parts.id_encoder.state_dict(), "lora_weights": {}}, folder / "photomaker-v1.bin")
+    return folder
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def without(name: str):
+    def change(path: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(path)
+        del tensors[name]
+        save_file(tensors, path)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "words"),
+    [
+        ("base/unet/diffusion_pytorch_model.safetensors", without("conv_in.weight"), ["unet", "conv_in.weight"]),
+        ("controlnet/diffusion_pytorch_model.safetensors", cut, ["controlnet", "not a whole safetensors file"]),
+        ("base/vae/config.json", Path.unlink, ["config.json", "vae", "ref_fr.base"]),
+        ("base/text_encoder/model.safetensors", without("@first"), ["text_encoder", "missing"]),
+        ("base/text_encoder_2/model.safetensors", Path.unlink, ["model.safetensors", "text_encoder_2"]),
+        ("base/scheduler/scheduler_config.json", Path.unlink, ["scheduler_config.json", "ref_fr.base"]),
+        ("mix.safetensors", without("norm1.bias"), ["mix.safetensors", "norm1.bias"]),
+        ("photomaker-v1.bin", cut, ["photomaker-v1.bin", "not a whole checkpoint"]),
+        ("antelope", None, ["scrfd_10g_bnkps.onnx", "ref_fr.antelope"]),
+    ],
+)
+def test_the_scene_is_restored_whatever_is_wrong_with_faceme(
+    pipeline, released, tmp_path, photo_files, monkeypatch, file, spoil, words
+):
+    import shutil
+
+    from face2scene.ref_fr import faceme_files, faceme_id
+    from face2scene.ref_fr.faceme_id import Mix
+    from face2scene.ref_fr.faceme_tiny import tiny_parts
+
+    parts = tiny_parts()
+    monkeypatch.setattr(faceme_id, "Mix", lambda: Mix(32, 8))
+    monkeypatch.setattr(faceme_id, "IDEncoder", lambda: tiny_parts().id_encoder)
+    if "text_encoder" not in file:
+        monkeypatch.setattr(faceme_files, "encode_prompts", lambda found, **texts: parts.prompt)
+    folder = tmp_path / "released"
+    shutil.copytree(released, folder)
+    (folder / "antelope").mkdir()
+    if spoil:
+        name = "@first"
+        if spoil.__name__ == "change" and "text_encoder" in file:
+            from safetensors import safe_open
+
+            with safe_open(folder / file, "pt") as opened:
+                name = next(iter(opened.keys()))
+            spoil = without(name)
+            words = [*words, name.removeprefix("text_model.")]
+        spoil(folder / file)
+    pipeline.detector = Finder()
+    pipeline.ref_fr = FaceMe.released(
+        base=str(folder / "base"),
+        controlnet=str(folder / "controlnet"),
+        mix=str(folder / "mix.safetensors"),
+        photomaker=str(folder / "photomaker-v1.bin"),
+        antelope=str(folder / "antelope"),
+        size=64,
+        device="cpu",
+    )
+    result = pipeline(Scene("a", torch.rand(3, 96, 96), references=tuple(photo_files)))
+    assert result.image.shape == (3, 96, 96) and result.notes["tokens"] == "null"
+    (warning,) = result.notes["warnings"]
+    assert "\n" not in json.loads(json.dumps(warning))
+    for word in words:
+        assert word in warning, warning
 
 
 # --- Real-ESRGAN
@@ -458,6 +599,7 @@ RESULT = 'target / "out" / (path.stem + "_r.png")'
     ("spoil", "reason"),
     [
         (f"({RESULT}).unlink(); print('out of memory')", "left no face_0000_r.png .*out of memory"),
+        (f"({RESULT}).unlink(); sys.exit('no GPU')", "failed and left nothing .*code 1, last line: no GPU"),
         (f"({RESULT}).write_text('no')", "left an unreadable face_0000_r.png"),
         (f"Image.new('RGB', (16, 32)).save({RESULT})", "16 x 32, not 32 x 32"),
         (f"Image.new('RGB', (32, 32)).save({RESULT})", "of one colour"),
@@ -503,15 +645,39 @@ def test_instantrestores_folders_are_staged_as_it_reads_them(tmp_path, photo_fil
 # --- spandrel
 
 
-@pytest.mark.slow
-def test_restoreformer_runs_through_spandrel(tmp_path, photo_files):
-    arch = pytest.importorskip("spandrel.architectures.RestoreFormer")
+def random_weights(kind: str, path: Path) -> None:
+    if kind == "codeformer":
+        arch = pytest.importorskip("spandrel_extra_arches.architectures.CodeFormer").CodeFormer
+    else:
+        arch = pytest.importorskip("spandrel.architectures.RestoreFormer").RestoreFormer
     torch.manual_seed(0)
-    torch.save(arch.RestoreFormer().state_dict(), tmp_path / "r.pth")
-    model = SpandrelFace("restoreformer", str(tmp_path / "r.pth"), device="cpu")
-    assert model.restore_aligned(faces(1, 512), [[]])[0].image.shape == (3, 512, 512)
-    with pytest.raises(StageOneError, match="is a RestoreFormer, not a codeformer"):
-        SpandrelFace("codeformer", str(tmp_path / "r.pth"), device="cpu").ready()
+    torch.save({"params_ema": arch().state_dict()}, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "other"), [("codeformer", "restoreformer"), ("restoreformer", "codeformer")])
+def test_the_released_architecture_runs_through_spandrel(tmp_path, kind, other):
+    random_weights(kind, tmp_path / "r.pth")
+    model = SpandrelFace(kind, str(tmp_path / "r.pth"), device="cpu")
+    face = torch.nn.functional.interpolate(torch.rand(1, 3, 16, 16), size=(512, 512), mode="bicubic")
+    made = model.restore_aligned(in_bytes(face), [[]])[0].image
+    with torch.inference_mode():
+        options = {"weight": 0.5} if kind == "codeformer" else {}
+        known = model._network(in_bytes(face) * 2 - 1, **options)[0] / 2 + 0.5
+    assert torch.equal(made, in_bytes(known)[0]) and made.std() > 0.001
+    with pytest.raises(StageOneFailure, match=f"not a {other}"):
+        SpandrelFace(other, str(tmp_path / "r.pth"), device="cpu").ready()
+
+
+def test_a_missing_package_and_a_cut_file_are_said(tmp_path, monkeypatch):
+    (tmp_path / "r.pth").write_bytes(b"PK cut")
+    monkeypatch.setitem(sys.modules, "spandrel", None)
+    with pytest.raises(StageOneFailure, match=r"pip install 'face2scene\[restorers\]'"):
+        SpandrelFace("restoreformer", str(tmp_path / "r.pth"), device="cpu").ready()
+    monkeypatch.undo()
+    pytest.importorskip("spandrel")
+    with pytest.raises(StageOneFailure, match=r"r\.pth is not a whole checkpoint"):
+        SpandrelFace("restoreformer", str(tmp_path / "r.pth"), device="cpu").ready()
 
 
 def test_a_plain_crop_is_restored_too(photo_files):

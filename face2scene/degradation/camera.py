@@ -15,6 +15,7 @@ from PIL import Image, features
 from torch import Tensor
 
 from face2scene.degradation import checks
+from face2scene.degradation.bands import room
 from face2scene.degradation.operators import Size
 from face2scene.degradation.psf import convolve
 from face2scene.images import to_bytes, to_tensor
@@ -130,7 +131,7 @@ class SensorNoise:
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
         if self.shot == 0 and self.read == 0:
             return image
-        noisy = torch.empty_like(image)
+        noisy = room(*image.shape, device=image.device)
         for channel, gain in enumerate((self.red_gain, 1.0, self.blue_gain)):  # one at a time, for the memory
             light = to_linear(image[channel])
             deviation = (light * (gain * self.shot)).add_((gain * self.read) ** 2).sqrt_()

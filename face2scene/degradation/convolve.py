@@ -2,8 +2,8 @@
 
 On a core, a kernel that is a sum of up to `MAX_RANK` separable ones (its singular value decomposition, cut where what
 is left weighs less than `RESIDUE`) is two passes of `bands.transform` for each of them; any other goes through SciPy's
-Fourier transform, since that of torch gives other last digits with another number of threads. On a GPU, and where
-gradients are wanted, the plain sum or torch's Fourier transform runs. All of them agree to 2e-6.
+Fourier transform. On a GPU, and where gradients are wanted, the plain sum or torch's Fourier transform runs. All of
+them agree to 2e-6.
 """
 
 from functools import lru_cache
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from face2scene.degradation import kernels
-from face2scene.degradation.bands import Bands, transform
+from face2scene.degradation.bands import Bands, room, transform
 
 RESIDUE = 1e-6  # the largest error that the cut makes in a picture in [0, 1]; a step of 16 bits is fifteen times that
 MAX_RANK = 3  # one more takes longer than the Fourier transform, measured on one core
@@ -76,7 +76,7 @@ def by_fourier(image: Tensor, kernel: Tensor) -> Tensor:
 
 
 def by_scipy(image: Tensor, kernel: Tensor) -> Tensor:
-    """`by_fourier` on the CPU, the same bytes for any number of threads; some rows of a channel at a time."""
+    """`by_fourier` on the CPU; some rows of a channel at a time."""
     side = kernel.shape[-1]
     pad = side // 2
     height, width = image.shape[-2:]
@@ -84,7 +84,7 @@ def by_scipy(image: Tensor, kernel: Tensor) -> Tensor:
     grid = tuple(scipy.fft.next_fast_len(length + side - 1, real=True) for length in (step, width))
     # Of the kernel's rows only the first `side` are not zero.
     response = scipy.fft.fft(scipy.fft.rfft(kernel.float().numpy(), n=grid[1]), n=grid[0], axis=0)
-    result = torch.empty_like(image, memory_format=torch.contiguous_format)
+    result = room(*image.shape)
     for start in range(0, height, step):
         stop = min(start + step, height)
         low, high = max(start - pad, 0), min(stop + pad, height)

@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from face2scene.degradation.bands import room
+
 STRIP = 2**16  # pixels that change their form at a time; they fit a core's cache
 CODECS = ("libjpeg", "differentiable")
 # Steps of the standard (ITU-T T.81, annex K), rows are vertical frequencies. basicsr has them turned over the diagonal.
@@ -48,7 +50,7 @@ def codec(image: Tensor, quality: int) -> Tensor:
     del lines
     picture.save(file, format="JPEG", quality=quality, subsampling="4:2:0")
     del picture
-    result = image.new_empty(3, height, width)
+    result = room(3, height, width, device=image.device)
     file.seek(0)
     with Image.open(file, formats=("JPEG",)) as stored:
         stored.load()

@@ -12,6 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from face2scene.degradation.bands import room
+
 CHUNK = 32768  # words of 64 bits, each the randomness of two values: on a CPU, these stay in a core's cache
 LARGE_CHUNK = 2**22  # on a GPU
 GOLDEN = 0x9E3779B97F4A7C15
@@ -39,7 +41,7 @@ def gaussian(seed: int, count: int, device: torch.device | str = "cpu") -> Tenso
     beyond 6.1 never.
     """
     table = _quantiles(str(device))
-    values = torch.empty(count, device=device)
+    values = room(count, device=device)
     for start, part in _chunks(values):
         bits = _words(seed, start, len(part), device)
         first = table.index_select(0, bits & 0xFFFF)
@@ -67,7 +69,7 @@ def shot(intensity: Tensor, seed: int) -> tuple[Tensor, int]:
         used += torch.bincount(_levels(part), minlength=LEVELS)
     photons = 2 ** math.ceil(math.log2(int(used.count_nonzero())))
     alias, offset = _poisson_tables(photons, str(flat.device))
-    noise = torch.empty_like(flat)
+    noise = room(len(flat), device=flat.device)
     for start, part in _chunks(noise):
         level = _levels(flat[start : start + len(part)])
         bits = _words(seed, start, len(part), flat.device)

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from face2scene.degradation import checks, kernels
+from face2scene.degradation.bands import room
 from face2scene.degradation.operators import Size
 
 WIDTHS = 97  # at which the field's kernel is computed
@@ -160,7 +161,7 @@ def convolve(
     # The picture is real, so two real kernels travel as one complex and part again: half the transforms.
     evens, odds = stack[::2], torch.cat([stack[1::2], torch.zeros_like(stack[: len(stack) % 2])])
     pairs = torch.fft.fft2(torch.complex(evens, odds), s=grid).to(device=image.device, dtype=torch.complex64)
-    result = torch.empty_like(image)
+    result = room(*image.shape, device=image.device)
     for rows in blocks[0]:
         for columns in blocks[1]:
             # Circular on a grid that holds the tile: what wraps around falls in the rows and columns cut off.

@@ -111,8 +111,8 @@ def reference_face(path: str | Path, detector: Detector) -> Face:
     faces = detector.find(read_image(path))
     if not faces:
         raise UnusableReference(
-            f"No face was found in the reference photo {path}: take one that shows the person's face, from the front "
-            "if possible, or leave it out."
+            f"No face of {detector.min_face} pixels or more was found in the reference photo {path}: take one that "
+            "shows the person's face, from the front if possible, or leave it out."
         )
     if len(faces) > 1 and faces[0].size < DOMINANCE * faces[1].size:
         raise UnusableReference(

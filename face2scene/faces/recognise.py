@@ -17,8 +17,8 @@ from face2scene.images import to_tensor
 from face2scene.records import Face
 
 CPU = ("CPUExecutionProvider",)
-# Of ArcFace, by scripts/calibrate_faces.py: w600k_mbf after three detectors puts 39 pairs of photos of one person at
-# 0.300 and above, and 720 pairs of two people at 0.222 and below. The larger nets (w600k_r50, glintr100, IR-SE50) were
+# Of ArcFace, by scripts/calibrate_faces.py: w600k_mbf puts 39 pairs of photos of one person at 0.290 and above, and 720
+# pairs of two people at 0.228 and below (benchmarks/README.md). The larger nets (w600k_r50, glintr100, IR-SE50) were
 # not measured, as their weights are on no package index.
 ARCFACE_SAME = 0.28
 

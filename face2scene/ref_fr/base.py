@@ -20,6 +20,10 @@ class StageOneError(ValueError):
     """A face that cannot be restored, in one sentence; the scene is then restored without its tokens."""
 
 
+class StageOneFailure(StageOneError):
+    """What is no face's fault, such as missing weights or memory: a cache does not remember it."""
+
+
 class RefFR(Protocol):
     """Turns a degraded face into a restored one, pixel for pixel aligned with it.
 

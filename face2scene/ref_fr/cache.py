@@ -21,7 +21,7 @@ from torch import Tensor
 
 from face2scene.files import atomic_write, read_json, sha256_of, write_json
 from face2scene.images import to_bytes, to_tensor
-from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneError, in_bytes
+from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneError, StageOneFailure, in_bytes
 
 
 class Cached(AlignedRefFR):
@@ -97,6 +97,7 @@ class Cached(AlignedRefFR):
 
         Raises:
             FileNotFoundError: `refuse`, and a face is not there.
+            StageOneFailure: the restorer itself does not work; nothing of this batch is remembered.
         """
         wanted = {}
         for number, (face, paths) in enumerate(zip(faces, references, strict=True)):
@@ -120,6 +121,8 @@ class Cached(AlignedRefFR):
         rows = list(wanted.values())
         try:
             made = self.restorer.restore_aligned(in_bytes(faces[rows]), [references[n] for n in rows])
+        except StageOneFailure:
+            raise  # the next run, or the next machine, may do better
         except StageOneError as error:
             if len(wanted) > 1:  # one of them spoils the batch: each by itself
                 for key, number in wanted.items():

@@ -1,7 +1,5 @@
 """Stage I by somebody else's program: folders in, a command, a folder out; nothing is believed that was not checked."""
 
-import hashlib
-import inspect
 import json
 import logging
 import os
@@ -20,7 +18,8 @@ from torch import Tensor
 from face2scene.files import sha256_of
 from face2scene.images import ImageError, read_tensor, write_png
 from face2scene.ref_fr import base
-from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneError, in_bytes
+from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneError, StageOneFailure, in_bytes
+from face2scene.ref_fr.versions import code_version, digest
 
 log = logging.getLogger(__name__)
 LAYOUTS = ("flat", "identity")
@@ -74,15 +73,14 @@ class External(AlignedRefFR):
     def fingerprint(self) -> str:
         names = ("command", "version", "name", "layout", "outputs", "size", "references")
         settings = json.dumps({name: getattr(self, name) for name in names}, sort_keys=True)
-        code = inspect.getsource(sys.modules[__name__]) + inspect.getsource(base)
-        return hashlib.sha256(f"{settings}\x1f{code}".encode()).hexdigest()[:32]
+        return digest(settings, code_version(sys.modules[__name__], base))
 
     def restore_aligned(self, faces: Tensor, references: Sequence[Sequence[Path]]) -> list[RestoredFace]:
         """See `AlignedRefFR`.
 
         Raises:
-            StageOneError: the command is not there, fails, takes too long, or leaves a face missing, unreadable, of
-                another size or without any detail.
+            StageOneError: the command leaves a face missing, unreadable, of another size or without any detail.
+            StageOneFailure: the command is not there, takes too long, or fails and leaves nothing.
         """
         people: dict[tuple[str, ...], list[int]] = {}
         for number, paths in enumerate(references):
@@ -101,8 +99,11 @@ class External(AlignedRefFR):
             stems = [f"face_{number:04d}" for number in range(len(faces))]
             self._stage(places, dict(zip(stems, faces, strict=True)), references)
             words = [word.format(**places) for word in shlex.split(self.command)]
-            said = self._run(words)
-            return [self._result(places["output"] / self.outputs.format(stem=stem), said) for stem in stems]
+            code, said = self._run(words)
+            results = [places["output"] / self.outputs.format(stem=stem) for stem in stems]
+            if code and not any(path.is_file() for path in results):
+                raise StageOneFailure(f"ref_fr={self.name} failed and left nothing ({said})")
+            return [self._result(path, said) for path in results]
 
     def _stage(self, places: dict[str, Path], faces: dict[str, Tensor], references: Sequence[Path]) -> None:
         if self.references and not references:
@@ -121,8 +122,8 @@ class External(AlignedRefFR):
             for name, picture in people.items():
                 write_png(places["references"] / name, picture)
 
-    def _run(self, words: Sequence[str]) -> str:
-        """The command's last words; its exit code is only believed when it is bad and nothing came out."""
+    def _run(self, words: Sequence[str]) -> tuple[int, str]:
+        """Exit code and last words; a bad code is only believed when nothing came out."""
         try:
             process = subprocess.Popen(
                 words,
@@ -135,20 +136,20 @@ class External(AlignedRefFR):
                 start_new_session=True,
             )
         except OSError as error:
-            raise StageOneError(f"ref_fr={self.name}: {words[0]} cannot be run ({error.strerror})") from error
+            raise StageOneFailure(f"ref_fr={self.name}: {words[0]} cannot be run ({error.strerror})") from error
         try:
             output, _ = process.communicate(timeout=self.timeout)
         except subprocess.TimeoutExpired as error:
             os.killpg(process.pid, signal.SIGKILL)  # with what it started
             process.communicate()
-            raise StageOneError(
+            raise StageOneFailure(
                 f"ref_fr={self.name} took longer than {self.timeout:g} s and was ended (ref_fr.timeout)"
             ) from error
         lines = [line.strip() for line in output.splitlines() if line.strip()]
         last = lines[-1][:200] if lines else "it said nothing"
         if process.returncode:
             log.warning("ref_fr=%s ended with code %d: %s", self.name, process.returncode, last)
-        return f"exit code {process.returncode}, last line: {last}"
+        return process.returncode, f"exit code {process.returncode}, last line: {last}"
 
     def _result(self, path: Path, said: str) -> Tensor:
         if not path.is_file():

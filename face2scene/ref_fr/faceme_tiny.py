@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig
 
-from face2scene.ref_fr.faceme import CLIP_VOCABULARY, Parts, encode_with
+from face2scene.ref_fr.faceme_files import CLIP_VOCABULARY, Parts, encode_with
 from face2scene.ref_fr.faceme_id import IDEncoder, Mix
 from face2scene.ref_fr.references import SeenFace
 from face2scene.runs import REPOSITORY

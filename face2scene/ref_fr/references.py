@@ -1,10 +1,11 @@
 """Reference photos of a person: which face in them, how good it is, and which of them to use."""
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -31,8 +32,12 @@ class Reference:
 
     path: Path
     identity: np.ndarray  # (D,) unit length
-    pixels: Tensor  # (3, 224, 224), the face as CLIP's tower wants it
+    looks: Tensor  # (D',) of the identity encoder
     quality: float  # 0 to 1, see `quality`
+
+
+Seen: TypeAlias = Reference | ImageError | None
+"""Of one reference: what it tells, the error of a file that is no picture, or None where there is no face."""
 
 
 class Describer(Protocol):
@@ -96,7 +101,13 @@ class Antelope:
         providers = ["CPUExecutionProvider"]
         if self.device.startswith("cuda"):
             providers.insert(0, "CUDAExecutionProvider")
-        networks = [zoo.get_model(str(file), providers=providers) for file in files]
+        networks = []
+        for file in files:
+            try:
+                networks.append(zoo.get_model(str(file), providers=providers))
+            except Exception as error:  # onnxruntime's errors have no base of their own
+                reason = str(error).strip().splitlines()[0][:200]
+                raise ValueError(f"{file} is not a whole network ({reason}): fetch antelopev2 again.") from error
         networks[0].prepare(0 if self.device.startswith("cuda") else -1)
         return networks
 
@@ -126,22 +137,69 @@ def quality(face: SeenFace, pixels: Tensor) -> float:
     return min(1.0, side / 224) * frontal * edges / (edges + 0.1)
 
 
-def describe(path: Path, describer: Describer) -> Reference | None:
-    """Read and describe one reference; None where it shows no face.
+def describe(path: Path, describer: Describer, embed: Callable[[Tensor], Tensor]) -> Seen:
+    """Read and describe one reference; None where it shows no face, the error where it is no picture.
 
-    Raises:
-        ImageError, FileNotFoundError: not a picture.
+    Args:
+        embed: makes `Reference.looks` of the face as `faceme_id.clip_pixels` gives it.
     """
-    image = to_bytes(read_image(path))
+    try:
+        image = to_bytes(read_image(path))
+    except ImageError as error:
+        return error
     face = describer.see(image)
     if face is None:
         return None
     pixels = clip_pixels(image, face.box)
-    return Reference(path, face.identity, pixels, quality(face, pixels))
+    return Reference(path, face.identity, embed(pixels), quality(face, pixels))
+
+
+class ReferenceBook:
+    """What was seen in the references so far, so that a photo is described once; a page is about 12 KB.
+
+    A page is found by path, time of change and size. The pages read longest ago are torn out when there are too many.
+
+    Args:
+        pages: that are kept.
+    """
+
+    def __init__(self, pages: int = 10_000):
+        self.pages = pages
+        self._seen: OrderedDict[tuple, Seen] = OrderedDict()
+
+    def unknown(self, paths: Sequence[Path]) -> list[Path]:
+        """Those that have no page, each once.
+
+        Raises:
+            StageOneError: one of them is not there.
+        """
+        return list({key: path for path in paths if (key := self._key(path)) not in self._seen}.values())
+
+    def write(self, path: Path, seen: Seen) -> None:
+        """Keep what was seen in a picture."""
+        self._seen[self._key(path)] = seen
+
+    def read(self, paths: Sequence[Path]) -> list[Seen]:
+        """What was seen in pictures that all have a page."""
+        keys = [self._key(path) for path in paths]
+        for key in keys:
+            self._seen.move_to_end(key)
+        found = [self._seen[key] for key in keys]
+        while len(self._seen) > self.pages:
+            self._seen.popitem(last=False)
+        return found
+
+    @staticmethod
+    def _key(path: Path) -> tuple:
+        try:
+            facts = Path(path).stat()
+        except OSError as error:
+            raise StageOneError(f"the reference {path} is not there") from error
+        return (str(path), facts.st_mtime_ns, facts.st_size)
 
 
 def choose(
-    paths: Sequence[Path], described: Sequence[Reference | ImageError | None], *, most: int, same_person: float
+    paths: Sequence[Path], described: Sequence[Seen], *, most: int, same_person: float
 ) -> tuple[list[Reference], tuple[str, ...]]:
     """The references to use, and what the why-log should know.
 

@@ -3,8 +3,6 @@
 They are baselines of Stage I: what a face restorer without references gives FaDeX to compare with.
 """
 
-import hashlib
-import inspect
 import pickle
 import struct
 import sys
@@ -19,10 +17,10 @@ from torch.nn import functional as F
 
 from face2scene import weights
 from face2scene.extras import need
-from face2scene.files import sha256_of
 from face2scene.images import resize
 from face2scene.ref_fr import base
-from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneError, in_bytes
+from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneFailure, in_bytes
+from face2scene.ref_fr.versions import code_version, digest, files_version, place_of
 
 _HALF = 0x01306B47  # what ncnn writes before weights in half precision
 _SLOPE = 0.2
@@ -175,31 +173,24 @@ class SpandrelFace(AlignedRefFR):
 
     @cached_property
     def fingerprint(self) -> str:
-        code = inspect.getsource(sys.modules[__name__]) + inspect.getsource(base)
-        parts = (self.name, sha256_of(self._path()), str(self.fidelity), code)
-        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
-
-    def _path(self) -> Path:
-        asset, _, inside = self.weights_file.partition("/")
-        if not Path(self.weights_file).exists() and asset in weights.catalogue():
-            return weights.folder(asset) / inside
-        return Path(self.weights_file)
+        code = code_version(sys.modules[__name__], base)
+        return digest(self.name, files_version(place_of("weights_file", self.weights_file)), str(self.fidelity), code)
 
     def ready(self) -> None:
         """Load the network now."""
         try:
             _ = self._network
-        except (OSError, ValueError, ModuleNotFoundError) as error:
-            raise StageOneError(f"ref_fr={self.name} cannot be loaded: {error}") from error
+        except (OSError, ValueError, ModuleNotFoundError, weights.WeightsError) as error:
+            raise StageOneFailure(f"ref_fr={self.name} cannot be loaded: {error}") from error
 
     @cached_property
     def _network(self) -> nn.Module:
-        spandrel = need("spandrel", "spandrel", why=f"ref_fr={self.name}")
+        spandrel = need("spandrel", "restorers", why=f"ref_fr={self.name}")
         loader = spandrel.ModelLoader()
         if self.name == "codeformer":
-            extra = need("spandrel_extra_arches", "spandrel", why="ref_fr=codeformer")
+            extra = need("spandrel_extra_arches", "restorers", why="ref_fr=codeformer")
             extra.install(ignore_duplicates=True)
-        path = self._path()
+        path = place_of("weights_file", self.weights_file)
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
