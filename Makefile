@@ -46,13 +46,13 @@ clean: ## Remove .venv and caches; weights, data and runs stay
 # needs a display library that servers lack: it is taken out, and the files it shared are put back. Its bitsandbytes
 # serves a metric that is not used here and complains on every import: it goes too.
 # basicsr is a witness of the tests: its own requirements are for training and are left out (--no-deps).
-# The tests also read RAW files and drive every face backend; wandb is not needed.
+# The tests also read RAW files, drive every face backend and hand a sweep to submitit; wandb is not needed.
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and none was found: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version) ($(PYTHON)); about five minutes, once."
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --no-compile --disable-pip-version-check --progress-bar on \
-		-e '.[quickstart,faces,dev,photos,raw]'
+		-e '.[quickstart,faces,dev,photos,raw,slurm]'
 	$(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps 'basicsr>=1.4.2,<1.5'
 	if $(VENV)/bin/python -m pip show --quiet opencv-python 2>/dev/null; then \
 		headless=$$($(VENV)/bin/python -c 'import importlib.metadata as m; print(m.version("opencv-python-headless"))'); \

@@ -32,7 +32,7 @@ EXTRAS = {
     "log": ("wandb", "tensorboard"),
     "facegen": ("openvino",),
     "report": ("matplotlib",),
-    "slurm": ("hydra_plugins.hydra_submitit_launcher",),
+    "slurm": ("submitit",),
 }
 TINY_NEEDS = ("cv2", "dlib", "openvino", "pyiqa", "matplotlib")
 DISTRIBUTIONS = (

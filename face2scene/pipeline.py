@@ -69,6 +69,7 @@ class Face2ScenePipeline:
         tile, overlap: pixels; a larger picture is restored in tiles.
         largest_face: pixels; of a larger face the middle is measured, at its native scale (ours: attention over a
             whole close-up costs more than it tells).
+        most_tokens: of a picture's tokens, coarse to fine, the first so many (an ablation of ours); None is all.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Face2ScenePipeline:
         tile: int = 512,
         overlap: int = 64,
         largest_face: int = 256,
+        most_tokens: int | None = None,
         device: str | torch.device = "cpu",
     ):
         self.device = torch.device(device)
@@ -89,7 +91,7 @@ class Face2ScenePipeline:
         self.fadex = fadex.eval().to(self.device)
         self.ref_fr, self.detector = ref_fr, detector
         self.colour, self.tile, self.overlap = colour, tile, overlap
-        self.largest_face = largest_face
+        self.largest_face, self.most_tokens = largest_face, most_tokens
         self._reference_faces: dict[Path, Face | None] = {}
 
     @classmethod
@@ -158,7 +160,7 @@ class Face2ScenePipeline:
         notes["seconds_ref_fr"] = round(perf_counter() - start, 3)
         start = perf_counter()
         features = self.fadex(pair.restored[None].to(self.device), pair.degraded[None].to(self.device))
-        tokens = self.restorer.tokens(features, 1)
+        tokens = self.restorer.tokens(features, 1)[:, : self.most_tokens]
         notes["seconds_tokens"] = round(perf_counter() - start, 3)
         return Measurement(DegradationTokens(tokens, "pair"), tuple(faces), pair, notes)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import hydra
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from face2scene.eval.predict import guidance_folder, restore_at_guidances
 from face2scene.folders import WHY_LOG, find_jobs, restore_folder
 from face2scene.pipeline import Face2ScenePipeline
 
@@ -25,7 +26,7 @@ def main(cfg: DictConfig) -> None:
             sys.exit(f"There is nothing at {option}={cfg[option]}.")
     options = OmegaConf.to_container(cfg.pipeline, resolve=True)
     try:
-        jobs = find_jobs(cfg.input, references=cfg.references, truth=cfg.truth)
+        jobs = find_jobs(cfg.input, references=cfg.references, truth=cfg.truth)[: cfg.limit]
         print(f"{len(jobs)} picture(s); loading the models.", flush=True)
         pipeline = Face2ScenePipeline.from_files(
             cfg.restorer_weights,
@@ -36,20 +37,27 @@ def main(cfg: DictConfig) -> None:
             device=cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"),
             **options,
         )
-        outcome = restore_folder(
-            pipeline,
-            jobs,
-            cfg.output,
-            tokens_from=cfg.tokens_from,
-            seed=cfg.seed,
-            guidance=cfg.guidance,
-            scale=cfg.scale,
-            file_format=cfg.format,
-        )
+        if isinstance(cfg.guidance, ListConfig):
+            if (cfg.tokens_from, cfg.scale, cfg.format) != ("own", 1, "png"):
+                sys.exit("With several guidances tokens_from=own, scale=1 and format=png are the only choice.")
+            outcome = restore_at_guidances(pipeline, jobs, cfg.output, list(cfg.guidance), seed=cfg.seed)
+            folders = ", ".join(guidance_folder(value) for value in cfg.guidance)
+        else:
+            outcome = restore_folder(
+                pipeline,
+                jobs,
+                cfg.output,
+                tokens_from=cfg.tokens_from,
+                seed=cfg.seed,
+                guidance=cfg.guidance,
+                scale=cfg.scale,
+                file_format=cfg.format,
+            )
+            folders = "images"
     except (FileNotFoundError, ValueError, ModuleNotFoundError) as error:
         sys.exit(str(error))
     print(f"{outcome.restored} restored, {outcome.skipped} were finished before, {len(outcome.failed)} failed.")
-    print(f"Pictures are in {Path(cfg.output) / 'images'}, the reasons in {Path(cfg.output) / WHY_LOG}.")
+    print(f"Pictures are in {Path(cfg.output) / folders}, the reasons in {Path(cfg.output) / WHY_LOG}.")
     for name, sentence in outcome.failed.items():
         print(f"  {name}: {sentence}", file=sys.stderr)
     if outcome.failed:

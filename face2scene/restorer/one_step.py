@@ -175,23 +175,37 @@ class OneStepRestorer(nn.Module):
             FloatingPointError: not finite in float32 either.
             torch.OutOfMemoryError: says which options lower the memory.
         """
-        guidance = self.guidance if guidance is None else guidance
+        return next(self.restore_at(image, tokens, [self.guidance if guidance is None else guidance]))
+
+    def restore_at(self, image: Tensor, tokens: Tensor, guidances: Sequence[float]) -> Iterator[Tensor]:
+        """`restore` at several guidances, one after the other: only the VAE's decoder runs for each of them.
+
+        The latent and the UNet's two outputs do not depend on the guidance, so that they are made once.
+
+        Yields:
+            (B, 3, H, W) in [0, 1] for each of `guidances`, as `restore` gives it alone.
+        """
+        advice = "lower pipeline.tile, set guidance=1, or restore with a bf16 base"
         padded, (height, width) = pad_to_multiple(image, self.multiple)
         text = self.text[:1].expand(len(image), -1, -1)
-        if guidance != 1:
+        if any(guidance != 1 for guidance in guidances):
             text = torch.cat([text, self.text[1:].expand(len(image), -1, -1)])
             unguided = tokens if self.negative_tokens else self.null_tokens.to(tokens).expand_as(tokens)
             tokens = torch.cat([tokens, unguided])
-        with explained("lower pipeline.tile, set guidance=1, or restore with a bf16 base"), self._autocast():
+        with torch.inference_mode(), explained(advice), self._autocast():
             latent = self._finite("VAE encoder", self.vae, lambda: self._encode(padded))
             noisy = latent.repeat(len(text) // len(latent), 1, 1, 1)
-            prediction = self._finite("UNet", self.unet, lambda: self._predict(noisy, text, tokens))
-            if guidance != 1:
-                positive, negative = prediction.float().chunk(2)
-                prediction = negative + guidance * (positive - negative)
-            clean = self._clean(latent, prediction)
-            output = self._finite("VAE decoder", self.vae, lambda: self._decode(clean))
-        return output[..., :height, :width].clamp(0, 1).float()
+            predictions = self._finite("UNet", self.unet, lambda: self._predict(noisy, text, tokens))
+        positive, negative = predictions[: len(image)], predictions[len(image) :]
+        for guidance in guidances:
+            with torch.inference_mode(), explained(advice), self._autocast():
+                guided = positive
+                if guidance != 1:
+                    guided = negative.float() + guidance * (positive.float() - negative.float())
+                clean = self._clean(latent, guided)
+                output = self._finite("VAE decoder", self.vae, lambda clean=clean: self._decode(clean))
+                output = output[..., :height, :width].clamp(0, 1).float()
+            yield output
 
     @property
     def vae_dtype(self) -> torch.dtype:

@@ -15,12 +15,13 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     return [round(i * (length - tile) / (count - 1)) for i in range(count)]
 
 
-def in_tiles(work: Callable[[Tensor], Tensor], image: Tensor, *, tile: int, overlap: int) -> Tensor:
+def in_tiles(work: Callable[[Tensor], Tensor], image: Tensor, *, tile: int, overlap: int, scale: int = 1) -> Tensor:
     """Apply `work` to overlapping tiles of (1, 3, H, W) and blend the results; one tile is no tiling at all.
 
     Args:
-        work: tile to tile of the same size.
-        tile, overlap: pixels; weights fall linearly to the tile's border over the overlap.
+        work: (1, 3, h, w) to (N, 3, scale h, scale w); several pictures made of one stay apart.
+        tile, overlap: pixels of the input; weights fall linearly to the tile's border over the overlap.
+        scale: how much larger than its tile the result of `work` is.
 
     Raises:
         ValueError: an overlap that leaves no room, or negative.
@@ -31,14 +32,18 @@ def in_tiles(work: Callable[[Tensor], Tensor], image: Tensor, *, tile: int, over
     rows, columns = tile_starts(height, tile, overlap), tile_starts(width, tile, overlap)
     if len(rows) == len(columns) == 1:
         return work(image)
-    total = torch.zeros_like(image)
-    weight = torch.zeros_like(image[:, :1])
+    total: Tensor | None = None
+    weight = image.new_zeros(1, 1, scale * height, scale * width)
     places = [(y, x) for y in rows for x in columns]
     for y, x in tqdm(places, desc="tiles", unit="tile", leave=False, disable=len(places) < 4):
-        part = image[..., y : y + tile, x : x + tile]
-        ramp = _ramp(part.shape[-2], overlap).outer(_ramp(part.shape[-1], overlap)).to(image)
-        total[..., y : y + tile, x : x + tile] += ramp * work(part)
-        weight[..., y : y + tile, x : x + tile] += ramp
+        made = work(image[..., y : y + tile, x : x + tile])
+        if total is None:
+            total = image.new_zeros(*made.shape[:2], scale * height, scale * width)
+        high, wide = made.shape[-2:]
+        ramp = _ramp(high, scale * overlap).outer(_ramp(wide, scale * overlap)).to(image)
+        area = (..., slice(scale * y, scale * y + high), slice(scale * x, scale * x + wide))
+        total[area] += ramp * made
+        weight[area] += ramp
     return total / weight
 
 
