@@ -190,7 +190,9 @@ class OneStepRestorer(nn.Module):
         text = self.text[:1].expand(len(image), -1, -1)
         if any(guidance != 1 for guidance in guidances):
             text = torch.cat([text, self.text[1:].expand(len(image), -1, -1)])
-            unguided = tokens if self.negative_tokens else self.null_tokens.to(tokens).expand_as(tokens)
+            unguided = (
+                tokens if self.negative_tokens else self.null_tokens[:, : tokens.shape[1]].to(tokens).expand_as(tokens)
+            )
             tokens = torch.cat([tokens, unguided])
         with torch.inference_mode(), explained(advice), self._autocast():
             latent = self._finite("VAE encoder", self.vae, lambda: self._encode(padded))
