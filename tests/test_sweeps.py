@@ -30,6 +30,7 @@ from face2scene.runs import REPOSITORY
 CONFIGS = REPOSITORY / "configs"
 SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))
 TINY = ["data=tiny", "degradation=tiny", "faces=none", "fadex=tiny", "mapnet=tiny", "restorer=tiny", "train=tiny"]
+RANKS = ((4, 4), (8, 8), (16, 16), (16, 32), (32, 32))
 SHORT = ["train.fadex.schedule.steps=1", "train.restorer.schedule.steps=1", "train.restorer.critic=null"]
 
 
@@ -139,17 +140,17 @@ def test_a_restorer_is_trained_for_each_number_of_tokens_and_the_sweep_goes_on_w
     code, folder = sweep(home, "tokens", f"use.fadex={home}/fadex.safetensors")
     assert code == 0
     counts = {}
-    for label in ("1", "5", "21"):
+    for label in ("1_token", "5_tokens", "21_tokens"):
         counts[label] = load_restorer(folder / label / "restorer/weights/restorer.safetensors").mapnet.num_tokens
         assert len(pictures(folder / label)) == 2
-    assert counts == {"1": 1, "5": 5, "21": 21}
+    assert list(counts.values()) == [1, 5, 21]
 
     def nothing(*_):
         raise AssertionError("a finished step was started again")
 
     code, _ = sweep(home, "tokens", f"use.fadex={home}/fadex.safetensors", runner=nothing)
     assert code == 0 and "0 of 6 steps to do" in capsys.readouterr().out
-    with pytest.raises(SweepError, match=r"1/restorer was run with fewer options.*train\.restorer\.lr=1\.0.*name="):
+    with pytest.raises(SweepError, match=r"1_token/restorer was run with fewer.*train\.restorer\.lr=1\.0.*name="):
         sweep(home, "tokens", f"use.fadex={home}/fadex.safetensors", "train.restorer.lr=1.0", runner=nothing)
     with pytest.raises(SweepError, match=r"leave use\.restorer out"):
         sweep(home, "tokens", *trained(home), "name=other", runner=nothing)
@@ -158,16 +159,18 @@ def test_a_restorer_is_trained_for_each_number_of_tokens_and_the_sweep_goes_on_w
 def test_damage_tokens_and_stage_i_are_varied_with_given_weights(home):
     code, damaged = sweep(home, "spatially_varying", *trained(home))
     assert code == 0
-    recipes = [read_manifest(damaged / name / "damage", "val") for name in ("uniform", "spatially_varying")]
+    recipes = [read_manifest(damaged / name / "damage", "val") for name in ("face2scene_uniform", "face2scene")]
     kinds = [{operator["kind"] for record in records for operator in record.recipe["operators"]} for records in recipes]
     assert kinds[0] != kinds[1] and [r.sha256 for r in recipes[0]] == [r.sha256 for r in recipes[1]]
-    assert pictures(damaged / "uniform") != pictures(damaged / "spatially_varying")
+    assert pictures(damaged / "face2scene_uniform") != pictures(damaged / "face2scene")
 
     code, quality = sweep(home, "ref_quality", *trained(home))
     result = json.loads((quality / "sweep.json").read_text())
     assert code == 0 and result["left_out"] == {"S3Diff": "s3diff"}
     made = {row["label"]: pictures(quality / row["folder"]) for row in result["variants"]}
-    assert list(made) == ["truth", "good", "medium", "bad", "copy"] and made["truth"] != made["copy"]
+    assert [label.split()[-1] for label in made] == ["truth", "good", "medium", "bad", "copy"] and made[
+        "truth"
+    ] != made["copy"]
 
     code, used = sweep(home, "tokens_used", *trained(home), "limit=1")
     assert code == 0
@@ -178,17 +181,17 @@ def test_damage_tokens_and_stage_i_are_varied_with_given_weights(home):
 
 def test_a_variant_that_fails_is_named_and_the_others_are_scored(home, capsys):
     def broken(step, said, environment):
-        if step.name == "bad/restore":
+        if step.name == "face2scene_bad/restore":
             return "the disk is full"
         return in_this_process(step, said, environment)
 
     code, folder = sweep(home, "ref_quality", *trained(home), "name=broken", runner=broken)
     out = capsys.readouterr()
-    assert code == 1 and "bad/restore: the disk is full" in out.err
+    assert code == 1 and "face2scene_bad/restore: the disk is full" in out.err
     result = json.loads((folder / "sweep.json").read_text())
-    assert result["failed"] == {"bad/restore": "the disk is full"}
-    assert [row["label"] for row in result["variants"] if not row["complete"]] == ["bad"]
-    assert "| bad      | not measured" in (folder / "sweep.md").read_text()
+    assert result["failed"] == {"face2scene_bad/restore": "the disk is full"}
+    assert [row["label"] for row in result["variants"] if not row["complete"]] == ["Face2Scene bad"]
+    assert "| Face2Scene bad      | not measured" in (folder / "sweep.md").read_text()
     code, _ = sweep(home, "ref_quality", *trained(home), "name=broken")  # mended: only that step is done
     assert code == 0 and "1 of 5 steps to do" in capsys.readouterr().out
 
@@ -226,14 +229,14 @@ def test_every_sweep_names_options_that_exist(key):
         if keys not in seen:  # other values of the same keys
             seen.add(keys)
             composed(root, list(step.words[at + 1 :]))
-    assert sweep.steps and {row.label for row in sweep.variants} >= ({"21"} if key == "tokens" else set())
+    assert sweep.steps and {row.label for row in sweep.variants} >= ({"21 tokens"} if key == "tokens" else set())
 
 
 def test_what_variants_do_not_differ_in_is_trained_once():
     steps = {step.name: step for step in planned("lora_rank").steps}
     trainings = [name for name in steps if not name.endswith("restore")]
-    assert trainings == ["fadex", "4_4/restorer", "8_8/restorer", "16_16/restorer", "16_32/restorer", "32_32/restorer"]
-    assert steps["8_8/restorer"].needs == ("fadex",)
+    assert trainings == ["fadex", *(f"vae_{a}_unet_{b}/restorer" for a, b in RANKS)]
+    assert steps["vae_8_unet_8/restorer"].needs == ("fadex",)
     steps = {step.name: step for step in planned("conditioning").steps}
     assert [name for name in steps if "restorer" in name] == ["trained_without/restorer", "null_tokens/restorer"]
     assert "null_tokens/restorer" in steps["its_own/restore"].needs
