@@ -5,21 +5,11 @@ import sys
 from pathlib import Path
 
 import hydra
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from face2scene.eval.complexity import complexity, paper_models
-from face2scene.eval.complexity import table as complexity_table
-from face2scene.eval.complexity import write as write_complexity
-from face2scene.eval.figure_5 import figure_5
-from face2scene.eval.figure_5 import table as figure_5_table
 from face2scene.eval.report import quickstart_report
 from face2scene.eval.score import score_folder, truth_of
 from face2scene.eval.tables import markdown, printed_table, row_from_scores
-from face2scene.fadex.encoder import FaDeX
-from face2scene.pipeline import Face2ScenePipeline
-from face2scene.restorer.backbone import precision
-from face2scene.restorer.load import load_restorer
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs/eval"
 
@@ -75,10 +65,16 @@ def _do(cfg: DictConfig, run: Path) -> None:
         print(f"per picture: {run / 'scores.csv'}")
 
 
-# --- what a restoration costs -------------------------------------------------------------------------------
+# --- what a restoration costs; networks are imported here, so that scores and tables do without ---------------
 
 
-def _restorer_and_fadex(cfg: DictConfig, model: str) -> tuple:
+def _models(cfg: DictConfig, model: str) -> tuple:
+    """Restorer and FaDeX: the shipped tiny ones, or the paper's size with random weights."""
+    from face2scene.eval.complexity import paper_models
+    from face2scene.fadex.encoder import FaDeX
+    from face2scene.restorer.backbone import precision
+    from face2scene.restorer.load import load_restorer
+
     if model == "tiny":
         shipped = Path(cfg.shipped)
         return load_restorer(shipped / "restorer.safetensors"), FaDeX.from_file(shipped / "fadex.safetensors")
@@ -88,36 +84,35 @@ def _restorer_and_fadex(cfg: DictConfig, model: str) -> tuple:
 
 
 def _complexity(cfg: DictConfig, run: Path) -> None:
+    from face2scene.eval import complexity as cost
+
     options = {key: cfg.cost[key] for key in ("sizes", "face", "warmup", "repeats")}
-    if cfg.complexity == "paper" and not cfg.cost.timed:
-        models, counted = paper_models("meta"), None
-    else:
-        models = _restorer_and_fadex(cfg, cfg.complexity)
-        counted = paper_models("meta") if cfg.complexity == "paper" else None
+    counted = cost.paper_models("meta") if cfg.complexity == "paper" else None
+    models = _models(cfg, cfg.complexity) if cfg.cost.timed or counted is None else counted
     titles = {"tiny": "the shipped tiny weights", "paper": "SD 2.1's size, random weights"}
-    found = complexity(*models, model=titles[cfg.complexity], counted=counted, **options)
-    write_complexity(found, run)
-    print(complexity_table(found))
+    found = cost.complexity(*models, model=titles[cfg.complexity], counted=counted, **options)
+    cost.write(found, run)
+    print(cost.table(found))
 
 
 def _figure_5(cfg: DictConfig, run: Path) -> None:
+    from hydra.utils import instantiate
+
+    from face2scene.eval.figure_5 import figure_5, table
+    from face2scene.pipeline import Face2ScenePipeline
+
     if str(cfg.figure) != "5":
         raise ValueError(f"figure={cfg.figure} is not measured here: choose figure=5.")
 
     def load() -> tuple[Face2ScenePipeline, str]:
-        pipeline = Face2ScenePipeline(
-            *_restorer_and_fadex(cfg, cfg.cost.model),
-            ref_fr=instantiate(cfg.ref_fr) or None,
-            colour="wavelet",
-            tile=cfg.cost.tile,
-            largest_face=cfg.cost.face,
-            device=cfg.device,
-        )
-        return pipeline, f"{cfg.cost.model}, ref_fr={getattr(pipeline.ref_fr, 'name', 'none')}"
+        stage_one = instantiate(cfg.ref_fr) or None
+        options = {"colour": "wavelet", "tile": cfg.cost.tile, "largest_face": cfg.cost.face, "device": cfg.device}
+        pipeline = Face2ScenePipeline(*_models(cfg, cfg.cost.model), ref_fr=stage_one, **options)
+        return pipeline, f"{cfg.cost.model}, ref_fr={getattr(stage_one, 'name', 'none')}"
 
     records = {path.parent.name: path for path in sorted(run.glob("*/baseline.json"))}
     options = {"side": cfg.cost.side, "pictures": cfg.cost.pictures, "face": cfg.cost.face}
-    print(figure_5_table(figure_5(load, run, records=records, **options)))
+    print(table(figure_5(load, run, records=records, **options)))
 
 
 if __name__ == "__main__":

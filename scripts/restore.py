@@ -9,7 +9,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from face2scene.eval.predict import guidance_folder, restore_at_guidances
+from face2scene.eval.predict import restore_variants
+from face2scene.eval.sweep import variant_folder
 from face2scene.folders import WHY_LOG, find_jobs, restore_folder
 from face2scene.pipeline import Face2ScenePipeline
 
@@ -25,6 +26,11 @@ def main(cfg: DictConfig) -> None:
         if cfg[option] is not None and not Path(cfg[option]).exists():
             sys.exit(f"There is nothing at {option}={cfg[option]}.")
     options = OmegaConf.to_container(cfg.pipeline, resolve=True)
+    several = None
+    if isinstance(options["most_tokens"], list):
+        several = ("tokens", options.pop("most_tokens"))
+    elif isinstance(cfg.guidance, ListConfig):
+        several = ("guidance", list(cfg.guidance))
     try:
         jobs = find_jobs(cfg.input, references=cfg.references, truth=cfg.truth)[: cfg.limit]
         print(f"{len(jobs)} picture(s); loading the models.", flush=True)
@@ -37,11 +43,11 @@ def main(cfg: DictConfig) -> None:
             device=cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"),
             **options,
         )
-        if isinstance(cfg.guidance, ListConfig):
+        if several is not None:
             if (cfg.tokens_from, cfg.scale, cfg.format) != ("own", 1, "png"):
-                sys.exit("With several guidances tokens_from=own, scale=1 and format=png are the only choice.")
-            outcome = restore_at_guidances(pipeline, jobs, cfg.output, list(cfg.guidance), seed=cfg.seed)
-            folders = ", ".join(guidance_folder(value) for value in cfg.guidance)
+                sys.exit(f"With several values of {several[0]}: tokens_from=own, scale=1 and format=png, no others.")
+            outcome = restore_variants(pipeline, jobs, cfg.output, *several, seed=cfg.seed)
+            folders = ", ".join(variant_folder(several[0], value) for value in several[1])
         else:
             outcome = restore_folder(
                 pipeline,

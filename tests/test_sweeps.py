@@ -119,7 +119,7 @@ def test_nine_guidances_cost_one_unet_call_a_picture(home, monkeypatch, capsys):
     assert [row["label"] for row in rows] == [f"{1 + n / 50:.2f}" for n in range(9)]
     assert all(row["complete"] and row["counts"]["scored"] == 2 for row in rows)
     assert len({row["means"]["psnr"] for row in rows}) == 9, "the guidance changes nothing"
-    assert result["sharing"]["guidances"] == 9 and 0 < result["sharing"]["ratio"] < 9
+    assert result["sharing"]["values"] == 9 and 0 < result["sharing"]["ratio"] < 9
     assert (
         "1.10 *" in (folder / "sweep.md").read_text() and "restorations would take 9 times" in capsys.readouterr().out
     )
@@ -174,7 +174,7 @@ def test_damage_tokens_and_stage_i_are_varied_with_given_weights(home):
 
     code, used = sweep(home, "tokens_used", *trained(home), "limit=1")
     assert code == 0
-    made = [pictures(used / count) for count in ("0", "1", "5", "21")]
+    made = [pictures(used / f"tokens_{count}") for count in (0, 1, 5, 21)]
     assert all(len(one) == 1 for one in made) and len({str(one) for one in made}) == 4
     assert json.loads((used / "sweep.json").read_text())["variants"][0]["counts"]["expected"] == 1
 

@@ -7,7 +7,7 @@ they can: the guidance is looked at last, so that nine guidances cost nine decod
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from face2scene.eval.sweep import variant_folder
 from face2scene.files import write_json
 from face2scene.folders import WHY_LOG, Job, Outcome
 from face2scene.images import align_colour, read_tensor, resize, write_png
@@ -115,11 +116,6 @@ def predict_folder(
 # --- one scene under several settings -----------------------------------------------------------------------
 
 
-def guidance_folder(value: float) -> str:
-    """The folder of one guidance of a list: `guidance_1.10`."""
-    return f"guidance_{value:.2f}"
-
-
 def restored_at(
     pipeline: Face2ScenePipeline, scene: Scene, measurement: Measurement, guidances: Sequence[float]
 ) -> Iterator[Tensor]:
@@ -141,33 +137,49 @@ def restored_at(
         yield align_colour(output[None], image, pipeline.colour)[0].cpu()
 
 
-def restore_at_guidances(
+def restored_with(
+    pipeline: Face2ScenePipeline, scene: Scene, measurement: Measurement, counts: Sequence[int]
+) -> Iterator[Tensor]:
+    """(3, H, W) in [0, 1] for each number of tokens, the first so many of the scene's own."""
+    for number in counts:
+        tokens = replace(measurement.tokens, tokens=measurement.tokens.tokens[:, :number])
+        yield pipeline.restore(scene, replace(measurement, tokens=tokens)).image
+
+
+def restore_variants(
     pipeline: Face2ScenePipeline,
     jobs: Sequence[Job],
     output: str | Path,
-    guidances: Sequence[float],
+    setting: str,
+    values: Sequence[float],
     *,
     seed: int = 0,
     timed: int = 2,
 ) -> Outcome:
-    """Restore pictures at every guidance into `output`/guidance_VALUE/images; faces and UNet run once for all.
+    """Restore pictures at several values of one setting, what they share being done once, each into its folder.
 
     The why-log `output`/restore.jsonl has a line per picture. What the sharing saves is measured on the way and goes
-    to `output`/sharing.json: seconds of a picture at all guidances, and at one of them (of the first `timed` pictures,
+    to `output`/sharing.json: seconds of a picture at all values, and at one of them (of the first `timed` pictures,
     which are restored once more for that).
 
+    Args:
+        setting: `guidance`, which shares all but the VAE's decoder, or `tokens`, which shares Stage I and FaDeX.
+
     Raises:
-        ValueError: no guidance, or two that are less than 0.01 apart.
+        ValueError: an unknown setting, no value, or two that are not told apart.
     """
-    folders = {value: Path(output) / guidance_folder(value) for value in guidances}
-    if not folders or len(set(folders.values())) < len(guidances):
-        raise ValueError(f"guidance={list(guidances)}: give at least one, and none within 0.01 of another.")
+    if setting not in ("guidance", "tokens"):
+        raise ValueError(f"Several values are restored of guidance or tokens, not of {setting!r}.")
+    folders = [Path(output) / variant_folder(setting, value) for value in values]
+    if not folders or len(set(folders)) < len(folders):
+        raise ValueError(f"{setting}={list(values)}: give at least one, and none twice (guidances to 0.01).")
+    work = restored_at if setting == "guidance" else restored_with
     failed: dict[str, str] = {}
     seconds: dict[str, list[float]] = {"together": [], "one": []}
     restored = skipped = 0
-    for job in tqdm(jobs, desc=f"restoring at {len(folders)} guidances", unit="picture", disable=len(jobs) < 2):
+    for job in tqdm(jobs, desc=f"restoring, {len(values)} values", unit="picture", disable=len(jobs) < 2):
         name = job.path.stem
-        targets = [folder / "images" / f"{name}.png" for folder in folders.values()]
+        targets = [folder / "images" / f"{name}.png" for folder in folders]
         if all(target.is_file() for target in targets):
             skipped += 1
             continue
@@ -176,13 +188,13 @@ def restore_at_guidances(
             given = {"truth": read_tensor(job.truth) if job.truth else None, "box": job.box, "seed": seed}
             start = perf_counter()
             measurement = pipeline.measure(scene, **given)
-            outputs = list(restored_at(pipeline, scene, measurement, guidances))
+            outputs = list(work(pipeline, scene, measurement, values))
             spent = perf_counter() - start
             for target, image in zip(targets, outputs, strict=True):
                 write_png(target, image)
             if len(seconds["one"]) < timed:  # after the others, so that nothing is left to warm up
                 start = perf_counter()
-                pipeline.restore(scene, pipeline.measure(scene, **given), guidance=guidances[-1])
+                list(work(pipeline, scene, pipeline.measure(scene, **given), values[-1:]))
                 seconds["one"].append(perf_counter() - start)
                 seconds["together"].append(spent)
         except Exception as error:  # whatever is wrong with one file, the next may be fine
@@ -195,6 +207,6 @@ def restore_at_guidances(
         restored += 1
     if seconds["one"]:
         one, together = (median(seconds[kind]) for kind in ("one", "together"))
-        sharing = {"guidances": len(folders), "together": together, "one": one, "ratio": together / one}
+        sharing = {"values": len(values), "together": together, "one": one, "ratio": together / one}
         write_json(Path(output) / "sharing.json", {key: round(value, 4) for key, value in sharing.items()})
     return Outcome(restored, skipped, failed)

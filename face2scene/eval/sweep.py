@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from face2scene.eval.predict import guidance_folder
 from face2scene.eval.tables import slug
 from face2scene.runs import REPOSITORY
 
@@ -23,7 +22,13 @@ _SCRIPTS = {
     "damage": "damage_again.py",
     "restore": "restore.py",
 }
+TOGETHER = {"guidance": "guidance", "tokens": "pipeline.most_tokens"}  # setting -> the option of restore.py
 _ONE_PROCESS = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+
+
+def variant_folder(setting: str, value: float) -> str:
+    """The folder of one of several values: `guidance_1.10`, `tokens_5`."""
+    return f"guidance_{value:.2f}" if setting == "guidance" else f"tokens_{value:d}"
 
 
 class SweepError(ValueError):
@@ -37,18 +42,20 @@ class Variant:
     Args:
         label: as printed.
         overrides: kind of step -> overrides of its configuration.
-        guidance: of a sweep whose variants are restored together.
+        value: of the setting that a sweep's variants are restored together for.
+        place: its folder below the sweep's.
         only_with: a key of `use` without which the row is left out.
     """
 
     label: str
     overrides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    guidance: float | None = None
+    value: float | None = None
     only_with: str | None = None
+    place: str | None = None
 
     @property
     def folder(self) -> str:
-        return slug(self.label) if self.guidance is None else guidance_folder(self.guidance)
+        return self.place or slug(self.label)
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Sweep:
     Args:
         chosen: label of the paper's own choice, marked in table and plot.
         train: which of FaDeX and the restorer are trained before restoring.
-        together: `guidance` restores all variants with one command.
+        together: a key of `TOGETHER`; one command restores all variants, each with a value of it.
     """
 
     key: str
@@ -82,9 +89,11 @@ class Sweep:
         for label, row in data.pop("variants").items():
             row = dict(row or {})
             overrides = {kind: tuple(row.pop(kind)) for kind in KINDS if kind in row}
-            unknown = set(row) - {"guidance", "only_with"}
+            unknown = set(row) - {"value", "only_with"}
             if unknown:
                 raise SweepError(f"Variant {label!r} of the sweep has the unknown keys {sorted(unknown)}.")
+            if data.get("together") in TOGETHER and "value" in row:
+                row["place"] = variant_folder(data["together"], row["value"])
             rows.append(Variant(str(label), overrides, **row))
         unknown = set(data) - {"key", "title", "source", "axis", "chosen", "train", "together"}
         if unknown or set(data.get("train", ())) - set(TRAININGS):
@@ -94,8 +103,10 @@ class Sweep:
             raise SweepError(f"The variants of sweep {data['key']} need different names; their folders are {folders}.")
         if data.get("chosen") is not None and data["chosen"] not in {row.label for row in rows}:
             raise SweepError(f"The sweep marks {data['chosen']!r}, which is none of its variants.")
-        if data.get("together") == "guidance" and any(row.guidance is None or row.overrides for row in rows):
-            raise SweepError(f"All variants of sweep {data['key']} need a guidance and nothing else.")
+        if data.get("together", "guidance") not in TOGETHER:
+            raise SweepError(f"together is {data['together']!r}: choose {', '.join(TOGETHER)}.")
+        if data.get("together") and any(row.place is None or row.overrides for row in rows):
+            raise SweepError(f"All variants of sweep {data['key']} need a value and nothing else.")
         return cls(**data | {"train": tuple(data.get("train", ())), "variants": tuple(rows)})
 
 
@@ -178,7 +189,7 @@ def plan(
         given = [f"input={datasets[variant.label]}", *(f"{key}={value}" for key, value in weights.items())]
         given += [f"limit={limit}"] if limit else []
         given += [f"device={device}"] if device else []
-        draw.restore(variant, given, needs, together=sweep.together == "guidance")
+        draw.restore(variant, given, needs, together=sweep.together)
     return Plan(folder, tuple(draw.steps.values()), variants, datasets, left_out)
 
 
@@ -210,14 +221,14 @@ class _Drawing:
             self.steps[identity] = self._step(kind, place, [*given, *own, where], needs, self.folder / place / product)
         return self.steps[identity]
 
-    def restore(self, variant: Variant, given: Sequence[str], needs: Sequence[Step], *, together: bool) -> None:
+    def restore(self, variant: Variant, given: Sequence[str], needs: Sequence[Step], *, together: str | None) -> None:
         """The last command of a variant, or of all of them."""
         own = list(variant.overrides.get("restore", ()))
         place, output = f"{variant.folder}/restore", self.folder / variant.folder
         product = output / "images"
         if together:
             place, output = "restore", self.folder
-            own = [f"guidance=[{','.join(f'{v.guidance:.2f}' for v in self.variants)}]"]
+            own = [f"{TOGETHER[together]}=[{','.join(str(v.value) for v in self.variants)}]"]
         step = self._step("restore", place, [*given, *own, f"output={output}"], needs, product)
         self.steps.setdefault(("restore", place), step)
 

@@ -99,13 +99,13 @@ def table(sweep: Sweep, plan: Plan, columns: Sequence[str]) -> str:
 
 
 def sharing_sentence(result: Mapping[str, Any]) -> str:
-    """What restoring at several guidances together has saved, or nothing."""
+    """What restoring all variants together has saved, or nothing."""
     found = result.get("sharing")
     if not found:
         return ""
-    count = f"{found['guidances']:.0f}"
+    count = f"{found['values']:.0f}"
     return (
-        f"{count} guidances of a picture took {found['together']:.2f} s and one took {found['one']:.2f} s: "
+        f"{count} variants of a picture took {found['together']:.2f} s and one took {found['one']:.2f} s: "
         f"{found['ratio']:.2f} times as long, where {count} restorations would take {count} times."
     )
 
