@@ -130,7 +130,7 @@ def run_here(
     per_picture = round(seconds / made, 3) if made else None
     if made or failed:
         launch = {"pictures": made, "seconds": round(seconds, 2), "seconds_per_picture": per_picture}
-        record["launches"].append(launch | {"seconds_are": "of the method alone, without loading it"})
+        record["launches"].append(launch | {"seconds_are": "without loading the method"})
     _write_record(output, record, outcome)
     return outcome
 

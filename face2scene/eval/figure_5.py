@@ -111,7 +111,6 @@ def figure_5(
     pictures: int = 100,
     face: int = 256,
     scratch: str | Path | None = None,
-    s3diff: Callable[[], Face2ScenePipeline] | None = None,
     records: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Measure, put what was measured elsewhere beside it, and write `folder`/figure_5.json.
@@ -120,7 +119,6 @@ def figure_5(
         load: makes the pipeline and says what its weights are; what it takes is reported apart.
         face: side of the face in pixels; Stage I and FaDeX follow it.
         scratch: where the reference pictures of drawn people are written; None is `folder`.
-        s3diff: makes a pipeline around an S3Diff, for its bar.
         records: title -> baseline.json of methods that were run with scripts/run_baseline.py.
     """
     folder = Path(folder)
@@ -131,9 +129,6 @@ def figure_5(
     middle = (side - face) // 2
     box = (float(middle), float(middle), float(middle + face), float(middle + face))
     methods = {"Face2Scene": time_pipeline(pipeline, scenes, box=box) | {"weights": weights}}
-    if s3diff is not None:
-        found = time_pipeline(s3diff(), scenes, box=box)
-        methods["S3Diff"] = {key: found[key] for key in ("pictures", "total")} | {"weights": weights}
     for title, path in (records or {}).items():
         launches = [one for one in read_json(path)["launches"] if one["pictures"]]
         if launches:
