@@ -17,7 +17,7 @@ class Ended:
 
     code: int | None  # None: it could not be started
     seconds: float
-    peak_memory_mib: int | None  # largest resident memory of one of its processes
+    peak_memory_mib: int | None  # largest resident memory of one of its processes, looked at three times a second
     peak_gpu_memory_mib: int | None  # by nvidia-smi, of all its processes together; None where there is none
     last_line: str  # of what it said; the reason where it was not started or was ended
 
@@ -60,19 +60,19 @@ def run_group(
         except OSError as error:
             return Ended(None, 0.0, None, None, f"{words[0]} cannot be run ({error.strerror})")
         watch = _GpuWatch(process.pid)
-        reason = ""
+        reason, peak = "", 0
         try:
-            usage = _wait(process, timeout)
+            peak = _wait(process, timeout)
         except subprocess.TimeoutExpired:
             reason = f"it took longer than {timeout:g} s and was ended"
-            usage = _kill(process)
+            _kill(process)
         except BaseException:
             _kill(process)
             raise
         finally:
             peak_gpu = watch.stop()
             _kill_rest(process.pid)
-    memory = usage // 1024 if usage else None
+    memory = peak // 1024 or None
     return Ended(process.returncode, perf_counter() - start, memory, peak_gpu, reason or last_line(log, begin))
 
 
@@ -85,27 +85,34 @@ def last_line(log: str | Path, begin: int = 0) -> str:
 
 
 def _wait(process: subprocess.Popen, timeout: float | None) -> int:
-    # os.wait4 and not Popen.wait: it also tells how much memory was used.
+    # Memory is read from /proc while it runs: what wait4 tells includes this process, which the child was forked from.
     deadline = None if timeout is None else monotonic() + timeout
-    pause = 0.005
-    while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            return usage.ru_maxrss
+    pause, peak = 0.005, 0
+    while process.poll() is None:
         if deadline is not None and monotonic() > deadline:
             raise subprocess.TimeoutExpired(process.args, timeout or 0.0)
+        peak = max(peak, _peak_memory(process.pid))
         sleep(pause)
-        pause = min(0.2, pause * 1.5)
+        pause = min(0.3, pause * 1.3)
+    return peak
 
 
-def _kill(process: subprocess.Popen) -> int:
+def _peak_memory(group: int) -> int:
+    """Largest VmHWM in KiB among the processes of a group; 0 where there is no /proc."""
+    peak = 0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            if os.getpgid(int(status.parent.name)) == group:
+                lines = status.read_text().splitlines()
+                peak = max(peak, *(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
+        except (OSError, TypeError, ValueError):
+            continue  # it ended meanwhile
+    return peak
+
+
+def _kill(process: subprocess.Popen) -> None:
     _kill_rest(process.pid)
-    if process.returncode is not None:
-        return 0
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return usage.ru_maxrss
+    process.wait()
 
 
 def _kill_rest(group: int) -> None:

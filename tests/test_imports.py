@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-OPTIONAL = "cv2 basicsr facexlib insightface pyiqa rawpy wandb dlib openvino".split()  # noqa: SIM905
+OPTIONAL = "cv2 basicsr facexlib insightface pyiqa rawpy wandb dlib openvino submitit".split()  # noqa: SIM905
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys

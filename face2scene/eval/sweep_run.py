@@ -157,24 +157,25 @@ def submit_steps(
         except RuntimeError as error:  # no sbatch on this machine
             raise SweepError(f"submit={cluster} is not possible here ({error}).") from error
         executor.update_parameters(name=f"{plan.folder.name}-{step.name}".replace("/", "-"), **extra)
-        handed[step.name] = executor.submit(_job, plan, step)
+        handed[step.name] = executor.submit(_job, plan, step, cluster)
     if wait_for_all:
         failed |= {name: reason for name, job in handed.items() if (reason := _outcome(job))}
     return failed
 
 
-def _job(plan: Plan, step: Step) -> None:
-    if reason := perform(plan, step, {}):
+def _job(plan: Plan, step: Step, cluster: str) -> str:
+    reason = perform(plan, step, {})
+    if reason and cluster == "slurm":
         raise RuntimeError(reason)  # a job that ends badly is what keeps the cluster from starting those after it
+    return reason
 
 
 def _outcome(job: Any) -> str:
     try:
-        job.result()
-        return ""
+        return job.result()
     except Exception as error:  # whatever became of it on the cluster, the others are still waited for
-        lines = str(error).strip().splitlines()
-        return f"job {job.job_id}: {lines[-1] if lines else type(error).__name__}"
+        said = [line for line in str(error).splitlines() if "Error: " in line] or [type(error).__name__]
+        return f"job {job.job_id}: {said[-1].strip()}"
 
 
 def _identity(step: Step) -> list[str]:
