@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from face2scene.eval.report import quickstart_report
 from face2scene.eval.score import score_folder, truth_of
 from face2scene.eval.tables import markdown, printed_table, row_from_scores
+from face2scene.files import read_json
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs/eval"
 
@@ -110,9 +111,13 @@ def _figure_5(cfg: DictConfig, run: Path) -> None:
         pipeline = Face2ScenePipeline(*_models(cfg, cfg.cost.model), ref_fr=stage_one, **options)
         return pipeline, f"{cfg.cost.model}, ref_fr={getattr(stage_one, 'name', 'none')}"
 
-    records = {path.parent.name: path for path in sorted(run.glob("*/baseline.json"))}
-    options = {"side": cfg.cost.side, "pictures": cfg.cost.pictures, "face": cfg.cost.face}
-    print(table(figure_5(load, run, records=records, **options)))
+    if (run / "figure_5.json").is_file():
+        print(f"{run / 'figure_5.json'} was measured before; remove it to measure again.")
+        result = read_json(run / "figure_5.json")
+    else:
+        options = {"side": cfg.cost.side, "pictures": cfg.cost.pictures, "face": cfg.cost.face}
+        result = figure_5(load, run, records=sorted(run.glob("*/baseline.json")), **options)
+    print(table(result))
 
 
 if __name__ == "__main__":

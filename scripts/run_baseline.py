@@ -178,5 +178,9 @@ def report(outcome: Outcome, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv = ["dry_run=true" if word == "--dry-run" else word for word in sys.argv]
+    flags = {"--dry-run": "dry_run=true", "--import-only": "import_only="}
+    words = [flags.get(word, word) for word in sys.argv]
+    for number in [n for n, word in enumerate(words[:-1]) if word == "import_only="]:
+        words[number : number + 2] = [words[number] + words[number + 1]]
+    sys.argv = words
     main()

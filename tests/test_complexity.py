@@ -117,10 +117,10 @@ def test_figure_5_keeps_the_stages_apart(tiny, tmp_path):
     assert not torch.equal(scenes[0].image, scenes[1].image)
 
     (tmp_path / "supir").mkdir()
-    launch = {"pictures": 2, "seconds": 30.0}
-    (tmp_path / "supir/baseline.json").write_text(json.dumps({"launches": [launch, {"pictures": 0, "seconds": 9}]}))
-    records = {"SUPIR": tmp_path / "supir/baseline.json"}
-    options = {"side": 64, "pictures": 1, "face": 32, "records": records}
+    launches = [{"pictures": 2, "seconds": 30.0}, {"pictures": 0, "seconds": 9}]
+    record = {"adapter": {"title": "SUPIR", "kind": "command"}, "launches": launches}
+    (tmp_path / "supir/baseline.json").write_text(json.dumps(record))
+    options = {"side": 64, "pictures": 1, "face": 32, "records": [tmp_path / "supir/baseline.json"]}
     result = figure_5(lambda: (pipeline, "random"), tmp_path, **options)
     assert json.loads((tmp_path / "figure_5.json").read_text())["methods"]["SUPIR"]["total"]["mean"] == 15
     assert result["printed"]["Face2Scene"]["total"] == 3.3

@@ -111,7 +111,7 @@ def figure_5(
     pictures: int = 100,
     face: int = 256,
     scratch: str | Path | None = None,
-    records: Mapping[str, Path] | None = None,
+    records: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Measure, put what was measured elsewhere beside it, and write `folder`/figure_5.json.
 
@@ -119,7 +119,7 @@ def figure_5(
         load: makes the pipeline and says what its weights are; what it takes is reported apart.
         face: side of the face in pixels; Stage I and FaDeX follow it.
         scratch: where the reference pictures of drawn people are written; None is `folder`.
-        records: title -> baseline.json of methods that were run with scripts/run_baseline.py.
+        records: baseline.json of methods that were run with scripts/run_baseline.py.
     """
     folder = Path(folder)
     start = perf_counter()
@@ -129,11 +129,13 @@ def figure_5(
     middle = (side - face) // 2
     box = (float(middle), float(middle), float(middle + face), float(middle + face))
     methods = {"Face2Scene": time_pipeline(pipeline, scenes, box=box) | {"weights": weights}}
-    for title, path in (records or {}).items():
-        launches = [one for one in read_json(path)["launches"] if one["pictures"]]
+    for path in records:
+        record = read_json(path)
+        title, launches = record["adapter"]["title"], [one for one in record["launches"] if one["pictures"]]
         if launches:
             seconds, count = sum(one["seconds"] for one in launches), sum(one["pictures"] for one in launches)
-            methods[title] = {"pictures": count, "total": {"mean": seconds / count}, "with_loading": True}
+            loading_too = record["adapter"]["kind"] == "command"
+            methods[title] = {"pictures": count, "total": {"mean": seconds / count}, "with_loading": loading_too}
     result = {
         "protocol": f"{side} x {side}, {pictures} pictures one by one, models loaded, face of {face} pixels given",
         "seconds_to_load": loading,
