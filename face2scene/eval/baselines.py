@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -257,9 +257,8 @@ def _collect(
 
 
 def _open_record(output: Path, adapter: Adapter, **facts: Any) -> dict[str, Any]:
-    described = {key: value for key, value in asdict(adapter).items() if key not in ("method", "python", "notes")}
     record = {
-        "adapter": described | {"method": repr(adapter.method) if adapter.method is not None else None},
+        "adapter": _described(adapter),
         **facts,
         "size_mode": "face" if adapter.sizes == "face" else "same size" if facts.get("scale", 1) == 1 else "x4",
         "shrunk_by": SHRINK if adapter.sizes == "x4" and facts.get("scale", 1) == 1 else None,
@@ -281,6 +280,14 @@ def _open_record(output: Path, adapter: Adapter, **facts: Any) -> dict[str, Any]
         "launches": [],
     }
     return record
+
+
+def _described(adapter: Adapter) -> dict[str, Any]:
+    """The adapter for the record: what its pictures depend on, and not where its interpreter lies."""
+    kept = [one.name for one in fields(Adapter) if one.name not in ("python", "notes", "tried", "method")]
+    made = {name: getattr(adapter, name) for name in kept} | {"weights": [asdict(need) for need in adapter.weights]}
+    kind = type(adapter.method)
+    return made | {"method": None if adapter.method is None else f"{kind.__module__}.{kind.__qualname__}"}
 
 
 def _write_record(output: Path, record: dict[str, Any], outcome: Outcome) -> None:
