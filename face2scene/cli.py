@@ -34,7 +34,7 @@ EXTRAS = {
     "app": ("gradio",),
     "export": ("onnxscript", "onnxruntime"),
     "report": ("matplotlib",),
-    "slurm": ("hydra_plugins.hydra_submitit_launcher",),
+    "slurm": ("submitit",),
 }
 TINY_NEEDS = ("cv2", "dlib", "openvino", "pyiqa", "matplotlib")
 DISTRIBUTIONS = (

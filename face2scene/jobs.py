@@ -26,6 +26,11 @@ class Job:
         return (self.inside / self.path.stem).as_posix()
 
     @property
+    def references(self) -> tuple[Path, ...]:
+        """Everybody's photos together, for methods that know one person."""
+        return tuple(path for photos in self.people.values() for path in photos)
+
+    @property
     def file(self) -> str:
         """The same with the suffix, as the why-log names it."""
         return (self.inside / self.path.name).as_posix()

@@ -79,6 +79,7 @@ class Meter:
         largest_face: pixels; of a larger face the middle is measured, at its native scale (ours: attention over a
             whole close-up costs more than it tells).
         most_faces: of one scene, the largest first (ours).
+        most_tokens: of a measurement, coarse to fine, the first so many (an ablation of ours); None is all.
         slack: by how much a damaged or restored face may resemble its person less than two good photos do (ours).
         first_pass: restores a square (1, 3, h, w) with given tokens, for the blind estimate; None is the restorer's
             `restore`.
@@ -98,6 +99,7 @@ class Meter:
         fallback: str = "null",
         largest_face: int = 256,
         most_faces: int = 8,
+        most_tokens: int | None = None,
         slack: float = 0.05,
         first_pass: Callable[[Tensor, Tensor], Tensor] | None = None,
     ):
@@ -108,6 +110,7 @@ class Meter:
         self.restorer, self.fadex, self.ref_fr, self.detector = restorer, fadex, ref_fr, detector
         self.policy, self.fallback = policy, fallback
         self.largest_face, self.most_faces, self.slack = largest_face, most_faces, slack
+        self.most_tokens = most_tokens
         self.first_pass = first_pass or restorer.restore
         self._photos: dict[Path, Face | str] = {}  # reference photos, each read once
 
@@ -163,7 +166,7 @@ class Meter:
     def look(self, scene: Scene) -> Measurement:
         """The faces and whose they are, nothing measured: null tokens, and the notes of `measure` up to there."""
         faces, _, _, notes = self._found(scene, search=True, progress=silent)
-        return Measurement(DegradationTokens(self.restorer.tokens(None, 1), "null"), tuple(faces), (), notes)
+        return Measurement(DegradationTokens(self._tokens(None), "null"), tuple(faces), (), notes)
 
     def _found(
         self, scene: Scene, *, search: bool, progress: Progress
@@ -208,8 +211,11 @@ class Meter:
     def _reading(self, pair: FacePair, face: Face | None = None, person: str | None = None) -> Reading:
         device = next(self.fadex.parameters()).device
         features = self.fadex(pair.restored[None].to(device), pair.degraded[None].to(device))
-        tokens = self.restorer.tokens(features.to(self.restorer.text.device), 1)
+        tokens = self._tokens(features.to(self.restorer.text.device))
         return Reading(pair, features.cpu(), tokens, face, person)
+
+    def _tokens(self, features: Tensor | None) -> Tensor:
+        return self.restorer.tokens(features, 1)[:, : self.most_tokens]
 
     def _check_identity(self, scene: Scene, face: Face, person: str | None, pair: FacePair, people: Known) -> None:
         # Stage I may hallucinate: a face that no longer looks like its person measures an imagined damage.
@@ -254,7 +260,7 @@ class Meter:
             tokens = torch.cat([reading.tokens for reading in readings]).mean(0, keepdim=True)
             return Measurement(DegradationTokens(tokens, "blind"), tuple(faces), readings, notes)
         notes["warnings"].append(f"The learned null tokens stand in for the face's, because {reason}.")
-        return Measurement(DegradationTokens(self.restorer.tokens(None, 1), "null"), tuple(faces), (), notes)
+        return Measurement(DegradationTokens(self._tokens(None), "null"), tuple(faces), (), notes)
 
     def _blind(self, image: Tensor, faces: Sequence[Face]) -> tuple[Reading, ...]:
         # Our estimate where Stage I is silent: the restorer's own first pass, with the null tokens, plays Stage I on
@@ -265,7 +271,7 @@ class Meter:
         readings = []
         for box in boxes:
             degraded = crop(image, box)
-            null = self.restorer.tokens(None, 1)
+            null = self._tokens(None)
             restored = self.first_pass(degraded[None].to(null.device), null)[0].cpu()
             readings.append(self._reading(FacePair(restored, degraded, box)))
         return tuple(readings)

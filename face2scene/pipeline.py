@@ -11,7 +11,7 @@
 
 import logging
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +35,7 @@ from face2scene.restorer.backbone import precision
 from face2scene.restorer.load import load_restorer
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.restorer.s3diff import S3Diff
-from face2scene.restorer.tiling import TilePlan, restore_in_tiles
+from face2scene.restorer.tiling import TilePlan, restore_at, restore_in_tiles
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Face2ScenePipeline:
         fadex: the degradation encoder.
         ref_fr: Stage I; None restores every scene without a face pair.
         detector: finds faces; None also leads to the fallback, unless a box is given.
-        tokens, fallback, largest_face, most_faces, slack: see `measure.Meter`.
+        tokens, fallback, largest_face, most_faces, most_tokens, slack: see `measure.Meter`.
         colour: `none`, `wavelet` or `adain`: alignment with the input (not public; see `images.align_colour`).
         tile: pixels; a larger picture is restored in tiles. `auto` chooses by the free memory, None never tiles.
         overlap: of the tiles, pixels.
@@ -104,6 +104,7 @@ class Face2ScenePipeline:
         statistics: str = "shared",
         largest_face: int = 256,
         most_faces: int = 8,
+        most_tokens: int | None = None,
         slack: float = 0.05,
         device: str | torch.device = "cpu",
     ):
@@ -117,6 +118,7 @@ class Face2ScenePipeline:
             fallback=fallback,
             largest_face=largest_face,
             most_faces=most_faces,
+            most_tokens=most_tokens,
             slack=slack,
             first_pass=self._first_pass,
         )
@@ -182,6 +184,7 @@ class Face2ScenePipeline:
             "fallback": self.meter.fallback,
             "largest_face": self.meter.largest_face,
             "most_faces": self.meter.most_faces,
+            "most_tokens": self.meter.most_tokens,
             "slack": self.meter.slack,
             "colour": self.colour,
             "tile": self.tile,
@@ -344,42 +347,51 @@ class Face2ScenePipeline:
         Args:
             guidance: lambda of classifier-free guidance; None is the restorer's own.
         """
+        return next(self.restore_at(scene, measurement, [guidance], progress=progress))
+
+    def restore_at(
+        self,
+        scene: Scene,
+        measurement: Measurement,
+        guidances: Sequence[float | None],
+        *,
+        progress: Progress = silent,
+    ) -> Iterator[Restoration]:
+        """`restore` at several guidances one after the other; what they share is done once (see `tiling.restore_at`).
+
+        The seconds of what is shared are counted to the first.
+        """
         start = perf_counter()
         image = scene.image[None]
         plan = TilePlan.of(
             image.shape[-2:], self.restorer, tile=self.tile, overlap=self.overlap, statistics=self.statistics
         )
-        output = self._restored(image, measurement, plan, guidance, progress)
-        output = align_colour(output, image, self.colour)[0]
-        notes = measurement.notes | {
-            "width": image.shape[-1],
-            "height": image.shape[-2],
-            "tokens": measurement.tokens.source,
-            "ref_fr": getattr(self.ref_fr, "name", "none"),
-            "guidance": self.restorer.guidance if guidance is None else guidance,
-            "tiles": plan.notes,
-            "colour": self.colour,
-            "seconds_restore": round(perf_counter() - start, 3),
-            "peak_memory_mib": self._peak_memory(),
-        }
-        return Restoration(output, measurement, notes)
-
-    def _restored(
-        self, image: Tensor, measurement: Measurement, plan: TilePlan, guidance: float | None, progress: Progress
-    ) -> Tensor:
-        def tokens_at(box: Box) -> Tensor:
-            return measurement.tokens.near(box).to(self.device)
-
-        return restore_in_tiles(
+        strengths = [self.restorer.guidance if guidance is None else guidance for guidance in guidances]
+        outputs = restore_at(
             self.restorer,
             image,
-            tokens_at,
+            lambda box: measurement.tokens.near(box).to(self.device),
             plan,
-            guidance=guidance,
+            strengths,
             device=self.device,
             offload=self._offloaded,
             progress=progress,
         )
+        for guidance, output in zip(strengths, outputs, strict=True):
+            aligned = align_colour(output, image, self.colour)[0]
+            notes = measurement.notes | {
+                "width": image.shape[-1],
+                "height": image.shape[-2],
+                "tokens": measurement.tokens.source,
+                "ref_fr": getattr(self.ref_fr, "name", "none"),
+                "guidance": guidance,
+                "tiles": plan.notes,
+                "colour": self.colour,
+                "seconds_restore": round(perf_counter() - start, 3),
+                "peak_memory_mib": self._peak_memory(),
+            }
+            yield Restoration(aligned, measurement, notes)
+            start = perf_counter()
 
     def _first_pass(self, image: Tensor, tokens: Tensor) -> Tensor:
         plan = TilePlan.of(image.shape[-2:], self.restorer, tile=None)

@@ -20,9 +20,10 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs/eval"
 def main(cfg: DictConfig) -> None:
     """Do the one thing that was asked for."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    asked = [key for key in ("predictions", "table", "report", "probe") if cfg.get(key) is not None]
+    asked = [k for k in ("predictions", "table", "report", "probe", "figure", "complexity") if cfg.get(k) is not None]
     if len(asked) != 1:
-        sys.exit("Say one of: predictions=FOLDER truth=FOLDER name=NAME, table=N, report=quickstart, probe=fadex.")
+        ways = "predictions=FOLDER truth=FOLDER name=NAME, table=N, report=quickstart, probe=fadex, figure=5"
+        sys.exit(f"Say one of: {ways}, complexity=tiny.")
     run = Path(cfg.paths.runs) / cfg.name
     try:
         _do(cfg, run)

@@ -26,6 +26,11 @@ TRAINED_HERE = (
     f"restorer_weights={RUN}/restorer/weights/restorer.safetensors fadex_weights={RUN}/fadex/weights/fadex.safetensors"
 )
 RESTORE = f"python scripts/restore.py {EXPERIMENT} input={DATA}"
+# Few pictures: the sweeps show the machinery and a tendency (`limit=null` takes all).
+SWEEP = (
+    f"python scripts/sweep.py {EXPERIMENT} use.fadex=checkpoints/tiny/fadex.safetensors limit=6 "
+    "metrics=[psnr,lpips,dists]"
+)
 
 STEPS = {
     "build the set": f"{LAUNCH} scripts/build_inscene.py {EXPERIMENT}",
@@ -36,6 +41,8 @@ STEPS = {
     "restore, another picture's tokens": (
         f"{RESTORE} output={RUN}/wrong_tokens fadex_weights=checkpoints/tiny/fadex.safetensors tokens_from=other"
     ),
+    "sweep the guidance": f"{SWEEP} sweep=cfg name=quickstart/sweep/cfg",
+    "sweep the tokens": f"{SWEEP} sweep=tokens_used name=quickstart/sweep/tokens_used",
     "score and report": f"python scripts/eval.py {EXPERIMENT} report=quickstart name=quickstart dataset={DATA}",
 }
 

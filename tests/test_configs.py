@@ -72,6 +72,11 @@ def test_every_option_names_real_arguments(group, option):
     assert unknown_arguments(composed("train_restorer", f"{group}={option}")) == []
 
 
+@pytest.mark.parametrize("option", sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml")))
+def test_every_sweep_composes(option):
+    assert composed("sweep", f"sweep={option}").sweep.key == option
+
+
 @pytest.mark.parametrize("option", [o for g, o in OPTIONS if g == "train"])
 def test_every_training_has_a_schedule_the_loop_understands(option):
     train = composed("train_restorer", f"train={option}").train

@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
-OPTIONAL = "cv2 basicsr facexlib insightface pyiqa rawpy wandb dlib openvino spandrel spandrel_extra_arches".split()  # noqa: SIM905
+OPTIONAL = [
+    *("cv2", "basicsr", "facexlib", "insightface", "pyiqa", "rawpy", "wandb", "dlib", "openvino"),
+    *("spandrel", "spandrel_extra_arches", "submitit", "gradio", "onnxscript"),
+]
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys

@@ -22,6 +22,7 @@ from face2scene.eval.findings import HEADLINE, Finding, better, number
 from face2scene.eval.metrics import METRICS
 from face2scene.eval.plots import curve_svg, curves, matrix_svg
 from face2scene.eval.score import read_scores_csv
+from face2scene.eval.sweep_table import section
 from face2scene.eval.tables import ranks, row_from_scores
 from face2scene.images import read_image, to_bytes
 
@@ -107,6 +108,9 @@ def page(figures: Figures) -> str:
         ("time", "Time", _time(seconds)),
         ("setup", "Configuration and versions", _setup(figures)),
     ]
+    swept = [section(path.parent) for path in sorted(figures.run.glob("sweep/*/sweep.json"))]
+    if swept:
+        sections.insert(3, ("ablations", "Ablations", "".join(swept)))
     links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in sections)
     body = "".join(f'<section id="{key}"><h2>{title}</h2>{content}</section>' for key, title, content in sections)
     style, script = (Path(__file__).with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".css", ".js"))

@@ -177,7 +177,8 @@ class OneStepRestorer(nn.Module):
         """
         padded, (height, width) = pad_to_multiple(image, self.multiple)
         with explained("lower pipeline.tile, set guidance=1, or restore with a bf16 base"):
-            clean = self.denoise(self.encode(padded), tokens, guidance=guidance)
+            guidances = [self.guidance if guidance is None else guidance]
+            (clean,) = self.denoise(self.encode(padded), tokens, guidances=guidances)
             return self.decode(clean)[..., :height, :width]
 
     # The three steps of `restore`, for whoever takes a large picture through each of them in tiles.
@@ -189,21 +190,26 @@ class OneStepRestorer(nn.Module):
             return self._finite("VAE encoder", self.vae, lambda: self._encode(image))
 
     @torch.inference_mode()
-    def denoise(self, latent: Tensor, tokens: Tensor, *, guidance: float | None = None) -> Tensor:
-        """The clean latent (B, C, h, w), float32; both prompts go in one batch, the positive half first."""
-        guidance = self.guidance if guidance is None else guidance
+    def denoise(self, latent: Tensor, tokens: Tensor, *, guidances: Sequence[float]) -> list[Tensor]:
+        """The clean latent (B, C, h, w), float32, at each guidance.
+
+        The UNet's two outputs do not depend on the guidance, so they are made once; both prompts go in one batch, the
+        positive half first.
+        """
         text = self.text[:1].expand(len(latent), -1, -1)
-        if guidance != 1:
+        if any(guidance != 1 for guidance in guidances):
             text = torch.cat([text, self.text[1:].expand(len(latent), -1, -1)])
-            unguided = tokens if self.negative_tokens else self.null_tokens.to(tokens).expand_as(tokens)
-            tokens = torch.cat([tokens, unguided])
+            null = self.null_tokens[:, : tokens.shape[1]].to(tokens).expand_as(tokens)
+            tokens = torch.cat([tokens, tokens if self.negative_tokens else null])
         noisy = latent.repeat(len(text) // len(latent), 1, 1, 1)
         with self._autocast():
             prediction = self._finite("UNet", self.unet, lambda: self._predict(noisy, text, tokens))
-        if guidance != 1:
-            positive, negative = prediction.float().chunk(2)
-            prediction = negative + guidance * (positive - negative)
-        return self._clean(latent, prediction)
+        positive, negative = prediction[: len(latent)], prediction[len(latent) :]
+        guided = [
+            positive if guidance == 1 else negative.float() + guidance * (positive.float() - negative.float())
+            for guidance in guidances
+        ]
+        return [self._clean(latent, one) for one in guided]
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ would be the tile's own, so that a tile of sky and one of hair come out with dif
 tiling). `shared` statistics are measured once for the whole picture and used by every tile: see `norms`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -141,41 +141,60 @@ def restore_in_tiles(
     offload: bool = False,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Restore a picture by a plan; one tile is the restorer's own `restore`.
+    """Restore a picture by a plan, see `restore_at`; one tile is the restorer's own `restore`."""
+    guidances = [restorer.guidance if guidance is None else guidance]
+    options = {"device": device, "offload": offload, "progress": progress}
+    return next(restore_at(restorer, image, tokens_at, plan, guidances, **options))
+
+
+def restore_at(
+    restorer: OneStepRestorer | S3Diff,
+    image: Tensor,
+    tokens_at: Callable[[Box], Tensor],
+    plan: TilePlan,
+    guidances: Sequence[float],
+    *,
+    device: torch.device | str = "cpu",
+    offload: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[Tensor]:
+    """Restore a picture by a plan at several guidances; all but the VAE's decoder is done once for all of them.
+
+    S3Diff, whose UNet calls are kept as released, does everything again for each.
 
     The picture, the latents and the result stay where `image` is; only tiles and samples go to `device`.
 
     Args:
         image: (1, 3, H, W) in [0, 1].
         tokens_at: (1, N, D) for a tile's box, in pixels of the picture.
-        guidance: see `OneStepRestorer.restore`.
+        guidances: see `OneStepRestorer.restore`.
         offload: keep a network on `device` only while it works, and else on the CPU.
         progress: is told the stage, the tiles done and the tiles in all.
 
-    Returns:
-        (1, 3, H, W) in [0, 1].
+    Yields:
+        (1, 3, H, W) in [0, 1] for each of `guidances`.
     """
     padded, (height, width) = pad_to_multiple(image, plan.unit)
     if isinstance(restorer, S3Diff):
-        output = _s3diff(restorer, padded, plan, guidance, device, progress)
-        return output[..., :height, :width]
+        for guidance in guidances:
+            yield _s3diff(restorer, padded, plan, guidance, device, progress)[..., :height, :width]
+        return
     vae, unet = restorer.vae, restorer.unet
 
     def denoise(latent: Tensor, boxes: list[Box]) -> Tensor:
         tokens = torch.cat([tokens_at(box) for box in boxes])
-        return restorer.denoise(latent, tokens, guidance=guidance)
+        return torch.cat(restorer.denoise(latent, tokens, guidances=guidances), dim=1)  # side by side in the channels
 
-    steps = [
-        ("encoding", vae, vae.encoder, lambda part, boxes: restorer.encode(part)),
-        ("denoising", unet, unet, denoise),
-        ("decoding", vae, vae.decoder, lambda part, boxes: restorer.decode(part)),
-    ]
-    current = padded
-    with explained("lower pipeline.tile, set guidance=1, or restore with a bf16 base"):
-        for name, network, part, work in steps:
-            with _on(network, device) if offload else nullcontext():
-                current = _in_tiles(name, part, work, current, plan, device, progress)
-    return current[..., :height, :width]
+    def through(name: str, network: nn.Module, part: nn.Module, work: Callable[..., Tensor], x: Tensor) -> Tensor:
+        advice = "lower pipeline.tile, set guidance=1, or restore with a bf16 base"
+        with explained(advice), _on(network, device) if offload else nullcontext():
+            return _in_tiles(name, part, work, x, plan, device, progress)
+
+    latent = through("encoding", vae, vae.encoder, lambda part, boxes: restorer.encode(part), padded)
+    clean = through("denoising", unet, unet, denoise, latent)
+    for one in clean.chunk(len(guidances), dim=1):
+        output = through("decoding", vae, vae.decoder, lambda part, boxes: restorer.decode(part), one)
+        yield output[..., :height, :width]
 
 
 def _in_tiles(
@@ -224,6 +243,32 @@ def _in_tiles(
     return total.div_(weight)
 
 
+def in_tiles(work: Callable[[Tensor], Tensor], image: Tensor, *, tile: int, overlap: int, scale: int = 1) -> Tensor:
+    """Apply a network without normalisation over the picture, such as Real-ESRGAN, to tiles, and blend the results.
+
+    Args:
+        work: (1, 3, h, w) to (1, 3, scale h, scale w).
+        image: (1, 3, H, W).
+        tile, overlap: pixels of the input.
+        scale: how much larger than its tile the result of `work` is.
+    """
+    size = tuple(image.shape[-2:])
+    rows, columns = (tile_starts(side, tile, overlap) for side in size)
+    if len(rows) == len(columns) == 1:
+        return work(image)
+    height, width = (scale * side for side in size)
+    total, weight = image.new_zeros(1, 3, height, width), image.new_zeros(1, 1, height, width)
+    places = [(y, x) for y in rows for x in columns]
+    for y, x in tqdm(places, desc="tiles", unit="tile", leave=False, disable=len(places) < 4):
+        part = work(image[..., y : y + tile, x : x + tile])
+        y0, x0 = scale * y, scale * x
+        y1, x1 = y0 + part.shape[-2], x0 + part.shape[-1]
+        ramp = torch.outer(_ramp(y0, y1, height, scale * overlap), _ramp(x0, x1, width, scale * overlap)).to(part)
+        total[..., y0:y1, x0:x1] += ramp * part
+        weight[..., y0:y1, x0:x1] += ramp
+    return total / weight
+
+
 def _ramp(start: int, end: int, length: int, overlap: int) -> Tensor:
     """Weights of a tile along one side: one inside, falling over the overlap, none in its outer quarter.
 
@@ -243,7 +288,7 @@ def _s3diff(
     restorer: S3Diff,
     image: Tensor,
     plan: TilePlan,
-    guidance: float | None,
+    guidance: float,
     device: torch.device | str,
     progress: Progress | None,
 ) -> Tensor:

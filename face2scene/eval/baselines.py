@@ -1,0 +1,334 @@
+"""Other people's methods on our pictures: staged, started, judged by what they leave, recorded.
+
+    runs/<name>/  images/*.png  baseline.json  log.txt  scores.csv  scores.json
+
+`baseline.json` stands beside the predictions and says how they came to be.
+"""
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from face2scene.eval.adapters import Adapter, AdapterError
+from face2scene.eval.score import versions
+from face2scene.eval.staging import SHRINK, Staged, StagingError, lay_out, stage, stage_references, take_back
+from face2scene.files import read_json, sha256_of, write_json
+from face2scene.images import list_images, write_png
+from face2scene.jobs import Job
+from face2scene.processes import Ended, run_group
+from face2scene.runs import commit
+
+log = logging.getLogger(__name__)
+RECORD = "baseline.json"
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+
+@dataclass
+class Outcome:
+    """What became of a run of a method."""
+
+    made: int = 0
+    finished_before: int = 0
+    missing: dict[str, str] = field(default_factory=dict)  # picture -> reason
+    notes: dict[str, str] = field(default_factory=dict)  # picture -> what was done to its result
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing
+
+    def __str__(self) -> str:
+        total = self.made + self.finished_before + len(self.missing)
+        state = "complete" if self.complete else f"INCOMPLETE, {len(self.missing)} of {total} pictures are missing"
+        return f"{self.made} pictures made, {self.finished_before} were there before; {state}."
+
+
+def commands(adapter: Adapter, rows: Sequence[Staged], *, scale: int, seed: int) -> list[str]:
+    """What would be started, one line per launch, with the scratch folder as `SCRATCH`."""
+    lines = []
+    for group in _launches(adapter, rows):
+        words = adapter.words(**_values(adapter, Path("SCRATCH"), scale=scale, seed=seed))
+        place = f"cd {shlex.quote(str(adapter.place))} && " if adapter.place else ""
+        variables = " ".join(f"{key}={shlex.quote(value)}" for key, value in _variables(adapter, "0").items())
+        lines.append(f"{place}{variables} {shlex.join(words)}   # {len(group)} pictures")
+    return lines
+
+
+def run_command(
+    adapter: Adapter,
+    jobs: Sequence[Job],
+    output: str | Path,
+    *,
+    scale: int = 1,
+    seed: int = 0,
+    gpu: str = "0",
+    timeout: float | None = None,
+    scratch: str | Path | None = None,
+) -> Outcome:
+    """Make the predictions that are not there yet with an external program.
+
+    The program is judged by its pictures: each must be there, open, have the size that follows from its input, and
+    show something. What fails is named in the record, and the row is incomplete. Pictures that were made before stay.
+
+    Args:
+        gpu: the one value of CUDA_VISIBLE_DEVICES; several confuse some of these programs.
+        timeout: seconds of one launch.
+        scratch: where folders for the program are made; None is the system's temporary folder.
+
+    Raises:
+        AdapterError: something that it needs is not on this machine.
+        StagingError: pictures that do not fit the method.
+        ValueError: `output` holds predictions made otherwise.
+    """
+    output, rows = Path(output), lay_out(adapter, jobs, scale)
+    if absent := adapter.missing():
+        raise AdapterError(f"{adapter.title} cannot be started here:\n  " + "\n  ".join(absent))
+    record = _open_record(output, adapter, scale=scale, seed=seed)
+    outcome, todo = Outcome(), []
+    for row in rows:
+        target = output / "images" / f"{row.name}.png"
+        if target.is_file():
+            outcome.finished_before += 1
+        else:
+            todo.append(row)
+    for group in _launches(adapter, todo):
+        with tempfile.TemporaryDirectory(prefix="face2scene_", dir=scratch) as temporary:
+            home = Path(temporary)
+            launch = _launch(adapter, group, home, output, scale=scale, seed=seed, gpu=gpu, timeout=timeout)
+            made = _collect(adapter, group, home, output, outcome, launch["ended"])
+        ended = launch.pop("ended")
+        launch |= {"pictures": made, "exit_code": ended.code, "seconds": round(ended.seconds, 2)}
+        launch |= {"seconds_per_picture": round(ended.seconds / made, 3) if made else None}
+        launch |= {"peak_memory_mib": ended.peak_memory_mib, "peak_gpu_memory_mib": ended.peak_gpu_memory_mib}
+        launch["last_line"] = ended.last_line
+        record["launches"].append(launch)
+        _write_record(output, record, outcome)
+    _write_record(output, record, outcome)
+    return outcome
+
+
+def run_here(
+    adapter: Adapter, output: str | Path, predict: Callable[[], tuple[int, int, dict[str, str], float]], **facts: Any
+) -> Outcome:
+    """The same record for a method of this process.
+
+    Args:
+        predict: returns how many pictures were made and were there before, what failed, and seconds of the method.
+        facts: scale, seed and whatever else belongs into the record.
+    """
+    output = Path(output)
+    record = _open_record(output, adapter, **facts)
+    made, before, failed, seconds = predict()
+    outcome = Outcome(made, before, failed)
+    per_picture = round(seconds / made, 3) if made else None
+    if made or failed:
+        launch = {"pictures": made, "seconds": round(seconds, 2), "seconds_per_picture": per_picture}
+        record["launches"].append(launch | {"seconds_are": "without loading the method"})
+    _write_record(output, record, outcome)
+    return outcome
+
+
+def import_folder(
+    folder: str | Path,
+    jobs: Sequence[Job],
+    output: str | Path,
+    *,
+    adapter: Adapter | None = None,
+    scale: int = 1,
+    said: str = "",
+) -> Outcome:
+    """Take predictions that were made elsewhere: names and sizes are checked, nothing is started.
+
+    A picture is looked for under the adapter's output pattern and under its plain name, below `folder`.
+
+    Args:
+        said: how they were made, for the record.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        StagingError: two files could be the same picture.
+    """
+    folder, output = Path(folder), Path(output)
+    shown = adapter or Adapter(title=folder.name, kind="method")
+    found: dict[str, list[Path]] = {}
+    for path in list_images(folder):
+        found.setdefault(path.relative_to(folder).as_posix(), []).append(path)
+        found.setdefault(path.name, []).append(path)
+    record = _open_record(output, shown, scale=scale, imported=str(folder.resolve()), said=said)
+    outcome = Outcome()
+    plain = Adapter(title=shown.title, kind="method", other_sizes=shown.other_sizes)
+    for row in lay_out(plain, jobs, scale):
+        target = output / "images" / f"{row.name}.png"
+        if target.is_file():
+            outcome.finished_before += 1
+            continue
+        names = [shown.output.format(stem=row.name), Path(shown.output.format(stem=row.name)).name, f"{row.name}.png"]
+        here = next((found[name] for name in names if name in found), [])
+        if len(set(here)) > 1:
+            raise StagingError(
+                f"{folder} holds {len(set(here))} pictures called {here[0].name}: give the folder of one."
+            )
+        image, note = take_back(plain, row, here[0]) if here else (None, f"no {names[0]} or {names[-1]} in {folder}")
+        if image is None:
+            outcome.missing[row.name] = note
+            continue
+        write_png(target, image)
+        outcome.made += 1
+        if note:
+            outcome.notes[row.name] = note
+    _write_record(output, record, outcome)
+    return outcome
+
+
+def _launches(adapter: Adapter, rows: Sequence[Staged]) -> list[list[Staged]]:
+    if not adapter.per_identity:
+        return [list(rows)] if rows else []
+    groups: dict[tuple[Path, ...], list[Staged]] = {}
+    for row in rows:
+        groups.setdefault(row.references, []).append(row)
+    return list(groups.values())
+
+
+def _values(adapter: Adapter, home: Path, *, scale: int, seed: int) -> dict[str, Any]:
+    shown = 4 if adapter.sizes == "x4" else 1 if adapter.sizes == "face" else scale
+    places = {name: home / name for name in ("input", "output", "references")}
+    return {**places, "scratch": home, "scale": shown, "seed": seed}
+
+
+def _variables(adapter: Adapter, gpu: str) -> dict[str, str]:
+    return {"CUDA_VISIBLE_DEVICES": gpu, **OFFLINE, **{key: str(value) for key, value in adapter.variables.items()}}
+
+
+def _launch(
+    adapter: Adapter,
+    group: Sequence[Staged],
+    home: Path,
+    output: Path,
+    *,
+    scale: int,
+    seed: int,
+    gpu: str,
+    timeout: float | None,
+) -> dict[str, Any]:
+    values = _values(adapter, home, scale=scale, seed=seed)
+    for name in ("input", "output", "references"):
+        values[name].mkdir(parents=True)
+    for row in group:
+        stage(adapter, row, values["input"])
+    if adapter.per_identity and adapter.layout == "flat":
+        stage_references(adapter, group[0].references, values["references"])
+    for name, text in adapter.texts(**values).items():
+        (home / name).write_text(text, encoding="utf-8")
+    words = adapter.words(**values)
+    log.info("%s: %d pictures, %s", adapter.title, len(group), shlex.join(words))
+    # PYTHONPATH is ours and would put our packages in front of theirs
+    variables = {"PYTHONPATH": ""} | _variables(adapter, gpu)
+    ended = run_group(words, log=output / "log.txt", folder=adapter.place, environment=variables, timeout=timeout)
+    return {"command": [word.replace(str(home), "SCRATCH") for word in words], "gpu": gpu, "ended": ended}
+
+
+def _collect(
+    adapter: Adapter, group: Sequence[Staged], home: Path, output: Path, outcome: Outcome, ended: Ended
+) -> int:
+    made = 0
+    for row in group:
+        # a pattern may lead out of the output folder, since one program writes beside its input
+        path = Path(os.path.normpath(home / "output" / adapter.output.format(stem=row.stem)))
+        image, note = take_back(adapter, row, path)
+        if image is None:
+            outcome.missing[row.name] = f"{note} ({ended})"
+            continue
+        if adapter.trust_exit and ended.code:
+            outcome.missing[row.name] = f"the program failed ({ended})"
+            continue
+        write_png(output / "images" / f"{row.name}.png", image)
+        made += 1
+        if note:
+            outcome.notes[row.name] = note
+    outcome.made += made
+    return made
+
+
+def _open_record(output: Path, adapter: Adapter, **facts: Any) -> dict[str, Any]:
+    record = {
+        "adapter": _described(adapter),
+        **facts,
+        "size_mode": "face" if adapter.sizes == "face" else "same size" if facts.get("scale", 1) == 1 else "x4",
+        "shrunk_by": SHRINK if adapter.sizes == "x4" and facts.get("scale", 1) == 1 else None,
+    }
+    path = output / RECORD
+    if path.is_file():
+        before = read_json(path)
+        changed = sorted(key for key in record if before.get(key) != _plain(record[key]))
+        if changed:
+            raise ValueError(
+                f"{output} holds predictions that were made otherwise (different: {', '.join(changed)}). Choose "
+                "another name=..., or remove the folder."
+            )
+        return before
+    record |= {
+        "checkout": _checkout(adapter),
+        "interpreter": _interpreter(adapter),
+        "weights_sha256": {name: sha256_of(path) for name, path in adapter.found().items() if path.is_file()},
+        "launches": [],
+    }
+    return record
+
+
+def _described(adapter: Adapter) -> dict[str, Any]:
+    """The adapter for the record: what its pictures depend on, and not where its interpreter lies."""
+    kept = [one.name for one in fields(Adapter) if one.name not in ("python", "notes", "tried", "method")]
+    made = {name: getattr(adapter, name) for name in kept} | {"weights": [asdict(need) for need in adapter.weights]}
+    kind = type(adapter.method)
+    return made | {"method": None if adapter.method is None else f"{kind.__module__}.{kind.__qualname__}"}
+
+
+def _write_record(output: Path, record: dict[str, Any], outcome: Outcome) -> None:
+    state = {"complete": outcome.complete, "missing": outcome.missing}
+    notes = record.get("notes", {}) | outcome.notes
+    write_json(output / RECORD, record | state | {"notes": notes, "face2scene": commit(), "versions": versions()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _checkout(adapter: Adapter) -> dict[str, Any] | None:
+    if adapter.kind != "command" or adapter.place is None:
+        return None
+    found = {}
+    for key, command in (("commit", ["rev-parse", "HEAD"]), ("changed", ["status", "--porcelain", "-uno"])):
+        words = ["git", "-C", str(adapter.place), *command]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+        found[key] = done.stdout.strip().splitlines() if done.returncode == 0 else None
+    return {"commit": (found["commit"] or ["unknown"])[0], "changed_files": found["changed"]}
+
+
+def _interpreter(adapter: Adapter) -> dict[str, str] | None:
+    """Version of the program's Python and of the packages that decide its pictures."""
+    if adapter.kind != "command" or shutil.which(adapter.python) is None:
+        return None
+    ask = (
+        "import importlib.metadata as m, json, platform\n"
+        "found = {'python': platform.python_version()}\n"
+        "for name in ('torch', 'diffusers', 'transformers', 'xformers', 'peft', 'basicsr'):\n"
+        "    try: found[name] = m.version(name)\n"
+        "    except m.PackageNotFoundError: pass\n"
+        "print(json.dumps(found))"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    try:
+        words = [adapter.python, "-c", ask]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True, env=environment)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return json.loads(done.stdout.splitlines()[-1])

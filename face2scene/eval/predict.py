@@ -1,0 +1,200 @@
+"""Predictions made in this process: one PNG for each input, by its name, skipping those that are there.
+
+Methods without references (bicubic, Real-ESRGAN), and one scene restored under several settings that share what
+they can: the guidance is looked at last, so that nine guidances cost nine decodings and not nine restorations.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from face2scene.eval.sweep import variant_folder
+from face2scene.files import write_json
+from face2scene.folders import WHY_LOG, Outcome
+from face2scene.images import read_tensor, resize, write_png
+from face2scene.jobs import Job
+from face2scene.measure import Measurement
+from face2scene.memory import explained
+from face2scene.pipeline import Face2ScenePipeline
+from face2scene.records import Scene
+from face2scene.ref_fr.sr import load_real_esrgan
+from face2scene.restorer.tiling import in_tiles
+
+log = logging.getLogger(__name__)
+
+
+class Method(Protocol):
+    """A restorer of pictures that needs nothing but the picture."""
+
+    def __call__(self, image: Tensor, scale: int) -> Tensor:
+        """(3, H, W) in [0, 1] to (3, scale H, scale W) in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Bicubic:
+    """Antialiased bicubic enlargement; at scale 1 the input itself, which is the row to be better than."""
+
+    def __call__(self, image: Tensor, scale: int) -> Tensor:
+        return resize(image, (scale * image.shape[-2], scale * image.shape[-1]))
+
+
+class RealESRGANx4:
+    """Real-ESRGAN x4plus (packaged weights) on whole scenes, in tiles.
+
+    At scale 4 as it is. At scale 1 the picture is shrunk to a quarter first, which its author advises for damaged
+    pictures of full size; the other side of the table gets the same picture whole.
+
+    Args:
+        folder: of the ncnn files; None is the asset `real_esrgan_x4plus`.
+        tile: side of a tile of what the network sees, in pixels; its author's own default is no tile.
+        overlap: pixels of what the network sees.
+        device: None is CUDA where there is one.
+    """
+
+    def __init__(
+        self, folder: str | None = None, *, tile: int = 192, overlap: int = 16, device: str | torch.device | None = None
+    ):
+        self.folder, self.tile, self.overlap = folder, tile, overlap
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @cached_property
+    def network(self) -> torch.nn.Module:
+        return load_real_esrgan(self.folder).to(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor, scale: int) -> Tensor:
+        if scale not in (1, 4):
+            raise ValueError(f"Real-ESRGAN x4plus enlarges by 4 or, shrinking first, by 1, not by {scale}.")
+        height, width = image.shape[-2:]
+        if scale == 1:
+            image = resize(image, (max(4, -(-height // 4)), max(4, -(-width // 4))))
+
+        def enlarge(part: Tensor) -> Tensor:
+            return self.network(part).float().clamp(0, 1)
+
+        options = {"tile": self.tile, "overlap": self.overlap, "scale": 4}
+        with explained("lower baseline.method.tile"):
+            large = in_tiles(enlarge, image[None].to(self.device), **options)[0].cpu()
+        target = (scale * height, scale * width)
+        return large if tuple(large.shape[-2:]) == target else resize(large, target)
+
+
+def predict_folder(
+    method: Method, inputs: Mapping[str, Path], output: str | Path, *, scale: int = 1
+) -> tuple[dict[str, str], float]:
+    """Write `output`/images/NAME.png for every input; finished ones are left.
+
+    Returns:
+        Name to reason of the pictures that failed, and the seconds that the method itself took.
+    """
+    images, failed, seconds = Path(output) / "images", {}, 0.0
+    for name, path in tqdm(inputs.items(), desc="predicting", unit="picture", disable=len(inputs) < 2):
+        target = images / f"{name}.png"
+        if target.is_file():
+            continue
+        try:
+            image = read_tensor(path)
+            start = perf_counter()
+            made = method(image, scale)
+            seconds += perf_counter() - start
+            write_png(target, made)
+        except Exception as error:  # whatever is wrong with one picture, the next may be fine
+            failed[name] = f"{type(error).__name__}: {error}"
+            log.warning("%s was not restored. %s", name, error)
+    return failed, seconds
+
+
+# --- one scene under several settings -----------------------------------------------------------------------
+
+
+def restored_at(
+    pipeline: Face2ScenePipeline, scene: Scene, measurement: Measurement, guidances: Sequence[float]
+) -> Iterator[Tensor]:
+    """(3, H, W) in [0, 1] for each guidance, equal to `pipeline.restore` at it."""
+    for result in pipeline.restore_at(scene, measurement, guidances):
+        yield result.image
+
+
+def restored_with(
+    pipeline: Face2ScenePipeline, scene: Scene, measurement: Measurement, counts: Sequence[int]
+) -> Iterator[Tensor]:
+    """(3, H, W) in [0, 1] for each number of tokens, the first so many of the scene's own."""
+    for number in counts:
+        tokens = replace(measurement.tokens, tokens=measurement.tokens.tokens[:, :number])
+        yield pipeline.restore(scene, replace(measurement, tokens=tokens)).image
+
+
+def restore_variants(
+    pipeline: Face2ScenePipeline,
+    jobs: Sequence[Job],
+    output: str | Path,
+    setting: str,
+    values: Sequence[float],
+    *,
+    seed: int = 0,
+    timed: int = 2,
+) -> Outcome:
+    """Restore pictures at several values of one setting, what they share being done once, each into its folder.
+
+    The why-log `output`/restore.jsonl has a line per picture. What the sharing saves is measured on the way and goes
+    to `output`/sharing.json: seconds of a picture at all values, and at one of them (of the first `timed` pictures,
+    which are restored once more for that).
+
+    Args:
+        setting: `guidance`, which shares all but the VAE's decoder, or `tokens`, which shares Stage I and FaDeX.
+
+    Raises:
+        ValueError: an unknown setting, no value, or two that are not told apart.
+    """
+    if setting not in ("guidance", "tokens"):
+        raise ValueError(f"Several values are restored of guidance or tokens, not of {setting!r}.")
+    folders = [Path(output) / variant_folder(setting, value) for value in values]
+    if not folders or len(set(folders)) < len(folders):
+        raise ValueError(f"{setting}={list(values)}: give at least one, and none twice (guidances to 0.01).")
+    work = restored_at if setting == "guidance" else restored_with
+    failed: dict[str, str] = {}
+    seconds: dict[str, list[float]] = {"together": [], "one": []}
+    restored = skipped = 0
+    for job in tqdm(jobs, desc=f"restoring, {len(values)} values", unit="picture", disable=len(jobs) < 2):
+        name = job.name
+        targets = [folder / "images" / f"{name}.png" for folder in folders]
+        if all(target.is_file() for target in targets):
+            skipped += 1
+            continue
+        try:
+            scene = Scene(job.name, read_tensor(job.path), people=job.people)
+            given = {"truth": read_tensor(job.truth) if job.truth else None, "box": job.box, "seed": seed}
+            start = perf_counter()
+            measurement = pipeline.measure(scene, **given)
+            outputs = list(work(pipeline, scene, measurement, values))
+            spent = perf_counter() - start
+            for target, image in zip(targets, outputs, strict=True):
+                write_png(target, image)
+            if len(seconds["one"]) < timed:  # after the others, so that nothing is left to warm up
+                start = perf_counter()
+                list(work(pipeline, scene, pipeline.measure(scene, **given), values[-1:]))
+                seconds["one"].append(perf_counter() - start)
+                seconds["together"].append(spent)
+        except Exception as error:  # whatever is wrong with one file, the next may be fine
+            failed[job.path.name] = f"{type(error).__name__}: {error}"
+            log.warning("%s was not restored. %s", job.path.name, error)
+            continue
+        notes = {"name": job.path.name, "tokens": measurement.tokens.source, **measurement.notes}
+        with open(Path(output) / WHY_LOG, "a", encoding="utf-8") as file:
+            file.write(json.dumps(notes | {"seconds": round(spent, 3)}, ensure_ascii=False) + "\n")
+        restored += 1
+    if seconds["one"]:
+        one, together = (median(seconds[kind]) for kind in ("one", "together"))
+        sharing = {"values": len(values), "together": together, "one": one, "ratio": together / one}
+        write_json(Path(output) / "sharing.json", {key: round(value, 4) for key, value in sharing.items()})
+    return Outcome(restored, skipped, failed)

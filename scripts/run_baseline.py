@@ -1,0 +1,187 @@
+"""Other people's methods on our pictures, and ours by the same door; configs/run_baseline.yaml lists the ways."""
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from face2scene import weights
+from face2scene.eval.adapters import Adapter
+from face2scene.eval.baselines import Outcome, commands, import_folder, run_command, run_here
+from face2scene.eval.predict import predict_folder
+from face2scene.eval.score import score_folder
+from face2scene.eval.staging import lay_out, scale_of
+from face2scene.eval.tables import markdown, row_from_scores
+from face2scene.folders import restore_folder
+from face2scene.images import list_images
+from face2scene.jobs import Job, find_jobs
+from face2scene.pipeline import Face2ScenePipeline
+from face2scene.runs import REPOSITORY
+
+FOLDER = REPOSITORY / "configs/baseline"
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="run_baseline")
+def main(cfg: DictConfig) -> None:
+    """Run one method and score it; exit code 1 when pictures are missing."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if cfg.get("baseline") is None and cfg.import_only is None:
+        print(listing())
+        return
+    key = HydraConfig.get().runtime.choices.get("baseline") or "imported"
+    try:
+        complete = run(cfg, key)
+    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+        sys.exit(str(error))
+    if not complete:
+        sys.exit(1)
+
+
+def listing() -> str:
+    """Every system of the comparison, how it runs, and what it lacks on this machine."""
+    lines = []
+    for path in sorted(FOLDER.glob("*.yaml")):
+        adapter = Adapter.from_dict(OmegaConf.to_container(OmegaConf.load(path)))
+        how = {"command": f"external, {adapter.sizes}", "method": "in-process", "pipeline": "in-process (restore.py)"}
+        absent = adapter.missing()
+        state = f"{len(absent)} things are missing" if absent else adapter.tried
+        lines.append(f"{path.stem:18} {adapter.title:18} {how[adapter.kind]:24} {state}")
+    return "\n".join([*lines, "", "What one of them lacks: python scripts/run_baseline.py baseline=NAME --dry-run"])
+
+
+def run(cfg: DictConfig, key: str) -> bool:
+    """Carry out a composed configuration whose baseline is the file `key`; returns whether the row is complete."""
+    adapter = None
+    if cfg.get("baseline") is not None:
+        options = OmegaConf.to_container(cfg.baseline, resolve=True)
+        adapter = Adapter.from_dict(options | {"method": instantiate(cfg.baseline.get("method")) or None})
+    if OmegaConf.is_missing(cfg, "input"):
+        jobs, scale = [], cfg.scale or 1
+        if not cfg.dry_run:
+            raise FileNotFoundError("Say what to restore: input=FOLDER, an InScene folder or one of pictures.")
+    else:
+        jobs = find_jobs(cfg.input, references=cfg.references, truth=None)[: cfg.limit]
+        truths = truths_of(cfg, jobs)
+        scale = scale_of(jobs, truths, cfg.scale)
+    output = Path(cfg.paths.runs) / (cfg.name or f"baseline/{key}")
+
+    if cfg.dry_run:
+        show(adapter, jobs, scale, cfg.seed, output)
+        return True
+    if cfg.import_only is not None:
+        outcome = import_folder(cfg.import_only, jobs, output, adapter=adapter, scale=scale, said=cfg.said)
+    elif adapter.kind == "command":
+        places = {"gpu": str(cfg.gpu), "timeout": cfg.timeout, "scratch": cfg.scratch}
+        outcome = run_command(adapter, jobs, output, scale=scale, seed=cfg.seed, **places)
+    elif adapter.kind == "method":
+        outcome = run_here(adapter, output, lambda: by_method(adapter, jobs, output, scale), scale=scale)
+    else:
+        facts = {"scale": scale, "seed": cfg.seed, "options": OmegaConf.to_container(cfg.pipeline, resolve=True)}
+        outcome = run_here(adapter, output, lambda: by_pipeline(cfg, jobs, output, scale), **facts)
+    report(outcome, output)
+    if truths and list(cfg.metrics) and any((output / "images").glob("*.png")):
+        device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        scores = score_folder(output, truths, list(cfg.metrics), output, device=device)
+        columns = list(scores["protocol"])
+        title = adapter.title if adapter else output.name
+        print(markdown([row_from_scores(title, output / "scores.json", columns)], columns))
+        for name, reason in scores["not_measured"].items():
+            print(f"{name}: not measured, {reason}")
+        return outcome.complete and scores["complete"]
+    return outcome.complete
+
+
+def truths_of(cfg: DictConfig, jobs: list[Job]) -> Mapping[str, Path]:
+    """Name -> truth of every picture to be made: of the InScene set, or of truth=FOLDER; empty where there is none."""
+    if all(job.truth is not None for job in jobs):
+        return {job.path.stem: job.truth for job in jobs}
+    if cfg.truth is None:
+        return {}
+    found = {path.stem: path for path in list_images(cfg.truth)}
+    absent = [job.path.stem for job in jobs if job.path.stem not in found]
+    if absent:
+        raise FileNotFoundError(f"truth={cfg.truth} lacks {len(absent)} of the pictures, such as {absent[0]}.")
+    return {job.path.stem: found[job.path.stem] for job in jobs}
+
+
+def show(adapter: Adapter | None, jobs: list[Job], scale: int, seed: int, output: Path) -> None:
+    """What would be done and what is missing for it."""
+    if adapter is None:
+        print(f"{len(jobs)} pictures would be looked for and scored in {output}.")
+        return
+    mode = "same size" if scale == 1 else "x4"
+    print(f"{adapter.title} ({adapter.licence}); {len(jobs)} pictures, {mode}, into {output}")
+    print(f"  tried: {adapter.tried}")
+    for line in adapter.missing():
+        print(f"  missing  {line}")
+    for note in adapter.notes:
+        print(f"  note     {note}")
+    if adapter.kind == "command":
+        for line in commands(adapter, lay_out(adapter, jobs, scale), scale=scale, seed=seed):
+            print(f"$ {line}")
+    else:
+        print("It runs in this process; nothing else is started.")
+
+
+def by_method(adapter: Adapter, jobs: list[Job], output: Path, scale: int) -> tuple[int, int, dict[str, str], float]:
+    """Pictures by a function of ours; see `run_here`."""
+    inputs = {job.path.stem: job.path for job in jobs}
+    before = sum((output / "images" / f"{name}.png").is_file() for name in inputs)
+    failed, seconds = predict_folder(adapter.method, inputs, output, scale=scale)
+    return len(inputs) - before - len(failed), before, failed, seconds
+
+
+def by_pipeline(cfg: DictConfig, jobs: list[Job], output: Path, scale: int) -> tuple[int, int, dict[str, str], float]:
+    """Pictures by the pipeline, as scripts/restore.py makes them; see `run_here`."""
+    own = OmegaConf.to_container(cfg.baseline, resolve=True).get("pipeline") or {}
+    stage_one = None if own.get("ref_fr") == "none" else instantiate(cfg.ref_fr)
+    pipeline = Face2ScenePipeline.from_files(
+        weights_file(own.get("restorer_weights", cfg.restorer_weights)),
+        cfg.fadex_weights,
+        base=cfg.base,
+        ref_fr=stage_one or None,
+        detector=instantiate(cfg.faces) or None,
+        device=cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        **OmegaConf.to_container(cfg.pipeline, resolve=True),
+    )
+    start = perf_counter()
+    guidance = own.get("guidance", cfg.guidance)
+    outcome = restore_folder(pipeline, jobs, output, seed=cfg.seed, guidance=guidance, scale=scale)
+    failed = {Path(name).stem: reason for name, reason in outcome.failed.items()}
+    return outcome.restored, outcome.skipped, failed, perf_counter() - start
+
+
+def weights_file(value: str) -> Path:
+    """A path, or a name of the weights catalogue and a path in it.
+
+    Raises:
+        MissingWeights: the asset has not been fetched; the message holds the command.
+    """
+    asset, _, inside = str(value).partition("/")
+    if not Path(value).exists() and asset in weights.catalogue():
+        return weights.folder(asset) / inside
+    return Path(value)
+
+
+def report(outcome: Outcome, output: Path) -> None:
+    """What came of it, in words."""
+    print(outcome)
+    for name, reason in list(outcome.missing.items())[:10]:
+        print(f"  {name}: {reason}", file=sys.stderr)
+    print(f"Pictures, record and log: {output / 'images'}, baseline.json, log.txt")
+
+
+if __name__ == "__main__":
+    flags = {"--dry-run": "dry_run=true", "--import-only": "import_only="}
+    words = [flags.get(word, word) for word in sys.argv]
+    for number in [n for n, word in enumerate(words[:-1]) if word == "import_only="]:
+        words[number : number + 2] = [words[number] + words[number + 1]]
+    sys.argv = words
+    main()
