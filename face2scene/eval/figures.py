@@ -70,14 +70,8 @@ def draw_times(printed: Mapping[str, Any], measured: Mapping[str, Any] | None, f
             for stage, seconds in stages.items():
                 axes.barh(place, seconds, left=left, color=colours[stage], height=0.62)
                 left += seconds
-            parts = f" ({' + '.join(f'{s:#.2g}' for s in stages.values())})" if len(stages) > 1 else ""
-            axes.text(
-                left + 0.01 * longest,
-                place,
-                f"{left:.1f} s{parts}" if left >= 1 else f"{left:.2f} s{parts}",
-                va="center",
-                fontsize=8,
-            )
+            parts = f" ({' + '.join(map(_seconds, stages.values()))})" if len(stages) > 1 else ""
+            axes.text(left + 0.01 * longest, place, f"{_seconds(left)} s{parts}", va="center", fontsize=8)
         axes.set_yticks(range(len(bars)), list(bars), fontsize=9)
         axes.invert_yaxis()
         axes.set_xlim(0, 1.22 * longest)
@@ -205,6 +199,10 @@ def _meet(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 def _bars(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     bars = {name: {stage: float(seconds) for stage, seconds in stages.items()} for name, stages in methods.items()}
     return dict(sorted(bars.items(), key=lambda item: sum(item[1].values())))
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
 def _found(path: Path) -> dict[str, Any] | None:
