@@ -13,7 +13,7 @@ from PIL import Image
 from face2scene import weights as weights_module
 from face2scene.checkpoints import save_weights
 from face2scene.data.manifest import Record, write_manifest
-from face2scene.eval import engines, tables
+from face2scene.eval import engines, printed, tables
 from face2scene.eval.engines import MetricMissing, Pyiqa
 from face2scene.eval.findings import findings
 from face2scene.eval.metrics import METRICS, build_all, choose
@@ -218,22 +218,22 @@ def test_a_table_marks_the_known_winner_in_each_direction():
 
 
 def test_printed_tables_keep_every_digit_and_say_what_is_not_measured(tmp_path):
-    text = tables.printed_table(CONFIGS, tmp_path, 5)
+    text = printed.printed_table(CONFIGS, tmp_path, 5)
     for digits in ("22.8975", "0.6980", "**75.3739**", "4.8044", "16.9445"):
         assert digits in text
     assert text.count(tables.NOT_MEASURED) == 6 * 10
-    _, (part,) = tables.load_printed(CONFIGS / "table_synthetic.yaml")
+    _, (part,) = printed.load_printed(CONFIGS / "table_synthetic.yaml")
     osediff = next(row for row in part.rows if row.name == "OSEDiff")
     assert osediff.cells["psnr"] == "24.2400" and osediff.values["dists"] == 0.1287
-    with pytest.raises(FileNotFoundError, match="choose from 5, synthetic"):
-        tables.printed_table(CONFIGS, tmp_path, 77)
+    with pytest.raises(FileNotFoundError, match=r"choose from 1, 2, .*9, main, real, synthetic"):
+        printed.printed_table(CONFIGS, tmp_path, 77)
 
 
 def test_our_row_stands_beside_the_printed_one_with_the_difference(tmp_path):
     place = tmp_path / "table_5/synthetic/face2scene/scores.json"
     means = {"dists": 0.0907, "psnr": 20.0, "psnr_y": 23.904}
     write_json(place, {"complete": True, "means": means, "sets": {}, "counts": {"scored": 3, "expected": 3}})
-    text = tables.printed_table(CONFIGS, tmp_path, 5)
+    text = printed.printed_table(CONFIGS, tmp_path, 5)
     assert "**0.0907** (-0.0100)" in text and "**23.90** (+1.00)" in text
 
 
