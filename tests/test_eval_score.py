@@ -120,16 +120,18 @@ def test_the_identity_score_leaves_out_and_names_pictures_whose_truth_shows_no_f
 # --- shifts -------------------------------------------------------------------------------------------------
 
 
-def shifted(right: float, down: float, size=(160, 200)) -> tuple[torch.Tensor, torch.Tensor]:
-    """A picture with structure at every scale and the same one moved, by a resampling that knows both exactly."""
+def shifted(right: float, down: float, size=(96, 128)) -> tuple[torch.Tensor, torch.Tensor]:
+    """A picture with structure at every scale, as photos have, and the same one moved, both drawn exactly."""
     rng = np.random.default_rng(0)
-    waves = rng.normal(size=(300, 2)) * 0.12, rng.uniform(0, 2 * np.pi, 300)
+    rates, turns, starts = np.exp(rng.uniform(-3.5, 0.9, 250)), rng.uniform(0, 2 * np.pi, 250), rng.uniform(0, 6, 250)
     y, x = np.mgrid[: size[0], : size[1]].astype(float)
 
     def drawn(dx, dy):
-        angles = waves[0][:, 0, None, None] * (x - dx) + waves[0][:, 1, None, None] * (y - dy)
-        value = np.sin(angles + waves[1][:, None, None]).mean(0)
-        return torch.from_numpy(0.5 + 4 * value).float().clamp(0, 1).expand(3, -1, -1)
+        value = sum(
+            np.sin(rate * (np.cos(turn) * (x - dx) + np.sin(turn) * (y - dy)) + start) / rate**0.7
+            for rate, turn, start in zip(rates, turns, starts, strict=True)
+        )
+        return torch.from_numpy(0.5 + value / 250).float().clamp(0, 1).expand(3, -1, -1)
 
     return drawn(right, down), drawn(0, 0)
 
@@ -142,8 +144,8 @@ def test_a_shift_is_found_to_a_tenth_of_a_pixel(move):
 def test_noise_and_blur_move_nothing_and_unrelated_pictures_have_no_shift():
     picture, truth = shifted(0, 0)
     generator = torch.Generator().manual_seed(0)
-    soft = torch.nn.functional.avg_pool2d(picture, 5, 1, 2, count_include_pad=False)
-    noisy = soft + 0.1 * torch.randn(soft.shape, generator=generator)
+    soft = torch.nn.functional.avg_pool2d(picture, 3, 1, 1, count_include_pad=False)
+    noisy = soft + 0.05 * torch.randn(soft.shape, generator=generator)
     assert np.hypot(*global_shift(noisy, truth)) < 0.1
     assert global_shift(torch.rand(truth.shape, generator=generator), truth) is None
 
