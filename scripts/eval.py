@@ -1,42 +1,109 @@
-"""Scores, tables and the quickstart's report; configs/eval.yaml lists the ways to call it."""
+"""Scores, tables, figures and reports; configs/eval.yaml lists the ways to call it."""
 
 import logging
 import sys
 from pathlib import Path
 
 import hydra
-from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from face2scene.eval.probe_report import summary
+from face2scene.eval.printed import printed_table
 from face2scene.eval.report import quickstart_report
 from face2scene.eval.score import score_folder, truth_of
-from face2scene.eval.tables import markdown, printed_table, row_from_scores
+from face2scene.eval.tables import markdown, row_from_scores
+from face2scene.files import atomic_write, read_json
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs/eval"
+WAYS = {
+    "predictions": "predictions=FOLDER truth=FOLDER name=NAME",
+    "table": "table=N",
+    "figure": "figure=5",
+    "compare": "compare=[RUN,RUN]",
+    "report": "report=quickstart or report=gallery",
+    "probe": "probe=fadex",
+    "complexity": "complexity=tiny",
+}
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval")
 def main(cfg: DictConfig) -> None:
     """Do the one thing that was asked for."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    asked = [k for k in ("predictions", "table", "report", "probe", "figure", "complexity") if cfg.get(k) is not None]
+    asked = [key for key in WAYS if cfg.get(key) is not None]
     if len(asked) != 1:
-        ways = "predictions=FOLDER truth=FOLDER name=NAME, table=N, report=quickstart, probe=fadex, figure=5"
-        sys.exit(f"Say one of: {ways}, complexity=tiny.")
+        sys.exit(f"Say one of: {', '.join(WAYS.values())}.")
     run = Path(cfg.paths.runs) / cfg.name
     try:
-        _do(cfg, run)
-    except (FileNotFoundError, ValueError) as error:  # what a person can cause: the sentence, not the stack
+        globals()[f"_{asked[0]}"](cfg, run)
+    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:  # what a person can cause: the sentence alone
         sys.exit(str(error))
 
 
-def _do(cfg: DictConfig, run: Path) -> None:
-    if cfg.table is not None:
-        print(printed_table(CONFIGS, Path(cfg.paths.runs), cfg.table, cfg.format))
-    elif cfg.report is not None:
-        if cfg.report != "quickstart":
-            sys.exit(f"There is no report {cfg.report!r}: choose quickstart (option report).")
+def _predictions(cfg: DictConfig, run: Path) -> None:
+    import torch
+    from accelerate import PartialState
+
+    from face2scene.eval.pairing import boxes_of
+
+    if cfg.truth is None:
+        sys.exit("A folder is scored against the truth: say truth=FOLDER, pictures of the same names.")
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if state.num_processes == 1 and cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    scores = score_folder(
+        cfg.predictions,
+        truth_of(cfg.truth, cfg.split),
+        tuple(cfg.metrics),
+        run,
+        device=state.device if state.num_processes > 1 else cfg.device,
+        batch_pixels=cfg.batch_pixels,
+        boxes=boxes_of(cfg.truth, cfg.split, cfg.boxes),
+        regions=tuple(cfg.regions),
+        rank=state.process_index,
+        processes=state.num_processes,
+        wait=state.wait_for_everyone,
+    )
+    if not state.is_main_process:
+        return
+    columns = list(scores["protocol"])
+    folders = {cfg.name: run, **{f"{cfg.name}, {region}": run / region for region in scores.get("regions", {})}}
+    rows = [row_from_scores(title, folder / "scores.json", columns) for title, folder in folders.items()]
+    print(markdown(rows, columns))
+    for key, reason in scores["not_measured"].items():
+        print(f"{key}: not measured, {reason}")
+    print(f"per picture: {run / 'scores.csv'}; means, intervals and protocol: {run / 'scores.json'}")
+
+
+def _table(cfg: DictConfig, run: Path) -> None:
+    runs = Path(cfg.paths.runs)
+    text = printed_table(CONFIGS, runs, cfg.table, cfg.format)
+    if cfg.format != "html":
+        print(text)
+        return
+    with atomic_write(runs / f"table_{cfg.table}.html") as partial:
+        partial.write_text(text, encoding="utf-8")
+    print(runs / f"table_{cfg.table}.html")
+
+
+def _figure(cfg: DictConfig, run: Path) -> None:
+    from face2scene.eval.figures import draw_figure
+
+    if str(cfg.figure) == "5":
+        _measure_figure_5(cfg, run)
+    for path in draw_figure(str(cfg.figure), CONFIGS, Path(cfg.paths.runs), run):
+        print(path)
+
+
+def _compare(cfg: DictConfig, run: Path) -> None:
+    from face2scene.eval.compare import compare, table
+
+    if len(cfg.compare) != 2:
+        sys.exit(f"Two runs are compared, got {list(cfg.compare)} (option compare).")
+    print(table(compare(*(Path(cfg.paths.runs) / name for name in cfg.compare)), *cfg.compare))
+
+
+def _report(cfg: DictConfig, run: Path) -> None:
+    if cfg.report == "quickstart":
         quickstart_report(
             run,
             dataset=cfg.dataset,
@@ -45,25 +112,77 @@ def _do(cfg: DictConfig, run: Path) -> None:
             metrics=tuple(cfg.report_metrics),
             device=cfg.device,
         )
-    elif cfg.get("probe") is not None:
-        print(summary(instantiate(cfg.probe, _convert_="all")(run)))
-        print(f"all numbers: {run / 'probe.json'}, {run / 'probe.csv'}; picture: {run / 'images/probe.png'}")
+        return
+    if cfg.report != "gallery":
+        sys.exit(f"There is no report {cfg.report!r}: choose quickstart or gallery (option report).")
+    from face2scene.eval.gallery import write_report
+
+    if cfg.truth is None or not cfg.methods:
+        sys.exit("A gallery needs truth=FOLDER and methods=[RUN,...] or methods={TITLE: RUN}, scored before.")
+    methods = OmegaConf.to_container(cfg.methods)
+    methods = methods if isinstance(methods, dict) else {Path(name).name: name for name in methods}
+    folders = {title: Path(cfg.paths.runs) / name for title, name in methods.items()}
+    print(write_report(run, folders, truth_of(cfg.truth, cfg.split), title=cfg.name))
+
+
+def _probe(cfg: DictConfig, run: Path) -> None:
+    from hydra.utils import instantiate
+
+    from face2scene.eval.probe_report import summary
+
+    print(summary(instantiate(cfg.probe, _convert_="all")(run)))
+    print(f"all numbers: {run / 'probe.json'}, {run / 'probe.csv'}; picture: {run / 'images/probe.png'}")
+
+
+# --- what a restoration costs; networks are imported here, so that scores and tables do without ---------------
+
+
+def _models(cfg: DictConfig, model: str) -> tuple:
+    """Restorer and FaDeX: the shipped tiny ones, or the paper's size with random weights."""
+    from face2scene.eval.complexity import paper_models
+    from face2scene.fadex.encoder import FaDeX
+    from face2scene.restorer.backbone import precision
+    from face2scene.restorer.load import load_restorer
+
+    if model == "tiny":
+        shipped = Path(cfg.shipped)
+        return load_restorer(shipped / "restorer.safetensors"), FaDeX.from_file(shipped / "fadex.safetensors")
+    if model == "paper":
+        return paper_models(cfg.device, precision(cfg.cost.dtype))
+    raise ValueError(f"There is no model {model!r}: choose tiny (the shipped weights) or paper (random ones).")
+
+
+def _complexity(cfg: DictConfig, run: Path) -> None:
+    from face2scene.eval import complexity as cost
+
+    options = {key: cfg.cost[key] for key in ("sizes", "face", "warmup", "repeats")}
+    counted = cost.paper_models("meta") if cfg.complexity == "paper" else None
+    models = _models(cfg, cfg.complexity) if cfg.cost.timed or counted is None else counted
+    titles = {"tiny": "the shipped tiny weights", "paper": "SD 2.1's size, random weights"}
+    found = cost.complexity(*models, model=titles[cfg.complexity], counted=counted, **options)
+    cost.write(found, run)
+    print(cost.table(found))
+
+
+def _measure_figure_5(cfg: DictConfig, run: Path) -> None:
+    from hydra.utils import instantiate
+
+    from face2scene.eval.figure_5 import figure_5, table
+    from face2scene.pipeline import Face2ScenePipeline
+
+    def load() -> tuple[Face2ScenePipeline, str]:
+        stage_one = instantiate(cfg.ref_fr) or None
+        options = {"colour": "wavelet", "tile": cfg.cost.tile, "largest_face": cfg.cost.face, "device": cfg.device}
+        pipeline = Face2ScenePipeline(*_models(cfg, cfg.cost.model), ref_fr=stage_one, **options)
+        return pipeline, f"{cfg.cost.model}, ref_fr={getattr(stage_one, 'name', 'none')}"
+
+    if (run / "figure_5.json").is_file():
+        print(f"{run / 'figure_5.json'} was measured before; remove it to measure again.")
+        result = read_json(run / "figure_5.json")
     else:
-        if cfg.truth is None:
-            sys.exit("A folder is scored against the truth: say truth=FOLDER, pictures of the same names.")
-        scores = score_folder(
-            cfg.predictions,
-            truth_of(cfg.truth, cfg.split),
-            tuple(cfg.metrics),
-            run,
-            device=cfg.device,
-            batch_pixels=cfg.batch_pixels,
-        )
-        columns = list(scores["protocol"])
-        print(markdown([row_from_scores(cfg.name, run / "scores.json", columns)], columns))
-        for key, reason in scores["not_measured"].items():
-            print(f"{key}: not measured, {reason}")
-        print(f"per picture: {run / 'scores.csv'}")
+        options = {"side": cfg.cost.side, "pictures": cfg.cost.pictures, "face": cfg.cost.face}
+        result = figure_5(load, run, records=sorted(run.glob("*/baseline.json")), **options)
+    print(table(result))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from PIL import Image
 from face2scene import weights as weights_module
 from face2scene.checkpoints import save_weights
 from face2scene.data.manifest import Record, write_manifest
-from face2scene.eval import metrics as metrics_module
-from face2scene.eval import tables
+from face2scene.eval import engines, printed, tables
+from face2scene.eval.engines import MetricMissing, Pyiqa
 from face2scene.eval.findings import findings
-from face2scene.eval.metrics import METRICS, MetricMissing, Pyiqa, build_all, choose, ssim_y
+from face2scene.eval.metrics import METRICS, build_all, choose
 from face2scene.eval.report import quickstart_report
 from face2scene.eval.score import ScoreError, read_scores_csv, score_folder, score_folders
+from face2scene.eval.ssim import ssim_y
 from face2scene.files import read_json, sha256_of, write_json
 from face2scene.images import read_tensor, write_png
 
@@ -42,7 +43,7 @@ SCORERS = {
 }
 
 
-def folder(path: Path, names, noise: float = 0.0, size=(16, 16), seed: int = 0) -> Path:
+def folder(path: Path, names, noise: float = 0.0, size=(32, 32), seed: int = 0) -> Path:
     for number, name in enumerate(names):
         base = np.random.default_rng([number]).random((*size, 3), dtype=np.float32)
         change = np.random.default_rng([seed, number, 1]).normal(0, noise, base.shape) if noise else 0
@@ -109,7 +110,7 @@ def test_scores_pair_by_name_and_the_files_hold_a_row_per_picture(tmp_path):
 def test_batching_and_scoring_rows_together_change_no_value(tmp_path):
     truth = folder(tmp_path / "truth", "abcde")
     rows = {s: (folder(tmp_path / s, "abcde", noise=0.1, seed=n), tmp_path / f"o{s}") for n, s in enumerate("xy")}
-    together = score_folders(rows, truth, ["lpips"], scorers=SCORERS, batch_pixels=3 * 256)
+    together = score_folders(rows, truth, ["lpips"], scorers=SCORERS, batch_pixels=3 * 1024)
     alone = score_folder(rows["y"][0], truth, ["lpips"], tmp_path / "alone", scorers=SCORERS, batch_pixels=1)
     assert together["y"]["means"]["lpips"] == pytest.approx(alone["means"]["lpips"], abs=1e-7)
 
@@ -144,7 +145,7 @@ def test_a_folder_with_a_missing_picture_is_incomplete_and_has_no_mean(tmp_path)
 
 def test_a_black_picture_is_flagged_and_never_averaged(tmp_path):
     truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", noise=0.1)
-    write_png(made / "a.png", np.zeros((16, 16, 3), np.float32))
+    write_png(made / "a.png", np.zeros((32, 32, 3), np.float32))
     scores = score_folder(made, truth, ["lpips"], tmp_path / "out", scorers=SCORERS)
     assert "one colour" in scores["pictures"]["flagged"]["a"] and not scores["complete"]
     assert read_scores_csv(tmp_path / "out/scores.csv")["a"] == {}
@@ -158,8 +159,8 @@ def test_a_value_that_is_not_finite_is_flagged(tmp_path):
 
 
 def test_another_size_is_refused_by_name(tmp_path):
-    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", size=(16, 20))
-    with pytest.raises(ScoreError, match=r"a\.png is 20 x 16, truth 16 x 16"):
+    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", size=(32, 36))
+    with pytest.raises(ScoreError, match=r"a\.png is 36 x 32, truth 32 x 32"):
         score_folder(made, truth, ["lpips"], tmp_path / "out", scorers=SCORERS)
 
 
@@ -178,10 +179,27 @@ def test_jpeg_duplicates_and_an_empty_folder_are_refused(tmp_path):
         score_folder(tmp_path / "none", truth, ["lpips"], scorers=SCORERS)
 
 
-def test_a_metric_of_sets_gets_both_lists_of_files(tmp_path):
-    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab")
-    paired = {"fid": lambda ours, theirs: float(sum(a.stem == b.stem for a, b in zip(ours, theirs, strict=True)))}
-    assert score_folder(made, truth, ["fid"], tmp_path / "out", scorers=paired)["sets"] == {"fid": 2.0}
+class Sets:
+    """A metric of sets for tests: how far the mean colours lie apart; counts the pictures it sees."""
+
+    def __init__(self):
+        self.seen = 0
+
+    def features(self, pictures):
+        self.seen += len(pictures)
+        return pictures.mean((2, 3))
+
+    def distance(self, ours, theirs):
+        return float((ours.mean(0) - theirs.mean(0)).abs().sum())
+
+
+def test_a_metric_of_sets_sees_every_picture_once_and_a_truth_once_for_all_rows(tmp_path):
+    truth = folder(tmp_path / "truth", "ab")
+    rows = {s: (folder(tmp_path / s, "ab", noise=0.1, seed=n), tmp_path / f"o{s}") for n, s in enumerate("xy")}
+    sets = Sets()
+    first = score_folders(rows, truth, ["fid"], scorers={"fid": sets})
+    assert sets.seen == 2 + 2 * 2 and first["x"]["sets"]["fid"] > 0
+    assert score_folders(rows, truth, ["fid"], scorers={"fid": sets}) == first and sets.seen == 6
 
 
 def test_a_table_marks_the_known_winner_in_each_direction():
@@ -200,22 +218,22 @@ def test_a_table_marks_the_known_winner_in_each_direction():
 
 
 def test_printed_tables_keep_every_digit_and_say_what_is_not_measured(tmp_path):
-    text = tables.printed_table(CONFIGS, tmp_path, 5)
+    text = printed.printed_table(CONFIGS, tmp_path, 5)
     for digits in ("22.8975", "0.6980", "**75.3739**", "4.8044", "16.9445"):
         assert digits in text
     assert text.count(tables.NOT_MEASURED) == 6 * 10
-    _, (part,) = tables.load_printed(CONFIGS / "table_synthetic.yaml")
+    _, (part,) = printed.load_printed(CONFIGS / "table_synthetic.yaml")
     osediff = next(row for row in part.rows if row.name == "OSEDiff")
     assert osediff.cells["psnr"] == "24.2400" and osediff.values["dists"] == 0.1287
-    with pytest.raises(FileNotFoundError, match="choose from 5, synthetic"):
-        tables.printed_table(CONFIGS, tmp_path, 77)
+    with pytest.raises(FileNotFoundError, match=r"choose from 1, 2, .*9, main, real, synthetic"):
+        printed.printed_table(CONFIGS, tmp_path, 77)
 
 
 def test_our_row_stands_beside_the_printed_one_with_the_difference(tmp_path):
     place = tmp_path / "table_5/synthetic/face2scene/scores.json"
     means = {"dists": 0.0907, "psnr": 20.0, "psnr_y": 23.904}
     write_json(place, {"complete": True, "means": means, "sets": {}, "counts": {"scored": 3, "expected": 3}})
-    text = tables.printed_table(CONFIGS, tmp_path, 5)
+    text = printed.printed_table(CONFIGS, tmp_path, 5)
     assert "**0.0907** (-0.0100)" in text and "**23.90** (+1.00)" in text
 
 
@@ -305,7 +323,7 @@ def test_every_picture_of_the_page_has_a_slider_for_drag_and_keyboard(quickstart
     style, script = (text.split(f"<{tag}>")[1].split(f"</{tag}>")[0] for tag in ("style", "script"))
     sliders = re.findall(r'<input type="range" min="0" max="100" value="50" aria-label="(\w+): share', text)
     assert sliders == ["anna_0", "ben_0"]  # a range input answers to dragging, touch and arrow keys by itself
-    assert "slider.addEventListener('input'" in script and "setProperty('--cut'" in script
+    assert "document.addEventListener('input'" in script and "setProperty('--cut'" in script
     assert "var(--cut)" in style and ".compare:focus-within" in style and "touch-action:pan-y" in style
 
 
@@ -355,14 +373,14 @@ def test_fetched_files_of_a_metric_are_placed_where_pyiqa_looks(key, tmp_path, m
         for file in asset.files:
             (folder / file).write_text(file)
         weights_module.install(asset, folder, tmp_path, "test")
-    for file in metrics_module.METRICS[key].engine.files:
-        metrics_module._place(file, metrics_module.torch_home())
-        assert (metrics_module.torch_home() / file).read_text() == Path(file).name
+    for file in METRICS[key].engine.files:
+        engines.place(file, engines.torch_home())
+        assert (engines.torch_home() / file).read_text() == Path(file).name
 
 
 def test_the_file_of_a_trunk_stores_one_zero_for_the_whole_classifier(weights, tmp_path):
     weights("lpips")
-    metrics_module._place(metrics_module.ALEXNET, tmp_path)
-    assert (tmp_path / metrics_module.ALEXNET).stat().st_size < 11_000_000
+    engines.place(engines.ALEXNET, tmp_path)
+    assert (tmp_path / engines.ALEXNET).stat().st_size < 11_000_000
     with pytest.raises(MetricMissing, match="fetch pyiqa"):
-        metrics_module._place("hub/pyiqa/never.pth", tmp_path)
+        engines.place("hub/pyiqa/never.pth", tmp_path)

@@ -1,9 +1,9 @@
 // The two menus choose what all sliders compare; each slider (a range input: drag or arrow keys) moves its cut.
 const left = document.getElementById('left'), right = document.getElementById('right');
 
-function show() {
+function show(within = document) {
   const tag = select => select.selectedOptions[0].dataset.tag;
-  document.querySelectorAll('.compare').forEach(box => {
+  within.querySelectorAll('.compare').forEach(box => {
     box.querySelectorAll('img').forEach(img => {
       const view = img.dataset.view;
       img.hidden = view !== left.value && view !== right.value;
@@ -14,8 +14,12 @@ function show() {
   });
 }
 
-document.querySelectorAll('.compare input').forEach(slider =>
-  slider.addEventListener('input', () => slider.parentNode.style.setProperty('--cut', slider.value + '%')));
-left.addEventListener('change', show);
-right.addEventListener('change', show);
-show();
+document.addEventListener('input', event => {
+  const slider = event.target;
+  if (slider.matches('.compare input')) slider.parentNode.style.setProperty('--cut', slider.value + '%');
+});
+if (left && right) {
+  left.addEventListener('change', () => show());
+  right.addEventListener('change', () => show());
+  show();
+}

@@ -1,34 +1,29 @@
 """The quickstart's page: what was found, the scores behind it, every picture, and what it took.
 
-One HTML file that asks nothing of the network: pictures are data URIs, plots inline SVG, style and script (page.css,
-page.js) are written into it.
+One HTML file that asks nothing of the network: pictures are data URIs, plots inline SVG.
 """
 
-import base64
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from face2scene.data.manifest import Record
+from face2scene.eval.document import data_uri, document, pairs_table, protocol_list, select, slider
 from face2scene.eval.findings import HEADLINE, Finding, better, number
 from face2scene.eval.metrics import METRICS
 from face2scene.eval.plots import curve_svg, curves, matrix_svg
-from face2scene.eval.score import read_scores_csv
+from face2scene.eval.results import read_scores
 from face2scene.eval.sweep_table import section
-from face2scene.eval.tables import ranks, row_from_scores
-from face2scene.images import read_image, to_bytes
+from face2scene.eval.tables import html_table, row_from_scores
+from face2scene.images import read_image
 
 WHY_LOG = "restore.jsonl"  # as in face2scene.folders, which would load all networks
 MAX_BYTES = 11_000_000  # of the pictures; our setting: a page that a phone opens
-QUALITY = 92  # of their JPEG, without colour subsampling
 VIEWS = {  # the pictures to compare, and what a slider calls them
     "input": "input",
     "trained_here": "trained in this run",
@@ -111,19 +106,12 @@ def page(figures: Figures) -> str:
     swept = [section(path.parent) for path in sorted(figures.run.glob("sweep/*/sweep.json"))]
     if swept:
         sections.insert(3, ("ablations", "Ablations", "".join(swept)))
-    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in sections)
-    body = "".join(f'<section id="{key}"><h2>{title}</h2>{content}</section>' for key, title, content in sections)
-    style, script = (Path(__file__).with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".css", ".js"))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>Face2Scene quickstart</title><style>\n{style}</style></head><body>"
-        '<header><div class="wrap"><p class="kicker">Face2Scene · quickstart</p>'
-        "<h1>The face in a damaged photo measures the damage, and the whole photo is restored with it</h1>"
-        f'<p class="facts">{" · ".join(facts)}</p></div></header>'
-        f'<nav aria-label="Sections"><div class="wrap">{links}</div></nav><main class="wrap">{body}</main>'
-        f"<script>\n{script}</script></body></html>\n"
+    return document(
+        "Face2Scene quickstart",
+        "Face2Scene · quickstart",
+        "The face in a damaged photo measures the damage, and the whole photo is restored with it",
+        facts,
+        sections,
     )
 
 
@@ -155,39 +143,21 @@ def _score_table(figures: Figures) -> str:
     }
     # The row of wrong tokens answers a question and is no contender, so it is shown without marks.
     contenders = [line for row, line in rows.items() if row != "wrong_tokens"]
-    marks = {key: ranks(contenders, key) for key in protocol}
-    head = "".join(
-        f'<th scope="col">{METRICS[key].title} '
-        f'<span aria-label="{METRICS[key].better} is better">{METRICS[key].arrow}</span></th>'
-        for key in protocol
-    )
-    body = []
-    for line in rows.values():
-        cells = []
-        for key in protocol:
-            best, second = marks[key] if line in contenders and key in line.values else (None, None)
-            kind = {best: ' class="best"', second: ' class="second"'}.get(line.values.get(key, ""), "")
-            cells.append(f"<td{kind}>{line.cells[key]}</td>")
-        note = "" if line.ranked else f"<small>{line.note}</small>"
-        body.append(f'<tr><th scope="row">{line.name}{note}</th>{"".join(cells)}</tr>')
-    how = "".join(f"<dt>{entry['title']}</dt><dd>{html.escape(entry['protocol'])}</dd>" for entry in protocol.values())
     absent = "".join(
         f'<p class="warn">{METRICS[key].title} is not measured: {html.escape(why)}</p>'
         for key, why in figures.scores["not_measured"].items()
     )
     return (
-        f'<div class="scroll"><table class="scores"><thead><tr><th scope="col">Row</th>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
+        f"{html_table(list(rows.values()), list(protocol), contenders=contenders)}"
         '<p class="note">Means over the pictures. <span class="best">Best</span> and '
         '<span class="second">second best</span> of the first rows; '
-        f"the row with another picture's tokens is a control.</p>{absent}"
-        f"<details><summary>How each number is made</summary><dl>{how}</dl></details>"
+        f"the row with another picture's tokens is a control.</p>{absent}{protocol_list(protocol)}"
     )
 
 
 def _gallery(figures: Figures, why: Mapping[str, Mapping[str, Any]]) -> str:
     names = [n for n in figures.records if all(figures.picture(view, n).is_file() for view in VIEWS)]
-    tables = {row: read_scores_csv(figures.run / row / "scores.csv") for row in ("input", "restored")}
+    tables = {row: read_scores(figures.run / row)[1] for row in ("input", "restored")}
     shots: list[str] = []
     for name in tqdm(names, desc="report", unit="picture"):
         shots.append(_shot(figures, name, {row: table.get(name, {}) for row, table in tables.items()}, why[name]))
@@ -197,29 +167,22 @@ def _gallery(figures: Figures, why: Mapping[str, Mapping[str, Any]]) -> str:
     rest = f'<p class="note">{left_out} more pictures are in the folders of the run.</p>' if left_out else ""
     return (
         '<div class="controls" role="group" aria-label="What the sliders compare">'
-        f"{_select('left', 'Left', figures.titles, 'input')}{_select('right', 'Right', figures.titles, 'restored')}"
+        f"{select('left', 'Left', figures.titles, 'input', VIEWS)}"
+        f"{select('right', 'Right', figures.titles, 'restored', VIEWS)}"
         '<p class="note">Drag across a picture, or focus it and use the arrow keys.</p></div>'
         f'<div class="gallery">{"".join(shots)}</div>{rest}'
     )
 
 
-def _select(key: str, label: str, titles: Mapping[str, str], chosen: str) -> str:
-    items = "".join(
-        f'<option value="{view}" data-tag="{VIEWS[view]}"{" selected" if view == chosen else ""}>{title}</option>'
-        for view, title in titles.items()
-    )
-    return f'<label>{label}<select id="{key}">{items}</select></label>'
-
-
 def _shot(figures: Figures, name: str, scores: Mapping[str, Mapping[str, float]], why: Mapping[str, Any]) -> str:
     record, safe = figures.records[name], html.escape(name)
     shown = "".join(
-        f'<img data-view="{view}" src="{_data_uri(read_image(figures.picture(view, name)))}" width="{record.width}" '
+        f'<img data-view="{view}" src="{data_uri(read_image(figures.picture(view, name)))}" width="{record.width}" '
         f'height="{record.height}" alt="{safe}, {title}"{"" if view in ("input", "restored") else " hidden"}>'
         for view, title in figures.titles.items()
     )
     faces = "".join(
-        f'<img src="{_data_uri(read_image(figures.run / "restored/faces" / f"{name}_{side}.png"))}" alt="face, {side}">'
+        f'<img src="{data_uri(read_image(figures.run / "restored/faces" / f"{name}_{side}.png"))}" alt="face, {side}">'
         for side in ("degraded", "restored")
     )
     numbers = []
@@ -233,9 +196,7 @@ def _shot(figures: Figures, name: str, scores: Mapping[str, Mapping[str, float]]
         )
     log = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in why.items())
     return (
-        f'<figure class="card shot"><div class="compare" style="aspect-ratio:{record.width}/{record.height}">{shown}'
-        '<span class="tag l"></span><span class="tag r"></span><span class="bar" aria-hidden="true"></span>'
-        f'<input type="range" min="0" max="100" value="50" aria-label="{safe}: share of the left picture"></div>'
+        f'<figure class="card shot">{slider(name, (record.width, record.height), shown)}'
         f'<figcaption><h3>{safe}</h3><p class="note">{_damage(record.recipe)}</p>'
         f'<div class="beside"><div class="pair"><div class="faces">{faces}</div>'
         '<p class="note">what FaDeX sees: the face as taken, and as Stage I gives it</p></div>'
@@ -297,21 +258,11 @@ def _setup(figures: Figures) -> str:
         f"<pre>{html.escape((figures.run / name / 'config.yaml').read_text(encoding='utf-8'))}</pre></details>"
         for name in ("fadex", "restorer")
     )
-    lines = "".join(
-        f'<tr><th scope="row">{name}</th><td>{version}</td></tr>'
-        for name, version in {"commit": figures.scores["commit"], **figures.scores["versions"]}.items()
-    )
-    return f'<table class="mini"><tbody>{lines}</tbody></table>{configs}'
+    return f"{pairs_table({'commit': figures.scores['commit'], **figures.scores['versions']})}{configs}"
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _data_uri(image: np.ndarray) -> str:
-    out = io.BytesIO()
-    Image.fromarray(to_bytes(image)).save(out, format="JPEG", quality=QUALITY, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def _minutes(seconds: float) -> str:

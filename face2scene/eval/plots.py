@@ -1,9 +1,10 @@
-"""Numbers drawn as inline SVG: a matrix of cosines and training curves. Colours come from the page's style."""
+"""Numbers drawn as inline SVG: a matrix of cosines, curves, spreads. Colours come from the page's style."""
 
 import html
 import json
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 Curve = list[tuple[float, float]]  # (step, value)
@@ -89,3 +90,41 @@ def curve_svg(key: str, curve: Curve) -> str:
         f'<text class="ink" x="{width - 6}" y="{height - 6}" text-anchor="end">step {last:g}</text>'
         "</svg></figure>"
     )
+
+
+def spread_svg(title: str, values: Mapping[str, Sequence[float]]) -> str:
+    """Each row's values as a box (median and quartiles) with a line from the 5th to the 95th percentile."""
+    width, pad, line = 420, 130, 26
+    height = 12 + line * len(values) + 20
+    spans = {name: _percentiles(row) for name, row in values.items()}
+    low, high = min(span[0] for span in spans.values()), max(span[-1] for span in spans.values())
+    reach = (high - low) or 1.0
+
+    def x(value: float) -> float:
+        return pad + (value - low) / reach * (width - pad - 14)
+
+    marks = []
+    for number, (name, (p5, q1, median, q3, p95)) in enumerate(spans.items()):
+        y, shown = 12 + line * (number + 0.5), name if len(name) < 20 else name[:18] + "…"
+        marks.append(
+            f'<text class="ink" x="{pad - 8}" y="{y + 4:.1f}" text-anchor="end">{html.escape(shown)}</text>'
+            f'<path class="whisker" d="M{x(p5):.1f},{y:.1f}H{x(p95):.1f}"/>'
+            f'<rect class="box" x="{x(q1):.1f}" y="{y - 7:.1f}" width="{max(1.0, x(q3) - x(q1)):.1f}" height="14">'
+            f"<title>{html.escape(name)}: median {median:.4g}, quartiles {q1:.4g} and {q3:.4g}</title></rect>"
+            f'<path class="median" d="M{x(median):.1f},{y - 8:.1f}V{y + 8:.1f}"/>'
+        )
+    return (
+        f'<figure class="chart"><figcaption>{html.escape(title)}</figcaption>'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}: spread over the pictures">'
+        f'{"".join(marks)}<path class="axis" d="M{pad},{height - 20}H{width - 10}"/>'
+        f'<text class="ink" x="{pad}" y="{height - 5}">{low:.4g}</text>'
+        f'<text class="ink" x="{width - 12}" y="{height - 5}" text-anchor="end">{high:.4g}</text></svg></figure>'
+    )
+
+
+def _percentiles(values: Sequence[float]) -> tuple[float, ...]:
+    """5th, 25th, 50th, 75th and 95th."""
+    if len(values) == 1:
+        return (values[0],) * 5
+    cuts = statistics.quantiles(values, n=20, method="inclusive")
+    return cuts[0], cuts[4], cuts[9], cuts[14], cuts[18]

@@ -1,0 +1,114 @@
+"""What a scoring has done so far, so that the same call again goes on: values and features with the files' hashes.
+
+Every process of a distributed run keeps its own part; process 0 gathers them.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from face2scene.eval.metrics import METRICS, Metric
+from face2scene.eval.pairing import Row
+from face2scene.files import atomic_write, read_json, write_json
+from face2scene.records import Box
+
+log = logging.getLogger(__name__)
+STATE = "scores.state.json"
+SAVE_EVERY = 16  # pictures of one folder between two writes, at least
+
+
+def recall(row: Row, boxes: Mapping[str, Box]) -> None:
+    """Take over what earlier runs found for exactly these files, boxes and protocols."""
+    for path in [row.out / STATE, *sorted(row.out.glob("scores.state.*.json"))]:
+        if path.is_file():
+            _read(row, path, boxes)
+
+
+def save(row: Row, rank: int | None, boxes: Mapping[str, Box]) -> None:
+    """Write what the row knows; `rank` names the part of one process."""
+    path = row.out / (STATE if rank is None else f"scores.state.{rank}.json")
+    names = row.values.keys() | row.shifts.keys() | {name for found in row.undefined.values() for name in found}
+    pictures = {
+        name: {
+            "sha256": [*row.hashes[name], *_box(boxes, name)],
+            "values": row.values.get(name, {}),
+            "undefined": {key: found[name] for key, found in row.undefined.items() if name in found},
+            "shift": None if not _known(row.shifts.get(name)) else list(row.shifts[name]),
+        }
+        for name in row.paths
+        if name in names and name not in row.flagged
+    }
+    features = {key: tensor.contiguous() for key, tensor in row.features.items()}
+    if features:
+        with atomic_write(path.with_suffix(".safetensors")) as partial:
+            save_file(features, partial)
+    protocol = {m.key: _identity(m) for m in METRICS.values()}
+    write_json(path, {"protocol": protocol, "pictures": pictures, "flagged": row.flagged})
+    row.unsaved = 0
+
+
+def gather(row: Row, boxes: Mapping[str, Box]) -> None:
+    """Take over every process's part, write them as one and remove them."""
+    parts = [path for path in row.out.glob("scores.state.*.json") if path.stem.rsplit(".", 1)[-1].isdigit()]
+    recall(row, boxes)
+    for part in parts:
+        row.flagged |= {name: why for name, why in read_json(part)["flagged"].items() if name in row.paths}
+    for name in row.flagged:
+        row.values.pop(name, None)
+    save(row, None, boxes)
+    for part in parts:
+        part.unlink()
+        part.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def with_regions(row: Row, found: dict[str, Any], regions: Mapping[str, Any]) -> dict[str, Any]:
+    """`found` with the other regions' means in it, written again where there are any."""
+    if not regions:
+        return found
+    found = {**found, "regions": dict(regions)}
+    write_json(row.out / "scores.json", found)
+    return found
+
+
+def _read(row: Row, path: Path, boxes: Mapping[str, Box]) -> None:
+    try:
+        stored = read_json(path)
+        # Metrics that are not asked for this time are kept too, for the next time they are.
+        known = [m.key for m in METRICS.values() if stored["protocol"].get(m.key) == _identity(m)]
+        current = set()
+        for name, entry in stored["pictures"].items():
+            if name not in row.paths or tuple(entry["sha256"]) != (*row.hashes[name], *_box(boxes, name)):
+                continue
+            current.add(name)
+            values = {key: float(entry["values"][key]) for key in known if key in entry["values"]}
+            row.values.setdefault(name, {}).update(values)
+            for key, why in entry.get("undefined", {}).items():
+                if key in known:
+                    row.undefined.setdefault(key, {})[name] = why
+            shift = entry.get("shift")
+            row.shifts[name] = (math.nan, math.nan) if shift is None else (float(shift[0]), float(shift[1]))
+        features = path.with_suffix(".safetensors")
+        for key, tensor in (load_file(features) if features.is_file() else {}).items():
+            metric, _, name = key.split("/", 2)
+            if metric in known and name in current:
+                row.features[key] = tensor
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, SafetensorError) as error:
+        row.values.clear(), row.undefined.clear(), row.shifts.clear(), row.features.clear()
+        log.warning("%s is damaged and is written anew (%s)", path, error)
+
+
+def _identity(metric: Metric) -> str:
+    return f"{metric.protocol} | {metric.described()['engine']}"
+
+
+def _box(boxes: Mapping[str, Box], name: str) -> list[str]:
+    return [",".join(f"{value:.3f}" for value in boxes[name])] if name in boxes else []
+
+
+def _known(shift: tuple[float, float] | None) -> bool:
+    return shift is not None and math.isfinite(shift[0])

