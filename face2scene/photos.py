@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from face2scene.extras import need
 from face2scene.files import atomic_write
+from face2scene.raw import RawError, develop
 
 RAW_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
 HEIF_SUFFIXES = (".heic", ".heif")
@@ -222,14 +223,10 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _read_raw(path: Path, max_pixels: int) -> Photo:
-    rawpy = need("rawpy", "raw", why=f"Developing {path.name}")
     try:
-        with rawpy.imread(str(path)) as raw:
-            _check_size(path, (raw.sizes.width, raw.sizes.height), max_pixels)
-            levels = raw.postprocess(use_camera_wb=True, output_bps=16)
-    except rawpy.LibRawError as error:
-        raise ImageError(f"{path} cannot be developed as camera RAW ({error}).") from error
-    return Photo(levels.astype(np.float32) / 65535, bits=16)
+        return Photo(develop(path, max_pixels=max_pixels).image, bits=16)
+    except RawError as error:
+        raise ImageError(str(error)) from error
 
 
 # Colour profiles. Pillow's littlecms converts 8 bits a channel only.
