@@ -311,7 +311,7 @@ def test_generated_pictures_are_the_same_for_ever(weights):
         [60.1, 139.3, 169.5, 94.1],
         [128.2, 115.7, 144.8, 111.6],
     ]
-    assert np.abs(blocks - np.array(expected)).max() < 0.6  # processors round differently
+    assert np.abs(blocks - np.array(expected)).max() < 1.2  # processors with bfloat16 round by 0.8
 
 
 def test_the_data_code_needs_no_optional_package():

@@ -207,7 +207,9 @@ def _open_folder(folder: Path, settings: dict, overwrite: bool) -> None:
     if (folder / SETTINGS).is_file():
         before = read_json(folder / SETTINGS)
         changed = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
-        if changed:
+        if changed and [path.name for path in folder.iterdir()] == [SETTINGS]:
+            write_json(folder / SETTINGS, settings)  # nothing was made with the old ones
+        elif changed:
             raise BuildError(
                 f"{folder} was built with other settings (different: {', '.join(changed)}). "
                 "Choose another data.root, or say data.overwrite=true to build it anew."

@@ -142,14 +142,15 @@ class Quality:
     """Stage 3: image quality metrics on the finished picture, each with its own threshold.
 
     Args:
-        metrics: name to `{min: ...}`, `{max: ...}` or nothing, which only measures (for `data.selection`). Names are
-            those of face2scene/eval/metrics.py (musiq, clipiqa, maniqa, niqe, ...), or pyiqa's after `pyiqa:`.
+        metrics: name to `{min: ...}`, `{max: ...}` or None, which only measures (for `data.selection`); False takes
+            out one that a configuration inherits. Names are those of face2scene/eval/metrics.py (musiq, clipiqa,
+            maniqa, niqe, ...), or pyiqa's after `pyiqa:`.
     """
 
     name = "quality"
 
-    def __init__(self, metrics: Mapping[str, Mapping[str, float] | None]):
-        self.limits = {name: dict(limits or {}) for name, limits in metrics.items()}
+    def __init__(self, metrics: Mapping[str, Mapping[str, float] | bool | None]):
+        self.limits = {name: dict(limits or {}) for name, limits in metrics.items() if limits is not False}
         if wrong := {key for limits in self.limits.values() for key in limits} - {"min", "max"}:
             raise ValueError(f"Quality: a metric has min, max or nothing, not {sorted(wrong)}.")
         self.thresholds = {name: list(limits.values()) for name, limits in self.limits.items()}

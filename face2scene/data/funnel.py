@@ -8,7 +8,7 @@ import html
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,11 +41,12 @@ def thumbnail(picture: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def write_funnel(path: Path, table: Table, thresholds: Mapping[str, Any]) -> None:
+def write_funnel(path: Path, table: Table, thresholds: Mapping[str, Any], order: Sequence[str]) -> None:
     """Write the report.
 
     Args:
         thresholds: measure to a number, or a list of numbers.
+        order: of the stages; reading comes before them, what follows from the whole set after.
     """
     stages: Counter = Counter()
     reasons: dict[str, Counter] = defaultdict(Counter)
@@ -62,6 +63,8 @@ def write_funnel(path: Path, table: Table, thresholds: Mapping[str, Any]) -> Non
     for values in _all_measured(table):  # a second walk, now that the ends of the axes are known
         for name, value in values.items():
             spread[name].count(value)
+    places = {name: number for number, name in enumerate(("suffix", "input", *order))}
+    stages = Counter({name: stages[name] for name in sorted(stages, key=lambda name: places.get(name, len(places)))})
     kept = table.kept()
     lines = [f"<h1>{kept} of {kept + sum(stages.values())} pictures stayed</h1>", _bars(kept, stages)]
     for stage in stages:

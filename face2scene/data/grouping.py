@@ -66,7 +66,7 @@ class Grouping:
         if len(vectors) < 2:
             return [1] * len(vectors)
         upper = np.triu_indices(len(vectors), 1) if len(vectors) < 1000 else None
-        near = vectors @ vectors.T
+        near = (vectors @ vectors.T).clip(-1, 1)  # rounding would make distances negative
         distances = 1 - near[upper] if upper is not None else _condensed(1 - near)
         return (int(label) for label in fcluster(linkage(distances, "average"), 1 - self.threshold, "distance"))
 

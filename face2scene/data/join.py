@@ -43,14 +43,15 @@ class Selection:
     Every measure is z-scored over the pictures that have all of them; a picture's score is the mean.
 
     Args:
-        measures: name to `higher` or `lower`, which is better.
+        measures: name to `higher` or `lower`, which is better; False takes out one that a configuration inherits.
         keep: share of the pictures that stays, 0 to 1.
     """
 
-    measures: Mapping[str, str]
+    measures: Mapping[str, str | bool]
     keep: float = 1 / 3
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "measures", {name: way for name, way in self.measures.items() if way is not False})
         if not 0 < self.keep <= 1 or not self.measures:
             raise ValueError(f"data.selection needs measures and a share to keep in (0, 1]: {self}.")
         if wrong := [name for name, way in self.measures.items() if way not in ("higher", "lower")]:
@@ -70,6 +71,7 @@ class Plan:
         val_share: share of the people, by seed, whose pictures are held out, where the source says no split.
         report: write `funnel.html`.
         thresholds: by measure, drawn into the report.
+        stages: names of the filter's stages in order, for the report.
     """
 
     max_references: int = 4
@@ -80,6 +82,7 @@ class Plan:
     val_share: float = 0.1
     report: bool = False
     thresholds: Mapping[str, Any] = field(default_factory=dict)
+    stages: tuple[str, ...] = ()
 
 
 def degrade(image: Path, lq: Path, name: str, space: Space, seed: int) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def join(folder: Path, keys: Iterable[str], plan: Plan, *, space: Space | None, 
     if not table.kept():
         raise BuildError(f"No picture was accepted; {folder / 'rejected.jsonl'} says why for each.")
     if plan.report:
-        write_funnel(folder / "funnel.html", table, plan.thresholds)
+        write_funnel(folder / "funnel.html", table, plan.thresholds, plan.stages)
     if plan.grouping:
         write_review(folder / "identities.html", table.groups(), plan.grouping)
     for _ in _records(table, plan):  # the first run only finds which references anybody needs; the others go
