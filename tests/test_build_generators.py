@@ -77,7 +77,7 @@ def test_the_gender_map_is_read_and_its_traps_are_named(tmp_path):
 
 # The worker in another interpreter. The pipeline is put in place of InfiniteYou's; process, pipe and protocol are real.
 
-FAKE_PIPELINE = '''
+FAKE_PIPELINE = """
 import os, time
 from pathlib import Path
 from PIL import Image
@@ -113,7 +113,7 @@ class InfUFluxPipeline:
         if "faceless" in prompt:
             raise ValueError("No face detected in the input ID image")
         return Image.new("RGB", (width, height), (seed % 256, guidance_scale != 3.5, num_steps))
-'''
+"""
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_a_photo_without_a_face_fails_its_job_and_keeps_the_worker(infiniteyou, 
 
 
 def test_a_worker_that_does_not_start_stops_the_build_with_its_words(infiniteyou, tmp_path):
-    with pytest.raises(GeneratorError, match="did not start: SystemExit: 1.*cannot load the base model"):
+    with pytest.raises(GeneratorError, match=r"did not start: SystemExit: 1.*last words.*cannot load the base model"):
         infiniteyou(environment={"FAKE_START": "exit"}).draw(job(tmp_path))
     broken = infiniteyou()
     (broken.repository / "pipelines/pipeline_infu_flux.py").write_text("import no_such_package")

@@ -148,7 +148,9 @@ def test_people_with_too_few_photos_are_left_out_with_the_count(tmp_path):
     assert verify(tmp_path / "set") == []
 
 
-def write_table(path: Path, rows: list[dict], columns=("file", "identity", "split", "prompt", "width", "height")) -> Path:
+def write_table(
+    path: Path, rows: list[dict], columns=("file", "identity", "split", "prompt", "width", "height")
+) -> Path:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
@@ -287,7 +289,9 @@ def test_bad_samples_of_an_archive_are_named(tmp_path):
         info.size = len(content := png("cat", 12))
         tar.addfile(info, io.BytesIO(content))
     summary = built(tmp_path / "set", archives(tmp_path, max_bytes=100_000))
-    left = {name.removeprefix("a.tar/"): reason.split(":")[0] for name, (_, reason) in reasons(tmp_path / "set").items()}
+    left = {
+        name.removeprefix("a.tar/"): reason.split(":")[0] for name, (_, reason) in reasons(tmp_path / "set").items()
+    }
     assert left == {
         "lonely": "not what the metadata say",
         "broken.jpg": "unreadable",

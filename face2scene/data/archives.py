@@ -110,7 +110,9 @@ class PhotoArchives(PhotoSource):
                         yield self.made(iter(collected))
                         collected = []
             except Cut as error:
-                collected.append(Rejection(f"{self.name}/{printable(archive.name)}", f"archive cut: {error}", BAD_INPUT))
+                collected.append(
+                    Rejection(f"{self.name}/{printable(archive.name)}", f"archive cut: {error}", BAD_INPUT)
+                )
         if collected:
             yield self.made(iter(collected))
 

@@ -20,8 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from face2scene.data.join import PARTS, SETTINGS, BuildError, Plan, Space, degrade, join
-from face2scene.data.manifest import METADATA, stream_manifest
-from face2scene.data.verify import SUMS
+from face2scene.data.manifest import METADATA, SUMS, stream_manifest
 from face2scene.files import read_json, sha256_of, write_json
 from face2scene.images import write_png
 from face2scene.records import Box, Face
@@ -168,7 +167,9 @@ def build(
     with _disk_full_said(folder):
         numbered = ((source, number, item) for source in sources for number, item in enumerate(source.items()))
         total = sum(len(source.items()) for source in sources)
-        bar = tqdm(total=len(range(rank, total, processes)), desc=f"building {folder.name}", disable=rank > 0, unit="item")
+        bar = tqdm(
+            total=len(range(rank, total, processes)), desc=f"building {folder.name}", disable=rank > 0, unit="item"
+        )
         for position, (source, number, item) in enumerate(numbered):
             if position % processes == rank:
                 _do(folder, source, number, item, space, seed)

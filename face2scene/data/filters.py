@@ -116,7 +116,9 @@ class Sharp:
     def __call__(self, candidate: Candidate) -> str:
         value = laplacian_variance(_face(candidate), self.side)
         candidate.measured["laplacian"] = value
-        return "" if value >= self.min_variance else f"blurred face: Laplacian {value:.1f} is under {self.min_variance:g}"
+        return (
+            "" if value >= self.min_variance else f"blurred face: Laplacian {value:.1f} is under {self.min_variance:g}"
+        )
 
 
 class InFocus:
@@ -135,7 +137,9 @@ class InFocus:
     def __call__(self, candidate: Candidate) -> str:
         value = min(edge_blur(_face(candidate)) / candidate.face.size, 1.0)
         candidate.measured["edge_blur"] = value
-        return "" if value <= self.max_blur else f"out of focus: edges of {value:.4f} of the face, over {self.max_blur:g}"
+        return (
+            "" if value <= self.max_blur else f"out of focus: edges of {value:.4f} of the face, over {self.max_blur:g}"
+        )
 
 
 class Quality:
@@ -209,7 +213,9 @@ class Persons:
         height, width = candidate.photo.shape[:2]
         share = max((b[2] - b[0]) * (b[3] - b[1]) for b in around) / (width * height)
         candidate.measured["person_share"] = share
-        return "" if share >= self.min_share else f"person too small: {share:.3f} of the photo, under {self.min_share:g}"
+        return (
+            "" if share >= self.min_share else f"person too small: {share:.3f} of the photo, under {self.min_share:g}"
+        )
 
 
 class Tagged:
@@ -234,7 +240,9 @@ class Tagged:
 def _face(candidate: Candidate) -> np.ndarray:
     height, width = candidate.photo.shape[:2]
     x0, y0, x1, y1 = candidate.face.box
-    return candidate.photo[max(int(y0), 0) : min(int(np.ceil(y1)), height), max(int(x0), 0) : min(int(np.ceil(x1)), width)]
+    return candidate.photo[
+        max(int(y0), 0) : min(int(np.ceil(y1)), height), max(int(x0), 0) : min(int(np.ceil(x1)), width)
+    ]
 
 
 def thresholds(stages: Sequence[Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 The page is one file. The histograms show every picture that was measured, dropped or kept, with the thresholds in red.
 """
 
-import base64
 import html
 import io
 import json
@@ -73,7 +72,9 @@ def write_funnel(path: Path, table: Table, thresholds: Mapping[str, Any], order:
         lines.append("</ul><div>")
         for data, name, reason in examples[stage]:
             caption = f"{html.escape(name)}<br>{html.escape(reason)}"
-            lines.append(f"<figure><img src='data:image/jpeg;base64,{data}'><figcaption>{caption}</figcaption></figure>")
+            lines.append(
+                f"<figure><img src='data:image/jpeg;base64,{data}'><figcaption>{caption}</figcaption></figure>"
+            )
         lines.append("</div>")
     lines.append("<h2>What was measured</h2>")
     for name in sorted(spread):

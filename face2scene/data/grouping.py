@@ -60,7 +60,10 @@ class Grouping:
                 labels[place[name]] = -number
         order: dict[int, int] = {}
         out = set(self.out)
-        return [None if name in out else order.setdefault(label, len(order)) for label, name in zip(labels, names, strict=True)]
+        return [
+            None if name in out else order.setdefault(label, len(order))
+            for label, name in zip(labels, names, strict=True)
+        ]
 
     def _clusters(self, vectors: np.ndarray) -> Iterable[int]:
         if len(vectors) < 2:
@@ -105,7 +108,9 @@ def write_review(
     for identity, count, cells in rows:
         like = ", ".join(f"<a href='#{other}'>{other}</a> ({near:.2f})" for other, near in maybe.get(identity, []))
         note = f" &mdash; maybe the same as {like}" if like else ""
-        body.append(f"<h2 id='{html.escape(identity, quote=True)}'>{html.escape(identity)}: {count}{note}</h2><div>{cells}</div>")
+        body.append(
+            f"<h2 id='{html.escape(identity, quote=True)}'>{html.escape(identity)}: {count}{note}</h2><div>{cells}</div>"
+        )
     with atomic_write(path) as partial:
         partial.write_text(_PAGE.replace("BODY", "\n".join(body)), encoding="utf-8")
 

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,14 @@ class InfiniteYou:
             ],
             "generator.base_model": [self.base_model / "model_index.json"],
         }
-        missing = [f"{option}: there is no {path}" for option, paths in wanted.items() for path in paths if not path.exists()]
+        missing = [
+            f"{option}: there is no {path}" for option, paths in wanted.items() for path in paths if not path.exists()
+        ]
         if missing:
             raise GeneratorError(
-                "InfiniteYou cannot start:\n  " + "\n  ".join(missing) + "\nGet the code from bytedance/InfiniteYou, the "
+                "InfiniteYou cannot start:\n  "
+                + "\n  ".join(missing)
+                + "\nGet the code from bytedance/InfiniteYou, the "
                 "weights with `hf download ByteDance/InfiniteYou` and `hf download black-forest-labs/FLUX.1-dev`."
             )
         unaccepted = [text for name, text in LICENCES.items() if name not in self.accept_licences]
@@ -240,10 +245,8 @@ class _Worker:
         return reply
 
     def _exchange(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        try:
+        with suppress(OSError):  # it is dead: the end of its answers says so below
             self.process.stdin.write(json.dumps(message) + "\n")
-        except OSError:
-            pass  # it is dead: the end of its answers says so below
         try:
             line = self.answers.get(timeout=timeout_s)
         except queue.Empty:
@@ -258,14 +261,13 @@ class _Worker:
     def _last_words(self) -> str:
         self.log.seek(0, os.SEEK_END)
         self.log.seek(max(0, self.log.tell() - 2000))
-        lines = self.log.read().decode(errors="replace").strip().splitlines()
-        return f"; its last words: {lines[-1]}" if lines else ""
+        lines = [line for line in self.log.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith((" ", "Traceback"))]  # what it said, not where
+        return f"; its last words: {' | '.join(lines[-3:])}" if lines else ""
 
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self.log):
-            try:
+            with suppress(OSError):
                 stream.close()
-            except OSError:
-                pass

@@ -101,9 +101,7 @@ class IPAdapterPipeline:
             from diffusers import AutoPipelineForText2Image
 
             try:
-                made = AutoPipelineForText2Image.from_pretrained(
-                    self.pipeline_name, torch_dtype=getattr(torch, self.dtype)
-                )
+                made = AutoPipelineForText2Image.from_pretrained(self.pipeline_name, dtype=getattr(torch, self.dtype))
                 made.load_ip_adapter(
                     self.adapter,
                     subfolder=self.subfolder,
@@ -111,7 +109,9 @@ class IPAdapterPipeline:
                     image_encoder_folder=self.image_encoder,
                 )
             except (OSError, ValueError, RuntimeError) as error:
-                raise GeneratorError(f"The pipeline {self.pipeline_name} with {self.adapter} does not load: {error}") from error
+                raise GeneratorError(
+                    f"The pipeline {self.pipeline_name} with {self.adapter} does not load: {error}"
+                ) from error
             made.set_ip_adapter_scale(self.scale)
             made.set_progress_bar_config(disable=True)
             self._pipeline = made.to(self.device or PartialState().device)

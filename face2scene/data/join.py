@@ -16,9 +16,8 @@ import numpy as np
 
 from face2scene.data.funnel import write_funnel
 from face2scene.data.grouping import Grouping, write_review
-from face2scene.data.manifest import METADATA, Record, write_manifest
+from face2scene.data.manifest import Record, write_manifest, write_sums
 from face2scene.data.table import PARTS, JoinTable
-from face2scene.data.verify import write_sums
 from face2scene.files import atomic_write, sha256_of
 from face2scene.images import read_tensor, write_png
 from face2scene.runs import seed_from

@@ -19,6 +19,7 @@ from face2scene.files import atomic_write
 from face2scene.records import Box
 
 METADATA = "metadata.parquet"
+SUMS = "SHA256SUMS"
 SPLITS = ("train", "val", "test")
 _ROWS = 1000  # records held in memory at once while writing and checking
 
@@ -120,9 +121,7 @@ class Records(Sequence[Record]):
             chosen = table.filter(pc.equal(table["split"], split))
             if not chosen.num_rows:
                 there = sorted(set(table["split"].to_pylist()))
-                raise ManifestError(
-                    f"{folder} has no picture in the split {split!r}; it has {there} (option split)."
-                )
+                raise ManifestError(f"{folder} has no picture in the split {split!r}; it has {there} (option split).")
             table = chosen
         self.table = table.combine_chunks()
 
@@ -159,6 +158,12 @@ def stream_manifest(folder: str | Path) -> Iterator[Record]:
             raise _unreadable(folder, error) from error
 
 
+def write_sums(folder: str | Path, known: Iterable[tuple[str, str]]) -> None:
+    """Write `SHA256SUMS`: (name, sha256) of every file but the metadata table."""
+    with atomic_write(Path(folder) / SUMS) as partial, open(partial, "w", encoding="utf-8") as lines:
+        lines.writelines(f"{digest}  {name}\n" for name, digest in known)
+
+
 def _opened(folder: Path) -> pq.ParquetFile:
     if not (folder / METADATA).is_file():
         what = "holds no finished dataset" if folder.is_dir() else "does not exist"
@@ -178,9 +183,7 @@ def _opened(folder: Path) -> pq.ParquetFile:
 
 
 def _unreadable(folder: Path, error: Exception) -> ManifestError:
-    return ManifestError(
-        f"{folder / METADATA} cannot be read ({error}). Build the set again with data.overwrite=true."
-    )
+    return ManifestError(f"{folder / METADATA} cannot be read ({error}). Build the set again with data.overwrite=true.")
 
 
 def _portions(rows: Iterable[dict]) -> Iterator[list[dict]]:

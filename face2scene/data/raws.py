@@ -140,9 +140,11 @@ class RawPhotos(Photos):
 
     def listing(self) -> Any:
         """The files and their sizes, of the gallery too."""
-        photos = [[p.relative_to(self.gallery).as_posix(), p.stat().st_size] for p in list_images(self.gallery)] if (
-            self.gallery and self.gallery.is_dir()
-        ) else []
+        photos = (
+            [[p.relative_to(self.gallery).as_posix(), p.stat().st_size] for p in list_images(self.gallery)]
+            if (self.gallery and self.gallery.is_dir())
+            else []
+        )
         return [super().listing(), photos]
 
     def make(self, item: str) -> Made:
@@ -181,4 +183,3 @@ class RawPhotos(Photos):
                 "generator": {**draft.generator, "person_by": "folder" if person == folder else "gallery"},
             }
         )
-

@@ -68,7 +68,10 @@ def directional_blur(picture: np.ndarray, directions: int = 8) -> tuple[float, f
 def _gradients(picture: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     grey = luma(picture)
     again = ndimage.gaussian_filter(grey, _REBLUR, mode="nearest")
-    return [[ndimage.gaussian_filter(image, 0.5, order=o, mode="nearest") for o in ((1, 0), (0, 1))] for image in (grey, again)]
+    return [
+        [ndimage.gaussian_filter(image, 0.5, order=o, mode="nearest") for o in ((1, 0), (0, 1))]
+        for image in (grey, again)
+    ]
 
 
 def _blur_at(first: list[np.ndarray], second: list[np.ndarray]) -> float:

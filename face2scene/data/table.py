@@ -111,12 +111,12 @@ class JoinTable:
 
     def rejected(self) -> Iterator[dict[str, Any]]:
         """Everything left out, in order: what a source rejected, and what was dropped here under its file's name."""
-        dropped = (
-            "select n, name, source, record, reason, stage, measured from rows where stage is not null order by n"
-        )
+        dropped = "select n, source, record, reason, stage, measured from rows where stage is not null order by n"
         rows = iter(self.db.execute(dropped))
         row = next(rows, None)
-        for left in self.db.execute("select n, name, reason, stage, measured, thumbnail from left_out order by n, rowid"):
+        for left in self.db.execute(
+            "select n, name, reason, stage, measured, thumbnail from left_out order by n, rowid"
+        ):
             while row is not None and row[0] < left[0]:
                 yield _dropped(row)
                 row = next(rows, None)
@@ -155,7 +155,7 @@ def _vector(blob: bytes | None) -> np.ndarray | None:
 
 
 def _dropped(row: tuple) -> dict[str, Any]:
-    _, name, source, record, reason, stage, measured = row
+    _, source, record, reason, stage, measured = row
     fields = json.loads(record)
     file = fields["generator"].get("file")
     shown = f"{source}/{file}" if file else fields["image"]

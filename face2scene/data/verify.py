@@ -5,6 +5,8 @@ pictures and reports are checked as well as the pictures, whose sums stand in th
 checksums of its own pages.
 """
 
+import hashlib
+import io
 import json
 import sqlite3
 import tempfile
@@ -13,10 +15,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from face2scene.data.manifest import METADATA, SPLITS, Record, stream_manifest
-from face2scene.files import atomic_write, sha256_of
+from face2scene.data.manifest import METADATA, SPLITS, SUMS, Record, stream_manifest
+from face2scene.data.shards import is_stored, members_of, read_member, shard_of
+from face2scene.files import sha256_of
 
-SUMS = "SHA256SUMS"
 _KNOWN_FILES = {METADATA, SUMS, "metadata.jsonl", "rejected.jsonl", "build.json", "README.md", "funnel.html"}
 _KNOWN_FILES |= {"identities.html"}
 
@@ -38,20 +40,18 @@ def problems_of(folder: str | Path) -> Iterator[str]:
                 if value and (first := seen.first(kind, value, record.image)) is not None:
                     yield f"{record.image} has the same {kind} as {first}."
             seen.splits(record.identity, record.split)
-            seen.used([record.image, *record.references, *([record.lq] if record.lq else [])])
+            names = [record.image, *record.references, *([record.lq] if record.lq else [])]
+            seen.used([*names, *(f"{shard}.tar" for name in names if (shard := shard_of(name)))])
         for identity, splits in seen.shared_identities():
             yield f"Identity {identity} is in the splits {', '.join(splits)}; splits must not share."
         yield from _problems_of_sums(folder, seen)
         for name in _files(folder):
             if name not in _KNOWN_FILES and not seen.is_used(name):
                 yield f"{name} belongs to no record."
+            elif name.endswith(".tar"):
+                inside = members_of(folder, name)
+                yield from (f"{member} belongs to no record." for member in inside if not seen.is_used(member))
         seen.close()
-
-
-def write_sums(folder: str | Path, known: Iterable[tuple[str, str]]) -> None:
-    """Write `SHA256SUMS`: (name, sha256) of every file but the metadata table."""
-    with atomic_write(Path(folder) / SUMS) as partial, open(partial, "w", encoding="utf-8") as lines:
-        lines.writelines(f"{digest}  {name}\n" for name, digest in known)
 
 
 def _problems_of_sums(folder: Path, seen: "_Seen") -> Iterator[str]:
@@ -73,13 +73,12 @@ def _problems_of_sums(folder: Path, seen: "_Seen") -> Iterator[str]:
 def _problems_of(folder: Path, record: Record) -> Iterator[str]:
     if record.split not in SPLITS:
         yield f"{record.image} has the unknown split {record.split!r}."
-    image = folder / record.image
-    if not image.is_file():
+    if not is_stored(folder, record.image):
         yield f"{record.image} is missing."
-    elif sha256_of(image) != record.sha256:
+    elif (content := _content(folder, record.image)) is None or hashlib.sha256(content).hexdigest() != record.sha256:
         yield f"{record.image} is not the recorded file (wrong sha256)."
     else:
-        with Image.open(image) as picture:
+        with Image.open(io.BytesIO(content)) as picture:
             if picture.size != (record.width, record.height):
                 yield f"{record.image} is {picture.size}, recorded as {(record.width, record.height)}."
     x0, y0, x1, y1 = record.face_box
@@ -87,7 +86,7 @@ def _problems_of(folder: Path, record: Record) -> Iterator[str]:
         size = f"{record.width} x {record.height}"
         yield f"{record.image}: the face box {record.face_box} is not inside {size}."
     for name in record.references:
-        if not (folder / name).is_file():
+        if not is_stored(folder, name):
             yield f"{record.image}: its reference {name} is missing."
         if name == record.image:
             yield f"{record.image} is its own reference."
@@ -95,6 +94,13 @@ def _problems_of(folder: Path, record: Record) -> Iterator[str]:
         yield f"{record.image} has an LQ picture without a recipe, or a recipe without one."
     if record.lq and not (folder / record.lq).is_file():
         yield f"{record.image}: its LQ picture {record.lq} is missing."
+
+
+def _content(folder: Path, name: str) -> bytes | None:
+    try:
+        return read_member(folder, name) if shard_of(name) else (folder / name).read_bytes()
+    except OSError:
+        return None
 
 
 def _operators(record: Record) -> str:
@@ -120,7 +126,9 @@ class _Seen:
         self.db = sqlite3.connect(path)
         self.db.execute("pragma synchronous = off")
         self.db.execute("pragma journal_mode = off")
-        self.db.execute("create table firsts (kind text, value text, name text, primary key (kind, value)) without rowid")
+        self.db.execute(
+            "create table firsts (kind text, value text, name text, primary key (kind, value)) without rowid"
+        )
         self.db.execute("create table people (identity text, split text, primary key (identity, split)) without rowid")
         self.db.execute("create table used (name text primary key) without rowid")
 

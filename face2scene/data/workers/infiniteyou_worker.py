@@ -36,7 +36,9 @@ def main():
         job = json.loads(line)
         try:
             with Image.open(job["reference"]) as photo:
-                picture = pipeline(id_image=photo.convert("RGB"), prompt=job["prompt"], seed=job["seed"], **settings["call"])
+                picture = pipeline(
+                    id_image=photo.convert("RGB"), prompt=job["prompt"], seed=job["seed"], **settings["call"]
+                )
             partial = job["output"] + ".partial"
             picture.convert("RGB").save(partial, format="PNG", compress_level=1)
             os.replace(partial, job["output"])
