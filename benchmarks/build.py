@@ -70,7 +70,7 @@ def plain(folder: Path, count: int) -> float:
 
 
 class Simulated:
-    """Portions of records like those of a real set (68 landmarks, a 512-number identity), with pictures of no size."""
+    """Portions of records like those of a real set (68 landmarks, a 128-number identity), with pictures of no size."""
 
     def __init__(self, count: int):
         self.count = count
@@ -90,7 +90,7 @@ class Simulated:
 
     def draft(self, n: int) -> Draft:
         rng = np.random.default_rng(n)
-        vector = rng.standard_normal(512)
+        vector = rng.standard_normal(128)
         about = {"name": "simulated", "seed": n, "file": f"{n:09d}.jpg"}
         return Draft(
             *(

@@ -3,6 +3,11 @@
 LibRaw develops (`rawpy`); what it does not tell, the camera's name, ExifRead reads.
 """
 
+import json
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -120,14 +125,25 @@ class Developed:
     facts: Mapping[str, Any]  # camera, iso, exposure_s, aperture, focal_mm, time, lens; None where nobody wrote it
 
 
-def develop(path: str | Path, how: Development = Development(), *, max_pixels: int = 200_000_000) -> Developed:
+_AS_SHOT = Development()
+
+
+def develop(path: str | Path, how: Development = _AS_SHOT, *, max_pixels: int = 200_000_000) -> Developed:
     """Develop a RAW file.
 
     Raises:
         RawError: not a RAW file that LibRaw knows, damaged, or more than `max_pixels` pixels.
         ModuleNotFoundError: without rawpy; the message names the extra.
     """
-    path = Path(path)
+    levels, facts = _levels(Path(path), how, max_pixels)
+    return Developed(_as_float(levels), facts)
+
+
+def _as_float(levels: np.ndarray) -> np.ndarray:
+    return levels.astype(np.float32) / (65535 if levels.dtype == np.uint16 else 255)
+
+
+def _levels(path: Path, how: Development, max_pixels: int) -> tuple[np.ndarray, dict[str, Any]]:
     rawpy = need("rawpy", "raw", why=f"Developing {path.name}")
     try:
         with rawpy.imread(str(path)) as raw:
@@ -137,10 +153,38 @@ def develop(path: str | Path, how: Development = Development(), *, max_pixels: i
                     f"{path} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million."
                 )
             facts = _facts(path, raw)
-            levels = raw.postprocess(**how.arguments(rawpy))
+            return raw.postprocess(**how.arguments(rawpy)), facts
     except rawpy.LibRawError as error:
         raise RawError(f"{path} cannot be developed as camera RAW ({_said(error)}).") from error
-    return Developed(levels.astype(np.float32) / (65535 if how.output_bps == 16 else 255), facts)
+
+
+def develop_apart(path: str | Path, how: Development = _AS_SHOT) -> Developed:
+    """`develop` in a process of its own, for files that nobody has looked at: LibRaw can end the process on some.
+
+    Raises:
+        RawError: as `develop`, and where the process was ended.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        order = json.dumps({"path": str(path), "how": how.as_record(), "to": str(Path(place) / "levels.npy")})
+        command = [sys.executable, "-m", "face2scene.raw"]
+        done = subprocess.run(command, input=order, capture_output=True, text=True, check=False)
+        if done.returncode < 0:
+            raise RawError(f"{path} ended LibRaw with signal {signal.Signals(-done.returncode).name}.")
+        answer = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"error": done.stderr[-300:]}
+        if "error" in answer:
+            raise RawError(answer["error"])
+        return Developed(_as_float(np.load(Path(place) / "levels.npy")), answer["facts"])
+
+
+def _answer() -> None:
+    order = json.load(sys.stdin)
+    try:
+        levels, facts = _levels(Path(order["path"]), Development(**order["how"]), 200_000_000)
+    except (RawError, ModuleNotFoundError) as error:
+        print(json.dumps({"error": str(error)}))
+        return
+    np.save(order["to"], levels)
+    print(json.dumps({"facts": facts}))
 
 
 def _facts(path: Path, raw: Any) -> dict[str, Any]:
@@ -171,3 +215,7 @@ def _camera(path: Path) -> tuple[str, str]:
 def _said(error: Exception) -> str:
     first = error.args[0] if error.args else error
     return first.decode(errors="replace") if isinstance(first, bytes) else str(first)
+
+
+if __name__ == "__main__":
+    _answer()

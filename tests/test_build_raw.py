@@ -166,7 +166,9 @@ def test_a_folder_of_raws_becomes_a_test_set(tmp_path, photo):
     }
     record = records["ben/IMG_1.dng"]
     assert record.generator["develop"]["gamma"] == [2.4, 12.92] and len(record.generator["develop"]) == 15
-    assert record.generator["exif"]["iso"] == 1600 and record.generator["exif"]["exposure_s"] == pytest.approx(1 / 30, abs=1e-6)
+    assert record.generator["exif"]["iso"] == 1600 and record.generator["exif"]["exposure_s"] == pytest.approx(
+        1 / 30, abs=1e-6
+    )
     assert record.generator["motion_blur"] == {"flag": True, "by": "list"}
     assert not records["IMG_2.dng"].generator["motion_blur"]["flag"]
     assert [record.generator["person_by"], records["IMG_2.dng"].generator["person_by"]] == ["folder", "gallery"]

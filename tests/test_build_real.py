@@ -344,7 +344,7 @@ def test_a_metric_that_cannot_be_had_is_named_before_any_work(tmp_path):
 
     stages = [HasFace(), Quality({"musiq": {"min": 50}, "other": False})]
     source = Photos(tmp_path / "photos", ColourFaces(), stages=stages, metric=metric, **OPTIONS)
-    with pytest.raises(BuildError, match=r"(?s)musiq: needs its weights: face2scene fetch.*options? `metrics`"):
+    with pytest.raises(BuildError, match=r"(?s)musiq: needs its weights: face2scene fetch.*stage's `metrics`"):
         built(tmp_path / "set", source)
     assert not (tmp_path / "set" / "parts").exists()
 

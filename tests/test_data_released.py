@@ -88,7 +88,9 @@ def test_a_mapping_turns_their_fields_into_ours(parquet, tmp_path):
     assert dict(summary.pictures) == {"train": 3, "val": 3} and summary.pairs == 3 and summary.quarantined == 2
     first = read_manifest(tmp_path / "set", "val")[0]
     assert (first.identity, first.prompt, first.face_box) == ("00000", "Scene 0.", (8.0, 10.0, 24.0, 30.0))
-    assert len(first.landmarks_68) == 68 and first.landmarks_68[1] == pytest.approx((2 / 136 * 32, 3 / 136 * 40), abs=0.01)
+    assert len(first.landmarks_68) == 68 and first.landmarks_68[1] == pytest.approx(
+        (2 / 136 * 32, 3 / 136 * 40), abs=0.01
+    )
     assert first.references == ("references/people/00000/7.png",)
     assert first.recipe == {"operators": [], "origin": f"came with {parquet}"}
     with Image.open(tmp_path / "set" / first.image) as stored:

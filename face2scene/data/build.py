@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from face2scene.data.join import PARTS, SETTINGS, BuildError, Plan, Space, degrade, join
 from face2scene.data.manifest import METADATA, SUMS, stream_manifest
+from face2scene.data.names import safe
 from face2scene.files import read_json, sha256_of, write_json
 from face2scene.images import write_png
 from face2scene.records import Box, Face
@@ -241,8 +242,10 @@ def _stored(folder: Path, made: Made, shard: str, space: Space | None, seed: int
 def _store(folder: Path, draft: Draft, shard: str, space: Space | None, seed: int) -> dict[str, Any]:
     # Write one picture and what belongs to it; returns the record's fields plus what joining needs. A picture whose
     # split is not known yet waits among the candidates.
-    place = "{}/" + (draft.split or "") + f"/{shard}/{draft.name}.png" if draft.split else None
-    where = (lambda kind: place.format(kind)) if place else (lambda kind: f"candidates/{kind}/{shard}/{draft.name}.png")
+    def where(kind: str) -> str:
+        place = f"{kind}/{draft.split}" if draft.split else f"candidates/{kind}"
+        return f"{place}/{shard}/{draft.name}.png"
+
     image = where("images")
     write_png(folder / image, _as_float(draft.picture))
     sums = {image: sha256_of(folder / image)}
@@ -253,8 +256,9 @@ def _store(folder: Path, draft: Draft, shard: str, space: Space | None, seed: in
         sums[reference] = sha256_of(folder / reference)
     given = []
     for name, picture in draft.references:
-        given.append(f"references/people/{draft.identity}/{name}.png")
-        write_png(folder / given[-1], _as_float(picture))
+        given.append(f"references/people/{safe(draft.identity)}/{name}.png")
+        if not (folder / given[-1]).is_file():  # whole, and the same: pictures of one person share them
+            write_png(folder / given[-1], _as_float(picture))
         sums[given[-1]] = sha256_of(folder / given[-1])
     lq = recipe = None
     if draft.lq is not None:

@@ -172,7 +172,7 @@ class Quality:
         if missing:
             raise BuildError(
                 "The quality stage cannot measure\n  " + "\n  ".join(missing) + "\nGet these, or name metrics that are "
-                "here in the stage's option `metrics` and in data.selection.measures (niqe, pyiqa:piqe need no network)."
+                "here in the stage's `metrics` and in data.selection.measures (niqe and pyiqa:piqe need no network)."
             )
         self.device = tools.device
 

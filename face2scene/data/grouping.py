@@ -108,9 +108,8 @@ def write_review(
     for identity, count, cells in rows:
         like = ", ".join(f"<a href='#{other}'>{other}</a> ({near:.2f})" for other, near in maybe.get(identity, []))
         note = f" &mdash; maybe the same as {like}" if like else ""
-        body.append(
-            f"<h2 id='{html.escape(identity, quote=True)}'>{html.escape(identity)}: {count}{note}</h2><div>{cells}</div>"
-        )
+        name = html.escape(identity, quote=True)
+        body.append(f"<h2 id='{name}'>{name}: {count}{note}</h2><div>{cells}</div>")
     with atomic_write(path) as partial:
         partial.write_text(_PAGE.replace("BODY", "\n".join(body)), encoding="utf-8")
 

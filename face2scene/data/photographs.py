@@ -13,10 +13,11 @@ from PIL import Image
 
 from face2scene.data.build import BAD_INPUT, Draft, Rejection
 from face2scene.data.funnel import thumbnail
+from face2scene.data.names import printable, safe
 from face2scene.data.prompts import plain_prompt, shot_of
 from face2scene.faces.align import square_crop_box
 from face2scene.faces.detect import Detector
-from face2scene.images import SUFFIXES, ImageError
+from face2scene.images import SUFFIXES, ImageError, read_image
 from face2scene.photos import HEIF_SUFFIXES, RAW_SUFFIXES, read_photo
 from face2scene.records import Box, Face
 
@@ -188,6 +189,9 @@ class Photographs:
         if label.size and label.size != (width, height):
             claimed = f"{label.size[0]} x {label.size[1]}"
             return Rejection(shown, f"not what the metadata say: {width} x {height} pixels, not {claimed}", BAD_INPUT)
+        if self.cut.side and min(height, width) < self.cut.side:  # whatever the stages would let pass
+            said = f"too small: {width} x {height} pixels, data.size is {self.cut.side}"
+            return Rejection(shown, said, "resolution", {"side": min(height, width)}, thumbnail(photo))
         candidate = Candidate(label.file, photo, self.cut, notes=notes)
         for stage in self.stages:
             if reason := stage(candidate):
@@ -232,6 +236,15 @@ class Photographs:
         )
 
 
+def copies(photos: Sequence[Path], side: int | None) -> list[tuple[str, np.ndarray]]:
+    """Reference photos of one person as a draft carries them: a name that no other of them has, and the picture."""
+    stems = [path.stem for path in photos]
+    return [
+        (safe(path.stem if stems.count(path.stem) == 1 else path.name), reduced(read_image(path), side))
+        for path in photos
+    ]
+
+
 def face_crop(face_box: Box, image_size: tuple[int, int], face_share: float, minimum: int) -> tuple[int, ...]:
     """The whole-pixel square in which a face takes `face_share` of the side, at least `minimum`.
 
@@ -255,17 +268,6 @@ def reduced(picture: np.ndarray, side: int | None) -> np.ndarray:
     height, width = picture.shape[:2]
     size = Cut(None, max_side=side).size_of(width, height)
     return picture if size == (width, height) else resized(picture, size)
-
-
-def printable(name: str) -> str:
-    """A name as it can be written to a file: bytes that are no UTF-8 become escapes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def safe(text: str) -> str:
-    """A file name from any name: letters and digits of any script stay."""
-    name = "".join(c if c.isalnum() or c in "-." else "-" for c in text).strip("-.") or "unnamed"
-    return name.encode()[:120].decode(errors="ignore")  # what is added to it must still fit a file system's 255 bytes
 
 
 def _mislabelled(path: Path) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from face2scene.data.build import BAD_INPUT, BuildError, Draft, Made, Rejection, largest
 from face2scene.data.funnel import thumbnail
 from face2scene.data.generators import Generator, Job, JobFailed
-from face2scene.data.photographs import reduced, resized
+from face2scene.data.photographs import copies, resized
 from face2scene.data.prompts import Prompts, subjects
 from face2scene.faces.detect import Detector
 from face2scene.images import ImageError, list_images, read_image
@@ -95,7 +95,7 @@ class PromptedPeople:
         """Identities, sorted."""
         if not self.folder.is_dir():
             raise BuildError(
-                f"There is no folder {self.folder} with photos of people: give one sub-folder per person (option folder)."
+                f"There is no folder {self.folder}: photos of people are needed, a sub-folder each (option folder)."
             )
         found = sorted(path.name for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         if not found:
@@ -137,7 +137,7 @@ class PromptedPeople:
         prompt_number = seed_from("prompt of", person, number) % 10**9
         prompt = self.prompts(prompt_number, subject=self._subjects.get(person, "person"))
         others = [other for other, _ in references[chosen + 1 :] + references[:chosen]]
-        copied = [(p.stem, reduced(read_image(p), self.reference_size)) for p in [path, *others][: self.max_references]]
+        copied = copies([path, *others][: self.max_references], self.reference_size)
         drafts: list[Draft] = []
         accepted = 0
         for attempt in range(self.tries):

@@ -42,7 +42,7 @@ class Prompts:
     drawn, each as often as the others of its list.
 
     Args:
-        packs: YAML files, or folders of them, besides those that come with the package. Adding one makes another series.
+        packs: YAML files, or folders of them, besides those that come with the package. One more is another series.
         own: also take the packs that come with the package.
         seed: of the series.
 

@@ -13,13 +13,14 @@ import numpy as np
 
 from face2scene.data.build import BuildError, Draft, Made, Rejection, largest
 from face2scene.data.filters import HasFace
-from face2scene.data.photographs import Candidate, Photographs, reduced, safe
+from face2scene.data.names import safe
+from face2scene.data.photographs import Candidate, Photographs, copies
 from face2scene.data.real import Photos
 from face2scene.data.sharpness import directional_blur
 from face2scene.faces.detect import Detector
 from face2scene.images import ImageError, list_images, read_image
 from face2scene.photos import RAW_SUFFIXES
-from face2scene.raw import Development, RawError, develop
+from face2scene.raw import Development, RawError, develop_apart
 
 
 class _Developing(Photographs):
@@ -30,7 +31,7 @@ class _Developing(Photographs):
         if path.suffix.lower() not in RAW_SUFFIXES:
             return super().read(path)
         try:
-            made = develop(path, self.develop)
+            made = develop_apart(path, self.develop)
         except RawError as error:
             raise ImageError(str(error)) from error
         return made.image, {"name": "raw", "develop": self.develop.as_record(), "exif": dict(made.facts)}
@@ -172,8 +173,7 @@ class RawPhotos(Photos):
         if draft.vector is not None:
             photos = sorted(photos, key=lambda pair: -float(draft.vector @ pair[1]))
         chosen = [path for path, _ in photos[: self.references]]
-        side = self.photographs.reference_size
-        copied = [(path.stem, reduced(read_image(path), side)) for path in chosen]
+        copied = copies(chosen, self.photographs.reference_size)
         return Draft(
             **{
                 **vars(draft),

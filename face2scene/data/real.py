@@ -11,7 +11,8 @@ from typing import Any
 from face2scene import weights
 from face2scene.data.build import Draft, Made
 from face2scene.data.filters import FaceSize, HasFace, Resolution
-from face2scene.data.photographs import Cut, Label, Photographs, Stage, Tools, face_crop, printable, safe
+from face2scene.data.names import printable, safe
+from face2scene.data.photographs import Cut, Label, Photographs, Stage, Tools, face_crop
 from face2scene.extras import need
 from face2scene.faces.detect import Detector
 

@@ -15,10 +15,11 @@ import numpy as np
 from PIL import Image
 
 from face2scene.data.build import BAD_INPUT, BuildError, Draft, Made, Rejection
-from face2scene.data.photographs import printable, reduced, safe
+from face2scene.data.names import printable, safe
+from face2scene.data.photographs import copies
 from face2scene.data.prompts import plain_prompt, shot_of
 from face2scene.extras import need
-from face2scene.images import ImageError, list_images, read_image
+from face2scene.images import ImageError, list_images
 from face2scene.photos import MAX_PIXELS
 
 FIELDS = ("image", "lq", "name", "identity", "prompt", "shot", "face_box", "landmarks_68", "similarity")
@@ -202,7 +203,7 @@ class Released:
         if self._copied[0] != identity:
             folder = self.references / identity
             paths = list_images(folder)[: self.max_references] if folder.is_dir() else []
-            self._copied = identity, [(p.stem, reduced(read_image(p), self.reference_size)) for p in paths]
+            self._copied = identity, copies(paths, self.reference_size)
         return self._copied[1]
 
 

@@ -19,7 +19,8 @@ class JoinTable:
     def __init__(self, path: Path):
         path.unlink(missing_ok=True)  # a crash may have left one; all of it is made again
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.db = sqlite3.connect(path)
+        # No other process uses it, and some network file systems cannot lock.
+        self.db = sqlite3.connect(f"{path.absolute().as_uri()}?nolock=1", uri=True)
         self.db.executescript(
             "pragma synchronous = off; pragma journal_mode = off; pragma cache_size = -20000;"
             "create table rows (n integer primary key, name text, source text, identity text, split text, sha text,"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from face2scene.data.build import BAD_INPUT, BuildError, Draft, Made, Rejection
-from face2scene.data.photographs import Label, printable, safe
+from face2scene.data.names import printable, safe
+from face2scene.data.photographs import Label
 from face2scene.data.real import PhotoSource
 from face2scene.faces.detect import Detector
 from face2scene.files import sha256_of
