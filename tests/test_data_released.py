@@ -37,7 +37,7 @@ def parquet(tmp_path) -> Path:
     for split, count in (("train", 5), ("validation", 3)):
         rows = [
             {
-                "target": {"bytes": png(picture(n)), "path": None},
+                "target": {"bytes": png(picture(n if split == "train" else n + 10)), "path": None},
                 "input": {"bytes": png(picture(n + 100, (16, 20))), "path": None} if split != "train" else None,
                 "caption": f"Scene {n}.",
                 "file": f"iden_{n // 2:05d}_img_7_sample_{n}_repeat_1.png",
@@ -94,7 +94,7 @@ def test_a_mapping_turns_their_fields_into_ours(parquet, tmp_path):
     assert first.references == ("references/people/00000/7.png",)
     assert first.recipe == {"operators": [], "origin": f"came with {parquet}"}
     with Image.open(tmp_path / "set" / first.image) as stored:
-        assert np.array_equal(np.asarray(stored), np.asarray(picture(0)))
+        assert np.array_equal(np.asarray(stored), np.asarray(picture(10)))
     with Image.open(tmp_path / "set" / first.lq) as stored:
         assert stored.size == (32, 40)
     left = {row["name"].split("_sample_")[1][0]: row["reason"].split(":")[0] for row in rejected_rows(tmp_path / "set")}

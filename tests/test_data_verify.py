@@ -60,13 +60,11 @@ def test_a_flipped_byte_is_found_in_every_kind_of_picture(folder, capsys, kind):
 def test_a_flipped_byte_in_the_metadata_is_found(folder, capsys):
     path = folder / "metadata.parquet"
     whole = path.read_bytes()
-    found = 0
-    for place in range(200, len(whole) - 200, len(whole) // 12):
+    for place in range(0, len(whole), len(whole) // 12):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
-        found += main(["data", "verify", str(folder)]) == 1
-    capsys.readouterr()
-    # Pages have checksums; what stands between them is the table's own description.
-    assert found >= 9, found
+        assert main(["data", "verify", str(folder)]) == 1, place
+        said = capsys.readouterr()
+        assert "metadata.parquet" in said.out + said.err
 
 
 @pytest.mark.parametrize("kind", ["image", "lq", "reference"])

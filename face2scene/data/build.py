@@ -9,6 +9,7 @@ import base64
 import errno
 import json
 import shutil
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -306,8 +307,9 @@ def _as_float(picture: np.ndarray) -> np.ndarray:
 def _disk_full_said(folder: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, sqlite3.OperationalError) as error:
+        full = "disk is full" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full:
             raise
         raise BuildError(
             f"The disk of {folder} is full ({error}). What is finished stays: free some space and start the same "

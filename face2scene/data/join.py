@@ -183,7 +183,7 @@ def _name_people(table: JoinTable, plan: Plan) -> None:
             "select n, source, name, vector from rows where stage is null and identity is null and vector is not null "
             "order by n"
         )
-        found = [(n, source, name, np.frombuffer(vector, np.float32)) for n, source, name, vector in rows]
+        found = [(n, source, name, np.frombuffer(vector)) for n, source, name, vector in rows]
         for (n, source, _, _), group in zip(
             found,
             plan.grouping.groups(np.array([vector for *_, vector in found]), [name for _, _, name, _ in found]),

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from face2scene.files import atomic_write
+from face2scene.files import atomic_write, sha256_of
 from face2scene.records import Box
 
 METADATA = "metadata.parquet"
@@ -91,9 +91,23 @@ def write_manifest(folder: str | Path, records: Iterable[Record], *, jsonl: bool
             for row in rows if jsonl else ():
                 opened = {key: json.loads(row[key] or "null") for key in ("generator", "recipe")}
                 text.write(json.dumps({**row, **opened}, ensure_ascii=False) + "\n")
+        writer.close()
+        text.close()
+        _sum_up(folder, table, lines if jsonl else None)
     if not jsonl:
         (folder / "metadata.jsonl").unlink()
     return count
+
+
+def _sum_up(folder: Path, table: Path, lines: Path | None) -> None:
+    # The new metadata's sums replace those of the old before the metadata themselves do.
+    if not (folder / SUMS).is_file():
+        return
+    with open(folder / SUMS, encoding="utf-8") as before:
+        kept = (line.rstrip("\n").partition("  ") for line in before)
+        others = ((name, digest) for digest, _, name in kept if name not in (METADATA, "metadata.jsonl"))
+        new = [(METADATA, sha256_of(table)), *([("metadata.jsonl", sha256_of(lines))] if lines else [])]
+        write_sums(folder, (*others, *new))
 
 
 class Records(Sequence[Record]):
@@ -159,7 +173,7 @@ def stream_manifest(folder: str | Path) -> Iterator[Record]:
 
 
 def write_sums(folder: str | Path, known: Iterable[tuple[str, str]]) -> None:
-    """Write `SHA256SUMS`: (name, sha256) of every file but the metadata table."""
+    """Write `SHA256SUMS`: (name, sha256) of every file; `write_manifest` adds those of the metadata."""
     with atomic_write(Path(folder) / SUMS) as partial, open(partial, "w", encoding="utf-8") as lines:
         lines.writelines(f"{digest}  {name}\n" for name, digest in known)
 

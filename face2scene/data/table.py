@@ -14,7 +14,7 @@ PARTS = "parts"
 
 
 class JoinTable:
-    """The side-cars as a database on disk: `rows` of pictures, `left` of rejections, `sums` of files."""
+    """The side-cars as a database on disk: `rows` of pictures, `left_out` of rejections, `sums` of files."""
 
     def __init__(self, path: Path):
         path.unlink(missing_ok=True)  # a crash may have left one; all of it is made again
@@ -39,7 +39,7 @@ class JoinTable:
                 self.db.execute("insert into left_out values (?, ?, ?, ?, ?, ?)", values)
             for row in part["rows"]:
                 record = row["record"]
-                vector = None if row["vector"] is None else np.array(row["vector"], np.float32).tobytes()
+                vector = None if row["vector"] is None else np.array(row["vector"]).tobytes()
                 self.db.execute(
                     f"insert into rows values ({', '.join('?' * 17)})",
                     (
@@ -79,17 +79,16 @@ class JoinTable:
     def kept(self) -> int:
         return self.db.execute("select count(*) from rows where stage is null").fetchone()[0]
 
-    def measured(self, kept: bool = True) -> Iterator[tuple[int, dict[str, float]]]:
-        where = "where stage is null " if kept else ""
-        for n, measured in self._walk("n", "select n, measured from rows {}" + where.replace("where", "and")):
+    def measured(self) -> Iterator[tuple[int, dict[str, float]]]:
+        for n, measured in self._walk("select n, measured from rows {} and stage is null"):
             yield n, json.loads(measured)
 
     def files(self) -> Iterator[tuple]:
-        yield from self._walk("n", "select n, name, image, reference, lq, stage, split from rows {}")
+        yield from self._walk("select n, name, image, reference, lq, stage, split from rows {}")
 
     def kept_rows(self) -> Iterator[tuple[int, dict[str, Any], np.ndarray | None, list[str], float | None]]:
         query = "select n, record, image, lq, identity, split, vector, given, similarity from rows {} and stage is null"
-        for n, record, image, lq, identity, split, vector, given, similarity in self._walk("n", query):
+        for n, record, image, lq, identity, split, vector, given, similarity in self._walk(query):
             fields = json.loads(record) | {"image": image, "lq": lq, "identity": identity, "split": split}
             yield n, fields, _vector(vector), json.loads(given), similarity
 
@@ -141,18 +140,16 @@ class JoinTable:
             "(name not like 'references/%' or name in (select name from needed)) order by name"
         )
 
-    def _walk(self, key: str, query: str) -> Iterator[tuple]:
+    def _walk(self, query: str) -> Iterator[tuple]:
         # In portions, so that rows may be changed while they are walked.
         last = -1
-        while rows := self.db.execute(
-            query.format(f"where {key} > ?") + f" order by {key} limit 1000", (last,)
-        ).fetchall():
+        while rows := self.db.execute(query.format("where n > ?") + " order by n limit 1000", (last,)).fetchall():
             yield from rows
             last = rows[-1][0]
 
 
 def _vector(blob: bytes | None) -> np.ndarray | None:
-    return None if blob is None else np.frombuffer(blob, np.float32)
+    return None if blob is None else np.frombuffer(blob)
 
 
 def _dropped(row: tuple) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """Whether a dataset is what its metadata say: every file there, whole, in its place, and no other.
 
 The build leaves `SHA256SUMS` beside the metadata, in the format of `sha256sum -c`, so that references, degraded
-pictures and reports are checked as well as the pictures, whose sums stand in the records. The metadata table has
-checksums of its own pages.
+pictures, reports and the metadata themselves are checked as well as the pictures, whose sums stand in the records.
 """
 
 import hashlib
