@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
 
 from face2scene.data.build import Source, build
 from face2scene.data.filters import thresholds
@@ -28,7 +27,7 @@ from face2scene.faces.detect import Detector
 
 # What the pictures do not depend on; two builds that differ only here are the same build.
 _FREE = ("root", "overwrite", "name", "jsonl", "quarantine_exit")
-_USER_ERRORS = (BuildError, GeneratorError, MissingMandatoryValue, FileNotFoundError, ValueError, ModuleNotFoundError)
+_USER_ERRORS = (BuildError, GeneratorError, FileNotFoundError, ValueError, ModuleNotFoundError)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="build_inscene")
@@ -37,6 +36,8 @@ def main(cfg: DictConfig) -> None:
     start = perf_counter()
     state = Accelerator()
     data = cfg.data
+    if "mix" in data:
+        sys.exit(f"data={data.name} is a mix of sets for trainings: build its parts, such as data=inscene_synthetic.")
     try:
         detector = instantiate(cfg.faces)
         sources = _sources(data, detector, _metrics(state.device))

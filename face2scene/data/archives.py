@@ -54,7 +54,7 @@ class PhotoArchives(PhotoSource):
 
     def __init__(
         self,
-        archives: Sequence[str | Path],
+        archives: str | Path | Sequence[str | Path] | None,
         detector: Detector,
         *,
         name: str,
@@ -67,7 +67,7 @@ class PhotoArchives(PhotoSource):
         **options: Any,
     ):
         super().__init__(detector, name=name, **options)
-        self.patterns = [archives] if isinstance(archives, str | Path) else list(archives)
+        self.patterns = [archives] if isinstance(archives, str | Path) else list(archives or ())
         self.portion, self.split, self.caption, self.max_bytes = portion, split, caption, max_bytes
         self.identity_field, self.split_field = identity_field, split_field
 
@@ -75,6 +75,8 @@ class PhotoArchives(PhotoSource):
     def files(self) -> list[Path]:
         """The archives, sorted within every pattern."""
         found: list[Path] = []
+        if not self.patterns:
+            raise BuildError("No archives were named: data.archives is not set.")
         for pattern in self.patterns:
             path = Path(pattern)
             here = [path] if path.is_file() else sorted(path.parent.glob(path.name)) if path.parent.is_dir() else []

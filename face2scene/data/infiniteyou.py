@@ -53,10 +53,10 @@ class InfiniteYou:
     def __init__(
         self,
         *,
-        python: str | Path,
-        repository: str | Path,
-        model_dir: str | Path,
-        base_model: str | Path,
+        python: str | Path | None,
+        repository: str | Path | None,
+        model_dir: str | Path | None,
+        base_model: str | Path | None,
         accept_licences: Sequence[str] = (),
         version: str = "sim_stage1",
         lora_weight: float = 3.0,
@@ -77,8 +77,10 @@ class InfiniteYou:
     ):
         if version not in ("sim_stage1", "aes_stage2"):
             raise GeneratorError(f"generator.version must be sim_stage1 or aes_stage2, not {version!r}.")
-        self.python, self.repository = Path(python), Path(repository)
-        self.model_dir, self.base_model = Path(model_dir), Path(base_model)
+        given = {"python": python, "repository": repository, "model_dir": model_dir, "base_model": base_model}
+        self.unset = [option for option, path in given.items() if not path]
+        self.python, self.repository = Path(python or ""), Path(repository or "")
+        self.model_dir, self.base_model = Path(model_dir or ""), Path(base_model or "")
         self.accept_licences, self.version, self.lora_weight = tuple(accept_licences), version, lora_weight
         self.start_timeout_s, self.job_timeout_s, self.retries = start_timeout_s, job_timeout_s, retries
         self.log = log
@@ -112,7 +114,8 @@ class InfiniteYou:
             ],
             "generator.base_model": [self.base_model / "model_index.json"],
         }
-        missing = [
+        missing = [f"generator.{option} is not set (data.infiniteyou.{option}=...)" for option in self.unset]
+        missing += [
             f"{option}: there is no {path}" for option, paths in wanted.items() for path in paths if not path.exists()
         ]
         if missing:

@@ -32,8 +32,8 @@ class IPAdapterPipeline:
 
     def __init__(
         self,
-        pipeline: str | Path,
-        adapter: str | Path,
+        pipeline: str | Path | None,
+        adapter: str | Path | None,
         *,
         weight_name: str,
         subfolder: str = "",
@@ -49,7 +49,7 @@ class IPAdapterPipeline:
         device: str | None = None,
         options: dict[str, Any] | None = None,
     ):
-        self.pipeline_name, self.adapter = str(pipeline), str(adapter)
+        self.pipeline_name, self.adapter = str(pipeline or ""), str(adapter or "")
         self.weight_name, self.subfolder, self.image_encoder = weight_name, subfolder, image_encoder
         self.detector, self.scale, self.dtype, self.device = detector, scale, dtype, device
         self.call = {"width": width, "height": height, "guidance_scale": guidance, "num_inference_steps": steps}
@@ -59,6 +59,8 @@ class IPAdapterPipeline:
     def check(self) -> None:
         """Raises GeneratorError for a path that looks like one and is not there."""
         for option, name in (("pipeline", self.pipeline_name), ("adapter", self.adapter)):
+            if not name:
+                raise GeneratorError(f"generator.{option} is not set (data.{option}=...).")
             is_path = Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1
             if is_path and not Path(name).exists():
                 raise GeneratorError(f"generator.{option}: there is no {name}.")

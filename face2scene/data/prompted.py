@@ -55,7 +55,7 @@ class PromptedPeople:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Path | None,
         generator: Generator,
         detector: Detector,
         *,
@@ -80,7 +80,8 @@ class PromptedPeople:
             raise ValueError(f"split must be celebref, train, val or null, not {split!r}.")
         if tries < repeats or repeats < 1:
             raise ValueError(f"tries ({tries}) must be at least repeats ({repeats}), and that at least 1.")
-        self.folder, self.generator, self.detector = Path(folder), generator, detector
+        self.folder = Path(folder) if folder else None
+        self.generator, self.detector = generator, detector
         self.prompts = prompts or Prompts(seed=seed)
         self.name, self.gender_map, self.split = name, gender_map, split
         self.prompts_per_person, self.repeats, self.tries = prompts_per_person, repeats, tries
@@ -93,6 +94,10 @@ class PromptedPeople:
     @cached_property
     def people(self) -> list[str]:
         """Identities, sorted."""
+        if self.folder is None:
+            raise BuildError(
+                "No photos of people were named: give a folder with a sub-folder each (data.celebref=...)."
+            )
         if not self.folder.is_dir():
             raise BuildError(
                 f"There is no folder {self.folder}: photos of people are needed, a sub-folder each (option folder)."

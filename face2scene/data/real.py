@@ -21,12 +21,14 @@ __all__ = ["Photos", "face_crop", "photo_folder"]
 _PACKAGE_DATA = "matplotlib/"  # photos that come with an installed package
 
 
-def photo_folder(where: str | Path) -> Path:
+def photo_folder(where: str | Path | None) -> Path:
     """The folder behind a name: a folder, `matplotlib/sample_data`, or a photo set of the weights catalogue.
 
     Raises:
         FileNotFoundError: when it is none of these, or the set was not fetched.
     """
+    if where is None:
+        raise FileNotFoundError("No photos were named: data.collection (data.raws for a test set) is not set.")
     if str(where).startswith(_PACKAGE_DATA):
         package = need("matplotlib", "report", why=f"The photos of {where}")
         return Path(package.get_data_path()) / str(where).removeprefix(_PACKAGE_DATA)
@@ -116,7 +118,7 @@ class Photos(PhotoSource):
 
     def __init__(
         self,
-        where: str | Path,
+        where: str | Path | None,
         detector: Detector,
         *,
         name: str,

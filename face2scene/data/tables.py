@@ -33,7 +33,7 @@ class PhotoTable(PhotoSource):
 
     def __init__(
         self,
-        table: str | Path,
+        table: str | Path | None,
         detector: Detector,
         *,
         name: str,
@@ -43,14 +43,15 @@ class PhotoTable(PhotoSource):
         **options: Any,
     ):
         super().__init__(detector, name=name, **options)
-        self.table = Path(table)
+        self.table = Path(table or "")
         self.folder = Path(folder) if folder else self.table.parent
         self.block, self.complete = block, complete
 
     @cached_property
     def _columns(self) -> list[str]:
         if not self.table.is_file():
-            raise BuildError(f"There is no table {self.table} (option table).")
+            said = f"there is no {self.table}" if self.table.name else "it is not set"
+            raise BuildError(f"A table of photos is needed, and {said} (data.table=FILE.csv).")
         with open(self.table, "rb") as lines:
             first = lines.readline().decode("utf-8-sig", errors="replace")
         columns = [name.strip() for name in next(csv.reader([first]), [])]
