@@ -106,17 +106,20 @@ class InfiniteYou:
         """
         stage = self.model_dir / "infu_flux_v1.0" / self.version
         wanted = {
-            "generator.python": [self.python],
-            "generator.repository": [self.repository / "pipelines/pipeline_infu_flux.py"],
-            "generator.model_dir": [
+            "python": [self.python],
+            "repository": [self.repository / "pipelines/pipeline_infu_flux.py"],
+            "model_dir": [
                 *(stage / "InfuseNetModel", stage / "image_proj_model.bin"),
                 *(self.model_dir / "supports/insightface", *([self._lora] if self.lora_weight else [])),
             ],
-            "generator.base_model": [self.base_model / "model_index.json"],
+            "base_model": [self.base_model / "model_index.json"],
         }
         missing = [f"generator.{option} is not set (data.infiniteyou.{option}=...)" for option in self.unset]
         missing += [
-            f"{option}: there is no {path}" for option, paths in wanted.items() for path in paths if not path.exists()
+            f"generator.{option}: there is no {path}"
+            for option, paths in wanted.items()
+            for path in paths
+            if option not in self.unset and not path.exists()
         ]
         if missing:
             raise GeneratorError(

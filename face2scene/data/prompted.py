@@ -95,9 +95,7 @@ class PromptedPeople:
     def people(self) -> list[str]:
         """Identities, sorted."""
         if self.folder is None:
-            raise BuildError(
-                "No photos of people were named: give a folder with a sub-folder each (data.celebref=...)."
-            )
+            raise BuildError("No photos of people were named: data.celebref is a folder with a sub-folder each.")
         if not self.folder.is_dir():
             raise BuildError(
                 f"There is no folder {self.folder}: photos of people are needed, a sub-folder each (option folder)."
