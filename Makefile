@@ -52,7 +52,7 @@ $(STAMP): pyproject.toml
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version) ($(PYTHON)); about five minutes, once."
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --no-compile --disable-pip-version-check --progress-bar on \
-		-e '.[quickstart,app,export,faces,dev,photos,raw,slurm]'
+		-e '.[quickstart,app,data,export,faces,dev,photos,raw,slurm]'
 	$(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps 'basicsr>=1.4.2,<1.5'
 	if $(VENV)/bin/python -m pip show --quiet opencv-python 2>/dev/null; then \
 		headless=$$($(VENV)/bin/python -c 'import importlib.metadata as m; print(m.version("opencv-python-headless"))'); \

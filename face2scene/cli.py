@@ -28,7 +28,8 @@ EXTRAS = {
     "faces": ("cv2", "dlib", "onnxruntime", "facexlib", "insightface"),
     "degrade": ("basicsr", "cv2"),
     "metrics": ("pyiqa",),
-    "raw": ("rawpy",),
+    "raw": ("rawpy", "exifread"),
+    "data": ("datasets",),
     "log": ("wandb", "tensorboard"),
     "facegen": ("openvino",),
     "app": ("gradio",),
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="face2scene", description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"face2scene {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="fetch | doctor | restore | app")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="fetch | doctor | restore | app | data")
 
     fetcher = commands.add_parser("fetch", help="get third-party weights and photos by name, checked")
     fetcher.add_argument("names", nargs="*", metavar="NAME", help="an asset or a group (quickstart, tests, open)")
@@ -94,6 +95,20 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="what works on this machine, what is missing, and how to get it")
     doctor.set_defaults(run=_doctor)
+
+    data = commands.add_parser("data", help="datasets: verify FOLDER checks one, pack FOLDER OUT puts it into archives")
+    actions = data.add_subparsers(title="actions", required=True, metavar="verify | pack")
+    verifier = actions.add_parser(
+        "verify", help="compare a dataset with its metadata; exit code 1 if anything is wrong"
+    )
+    verifier.add_argument("folder")
+    verifier.set_defaults(run=_verify_data)
+    packer = actions.add_parser("pack", help="copy a dataset with one split's pictures in tar archives")
+    packer.add_argument("folder")
+    packer.add_argument("out")
+    packer.add_argument("--split", default="train")
+    packer.add_argument("--per-shard", type=int, default=1000, help="pictures per archive (default %(default)s)")
+    packer.set_defaults(run=_pack_data)
 
     restore = commands.add_parser("restore", help="restore photos: input=PHOTO references=FOLDER output=FOLDER")
     restore.set_defaults(run=lambda _: _script("restore", []))
@@ -133,7 +148,38 @@ def _asset_lines() -> list[str]:
     return lines
 
 
-# --- restore, app -------------------------------------------------------------------------------------------
+# --- data ---------------------------------------------------------------------------------------------------
+
+
+def _verify_data(arguments: argparse.Namespace) -> int:
+    from face2scene.data.manifest import ManifestError
+    from face2scene.data.verify import problems_of
+
+    found = 0
+    try:
+        for found, problem in enumerate(problems_of(arguments.folder), start=1):  # noqa: B007
+            print(problem)
+    except ManifestError as error:
+        print(f"face2scene: {error}", file=sys.stderr)
+        return 1
+    print(f"{arguments.folder}: {found} problems." if found else f"{arguments.folder} is sound.")
+    return 1 if found else 0
+
+
+def _pack_data(arguments: argparse.Namespace) -> int:
+    from face2scene.data.manifest import ManifestError
+    from face2scene.data.shards import pack
+
+    try:
+        count = pack(arguments.folder, arguments.out, split=arguments.split, per_shard=arguments.per_shard)
+    except ManifestError as error:
+        print(f"face2scene: {error}", file=sys.stderr)
+        return 1
+    print(f"{arguments.out}: {count} archives.")
+    return 0
+
+
+# --- restore, app ------------------------------------------------------------------------------------------------
 
 
 def _script(name: str, overrides: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from face2scene.extras import need
 from face2scene.files import atomic_write
 from face2scene.metadata import XMP_OF_PNG, for_size, into_png, into_tiff, metadata_of, tiff_tags
+from face2scene.raw import RawError, develop
 
 RAW_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
 HEIF_SUFFIXES = (".heic", ".heif")
@@ -260,19 +261,16 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _read_raw(path: Path, max_pixels: int) -> Photo:
-    rawpy = need("rawpy", "raw", why=f"Developing {path.name}")
     try:
-        with rawpy.imread(str(path)) as raw:
-            _check_size(path, (raw.sizes.iwidth, raw.sizes.iheight), max_pixels)
-            levels = raw.postprocess(use_camera_wb=True, output_bps=16)
-    except rawpy.LibRawError as error:
-        raise ImageError(f"{path} cannot be developed as camera RAW ({error}).") from error
+        image = develop(path, max_pixels=max_pixels).image
+    except RawError as error:
+        raise ImageError(str(error)) from error
     try:
-        with Image.open(path) as image:  # most raw files are TIFFs as far as their first pages go
-            exif, xmp = metadata_of(image)
+        with Image.open(path) as pages:  # most raw files are TIFFs as far as their first pages go
+            exif, xmp = metadata_of(pages)
     except Exception:  # the others keep what they know to themselves
         exif = xmp = None
-    return Photo(levels.astype(np.float32) / 65535, bits=16, exif=exif, xmp=xmp)
+    return Photo(image, bits=16, exif=exif, xmp=xmp)
 
 
 # Colour profiles. Pillow's littlecms converts 8 bits a channel only.

@@ -1,20 +1,33 @@
 """Build an InScene dataset: `accelerate launch scripts/build_inscene.py data=quickstart`.
 
-Stop it at any moment and start it again with the same command; a finished set is left as it is.
+Stop it at any moment and start it again with the same command; a finished set is left as it is. The exit code is 0, or
+1 when it could not be built, or data.quarantine_exit when it was and some input could not be read.
 """
 
+import sys
+from collections.abc import Callable
+from functools import cache
 from time import perf_counter
+from typing import Any
 
 import hydra
 from accelerate import Accelerator
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from face2scene.data.build import build
+from face2scene.data.build import Source, build
+from face2scene.data.filters import thresholds
+from face2scene.data.generators import GeneratorError
+from face2scene.data.grouping import Grouping
+from face2scene.data.join import BuildError, Plan, Selection
 from face2scene.data.real import Photos
+from face2scene.eval.metrics import METRICS, Pyiqa
+from face2scene.faces.detect import Detector
 
 # What the pictures do not depend on; two builds that differ only here are the same build.
-_FREE = ("root", "overwrite", "name", "jsonl")
+_FREE = ("root", "overwrite", "name", "jsonl", "quarantine_exit")
+_USER_ERRORS = (BuildError, GeneratorError, FileNotFoundError, ValueError, ModuleNotFoundError)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="build_inscene")
@@ -23,47 +36,93 @@ def main(cfg: DictConfig) -> None:
     start = perf_counter()
     state = Accelerator()
     data = cfg.data
-    detector = instantiate(cfg.faces)
-    common = {"size": data.size, "reference_size": data.reference_size}
+    if "mix" in data:
+        sys.exit(f"data={data.name} is a mix of sets for trainings: build its parts, such as data=inscene_synthetic.")
+    try:
+        detector = instantiate(cfg.faces)
+        sources = _sources(data, detector, _metrics(state.device))
+        settings = {
+            "data": {k: v for k, v in OmegaConf.to_container(data, resolve=True).items() if k not in _FREE},
+            "faces": OmegaConf.to_container(cfg.faces, resolve=True),
+            "degradation": OmegaConf.to_container(cfg.degradation, resolve=True),
+        }
+        summary = build(
+            data.root,
+            sources,
+            settings=settings,
+            space=instantiate(data.get("space") or cfg.degradation),
+            seed=data.seed,
+            plan=_plan(data, sources, detector),
+            jsonl=data.jsonl,
+            overwrite=data.overwrite,
+            rank=state.process_index,
+            processes=state.num_processes,
+            wait=state.wait_for_everyone,
+        )
+    except InstantiationException as error:
+        if isinstance(error.__cause__, _USER_ERRORS):
+            sys.exit(str(error.__cause__))
+        raise
+    except _USER_ERRORS as error:
+        sys.exit(str(error))
+    if state.is_main_process:
+        print(summary)
+        print(f"built in {perf_counter() - start:.1f} s" if summary.built else "was built before; nothing to do")
+    if summary.quarantined and summary.built:
+        sys.exit(data.get("quarantine_exit", 0))
+
+
+def _sources(data: DictConfig, detector: Detector, metric: Callable[[str], Any]) -> list[Source]:
+    common = {"size": data.size, "reference_size": data.reference_size, "detector": detector}
     sources = []
-    for source in data.sources.values():
-        given = {} if "detector" in source else {"detector": detector}  # a source may say null
-        sources.append(instantiate(source, **common, **given, _convert_="all"))
-    folders = OmegaConf.to_container(OmegaConf.create({"photos": data.photos}))["photos"] or []
+    for source in filter(None, (data.get("sources") or {}).values()):
+        given = common | ({"metric": metric} if "stages" in source else {})
+        given = {key: value for key, value in given.items() if key not in source}  # a source may say null
+        sources.append(instantiate(source, **given, _convert_="all"))
+    folders = OmegaConf.to_container(OmegaConf.create({"photos": data.get("photos")}))["photos"] or []
     for number, folder in enumerate([folders] if isinstance(folders, str) else folders):
         sources.append(
             Photos(
                 folder,
-                detector,
                 name=f"photos{number}",
                 split=data.photos_split,
                 licence="the owner's",
                 **common,
             )
         )
-    settings = {
-        "data": {k: v for k, v in OmegaConf.to_container(data, resolve=True).items() if k not in _FREE},
-        "faces": OmegaConf.to_container(cfg.faces, resolve=True),
-        "degradation": OmegaConf.to_container(cfg.degradation, resolve=True),
-    }
-    summary = build(
-        data.root,
-        sources,
-        settings=settings,
-        space=instantiate(cfg.degradation),
-        size=data.size,
-        seed=data.seed,
+    return sources
+
+
+def _plan(data: DictConfig, sources: list[Source], detector: Detector) -> Plan:
+    stages = [stage for source in sources for stage in getattr(source, "stages", ())]
+    plain = OmegaConf.to_container(data, resolve=True)
+    selection, grouping = plain.get("selection"), plain.get("grouping")
+    if grouping:
+        threshold = grouping.pop("threshold", None)
+        grouping = Grouping(detector.same_threshold if threshold is None else threshold, **grouping)
+    return Plan(
         max_references=data.max_references,
         reference_threshold=data.reference_threshold,
-        jsonl=data.jsonl,
-        overwrite=data.overwrite,
-        rank=state.process_index,
-        processes=state.num_processes,
-        wait=state.wait_for_everyone,
+        selection=Selection(**selection) if selection else None,
+        grouping=grouping or None,
+        min_photos=data.get("min_photos", 1),
+        val_share=data.get("val_share", 0.1),
+        report=data.get("report", False),
+        thresholds=thresholds(stages),
+        stages=tuple(dict.fromkeys(stage.name for stage in stages)),
     )
-    if state.is_main_process:
-        print(summary)
-        print(f"built in {perf_counter() - start:.1f} s" if summary.built else "was built before; nothing to do")
+
+
+def _metrics(device: Any) -> Callable[[str], Any]:
+    @cache
+    def metric(name: str) -> Any:
+        if name.startswith("pyiqa:"):
+            return Pyiqa(name.removeprefix("pyiqa:")).build(device)
+        if name not in METRICS:
+            raise ValueError(f"no such metric; choose from {', '.join(METRICS)}, or pyiqa's as pyiqa:NAME")
+        return METRICS[name].build(device)
+
+    return metric
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def main(cfg: DictConfig) -> None:
         restorer.checkpoint_gradients()
     critic = OmegaConf.to_container(settings.critic, resolve=True) if settings.critic else None
     batches = OmegaConf.to_container(settings.batches, resolve=True)
-    data = SceneBatches(cfg.data.root, instantiate(cfg.degradation), ref_fr, seed=cfg.seed, **batches)
+    mix = OmegaConf.to_container(cfg.data.get("mix") or OmegaConf.create([]), resolve=True)
+    data = SceneBatches(mix or cfg.data.root, instantiate(cfg.degradation), ref_fr, seed=cfg.seed, **batches)
     task = RestorerTask(
         restorer,
         fadex,

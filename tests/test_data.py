@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from face2scene.data.build import BuildError, build
-from face2scene.data.manifest import ManifestError, Record, read_manifest, verify, write_manifest
-from face2scene.data.prompts import prompt
+from face2scene.data.manifest import ManifestError, Record, read_manifest, write_manifest
+from face2scene.data.prompts import Prompts
 from face2scene.data.real import Photos, face_crop
 from face2scene.data.synthetic import DrawnPeople, GeneratedPeople
+from face2scene.data.verify import verify
 from face2scene.degradation import Space
 from face2scene.faces.detect import Detector
 from face2scene.records import Face
@@ -56,7 +57,7 @@ def drawn(**changes) -> GeneratedPeople:
 
 
 def build_drawn(folder, sources=None, **options):
-    options = {"settings": {"a": 1}, "space": SMALL, "size": 32, **options}
+    options = {"settings": {"a": 1}, "space": SMALL, **options}
     return build(folder, sources or [drawn()], **options)
 
 
@@ -269,7 +270,7 @@ def test_pictures_of_somebody_else_are_left_out_and_counted(tmp_path):
     source.make_generator, source.detector = lambda: Odd(side=64), OneFace()
     made = source.make(0)
     assert [draft.generator["shot"] for draft in made.drafts] == [0, 3]
-    assert [reason.split(":")[0] for _, reason in made.rejected] == ["looks like somebody else"]
+    assert [one.reason.split(":")[0] for one in made.rejected] == ["looks like somebody else"]
 
 
 def test_a_build_without_any_picture_says_so(tmp_path):
@@ -280,12 +281,13 @@ def test_a_build_without_any_picture_says_so(tmp_path):
 
 
 def test_prompt_n_is_always_prompt_n():
-    assert prompt(7) == prompt(7) != prompt(8)
-    assert prompt(7, seed=1) != prompt(7)
-    texts = [prompt(n, subject="woman").text for n in range(200)]
+    prompts = Prompts()
+    assert prompts(7) == Prompts()(7) != prompts(8)
+    assert Prompts(seed=1)(7) != prompts(7)
+    texts = [prompts(n, subject="woman").text for n in range(200)]
     assert len(set(texts)) == 200
     assert all(text.count(".") == 4 and "woman" in text for text in texts)
-    shots = [prompt(n).shot for n in range(200)]
+    shots = [prompts(n).shot for n in range(200)]
     assert 70 < shots.count("mid-up") < 130
 
 
@@ -309,7 +311,7 @@ def test_generated_pictures_are_the_same_for_ever(weights):
         [60.1, 139.3, 169.5, 94.1],
         [128.2, 115.7, 144.8, 111.6],
     ]
-    assert np.abs(blocks - np.array(expected)).max() < 0.6  # processors round differently
+    assert np.abs(blocks - np.array(expected)).max() < 1.2  # processors with bfloat16 round by 0.8
 
 
 def test_the_data_code_needs_no_optional_package():

@@ -2,43 +2,37 @@
 
 An item is done when its side-car in `parts/` is there; everything is written whole or not at all, and an
 item's pictures depend on nothing but its settings. So a build may be stopped at any moment and started
-again, and any number of processes write the same set.
+again, and any number of processes write the same set. `join.py` makes one set of the side-cars.
 """
 
+import base64
+import errno
 import json
-import logging
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-from face2scene.data.manifest import METADATA, Record, read_manifest, write_manifest
-from face2scene.files import atomic_write, read_json, sha256_of, write_json
-from face2scene.images import read_tensor, write_png
+from face2scene.data.join import PARTS, SETTINGS, BuildError, Plan, Space, degrade, join
+from face2scene.data.manifest import METADATA, SUMS, stream_manifest
+from face2scene.data.names import safe
+from face2scene.files import read_json, sha256_of, write_json
+from face2scene.images import write_png
 from face2scene.records import Box, Face
-from face2scene.runs import seed_from
 
-log = logging.getLogger(__name__)
-
-PARTS = "parts"
-SETTINGS = "build.json"
 # In the order of removal: what says that a set is finished goes first, what says that it is ours last.
-_OURS = (METADATA, "metadata.jsonl", "rejected.jsonl", "images", "references", "lq", PARTS, SETTINGS)
-
-
-class BuildError(RuntimeError):
-    """A dataset that cannot be built as asked; the message names the option to change."""
-
-
-class Space(Protocol):
-    """Where the recipes of validation pairs are drawn from: `face2scene.degradation.Space`."""
-
-    def draw(self, rng: np.random.Generator) -> Any: ...
+_OURS = (
+    *(METADATA, "metadata.jsonl", SUMS, "rejected.jsonl", "funnel.html", "identities.html"),
+    *("images", "references", "lq", "candidates", PARTS, SETTINGS),
+)
+BAD_INPUT = "input"  # the stage that quarantines what cannot be read
 
 
 @dataclass(frozen=True)
@@ -46,10 +40,10 @@ class Draft:
     """A picture on its way into the set, before the other pictures of its person are known."""
 
     name: str  # unique in the set, without suffix
-    picture: np.ndarray  # (size, size, 3) uint8 or float [0, 1]
+    picture: np.ndarray  # (H, W, 3) uint8 or float [0, 1]
     reference: np.ndarray | None  # how it looks as a reference of others; None: like `picture`
-    split: str
-    identity: str
+    split: str | None  # None: drawn by identity when all are known
+    identity: str | None  # None: found by comparing faces when all are known
     prompt: str
     shot: str
     face_box: Box
@@ -58,18 +52,37 @@ class Draft:
     source: str
     licence: str
     generator: dict[str, Any]
+    measured: Mapping[str, float] = field(default_factory=dict)  # what stages measured, for selection and report
+    references: Sequence[tuple[str, np.ndarray]] = ()  # photos of the person from outside the set: name, picture
+    similarity: float | None = None  # to the first of these
+    lq: np.ndarray | None = None  # a degraded picture that came with it
+    recipe: dict[str, Any] | None = None  # and what is known of how
+
+
+class Rejection(NamedTuple):
+    """A picture that was left out."""
+
+    name: str
+    reason: str  # what kind, then a colon and the particulars
+    stage: str = "acceptance"  # `input` is for what cannot be read: it is quarantined, and the exit code says so
+    measured: Mapping[str, float] = {}
+    thumbnail: bytes | None = None  # JPEG, for the report
 
 
 @dataclass(frozen=True)
 class Made:
-    """What came of one item."""
+    """What came of one item, or of a portion of one."""
 
     drafts: Sequence[Draft] = ()
-    rejected: Sequence[tuple[str, str]] = ()  # name and reason
+    rejected: Sequence[Rejection] = ()
 
 
 class Source(Protocol):
-    """Where pictures come from: generated people, photos."""
+    """Where pictures come from: generated people, photos.
+
+    A source whose items are long (an archive) also has `portions(item, start)`: it yields a `Made` for every portion
+    from number `start` on, and the same portion always has the same pictures. `make` is then not called.
+    """
 
     def listing(self) -> Any:
         """What the items depend on beside the settings (files and their sizes), for JSON."""
@@ -93,6 +106,7 @@ class Summary:
     people: Counter = field(default_factory=Counter)
     sources: Counter = field(default_factory=Counter)
     rejected: Counter = field(default_factory=Counter)  # by reason
+    quarantined: int = 0  # of the rejected: unreadable
     pairs: int = 0
     built: bool = True
 
@@ -104,6 +118,8 @@ class Summary:
         lines += [f"  left out, {reason}: {count}" for reason, count in sorted(self.rejected.items())]
         if self.rejected:
             lines.append(f"  every file left out is named in {self.folder / 'rejected.jsonl'}")
+        if self.quarantined:
+            lines.append(f"  {self.quarantined} of them could not be read: they are quarantined there as bad input")
         return "\n".join(lines)
 
 
@@ -113,10 +129,8 @@ def build(
     *,
     settings: Mapping[str, Any],
     space: Space | None,
-    size: int,
     seed: int = 0,
-    max_references: int = 4,
-    reference_threshold: float | None = None,
+    plan: Plan | None = None,
     jsonl: bool = False,
     overwrite: bool = False,
     rank: int = 0,
@@ -130,18 +144,16 @@ def build(
         sources: in the order of the records.
         settings: everything that the pictures depend on, for JSON; compared with those of an earlier start.
         space: of the fixed degradations of validation pictures; None makes no pairs.
-        size: side of the pictures.
-        seed: of the degradations.
-        max_references: per picture.
-        reference_threshold: lowest identity cosine of a picture to its references; None takes all of the
-            identity.
+        seed: of the degradations, and of the splits that no source fixes.
+        plan: what is decided when all pictures are known; None decides nothing.
         jsonl: write `metadata.jsonl` too.
         overwrite: throw away what an earlier build wrote here.
         rank, processes: this process does every item whose number is `rank` modulo `processes`.
         wait: returns when all processes have called it.
 
     Raises:
-        BuildError: for a folder with other settings or with somebody else's files.
+        BuildError: for a folder with other settings or with somebody else's files, and for a full disk: free some
+            space and start again, nothing half-written was left.
     """
     folder = Path(folder)
     settings = {**settings, "listings": [source.listing() for source in sources]}
@@ -154,25 +166,41 @@ def build(
         summary = summarise(folder)
         summary.built = False
         return summary
-    items = [(source, number, item) for source in sources for number, item in enumerate(source.items())]
-    mine = items[rank::processes]
-    for source, number, item in tqdm(mine, desc=f"building {folder.name}", disable=rank > 0, unit="item"):
-        part = folder / PARTS / f"{source.key(item)}.json"
-        if not part.is_file():
-            made = source.make(item)
-            rows = [_store(folder, draft, number, size, space, seed) for draft in made.drafts]
-            write_json(part, {"rows": rows, "rejected": [list(pair) for pair in made.rejected]})
-    wait()
-    if rank == 0:
-        _join(
-            folder,
-            [source.key(item) for source, _, item in items],
-            reference_threshold,
-            max_references,
-            jsonl,
+    with _disk_full_said(folder):
+        numbered = ((source, number, item) for source in sources for number, item in enumerate(source.items()))
+        total = sum(len(source.items()) for source in sources)
+        bar = tqdm(
+            total=len(range(rank, total, processes)), desc=f"building {folder.name}", disable=rank > 0, unit="item"
         )
+        for position, (source, number, item) in enumerate(numbered):
+            if position % processes == rank:
+                _do(folder, source, number, item, space, seed)
+                bar.update()
+        bar.close()
+        wait()
+        if rank == 0:
+            keys = (source.key(item) for source in sources for item in source.items())
+            join(folder, keys, plan or Plan(), space=space, seed=seed, jsonl=jsonl)
     wait()
     return summarise(folder)
+
+
+def _do(folder: Path, source: Source, number: int, item: Any, space: Space | None, seed: int) -> None:
+    key = source.key(item)
+    part = folder / PARTS / f"{key}.json"
+    if part.is_file():
+        return
+    if not hasattr(source, "portions"):
+        write_json(part, _stored(folder, source.make(item), f"{number // 1000:03d}", space, seed))
+        return
+    start = 0
+    while (folder / PARTS / key / f"{start:06d}.json").is_file():
+        start += 1
+    for portion, made in enumerate(source.portions(item, start), start):
+        shard = f"{number:05d}-{portion // 4:03d}"
+        write_json(folder / PARTS / key / f"{portion:06d}.json", _stored(folder, made, shard, space, seed))
+        start = portion + 1
+    write_json(part, {"portions": start})
 
 
 def _open_folder(folder: Path, settings: dict, overwrite: bool) -> None:
@@ -182,40 +210,69 @@ def _open_folder(folder: Path, settings: dict, overwrite: bool) -> None:
     if (folder / SETTINGS).is_file():
         before = read_json(folder / SETTINGS)
         changed = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
-        if changed:
+        if changed and [path.name for path in folder.iterdir()] == [SETTINGS]:
+            write_json(folder / SETTINGS, settings)  # nothing was made with the old ones
+        elif changed:
             raise BuildError(
                 f"{folder} was built with other settings (different: {', '.join(changed)}). "
                 "Choose another data.root, or say data.overwrite=true to build it anew."
             )
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(not path.name.startswith(f".{Path(SETTINGS).stem}.") for path in folder.iterdir()):
         raise BuildError(f"{folder} holds files that no build wrote. Choose an empty folder as data.root.")
     else:
         write_json(folder / SETTINGS, settings)
 
 
-def _store(folder: Path, draft: Draft, number: int, size: int, space: Space | None, seed: int) -> dict[str, Any]:
-    # Write one picture and what belongs to it; returns the record's fields plus what joining needs.
-    shard = f"{number // 1000:03d}"  # no folder grows beyond what a listing can bear
-    image = f"images/{draft.split}/{shard}/{draft.name}.png"
+def _stored(folder: Path, made: Made, shard: str, space: Space | None, seed: int) -> dict[str, Any]:
+    # Write the pictures of an item; returns its side-car.
+    return {
+        "rows": [_store(folder, draft, shard, space, seed) for draft in made.drafts],
+        "rejected": [
+            {
+                "name": name,
+                "reason": reason,
+                "stage": stage,
+                "measured": dict(measured),
+                "thumbnail": base64.b64encode(thumbnail).decode() if thumbnail else None,
+            }
+            for name, reason, stage, measured, thumbnail in made.rejected
+        ],
+    }
+
+
+def _store(folder: Path, draft: Draft, shard: str, space: Space | None, seed: int) -> dict[str, Any]:
+    # Write one picture and what belongs to it; returns the record's fields plus what joining needs. A picture whose
+    # split is not known yet waits among the candidates.
+    def where(kind: str) -> str:
+        place = f"{kind}/{draft.split}" if draft.split else f"candidates/{kind}"
+        return f"{place}/{shard}/{draft.name}.png"
+
+    image = where("images")
     write_png(folder / image, _as_float(draft.picture))
+    sums = {image: sha256_of(folder / image)}
     reference = image
     if draft.reference is not None:
-        reference = f"references/{draft.split}/{shard}/{draft.name}.png"
+        reference = where("references")
         write_png(folder / reference, _as_float(draft.reference))
+        sums[reference] = sha256_of(folder / reference)
+    given = []
+    for name, picture in draft.references:
+        given.append(f"references/people/{safe(draft.identity)}/{name}.png")
+        if not (folder / given[-1]).is_file():  # whole, and the same: pictures of one person share them
+            write_png(folder / given[-1], _as_float(picture))
+        sums[given[-1]] = sha256_of(folder / given[-1])
     lq = recipe = None
-    if draft.split == "val" and space is not None:
-        lq = f"lq/{draft.split}/{shard}/{draft.name}.png"
-        rng = np.random.default_rng(seed_from("validation", seed, draft.name))
-        drawn = space.draw(rng)
-        for _ in range(8):  # spaces leave some pictures as they are; such a pair would measure nothing
-            if drawn.operators:
-                break
-            drawn = space.draw(rng)
-        drawn = drawn.with_noise_seed(seed_from("validation noise", seed, draft.name))
-        write_png(folder / lq, drawn.apply(read_tensor(folder / image)))
-        recipe = drawn.to_dict()
+    if draft.lq is not None:
+        lq, recipe = where("lq"), draft.recipe or {"operators": [], "origin": "came with the picture"}
+        write_png(folder / lq, _as_float(draft.lq))
+        sums[lq] = sha256_of(folder / lq)
+    elif draft.split == "val" and space is not None:
+        lq = where("lq")
+        recipe = degrade(folder / image, folder / lq, draft.name, space, seed)
+        sums[lq] = sha256_of(folder / lq)
     points = draft.landmarks_68
     return {
+        "name": draft.name,
         "record": {
             "image": image,
             "split": draft.split,
@@ -224,9 +281,9 @@ def _store(folder: Path, draft: Draft, number: int, size: int, space: Space | No
             "shot": draft.shot,
             "face_box": [round(float(v), 2) for v in draft.face_box],
             "landmarks_68": None if points is None else np.round(points, 2).tolist(),
-            "width": size,
-            "height": size,
-            "sha256": sha256_of(folder / image),
+            "width": draft.picture.shape[1],
+            "height": draft.picture.shape[0],
+            "sha256": sums[image],
             "source": draft.source,
             "licence": draft.licence,
             "generator": draft.generator,
@@ -234,7 +291,11 @@ def _store(folder: Path, draft: Draft, number: int, size: int, space: Space | No
             "recipe": recipe,
         },
         "reference": reference,
+        "given": given,
+        "similarity": None if draft.similarity is None else round(float(draft.similarity), 4),
         "vector": None if draft.vector is None else [round(float(v), 6) for v in draft.vector],
+        "measured": {name: float(value) for name, value in draft.measured.items()},
+        "sums": sums,
     }
 
 
@@ -242,92 +303,44 @@ def _as_float(picture: np.ndarray) -> np.ndarray:
     return picture.astype(np.float32) / 255 if picture.dtype == np.uint8 else picture
 
 
-def _join(folder: Path, keys: Sequence[str], threshold: float | None, max_references: int, jsonl: bool) -> None:
-    # Two passes over the side-cars, so that memory holds identities and not records.
-    people: dict[str, list[tuple[str, str, np.ndarray | None]]] = defaultdict(list)
-    seen: dict[str, str] = {}
-    rejected: list[dict[str, str]] = []
-    twins: set[str] = set()
-    for part in _parts(folder, keys):
-        rejected += [{"name": name, "reason": reason} for name, reason in part["rejected"]]
-        for row in part["rows"]:
-            record = row["record"]
-            first = seen.setdefault(record["sha256"], record["image"])
-            if first != record["image"]:
-                twins.add(record["image"])
-                file = record["generator"].get("file")
-                name = f"{record['source']}/{file}" if file else record["image"]
-                rejected.append({"name": name, "reason": f"same picture as: {first}"})
-                for name in {record["image"], row["reference"], record["lq"]} - {None}:
-                    (folder / name).unlink(missing_ok=True)
-                continue
-            vector = None if row["vector"] is None else np.array(row["vector"])
-            people[record["identity"]].append((record["image"], row["reference"], vector))
-
-    needed: set[str] = set()
-
-    def records() -> Iterator[Record]:
-        for part in _parts(folder, keys):
-            for row in part["rows"]:
-                fields = row["record"]
-                if fields["image"] in twins:
-                    continue
-                vector = None if row["vector"] is None else np.array(row["vector"])
-                chosen = []
-                for image, reference, other in people[fields["identity"]]:
-                    near = None if vector is None or other is None else float(vector @ other)
-                    if image != fields["image"] and (near is None or threshold is None or near >= threshold):
-                        chosen.append((reference, near))
-                chosen = chosen[:max_references]
-                needed.update(reference for reference, _ in chosen)
-                near = chosen[0][1] if chosen else None
-                points = fields["landmarks_68"]
-                yield Record(
-                    **{
-                        **fields,
-                        "face_box": tuple(fields["face_box"]),
-                        "landmarks_68": tuple(map(tuple, points)) if points else None,
-                        "references": tuple(reference for reference, _ in chosen),
-                        "similarity": None if near is None else round(near, 4),
-                    }
-                )
-
-    with atomic_write(folder / "rejected.jsonl") as lines:
-        lines.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejected), encoding="utf-8")
-    for _ in records():  # the first run only finds which references anybody needs; the others go
-        pass
-    for path in sorted((folder / "references").rglob("*.png")):
-        if path.relative_to(folder).as_posix() not in needed:
-            path.unlink()
-    for path in folder.rglob("*.partial.*"):
-        path.unlink()  # left by a killed process
-    count = write_manifest(folder, records(), jsonl=jsonl)  # last: this file says that the set is finished
-    if not count:
-        (folder / METADATA).unlink()
-        raise BuildError(f"No picture was accepted; {folder / 'rejected.jsonl'} says why for each.")
-    shutil.rmtree(folder / PARTS)
-
-
-def _parts(folder: Path, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for key in keys:
-        yield read_json(folder / PARTS / f"{key}.json")
+@contextmanager
+def _disk_full_said(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        full = "disk is full" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full:
+            raise
+        raise BuildError(
+            f"The disk of {folder} is full ({error}). What is finished stays: free some space and start the same "
+            "command again."
+        ) from error
 
 
 def summarise(folder: str | Path) -> Summary:
     """Count what a finished set holds."""
     folder = Path(folder)
     summary = Summary(folder)
-    records = read_manifest(folder)
-    for record in records:
+    people: set[tuple[str, str]] = set()
+    for record in stream_manifest(folder):
         summary.pictures[record.split] += 1
         summary.sources[record.source] += 1
         summary.pairs += record.lq is not None
-    for split, _ in sorted({(record.split, record.identity) for record in records}):
+        people.add((record.split, record.identity))
+    for split, _ in sorted(people):
         summary.people[split] += 1
-    if (folder / "rejected.jsonl").is_file():
-        for line in (folder / "rejected.jsonl").read_text(encoding="utf-8").splitlines():
-            summary.rejected[json.loads(line)["reason"].split(":")[0]] += 1
+    for row in rejected_rows(folder):
+        summary.rejected[row["reason"].split(":")[0]] += 1
+        summary.quarantined += row["stage"] == BAD_INPUT
     return summary
+
+
+def rejected_rows(folder: str | Path) -> Iterable[dict[str, Any]]:
+    """The lines of `rejected.jsonl`, one by one."""
+    path = Path(folder) / "rejected.jsonl"
+    if path.is_file():
+        with open(path, encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
 
 
 def largest(faces: Sequence[Face]) -> Face | None:

@@ -8,8 +8,12 @@ at the default drift). Everything follows from two integers, so picture N of per
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from face2scene.data.generators import Job
 
 _MEAN_SAMPLES = 256  # styles averaged for the truncation trick
 
@@ -62,6 +66,10 @@ class FaceGenerator:
     @cached_property
     def _mean(self) -> np.ndarray:
         return np.mean([self._style((0, n)) for n in range(_MEAN_SAMPLES)], axis=0)
+
+    def draw(self, job: "Job") -> np.ndarray:
+        """The picture that a job's two numbers stand for."""
+        return self.picture(job.person, job.number)
 
     def picture(self, identity: int, shot: int) -> np.ndarray:
         """Picture number `shot` of person number `identity`: uint8 RGB, (1024, 1024, 3)."""

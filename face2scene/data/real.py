@@ -1,24 +1,22 @@
-"""Real photos as a source of InScene pictures: a square around the largest face, with scene around it.
+"""Real photos as sources of InScene pictures: a folder, a table, or webdataset archives.
 
 Every file is used or left out by name with the reason; nothing stops a build.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from face2scene import weights
-from face2scene.data.build import Draft, Made, largest
-from face2scene.data.prompts import plain_prompt, shot_of
+from face2scene.data.build import Draft, Made
+from face2scene.data.filters import FaceSize, HasFace, Resolution
+from face2scene.data.names import printable, safe
+from face2scene.data.photographs import Cut, Label, Photographs, Stage, Tools, face_crop
 from face2scene.extras import need
-from face2scene.faces.align import square_crop_box
 from face2scene.faces.detect import Detector
-from face2scene.images import SUFFIXES, ImageError, read_image
-from face2scene.records import Box
+
+__all__ = ["Photos", "face_crop", "photo_folder"]
 
 # Photos that come with an installed package: its extra, and where it keeps its data.
 _PACKAGES = {
@@ -27,12 +25,14 @@ _PACKAGES = {
 }
 
 
-def photo_folder(where: str | Path) -> Path:
+def photo_folder(where: str | Path | None) -> Path:
     """The folder behind a name: a folder, `matplotlib/sample_data`, `skimage/data`, or a photo set of the catalogue.
 
     Raises:
         FileNotFoundError: when it is none of these, or the set was not fetched.
     """
+    if where is None:
+        raise FileNotFoundError("No photos were named: data.collection (data.raws for a test set) is not set.")
     package, _, inside = str(where).partition("/")
     if inside and package in _PACKAGES:
         extra, root_of = _PACKAGES[package]
@@ -47,49 +47,97 @@ def photo_folder(where: str | Path) -> Path:
     )
 
 
-class Photos:
-    """The photos of a folder, as a build source. One item is one file.
+class PhotoSource:
+    """What all sources of photos have in common.
 
     Args:
-        where: see `photo_folder`.
         detector: finds and describes faces.
         name: of the source; pictures are called `name_FILE`.
-        people: file name to person. Then only these files are used. Without it every file is looked at, and a
-            photo's person is the name of its sub-folder; photos that lie in no sub-folder have a person each.
-        split: `train` or `val`, for all, or by person. People known to be one must not be in both, and
-            photos of unknown people should all be in one.
-        size: side of the pictures in pixels; smaller photos are left out.
+        size: side of the pictures in pixels; smaller photos are left out. None keeps whole photos.
+        max_side: whole photos are reduced to it.
         reference_size: longest side of the pictures as references of others; None takes the pictures
             themselves.
+        stages: the filter, in order; None is the smallest sensible one: large enough, a face, a face large enough.
         face_share: side of the face over side of the picture, where the photo allows it (our setting: 1/3).
-        min_face: smallest face in the finished picture, in pixels (our setting).
+        min_face: smallest face in the finished picture, in pixels (our setting), where `stages` is None.
         licence: recorded with every picture.
+        strict_suffix: quarantine files whose content is another format than their suffix says.
+        metric, device: see `photographs.Tools`.
     """
 
     def __init__(
         self,
-        where: str | Path,
+        detector: Detector,
+        *,
+        name: str,
+        size: int | None,
+        licence: str,
+        max_side: int | None = None,
+        reference_size: int | None = None,
+        stages: Sequence[Stage] | None = None,
+        face_share: float = 1 / 3,
+        min_face: int = 32,
+        strict_suffix: bool = False,
+        metric: Any = None,
+        device: Any = "cpu",
+    ):
+        self.name = safe(name)
+        if stages is None:
+            stages = [Resolution(size or 1), HasFace(), FaceSize(min_face)]
+        self.photographs = self._photographs(
+            Tools(detector, metric, device),
+            stages,
+            Cut(size, face_share, max_side),
+            name=self.name,
+            reference_size=reference_size,
+            licence=licence,
+            strict_suffix=strict_suffix,
+        )
+
+    _photographs: Any = Photographs
+
+    @property
+    def stages(self) -> list[Stage]:
+        return self.photographs.stages
+
+    def made(self, photos: Iterator[Draft | Any]) -> Made:
+        """Drafts and rejections, apart."""
+        both = list(photos)
+        return Made(
+            [one for one in both if isinstance(one, Draft)], [one for one in both if not isinstance(one, Draft)]
+        )
+
+
+class Photos(PhotoSource):
+    """The photos of a folder, as a build source. One item is one file.
+
+    Args:
+        where: see `photo_folder`.
+        people: file name to person. Then only these files are used. Without it every file is looked at, and a
+            photo's person is the name of its sub-folder; photos that lie in no sub-folder have a person each.
+        split: `train`, `val` or `test`, for all, or by person; None is by seed. People known to be one must not be in
+            both, and photos of unknown people should all be in one.
+        identity: `folder` as said, or `unknown`: people are found by `data.grouping`.
+        options: see `PhotoSource`.
+    """
+
+    def __init__(
+        self,
+        where: str | Path | None,
         detector: Detector,
         *,
         name: str,
         people: Mapping[str, str] | None = None,
-        split: str | Mapping[str, str] = "val",
-        size: int,
-        reference_size: int | None = None,
-        face_share: float = 1 / 3,
-        min_face: int = 32,
-        licence: str,
+        split: str | Mapping[str, str] | None = "val",
+        identity: str = "folder",
+        **options: Any,
     ):
+        super().__init__(detector, name=name, **options)
+        if identity not in ("folder", "unknown"):
+            raise ValueError(f"{name}: identity must be folder or unknown, not {identity!r}.")
         self.where = where
-        self.detector = detector
-        self.name = _safe(name)
         self.people = dict(people) if people else None
-        self.split = split
-        self.size = size
-        self.reference_size = reference_size
-        self.face_share = face_share
-        self.min_face = min_face
-        self.licence = licence
+        self.split, self.identity = split, identity
 
     @cached_property
     def folder(self) -> Path:
@@ -102,88 +150,37 @@ class Photos:
         names = (path.relative_to(self.folder) for path in found)
         return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
 
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {file: number for number, file in enumerate(self._files)}
+
     def listing(self) -> Any:
         """Files and sizes; only the names where they are given, so that a finished set needs no photos."""
         if self.people is not None:
             return sorted(self.people)
-        return [[name, (self.folder / name).stat().st_size] for name in self._files]
+        return [[printable(name), (self.folder / name).stat().st_size] for name in self._files]
 
     def items(self) -> Sequence[str]:
+        self.photographs.prepare()
         return list(self.people) if self.people is not None else self._files
 
     def key(self, item: str) -> str:
-        name = f"{self.name}_{_safe(item.rsplit('.', 1)[0])}"
+        name = f"{self.name}_{safe(item.rsplit('.', 1)[0])}"
         if self.people is None:
-            name += f"_{self._files.index(item):04d}"  # a.jpg and a.png, or names that differ in odd letters
+            name += f"_{self._numbers[item]:04d}"  # a.jpg and a.png, or names that differ in odd letters
         return name
 
     def make(self, item: str) -> Made:
-        draft, reason = self._make(item)
-        return Made([draft]) if draft is not None else Made(rejected=[(f"{self.name}/{item}", reason)])
+        return self.made(iter([self.photographs.draft(self.folder / item, self.key(item), self.label(item))]))
 
-    def _make(self, item: str) -> tuple[Draft | None, str]:
-        if Path(item).suffix.lower() not in SUFFIXES:
-            return None, f"not a picture file: the suffix is none of {' '.join(SUFFIXES)}"
-        try:
-            photo = read_image(self.folder / item)
-        except (ImageError, OSError) as error:
-            return None, f"unreadable: {str(error).replace(str(self.folder) + '/', '')}"
-        height, width = photo.shape[:2]
-        if min(height, width) < self.size:
-            return None, f"too small: {width} x {height} pixels, data.size is {self.size}"
-        face = largest(self.detector.find(photo))
-        if face is None:
-            return None, "no face found"
-        x0, y0, x1, y1 = box = face_crop(face.box, (height, width), self.face_share, self.size)
-        factor = self.size / (x1 - x0)
-        if face.size * factor < self.min_face:
-            return None, f"face too small: {face.size * factor:.0f} pixels, needed are {self.min_face}"
-        cut = photo[y0:y1, x0:x1]
-        moved = [min(max((v - o) * factor, 0), self.size) for v, o in zip(face.box, (x0, y0, x0, y0), strict=True)]
-        points = face.landmarks_68
-        if points is not None:
-            points = (points + 0.5 - [x0, y0]) * factor - 0.5  # centres of pixels to edges and back
+    def label(self, item: str) -> Label:
+        """What the folder says of a file."""
         person = self._person(item)
-        shot = shot_of(tuple(moved), self.size)
-        return (
-            Draft(
-                name=self.key(item),
-                picture=_resized(cut, self.size),
-                reference=_resized(cut, min(self.reference_size, x1 - x0)) if self.reference_size else None,
-                split=self.split if isinstance(self.split, str) else self.split[person],
-                identity=f"{self.name}_{_safe(person)}",
-                prompt=plain_prompt(shot),
-                shot=shot,
-                face_box=tuple(moved),
-                landmarks_68=points,
-                vector=face.identity,
-                source=self.name,
-                licence=self.licence,
-                generator={"name": "photo", "file": item, "photo_size": [width, height], "crop": list(box)},
-            ),
-            "",
-        )
+        split = self.split if not isinstance(self.split, Mapping) else self.split[person]
+        known = self.identity == "folder" or self.people is not None
+        return Label(item, f"{self.name}_{safe(person)}" if known else None, split)
 
     def _person(self, item: str) -> str:
         if self.people is not None:
             return self.people[item]
         return item.split("/")[0] if "/" in item else self.key(item).removeprefix(f"{self.name}_")
-
-
-def face_crop(face_box: Box, image_size: tuple[int, int], face_share: float, minimum: int) -> tuple[int, ...]:
-    """The whole-pixel square in which a face takes `face_share` of the side, at least `minimum`.
-
-    The square is made smaller where the picture is; `image_size` is (height, width).
-    """
-    return square_crop_box(face_box, image_size, margin=(1 / face_share - 1) / 2, minimum=minimum)
-
-
-def _resized(picture: np.ndarray, size: int) -> np.ndarray:
-    # Float channels one by one: Pillow resizes 8-bit colour or float grey, and 8 bit would round twice.
-    channels = [Image.fromarray(picture[..., c]).resize((size, size), Image.LANCZOS) for c in range(3)]
-    return np.stack([np.asarray(channel) for channel in channels], axis=-1).clip(0, 1)
-
-
-def _safe(text: str) -> str:
-    # A file name from any name: letters and digits of any script stay.
-    return "".join(c if c.isalnum() or c in "-." else "-" for c in text).strip("-.") or "unnamed"

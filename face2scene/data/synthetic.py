@@ -1,64 +1,24 @@
-"""Generated people as a source of InScene pictures: several pictures of each, accepted if they look alike."""
+"""Invented people as a source of InScene pictures: several pictures of each, accepted if they look alike."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from face2scene import weights
-from face2scene.data.build import Draft, Made, largest
-from face2scene.data.facegen import FaceGenerator
+from face2scene.data.build import Draft, Made, Rejection, largest
+from face2scene.data.generators import DrawnPeople, Generator, Job, facegen
+from face2scene.data.photographs import resized
 from face2scene.data.prompts import plain_prompt, shot_of
 from face2scene.faces.detect import Detector
 from face2scene.records import Box
 
+__all__ = ["DrawnPeople", "GeneratedPeople", "facegen"]  # configurations name all three here
+
 # Where the face lies in a picture of the packaged generator, as a share of the side: mean of YuNet's boxes
 # over 120 pictures, which differ by about 0.04.
 FACEGEN_BOX: Box = (0.22, 0.18, 0.78, 0.94)
-
-
-class Generator(Protocol):
-    """Draws pictures of people who do not exist."""
-
-    def picture(self, identity: int, shot: int) -> np.ndarray:
-        """uint8 (H, W, 3), H equal to W; the same numbers give the same picture."""
-
-
-def facegen(*, truncation: float = 0.7, drift: float = 0.25, threads: int = 0) -> FaceGenerator:
-    """The packaged generator with its weights from the catalogue; see `FaceGenerator`."""
-    return FaceGenerator(weights.folder("facegen"), truncation=truncation, drift=drift, threads=threads)
-
-
-class DrawnPeople:
-    """Faces drawn with ellipses over a gradient, for tests: no weights, no packages, a millisecond each."""
-
-    def __init__(self, *, side: int = 128):
-        self.side = side
-
-    def picture(self, identity: int, shot: int) -> np.ndarray:
-        person = np.random.default_rng([identity, 7])
-        scene = np.random.default_rng([identity, shot, 8])
-        y, x = np.mgrid[0 : self.side, 0 : self.side] / self.side
-        skin, hair = person.uniform(0.4, 0.9, 3), person.uniform(0.0, 0.5, 3)
-        slope = scene.uniform(-1, 1, (2, 3))
-        image = 0.5 + 0.4 * ((x - 0.5)[..., None] * slope[0] + (y - 0.5)[..., None] * slope[1])
-        image += 0.15 * np.sin(40 * (x + scene.uniform() * y))[..., None]
-        middle = 0.5 + scene.uniform(-0.02, 0.02)
-
-        def ellipse(dx: float, at: float, wide: float, high: float, colour: np.ndarray) -> None:
-            image[((x - middle - dx) / wide) ** 2 + ((y - at) / high) ** 2 < 1] = colour
-
-        ellipse(0, 0.48, 0.30, 0.40, hair)
-        ellipse(0, 0.56, 0.25, 0.36, skin)
-        apart, open_ = person.uniform(0.09, 0.13), scene.uniform(0.01, 0.04)
-        for side in (-apart, apart):
-            ellipse(side, 0.48, 0.05, 0.03, np.ones(3))
-            ellipse(side, 0.48, 0.02, 0.025, hair)
-        ellipse(0, 0.75, person.uniform(0.06, 0.12), open_, np.array([0.6, 0.1, 0.1]))
-        return (image.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 class GeneratedPeople:
@@ -125,7 +85,7 @@ class GeneratedPeople:
         return ThreadPoolExecutor(max_workers=1)
 
     def _draw(self, person: int, number: int) -> np.ndarray:
-        return self.generator.picture(person, number)
+        return self.generator.draw(Job(person, number))
 
     def listing(self) -> None:
         """Nothing beside the settings: every picture follows from its numbers."""
@@ -140,7 +100,7 @@ class GeneratedPeople:
         split, shots = self.people[item]
         person = self.first_person + item
         drafts: list[Draft] = []
-        rejected: list[tuple[str, str]] = []
+        rejected: list[Rejection] = []
         ahead = {number: self._worker.submit(self._draw, person, number) for number in range(shots)}
         for shot in range(shots):
             for number in range(shot, shot + self.tries * shots, shots):  # every shot has numbers of its own
@@ -150,13 +110,13 @@ class GeneratedPeople:
                 if draft is not None:
                     drafts.append(draft)
                     break
-                rejected.append((f"{self.key(item)}_{number}", reason))
+                rejected.append(Rejection(f"{self.key(item)}_{number}", reason))
         return Made(drafts, rejected)
 
     def _judge(
         self, full: np.ndarray, split: str, person: int, number: int, anchor: Draft | None
     ) -> tuple[Draft | None, str]:
-        picture = _resized(full, self.size)
+        picture = resized(full, self.size)
         box = tuple(v * self.size for v in self.face_box)
         points = vector = None
         if self.detector is not None:
@@ -175,7 +135,7 @@ class GeneratedPeople:
             Draft(
                 name=f"{key}_{number}",
                 picture=picture,
-                reference=_resized(full, self.reference_size) if self.reference_size else None,
+                reference=resized(full, self.reference_size) if self.reference_size else None,
                 split=split,
                 identity=key,
                 prompt=plain_prompt(shot),
@@ -189,7 +149,3 @@ class GeneratedPeople:
             ),
             "",
         )
-
-
-def _resized(picture: np.ndarray, size: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(picture).resize((size, size), Image.LANCZOS))

@@ -1,0 +1,88 @@
+"""What draws the pictures of a synthetic set: one interface, and the generator that tests use.
+
+`facegen.py` has the packaged network, `infiniteyou.py` the paper's generator in its own interpreter,
+`ip_adapter.py` any text-to-image pipeline of diffusers with IP-Adapter.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from face2scene import weights
+from face2scene.data.facegen import FaceGenerator
+
+
+class GeneratorError(RuntimeError):
+    """A generator that cannot work as it is set up; the message names the option or the file."""
+
+
+class JobFailed(RuntimeError):
+    """One picture that the generator could not make; the others may still succeed."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to draw. A generator uses what it understands; the same job gives the same picture."""
+
+    person: int  # generators of invented people: who
+    number: int  # and which picture of them
+    seed: int = 0
+    prompt: str = ""
+    reference: Path | None = None  # a photo of the person
+
+
+class Generator(Protocol):
+    """Draws pictures of people.
+
+    A generator may also have `check()`, which raises GeneratorError before any work if something is missing, and
+    `about()`, the settings and versions that go into the records.
+    """
+
+    def draw(self, job: Job) -> np.ndarray:
+        """uint8 (H, W, 3).
+
+        Raises:
+            GeneratorError: it cannot work at all.
+            JobFailed: this picture cannot be made; the message says why.
+        """
+        ...
+
+
+def facegen(*, truncation: float = 0.7, drift: float = 0.25, threads: int = 0) -> FaceGenerator:
+    """The packaged generator with its weights from the catalogue; see `FaceGenerator`."""
+    return FaceGenerator(weights.folder("facegen"), truncation=truncation, drift=drift, threads=threads)
+
+
+class DrawnPeople:
+    """Faces drawn with ellipses over a gradient, for tests: no weights, no packages, a millisecond each."""
+
+    def __init__(self, *, side: int = 128):
+        self.side = side
+
+    def draw(self, job: Job) -> np.ndarray:
+        return self.picture(job.person, job.number)
+
+    def picture(self, identity: int, shot: int) -> np.ndarray:
+        """uint8 (side, side, 3); the same numbers give the same picture."""
+        person = np.random.default_rng([identity, 7])
+        scene = np.random.default_rng([identity, shot, 8])
+        y, x = np.mgrid[0 : self.side, 0 : self.side] / self.side
+        skin, hair = person.uniform(0.4, 0.9, 3), person.uniform(0.0, 0.5, 3)
+        slope = scene.uniform(-1, 1, (2, 3))
+        image = 0.5 + 0.4 * ((x - 0.5)[..., None] * slope[0] + (y - 0.5)[..., None] * slope[1])
+        image += 0.15 * np.sin(40 * (x + scene.uniform() * y))[..., None]
+        middle = 0.5 + scene.uniform(-0.02, 0.02)
+
+        def ellipse(dx: float, at: float, wide: float, high: float, colour: np.ndarray) -> None:
+            image[((x - middle - dx) / wide) ** 2 + ((y - at) / high) ** 2 < 1] = colour
+
+        ellipse(0, 0.48, 0.30, 0.40, hair)
+        ellipse(0, 0.56, 0.25, 0.36, skin)
+        apart, open_ = person.uniform(0.09, 0.13), scene.uniform(0.01, 0.04)
+        for side in (-apart, apart):
+            ellipse(side, 0.48, 0.05, 0.03, np.ones(3))
+            ellipse(side, 0.48, 0.02, 0.025, hair)
+        ellipse(0, 0.75, person.uniform(0.06, 0.12), open_, np.array([0.6, 0.1, 0.1]))
+        return (image.clip(0, 1) * 255).round().astype(np.uint8)

@@ -1,0 +1,134 @@
+"""Who is who in an unlabelled collection: faces grouped by identity vectors, with a sheet to look the groups over."""
+
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
+
+from face2scene.files import atomic_write
+
+_SHOWN = 24  # pictures of a group on the sheet
+_NEAR = 0.1  # cosine below the threshold from which two groups are shown as maybe one
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Agglomerative clustering with average linkage on the cosine of identity vectors.
+
+    Args:
+        threshold: mean cosine between two groups from which they are one person.
+        max_faces: refuse more: all are compared with all, which takes 4 bytes times the square of their number.
+        together: lists of picture names that show one person, whatever their vectors say.
+        apart: lists of picture names; each list is a person of its own.
+        out: names of pictures that are left out.
+    """
+
+    threshold: float
+    max_faces: int = 20_000
+    together: Sequence[Sequence[str]] = ()
+    apart: Sequence[Sequence[str]] = ()
+    out: Sequence[str] = ()
+
+    def groups(self, vectors: np.ndarray, names: Sequence[str]) -> list[int | None]:
+        """The group of every face, numbered from 0 by first appearance; None for those taken out.
+
+        Args:
+            vectors: (N, D), unit length.
+            names: of the N pictures, as the corrections name them.
+
+        Raises:
+            ValueError: more than `max_faces`, or a correction names a picture that is not there.
+        """
+        if len(vectors) > self.max_faces:
+            raise ValueError(
+                f"{len(vectors)} faces are to be grouped and data.grouping.max_faces is {self.max_faces}: raise it if "
+                f"{len(vectors) ** 2 * 4 / 2**30:.0f} GiB are free, or build the collection in parts."
+            )
+        place = {name: number for number, name in enumerate(names)}
+        listed = [*self.out, *(name for group in (*self.together, *self.apart) for name in group)]
+        if unknown := sorted(set(listed) - place.keys()):
+            raise ValueError(f"data.grouping corrects pictures that are not in the collection: {unknown[:5]}.")
+        labels = list(self._clusters(vectors))
+        for group in self.together:
+            joined = {labels[place[name]] for name in group}
+            labels = [min(joined) if label in joined else label for label in labels]
+        for number, group in enumerate(self.apart, start=1):
+            for name in group:
+                labels[place[name]] = -number
+        order: dict[int, int] = {}
+        out = set(self.out)
+        return [
+            None if name in out else order.setdefault(label, len(order))
+            for label, name in zip(labels, names, strict=True)
+        ]
+
+    def _clusters(self, vectors: np.ndarray) -> Iterable[int]:
+        if len(vectors) < 2:
+            return [1] * len(vectors)
+        upper = np.triu_indices(len(vectors), 1) if len(vectors) < 1000 else None
+        near = (vectors @ vectors.T).clip(-1, 1)  # rounding would make distances negative
+        distances = 1 - near[upper] if upper is not None else _condensed(1 - near)
+        return (int(label) for label in fcluster(linkage(distances, "average"), 1 - self.threshold, "distance"))
+
+
+def _condensed(square: np.ndarray) -> np.ndarray:
+    return np.concatenate([row[number + 1 :] for number, row in enumerate(square)])
+
+
+def write_review(
+    path: Path, groups: Iterable[tuple[str, list[tuple[str, str, np.ndarray | None]]]], grouping: Grouping
+) -> None:
+    """A page with every group's pictures, its least like member, and other groups that may be the same person.
+
+    Args:
+        groups: identity, and of its pictures the name, the path beside the page and the vector.
+    """
+    rows, centres, names = [], [], []
+    for identity, members in groups:
+        vectors = np.array([v for _, _, v in members if v is not None])
+        if len(vectors):
+            centre = vectors.mean(0)
+            centres.append(centre / np.linalg.norm(centre))
+            names.append(identity)
+        cells = []
+        for name, image, vector in members[:_SHOWN]:
+            near = float(vector @ centres[-1]) if vector is not None and len(vectors) > 1 else 1.0
+            odd = " class=odd" if near < grouping.threshold else ""
+            cells.append(
+                f"<figure{odd}><img loading=lazy src='{html.escape(image, quote=True)}' width=112>"
+                f"<figcaption>{html.escape(name)}<br>{near:.2f}</figcaption></figure>"
+            )
+        more = f"<p>and {len(members) - _SHOWN} more</p>" if len(members) > _SHOWN else ""
+        rows.append((identity, len(members), "".join(cells) + more))
+    maybe = _near_pairs(np.array(centres), names, grouping.threshold - _NEAR) if len(names) > 1 else {}
+    body = []
+    for identity, count, cells in rows:
+        like = ", ".join(f"<a href='#{other}'>{other}</a> ({near:.2f})" for other, near in maybe.get(identity, []))
+        note = f" &mdash; maybe the same as {like}" if like else ""
+        name = html.escape(identity, quote=True)
+        body.append(f"<h2 id='{name}'>{name}: {count}{note}</h2><div>{cells}</div>")
+    with atomic_write(path) as partial:
+        partial.write_text(_PAGE.replace("BODY", "\n".join(body)), encoding="utf-8")
+
+
+def _near_pairs(centres: np.ndarray, names: Sequence[str], threshold: float) -> dict[str, list[tuple[str, float]]]:
+    found: dict[str, list[tuple[str, float]]] = {}
+    for first in range(0, len(centres), 1000):
+        near = centres[first : first + 1000] @ centres.T
+        for i, j in zip(*np.nonzero(near >= threshold), strict=True):
+            if i + first != j:
+                found.setdefault(names[i + first], []).append((names[j], float(near[i, j])))
+    return {name: sorted(others, key=lambda pair: -pair[1])[:5] for name, others in found.items()}
+
+
+_PAGE = """<!doctype html><meta charset=utf-8><title>Who is who</title>
+<style>body{font:14px sans-serif;margin:2em}div{display:flex;flex-wrap:wrap;gap:6px}figure{margin:0;width:112px;
+overflow-wrap:anywhere;font-size:10px}.odd{outline:3px solid #c33}</style>
+<h1>Who is who</h1><p>One row is one person, by the faces alone; under each picture its cosine to the row's mean. Red is
+under the threshold. To correct a row, name pictures in <code>data.grouping.together</code>, <code>.apart</code> or
+<code>.out</code> and build again with <code>data.overwrite=true</code>.</p>
+BODY
+"""

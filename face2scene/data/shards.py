@@ -1,0 +1,168 @@
+"""Pictures in tar archives (webdataset shards), for sets that are too large for loose files.
+
+A packed set is an InScene dataset whose picture names lead into archives: `shards/train-000012.tar/000123.png`. An
+archive's table of contents is read once and its members directly, so that any picture can be had in any order.
+"""
+
+import io
+import json
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from face2scene.data.manifest import METADATA, Record, Records, stream_manifest, write_manifest, write_sums
+from face2scene.files import atomic_write, sha256_of
+from face2scene.images import read_image
+
+_INSIDE = ".tar/"
+_EXTRACTED = 512  # members kept as files by one process, for readers that want a path
+
+
+def read_stored(folder: Path, name: str) -> np.ndarray:
+    """A picture of a set, loose or in an archive: float32 (H, W, 3) in [0, 1]."""
+    if _INSIDE not in name:
+        return read_image(folder / name)
+    with Image.open(io.BytesIO(read_member(folder, name))) as image:
+        return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+
+
+def read_member(folder: Path, name: str) -> bytes:
+    """The bytes of a picture in an archive.
+
+    Raises:
+        FileNotFoundError: the archive or the member is not there.
+    """
+    archive, member = archive_and_member(folder, name)
+    place = _contents(archive).get(member)
+    if place is None:
+        raise FileNotFoundError(f"{archive} has no member {member}.")
+    with open(archive, "rb") as file:
+        file.seek(place[0])
+        content = file.read(place[1])
+    if len(content) != place[1]:
+        raise FileNotFoundError(f"{archive} ends inside its member {member}.")
+    return content
+
+
+def stored_path(folder: Path, name: str) -> Path:
+    """A path that holds a picture of a set: its own, or that of a copy outside its archive."""
+    if _INSIDE not in name:
+        return folder / name
+    place = _extracted()
+    archive, member = archive_and_member(folder, name)
+    copy = place / f"{archive.stem}-{member}"
+    if not copy.is_file():
+        files = sorted(place.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        for old in files[: max(0, len(files) - _EXTRACTED + 1)]:
+            old.unlink()
+        copy.write_bytes(read_member(folder, name))
+    return copy
+
+
+def is_stored(folder: Path, name: str) -> bool:
+    """Whether a picture of a set is there."""
+    if _INSIDE not in name:
+        return (folder / name).is_file()
+    archive, member = archive_and_member(folder, name)
+    try:
+        return archive.is_file() and member in _contents(archive)
+    except tarfile.TarError:
+        return False
+
+
+def archive_and_member(folder: Path, name: str) -> tuple[Path, str]:
+    """Where a name leads."""
+    archive, _, member = name.partition(_INSIDE)
+    return folder / f"{archive}.tar", member
+
+
+def shard_of(name: str) -> str:
+    """The archive of a picture, or nothing for a loose one."""
+    return name.partition(_INSIDE)[0] if _INSIDE in name else ""
+
+
+@lru_cache(maxsize=64)
+def _contents(archive: Path) -> dict[str, tuple[int, int]]:
+    with tarfile.open(archive) as tar:
+        return {member.name: (member.offset_data, member.size) for member in tar}
+
+
+@lru_cache(maxsize=1)
+def _extracted() -> Path:
+    place = tempfile.TemporaryDirectory(prefix="face2scene-")
+    _EXTRACTED_PLACES.append(place)  # removed with the process
+    return Path(place.name)
+
+
+_EXTRACTED_PLACES: list[tempfile.TemporaryDirectory] = []
+
+
+def pack(folder: str | Path, packed: str | Path, *, split: str = "train", per_shard: int = 1000) -> int:
+    """Copy a finished set with the pictures of one split in archives, each beside its record as JSON.
+
+    Other splits, degraded pictures and reports stay loose files. References that are pictures of the split lead into
+    the archives too. The same set gives the same bytes; a stopped packing goes on at the last whole archive.
+
+    Returns:
+        How many archives there are.
+
+    Raises:
+        FileExistsError: `packed` is a finished set already.
+    """
+    folder, packed = Path(folder), Path(packed)
+    if (packed / METADATA).is_file():
+        raise FileExistsError(f"{packed} is a finished set. Choose another folder to pack to.")
+    chosen = Records(folder, split)
+    images = chosen.column("image")
+    names = {
+        image: f"shards/{split}-{number // per_shard:06d}.tar/{number:09d}.png" for number, image in enumerate(images)
+    }
+
+    def moved(record: Record) -> Record:
+        references = tuple(names.get(name, name) for name in record.references)
+        return replace(record, image=names.get(record.image, record.image), references=references)
+
+    count = -(-len(images) // per_shard)
+    sums: dict[str, str] = {}
+    for shard in range(count):
+        name = f"shards/{split}-{shard:06d}.tar"
+        if not (packed / name).is_file():
+            with atomic_write(packed / name) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for number in range(shard * per_shard, min((shard + 1) * per_shard, len(images))):
+                    key, record = f"{number:09d}", moved(chosen[number])
+                    _add(tar, f"{key}.png", (folder / images[number]).read_bytes())
+                    _add(tar, f"{key}.json", json.dumps(asdict(record), sort_keys=True).encode())
+        sums[name] = sha256_of(packed / name)
+    for record in stream_manifest(folder):
+        for name in {record.image, *record.references, record.lq} - {None} - names.keys():
+            if name not in sums:
+                (packed / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / name, packed / name)
+                sums[name] = sha256_of(packed / name)
+    write_sums(packed, sorted(sums.items()))
+    write_manifest(packed, (moved(record) for record in stream_manifest(folder)))
+    return count
+
+
+def members_of(folder: Path, name: str) -> Iterator[str]:
+    """Names of the pictures in an archive of a set, as records name them; none of a damaged one."""
+    try:
+        contents = _contents(folder / name)
+    except tarfile.TarError:
+        return
+    for member in contents:
+        if member.endswith(".png"):
+            yield f"{name}/{member}"
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)  # no time, no owner: the same picture, the same bytes
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))

@@ -1,0 +1,168 @@
+"""Whether a dataset is what its metadata say: every file there, whole, in its place, and no other.
+
+The build leaves `SHA256SUMS` beside the metadata, in the format of `sha256sum -c`, so that references, degraded
+pictures, reports and the metadata themselves are checked as well as the pictures, whose sums stand in the records.
+"""
+
+import hashlib
+import io
+import json
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from face2scene.data.manifest import METADATA, SPLITS, SUMS, Record, stream_manifest
+from face2scene.data.shards import is_stored, members_of, read_member, shard_of
+from face2scene.files import sha256_of
+
+_KNOWN_FILES = {METADATA, SUMS, "metadata.jsonl", "rejected.jsonl", "build.json", "README.md", "funnel.html"}
+_KNOWN_FILES |= {"identities.html"}
+
+
+def verify(folder: str | Path) -> list[str]:
+    """Compare a dataset with its metadata. Returns one sentence per problem; none is good."""
+    return list(problems_of(folder))
+
+
+def problems_of(folder: str | Path) -> Iterator[str]:
+    """What `verify` returns, one by one. Memory does not grow with the set: what is compared lies in a scratch file."""
+    folder = Path(folder)
+    with tempfile.TemporaryDirectory() as place:
+        seen = _Seen(Path(place) / "seen.sqlite")
+        for record in stream_manifest(folder):
+            yield from _problems_of(folder, record)
+            once = {"path": record.image, "content": record.sha256, "degradation operator": _operators(record)}
+            for kind, value in once.items():
+                if value and (first := seen.first(kind, value, record.image)) is not None:
+                    yield f"{record.image} has the same {kind} as {first}."
+            seen.splits(record.identity, record.split)
+            names = [record.image, *record.references, *([record.lq] if record.lq else [])]
+            seen.used([*names, *(f"{shard}.tar" for name in names if (shard := shard_of(name)))])
+        for identity, splits in seen.shared_identities():
+            yield f"Identity {identity} is in the splits {', '.join(splits)}; splits must not share."
+        yield from _problems_of_sums(folder, seen)
+        for name in _files(folder):
+            if name not in _KNOWN_FILES and not seen.is_used(name):
+                yield f"{name} belongs to no record."
+            elif name.endswith(".tar"):
+                inside = members_of(folder, name)
+                yield from (f"{member} belongs to no record." for member in inside if not seen.is_used(member))
+        seen.close()
+
+
+def _problems_of_sums(folder: Path, seen: "_Seen") -> Iterator[str]:
+    if not (folder / SUMS).is_file():
+        return  # a set that somebody else made
+    images = seen.images()
+    with open(folder / SUMS, encoding="utf-8") as lines:
+        for line in lines:
+            digest, _, name = line.rstrip("\n").partition("  ")
+            if name in images:
+                continue  # compared with its record
+            if not (folder / name).is_file():
+                if not seen.is_used(name):  # used ones were missed by their record
+                    yield f"{name} is missing."
+            elif sha256_of(folder / name) != digest:
+                yield f"{name} is not the recorded file (wrong sha256)."
+
+
+def _problems_of(folder: Path, record: Record) -> Iterator[str]:
+    if record.split not in SPLITS:
+        yield f"{record.image} has the unknown split {record.split!r}."
+    if not is_stored(folder, record.image):
+        yield f"{record.image} is missing."
+    elif (content := _content(folder, record.image)) is None or hashlib.sha256(content).hexdigest() != record.sha256:
+        yield f"{record.image} is not the recorded file (wrong sha256)."
+    else:
+        with Image.open(io.BytesIO(content)) as picture:
+            if picture.size != (record.width, record.height):
+                yield f"{record.image} is {picture.size}, recorded as {(record.width, record.height)}."
+    x0, y0, x1, y1 = record.face_box
+    if not (0 <= x0 < x1 <= record.width and 0 <= y0 < y1 <= record.height):
+        size = f"{record.width} x {record.height}"
+        yield f"{record.image}: the face box {record.face_box} is not inside {size}."
+    for name in record.references:
+        if not is_stored(folder, name):
+            yield f"{record.image}: its reference {name} is missing."
+        if name == record.image:
+            yield f"{record.image} is its own reference."
+    if (record.lq is None) != (record.recipe is None):
+        yield f"{record.image} has an LQ picture without a recipe, or a recipe without one."
+    if record.lq and not (folder / record.lq).is_file():
+        yield f"{record.image}: its LQ picture {record.lq} is missing."
+
+
+def _content(folder: Path, name: str) -> bytes | None:
+    try:
+        return read_member(folder, name) if shard_of(name) else (folder / name).read_bytes()
+    except OSError:
+        return None
+
+
+def _operators(record: Record) -> str:
+    # Recipes are the same operator if they are equal but for the noise seed; no degradation may come again.
+    operators = (record.recipe or {}).get("operators")
+    return json.dumps(operators, sort_keys=True) if operators else ""
+
+
+def _files(folder: Path) -> Iterator[str]:
+    # Folder by folder: a set's folders are small, the set is not.
+    todo = [folder]
+    while todo:
+        for path in sorted(todo.pop().iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                todo.append(path)
+            else:
+                yield path.relative_to(folder).as_posix()
+
+
+class _Seen:
+    # What has been met so far, on disk.
+    def __init__(self, path: Path):
+        self.db = sqlite3.connect(path)
+        self.db.execute("pragma synchronous = off")
+        self.db.execute("pragma journal_mode = off")
+        self.db.execute(
+            "create table firsts (kind text, value text, name text, primary key (kind, value)) without rowid"
+        )
+        self.db.execute("create table people (identity text, split text, primary key (identity, split)) without rowid")
+        self.db.execute("create table used (name text primary key) without rowid")
+
+    def first(self, kind: str, value: str, name: str) -> str | None:
+        found = self.db.execute("select name from firsts where kind = ? and value = ?", (kind, value)).fetchone()
+        if found is None:
+            self.db.execute("insert into firsts values (?, ?, ?)", (kind, value, name))
+        return found and found[0]
+
+    def splits(self, identity: str, split: str) -> None:
+        self.db.execute("insert or ignore into people values (?, ?)", (identity, split))
+
+    def shared_identities(self) -> list[tuple[str, list[str]]]:
+        rows = self.db.execute(
+            "select identity, group_concat(split) from people group by identity having count(*) > 1 order by identity"
+        )
+        return [(identity, sorted(splits.split(","))) for identity, splits in rows]
+
+    def used(self, names: Iterable[str]) -> None:
+        self.db.executemany("insert or ignore into used values (?)", ((name,) for name in names))
+
+    def is_used(self, name: str) -> bool:
+        return self.db.execute("select 1 from used where name = ?", (name,)).fetchone() is not None
+
+    def images(self) -> "_Images":
+        return _Images(self.db)
+
+    def close(self) -> None:
+        self.db.close()
+
+
+class _Images:
+    def __init__(self, db: sqlite3.Connection):
+        self.db = db
+
+    def __contains__(self, name: str) -> bool:
+        query = "select 1 from firsts where kind = 'path' and value = ?"
+        return self.db.execute(query, (name,)).fetchone() is not None

@@ -1,0 +1,54 @@
+"""InfiniteYou's pipeline at the end of a pipe: one JSON object per line in, one out.
+
+Runs in InfiniteYou's own environment, with its checkout on PYTHONPATH, and imports nothing else of this project. The
+first line in holds the settings. Answers go to what was standard output at the start; everything the libraries print
+goes to standard error. The program ends when its input does.
+"""
+
+import json
+import os
+import sys
+import traceback
+
+
+def main():
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # the pipeline and its libraries print
+
+    def answer(**values):
+        answers.write(json.dumps(values) + "\n")
+        answers.flush()
+
+    settings = json.loads(sys.stdin.readline())
+    try:
+        from PIL import Image
+        from pipelines.pipeline_infu_flux import InfUFluxPipeline
+
+        pipeline = InfUFluxPipeline(**settings["pipeline"])
+        if settings["loras"]:
+            pipeline.load_loras(settings["loras"])
+    except (Exception, SystemExit) as error:  # the pipeline leaves by exit() when its base model does not load
+        traceback.print_exc()
+        answer(ready=False, error=f"{type(error).__name__}: {error}")
+        return 1
+    answer(ready=True)
+    for line in iter(sys.stdin.readline, ""):
+        job = json.loads(line)
+        try:
+            with Image.open(job["reference"]) as photo:
+                picture = pipeline(
+                    id_image=photo.convert("RGB"), prompt=job["prompt"], seed=job["seed"], **settings["call"]
+                )
+            partial = job["output"] + ".partial"
+            picture.convert("RGB").save(partial, format="PNG", compress_level=1)
+            os.replace(partial, job["output"])
+        except Exception as error:
+            traceback.print_exc()
+            answer(id=job["id"], ok=False, error=f"{type(error).__name__}: {error}")
+        else:
+            answer(id=job["id"], ok=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,430 @@
+"""What draws synthetic pictures: prompts, the worker in another interpreter, diffusers, and what is accepted."""
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from face2scene.data.build import BuildError, build, rejected_rows
+from face2scene.data.generators import DrawnPeople, GeneratorError, Job, JobFailed
+from face2scene.data.infiniteyou import LICENCES, InfiniteYou
+from face2scene.data.manifest import read_manifest
+from face2scene.data.prompted import PromptedPeople, celebref_split
+from face2scene.data.prompts import PACKS, Prompts, subjects
+from face2scene.data.verify import verify
+from face2scene.faces.detect import Detector
+from face2scene.records import Face
+
+# Prompts
+
+
+def test_a_pack_adds_words_and_an_equal_one_changes_nothing(tmp_path):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"weight": 1000, "places": ["on the moon"]}))
+    mine = Prompts([tmp_path])
+    places = [mine(n).text.split(".")[0] for n in range(30)]
+    assert sum("on the moon" in place for place in places) > 25
+    assert Prompts([tmp_path / "mine.yaml"]).listing() == mine.listing() != Prompts().listing()
+    shutil.copytree(PACKS, tmp_path / "copy")
+    alone = Prompts([tmp_path / "copy"], own=False)
+    assert [alone(n) for n in range(20)] == [Prompts()(n) for n in range(20)]
+
+
+def test_packs_mix_and_weights_count():
+    prompts, texts = Prompts(), []
+    for number in range(300):
+        texts.append(prompts(number).text)
+    town = yaml.safe_load((PACKS / "town.yaml").read_text())
+    nature = yaml.safe_load((PACKS / "nature.yaml").read_text())
+    mixed = [t for t in texts if any(p in t for p in town["places"]) and any(o in t for o in nature["objects"])]
+    assert len(mixed) > 10  # a place of one pack before an object of another
+    assert max(len(text.split()) for text in texts) < 110
+
+
+@pytest.mark.parametrize(
+    ("pack", "words"),
+    [
+        ({"plaecs": ["x"]}, "unknown lists"),
+        ({"weight": 0}, "above 0"),
+        ({"places": [1]}, "list of phrases"),
+        (["x"], "not a mapping"),
+    ],
+)
+def test_a_bad_pack_is_named(tmp_path, pack, words):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(pack))
+    with pytest.raises(ValueError, match=f"mine.yaml.*{words}"):
+        Prompts([tmp_path])(0)
+    with pytest.raises(FileNotFoundError, match="no scene pack"):
+        Prompts([tmp_path / "gone"])(0)
+
+
+def test_the_gender_map_is_read_and_its_traps_are_named(tmp_path):
+    path = tmp_path / "map.json"
+    path.write_text('{"00003": "man", "00005": "woman"}')
+    assert subjects(path) == {"00003": "man", "00005": "woman"} and subjects(None) == {}
+    path.write_text("00012: man\n")
+    with pytest.raises(ValueError, match="quote the identities"):
+        subjects(path)
+    path.write_text('{"00003": "cat"}')
+    with pytest.raises(ValueError, match="cat"):
+        subjects(path)
+
+
+# The worker in another interpreter. The pipeline is put in place of InfiniteYou's; process, pipe and protocol are real.
+
+FAKE_PIPELINE = """
+import os, time
+from pathlib import Path
+from PIL import Image
+
+print("the libraries print what they like")
+
+class InfUFluxPipeline:
+    def __init__(self, base_model_path, infu_model_path, insightface_root_path, image_proj_num_tokens,
+                 infu_flux_version, model_version, quantize_8bit, cpu_offload):
+        for path in (base_model_path, infu_model_path, insightface_root_path):
+            assert Path(path).is_dir(), path
+        assert os.environ["HF_HUB_OFFLINE"] == "1"
+        if os.environ.get("FAKE_START") == "exit":
+            print("cannot load the base model")
+            exit(1)
+        self.loras = []
+
+    def load_loras(self, loras):
+        self.loras = loras
+
+    def __call__(self, id_image, prompt, seed, width, height, guidance_scale, num_steps, infusenet_conditioning_scale,
+                 infusenet_guidance_start, infusenet_guidance_end, cpu_offload):
+        print("drawing", prompt)
+        assert id_image.mode == "RGB" and self.loras[0][1:] == ["anti_blur", 3.0]
+        marker = Path(os.environ["FAKE_STATE"]) / prompt.split()[-1]
+        if "crash" in prompt and (not marker.exists() or "always" in prompt):
+            marker.touch()
+            print("Killed: out of memory", flush=True)
+            os._exit(137)
+        if "hang" in prompt and not marker.exists():
+            marker.touch()
+            time.sleep(600)
+        if "faceless" in prompt:
+            raise ValueError("No face detected in the input ID image")
+        return Image.new("RGB", (width, height), (seed % 256, guidance_scale != 3.5, num_steps))
+"""
+
+
+@pytest.fixture
+def infiniteyou(tmp_path, request):
+    repository, models, base = tmp_path / "code", tmp_path / "models", tmp_path / "flux"
+    (repository / "pipelines").mkdir(parents=True)
+    (repository / "pipelines/pipeline_infu_flux.py").write_text(FAKE_PIPELINE)
+    (models / "infu_flux_v1.0/sim_stage1/InfuseNetModel").mkdir(parents=True)
+    (models / "infu_flux_v1.0/sim_stage1/image_proj_model.bin").touch()
+    (models / "supports/insightface").mkdir(parents=True)
+    (models / "supports/optional_loras").mkdir()
+    (models / "supports/optional_loras/flux_anti_blur_lora.safetensors").touch()
+    base.mkdir()
+    (base / "model_index.json").touch()
+    Image.new("RGBA", (20, 20), "red").save(tmp_path / "photo.png")
+    made = []
+
+    def make(**changes) -> InfiniteYou:
+        options = {
+            **{"python": sys.executable, "repository": repository, "model_dir": models, "base_model": base},
+            **{"accept_licences": list(LICENCES), "width": 64, "height": 72, "log": tmp_path / "worker.log"},
+            "environment": {"FAKE_STATE": str(tmp_path)} | changes.pop("environment", {}),
+        }
+        made.append(InfiniteYou(**options | changes))
+        return made[-1]
+
+    yield make
+    for generator in made:
+        generator.close()
+
+
+def job(tmp_path: Path, prompt="a scene", seed=7) -> Job:
+    return Job(0, 0, seed=seed, prompt=prompt, reference=tmp_path / "photo.png")
+
+
+def test_one_worker_stays_alive_and_takes_jobs(infiniteyou, tmp_path):
+    generator = infiniteyou()
+    pictures = [generator.draw(job(tmp_path, seed=seed)) for seed in (7, 8, 7)]
+    assert pictures[0].shape == (72, 64, 3) and pictures[0].dtype == np.uint8
+    assert [tuple(picture[0, 0]) for picture in pictures] == [(7, 0, 30), (8, 0, 30), (7, 0, 30)]
+    assert generator.starts == 1
+    assert "the libraries print what they like" in (tmp_path / "worker.log").read_text()
+
+
+def test_a_worker_that_dies_is_replaced_and_its_job_done(infiniteyou, tmp_path):
+    generator = infiniteyou()
+    assert generator.draw(job(tmp_path, "crash once", seed=9))[0, 0, 0] == 9
+    assert generator.starts == 2
+    assert generator.draw(job(tmp_path, seed=3))[0, 0, 0] == 3
+    os.kill(generator._worker.process.pid, 9)  # between two jobs
+    assert generator.draw(job(tmp_path, seed=4))[0, 0, 0] == 4
+    assert generator.starts == 3
+
+
+def test_a_job_that_kills_every_worker_fails_alone(infiniteyou, tmp_path):
+    generator = infiniteyou(retries=1)
+    with pytest.raises(JobFailed, match=r"2 workers in a row.*exit code 137.*out of memory"):
+        generator.draw(job(tmp_path, "crash always"))
+    assert generator.draw(job(tmp_path, seed=3))[0, 0, 0] == 3
+
+
+def test_a_worker_that_hangs_is_replaced(infiniteyou, tmp_path):
+    generator = infiniteyou(job_timeout_s=20)
+    generator.draw(job(tmp_path))  # started: what follows waits for the job alone
+    generator.job_timeout_s = 2
+    start = time.monotonic()
+    assert generator.draw(job(tmp_path, "hang once", seed=5))[0, 0, 0] == 5
+    assert generator.starts == 2 and time.monotonic() - start < 60
+
+
+def test_a_photo_without_a_face_fails_its_job_and_keeps_the_worker(infiniteyou, tmp_path):
+    generator = infiniteyou()
+    with pytest.raises(JobFailed, match="ValueError: No face detected"):
+        generator.draw(job(tmp_path, "faceless"))
+    generator.draw(job(tmp_path))
+    assert generator.starts == 1
+
+
+def test_a_worker_that_does_not_start_stops_the_build_with_its_words(infiniteyou, tmp_path):
+    with pytest.raises(GeneratorError, match=r"did not start: SystemExit: 1.*last words.*cannot load the base model"):
+        infiniteyou(environment={"FAKE_START": "exit"}).draw(job(tmp_path))
+    broken = infiniteyou()
+    (broken.repository / "pipelines/pipeline_infu_flux.py").write_text("import no_such_package")
+    with pytest.raises(GeneratorError, match="no_such_package"):
+        broken.draw(job(tmp_path))
+
+
+def test_paths_and_licences_are_checked_before_anything_starts(infiniteyou, tmp_path):
+    generator = infiniteyou(base_model=tmp_path / "nowhere", python=tmp_path / "python")
+    with pytest.raises(GeneratorError, match=r"(?s)generator\.python: there is no.*generator\.base_model: there is no"):
+        generator.check()
+    with pytest.raises(GeneratorError, match=r"CC BY-NC 4\.0.*accept_licences=\[infiniteyou,flux\.1-dev,insightface\]"):
+        infiniteyou(accept_licences=["insightface"]).draw(job(tmp_path))
+    with pytest.raises(GeneratorError, match="sim_stage1 or aes_stage2"):
+        infiniteyou(version="stage3")
+    assert generator.starts == 0
+
+
+def test_the_worker_ends_when_its_builder_does(infiniteyou, tmp_path):
+    generator = infiniteyou()
+    generator.draw(job(tmp_path))
+    process = generator._worker.process
+    process.stdin.close()  # as the system does for a killed builder
+    assert process.wait(timeout=20) == 0
+
+
+def test_every_rank_has_a_card_of_its_own(infiniteyou, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert infiniteyou()._environment()["CUDA_VISIBLE_DEVICES"] == "6"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert infiniteyou()._environment()["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+# diffusers
+
+
+def tiny_stable_diffusion(folder: Path) -> Path:
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
+
+    from face2scene.runs import REPOSITORY
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "checkpoints/tiny/base/tokenizer")
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), projection_dim=16, **small, **ends))
+    unet = UNet2DConditionModel(
+        **{"block_out_channels": (8, 16), "layers_per_block": 1, "sample_size": 8, "cross_attention_dim": 16},
+        **{"norm_num_groups": 4, "attention_head_dim": 2},
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    vae = AutoencoderKL(
+        **{"block_out_channels": (8, 8), "latent_channels": 4, "norm_num_groups": 4},
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    StableDiffusionPipeline(
+        vae, text, tokenizer, unet, DDIMScheduler(), safety_checker=None, feature_extractor=None
+    ).save_pretrained(folder)
+    return folder
+
+
+def tiny_adapter(folder: Path) -> Path:
+    import torch
+    from safetensors.torch import save_file
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(1)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(image_size=224, patch_size=56, projection_dim=16, **small))
+    encoder.save_pretrained(folder / "image_encoder")
+    CLIPImageProcessor().save_pretrained(folder / "image_encoder")
+    weights = {
+        "image_proj.proj.weight": torch.randn(4 * 16, 16),
+        "image_proj.proj.bias": torch.zeros(4 * 16),
+        "image_proj.norm.weight": torch.ones(16),
+        "image_proj.norm.bias": torch.zeros(16),
+    }
+    for number in (1, 3, 5, 7, 9):  # diffusers counts self-attentions too; here all are 16 wide
+        for part in ("k", "v"):
+            weights[f"ip_adapter.{number}.to_{part}_ip.weight"] = torch.randn(16, 16)
+    save_file(weights, folder / "adapter.safetensors")
+    return folder
+
+
+def test_any_pipeline_of_diffusers_draws_with_a_face(tmp_path):
+    from face2scene.data.ip_adapter import IPAdapterPipeline
+
+    generator = IPAdapterPipeline(
+        *(tiny_stable_diffusion(tmp_path / "base"), tiny_adapter(tmp_path / "adapter")),
+        **{"weight_name": "adapter.safetensors", "width": 32, "height": 48, "steps": 2, "scale": 1.0, "device": "cpu"},
+    )
+    generator.check()
+    for name, colour in (("photo", "red"), ("other", "blue")):
+        Image.new("RGB", (40, 40), colour).save(tmp_path / f"{name}.png")
+    picture = generator.draw(job(tmp_path))
+    assert picture.shape == (48, 32, 3) and picture.dtype == np.uint8 and picture.std() > 0
+    assert (picture == generator.draw(job(tmp_path))).all()
+    assert (picture != generator.draw(job(tmp_path, seed=8))).any()
+    assert (picture != generator.draw(job(tmp_path, prompt="another scene"))).any()
+    other = Job(0, 0, seed=7, prompt="a scene", reference=tmp_path / "other.png")
+    assert (picture != generator.draw(other)).any()  # the face counts
+    with pytest.raises(GeneratorError, match="there is no"):
+        IPAdapterPipeline(tmp_path / "gone", tmp_path / "adapter", weight_name="x").check()
+    with pytest.raises(GeneratorError, match="does not load"):
+        IPAdapterPipeline(tmp_path / "base", tmp_path / "adapter", weight_name="gone.safetensors").draw(job(tmp_path))
+
+
+# What is accepted
+
+
+class ByColour(Detector):
+    """A face in every picture that is not plain; identity and cosine follow from the red of the first pixel."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.same_threshold = 0.5
+
+    def find(self, image):
+        if image.std() < 1e-4:
+            return []
+        angle = image[0, 0, 0] * np.pi / 2
+        height, width = image.shape[:2]
+        small = Face((0, 0, 4, 4), 0.9, np.zeros((5, 2)), None, np.array([0.0, 1.0]), "colour")
+        vector = np.array([np.cos(angle), np.sin(angle)])
+        return [small, Face((5, 5, width + 3, height - 5), 0.9, np.zeros((5, 2)), np.zeros((68, 2)), vector, "colour")]
+
+
+class Scripted:
+    """Draws what a list says: the cosine to the reference, None for nobody, an error for a failure."""
+
+    def __init__(self, script):
+        self.script, self.jobs = script, []
+
+    def about(self):
+        return {"name": "scripted"}
+
+    def draw(self, job):
+        self.jobs.append(job)
+        wanted = self.script[job.number]
+        if isinstance(wanted, Exception):
+            raise wanted
+        if wanted is None:
+            return np.full((40, 32, 3), 90, np.uint8)
+        picture = np.full((40, 32, 3), 90, np.uint8)
+        picture[20:] = job.seed % 200
+        picture[0, 0, 0] = round(np.arccos(wanted) / (np.pi / 2) * 255)
+        return picture
+
+
+@pytest.fixture
+def celebrities(tmp_path) -> Path:
+    for person in ("00002", "00003"):
+        for number in (1, 2, 3):
+            picture = np.full((30, 30, 3), 50 + number, np.uint8)
+            picture[0, 0] = 0
+            (tmp_path / "celebs" / person).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(tmp_path / "celebs" / person / f"{number}.png")
+    return tmp_path / "celebs"
+
+
+def prompted(folder, script, **changes) -> PromptedPeople:
+    options = {"prompts_per_person": 2, "licence": "none", "reference_size": 16} | changes
+    return PromptedPeople(folder, Scripted(script), ByColour(), **options)
+
+
+def test_three_are_accepted_within_ten_tries_and_the_rest_is_counted_by_reason(celebrities, tmp_path):
+    script = [0.2, None, 0.9, JobFailed("no face"), 0.5, 0.8, *[0.99] * 4]
+    source = prompted(celebrities, script)
+    summary = build(tmp_path / "set", [source], settings={}, space=None)
+    records = read_manifest(tmp_path / "set")
+    assert len(records) == 2 * 2 * 2  # of three accepted, one is between 0.45 and 0.55
+    assert [job.number for job in source.generator.jobs[:7]] == [0, 1, 2, 3, 4, 5, 0]  # and no try after the third
+    assert dict(summary.rejected) == {
+        "looks like somebody else": 4,
+        "no face found": 4,
+        "the generator failed": 4,
+        "not alike enough to keep": 4,
+    }
+    first = records[0]
+    photo = first.generator["photo"].split(".")[0]
+    assert Path(first.image).name == f"iden_00002_img_{photo}_sample_0_repeat_1.png"
+    assert first.identity == "00002" and first.prompt.count(".") == 4 and first.shot in ("mid-up", "full-body")
+    assert first.similarity == pytest.approx(0.9, abs=0.01)
+    assert first.generator["seed"] == source.generator.jobs[2].seed and first.generator["try"] == 3
+    assert len({job.seed for job in source.generator.jobs}) == len(source.generator.jobs)
+    assert len(first.references) == 3 and first.references[0].endswith(f"people/00002/{photo}.png")
+    assert first.face_box == (5.0, 5.0, 32.0, 35.0)  # of the largest face, inside the picture
+    assert (first.width, first.height) == (32, 40)
+    assert {r.identity: r.split for r in records} == {"00002": "train", "00003": "val"}
+    with Image.open(tmp_path / "set" / first.references[0]) as reference:
+        assert reference.size == (16, 16)
+    assert verify(tmp_path / "set") == []
+
+
+def test_after_ten_tries_a_prompt_is_given_up(celebrities):
+    source = prompted(celebrities, [0.1] * 20)
+    made = source.make(("00002", 0))
+    assert not made.drafts and len(made.rejected) == len(source.generator.jobs) == 10
+
+
+def test_photos_that_show_nobody_and_people_without_photos_are_named(celebrities, tmp_path):
+    (celebrities / "00003" / "1.png").write_text("cut")
+    Image.new("RGB", (30, 30), "grey").save(celebrities / "00003" / "2.png")
+    (celebrities / "00009").mkdir()
+    summary = build(tmp_path / "set", [prompted(celebrities, [0.9] * 10)], settings={}, space=None)
+    left = {row["name"]: row["reason"].split(":")[0] for row in rejected_rows(tmp_path / "set")}
+    assert left["00003/1.png"] == "unreadable" and left["00003/2.png"] == "no face found on this photo of a person"
+    assert left["synthetic_00009_0000"] == "no photo of this person is usable" and summary.quarantined == 3
+    with pytest.raises(BuildError, match="no sub-folder per person"):
+        prompted(celebrities / "00009", []).items()
+
+
+def test_a_generator_is_asked_whether_it_can_before_anything_is_made(celebrities, tmp_path):
+    source = prompted(celebrities, [])
+    source.generator.check = lambda: (_ for _ in ()).throw(GeneratorError("no weights"))
+    with pytest.raises(GeneratorError, match="no weights"):
+        build(tmp_path / "set", [source], settings={}, space=None)
+    assert not (tmp_path / "set" / "parts").exists() and source.generator.jobs == []
+
+
+def test_the_published_validation_people_are_a_hundred():
+    split = celebref_split()
+    assert len(split) == 100 and set(split.values()) == {"val"}
+    assert {"00003", "01003"} <= split.keys() and all(len(name) == 5 for name in split)
+
+
+def test_generators_of_invented_people_take_the_same_jobs():
+    people = DrawnPeople(side=32)
+    assert (people.draw(Job(1, 2)) == people.picture(1, 2)).all()

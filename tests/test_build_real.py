@@ -1,0 +1,461 @@
+"""Real photos: judged stage by stage, named when bad, grouped by their faces."""
+
+import csv
+import io
+import json
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from face2scene.data.archives import PhotoArchives
+from face2scene.data.build import BuildError, build, rejected_rows
+from face2scene.data.filters import (
+    FaceSize,
+    HasFace,
+    InFocus,
+    Persons,
+    Quality,
+    Resolution,
+    Sharp,
+    Tagged,
+)
+from face2scene.data.grouping import Grouping
+from face2scene.data.join import Plan, Selection
+from face2scene.data.manifest import read_manifest
+from face2scene.data.real import Photos
+from face2scene.data.tables import PhotoTable
+from face2scene.data.verify import verify
+from face2scene.degradation import Space
+from face2scene.faces.detect import Detector
+from face2scene.records import Face
+
+SMALL = Space(scale=1, kernel_sizes=(7, 7), resize_probs=(0, 0, 1), resize_probs2=(0, 0, 1), final_sinc_prob=0)
+
+
+class ColourFaces(Detector):
+    """Sees a face in the middle of every picture that is not plain; who it is, is the picture's hue."""
+
+    def __init__(self):
+        super().__init__(None)
+
+    def find(self, image):
+        height, width = image.shape[:2]
+        if image.std() < 0.01:
+            return []
+        box = (width * 0.35, height * 0.35, width * 0.65, height * 0.65)
+        vector = image.mean((0, 1)) - image.mean()
+        return [Face(box, 0.9, np.zeros((5, 2)), np.full((68, 2), 5.0), vector / np.linalg.norm(vector), "hue")]
+
+
+HUES = {"ann": (0.8, 0.2, 0.2), "ben": (0.2, 0.8, 0.2), "cat": (0.2, 0.2, 0.8)}
+
+
+def pixels(person="ann", seed=0, size=(90, 60)) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, 0.1, (size[1], size[0], 3))
+    return ((np.array(HUES[person]) + noise).clip(0, 1) * 255).astype(np.uint8)
+
+
+def photo(path: Path, person="ann", seed=0, size=(90, 60), **save) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels(person, seed, size)).save(path, **save)
+    return path
+
+
+def built(folder, *sources, plan=None, **options):
+    options = {"settings": {}, "space": SMALL, "plan": plan or Plan(), **options}
+    return build(folder, sources, **options)
+
+
+OPTIONS = {"name": "photos", "size": 32, "min_face": 8, "licence": "mine"}
+
+
+def reasons(folder: Path) -> dict[str, tuple[str, str]]:
+    return {row["name"].split("/", 1)[1]: (row["stage"], row["reason"]) for row in rejected_rows(folder)}
+
+
+# What is bad
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def truncated(folder: Path) -> None:
+    whole = photo(folder / "bad.jpg", seed=7).read_bytes()
+    (folder / "bad.jpg").write_bytes(whole[: len(whole) // 2])
+
+
+BAD_FILES = {
+    "unreadable": (lambda f: (f / "bad.jpg").write_text("no picture"), "unreadable"),
+    "truncated": (truncated, "unreadable"),
+    "empty": (lambda f: (f / "bad.png").write_bytes(b""), "unreadable"),
+    "zip bomb": (lambda f: (f / "bad.png").write_bytes(png_claiming(60_000, 60_000)), "unreadable: .*3.*limit|pixels"),
+    "mislabelled": (lambda f: photo(f / "bad.png", format="JPEG"), "mislabelled: a JPEG named .png"),
+    "unknown camera": (lambda f: (f / "bad.nef").write_bytes(b"II*\0" + bytes(4000)), "cannot be developed"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_bad_file_is_quarantined_by_name_and_the_build_goes_on(tmp_path, kind):
+    photos = tmp_path / "photos"
+    photo(photos / "good.png")
+    make, words = BAD_FILES[kind]
+    make(photos)
+    summary = built(tmp_path / "set", Photos(photos, ColourFaces(), strict_suffix=True, **OPTIONS))
+    assert summary.quarantined == 1 and sum(summary.pictures.values()) == 1
+    ((name, (stage, reason)),) = reasons(tmp_path / "set").items()
+    assert name.startswith("bad.") and stage == "input"
+    import re
+
+    assert re.search(words, reason), reason
+    assert verify(tmp_path / "set") == []
+
+
+def test_names_that_are_not_utf_8_are_quarantined(tmp_path):
+    import os
+
+    photos = tmp_path / "photos"
+    good = photo(photos / "good.png")
+    try:
+        with open(os.fsencode(photos) + b"/caf\xe9.png", "wb") as file:
+            file.write(photo(tmp_path / "other.png", seed=3).read_bytes())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    summary = built(tmp_path / "set", Photos(photos, ColourFaces(), **OPTIONS))
+    assert summary.quarantined == 1 and summary.pictures == {"val": 1}
+    assert reasons(tmp_path / "set") == {"caf\\xe9.png": ("input", "the name is not UTF-8: rename the file")}
+    assert read_manifest(tmp_path / "set")[0].generator["file"] == good.name
+
+
+def test_people_with_too_few_photos_are_left_out_with_the_count(tmp_path):
+    photos = tmp_path / "photos"
+    for number in range(3):
+        photo(photos / "ann" / f"{number}.png", seed=number)
+    photo(photos / "ben" / "only.png", "ben")
+    built(tmp_path / "set", Photos(photos, ColourFaces(), **OPTIONS), plan=Plan(min_photos=2))
+    assert {record.identity for record in read_manifest(tmp_path / "set")} == {"photos_ann"}
+    said = "too few photos of this person: 1, needed are 2"
+    assert reasons(tmp_path / "set") == {"ben/only.png": ("identity", said)}
+    assert verify(tmp_path / "set") == []
+
+
+def write_table(
+    path: Path, rows: list[dict], columns=("file", "identity", "split", "prompt", "width", "height")
+) -> Path:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_a_table_is_used_row_by_row_and_its_errors_are_named(tmp_path):
+    photos = tmp_path / "photos"
+    for number in range(5):
+        photo(photos / f"{number}.png", "ann" if number < 3 else "ben", seed=number)
+    rows = [{"file": f"{n}.png", "identity": "ann" if n < 3 else "ben", "split": "train"} for n in range(4)]
+    rows[0] |= {"prompt": "A photo, with a comma.", "width": 90, "height": 60}
+    rows[1] |= {"width": 91, "height": 60}
+    rows += [{"file": "gone.png"}, {"file": "../secret.png"}, {"file": "2.png", "split": "middle"}]
+    table = write_table(photos / "table.csv", rows)
+    with open(table, "ab") as file:
+        file.write(b"caf\xe9.png,,,,,\nshort.png,ann\n")
+    source = PhotoTable(table, ColourFaces(), block=2, complete=True, **OPTIONS)
+    assert len(source.items()) == 6  # nine rows in blocks of two, and what no row names
+    summary = built(tmp_path / "set", source)
+    records = {record.generator["file"]: record for record in read_manifest(tmp_path / "set")}
+    assert set(records) == {"0.png", "2.png", "3.png"}
+    assert records["0.png"].prompt == "A photo, with a comma." and records["0.png"].identity == "photos_ann"
+    assert records["0.png"].references == (records["2.png"].image,)
+    left = reasons(tmp_path / "set")
+    assert left["1.png"][1] == "not what the metadata say: 90 x 60 pixels, not 91 x 60"
+    assert left["gone.png"][1] == "not what the metadata say: the table names a file that is not there"
+    assert left["4.png"][1] == "not what the metadata say: no row of the table names this file"
+    assert [left[f"row {n}"][1] for n in (6, 7, 8, 9)] == [
+        "bad row: the file '../secret.png' is not inside the folder",
+        "bad row: unknown split 'middle'",
+        "bad row: it is not UTF-8",
+        "bad row: 2 fields, the table has 6 columns",
+    ]
+    assert summary.quarantined == 7 and {stage for stage, _ in left.values()} == {"input"}
+
+
+# Archives
+
+
+def tar_of(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def png(person: str, seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(person, seed)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def samples_of(count: int, first: int = 0) -> list[tuple[str, bytes]]:
+    members = []
+    for number in range(first, first + count):
+        person = list(HUES)[number % 3]
+        members += [
+            (f"{number:06d}.png", png(person, number)),
+            (f"{number:06d}.json", json.dumps({"who": person}).encode()),
+            (f"{number:06d}.txt", f"Number {number}.".encode()),
+        ]
+    return members
+
+
+def archives(folder: Path, **changes) -> PhotoArchives:
+    options = OPTIONS | {"portion": 2, "identity_field": "who"} | changes
+    return PhotoArchives([folder / "*.tar"], ColourFaces(), **options)
+
+
+def test_archives_are_read_in_portions_and_a_started_one_is_not_done_twice(tmp_path):
+    tar_of(tmp_path / "a.tar", samples_of(5))
+    tar_of(tmp_path / "b.tar", samples_of(3, first=5))
+    built(tmp_path / "whole", archives(tmp_path))
+    records = read_manifest(tmp_path / "whole")
+    assert [r.prompt for r in records] == [f"Number {n}." for n in range(8)]
+    assert {r.identity for r in records} == {"photos_ann", "photos_ben", "photos_cat"}
+    assert verify(tmp_path / "whole") == []
+
+    source, judged = archives(tmp_path), []
+    draft = source.photographs.draft
+
+    def stop_at_the_fourth(path, name, label):
+        judged.append(name)
+        if len(judged) == 4:
+            raise KeyboardInterrupt
+        return draft(path, name, label)
+
+    source.photographs.draft = stop_at_the_fourth
+    with pytest.raises(KeyboardInterrupt):
+        built(tmp_path / "halves", source)
+    source.photographs.draft = lambda path, name, label: judged.append(name) or draft(path, name, label)
+    built(tmp_path / "halves", source)
+    assert len(judged) == 4 + 6 and len(set(judged[:2] + judged[4:])) == 8  # only the open portion comes again
+    assert read_manifest(tmp_path / "halves") == records
+
+
+def test_an_archive_cut_in_the_middle_gives_what_came_before_the_cut(tmp_path):
+    whole = tar_of(tmp_path / "a.tar", samples_of(6)).read_bytes()
+    tar_of(tmp_path / "b.tar", samples_of(2, first=6))
+    for size in (len(whole) // 2, len(whole) // 2 + 300, 100):
+        (tmp_path / "a.tar").write_bytes(whole[:size])
+        folder = tmp_path / f"set{size}"
+        summary = built(folder, archives(tmp_path))
+        left = reasons(folder)
+        assert summary.quarantined == 1 and left["a.tar"][1].startswith("archive cut: after "), left
+        assert sum(summary.pictures.values()) >= (4 if size > 100 else 2)
+        assert {"Number 6.", "Number 7."} <= {r.prompt for r in read_manifest(folder)}
+
+
+def test_an_archive_without_its_end_is_named(tmp_path):
+    whole = tar_of(tmp_path / "a.tar", samples_of(2)).read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole.rstrip(b"\0") + bytes(-len(whole.rstrip(b"\0")) % 512))
+    built(tmp_path / "set", archives(tmp_path))
+    assert "end of the archive is missing" in reasons(tmp_path / "set")["a.tar"][1]
+    assert len(read_manifest(tmp_path / "set")) >= 1
+
+
+def test_bad_samples_of_an_archive_are_named(tmp_path):
+    members = [
+        *samples_of(1),
+        ("lonely.json", b"{}"),
+        ("broken.jpg", b"no picture"),
+        ("odd.png", png("ben", 9)),
+        ("odd.json", b"{cut"),
+        ("list.png", png("ben", 10)),
+        ("list.json", b"[1]"),
+        ("huge.png", png("cat", 11) + bytes(200_000)),
+    ]
+    tar_of(tmp_path / "a.tar", members)
+    with tarfile.open(tmp_path / "a.tar", "a", format=tarfile.GNU_FORMAT) as tar:
+        info = tarfile.TarInfo("caf\udce9.png")
+        info.size = len(content := png("cat", 12))
+        tar.addfile(info, io.BytesIO(content))
+    summary = built(tmp_path / "set", archives(tmp_path, max_bytes=100_000))
+    left = {
+        name.removeprefix("a.tar/"): reason.split(":")[0] for name, (_, reason) in reasons(tmp_path / "set").items()
+    }
+    assert left == {
+        "lonely": "not what the metadata say",
+        "broken.jpg": "unreadable",
+        "odd.png": "bad metadata",
+        "list.png": "bad metadata",
+        "huge.png": "too many bytes",
+        "caf\\xe9.png": "the name is not UTF-8",
+    }
+    assert summary.quarantined == 6 and sum(summary.pictures.values()) == 1
+
+
+# Judged
+
+
+def test_stages_are_asked_in_order_and_anything_with_their_form_is_one(tmp_path):
+    class Vetoes:
+        name, thresholds = "veto", {"green": 0.5}
+
+        def __call__(self, candidate):
+            candidate.measured["green"] = float(candidate.photo[..., 1].mean())
+            return "too green" if candidate.measured["green"] > 0.5 else ""
+
+    photos = tmp_path / "photos"
+    photo(photos / "ann.png"), photo(photos / "ben.png", "ben")
+    photo(photos / "small.png", size=(20, 20))
+    Image.new("RGB", (80, 80), "grey").save(photos / "nobody.png")
+    tags = Tagged(lambda picture: ["a red wall", "noon"])
+    persons = Persons(lambda image: [(0, 0, image.shape[1], image.shape[0] * 0.9)], min_share=0.5)
+    stages = [Resolution(32), HasFace(), persons, Vetoes(), tags]
+    source = Photos(photos, ColourFaces(), stages=stages, **OPTIONS)
+    built(tmp_path / "set", source, plan=Plan(report=True, thresholds={"green": 0.5}, stages=("face", "veto")))
+    assert {name: stage for name, (stage, _) in reasons(tmp_path / "set").items()} == {
+        "small.png": "resolution",
+        "nobody.png": "face",
+        "ben.png": "veto",
+    }
+    (record,) = read_manifest(tmp_path / "set")
+    assert record.prompt == "A photo of a person, a red wall, noon."
+    page = (tmp_path / "set" / "funnel.html").read_text()
+    assert "1 of 4 pictures stayed" in page and page.count("data:image/jpeg") == 3
+    assert "too green: 1" in page and "threshold 0.5" in page and page.index("face: 1") < page.index("veto: 1")
+    assert verify(tmp_path / "set") == []
+
+
+def test_a_metric_that_cannot_be_had_is_named_before_any_work(tmp_path):
+    photo(tmp_path / "photos/ann.png")
+
+    def metric(name):
+        raise RuntimeError("needs its weights: face2scene fetch pyiqa")
+
+    stages = [HasFace(), Quality({"musiq": {"min": 50}, "other": False})]
+    source = Photos(tmp_path / "photos", ColourFaces(), stages=stages, metric=metric, **OPTIONS)
+    with pytest.raises(BuildError, match=r"(?s)musiq: needs its weights: face2scene fetch.*stage's `metrics`"):
+        built(tmp_path / "set", source)
+    assert not (tmp_path / "set" / "parts").exists()
+
+
+def test_quality_metrics_have_thresholds_of_their_own_and_the_best_stay_by_their_mean(tmp_path):
+    for number in range(12):
+        photo(tmp_path / "photos" / f"{number:02d}.png", seed=number)
+    scores = iter([(n, -n * 2.0) for n in (3, 9, 1, 7, 11, 5, 2, 8, 4, 10, 6)] + [(99.0, 0.0)])
+    drawn = {}
+
+    def metric(name):
+        def score(picture):
+            if name == "first":
+                drawn["now"] = next(scores)
+            import torch
+
+            return torch.tensor([drawn["now"][0] if name == "first" else drawn["now"][1]])
+
+        return score
+
+    stages = [HasFace(), Quality({"first": {"max": 50}, "second": None})]
+    source = Photos(tmp_path / "photos", ColourFaces(), stages=stages, metric=metric, **OPTIONS)
+    plan = Plan(selection=Selection({"first": "higher", "second": "lower"}, keep=0.4))
+    built(tmp_path / "set", source, plan=plan)
+    kept = [record.generator["file"] for record in read_manifest(tmp_path / "set")]
+    assert kept == ["01.png", "04.png", "07.png", "09.png"]  # 9, 11, 8, 10: the four best of eleven
+    left = reasons(tmp_path / "set")
+    assert left["11.png"] == ("quality", "low quality by first: 99.000, wanted max 50")
+    assert sum(stage == "selection" for stage, _ in left.values()) == 7
+    assert verify(tmp_path / "set") == []
+
+
+def test_blurred_faces_fall_and_sharp_ones_stay_whatever_their_size(photo):
+    from scipy import ndimage
+
+    from face2scene.data.photographs import Candidate, Cut
+
+    def verdicts(image, size):
+        face = Face((0, 0, size, size), 0.9, np.zeros((5, 2)))
+        candidate = Candidate("x", image, Cut(64), face)
+        return [stage(candidate).split(":")[0] for stage in (Sharp(60), InFocus(0.02))], candidate.measured
+
+    head = photo[60:220, 140:300]  # the astronaut's, sharp
+    enlarged = np.stack([ndimage.zoom(head[..., c], 2, order=1) for c in range(3)], -1).astype(np.float32)
+    assert verdicts(head, 160)[0] == ["", ""]
+    assert verdicts(head[::2, ::2].copy(), 80)[0] == ["", ""]
+    assert verdicts(enlarged, 320)[0] == ["", ""]  # the same face at twice the size
+    for sigma in (4, 8):
+        blurred = np.stack([ndimage.gaussian_filter(head[..., c], sigma) for c in range(3)], -1)
+        assert verdicts(blurred, 160)[0] == ["blurred face", "out of focus"]
+        grainy = (blurred + np.random.default_rng(0).normal(0, 0.004, blurred.shape)).clip(0, 1).astype(np.float32)
+        assert verdicts(grainy, 160)[0][1] == "out of focus" or sigma == 4
+
+
+def test_the_blur_of_an_edge_is_measured_in_pixels_and_motion_by_its_direction():
+    from scipy import ndimage
+
+    from face2scene.data.sharpness import directional_blur, edge_blur
+
+    y, x = np.mgrid[0:200, 0:200]
+    disc = sum(((x - a) ** 2 + (y - b) ** 2 < r * r) for a, b, r in ((60, 60, 40), (140, 130, 45), (60, 150, 25)))
+    disc = disc.astype(np.float32) * 0.8 + 0.1
+    for sigma in (1.0, 2.0, 3.0):
+        blurred = ndimage.gaussian_filter(disc, sigma)
+        assert edge_blur(np.repeat(blurred[..., None], 3, 2)) == pytest.approx(sigma, rel=0.2)
+    moved = ndimage.gaussian_filter(disc, 0.8)
+    still = directional_blur(np.repeat(moved[..., None], 3, 2))
+    moved = ndimage.uniform_filter1d(moved, 11, axis=1)
+    moving = directional_blur(np.repeat(moved[..., None], 3, 2))
+    assert still[0] < 1.5 < 2 < moving[0] and moving[2] in (0.0, 22.5, 157.5)
+
+
+# Who is who
+
+
+def test_people_are_found_by_their_faces_split_by_person_and_shown_for_review(tmp_path):
+    photos = tmp_path / "photos"
+    for number in range(18):
+        photo(photos / f"{number:02d}.png", list(HUES)[number % 3], seed=number)
+    plan = Plan(grouping=Grouping(0.8), val_share=0.5)
+    source = Photos(photos, ColourFaces(), identity="unknown", split=None, **OPTIONS)
+    built(tmp_path / "set", source, plan=plan)
+    records = read_manifest(tmp_path / "set")
+    groups = {}
+    for record in records:
+        groups.setdefault(record.identity, set()).add(int(record.generator["file"][:2]) % 3)
+    assert len(groups) == 3 and all(len(people) == 1 for people in groups.values())
+    assert len({(r.identity, r.split) for r in records}) == 3
+    assert all(r.image.startswith(f"images/{r.split}/") for r in records)
+    assert all((r.lq is not None) == (r.split == "val") for r in records)
+    assert not (tmp_path / "set" / "candidates").exists()
+    assert verify(tmp_path / "set") == []
+    page = (tmp_path / "set" / "identities.html").read_text()
+    assert page.count("<h2") == 3 and all(record.image in page for record in records)
+
+
+def test_corrections_of_the_review_are_followed():
+    vectors = np.array([[1, 0], [0.99, 0.14], [0, 1], [0.1, 0.99]])
+    names = ["a", "b", "c", "d"]
+    assert Grouping(0.8).groups(vectors, names) == [0, 0, 1, 1]
+    assert Grouping(0.8, together=[["a", "c"]]).groups(vectors, names) == [0, 0, 0, 0]
+    assert Grouping(0.8, apart=[["b"]], out=["d"]).groups(vectors, names) == [0, 1, 2, None]
+    with pytest.raises(ValueError, match="not in the collection: \\['x'\\]"):
+        Grouping(0.8, out=["x"]).groups(vectors, names)
+    with pytest.raises(ValueError, match="max_faces"):
+        Grouping(0.8, max_faces=3).groups(vectors, names)
+
+
+def test_face_size_counts_in_the_finished_picture(tmp_path):
+    photo(tmp_path / "photos/ann.png", size=(320, 320))
+    source = Photos(tmp_path / "photos", ColourFaces(), stages=[HasFace(), FaceSize(12)], **OPTIONS)
+    with pytest.raises(BuildError, match="No picture"):
+        built(tmp_path / "set", source)  # a third of 32 pixels is 11
+    assert reasons(tmp_path / "set")["ann.png"][1] == "face too small: 11 pixels, needed are 12"
