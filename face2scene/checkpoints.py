@@ -106,6 +106,7 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], *, expected: set[str],
             "It was written for other settings; the file's header says which."
         )
     own = dict(module.named_parameters()) | dict(module.named_buffers())
+    tensors = {n: t.reshape(1) if t.dim() == 0 and own[n].shape == (1,) else t for n, t in tensors.items()}
     wrong = [
         f"{n} {tuple(tensors[n].shape)} for {tuple(own[n].shape)}" for n in tensors if own[n].shape != tensors[n].shape
     ]

@@ -1,6 +1,7 @@
 """A run's folder: what was asked for, by which code, what came of it, and where to go on.
 
     runs/<name>/  config.yaml  commit.txt  log.txt  metrics.jsonl  state/<step>/  weights/*.safetensors
+                  validation/<step>/*.png
 
 The folder's name is the run's name and never a timestamp, so the same command again finds its own folder
 and goes on; every process works out the same path.
@@ -19,6 +20,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from face2scene.files import atomic_write, read_json, write_json
+from face2scene.images import write_png
 
 log = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -99,6 +101,16 @@ class Run:
             file.write(json.dumps(line) + "\n")
         for tracker in self.trackers:
             tracker.log(values, step)
+
+    def show(self, pictures: Mapping[str, Any], step: int) -> None:
+        """Write pictures, by name, (3, H, W) in [0, 1], to validation/<step>/; trackers that show some get them too."""
+        if not self.main or not pictures:
+            return
+        for name, picture in pictures.items():
+            write_png(self.folder / f"validation/{step:06d}/{name}.png", picture)
+        for tracker in self.trackers:
+            if hasattr(tracker, "show"):
+                tracker.show(pictures, step)
 
     def part(self, name: str) -> "Run":
         """A run inside this one, for a training that is one of several: its own folder, state and metrics."""

@@ -1,19 +1,24 @@
 import json
 import resource
 import shutil
-from time import perf_counter
-from types import SimpleNamespace
+import weakref
+from pathlib import Path
+from time import perf_counter, process_time
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 
 from face2scene.mapnet import MapNet
 from face2scene.restorer import lora
 from face2scene.restorer.backbone import clean_latent, load_base
+from face2scene.restorer.load import load_restorer
 from face2scene.restorer.one_step import NEGATIVE, POSITIVE, OneStepRestorer
+from face2scene.restorer.random_base import SD_TURBO, networks
+from face2scene.restorer.upsampling import doubled_convolution, fold_upsampling
 from face2scene.train.loop import only
 
 LAYERS = lora.VAE_ENCODER[:6]  # the tiny VAE has no attention
@@ -105,6 +110,59 @@ def test_guidance_is_linear_between_the_prompts(make):
     assert not torch.equal(predictions[0.0], predictions[1.0])
 
 
+@pytest.mark.parametrize(("guidance", "sizes"), [(1.0, [2]), (1.1, [4])])
+def test_both_prompts_are_one_call_and_without_guidance_there_is_no_negative_branch(make, guidance, sizes):
+    restorer, seen = make().eval(), []
+    restorer.unet.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    restorer.restore(torch.rand(2, 3, 16, 16), torch.randn(2, 21, 32), guidance=guidance)
+    assert seen == sizes
+
+
+def test_the_prompts_are_encoded_once_and_the_text_encoder_is_freed(tiny_base):
+    base = load_base(tiny_base)
+    encoder, called = weakref.ref(base.text_encoder), []
+    base.text_encoder.register_forward_hook(lambda *_: called.append(1))
+    mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
+    restorer = OneStepRestorer(base, mapnet, vae_rank=2, unet_rank=2, vae_layers=LAYERS)
+    del base
+    restorer.restore(torch.rand(1, 3, 16, 16), restorer.tokens(None, 1))
+    assert called == [1] and encoder() is None
+
+
+def test_a_sample_of_the_posterior_at_inference_is_the_pictures_own(make):
+    restorer = shaken(make(posterior="sample")).eval()
+    images, tokens = torch.rand(2, 3, 16, 16), torch.randn(1, 21, 32).expand(2, -1, -1)
+    seeds = torch.tensor([3, 4])
+    drawn = restorer.restore(images, tokens, seeds=seeds)
+    torch.testing.assert_close(restorer.restore(images[1:], tokens[1:], seeds=seeds[1:]), drawn[1:], atol=1e-5, rtol=0)
+    assert (restorer.restore(images, tokens, seeds=seeds + 5) - drawn).abs().max() > 1e-4
+    assert torch.equal(restorer.restore(images, tokens), restorer.restore(images, tokens))
+    with pytest.raises(ValueError, match=r"adapters\.posterior must be mean or sample, not 'mode'"):
+        make(posterior="mode")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_trained_whole_there_is_no_lora_and_every_weight_of_encoder_and_unet_learns(make, dtype, tmp_path):
+    restorer = make(dtype=dtype, full=True)
+    trained = {n for n, p in restorer.named_parameters() if p.requires_grad}
+    assert not any("lora" in n for n in trained) and not any("decoder" in n for n in trained)
+    assert {n for n, _ in restorer.named_parameters() if n.startswith(("unet.", "vae.encoder."))} <= trained
+    image, features = torch.rand(1, 3, 16, 16), torch.randn(1, 8, 8, 8)
+    restorer(image, restorer.tokens(features, 1)).float().square().mean().backward()
+    dark = [n for n, p in restorer.named_parameters() if p.requires_grad and n != "null_tokens" and p.grad is None]
+    assert dark == [] and restorer.unet.time_embedding.linear_1.weight.dtype == torch.float32
+    restorer.save_pretrained(tmp_path, steps=1)
+    again = OneStepRestorer.from_pretrained(tmp_path, dtype=dtype)
+    expected = restorer.eval().restore(image, restorer.tokens(features, 1))
+    torch.testing.assert_close(again.restore(image, again.tokens(features, 1)), expected)
+    assert {n for n, p in again.unfreeze().named_parameters() if p.requires_grad} == trained
+    merged = restorer.merged()
+    assert {p.dtype for p in merged.unet.parameters()} == {restorer.vae_dtype}
+    assert (merged.restore(image, merged.tokens(features, 1)) - expected).abs().mean() < 0.02
+    with pytest.raises(ValueError, match="has no LoRA: use save, or save_merged"):
+        restorer.save_lora(tmp_path)
+
+
 def test_the_tokens_reach_the_picture(make):
     restorer = shaken(make()).eval()
     image = torch.rand(1, 3, 16, 16)
@@ -144,6 +202,65 @@ def test_weights_of_another_rank_are_refused(make, tmp_path):
         fit(other, tensors, expected=set(trained_tensors(other)), source="r.safetensors")
 
 
+def test_going_on_from_weights_of_another_rank_names_the_option(make, tmp_path):
+    make().save_pretrained(tmp_path)
+    file = tmp_path / "restorer.safetensors"
+    with pytest.raises(ValueError, match=r"unet_rank=4 \(asked for: 32\).*set restorer\.adapters\.unet_rank=4"):
+        load_restorer(file, expected={"vae_rank": 2, "unet_rank": 32})
+    assert load_restorer(file, expected={"vae_rank": 2, "unet_rank": 4}).config["unet_rank"] == 4
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("unet", {"cross_attention_dim": 16}, "text width 32 against cross-attention 16"),
+        ("unet", {"in_channels": 9}, "4 latent channels against 9 UNet inputs"),
+        ("unet", {"class_embed_type": "timestep"}, "wants more than a latent, a timestep and text"),
+        ("scheduler", {"prediction_type": "sample"}, "predicts 'sample'"),
+    ],
+)
+def test_a_base_of_another_shape_is_refused(tiny_base, tmp_path, part, change, message):
+    copy = shutil.copytree(tiny_base, tmp_path / "base")
+    file = copy / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        load_base(f"random:{copy}")
+
+
+def test_a_random_base_has_the_folders_shapes_without_its_weights_and_is_the_same_every_time(tiny_base, tmp_path):
+    copy = shutil.copytree(tiny_base, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
+    one, two, stored = load_base(f"random:{copy}"), load_base(f"random:{copy}"), load_base(tiny_base)
+    for name in ("vae", "unet", "text_encoder"):
+        state, again, theirs = (getattr(base, name).state_dict() for base in (one, two, stored))
+        assert {n: t.shape for n, t in state.items()} == {n: t.shape for n, t in theirs.items()}
+        assert all(torch.equal(t, again[n]) for n, t in state.items())
+    assert torch.equal(one.alphas, stored.alphas)
+    with pytest.raises(FileNotFoundError, match=r"needs .*config\.json.*source=random for SD-Turbo"):
+        load_base(f"random:{tmp_path}")
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 7), (8, 8), (1, 2)])
+def test_a_folded_doubling_is_the_doubling_and_the_convolution(height, width):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 3, height, width), torch.randn(4, 3, 3, 3), torch.randn(4)
+    expected = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
+    torch.testing.assert_close(doubled_convolution(x, weight, bias), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_folded_network_computes_the_same_with_the_same_names(tiny_base):
+    base, plain = load_base(tiny_base), load_base(tiny_base)
+    assert fold_upsampling(base.vae) == 1 and fold_upsampling(base.unet) == 2
+    assert base.vae.state_dict().keys() == plain.vae.state_dict().keys()
+    latent, context = torch.randn(1, 4, 8, 12), torch.randn(1, 98, 32)
+    with torch.no_grad():
+        for ours, theirs in ((base.vae.decode, plain.vae.decode),):
+            torch.testing.assert_close(ours(latent).sample, theirs(latent).sample, atol=1e-5, rtol=1e-4)
+        odd = latent[..., :11]  # 11 places are 6 and 3 below, so a doubling is cut to fit
+        for z in (latent, odd):
+            ours, theirs = base.unet(z, 999, context).sample, plain.unet(z, 999, context).sample
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
 def test_a_layer_pattern_that_fits_nothing_is_an_error(make):
     with pytest.raises(ValueError, match=r"No layer of UNet2DConditionModel fits \['\*to_x'\].*restorer"):
         make(unet_layers=["*to_q", "*to_x"])
@@ -174,15 +291,8 @@ def sd21() -> tuple[AutoencoderKL, UNet2DConditionModel]:
     from accelerate import init_empty_weights
 
     with init_empty_weights():
-        vae = AutoencoderKL(
-            down_block_types=["DownEncoderBlock2D"] * 4,
-            up_block_types=["UpDecoderBlock2D"] * 4,
-            block_out_channels=[128, 256, 512, 512],
-            layers_per_block=2,
-        )
-        unet = UNet2DConditionModel(
-            cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True
-        )
+        vae, unet, text_encoder = networks(SD_TURBO)
+    assert round(sum(p.numel() for p in text_encoder.parameters()) / 1e6, 3) == 340.388
     return vae.requires_grad_(False), unet.requires_grad_(False)
 
 
@@ -205,30 +315,24 @@ def test_the_published_counts():
 
 
 @pytest.mark.slow
-def test_at_full_size_a_picture_is_restored_and_a_step_is_trained_in_bf16(capsys):
-    """SD 2.1's shapes with random weights: 512 pixels forward, 256 forward and backward; prints seconds and memory."""
-    networks = [nn.Module.to(network.to_empty(device="cpu"), torch.bfloat16) for network in sd21()]
-    torch.manual_seed(0)
-    for network in networks:
-        for module in network.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-    base = SimpleNamespace(
-        vae=networks[0].eval(),
-        unet=networks[1].eval(),
-        alphas=DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).alphas_cumprod,
-        prediction="epsilon",
-        encode_prompts=lambda prompts: torch.randn(len(prompts), 77, 1024),
-    )
-    restorer = OneStepRestorer(base, MapNet())
+def test_at_full_size_a_picture_is_restored_and_a_step_is_trained(capsys):
+    """SD 2.1's shapes with random weights: 512 pixels forward, 256 forward and backward; prints seconds and memory.
+
+    In bf16 where the processor computes in it, which a processor without it does a hundred times slower; then in fp32.
+    """
+    flags = Path("/proc/cpuinfo").read_text()
+    dtype = "bf16" if "amx_bf16" in flags or "avx512_bf16" in flags else "fp32"
+    restorer = OneStepRestorer(load_base("random", dtype=dtype), MapNet()).checkpoint_gradients()
+    assert round(sum(p.numel() for n, p in restorer.named_parameters() if ".lora_" in n) / 1e6, 2) == 33.91
     optimizer = torch.optim.AdamW([p for p in restorer.parameters() if p.requires_grad], lr=2e-5)
     figures = []
 
     def measured(what: str, run) -> None:
-        start = perf_counter()
+        start, begun = perf_counter(), process_time()
         run()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        figures.append(f"{what}: {perf_counter() - start:.1f} s, peak so far {peak:.1f} GiB")
+        seconds, processor = perf_counter() - start, process_time() - begun
+        figures.append(f"{dtype}, {what}: {seconds:.0f} s ({processor:.0f} of processor), peak so far {peak:.1f} GiB")
 
     def train() -> None:
         tokens = restorer.tokens(torch.randn(1, 256, 32, 32), 1, torch.tensor([False]))

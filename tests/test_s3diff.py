@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from face2scene import converters
 from face2scene.checkpoints import load_weights
-from face2scene.restorer import s3diff
+from face2scene.restorer import modulation
 from face2scene.restorer.backbone import load_base
+from face2scene.restorer.latent_tiles import in_latent_tiles
 from face2scene.restorer.load import load_restorer
 from face2scene.restorer.s3diff import S3Diff
 from face2scene.restorer.score_net import ScoreNet
@@ -294,11 +295,11 @@ def test_a_large_latent_is_predicted_in_tiles_as_released(height, width):
     def work(part: Tensor) -> Tensor:
         return part.cumsum(-1) + part.cumsum(-2)  # depends on where the tile begins
 
-    ours = s3diff._in_latent_tiles(work, latent, tile=12, overlap=5)
+    ours = in_latent_tiles(work, latent, tile=12, overlap=5)
     torch.testing.assert_close(ours, tiles_by_hand(work, latent, 12, 5), atol=1e-4, rtol=0)
-    assert s3diff._in_latent_tiles(work, latent[..., :12, :12], tile=12, overlap=5).equal(work(latent[..., :12, :12]))
+    assert in_latent_tiles(work, latent[..., :12, :12], tile=12, overlap=5).equal(work(latent[..., :12, :12]))
     with pytest.raises(ValueError, match=r"13 x 4 is too narrow .*: lower latent_overlap"):
-        s3diff._in_latent_tiles(work, torch.randn(1, 4, 13, 4), tile=7, overlap=5)
+        in_latent_tiles(work, torch.randn(1, 4, 13, 4), tile=7, overlap=5)
 
 
 def test_a_large_picture_is_restored_in_tiles(model, monkeypatch):
@@ -393,12 +394,44 @@ def test_gradients_reach_every_trained_weight_and_checkpointing_keeps_them(files
     assert all(torch.allclose(plain[n], again[n], atol=1e-6, rtol=1e-4) for n in plain)
 
 
+def test_what_overflows_half_precision_is_computed_again_in_float32(files, caplog):
+    model, image = S3Diff.from_file(files[2], dtype="bf16"), torch.rand(1, 3, 64, 64)
+    narrow = model.vae.decoder.forward
+
+    def overflowing(sample, *args, **kwargs):
+        output = narrow(sample, *args, **kwargs)
+        return output * float("inf") if sample.dtype == torch.bfloat16 else output
+
+    model.vae.decoder.forward = overflowing
+    output = model.restore(image, posterior="mean")
+    assert "The VAE decoder gave values that are not finite; it is run again in float32." in caplog.text
+    assert "UNet" not in caplog.text and torch.isfinite(output).all()
+    assert model.vae.decoder.conv_in.weight.dtype == torch.bfloat16
+
+
+def test_running_out_of_memory_names_the_options(model, monkeypatch):
+    def exhaust(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(model.unet, "forward", exhaust)
+    with pytest.raises(torch.OutOfMemoryError, match=r"lower pipeline\.tile, set guidance=1, or .*bf16"):
+        model.restore(torch.rand(1, 3, 64, 64))
+
+
+def test_a_seeded_sample_is_the_pictures_own(model):
+    images, seeds = torch.rand(2, 3, 64, 64), torch.tensor([1, 2])
+    both = model.restore(images, seeds=seeds)
+    torch.testing.assert_close(model.restore(images[1:], seeds=seeds[1:]), both[1:], atol=1e-3, rtol=0)
+
+
 def test_saved_and_read_it_restores_the_same(model, tmp_path):
     model.save(tmp_path / "again.safetensors", about={"steps": 1})
     again = load_restorer(tmp_path / "again.safetensors")
     image = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(again.restore(image, posterior="mean"), model.restore(image, posterior="mean"))
     assert isinstance(again, S3Diff) and again.config == model.config
+    model.save_pretrained(tmp_path / "folder", steps=1)
+    assert S3Diff.from_pretrained(tmp_path / "folder").config == model.config
     model.save(tmp_path / "half.safetensors", about={}, dtype=torch.float16)
     tensors, _, _ = load_weights(tmp_path / "half.safetensors", kind="s3diff")
     small_parts = {t.dtype for n, t in tensors.items() if not n.startswith(("vae.", "unet."))}
@@ -477,8 +510,8 @@ def test_blocks_of_the_full_size_are_numbered_as_released():
     with init_empty_weights():
         vae, unet = full_size()
     for net, network, number, kind in (
-        ("vae", vae.encoder, s3diff.vae_block, "encoder."),
-        ("unet", unet, s3diff.unet_block, ""),
+        ("vae", vae.encoder, modulation.vae_block, "encoder."),
+        ("unet", unet, modulation.unet_block, ""),
     ):
         names = [kind + n for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
         assert all(number(name) == place_by_hand(net, name) % BLOCKS[net] for name in names)
