@@ -25,7 +25,7 @@ from face2scene.train import sharded
 from face2scene.train.loop import Schedule, train
 from face2scene.train.restorer import RestorerTask
 
-LEAST = 2000  # weights of a unit; the tiny networks have several of that size
+LEAST = 5000  # weights of a unit; the tiny networks have several of that size
 
 
 def forget_processes():
@@ -50,24 +50,23 @@ def build(base):
 
 def run_to(base, folder, steps, shard_from):
     forget_processes()
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    accelerator = Accelerator(cpu=True)
     task = build(base)
-    schedule = Schedule(steps=steps, log_every=1, validate_every=2, save_every=2, best="validation/psnr_own_tokens")
+    schedule = Schedule(steps=steps, log_every=1, validate_every=1, save_every=1, best="validation/psnr_own_tokens")
     run = Run(folder, {}, main=accelerator.is_main_process)
     train(task, accelerator, schedule, run, seed=3, shard_from=shard_from)
     return task
 
 
 def _one_of_two(base, folder):
-    task = run_to(base, folder / "sharded", 4, LEAST)
+    task = run_to(base, folder / "sharded", 2, LEAST)
     units = [m for m in task.phases[0].model.modules() if isinstance(m, FSDPModule)]
     parts = sum(p.to_local().numel() for p in task.phases[0].model.parameters())
     whole = sum(p.numel() for p in task.phases[0].model.parameters())
+    run_to(base, folder / "halves", 1, LEAST)
     run_to(base, folder / "halves", 2, LEAST)
-    run_to(base, folder / "halves", 4, LEAST)
-    run_to(base, folder / "copied", 4, None)
-    run_to(base, folder / "mixed", 2, None)  # whole copies, and then sharded from their state
-    run_to(base, folder / "mixed", 4, LEAST)
+    run_to(base, folder / "mixed", 1, None)  # whole copies on both, and sharded from their state on
+    run_to(base, folder / "mixed", 2, LEAST)
     if torch.distributed.get_rank() == 0:
         (folder / "units.json").write_text(json.dumps([len(units), parts / whole]))
 
@@ -84,22 +83,21 @@ debug_launcher(_one_of_two, (Path(sys.argv[2]), Path(sys.argv[3])), num_processe
 
 def test_a_sharded_training_is_the_copied_one_and_goes_on_bit_for_bit(tmp_path, tiny_base):
     words = [sys.executable, "-c", LAUNCH, str(Path(__file__).parent), str(tiny_base), str(tmp_path)]
-    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:]
     units, share = json.loads((tmp_path / "units.json").read_text())
-    assert units > 4 and share < 0.6  # several units, and a process holds about half
-    names = ("sharded", "halves", "copied", "mixed")
+    assert units > 3 and share < 0.6  # several units, and a process holds about half
+    names = ("sharded", "halves", "mixed")
     files = {n: load_file(tmp_path / n / "weights/restorer.safetensors") for n in names}
-    states = {n: load_file(tmp_path / n / "state/4/model.safetensors") for n in names}
+    states = {n: load_file(tmp_path / n / "state/2/model.safetensors") for n in names}
     lines = {n: [json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in names}
     for kind in (files, states):
+        assert kind["sharded"].keys() == kind["halves"].keys() == kind["mixed"].keys()
         assert all(torch.equal(tensor, kind["halves"][name]) for name, tensor in kind["sharded"].items())
-        for other in ("copied", "mixed"):
-            assert kind["sharded"].keys() == kind[other].keys()
-            for name, tensor in kind["sharded"].items():
-                torch.testing.assert_close(kind[other][name], tensor, atol=1e-4, rtol=1e-3)
+        for name, tensor in kind["sharded"].items():
+            torch.testing.assert_close(kind["mixed"][name], tensor, atol=1e-4, rtol=1e-3)
     assert lines["sharded"] == lines["halves"]
-    for one, two in zip(lines["sharded"], lines["copied"], strict=True):
+    for one, two in zip(lines["sharded"], lines["mixed"], strict=True):
         assert one == pytest.approx(two, rel=1e-3, abs=1e-4)
 
 

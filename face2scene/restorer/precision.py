@@ -22,7 +22,8 @@ def finite(stage: str, network: nn.Module, run: Callable[[], Tensor]) -> Tensor:
     output = run()
     if torch.isfinite(output).all():
         return output
-    if any(p.dtype in (torch.bfloat16, torch.float16) for p in network.parameters()):
+    half = any(p.dtype in (torch.bfloat16, torch.float16) for p in network.parameters())
+    if half or torch.is_autocast_enabled(output.device.type):
         log.warning("The %s gave values that are not finite; it is run again in float32.", stage)
         with _in_float32(network), torch.autocast(output.device.type, enabled=False):
             output = run()

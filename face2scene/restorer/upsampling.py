@@ -1,4 +1,4 @@
-"""Enlarge and convolve at once, 2.25 times cheaper: a third of the decoder's work, and some of the UNet's.
+"""Enlarge and convolve at once, 2.25 times cheaper: over a quarter of the decoder's work, and some of the UNet's.
 
 A 3 x 3 convolution of a picture that was doubled by repeating pixels reads each pixel several times. For each of the
 four places within a doubled pixel the taps that meet the same pixel add up, and a 2 x 2 convolution of the small
