@@ -3,8 +3,8 @@
 Restoring. Ours is FaDeX on one face, MapNet and the one-step restorer as the pipeline runs it: merged LoRAs, doublings
 folded into their convolutions, both prompts in one call and encoded beforehand. The other side is `restorer=s3diff` as
 its release runs it: float32, LoRAs modulated in every call, two UNet calls one after the other, both prompts encoded
-for every picture, a quarter-size input enlarged by 4. Stage I is on neither side. Both get copies of one random base;
-in turns, in this process, the fastest of --repeat runs.
+for every picture, a quarter-size input enlarged by 4. Stage I is on neither side. Both get the same random base; one
+after the other, in this process, the fastest of --repeat runs.
 
 Training. One step of `train.loop` with `order=one_forward` against `order=published` (two restorations, four optimiser
 steps), the same restorer, critic, batch and precision, in turns.
@@ -12,12 +12,11 @@ steps), the same restorer, critic, batch and precision, in turns.
     python benchmarks/restorer.py [--quick] [--size 512] [--device cpu] [--repeat 1] [--json FILE]
         [--precisions fp32,bf16] [--cpu-seconds] [--only restore|train]
 
-The default has SD 2.1's shapes and wants 12 GB of memory; --quick is a narrow base at 256 pixels. --cpu-seconds counts
+The default has SD 2.1's shapes and wants 8 GB of memory; --quick is a narrow base at 256 pixels. --cpu-seconds counts
 the processor time of this process in place of the clock's, for machines that others use too (on a CPU only).
 """
 
 import argparse
-import copy
 import logging
 import time
 from collections.abc import Callable
@@ -230,69 +229,71 @@ def main() -> None:
         write_json(options.json, results)
 
 
+def build_ours(
+    options: argparse.Namespace, device: torch.device, size: int
+) -> tuple[nn.Module, tuple[nn.Module, ...], Callable[[], Tensor]]:
+    """Our restorer, all that is held in memory for it, and what restores one picture."""
+    encoder = OmegaConf.to_container(OmegaConf.load(REPOSITORY / "configs/fadex/paper.yaml").encoder)
+    fadex = FaDeX(**{k: v for k, v in encoder.items() if k != "_target_"}).eval().to(device)
+    mapnet = MapNet(in_channels=256, channels=512, heads=8, width=1024)
+    ours = OneStepRestorer(random_base(narrow=options.quick), mapnet).merged().to(device)
+    torch.manual_seed(1)
+    image = torch.rand(1, 3, size, size, device=device)
+    face = torch.rand(1, 3, *[64 if options.quick else FACE] * 2, device=device)
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        return ours.restore(image, ours.tokens(fadex(face, face), 1))
+
+    return ours, (ours, fadex), run
+
+
+def build_other(
+    options: argparse.Namespace, device: torch.device, size: int
+) -> tuple[nn.Module, tuple[nn.Module, ...], Callable[[], Tensor]]:
+    """The same of S3Diff, run the published way."""
+    base = random_base(narrow=options.quick)
+    tokenizer, text_encoder = base.tokenizer, base.text_encoder
+    other = S3Diff(base, ScoreNet(), start="identity").merged().to(device)
+    text_encoder.to(device)
+    torch.manual_seed(1)
+    low = torch.rand(1, 3, size // 4, size // 4, device=device)
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        ids = [tokenizer(p, padding="max_length", max_length=77, return_tensors="pt").input_ids for p in PROMPTS]
+        text = torch.cat([text_encoder(each.to(device)).last_hidden_state for each in ids])
+        other.text = text.to(other.text)
+        return other.restore(low, scale=4)
+
+    return other, (other, text_encoder), run
+
+
 def restore_rows(options: argparse.Namespace, device: torch.device, clock: Callable[[], float], what: str) -> dict:
     """Restoring one picture, by stage, ours and S3Diff's."""
     size = options.size or (256 if options.quick else 512)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     precisions = {name: dtypes[name] for name in options.precisions.split(",")}
-    base = random_base(narrow=options.quick)
-    again = Base(
-        copy.deepcopy(base.vae),
-        copy.deepcopy(base.unet),
-        base.text_encoder,
-        base.tokenizer,
-        base.alphas,
-        base.prediction,
-    )
-    encoder = OmegaConf.to_container(OmegaConf.load(REPOSITORY / "configs/fadex/paper.yaml").encoder)
-    fadex = FaDeX(**{k: v for k, v in encoder.items() if k != "_target_"}).eval().to(device)
-    ours = OneStepRestorer(base, MapNet(in_channels=256, channels=512, heads=8, width=1024)).merged().to(device)
-    other = S3Diff(again, ScoreNet(), start="identity").merged().to(device)
-    base.text_encoder.to(device)
-    torch.manual_seed(1)
-    image, low = torch.rand(1, 3, size, size, device=device), torch.rand(1, 3, size // 4, size // 4, device=device)
-    face = torch.rand(1, 3, *[64 if options.quick else FACE] * 2, device=device)
-
-    @torch.inference_mode()
-    def run_ours() -> Tensor:
-        return ours.restore(image, ours.tokens(fadex(face, face), 1))
-
-    @torch.inference_mode()
-    def run_other() -> Tensor:
-        ids = [base.tokenizer(p, padding="max_length", max_length=77, return_tensors="pt").input_ids for p in PROMPTS]
-        text = torch.cat([base.text_encoder(each.to(device)).last_hidden_state for each in ids])
-        other.text = text.to(other.text)
-        return other.restore(low, scale=4)
-
-    sides = {"ours": (Stages(ours, device, clock), run_ours), "other": (Stages(other, device, clock), run_other)}
-    held = {"ours": (ours, fadex), "other": (other, base.text_encoder)}
     seconds: dict[tuple[str, str], dict[str, float]] = {}
     memory: dict[tuple[str, str], float | None] = {}
     counted: dict[str, dict[str, float]] = {}
-    for precision, dtype in precisions.items():
-        for part in (ours.vae, ours.unet):
-            part.to(dtype)
-        other.merged(dtype)
-        for side, (stages, work) in sides.items():
+    for side, build in (("ours", build_ours), ("other", build_other)):  # one after the other: memory for one is enough
+        model, held, work = build(options, device, size)
+        stages = Stages(model, device, clock)
+        for precision, dtype in precisions.items():
+            model.merged(dtype)
             with peak_memory(device) as peak:
                 times = dict(stages.run(work, count=True))  # the warm-up
             counted.setdefault(side, dict(stages.flops))
-            if options.no_warm_up:
-                seconds[side, precision] = times
-                memory[side, precision] = weights_mib(*held[side]) + peak[0] if peak else None
-        for _ in range(0 if options.no_warm_up else options.repeat):
-            for side, (stages, work) in sides.items():
+            best = times if options.no_warm_up else None
+            for _ in range(0 if options.no_warm_up else options.repeat):
                 with peak_memory(device) as peak:
                     times = dict(stages.run(work))
-                best = seconds.setdefault((side, precision), times)
-                if times["total"] < best["total"]:
-                    seconds[side, precision] = times
-                memory[side, precision] = weights_mib(*held[side]) + peak[0] if peak else None
-        print(
-            f"{precision}: ours {seconds['ours', precision]['total']:.2f} s, S3Diff "
-            f"{seconds['other', precision]['total']:.2f} s",
-            flush=True,
-        )
+                best = times if best is None or times["total"] < best["total"] else best
+            seconds[side, precision] = best
+            memory[side, precision] = weights_mib(*held) + peak[0] if peak else None
+            print(f"{precision}, {side}: {best['total']:.2f} s", flush=True)
+        del model, held, work, stages
 
     what = f"{size} x {size}, {what}"
     results = {}

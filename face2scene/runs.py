@@ -20,7 +20,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from face2scene.files import atomic_write, read_json, write_json
-from face2scene.images import write_png
 
 log = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -104,6 +103,8 @@ class Run:
 
     def show(self, pictures: Mapping[str, Any], step: int) -> None:
         """Write pictures, by name, (3, H, W) in [0, 1], to validation/<step>/; trackers that show some get them too."""
+        from face2scene.images import write_png  # torch comes with it, which commands that show nothing need not wait for
+
         if not self.main or not pictures:
             return
         for name, picture in pictures.items():
