@@ -103,7 +103,7 @@ class Run:
 
     def show(self, pictures: Mapping[str, Any], step: int) -> None:
         """Write pictures, by name, (3, H, W) in [0, 1], to validation/<step>/; trackers that show some get them too."""
-        from face2scene.images import write_png  # torch comes with it, which commands that show nothing need not wait for
+        from face2scene.images import write_png  # here, because torch comes with it
 
         if not self.main or not pictures:
             return
