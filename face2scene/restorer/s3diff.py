@@ -158,7 +158,7 @@ class S3Diff(nn.Module):
             posterior = self._encode(image, vae_matrices)
             latent = self._draw(posterior, self.posterior if seeds is None else "sample", seeds)
             prediction = self._predict(latent, self.text[which], unet_matrices)
-        return self._decode(latent, prediction)
+        return _picture(self._decode(latent, prediction))
 
     @torch.inference_mode()
     def restore(
@@ -215,7 +215,7 @@ class S3Diff(nn.Module):
                 tiles = {"tile": self.latent_tile, "overlap": self.latent_overlap}
                 prediction = finite("UNet", self.unet, lambda: in_latent_tiles(predict, latent, **tiles))
             output = finite("VAE decoder", self.vae, lambda: self._decode(latent, prediction))
-        return output[..., :height, :width].float()
+        return _picture(output)[..., :height, :width].float()
 
     def _autocast(self) -> AbstractContextManager:
         # what is trained stays float32 on a half-precision base
@@ -247,8 +247,7 @@ class S3Diff(nn.Module):
         if self.clip is not None:
             clean = clean.clamp(-self.clip, self.clip)
         scaled = (clean / self.vae.config.scaling_factor).to(self.vae.decoder.conv_in.weight.dtype)
-        output = self.vae.decode(scaled).sample
-        return (output.clamp(-1, 1) + 1) / 2
+        return self.vae.decode(scaled).sample  # not clamped yet: that would hide an overflow
 
     def checkpoint_gradients(self) -> "S3Diff":
         """Keep few activations and compute the others again in the backward pass: less memory, more time."""
@@ -316,6 +315,10 @@ class S3Diff(nn.Module):
             if dtype is not None and name not in own:
                 parameter.data = parameter.data.to(dtype)
         return self.eval().requires_grad_(False)
+
+
+def _picture(output: Tensor) -> Tensor:
+    return (output.clamp(-1, 1) + 1) / 2
 
 
 class NoFaDeX(nn.Module):
