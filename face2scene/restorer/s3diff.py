@@ -292,7 +292,7 @@ class S3Diff(nn.Module):
         return model.eval().requires_grad_(False)
 
     def _own(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self.state_dict(keep_vars=True).items():
+        for name, tensor in checkpoints.all_tensors(self).items():
             if not name.startswith(("vae.", "unet.")) or ".lora_" in name or name.startswith("unet.conv_in."):
                 yield name, tensor
 

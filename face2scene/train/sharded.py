@@ -81,7 +81,8 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
 def gathered(*models: nn.Module) -> Iterator[None]:
     """Inside, every sharded weight of `models` is whole on every process, to be read and not to be trained.
 
-    Gradients and optimisers belong outside. Without sharding nothing happens.
+    Gradients and optimisers belong outside, and so does `state_dict`, which takes the weights apart again. Without
+    sharding nothing happens.
     """
     units = [m for model in models for m in model.modules() if isinstance(m, FSDPModule)]
     for unit in units:
