@@ -1,17 +1,22 @@
-"""Seconds of restoring one picture: ours against S3Diff run the published way, on the same base and machine.
+"""Restoring one picture and training one step: ours against S3Diff run the published way, on the same base and machine.
 
-Ours is FaDeX on one face, MapNet and the one-step restorer with merged LoRAs, both prompts in one call and encoded
-beforehand. The other side is `restorer=s3diff` as its release runs it: float32, LoRAs modulated in every call, two
-UNet calls one after the other, both prompts encoded for every picture, a quarter-size input enlarged by 4. Stage I
-is on neither side. Both get copies of one random base; in turns, in this process, the fastest of --repeat runs.
+Restoring. Ours is FaDeX on one face, MapNet and the one-step restorer as the pipeline runs it: merged LoRAs, doublings
+folded into their convolutions, both prompts in one call and encoded beforehand. The other side is `restorer=s3diff` as
+its release runs it: float32, LoRAs modulated in every call, two UNet calls one after the other, both prompts encoded
+for every picture, a quarter-size input enlarged by 4. Stage I is on neither side. Both get the same random base; one
+after the other, in this process, the fastest of --repeat runs.
+
+Training. One step of `train.loop` with `order=one_forward` against `order=published` (two restorations, four optimiser
+steps), the same restorer, critic, batch and precision, in turns.
 
     python benchmarks/restorer.py [--quick] [--size 512] [--device cpu] [--repeat 1] [--json FILE]
+        [--precisions fp32,bf16] [--cpu-seconds] [--only restore|train]
 
-The default has SD 2.1's shapes and wants 12 GB of memory; --quick is a narrow base at 256 pixels.
+The default has SD 2.1's shapes and wants 8 GB of memory; --quick is a narrow base at 256 pixels. --cpu-seconds counts
+the processor time of this process in place of the clock's, for machines that others use too (on a CPU only).
 """
 
 import argparse
-import copy
 import logging
 import time
 from collections.abc import Callable
@@ -19,52 +24,44 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from accelerate import Accelerator
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
+from transformers import AutoTokenizer
 
 from face2scene.fadex import FaDeX
 from face2scene.files import write_json
 from face2scene.mapnet import MapNet
 from face2scene.restorer import s3diff
-from face2scene.restorer.backbone import CLIP_VOCABULARY, Base
+from face2scene.restorer.backbone import Base
+from face2scene.restorer.critic import VIT_B16, Critic, load_features
 from face2scene.restorer.one_step import OneStepRestorer
+from face2scene.restorer.random_base import SD_TURBO, networks
 from face2scene.restorer.s3diff import S3Diff
 from face2scene.restorer.score_net import ScoreNet
 from face2scene.runs import REPOSITORY
+from face2scene.train.loop import step
+from face2scene.train.restorer import RestorerTask
 
 PROMPTS = (s3diff.POSITIVE, s3diff.NEGATIVE)
 STAGES = ("encode", "unet", "decode", "rest")
 FACE = 256  # pixels of the face that FaDeX reads, the pipeline's largest; 64 with --quick
 
 
+NARROW = {
+    "vae": {"block_out_channels": [32, 64, 96, 96]},
+    "unet": {"block_out_channels": [64, 128, 256, 256], "attention_head_dim": [2, 4, 8, 8]},
+    "text_encoder": {"num_hidden_layers": 2},
+    "scheduler": {},
+}
+
+
 def random_base(*, narrow: bool) -> Base:
     """SD 2.1's networks with random weights; `narrow` has a fifth of the channels and two text layers."""
     torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=[32, 64, 96, 96] if narrow else [128, 256, 512, 512],
-        layers_per_block=2,
-        scaling_factor=0.18215,
-    )
-    unet = UNet2DConditionModel(
-        block_out_channels=[64, 128, 256, 256] if narrow else [320, 640, 1280, 1280],
-        attention_head_dim=[2, 4, 8, 8] if narrow else [5, 10, 20, 20],
-        cross_attention_dim=1024,
-        use_linear_projection=True,
-    )
-    text = CLIPTextConfig(
-        vocab_size=CLIP_VOCABULARY,
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=2 if narrow else 23,
-        num_attention_heads=16,
-        hidden_act="gelu",
-    )
-    text_encoder = CLIPTextModel(text)
+    shapes = {part: dict(config) | (NARROW[part] if narrow else {}) for part, config in SD_TURBO.items()}
+    vae, unet, text_encoder = networks(shapes)
     tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "checkpoints/tiny/base/tokenizer")
     alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
     for network in (vae, unet, text_encoder):
@@ -75,8 +72,8 @@ def random_base(*, narrow: bool) -> Base:
 class Stages:
     """Seconds and floating-point operations of encoder, UNet and decoder, and of the rest of a call."""
 
-    def __init__(self, model: nn.Module, device: torch.device):
-        self.device, self.counter = device, None
+    def __init__(self, model: nn.Module, device: torch.device, clock: Callable[[], float]):
+        self.device, self.clock, self.counter = device, clock, None
         self.seconds: dict[str, float] = {}
         self.flops: dict[str, float] = {}
         for stage, module in (("encode", model.vae.encoder), ("unet", model.unet), ("decode", model.vae.decoder)):
@@ -86,7 +83,7 @@ class Stages:
     def _add(self, stage: str, sign: int) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.seconds[stage] += sign * time.perf_counter()
+        self.seconds[stage] += sign * self.clock()
         if self.counter is not None:
             self.flops[stage] += sign * self.counter.get_total_flops()
 
@@ -133,17 +130,72 @@ def weights_mib(*modules: nn.Module) -> float:
     return sum(t.numel() * t.element_size() for t in tensors.values()) / 2**20
 
 
-def operations_per_second(device: torch.device, dtype: torch.dtype) -> float:
+def operations_per_second(device: torch.device, dtype: torch.dtype, clock: Callable[[], float]) -> float:
     """What a large matrix product reaches here: the best of a few."""
     side = 8192 if device.type == "cuda" else 2048
     a, best = torch.randn(side, side, device=device).to(dtype), 0.0
     for _ in range(6):
-        start = time.perf_counter()
+        start = clock()
         a @ a
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = max(best, 2 * side**3 / (time.perf_counter() - start))
+        best = max(best, 2 * side**3 / (clock() - start))
     return best
+
+
+class Nearness(nn.Module):
+    """LPIPS on VGG with random weights: the work of the real one, without its download."""
+
+    def __init__(self):
+        super().__init__()
+        import lpips
+
+        self.network = lpips.LPIPS(net="vgg", pnet_rand=True, pretrained=False, verbose=False).requires_grad_(False)
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.network(output, target).mean()
+
+
+def train_rows(options: argparse.Namespace, device: torch.device, clock: Callable[[], float], what: str) -> dict:
+    """A training step in our order and in the published one."""
+    crop = 64 if options.quick else 256
+    base = random_base(narrow=options.quick)
+    restorer = OneStepRestorer(base, MapNet(in_channels=8, channels=64, heads=8, width=1024)).to(device)
+    del base
+    restorer.checkpoint_gradients()
+    vit = {"hidden_size": 96, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 384}
+    critic = Critic(load_features((vit if options.quick else VIT_B16) | {"image_size": 224, "patch_size": 16}))
+    batch = {name: torch.rand(1, 3, crop, crop, device=device) for name in ("image", "truth", "target")}
+    batch |= {name: torch.rand(1, 8, 32, 32, device=device) for name in ("restored", "degraded")}
+    batch |= {"negative": torch.tensor([False], device=device), "drop": torch.tensor([False], device=device)}
+    batch["seed"] = torch.tensor([0])
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    near, faces, settings = Nearness(), _Faces(), {"lr": 2e-5, "device": device, "about": {}}
+    orders = ("one_forward", "published")
+    tasks = {o: RestorerTask(restorer, faces, near, None, [], critic=critic, order=o, **settings) for o in orders}
+    seconds, memory = dict.fromkeys(orders, float("inf")), {}
+    for turn in range(options.repeat + (not options.no_warm_up)):
+        for order, task in tasks.items():
+            with peak_memory(device) as peak:
+                start = clock()
+                step(task, batch, accelerator, 1.0)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                spent = clock() - start
+            if turn or options.no_warm_up:
+                seconds[order] = min(seconds[order], spent)
+                memory[order] = weights_mib(restorer, critic, near) + peak[0] if peak else None
+    note = f"one_forward, published; a step of one {crop} x {crop} crop, fp32, gradient checkpointing; {what}"
+    return {
+        "train_step": row(seconds["one_forward"], seconds["published"], "s", note),
+        "train_memory": row(memory["one_forward"], memory["published"], "MiB", "weights and what a step adds to them"),
+    }
+
+
+class _Faces(nn.Module):
+    # In FaDeX's place, which is frozen and the same on both sides.
+    def forward(self, restored: Tensor, degraded: Tensor) -> Tensor:
+        return restored - degraded
 
 
 def main() -> None:
@@ -153,74 +205,102 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="side of the restored picture; a multiple of 256")
     parser.add_argument("--repeat", type=int, default=1, help="timed runs, of which the fastest counts")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precisions", default="fp32,bf16", help="leave bf16 out where the processor has none")
+    parser.add_argument("--cpu-seconds", action="store_true", help="processor time in place of the clock's")
+    parser.add_argument("--only", choices=("restore", "train"), help="one half of the measurements")
+    parser.add_argument("--no-warm-up", action="store_true", help="the first run counts already, slower by its set-up")
     options = parser.parse_args()
     logging.disable(logging.INFO)
-    device, size = torch.device(options.device), options.size or (256 if options.quick else 512)
+    device = torch.device(options.device)
+    clock = time.process_time if options.cpu_seconds else time.perf_counter
+    what = f"{'narrow base' if options.quick else 'SD 2.1'}, {device.type}, "
+    what += f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    what += ", processor time" if options.cpu_seconds else ""
+    results = {}
+    if options.only != "train":
+        results |= restore_rows(options, device, clock, what)
+    if options.only != "restore":
+        results |= train_rows(options, device, clock, what)
+    print(f"{'measure':<22}{'ours':>10}{'other':>10}{'ratio':>8}  unit")
+    for name, line in results.items():
+        cells = [f"{line[key]:.3g}" if line[key] is not None else "-" for key in ("ours", "other", "ratio")]
+        print(f"{name:<22}{cells[0]:>10}{cells[1]:>10}{cells[2]:>8}  {line['unit']} ({line['note']})")
+    if options.json:
+        write_json(options.json, results)
 
-    base = random_base(narrow=options.quick)
-    again = Base(
-        copy.deepcopy(base.vae),
-        copy.deepcopy(base.unet),
-        base.text_encoder,
-        base.tokenizer,
-        base.alphas,
-        base.prediction,
-    )
+
+def build_ours(
+    options: argparse.Namespace, device: torch.device, size: int
+) -> tuple[nn.Module, tuple[nn.Module, ...], Callable[[], Tensor]]:
+    """Our restorer, all that is held in memory for it, and what restores one picture."""
     encoder = OmegaConf.to_container(OmegaConf.load(REPOSITORY / "configs/fadex/paper.yaml").encoder)
     fadex = FaDeX(**{k: v for k, v in encoder.items() if k != "_target_"}).eval().to(device)
-    ours = OneStepRestorer(base, MapNet(in_channels=256, channels=512, heads=8, width=1024)).merged().to(device)
-    other = S3Diff(again, ScoreNet(), start="identity").merged().to(device)
-    base.text_encoder.to(device)
+    mapnet = MapNet(in_channels=256, channels=512, heads=8, width=1024)
+    ours = OneStepRestorer(random_base(narrow=options.quick), mapnet).merged().to(device)
     torch.manual_seed(1)
-    image, low = torch.rand(1, 3, size, size, device=device), torch.rand(1, 3, size // 4, size // 4, device=device)
+    image = torch.rand(1, 3, size, size, device=device)
     face = torch.rand(1, 3, *[64 if options.quick else FACE] * 2, device=device)
 
     @torch.inference_mode()
-    def run_ours() -> Tensor:
+    def run() -> Tensor:
         return ours.restore(image, ours.tokens(fadex(face, face), 1))
 
+    return ours, (ours, fadex), run
+
+
+def build_other(
+    options: argparse.Namespace, device: torch.device, size: int
+) -> tuple[nn.Module, tuple[nn.Module, ...], Callable[[], Tensor]]:
+    """The same of S3Diff, run the published way."""
+    base = random_base(narrow=options.quick)
+    tokenizer, text_encoder = base.tokenizer, base.text_encoder
+    other = S3Diff(base, ScoreNet(), start="identity").merged().to(device)
+    text_encoder.to(device)
+    torch.manual_seed(1)
+    low = torch.rand(1, 3, size // 4, size // 4, device=device)
+
     @torch.inference_mode()
-    def run_other() -> Tensor:
-        ids = [base.tokenizer(p, padding="max_length", max_length=77, return_tensors="pt").input_ids for p in PROMPTS]
-        text = torch.cat([base.text_encoder(each.to(device)).last_hidden_state for each in ids])
+    def run() -> Tensor:
+        ids = [tokenizer(p, padding="max_length", max_length=77, return_tensors="pt").input_ids for p in PROMPTS]
+        text = torch.cat([text_encoder(each.to(device)).last_hidden_state for each in ids])
         other.text = text.to(other.text)
         return other.restore(low, scale=4)
 
-    sides = {"ours": (Stages(ours, device), run_ours), "other": (Stages(other, device), run_other)}
-    networks = {"ours": (ours, fadex), "other": (other, base.text_encoder)}
+    return other, (other, text_encoder), run
+
+
+def restore_rows(options: argparse.Namespace, device: torch.device, clock: Callable[[], float], what: str) -> dict:
+    """Restoring one picture, by stage, ours and S3Diff's."""
+    size = options.size or (256 if options.quick else 512)
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    precisions = {name: dtypes[name] for name in options.precisions.split(",")}
     seconds: dict[tuple[str, str], dict[str, float]] = {}
     memory: dict[tuple[str, str], float | None] = {}
     counted: dict[str, dict[str, float]] = {}
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        for part in (ours.vae, ours.unet):
-            part.to(dtype)
-        other.merged(dtype)
-        for side, (stages, work) in sides.items():
-            stages.run(work, count=True)  # the warm-up
-            if precision == "fp32":
-                counted[side] = dict(stages.flops)
-        for _ in range(options.repeat):
-            for side, (stages, work) in sides.items():
+    for side, build in (("ours", build_ours), ("other", build_other)):  # one after the other: memory for one is enough
+        model, held, work = build(options, device, size)
+        stages = Stages(model, device, clock)
+        for precision, dtype in precisions.items():
+            model.merged(dtype)
+            with peak_memory(device) as peak:
+                times = dict(stages.run(work, count=True))  # the warm-up
+            counted.setdefault(side, dict(stages.flops))
+            best = times if options.no_warm_up else None
+            for _ in range(0 if options.no_warm_up else options.repeat):
                 with peak_memory(device) as peak:
                     times = dict(stages.run(work))
-                best = seconds.setdefault((side, precision), times)
-                if times["total"] < best["total"]:
-                    seconds[side, precision] = times
-                memory[side, precision] = weights_mib(*networks[side]) + peak[0] if peak else None
-        print(
-            f"{precision}: ours {seconds['ours', precision]['total']:.2f} s, S3Diff "
-            f"{seconds['other', precision]['total']:.2f} s",
-            flush=True,
-        )
+                best = times if best is None or times["total"] < best["total"] else best
+            seconds[side, precision] = best
+            memory[side, precision] = weights_mib(*held) + peak[0] if peak else None
+            print(f"{precision}, {side}: {best['total']:.2f} s", flush=True)
+        del model, held, work, stages
 
-    what = f"{size} x {size}, {'narrow base' if options.quick else 'SD 2.1'}, {device.type}, "
-    what += f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    what = f"{size} x {size}, {what}"
     results = {}
-    for name, mine, published in (
-        ("published", "bf16", "fp32"),
-        ("equal_fp32", "fp32", "fp32"),
-        ("equal_bf16", "bf16", "bf16"),
-    ):
+    compared = (("published", "bf16", "fp32"), ("equal_fp32", "fp32", "fp32"), ("equal_bf16", "bf16", "bf16"))
+    for name, mine, published in compared:
+        if not {mine, published} <= precisions.keys():
+            continue
         for stage in ("total", *STAGES):
             a, b = seconds["ours", mine][stage], seconds["other", published][stage]
             results[f"{name}_{stage}"] = row(a, b, "s", f"ours {mine}, S3Diff {published}; {what}")
@@ -230,17 +310,12 @@ def main() -> None:
     for stage in STAGES:
         a, b = counted["ours"][stage] / 1e12, counted["other"][stage] / 1e12
         results[f"operations_{stage}"] = row(a, b, "TFLOP", "convolutions, matrix products and counted attention")
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        rate = operations_per_second(device, dtype)
+    for precision, dtype in precisions.items():
+        rate = operations_per_second(device, dtype, clock)
         floors = [counted[side]["total"] / rate for side in ("ours", "other")]
         note = f"the operations at the {rate / 1e9:.0f} GFLOP/s that a matrix product reaches here in {precision}"
         results[f"floor_{precision}"] = row(*floors, "s", note)
-    print(f"{'measure':<22}{'ours':>10}{'S3Diff':>10}{'ratio':>8}  unit")
-    for name, line in results.items():
-        cells = [f"{line[key]:.3g}" if line[key] is not None else "-" for key in ("ours", "other", "ratio")]
-        print(f"{name:<22}{cells[0]:>10}{cells[1]:>10}{cells[2]:>8}  {line['unit']} ({line['note']})")
-    if options.json:
-        write_json(options.json, results)
+    return results
 
 
 def row(ours: float | None, other: float | None, unit: str, note: str) -> dict:

@@ -25,9 +25,21 @@ def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
     tensors = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for prefix, child in module.named_modules():
         if any(p.requires_grad for p in child.parameters(recurse=False)):
-            names = set(child.state_dict()) & {name for name, _ in child.named_buffers(recurse=False)}
-            tensors |= {f"{prefix}.{name}" if prefix else name: child.get_buffer(name) for name in names}
+            tensors |= {f"{prefix}.{name}" if prefix else name: b for name, b in _stored_buffers(child)}
     return tensors
+
+
+def all_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers, as in a state_dict, which would take gathered weights apart again (FSDP)."""
+    tensors: dict[str, Tensor] = dict(module.named_parameters())
+    for prefix, child in module.named_modules():
+        tensors |= {f"{prefix}.{name}" if prefix else name: b for name, b in _stored_buffers(child)}
+    return tensors
+
+
+def _stored_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    temporary = module._non_persistent_buffers_set
+    return [(name, b) for name, b in module.named_buffers(recurse=False) if name not in temporary]
 
 
 def save_weights(
@@ -106,6 +118,7 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], *, expected: set[str],
             "It was written for other settings; the file's header says which."
         )
     own = dict(module.named_parameters()) | dict(module.named_buffers())
+    tensors = {n: t.reshape(1) if t.dim() == 0 and own[n].shape == (1,) else t for n, t in tensors.items()}
     wrong = [
         f"{n} {tuple(tensors[n].shape)} for {tuple(own[n].shape)}" for n in tensors if own[n].shape != tensors[n].shape
     ]

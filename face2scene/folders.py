@@ -225,7 +225,7 @@ class _Run:
         try:
             scene = Scene(job.name, to_tensor(photo.image), people=job.people)
             donor, measurement = self._measure(number, scene)
-            result = self.pipeline.restore(scene, measurement, guidance=self.settings.guidance)
+            result = self.pipeline.restore(scene, measurement, guidance=self.settings.guidance, seed=self.settings.seed)
         except Exception as error:
             self._failed(job, error)
             done: Future = Future()

@@ -54,7 +54,8 @@ class DegAttn(nn.Module):
         self.value = nn.Linear(channels, channels, bias=False)
         self.start = float(start)
         if scalar == "free":
-            self.subtracted = nn.Parameter(torch.tensor(self.start))  # lambda
+            self.subtracted = nn.Parameter(torch.tensor([self.start]))  # lambda; fully_shard takes no 0-d weights
+            self.register_load_state_dict_pre_hook(_scalar_as_vector)
         else:
             self.vectors = nn.Parameter(0.1 * torch.randn(4, half // self.heads))  # q1, k1, q2, k2
         self.per_head = norm == "head"
@@ -63,7 +64,7 @@ class DegAttn(nn.Module):
 
     @property
     def scalar(self) -> Tensor:
-        """lambda, what the second map is multiplied with."""
+        """lambda, one number, what the second map is multiplied with."""
         if hasattr(self, "subtracted"):
             return self.subtracted
         query_1, key_1, query_2, key_2 = self.vectors.float()
@@ -105,6 +106,12 @@ class PlainAttention(nn.Module):
         query, key, value = (_split(part, self.heads) for part in self.query_key_value(x).chunk(3, dim=-1))
         seen = F.scaled_dot_product_attention(query, key, value)
         return self.project(seen.transpose(1, 2).flatten(2))
+
+
+def _scalar_as_vector(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: Any) -> None:
+    # Weights were once written with a lambda of shape ().
+    if (name := f"{prefix}subtracted") in state:
+        state[name] = state[name].reshape(1)
 
 
 def _split(x: Tensor, heads: int) -> Tensor:

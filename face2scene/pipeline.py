@@ -36,6 +36,7 @@ from face2scene.restorer.load import load_restorer
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.restorer.s3diff import S3Diff
 from face2scene.restorer.tiling import TilePlan, restore_at, restore_in_tiles
+from face2scene.runs import seed_from
 
 log = logging.getLogger(__name__)
 
@@ -297,7 +298,7 @@ class Face2ScenePipeline:
             return [self(one, references, progress=progress, **shared) for one in picture]
         scene, photo = self.scene(picture, references, name=name, scale=scale, max_pixels=max_pixels)
         measured = self.measure(scene, truth=truth, box=box, seed=seed, progress=progress)
-        return replace(self.restore(scene, measured, guidance=guidance, progress=progress), photo=photo)
+        return replace(self.restore(scene, measured, guidance=guidance, seed=seed, progress=progress), photo=photo)
 
     def scene(
         self,
@@ -340,14 +341,16 @@ class Face2ScenePipeline:
         measurement: Measurement,
         *,
         guidance: float | None = None,
+        seed: int = 0,
         progress: Progress = silent,
     ) -> Restoration:
         """Stage II with given tokens, in tiles where the scene is larger than one.
 
         Args:
             guidance: lambda of classifier-free guidance; None is the restorer's own.
+            seed: with the scene's name, of what the restorer draws, if it draws anything.
         """
-        return next(self.restore_at(scene, measurement, [guidance], progress=progress))
+        return next(self.restore_at(scene, measurement, [guidance], seed=seed, progress=progress))
 
     def restore_at(
         self,
@@ -355,6 +358,7 @@ class Face2ScenePipeline:
         measurement: Measurement,
         guidances: Sequence[float | None],
         *,
+        seed: int = 0,
         progress: Progress = silent,
     ) -> Iterator[Restoration]:
         """`restore` at several guidances one after the other; what they share is done once (see `tiling.restore_at`).
@@ -373,6 +377,7 @@ class Face2ScenePipeline:
             lambda box: measurement.tokens.near(box).to(self.device),
             plan,
             strengths,
+            seed=seed_from(seed, scene.name),
             device=self.device,
             offload=self._offloaded,
             progress=progress,

@@ -1,6 +1,7 @@
 """A run's folder: what was asked for, by which code, what came of it, and where to go on.
 
-    runs/<name>/  config.yaml  commit.txt  log.txt  metrics.jsonl  state/<step>/  weights/*.safetensors  images/
+    runs/<name>/  config.yaml  commit.txt  log.txt  metrics.jsonl  state/<step>/  weights/*.safetensors
+                  validation/<step>/*.png  images/
 
 The folder's name is the run's name and never a timestamp, so the same command again finds its own folder
 and goes on; every process works out the same path.
@@ -20,7 +21,6 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from face2scene.files import atomic_write, read_json, write_json
-from face2scene.images import write_png
 
 log = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -102,14 +102,17 @@ class Run:
         for tracker in self.trackers:
             tracker.log(values, step)
 
-    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
-        """Write `images/NAME_STEP.png`, uint8 (H, W, 3), and hand it to the trackers."""
-        if not self.main:
+    def show(self, pictures: Mapping[str, np.ndarray], step: int) -> None:
+        """Write pictures by name, uint8 (H, W, 3), to validation/STEP/NAME.png, and to trackers that show them."""
+        from face2scene.images import write_png  # here, because torch comes with it
+
+        if not self.main or not pictures:
             return
-        write_png(self.folder / "images" / f"{name}_{step:07d}.png", picture.astype(np.float32) / 255)
+        for name, picture in pictures.items():
+            write_png(self.folder / f"validation/{step:06d}/{name}.png", picture.astype(np.float32) / 255)
         for tracker in self.trackers:
-            if hasattr(tracker, "picture"):
-                tracker.picture(name, picture, step)
+            if hasattr(tracker, "show"):
+                tracker.show(pictures, step)
 
     def part(self, name: str) -> "Run":
         """A run inside this one, for a training that is one of several: its own folder, state and metrics."""

@@ -1,4 +1,4 @@
-"""Receivers of a run's metrics and pictures beside metrics.jsonl and images/. Each works without a network."""
+"""Receivers of a run's metrics and pictures beside metrics.jsonl and validation/. Each works without a network."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,9 +40,9 @@ class Wandb:
     def log(self, values: Mapping[str, float], step: int) -> None:
         self.run.log({key: float(value) for key, value in values.items()}, step=step)
 
-    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
-        """One uint8 picture (H, W, 3)."""
-        self.run.log({name: self._wandb.Image(picture)}, step=step)
+    def show(self, pictures: Mapping[str, np.ndarray], step: int) -> None:
+        """Pictures by name, uint8 (H, W, 3)."""
+        self.run.log({name: self._wandb.Image(picture) for name, picture in pictures.items()}, step=step)
 
 
 class Tensorboard:
@@ -70,10 +70,11 @@ class Tensorboard:
             writer.add_scalar(key, float(value), step)
         writer.flush()
 
-    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
-        """One uint8 picture (H, W, 3)."""
+    def show(self, pictures: Mapping[str, np.ndarray], step: int) -> None:
+        """Pictures by name, uint8 (H, W, 3)."""
         writer = self._at(step)
-        writer.add_image(name, picture, step, dataformats="HWC")
+        for name, picture in pictures.items():
+            writer.add_image(name, picture, step, dataformats="HWC")
         writer.flush()
 
     def _at(self, step: int) -> Any:

@@ -17,6 +17,7 @@ from face2scene.restorer.losses import Perceptual
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.restorer.s3diff import NoFaDeX, S3Diff
 from face2scene.runs import open_run
+from face2scene.train import sharded
 from face2scene.train.loop import Schedule, train
 from face2scene.train.restorer import RestorerTask
 
@@ -27,6 +28,7 @@ def main(cfg: DictConfig) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = cfg.train.restorer
     torch.manual_seed(cfg.seed)
+    shard_from = sharded.taken_over()
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         gradient_accumulation_steps=settings.accumulate,
@@ -36,14 +38,16 @@ def main(cfg: DictConfig) -> None:
     ref_fr = instantiate(cfg.ref_fr)
     s3diff = "score_net" in cfg.restorer
     fadex = NoFaDeX() if s3diff else FaDeX.from_file(cfg.fadex_weights)
+    adapters = OmegaConf.to_container(cfg.restorer.adapters, resolve=True)
     if cfg.init_from:
         start = {"source": cfg.restorer.base.source, "dtype": cfg.restorer.base.dtype}
-        restorer = load_restorer(cfg.init_from, **start).unfreeze()
+        restorer = load_restorer(cfg.init_from, expected=adapters, **start).unfreeze()
     else:
-        base = load_base(**cfg.restorer.base)
-        adapters = OmegaConf.to_container(cfg.restorer.adapters, resolve=True)
         kind, conditioning = (S3Diff, cfg.restorer.score_net) if s3diff else (OneStepRestorer, cfg.mapnet)
-        restorer = kind(base, instantiate(conditioning), source=cfg.restorer.base.source, **adapters)
+        # the base is not kept here: its text encoder is needed for the prompts alone
+        restorer = kind(
+            load_base(**cfg.restorer.base), instantiate(conditioning), source=cfg.restorer.base.source, **adapters
+        )
     if settings.gradient_checkpointing:
         restorer.checkpoint_gradients()
     critic = OmegaConf.to_container(settings.critic, resolve=True) if settings.critic else None
@@ -64,7 +68,8 @@ def main(cfg: DictConfig) -> None:
         about={"run": cfg.name, "data": cfg.data.name, "ref_fr": ref_fr.name},
     )
     with run.timed("train"):
-        train(task, accelerator, Schedule(**settings.schedule), run, seed=cfg.seed, workers=settings.workers)
+        schedule = Schedule(**settings.schedule)
+        train(task, accelerator, schedule, run, seed=cfg.seed, workers=settings.workers, shard_from=shard_from)
 
 
 if __name__ == "__main__":

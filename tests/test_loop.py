@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -159,13 +159,6 @@ def test_a_schedule_warms_up_and_decays():
     assert 0.01 <= schedule.rate(99) < 0.011
     with pytest.raises(ValueError, match="decay must be constant or cosine"):
         Schedule(steps=1, decay="linear")
-
-
-def test_sharded_weights_are_refused_before_anything_is_trained(tmp_path):
-    accelerator = Accelerator(cpu=True)
-    accelerator.state.distributed_type = DistributedType.FSDP
-    with pytest.raises(ValueError, match=r"does not train with sharded weights.*four_gpu\.yaml"):
-        train(TwoSides(), accelerator, Schedule(steps=1), Run(tmp_path, {}), seed=0)
 
 
 def test_phases_may_share_a_model_and_its_optimiser(tmp_path):

@@ -1,18 +1,15 @@
-import json
-import resource
-import shutil
-from time import perf_counter
-from types import SimpleNamespace
+import weakref
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import nn
 
 from face2scene.mapnet import MapNet
 from face2scene.restorer import lora
-from face2scene.restorer.backbone import clean_latent, load_base
+from face2scene.restorer.backbone import load_base
+from face2scene.restorer.load import load_restorer
 from face2scene.restorer.one_step import NEGATIVE, POSITIVE, OneStepRestorer
 from face2scene.train.loop import only
 
@@ -42,16 +39,6 @@ def shaken(restorer: OneStepRestorer) -> OneStepRestorer:
 def test_the_papers_prompts_are_the_supplements():
     assert POSITIVE.startswith("a high-resolution, 8K, ultra-realistic sharp image")
     assert NEGATIVE.startswith("oil painting, cartoon, blur, dirty")
-
-
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_the_closed_form_is_the_schedulers_own_step(kind):
-    scheduler = DDPMScheduler(timestep_spacing="trailing", prediction_type=kind, clip_sample=False)
-    scheduler.set_timesteps(1)
-    noisy, prediction = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
-    expected = scheduler.step(prediction, 999, noisy).prev_sample
-    alpha = scheduler.alphas_cumprod[999].item()
-    torch.testing.assert_close(clean_latent(noisy, prediction, alpha, kind), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_fresh_lora_changes_nothing(make, tiny_base):
@@ -105,6 +92,59 @@ def test_guidance_is_linear_between_the_prompts(make):
     assert not torch.equal(predictions[0.0], predictions[1.0])
 
 
+@pytest.mark.parametrize(("guidance", "sizes"), [(1.0, [2]), (1.1, [4])])
+def test_both_prompts_are_one_call_and_without_guidance_there_is_no_negative_branch(make, guidance, sizes):
+    restorer, seen = make().eval(), []
+    restorer.unet.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    restorer.restore(torch.rand(2, 3, 16, 16), torch.randn(2, 21, 32), guidance=guidance)
+    assert seen == sizes
+
+
+def test_the_prompts_are_encoded_once_and_the_text_encoder_is_freed(tiny_base):
+    base = load_base(tiny_base)
+    encoder, called = weakref.ref(base.text_encoder), []
+    base.text_encoder.register_forward_hook(lambda *_: called.append(1))
+    mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
+    restorer = OneStepRestorer(base, mapnet, vae_rank=2, unet_rank=2, vae_layers=LAYERS)
+    del base
+    restorer.restore(torch.rand(1, 3, 16, 16), restorer.tokens(None, 1))
+    assert called == [1] and encoder() is None
+
+
+def test_a_sample_of_the_posterior_at_inference_is_the_pictures_own(make):
+    restorer = shaken(make(posterior="sample")).eval()
+    images, tokens = torch.rand(2, 3, 16, 16), torch.randn(1, 21, 32).expand(2, -1, -1)
+    seeds = torch.tensor([3, 4])
+    drawn = restorer.restore(images, tokens, seeds=seeds)
+    torch.testing.assert_close(restorer.restore(images[1:], tokens[1:], seeds=seeds[1:]), drawn[1:], atol=1e-5, rtol=0)
+    assert (restorer.restore(images, tokens, seeds=seeds + 5) - drawn).abs().max() > 1e-4
+    assert torch.equal(restorer.restore(images, tokens), restorer.restore(images, tokens))
+    with pytest.raises(ValueError, match=r"adapters\.posterior must be mean or sample, not 'mode'"):
+        make(posterior="mode")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_trained_whole_there_is_no_lora_and_every_weight_of_encoder_and_unet_learns(make, dtype, tmp_path):
+    restorer = make(dtype=dtype, full=True)
+    trained = {n for n, p in restorer.named_parameters() if p.requires_grad}
+    assert not any("lora" in n for n in trained) and not any("decoder" in n for n in trained)
+    assert {n for n, _ in restorer.named_parameters() if n.startswith(("unet.", "vae.encoder."))} <= trained
+    image, features = torch.rand(1, 3, 16, 16), torch.randn(1, 8, 8, 8)
+    restorer(image, restorer.tokens(features, 1)).float().square().mean().backward()
+    dark = [n for n, p in restorer.named_parameters() if p.requires_grad and n != "null_tokens" and p.grad is None]
+    assert dark == [] and restorer.unet.time_embedding.linear_1.weight.dtype == torch.float32
+    restorer.save_pretrained(tmp_path, steps=1)
+    again = OneStepRestorer.from_pretrained(tmp_path, dtype=dtype)
+    expected = restorer.eval().restore(image, restorer.tokens(features, 1))
+    torch.testing.assert_close(again.restore(image, again.tokens(features, 1)), expected)
+    assert {n for n, p in again.unfreeze().named_parameters() if p.requires_grad} == trained
+    merged = restorer.merged()
+    assert {p.dtype for p in merged.unet.parameters()} == {restorer.vae_dtype}
+    assert (merged.restore(image, merged.tokens(features, 1)) - expected).abs().mean() < 0.02
+    with pytest.raises(ValueError, match="has no LoRA: use save, or save_merged"):
+        restorer.save_lora(tmp_path)
+
+
 def test_the_tokens_reach_the_picture(make):
     restorer = shaken(make()).eval()
     image = torch.rand(1, 3, 16, 16)
@@ -144,112 +184,17 @@ def test_weights_of_another_rank_are_refused(make, tmp_path):
         fit(other, tensors, expected=set(trained_tensors(other)), source="r.safetensors")
 
 
+def test_going_on_from_weights_of_another_rank_names_the_option(make, tmp_path):
+    make().save_pretrained(tmp_path)
+    file = tmp_path / "restorer.safetensors"
+    with pytest.raises(ValueError, match=r"unet_rank=4 \(asked for: 32\).*set restorer\.adapters\.unet_rank=4"):
+        load_restorer(file, expected={"vae_rank": 2, "unet_rank": 32})
+    assert load_restorer(file, expected={"vae_rank": 2, "unet_rank": 4}).config["unet_rank"] == 4
+
+
 def test_a_layer_pattern_that_fits_nothing_is_an_error(make):
     with pytest.raises(ValueError, match=r"No layer of UNet2DConditionModel fits \['\*to_x'\].*restorer"):
         make(unet_layers=["*to_q", "*to_x"])
-
-
-def test_tokens_of_another_width_are_refused(tiny_base):
-    with pytest.raises(ValueError, match=r"width 16, the base model reads 32: set mapnet\.width"):
-        OneStepRestorer(load_base(tiny_base), MapNet(in_channels=8, channels=16, heads=2, width=16))
-
-
-def test_an_empty_tokenizer_is_an_error_and_not_a_silent_one(tiny_base, tmp_path):
-    copy = shutil.copytree(tiny_base, tmp_path / "base")
-    tokenizer = json.loads((copy / "tokenizer/tokenizer.json").read_text())
-    tokenizer["model"]["vocab"] = dict(list(tokenizer["model"]["vocab"].items())[:3])
-    tokenizer["model"]["merges"] = []
-    (copy / "tokenizer/tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ValueError, match="instead of 49408"):
-        load_base(copy)
-
-
-def test_a_folder_without_a_model_says_which_option_to_set(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no folder 'unet' in it.*restorer\.base\.source"):
-        load_base(tmp_path)
-
-
-def sd21() -> tuple[AutoencoderKL, UNet2DConditionModel]:
-    """SD 2.1's networks without values (on the meta device)."""
-    from accelerate import init_empty_weights
-
-    with init_empty_weights():
-        vae = AutoencoderKL(
-            down_block_types=["DownEncoderBlock2D"] * 4,
-            up_block_types=["UpDecoderBlock2D"] * 4,
-            block_out_channels=[128, 256, 512, 512],
-            layers_per_block=2,
-        )
-        unet = UNet2DConditionModel(
-            cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True
-        )
-    return vae.requires_grad_(False), unet.requires_grad_(False)
-
-
-def test_the_published_counts():
-    """1.477 M in the VAE encoder at rank 16, 32.434 M in the UNet at rank 32, conv_in 11,840 (S3Diff's layers)."""
-    from accelerate import init_empty_weights
-
-    def count(network: nn.Module, *, trained: bool = False) -> int:
-        return sum(p.numel() for p in network.parameters() if p.requires_grad or not trained)
-
-    vae, unet = sd21()
-    assert round(count(unet) / 1e6, 3) == 865.911 and round(count(vae) / 1e6, 3) == 83.654
-    with init_empty_weights():
-        assert len(lora.add_lora(vae, lora.VAE_ENCODER, rank=16, alpha=8)) == 31
-        assert len(lora.add_lora(unet, lora.UNET, rank=32, alpha=8)) == 257
-    assert round(count(vae, trained=True) / 1e6, 3) == 1.477 and round(count(unet, trained=True) / 1e6, 3) == 32.434
-    assert count(unet.conv_in) == 11_840
-    unet.conv_in.requires_grad_(True)
-    assert round((count(vae, trained=True) + count(unet, trained=True)) / 1e6, 2) == 33.92
-
-
-@pytest.mark.slow
-def test_at_full_size_a_picture_is_restored_and_a_step_is_trained_in_bf16(capsys):
-    """SD 2.1's shapes with random weights: 512 pixels forward, 256 forward and backward; prints seconds and memory."""
-    networks = [nn.Module.to(network.to_empty(device="cpu"), torch.bfloat16) for network in sd21()]
-    torch.manual_seed(0)
-    for network in networks:
-        for module in network.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-    base = SimpleNamespace(
-        vae=networks[0].eval(),
-        unet=networks[1].eval(),
-        alphas=DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).alphas_cumprod,
-        prediction="epsilon",
-        encode_prompts=lambda prompts: torch.randn(len(prompts), 77, 1024),
-    )
-    restorer = OneStepRestorer(base, MapNet())
-    optimizer = torch.optim.AdamW([p for p in restorer.parameters() if p.requires_grad], lr=2e-5)
-    figures = []
-
-    def measured(what: str, run) -> None:
-        start = perf_counter()
-        run()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        figures.append(f"{what}: {perf_counter() - start:.1f} s, peak so far {peak:.1f} GiB")
-
-    def train() -> None:
-        tokens = restorer.tokens(torch.randn(1, 256, 32, 32), 1, torch.tensor([False]))
-        target = torch.rand(1, 3, 256, 256)
-        output = restorer(torch.rand(1, 3, 256, 256), tokens, seeds=torch.tensor([0]))
-        (output.float() - target).square().mean().backward()
-        optimizer.step()
-
-    measured("a training step at 256", train)
-    dark = [
-        n for n, p in restorer.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())
-    ]
-    assert dark == []
-    optimizer.zero_grad()
-    merged = restorer.merged()
-    image, tokens = torch.rand(1, 3, 512, 512), torch.randn(1, 21, 1024)
-    with torch.inference_mode():
-        measured("512 pixels, merged, guided", lambda: figures.append(str(tuple(merged.restore(image, tokens).shape))))
-    assert "(1, 3, 512, 512)" in figures
-    with capsys.disabled():
-        print("\n" + "\n".join(figures))
 
 
 def test_a_phase_can_freeze_and_give_back_the_restorer(make):
@@ -301,11 +246,6 @@ def test_a_small_update_survives_merging_because_the_sum_is_made_in_float32(make
         expected = (layer.base_layer.weight.float() + update).bfloat16()
     merged = restorer.merged()
     assert torch.equal(merged.unet.conv_out.weight, expected)
-
-
-def test_an_unknown_precision_is_named(tiny_base):
-    with pytest.raises(ValueError, match=r"restorer\.base\.dtype must be fp32, bf16 or fp16, not 'int8'"):
-        load_base(tiny_base, dtype="int8")
 
 
 def test_values_that_overflow_half_precision_are_computed_again_in_float32_and_it_is_logged(make, caplog):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from face2scene.checkpoints import load_weights
 from face2scene.data.scenes import HeldOut
+from face2scene.images import read_tensor
 from face2scene.mapnet import MapNet
 from face2scene.records import FacePair
 from face2scene.restorer import lora
@@ -222,6 +223,20 @@ def test_the_best_weights_are_exported_beside_the_last(make, tmp_path):
     assert [json.loads(x)["step"] for x in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 3]
 
 
+def test_validation_writes_damaged_restored_and_undamaged_side_by_side(make, tmp_path):
+    task = make(with_critic=False)
+    tracker = Mock()
+    train(task, Accelerator(cpu=True), Schedule(steps=1), Run(tmp_path, {}, trackers=(tracker,)), seed=0)
+    (picture,) = (tmp_path / "validation/000001").iterdir()
+    shown = read_tensor(picture)
+    assert picture.name == "validation_0.png" and shown.shape == (3, 16, 48)
+    held = task.validation[0]
+    torch.testing.assert_close(shown[..., :16], held.image, atol=1 / 255, rtol=0)
+    torch.testing.assert_close(shown[..., 32:], held.truth, atol=1 / 255, rtol=0)
+    assert not torch.allclose(shown[..., 16:32], held.image, atol=0.1)
+    assert tracker.show.call_args.args[1] == 1
+
+
 def test_a_best_number_that_is_not_validated_is_named_with_those_that_are():
     schedule = Schedule(steps=1, best="validation/psnr")
     with pytest.raises(ValueError, match=r"best=validation/psnr is not among.*validation/ssim"):
@@ -240,7 +255,8 @@ def test_the_average_is_the_recursion_written_out_and_is_what_is_exported(make, 
         expected = keep * expected + (1 - keep) * weight.detach()
     torch.testing.assert_close(task.average.values["null_tokens"], expected, atol=1e-7, rtol=1e-5)
     own = weight.detach().clone()
-    task.export(tmp_path, 3)
+    with task.shown():
+        task.export(tmp_path, 3)
     tensors, _, _ = load_weights(tmp_path / "restorer.safetensors", kind="restorer")
     torch.testing.assert_close(tensors["null_tokens"].float(), expected, atol=1e-5, rtol=1e-2)
     assert torch.equal(weight, own) and not torch.allclose(own, expected)
@@ -302,3 +318,29 @@ def test_one_picture_is_learned_to_more_than_30_db(photo):
     output = restorer.eval().restore(damaged, restorer.tokens(features, 1), guidance=1.0)
     psnr = [-10 * (picture - truth).square().mean().log10().item() for picture in (damaged, output)]
     assert psnr[0] < 29 and psnr[1] > 30
+
+
+@pytest.mark.slow
+def test_tokens_matter_more_after_training_than_before(base):
+    """Half of the pictures are dark and half bright in truth, and only the faces' pair tells which: tokens must."""
+    torch.manual_seed(0)
+    mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
+    restorer = OneStepRestorer(base(), mapnet, vae_rank=4, unet_rank=8, vae_layers=lora.VAE_ENCODER[:6])
+    optimizer = torch.optim.AdamW([p for p in restorer.parameters() if p.requires_grad], lr=3e-3)
+    maps = torch.stack([torch.ones(8, 8, 8), -torch.ones(8, 8, 8)])
+
+    def difference() -> float:
+        image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)).expand(2, -1, -1, -1)
+        with torch.no_grad():
+            one, other = restorer.eval()(image, restorer.tokens(maps, 2))
+        return (one - other).abs().mean().item()
+
+    before = difference()
+    for step_number in range(150):
+        image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(step_number)).expand(2, -1, -1, -1)
+        target = torch.stack([image[0] * 0.3, 1 - image[1] * 0.3])
+        (restorer.train()(image, restorer.tokens(maps, 2)) - target).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = difference()
+    assert before < 0.01 and after > 10 * before and after > 0.1

@@ -14,10 +14,12 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 
 from face2scene import weights
+from face2scene.restorer.random_base import is_random, random_parts
 from face2scene.runs import REPOSITORY
 
 log = logging.getLogger(__name__)
 CLIP_VOCABULARY = 49408
+WEIGHTS_FILE = "restorer.safetensors"  # in a folder of trained weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,8 @@ def load_base(source: str | Path, *, revision: str | None = None, dtype: str | t
     """Read a base model.
 
     Args:
-        source: a name of the weights catalogue such as `sd_turbo`, a local folder, or a hub id.
+        source: a name of the weights catalogue such as `sd_turbo`, a local folder, a hub id, or `random` for random
+            weights in SD-Turbo's shapes (`random:FOLDER` in those of a folder's config files).
         revision: of a hub repository.
         dtype: of VAE and UNet, also as `fp32`, `bf16` or `fp16`; the text encoder stays float32, it runs once per
             prompt.
@@ -59,6 +62,9 @@ def load_base(source: str | Path, *, revision: str | None = None, dtype: str | t
         ValueError: an empty tokenizer, parts that do not fit each other, or an unknown dtype.
     """
     where, dtype = str(source), precision(dtype)
+    if is_random(where):
+        log.warning("The base model has random weights (restorer.base.source=%s): it restores nothing.", where)
+        return _checked(where, *random_parts(where, dtype=dtype))
     if where in weights.catalogue():
         where = str(weights.folder(where))
     elif not Path(where).exists() and (REPOSITORY / where).is_dir():
@@ -82,6 +88,17 @@ def load_base(source: str | Path, *, revision: str | None = None, dtype: str | t
             f"The base model {where} could not be read ({error}). Get it with `face2scene fetch sd_turbo`, or set "
             "restorer.base.source to a local copy; restorer=tiny needs no download."
         ) from error
+    return _checked(where, vae, unet, text_encoder, tokenizer, schedule)
+
+
+def _checked(
+    where: str,
+    vae: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: PreTrainedTokenizerBase,
+    schedule: DDPMScheduler,
+) -> Base:
     # transformers hands out an empty tokenizer, without a word, when its files are missing
     if len(tokenizer) != CLIP_VOCABULARY:
         raise ValueError(
@@ -92,7 +109,14 @@ def load_base(source: str | Path, *, revision: str | None = None, dtype: str | t
     if width != needed or unet.config.in_channels != vae.config.latent_channels:
         raise ValueError(
             f"{where} is not an SD 2.1-shaped model: text width {width} against cross-attention {needed}, "
-            f"{vae.config.latent_channels} latent channels against {unet.config.in_channels} UNet inputs."
+            f"{vae.config.latent_channels} latent channels against {unet.config.in_channels} UNet inputs. Set "
+            "restorer.base.source to one."
+        )
+    more = [key for key in _ASKED_OF_OTHERS if unet.config.get(key) is not None]
+    if more:
+        raise ValueError(
+            f"{where} is not an SD 2.1-shaped model: its UNet wants more than a latent, a timestep and text ({more[0]}="
+            f"{unet.config[more[0]]!r}). Set restorer.base.source to one."
         )
     if schedule.config.prediction_type not in ("epsilon", "v_prediction"):
         raise ValueError(f"{where} predicts {schedule.config.prediction_type!r}; only epsilon and v_prediction work.")
@@ -101,6 +125,9 @@ def load_base(source: str | Path, *, revision: str | None = None, dtype: str | t
     clip = schedule.config.clip_sample_range if schedule.config.clip_sample else None
     alphas, kind = schedule.alphas_cumprod.float(), schedule.config.prediction_type
     return Base(vae, unet, text_encoder, tokenizer, alphas, kind, clip)
+
+
+_ASKED_OF_OTHERS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "num_class_embeds")
 
 
 def precision(name: str | torch.dtype) -> torch.dtype:
@@ -115,6 +142,15 @@ def precision(name: str | torch.dtype) -> torch.dtype:
     if name not in known:
         raise ValueError(f"restorer.base.dtype must be fp32, bf16 or fp16, not {name!r}.")
     return known[name]
+
+
+def picture_noise(seeds: Tensor, like: Tensor) -> Tensor:
+    """Gaussian noise of the shape of `like` (B, ...), each picture's from its own seed (B,), whatever the batch.
+
+    Drawn on the CPU, so that every device gets the same.
+    """
+    drawn = [torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(int(s))) for s in seeds.tolist()]
+    return torch.stack(drawn).to(like)
 
 
 def clean_latent(noisy: Tensor, prediction: Tensor, alpha: float, kind: str) -> Tensor:

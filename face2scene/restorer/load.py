@@ -1,5 +1,6 @@
 """Whichever restorer a weights file holds."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,19 +8,34 @@ from face2scene import checkpoints
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.restorer.s3diff import S3Diff
 
+_SHAPES = ("vae_rank", "unet_rank", "lora_alpha", "full")  # settings that a file's weights are made for
 
-def load_restorer(path: str | Path, **base: Any) -> OneStepRestorer | S3Diff:
+
+def load_restorer(
+    path: str | Path, *, expected: Mapping[str, Any] | None = None, **base: Any
+) -> OneStepRestorer | S3Diff:
     """Rebuild the restorer that the header of `path` names.
 
     Args:
+        expected: settings of `restorer.adapters` that the file must have been written with, such as its LoRA ranks.
         base: arguments of `from_file`: where the base model is (`source`), if not where the header says. A merged
             restorer brings its own.
 
     Raises:
         FileNotFoundError: no such file, or no base model.
-        ValueError: not restorer weights.
+        ValueError: not restorer weights, or of another rank than expected.
     """
-    kind = checkpoints.kind_of(path)
-    if kind == "merged_restorer":
+    named = checkpoints.kind_of(path)
+    if named == "merged_restorer":
         return OneStepRestorer.from_merged(path)
-    return (S3Diff if kind == "s3diff" else OneStepRestorer).from_file(path, **base)
+    kind = S3Diff if named == "s3diff" else OneStepRestorer
+    if expected:
+        _, config, _ = checkpoints.load_weights(path, kind="s3diff" if kind is S3Diff else "restorer")
+        other = [k for k in _SHAPES if k in expected and k in config and config[k] != expected[k]]
+        if other:
+            told = ", ".join(f"{k}={config[k]} (asked for: {expected[k]})" for k in other)
+            raise ValueError(
+                f"{path} was written with {told}: set restorer.adapters.{other[0]}={config[other[0]]} to go on from "
+                "it, or start from the bare base (init_from=null)."
+            )
+    return kind.from_file(path, **base)

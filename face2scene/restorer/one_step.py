@@ -5,11 +5,11 @@ B pictures, N tokens of width D. Pictures come and go as RGB in [0, 1].
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -22,7 +22,9 @@ from face2scene.images import pad_to_multiple
 from face2scene.mapnet import MapNet
 from face2scene.memory import explained
 from face2scene.restorer import lora
-from face2scene.restorer.backbone import Base, clean_latent, load_base
+from face2scene.restorer.backbone import WEIGHTS_FILE, Base, clean_latent, load_base, picture_noise
+from face2scene.restorer.precision import finite
+from face2scene.restorer.upsampling import fold_upsampling
 
 log = logging.getLogger(__name__)
 POSITIVE = "a high-resolution, 8K, ultra-realistic sharp image, vibrant colors, and natural lighting"
@@ -57,6 +59,8 @@ class OneStepRestorer(nn.Module):
         timestep: the one the UNet is told; not public, S3Diff's is 999.
         prompts: positive and negative (supplement 2.2).
         guidance: lambda of classifier-free guidance at inference; the paper's is 1.10.
+        posterior: what `restore` takes of the VAE's posterior, its `mean` (ours) or a `sample`, as S3Diff does.
+        full: train the whole UNet and VAE encoder in place of LoRAs; the ranks are then not used (ours).
         negative_tokens: whether the negative prompt also comes with the degradation tokens, in training and in
             guidance, or with the null tokens. Not public; with them is ours.
 
@@ -78,9 +82,13 @@ class OneStepRestorer(nn.Module):
         prompts: tuple[str, str] = (POSITIVE, NEGATIVE),
         guidance: float = 1.10,
         negative_tokens: bool = True,
+        posterior: Literal["mean", "sample"] = "mean",
+        full: bool = False,
         source: str = "",
     ):
         super().__init__()
+        if posterior not in ("mean", "sample"):
+            raise ValueError(f"restorer.adapters.posterior must be mean or sample, not {posterior!r}.")
         width = base.unet.config.cross_attention_dim
         if mapnet.config["width"] != width:
             raise ValueError(
@@ -90,8 +98,11 @@ class OneStepRestorer(nn.Module):
         self.vae, self.unet, self.mapnet = base.vae, base.unet, mapnet  # frozen, both of the base
         adapted = 0
         for network, layers, rank in ((self.vae, vae_layers, vae_rank), (self.unet, unet_layers, unet_rank)):
-            adapted += len(lora.add_lora(network, layers, rank=rank, alpha=lora_alpha)) if rank else 0
-        self.unet.conv_in.requires_grad_(True)
+            if rank and not full:
+                adapted += len(lora.add_lora(network, layers, rank=rank, alpha=lora_alpha))
+        for part in (self.unet, self.vae.encoder, self.vae.quant_conv) if full else (self.unet.conv_in,):
+            if part is not None:
+                part.requires_grad_(True)
         for parameter in self.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -102,6 +113,7 @@ class OneStepRestorer(nn.Module):
         self.timestep = timestep
         self.guidance = guidance
         self.negative_tokens = negative_tokens
+        self.posterior = posterior
         self.config: dict[str, Any] = {
             "source": source,
             "mapnet": mapnet.config,
@@ -114,6 +126,8 @@ class OneStepRestorer(nn.Module):
             "prompts": list(prompts),
             "guidance": guidance,
             "negative_tokens": negative_tokens,
+            "posterior": posterior,
+            "full": full,
         }
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in self.parameters()) - trained
@@ -161,12 +175,16 @@ class OneStepRestorer(nn.Module):
             return self._decode(self._clean(latent, self._predict(latent, self.text[negative.long()], tokens)))
 
     @torch.inference_mode()
-    def restore(self, image: Tensor, tokens: Tensor, *, guidance: float | None = None) -> Tensor:
+    def restore(
+        self, image: Tensor, tokens: Tensor, *, guidance: float | None = None, seeds: Tensor | None = None
+    ) -> Tensor:
         """Restore pictures of any size with classifier-free guidance (supplement 2.2).
 
-        z_neg + guidance * (z_pos - z_neg) on the UNet's output, both prompts in one call. The VAE's mean is taken
-        instead of a sample, so that nothing here is random. `guidance` 1 skips the negative prompt. A network that
-        gives values that are not finite in half precision is run again in float32, and the log says so.
+        z_neg + guidance * (z_pos - z_neg) on the UNet's output, both prompts in one call; 1 skips the negative one.
+        A network that gives values that are not finite in half precision is run again in float32, and the log says so.
+
+        Args:
+            seeds: (B,) int64, one per picture, of the sample where `posterior` is one; None is 0 for each.
 
         Returns:
             (B, 3, H, W) in [0, 1], the size of `image`.
@@ -178,16 +196,28 @@ class OneStepRestorer(nn.Module):
         padded, (height, width) = pad_to_multiple(image, self.multiple)
         with explained("lower pipeline.tile, set guidance=1, or restore with a bf16 base"):
             guidances = [self.guidance if guidance is None else guidance]
-            (clean,) = self.denoise(self.encode(padded), tokens, guidances=guidances)
+            latent = self.draw(self.encode(padded), seeds)
+            (clean,) = self.denoise(latent, tokens, guidances=guidances)
             return self.decode(clean)[..., :height, :width]
 
     # The three steps of `restore`, for whoever takes a large picture through each of them in tiles.
 
     @torch.inference_mode()
     def encode(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1], sides multiples of `multiple`, to the scaled mean latent (B, C, h, w)."""
+        """(B, 3, H, W) in [0, 1], sides multiples of `multiple`, to the scaled posterior (B, 2 C, h, w).
+
+        Means and spreads; the means alone, (B, C, h, w), where `restore` takes those.
+        """
         with self._autocast():
-            return self._finite("VAE encoder", self.vae, lambda: self._encode(image))
+            return finite("VAE encoder", self.vae, lambda: torch.cat(self._posterior(image)[: 1 + self.samples], dim=1))
+
+    def draw(self, posterior: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """The latent (B, C, h, w) of what `encode` gives; seeds as of `restore`."""
+        if not self.samples:
+            return posterior
+        mean, spread = posterior.chunk(2, dim=1)
+        seeds = torch.zeros(len(mean), dtype=torch.long) if seeds is None else seeds
+        return mean + spread * picture_noise(seeds, mean)
 
     @torch.inference_mode()
     def denoise(self, latent: Tensor, tokens: Tensor, *, guidances: Sequence[float]) -> list[Tensor]:
@@ -203,7 +233,7 @@ class OneStepRestorer(nn.Module):
             tokens = torch.cat([tokens, tokens if self.negative_tokens else null])
         noisy = latent.repeat(len(text) // len(latent), 1, 1, 1)
         with self._autocast():
-            prediction = self._finite("UNet", self.unet, lambda: self._predict(noisy, text, tokens))
+            prediction = finite("UNet", self.unet, lambda: self._predict(noisy, text, tokens))
         positive, negative = prediction[: len(latent)], prediction[len(latent) :]
         guided = [
             positive if guidance == 1 else negative.float() + guidance * (positive.float() - negative.float())
@@ -215,8 +245,13 @@ class OneStepRestorer(nn.Module):
     def decode(self, latent: Tensor) -> Tensor:
         """A clean latent (B, C, h, w) to the picture (B, 3, H, W) in [0, 1], float32."""
         with self._autocast():
-            output = self._finite("VAE decoder", self.vae, lambda: self._decode(latent))
+            output = finite("VAE decoder", self.vae, lambda: self._decode(latent))
         return output.clamp(0, 1).float()
+
+    @property
+    def samples(self) -> bool:
+        """Whether `restore` draws from the VAE's posterior."""
+        return self.posterior == "sample"
 
     @property
     def vae_dtype(self) -> torch.dtype:
@@ -227,33 +262,19 @@ class OneStepRestorer(nn.Module):
         return self.unet.time_embedding.linear_1.weight.dtype
 
     def _autocast(self) -> AbstractContextManager:
-        # Only while float32 adapters stand on a half-precision base: merged weights are all of one precision.
-        if self.unet.conv_in.weight.dtype == self.unet_dtype:
+        # Only while float32 weights are trained on a half-precision base: merged weights are all of one precision.
+        if self.unet.conv_in.weight.dtype == self.vae_dtype:
             return nullcontext()
-        return torch.autocast(self.null_tokens.device.type, self.unet_dtype)
+        return torch.autocast(self.null_tokens.device.type, self.vae_dtype)
 
-    def _finite(self, stage: str, network: nn.Module, run: Callable[[], Tensor]) -> Tensor:
-        output = run()
-        if torch.isfinite(output).all():
-            return output
-        if any(p.dtype in (torch.bfloat16, torch.float16) for p in network.parameters()):
-            log.warning("The %s gave values that are not finite; it is run again in float32.", stage)
-            with _in_float32(network), torch.autocast(output.device.type, enabled=False):
-                output = run()
-        if not torch.isfinite(output).all():
-            raise FloatingPointError(
-                f"The {stage} gives values that are not finite, in float32 too: the picture or the weights "
-                "(restorer_weights) are damaged."
-            )
-        return output
+    def _posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.vae.encode((image * 2 - 1).to(self.vae_dtype)).latent_dist
+        factor = self.vae.config.scaling_factor
+        return posterior.mean * factor, posterior.std * factor
 
     def _encode(self, image: Tensor, seeds: Tensor | None = None) -> Tensor:
-        posterior = self.vae.encode((image * 2 - 1).to(self.vae_dtype)).latent_dist
-        latent = posterior.mean
-        if seeds is not None:
-            noise = [torch.randn(latent.shape[1:], generator=_generator(int(seed))) for seed in seeds.tolist()]
-            latent = latent + posterior.std * torch.stack(noise).to(latent)
-        return latent * self.vae.config.scaling_factor
+        mean, spread = self._posterior(image)
+        return mean if seeds is None else mean + spread * picture_noise(seeds, mean)
 
     def _predict(self, latent: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
         context = torch.cat([text, tokens.to(text)], dim=1)  # 77 + 21 = 98 tokens
@@ -278,6 +299,15 @@ class OneStepRestorer(nn.Module):
         tensors = checkpoints.trained_tensors(self)
         checkpoints.save_weights(path, tensors, kind="restorer", config=self.config, about=about, dtype=dtype)
 
+    def save_pretrained(self, folder: str | Path, **about: Any) -> None:
+        """`save` into a folder, under the name that `from_pretrained`, and the pipeline's, look for."""
+        self.save(Path(folder) / WEIGHTS_FILE, about=about)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **base: Any) -> "OneStepRestorer":
+        """`from_file` of a folder that `save_pretrained` wrote."""
+        return cls.from_file(Path(folder) / WEIGHTS_FILE, **base)
+
     @classmethod
     def from_file(
         cls, path: str | Path, *, source: str | Path | None = None, dtype: str | torch.dtype = torch.float32
@@ -301,6 +331,8 @@ class OneStepRestorer(nn.Module):
         The last is the UNet's whole first convolution, which is trained and is no adapter: load it into
         `unet.conv_in`. MapNet and the null tokens are not in it; `save` writes everything.
         """
+        if self.config["full"]:
+            raise ValueError("This restorer was trained whole and has no LoRA: use save, or save_merged.")
         folder = Path(folder)
         for name, network in (("unet", self.unet), ("vae", self.vae)):
             if getattr(network, "peft_config", None):
@@ -332,44 +364,34 @@ class OneStepRestorer(nn.Module):
         alphas = torch.full((config["timestep"] + 1,), config.pop("alpha"), dtype=torch.float64)
         base = _StoredBase(**networks, text=tensors.pop("text"), alphas=alphas, prediction=config.pop("prediction"))
         mapnet = MapNet(**config.pop("mapnet"))
-        config |= {"vae_rank": 0, "unet_rank": 0, "prompts": tuple(config["prompts"])}  # nothing is left to adapt
+        nothing_to_adapt = {"vae_rank": 0, "unet_rank": 0, "full": False}
+        config |= nothing_to_adapt | {"prompts": tuple(config["prompts"])}
         restorer = cls(base, mapnet, **config)
         nn.Module.to(restorer.unet, restorer.unet_dtype)
         checkpoints.fit(restorer, tensors, expected=set(restorer.state_dict()), source=path)
-        return restorer.eval().requires_grad_(False)
+        return restorer.merged()  # nothing is left to merge; it computes as the one that was saved
 
     def unfreeze(self) -> "OneStepRestorer":
         """Make the trained parts trainable again, to go on from a file."""
         for name, parameter in self.named_parameters():
             own = name == "null_tokens" or name.startswith(("mapnet.", "unet.conv_in.")) or ".lora_" in name
-            parameter.requires_grad_(own)
+            whole = self.config["full"] and name.startswith(("unet.", "vae.encoder.", "vae.quant_conv."))
+            parameter.requires_grad_(own or whole)
         return self.train()
 
     def merged(self, dtype: torch.dtype | None = None) -> "OneStepRestorer":
         """Fold both LoRAs into the base for inference; the restorer can no longer be trained or saved.
 
+        Enlarging and convolving are also made one (see `upsampling`). The picture stays as it was, but for rounding.
+
         Args:
             dtype: of VAE and UNet afterwards; None is the base's. The sum itself is done in float32: in bf16 a small
                 update would be rounded away.
         """
-        for network, own in ((self.vae, self.vae_dtype), (self.unet, self.unet_dtype)):
+        dtype = dtype or self.vae_dtype
+        for network in (self.vae, self.unet):
             nn.Module.float(network)  # diffusers' own casts warn of nothing
             lora.merge_lora(network)
-            nn.Module.to(network, dtype or own)
+            nn.Module.to(network, dtype)
+            fold_upsampling(network)
         return self.eval().requires_grad_(False)
-
-
-@contextmanager
-def _in_float32(network: nn.Module) -> Iterator[None]:
-    own = [(parameter, parameter.data) for parameter in network.parameters()]
-    for parameter, data in own:
-        parameter.data = data.float()
-    try:
-        yield
-    finally:
-        for parameter, data in own:
-            parameter.data = data
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)  # on the CPU, so that every device draws the same

@@ -4,14 +4,13 @@ The same base, layers and ranks as `OneStepRestorer`; instead of tokens in the c
 the picture turn every LoRA layer: between its two factors stands an r x r matrix made from the scores and from the
 number of the layer's block. Written after the released code, so that its weights give its pictures.
 
-B pictures, r the LoRA's rank, K blocks, F frequencies. Pictures come and go as RGB in [0, 1].
+B pictures, r the LoRA's rank. Pictures come and go as RGB in [0, 1].
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +18,15 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from face2scene import checkpoints
 from face2scene.images import pad_to_multiple
+from face2scene.memory import explained
 from face2scene.restorer import lora
-from face2scene.restorer.backbone import Base, clean_latent, load_base
+from face2scene.restorer.backbone import WEIGHTS_FILE, Base, clean_latent, load_base, picture_noise
+from face2scene.restorer.latent_tiles import in_latent_tiles
+from face2scene.restorer.modulation import Modulation, modulated, unet_block, vae_block
+from face2scene.restorer.precision import finite
 from face2scene.restorer.score_net import ScoreNet
 
 log = logging.getLogger(__name__)
@@ -32,94 +34,6 @@ POSITIVE = "A high-resolution, 8K, ultra-realistic image with sharp focus, vibra
 NEGATIVE = "oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, oversmooth"
 VAE_BLOCKS, UNET_BLOCKS = 6, 10  # down 0 to 3, middle, (up 0 to 3,) the rest: fixed in the released weights
 MULTIPLE = 64  # pixels; S3Diff pads to this whatever the base
-
-
-class Modulation(nn.Module):
-    """Matrices (B, K, r, r), one per picture and block, from the waves (B, 4 F) of its two scores.
-
-    Args:
-        start: `near_zero` is S3Diff's, with all weights scaled by 1e-5: its LoRAs wake up slowly. `identity` adds the
-            unit matrix, so that a fresh model is plain LoRA (ours, for short trainings).
-    """
-
-    def __init__(self, blocks: int, rank: int, *, waves: int, start: Literal["near_zero", "identity"] = "near_zero"):
-        super().__init__()
-        if start not in ("near_zero", "identity"):
-            raise ValueError(f"restorer.adapters.start must be near_zero or identity, not {start!r}.")
-        self.rank = rank
-        self.scores = nn.Sequential(nn.Linear(waves, 256), nn.ReLU())
-        self.block = nn.Sequential(nn.Linear(64, 64), nn.ReLU())
-        self.fuse = nn.Linear(256 + 64, rank**2)
-        self.embedding = nn.Embedding(blocks, 64)
-        for layer in (self.scores[0], self.block[0], self.fuse):
-            nn.init.kaiming_normal_(layer.weight)
-            nn.init.zeros_(layer.bias)
-            layer.weight.data *= 1e-5
-        if start == "identity":
-            self.fuse.bias.data += torch.eye(rank).flatten()
-
-    def forward(self, waves: Tensor) -> Tensor:
-        scores, blocks = self.scores(waves), self.block(self.embedding.weight)
-        both = torch.cat(
-            [scores[:, None].expand(-1, len(blocks), -1), blocks[None].expand(len(scores), -1, -1)], dim=-1
-        )
-        return self.fuse(both).unflatten(-1, (self.rank, self.rank))
-
-
-def vae_block(layer: str) -> int:
-    """Number of the block that a layer of the VAE's encoder is in: down 0 to 3, middle 4, first and last layer 5."""
-    _, block, *rest = layer.split(".")
-    return int(rest[0]) if block == "down_blocks" else 4 if block == "mid_block" else 5
-
-
-def unet_block(layer: str) -> int:
-    """Number of the block that a layer of the UNet is in: down 0 to 3, middle 4, up 5 to 8, last layer 9."""
-    block, *rest = layer.split(".")
-    if block in ("down_blocks", "up_blocks"):
-        return int(rest[0]) + (5 if block == "up_blocks" else 0)
-    return 4 if block == "mid_block" else 9
-
-
-@contextmanager
-def modulated(network: nn.Module, blocks: Mapping[str, int], matrices: Tensor) -> Iterator[None]:
-    """Inside, every LoRA layer named in `blocks` multiplies by its block's matrix; afterwards it is plain again.
-
-    Args:
-        matrices: (B, K, r, r), for exactly the batch that the network is called with.
-    """
-    handles = [
-        network.get_submodule(f"{layer}.lora_A.default").register_forward_hook(
-            partial(_multiply, matrix=matrices[:, block])
-        )
-        for layer, block in blocks.items()
-    ]
-    recomputing = torch.is_grad_enabled() and network.is_gradient_checkpointing
-    if recomputing:  # a block that is computed again, after the end of this context, gets the matrices it had
-        network.enable_gradient_checkpointing(partial(_checkpointed, partial(modulated, network, blocks, matrices)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        if recomputing:
-            network.enable_gradient_checkpointing()
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)  # on the CPU, so that every device draws the same
-
-
-def _checkpointed(again: Callable[[], AbstractContextManager], block: Callable, *args: Any) -> Any:
-    return checkpoint(block, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
-
-
-def _multiply(_: nn.Module, __: Any, output: Tensor, *, matrix: Tensor) -> Tensor:
-    if len(matrix) != len(output):
-        raise ValueError(f"Degradation scores of {len(matrix)} pictures were given for a batch of {len(output)}.")
-    matrix = matrix.to(output.dtype)
-    if output.dim() == 4:  # of a convolution: (B, r, h, w)
-        return (matrix.mT @ output.flatten(2)).unflatten(2, output.shape[2:])
-    return output @ matrix  # of a linear layer: (B, L, r)
 
 
 class S3Diff(nn.Module):
@@ -242,14 +156,9 @@ class S3Diff(nn.Module):
         vae_matrices, unet_matrices = self.matrices(self.score_net(image))
         with self._autocast():
             posterior = self._encode(image, vae_matrices)
-            if seeds is None:
-                latent = self._draw(posterior, self.posterior)
-            else:
-                noise = [torch.randn(posterior.mean.shape[1:], generator=_generator(int(s))) for s in seeds.tolist()]
-                latent = posterior.mean + posterior.std * torch.stack(noise).to(posterior.mean)
-                latent = latent * self.vae.config.scaling_factor
+            latent = self._draw(posterior, self.posterior if seeds is None else "sample", seeds)
             prediction = self._predict(latent, self.text[which], unet_matrices)
-        return self._decode(latent, prediction)
+        return _picture(self._decode(latent, prediction))
 
     @torch.inference_mode()
     def restore(
@@ -261,9 +170,11 @@ class S3Diff(nn.Module):
         scale: int = 1,
         scores: Tensor | None = None,
         posterior: Literal["sample", "mean"] | None = None,
-        generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
     ) -> Tensor:
         """Restore pictures of any size as S3Diff's inference does, before its colour alignment.
+
+        Values that are not finite in half precision are computed again in float32, and the log says so.
 
         Args:
             image: (B, 3, H, W) in [0, 1].
@@ -272,10 +183,14 @@ class S3Diff(nn.Module):
             scale: bilinear enlargement before the VAE; S3Diff's own use is 4.
             scores: (B, 2); None measures `image`, before it is enlarged.
             posterior: `sample` or `mean`; None is the model's own.
-            generator: of the sample; None is torch's own.
+            seeds: (B,) int64, one per picture, of the sample; None draws from torch's own generator, as S3Diff does.
 
         Returns:
             (B, 3, scale H, scale W) in [0, 1].
+
+        Raises:
+            FloatingPointError: not finite in float32 either.
+            torch.OutOfMemoryError: says which options lower the memory.
         """
         guidance = self.guidance if guidance is None else guidance
         vae_matrices, unet_matrices = self.matrices(self.score_net(image) if scores is None else scores)
@@ -291,10 +206,16 @@ class S3Diff(nn.Module):
             minus = self._predict(part, negative, unet_matrices)  # two calls, as released: bit for bit its numbers
             return minus + guidance * (plus - minus)
 
-        with self._autocast():
-            latent = self._draw(self._encode(padded, vae_matrices), posterior or self.posterior, generator)
-            prediction = _in_latent_tiles(predict, latent, tile=self.latent_tile, overlap=self.latent_overlap)
-        return self._decode(latent, prediction)[..., :height, :width].float()
+        def encode() -> Tensor:
+            return self._draw(self._encode(padded, vae_matrices), posterior or self.posterior, seeds)
+
+        with explained("lower pipeline.tile, set guidance=1, or restore with a bf16 base"):
+            with self._autocast():
+                latent = finite("VAE encoder", self.vae, encode)
+                tiles = {"tile": self.latent_tile, "overlap": self.latent_overlap}
+                prediction = finite("UNet", self.unet, lambda: in_latent_tiles(predict, latent, **tiles))
+            output = finite("VAE decoder", self.vae, lambda: self._decode(latent, prediction))
+        return _picture(output)[..., :height, :width].float()
 
     def _autocast(self) -> AbstractContextManager:
         # what is trained stays float32 on a half-precision base
@@ -307,10 +228,13 @@ class S3Diff(nn.Module):
         with modulated(self.vae, self.vae_layers, matrices):
             return self.vae.encode(image).latent_dist
 
-    def _draw(
-        self, posterior: DiagonalGaussianDistribution, how: str, generator: torch.Generator | None = None
-    ) -> Tensor:
-        latent = posterior.sample(generator) if how == "sample" else posterior.mode()
+    def _draw(self, posterior: DiagonalGaussianDistribution, how: str, seeds: Tensor | None = None) -> Tensor:
+        if how == "mean":
+            latent = posterior.mode()
+        elif seeds is None:
+            latent = posterior.sample()
+        else:
+            latent = posterior.mean + posterior.std * picture_noise(seeds, posterior.mean)
         return latent * self.vae.config.scaling_factor
 
     def _predict(self, latent: Tensor, text: Tensor, matrices: Tensor) -> Tensor:
@@ -323,8 +247,7 @@ class S3Diff(nn.Module):
         if self.clip is not None:
             clean = clean.clamp(-self.clip, self.clip)
         scaled = (clean / self.vae.config.scaling_factor).to(self.vae.decoder.conv_in.weight.dtype)
-        output = self.vae.decode(scaled).sample
-        return (output.clamp(-1, 1) + 1) / 2
+        return self.vae.decode(scaled).sample  # not clamped yet: that would hide an overflow
 
     def checkpoint_gradients(self) -> "S3Diff":
         """Keep few activations and compute the others again in the backward pass: less memory, more time."""
@@ -340,6 +263,15 @@ class S3Diff(nn.Module):
         """
         tensors = {name: t.to(dtype) if name.startswith(("vae.", "unet.")) and dtype else t for name, t in self._own()}
         checkpoints.save_weights(path, tensors, kind="s3diff", config=self.config, about=about)
+
+    def save_pretrained(self, folder: str | Path, **about: Any) -> None:
+        """`save` into a folder, under the name that `from_pretrained`, and the pipeline's, look for."""
+        self.save(Path(folder) / WEIGHTS_FILE, about=about)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **base: Any) -> "S3Diff":
+        """`from_file` of a folder that `save_pretrained` wrote."""
+        return cls.from_file(Path(folder) / WEIGHTS_FILE, **base)
 
     @classmethod
     def from_file(
@@ -360,7 +292,7 @@ class S3Diff(nn.Module):
         return model.eval().requires_grad_(False)
 
     def _own(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self.state_dict(keep_vars=True).items():
+        for name, tensor in checkpoints.all_tensors(self).items():
             if not name.startswith(("vae.", "unet.")) or ".lora_" in name or name.startswith("unet.conv_in."):
                 yield name, tensor
 
@@ -385,36 +317,12 @@ class S3Diff(nn.Module):
         return self.eval().requires_grad_(False)
 
 
+def _picture(output: Tensor) -> Tensor:
+    return (output.clamp(-1, 1) + 1) / 2
+
+
 class NoFaDeX(nn.Module):
     """In FaDeX's place where S3Diff is trained: it asks no face."""
 
     def forward(self, restored: Tensor, degraded: Tensor) -> None:
         return None
-
-
-def _in_latent_tiles(work: Callable[[Tensor], Tensor], latent: Tensor, *, tile: int, overlap: int) -> Tensor:
-    """Predict a latent of more than tile x tile places in tiles, blended by S3Diff's Gaussian (its place and width)."""
-    height, width = latent.shape[-2:]
-    if height * width <= tile**2:
-        return work(latent)
-    tile = min(tile, height, width)
-    if tile <= overlap:
-        raise ValueError(
-            f"A latent of {height} x {width} is too narrow for tiles that overlap by {overlap}: lower latent_overlap."
-        )
-    middle_x, middle_y = (tile - 1) / 2, tile / 2  # half a place apart, as released
-    place = torch.arange(tile, dtype=torch.float64, device=latent.device)
-    ramp_x, ramp_y = (torch.exp(-(((place - middle) / tile) ** 2) / 0.02) for middle in (middle_x, middle_y))
-    window = torch.outer(ramp_y, ramp_x)
-    total, weight = torch.zeros_like(latent, dtype=torch.float64), window.new_zeros(height, width)
-    for x in _starts(width, tile, overlap):
-        for y in _starts(height, tile, overlap):
-            area = (..., slice(y, y + tile), slice(x, x + tile))
-            total[area] += work(latent[area]) * window
-            weight[area] += window
-    return (total / weight).to(latent.dtype)
-
-
-def _starts(length: int, tile: int, overlap: int) -> list[int]:
-    count = 1 + max(0, math.ceil((length - tile) / (tile - overlap)))
-    return [min(number * (tile - overlap), length - tile) for number in range(count)]

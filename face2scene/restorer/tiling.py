@@ -137,13 +137,14 @@ def restore_in_tiles(
     plan: TilePlan,
     *,
     guidance: float | None = None,
+    seed: int = 0,
     device: torch.device | str = "cpu",
     offload: bool = False,
     progress: Progress | None = None,
 ) -> Tensor:
     """Restore a picture by a plan, see `restore_at`; one tile is the restorer's own `restore`."""
     guidances = [restorer.guidance if guidance is None else guidance]
-    options = {"device": device, "offload": offload, "progress": progress}
+    options = {"seed": seed, "device": device, "offload": offload, "progress": progress}
     return next(restore_at(restorer, image, tokens_at, plan, guidances, **options))
 
 
@@ -154,6 +155,7 @@ def restore_at(
     plan: TilePlan,
     guidances: Sequence[float],
     *,
+    seed: int = 0,
     device: torch.device | str = "cpu",
     offload: bool = False,
     progress: Progress | None = None,
@@ -168,6 +170,8 @@ def restore_at(
         image: (1, 3, H, W) in [0, 1].
         tokens_at: (1, N, D) for a tile's box, in pixels of the picture.
         guidances: see `OneStepRestorer.restore`.
+        seed: of the sample from the VAE's posterior, where the restorer takes one: of the whole picture's latent, so
+            that tiles do not show.
         offload: keep a network on `device` only while it works, and else on the CPU.
         progress: is told the stage, the tiles done and the tiles in all.
 
@@ -190,7 +194,8 @@ def restore_at(
         with explained(advice), _on(network, device) if offload else nullcontext():
             return _in_tiles(name, part, work, x, plan, device, progress)
 
-    latent = through("encoding", vae, vae.encoder, lambda part, boxes: restorer.encode(part), padded)
+    posterior = through("encoding", vae, vae.encoder, lambda part, boxes: restorer.encode(part), padded)
+    latent = restorer.draw(posterior, torch.tensor([seed]))
     clean = through("denoising", unet, unet, denoise, latent)
     for one in clean.chunk(len(guidances), dim=1):
         output = through("decoding", vae, vae.decoder, lambda part, boxes: restorer.decode(part), one)

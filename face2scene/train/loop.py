@@ -15,13 +15,14 @@ from time import perf_counter
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from face2scene.memory import explained
 from face2scene.runs import Run, seed_from
 from face2scene.train.schedule import Progress, Schedule
+from face2scene.train.sharded import shard, whole
 from face2scene.train.state import keep_trained_only, load_trained, resume, save
 from face2scene.train.stream import batches
 
@@ -39,6 +40,7 @@ class Phase:
         losses: batch to weighted terms (scalars); their sum is minimised.
         leaks: its gradients also reach the weights of other phases that its losses pass through, and wait there for
             those phases' next step. No method asks for it; S3Diff's published loop does it.
+        shards: its model is worth spreading over the processes where that is asked for (FSDP); others are copied.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Phase:
     optimizer: torch.optim.Optimizer
     losses: Callable[[Any], dict[str, Tensor]]
     leaks: bool = False
+    shards: bool = False
     weights: list[nn.Parameter] = field(init=False)  # a list: it is read on every step
 
     def __post_init__(self) -> None:
@@ -59,7 +62,8 @@ class Task(Protocol):
 
     `data[index]` is a whole batch of one process, and everything random in it follows from `index`. A task may also
     have `stateful`, a list of objects with state_dict and load_state_dict that are saved and resumed with the rest;
-    `memory_advice`, the options that lower its memory; `pictures()`, uint8 (H, W, 3) by name, to be kept with every
+    `memory_advice`, the options that lower its memory; `shown()`, a context that every process enters and in which the
+    weights are those to validate and to share; `pictures()`, uint8 (H, W, 3) by name, to be kept with every
     validation; and `count(batch)`, the pictures of a batch, for the bar's throughput.
     """
 
@@ -71,27 +75,41 @@ class Task(Protocol):
     def export(self, folder: Path, step: int) -> None: ...
 
 
-def train(task: Task, accelerator: Accelerator, schedule: Schedule, run: Run, *, seed: int, workers: int = 0) -> None:
+def train(
+    task: Task,
+    accelerator: Accelerator,
+    schedule: Schedule,
+    run: Run,
+    *,
+    seed: int,
+    workers: int = 0,
+    shard_from: int | None = None,
+) -> None:
     """Train to `schedule.steps`, going on from the newest state of the run's folder.
+
+    Args:
+        shard_from: spread the models of phases that ask for it over the processes, modules of this many weights each
+            as one (see `sharded`); None copies every model to every process.
 
     Raises:
         FloatingPointError: a loss or gradient is not finite; nothing was updated by that step.
-        ValueError: started with sharded weights (FSDP), or `schedule.best` names no validation number.
+        ValueError: `schedule.best` names no validation number, or one process was told to shard.
     """
-    if accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError(
-            "This loop does not train with sharded weights (FSDP): take configs/accelerate/four_gpu.yaml or "
-            "eight_gpu.yaml, with restorer.base.dtype=bf16 and train.restorer.gradient_checkpointing=true if memory is "
-            "short."
-        )
     progress = Progress()
     rates = [[group["lr"] for group in phase.optimizer.param_groups] for phase in task.phases]
     prepared: dict[int, tuple[nn.Module, Any]] = {}  # phases may share a model and its optimiser
     for phase in task.phases:
         key = id(phase.model)
         if key not in prepared:
-            prepared[key] = accelerator.prepare(phase.model, phase.optimizer)
+            spread = shard_from is not None and phase.shards
+            prepared[key] = (
+                shard(accelerator, phase.model, phase.optimizer, least=shard_from)
+                if spread
+                else accelerator.prepare(phase.model, phase.optimizer)
+            )
         phase.model, phase.optimizer = prepared[key]
+        phase.weights = [p for p in phase.model.parameters() if p.requires_grad]  # sharding replaces them
+    shown = getattr(task, "shown", nullcontext)
     accelerator.register_for_checkpointing(progress, *getattr(task, "stateful", ()))
     accelerator.register_save_state_pre_hook(keep_trained_only)
     accelerator.register_load_state_pre_hook(load_trained)
@@ -121,28 +139,29 @@ def train(task: Task, accelerator: Accelerator, schedule: Schedule, run: Run, *,
         if progress.due(schedule.log_every) or progress.step == schedule.steps:
             values = {name: value.item() for name, value in report.items()}
             run.log(values, progress.step)
-            shown = {name.split("/")[-1]: f"{value:.3g}" for name, value in values.items()}
+            told = {name.split("/")[-1]: f"{value:.3g}" for name, value in values.items()}
             if count:  # not in the metrics, which are the same for a run that was stopped and one that was not
-                shown["pictures/s"] = f"{seen / (perf_counter() - since):.3g}"
+                told["pictures/s"] = f"{seen / (perf_counter() - since):.3g}"
                 seen, since = 0, perf_counter()
-            bar.set_postfix(shown)
+            bar.set_postfix(told)
         if progress.due(schedule.validate_every) or progress.step == schedule.steps:
-            with undisturbed():
-                values = task.validate()
-                pictures = task.pictures() if hasattr(task, "pictures") else {}
-            run.log(values, progress.step)
-            for name, picture in pictures.items():
-                run.picture(name, picture, progress.step)
-            if schedule.improves(values, progress.best):
-                progress.best = values[schedule.best]
-                if accelerator.is_main_process:
-                    task.export(run.folder / "weights/best", progress.step)
+            with shown():
+                with undisturbed():
+                    values = task.validate()
+                    pictures = task.pictures() if hasattr(task, "pictures") else {}
+                run.log(values, progress.step)
+                run.show(pictures, progress.step)
+                if schedule.improves(values, progress.best):
+                    progress.best = values[schedule.best]
+                    if accelerator.is_main_process:
+                        task.export(run.folder / "weights/best", progress.step)
         if progress.due(schedule.save_every) or progress.step == schedule.steps:
             save(accelerator, run, progress.step, schedule.keep_states)
     bar.close()
 
-    if accelerator.is_main_process:
-        task.export(run.folder / "weights", progress.step)
+    with shown():
+        if accelerator.is_main_process:
+            task.export(run.folder / "weights", progress.step)
     accelerator.wait_for_everyone()
 
 
@@ -156,7 +175,7 @@ def step(task: Task, batch: Any, accelerator: Accelerator, max_norm: float) -> d
                 total = torch.stack(list(terms.values())).sum()
                 accelerator.backward(total)
             if accelerator.sync_gradients:
-                norm = torch.as_tensor(accelerator.clip_grad_norm_(phase.weights, max_norm))
+                norm = whole(torch.as_tensor(accelerator.clip_grad_norm_(phase.weights, max_norm)))
                 stop_unless_finite(phase.name, total, norm, terms)
                 report[f"{phase.name}/grad_norm"] = norm
             phase.optimizer.step()

@@ -1,10 +1,11 @@
 """What a step of the restorer's training is: reconstruct, under the prompt that fits the target, and fool a critic."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
@@ -12,11 +13,15 @@ from torch.utils.data import Dataset
 
 from face2scene.data.scenes import HeldOut
 from face2scene.fadex.encoder import FaDeX
+from face2scene.images import to_bytes
+from face2scene.restorer.backbone import WEIGHTS_FILE
 from face2scene.restorer.critic import Critic, multilevel_sigmoid
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.train.average import Average
 from face2scene.train.loop import Phase
+from face2scene.train.sharded import gathered
 
+_SHOWN = 4  # held-out pictures that are written at every validation
 _TOKENS_PATH = ("mapnet.", "null_tokens", ".attn2.")
 
 
@@ -112,27 +117,25 @@ class RestorerTask:
         )
         self._made: Tensor | None = None  # by the generator in this step, without gradients
         if critic is None:
-            self.phases = [Phase("generator", step, optimizer, self._reconstruct)]
+            self.phases = [Phase("generator", step, optimizer, self._reconstruct, shards=True)]
         else:
             critic = critic.to(device)
             heads = [p for p in critic.parameters() if p.requires_grad]
             judge = torch.optim.AdamW(heads, lr=critic_lr or lr, weight_decay=weight_decay)
             if order == "one_forward":
                 self.phases = [
-                    Phase("generator", step, optimizer, self._reconstruct_and_fool, leaks=leaks),
+                    Phase("generator", step, optimizer, self._reconstruct_and_fool, leaks=leaks, shards=True),
                     Phase("critic", critic, judge, self._tell),
                 ]
             else:
                 self.phases = [
-                    Phase("generator", step, optimizer, self._reconstruct),
-                    Phase("adversary", step, optimizer, self._fool, leaks=leaks),
+                    Phase("generator", step, optimizer, self._reconstruct, shards=True),
+                    Phase("adversary", step, optimizer, self._fool, leaks=leaks, shards=True),
                     Phase("critic_real", critic, judge, self._tell_real),
                     Phase("critic_made", critic, judge, self._tell_made),
                 ]
-        self.average = None
-        if ema is not None:
-            trained = {name: p for name, p in self.restorer.named_parameters() if p.requires_grad}
-            self.average = Average(trained, ema)
+        self.average = None if ema is None else Average(self.restorer, ema)
+        self._seen: dict[str, Tensor] = {}  # pictures of the last validation
         self.stateful = [self.average] if self.average else []
 
     def _restored(self, batch: Mapping[str, Tensor], negative: Tensor, second: bool = False) -> Tensor:
@@ -193,15 +196,20 @@ class RestorerTask:
         if self.average:
             self.average.update()
 
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Inside, the weights are whole on every process, and the average where there is one; see `train.loop.Task`."""
+        with self.average.swapped() if self.average else nullcontext(), gathered(self.phases[0].model):
+            yield
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """PSNR (dB) and LPIPS of held-out pictures, restored with their own and with their neighbour's tokens."""
+        """PSNR (dB) and LPIPS of held-out pictures, restored with their own and with their neighbour's tokens.
+
+        The first few are shown, see `pictures`.
+        """
         if not self.validation:
             return {}
-        with self.average.swapped() if self.average else nullcontext():
-            return self._validate()
-
-    def _validate(self) -> dict[str, float]:
         tokens = [
             self.restorer.tokens(self.fadex(*(p[None].to(self.device) for p in (h.pair.restored, h.pair.degraded))), 1)
             for h in self.validation
@@ -212,13 +220,20 @@ class RestorerTask:
             for n, held in enumerate(self.validation):
                 output = self.restorer.restore(held.image[None].to(self.device), tokens[(n + shift) % len(tokens)])
                 truth = held.truth[None].to(self.device)
+                if which == "own" and n < _SHOWN:
+                    rows = [held.image, output[0].cpu(), held.truth]
+                    self._seen[f"validation_{n}"] = torch.cat(rows, dim=2)
                 psnr.append(-10 * (output - truth).square().mean().log10())
                 lpips.append(self.perceptual(output * 2 - 1, truth * 2 - 1))
             values[f"validation/psnr_{which}_tokens"] = torch.stack(psnr).mean().item()
             values[f"validation/lpips_{which}_tokens"] = torch.stack(lpips).mean().item()
         return values
 
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Of the last validation, side by side: damaged, restored with their own tokens, undamaged."""
+        return {name: to_bytes(picture) for name, picture in self._seen.items()}
+
     def export(self, folder: Path, step: int) -> None:
-        """Write restorer.safetensors: the average where there is one."""
-        with self.average.swapped() if self.average else nullcontext():
-            self.restorer.save(folder / "restorer.safetensors", about=self.about | {"steps": step}, dtype=torch.float16)
+        """Write restorer.safetensors: the average where there is one and `shown` is on."""
+        about = self.about | {"steps": step}
+        self.restorer.save(folder / WEIGHTS_FILE, about=about, dtype=torch.float16)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from face2scene.runs import Run
+from face2scene.train.sharded import part_of, whole
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def keep_trained_only(models: list[nn.Module], weights: list[dict], folder: str)
         for name in list(state):
             tensor, plain = state.pop(name), name if inner is model else name.removeprefix("module.")
             if plain not in frozen or plain.startswith(keep):
-                state[plain] = tensor
+                state[plain] = whole(tensor)
 
 
 def load_trained(models: list[nn.Module], folder: str) -> None:
@@ -32,7 +33,9 @@ def load_trained(models: list[nn.Module], folder: str) -> None:
     while models:
         inner = extract_model_from_parallel(models.pop())
         path = Path(folder) / f"model{f'_{len(models)}' if models else ''}.safetensors"
-        missing, unknown = inner.load_state_dict(load_file(path), strict=False)
+        own = inner.state_dict(keep_vars=True)
+        stored = {name: part_of(t, own[name]) if name in own else t for name, t in load_file(path).items()}
+        missing, unknown = inner.load_state_dict(stored, strict=False)
         trained = {name for name, p in inner.named_parameters() if p.requires_grad}
         lost = sorted(trained.intersection(missing))
         if lost or unknown:

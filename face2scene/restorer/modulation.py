@@ -1,0 +1,97 @@
+"""What stands between the two factors of S3Diff's LoRA layers: an r x r matrix per picture and block.
+
+B pictures, r the LoRA's rank, K blocks, F frequencies.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Modulation(nn.Module):
+    """Matrices (B, K, r, r), one per picture and block, from the waves (B, 4 F) of its two scores.
+
+    Args:
+        start: `near_zero` is S3Diff's, with all weights scaled by 1e-5: its LoRAs wake up slowly. `identity` adds the
+            unit matrix, so that a fresh model is plain LoRA (ours, for short trainings).
+    """
+
+    def __init__(self, blocks: int, rank: int, *, waves: int, start: Literal["near_zero", "identity"] = "near_zero"):
+        super().__init__()
+        if start not in ("near_zero", "identity"):
+            raise ValueError(f"restorer.adapters.start must be near_zero or identity, not {start!r}.")
+        self.rank = rank
+        self.scores = nn.Sequential(nn.Linear(waves, 256), nn.ReLU())
+        self.block = nn.Sequential(nn.Linear(64, 64), nn.ReLU())
+        self.fuse = nn.Linear(256 + 64, rank**2)
+        self.embedding = nn.Embedding(blocks, 64)
+        for layer in (self.scores[0], self.block[0], self.fuse):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+            layer.weight.data *= 1e-5
+        if start == "identity":
+            self.fuse.bias.data += torch.eye(rank).flatten()
+
+    def forward(self, waves: Tensor) -> Tensor:
+        scores, blocks = self.scores(waves), self.block(self.embedding.weight)
+        both = torch.cat(
+            [scores[:, None].expand(-1, len(blocks), -1), blocks[None].expand(len(scores), -1, -1)], dim=-1
+        )
+        return self.fuse(both).unflatten(-1, (self.rank, self.rank))
+
+
+def vae_block(layer: str) -> int:
+    """Number of the block that a layer of the VAE's encoder is in: down 0 to 3, middle 4, first and last layer 5."""
+    _, block, *rest = layer.split(".")
+    return int(rest[0]) if block == "down_blocks" else 4 if block == "mid_block" else 5
+
+
+def unet_block(layer: str) -> int:
+    """Number of the block that a layer of the UNet is in: down 0 to 3, middle 4, up 5 to 8, last layer 9."""
+    block, *rest = layer.split(".")
+    if block in ("down_blocks", "up_blocks"):
+        return int(rest[0]) + (5 if block == "up_blocks" else 0)
+    return 4 if block == "mid_block" else 9
+
+
+@contextmanager
+def modulated(network: nn.Module, blocks: Mapping[str, int], matrices: Tensor) -> Iterator[None]:
+    """Inside, every LoRA layer named in `blocks` multiplies by its block's matrix; afterwards it is plain again.
+
+    Args:
+        matrices: (B, K, r, r), for exactly the batch that the network is called with.
+    """
+    handles = [
+        network.get_submodule(f"{layer}.lora_A.default").register_forward_hook(
+            partial(_multiply, matrix=matrices[:, block])
+        )
+        for layer, block in blocks.items()
+    ]
+    recomputing = torch.is_grad_enabled() and network.is_gradient_checkpointing
+    if recomputing:  # a block that is computed again, after the end of this context, gets the matrices it had
+        network.enable_gradient_checkpointing(partial(_checkpointed, partial(modulated, network, blocks, matrices)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        if recomputing:
+            network.enable_gradient_checkpointing()
+
+
+def _checkpointed(again: Callable[[], AbstractContextManager], block: Callable, *args: Any) -> Any:
+    return checkpoint(block, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+
+
+def _multiply(_: nn.Module, __: Any, output: Tensor, *, matrix: Tensor) -> Tensor:
+    if len(matrix) != len(output):
+        raise ValueError(f"Degradation scores of {len(matrix)} pictures were given for a batch of {len(output)}.")
+    matrix = matrix.to(output.dtype)
+    if output.dim() == 4:  # of a convolution: (B, r, h, w)
+        return (matrix.mT @ output.flatten(2)).unflatten(2, output.shape[2:])
+    return output @ matrix  # of a linear layer: (B, L, r)
