@@ -14,6 +14,7 @@ from test_fadex import forget_processes, moco, pairs
 from face2scene.degradation import Mixture, Recipe
 from face2scene.fadex import FaDeX
 from face2scene.fadex.pictures import cosine_map, neighbour_sheet
+from face2scene.fadex.whitening import spread, whitened
 from face2scene.images import read_image
 from face2scene.ref_fr import Copy, GroundTruth, Mixed
 from face2scene.runs import REPOSITORY, Run
@@ -180,3 +181,35 @@ def test_memory_layout_changes_no_result_but_in_rounding(faces):
         encoder = moco().query.to(memory_format=layout)
         results.append(encoder.embed(encoder(batch["query_restored"], batch["query_degraded"])))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_whitening_spreads_the_operators_and_leaves_the_map_alone():
+    torch.manual_seed(0)
+    encoder = FaDeX((4, 8), (1, 2), embedding=8).eval()
+    operators = torch.randn(200, 8) * torch.tensor([8.0, 4, 2, 1, 1, 1, 0.5, 0.5]) + 5  # few directions, far from zero
+    first, second = (operators + 0.2 * torch.randn(200, 8) for _ in range(2))
+    made = whitened(encoder, first, second, power=1.0)
+    before, after = encoder.head[-1], made.head[-1]
+    # The new layer is a linear map of the old one's output: find it, and apply it to the embeddings above.
+    turn = after.weight @ torch.linalg.pinv(before.weight)
+    shift = after.bias - turn @ before.bias
+    spreads = [spread(first), spread(first @ turn.T + shift)]
+    assert spreads[0] < 3 and spreads[1] > 6
+    one, two = (torch.nn.functional.normalize(x @ turn.T + shift, dim=1) for x in (first, second))
+    cosines = one @ two.T
+    assert cosines.diagonal().mean() > 0.85 and abs(float((cosines.sum() - cosines.trace()) / (200 * 199))) < 0.02
+    pair = torch.rand(2, 1, 3, 16, 16)
+    assert torch.equal(made(*pair), encoder(*pair)) and encoder.head[-1] is before
+    with pytest.raises(ValueError, match=r"power from 0 to 1"):
+        whitened(encoder, first, second, power=2)
+    with pytest.raises(ValueError, match=r"raise train\.fadex\.whiten\.batches"):
+        whitened(encoder, first[:1], second[:1])
+
+
+def test_what_is_exported_is_whitened_and_what_is_trained_is_not(tmp_path, faces):
+    plain = run_to(tmp_path / "plain", faces, 2)
+    other = run_to(tmp_path / "white", faces, 2, whiten={"batches": 6, "power": 0.5, "floor": 0.1})
+    assert all(torch.equal(t, other.moco.state_dict()[name]) for name, t in plain.moco.state_dict().items())
+    states = [FaDeX.from_file(tmp_path / f"{n}/weights/fadex.safetensors").state_dict() for n in ("plain", "white")]
+    changed = {name for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])}
+    assert changed == {"head.2.weight", "head.2.bias"}
