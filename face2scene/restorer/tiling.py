@@ -181,7 +181,7 @@ def restore_at(
     padded, (height, width) = pad_to_multiple(image, plan.unit)
     if isinstance(restorer, S3Diff):
         for guidance in guidances:
-            yield _s3diff(restorer, padded, plan, guidance, device, progress)[..., :height, :width]
+            yield _s3diff(restorer, padded, plan, guidance, seed, device, progress)[..., :height, :width]
         return
     vae, unet = restorer.vae, restorer.unet
 
@@ -294,6 +294,7 @@ def _s3diff(
     image: Tensor,
     plan: TilePlan,
     guidance: float,
+    seed: int,
     device: torch.device | str,
     progress: Progress | None,
 ) -> Tensor:
@@ -306,7 +307,7 @@ def _s3diff(
             scores = restorer.score_net(squares).mean(0, keepdim=True)
 
     def work(part: Tensor, boxes: list[Box]) -> Tensor:
-        return restorer.restore(part, guidance=guidance, scores=scores)
+        return restorer.restore(part, guidance=guidance, scores=scores, seeds=torch.full((len(part),), seed))
 
     return _in_tiles("restoring", nn.Identity(), work, image, plan, device, progress)
 

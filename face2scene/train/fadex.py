@@ -1,5 +1,6 @@
 """FaDeX training: one phase, contrastive (supplement 2.1)."""
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -16,12 +17,14 @@ from face2scene.fadex.encoder import FaDeX
 from face2scene.fadex.moco import NOBODY, MoCo
 from face2scene.fadex.pictures import cosine_map, neighbour_sheet, pair_sheet
 from face2scene.fadex.probe import compare, embed_all
+from face2scene.fadex.whitening import raw_embeddings, whitened
 from face2scene.files import write_json
 from face2scene.runs import seed_from
 from face2scene.train.average import Average
 from face2scene.train.loop import Phase
 
 log = logging.getLogger(__name__)
+_UNSEEN = 2**40  # batches from this number on are no training's
 
 
 class FaDeXTask:
@@ -35,6 +38,8 @@ class FaDeXTask:
         lr, weight_decay: of AdamW (our setting; DASR uses Adam with 1e-3, then 1e-4).
         ema: decay of an average of the encoder's weights and statistics, which is then what is validated and exported;
             None keeps none. It is not the key encoder, which follows the contrast's own momentum.
+        whiten: `batches` of training pairs, `power` and `floor` of `fadex.whitening.whitened`, which is done to what is
+            exported; None exports the encoder as it was trained. Validation always shows it as it is trained.
         probe_on: what the probe's main result is about: `presets` (d1 to d4, supplement 2.4) or `space`
             (operators drawn from the held-out space); the other is written inside it under its own name.
         presets: recipes by name; may be empty.
@@ -56,6 +61,7 @@ class FaDeXTask:
         lr: float,
         weight_decay: float = 0.0,
         ema: float | None = None,
+        whiten: Mapping[str, float] | None = None,
         probe_on: str = "presets",
         presets: Mapping[str, Any] | None = None,
         probe_operators: int = 12,
@@ -81,6 +87,7 @@ class FaDeXTask:
         if not self.recipes.get(probe_on):
             raise ValueError(f"train.fadex.probe_on must be presets or space, and name recipes; {probe_on!r} has none.")
         self.probe_on, self.probe_pictures, self.seed = probe_on, probe_pictures, seed
+        self.whiten = dict(whiten or {})
         self._grids: dict[str, tuple[Tensor, Tensor]] = {}
 
         weights = [p for p in moco.parameters() if p.requires_grad]
@@ -148,9 +155,9 @@ class FaDeXTask:
             **{f"validation/cross/{name}": value for name, value in found["cross"].items() if len(found["same"]) < 6},
         }
 
-    def probe(self, on: str) -> dict[str, Any]:
-        """`fadex.probe` on the held-out pictures with the `presets` or the `space`."""
-        return compare(self._embedded(on)[2], list(self.recipes[on])) | {"people": self.held_out.people}
+    def probe(self, on: str, encoder: FaDeX | None = None) -> dict[str, Any]:
+        """`fadex.probe` on the held-out pictures with the `presets` or the `space`, of the encoder as it is shown."""
+        return compare(self._embedded(on, encoder)[2], list(self.recipes[on])) | {"people": self.held_out.people}
 
     def pictures(self) -> dict[str, np.ndarray]:
         """What the probe saw: the pairs, their cosines and their nearest neighbours."""
@@ -165,22 +172,37 @@ class FaDeXTask:
         """Faces in a batch, queries and keys."""
         return 2 * len(batch["labels"])
 
-    def _embedded(self, on: str) -> tuple[Tensor, Tensor, Tensor]:
+    def _embedded(self, on: str, encoder: FaDeX | None = None) -> tuple[Tensor, Tensor, Tensor]:
         # Restored and degraded faces (O, P, 3, c, c) and their embeddings (O, P, D) by the encoder as it is now.
         if on not in self._grids:
             recipes = list(self.recipes[on].values())
             self._grids[on] = self.held_out.grid(recipes, self.probe_pictures, seed=self.seed)
         restored, degraded = (t.to(self.accelerator.device) for t in self._grids[on])
-        with self.shown() as encoder:
+        if encoder is not None:
             return restored, degraded, embed_all(encoder, restored, degraded)
+        with self.shown() as own:
+            return restored, degraded, embed_all(own, restored, degraded)
+
+    @torch.no_grad()
+    def _whitened(self, encoder: FaDeX) -> FaDeX:
+        settings = dict(self.whiten)
+        encoder = copy.deepcopy(encoder).eval()
+        rows: dict[str, list[Tensor]] = {"query": [], "key": []}
+        for number in range(int(settings.pop("batches"))):
+            batch = self.data[_UNSEEN + number]
+            for view, parts in rows.items():
+                pair = (batch[f"{view}_{face}"].to(self.accelerator.device) for face in ("restored", "degraded"))
+                parts.append(raw_embeddings(encoder, *pair))
+        return whitened(encoder, torch.cat(rows["query"]), torch.cat(rows["key"]), **settings)
 
     def export(self, folder: Path, step: int) -> None:
         """Write fadex.safetensors and probe.json."""
         with self.shown() as encoder:
-            encoder.save(folder / "fadex.safetensors", about=self.about | {"steps": step})
-        found = self.probe(self.probe_on)
+            shared = self._whitened(encoder) if self.whiten else copy.deepcopy(encoder)
+        shared.save(folder / "fadex.safetensors", about=self.about | {"steps": step})
+        found = self.probe(self.probe_on, shared)
         for other in self.recipes:
             if other != self.probe_on and self.recipes[other]:
-                found[other] = self.probe(other)
+                found[other] = self.probe(other, shared)
         write_json(folder / "probe.json", found)
         log.info("Held-out cosines: same %.3f, different %.3f.", found["same_mean"], found["different_mean"])

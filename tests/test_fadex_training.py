@@ -1,0 +1,215 @@
+"""What FaDeX's data and training can be told beyond the plain case: buckets, contents, averages, mixes, pictures."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import test_fadex
+import torch
+from accelerate import Accelerator
+from hydra import compose, initialize_config_dir
+from test_configs import unknown_arguments
+from test_fadex import forget_processes, moco, pairs
+
+from face2scene.degradation import Mixture, Recipe
+from face2scene.fadex import FaDeX
+from face2scene.fadex.pictures import cosine_map, neighbour_sheet
+from face2scene.fadex.whitening import spread, whitened
+from face2scene.images import read_image
+from face2scene.ref_fr import Copy, GroundTruth, Mixed
+from face2scene.runs import REPOSITORY, Run
+from face2scene.train.fadex import FaDeXTask
+from face2scene.train.loop import Schedule, train
+
+faces, fresh = test_fadex.faces, test_fadex._no_accelerator_of_another_test  # fixtures
+
+
+class Nothing:
+    """Every operator leaves the picture as it is."""
+
+    def draw(self, rng):
+        return Recipe()
+
+
+def test_every_batch_is_of_one_bucket_and_all_buckets_come(faces):
+    data = pairs(faces, buckets={16: 3, 20: 1})
+    sizes = Counter(tuple(data[n]["query_degraded"].shape) for n in range(12))
+    assert set(sizes) == {(9, 3, 16, 16), (3, 3, 20, 20)} and min(sizes.values()) >= 2
+    assert data.pictures == 3  # what a queue has to hold
+    assert torch.equal(data[5]["key_degraded"], pairs(faces, buckets={16: 3, 20: 1})[5]["key_degraded"])
+    with pytest.raises(ValueError, match=r"train\.fadex\.crop \(or buckets\) must be at least 16"):
+        pairs(faces, buckets={12: 1})
+    with pytest.raises(ValueError, match=r"2 x 4 different pictures.*\(or buckets\)"):
+        pairs(faces, buckets={16: 4})
+
+
+def test_contents_vary_before_the_damage_and_alike_in_both_faces(faces):
+    plain, varied = pairs(faces), pairs(faces, augment=True)
+    plain.space = varied.space = Nothing()
+    batch = varied[0]
+    assert torch.equal(batch["query_restored"], batch["query_degraded"])
+    assert batch["query_restored"].min() >= 0 and batch["query_restored"].max() <= 1
+    assert not torch.equal(batch["query_restored"], plain[0]["query_restored"])
+    assert torch.equal(varied[3]["key_restored"], pairs(faces, augment=True)[3]["key_restored"])
+
+
+def test_a_restored_picture_is_varied_like_its_truth(faces):
+    data = pairs(faces, augment=True)
+    same = pairs(faces, augment=True, restored=lambda number: data_picture(data, number))
+    data.space = same.space = Nothing()
+    first = slice(0, 2)  # of one operator; for the next ones another number of draws has gone before
+    torch.testing.assert_close(same[0]["query_restored"][first], data[0]["query_restored"][first])
+
+
+def data_picture(data, number):
+    return torch.from_numpy(data._picture(number)[0]).permute(2, 0, 1).float() / 255
+
+
+def task_of(faces, accelerator, **options):
+    settings = {"lr": 1e-2, "probe_on": "space", "probe_operators": 2, "probe_pictures": 3} | options
+    data = pairs(faces, buckets={16: 2, 20: 1}, augment=True)
+    return FaDeXTask(moco(queue_size=20), data, pairs(faces, seed=9), accelerator, **settings)
+
+
+def run_to(folder, faces, steps, **options):
+    forget_processes()
+    task = task_of(faces, Accelerator(cpu=True), **options)
+    train(task, task.accelerator, Schedule(steps=steps, validate_every=2), Run(folder, {}), seed=0)
+    return task
+
+
+def test_the_average_is_what_is_exported_and_it_resumes_exactly(tmp_path, faces):
+    whole = run_to(tmp_path / "whole", faces, 4, ema=0.5)
+    run_to(tmp_path / "halves", faces, 2, ema=0.5)
+    halves = run_to(tmp_path / "halves", faces, 4, ema=0.5)
+    shared = [FaDeX.from_file(tmp_path / f"{name}/weights/fadex.safetensors") for name in ("whole", "halves")]
+    states = [encoder.state_dict() for encoder in shared]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+    assert all(torch.equal(t, halves.moco.state_dict()[name]) for name, t in whole.moco.state_dict().items())
+    own = whole.encoder.state_dict()
+    for name in ("body.0.weight", "body.1.running_mean"):  # the statistics follow, too
+        assert not torch.equal(own[name], states[0][name])
+        assert torch.equal(whole.stateful[0].values[name], states[0][name])
+
+
+def test_the_average_is_the_weighted_sum_of_the_weights_so_far(faces):
+    task = task_of(faces, Accelerator(cpu=True), ema=0.75)
+    weight, average = task.encoder.head[0].weight, task.stateful[0]
+    expected = weight.detach().clone()
+    for step in range(1, 30):
+        with torch.no_grad():
+            weight.fill_(float(step))
+        average.update()
+        keep = min(0.75, (1 + step) / (10 + step))
+        expected = keep * expected + (1 - keep) * step
+    with task.shown() as encoder:
+        torch.testing.assert_close(encoder.head[0].weight.detach(), expected)
+    assert weight.unique().tolist() == [29.0]
+
+
+def test_a_training_keeps_pictures_of_every_validation(tmp_path, faces):
+    task = run_to(tmp_path, faces, 4)
+    names = {path.name for path in (tmp_path / "images").iterdir()}
+    assert names == {f"{what}_000000{step}.png" for what in ("pairs", "cosines", "neighbours") for step in (2, 4)}
+    assert read_image(tmp_path / "validation/000002/pairs.png").shape == (2 * 16, 3 * 2 * 16, 3)
+    assert read_image(tmp_path / "validation/000002/cosines.png").shape == (36, 36, 3)
+    assert task.count(task.data[0]) == 2 * len(task.data[0]["labels"])
+
+
+def test_colours_of_the_cosine_map_and_frames_of_the_neighbours():
+    a, b = torch.eye(2)
+    codes = torch.stack([torch.stack([a, a]), torch.stack([b, -b])])
+    shown = cosine_map(codes)
+    assert shown.shape == (24, 24, 3)
+    assert shown[0, 0].tolist() == [178, 24, 43] and shown[12, 0].tolist() == [255] * 3
+    assert shown[12, 18].tolist() == [33, 102, 172]
+    crops = torch.stack([torch.full((2, 3, 16, 16), 0.2), torch.full((2, 3, 16, 16), 0.8)])
+    sheet = neighbour_sheet(crops, codes, count=2)
+    assert sheet.shape == (2 * 22, 3 * 22, 3)
+    right, wrong = sheet[0, 22], sheet[0, 44]
+    assert right.tolist() == [40, 160, 70] and wrong.tolist() == [200, 50, 40]
+    assert sheet[10, 32].tolist() == [51] * 3 and sheet[10, 54].tolist() == [204] * 3
+
+
+class Named:
+    needs_truth = False
+
+    def __init__(self, name):
+        self.name = name
+
+    def draw(self, rng):
+        return self.name
+
+    def restore(self, degraded, references, *, truth, rng):
+        return self.name
+
+
+def test_mixes_draw_by_their_shares_and_refuse_what_does_not_add_up():
+    shares = {"a": 0.7, "b": 0.3, "c": 0.0}
+    parts = {name: Named(name) for name in shares}
+    rng = np.random.default_rng(0)
+    spaces, restorers = Mixture(parts, shares), Mixed(parts, shares)
+    for draw in (spaces.draw, lambda r: restorers.restore(None, (), truth=None, rng=r)):
+        drawn = Counter(draw(rng) for _ in range(2000))
+        assert set(drawn) == {"a", "b"} and drawn["a"] / 2000 == pytest.approx(0.7, abs=0.04)
+    for kind, option in ((Mixture, "degradation"), (Mixed, "ref_fr")):
+        with pytest.raises(ValueError, match=rf"{option}\.shares must be at least 0 and sum to 1"):
+            kind(parts, {"a": 0.7, "b": 0.7, "c": 0.0})
+        with pytest.raises(ValueError, match=rf"{option}\.shares names \['a'\]"):
+            kind(parts, {"a": 1.0})
+    assert Mixed({"x": GroundTruth(), "y": Copy()}, {"x": 0.5, "y": 0.5}).needs_truth
+    assert not Mixed({"y": Copy()}, {"y": 1.0}).needs_truth
+
+
+def test_difference_sees_the_difference_alone():
+    encoder = FaDeX((4, 8), (1, 2), embedding=8, inputs="difference").eval()
+    restored, degraded = torch.rand(2, 1, 3, 16, 16) / 2
+    torch.testing.assert_close(encoder(restored + 0.25, degraded + 0.25), encoder(restored, degraded))
+    assert not torch.allclose(encoder(degraded, restored), encoder(restored, degraded))
+
+
+def test_the_probes_options_name_real_arguments():
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        assert unknown_arguments(compose("eval", ["probe=fadex"])) == []
+        assert compose("eval").probe is None
+
+
+def test_memory_layout_changes_no_result_but_in_rounding(faces):
+    batch = pairs(faces)[0]
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        encoder = moco().query.to(memory_format=layout)
+        results.append(encoder.embed(encoder(batch["query_restored"], batch["query_degraded"])))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_whitening_spreads_the_operators_and_leaves_the_map_alone():
+    torch.manual_seed(0)
+    encoder = FaDeX((4, 8), (1, 2), embedding=8).eval()
+    operators = torch.randn(200, 8) * torch.tensor([8.0, 4, 2, 1, 1, 1, 0.5, 0.5]) + 5  # few directions, far from zero
+    first, second = (operators + 0.2 * torch.randn(200, 8) for _ in range(2))
+    made = whitened(encoder, first, second, power=1.0)
+    before, after = encoder.head[-1], made.head[-1]
+    # The new layer is a linear map of the old one's output: find it, and apply it to the embeddings above.
+    turn = after.weight @ torch.linalg.pinv(before.weight)
+    shift = after.bias - turn @ before.bias
+    spreads = [spread(first), spread(first @ turn.T + shift)]
+    assert spreads[0] < 3 and spreads[1] > 6
+    one, two = (torch.nn.functional.normalize(x @ turn.T + shift, dim=1) for x in (first, second))
+    cosines = one @ two.T
+    assert cosines.diagonal().mean() > 0.85 and abs(float((cosines.sum() - cosines.trace()) / (200 * 199))) < 0.02
+    pair = torch.rand(2, 1, 3, 16, 16)
+    assert torch.equal(made(*pair), encoder(*pair)) and encoder.head[-1] is before
+    with pytest.raises(ValueError, match=r"power from 0 to 1"):
+        whitened(encoder, first, second, power=2)
+    with pytest.raises(ValueError, match=r"raise train\.fadex\.whiten\.batches"):
+        whitened(encoder, first[:1], second[:1])
+
+
+def test_what_is_exported_is_whitened_and_what_is_trained_is_not(tmp_path, faces):
+    plain = run_to(tmp_path / "plain", faces, 2)
+    other = run_to(tmp_path / "white", faces, 2, whiten={"batches": 6, "power": 0.5, "floor": 0.1})
+    assert all(torch.equal(t, other.moco.state_dict()[name]) for name, t in plain.moco.state_dict().items())
+    states = [FaDeX.from_file(tmp_path / f"{n}/weights/fadex.safetensors").state_dict() for n in ("plain", "white")]
+    changed = {name for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])}
+    assert changed == {"head.2.weight", "head.2.bias"}

@@ -1,0 +1,61 @@
+import json
+import sys
+import types
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+
+from face2scene.images import read_image
+from face2scene.runs import REPOSITORY, open_run
+
+PICTURE = np.zeros((8, 6, 3), np.uint8) + np.array([255, 0, 51], np.uint8)
+
+
+def run_of(tmp_path, tracker):
+    """A run as a script opens it."""
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        cfg = compose("train_fadex", [f"tracker={tracker}", f"paths.runs={tmp_path}", "name=part/a", "train=tiny"])
+    return open_run(cfg)
+
+
+def test_jsonl_is_always_written_and_pictures_lie_in_the_runs_folder(tmp_path):
+    run = run_of(tmp_path, "jsonl")
+    assert run.trackers == ()
+    run.log({"loss": 0.5}, 3)
+    run.picture("pairs", PICTURE, 3)
+    assert json.loads((tmp_path / "part/a/metrics.jsonl").read_text()) == {"step": 3, "loss": 0.5}
+    stored = read_image(tmp_path / "part/a/images/pairs_0000003.png")
+    assert np.array_equal((stored * 255).round().astype(np.uint8), PICTURE)
+
+
+def test_tensorboard_gets_numbers_and_pictures_and_a_resumed_run_hides_what_was_lost(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = run_of(tmp_path, "tensorboard")
+    for step in (1, 2, 3):
+        run.log({"fadex/contrast": 10.0 * step}, step)
+    run.picture("pairs", PICTURE, 3)
+    run = run_of(tmp_path, "tensorboard")  # goes on from the state of step 1
+    run.log({"fadex/contrast": 21.0}, 2)
+    events = EventAccumulator(str(tmp_path / "part/a/tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("fadex/contrast")] == [(1, 10.0), (2, 21.0)]
+    fresh = run_of(tmp_path / "fresh", "tensorboard")
+    fresh.picture("pairs", PICTURE, 3)
+    events = EventAccumulator(str(tmp_path / "fresh/part/a/tensorboard")).Reload()
+    assert (events.Images("pairs")[0].width, events.Images("pairs")[0].height) == (6, 8)
+
+
+def test_wandb_gets_numbers_and_pictures_and_is_offline_unless_told(tmp_path, monkeypatch):
+    seen = []
+    fake = types.ModuleType("wandb")
+    fake.init = lambda **options: types.SimpleNamespace(
+        log=lambda values, step: seen.append((step, values)), options=seen.append(options)
+    )
+    fake.Image = lambda picture: picture.shape
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    run = run_of(tmp_path, "wandb")
+    run.log({"loss": 1}, 7)
+    run.picture("pairs", PICTURE, 7)
+    options, line, picture = seen
+    assert (options["id"], options["mode"], options["dir"]) == ("part-a", "offline", str(tmp_path / "part/a"))
+    assert line == (7, {"loss": 1.0}) and picture == (7, {"pairs": (8, 6, 3)})
