@@ -109,8 +109,8 @@ def test_the_average_is_the_weighted_sum_of_the_weights_so_far(faces):
 
 def test_a_training_keeps_pictures_of_every_validation(tmp_path, faces):
     task = run_to(tmp_path, faces, 4)
-    names = {path.name for path in (tmp_path / "images").iterdir()}
-    assert names == {f"{what}_000000{step}.png" for what in ("pairs", "cosines", "neighbours") for step in (2, 4)}
+    names = {path.relative_to(tmp_path / "validation").as_posix() for path in tmp_path.glob("validation/*/*")}
+    assert names == {f"00000{step}/{what}.png" for what in ("pairs", "cosines", "neighbours") for step in (2, 4)}
     assert read_image(tmp_path / "validation/000002/pairs.png").shape == (2 * 16, 3 * 2 * 16, 3)
     assert read_image(tmp_path / "validation/000002/cosines.png").shape == (36, 36, 3)
     assert task.count(task.data[0]) == 2 * len(task.data[0]["labels"])

@@ -22,9 +22,9 @@ def test_jsonl_is_always_written_and_pictures_lie_in_the_runs_folder(tmp_path):
     run = run_of(tmp_path, "jsonl")
     assert run.trackers == ()
     run.log({"loss": 0.5}, 3)
-    run.picture("pairs", PICTURE, 3)
+    run.show({"pairs": PICTURE}, 3)
     assert json.loads((tmp_path / "part/a/metrics.jsonl").read_text()) == {"step": 3, "loss": 0.5}
-    stored = read_image(tmp_path / "part/a/images/pairs_0000003.png")
+    stored = read_image(tmp_path / "part/a/validation/000003/pairs.png")
     assert np.array_equal((stored * 255).round().astype(np.uint8), PICTURE)
 
 
@@ -34,13 +34,13 @@ def test_tensorboard_gets_numbers_and_pictures_and_a_resumed_run_hides_what_was_
     run = run_of(tmp_path, "tensorboard")
     for step in (1, 2, 3):
         run.log({"fadex/contrast": 10.0 * step}, step)
-    run.picture("pairs", PICTURE, 3)
+    run.show({"pairs": PICTURE}, 3)
     run = run_of(tmp_path, "tensorboard")  # goes on from the state of step 1
     run.log({"fadex/contrast": 21.0}, 2)
     events = EventAccumulator(str(tmp_path / "part/a/tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("fadex/contrast")] == [(1, 10.0), (2, 21.0)]
     fresh = run_of(tmp_path / "fresh", "tensorboard")
-    fresh.picture("pairs", PICTURE, 3)
+    fresh.show({"pairs": PICTURE}, 3)
     events = EventAccumulator(str(tmp_path / "fresh/part/a/tensorboard")).Reload()
     assert (events.Images("pairs")[0].width, events.Images("pairs")[0].height) == (6, 8)
 
@@ -55,7 +55,7 @@ def test_wandb_gets_numbers_and_pictures_and_is_offline_unless_told(tmp_path, mo
     monkeypatch.setitem(sys.modules, "wandb", fake)
     run = run_of(tmp_path, "wandb")
     run.log({"loss": 1}, 7)
-    run.picture("pairs", PICTURE, 7)
+    run.show({"pairs": PICTURE}, 7)
     options, line, picture = seen
     assert (options["id"], options["mode"], options["dir"]) == ("part-a", "offline", str(tmp_path / "part/a"))
     assert line == (7, {"loss": 1.0}) and picture == (7, {"pairs": (8, 6, 3)})
