@@ -57,7 +57,8 @@ def gather(row: Row, boxes: Mapping[str, Box]) -> None:
     parts = [path for path in row.out.glob("scores.state.*.json") if path.stem.rsplit(".", 1)[-1].isdigit()]
     recall(row, boxes)
     for part in parts:
-        row.flagged |= {name: why for name, why in read_json(part)["flagged"].items() if name in row.paths}
+        told = read_json(part)["flagged"].items()  # of a picture that was replaced since, there are values by now
+        row.flagged |= {name: why for name, why in told if name in row.paths and name not in row.values}
     for name in row.flagged:
         row.values.pop(name, None)
     save(row, None, boxes)

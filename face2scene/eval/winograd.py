@@ -32,10 +32,11 @@ class WinogradReLU(nn.Module):
             self.register_buffer(name, torch.kron(square, square).float())
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """(B, in, H, W) to (B, out, H, W), both in memory as channels last."""
+        """(B, in, H, W) to (B, out, H, W), in memory as channels last."""
         batch, channels, height, width = pictures.shape
         wide, high, outputs = -(-width // 4), -(-height // 4), self.kernels.shape[2]
-        padded = F.pad(pictures.permute(0, 2, 3, 1), (0, 0, 1, 4 * wide + 1 - width, 1, 4 * high + 1 - height))
+        channels_last = pictures.permute(0, 2, 3, 1).contiguous()
+        padded = F.pad(channels_last, (0, 0, 1, 4 * wide + 1 - width, 1, 4 * high + 1 - height)).contiguous()
         result = padded.new_empty(batch, 4 * high, 4 * wide, outputs)
         strip = max(1, min(high, _PATCHES // wide))  # rows of patches
         per_picture, per_row, per_column, _ = padded.stride()
