@@ -144,7 +144,7 @@ def restore_folder(
     finally:
         wait()
         if rank == 0:
-            WhyLog(output).gather()
+            WhyLog(output).gather(at_end=True)
 
 
 class _Run:
