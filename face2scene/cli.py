@@ -275,21 +275,13 @@ def _machine_lines() -> list[str]:
                 lines.append(f"device: cuda:{index} {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
         else:
             lines.append(f"device: cpu, {torch.get_num_threads()} threads of torch")
+        from face2scene.memory import free_memory
+
+        lines.append(f"free memory: {free_memory() / 2**30:.1f} GiB")
     lines.append(f"cores: {len(os.sched_getaffinity(0))}")
-    lines.append(f"free memory: {_free_memory() / 2**30:.1f} GiB")
     place = next(p for p in (weights.weights_root(), *weights.weights_root().parents) if p.exists())
     lines.append(f"free disk: {shutil.disk_usage(place).free / 2**30:.1f} GiB at {place}")
     return lines
-
-
-def _free_memory() -> int:
-    """Bytes that can be had without swapping."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _tiny_obstacles(failures: dict[str, str]) -> list[str]:

@@ -27,8 +27,9 @@ from face2scene.jobs import Job
 from face2scene.jobs import find_jobs as find_jobs
 from face2scene.measure import Measurement
 from face2scene.photos import FORMATS, MAX_PIXELS, Photo, read_photo, write_photo
-from face2scene.pipeline import Face2ScenePipeline, Restoration
-from face2scene.records import DegradationTokens, Scene
+from face2scene.pipeline import Face2ScenePipeline
+from face2scene.records import DegradationTokens, FacePair, Scene
+from face2scene.restoration import Restoration
 from face2scene.why_log import WHY_LOG as WHY_LOG
 from face2scene.why_log import WhyLog, facts_of, unchanged
 
@@ -144,7 +145,7 @@ def restore_folder(
     finally:
         wait()
         if rank == 0:
-            WhyLog(output).gather()
+            WhyLog(output).gather(at_end=True)
 
 
 class _Run:
@@ -267,7 +268,7 @@ class _Run:
         line |= result.notes
         line["warnings"] = [*photo.warnings, *result.notes.get("warnings", [])]
         try:
-            if donor is job:
+            if donor is job and result.token_source == "pair":
                 for number, reading in enumerate(result.measurement.readings):
                     self._write_pair(job, number, reading.pair)
             with atomic_write(target) as partial:
@@ -287,7 +288,7 @@ class _Run:
             log.info("%s: %s", job.file, warning)
         self.outcome.restored += 1
 
-    def _write_pair(self, job: Job, number: int, pair: Any) -> None:
+    def _write_pair(self, job: Job, number: int, pair: FacePair) -> None:
         folder, stem = self.output / "faces" / job.inside, job.path.stem + (f"_{number + 1}" if number else "")
         for kind, image in (("degraded", pair.degraded), ("restored", pair.restored)):
             write_png(folder / fitting_name(stem, f"_{kind}.png"), image)

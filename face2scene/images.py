@@ -121,8 +121,18 @@ def align_colour(image: Tensor, reference: Tensor, method: str) -> Tensor:
         to_mean, to_std = reference.mean((-2, -1), keepdim=True), reference.std((-2, -1), keepdim=True)
         return ((image - mean) / std * to_std + to_mean).clamp(0, 1)
     if method == "wavelet":
-        return (image - _low_frequencies(image) + _low_frequencies(reference)).clamp(0, 1)
+        result = torch.empty_like(image)
+        for top in range(0, image.shape[-2], _STRIP):  # of a large picture every copy counts
+            start, end = max(top - _REACH, 0), top + _STRIP + _REACH
+            part, other = image[..., start:end, :], reference[..., start:end, :]
+            aligned = (part - _low_frequencies(part) + _low_frequencies(other)).clamp(0, 1)
+            result[..., top : top + _STRIP, :] = aligned[..., top - start : top - start + _STRIP, :]
+        return result
     raise ValueError(f"Unknown colour alignment {method!r}: choose none, wavelet or adain (option colour).")
+
+
+_STRIP = 1024  # rows
+_REACH = 31  # rows that a pixel's low frequencies come from, up and down: 1 + 2 + 4 + 8 + 16
 
 
 def _low_frequencies(image: Tensor, levels: int = 5) -> Tensor:

@@ -264,7 +264,9 @@ class Meter:
 
     def _blind(self, image: Tensor, faces: Sequence[Face]) -> tuple[Reading, ...]:
         # Our estimate where Stage I is silent: the restorer's own first pass, with the null tokens, plays Stage I on
-        # the faces, or where there is none on the squares with the most detail.
+        # the faces, or where there is none on the squares with the most detail. With the tiny weights it does not pay:
+        # on six held-out pictures of the quickstart 26.15 dB and LPIPS 0.211, the null tokens 26.18 and 0.205, the
+        # face pair 26.22 and 0.204. So it is an option and not the default.
         size = tuple(image.shape[-2:])
         boxes = [_middle(square_crop_box(face.box, size), self.largest_face) for face in faces[:4]]
         boxes = boxes or telling_squares(image, min(self.largest_face, *size), 4)

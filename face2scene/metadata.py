@@ -7,10 +7,9 @@ the thumbnail, which shows the damaged picture; and how the old file was laid ou
 import re
 import struct
 import zlib
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
@@ -106,41 +105,46 @@ def shot_of(path: str | Path) -> Shot | None:
 # Into the files that Pillow does not write
 
 
-def into_tiff(tiff: bytes, exif: bytes | None) -> bytes:
-    """Append EXIF's directories to a little-endian TIFF that was written with `tiff_tags` of the same block."""
-    if exif is None:
+def into_tiff(tiff: bytes, exif: bytes | None, xmp: bytes | None) -> bytes:
+    """Append EXIF's directories, its texts and XMP to a little-endian TIFF, and a first directory that knows of them.
+
+    Pillow's writer of compressed TIFFs cannot do the directories, `tifffile` will not.
+    """
+    if exif is None and xmp is None:
         return tiff
     loaded = Image.Exif()
-    loaded.load(exif)
+    if exif is not None:
+        loaded.load(exif)
     result = bytearray(tiff)
     (start,) = struct.unpack_from("<I", result, 4)
     (count,) = struct.unpack_from("<H", result, start)
-    for entry in range(start + 2, start + 2 + 12 * count, 12):
-        (tag,) = struct.unpack_from("<H", result, entry)
-        if tag in (_IFD.Exif, _IFD.GPSInfo):
-            result += b"\0" * (len(result) % 2)
-            struct.pack_into("<I", result, entry + 8, len(result))
-            directory = ImageFileDirectory_v2(b"II\x2a\x00\x08\x00\x00\x00", group=tag)
-            for key, value in loaded.get_ifd(tag).items():
-                directory[key] = value
-            result += directory.tobytes(len(result))
-    return bytes(result)
+    places = range(start + 2, start + 2 + 12 * count, 12)
+    entries = {struct.unpack_from("<H", result, place)[0]: bytes(result[place : place + 12]) for place in places}
+    following = bytes(result[start + 2 + 12 * count :][:4])
 
+    def add(tag: int, kind: int, length: int, data: bytes, inline: bool = False) -> None:
+        if inline:
+            entries[tag] = struct.pack("<HHI", tag, kind, length) + data.ljust(4, b"\0")
+            return
+        entries[tag] = struct.pack("<HHII", tag, kind, length, len(result))
+        result.extend(data + b"\0" * (len(data) % 2))
 
-def tiff_tags(exif: bytes | None, xmp: bytes | None) -> list[tuple[int, str, int, Any, bool]]:
-    """EXIF and XMP as `tifffile`'s extratags: the texts, and places for the directories that `into_tiff` appends."""
-    tags: list[tuple[int, str, int, Any, bool]] = []
+    result.extend(b"\0" * (len(result) % 2))
+    for tag in (_IFD.Exif, _IFD.GPSInfo):
+        directory = ImageFileDirectory_v2(b"II\x2a\x00\x08\x00\x00\x00", group=tag)
+        for key, value in loaded.get_ifd(tag).items():
+            directory[key] = value
+        if len(directory):
+            add(int(tag), 4, 1, directory.tobytes(len(result)))  # a long: where the directory is
+    for tag in _KEPT:
+        if isinstance(text := loaded.get(tag), str):
+            data = text.encode() + b"\0"
+            add(int(tag), 2, len(data), data, inline=len(data) <= 4)
     if xmp is not None:
-        tags.append((_Base.XMLPacket, "B", len(xmp), xmp, True))
-    loaded: Image.Exif | Mapping[int, Any] = Image.Exif()
-    if exif is not None:
-        loaded.load(exif)
-    for tag in loaded:
-        if tag in (_IFD.Exif, _IFD.GPSInfo):
-            tags.append((tag, "I", 1, 0, True))
-        elif tag in _KEPT and isinstance(loaded[tag], str):
-            tags.append((int(tag), "s", 0, loaded[tag], True))
-    return tags
+        add(int(_Base.XMLPacket), 1, len(xmp), xmp, inline=len(xmp) <= 4)
+    struct.pack_into("<I", result, 4, len(result))
+    rows = [entries[tag] for tag in sorted(entries)]
+    return bytes(result + struct.pack("<H", len(rows)) + b"".join(rows) + following)
 
 
 def into_png(png: bytes, exif: bytes | None, xmp: bytes | None) -> bytes:

@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from face2scene.extras import need
 from face2scene.files import atomic_write
-from face2scene.metadata import XMP_OF_PNG, for_size, into_png, into_tiff, metadata_of, tiff_tags
+from face2scene.metadata import XMP_OF_PNG, for_size, into_png, into_tiff, metadata_of
 from face2scene.raw import RawError, develop
 
 RAW_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
@@ -26,6 +26,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", *HEIF_SUF
 MAX_PIXELS = 200_000_000  # our setting: a larger file is more often a bomb than a photo
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 JPEG_QUALITY = 95  # ours; of WebP too
+_JPEG_MARKER = 65_000  # bytes; what one of its markers holds, about
 _DEEP = ("png", "tiff")  # formats that hold 16 bits
 
 
@@ -136,17 +137,21 @@ def write_photo(path: str | Path, image: np.ndarray, *, like: Photo | None = Non
         )
         if fmt == "jpeg":
             options["subsampling"] = "4:4:4"
-        if exif := for_size(like.exif, *picture.size):
+        if like.profile and not like.grey:
+            options["icc_profile"] = like.profile
+        exif = for_size(like.exif, *picture.size)
+        if fmt == "tiff":
+            buffer = io.BytesIO()
+            picture.save(buffer, format="TIFF", **options)
+            partial.write_bytes(into_tiff(buffer.getvalue(), exif, like.xmp))
+            return
+        if exif and (fmt != "jpeg" or len(exif) < _JPEG_MARKER):
             options["exif"] = exif
         if like.xmp and fmt == "png":
             options["pnginfo"] = PngInfo()
             options["pnginfo"].add_itxt(XMP_OF_PNG, like.xmp.decode(errors="replace"))
-        elif like.xmp and fmt == "tiff":
-            options["tiffinfo"] = {ExifTags.Base.XMLPacket: like.xmp}
-        elif like.xmp and len(like.xmp) < 65_000:  # a JPEG marker holds no more
+        elif like.xmp and (fmt != "jpeg" or len(like.xmp) < _JPEG_MARKER):
             options["xmp"] = like.xmp
-        if like.profile and not like.grey:
-            options["icc_profile"] = like.profile
         picture.save(partial, format=fmt.upper(), **options)
 
 
@@ -330,9 +335,8 @@ def _encode_16_bit(fmt: str, image: np.ndarray, alpha: np.ndarray | None, like: 
             metadata=None,
             byteorder="<",
             bigtiff=False,
-            extratags=tiff_tags(exif, like.xmp),
         )
-        return into_tiff(buffer.getvalue(), exif)
+        return into_tiff(buffer.getvalue(), exif, like.xmp)
     cv2 = need("cv2", "photos", why="Writing a 16-bit PNG")
     ok, encoded = cv2.imencode(".png", levels if like.grey else levels[..., [2, 1, 0, 3][: levels.shape[2]]])
     if not ok:

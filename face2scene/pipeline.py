@@ -10,27 +10,27 @@
 """
 
 import logging
-import resource
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from face2scene import bundle
 from face2scene.fadex.encoder import FaDeX
-from face2scene.images import COLOURS, align_colour, to_array, to_bytes, to_tensor
+from face2scene.images import COLOURS, align_colour, to_tensor
 from face2scene.inputs import Picture, References, as_photo, enlarged, name_of
 from face2scene.measure import Measurement, Meter, Progress, silent
+from face2scene.memory import peak_memory
 from face2scene.people import Finder
-from face2scene.photos import MAX_PIXELS, Photo, write_photo
-from face2scene.records import Box, Face, Scene
+from face2scene.photos import MAX_PIXELS, Photo
+from face2scene.records import Box, Scene
 from face2scene.ref_fr import RefFR
+from face2scene.restoration import Restoration
 from face2scene.restorer.backbone import precision
 from face2scene.restorer.load import load_restorer
 from face2scene.restorer.one_step import OneStepRestorer
@@ -39,40 +39,6 @@ from face2scene.restorer.tiling import TilePlan, restore_at, restore_in_tiles
 from face2scene.runs import seed_from
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Restoration:
-    """A restored picture and how it came about."""
-
-    image: Tensor  # (3, H, W) in [0, 1], on the CPU; its size is `images.output_size` of the input's
-    measurement: Measurement
-    notes: dict[str, Any]  # one line of the why-log, without the file names
-    photo: Photo | None = None  # the input: its transparency, depth, profile and EXIF go with what is saved
-
-    @property
-    def faces(self) -> tuple[Face, ...]:
-        """The faces found, largest first; `notes["faces"]` says whose they are."""
-        return self.measurement.faces
-
-    @property
-    def token_source(self) -> str:
-        """`pair` (of faces), `burst`, `blind` or `null`; the reason is among `notes["warnings"]`."""
-        return self.measurement.tokens.source
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """By stage: faces, ref_fr, tokens, restore."""
-        return {key.removeprefix("seconds_"): v for key, v in self.notes.items() if key.startswith("seconds_")}
-
-    @property
-    def pil(self) -> Image.Image:
-        """The picture in 8 bits, without what its file knew."""
-        return Image.fromarray(to_bytes(self.image))
-
-    def save(self, path: str | Path) -> None:
-        """Write PNG, JPEG, TIFF or WebP by the path's suffix, see `photos.write_photo`."""
-        write_photo(path, to_array(self.image), like=self.photo)
 
 
 class Face2ScenePipeline:
@@ -274,7 +240,7 @@ class Face2ScenePipeline:
         guidance: float | None = None,
         progress: Progress = silent,
         max_pixels: int = MAX_PIXELS,
-    ) -> "Restoration | list[Restoration]":
+    ) -> Restoration | list[Restoration]:
         """Restore one picture, or each of a list.
 
         Args:
@@ -393,7 +359,7 @@ class Face2ScenePipeline:
                 "tiles": plan.notes,
                 "colour": self.colour,
                 "seconds_restore": round(perf_counter() - start, 3),
-                "peak_memory_mib": self._peak_memory(),
+                "peak_memory_mib": peak_memory(self.device) // 2**20,
             }
             yield Restoration(aligned, measurement, notes)
             start = perf_counter()
@@ -403,8 +369,3 @@ class Face2ScenePipeline:
         return restore_in_tiles(
             self.restorer, image, lambda box: tokens, plan, device=self.device, offload=self._offloaded
         )
-
-    def _peak_memory(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) // 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -46,12 +46,13 @@ class WhyLog:
                         self.lines[name] = {"name": name, "unfinished": True}
         return self
 
-    def gather(self) -> "WhyLog":
-        """Make one whole file of all; by rank 0, while nobody writes."""
+    def gather(self, *, at_end: bool = False) -> "WhyLog":
+        """Make one whole file of all, by rank 0, while nobody writes; `at_end` without what was cut through."""
         self.read()
         if self.lines:
+            kept = [line for line in self.lines.values() if not (at_end and line.get("unfinished"))]
             with atomic_write(self.folder / WHY_LOG) as partial:
-                partial.write_text("".join(map(_text, self.lines.values())), encoding="utf-8")
+                partial.write_text("".join(map(_text, kept)), encoding="utf-8")
         for path in self._others():
             path.unlink()
         return self

@@ -25,7 +25,8 @@ LAUNCH = "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision
 TRAINED_HERE = (
     f"restorer_weights={RUN}/restorer/weights/restorer.safetensors fadex_weights={RUN}/fadex/weights/fadex.safetensors"
 )
-RESTORE = f"python scripts/restore.py {EXPERIMENT} input={DATA}"
+# What older weights restored is replaced; what these restored is left as it is.
+RESTORE = f"python scripts/restore.py {EXPERIMENT} input={DATA} overwrite=true"
 # Few pictures: the sweeps show the machinery and a tendency (`limit=null` takes all).
 SWEEP = (
     f"python scripts/sweep.py {EXPERIMENT} use.fadex=checkpoints/tiny/fadex.safetensors limit=6 "

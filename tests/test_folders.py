@@ -22,8 +22,8 @@ from face2scene.images import to_tensor, write_png
 from face2scene.jobs import Job
 from face2scene.measure import Measurement
 from face2scene.photos import ImageError, Photo, read_photo, write_photo
-from face2scene.pipeline import Restoration
 from face2scene.records import DegradationTokens
+from face2scene.restoration import Restoration
 
 
 class Negative:

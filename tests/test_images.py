@@ -135,6 +135,28 @@ def test_colour_alignment_removes_a_cast_and_does_not_blur(method):
     torch.testing.assert_close(aligned, reference, atol=2e-3, rtol=0)
 
 
+def test_colour_alignment_of_a_tall_picture_is_that_of_a_small_one(monkeypatch):
+    image, reference = torch.rand(2, 1, 3, 150, 9)
+    whole = align_colour(image, reference, "wavelet")
+    monkeypatch.setattr("face2scene.images._STRIP", 40)
+    torch.testing.assert_close(align_colour(image, reference, "wavelet"), whole)
+
+
+@pytest.mark.parametrize("method", ["wavelet", "adain"])
+def test_colour_alignment_keeps_the_sharpness_of_what_it_aligns(photo, method):
+    """The reference is the blurred input: its colours come over, its blur does not."""
+    sharp = torch.from_numpy(photo[100:228, 150:278].copy()).permute(2, 0, 1)[None]
+    blurred = torch.nn.functional.avg_pool2d(sharp, 9, stride=1, padding=4, count_include_pad=False)
+    cast = (sharp * torch.tensor([0.8, 0.9, 0.7]).view(1, 3, 1, 1) + 0.1).clamp(0, 1)
+    aligned = align_colour(cast, blurred, method)
+    assert (aligned.mean((-2, -1)) - sharp.mean((-2, -1))).abs().max() < 0.01  # of a cast of up to 0.1
+
+    def detail(image):
+        return float((image[..., 1:] - image[..., :-1]).abs().mean())
+
+    assert detail(aligned) > 0.75 * detail(sharp) and detail(blurred) < 0.5 * detail(sharp)
+
+
 def test_an_unknown_colour_alignment_is_refused():
     with pytest.raises(ValueError, match="none, wavelet or adain"):
         align_colour(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4), "histogram")

@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from PIL.TiffImagePlugin import IFDRational
 
 from face2scene.images import output_size
 from face2scene.metadata import shot_of
@@ -178,7 +179,13 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path):
 def test_where_and_when_stay_with_the_photo_and_what_is_no_longer_true_goes(tmp_path):
     exif = Image.Exif()
     exif[0x010F], exif[0x0112], exif[0x0132] = "A Camera", 6, "2026:05:01 12:00:00"
-    exif[0x8769] = {0x9003: "2026:05:01 12:00:00", 0x829A: (1, 125), 0xA002: 9, 0xA003: 7, 0x927C: b"maker's own"}
+    exif[0x8769] = {
+        0x9003: "2026:05:01 12:00:00",
+        0x829A: IFDRational(1, 125),
+        0xA002: 9,
+        0xA003: 7,
+        0x927C: b"maker's own",
+    }
     exif[0x8825] = {1: "N", 2: (48.0, 8.0, 7.5), 3: "E", 4: (11.0, 34.0, 30.0)}
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" dc:creator="Ann"/></x:xmpmeta>'
     Image.fromarray((PICTURE * 255).astype(np.uint8)).save(tmp_path / "a.jpg", exif=exif, xmp=xmp)

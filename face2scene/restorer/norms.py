@@ -18,6 +18,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 _MARGIN = 0.125  # of a square's side, on every side: what the zeros beyond the border have changed is not counted
 
@@ -31,7 +32,7 @@ class SharedNorms:
 
     def __init__(self, network: nn.Module):
         self.norms = [part for part in network.modules() if isinstance(part, nn.GroupNorm)]
-        self._statistics: dict[nn.GroupNorm, tuple[Tensor, Tensor]] = {}  # (V, G) mean and 1 / spread
+        self._statistics: dict[nn.GroupNorm, tuple[Tensor, Tensor]] = {}  # (V, G) mean and variance
 
     @contextmanager
     def measuring(self, count: int) -> Iterator[None]:
@@ -56,28 +57,32 @@ class SharedNorms:
                 del norm.forward
 
     def _measure(self, norm: nn.GroupNorm, count: int, x: Tensor) -> Tensor:
-        groups = x.unflatten(1, (norm.num_groups, -1)).unflatten(0, (-1, count))  # (V, n, G, C / G, ...)
+        core = x
         if x.dim() == 4:
             height, width = x.shape[-2:]
-            y, x_ = int(height * _MARGIN), int(width * _MARGIN)
-            groups = groups[..., y : height - y, x_ : width - x_]
-        over = [1, *range(3, groups.dim())]
-        variance, mean = torch.var_mean(groups.float(), dim=over, correction=0)
-        self._statistics[norm] = mean, torch.rsqrt(variance + norm.eps)
+            top, left = int(height * _MARGIN), int(width * _MARGIN)
+            core = x[..., top : height - top, left : width - left]
+        # One square after the other, so that the float32 copy is small.
+        each = [
+            torch.var_mean(one.unflatten(0, (norm.num_groups, -1)).flatten(1).float(), 1, correction=0) for one in core
+        ]
+        variances, means = (torch.stack(parts).unflatten(0, (-1, count)) for parts in zip(*each, strict=True))
+        mean = means.mean(1)
+        variance = (variances + means.square()).mean(1) - mean.square()
+        self._statistics[norm] = mean, variance.clamp_min(0)
         return self._apply(norm, x)
 
     def _apply(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
-        mean, factor = self._statistics[norm]
-        each = norm.num_channels // norm.num_groups
-        mean, factor = (s.repeat_interleave(each, 1) for s in (mean, factor))  # (V, C)
-        if norm.affine:
-            factor = factor * norm.weight.float()
-            shift = norm.bias.float() - mean * factor
-        else:
-            shift = -mean * factor
-        places = (..., *[None] * (x.dim() - 2))
-        variants = x.unflatten(0, (len(mean), -1))
-        return (variants * factor[:, None][places] + shift[:, None][places]).to(x.dtype).flatten(0, 1)
+        # With given statistics that is a batch norm, whose kernels keep half precision in and out.
+        means, variances = (
+            part.repeat_interleave(norm.num_channels // norm.num_groups, 1) for part in self._statistics[norm]
+        )
+        weight, bias = (part.float() if norm.affine else None for part in (norm.weight, norm.bias))
+        parts = [
+            F.batch_norm(part, mean, variance, weight, bias, eps=norm.eps)
+            for part, mean, variance in zip(x.chunk(len(means)), means, variances, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def samples(size: tuple[int, int], part: tuple[int, int], count: int, unit: int) -> list[tuple[int, int]]:
