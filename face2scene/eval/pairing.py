@@ -5,6 +5,7 @@ What cannot be compared is refused with the names; what is merely missing is nam
 
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 _LEAST = 48  # pixels; a smaller picture has too few low frequencies
 _SIDE = 512  # pixels to which a larger picture is reduced before its shift is estimated
 _CUTOFF = 0.15  # cycles per pixel, ours: what restoring adds or removes lies above
-_SURE = 0.1  # share of the ideal peak from which a shift is believed; unrelated noise gives about 0.02
+_SURE = 0.1  # share of the ideal peak from which a shift is believed, and at least
+_NOISE = 7.5  # times what one of the independent low frequencies adds: unrelated pictures stay below it
 
 
 class ScoreError(ValueError):
@@ -184,7 +186,8 @@ def global_shift(picture: Tensor, truth: Tensor) -> tuple[float, float] | None:
     ideal = torch.fft.irfft2(weight.to(product.dtype), s=(height, width))[0, 0]
     place = int(peak.argmax())
     y, x = divmod(place, width)
-    if not peak[y, x] > _SURE * ideal:
+    independent = 2 * math.pi * _CUTOFF**2 * height * width
+    if not peak[y, x] > max(_SURE, _NOISE / math.sqrt(independent)) * ideal:
         return None
     down = y + _between(*(peak[(y + d) % height, x] for d in (-1, 0, 1)))
     right = x + _between(*(peak[y, (x + d) % width] for d in (-1, 0, 1)))
