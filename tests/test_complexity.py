@@ -108,7 +108,7 @@ class Slow(Copy):
 
 
 def test_figure_5_keeps_the_stages_apart(tiny, tmp_path):
-    pipeline = Face2ScenePipeline(*tiny, ref_fr=Slow(), tile=64)
+    pipeline = Face2ScenePipeline(*tiny, ref_fr=Slow(), tile=256)
     scenes = list(drawn(3, 64, tmp_path))
     found = time_pipeline(pipeline, scenes, box=(16.0, 16.0, 48.0, 48.0), warmup=1, progress=False)
     assert found["pictures"] == 3 and found["without_pair"] == 0
