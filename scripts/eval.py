@@ -156,8 +156,9 @@ def _complexity(cfg: DictConfig, run: Path) -> None:
     from face2scene.eval import complexity as cost
 
     options = {key: cfg.cost[key] for key in ("sizes", "face", "warmup", "repeats")}
-    counted = cost.paper_models("meta") if cfg.complexity == "paper" else None
-    models = _models(cfg, cfg.complexity) if cfg.cost.timed or counted is None else counted
+    paper = cfg.complexity == "paper"
+    counted = cost.paper_models("meta", ranks=(0, 0)) if paper else None  # LoRAs are merged in use
+    models = cost.paper_models("meta") if paper and not cfg.cost.timed else _models(cfg, cfg.complexity)
     titles = {"tiny": "the shipped tiny weights", "paper": "SD 2.1's size, random weights"}
     found = cost.complexity(*models, model=titles[cfg.complexity], counted=counted, **options)
     cost.write(found, run)

@@ -94,14 +94,18 @@ class _ShapedBase:
         return torch.randn(len(prompts), 77, WIDTH)
 
 
-def paper_models(device: str | torch.device, dtype: torch.dtype = torch.float32) -> tuple[OneStepRestorer, FaDeX]:
-    """The restorer at SD 2.1's size with LoRA 16 and 32, and FaDeX, with random weights; on `meta` without any.
+def paper_models(
+    device: str | torch.device, dtype: torch.dtype = torch.float32, ranks: tuple[int, int] = (16, 32)
+) -> tuple[OneStepRestorer, FaDeX]:
+    """The restorer at SD 2.1's size, and FaDeX, with random weights; on `meta` without any.
 
     Args:
         dtype: of VAE and UNet.
+        ranks: of the LoRAs in VAE and UNet; (0, 0) is what is left to run once they are merged.
     """
     with torch.device("meta"):
-        restorer, fadex = OneStepRestorer(_ShapedBase(), MapNet()), FaDeX()
+        restorer = OneStepRestorer(_ShapedBase(), MapNet(), vae_rank=ranks[0], unet_rank=ranks[1])
+        fadex = FaDeX()
     restorer.eval(), fadex.eval()
     if torch.device(device).type != "meta":
         restorer, fadex = (_filled(network, device) for network in (restorer, fadex))

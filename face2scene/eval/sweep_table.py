@@ -136,6 +136,7 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
                 axes.plot([place], [value], "o", color=_CHOSEN, markersize=7)
         axes.set_title(f"{METRICS[key].title} {METRICS[key].arrow}", fontsize=9)
         axes.tick_params(labelsize=7)
+        axes.yaxis.get_major_formatter().set_useOffset(False)  # it would be written over the title
         axes.grid(color="#dddddd", linewidth=0.5)
         if not numeric or len(places) <= 4:
             axes.set_xticks(places, labels, rotation=0 if numeric else 25, ha="center" if numeric else "right")
