@@ -72,7 +72,8 @@ class Development:
         known: dict[str, tuple[Any, bool]] = {
             "white_balance": (
                 "camera, auto, daylight or four numbers",
-                self.white_balance in ("camera", "auto", "daylight") or len(self.white_balance) == 4,
+                self.white_balance in ("camera", "auto", "daylight")
+                or (isinstance(self.white_balance, tuple) and len(self.white_balance) == 4),
             ),
             "demosaic": (", ".join(_DEMOSAIC), self.demosaic is None or self.demosaic in _DEMOSAIC),
             "highlights": (", ".join(_HIGHLIGHTS), self.highlights in _HIGHLIGHTS),
@@ -192,28 +193,36 @@ def _answer() -> None:
 
 
 def _facts(path: Path, raw: Any) -> dict[str, Any]:
-    other, lens = raw.other, raw.lens
-    make, model = _camera(path)
+    # LibRaw knows more cameras' notes, ExifRead the standard's tags wherever a file keeps them.
+    other, lens, tags = raw.other, raw.lens, _tags(path)
+    make, model = (str(tags.get(f"Image {name}", "")).strip() for name in ("Make", "Model"))
+
+    def number(known: float, tag: str, digits: int) -> float | None:
+        written = tags.get(f"EXIF {tag}") or tags.get(f"Image {tag}")
+        if not known and written is not None and written.values:
+            known = float(written.values[0])
+        return round(known, digits) or None
+
+    iso = number(other.iso_speed, "ISOSpeedRatings", 0)
     return {
         "camera": " ".join(part for part in (make, model) if part) or None,
-        "iso": round(other.iso_speed) or None,
-        "exposure_s": round(other.shutter_speed, 6) or None,
-        "aperture": round(other.aperture, 2) or None,
-        "focal_mm": round(other.focal_length, 2) or None,
+        "iso": iso and int(iso),
+        "exposure_s": number(other.shutter_speed, "ExposureTime", 6),
+        "aperture": number(other.aperture, "FNumber", 2),
+        "focal_mm": number(other.focal_length, "FocalLength", 2),
         "lens": (lens.model or "").strip() or None,
         "time": other.timestamp.isoformat() if other.timestamp and other.timestamp.year > 1980 else None,
         "white_balance": [round(float(v), 4) for v in raw.camera_whitebalance],
     }
 
 
-def _camera(path: Path) -> tuple[str, str]:
+def _tags(path: Path) -> dict[str, Any]:
     exifread = need("exifread", "raw", why=f"The camera of {path.name}")
     try:
         with open(path, "rb") as file:
-            tags = exifread.process_file(file, details=False)
+            return exifread.process_file(file, details=False)
     except Exception:  # ExifRead raises almost anything on a file it does not know; LibRaw has opened it
-        return "", ""
-    return tuple(str(tags.get(f"Image {name}", "")).strip() for name in ("Make", "Model"))
+        return {}
 
 
 def _said(error: Exception) -> str:

@@ -165,7 +165,10 @@ def test_a_folder_of_raws_becomes_a_test_set(tmp_path, photo):
         "IMG_2.dng": "raws_ann",
     }
     record = records["ben/IMG_1.dng"]
-    assert record.generator["develop"]["gamma"] == [2.4, 12.92] and len(record.generator["develop"]) == 15
+    assert (
+        record.generator["develop"]["gamma"] == [2.4, 12.92]
+        and record.generator["develop"].keys() == Development().as_record().keys()
+    )
     assert record.generator["exif"]["iso"] == 1600 and record.generator["exif"]["exposure_s"] == pytest.approx(
         1 / 30, abs=1e-6
     )

@@ -79,6 +79,7 @@ def sets(tmp_path_factory) -> tuple[Path, Path]:
     place = tmp_path_factory.mktemp("sets")
     for name, people in (("a", 4), ("b", 5)):
         options = {"name": name, "first_person": 10 * people, "train_shots": 3, "size": 64, "licence": "CC0-1.0"}
+        options |= {"face_box": (0.3, 0.3, 0.6, 0.6)}
         source = GeneratedPeople(lambda: DrawnPeople(side=64), None, train_people=people, **options)
         build(place / name, [source], settings={}, space=SMALL)
     pack(place / "b", place / "packed", per_shard=4)

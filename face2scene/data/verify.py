@@ -77,9 +77,12 @@ def _problems_of(folder: Path, record: Record) -> Iterator[str]:
     elif (content := _content(folder, record.image)) is None or hashlib.sha256(content).hexdigest() != record.sha256:
         yield f"{record.image} is not the recorded file (wrong sha256)."
     else:
-        with Image.open(io.BytesIO(content)) as picture:
-            if picture.size != (record.width, record.height):
-                yield f"{record.image} is {picture.size}, recorded as {(record.width, record.height)}."
+        try:
+            with Image.open(io.BytesIO(content)) as picture:
+                if picture.size != (record.width, record.height):
+                    yield f"{record.image} is {picture.size}, recorded as {(record.width, record.height)}."
+        except (OSError, Image.DecompressionBombError) as error:
+            yield f"{record.image} is no picture ({error})."
     x0, y0, x1, y1 = record.face_box
     if not (0 <= x0 < x1 <= record.width and 0 <= y0 < y1 <= record.height):
         size = f"{record.width} x {record.height}"
