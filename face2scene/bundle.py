@@ -84,7 +84,7 @@ def fingerprint(files: Sequence[Path], restorer: nn.Module, fadex: nn.Module) ->
     for module in () if files else (restorer, fadex):
         for name, tensor in sorted(module.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -69,3 +69,12 @@ def tiny_pipeline(tiny_base, tmp_path_factory) -> Path:
     restorer.save(folder / "restorer.safetensors", about={})
     FaDeX(widths=(8, 8), strides=(2, 1), embedding=8).save(folder / "fadex.safetensors")
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_pipeline(tiny_pipeline) -> Callable:
+    """Pipelines of that folder with any options; loaded once, so what changes the networks loads its own."""
+    from face2scene.pipeline import Face2ScenePipeline
+
+    loaded = Face2ScenePipeline.from_pretrained(tiny_pipeline)
+    return lambda **options: Face2ScenePipeline(loaded.restorer, loaded.fadex, **options)

@@ -6,14 +6,8 @@ import torch
 from PIL import Image
 
 from face2scene.images import write_png
-from face2scene.pipeline import Face2ScenePipeline
 from face2scene.records import Face
 from face2scene.ref_fr import Copy, StageOneError
-
-
-@pytest.fixture
-def files(tiny_pipeline):
-    return tiny_pipeline
 
 
 class Crowd:
@@ -69,17 +63,17 @@ def two(tmp_path):
     return {"ann": [reference(folder, "ann", ANN)], "bob": [reference(folder, "bob", BOB)]}
 
 
-def crowd(files, *faces, **options):
+def crowd(make_pipeline, *faces, **options):
     restored = options.pop("restored", ANN)
     detector = Crowd(*faces, restored=restored)
-    return Face2ScenePipeline.from_pretrained(files, ref_fr=Recorded(), detector=detector, **options)
+    return make_pipeline(ref_fr=Recorded(), detector=detector, **options)
 
 
 NOISE = torch.rand(3, 56, 64, generator=torch.Generator().manual_seed(0))
 
 
-def test_everybody_is_restored_by_own_photos_and_the_log_names_them(files, two):
-    pipeline = crowd(files, somebody(LARGE, BOB + 0.1), somebody(SMALL, ANN), tokens="mean")
+def test_everybody_is_restored_by_own_photos_and_the_log_names_them(make_pipeline, two):
+    pipeline = crowd(make_pipeline, somebody(LARGE, BOB + 0.1), somebody(SMALL, ANN), tokens="mean")
     pipeline.detector.describe = lambda image, found, identities: [
         somebody(found[0].box, {2: BOB, 36: ANN}[found[0].box[0]])
     ]
@@ -93,44 +87,49 @@ def test_everybody_is_restored_by_own_photos_and_the_log_names_them(files, two):
     torch.testing.assert_close(result.measurement.tokens.tokens, mean)
 
 
-def test_the_largest_known_face_goes_before_a_larger_stranger(files, two):
-    pipeline = crowd(files, somebody(LARGE, 2.5), somebody(SMALL, ANN))
+def test_the_largest_known_face_goes_before_a_larger_stranger(make_pipeline, two):
+    pipeline = crowd(make_pipeline, somebody(LARGE, 2.5), somebody(SMALL, ANN))
     result = pipeline(NOISE, two)
     assert pipeline.ref_fr.given == [["ann.png"]] and result.token_source == "pair"
     assert result.notes["token_faces"][0][0] > 30
 
 
-def test_nearest_keeps_one_set_of_tokens_for_each_face(files, two):
-    pipeline = crowd(files, somebody(LARGE, BOB), somebody(SMALL, ANN), tokens="nearest", slack=2)
+def test_nearest_keeps_one_set_of_tokens_for_each_face(make_pipeline, two):
+    pipeline = crowd(make_pipeline, somebody(LARGE, BOB), somebody(SMALL, ANN), tokens="nearest", slack=2)
     tokens = pipeline.measure(pipeline.scene(NOISE, two)[0]).tokens
     assert len(tokens.tokens) == 2 and torch.equal(tokens.near((0, 0, 8, 8)), tokens.tokens[:1])
     assert torch.equal(tokens.near((40, 40, 64, 56)), tokens.tokens[1:])
 
 
-def test_references_of_nobody_in_the_picture_are_said_and_not_used(files, two):
-    result = crowd(files, somebody(LARGE, 2.5))(NOISE, two)
+def test_references_of_nobody_in_the_picture_are_said_and_not_used(make_pipeline, two):
+    result = crowd(make_pipeline, somebody(LARGE, 2.5))(NOISE, two)
     assert result.token_source == "null" and "show nobody in the picture" in result.notes["warnings"][0]
     assert "it got no photos" in result.notes["warnings"][-1]
 
 
-def test_a_damaged_face_may_resemble_its_person_less_but_the_log_says_so(files, two):
+def test_a_damaged_face_may_resemble_its_person_less_but_the_log_says_so(make_pipeline, two):
     doubtful = float(np.arccos(0.87))  # of 0.9
-    result = crowd(files, somebody(LARGE, doubtful))(NOISE, two["ann"])
+    result = crowd(make_pipeline, somebody(LARGE, doubtful))(NOISE, two["ann"])
     assert result.token_source == "pair" and "was taken for that person" in result.notes["warnings"][0]
-    strict = crowd(files, somebody(LARGE, doubtful), slack=0.0)(NOISE, two["ann"])
+    strict = crowd(make_pipeline, somebody(LARGE, doubtful), slack=0.0)(NOISE, two["ann"])
     assert strict.token_source == "null" and "show nobody" in strict.notes["warnings"][0]
 
 
-def test_stage_one_that_makes_somebody_else_of_a_face_is_rejected(files, two):
-    result = crowd(files, somebody(LARGE, ANN), restored=1.0)(NOISE, two)
+def test_stage_one_that_makes_somebody_else_of_a_face_is_rejected(make_pipeline, two):
+    result = crowd(make_pipeline, somebody(LARGE, ANN), restored=1.0)(NOISE, two)
     assert result.token_source == "null" and "resembles ann by 0.540 only" in result.notes["warnings"][0]
 
 
 @pytest.mark.parametrize("given", ["folder", "files", "pictures", "one"])
-def test_references_come_as_folders_files_or_pictures(files, tmp_path, given):
+def test_references_come_as_folders_files_or_pictures(make_pipeline, tmp_path, given):
     path = reference(tmp_path / "ann", "1", ANN)
-    kinds = {"folder": tmp_path / "ann", "files": [path], "pictures": {"ann": [Image.open(path)]}, "one": str(path)}
-    pipeline = crowd(files, somebody(LARGE, ANN))
+    kinds = {
+        "folder": tmp_path / "ann",
+        "files": [path],
+        "pictures": {"ann": [Image.open(path)]},
+        "one": str(path),
+    }
+    pipeline = crowd(make_pipeline, somebody(LARGE, ANN))
     assert pipeline(NOISE, kinds[given]).token_source == "pair" and len(pipeline.ref_fr.given[0]) == 1
     with pytest.raises(FileNotFoundError, match="no reference photo at"):
         pipeline(NOISE, [tmp_path / "gone.png"])

@@ -42,8 +42,8 @@ def scene(photos, name="a") -> Scene:
     return Scene(name, read_tensor(photos / f"{name}.png"))
 
 
-def test_a_scene_keeps_its_size_and_says_how_it_was_restored(files, photos):
-    pipeline = Face2ScenePipeline.from_pretrained(files, ref_fr=Copy(), detector=OneFace())
+def test_a_scene_keeps_its_size_and_says_how_it_was_restored(make_pipeline, photos):
+    pipeline = make_pipeline(ref_fr=Copy(), detector=OneFace())
     result = pipeline(scene(photos))
     assert result.image.shape == (3, 40, 48)
     assert result.notes["tokens"] == "pair" and result.notes["faces"][0]["box"] == list(BOX)
@@ -59,8 +59,8 @@ def test_a_scene_keeps_its_size_and_says_how_it_was_restored(files, photos):
         ({"ref_fr": GroundTruth(), "detector": OneFace()}, "made from the undamaged picture and none was given"),
     ],
 )
-def test_without_a_face_pair_the_null_tokens_stand_in_and_the_log_says_why(files, photos, options, reason):
-    pipeline = Face2ScenePipeline.from_pretrained(files, **options)
+def test_without_a_face_pair_the_null_tokens_stand_in_and_the_log_says_why(make_pipeline, photos, options, reason):
+    pipeline = make_pipeline(**options)
     result = pipeline(scene(photos))
     assert result.notes["tokens"] == "null" and reason in result.notes["warnings"][0]
 
@@ -83,25 +83,25 @@ def test_a_perturbed_face_is_near_the_truth_and_not_it(photos):
         Perturbed().restore(truth, (), truth=None, rng=np.random.default_rng(0))
 
 
-def test_a_large_scene_is_restored_tile_by_tile(files, photos):
-    pipeline = Face2ScenePipeline.from_pretrained(files, tile=32, overlap=8)
+def test_a_large_scene_is_restored_tile_by_tile(make_pipeline, photos):
+    pipeline = make_pipeline(tile=32, overlap=8)
     result = pipeline(scene(photos))
     assert result.notes["tiles"] == {"rows": 2, "columns": 2, "size": 32, "overlap": 8, "statistics": "shared"}
     assert result.image.shape == (3, 40, 48) and torch.isfinite(result.image).all()
 
 
-def test_the_largest_face_is_cut_to_its_middle(files):
-    pipeline = Face2ScenePipeline.from_pretrained(files, ref_fr=Copy(), largest_face=16)
+def test_the_largest_face_is_cut_to_its_middle(make_pipeline):
+    pipeline = make_pipeline(ref_fr=Copy(), largest_face=16)
     pair = pipeline.measure(Scene("x", torch.rand(3, 64, 64)), box=(0, 0, 64, 64)).pair
     assert pair.box == (24, 24, 40, 40)
 
 
-def test_a_blind_estimate_is_made_of_the_picture_and_named(files, photos):
-    pipeline = Face2ScenePipeline.from_pretrained(files, fallback="blind", largest_face=16)
+def test_a_blind_estimate_is_made_of_the_picture_and_named(make_pipeline, photos):
+    pipeline = make_pipeline(fallback="blind", largest_face=16)
     result = pipeline(scene(photos))
     assert result.token_source == "blind" and "4 square(s) of the picture" in result.notes["warnings"][0]
     assert result.measurement.pair is None and len(result.measurement.readings) == 4
-    null = Face2ScenePipeline.from_pretrained(files)(scene(photos))
+    null = make_pipeline()(scene(photos))
     assert not torch.equal(result.measurement.tokens.tokens, null.measurement.tokens.tokens)
     tiny = pipeline(torch.rand(3, 5, 9))  # too small for FaDeX
     assert tiny.token_source == "null" and tiny.image.shape == (3, 5, 9)
@@ -114,8 +114,8 @@ def test_the_squares_with_the_strongest_edges_tell_most():
     assert len(telling_squares(image, 20, 99)) == 6
 
 
-def test_any_kind_of_picture_gives_the_same_result(files, photos):
-    pipeline = Face2ScenePipeline.from_pretrained(files)
+def test_any_kind_of_picture_gives_the_same_result(make_pipeline, photos):
+    pipeline = make_pipeline()
     path = photos / "a.png"
     levels = np.asarray(Image.open(path))
     kinds = [
@@ -140,8 +140,8 @@ def test_any_kind_of_picture_gives_the_same_result(files, photos):
         pipeline({"a": path})
 
 
-def test_a_list_gives_what_each_gives_alone_in_any_order(files, photos):
-    pipeline = Face2ScenePipeline.from_pretrained(files, ref_fr=Perturbed(), detector=OneFace())
+def test_a_list_gives_what_each_gives_alone_in_any_order(make_pipeline, photos):
+    pipeline = make_pipeline(ref_fr=Perturbed(), detector=OneFace())
     pipeline.ref_fr = Noisy()
     paths = [photos / f"{name}.png" for name in "abc"]
     alone = [pipeline(path, seed=3) for path in paths]
@@ -159,15 +159,15 @@ class Noisy(Copy):
         return (degraded + torch.from_numpy(rng.normal(0, 0.1, degraded.shape).astype(np.float32))).clamp(0, 1)
 
 
-def test_transparency_and_depth_come_back_and_odd_sizes_stay(files, tmp_path):
+def test_transparency_and_depth_come_back_and_odd_sizes_stay(make_pipeline, tmp_path):
     image = np.random.default_rng(0).random((23, 41, 4)).astype(np.float32)
-    result = Face2ScenePipeline.from_pretrained(files)((image * 65535).astype(np.uint16), scale=1.5)
+    result = make_pipeline()((image * 65535).astype(np.uint16), scale=1.5)
     result.save(tmp_path / "a.png")
     back = read_photo(tmp_path / "a.png")
     assert back.image.shape == (34, 62, 3) and back.bits == 16 and back.alpha.shape == (34, 62)
     assert result.pil.size == (62, 34) and result.seconds.keys() >= {"faces", "restore"}
     for size in ((1, 1), (1, 33), (33, 1)):
-        assert Face2ScenePipeline.from_pretrained(files)(torch.rand(3, *size)).image.shape == (3, *size)
+        assert make_pipeline()(torch.rand(3, *size)).image.shape == (3, *size)
 
 
 def test_a_saved_pipeline_needs_no_base_and_restores_the_same(files, photos, tmp_path):
@@ -202,8 +202,8 @@ def test_a_pipeline_is_cast_moved_and_offloaded(files, photos):
     assert Face2ScenePipeline.from_pretrained(files, dtype="bf16").dtype == torch.bfloat16
 
 
-def test_progress_names_every_stage_and_an_exception_in_it_stops_the_work(files, photos):
-    pipeline = Face2ScenePipeline.from_pretrained(files, ref_fr=Copy(), detector=OneFace())
+def test_progress_names_every_stage_and_an_exception_in_it_stops_the_work(make_pipeline, photos):
+    pipeline = make_pipeline(ref_fr=Copy(), detector=OneFace())
     seen = []
     pipeline(photos / "a.png", progress=lambda *step: seen.append(step))
     assert [step[0] for step in seen] == ["faces", "stage one", "encoding", "denoising", "decoding"]
@@ -217,9 +217,9 @@ def test_progress_names_every_stage_and_an_exception_in_it_stops_the_work(files,
 
 
 @pytest.mark.parametrize("options", [{"tokens": "best"}, {"fallback": "guess"}, {"colour": "histogram"}])
-def test_an_unknown_option_is_refused_at_once(files, options):
+def test_an_unknown_option_is_refused_at_once(make_pipeline, options):
     with pytest.raises(ValueError, match="choose"):
-        Face2ScenePipeline.from_pretrained(files, **options)
+        make_pipeline(**options)
 
 
 def restored(pipeline, jobs, output, **options):
@@ -228,16 +228,16 @@ def restored(pipeline, jobs, output, **options):
     ]
 
 
-def test_a_broken_file_stops_nothing_else_and_is_named(files, photos, tmp_path):
+def test_a_broken_file_stops_nothing_else_and_is_named(make_pipeline, photos, tmp_path):
     (photos / "broken.jpg").write_bytes(b"\xff\xd8 not a photo")
-    pipeline = Face2ScenePipeline.from_pretrained(files)
+    pipeline = make_pipeline()
     outcome, log = restored(pipeline, find_jobs(photos), tmp_path / "out")
     assert outcome.restored == 3 and "cannot be read as a picture" in outcome.failed["broken.jpg"]
     assert [line["name"] for line in log] == ["a.png", "b.png", "c.png"]
 
 
-def test_finished_pictures_are_skipped_and_a_cut_log_line_is_done_again(files, photos, tmp_path):
-    pipeline, out = Face2ScenePipeline.from_pretrained(files), tmp_path / "out"
+def test_finished_pictures_are_skipped_and_a_cut_log_line_is_done_again(make_pipeline, photos, tmp_path):
+    pipeline, out = make_pipeline(), tmp_path / "out"
     restored(pipeline, find_jobs(photos), out)
     before = (out / "images/a.png").stat().st_mtime_ns
     text = (out / WHY_LOG).read_text()
@@ -249,8 +249,8 @@ def test_finished_pictures_are_skipped_and_a_cut_log_line_is_done_again(files, p
     assert sorted({line["name"] for line in log}) == ["a.png", "b.png", "c.png"]
 
 
-def test_order_and_company_do_not_change_a_picture(files, photos, tmp_path):
-    pipeline = Face2ScenePipeline.from_pretrained(files, ref_fr=Perturbed(), detector=OneFace())
+def test_order_and_company_do_not_change_a_picture(make_pipeline, photos, tmp_path):
+    pipeline = make_pipeline(ref_fr=Perturbed(), detector=OneFace())
     jobs = find_jobs(photos, truth=photos)
     restore_folder(pipeline, jobs, tmp_path / "all")
     restore_folder(pipeline, list(reversed(jobs))[:2], tmp_path / "two")
@@ -258,8 +258,8 @@ def test_order_and_company_do_not_change_a_picture(files, photos, tmp_path):
     assert (tmp_path / "all/faces/c_restored.png").exists()
 
 
-def test_anothers_tokens_are_anothers(files, photos, tmp_path):
-    pipeline = Face2ScenePipeline.from_pretrained(files, ref_fr=Perturbed(), detector=OneFace())
+def test_anothers_tokens_are_anothers(make_pipeline, photos, tmp_path):
+    pipeline = make_pipeline(ref_fr=Perturbed(), detector=OneFace())
     jobs = find_jobs(photos, truth=photos)
     _, log = restored(pipeline, jobs, tmp_path / "other", tokens_from="other")
     assert [line["tokens_from"] for line in log] == ["b.png", "c.png", "a.png"]
@@ -267,8 +267,8 @@ def test_anothers_tokens_are_anothers(files, photos, tmp_path):
         restore_folder(pipeline, jobs, tmp_path / "x", tokens_from="mine")
 
 
-def test_input_that_cannot_be_right_is_refused(files, photos, tmp_path):
-    pipeline = Face2ScenePipeline.from_pretrained(files)
+def test_input_that_cannot_be_right_is_refused(make_pipeline, photos, tmp_path):
+    pipeline = make_pipeline()
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no picture in"):
         find_jobs(tmp_path / "empty")
@@ -281,15 +281,15 @@ def test_input_that_cannot_be_right_is_refused(files, photos, tmp_path):
         find_jobs(photos)
 
 
-def test_names_with_spaces_and_other_scripts_survive(files, tmp_path):
+def test_names_with_spaces_and_other_scripts_survive(make_pipeline, tmp_path):
     name = "Ünï — 写真 😀 photo"
     write_png(tmp_path / "in" / f"{name}.png", np.full((24, 24, 3), 0.5, dtype=np.float32))
-    pipeline = Face2ScenePipeline.from_pretrained(files)
+    pipeline = make_pipeline()
     outcome, _ = restored(pipeline, find_jobs(tmp_path / "in"), tmp_path / "out")
     assert outcome.restored == 1 and (tmp_path / "out/images" / f"{name}.png").exists()
 
 
-def test_the_output_is_the_input_s_kind_of_file_and_has_its_size_times_the_scale(files, tmp_path):
+def test_the_output_is_the_input_s_kind_of_file_and_has_its_size_times_the_scale(make_pipeline, tmp_path):
     (tmp_path / "in").mkdir()
     rng = np.random.default_rng(0)
     picture = rng.random((21, 35, 3), dtype=np.float32)
@@ -297,7 +297,7 @@ def test_the_output_is_the_input_s_kind_of_file_and_has_its_size_times_the_scale
     write_photo(tmp_path / "in/deep.tif", picture, like=Photo(picture, alpha, bits=16))
     write_photo(tmp_path / "in/grey.jpg", picture, like=Photo(picture, grey=True))
     Image.new("RGB", (35, 21), (90, 9, 9)).save(tmp_path / "in/old.bmp")
-    pipeline = Face2ScenePipeline.from_pretrained(files)
+    pipeline = make_pipeline()
     outcome, log = restored(pipeline, find_jobs(tmp_path / "in"), tmp_path / "out", scale=1.5, file_format="same")
     assert outcome.failed == {}
     assert [line["output"] for line in log] == ["images/deep.tif", "images/grey.jpg", "images/old.png"]

@@ -69,7 +69,7 @@ class SharedNorms:
         variances, means = (torch.stack(parts).unflatten(0, (-1, count)) for parts in zip(*each, strict=True))
         mean = means.mean(1)
         variance = (variances + means.square()).mean(1) - mean.square()
-        self._statistics[norm] = mean, variance.clamp_min(0)
+        self._statistics[norm] = mean.detach(), variance.clamp_min(0).detach()
         return self._apply(norm, x)
 
     def _apply(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:

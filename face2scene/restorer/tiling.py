@@ -24,7 +24,7 @@ from face2scene.restorer.norms import SharedNorms, samples
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.restorer.s3diff import S3Diff
 
-MAPS = 4  # of the decoder's widest full-size map that are in memory at once; see benchmarks/pipeline.py
+MAPS = 4  # of the decoder's widest full-size map are in memory at once: 3 at SD 2.1's shape, and one for workspaces
 SAMPLES = 4  # squares of a tile's size that the shared statistics are measured on (ours)
 
 
@@ -330,5 +330,5 @@ def fitting_tile(restorer: OneStepRestorer | S3Diff) -> int:
     weight = restorer.vae.decoder.conv_in.weight
     widest = max(restorer.vae.config.block_out_channels[:2])  # the last level is given what the one before made
     each = SAMPLES * widest * weight.element_size() * MAPS
-    side = int((free_memory(weight.device) / 2 / each) ** 0.5)
+    side = int((free_memory(restorer.text.device) / 2 / each) ** 0.5)
     return min(max(side // 128 * 128, 128), 1024)
