@@ -4,6 +4,7 @@ Everything random in batch `index` follows from (seed, index), so that order, wo
 change nothing. Shapes: O operators, P pictures, c pixels of a square crop.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,6 +183,12 @@ class FacePairBatches(Dataset):
             identities=[r.identity for r in records],
             **options,
         )
+
+    def at(self, crop: int, pictures: int) -> "FacePairBatches":
+        """The same pictures, operators and seed in batches of another size."""
+        other = copy.copy(self)
+        other.buckets, other.crop, other.pictures = [(crop, pictures)], crop, pictures
+        return other
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Batch `index`.

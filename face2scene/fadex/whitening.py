@@ -21,12 +21,16 @@ def raw_embeddings(encoder: FaDeX, restored: Tensor, degraded: Tensor) -> Tensor
 
 
 @torch.no_grad()
-def whitened(encoder: FaDeX, first: Tensor, second: Tensor, *, power: float = 0.5, floor: float = 0.01) -> FaDeX:
+def whitened(
+    encoder: FaDeX, first: Tensor, second: Tensor, *, power: float = 0.5, floor: float = 0.01, signal: float = 0.5
+) -> FaDeX:
     """A copy of the encoder with another last layer.
 
     Args:
         encoder: a trained one.
         first, second: (N, D) raw embeddings; row n of both are two pictures under one operator, rows differ in it.
+        signal: exponent of the share of a direction's variance that is the operators'; the direction is weighted by it,
+            and at 0 none is.
         power: how far the directions are evened out, from 0 (not) to 1 (all alike).
         floor: added to every variance within an operator, relative to their mean, so that a direction in which hardly
             anything was seen is not blown up.
@@ -34,8 +38,11 @@ def whitened(encoder: FaDeX, first: Tensor, second: Tensor, *, power: float = 0.
     Raises:
         ValueError: not two rows, or settings outside their range.
     """
-    if not 0 <= power <= 1 or floor <= 0:
-        raise ValueError(f"train.fadex.whiten has a power from 0 to 1 and a floor above 0, not {power} and {floor}.")
+    if not 0 <= power <= 1 or floor <= 0 or signal < 0:
+        raise ValueError(
+            "train.fadex.whiten has a power from 0 to 1, a floor above 0 and a signal from 0 on, not "
+            f"{power}, {floor} and {signal}."
+        )
     if first.shape != second.shape or len(first) < 2:
         raise ValueError(
             f"Whitening compares pairs of embeddings, got {tuple(first.shape)} and {tuple(second.shape)}: raise "
@@ -49,7 +56,9 @@ def whitened(encoder: FaDeX, first: Tensor, second: Tensor, *, power: float = 0.
     values, vectors = torch.linalg.eigh(within)
     turn = vectors @ torch.diag(values.rsqrt()) @ vectors.T
     values, vectors = torch.linalg.eigh(turn @ torch.cov(everything.T) @ turn)
-    turn = torch.diag((values.clamp_min(0) + 1) ** (-power / 2)) @ vectors.T @ turn  # (D, D)
+    values = values.clamp_min(1e-6)  # total over within: 1 where an operator says nothing
+    weights = (values + 1) ** (-power / 2) * ((values - 1) / values).clamp_min(0) ** signal
+    turn = torch.diag(weights) @ vectors.T @ turn  # (D, D)
 
     made = copy.deepcopy(encoder)
     last: nn.Linear = made.head[-1]
@@ -58,6 +67,7 @@ def whitened(encoder: FaDeX, first: Tensor, second: Tensor, *, power: float = 0.
     return made
 
 
+@torch.no_grad()
 def spread(embeddings: Tensor) -> float:
     """Over how many directions (N, D) embeddings spread: the participation ratio of their covariance, 1 to D."""
     values = torch.linalg.eigvalsh(torch.cov(F.normalize(embeddings.double().cpu(), dim=1).T)).clamp_min(0)

@@ -38,8 +38,8 @@ class FaDeXTask:
         lr, weight_decay: of AdamW (our setting; DASR uses Adam with 1e-3, then 1e-4).
         ema: decay of an average of the encoder's weights and statistics, which is then what is validated and exported;
             None keeps none. It is not the key encoder, which follows the contrast's own momentum.
-        whiten: `batches` of training pairs, `power` and `floor` of `fadex.whitening.whitened`, which is done to what is
-            exported; None exports the encoder as it was trained. Validation always shows it as it is trained.
+        whiten: `batches` of training pairs of one `crop`, and the settings of `fadex.whitening.whitened`, which is done
+            to what is exported; None exports the encoder as it was trained. Validation always shows it as it is trained.
         probe_on: what the probe's main result is about: `presets` (d1 to d4, supplement 2.4) or `space`
             (operators drawn from the held-out space); the other is written inside it under its own name.
         presets: recipes by name; may be empty.
@@ -186,10 +186,11 @@ class FaDeXTask:
     @torch.no_grad()
     def _whitened(self, encoder: FaDeX) -> FaDeX:
         settings = dict(self.whiten)
+        data = self.data.at(int(settings.pop("crop")), 1)
         encoder = copy.deepcopy(encoder).eval()
         rows: dict[str, list[Tensor]] = {"query": [], "key": []}
         for number in range(int(settings.pop("batches"))):
-            batch = self.data[_UNSEEN + number]
+            batch = data[_UNSEEN + number]
             for view, parts in rows.items():
                 pair = (batch[f"{view}_{face}"].to(self.accelerator.device) for face in ("restored", "degraded"))
                 parts.append(raw_embeddings(encoder, *pair))
