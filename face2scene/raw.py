@@ -3,6 +3,7 @@
 LibRaw develops (`rawpy`); what it does not tell, the camera's name, ExifRead reads.
 """
 
+import importlib.util
 import json
 import signal
 import subprocess
@@ -217,7 +218,9 @@ def _facts(path: Path, raw: Any) -> dict[str, Any]:
 
 
 def _tags(path: Path) -> dict[str, Any]:
-    exifread = need("exifread", "raw", why=f"The camera of {path.name}")
+    if importlib.util.find_spec("exifread") is None:
+        return {}  # a photo is developed without it; the camera then has no name
+    exifread = importlib.import_module("exifread")
     try:
         with open(path, "rb") as file:
             return exifread.process_file(file, details=False)

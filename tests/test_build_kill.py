@@ -252,7 +252,7 @@ def test_the_command_killed_ten_times_makes_the_same_folder(tmp_path, kind):
         pid = forked(run_command, f"data.root={folder}", *SETS[kind])
         while not (folder / "build.json").exists():
             time.sleep(0.02)  # a kill before the first write would prove nothing
-        time.sleep(dice.uniform(0.0, length / 4))
+        time.sleep(dice.uniform(0.0, length / 2))
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         if not os.WIFSIGNALED(status):  # it got through: the next kills meet a new build

@@ -28,7 +28,7 @@ def png(image: Image.Image) -> bytes:
 
 @pytest.fixture
 def parquet(tmp_path) -> Path:
-    """A set in parquet with other field names, relative xywh boxes, flat landmarks, and fixed pairs in val."""
+    """A set in parquet with other field names, relative xywh boxes, flat landmarks, and pairs in its val split."""
     import datasets
 
     folder = tmp_path / "release"

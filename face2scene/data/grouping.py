@@ -11,7 +11,6 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from face2scene.files import atomic_write
 
 _SHOWN = 24  # pictures of a group on the sheet
-_NEAR = 0.1  # cosine below the threshold from which two groups are shown as maybe one
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,11 @@ class Grouping:
     together: Sequence[Sequence[str]] = ()
     apart: Sequence[Sequence[str]] = ()
     out: Sequence[str] = ()
+
+    @property
+    def doubt(self) -> float:
+        """Cosine below the threshold down to which two groups are shown as maybe one (ours)."""
+        return min(0.1, (1 - self.threshold) / 2)  # some networks put all faces close together
 
     def groups(self, vectors: np.ndarray, names: Sequence[str]) -> list[int | None]:
         """The group of every face, numbered from 0 by first appearance; None for those taken out.
@@ -103,7 +107,7 @@ def write_review(
             )
         more = f"<p>and {len(members) - _SHOWN} more</p>" if len(members) > _SHOWN else ""
         rows.append((identity, len(members), "".join(cells) + more))
-    maybe = _near_pairs(np.array(centres), names, grouping.threshold - _NEAR) if len(names) > 1 else {}
+    maybe = _near_pairs(np.array(centres), names, grouping.threshold - grouping.doubt) if len(names) > 1 else {}
     body = []
     for identity, count, cells in rows:
         like = ", ".join(f"<a href='#{other}'>{other}</a> ({near:.2f})" for other, near in maybe.get(identity, []))

@@ -125,7 +125,7 @@ def join(folder: Path, keys: Iterable[str], plan: Plan, *, space: Space | None, 
     for name in table.unneeded_references():
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "candidates", ignore_errors=True)
-    for path in folder.rglob("*.partial.*"):
+    for path in folder.rglob(".*.partial*"):
         path.unlink()  # left by a killed process
     beside = [name for name in ("rejected.jsonl", "funnel.html", "identities.html") if (folder / name).is_file()]
     write_sums(folder, (*table.sums(), *((name, sha256_of(folder / name)) for name in beside)))

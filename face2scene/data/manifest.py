@@ -6,7 +6,9 @@ and what the build left beside it. Every path in a record is relative to the fol
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,23 +81,23 @@ def write_manifest(folder: str | Path, records: Iterable[Record], *, jsonl: bool
     """Write `metadata.parquet`, if asked `metadata.jsonl`, whole or not at all. Returns the count."""
     folder = Path(folder)
     count = 0
-    with (
-        atomic_write(folder / METADATA) as table,
-        atomic_write(folder / "metadata.jsonl") as lines,
-        pq.ParquetWriter(table, _SCHEMA, write_page_checksum=True) as writer,
-        open(lines, "w", encoding="utf-8") as text,
-    ):
-        for rows in _portions(map(_to_row, records)):
-            writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
-            count += len(rows)
-            for row in rows if jsonl else ():
-                opened = {key: json.loads(row[key] or "null") for key in ("generator", "recipe")}
-                text.write(json.dumps({**row, **opened}, ensure_ascii=False) + "\n")
-        writer.close()
-        text.close()
-        _sum_up(folder, table, lines if jsonl else None)
     if not jsonl:
-        (folder / "metadata.jsonl").unlink()
+        (folder / "metadata.jsonl").unlink(missing_ok=True)  # of an earlier table
+    with ExitStack() as stack:
+        # Entered first, so moved to its name last: the table says that the set is finished.
+        table = stack.enter_context(atomic_write(folder / METADATA))
+        lines = stack.enter_context(atomic_write(folder / "metadata.jsonl")) if jsonl else None
+        with (
+            pq.ParquetWriter(table, _SCHEMA, write_page_checksum=True) as writer,
+            open(lines or os.devnull, "w", encoding="utf-8") as text,
+        ):
+            for rows in _portions(map(_to_row, records)):
+                writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
+                count += len(rows)
+                for row in rows if jsonl else ():
+                    opened = {key: json.loads(row[key] or "null") for key in ("generator", "recipe")}
+                    text.write(json.dumps({**row, **opened}, ensure_ascii=False) + "\n")
+        _sum_up(folder, table, lines)
     return count
 
 
