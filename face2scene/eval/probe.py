@@ -44,6 +44,7 @@ class FaDeXProbe:
         space: the operators of the retrieval and of the linear heads are drawn from it.
         wide: a second space, that of the training: heads are fitted on it too, and these are the ones to share.
         pictures, operators: N and how many operators are told apart.
+        wide_operators: how many of the wide space the heads that are shared are measured on.
         fit_operators: operators that the linear heads are fitted on, none of them among `operators`.
         restorer_operators: operators for the comparison of restorers beside the presets.
         leak_pictures: pictures that content leakage is measured on, with several of one person among them.
@@ -65,6 +66,7 @@ class FaDeXProbe:
     wide: Any
     pictures: int = 10
     operators: int = 100
+    wide_operators: int = 40
     fit_operators: int = 400
     restorer_operators: int = 24
     leak_pictures: int = 24
@@ -94,7 +96,7 @@ class FaDeXProbe:
         embedded = self._embed(probed, presets + drawn, encoders, main)
         rest = self._embed(faces[len(probed) :], presets, encoders, main)
         fits = {name: self._fit(encoders, space, name) for name, space in (("paper", self.space), ("wide", self.wide))}
-        wide = self._draw(self.wide, self.operators, "wide operators")
+        wide = self._draw(self.wide, self.wide_operators, "wide operators")
         wide_embedded = self._embed(probed, wide, encoders, main)
 
         answers = {}
@@ -181,7 +183,7 @@ class FaDeXProbe:
     ) -> dict[tuple[str, str], Tensor]:
         """(O, P, D) for every encoder and restorer; [o, p] is face p under recipe o, with a noise of its own."""
         rows: dict[tuple[str, str], list[Tensor]] = {(e, r): [] for e in encoders for r in restorers}
-        for face in tqdm(faces, desc=f"{len(recipes)} operators", unit="face", leave=False):
+        for face in tqdm(faces, desc=f"{len(recipes)} operators", unit="face", leave=False, disable=len(faces) < 2):
             column: dict[tuple[str, str], list[Tensor]] = {key: [] for key in rows}
             for first in range(0, len(recipes), _BATCH):
                 made = [self._damaged(face, recipe, restorers) for recipe in recipes[first : first + _BATCH]]

@@ -39,7 +39,7 @@ class FaDeXTask:
         ema: decay of an average of the encoder's weights and statistics, which is then what is validated and exported;
             None keeps none. It is not the key encoder, which follows the contrast's own momentum.
         whiten: `batches` of training pairs of one `crop`, and the settings of `fadex.whitening.whitened`, which is done
-            to what is exported; None exports it as it was trained, which is also what validation shows.
+            to what is exported; None exports the encoder as it was trained. Validation shows it as it is trained.
         probe_on: what the probe's main result is about: `presets` (d1 to d4, supplement 2.4) or `space`
             (operators drawn from the held-out space); the other is written inside it under its own name.
         presets: recipes by name; may be empty.
@@ -99,7 +99,8 @@ class FaDeXTask:
         self._accuracy = 0.0
         self.stateful: list[Average] = []
         if ema is not None:
-            self.stateful.append(Average(moco.query, ema, buffers=True))
+            tensors = moco.query.state_dict(keep_vars=True)
+            self.stateful.append(Average({n: t for n, t in tensors.items() if t.is_floating_point()}, ema))
         count = sum(p.numel() for p in weights)
         log.info("FaDeX trains %d weights on %d pictures.", count, len(data.paths))
 
