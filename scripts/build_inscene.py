@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any
 
 import hydra
+import torch
 from accelerate import Accelerator
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -34,7 +35,7 @@ _USER_ERRORS = (BuildError, GeneratorError, FileNotFoundError, ValueError, Modul
 def main(cfg: DictConfig) -> None:
     """Sources from the configuration, one build, one printed summary."""
     start = perf_counter()
-    state = Accelerator()
+    state = Accelerator(cpu=not torch.cuda.is_available())  # or two processes on a CPU would not meet
     data = cfg.data
     if "mix" in data:
         sys.exit(f"data={data.name} is a mix of sets for trainings: build its parts, such as data=inscene_synthetic.")
