@@ -204,7 +204,7 @@ def test_two_processes_give_the_results_of_one(tmp_path):
     alone = scored(tmp_path, "one", "abcdefg", batch_pixels=2 * SIZE[0] * SIZE[1])
     write_png(tmp_path / "one/d.png", np.zeros((*SIZE, 3), np.float32))  # a ruined picture is told by whoever meets it
     truth, rows = tmp_path / "truth", {"one": (tmp_path / "one", tmp_path / "shared")}
-    barrier, found = threading.Barrier(2, timeout=60), {}
+    barrier, found = threading.Barrier(2, timeout=600), {}
 
     def share(rank):
         options = {"rank": rank, "processes": 2, "wait": barrier.wait, "batch_pixels": 2 * SIZE[0] * SIZE[1]}
