@@ -79,7 +79,7 @@ def test_a_readout_finds_the_lines_that_are_there_and_comes_back_from_its_file(t
     truth = torch.tensor([[factors(r)[name] for name in FACTORS] for r in recipes])
     truth[:, 3] = truth[:, 3].log2()
     embeddings = truth / truth.std(0) + 0.01 * torch.randn(60, 4)
-    readout = Readout.fitted(embeddings[:40], recipes[:40], ridge=1e-6)
+    readout = Readout.fitted(embeddings[:40], recipes[:40])
     assert all(value > 0.99 for value in readout.r_squared(embeddings[40:], recipes[40:]).values())
     shuffled = readout.r_squared(embeddings[40:].flip(0), recipes[40:])
     assert all(value < 0.6 for value in shuffled.values())

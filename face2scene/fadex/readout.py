@@ -21,6 +21,7 @@ FACTORS: dict[str, tuple[str, float, float]] = {
     "jpeg_quality": ("quality of the last JPEG or WebP, 100 for none", 1.0, 100.0),
     "scale": ("smallest size on the way as a share of the full size, at most 1", 1 / 64, 1.0),
 }
+RIDGES = tuple(10.0**n for n in range(-6, 3))
 _FLAT = 128  # side of the mid-grey picture in pixels
 
 
@@ -71,13 +72,13 @@ class Readout(nn.Module):
         return {name: min(max(value, FACTORS[name][1]), FACTORS[name][2]) for name, value in found.items()}
 
     @classmethod
-    def fitted(cls, embeddings: Tensor, recipes: Sequence[Recipe], *, ridge: float = 1e-2) -> "Readout":
-        """Least squares with a small ridge.
+    def fitted(cls, embeddings: Tensor, recipes: Sequence[Recipe], *, ridges: Sequence[float] = RIDGES) -> "Readout":
+        """Least squares with a ridge, of every factor the one that leaves the least error on left-out rows.
 
         Args:
             embeddings: (N, D), of one picture each.
             recipes: the N that damaged them.
-            ridge: weight of the squared slopes, relative to the embeddings' mean variance (ours).
+            ridges: weights of the squared slopes to choose from, relative to the embeddings' mean scatter (ours).
 
         Raises:
             ValueError: fewer rows than two, or not one recipe for each.
@@ -86,9 +87,16 @@ class Readout(nn.Module):
             raise ValueError(f"A readout is fitted on pairs, got {len(embeddings)} embeddings, {len(recipes)} recipes.")
         x, y = embeddings.detach().double().cpu(), targets(recipes)
         centre, middle = x.mean(0), y.mean(0)
-        inner = (x - centre).T @ (x - centre)
-        inner += ridge * inner.diagonal().mean() * torch.eye(len(centre), dtype=inner.dtype)
-        slopes = torch.linalg.solve(inner, (x - centre).T @ (y - middle))  # (D, 4)
+        left, sizes, right = torch.linalg.svd(x - centre, full_matrices=False)
+        turned, scatter = left.T @ (y - middle), sizes.square()  # (R, 4), (R,)
+        best = torch.full((y.shape[1],), torch.inf, dtype=y.dtype)
+        slopes = torch.zeros(x.shape[1], y.shape[1], dtype=y.dtype)
+        for ridge in ridges:
+            kept = scatter / (scatter + ridge * scatter.sum() / x.shape[1])
+            influence = (left.square() * kept).sum(1, keepdim=True) + 1 / len(x)  # of a row on its own prediction
+            errors = ((y - middle - left @ (kept[:, None] * turned)) / (1 - influence).clamp_min(1e-6)).square().mean(0)
+            found = right.T @ ((kept / sizes.clamp_min(1e-12))[:, None] * turned)
+            slopes, best = torch.where(errors < best, found, slopes), torch.minimum(best, errors)
         readout = cls(x.shape[1])
         with torch.no_grad():
             readout.heads.weight.copy_(slopes.T)
