@@ -32,7 +32,7 @@ test: $(STAMP) ## Check the style and run the tests
 	$(VENV)/bin/face2scene fetch tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/pytest -q
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -n 2
 
 lint: $(STAMP) ## Repair the style where that can be done by a machine
 	$(VENV)/bin/ruff check --fix .

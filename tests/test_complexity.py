@@ -56,15 +56,15 @@ def test_peak_memory_is_that_of_the_work_and_not_of_the_past():
 
 def test_a_tiny_restorer_is_measured_stage_by_stage(tiny, tmp_path):
     before = cost.count(tiny[0])
-    found = cost.complexity(*tiny, sizes=[16, 32], face=16, model="test", warmup=0, repeats=2, faceme=False)
+    found = cost.complexity(*tiny, sizes=[32, 64], face=16, model="test", warmup=0, repeats=2, faceme=False)
     cost.write(found, tmp_path)
     found = json.loads((tmp_path / "complexity.json").read_text())
     assert found["weights"]["restorer in all"]["trainable"] == before.trainable < before.parameters
     rows = {(row["stage"], row["size"]): row for row in found["stages"]}
     assert len(rows) == 10 and all(row["seconds"]["median"] > 0 and row["macs"] > 0 for row in rows.values())
     for stage in ("VAE encoder", "VAE decoder"):  # convolutions: four times the pixels, four times the work
-        assert rows[stage, 32]["macs"] == pytest.approx(4 * rows[stage, 16]["macs"], rel=0.02)
-    assert rows["FaDeX", 16]["macs"] == rows["FaDeX", 32]["macs"], "FaDeX sees the face and not the scene"
+        assert rows[stage, 64]["macs"] == pytest.approx(4 * rows[stage, 32]["macs"], rel=0.02)
+    assert rows["FaDeX", 32]["macs"] == rows["FaDeX", 64]["macs"], "FaDeX sees the face and not the scene"
     text = (tmp_path / "complexity.md").read_text()
     assert "| UNet | 32 |" in text and "spread" in text
     with pytest.raises(ValueError, match="is no multiple of"):

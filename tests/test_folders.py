@@ -49,7 +49,7 @@ class Negative:
             notes={"warnings": ["The learned null tokens stand in."] * (source == "null"), "no_pair": "no face"},
         )
 
-    def restore(self, scene, measurement, *, guidance=None):
+    def restore(self, scene, measurement, *, guidance=None, seed=0):
         self.seen.append(scene.name)
         notes = measurement.notes | {"tokens": measurement.tokens.source}
         return Restoration(1 - scene.image, measurement, notes)

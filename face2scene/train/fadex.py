@@ -99,8 +99,7 @@ class FaDeXTask:
         self._accuracy = 0.0
         self.stateful: list[Average] = []
         if ema is not None:
-            tensors = moco.query.state_dict(keep_vars=True)
-            self.stateful.append(Average({n: t for n, t in tensors.items() if t.is_floating_point()}, ema))
+            self.stateful.append(Average(moco.query, ema, buffers=True))
         count = sum(p.numel() for p in weights)
         log.info("FaDeX trains %d weights on %d pictures.", count, len(data.paths))
 
