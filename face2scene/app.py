@@ -180,13 +180,14 @@ def build(page: Page, *, guidance: float) -> Any:
             with gr.Column(scale=2, min_width=300):
                 slider = gr.ImageSlider(label="Before and after", interactive=False, elem_id="slider", max_height=700)
                 said = gr.Markdown(elem_id="said")
-                boxed = gr.AnnotatedImage(label="Faces found", elem_id="faces-found")
+                boxed = gr.AnnotatedImage(label="Faces found", elem_id="faces-found", height=420)
                 with gr.Row():
                     pair = gr.Gallery(label="The pair that was measured", columns=2, height=260, elem_id="pair")
                     rows = gr.Dataframe(
                         headers=["what FaDeX reads", "value", "unit"],
                         label="Damage",
                         interactive=False,
+                        wrap=True,
                         elem_id="read-out",
                         visible=page.instrument is not None,
                     )

@@ -168,6 +168,7 @@ def test_upload_wait_slide_download(chromium, served, small_photo, tmp_path, wid
     got = Path(waiting.value.path()).read_bytes()
     assert hashlib.sha256(got).hexdigest() == hashlib.sha256(expected).hexdigest()
 
+    page.locator("#slider").scroll_into_view_if_needed()
     handle = page.locator("#slider .inner").first
     box = page.locator("#slider .slider-wrap, #slider [class*=slider]").first.bounding_box()
     before = handle.bounding_box()["x"]
