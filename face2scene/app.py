@@ -182,12 +182,15 @@ def build(page: Page, *, guidance: float) -> Any:
                 said = gr.Markdown(elem_id="said")
                 boxed = gr.AnnotatedImage(label="Faces found", elem_id="faces-found", height=420)
                 with gr.Row():
-                    pair = gr.Gallery(label="The pair that was measured", columns=2, height=260, elem_id="pair")
+                    pair = gr.Gallery(
+                        label="The pair that was measured", columns=2, height=260, elem_id="pair", min_width=320
+                    )
                     rows = gr.Dataframe(
                         headers=["what FaDeX reads", "value", "unit"],
                         label="Damage",
                         interactive=False,
                         wrap=True,
+                        min_width=320,
                         elem_id="read-out",
                         visible=page.instrument is not None,
                     )
