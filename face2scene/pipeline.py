@@ -346,7 +346,7 @@ class Face2ScenePipeline:
             seed=seed_from(seed, scene.name),
             device=self.device,
             offload=self._offloaded,
-            progress=progress,
+            progress=None if progress is silent else progress,  # then a bar over the tiles is shown
         )
         for guidance, output in zip(strengths, outputs, strict=True):
             aligned = align_colour(output, image, self.colour)[0]
