@@ -8,14 +8,18 @@ at the default drift). Everything follows from two integers, so picture N of per
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from face2scene.data.generators import Job
+from face2scene import weights
+from face2scene.data.generators import Job
 
 _MEAN_SAMPLES = 256  # styles averaged for the truncation trick
+
+
+def facegen(*, truncation: float = 0.7, drift: float = 0.25, threads: int = 0) -> "FaceGenerator":
+    """The packaged generator with its weights from the catalogue; see `FaceGenerator`."""
+    return FaceGenerator(weights.folder("facegen"), truncation=truncation, drift=drift, threads=threads)
 
 
 class FaceGenerator:
@@ -67,7 +71,7 @@ class FaceGenerator:
     def _mean(self) -> np.ndarray:
         return np.mean([self._style((0, n)) for n in range(_MEAN_SAMPLES)], axis=0)
 
-    def draw(self, job: "Job") -> np.ndarray:
+    def draw(self, job: Job) -> np.ndarray:
         """The picture that a job's two numbers stand for."""
         return self.picture(job.person, job.number)
 

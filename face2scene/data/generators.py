@@ -10,9 +10,6 @@ from typing import Protocol
 
 import numpy as np
 
-from face2scene import weights
-from face2scene.data.facegen import FaceGenerator
-
 
 class GeneratorError(RuntimeError):
     """A generator that cannot work as it is set up; the message names the option or the file."""
@@ -48,11 +45,6 @@ class Generator(Protocol):
             JobFailed: this picture cannot be made; the message says why.
         """
         ...
-
-
-def facegen(*, truncation: float = 0.7, drift: float = 0.25, threads: int = 0) -> FaceGenerator:
-    """The packaged generator with its weights from the catalogue; see `FaceGenerator`."""
-    return FaceGenerator(weights.folder("facegen"), truncation=truncation, drift=drift, threads=threads)
 
 
 class DrawnPeople:

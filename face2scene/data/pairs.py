@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from face2scene.data.manifest import Record, read_manifest
+from face2scene.data.scenes import points_of, recipe_of
 from face2scene.faces.align import paste_back, square_crop_box
 from face2scene.images import read_tensor, resize, to_bytes, to_tensor
 from face2scene.records import Box
@@ -66,14 +68,12 @@ class RestoredPictures:
     """
 
     folder: Path
-    records: Sequence[Any]  # manifest.Record
+    records: Sequence[Record]
     space: Any
     restorer: AlignedRefFR
 
     def __call__(self, number: int) -> Tensor:
         """Picture `number`, (3, H, W) in [0, 1]."""
-        from face2scene.data.scenes import points_of, recipe_of
-
         record = self.records[number]
         truth = to_tensor(to_bytes(read_tensor(self.folder / record.image)))
         fixed = record.split != "train" and record.lq
@@ -170,8 +170,6 @@ class FacePairBatches(Dataset):
         0 of `scenes.recipe_of`, which `scripts/precompute_ref_fr.py` covers: what it believes the face to look like
         then stands beside the damage of every batch (ours; the paper does not say).
         """
-        from face2scene.data.manifest import read_manifest
-
         records = read_manifest(folder, split)
         restore = options.get("restore")
         if isinstance(restore, RestoredBy) and isinstance(restore.restorer, AlignedRefFR):

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from face2scene.data.build import Draft, Made, Rejection, largest
-from face2scene.data.generators import DrawnPeople, Generator, Job, facegen
+from face2scene.data.facegen import facegen
+from face2scene.data.generators import DrawnPeople, Generator, Job
 from face2scene.data.photographs import resized
 from face2scene.data.prompts import plain_prompt, shot_of
 from face2scene.faces.detect import Detector
