@@ -7,7 +7,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from face2scene.eval.printed import printed_table
+from face2scene.eval.printed_forms import printed_table
 from face2scene.eval.report import quickstart_report
 from face2scene.eval.score import score_folder, truth_of
 from face2scene.eval.tables import markdown, row_from_scores
@@ -169,6 +169,7 @@ def _measure_figure_5(cfg: DictConfig, run: Path) -> None:
     from hydra.utils import instantiate
 
     from face2scene.eval.figure_5 import figure_5, table
+    from face2scene.eval.printed import read_texts
     from face2scene.pipeline import Face2ScenePipeline
 
     def load() -> tuple[Face2ScenePipeline, str]:
@@ -182,7 +183,8 @@ def _measure_figure_5(cfg: DictConfig, run: Path) -> None:
         result = read_json(run / "figure_5.json")
     else:
         options = {"side": cfg.cost.side, "pictures": cfg.cost.pictures, "face": cfg.cost.face}
-        result = figure_5(load, run, records=sorted(run.glob("*/baseline.json")), **options)
+        printed = read_texts(CONFIGS / "figure_5.yaml")
+        result = figure_5(load, run, printed, records=sorted(run.glob("*/baseline.json")), **options)
     print(table(result))
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from face2scene.eval import complexity as cost
 from face2scene.eval.figure_5 import drawn, figure_5, table, time_pipeline
+from face2scene.eval.printed import read_texts
 from face2scene.fadex.encoder import FaDeX
 from face2scene.mapnet import MapNet
 from face2scene.pipeline import Face2ScenePipeline
@@ -123,7 +124,8 @@ def test_figure_5_keeps_the_stages_apart(tiny, tmp_path):
     record = {"adapter": {"title": "SUPIR", "kind": "command"}, "launches": launches}
     (tmp_path / "supir/baseline.json").write_text(json.dumps(record))
     options = {"side": 64, "pictures": 1, "face": 32, "records": [tmp_path / "supir/baseline.json"]}
-    result = figure_5(lambda: (pipeline, "random"), tmp_path, **options)
+    printed = read_texts(REPOSITORY / "configs/eval/figure_5.yaml")
+    result = figure_5(lambda: (pipeline, "random"), tmp_path, printed, **options)
     assert json.loads((tmp_path / "figure_5.json").read_text())["methods"]["SUPIR"]["total"]["mean"] == 15
     assert result["printed"]["Face2Scene"]["total"] == 3.3
     text = table(result)

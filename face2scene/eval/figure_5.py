@@ -22,16 +22,6 @@ from face2scene.pipeline import Face2ScenePipeline
 from face2scene.records import Box, Scene
 from face2scene.runs import commit, seed_from
 
-# Seconds of one 1024 x 1024 picture on an RTX A6000, as printed (supplement, Figure 5).
-PRINTED = {
-    "OSEDiff": {"total": 1.3},
-    "S3Diff": {"total": 1.4},
-    "Face2Scene": {"stage_1": 2.0, "stage_2": 1.3, "total": 3.3},
-    "PASD": {"total": 5.1},
-    "SUPIR": {"total": 19.9},
-    "DiffBIR": {"total": 34.6},
-}
-
 
 def drawn_scene(number: int, side: int) -> Tensor:
     """A smooth random picture (3, side, side): what a picture shows changes no time when the face's place is given."""
@@ -106,6 +96,7 @@ def _seconds(pipeline: Face2ScenePipeline, scene: Scene, box: Box | None) -> tup
 def figure_5(
     load: Callable[[], tuple[Face2ScenePipeline, str]],
     folder: str | Path,
+    printed: Mapping[str, Any],
     *,
     side: int = 1024,
     pictures: int = 100,
@@ -117,6 +108,7 @@ def figure_5(
 
     Args:
         load: makes the pipeline and says what its weights are; what it takes is reported apart.
+        printed: the bars of the paper, as `configs/eval/figure_5.yaml` has them.
         face: side of the face in pixels; Stage I and FaDeX follow it.
         scratch: where the reference pictures of drawn people are written; None is `folder`.
         records: baseline.json of methods that were run with scripts/run_baseline.py.
@@ -140,8 +132,10 @@ def figure_5(
         "protocol": f"{side} x {side}, {pictures} pictures one by one, models loaded, face of {face} pixels given",
         "seconds_to_load": loading,
         "methods": methods,
-        "printed": PRINTED,
-        "printed_on": "NVIDIA RTX A6000, 48 GB",
+        "printed": {
+            name: {key: float(seconds) for key, seconds in row.items()} for name, row in printed["methods"].items()
+        },
+        "printed_on": printed["device"],
         "machine": machine(pipeline.device),
         "commit": commit(),
         "versions": versions(),

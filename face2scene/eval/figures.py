@@ -13,6 +13,7 @@ from face2scene.files import atomic_write, read_json
 
 FIGURES = ("5", "6", "fadex", "tradeoff")
 BLUE, ORANGE, GREY, PALE = "#2166ac", "#e08214", "#8a919c", "#9ecae1"  # told apart by every common eye
+_STAGES = {"stage_1": "Stage I (face)", "stage_2": "Stage II (scene)"}
 _PLANES = (("psnr", "lpips"), ("psnr", "fid"), ("lpips", "musiq"))  # distortion and perception, ours
 
 
@@ -46,23 +47,18 @@ def draw_figure(figure: str, configs: Path, runs: Path, run: Path) -> list[Path]
 
 def draw_times(printed: Mapping[str, Any], measured: Mapping[str, Any] | None, folder: Path) -> list[Path]:
     """Figure 5: a bar for each method, its stages beside each other; printed times and ours, each with its machine."""
-    panels = [(f"printed: {printed['device']}", _bars(printed["methods"]))]
+    panels = [(f"printed: {printed['device']}, {printed['size']}", _bars(printed["methods"]))]
     if measured is not None:
         where = measured.get("machine", {})
-        methods = {
-            name: {
-                title: found[key]["mean"]
-                for key, title in (("stage_1", "Stage I (face)"), ("stage_2", "Stage II (scene)"))
-                if key in found
-            }
-            or {"restoration": found["total"]["mean"]}
+        means = {
+            name: {key: found[key]["mean"] for key in (*_STAGES, "total") if key in found}
             for name, found in measured["methods"].items()
         }
-        panels.append((f"ours: {where.get('card', where.get('device', ''))}, {measured['protocol']}", _bars(methods)))
+        panels.append((f"ours: {where.get('card', where.get('device', ''))}, {measured['protocol']}", _bars(means)))
     heights = [max(1, len(bars)) for _, bars in panels]
     figure = _figure(7.2, 0.9 * len(panels) + 0.42 * sum(heights))
     grid = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
-    colours = {"restoration": GREY, "Stage I (face)": PALE, "Stage II (scene)": BLUE}
+    colours = {"restoration": GREY, **dict(zip(_STAGES.values(), (PALE, BLUE), strict=True))}
     for axes, (title, bars) in zip(grid, panels, strict=True):
         longest = max(sum(stages.values()) for stages in bars.values())
         for place, (_, stages) in enumerate(bars.items()):
@@ -197,7 +193,11 @@ def _meet(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 
 def _bars(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    bars = {name: {stage: float(seconds) for stage, seconds in stages.items()} for name, stages in methods.items()}
+    # Seconds by stage, the fastest method first; a method without stages has one bar, its total.
+    bars = {}
+    for name, seconds in methods.items():
+        stages = {title: float(seconds[key]) for key, title in _STAGES.items() if key in seconds}
+        bars[name] = stages or {"restoration": float(seconds["total"])}
     return dict(sorted(bars.items(), key=lambda item: sum(item[1].values())))
 
 

@@ -10,17 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from face2scene.eval.metrics import choose
-from face2scene.eval.tables import (
-    Row,
-    csv_text,
-    decimals,
-    latex,
-    markdown,
-    row_from_scores,
-    slug,
-)
+from face2scene.eval.tables import Row, decimals, row_from_scores, slug
 
-FORMS = ("markdown", "latex", "csv", "html")
 NOT_PRINTED = "-"
 # Printed PSNR is of the Y channel in this family of papers, so ours of Y stands beside it where measured.
 _STAND_IN = {"psnr": "psnr_y"}
@@ -94,34 +85,6 @@ def read_texts(path: Path) -> Any:
     import yaml
 
     return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-
-
-def printed_table(configs: Path, runs: Path, table: str | int, form: str = "markdown") -> str:
-    """Table `table` of the paper with ours beside it, ready to print.
-
-    Args:
-        configs: the folder with `table_*.yaml`.
-        runs: the runs' folder; ours are `table_<table>/<part>/<method>` in it.
-        form: of `FORMS`; `html` is a page for `runs/table_<table>.html`, see `pages.table_page`.
-    """
-    if form not in FORMS:
-        raise ValueError(f"Unknown format {form!r}: choose {', '.join(FORMS)} (option format).")
-    title, parts = load_printed(configs / f"table_{table}.yaml")
-    if form == "html":
-        from face2scene.eval.table_page import table_page
-
-        return table_page(title, parts, runs)
-    comment = {"markdown": "", "csv": "# ", "latex": "% "}[form]
-    texts = [] if form == "csv" else [f"{comment}{title}\n"]
-    for part in parts:
-        rows = part.beside(runs)
-        drawn = {"markdown": markdown, "csv": csv_text, "latex": latex}[form](rows, part.columns)
-        texts.append(f"{comment}{part.title}\n{drawn}" if form != "markdown" else f"{part.title}\n\n{drawn}")
-        if form != "csv":
-            texts += [f"{comment}{note}\n" for note in notes(part, rows)]
-    if form == "markdown" and any("psnr" in part.columns for part in parts):
-        texts.append(PSNR_NOTE + "\n")
-    return "\n".join(texts)
 
 
 def notes(part: Printed, rows: Sequence[Row]) -> list[str]:
