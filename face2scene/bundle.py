@@ -16,9 +16,10 @@ from face2scene.fadex.encoder import FaDeX
 from face2scene.files import atomic_write, read_json, sha256_of, write_json
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.restorer.s3diff import S3Diff
+from face2scene.restorer.trained import WEIGHTS_FILE
 from face2scene.runs import REPOSITORY
 
-OPTIONS, RESTORER, FADEX, CARD = "face2scene.json", "restorer.safetensors", "fadex.safetensors", "README.md"
+OPTIONS, RESTORER, FADEX, CARD = "face2scene.json", WEIGHTS_FILE, "fadex.safetensors", "README.md"
 
 
 def find(folder: str | Path) -> Path:

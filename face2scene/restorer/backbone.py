@@ -19,7 +19,6 @@ from face2scene.runs import REPOSITORY
 
 log = logging.getLogger(__name__)
 CLIP_VOCABULARY = 49408
-WEIGHTS_FILE = "restorer.safetensors"  # in a folder of trained weights
 
 
 @dataclass(frozen=True, eq=False)

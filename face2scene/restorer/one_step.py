@@ -22,8 +22,9 @@ from face2scene.images import pad_to_multiple
 from face2scene.mapnet import MapNet
 from face2scene.memory import explained
 from face2scene.restorer import lora
-from face2scene.restorer.backbone import WEIGHTS_FILE, Base, clean_latent, load_base, picture_noise
+from face2scene.restorer.backbone import Base, clean_latent, load_base, picture_noise
 from face2scene.restorer.precision import finite
+from face2scene.restorer.trained import TrainedRestorer
 from face2scene.restorer.upsampling import fold_upsampling
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class _StoredBase:
         return self.text
 
 
-class OneStepRestorer(nn.Module):
+class OneStepRestorer(TrainedRestorer):
     """VAE encoder (LoRA) -> UNet (LoRA) once, guided by text and degradation tokens -> VAE decoder (frozen).
 
     Trained parts: the two LoRAs, the UNet's first convolution, MapNet, and the null tokens that stand in where no
@@ -288,25 +289,10 @@ class OneStepRestorer(nn.Module):
         scaled = (latent / self.vae.config.scaling_factor).to(self.vae_dtype)
         return self.vae.decode(scaled).sample / 2 + 0.5
 
-    def checkpoint_gradients(self) -> "OneStepRestorer":
-        """Keep few activations and compute the others again in the backward pass: less memory, more time."""
-        self.vae.enable_gradient_checkpointing()
-        self.unet.enable_gradient_checkpointing()
-        return self
-
     def save(self, path: str | Path, *, about: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
         """Write every trained part into one safetensors file whose header rebuilds the restorer."""
         tensors = checkpoints.trained_tensors(self)
         checkpoints.save_weights(path, tensors, kind="restorer", config=self.config, about=about, dtype=dtype)
-
-    def save_pretrained(self, folder: str | Path, **about: Any) -> None:
-        """`save` into a folder, under the name that `from_pretrained`, and the pipeline's, look for."""
-        self.save(Path(folder) / WEIGHTS_FILE, about=about)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, **base: Any) -> "OneStepRestorer":
-        """`from_file` of a folder that `save_pretrained` wrote."""
-        return cls.from_file(Path(folder) / WEIGHTS_FILE, **base)
 
     @classmethod
     def from_file(

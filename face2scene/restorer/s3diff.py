@@ -23,11 +23,12 @@ from face2scene import checkpoints
 from face2scene.images import pad_to_multiple
 from face2scene.memory import explained
 from face2scene.restorer import lora
-from face2scene.restorer.backbone import WEIGHTS_FILE, Base, clean_latent, load_base, picture_noise
+from face2scene.restorer.backbone import Base, clean_latent, load_base, picture_noise
 from face2scene.restorer.latent_tiles import in_latent_tiles
 from face2scene.restorer.modulation import Modulation, modulated, unet_block, vae_block
 from face2scene.restorer.precision import finite
 from face2scene.restorer.score_net import ScoreNet
+from face2scene.restorer.trained import TrainedRestorer
 
 log = logging.getLogger(__name__)
 POSITIVE = "A high-resolution, 8K, ultra-realistic image with sharp focus, vibrant colors, and natural lighting."
@@ -36,7 +37,7 @@ VAE_BLOCKS, UNET_BLOCKS = 6, 10  # down 0 to 3, middle, (up 0 to 3,) the rest: f
 MULTIPLE = 64  # pixels; S3Diff pads to this whatever the base
 
 
-class S3Diff(nn.Module):
+class S3Diff(TrainedRestorer):
     """VAE encoder -> UNet once -> VAE decoder, with LoRAs that the picture's degradation scores modulate.
 
     Has the surface of `OneStepRestorer`, so that pipeline and training take either; `tokens` is empty here, because
@@ -249,12 +250,6 @@ class S3Diff(nn.Module):
         scaled = (clean / self.vae.config.scaling_factor).to(self.vae.decoder.conv_in.weight.dtype)
         return self.vae.decode(scaled).sample  # not clamped yet: that would hide an overflow
 
-    def checkpoint_gradients(self) -> "S3Diff":
-        """Keep few activations and compute the others again in the backward pass: less memory, more time."""
-        self.vae.enable_gradient_checkpointing()
-        self.unet.enable_gradient_checkpointing()
-        return self
-
     def save(self, path: str | Path, *, about: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
         """Write every part that is not the base's into one safetensors file whose header rebuilds the model.
 
@@ -263,15 +258,6 @@ class S3Diff(nn.Module):
         """
         tensors = {name: t.to(dtype) if name.startswith(("vae.", "unet.")) and dtype else t for name, t in self._own()}
         checkpoints.save_weights(path, tensors, kind="s3diff", config=self.config, about=about)
-
-    def save_pretrained(self, folder: str | Path, **about: Any) -> None:
-        """`save` into a folder, under the name that `from_pretrained`, and the pipeline's, look for."""
-        self.save(Path(folder) / WEIGHTS_FILE, about=about)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, **base: Any) -> "S3Diff":
-        """`from_file` of a folder that `save_pretrained` wrote."""
-        return cls.from_file(Path(folder) / WEIGHTS_FILE, **base)
 
     @classmethod
     def from_file(

@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 from face2scene.data.scenes import HeldOut
 from face2scene.fadex.encoder import FaDeX
 from face2scene.images import to_bytes
-from face2scene.restorer.backbone import WEIGHTS_FILE
 from face2scene.restorer.critic import Critic, multilevel_sigmoid
 from face2scene.restorer.one_step import OneStepRestorer
+from face2scene.restorer.trained import WEIGHTS_FILE
 from face2scene.train.average import Average
 from face2scene.train.loop import Phase
 from face2scene.train.sharded import gathered
