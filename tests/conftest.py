@@ -1,5 +1,7 @@
 """What tests share: fetched assets by name, and one real photo."""
 
+import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,3 +80,24 @@ def make_pipeline(tiny_pipeline) -> Callable:
 
     loaded = Face2ScenePipeline.from_pretrained(tiny_pipeline)
     return lambda **options: Face2ScenePipeline(loaded.restorer, loaded.fadex, **options)
+
+
+@pytest.fixture(scope="module")
+def faceme_parts_made_once():
+    """Random networks of FaceMe cost more to make than to run; every model still gets its own."""
+    from face2scene.ref_fr import faceme_tiny
+
+    made = functools.cache(faceme_tiny.tiny_parts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faceme_tiny, "tiny_parts", lambda seed=0: copy.deepcopy(made(seed)))
+        yield
+
+
+@pytest.fixture
+def photo_files(tmp_path) -> list[Path]:
+    """Two plain pictures, as references of somebody."""
+    from face2scene.images import write_png
+
+    for number in range(2):
+        write_png(tmp_path / f"photos/{number}.png", np.full((40, 30, 3), 0.3 + 0.3 * number, np.float32))
+    return sorted((tmp_path / "photos").glob("*.png"))

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from inscene import record
 from PIL import Image
 
 from face2scene import weights as weights_module
 from face2scene.checkpoints import save_weights
-from face2scene.data.manifest import Record, write_manifest
+from face2scene.data.manifest import write_manifest
 from face2scene.eval import engines, printed, tables
 from face2scene.eval.engines import MetricMissing, Pyiqa
 from face2scene.eval.findings import findings
@@ -20,7 +21,7 @@ from face2scene.eval.metrics import METRICS, build_all, choose
 from face2scene.eval.report import quickstart_report
 from face2scene.eval.score import ScoreError, read_scores_csv, score_folder, score_folders
 from face2scene.eval.ssim import ssim_y
-from face2scene.files import read_json, sha256_of, write_json
+from face2scene.files import read_json, write_json
 from face2scene.images import read_tensor, write_png
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs/eval"
@@ -246,22 +247,14 @@ def quickstart(tmp_path, monkeypatch):
     folder(data / "lq/val/000", names, noise=0.3, size=(32, 32))
     operators = [{"kind": "Blur", "sigma_x": 2.0}, {"kind": "Jpeg", "quality": 40}, {"kind": "RestoreSize"}]
     records = [
-        Record(
+        record(
+            truth / f"{n}.png",
+            (4.0, 4.0, 20.0, 24.0),
             image=f"images/val/000/{n}.png",
             split="val",
             identity=n[:-2],
-            prompt="",
-            shot="close-up",
-            face_box=(4.0, 4.0, 20.0, 24.0),
-            landmarks_68=None,
-            references=(),
-            similarity=None,
-            width=32,
-            height=32,
-            sha256=sha256_of(truth / f"{n}.png"),
             source="drawn",
             licence="CC0",
-            generator={},
             lq=f"lq/val/000/{n}.png",
             recipe={"operators": operators},
         )

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
+from inscene import record
 from omegaconf import OmegaConf
 
-from face2scene.data.manifest import Record, write_manifest
+from face2scene.data.manifest import write_manifest
 from face2scene.data.precompute import faces_of
-from face2scene.files import sha256_of
 from face2scene.images import write_png
 from face2scene.ref_fr.cache import Cached
 from face2scene.ref_fr.faceme import FaceMe
@@ -36,27 +36,8 @@ def inscene(tmp_path) -> Path:
         if number == 3:
             image.write_bytes((folder / "0.png").read_bytes())
             reference.write_bytes((folder / "r0.png").read_bytes())
-        records.append(
-            Record(
-                image=image.name,
-                split="val" if number == 4 else "train",
-                identity=f"p{number}",
-                prompt="",
-                shot="mid-up",
-                face_box=(30.0, 30.0, 66.0, 70.0),
-                landmarks_68=None,
-                references=(reference.name,),
-                similarity=None,
-                width=96,
-                height=96,
-                sha256=sha256_of(image),
-                source="test",
-                licence="",
-                generator={},
-                lq=image.name if number == 4 else None,
-                recipe={"operators": []} if number == 4 else None,
-            )
-        )
+        fixed = {"split": "val", "lq": image.name, "recipe": {"operators": []}} if number == 4 else {}
+        records.append(record(image, (30.0, 30.0, 66.0, 70.0), references=(reference.name,), **fixed))
     write_manifest(folder, records)
     return folder
 

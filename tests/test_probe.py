@@ -5,16 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from inscene import record
 from torch.nn import functional as F
 
-from face2scene.data.manifest import Record, write_manifest
+from face2scene.data.manifest import write_manifest
 from face2scene.degradation import PRESETS, Blur, GaussianNoise, Jpeg, Recipe, Resize, RestoreSize, Space
 from face2scene.eval.probe import FaDeXProbe
 from face2scene.eval.probe_faces import faces_of_photos, faces_of_set
 from face2scene.eval.probe_report import summary
 from face2scene.fadex import FaDeX, Readout, leakage, retrieval
 from face2scene.fadex.readout import FACTORS, factors
-from face2scene.files import sha256_of
 from face2scene.images import write_png
 from face2scene.records import Face
 from face2scene.ref_fr import Copy, GroundTruth
@@ -107,25 +107,8 @@ def dataset(tmp_path):
         path = tmp_path / "set" / f"{number}.png"
         coarse = torch.from_numpy(rng.random((1, 3, 9, 9)))
         write_png(path, F.interpolate(coarse, (72, 72), mode="bicubic")[0].clamp(0, 1))
-        records.append(
-            Record(
-                image=path.name,
-                split="val" if person < "e" else "train",
-                identity=person,
-                prompt="",
-                shot="close-up",
-                face_box=(20.0, 20.0, 44.0 + number, 44.0 + number),
-                landmarks_68=None,
-                references=(),
-                similarity=None,
-                width=72,
-                height=72,
-                sha256=sha256_of(path),
-                source=f"s{person}",
-                licence="",
-                generator={},
-            )
-        )
+        known = {"split": "val" if person < "e" else "train", "identity": person, "source": f"s{person}"}
+        records.append(record(path, (20.0, 20.0, 44.0 + number, 44.0 + number), **known))
     write_manifest(tmp_path / "set", records)
     return tmp_path / "set"
 

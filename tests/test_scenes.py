@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from inscene import record
 
-from face2scene.data.manifest import Record, write_manifest
+from face2scene.data.manifest import write_manifest
 from face2scene.data.scenes import SceneBatches
 from face2scene.degradation import Space
 from face2scene.images import write_png
@@ -25,24 +26,8 @@ def folder(tmp_path):
     for number in range(4):
         picture = np.random.default_rng(number).random((48, 48, 3)).astype(np.float32)
         write_png(tmp_path / f"{number}.png", picture)
-        row = {
-            "image": f"{number}.png",
-            "split": "train",
-            "identity": str(number),
-            "prompt": "",
-            "shot": "close-up",
-            "face_box": (8.0, 8.0, 40.0, 40.0),
-            "landmarks_68": None,
-            "references": ("0.png",) if number % 2 else (),
-            "similarity": None,
-            "width": 48,
-            "height": 48,
-            "sha256": "",
-            "source": "",
-            "licence": "",
-            "generator": {},
-        }
-        rows.append(Record(**row))
+        references = ("0.png",) if number % 2 else ()
+        rows.append(record(tmp_path / f"{number}.png", (8.0, 8.0, 40.0, 40.0), references=references, sha256=""))
     write_manifest(tmp_path, rows)
     return tmp_path
 

@@ -30,13 +30,13 @@ from face2scene.runs import commit
 WIDTH = 1024  # of SD 2.1's text tokens
 FACE = 512  # side of the faces that FaceMe restores
 FACEME_STEPS = 50  # the released code's
-_SD_VAE = {
+SD_VAE = {
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
     "block_out_channels": [128, 256, 512, 512],
     "layers_per_block": 2,
 }
-_SDXL = {
+SDXL = {  # what its UNet and its ControlNet have in common
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "block_out_channels": [320, 640, 1280],
     "transformer_layers_per_block": [1, 2, 10],
@@ -84,7 +84,7 @@ class _ShapedBase:
     prediction, clip = "epsilon", None
 
     def __init__(self) -> None:
-        self.vae = AutoencoderKL(**_SD_VAE).requires_grad_(False)
+        self.vae = AutoencoderKL(**SD_VAE).requires_grad_(False)
         self.unet = UNet2DConditionModel(
             cross_attention_dim=WIDTH, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True
         ).requires_grad_(False)
@@ -237,8 +237,8 @@ def faceme_counts(steps: int = FACEME_STEPS) -> tuple[dict[str, Weights], dict[s
     """
     with torch.device("meta"):
         up = ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]
-        unet, controlnet = UNet2DConditionModel(**_SDXL, up_block_types=up), ControlNetModel(**_SDXL)
-        vae = AutoencoderKL(**_SD_VAE)
+        unet, controlnet = UNet2DConditionModel(**SDXL, up_block_types=up), ControlNetModel(**SDXL)
+        vae = AutoencoderKL(**SD_VAE)
         noisy, context = torch.randn(2, 4, FACE // 8, FACE // 8), torch.randn(2, 77, 2048)
         added = {"text_embeds": torch.randn(2, 1280), "time_ids": torch.ones(2, 6)}
         face = torch.rand(1, 3, FACE, FACE)

@@ -1,0 +1,34 @@
+"""Records of an InScene set, for the tests that lay one out by hand."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from face2scene.data.manifest import Record
+from face2scene.files import sha256_of
+from face2scene.records import Box
+
+
+def record(image: Path, face_box: Box, **known: Any) -> Record:
+    """A training picture's record; what a test does not give is empty, or what the file says."""
+    with Image.open(image) as file:
+        width, height = file.size
+    plain = {
+        "image": image.name,
+        "split": "train",
+        "identity": image.stem,
+        "prompt": "",
+        "shot": "close-up",
+        "face_box": face_box,
+        "landmarks_68": None,
+        "references": (),
+        "similarity": None,
+        "width": width,
+        "height": height,
+        "sha256": sha256_of(image),
+        "source": "test",
+        "licence": "",
+        "generator": {},
+    }
+    return Record(**plain | known)

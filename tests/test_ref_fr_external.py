@@ -1,0 +1,93 @@
+"""Somebody else's program as Stage I."""
+
+import shlex
+import sys
+import time
+
+import pytest
+import torch
+from negative import faces
+
+from face2scene.ref_fr import StageOneError
+from face2scene.ref_fr.external import External
+
+PROGRAM = """
+import sys, pathlib
+from PIL import Image, ImageOps
+source, references, target = map(pathlib.Path, sys.argv[1:4])
+assert len(list(references.iterdir())) == int(sys.argv[4])
+for path in sorted(source.glob("*.png")):
+    (target / "out").mkdir(exist_ok=True)
+    ImageOps.invert(Image.open(path)).save(target / "out" / (path.stem + "_r.png"))
+    sys.argv[5:] and exec(sys.argv[5])
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+
+    def make(count: int, spoil: str = "", **options) -> External:
+        command = f"{sys.executable} {path} {{input}} {{references}} {{output}} {count}"
+        options = {"version": "1", "outputs": "out/{stem}_r.png", "size": 32} | options
+        return External(f"{command} {shlex.quote(spoil)}" if spoil else command, **options)
+
+    return make
+
+
+def test_any_program_can_be_stage_one(program, photo_files):
+    images = faces(3)
+    made = program(2).restore_aligned(images, [photo_files] * 3)
+    assert all(torch.allclose(m.image, 1 - f, atol=1e-6) for m, f in zip(made, images, strict=True))
+    assert len({program(2).fingerprint, program(3).fingerprint, program(2, version="2").fingerprint}) == 3
+
+
+RESULT = 'target / "out" / (path.stem + "_r.png")'
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (f"({RESULT}).unlink(); print('out of memory')", "left no face_0000_r.png .*out of memory"),
+        (f"({RESULT}).unlink(); sys.exit('no GPU')", "failed and left nothing .*code 1, last line: no GPU"),
+        (f"({RESULT}).write_text('no')", "left an unreadable face_0000_r.png"),
+        (f"Image.new('RGB', (16, 32)).save({RESULT})", "16 x 32, not 32 x 32"),
+        (f"Image.new('RGB', (32, 32)).save({RESULT})", "of one colour"),
+    ],
+)
+def test_what_a_program_leaves_is_looked_at(program, photo_files, spoil, reason):
+    with pytest.raises(StageOneError, match=reason):
+        program(2, spoil).restore_aligned(faces(1), [photo_files])
+
+
+def test_a_program_that_hangs_is_ended_and_one_that_is_not_there_is_named(program, photo_files):
+    start = time.monotonic()
+    with pytest.raises(StageOneError, match="longer than 1 s"):
+        program(2, "import time; time.sleep(60)", timeout=1).restore_aligned(faces(1), [photo_files])
+    assert time.monotonic() - start < 20
+    with pytest.raises(StageOneError, match="no_such_program cannot be run"):
+        External("no_such_program {input} {output}", version="1", size=32).restore_aligned(faces(1), [photo_files])
+    with pytest.raises(ValueError, match="has to hold"):
+        External("program", version="1")
+
+
+def test_instantrestores_folders_are_staged_as_it_reads_them(tmp_path, photo_files):
+    listing = tmp_path / "listing.txt"
+    script = tmp_path / "s.py"
+    script.write_text(
+        "import pathlib, shutil, sys\n"
+        "source, target = map(pathlib.Path, sys.argv[1:3])\n"
+        "names = sorted(str(p.relative_to(source)) for p in source.rglob('*.png'))\n"
+        f"pathlib.Path({str(listing)!r}).write_text(' '.join(names))\n"
+        "[shutil.copy(d / 'degraded.png', target / f'{d.name}.png') for d in source.iterdir()]\n"
+    )
+    adapter = External(
+        f"{sys.executable} {script} {{input}} {{output}}", version="1", layout="identity", references=4, size=32
+    )
+    image = faces(1)
+    assert torch.equal(adapter.restore_aligned(image, [photo_files])[0].image, image[0])
+    conditioning = [f"face_0000/conditioning/reference_{n:02d}.png" for n in range(4)]
+    assert listing.read_text().split() == [*conditioning, "face_0000/degraded.png", "face_0000/gt.png"]
+    with pytest.raises(StageOneError, match="needs references"):
+        adapter.restore_aligned(image, [[]])

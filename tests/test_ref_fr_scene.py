@@ -1,0 +1,174 @@
+"""Whatever goes wrong in Stage I, the scene is restored and the why-log says what it was."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from face2scene.images import write_png
+from face2scene.records import Face, Scene
+from face2scene.ref_fr.faceme import FaceMe
+
+
+class Finder:
+    """One face in the middle, upright or on its head."""
+
+    def __init__(self, *, upside_down: bool = False):
+        self.upside_down = upside_down
+
+    def find(self, image: np.ndarray) -> list[Face]:
+        points = np.array([[40.0, 44], [56, 44], [48, 54], [42, 60], [54, 60]])
+        return [Face((36.0, 36.0, 60.0, 64.0), 0.9, 96 - points if self.upside_down else points)]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_base):
+    from face2scene.fadex.encoder import FaDeX
+    from face2scene.mapnet import MapNet
+    from face2scene.pipeline import Face2ScenePipeline
+    from face2scene.restorer import lora
+    from face2scene.restorer.backbone import load_base
+    from face2scene.restorer.one_step import OneStepRestorer
+
+    torch.manual_seed(0)
+    restorer = OneStepRestorer(
+        load_base(tiny_base),
+        MapNet(in_channels=8, channels=16, heads=2, width=32),
+        vae_rank=2,
+        unet_rank=2,
+        vae_layers=lora.VAE_ENCODER[:6],
+        source=str(tiny_base),
+    )
+    return Face2ScenePipeline(restorer, FaDeX(widths=(8, 8), strides=(2, 1), embedding=8), detector=Finder())
+
+
+def test_a_refused_face_falls_back_to_the_null_tokens_and_the_why_log_says_why(pipeline, photo_files):
+    pipeline.ref_fr, pipeline.detector = FaceMe.tiny(size=64, steps=1, device="cpu"), Finder()
+    picture = torch.rand(3, 96, 96)
+    result = pipeline(Scene("a", picture, references=tuple(photo_files)))
+    assert result.notes["tokens"] == "pair" and result.measurement.pair.restored.shape == (3, 39, 39)
+    assert not torch.equal(result.measurement.pair.restored, result.measurement.pair.degraded)
+    black = photo_files[0].with_name("black.png")
+    write_png(black, np.zeros((40, 30, 3), np.float32))
+    for references, reason in [
+        ((), "got none"),
+        ((photo_files[0].with_name("gone.png"),), "gone.png is not there"),
+        ((black,), "none of the 1 reference pictures shows a face (black.png)"),
+    ]:
+        plain = pipeline(Scene("a", picture, references=references))
+        assert plain.image.shape == picture.shape and plain.notes["tokens"] == "null"
+        (warning,) = plain.notes["warnings"]
+        assert reason in warning and warning.startswith("The learned null tokens stand in") and "\n" not in warning
+
+
+def test_several_people_and_an_upside_down_face_are_restored_and_told(pipeline, tmp_path):
+    paths = []
+    for number, colour in enumerate([(0.9, 0.4, 0.2), (0.1, 0.3, 0.9), (0.9, 0.45, 0.2)]):
+        paths.append(tmp_path / f"{number}.png")
+        write_png(paths[-1], np.broadcast_to(np.float32(colour), (40, 30, 3)))
+    pipeline.ref_fr, pipeline.detector = FaceMe.tiny(size=64, steps=1, device="cpu"), Finder(upside_down=True)
+    result = pipeline(Scene("a", torch.rand(3, 96, 96), references=tuple(paths)))
+    assert result.notes["tokens"] == "pair" and result.image.shape == (3, 96, 96)
+    turned, strangers = result.notes["warnings"]
+    assert "turned by 180 degrees" in turned
+    assert strangers.endswith("2 of 3 were used, and these left out: 1.png.")
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> Path:
+    """A folder laid out as FaceMe's weights, of tiny networks, whole but for antelopev2."""
+    from safetensors.torch import save_file
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from face2scene.ref_fr.faceme_id import Mix
+    from face2scene.ref_fr.faceme_tiny import SDXL_SCHEDULE, tiny_parts
+
+    folder, parts = tmp_path_factory.mktemp("released"), tiny_parts()
+    for name in ("unet", "vae"):
+        getattr(parts, name).save_pretrained(folder / "base" / name)
+    parts.controlnet.save_pretrained(folder / "controlnet")
+    with torch.device("cpu"):
+        text = CLIPTextConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2)
+        CLIPTextModel(text).save_pretrained(folder / "base/text_encoder")
+        CLIPTextModelWithProjection(text).save_pretrained(folder / "base/text_encoder_2")
+    (folder / "base/scheduler").mkdir()
+    (folder / "base/scheduler/scheduler_config.json").write_text(json.dumps(SDXL_SCHEDULE))
+    save_file(Mix(32, 8).state_dict(), folder / "mix.safetensors")
+    torch.save({"id_encoder": parts.id_encoder.state_dict(), "lora_weights": {}}, folder / "photomaker-v1.bin")
+    return folder
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def without(name: str):
+    def change(path: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(path)
+        del tensors[name]
+        save_file(tensors, path)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "words"),
+    [
+        ("base/unet/diffusion_pytorch_model.safetensors", without("conv_in.weight"), ["unet", "conv_in.weight"]),
+        ("controlnet/diffusion_pytorch_model.safetensors", cut, ["controlnet", "not a whole safetensors file"]),
+        ("base/vae/config.json", Path.unlink, ["config.json", "vae", "ref_fr.base"]),
+        ("base/text_encoder/model.safetensors", without("@first"), ["text_encoder", "missing"]),
+        ("base/text_encoder_2/model.safetensors", Path.unlink, ["model.safetensors", "text_encoder_2"]),
+        ("base/scheduler/scheduler_config.json", Path.unlink, ["scheduler_config.json", "ref_fr.base"]),
+        ("mix.safetensors", without("norm1.bias"), ["mix.safetensors", "norm1.bias"]),
+        ("photomaker-v1.bin", cut, ["photomaker-v1.bin", "not a whole checkpoint"]),
+        ("antelope", None, ["scrfd_10g_bnkps.onnx", "ref_fr.antelope"]),
+    ],
+)
+def test_the_scene_is_restored_whatever_is_wrong_with_faceme(
+    pipeline, released, tmp_path, photo_files, monkeypatch, file, spoil, words
+):
+    import shutil
+
+    from face2scene.ref_fr import faceme_files, faceme_id
+    from face2scene.ref_fr.faceme_id import Mix
+    from face2scene.ref_fr.faceme_tiny import tiny_parts
+
+    parts = tiny_parts()
+    monkeypatch.setattr(faceme_id, "Mix", lambda: Mix(32, 8))
+    monkeypatch.setattr(faceme_id, "IDEncoder", lambda: tiny_parts().id_encoder)
+    if "text_encoder" not in file:
+        monkeypatch.setattr(faceme_files, "encode_prompts", lambda found, **texts: parts.prompt)
+    folder = tmp_path / "released"
+    shutil.copytree(released, folder)
+    (folder / "antelope").mkdir()
+    if spoil:
+        name = "@first"
+        if spoil.__name__ == "change" and "text_encoder" in file:
+            from safetensors import safe_open
+
+            with safe_open(folder / file, "pt") as opened:
+                name = next(iter(opened.keys()))
+            spoil = without(name)
+            words = [*words, name.removeprefix("text_model.")]
+        spoil(folder / file)
+    pipeline.detector = Finder()
+    pipeline.ref_fr = FaceMe.released(
+        base=str(folder / "base"),
+        controlnet=str(folder / "controlnet"),
+        mix=str(folder / "mix.safetensors"),
+        photomaker=str(folder / "photomaker-v1.bin"),
+        antelope=str(folder / "antelope"),
+        size=64,
+        device="cpu",
+    )
+    result = pipeline(Scene("a", torch.rand(3, 96, 96), references=tuple(photo_files)))
+    assert result.image.shape == (3, 96, 96) and result.notes["tokens"] == "null"
+    (warning,) = result.notes["warnings"]
+    assert "\n" not in json.loads(json.dumps(warning))
+    for word in words:
+        assert word in warning, warning
