@@ -66,7 +66,7 @@ class Measurement:
 
 
 class Meter:
-    """Measures scenes.
+    """Measures scenes; the pipeline's constructor has the usual settings.
 
     Args:
         restorer: turns FaDeX's map into tokens; an S3Diff takes none.
@@ -81,8 +81,7 @@ class Meter:
         most_faces: of one scene, the largest first (ours).
         most_tokens: of a measurement, coarse to fine, the first so many (an ablation of ours); None is all.
         slack: by how much a damaged or restored face may resemble its person less than two good photos do (ours).
-        first_pass: restores a square (1, 3, h, w) with given tokens, for the blind estimate; None is the restorer's
-            `restore`.
+        first_pass: restores a square (1, 3, h, w) with given tokens, for the blind estimate.
 
     Raises:
         ValueError: an unknown policy or fallback.
@@ -92,16 +91,16 @@ class Meter:
         self,
         restorer: OneStepRestorer | S3Diff,
         fadex: FaDeX,
-        ref_fr: RefFR | None = None,
-        detector: Finder | None = None,
+        ref_fr: RefFR | None,
+        detector: Finder | None,
         *,
-        policy: str = "largest",
-        fallback: str = "null",
-        largest_face: int = 256,
-        most_faces: int = 8,
-        most_tokens: int | None = None,
-        slack: float = 0.05,
-        first_pass: Callable[[Tensor, Tensor], Tensor] | None = None,
+        policy: str,
+        fallback: str,
+        largest_face: int,
+        most_faces: int,
+        most_tokens: int | None,
+        slack: float,
+        first_pass: Callable[[Tensor, Tensor], Tensor],
     ):
         if policy not in POLICIES:
             raise ValueError(f"tokens is {policy!r}: choose one of {', '.join(POLICIES)} (option pipeline.tokens).")
@@ -111,7 +110,7 @@ class Meter:
         self.policy, self.fallback = policy, fallback
         self.largest_face, self.most_faces, self.slack = largest_face, most_faces, slack
         self.most_tokens = most_tokens
-        self.first_pass = first_pass or restorer.restore
+        self.first_pass = first_pass
         self._photos: dict[Path, Face | str] = {}  # reference photos, each read once
 
     @torch.inference_mode()
