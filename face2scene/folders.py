@@ -30,7 +30,6 @@ from face2scene.photos import FORMATS, MAX_PIXELS, Photo, read_photo, write_phot
 from face2scene.pipeline import Face2ScenePipeline
 from face2scene.records import DegradationTokens, FacePair, Scene
 from face2scene.restoration import Restoration
-from face2scene.why_log import WHY_LOG as WHY_LOG
 from face2scene.why_log import WhyLog, facts_of, unchanged
 
 log = logging.getLogger(__name__)

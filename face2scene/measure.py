@@ -23,7 +23,7 @@ from face2scene.faces.identity import cosine
 from face2scene.fadex.encoder import MINIMUM_SIZE, FaDeX
 from face2scene.images import to_array
 from face2scene.people import Finder, Known, Named, known_faces
-from face2scene.records import Box, DegradationTokens, Face, FacePair, Scene
+from face2scene.records import Box, DegradationTokens, Face, FacePair, Progress, Scene
 from face2scene.ref_fr import RefFR, StageOneError, face_pair
 from face2scene.ref_fr.base import upright_points
 from face2scene.restorer.one_step import OneStepRestorer
@@ -32,7 +32,6 @@ from face2scene.runs import seed_from
 
 POLICIES = ("largest", "mean", "nearest")
 FALLBACKS = ("null", "blind")
-Progress = Callable[[str, int, int], None]  # stage, done, of how many
 
 
 def silent(stage: str, done: int, total: int) -> None:

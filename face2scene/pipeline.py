@@ -24,11 +24,11 @@ from face2scene import bundle
 from face2scene.fadex.encoder import FaDeX
 from face2scene.images import COLOURS, align_colour, to_tensor
 from face2scene.inputs import Picture, References, as_photo, enlarged, name_of
-from face2scene.measure import Measurement, Meter, Progress, silent
+from face2scene.measure import Measurement, Meter, silent
 from face2scene.memory import peak_memory
 from face2scene.people import Finder
 from face2scene.photos import MAX_PIXELS, Photo
-from face2scene.records import Box, Scene
+from face2scene.records import Box, Progress, Scene
 from face2scene.ref_fr import RefFR
 from face2scene.restoration import Restoration
 from face2scene.restorer.backbone import precision

@@ -4,7 +4,7 @@ Pictures are float32 RGB in [0, 1]: tensors (3, H, W), arrays (H, W, 3). Boxes a
 picture's own pixels, x1 and y1 exclusive. N tokens of width D.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 Box = tuple[float, float, float, float]
+Progress = Callable[[str, int, int], None]  # told the stage, what is done of it, and of how many
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from face2scene.eval.predict import restore_variants
-from face2scene.folders import WHY_LOG, Outcome, OutputError, find_jobs, restore_folder
+from face2scene.folders import Outcome, OutputError, find_jobs, restore_folder
 from face2scene.pipeline import Face2ScenePipeline
+from face2scene.why_log import WHY_LOG
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="restore")

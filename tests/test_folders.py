@@ -17,13 +17,14 @@ from PIL import Image
 
 from face2scene import folders
 from face2scene.files import fitting_name
-from face2scene.folders import WHY_LOG, OutputError, find_jobs, restore_folder
+from face2scene.folders import OutputError, find_jobs, restore_folder
 from face2scene.images import to_tensor, write_png
 from face2scene.jobs import Job
 from face2scene.measure import Measurement
 from face2scene.photos import ImageError, Photo, read_photo, write_photo
 from face2scene.records import DegradationTokens
 from face2scene.restoration import Restoration
+from face2scene.why_log import WHY_LOG
 
 
 class Negative:

@@ -13,7 +13,6 @@ from face2scene.faces.detect import Detector, Found
 from face2scene.faces.identity import (
     UnusableReference,
     face_similarity,
-    id_score,
     load_people,
     match,
     reference_face,
@@ -146,8 +145,6 @@ def test_the_identity_score_compares_the_place_of_the_true_face(detector):
     assert face_similarity(truth, truth, detector, box=(0, 100, 20, 120)) is None
     with pytest.raises(ValueError, match="is 64 x 64 and its truth 128 x 128"):
         face_similarity(picture(size=64), truth, detector)
-    assert id_score([0.5, None, 0.7]) == pytest.approx(0.6)
-    assert id_score([None]) is None
 
 
 def test_the_identity_score_falls_as_a_real_face_is_damaged(weights, photo):

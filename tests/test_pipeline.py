@@ -7,13 +7,14 @@ import torch
 from PIL import Image
 
 from face2scene.blind import telling_squares
-from face2scene.folders import WHY_LOG, find_jobs, restore_folder
+from face2scene.folders import find_jobs, restore_folder
 from face2scene.images import read_tensor, resize, to_tensor, write_png
 from face2scene.jobs import Job
 from face2scene.photos import Photo, read_photo, write_photo
 from face2scene.pipeline import Face2ScenePipeline
 from face2scene.records import Face, Scene
 from face2scene.ref_fr import Copy, GroundTruth, Perturbed, face_pair
+from face2scene.why_log import WHY_LOG
 
 BOX = (8.0, 8.0, 32.0, 32.0)
 

@@ -25,8 +25,8 @@ from face2scene.eval.results import read_scores
 from face2scene.eval.tables import Row, html_table, row_from_scores, slug
 from face2scene.files import atomic_write
 from face2scene.images import read_image, to_bytes
+from face2scene.why_log import WHY_LOG
 
-WHY_LOG = "restore.jsonl"  # as in face2scene.folders, which would load all networks
 THUMBNAIL = 448  # pixels, longer side (ours)
 QUALITY = 82  # of their JPEG (ours)
 

@@ -21,8 +21,8 @@ from face2scene.eval.results import read_scores
 from face2scene.eval.sweep_table import section
 from face2scene.eval.tables import html_table, row_from_scores
 from face2scene.images import read_image
+from face2scene.why_log import WHY_LOG
 
-WHY_LOG = "restore.jsonl"  # as in face2scene.folders, which would load all networks
 MAX_BYTES = 11_000_000  # of the pictures; our setting: a page that a phone opens
 VIEWS = {  # the pictures to compare, and what a slider calls them
     "input": "input",

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from face2scene.eval.sweep import variant_folder
 from face2scene.files import write_json
-from face2scene.folders import WHY_LOG, Outcome
+from face2scene.folders import Outcome
 from face2scene.images import read_tensor, resize, write_png
 from face2scene.jobs import Job
 from face2scene.measure import Measurement
@@ -29,6 +29,7 @@ from face2scene.pipeline import Face2ScenePipeline
 from face2scene.records import Scene
 from face2scene.ref_fr.sr import load_real_esrgan
 from face2scene.restorer.tiling import in_tiles
+from face2scene.why_log import WHY_LOG
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from typing import Any
 from face2scene.eval.metrics import choose
 from face2scene.eval.tables import Row, decimals, row_from_scores, slug
 
-NOT_PRINTED = "-"
 # Printed PSNR is of the Y channel in this family of papers, so ours of Y stands beside it where measured.
 _STAND_IN = {"psnr": "psnr_y"}
 PSNR_NOTE = "PSNR and SSIM of ours are of the Y channel (PSNR of RGB where only that was measured)."

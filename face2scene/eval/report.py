@@ -8,11 +8,12 @@ from typing import Any
 from face2scene.checkpoints import load_weights
 from face2scene.data.manifest import read_manifest
 from face2scene.eval.findings import HEADLINE, findings
-from face2scene.eval.page import WHY_LOG, Figures, page
+from face2scene.eval.page import Figures, page
 from face2scene.eval.score import DEFAULT_METRICS, score_folders
 from face2scene.files import atomic_write, read_json, write_json
 from face2scene.images import read_image, write_png
 from face2scene.runs import commit
+from face2scene.why_log import WHY_LOG
 
 RESTORED = ("trained_here", "restored", "wrong_tokens")  # folders of the run, each an output of scripts/restore.py
 

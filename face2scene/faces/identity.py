@@ -217,12 +217,6 @@ def face_similarity(
     return None if restored.identity is None else cosine(restored, faces[0])
 
 
-def id_score(similarities: Sequence[float | None]) -> float | None:
-    """The identity score of the paper's Table 4: the mean cosine of the pictures that show a face."""
-    known = [value for value in similarities if value is not None]
-    return float(np.mean(known)) if known else None
-
-
 def _overlap(a: Box, b: Box) -> float:
     # Shared area over the area of both.
     x = max(min(a[2], b[2]) - max(a[0], b[0]), 0)

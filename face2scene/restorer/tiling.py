@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from face2scene.images import pad_to_multiple
 from face2scene.memory import explained, free_memory
-from face2scene.records import Box
+from face2scene.records import Box, Progress
 from face2scene.restorer.norms import SharedNorms, samples
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.restorer.s3diff import S3Diff
@@ -125,9 +125,6 @@ def tile_starts(length: int, tile: int, overlap: int, unit: int = 1) -> list[int
     count = -(-(length - overlap) // (tile - overlap))
     step = -(-(length - tile) // ((count - 1) * unit)) * unit
     return [min(i * step, length - tile) for i in range(count)]
-
-
-Progress = Callable[[str, int, int], None]  # stage, done, of how many
 
 
 def restore_in_tiles(
