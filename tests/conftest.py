@@ -101,3 +101,13 @@ def photo_files(tmp_path) -> list[Path]:
     for number in range(2):
         write_png(tmp_path / f"photos/{number}.png", np.full((40, 30, 3), 0.3 + 0.3 * number, np.float32))
     return sorted((tmp_path / "photos").glob("*.png"))
+
+
+@pytest.fixture
+def no_accelerator_of_another_test():
+    """For tests that train in this process."""
+    from accelerators import forget_processes
+
+    forget_processes()
+    yield
+    forget_processes()

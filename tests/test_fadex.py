@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerators import forget_processes
 
 from face2scene.checkpoints import save_weights
 from face2scene.data.pairs import FacePairBatches, RestoredBy, damage_together
@@ -22,20 +22,10 @@ from face2scene.runs import Run
 from face2scene.train.fadex import FaDeXTask
 from face2scene.train.loop import Schedule, train
 
+pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
+
 SMALL = {"widths": (4, 8), "strides": (1, 2), "embedding": 8}
 SPACE = Space(scale=1, no_degradation_prob=0, kernel_sizes=(3, 5), poisson_scale=(0.05, 0.1))
-
-
-def forget_processes():
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
-
-
-@pytest.fixture(autouse=True)
-def _no_accelerator_of_another_test():
-    forget_processes()
-    yield
-    forget_processes()
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import pytest
 import test_fadex
 import torch
 from accelerate import Accelerator
+from accelerators import forget_processes
 from hydra import compose, initialize_config_dir
 from test_configs import unknown_arguments
-from test_fadex import forget_processes, moco, pairs
+from test_fadex import moco, pairs
 
 from face2scene.degradation import Mixture, Recipe
 from face2scene.fadex import FaDeX
@@ -21,7 +22,8 @@ from face2scene.runs import REPOSITORY, Run
 from face2scene.train.fadex import FaDeXTask
 from face2scene.train.loop import Schedule, train
 
-faces, fresh = test_fadex.faces, test_fadex._no_accelerator_of_another_test  # fixtures
+pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
+faces = test_fadex.faces  # a fixture
 
 
 class Nothing:

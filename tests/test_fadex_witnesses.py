@@ -168,12 +168,11 @@ debug_launcher(_share, (Path(sys.argv[2]), SIZES), num_processes=2)
 
 def test_two_processes_with_unequal_batches_are_one_with_both(tmp_path):
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState
+    from accelerators import forget_processes
 
     words = [sys.executable, "-c", LAUNCH, str(Path(__file__).parent), str(tmp_path)]
     subprocess.run(words, check=True, timeout=300)
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_processes()
     whole = _gradients(Accelerator(cpu=True), _batch(0, 6), 1.0)
     assert whole["queue.labels"].tolist() == [1, 2, 1, 3, 4, 5] + [-1] * 6
     for rank in (0, 1):

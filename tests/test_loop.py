@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerators import forget_processes
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -12,17 +12,7 @@ from face2scene.runs import Run
 from face2scene.train.loop import Phase, Schedule, only, train
 from face2scene.train.state import states
 
-
-def forget_processes():
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
-
-
-@pytest.fixture(autouse=True)
-def _no_accelerator_of_another_test():
-    forget_processes()
-    yield
-    forget_processes()
+pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
 
 
 class Numbers:

@@ -6,7 +6,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerators import forget_processes
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
@@ -24,6 +24,8 @@ from face2scene.runs import REPOSITORY, Run
 from face2scene.train.loop import Phase, Schedule, step, train
 from face2scene.train.restorer import RestorerTask
 
+pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
+
 VIT = {
     "hidden_size": 8,
     "num_hidden_layers": 2,
@@ -32,18 +34,6 @@ VIT = {
     "image_size": 16,
     "patch_size": 4,
 }
-
-
-@pytest.fixture(autouse=True)
-def _no_accelerator_of_another_test():
-    forget_processes()
-    yield
-    forget_processes()
-
-
-def forget_processes():
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
 
 
 class Scenes:
