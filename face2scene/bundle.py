@@ -14,6 +14,7 @@ from torch import nn
 from face2scene import __version__
 from face2scene.fadex.encoder import FaDeX
 from face2scene.files import atomic_write, read_json, sha256_of, write_json
+from face2scene.restorer.merged import save_merged
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.restorer.s3diff import S3Diff
 from face2scene.restorer.trained import WEIGHTS_FILE
@@ -65,7 +66,7 @@ def write(
     """Write everything; the options last, so that what `read_options` finds is whole."""
     folder = Path(folder)
     if isinstance(restorer, OneStepRestorer):
-        restorer.save_merged(folder / RESTORER, about={"version": __version__})
+        save_merged(restorer, folder / RESTORER, about={"version": __version__})
     else:
         restorer.save(folder / RESTORER, about={"version": __version__})
     fadex.save(folder / FADEX, about={"version": __version__})

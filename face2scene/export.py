@@ -20,6 +20,7 @@ from face2scene.extras import need
 from face2scene.fadex.encoder import FaDeX
 from face2scene.files import atomic_write
 from face2scene.mapnet import MapNet
+from face2scene.restorer.merged import save_merged
 from face2scene.restorer.one_step import OneStepRestorer
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def export_merged(
 ) -> None:
     """Write the restorer with its LoRAs folded in, base model and encoded prompts included, as one safetensors file.
 
-    `OneStepRestorer.from_merged` reads it back. The base model's licence goes with the file.
+    `restorer.merged.load_merged` reads it back. The base model's licence goes with the file.
 
     Args:
         base: the base model, where it is not where the restorer's header says.
@@ -121,7 +122,7 @@ def export_merged(
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
     restorer = OneStepRestorer.from_file(restorer_weights, source=base).merged(DTYPES[dtype])
-    restorer.save_merged(path, about={"merged_from": Path(restorer_weights).name, "dtype": dtype})
+    save_merged(restorer, path, about={"merged_from": Path(restorer_weights).name, "dtype": dtype})
 
 
 def _pairs(batch: int, height: int, width: int, *, seed: int) -> tuple[Tensor, Tensor]:

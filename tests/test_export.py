@@ -11,6 +11,7 @@ import torch
 from face2scene import export
 from face2scene.fadex import FaDeX
 from face2scene.mapnet import MapNet
+from face2scene.restorer.merged import load_merged
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.runs import REPOSITORY
 
@@ -62,7 +63,7 @@ def test_a_file_that_differs_from_its_module_is_refused_and_not_written(monkeypa
 
 def test_the_merged_restorer_reads_back_at_the_precision_asked_for(tmp_path):
     export.export_merged(RESTORER, tmp_path / "merged.safetensors", dtype="fp32")
-    merged, own = OneStepRestorer.from_merged(tmp_path / "merged.safetensors"), OneStepRestorer.from_file(RESTORER)
+    merged, own = load_merged(tmp_path / "merged.safetensors"), OneStepRestorer.from_file(RESTORER)
     picture = torch.rand(1, 3, 64, 64)
     tokens = own.tokens(None, 1)
     torch.testing.assert_close(merged.restore(picture, tokens), own.merged().restore(picture, tokens))

@@ -10,6 +10,7 @@ from face2scene.mapnet import MapNet
 from face2scene.restorer import lora
 from face2scene.restorer.backbone import load_base
 from face2scene.restorer.load import load_restorer
+from face2scene.restorer.merged import load_merged, save_merged
 from face2scene.restorer.one_step import NEGATIVE, POSITIVE, OneStepRestorer
 from face2scene.train.loop import only
 
@@ -332,15 +333,15 @@ def test_the_merged_export_restores_the_same_without_a_base(make, tmp_path):
     restorer = shaken(make(guidance=1.3)).eval()
     image, features = torch.rand(1, 3, 24, 24), torch.randn(1, 8, 8, 8)
     with pytest.raises(ValueError, match=r"call merged\(\) first"):
-        restorer.save_merged(tmp_path / "whole.safetensors", about={})
+        save_merged(restorer, tmp_path / "whole.safetensors", about={})
     expected = restorer.restore(image, restorer.tokens(features, 1))
     restorer.config["source"] = "nowhere"
-    restorer.merged().save_merged(tmp_path / "whole.safetensors", about={"steps": 3})
-    again = OneStepRestorer.from_merged(tmp_path / "whole.safetensors")
+    save_merged(restorer.merged(), tmp_path / "whole.safetensors", about={"steps": 3})
+    again = load_merged(tmp_path / "whole.safetensors")
     torch.testing.assert_close(again.restore(image, again.tokens(features, 1)), expected, atol=1e-5, rtol=0)
     half = restorer.merged(torch.bfloat16)
-    half.save_merged(tmp_path / "half.safetensors", about={})
-    again = OneStepRestorer.from_merged(tmp_path / "half.safetensors")
+    save_merged(half, tmp_path / "half.safetensors", about={})
+    again = load_merged(tmp_path / "half.safetensors")
     assert {p.dtype for p in again.unet.parameters()} == {torch.bfloat16}
     torch.testing.assert_close(
         again.restore(image, again.tokens(features, 1)), half.restore(image, half.tokens(features, 1))

@@ -46,6 +46,20 @@ class Base:
             return self.text_encoder(ids).last_hidden_state.float()
 
 
+@dataclass(frozen=True, eq=False)
+class StoredBase:
+    """What is left of a base in a merged restorer's file, whose prompts were encoded when it was made."""
+
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    text: Tensor  # (2, 77, D)
+    alphas: Tensor
+    prediction: str
+
+    def encode_prompts(self, prompts: list[str]) -> Tensor:
+        return self.text
+
+
 def load_base(source: str | Path, *, revision: str | None = None, dtype: str | torch.dtype = torch.float32) -> Base:
     """Read a base model.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from face2scene import checkpoints
+from face2scene.restorer.merged import load_merged
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.restorer.s3diff import S3Diff
 
@@ -27,7 +28,7 @@ def load_restorer(
     """
     named = checkpoints.kind_of(path)
     if named == "merged_restorer":
-        return OneStepRestorer.from_merged(path)
+        return load_merged(path)
     kind = S3Diff if named == "s3diff" else OneStepRestorer
     if expected:
         _, config, _ = checkpoints.load_weights(path, kind="s3diff" if kind is S3Diff else "restorer")

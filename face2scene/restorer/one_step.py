@@ -3,16 +3,13 @@
 B pictures, N tokens of width D. Pictures come and go as RGB in [0, 1].
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -22,7 +19,7 @@ from face2scene.images import pad_to_multiple
 from face2scene.mapnet import MapNet
 from face2scene.memory import explained
 from face2scene.restorer import lora
-from face2scene.restorer.backbone import Base, clean_latent, load_base, picture_noise
+from face2scene.restorer.backbone import Base, StoredBase, clean_latent, load_base, picture_noise
 from face2scene.restorer.precision import finite
 from face2scene.restorer.trained import TrainedRestorer
 from face2scene.restorer.upsampling import fold_upsampling
@@ -30,20 +27,6 @@ from face2scene.restorer.upsampling import fold_upsampling
 log = logging.getLogger(__name__)
 POSITIVE = "a high-resolution, 8K, ultra-realistic sharp image, vibrant colors, and natural lighting"
 NEGATIVE = "oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, oversmooth"
-
-
-@dataclass(frozen=True, eq=False)
-class _StoredBase:
-    """A merged file's own base, whose prompts were encoded when it was made."""
-
-    vae: AutoencoderKL
-    unet: UNet2DConditionModel
-    text: Tensor  # (2, 77, D)
-    alphas: Tensor
-    prediction: str
-
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
-        return self.text
 
 
 class OneStepRestorer(TrainedRestorer):
@@ -71,7 +54,7 @@ class OneStepRestorer(TrainedRestorer):
 
     def __init__(
         self,
-        base: Base | _StoredBase,
+        base: Base | StoredBase,
         mapnet: MapNet,
         *,
         vae_rank: int = 16,
@@ -325,37 +308,6 @@ class OneStepRestorer(TrainedRestorer):
                 lora.save_lora(network, folder / name)
         with atomic_write(folder / "conv_in.safetensors") as partial:
             save_file({n: t.detach().contiguous() for n, t in self.unet.conv_in.state_dict().items()}, partial)
-
-    def save_merged(self, path: str | Path, *, about: Mapping[str, Any]) -> None:
-        """Write a merged restorer whole, the base and the encoded prompts with it; `from_merged` needs nothing else.
-
-        In the precision it has (see `merged`): about 1.9 GB at SD 2.1's size in bf16. The base's licence goes with it.
-        """
-        if any(".lora_" in name for name, _ in self.named_parameters()):
-            raise ValueError("Only a merged restorer can be saved whole: call merged() first.")
-        networks = {name: json.dumps(dict(getattr(self, name).config), default=str) for name in ("vae", "unet")}
-        config = self.config | networks | {"alpha": self.alpha, "prediction": self.prediction}
-        tensors = self.state_dict() | {"text": self.text}
-        checkpoints.save_weights(path, tensors, kind="merged_restorer", config=config, about=about)
-
-    @classmethod
-    def from_merged(cls, path: str | Path) -> "OneStepRestorer":
-        """Rebuild from a file of `save_merged`, in its precision; no base model is read."""
-        tensors, config, _ = checkpoints.load_weights(path, kind="merged_restorer")
-        networks = {}
-        for name, kind in (("vae", AutoencoderKL), ("unet", UNet2DConditionModel)):
-            weight = next(tensor for key, tensor in tensors.items() if key.startswith(f"{name}."))
-            network = kind.from_config(json.loads(config.pop(name))).requires_grad_(False)
-            networks[name] = nn.Module.to(network, weight.dtype)
-        alphas = torch.full((config["timestep"] + 1,), config.pop("alpha"), dtype=torch.float64)
-        base = _StoredBase(**networks, text=tensors.pop("text"), alphas=alphas, prediction=config.pop("prediction"))
-        mapnet = MapNet(**config.pop("mapnet"))
-        nothing_to_adapt = {"vae_rank": 0, "unet_rank": 0, "full": False}
-        config |= nothing_to_adapt | {"prompts": tuple(config["prompts"])}
-        restorer = cls(base, mapnet, **config)
-        nn.Module.to(restorer.unet, restorer.unet_dtype)
-        checkpoints.fit(restorer, tensors, expected=set(restorer.state_dict()), source=path)
-        return restorer.merged()  # nothing is left to merge; it computes as the one that was saved
 
     def unfreeze(self) -> "OneStepRestorer":
         """Make the trained parts trainable again, to go on from a file."""
