@@ -177,7 +177,7 @@ def test_gradients_reach_every_trained_weight_and_checkpointing_keeps_them(files
         (model(image, negative=torch.tensor([True, False])) - 0.3).square().mean().backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
     plain, again = gradients
-    trained = {n for n, _ in model._own()} - {n for n, _ in model.named_buffers()}
+    trained = {n for n in model._stored()} - {n for n, _ in model.named_buffers()}
     assert plain.keys() == {n for n in trained if not n.startswith("score_net.")}
     assert [n for n, g in plain.items() if g is None or not g.any()] == []
     assert all(torch.allclose(plain[n], again[n], atol=1e-6, rtol=1e-4) for n in plain)

@@ -56,7 +56,7 @@ def test_the_released_files_fit_the_full_size_by_name_and_shape(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["de_net.safetensors", "s3diff.safetensors"]
     tensors, config, _ = load_weights(tmp_path / "s3diff.safetensors", kind="s3diff")
     assert (len(config["vae_layers"]), len(config["unet_layers"])) == (31, 257)
-    assert {n: t.shape for n, t in tensors.items()} == {n: t.shape for n, t in model._own()}
+    assert {n: t.shape for n, t in tensors.items()} == {n: t.shape for n, t in model._stored().items()}
     assert (set(config["vae_layers"]), set(config["unet_layers"])) == (set(model.vae_layers), set(model.unet_layers))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert round(trained / 1e6, 3) == 34.475  # 33.923 M and two modulations

@@ -29,9 +29,9 @@ def load_restorer(
     named = checkpoints.kind_of(path)
     if named == "merged_restorer":
         return load_merged(path)
-    kind = S3Diff if named == "s3diff" else OneStepRestorer
+    kind = S3Diff if named == S3Diff.kind else OneStepRestorer
     if expected:
-        _, config, _ = checkpoints.load_weights(path, kind="s3diff" if kind is S3Diff else "restorer")
+        _, config, _ = checkpoints.load_weights(path, kind=kind.kind)
         other = [k for k in _SHAPES if k in expected and k in config and config[k] != expected[k]]
         if other:
             told = ", ".join(f"{k}={config[k]} (asked for: {expected[k]})" for k in other)

@@ -19,7 +19,7 @@ from face2scene.images import pad_to_multiple
 from face2scene.mapnet import MapNet
 from face2scene.memory import explained
 from face2scene.restorer import lora
-from face2scene.restorer.backbone import Base, StoredBase, clean_latent, load_base, picture_noise
+from face2scene.restorer.backbone import Base, StoredBase, clean_latent, picture_noise
 from face2scene.restorer.precision import finite
 from face2scene.restorer.trained import TrainedRestorer
 from face2scene.restorer.upsampling import fold_upsampling
@@ -51,6 +51,8 @@ class OneStepRestorer(TrainedRestorer):
     The base may be bf16 or fp16. What is trained is float32 all the same, and until the LoRAs are merged the networks
     run under autocast in the base's precision.
     """
+
+    kind = "restorer"
 
     def __init__(
         self,
@@ -274,25 +276,14 @@ class OneStepRestorer(TrainedRestorer):
 
     def save(self, path: str | Path, *, about: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
         """Write every trained part into one safetensors file whose header rebuilds the restorer."""
-        tensors = checkpoints.trained_tensors(self)
-        checkpoints.save_weights(path, tensors, kind="restorer", config=self.config, about=about, dtype=dtype)
+        checkpoints.save_weights(path, self._stored(), kind=self.kind, config=self.config, about=about, dtype=dtype)
 
     @classmethod
-    def from_file(
-        cls, path: str | Path, *, source: str | Path | None = None, dtype: str | torch.dtype = torch.float32
-    ) -> "OneStepRestorer":
-        """Rebuild from a file of `save`: the base from `source` or where the header says, then the trained parts.
+    def _built(cls, base: Base, config: dict[str, Any]) -> "OneStepRestorer":
+        return cls(base, MapNet(**config.pop("mapnet")), **config)
 
-        Args:
-            dtype: of the base; what was trained is float32.
-        """
-        tensors, config, _ = checkpoints.load_weights(path, kind="restorer")
-        where = str(source) if source else config["source"]
-        config = config | {"source": where, "prompts": tuple(config["prompts"])}
-        mapnet = MapNet(**config.pop("mapnet"))
-        restorer = cls(load_base(where, dtype=dtype), mapnet, **config)
-        checkpoints.fit(restorer, tensors, expected=set(checkpoints.trained_tensors(restorer)), source=path)
-        return restorer.eval().requires_grad_(False)
+    def _stored(self) -> dict[str, Tensor]:
+        return checkpoints.trained_tensors(self)
 
     def save_lora(self, folder: str | Path) -> None:
         """Write both adapters for plain diffusers (see `lora.save_lora`): `unet/`, `vae/`, and `conv_in.safetensors`.

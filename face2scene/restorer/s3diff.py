@@ -9,7 +9,7 @@ B pictures, r the LoRA's rank. Pictures come and go as RGB in [0, 1].
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from face2scene import checkpoints
 from face2scene.images import pad_to_multiple
 from face2scene.memory import explained
 from face2scene.restorer import lora
-from face2scene.restorer.backbone import Base, clean_latent, load_base, picture_noise
+from face2scene.restorer.backbone import Base, clean_latent, picture_noise
 from face2scene.restorer.latent_tiles import in_latent_tiles
 from face2scene.restorer.modulation import Modulation, modulated, unet_block, vae_block
 from face2scene.restorer.precision import finite
@@ -52,6 +52,8 @@ class S3Diff(TrainedRestorer):
         start: of the modulations, see there.
         train_scores: also train `score_net`; S3Diff does not.
     """
+
+    kind = "s3diff"
 
     def __init__(
         self,
@@ -256,35 +258,26 @@ class S3Diff(TrainedRestorer):
         Args:
             dtype: of LoRA and conv_in; the modulations start at 1e-5 and stay float32.
         """
-        tensors = {name: t.to(dtype) if name.startswith(("vae.", "unet.")) and dtype else t for name, t in self._own()}
-        checkpoints.save_weights(path, tensors, kind="s3diff", config=self.config, about=about)
+        tensors = {
+            name: t.to(dtype) if name.startswith(("vae.", "unet.")) and dtype else t
+            for name, t in self._stored().items()
+        }
+        checkpoints.save_weights(path, tensors, kind=self.kind, config=self.config, about=about)
 
     @classmethod
-    def from_file(
-        cls, path: str | Path, *, source: str | Path | None = None, dtype: str | torch.dtype = torch.float32
-    ) -> "S3Diff":
-        """Rebuild from a file of `save` or of the converter: the base from `source` or where the header says.
+    def _built(cls, base: Base, config: dict[str, Any]) -> "S3Diff":
+        return cls(base, ScoreNet(**config.pop("score_net")), **config)
 
-        Args:
-            dtype: of the base; what was trained is float32.
-        """
-        tensors, config, _ = checkpoints.load_weights(path, kind="s3diff")
-        where = str(source) if source else config["source"]
-        score_net = ScoreNet(**config.pop("score_net"))
-        if "prompts" in config:
-            config["prompts"] = tuple(config["prompts"])
-        model = cls(load_base(where, dtype=dtype), score_net, **config | {"source": where})
-        checkpoints.fit(model, tensors, expected={name for name, _ in model._own()}, source=path)
-        return model.eval().requires_grad_(False)
-
-    def _own(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in checkpoints.all_tensors(self).items():
-            if not name.startswith(("vae.", "unet.")) or ".lora_" in name or name.startswith("unet.conv_in."):
-                yield name, tensor
+    def _stored(self) -> dict[str, Tensor]:
+        return {
+            name: tensor
+            for name, tensor in checkpoints.all_tensors(self).items()
+            if not name.startswith(("vae.", "unet.")) or ".lora_" in name or name.startswith("unet.conv_in.")
+        }
 
     def unfreeze(self) -> "S3Diff":
         """Make the trained parts trainable again, to go on from a file."""
-        own = {name for name, _ in self._own()}
+        own = self._stored().keys()
         for name, parameter in self.named_parameters():
             measuring = name.startswith("score_net.") and not self.config["train_scores"]
             parameter.requires_grad_(name in own and not measuring)
@@ -296,7 +289,7 @@ class S3Diff(TrainedRestorer):
         Args:
             dtype: of the base; None leaves it. LoRAs and conv_in stay float32 and run under autocast.
         """
-        own = {name for name, _ in self._own()}
+        own = self._stored().keys()
         for name, parameter in self.named_parameters():
             if dtype is not None and name not in own:
                 parameter.data = parameter.data.to(dtype)

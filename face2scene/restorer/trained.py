@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
+
+from face2scene import checkpoints
+from face2scene.restorer.backbone import Base, load_base
 
 WEIGHTS_FILE = "restorer.safetensors"  # in a folder of trained weights
 
@@ -14,6 +17,7 @@ WEIGHTS_FILE = "restorer.safetensors"  # in a folder of trained weights
 class TrainedRestorer(nn.Module):
     """VAE and UNet of a base, parts of both trained; each restorer says what its file holds."""
 
+    kind: ClassVar[str]  # of its file, see `checkpoints`
     vae: AutoencoderKL
     unet: UNet2DConditionModel
 
@@ -36,6 +40,21 @@ class TrainedRestorer(nn.Module):
         Args:
             dtype: of the base; what was trained is float32.
         """
+        tensors, config, _ = checkpoints.load_weights(path, kind=cls.kind)
+        where = str(source) if source else config["source"]
+        if "prompts" in config:
+            config["prompts"] = tuple(config["prompts"])
+        restorer = cls._built(load_base(where, dtype=dtype), config | {"source": where})
+        checkpoints.fit(restorer, tensors, expected=set(restorer._stored()), source=path)
+        return restorer.eval().requires_grad_(False)
+
+    @classmethod
+    def _built(cls, base: Base, config: dict[str, Any]) -> Self:
+        """A restorer of the settings in a file's header."""
+        raise NotImplementedError
+
+    def _stored(self) -> Mapping[str, Tensor]:
+        """What `save` writes, by name."""
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path, **about: Any) -> None:
