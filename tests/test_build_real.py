@@ -1,18 +1,15 @@
 """Real photos: judged stage by stage, named when bad, grouped by their faces."""
 
 import csv
-import io
-import json
-import tarfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hued_photos import HUES, OPTIONS, ColourFaces, built, photo, reasons
 from PIL import Image
 
-from face2scene.data.archives import PhotoArchives
-from face2scene.data.build import BuildError, build, rejected_rows
+from face2scene.data.build import BuildError
 from face2scene.data.filters import (
     FaceSize,
     HasFace,
@@ -29,53 +26,7 @@ from face2scene.data.manifest import read_manifest
 from face2scene.data.real import Photos
 from face2scene.data.tables import PhotoTable
 from face2scene.data.verify import verify
-from face2scene.degradation import Space
-from face2scene.faces.detect import Detector
 from face2scene.records import Face
-
-SMALL = Space(scale=1, kernel_sizes=(7, 7), resize_probs=(0, 0, 1), resize_probs2=(0, 0, 1), final_sinc_prob=0)
-
-
-class ColourFaces(Detector):
-    """Sees a face in the middle of every picture that is not plain; who it is, is the picture's hue."""
-
-    def __init__(self):
-        super().__init__(None)
-
-    def find(self, image):
-        height, width = image.shape[:2]
-        if image.std() < 0.01:
-            return []
-        box = (width * 0.35, height * 0.35, width * 0.65, height * 0.65)
-        vector = image.mean((0, 1)) - image.mean()
-        return [Face(box, 0.9, np.zeros((5, 2)), np.full((68, 2), 5.0), vector / np.linalg.norm(vector), "hue")]
-
-
-HUES = {"ann": (0.8, 0.2, 0.2), "ben": (0.2, 0.8, 0.2), "cat": (0.2, 0.2, 0.8)}
-
-
-def pixels(person="ann", seed=0, size=(90, 60)) -> np.ndarray:
-    noise = np.random.default_rng(seed).normal(0, 0.1, (size[1], size[0], 3))
-    return ((np.array(HUES[person]) + noise).clip(0, 1) * 255).astype(np.uint8)
-
-
-def photo(path: Path, person="ann", seed=0, size=(90, 60), **save) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels(person, seed, size)).save(path, **save)
-    return path
-
-
-def built(folder, *sources, plan=None, **options):
-    options = {"settings": {}, "space": SMALL, "plan": plan or Plan(), **options}
-    return build(folder, sources, **options)
-
-
-OPTIONS = {"name": "photos", "size": 32, "min_face": 8, "licence": "mine"}
-
-
-def reasons(folder: Path) -> dict[str, tuple[str, str]]:
-    return {row["name"].split("/", 1)[1]: (row["stage"], row["reason"]) for row in rejected_rows(folder)}
-
 
 # What is bad
 
@@ -187,120 +138,6 @@ def test_a_table_is_used_row_by_row_and_its_errors_are_named(tmp_path):
         "bad row: 2 fields, the table has 6 columns",
     ]
     assert summary.quarantined == 7 and {stage for stage, _ in left.values()} == {"input"}
-
-
-# Archives
-
-
-def tar_of(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
-
-
-def png(person: str, seed: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels(person, seed)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def samples_of(count: int, first: int = 0) -> list[tuple[str, bytes]]:
-    members = []
-    for number in range(first, first + count):
-        person = list(HUES)[number % 3]
-        members += [
-            (f"{number:06d}.png", png(person, number)),
-            (f"{number:06d}.json", json.dumps({"who": person}).encode()),
-            (f"{number:06d}.txt", f"Number {number}.".encode()),
-        ]
-    return members
-
-
-def archives(folder: Path, **changes) -> PhotoArchives:
-    options = OPTIONS | {"portion": 2, "identity_field": "who"} | changes
-    return PhotoArchives([folder / "*.tar"], ColourFaces(), **options)
-
-
-def test_archives_are_read_in_portions_and_a_started_one_is_not_done_twice(tmp_path):
-    tar_of(tmp_path / "a.tar", samples_of(5))
-    tar_of(tmp_path / "b.tar", samples_of(3, first=5))
-    built(tmp_path / "whole", archives(tmp_path))
-    records = read_manifest(tmp_path / "whole")
-    assert [r.prompt for r in records] == [f"Number {n}." for n in range(8)]
-    assert {r.identity for r in records} == {"photos_ann", "photos_ben", "photos_cat"}
-    assert verify(tmp_path / "whole") == []
-
-    source, judged = archives(tmp_path), []
-    draft = source.photographs.draft
-
-    def stop_at_the_fourth(path, name, label):
-        judged.append(name)
-        if len(judged) == 4:
-            raise KeyboardInterrupt
-        return draft(path, name, label)
-
-    source.photographs.draft = stop_at_the_fourth
-    with pytest.raises(KeyboardInterrupt):
-        built(tmp_path / "halves", source)
-    source.photographs.draft = lambda path, name, label: judged.append(name) or draft(path, name, label)
-    built(tmp_path / "halves", source)
-    assert len(judged) == 4 + 6 and len(set(judged[:2] + judged[4:])) == 8  # only the open portion comes again
-    assert read_manifest(tmp_path / "halves") == records
-
-
-def test_an_archive_cut_in_the_middle_gives_what_came_before_the_cut(tmp_path):
-    whole = tar_of(tmp_path / "a.tar", samples_of(6)).read_bytes()
-    tar_of(tmp_path / "b.tar", samples_of(2, first=6))
-    for size in (len(whole) // 2, len(whole) // 2 + 300, 100):
-        (tmp_path / "a.tar").write_bytes(whole[:size])
-        folder = tmp_path / f"set{size}"
-        summary = built(folder, archives(tmp_path))
-        left = reasons(folder)
-        assert summary.quarantined == 1 and left["a.tar"][1].startswith("archive cut: after "), left
-        assert sum(summary.pictures.values()) >= (4 if size > 100 else 2)
-        assert {"Number 6.", "Number 7."} <= {r.prompt for r in read_manifest(folder)}
-
-
-def test_an_archive_without_its_end_is_named(tmp_path):
-    whole = tar_of(tmp_path / "a.tar", samples_of(2)).read_bytes()
-    (tmp_path / "a.tar").write_bytes(whole.rstrip(b"\0") + bytes(-len(whole.rstrip(b"\0")) % 512))
-    built(tmp_path / "set", archives(tmp_path))
-    assert "end of the archive is missing" in reasons(tmp_path / "set")["a.tar"][1]
-    assert len(read_manifest(tmp_path / "set")) >= 1
-
-
-def test_bad_samples_of_an_archive_are_named(tmp_path):
-    members = [
-        *samples_of(1),
-        ("lonely.json", b"{}"),
-        ("broken.jpg", b"no picture"),
-        ("odd.png", png("ben", 9)),
-        ("odd.json", b"{cut"),
-        ("list.png", png("ben", 10)),
-        ("list.json", b"[1]"),
-        ("huge.png", png("cat", 11) + bytes(200_000)),
-    ]
-    tar_of(tmp_path / "a.tar", members)
-    with tarfile.open(tmp_path / "a.tar", "a", format=tarfile.GNU_FORMAT) as tar:
-        info = tarfile.TarInfo("caf\udce9.png")
-        info.size = len(content := png("cat", 12))
-        tar.addfile(info, io.BytesIO(content))
-    summary = built(tmp_path / "set", archives(tmp_path, max_bytes=100_000))
-    left = {
-        name.removeprefix("a.tar/"): reason.split(":")[0] for name, (_, reason) in reasons(tmp_path / "set").items()
-    }
-    assert left == {
-        "lonely": "not what the metadata say",
-        "broken.jpg": "unreadable",
-        "odd.png": "bad metadata",
-        "list.png": "bad metadata",
-        "huge.png": "too many bytes",
-        "caf\\xe9.png": "the name is not UTF-8",
-    }
-    assert summary.quarantined == 6 and sum(summary.pictures.values()) == 1
 
 
 # Judged

@@ -1,0 +1,55 @@
+"""Photos of people who are told apart by their hue, a detector that does so, and how a set is built of them."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from face2scene.data.build import build, rejected_rows
+from face2scene.data.join import Plan
+from face2scene.degradation import Space
+from face2scene.faces.detect import Detector
+from face2scene.records import Face
+
+SMALL = Space(scale=1, kernel_sizes=(7, 7), resize_probs=(0, 0, 1), resize_probs2=(0, 0, 1), final_sinc_prob=0)
+
+
+class ColourFaces(Detector):
+    """Sees a face in the middle of every picture that is not plain; who it is, is the picture's hue."""
+
+    def __init__(self):
+        super().__init__(None)
+
+    def find(self, image):
+        height, width = image.shape[:2]
+        if image.std() < 0.01:
+            return []
+        box = (width * 0.35, height * 0.35, width * 0.65, height * 0.65)
+        vector = image.mean((0, 1)) - image.mean()
+        return [Face(box, 0.9, np.zeros((5, 2)), np.full((68, 2), 5.0), vector / np.linalg.norm(vector), "hue")]
+
+
+HUES = {"ann": (0.8, 0.2, 0.2), "ben": (0.2, 0.8, 0.2), "cat": (0.2, 0.2, 0.8)}
+
+
+def pixels(person="ann", seed=0, size=(90, 60)) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, 0.1, (size[1], size[0], 3))
+    return ((np.array(HUES[person]) + noise).clip(0, 1) * 255).astype(np.uint8)
+
+
+def photo(path: Path, person="ann", seed=0, size=(90, 60), **save) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels(person, seed, size)).save(path, **save)
+    return path
+
+
+def built(folder, *sources, plan=None, **options):
+    options = {"settings": {}, "space": SMALL, "plan": plan or Plan(), **options}
+    return build(folder, sources, **options)
+
+
+OPTIONS = {"name": "photos", "size": 32, "min_face": 8, "licence": "mine"}
+
+
+def reasons(folder: Path) -> dict[str, tuple[str, str]]:
+    return {row["name"].split("/", 1)[1]: (row["stage"], row["reason"]) for row in rejected_rows(folder)}
