@@ -21,7 +21,7 @@ from face2scene.eval.document import document, pairs_table, protocol_list, selec
 from face2scene.eval.metrics import METRICS
 from face2scene.eval.pairing import ScoreError, named_truth
 from face2scene.eval.plots import spread_svg
-from face2scene.eval.results import read_scores
+from face2scene.eval.results import SHIFT, read_scores
 from face2scene.eval.tables import Row, html_table, row_from_scores, slug
 from face2scene.files import atomic_write
 from face2scene.images import read_image, to_bytes
@@ -139,7 +139,7 @@ def _scores(methods: Sequence[Method], rows: Sequence[Row], keys: Sequence[str])
     ]
     for method in methods:
         shift = method.scores.get("alignment", {}).get("median_shift")
-        if shift and (shift[0] ** 2 + shift[1] ** 2) ** 0.5 > 0.5:
+        if shift and (shift[0] ** 2 + shift[1] ** 2) ** 0.5 > SHIFT:
             warnings.append(f"{method.title} lies beside its truth by {shift[0]:+.2f}, {shift[1]:+.2f} pixels.")
         for key, names in method.scores.get("undefined", {}).items():
             warnings.append(f"{METRICS[key].title} of {method.title} has no value for {len(names)} pictures.")

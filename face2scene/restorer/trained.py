@@ -35,7 +35,7 @@ class TrainedRestorer(nn.Module):
     def from_file(
         cls, path: str | Path, *, source: str | Path | None = None, dtype: str | torch.dtype = torch.float32
     ) -> Self:
-        """Rebuild from a file of `save`: the base from `source` or where the header says, then what was trained.
+        """Rebuild from a file of `save`, or of a converter: the base from `source` or where the header says.
 
         Args:
             dtype: of the base; what was trained is float32.
