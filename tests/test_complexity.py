@@ -43,7 +43,7 @@ def test_seconds_leave_the_warm_up_out_and_give_median_and_spread():
     found = cost.timed(lambda: sleep(next(pauses)), warmup=1, repeats=3)
     assert 0.03 <= found.median < 0.15 and 0.01 <= found.least < 0.1 and found.median < 0.2
     assert 0.01 < found.spread < 0.15 and (found.repeats, found.warmup) == (3, 1)
-    with pytest.raises(ValueError, match=r"complexity\.repeats must be at least 1"):
+    with pytest.raises(ValueError, match=r"cost\.repeats must be at least 1"):
         cost.timed(lambda: None, repeats=0)
 
 

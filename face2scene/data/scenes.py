@@ -109,12 +109,12 @@ class SceneBatches(Dataset):
         face = int((self.boxes[:, 2] - self.boxes[:, 0]).min()) if small_faces == "refuse" else smallest
         if crop > smallest:
             raise ValueError(
-                f"A crop of {crop} does not fit a picture of {smallest} pixels: lower train.restorer.crop."
+                f"A crop of {crop} does not fit a picture of {smallest} pixels: lower train.restorer.batches.crop."
             )
         if self.window[1] > face or self.window[0] < 16 or self.window[0] > self.window[1]:
             raise ValueError(
-                f"train.restorer.face_window {list(self.window)} must rise from at least 16 to at most the smallest "
-                f"face of the set, {face:g} pixels, or train.restorer.batches.small_faces be surround."
+                f"train.restorer.batches.face_window {list(self.window)} must rise from at least 16 to at most the "
+                f"smallest face of the set, {face:g} pixels, or train.restorer.batches.small_faces be surround."
             )
         self._pictures: dict[int, np.ndarray] = {}
         self._room = cache_mib * 2**20

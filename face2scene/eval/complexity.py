@@ -147,7 +147,7 @@ def timed(work: Callable[[], Any], *, device: str | torch.device = "cpu", warmup
     On CUDA every call is waited for.
     """
     if repeats < 1 or warmup < 0:
-        raise ValueError(f"complexity.repeats must be at least 1 and warmup at least 0, not {repeats} and {warmup}.")
+        raise ValueError(f"cost.repeats must be at least 1 and warmup at least 0, not {repeats} and {warmup}.")
     device = torch.device(device)
     seconds = []
     for number in range(warmup + repeats):
@@ -201,7 +201,7 @@ def stages(restorer: OneStepRestorer, fadex: FaDeX, *, size: int, face: int, gui
         ValueError: a size that VAE and UNet cannot halve.
     """
     if size % restorer.multiple:
-        raise ValueError(f"complexity.sizes: {size} is no multiple of {restorer.multiple}.")
+        raise ValueError(f"cost.sizes: {size} is no multiple of {restorer.multiple}.")
     device = restorer.null_tokens.device
     image, crop = torch.rand(1, 3, size, size, device=device), torch.rand(1, 3, face, face, device=device)
     prompts = 2 if guidance else 1

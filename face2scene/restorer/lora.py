@@ -45,7 +45,7 @@ def layers_matching(network: nn.Module, patterns: Sequence[str]) -> list[str]:
     if idle:
         raise ValueError(
             f"No layer of {type(network).__name__} fits {idle}. It has {len(layers)} layers, such as {layers[:3]}; "
-            "see restorer.vae_layers and restorer.unet_layers."
+            "see restorer.adapters.vae_layers and restorer.adapters.unet_layers."
         )
     return [name for name in layers if any(fnmatchcase(name, p) for p in patterns)]
 
