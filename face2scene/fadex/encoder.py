@@ -154,7 +154,7 @@ class FaDeX(nn.Module):
         if min(height, width) < MINIMUM_SIZE:
             raise ValueError(
                 f"A face crop of {width} x {height} pixels is too small for FaDeX, which needs "
-                f"{MINIMUM_SIZE}: raise train.fadex.crop, or let faces.min_size leave such faces out."
+                f"{MINIMUM_SIZE}: raise train.fadex.crop, or let faces.min_face leave such faces out."
             )
         if self.inputs == "lq_only":
             pair = degraded
