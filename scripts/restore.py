@@ -18,12 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from face2scene.eval.predict import restore_variants
 from face2scene.folders import WHY_LOG, Outcome, OutputError, find_jobs, restore_folder
+from face2scene.memory import keep_freed_memory
 from face2scene.pipeline import Face2ScenePipeline
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="restore")
 def main(cfg: DictConfig) -> None:
     """Load once, restore all, say what became of each; exit code 1 when a picture failed."""
+    keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for option in ("input", "output"):
         if OmegaConf.is_missing(cfg, option):
