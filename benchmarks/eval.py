@@ -25,6 +25,7 @@ from face2scene.eval.results import read_scores
 from face2scene.eval.score import score_folders
 from face2scene.files import read_json, write_json
 from face2scene.images import list_images, write_png
+from face2scene.memory import keep_freed_memory
 
 KEYS = ("psnr", "ssim_y", "lpips", "dists", "fid")
 LAUNCH = Path(__file__).parents[1] / "configs/accelerate/cpu_two.yaml"
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    keep_freed_memory()  # both sides alike
     if args.side:
         {"plain": plain, "ours": ours}[args.side](args.folder, args.out)
         return

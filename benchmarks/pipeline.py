@@ -22,6 +22,7 @@ import torch
 
 from face2scene.files import write_json
 from face2scene.folders import find_jobs, restore_folder
+from face2scene.memory import keep_freed_memory
 from face2scene.photos import Photo, read_photo, write_photo
 from face2scene.pipeline import Face2ScenePipeline
 from face2scene.runs import REPOSITORY
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only-large", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    keep_freed_memory()  # both sides alike
     logging.disable(logging.INFO)
     if arguments.only_large:
         print(json.dumps(large(arguments.megapixels, arguments.device, arguments.tile)))

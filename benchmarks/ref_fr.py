@@ -27,6 +27,7 @@ from face2scene.eval.metrics import METRICS, Scorer
 from face2scene.faces.align import crop, square_crop_box
 from face2scene.files import write_json
 from face2scene.images import read_tensor, resize, to_array
+from face2scene.memory import keep_freed_memory
 from face2scene.pipeline import Face2ScenePipeline, Measurement
 from face2scene.records import DegradationTokens, Face, Scene
 from face2scene.ref_fr.base import aligned_face, in_bytes
@@ -158,6 +159,7 @@ def main() -> None:
     parser.add_argument("--curve", metavar="NAME", help="of configs/ref_fr: faceme or faceme_tiny")
     parser.add_argument("--pictures", type=int, default=6, help="1 to 10")
     options = parser.parse_args()
+    keep_freed_memory()  # both sides alike
     scorers = {key: METRICS[key].build("cpu") for key in KEYS}
     if options.curve:
         print("| scheduler | steps | s / face | DISTS | LPIPS | PSNR |\n|---|---|---|---|---|---|")

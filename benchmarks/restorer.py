@@ -33,6 +33,7 @@ from transformers import AutoTokenizer
 from face2scene.fadex import FaDeX
 from face2scene.files import write_json
 from face2scene.mapnet import MapNet
+from face2scene.memory import keep_freed_memory
 from face2scene.restorer import s3diff
 from face2scene.restorer.backbone import Base
 from face2scene.restorer.critic import VIT_B16, Critic, load_features
@@ -210,6 +211,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("restore", "train"), help="one half of the measurements")
     parser.add_argument("--no-warm-up", action="store_true", help="the first run counts already, slower by its set-up")
     options = parser.parse_args()
+    keep_freed_memory()  # both sides alike
     logging.disable(logging.INFO)
     device = torch.device(options.device)
     clock = time.process_time if options.cpu_seconds else time.perf_counter

@@ -21,6 +21,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from face2scene.files import atomic_write, read_json, write_json
+from face2scene.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -146,7 +147,8 @@ class Run:
 
 
 def open_run(cfg: DictConfig, *, main: bool = True) -> Run:
-    """Open `paths.runs`/`name` for a script's configuration."""
+    """Open `paths.runs`/`name` for a script's configuration; the process keeps freed memory from here on."""
+    keep_freed_memory()
     config = OmegaConf.to_container(cfg, resolve=True)
     return Run(
         Path(cfg.paths.runs) / cfg.name,

@@ -9,11 +9,13 @@ from omegaconf import DictConfig
 from restore import pipeline_of
 
 from face2scene.app import Instrument, Page, build, launch
+from face2scene.memory import keep_freed_memory
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="app")
 def main(cfg: DictConfig) -> None:
     """Load the models once and serve until Ctrl-C."""
+    keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("face2scene").setLevel(logging.INFO)
     device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))

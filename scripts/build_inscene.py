@@ -25,6 +25,7 @@ from face2scene.data.join import BuildError, Plan, Selection
 from face2scene.data.real import Photos
 from face2scene.eval.metrics import METRICS, Pyiqa
 from face2scene.faces.detect import Detector
+from face2scene.memory import keep_freed_memory
 
 # What the pictures do not depend on; two builds that differ only here are the same build.
 _FREE = ("root", "overwrite", "name", "jsonl", "quarantine_exit")
@@ -34,6 +35,7 @@ _USER_ERRORS = (BuildError, GeneratorError, FileNotFoundError, ValueError, Modul
 @hydra.main(version_base="1.3", config_path="../configs", config_name="build_inscene")
 def main(cfg: DictConfig) -> None:
     """Sources from the configuration, one build, one printed summary."""
+    keep_freed_memory()
     start = perf_counter()
     state = Accelerator(cpu=not torch.cuda.is_available())  # or two processes on a CPU would not meet
     data = cfg.data

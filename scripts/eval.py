@@ -12,6 +12,7 @@ from face2scene.eval.report import quickstart_report
 from face2scene.eval.score import score_folder, truth_of
 from face2scene.eval.tables import markdown, row_from_scores
 from face2scene.files import atomic_write, read_json
+from face2scene.memory import keep_freed_memory
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs/eval"
 WAYS = {
@@ -28,6 +29,7 @@ WAYS = {
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval")
 def main(cfg: DictConfig) -> None:
     """Do the one thing that was asked for."""
+    keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     asked = [key for key in WAYS if cfg.get(key) is not None]
     if len(asked) != 1:

@@ -16,12 +16,14 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from face2scene.data.precompute import faces_of, fill
+from face2scene.memory import keep_freed_memory
 from face2scene.ref_fr.cache import Cached
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="precompute_ref_fr")
 def main(cfg: DictConfig) -> None:
     """Share out, restore, read back, say what came of it; exit code 1 when a face is damaged or missing."""
+    keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     start, state = perf_counter(), Accelerator()
     try:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from face2scene.eval.predict import restore_variants
 from face2scene.folders import Outcome, OutputError, find_jobs, restore_folder
+from face2scene.memory import keep_freed_memory
 from face2scene.pipeline import Face2ScenePipeline
 from face2scene.why_log import WHY_LOG
 
@@ -25,6 +26,7 @@ from face2scene.why_log import WHY_LOG
 @hydra.main(version_base="1.3", config_path="../configs", config_name="restore")
 def main(cfg: DictConfig) -> None:
     """Load once, restore all, say what became of each; exit code 1 when a picture failed."""
+    keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for option in ("input", "output"):
         if OmegaConf.is_missing(cfg, option):

@@ -22,6 +22,7 @@ from face2scene.eval.tables import markdown, row_from_scores
 from face2scene.folders import restore_folder
 from face2scene.images import list_images
 from face2scene.jobs import Job, find_jobs
+from face2scene.memory import keep_freed_memory
 from face2scene.pipeline import Face2ScenePipeline
 from face2scene.runs import REPOSITORY
 
@@ -31,6 +32,7 @@ FOLDER = REPOSITORY / "configs/baseline"
 @hydra.main(version_base="1.3", config_path="../configs", config_name="run_baseline")
 def main(cfg: DictConfig) -> None:
     """Run one method and score it; exit code 1 when pictures are missing."""
+    keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if cfg.get("baseline") is None and cfg.import_only is None:
         print(listing())

@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> None:
             cfg.data.root, "val", seed=cfg.seed + 1, **options, crop=settings.probe_crop or settings.crop
         ),
         accelerator,
-        **{name: settings[name] for name in ("lr", "weight_decay", "ema", "whiten")},
+        **{name: settings[name] for name in ("lr", "weight_decay", "ema", "head")},
         **{name: settings[name] for name in ("probe_on", "probe_operators", "probe_pictures")},
         presets=PRESETS,
         seed=cfg.seed,

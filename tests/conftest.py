@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from face2scene.memory import keep_freed_memory
 from face2scene.weights import folder
+
+keep_freed_memory()
 
 
 @pytest.fixture(scope="session")

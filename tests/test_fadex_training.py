@@ -13,9 +13,9 @@ from test_configs import unknown_arguments
 from test_fadex import moco, pairs
 
 from face2scene.degradation import Mixture, Recipe
-from face2scene.fadex import FaDeX
+from face2scene.fadex import FaDeX, compare
+from face2scene.fadex.head import pooled, refitted, spread
 from face2scene.fadex.pictures import cosine_map, neighbour_sheet
-from face2scene.fadex.whitening import spread, whitened
 from face2scene.images import read_image
 from face2scene.ref_fr import Copy, GroundTruth, Mixed
 from face2scene.runs import REPOSITORY, Run
@@ -185,33 +185,61 @@ def test_memory_layout_changes_no_result_but_in_rounding(faces):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
-def test_whitening_spreads_the_operators_and_leaves_the_map_alone():
+def damages(count: int, seed: int) -> torch.Tensor:
+    """(count, 4, 8) features of operators that share a few strong directions, far from zero."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.tensor([8.0, 4, 2, 1, 1, 1, 0.5, 0.5])
+    operators = torch.randn(count, 1, 8, generator=generator) * scale + 5
+    return operators + 0.1 * scale * torch.randn(count, 4, 8, generator=generator)
+
+
+@pytest.mark.parametrize("head_norm", [False, True])
+def test_a_refitted_head_spreads_unseen_operators_and_leaves_the_map_alone(head_norm):
     torch.manual_seed(0)
+    encoder = FaDeX((4, 8), (1, 2), embedding=8, head_norm=head_norm).eval()
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    settings = {"steps": 300, "operators": 32, "temperature": 0.2, "lr": 1e-2}
+    made, again = (refitted(encoder, damages(300, 1), **settings) for _ in range(2))
+    unseen = damages(40, 2)
+    spreads, answers = [], []
+    for one in (encoder, made):
+        vectors = torch.nn.functional.normalize(one.head(unseen.flatten(0, 1)), dim=1).detach()
+        spreads.append(spread(vectors))
+        answers.append(compare(vectors.view(40, 4, 8), [str(n) for n in range(40)]))
+    assert spreads[1] > 4 > spreads[0]
+    assert abs(answers[1]["different_mean"]) < 0.05 and answers[1]["same_mean"] > 0.9
+    assert answers[1]["retrieval_top1"] > answers[0]["retrieval_top1"]
+    assert all(torch.equal(t, again.state_dict()[n]) for n, t in made.state_dict().items())  # its draws are seeded
+    assert all(torch.equal(t, before[n]) for n, t in encoder.state_dict().items())
+    changed = {
+        name.split(".")[0] for name, tensor in made.state_dict().items() if not torch.equal(tensor, before[name])
+    }
+    assert changed == {"head"}
+
+
+def test_a_refit_refuses_what_it_cannot_tell_apart():
     encoder = FaDeX((4, 8), (1, 2), embedding=8).eval()
-    operators = torch.randn(200, 8) * torch.tensor([8.0, 4, 2, 1, 1, 1, 0.5, 0.5]) + 5  # few directions, far from zero
-    first, second = (operators + 0.2 * torch.randn(200, 8) for _ in range(2))
-    made = whitened(encoder, first, second, power=1.0)
-    before, after = encoder.head[-1], made.head[-1]
-    # The new layer is a linear map of the old one's output: find it, and apply it to the embeddings above.
-    turn = after.weight @ torch.linalg.pinv(before.weight)
-    shift = after.bias - turn @ before.bias
-    spreads = [spread(first), spread(first @ turn.T + shift)]
-    assert spreads[0] < 3 and spreads[1] > 6
-    one, two = (torch.nn.functional.normalize(x @ turn.T + shift, dim=1) for x in (first, second))
-    cosines = one @ two.T
-    assert cosines.diagonal().mean() > 0.85 and abs(float((cosines.sum() - cosines.trace()) / (200 * 199))) < 0.02
-    pair = torch.rand(2, 1, 3, 16, 16)
-    assert torch.equal(made(*pair), encoder(*pair)) and encoder.head[-1] is before
-    with pytest.raises(ValueError, match=r"power from 0 to 1"):
-        whitened(encoder, first, second, power=2)
-    with pytest.raises(ValueError, match=r"raise train\.fadex\.whiten\.batches"):
-        whitened(encoder, first[:1], second[:1])
+    with pytest.raises(ValueError, match=r"raise train\.fadex\.head\.batches"):
+        refitted(encoder, damages(3, 1), steps=1, operators=4)
+    with pytest.raises(ValueError, match=r"two pictures at least"):
+        refitted(encoder, damages(8, 1)[:, :1], steps=1, operators=4)
+    with pytest.raises(ValueError, match=r"a temperature above 0"):
+        refitted(encoder, damages(8, 1), steps=1, operators=4, temperature=0)
 
 
-def test_what_is_exported_is_whitened_and_what_is_trained_is_not(tmp_path, faces):
+def test_the_head_sees_the_maps_average(faces):
+    encoder = moco().query.eval()
+    batch = pairs(faces)[0]
+    pair = batch["query_restored"], batch["query_degraded"]
+    vectors = torch.nn.functional.normalize(encoder.head(pooled(encoder, *pair)), dim=1)
+    assert torch.equal(vectors, encoder.embed(encoder(*pair)))
+
+
+def test_what_is_exported_has_a_refitted_head_and_what_is_trained_has_not(tmp_path, faces):
     plain = run_to(tmp_path / "plain", faces, 2)
-    other = run_to(tmp_path / "white", faces, 2, whiten={"batches": 6, "crop": 16, "power": 0.5, "floor": 0.1})
+    settings = {"batches": 2, "crop": 16, "pictures": 2, "steps": 3, "operators": 4}
+    other = run_to(tmp_path / "refitted", faces, 2, head=settings)
     assert all(torch.equal(t, other.moco.state_dict()[name]) for name, t in plain.moco.state_dict().items())
-    states = [FaDeX.from_file(tmp_path / f"{n}/weights/fadex.safetensors").state_dict() for n in ("plain", "white")]
-    changed = {name for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])}
-    assert changed == {"head.2.weight", "head.2.bias"}
+    states = [FaDeX.from_file(tmp_path / f"{n}/weights/fadex.safetensors").state_dict() for n in ("plain", "refitted")]
+    changed = {name.split(".")[0] for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])}
+    assert changed == {"head"}

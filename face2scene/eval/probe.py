@@ -46,6 +46,8 @@ class FaDeXProbe:
         pictures, operators: N and how many operators are told apart.
         wide_operators: how many of the wide space the heads that are shared are measured on.
         fit_operators: operators that the linear heads are fitted on, none of them among `operators`.
+        fit_crop: largest side of the crops that they are fitted on; small ones pay for many operators, without which
+            the heads are no better than the mean.
         restorer_operators: operators for the comparison of restorers beside the presets.
         leak_pictures: pictures that content leakage is measured on, with several of one person among them.
         crop: largest side of a face crop in pixels; smaller faces keep their size.
@@ -68,6 +70,7 @@ class FaDeXProbe:
     operators: int = 100
     wide_operators: int = 40
     fit_operators: int = 400
+    fit_crop: int = 128
     restorer_operators: int = 24
     leak_pictures: int = 24
     crop: int = 192
@@ -140,7 +143,7 @@ class FaDeXProbe:
 
     def _fit(self, encoders: Mapping[str, FaDeX], space: Any, what: str) -> dict[str, Readout]:
         """Heads fitted on other operators and other pictures than they are asked about, one picture for each."""
-        size = {"crop": self.crop, "margin": self.margin, "count": 64}
+        size = {"crop": min(self.fit_crop, self.crop), "margin": self.margin, "count": 64}
         if self.photos is None:
             faces = faces_of_set(self.data, self.fit_split, **size)
         else:  # own photos are all there is: other operators, the same pictures
@@ -215,6 +218,7 @@ class FaDeXProbe:
             "crop_sides": [sides[0], sides[-1]],
             "operators": self.operators,
             "fit_operators": self.fit_operators,
+            "fit_crop": min(self.fit_crop, self.crop),
             "restorer_operators": self.restorer_operators,
             "seed": self.seed,
         }

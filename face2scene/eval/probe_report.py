@@ -132,7 +132,7 @@ def probe_figure(found: Mapping[str, Any], embeddings: Tensor) -> Any:
     same.set_xticks(places, labels)
     same.set_ylim(min(0, *found["same"].values()), 1.05)
     same.set_title("same preset, different pictures")
-    same.legend(loc="lower right")
+    same.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2)  # below: bars reach everywhere above
 
     names = list(found["cross"])
     cross.axhspan(-PAPER_CROSS, PAPER_CROSS, color="0.85", label="paper's means lie here")
@@ -142,7 +142,7 @@ def probe_figure(found: Mapping[str, Any], embeddings: Tensor) -> Any:
     cross.set_xticks(range(len(names)), names)
     cross.set_ylim(-1, 1)
     cross.set_title("same picture, different presets")
-    cross.legend(loc="lower right")
+    cross.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2)
     for axis in (same, cross):
         axis.set_ylabel("cosine: mean and standard deviation")
     return figure

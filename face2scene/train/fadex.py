@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from tqdm import tqdm
 
 from face2scene.data.pairs import FacePairBatches
 from face2scene.fadex.encoder import FaDeX
+from face2scene.fadex.head import pooled, refitted
 from face2scene.fadex.moco import NOBODY, MoCo
 from face2scene.fadex.pictures import cosine_map, neighbour_sheet, pair_sheet
 from face2scene.fadex.probe import compare, embed_all
-from face2scene.fadex.whitening import raw_embeddings, whitened
 from face2scene.files import write_json
 from face2scene.runs import seed_from
 from face2scene.train.average import Average
@@ -38,8 +39,9 @@ class FaDeXTask:
         lr, weight_decay: of AdamW (our setting; DASR uses Adam with 1e-3, then 1e-4).
         ema: decay of an average of the encoder's weights and statistics, which is then what is validated and exported;
             None keeps none. It is not the key encoder, which follows the contrast's own momentum.
-        whiten: `batches` of training pairs of one `crop`, and the settings of `fadex.whitening.whitened`, which is done
-            to what is exported; None exports the encoder as it was trained. Validation shows it as it is trained.
+        head: `batches` of training pairs of one `crop`, on `pictures` for the queries and for the keys, and the
+            settings of `fadex.head.refitted`, done to what is exported; None exports the head as it was trained.
+            Validation shows it as it is trained.
         probe_on: what the probe's main result is about: `presets` (d1 to d4, supplement 2.4) or `space`
             (operators drawn from the held-out space); the other is written inside it under its own name.
         presets: recipes by name; may be empty.
@@ -61,7 +63,7 @@ class FaDeXTask:
         lr: float,
         weight_decay: float = 0.0,
         ema: float | None = None,
-        whiten: Mapping[str, float] | None = None,
+        head: Mapping[str, float] | None = None,
         probe_on: str = "presets",
         presets: Mapping[str, Any] | None = None,
         probe_operators: int = 12,
@@ -87,7 +89,7 @@ class FaDeXTask:
         if not self.recipes.get(probe_on):
             raise ValueError(f"train.fadex.probe_on must be presets or space, and name recipes; {probe_on!r} has none.")
         self.probe_on, self.probe_pictures, self.seed = probe_on, probe_pictures, seed
-        self.whiten = dict(whiten or {})
+        self.head = dict(head or {})
         self._grids: dict[str, tuple[Tensor, Tensor]] = {}
 
         weights = [p for p in moco.parameters() if p.requires_grad]
@@ -183,23 +185,22 @@ class FaDeXTask:
         with self.shown() as own:
             return restored, degraded, embed_all(own, restored, degraded)
 
-    @torch.no_grad()
-    def _whitened(self, encoder: FaDeX) -> FaDeX:
-        settings = dict(self.whiten)
-        data = self.data.at(int(settings.pop("crop")), 1)
+    def _refitted(self, encoder: FaDeX) -> FaDeX:
+        settings = dict(self.head)
+        batches, crop, pictures = (int(settings.pop(name)) for name in ("batches", "crop", "pictures"))
+        data = self.data.at(crop, pictures)
         encoder = copy.deepcopy(encoder).eval()
-        rows: dict[str, list[Tensor]] = {"query": [], "key": []}
-        for number in range(int(settings.pop("batches"))):
-            batch = data[_UNSEEN + number]
-            for view, parts in rows.items():
-                pair = (batch[f"{view}_{face}"].to(self.accelerator.device) for face in ("restored", "degraded"))
-                parts.append(raw_embeddings(encoder, *pair))
-        return whitened(encoder, torch.cat(rows["query"]), torch.cat(rows["key"]), **settings)
+        rows: list[Tensor] = []
+        for number in tqdm(range(batches), desc="pairs for the head", unit="batch", disable=batches < 10):
+            batch = {name: tensor.to(self.accelerator.device) for name, tensor in data[_UNSEEN + number].items()}
+            views = [pooled(encoder, batch[f"{v}_restored"], batch[f"{v}_degraded"]) for v in ("query", "key")]
+            rows.append(torch.cat([view.unflatten(0, (-1, pictures)) for view in views], dim=1))  # (O, 2P, C)
+        return refitted(encoder, torch.cat(rows), seed=seed_from(self.seed, "head"), **settings)
 
     def export(self, folder: Path, step: int) -> None:
         """Write fadex.safetensors and probe.json."""
         with self.shown() as encoder:
-            shared = self._whitened(encoder) if self.whiten else copy.deepcopy(encoder)
+            shared = self._refitted(encoder) if self.head else copy.deepcopy(encoder)
         shared.save(folder / "fadex.safetensors", about=self.about | {"steps": step})
         found = self.probe(self.probe_on, shared)
         for other in self.recipes:
