@@ -254,7 +254,7 @@ def test_random_files_of_full_shape_are_written_loaded_and_run(tmp_path, people,
     with safe_open(base / "unet/diffusion_pytorch_model.safetensors", "pt") as file:
         assert torch.equal(weight, file.get_tensor("mid_block.attentions.0.proj_in.weight"))
     assert parts.prompt.positive.shape == (77, 2048) and parts.prompt.pooled.shape == (1280,)
-    assert loaded["RssAnon"] < 4 and loaded["peak"] < 8
+    assert loaded["RssAnon"] < 5 and loaded["peak"] < 8  # GB; the first counts what was freed and is kept, too
 
     # one network at a time, so that no more than one is in memory
     start = time.perf_counter()
