@@ -231,10 +231,14 @@ def test_every_way_to_convolve_gives_the_same(operator, monkeypatch):
         "plain": convolve.plain(image, kernel),
         "torch": convolve.by_fourier(image, kernel),
         "scipy": convolve.by_scipy(image, kernel),
+        "windows": convolve.by_windows(image, kernel),
         "chosen": convolve.convolve(image, operator),
     }
     monkeypatch.setattr(convolve, "TILE", 5000)
     ways["tiles"] = convolve.by_scipy(image, kernel)
+    ways["strips of windows"] = convolve.by_windows(image, kernel)
+    assert torch.equal(ways["strips of windows"], ways["windows"])  # whatever the height of a strip
+    monkeypatch.setattr(convolve, "LARGEST_WINDOWED", (1,))
     monkeypatch.setattr(convolve, "MAX_RANK", 21)
     monkeypatch.setattr(bands, "STRIP", 5000)
     convolve._factors.cache_clear()
