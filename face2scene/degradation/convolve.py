@@ -1,9 +1,9 @@
 """Convolution of a picture with an operator's kernel, mirrored at the border, by the fastest exact way.
 
 On a core, a kernel that is a sum of up to `MAX_RANK` separable ones (its singular value decomposition, cut where what
-is left weighs less than `RESIDUE`) is two passes of `bands.transform` for each of them; any other that is small is summed
-up as it is written down, in windows; the rest goes through SciPy's Fourier transform. On a GPU, and where gradients are wanted, the plain sum or torch's Fourier transform runs. All of
-them agree to 2e-6.
+is left weighs less than `RESIDUE`) is two passes of `bands.transform` for each of them; any other that is small is
+summed up as it is written down, in windows; the rest goes through SciPy's Fourier transform. On a GPU, and where
+gradients are wanted, the plain sum or torch's Fourier transform runs. All of them agree to 2e-6.
 """
 
 from functools import lru_cache
