@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from face2scene.degradation import kernels
 from face2scene.degradation.bands import Bands, room, transform
+from face2scene.degradation.resize import taps
 
 RESIDUE = 1e-6  # the largest error that the cut makes in a picture in [0, 1]; a step of 16 bits is fifteen times that
 MAX_RANK = 3  # one more takes longer than the Fourier transform, measured on one core
@@ -42,12 +43,7 @@ def convolve(image: Tensor, operator: Kernel) -> Tensor:
         ValueError: the kernel is larger than the mirrored picture; the message names the operator's `size`.
     """
     height, width = image.shape[-2:]
-    if operator.size // 2 >= min(height, width):
-        raise ValueError(
-            f"{type(operator).__name__}.size is {operator.size}, but the picture is {height} x {width} "
-            f"pixels at this stage, which allows at most {2 * min(height, width) - 1}: "
-            "use a larger picture or a smaller size."
-        )
+    _check_size(image, operator)
     kernel = _trimmed(operator)
     side = kernel.shape[-1]
     if side == 1:
@@ -61,6 +57,35 @@ def convolve(image: Tensor, operator: Kernel) -> Tensor:
     if factors is None:
         return by_scipy(image, kernel)
     return transform(image, _bands(operator, 0, height), _bands(operator, 1, width))
+
+
+def convolve_and_resize(
+    image: Tensor, operator: Kernel, size: tuple[int, int], mode: str, antialias: bool
+) -> Tensor | None:
+    """`convolve` and then `resize` in one pass over each axis, where that is one: else None.
+
+    Only for a kernel without negative weights: between the two nothing leaves [0, 1], so nothing is clamped there.
+    """
+    _check_size(image, operator)
+    height, width = image.shape[-2:]
+    kernel = _trimmed(operator)
+    if image.is_cuda or (torch.is_grad_enabled() and image.requires_grad) or (height, width) == size:
+        return None
+    factors = _factors(operator)
+    if kernel.shape[-1] == 1 or factors is None or len(factors[0]) > 1 or kernel.min() < 0:
+        return None
+    rows = _resized_bands(operator, 0, height, size[0], mode, antialias)
+    return transform(image, rows, _resized_bands(operator, 1, width, size[1], mode, antialias))
+
+
+def _check_size(image: Tensor, operator: Kernel) -> None:
+    height, width = image.shape[-2:]
+    if operator.size // 2 >= min(height, width):
+        raise ValueError(
+            f"{type(operator).__name__}.size is {operator.size}, but the picture is {height} x {width} "
+            f"pixels at this stage, which allows at most {2 * min(height, width) - 1}: "
+            "use a larger picture or a smaller size."
+        )
 
 
 def plain(image: Tensor, kernel: Tensor) -> Tensor:
@@ -155,7 +180,20 @@ def _factors(operator: Kernel) -> tuple[Tensor, Tensor] | None:
 @lru_cache(maxsize=64)
 def _bands(operator: Kernel, axis: int, length: int) -> Bands:
     vectors = _factors(operator)[axis].flip(1)
-    side = vectors.shape[1]
-    index = torch.arange(length)[:, None] + torch.arange(side) - side // 2
-    index = (length - 1) - ((length - 1) - index.abs()).abs()  # mirrored about the first and the last pixel
+    index = _mirrored(torch.arange(length)[:, None], vectors.shape[1], length)
     return Bands.of(index, vectors[:, None].expand(-1, length, -1), length)
+
+
+@lru_cache(maxsize=64)
+def _resized_bands(operator: Kernel, axis: int, length_in: int, length_out: int, mode: str, antialias: bool) -> Bands:
+    index, weight = taps(length_in, length_out, mode, antialias)
+    vectors = _factors(operator)[axis].flip(1)
+    index = _mirrored(index[..., None], vectors.shape[1], length_in).flatten(1)
+    weight = (weight[..., None] * vectors[:, None, None]).flatten(2)
+    return Bands.of(index, weight, length_in)
+
+
+def _mirrored(middle: Tensor, side: int, length: int) -> Tensor:
+    """The `side` pixels around each, mirrored about the first and the last one."""
+    index = middle + torch.arange(side) - side // 2
+    return (length - 1) - ((length - 1) - index.abs()).abs()
