@@ -231,10 +231,14 @@ def test_every_way_to_convolve_gives_the_same(operator, monkeypatch):
         "plain": convolve.plain(image, kernel),
         "torch": convolve.by_fourier(image, kernel),
         "scipy": convolve.by_scipy(image, kernel),
+        "windows": convolve.by_windows(image, kernel),
         "chosen": convolve.convolve(image, operator),
     }
     monkeypatch.setattr(convolve, "TILE", 5000)
     ways["tiles"] = convolve.by_scipy(image, kernel)
+    ways["strips of windows"] = convolve.by_windows(image, kernel)
+    assert torch.equal(ways["strips of windows"], ways["windows"])  # whatever the height of a strip
+    monkeypatch.setattr(convolve, "LARGEST_WINDOWED", (1,))
     monkeypatch.setattr(convolve, "MAX_RANK", 21)
     monkeypatch.setattr(bands, "STRIP", 5000)
     convolve._factors.cache_clear()
@@ -245,6 +249,19 @@ def test_every_way_to_convolve_gives_the_same(operator, monkeypatch):
     expected = convolve.plain(image.double(), kernel).float()
     for way, blurred in ways.items():
         torch.testing.assert_close(blurred, expected, rtol=0, atol=2e-6, msg=lambda text, way=way: f"{way}: {text}")
+
+
+@pytest.mark.parametrize("sizes", [((150, 131), (61, 90)), ((64, 80), (97, 111)), ((40, 30), (3, 2))])
+@pytest.mark.parametrize(("mode", "antialias"), [(m, a) for m in resize.MODES for a in (False, True)])
+def test_a_blur_and_the_resize_after_it_are_one_step_or_two(mode, antialias, sizes):
+    image, blur = picture(*sizes[0]), Blur("iso", 13, sigma_x=1.2)
+    at_once = convolve.convolve_and_resize(image, blur, sizes[1], mode, antialias)
+    in_turn = resize.resize(convolve.convolve(image, blur), sizes[1], mode, antialias)
+    torch.testing.assert_close(at_once, in_turn, rtol=0, atol=2e-6)
+    with pytest.raises(ValueError, match=r"Blur\.size is 13, but the picture is 6 x 6"):
+        convolve.convolve_and_resize(picture(6, 6), blur, sizes[1], mode, antialias)
+    turned = Blur("aniso", 13, 2.0, 0.6, theta_rad=0.7)  # not separable
+    assert convolve.convolve_and_resize(image, turned, sizes[1], mode, antialias) is None
 
 
 def test_a_kernel_without_symmetry_smears_a_point_into_itself():

@@ -1,9 +1,9 @@
 """Convolution of a picture with an operator's kernel, mirrored at the border, by the fastest exact way.
 
 On a core, a kernel that is a sum of up to `MAX_RANK` separable ones (its singular value decomposition, cut where what
-is left weighs less than `RESIDUE`) is two passes of `bands.transform` for each of them; any other goes through SciPy's
-Fourier transform. On a GPU, and where gradients are wanted, the plain sum or torch's Fourier transform runs. All of
-them agree to 2e-6.
+is left weighs less than `RESIDUE`) is two passes of `bands.transform` for each of them; any other that is small is
+summed up as it is written down, in windows; the rest goes through SciPy's Fourier transform. On a GPU, and where
+gradients are wanted, the plain sum or torch's Fourier transform runs. All of them agree to 2e-6.
 """
 
 from functools import lru_cache
@@ -16,9 +16,12 @@ from torch.nn import functional as F
 
 from face2scene.degradation import kernels
 from face2scene.degradation.bands import Bands, room, transform
+from face2scene.degradation.resize import taps
 
 RESIDUE = 1e-6  # the largest error that the cut makes in a picture in [0, 1]; a step of 16 bits is fifteen times that
 MAX_RANK = 3  # one more takes longer than the Fourier transform, measured on one core
+WINDOW = 8  # outputs that lie side by side and are one product with the window they read
+LARGEST_WINDOWED = (1, 7, 9, 11)  # side up to which windows are fastest, for a kernel of rank 1, 2, 3, more; measured
 TILE = 400_000  # values that are transformed at a time: they fit a core's cache and bound the memory
 PLAIN_BELOW = 25  # kernel side from which a GPU takes the Fourier transform; our guess, not measured
 
@@ -40,21 +43,49 @@ def convolve(image: Tensor, operator: Kernel) -> Tensor:
         ValueError: the kernel is larger than the mirrored picture; the message names the operator's `size`.
     """
     height, width = image.shape[-2:]
-    if operator.size // 2 >= min(height, width):
-        raise ValueError(
-            f"{type(operator).__name__}.size is {operator.size}, but the picture is {height} x {width} "
-            f"pixels at this stage, which allows at most {2 * min(height, width) - 1}: "
-            "use a larger picture or a smaller size."
-        )
+    _check_size(image, operator)
     kernel = _trimmed(operator)
     side = kernel.shape[-1]
     if side == 1:
         return image
     if image.is_cuda or (torch.is_grad_enabled() and image.requires_grad):
         return plain(image, kernel) if side < PLAIN_BELOW else by_fourier(image, kernel)
-    if _factors(operator) is None:
+    factors = _factors(operator)
+    rank = MAX_RANK + 1 if factors is None else len(factors[0])
+    if side <= LARGEST_WINDOWED[min(rank, len(LARGEST_WINDOWED)) - 1]:
+        return by_windows(image, kernel)
+    if factors is None:
         return by_scipy(image, kernel)
     return transform(image, _bands(operator, 0, height), _bands(operator, 1, width))
+
+
+def convolve_and_resize(
+    image: Tensor, operator: Kernel, size: tuple[int, int], mode: str, antialias: bool
+) -> Tensor | None:
+    """`convolve` and then `resize` in one pass over each axis, where that is one: else None.
+
+    Only for a kernel without negative weights: between the two nothing leaves [0, 1], so nothing is clamped there.
+    """
+    _check_size(image, operator)
+    height, width = image.shape[-2:]
+    kernel = _trimmed(operator)
+    if image.is_cuda or (torch.is_grad_enabled() and image.requires_grad) or (height, width) == size:
+        return None
+    factors = _factors(operator)
+    if kernel.shape[-1] == 1 or factors is None or len(factors[0]) > 1 or kernel.min() < 0:
+        return None
+    rows = _resized_bands(operator, 0, height, size[0], mode, antialias)
+    return transform(image, rows, _resized_bands(operator, 1, width, size[1], mode, antialias))
+
+
+def _check_size(image: Tensor, operator: Kernel) -> None:
+    height, width = image.shape[-2:]
+    if operator.size // 2 >= min(height, width):
+        raise ValueError(
+            f"{type(operator).__name__}.size is {operator.size}, but the picture is {height} x {width} "
+            f"pixels at this stage, which allows at most {2 * min(height, width) - 1}: "
+            "use a larger picture or a smaller size."
+        )
 
 
 def plain(image: Tensor, kernel: Tensor) -> Tensor:
@@ -99,6 +130,36 @@ def by_scipy(image: Tensor, kernel: Tensor) -> Tensor:
     return result
 
 
+def by_windows(image: Tensor, kernel: Tensor) -> Tensor:
+    """The sum as it is written down, on the CPU, `WINDOW` neighbouring outputs at a time; some rows of the picture.
+
+    To a convolution with that stride the neighbours are channels, which processors are good at, and laid out with the
+    channels last they are the rows of a picture.
+    """
+    side = kernel.shape[-1]
+    pad = side // 2
+    count, height, width = image.shape
+    across, reach = -(-width // WINDOW), WINDOW + side - 1
+    flipped = kernel.flip(0, 1).float()
+    windows = torch.zeros(WINDOW, 1, side, reach)
+    for place, window in enumerate(windows):
+        window[0, :, place : place + side] = flipped
+    windows = windows.as_strided(windows.shape, (side * reach, 1, reach, 1))  # channels last, which one leaves open
+    step = min(height, max(TILE // width, 4 * side))
+    result = room(*image.shape)
+    for start in range(0, height, step):
+        stop = min(start + step, height)
+        low, high = max(start - pad, 0), min(stop + pad, height)
+        missing = (pad, pad, pad - (start - low), pad - (high - stop))
+        rows, columns = stop - start + side - 1, across * WINDOW + side - 1
+        padded = image.new_zeros(count, rows, columns)
+        padded[..., : width + side - 1] = F.pad(image[None, :, low:high], missing, mode="reflect")[0]
+        padded = padded.as_strided((count, 1, rows, columns), (rows * columns, 1, columns, 1))
+        blurred = F.conv2d(padded, windows, stride=(1, WINDOW)).permute(0, 2, 3, 1)
+        torch.clamp(blurred.reshape(count, stop - start, -1)[..., :width], 0, 1, out=result[:, start:stop])
+    return result
+
+
 @lru_cache(maxsize=512)
 def _trimmed(operator: Kernel) -> Tensor:
     return kernels.trim(operator.kernel())
@@ -119,7 +180,20 @@ def _factors(operator: Kernel) -> tuple[Tensor, Tensor] | None:
 @lru_cache(maxsize=64)
 def _bands(operator: Kernel, axis: int, length: int) -> Bands:
     vectors = _factors(operator)[axis].flip(1)
-    side = vectors.shape[1]
-    index = torch.arange(length)[:, None] + torch.arange(side) - side // 2
-    index = (length - 1) - ((length - 1) - index.abs()).abs()  # mirrored about the first and the last pixel
+    index = _mirrored(torch.arange(length)[:, None], vectors.shape[1], length)
     return Bands.of(index, vectors[:, None].expand(-1, length, -1), length)
+
+
+@lru_cache(maxsize=64)
+def _resized_bands(operator: Kernel, axis: int, length_in: int, length_out: int, mode: str, antialias: bool) -> Bands:
+    index, weight = taps(length_in, length_out, mode, antialias)
+    vectors = _factors(operator)[axis].flip(1)
+    index = _mirrored(index[..., None], vectors.shape[1], length_in).flatten(1)
+    weight = (weight[..., None] * vectors[:, None, None]).flatten(2)
+    return Bands.of(index, weight, length_in)
+
+
+def _mirrored(middle: Tensor, side: int, length: int) -> Tensor:
+    """The `side` pixels around each, mirrored about the first and the last one."""
+    index = middle + torch.arange(side) - side // 2
+    return (length - 1) - ((length - 1) - index.abs()).abs()

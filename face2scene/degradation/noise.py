@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,8 @@ OUTCOMES = 256  # photon counts that a level is given; they reach eight standard
 
 def random_words(seed: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
     """Outputs `start` to `start + count - 1` of SplitMix64 from `seed`, int64 (count,)."""
+    if torch.device(device).type == "cpu":
+        return torch.from_numpy(_words_of_numpy(seed, start, count).view(np.int64))
     counters = _counters(max(count, _chunk(device)), str(device))[:count]
     word = counters + _signed(seed + (start + 1) * GOLDEN)
     word ^= (word >> 30).bitwise_and_((1 << 34) - 1)  # the shifts are logical: torch's drags the sign along
@@ -30,6 +33,19 @@ def random_words(seed: int, start: int, count: int, device: torch.device | str =
     word ^= (word >> 27).bitwise_and_((1 << 37) - 1)
     word *= _signed(0x94D049BB133111EB)
     word ^= (word >> 31).bitwise_and_((1 << 33) - 1)
+    return word
+
+
+def _words_of_numpy(seed: int, start: int, count: int) -> np.ndarray:
+    """`random_words` in a third of torch's time: NumPy's shifts are logical and its products of 64 bits faster."""
+    counters = _counters(max(count, CHUNK), "cpu").numpy()[:count].view(np.uint64)
+    word = counters + _unsigned(seed + (start + 1) * GOLDEN)
+    scratch = np.empty_like(word)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        np.right_shift(word, np.uint64(shift), out=scratch)
+        np.bitwise_xor(word, scratch, out=word)
+        if factor != 1:
+            np.multiply(word, np.uint64(factor), out=word)
     return word
 
 
@@ -67,7 +83,9 @@ def shot(intensity: Tensor, seed: int) -> tuple[Tensor, int]:
     used = torch.zeros(LEVELS, dtype=torch.int64, device=flat.device)
     for _, part in _chunks(flat):
         used += torch.bincount(_levels(part), minlength=LEVELS)
-    photons = 2 ** math.ceil(math.log2(int(used.count_nonzero())))
+        if (found := int(used.count_nonzero())) > LEVELS // 2:
+            break  # more make no difference
+    photons = 2 ** math.ceil(math.log2(found))
     alias, offset = _poisson_tables(photons, str(flat.device))
     noise = room(len(flat), device=flat.device)
     for start, part in _chunks(noise):
@@ -107,6 +125,10 @@ def _words(seed: int, start: int, count: int, device: torch.device | str) -> Ten
 @lru_cache(maxsize=8)
 def _counters(count: int, device: str) -> Tensor:
     return torch.arange(count, device=device) * _signed(GOLDEN)
+
+
+def _unsigned(word: int) -> np.uint64:
+    return np.uint64(word & (2**64 - 1))
 
 
 def _signed(word: int) -> int:

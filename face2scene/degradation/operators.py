@@ -108,8 +108,12 @@ class Resize:
         checks.flag(self, "antialias")
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
+        return resize(image, self.target(image, size), self.mode, self.antialias)
+
+    def target(self, image: Tensor, size: Size | None = None) -> Size:
+        """Height and width of the result."""
         height, width = (max(1, math.floor(side * self.factor + 1e-6)) for side in size or image.shape[-2:])
-        return resize(image, (height, width), self.mode, self.antialias)
+        return height, width
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from face2scene.degradation.camera import MotionBlur, SensorNoise, Webp
+from face2scene.degradation.convolve import convolve_and_resize
 from face2scene.degradation.operators import (
     Blur,
     GaussianNoise,
@@ -118,9 +119,16 @@ class Recipe:
         operators = self.operators
         if not keep_size and operators and isinstance(operators[-1], RestoreSize):
             operators = operators[:-1]
-        damaged = image
-        for position, operator in enumerate(operators):
-            damaged = operator(damaged, _generator(self.noise_seed, position), size)
+        damaged, position = image, 0
+        while position < len(operators):
+            operator, *following = operators[position : position + 2]
+            at_once = _blurred_and_resized(damaged, operator, *following, size=size) if following else None
+            if at_once is None:
+                damaged = operator(damaged, _generator(self.noise_seed, position), size)
+                position += 1
+            else:
+                damaged = at_once
+                position += 2
         if keep_size and damaged.shape != image.shape:
             raise ValueError(
                 f"The recipe makes {tuple(damaged.shape[-2:])} pixels of {size}: "
@@ -215,6 +223,13 @@ def _operator_from_dict(values: Any) -> Operator:
             f"missing {sorted(needed - given.keys())}; its fields are {sorted(known)}."
         )
     return OPERATORS[kind](**given)
+
+
+def _blurred_and_resized(image: Tensor, blur: Operator, following: Operator, size: tuple[int, int]) -> Tensor | None:
+    """A blur and the resize after it in one, where that is faster: two passes over the picture less."""
+    if not isinstance(blur, Blur) or not isinstance(following, Resize):
+        return None
+    return convolve_and_resize(image, blur, following.target(image, size), following.mode, following.antialias)
 
 
 def _generator(noise_seed: int, position: int) -> torch.Generator:

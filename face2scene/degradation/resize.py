@@ -31,6 +31,12 @@ def resize(image: Tensor, size: tuple[int, int], mode: str, antialias: bool) -> 
 @lru_cache(maxsize=64)
 def bands(length_in: int, length_out: int, mode: str, antialias: bool) -> Bands:
     """The weights of one axis."""
+    index, weight = taps(length_in, length_out, mode, antialias)
+    return Bands.of(index, weight[None], length_in)
+
+
+def taps(length_in: int, length_out: int, mode: str, antialias: bool) -> tuple[Tensor, Tensor]:
+    """The inputs that each output reads, (length_out, taps), and their float64 weights of the same shape."""
     scale = length_in / length_out
     output = torch.arange(length_out, dtype=torch.float64)
     if mode == "area":  # the mean over every input that the output's interval touches
@@ -56,7 +62,7 @@ def bands(length_in: int, length_out: int, mode: str, antialias: bool) -> Bands:
         index = first[:, None] + torch.arange(2 if mode == "bilinear" else 4)
         distance = (index - position[:, None]).abs()
         weight = _triangle(distance) if mode == "bilinear" else _cubic(distance, -0.75)
-    return Bands.of(index.clamp(0, length_in - 1), weight[None], length_in)
+    return index.clamp(0, length_in - 1), weight
 
 
 def _triangle(distance: Tensor) -> Tensor:
