@@ -45,6 +45,7 @@ from face2scene.degradation import (
     apply_batch,
 )
 from face2scene.files import write_json
+from face2scene.memory import keep_freed_memory
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "degradation"
 LARGEST_KERNEL = 21
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer recipes, under a minute")
     parser.add_argument("--scene", type=int, metavar="COUNT", help="only the large scene: this many recipes, as JSON")
     options = parser.parse_args()
+    keep_freed_memory()  # both sides alike
     torch.set_num_threads(1)
     if options.scene:
         print(json.dumps(scene(options.scene)))

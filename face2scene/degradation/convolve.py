@@ -21,7 +21,7 @@ from face2scene.degradation.resize import taps
 RESIDUE = 1e-6  # the largest error that the cut makes in a picture in [0, 1]; a step of 16 bits is fifteen times that
 MAX_RANK = 3  # one more takes longer than the Fourier transform, measured on one core
 WINDOW = 8  # outputs that lie side by side and are one product with the window they read
-LARGEST_WINDOWED = (1, 7, 9, 11)  # side up to which windows are fastest, for a kernel of rank 1, 2, 3, more; measured
+LARGEST_WINDOWED = (1, 7, 9, 13)  # side up to which windows are fastest, for a kernel of rank 1, 2, 3, more; measured
 TILE = 400_000  # values that are transformed at a time: they fit a core's cache and bound the memory
 PLAIN_BELOW = 25  # kernel side from which a GPU takes the Fourier transform; our guess, not measured
 
