@@ -42,6 +42,9 @@ def main(cfg: DictConfig) -> None:
     moco = MoCo(instantiate(cfg.fadex.encoder, _convert_="all"), **cfg.fadex.contrast)
     if settings.channels_last:
         moco = moco.to(memory_format=torch.channels_last)
+    if settings.compile:
+        for encoder in (moco.query, moco.key):
+            encoder.body.compile()
     task = FaDeXTask(
         moco,
         FacePairBatches.from_manifest(cfg.data.root, "train", seed=cfg.seed, **options, **crops),

@@ -1,5 +1,6 @@
 """What FaDeX's data and training can be told beyond the plain case: buckets, contents, averages, mixes, pictures."""
 
+import copy
 from collections import Counter
 
 import numpy as np
@@ -183,6 +184,24 @@ def test_memory_layout_changes_no_result_but_in_rounding(faces):
         encoder = moco().query.to(memory_format=layout)
         results.append(encoder.embed(encoder(batch["query_restored"], batch["query_degraded"])))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow  # the compiler
+def test_compiled_convolutions_train_alike_and_are_saved_and_copied(faces):
+    batch = pairs(faces)[0]
+    losses = []
+    for compiled in (False, True):
+        one = moco()
+        if compiled:
+            one.query.body.compile()
+        contrast = one(*((batch[f"{v}_restored"], batch[f"{v}_degraded"]) for v in ("query", "key")), batch["labels"])
+        loss = one.loss(contrast)
+        loss.backward()
+        one.advance(contrast.keys, contrast.labels)
+        copied = copy.deepcopy(one.query)
+        assert all(torch.equal(t, copied.state_dict()[name]) for name, t in one.query.state_dict().items())
+        losses.append(loss.detach())
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
 
 
 def damages(count: int, seed: int) -> torch.Tensor:
