@@ -33,7 +33,7 @@ from transformers import AutoTokenizer
 from face2scene.fadex import FaDeX
 from face2scene.files import write_json
 from face2scene.mapnet import MapNet
-from face2scene.memory import keep_freed_memory
+from face2scene.memory import keep_freed_memory, release_freed_memory
 from face2scene.restorer import s3diff
 from face2scene.restorer.backbone import Base
 from face2scene.restorer.critic import VIT_B16, Critic, load_features
@@ -112,6 +112,7 @@ def peak_memory(device: torch.device):
         yield peak
         peak.append((torch.cuda.max_memory_allocated(device) - before) / 2**20)
         return
+    release_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     except OSError:

@@ -4,7 +4,7 @@ import ctypes
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -46,6 +46,12 @@ def keep_freed_memory() -> bool:
         return False
     no_separate_blocks, never_return = (-4, 0), (-1, 2**31 - 1)  # malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD
     return all(switch(*option) == 1 for option in (no_separate_blocks, never_return))
+
+
+def release_freed_memory() -> None:
+    """Give back to the kernel what was kept, so that the peak of what follows is that of its own work."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

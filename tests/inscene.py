@@ -10,7 +10,7 @@ from face2scene.files import sha256_of
 from face2scene.records import Box
 
 
-def record(image: Path, face_box: Box, **known: Any) -> Record:
+def record(image: Path, face_box: Box, /, **known: Any) -> Record:
     """A training picture's record; what a test does not give is empty, or what the file says."""
     with Image.open(image) as file:
         width, height = file.size

@@ -18,6 +18,7 @@ from face2scene.eval import engines, printed, tables
 from face2scene.eval.engines import MetricMissing, Pyiqa
 from face2scene.eval.findings import findings
 from face2scene.eval.metrics import METRICS, build_all, choose
+from face2scene.eval.printed_forms import printed_table
 from face2scene.eval.report import quickstart_report
 from face2scene.eval.score import ScoreError, read_scores_csv, score_folder, score_folders
 from face2scene.eval.ssim import ssim_y
@@ -219,7 +220,7 @@ def test_a_table_marks_the_known_winner_in_each_direction():
 
 
 def test_printed_tables_keep_every_digit_and_say_what_is_not_measured(tmp_path):
-    text = printed.printed_table(CONFIGS, tmp_path, 5)
+    text = printed_table(CONFIGS, tmp_path, 5)
     for digits in ("22.8975", "0.6980", "**75.3739**", "4.8044", "16.9445"):
         assert digits in text
     assert text.count(tables.NOT_MEASURED) == 6 * 10
@@ -227,14 +228,14 @@ def test_printed_tables_keep_every_digit_and_say_what_is_not_measured(tmp_path):
     osediff = next(row for row in part.rows if row.name == "OSEDiff")
     assert osediff.cells["psnr"] == "24.2400" and osediff.values["dists"] == 0.1287
     with pytest.raises(FileNotFoundError, match=r"choose from 1, 2, .*9, main, real, synthetic"):
-        printed.printed_table(CONFIGS, tmp_path, 77)
+        printed_table(CONFIGS, tmp_path, 77)
 
 
 def test_our_row_stands_beside_the_printed_one_with_the_difference(tmp_path):
     place = tmp_path / "table_5/synthetic/face2scene/scores.json"
     means = {"dists": 0.0907, "psnr": 20.0, "psnr_y": 23.904}
     write_json(place, {"complete": True, "means": means, "sets": {}, "counts": {"scored": 3, "expected": 3}})
-    text = printed.printed_table(CONFIGS, tmp_path, 5)
+    text = printed_table(CONFIGS, tmp_path, 5)
     assert "**0.0907** (-0.0100)" in text and "**23.90** (+1.00)" in text
 
 

@@ -1,11 +1,14 @@
 """Memory of the process."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-from face2scene.memory import keep_freed_memory
+from face2scene.memory import keep_freed_memory, release_freed_memory
 
 CHURN = """
 import resource, sys
@@ -36,3 +39,19 @@ def test_freed_memory_is_not_cleared_again_by_the_kernel():
         pytest.skip("this C library has no mallopt")
     assert int(kept) * 10 < int(pages("as it is"))
     assert keep_freed_memory()  # a second time changes nothing
+
+
+def test_what_was_kept_can_be_given_back():
+    if not keep_freed_memory():
+        pytest.skip("this C library has no mallopt")
+    size = 48 * 2**20
+    large = [torch.ones(size // 4) for _ in range(4)]
+    del large
+    kept = resident()
+    release_freed_memory()
+    assert kept - resident() > 2 * size
+
+
+def resident() -> int:
+    """Bytes of this process that lie in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

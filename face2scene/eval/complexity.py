@@ -24,6 +24,7 @@ from face2scene.eval.score import versions
 from face2scene.fadex.encoder import FaDeX
 from face2scene.files import write_json
 from face2scene.mapnet import MapNet
+from face2scene.memory import release_freed_memory
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.runs import commit
 
@@ -174,6 +175,7 @@ def _forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    release_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
     except OSError:
