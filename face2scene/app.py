@@ -134,6 +134,12 @@ class Page:
         )
 
 
+def read_out(rows: Sequence[Sequence[str]]) -> str:
+    """The damage as a table in Markdown, which wraps in any window; nothing where nothing was read."""
+    lines = ["| what FaDeX reads | value | unit |", "|:---|---:|:---|", *(f"| {n} | {v} | {u} |" for n, v, u in rows)]
+    return "\n".join(lines) if rows else ""
+
+
 def build(page: Page, *, guidance: float) -> Any:
     """The page as a `gradio.Blocks`; `launch` serves it."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -158,8 +164,8 @@ def build(page: Page, *, guidance: float) -> Any:
         scale: float,
         progress: Any = gr.Progress(),  # noqa: B008 (gradio finds it by its default)
     ) -> tuple[Any, ...]:
-        *shown, path = told(page.restore)(photo, references, guidance, scale, progress)
-        return *shown, gr.DownloadButton(value=path, interactive=True)
+        boxed, said, slider, pair, rows, why, path = told(page.restore)(photo, references, guidance, scale, progress)
+        return boxed, said, slider, pair, read_out(rows), why, gr.DownloadButton(value=path, interactive=True)
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.Markdown(INTRODUCTION)
@@ -181,19 +187,10 @@ def build(page: Page, *, guidance: float) -> Any:
                 slider = gr.ImageSlider(label="Before and after", interactive=False, elem_id="slider", max_height=700)
                 said = gr.Markdown(elem_id="said")
                 boxed = gr.AnnotatedImage(label="Faces found", elem_id="faces-found", height=420)
-                with gr.Row():
-                    pair = gr.Gallery(
-                        label="The pair that was measured", columns=2, height=260, elem_id="pair", min_width=320
-                    )
-                    rows = gr.Dataframe(
-                        headers=["what FaDeX reads", "value", "unit"],
-                        label="Damage",
-                        interactive=False,
-                        wrap=True,
-                        min_width=320,
-                        elem_id="read-out",
-                        visible=page.instrument is not None,
-                    )
+                pair = gr.Gallery(
+                    label="The pair that was measured", columns=2, height=340, object_fit="contain", elem_id="pair"
+                )
+                rows = gr.Markdown(elem_id="read-out")
                 with gr.Accordion("Why: everything that was decided", open=False):
                     why = gr.JSON(label="restore.jsonl", elem_id="why")
         for part in (photo, references):
