@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch.nn import functional as F
 from transformers import CLIPTextConfig
@@ -24,8 +25,10 @@ def tiny(**settings) -> FaceMe:
     return FaceMe.tiny(**{"size": 64, "steps": 3, "device": "cpu"} | settings)
 
 
-def people_by_colour(folder: Path) -> dict[str, list[Path]]:
+@pytest.fixture(scope="module")
+def people(tmp_path_factory) -> dict[str, list[Path]]:
     """Two people of three photos each: WholePicture knows them by their colours."""
+    folder = tmp_path_factory.mktemp("people")
     rng, photos = np.random.default_rng(0), {}
     for name, colour in {"ann": (0.9, 0.4, 0.2), "bob": (0.1, 0.3, 0.9)}.items():
         photos[name] = [folder / f"{name}{n}.png" for n in range(3)]
@@ -34,7 +37,8 @@ def people_by_colour(folder: Path) -> dict[str, list[Path]]:
     return photos
 
 
-def smooth_faces() -> torch.Tensor:
+@pytest.fixture(scope="module")
+def faces() -> torch.Tensor:
     """(3, 3, 64, 64), the same every time."""
     smooth = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     return in_bytes(F.interpolate(smooth, size=(64, 64), mode="bicubic"))

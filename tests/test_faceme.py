@@ -1,14 +1,14 @@
 """FaceMe as Stage I: the numbers of the released code, whole faces, and what goes in."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+import small_faceme
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLControlNetPipeline
 from PIL import Image
-from small_faceme import people_by_colour, smooth_faces, tiny
+from small_faceme import tiny
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil
 
@@ -23,14 +23,7 @@ from face2scene.ref_fr.versions import code_version
 pytestmark = pytest.mark.usefixtures("faceme_parts_made_once")
 
 
-@pytest.fixture(scope="module")
-def people(tmp_path_factory) -> dict[str, list[Path]]:
-    return people_by_colour(tmp_path_factory.mktemp("people"))
-
-
-@pytest.fixture(scope="module")
-def faces() -> torch.Tensor:
-    return smooth_faces()
+people, faces = small_faceme.people, small_faceme.faces  # fixtures
 
 
 # --- the same numbers as the released code

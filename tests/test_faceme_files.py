@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_faceme
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import save_file
-from small_faceme import SDXL_UNET, SDXL_VAE, clip_layer, clip_text, people_by_colour, smooth_faces, text_config
+from small_faceme import SDXL_UNET, SDXL_VAE, clip_layer, clip_text, text_config
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -28,14 +29,7 @@ from face2scene.weights import MissingWeights, WeightsError
 pytestmark = pytest.mark.usefixtures("faceme_parts_made_once")
 
 
-@pytest.fixture(scope="module")
-def people(tmp_path_factory) -> dict[str, list[Path]]:
-    return people_by_colour(tmp_path_factory.mktemp("people"))
-
-
-@pytest.fixture(scope="module")
-def faces() -> torch.Tensor:
-    return smooth_faces()
+people, faces = small_faceme.people, small_faceme.faces  # fixtures
 
 
 def test_the_id_encoder_is_vit_l_14_by_the_names_of_the_released_file():

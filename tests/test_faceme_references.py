@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_faceme
 import torch
-from small_faceme import people_by_colour, tiny
+from small_faceme import tiny
 from torch.nn import functional as F
 
 from face2scene.images import to_bytes
@@ -15,9 +16,7 @@ from face2scene.ref_fr.references import Antelope, Reference, ReferenceBook, See
 pytestmark = pytest.mark.usefixtures("faceme_parts_made_once")
 
 
-@pytest.fixture(scope="module")
-def people(tmp_path_factory) -> dict[str, list[Path]]:
-    return people_by_colour(tmp_path_factory.mktemp("people"))
+people = small_faceme.people  # a fixture
 
 
 def reference(name: str, angle: float, quality: float) -> Reference:
