@@ -14,8 +14,10 @@ from face2scene.records import Face
 SMALL = Space(scale=1, kernel_sizes=(7, 7), resize_probs=(0, 0, 1), resize_probs2=(0, 0, 1), final_sinc_prob=0)
 
 
-class ColourFaces(Detector):
-    """Sees a face in the middle of every picture that is not plain; who it is, is the picture's hue."""
+class MiddleFaces(Detector):
+    """Sees a face in the middle of every picture that is not plain; who it is, is the picture's brightness."""
+
+    model, share = "mean", 0.2  # of the identity; side of the face in the picture's
 
     def __init__(self):
         super().__init__(None)
@@ -24,9 +26,22 @@ class ColourFaces(Detector):
         height, width = image.shape[:2]
         if image.std() < 0.01:
             return []
-        box = (width * 0.35, height * 0.35, width * 0.65, height * 0.65)
-        vector = image.mean((0, 1)) - image.mean()
-        return [Face(box, 0.9, np.zeros((5, 2)), np.full((68, 2), 5.0), vector / np.linalg.norm(vector), "hue")]
+        low, high = 0.5 - self.share / 2, 0.5 + self.share / 2
+        box = (width * low, height * low, width * high, height * high)
+        vector = self.identity(image)
+        return [Face(box, 0.9, np.zeros((5, 2)), np.full((68, 2), 5.0), vector / np.linalg.norm(vector), self.model)]
+
+    def identity(self, image):
+        return np.array([image.mean(), 1.0])
+
+
+class ColourFaces(MiddleFaces):
+    """The same of a larger face, and who it is, is the picture's hue."""
+
+    model, share = "hue", 0.3
+
+    def identity(self, image):
+        return image.mean((0, 1)) - image.mean()
 
 
 HUES = {"ann": (0.8, 0.2, 0.2), "ben": (0.2, 0.8, 0.2), "cat": (0.2, 0.2, 0.8)}

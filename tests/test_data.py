@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hued_photos import MiddleFaces
 from PIL import Image
 
 from face2scene.data.build import BuildError, build
@@ -16,8 +17,6 @@ from face2scene.data.real import Photos, face_crop
 from face2scene.data.synthetic import DrawnPeople, GeneratedPeople
 from face2scene.data.verify import verify
 from face2scene.degradation import Space
-from face2scene.faces.detect import Detector
-from face2scene.records import Face
 
 SMALL = Space(
     scale=1,
@@ -27,21 +26,6 @@ SMALL = Space(
     final_sinc_prob=0,
     no_degradation_prob=0.2,
 )
-
-
-class OneFace(Detector):
-    """Sees a face in the middle of every picture that is not plain."""
-
-    def __init__(self):
-        super().__init__(None)
-
-    def find(self, image):
-        height, width = image.shape[:2]
-        if image.std() < 0.01:
-            return []
-        box = (width * 0.4, height * 0.4, width * 0.6, height * 0.6)
-        vector = np.array([image.mean(), 1.0])
-        return [Face(box, 0.9, np.zeros((5, 2)), np.full((68, 2), 5.0), vector / np.linalg.norm(vector), "mean")]
 
 
 def drawn(**changes) -> GeneratedPeople:
@@ -234,7 +218,7 @@ def test_every_photo_is_used_or_left_out_by_name(tmp_path):
     (photos / "cut.jpg").write_bytes((photos / "Ömer" / "a.jpg").read_bytes()[:900])
     (photos / "not.jpg").write_text("no picture")
     (photos / "notes.txt").write_text("no picture")
-    source = Photos(photos, OneFace(), name="photos", size=32, min_face=8, licence="mine")
+    source = Photos(photos, MiddleFaces(), name="photos", size=32, min_face=8, licence="mine")
     build_drawn(tmp_path / "set", [source])
     assert verify(tmp_path / "set") == []
     records = read_manifest(tmp_path / "set")
@@ -267,7 +251,7 @@ def test_pictures_of_somebody_else_are_left_out_and_counted(tmp_path):
             return image if shot in (0, 3) else image // 8 if shot == 1 else np.full_like(image, 90)
 
     source = drawn(train_people=1, val_people=0, threshold=0.99, tries=3)
-    source.make_generator, source.detector = lambda: Odd(side=64), OneFace()
+    source.make_generator, source.detector = lambda: Odd(side=64), MiddleFaces()
     made = source.make(0)
     assert [draft.generator["shot"] for draft in made.drafts] == [0, 3]
     assert [one.reason.split(":")[0] for one in made.rejected] == ["looks like somebody else"]
@@ -277,7 +261,7 @@ def test_a_build_without_any_picture_says_so(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "notes.txt").write_text("no picture")
     with pytest.raises(BuildError, match=r"rejected\.jsonl"):
-        build_drawn(tmp_path / "set", [Photos(tmp_path / "photos", OneFace(), name="p", size=32, licence="mine")])
+        build_drawn(tmp_path / "set", [Photos(tmp_path / "photos", MiddleFaces(), name="p", size=32, licence="mine")])
 
 
 def test_prompt_n_is_always_prompt_n():
