@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from table import show
 from torch import Tensor
 
 from face2scene.data.pairs import FacePairBatches, RestoredBy
@@ -201,10 +202,7 @@ def main() -> None:
             about = f"share of the wall time that waits for {options.loader} workers, over {10 * turns} steps"
             rows["waiting"] = {"ours": share, "other": None, "ratio": None, "unit": "share", "note": about}
 
-    print(f"{'measure':<20}{'ours':>9}{'other':>9}{'ratio':>8}  unit")
-    for name, line in rows.items():
-        cells = [f"{line[key]:.3g}" if line[key] is not None else "-" for key in ("ours", "other", "ratio")]
-        print(f"{name:<20}{cells[0]:>9}{cells[1]:>9}{cells[2]:>8}  {line['unit']} ({line['note']})")
+    show(rows)
     if options.json:
         write_json(options.json, rows)
 

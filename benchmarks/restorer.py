@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from omegaconf import OmegaConf
+from table import show
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
@@ -224,10 +225,7 @@ def main() -> None:
         results |= restore_rows(options, device, clock, what)
     if options.only != "restore":
         results |= train_rows(options, device, clock, what)
-    print(f"{'measure':<22}{'ours':>10}{'other':>10}{'ratio':>8}  unit")
-    for name, line in results.items():
-        cells = [f"{line[key]:.3g}" if line[key] is not None else "-" for key in ("ours", "other", "ratio")]
-        print(f"{name:<22}{cells[0]:>10}{cells[1]:>10}{cells[2]:>8}  {line['unit']} ({line['note']})")
+    show(results)
     if options.json:
         write_json(options.json, results)
 
