@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,8 +34,6 @@ def photo() -> np.ndarray:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
     """A random base model in diffusers' layout, smaller than the one that ships; its tokenizer is the shipped one."""
-    import shutil
-
     import torch
 
     from face2scene.runs import REPOSITORY
@@ -114,3 +113,12 @@ def no_accelerator_of_another_test():
     forget_processes()
     yield
     forget_processes()
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """For tests marked `browser`: Debian's or Google's Chromium, and `pip install playwright`."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with playwright.sync_playwright() as driver:
+        yield driver.chromium.launch(executable_path=program, args=["--no-sandbox"])

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import socket
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from face2scene.ref_fr import Copy
 from face2scene.runs import REPOSITORY
 
 TINY = REPOSITORY / "checkpoints/tiny"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -142,13 +140,6 @@ def test_an_instrument_reads_every_factor_with_its_unit(instrument):
 
     rows = instrument(FacePair(torch.rand(3, 32, 32), torch.rand(3, 32, 32), (0, 0, 32, 32)))
     assert [row[2] for row in rows] == [unit for unit, _, _ in FACTORS.values()]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    with playwright.sync_playwright() as driver:
-        yield driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
 
 @pytest.mark.browser  # with Chromium and `pip install playwright`; SCREENSHOTS=FOLDER keeps what was seen

@@ -1,0 +1,144 @@
+"""The report of scored folders: what stands in the page, and what Chromium makes of a thousand pictures."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pytest
+
+from face2scene.eval.gallery import write_report
+from face2scene.eval.pairing import ScoreError
+from face2scene.eval.score import score_folder
+from face2scene.images import read_image, write_png
+
+SCORERS = {"psnr": lambda x, y: -10 * ((x - y) ** 2).mean((1, 2, 3)).log10()}
+NOISE = {"plain": 0.1, "Ours & more": 0.02}
+
+
+def scored(place: Path, count: int, size: int = 24) -> tuple[dict[str, Path], Path]:
+    """Two methods on noise pictures; the farther a picture is in the alphabet, the worse both restore it."""
+    folders = {}
+    for title, noise in NOISE.items():
+        made = place / f"made {title}"
+        for number in range(count):
+            rng = np.random.default_rng(number)
+            truth = rng.random((size, size, 3), dtype=np.float32)
+            write_png(place / "truth" / f"{number:04d}.png", truth)
+            change = rng.normal(0, noise * (1 + number / count), truth.shape).astype(np.float32)
+            write_png(made / "images" / f"{number:04d}.png", np.clip(truth + change, 0, 1))
+        folders[title] = place / f"scores {title}"
+        score_folder(made, place / "truth", ["psnr"], folders[title], scorers=SCORERS)
+    return folders, place / "truth"
+
+
+def numbers(report: Path) -> dict:
+    return json.loads(re.search(r'id="data">(.*?)</script>', report.read_text(encoding="utf-8"))[1])
+
+
+def test_the_page_has_every_picture_its_values_and_why(tmp_path):
+    methods, truth = scored(tmp_path, 4)
+    (tmp_path / "made plain/restore.jsonl").write_text(
+        json.dumps({"name": "0001.jpg", "warnings": ["</script>"]}) + "\n"
+    )
+    report = write_report(tmp_path / "report", methods, truth, title="Two & one")
+    data, text = numbers(report), report.read_text(encoding="utf-8")
+    assert data["names"] == ["0000", "0001", "0002", "0003"]
+    assert list(data["views"]) == ["plain", "ours_more", "truth"]
+    assert data["views"]["plain"]["why"] == [None, {"name": "0001.jpg", "warnings": ["</script>"]}, None, None]
+    psnr = data["views"]["ours_more"]["values"]["psnr"]
+    assert len(psnr) == 4 and min(psnr) > max(data["views"]["plain"]["values"]["psnr"])
+    assert "Two &amp; one" in text and "Ours &amp; more" in text
+    assert read_image(report.parent / "thumbnails/ours_more/0003.jpg").shape == (24, 24, 3)
+    full = report.parent / data["views"]["plain"]["full"] / "0002.png"
+    assert full.resolve() == (tmp_path / "made plain/images/0002.png").resolve()
+
+
+def test_thumbnails_are_made_again_only_for_a_picture_that_changed(tmp_path):
+    methods, truth = scored(tmp_path, 2)
+    report = write_report(tmp_path / "report", methods, truth)
+    thumbnails = [report.parent / f"thumbnails/truth/000{n}.jpg" for n in (0, 1)]
+    for path in thumbnails:
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 50))
+    old = [path.stat().st_mtime_ns for path in thumbnails]
+    os.utime(truth / "0000.png", (1, 1))  # older than its thumbnail
+    write_report(tmp_path / "report", methods, truth)
+    assert [path.stat().st_mtime_ns == then for path, then in zip(thumbnails, old, strict=True)] == [True, False]
+
+
+def test_a_missing_picture_is_said_to_be_missing(tmp_path):
+    methods, truth = scored(tmp_path, 3)
+    (tmp_path / "made plain/images/0002.png").unlink()
+    data = numbers(write_report(tmp_path / "report", methods, truth))
+    assert data["views"]["plain"]["missing"] == ["0002"] and data["views"]["ours_more"]["missing"] == []
+
+
+def test_what_cannot_be_reported_is_named(tmp_path):
+    methods, truth = scored(tmp_path, 2)
+    with pytest.raises(ScoreError, match="at least one scored folder"):
+        write_report(tmp_path / "report", {}, truth)
+    with pytest.raises(ScoreError, match="cannot be told apart as folder names"):
+        write_report(tmp_path / "report", {"A b": methods["plain"], "a-b": methods["plain"]}, truth)
+    with pytest.raises(FileNotFoundError, match=r"scores\.json"):
+        write_report(tmp_path / "report", {"unscored": tmp_path / "truth"}, truth)
+    csv = methods["plain"] / "scores.csv"
+    csv.write_text(csv.read_text().replace(".", "1.", 1))
+    with pytest.raises(ScoreError, match=r"scores\.csv"):
+        write_report(tmp_path / "report", methods, truth)
+    assert not (tmp_path / "report/report.html").exists()
+
+
+@pytest.mark.browser  # SCREENSHOTS=FOLDER keeps what was seen
+@pytest.mark.parametrize(("width", "height"), [(1400, 1000), (420, 900)])
+def test_a_thousand_pictures_open_at_once_and_can_be_sorted_found_and_slid(chromium, tmp_path, width, height):
+    methods, truth = scored(tmp_path, 6, size=96)
+    for folder in (truth, *(tmp_path / f"made {title}/images" for title in methods)):
+        for number in range(6, 1000):  # a thousand by name, six of them painted
+            shutil.copy(folder / f"{number % 6:04d}.png", folder / f"{number:04d}.png")
+    for title, folder in methods.items():
+        score_folder(tmp_path / f"made {title}", truth, ["psnr"], folder, scorers=SCORERS)
+    report = write_report(tmp_path / "report", methods, truth)
+
+    page = chromium.new_page(viewport={"width": width, "height": height})
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("requestfailed", lambda request: errors.append(request.url))
+    start = perf_counter()
+    page.goto(report.as_uri())
+    cards = page.locator("#gallery .card")
+    cards.first.locator("img").first.wait_for()
+    assert perf_counter() - start < 20
+    assert cards.count() < 200  # the rest is made when it is scrolled to
+    assert page.locator("#count").inner_text().startswith("1000 of 1000")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+    def first() -> str:
+        return cards.first.locator("h3").inner_text()
+
+    page.select_option("#order", "psnr")
+    worst = first()
+    page.select_option("#direction", "-1")
+    assert int(worst) % 6 == 5 and int(first()) % 6 == 0
+    page.fill("#find", "099")
+    assert page.locator("#count").inner_text().startswith("10 of 1000") and cards.count() == 10 and "099" in first()
+    page.select_option("#left", "truth")
+    assert cards.first.locator("img.over").get_attribute("data-view") == "truth"
+
+    box = cards.first.locator(".compare")
+    box.scroll_into_view_if_needed()
+    place = box.bounding_box()
+    page.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(place["x"] + place["width"] * 0.2, place["y"] + place["height"] / 2, steps=5)
+    page.mouse.up()
+    cut = float(box.evaluate("box => getComputedStyle(box).getPropertyValue('--cut').replace('%', '')"))
+    assert 15 < cut < 25
+    box.locator("input").press("ArrowRight")
+    assert float(box.evaluate("box => getComputedStyle(box).getPropertyValue('--cut').replace('%', '')")) == cut + 1
+    assert errors == []
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=str(Path(folder) / f"gallery_{width}.png"))
+    page.close()
