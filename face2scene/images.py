@@ -117,8 +117,8 @@ def align_colour(image: Tensor, reference: Tensor, method: str) -> Tensor:
     if method == "none":
         return image
     if method == "adain":
-        mean, std = image.mean((-2, -1), keepdim=True), image.std((-2, -1), keepdim=True).clamp_min(1e-5)
-        to_mean, to_std = reference.mean((-2, -1), keepdim=True), reference.std((-2, -1), keepdim=True)
+        mean, to_mean = (x.mean((-2, -1), keepdim=True) for x in (image, reference))
+        std, to_std = (x.var((-2, -1), keepdim=True).add(1e-5).sqrt() for x in (image, reference))  # S3Diff's 1e-5
         return ((image - mean) / std * to_std + to_mean).clamp(0, 1)
     if method == "wavelet":
         result = torch.empty_like(image)

@@ -51,7 +51,7 @@ def test_a_checkpoint_of_dasr_gives_the_features_of_its_published_layers(publish
     encoder = dasr_encoder(state)
     picture = torch.rand(2, 3, 36, 44)
     with torch.no_grad():
-        features, code = published(picture)
+        features, code = published(picture * 255)  # DASR's `rgb_range`
         own = encoder(torch.rand_like(picture), picture)
     assert own.shape == (2, 256, 9, 11)
     torch.testing.assert_close(own.mean((-2, -1)), features, rtol=1e-4, atol=1e-5)

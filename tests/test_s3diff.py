@@ -1,5 +1,6 @@
 """S3Diff against its released computation (`witness_s3diff`)."""
 
+import hashlib
 import shutil
 
 import pytest
@@ -10,11 +11,14 @@ from torch.nn import functional as F
 from witness_s3diff import by_hand, scores_by_hand, tiles_by_hand, write_base, write_released
 
 from face2scene.checkpoints import load_weights
+from face2scene.eval.predict import S3DiffAsReleased
+from face2scene.images import align_colour
 from face2scene.restorer.backbone import load_base
 from face2scene.restorer.latent_tiles import in_latent_tiles
 from face2scene.restorer.load import load_restorer
 from face2scene.restorer.s3diff import S3Diff
 from face2scene.restorer.score_net import ScoreNet
+from face2scene.runs import seed_from
 from face2scene.train import tiny_base as make_base
 
 
@@ -245,3 +249,17 @@ def test_the_schedules_bound_on_clean_latents_is_kept(base_folder, tmp_path):
     model.vae.post_quant_conv = nn.Identity()
     model.restore(torch.rand(1, 3, 64, 64))
     assert seen[0].abs().max() * 0.18215 == pytest.approx(0.5)
+
+
+def test_the_baseline_is_the_released_program(model, files):
+    """The scores of the small picture, the whole picture at once, eight bits that are cut off; a seed of the picture."""
+    image = torch.rand(3, 40, 56)
+    method = S3DiffAsReleased(files[2], device="cpu")
+    made = method(image, 4)
+    seed = seed_from(123, hashlib.sha256(image.numpy().tobytes()).hexdigest())
+    output = model.restore(image[None], scale=4, posterior="sample", seeds=torch.tensor([seed]))
+    large = F.interpolate(image[None], scale_factor=4, mode="bilinear")
+    cut = [(x * 255).byte() / 255 for x in (output, large)]
+    assert torch.equal(made, ((align_colour(*cut, "wavelet") * 255).byte() / 255)[0])
+    assert made.shape == (3, 160, 224) and torch.equal(method(image, 4), made)
+    assert not torch.equal(method(image + 1e-3, 4), made)

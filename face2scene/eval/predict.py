@@ -4,6 +4,7 @@ Methods without references (bicubic, Real-ESRGAN), and one scene restored under 
 they can: the guidance is looked at last, so that nine guidances cost nine decodings and not nine restorations.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,23 +13,26 @@ from functools import cached_property
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from face2scene import weights
 from face2scene.eval.sweep import variant_folder
 from face2scene.files import write_json
 from face2scene.folders import Outcome
-from face2scene.images import read_tensor, resize, write_png
+from face2scene.images import align_colour, read_tensor, resize, write_png
 from face2scene.jobs import Job
 from face2scene.measure import Measurement
 from face2scene.memory import explained
 from face2scene.pipeline import Face2ScenePipeline
 from face2scene.records import Scene
 from face2scene.ref_fr.sr import load_real_esrgan
+from face2scene.restorer.s3diff import S3Diff
 from face2scene.restorer.tiling import in_tiles
+from face2scene.runs import seed_from
 from face2scene.why_log import WHY_LOG
 
 log = logging.getLogger(__name__)
@@ -88,6 +92,46 @@ class RealESRGANx4:
             large = in_tiles(enlarge, image[None].to(self.device), **options)[0].cpu()
         target = (scale * height, scale * width)
         return large if tuple(large.shape[-2:]) == target else resize(large, target)
+
+
+class S3DiffAsReleased:
+    """S3Diff as its released program runs it, by `restorer=s3diff`'s code.
+
+    The whole picture at once, scored before it is enlarged, fp32, a draw from the VAE's posterior, colours by wavelets
+    of eight-bit pictures whose fractions are cut off. Not as released: the draw's seed follows from the picture and not
+    from its place in the folder, and the VAE is not tiled (the program tiles it above 1088 pixels).
+
+    Args:
+        path: safetensors file; None is the asset `s3diff`.
+        base: arguments of `load_base`, where the base is not the one that the file names.
+        seed: with the picture's values, of the draw; the program's own is 123.
+        device: None is CUDA where there is one.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        base: Mapping[str, Any] | None = None,
+        seed: int = 123,
+        device: str | torch.device | None = None,
+    ):
+        self.path, self.base, self.seed = path, dict(base or {}), seed
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @cached_property
+    def network(self) -> S3Diff:
+        path = Path(self.path) if self.path else weights.folder("s3diff") / "s3diff.safetensors"
+        return S3Diff.from_file(path, **{"dtype": "fp32"} | self.base).merged().to(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor, scale: int) -> Tensor:
+        small = image[None].to(self.device)
+        seeds = torch.tensor([seed_from(self.seed, hashlib.sha256(image.numpy().tobytes()).hexdigest())])
+        output = self.network.restore(small, scale=scale, posterior="sample", seeds=seeds)
+        large = torch.nn.functional.interpolate(small, scale_factor=scale, mode="bilinear", align_corners=False)
+        output, large = (x.mul(255).floor().div(255) for x in (output, large))
+        return align_colour(output, large, "wavelet").mul(255).floor().div(255)[0].cpu()
 
 
 def predict_folder(

@@ -16,6 +16,7 @@ def dasr_encoder(state: Mapping[str, Tensor]) -> FaDeX:
     """A frozen FaDeX that sees the degraded picture alone and gives what DASR's encoder gives.
 
     DASR's convolutions have biases in front of batch norms, FaDeX's have none: the norm's running mean takes them over.
+    DASR reads pictures in [0, 255] (its `rgb_range`), FaDeX in [0, 1]: the first convolution takes the factor over.
 
     Args:
         state: of DASR's `Encoder` (keys `E.0.weight`, `mlp.0.weight`, ...), its MoCo, or its whole BlindSR; read it
@@ -44,6 +45,7 @@ def dasr_encoder(state: Mapping[str, Tensor]) -> FaDeX:
         bias, mean = state.get(f"{prefix}E.{3 * number}.bias"), f"body.{3 * number + 1}.running_mean"
         if bias is not None and mean in tensors:
             tensors[mean] = tensors[mean] - bias
+    tensors["body.0.weight"] = tensors["body.0.weight"] * 255
     fit(encoder, tensors, expected=set(encoder.state_dict()), source="DASR's encoder")
     return encoder.eval().requires_grad_(False)
 
