@@ -102,6 +102,8 @@ def basicsr_apply(parts: tuple[types.ModuleType, Any, Callable], recipe: Recipe,
             case Sinc():
                 kernel = degradations.circular_lowpass_kernel(operator.cutoff_rad, operator.size)
                 image = filter2d(image.contiguous(), padded(kernel, len(batch)))
+            case Resize() if operator.by_factor:
+                image = F.interpolate(image, scale_factor=operator.factor, mode=operator.mode)
             case Resize():
                 target = tuple(max(1, int(side * operator.factor + 1e-6)) for side in size)
                 image = F.interpolate(image, size=target, mode=operator.mode)

@@ -283,6 +283,24 @@ def test_resizing_is_torchs(mode, antialias, sizes):
     torch.testing.assert_close(resize.resize(image, sizes[1], mode, antialias), expected, rtol=0, atol=5e-5)
 
 
+@pytest.mark.parametrize("factor", [0.3, 0.477, 0.999, 1.37])
+@pytest.mark.parametrize("mode", resize.MODES)
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_resize_by_factor_is_torchs_own(mode, factor, gradients):
+    """As the first resize of Real-ESRGAN's and S3Diff's code; by the sizes it lies up to a pixel beside it."""
+    image = picture(65, 131).mul(0.6).add(0.2)
+    expected = F.interpolate(image[None], scale_factor=factor, mode=mode)[0]
+    operators = [Resize(factor, mode, antialias=False, by_factor=by) for by in (True, False)]
+    given = image.clone().requires_grad_(gradients)
+    own, by_size = (Recipe((o,)).apply(given, keep_size=False, gradients=gradients).detach() for o in operators)
+    torch.testing.assert_close(own, expected, rtol=0, atol=5e-5)
+    assert mode == "area" or (by_size - expected).abs().max() > 0.02
+    blur = Blur("iso", 7, sigma_x=1.0)
+    both = Recipe((blur, operators[0])).apply(image, keep_size=False)
+    in_turn = F.interpolate(convolve.convolve(image, blur)[None], scale_factor=factor, mode=mode)[0]
+    torch.testing.assert_close(both, in_turn, rtol=0, atol=5e-5)
+
+
 @pytest.mark.parametrize("operator", OPERATORS, ids=name_of)
 def test_gradients_flow_on_request_and_change_the_picture_by_rounding_only(operator):
     image = picture().mul(0.8).add(0.1)

@@ -277,3 +277,27 @@ def test_exponents_are_drawn_as_basicsr_draws_them():
 
 def test_every_recipe_of_the_paper_ends_at_the_full_size(paper):
     assert all(isinstance(operators[-1], RestoreSize) for operators in paper[1])
+
+
+def test_the_first_resize_goes_by_its_factor_where_the_published_code_does():
+    def first_and_others(name: str) -> tuple[set, set]:
+        space = hydra.utils.instantiate(OmegaConf.load(CONFIGS / f"{name}.yaml"))
+        first, others = set(), set()
+        for seed in range(60):
+            resizes = [o for o in space.draw(np.random.default_rng(seed)).operators if isinstance(o, Resize)]
+            at_first = [o for o in resizes if o.by_factor]
+            first |= {o.by_factor for o in at_first}
+            others |= {o.by_factor for o in resizes if o not in at_first}
+            assert len(at_first) <= 1 and (not at_first or at_first[0] is resizes[0])
+        return first, others
+
+    assert first_and_others("paper") == first_and_others("realesrgan") == ({True}, {None})
+    assert first_and_others("tiny") == first_and_others("faceme_train") == (set(), {None})
+
+
+def test_a_recipe_that_was_stored_before_keeps_its_key():
+    recipe = Recipe((Resize(0.5, "bicubic", False),))
+    assert recipe.to_dict()["operators"] == [{"kind": "Resize", "factor": 0.5, "mode": "bicubic", "antialias": False}]
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    moved = Recipe((Resize(0.5, "bicubic", False, by_factor=True),))
+    assert Recipe.from_json(moved.to_json()) == moved and moved.key != recipe.key

@@ -252,7 +252,7 @@ def test_the_schedules_bound_on_clean_latents_is_kept(base_folder, tmp_path):
 
 
 def test_the_baseline_is_the_released_program(model, files):
-    """The scores of the small picture, the whole picture at once, eight bits that are cut off; a seed of the picture."""
+    """Scores of the small picture, the whole picture at once, eight bits that are cut off; a seed of the picture."""
     image = torch.rand(3, 40, 56)
     method = S3DiffAsReleased(files[2], device="cpu")
     made = method(image, 4)

@@ -60,7 +60,12 @@ def convolve(image: Tensor, operator: Kernel) -> Tensor:
 
 
 def convolve_and_resize(
-    image: Tensor, operator: Kernel, size: tuple[int, int], mode: str, antialias: bool
+    image: Tensor,
+    operator: Kernel,
+    size: tuple[int, int],
+    mode: str,
+    antialias: bool,
+    steps: tuple[float, float] | None = None,
 ) -> Tensor | None:
     """`convolve` and then `resize` in one pass over each axis, where that is one: else None.
 
@@ -74,8 +79,9 @@ def convolve_and_resize(
     factors = _factors(operator)
     if kernel.shape[-1] == 1 or factors is None or len(factors[0]) > 1 or kernel.min() < 0:
         return None
-    rows = _resized_bands(operator, 0, height, size[0], mode, antialias)
-    return transform(image, rows, _resized_bands(operator, 1, width, size[1], mode, antialias))
+    down, right = steps or (None, None)
+    rows = _resized_bands(operator, 0, height, size[0], mode, antialias, down)
+    return transform(image, rows, _resized_bands(operator, 1, width, size[1], mode, antialias, right))
 
 
 def _check_size(image: Tensor, operator: Kernel) -> None:
@@ -185,8 +191,10 @@ def _bands(operator: Kernel, axis: int, length: int) -> Bands:
 
 
 @lru_cache(maxsize=64)
-def _resized_bands(operator: Kernel, axis: int, length_in: int, length_out: int, mode: str, antialias: bool) -> Bands:
-    index, weight = taps(length_in, length_out, mode, antialias)
+def _resized_bands(
+    operator: Kernel, axis: int, length_in: int, length_out: int, mode: str, antialias: bool, step: float | None
+) -> Bands:
+    index, weight = taps(length_in, length_out, mode, antialias, step)
     vectors = _factors(operator)[axis].flip(1)
     index = _mirrored(index[..., None], vectors.shape[1], length_in).flatten(1)
     weight = (weight[..., None] * vectors[:, None, None]).flatten(2)

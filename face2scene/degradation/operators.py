@@ -96,24 +96,40 @@ class Resize:
     `antialias` takes torch's antialiased filters, the ones of `face2scene.images.resize`; without it
     bilinear and bicubic alias when shrinking and bicubic is a little sharper when growing, as in the
     published training code.
+
+    `by_factor` steps by exactly 1 / `factor` where the rounded sizes would have it a little otherwise, as the first
+    resize of that code does (`interpolate(scale_factor=...)`): the content moves towards the lower right by up to
+    one pixel of the small picture at the far border. Only bilinear and bicubic without antialias know it.
     """
 
     factor: float
     mode: str = "bicubic"
     antialias: bool = True
+    by_factor: bool | None = None  # None is False, and what stored recipes say of it
 
     def __post_init__(self) -> None:
         checks.number(self, "factor", 1 / 64, 8)
         checks.one_of(self, "mode", MODES)
         checks.flag(self, "antialias")
+        if self.by_factor is not None:
+            checks.flag(self, "by_factor")
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
-        return resize(image, self.target(image, size), self.mode, self.antialias)
+        return resize(image, self.target(image, size), self.mode, self.antialias, self.steps(image, size))
 
     def target(self, image: Tensor, size: Size | None = None) -> Size:
         """Height and width of the result."""
         height, width = (max(1, math.floor(side * self.factor + 1e-6)) for side in size or image.shape[-2:])
         return height, width
+
+    def steps(self, image: Tensor, size: Size | None = None) -> tuple[float, float] | None:
+        """Pixels of `image` from one row and column of the result to the next; None is the ratio of the sizes."""
+        if not self.by_factor:
+            return None
+        down, right = (
+            side / start / self.factor for side, start in zip(image.shape[-2:], size or image.shape[-2:], strict=True)
+        )
+        return down, right
 
 
 @dataclass(frozen=True)

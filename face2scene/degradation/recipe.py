@@ -229,7 +229,8 @@ def _blurred_and_resized(image: Tensor, blur: Operator, following: Operator, siz
     """A blur and the resize after it in one, where that is faster: two passes over the picture less."""
     if not isinstance(blur, Blur) or not isinstance(following, Resize):
         return None
-    return convolve_and_resize(image, blur, following.target(image, size), following.mode, following.antialias)
+    target, steps = following.target(image, size), following.steps(image, size)
+    return convolve_and_resize(image, blur, target, following.mode, following.antialias, steps)
 
 
 def _generator(noise_seed: int, position: int) -> torch.Generator:

@@ -16,26 +16,39 @@ from face2scene.degradation.bands import Bands, transform
 MODES = ("area", "bilinear", "bicubic")
 
 
-def resize(image: Tensor, size: tuple[int, int], mode: str, antialias: bool) -> Tensor:
-    """(3, h, w) to (3, *size), clamped to [0, 1]; the picture itself where that is its size."""
+def resize(
+    image: Tensor, size: tuple[int, int], mode: str, antialias: bool, steps: tuple[float, float] | None = None
+) -> Tensor:
+    """(3, h, w) to (3, *size), clamped to [0, 1]; the picture itself where that is its size.
+
+    Args:
+        steps: input pixels from one output row and column to the next; None is the ratio of the sizes, which leaves
+            the picture in its place. Not for `area` and the antialiased filters, which go by the sizes.
+    """
     (height_in, width_in), (height, width) = image.shape[-2:], size
     if (height_in, width_in) == (height, width):
         return image
     if image.is_cuda or (torch.is_grad_enabled() and image.requires_grad):
+        if steps and mode != "area" and not antialias:
+            upsample = getattr(torch.ops.aten, f"upsample_{mode}2d")  # which takes a size and a scale
+            return upsample(image[None], (height, width), False, *(1 / step for step in steps))[0].clamp(0, 1)
         options = {} if mode == "area" else {"align_corners": False, "antialias": antialias}
         return F.interpolate(image[None], size=(height, width), mode=mode, **options)[0].clamp(0, 1)
-    rows = bands(height_in, height, mode, antialias)
-    return transform(image, rows, bands(width_in, width, mode, antialias))
+    down, right = steps or (None, None)
+    rows = bands(height_in, height, mode, antialias, down)
+    return transform(image, rows, bands(width_in, width, mode, antialias, right))
 
 
 @lru_cache(maxsize=64)
-def bands(length_in: int, length_out: int, mode: str, antialias: bool) -> Bands:
+def bands(length_in: int, length_out: int, mode: str, antialias: bool, step: float | None = None) -> Bands:
     """The weights of one axis."""
-    index, weight = taps(length_in, length_out, mode, antialias)
+    index, weight = taps(length_in, length_out, mode, antialias, step)
     return Bands.of(index, weight[None], length_in)
 
 
-def taps(length_in: int, length_out: int, mode: str, antialias: bool) -> tuple[Tensor, Tensor]:
+def taps(
+    length_in: int, length_out: int, mode: str, antialias: bool, step: float | None = None
+) -> tuple[Tensor, Tensor]:
     """The inputs that each output reads, (length_out, taps), and their float64 weights of the same shape."""
     scale = length_in / length_out
     output = torch.arange(length_out, dtype=torch.float64)
@@ -57,7 +70,7 @@ def taps(length_in: int, length_out: int, mode: str, antialias: bool) -> tuple[T
         weight = weight * (index < last[:, None])
         weight /= weight.sum(dim=1, keepdim=True)
     else:
-        position = scale * (output + 0.5) - 0.5
+        position = (step or scale) * (output + 0.5) - 0.5
         first = position.floor().long() - (0 if mode == "bilinear" else 1)
         index = first[:, None] + torch.arange(2 if mode == "bilinear" else 4)
         distance = (index - position[:, None]).abs()

@@ -81,6 +81,8 @@ class Space:
         scale: the small picture has 1/scale of the sides; 1 keeps the size.
         no_degradation_prob: share of recipes that change nothing.
         antialias: which filters resize, see `Resize`; S3Diff's alias.
+        by_factor: the first resize goes by its factor and not by the sizes, see `Resize`, as in Real-ESRGAN's and
+            S3Diff's code; not where `antialias` is on.
         kernel_sizes: smallest and largest kernel side, both odd.
         kernel_probs, kernel_probs2: share of each family of `kernels.FAMILIES`; what is not named has none.
         blur_sigma: width in pixels of the picture at that stage. beta_generalized, beta_plateau: exponents.
@@ -109,6 +111,7 @@ class Space:
     scale: int = 4
     no_degradation_prob: float = 0.01
     antialias: bool = False
+    by_factor: bool = True
     kernel_sizes: tuple[int, int] = (7, 21)
 
     blur_prob: float = 1.0
@@ -183,6 +186,7 @@ class Space:
             raise ValueError(f"Space.kernel_sizes is {self.kernel_sizes}: kernels have odd sides.")
         checks.odd(self, "spatial_kernel_size")
         checks.flag(self, "split_beta")
+        checks.flag(self, "by_factor")
         checks.flag(self, "shrink_evenly")
         if not self.resize_modes or set(self.resize_modes) - set(MODES):
             raise ValueError(
@@ -214,7 +218,7 @@ class Space:
         first = self._factor(rng, self.resize_probs, self.resize_range)
         operators = self._blur(rng, self.blur_prob, "")
         operators += self._motion(rng)
-        operators += self._resize(rng, 1.0, first)
+        operators += self._resize(rng, 1.0, first, by_factor=self.by_factor and not self.antialias)
         operators += self._noise(rng, "")
         operators += self._jpeg(rng, self.jpeg_prob, self.jpeg_quality)
 
@@ -289,9 +293,11 @@ class Space:
             return 1 / rng.uniform(1, 1 / limits[0]) if self.shrink_evenly else rng.uniform(limits[0], 1)
         return 1.0
 
-    def _resize(self, rng: np.random.Generator, current: float, factor: float) -> list[Operator]:
+    def _resize(
+        self, rng: np.random.Generator, current: float, factor: float, *, by_factor: bool = False
+    ) -> list[Operator]:
         mode = self.resize_modes[rng.integers(len(self.resize_modes))]
-        return [] if factor == current else [Resize(factor, mode, self.antialias)]
+        return [] if factor == current else [Resize(factor, mode, self.antialias, by_factor or None)]
 
     def _jpeg(self, rng: np.random.Generator, prob: float, quality: Range) -> list[Operator]:
         return [Jpeg(int(rng.integers(quality[0], quality[1], endpoint=True)))] if rng.random() < prob else []
