@@ -311,26 +311,33 @@ def test_one_picture_is_learned_to_more_than_30_db(photo):
 
 
 @pytest.mark.slow
-def test_tokens_matter_more_after_training_than_before(base):
-    """Half of the pictures are dark and half bright in truth, and only the faces' pair tells which: tokens must."""
+def test_tokens_matter_more_after_training_than_before():
+    """Half of the pictures are dark and half bright in truth, and only the faces' pair tells which: tokens must.
+
+    On the shipped tiny base, whose cross-attention has been trained; on a random one they came to nothing in 150 steps.
+    """
     torch.manual_seed(0)
     mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
-    restorer = OneStepRestorer(base(), mapnet, vae_rank=4, unet_rank=8, vae_layers=lora.VAE_ENCODER[:6])
-    optimizer = torch.optim.AdamW([p for p in restorer.parameters() if p.requires_grad], lr=3e-3)
+    base = load_base(REPOSITORY / "checkpoints/tiny/base")
+    restorer = OneStepRestorer(base, mapnet, vae_rank=4, unet_rank=8, vae_layers=lora.VAE_ENCODER[:6])
+    optimizer = torch.optim.AdamW([p for p in restorer.parameters() if p.requires_grad], lr=1e-3)
     maps = torch.stack([torch.ones(8, 8, 8), -torch.ones(8, 8, 8)])
 
-    def difference() -> float:
-        image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)).expand(2, -1, -1, -1)
-        with torch.no_grad():
-            one, other = restorer.eval()(image, restorer.tokens(maps, 2))
-        return (one - other).abs().mean().item()
+    def picture(seed: int) -> torch.Tensor:
+        coarse = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+        return F.interpolate(coarse, size=(32, 32), mode="bicubic").clamp(0, 1).expand(2, -1, -1, -1)
 
-    before = difference()
-    for step_number in range(150):
-        image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(step_number)).expand(2, -1, -1, -1)
-        target = torch.stack([image[0] * 0.3, 1 - image[1] * 0.3])
+    def brightness() -> float:
+        """Of the second over the first; it is 0.5 in truth."""
+        with torch.no_grad():
+            dark, bright = restorer.eval()(picture(10**6), restorer.tokens(maps, 2))
+        return (bright - dark).mean().item()
+
+    before = brightness()
+    for number in range(150):
+        image = picture(number)
+        target = torch.stack([image[0] / 2, 1 - (1 - image[1]) / 2])
         (restorer.train()(image, restorer.tokens(maps, 2)) - target).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    after = difference()
-    assert before < 0.01 and after > 10 * before and after > 0.1
+    assert abs(before) < 0.02 and 0.4 < brightness() < 0.6

@@ -323,4 +323,7 @@ class OneStepRestorer(TrainedRestorer):
             lora.merge_lora(network)
             nn.Module.to(network, dtype)
             fold_upsampling(network)
+        # Wide maps of few channels: on a processor with AMX half the time in bf16, two thirds in fp32; elsewhere the
+        # same. The UNet's narrow maps of many channels gain nothing.
+        self.vae.to(memory_format=torch.channels_last)
         return self.eval().requires_grad_(False)
