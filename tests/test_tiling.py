@@ -199,8 +199,8 @@ def test_memory_is_bounded_by_the_tile(shipped):
 def test_a_full_width_vae_with_random_weights_is_nearer_to_the_whole_by_shared_statistics(scene):
     """The VAE of SD 2.1's shape, whose layers see far and which has attention in the middle; random weights.
 
-    A narrow one (32, 64, 64, 64) gave errors of 0.16 and 0.48 against 0.47 and 0.71 of the tiles' own statistics, and
-    1.29 and 1.15 times as much along the borders as elsewhere: more than the 1.1 of the trained tiny one.
+    Errors of 0.18 and 0.37 against 0.42 and 0.53 of the tiles' own statistics, 0.83 and 0.84 times as much along the
+    borders as elsewhere; a narrow one (32, 64, 64, 64) gave 1.29 and 1.15 times.
     """
     torch.manual_seed(0)
     vae = AutoencoderKL(
@@ -233,4 +233,4 @@ def test_a_full_width_vae_with_random_weights_is_nearer_to_the_whole_by_shared_s
                 grown = nn.functional.interpolate((output - whole).abs(), scale_factor=shrunk)
                 ratio = seam_ratio(chosen, grown)
         print(network.__class__.__name__, error, "seam", ratio)
-        assert error["shared"] < 0.8 * error["tile"] and ratio <= 1.4
+        assert error["shared"] < 0.8 * error["tile"] and ratio <= 1.1
