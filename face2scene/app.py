@@ -33,6 +33,8 @@ The face in a damaged photo measures the damage, and the whole photo is restored
 Drop a photo; photos of the people in it help, where Stage I uses them. Nothing leaves this machine."""
 CSS = """
 #read-out table, #faces-found table {font-variant-numeric: tabular-nums}
+#read-out th, #read-out td {word-break: normal; overflow-wrap: normal}
+#read-out td:nth-child(2) {white-space: nowrap}
 .gradio-container {max-width: 1400px; margin: auto}
 """
 
