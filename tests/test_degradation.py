@@ -246,7 +246,7 @@ def test_a_recipe_that_ends_small_says_what_to_do():
     [
         (lambda: Jpeg(101), "Jpeg.quality is 101: it must be a whole number from 1 to 100"),
         (lambda: Jpeg(50.5), "Jpeg.quality is 50.5"),
-        (lambda: Jpeg(50, "turbo"), "Jpeg.codec is 'turbo': it must be one of libjpeg, differentiable"),
+        (lambda: Jpeg(50, "turbo"), "Jpeg.codec is 'turbo': it must be one of libjpeg, differentiable, diffjpeg"),
         (lambda: GaussianNoise(-1), "GaussianNoise.sigma is -1: it must be a number from 0 to 255"),
         (lambda: GaussianNoise(float("nan")), "GaussianNoise.sigma is nan"),
         (lambda: PoissonNoise("much"), "PoissonNoise.scale is 'much'"),

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from face2scene.degradation.bands import room
 
 STRIP = 2**16  # pixels that change their form at a time; they fit a core's cache
-CODECS = ("libjpeg", "differentiable")
+CODECS = ("libjpeg", "differentiable", "diffjpeg")
 # Steps of the standard (ITU-T T.81, annex K), rows are vertical frequencies. basicsr has them turned over the diagonal.
 LUMA_STEPS = (
     (16, 11, 10, 16, 24, 40, 51, 61),
@@ -62,29 +62,35 @@ def codec(image: Tensor, quality: int) -> Tensor:
     return result
 
 
-def differentiable(image: Tensor, quality: int) -> Tensor:
-    """(3, h, w) in [0, 1] through the formula, on the picture's device; a pixel's value need not be a 8-bit step."""
+def differentiable(image: Tensor, quality: float, *, published: bool = False) -> Tensor:
+    """(3, h, w) in [0, 1] through the formula, on the picture's device; a pixel's value need not be a 8-bit step.
+
+    Args:
+        published: as basicsr's DiffJPEG(differentiable=False) has it, with which Real-ESRGAN and S3Diff were trained:
+            a black border, tables turned over the diagonal whose steps may be below 1, and a rounding without slope.
+    """
     height, width = image.shape[-2:]
-    padded = F.pad(image[None], (0, -width % 16, 0, -height % 16), mode="replicate")[0]
+    padded = F.pad(image[None], (0, -width % 16, 0, -height % 16), mode="constant" if published else "replicate")[0]
     ycbcr = torch.einsum("dc,chw->dhw", torch.tensor(TO_YCBCR).to(image), padded * 255)
     factor = 50 / quality if quality < 50 else 2 - quality / 50
-    luma, chroma = _steps(str(image.device))
-    colour = _quantise(F.avg_pool2d(ycbcr[1:], 2), (chroma * factor).clamp(min=1))
+    luma, chroma = (table.T if published else table for table in _steps(str(image.device)))
+    least = 0 if published else 1
+    colour = _quantise(F.avg_pool2d(ycbcr[1:], 2), (chroma * factor).clamp(min=least), slope=not published)
     colour = colour.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
     # The codec centres all three at 128; the averaged colour is centred already.
-    bright = _quantise(ycbcr[:1] - 128, (luma * factor).clamp(min=1)) + 128
+    bright = _quantise(ycbcr[:1] - 128, (luma * factor).clamp(min=least), slope=not published) + 128
     rgb = torch.einsum("dc,chw->dhw", torch.tensor(TO_RGB).to(image), torch.cat((bright, colour)))
     return (rgb[:, :height, :width] / 255).clamp(0, 1)
 
 
-def _quantise(planes: Tensor, steps: Tensor) -> Tensor:
-    """Round the DCT of 8 x 8 blocks of (n, h, w) to multiples of `steps` (8, 8), and back."""
+def _quantise(planes: Tensor, steps: Tensor, *, slope: bool) -> Tensor:
+    """Round the DCT of 8 x 8 blocks of (n, h, w) to multiples of `steps` (8, 8), and back; by a cubic for a slope."""
     count, height, width = planes.shape
     transform = _cosines(str(planes.device))
     blocks = planes.reshape(count, height // 8, 8, width // 8, 8).transpose(2, 3)
     spectrum = transform @ blocks @ transform.T / steps
     whole = spectrum.round().detach()
-    spectrum = (whole + (spectrum - whole) ** 3) * steps
+    spectrum = (whole + (spectrum - whole) ** 3 if slope else whole) * steps
     return (transform.T @ spectrum @ transform).transpose(2, 3).reshape(planes.shape)
 
 

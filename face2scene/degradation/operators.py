@@ -196,19 +196,20 @@ class Jpeg:
 
     Attributes:
         codec: "libjpeg" is the real one, on the CPU, and refuses gradients; "differentiable" is a formula of it, on
-            the picture's device, see `jpeg.differentiable`.
+            the picture's device, see `jpeg.differentiable`; "diffjpeg" is the published trainings' formula, of which
+            the quality may be any number.
     """
 
-    quality: int
+    quality: float
     codec: str = "libjpeg"
 
     def __post_init__(self) -> None:
-        checks.whole(self, "quality", 1, 100)
         checks.one_of(self, "codec", jpeg.CODECS)
+        (checks.number if self.codec == "diffjpeg" else checks.whole)(self, "quality", 1, 100)
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
-        if self.codec == "differentiable":
-            return jpeg.differentiable(image, self.quality)
+        if self.codec != "libjpeg":
+            return jpeg.differentiable(image, self.quality, published=self.codec == "diffjpeg")
         if torch.is_grad_enabled() and image.requires_grad:
             raise ValueError("Jpeg.codec is 'libjpeg', which has no gradient: make it 'differentiable'.")
         return jpeg.codec(image, self.quality)

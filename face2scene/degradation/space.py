@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from face2scene.degradation import checks, kernels
+from face2scene.degradation import checks, jpeg, kernels
 from face2scene.degradation.camera import MotionBlur, SensorNoise, Webp
 from face2scene.degradation.operators import (
     MODES,
@@ -101,7 +101,8 @@ class Space:
             colour.
         sensor_prob: share of the first noise that is a `SensorNoise`, at one of `sensor_iso`, with the white
             balance of `sensor_red_gain` and `sensor_blue_gain`.
-        jpeg_quality: whole numbers 1 to 100.
+        jpeg_quality: whole numbers 1 to 100. jpeg_codec: of `Jpeg`; with diffjpeg, whose quality is drawn as a real
+            number, and the other defaults a recipe is what Real-ESRGAN's training computes.
         webp_prob2: share of the last file that is a `Webp` of `webp_quality2`.
 
     Raises:
@@ -145,6 +146,7 @@ class Space:
     sensor_blue_gain: Range = (1.5, 1.9)
     jpeg_prob: float = 1.0
     jpeg_quality: tuple[int, int] = (60, 95)
+    jpeg_codec: str = "libjpeg"
 
     blur_prob2: float = 0.5
     kernel_probs2: Mapping[str, float] = field(default_factory=KERNEL_PROBS.copy)
@@ -187,6 +189,7 @@ class Space:
         checks.odd(self, "spatial_kernel_size")
         checks.flag(self, "split_beta")
         checks.flag(self, "by_factor")
+        checks.one_of(self, "jpeg_codec", jpeg.CODECS)
         checks.flag(self, "shrink_evenly")
         if not self.resize_modes or set(self.resize_modes) - set(MODES):
             raise ValueError(
@@ -300,7 +303,11 @@ class Space:
         return [] if factor == current else [Resize(factor, mode, self.antialias, by_factor or None)]
 
     def _jpeg(self, rng: np.random.Generator, prob: float, quality: Range) -> list[Operator]:
-        return [Jpeg(int(rng.integers(quality[0], quality[1], endpoint=True)))] if rng.random() < prob else []
+        if rng.random() >= prob:
+            return []
+        if self.jpeg_codec == "diffjpeg":
+            return [Jpeg(rng.uniform(*quality), self.jpeg_codec)]
+        return [Jpeg(int(rng.integers(*quality, endpoint=True)), self.jpeg_codec)]
 
     def _kernel_size(self, rng: np.random.Generator) -> int:
         smallest, largest = self.kernel_sizes
