@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
@@ -101,11 +102,23 @@ def run(cfg: DictConfig, key: str) -> bool:
 
 
 def truths_of(cfg: DictConfig, jobs: list[Job]) -> Mapping[str, Path]:
-    """Name -> truth of every picture to be made: of the InScene set, or of truth=FOLDER; empty where there is none."""
+    """Stem -> truth of every picture to be made: of the InScene set, or of truth=FOLDER; empty where there is none.
+
+    Raises:
+        FileNotFoundError: a picture without its truth.
+        ValueError: two pictures that the scores could not tell apart.
+    """
+    if cfg.truth is None and not all(job.truth is not None for job in jobs):
+        return {}
+    count = Counter(job.path.stem for job in jobs)
+    twice = [name for name, times in count.items() if times > 1]
+    if twice:
+        raise ValueError(
+            f"{len(twice)} names occur more than once in input={cfg.input}, such as {twice[0]}, and the scores pair "
+            "predictions with their truth by name: rename the pictures, or say truth=null for predictions alone."
+        )
     if all(job.truth is not None for job in jobs):
         return {job.path.stem: job.truth for job in jobs}
-    if cfg.truth is None:
-        return {}
     found = {path.stem: path for path in list_images(cfg.truth)}
     absent = [job.path.stem for job in jobs if job.path.stem not in found]
     if absent:
@@ -134,7 +147,7 @@ def show(adapter: Adapter | None, jobs: list[Job], scale: int, seed: int, output
 
 def by_method(adapter: Adapter, jobs: list[Job], output: Path, scale: int) -> tuple[int, int, dict[str, str], float]:
     """Pictures by a function of ours; see `run_here`."""
-    inputs = {job.path.stem: job.path for job in jobs}
+    inputs = {job.name: job.path for job in jobs}
     before = sum((output / "images" / f"{name}.png").is_file() for name in inputs)
     failed, seconds = predict_folder(adapter.method, inputs, output, scale=scale)
     return len(inputs) - before - len(failed), before, failed, seconds
@@ -156,7 +169,8 @@ def by_pipeline(cfg: DictConfig, jobs: list[Job], output: Path, scale: int) -> t
     start = perf_counter()
     guidance = own.get("guidance", cfg.guidance)
     outcome = restore_folder(pipeline, jobs, output, seed=cfg.seed, guidance=guidance, scale=scale)
-    failed = {Path(name).stem: reason for name, reason in outcome.failed.items()}
+    names = {job.file: job.name for job in jobs}
+    failed = {names[file]: reason for file, reason in outcome.failed.items()}
     return outcome.restored, outcome.skipped, failed, perf_counter() - start
 
 

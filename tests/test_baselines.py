@@ -1,5 +1,6 @@
 """Other people's methods through one door: staged, started as a process, judged by what they leave."""
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -17,8 +18,8 @@ from face2scene.eval.baselines import commands, import_folder, run_command, run_
 from face2scene.eval.predict import Bicubic, RealESRGANx4, predict_folder
 from face2scene.eval.score import score_folder
 from face2scene.eval.staging import StagingError, lay_out, scale_of
-from face2scene.folders import Job
 from face2scene.images import read_tensor, resize, write_png
+from face2scene.jobs import Job, find_jobs
 from face2scene.runs import REPOSITORY
 
 BASELINES = sorted(path.stem for path in (REPOSITORY / "configs/baseline").glob("*.yaml"))
@@ -89,6 +90,26 @@ def fake(tmp_path):
     return build
 
 
+@pytest.fixture(scope="module")
+def script():
+    found = importlib.util.spec_from_file_location("script_run_baseline", REPOSITORY / "scripts/run_baseline.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def script_run(tmp_path, script):
+    """scripts/run_baseline.py on options, its runs in the test's folder."""
+
+    def run(*overrides: str) -> bool:
+        options = [f"paths.runs={tmp_path}/runs", "metrics=[psnr]", *overrides]
+        with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+            return script.run(compose("run_baseline", options), "x")
+
+    return run
+
+
 def record(folder: Path) -> dict:
     return json.loads((folder / "baseline.json").read_text())
 
@@ -157,6 +178,30 @@ def test_only_what_is_missing_is_made_again(tmp_path, jobs, fake):
     outcome = run_command(fake("omit"), jobs, out)
     assert outcome.complete and (outcome.made, outcome.finished_before) == (1, 2)
     assert [launch["pictures"] for launch in record(out)["launches"]] == [2, 1]
+
+
+def test_pictures_of_one_name_in_two_folders_stay_two(tmp_path, fake, script_run):
+    rng = np.random.default_rng(2)
+    for place in ("p/x", "q/x"):
+        write_png(tmp_path / f"nested/{place}.png", rng.random((24, 32, 3), dtype=np.float32))
+    jobs = find_jobs(tmp_path / "nested")
+    outcome = run_command(fake(), jobs, tmp_path / "out")
+    assert outcome.complete and outcome.made == 2
+    for job in jobs:
+        assert torch.equal(read_tensor(tmp_path / f"out/images/{job.name}.png"), read_tensor(job.path))
+    again = import_folder(tmp_path / "out/images", jobs, tmp_path / "again")
+    assert again.made == 2
+    assert torch.equal(read_tensor(tmp_path / "again/images/q/x.png"), read_tensor(jobs[1].path))
+    # one file of that name, in neither place, is nobody's
+    write_png(tmp_path / "flat/x.png", read_tensor(jobs[0].path))
+    assert list(import_folder(tmp_path / "flat", jobs, tmp_path / "none").missing) == ["p/x", "q/x"]
+
+    nested = [f"input={tmp_path}/nested", "baseline=bicubic"]
+    assert script_run(*nested, "truth=null", "name=bicubic")
+    for job in jobs:
+        assert torch.equal(read_tensor(tmp_path / f"runs/bicubic/images/{job.name}.png"), read_tensor(job.path))
+    with pytest.raises(ValueError, match=r"1 names occur more than once in input=.*such as x.*truth=null"):
+        script_run(*nested, f"truth={tmp_path}/nested")
 
 
 def test_a_method_that_only_knows_x4_sees_a_quarter_and_gives_the_size_back(tmp_path, jobs, fake):
@@ -405,19 +450,12 @@ def test_s3diffs_settings_file_is_filled_in(tmp_path):
     }
 
 
-def test_the_script_lists_dry_runs_imports_and_scores(tmp_path, jobs, capsys):
-    import importlib.util
-
-    found = importlib.util.spec_from_file_location("script_run_baseline", REPOSITORY / "scripts/run_baseline.py")
-    script = importlib.util.module_from_spec(found)
-    found.loader.exec_module(script)
+def test_the_script_lists_dry_runs_imports_and_scores(tmp_path, jobs, capsys, script, script_run):
     lines = script.listing().splitlines()
     assert len(lines) >= len(BASELINES) and any(line.startswith("supir ") and "missing" in line for line in lines)
 
     def run(*overrides: str) -> bool:
-        options = [f"paths.runs={tmp_path}/runs", f"input={tmp_path}/lq", f"truth={tmp_path}/truth", "metrics=[psnr]"]
-        with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-            return script.run(compose("run_baseline", [*options, *overrides]), "x")
+        return script_run(f"input={tmp_path}/lq", f"truth={tmp_path}/truth", *overrides)
 
     assert run("baseline=sinsr", "dry_run=true", "baseline.python=no-such-python")
     assert "environment: no-such-python" in capsys.readouterr().out

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -146,7 +147,8 @@ def import_folder(
 ) -> Outcome:
     """Take predictions that were made elsewhere: names and sizes are checked, nothing is started.
 
-    A picture is looked for under the adapter's output pattern and under its plain name, below `folder`.
+    A picture is looked for under the adapter's output pattern and under its plain name: at its own place below
+    `folder`, and anywhere below it where no other input has its name.
 
     Args:
         said: how they were made, for the record.
@@ -164,18 +166,21 @@ def import_folder(
     record = _open_record(output, shown, scale=scale, imported=str(folder.resolve()), said=said)
     outcome = Outcome()
     plain = Adapter(title=shown.title, kind="method", other_sizes=shown.other_sizes)
+    stems = Counter(job.path.stem for job in jobs)
     for row in lay_out(plain, jobs, scale):
         target = output / "images" / f"{row.name}.png"
         if target.is_file():
             outcome.finished_before += 1
             continue
-        names = [shown.output.format(stem=row.name), Path(shown.output.format(stem=row.name)).name, f"{row.name}.png"]
+        names = [shown.output.format(stem=row.name), f"{row.name}.png"]
+        if stems[row.path.stem] == 1:  # else it could be anybody's
+            names += [Path(name).name for name in names]
         here = next((found[name] for name in names if name in found), [])
         if len(set(here)) > 1:
             raise StagingError(
                 f"{folder} holds {len(set(here))} pictures called {here[0].name}: give the folder of one."
             )
-        image, note = take_back(plain, row, here[0]) if here else (None, f"no {names[0]} or {names[-1]} in {folder}")
+        image, note = take_back(plain, row, here[0]) if here else (None, f"no {names[0]} or {names[1]} in {folder}")
         if image is None:
             outcome.missing[row.name] = note
             continue

@@ -29,6 +29,7 @@ class Staged:
     """One picture as the program sees it, and the way back.
 
     Args:
+        name: its place in the input folder, without the suffix; the prediction has the same among the predictions.
         stem: its name among the staged pictures.
         size: (H, W) staged.
         expected: (H, W) that the program's result must have.
@@ -78,7 +79,7 @@ def lay_out(adapter: Adapter, jobs: Sequence[Job], scale: int) -> list[Staged]:
     Raises:
         StagingError: a face method was given pictures that are no squares.
     """
-    names = stems([job.path.stem for job in jobs])
+    names = stems([job.name for job in jobs])
     rows, wrong = [], []
     for job in jobs:
         height, width = _size(job.path)
@@ -94,7 +95,7 @@ def lay_out(adapter: Adapter, jobs: Sequence[Job], scale: int) -> list[Staged]:
             size = tuple(side // 4 for side in padded) if shrunk else padded
             expected, kept = tuple(scale * side for side in padded), target
         given = {"size": size, "expected": expected, "kept": kept, "target": target, "references": job.references}
-        rows.append(Staged(job.path.stem, names[job.path.stem], job.path, **given))
+        rows.append(Staged(job.name, names[job.name], job.path, **given))
     if wrong:
         raise StagingError(
             f"{adapter.title} restores aligned faces, squares that show one face; {', '.join(wrong[:4])}. "
