@@ -4,8 +4,10 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import hydra
 import torch
@@ -84,10 +86,14 @@ def run(cfg: DictConfig, key: str) -> bool:
         places = {"gpu": str(cfg.gpu), "timeout": cfg.timeout, "scratch": cfg.scratch}
         outcome = run_command(adapter, jobs, output, scale=scale, seed=cfg.seed, **places)
     elif adapter.kind == "method":
-        outcome = run_here(adapter, output, lambda: by_method(adapter, jobs, output, scale), scale=scale)
+        given = {key: value for key, value in options["method"].items() if key != "device"}
+        facts = {"weights": weights_of(adapter), "scale": scale, "method_options": given}
+        outcome = run_here(adapter, jobs, output, lambda: by_method(adapter, jobs, output, scale), **facts)
     else:
-        facts = {"scale": scale, "seed": cfg.seed, "options": OmegaConf.to_container(cfg.pipeline, resolve=True)}
-        outcome = run_here(adapter, output, lambda: by_pipeline(cfg, jobs, output, scale), **facts)
+        pipeline, facts = load_pipeline(cfg, adapter)
+        facts |= {"scale": scale, "seed": cfg.seed}
+        predict = partial(by_pipeline, pipeline, jobs, output, scale, seed=cfg.seed, guidance=facts["guidance"])
+        outcome = run_here(adapter, jobs, output, predict, **facts)
     report(outcome, output)
     if truths and list(cfg.metrics) and any((output / "images").glob("*.png")):
         device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -153,22 +159,51 @@ def by_method(adapter: Adapter, jobs: list[Job], output: Path, scale: int) -> tu
     return len(inputs) - before - len(failed), before, failed, seconds
 
 
-def by_pipeline(cfg: DictConfig, jobs: list[Job], output: Path, scale: int) -> tuple[int, int, dict[str, str], float]:
-    """Pictures by the pipeline, as scripts/restore.py makes them; see `run_here`."""
-    own = OmegaConf.to_container(cfg.baseline, resolve=True).get("pipeline") or {}
-    stage_one = None if own.get("ref_fr") == "none" else instantiate(cfg.ref_fr)
+def weights_of(adapter: Adapter) -> dict[str, Path]:
+    """What a function of ours reads: the folder that its options name, else the assets of its adapter."""
+    folder = getattr(adapter.method, "folder", None)
+    return {"folder": Path(folder)} if folder else adapter.found()
+
+
+def load_pipeline(cfg: DictConfig, adapter: Adapter) -> tuple[Face2ScenePipeline, dict[str, Any]]:
+    """The pipeline of the options, and what of them decides its pictures."""
+    own = adapter.pipeline
+    with_pair = own.get("ref_fr") != "none"
+    stage_one = instantiate(cfg.ref_fr) if with_pair else None
+    files = {
+        "restorer_weights": weights_file(own.get("restorer_weights", cfg.restorer_weights)),
+        "fadex_weights": Path(cfg.fadex_weights),
+    }
+    options = OmegaConf.to_container(cfg.pipeline, resolve=True)
     pipeline = Face2ScenePipeline.from_files(
-        weights_file(own.get("restorer_weights", cfg.restorer_weights)),
-        cfg.fadex_weights,
+        *files.values(),
         base=cfg.base,
         ref_fr=stage_one or None,
         detector=instantiate(cfg.faces) or None,
         device=cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        **OmegaConf.to_container(cfg.pipeline, resolve=True),
+        **options,
     )
+    if cfg.base is not None and Path(cfg.base).exists():
+        files["base"] = Path(cfg.base)
+    facts = {
+        "weights": files,
+        "base": cfg.base,
+        "guidance": own.get("guidance", cfg.guidance),
+        "options": options,
+        "ref_fr": OmegaConf.to_container(cfg.ref_fr, resolve=True) if with_pair and cfg.ref_fr else None,
+        "ref_fr_fingerprint": getattr(pipeline.ref_fr, "fingerprint", None),
+        "faces": OmegaConf.to_container(cfg.faces, resolve=True) if cfg.faces else None,
+    }
+    return pipeline, facts
+
+
+def by_pipeline(
+    pipeline: Face2ScenePipeline, jobs: list[Job], output: Path, scale: int, *, seed: int, guidance: float | None
+) -> tuple[int, int, dict[str, str], float]:
+    """Pictures by the pipeline, as scripts/restore.py makes them; see `run_here`."""
     start = perf_counter()
-    guidance = own.get("guidance", cfg.guidance)
-    outcome = restore_folder(pipeline, jobs, output, seed=cfg.seed, guidance=guidance, scale=scale)
+    # What may not stay has gone by now; the why-log's settings hold paths too, and those may change.
+    outcome = restore_folder(pipeline, jobs, output, seed=seed, guidance=guidance, scale=scale, overwrite=True)
     names = {job.file: job.name for job in jobs}
     failed = {names[file]: reason for file, reason in outcome.failed.items()}
     return outcome.restored, outcome.skipped, failed, perf_counter() - start

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from face2scene.eval.baselines import commands, import_folder, run_command, run_
 from face2scene.eval.predict import Bicubic, RealESRGANx4, predict_folder
 from face2scene.eval.score import score_folder
 from face2scene.eval.staging import StagingError, lay_out, scale_of
+from face2scene.fadex.encoder import FaDeX
+from face2scene.files import sha256_of
 from face2scene.images import read_tensor, resize, write_png
 from face2scene.jobs import Job, find_jobs
 from face2scene.runs import REPOSITORY
@@ -130,7 +133,7 @@ def test_a_program_restores_clean_copies_and_everything_about_it_is_written_down
     assert launch["exit_code"] == 0 and launch["seconds"] > 0 and launch["peak_memory_mib"] > 5
     assert launch["seconds_per_picture"] == pytest.approx(launch["seconds"] / 3, abs=0.01)
     assert kept["seed"] == 7 and kept["size_mode"] == "same size" and kept["complete"] is True
-    assert kept["interpreter"]["python"].startswith("3.") and kept["checkout"]["commit"] == "unknown"
+    assert launch["interpreter"]["python"].startswith("3.") and kept["checkout"]["commit"] == "unknown"
     assert list(kept["weights_sha256"]) == ["weights.bin"] and len(kept["weights_sha256"]["weights.bin"]) == 64
     assert "loading weights 1 1" in (out / "log.txt").read_text()
 
@@ -178,6 +181,81 @@ def test_only_what_is_missing_is_made_again(tmp_path, jobs, fake):
     outcome = run_command(fake("omit"), jobs, out)
     assert outcome.complete and (outcome.made, outcome.finished_before) == (1, 2)
     assert [launch["pictures"] for launch in record(out)["launches"]] == [2, 1]
+
+
+def test_pictures_of_another_input_are_made_again(tmp_path, jobs, fake):
+    out = tmp_path / "out"
+    run_command(fake(), jobs, out)
+    other = 1 - read_tensor(jobs[0].path)
+    write_png(jobs[0].path, other)
+    outcome = run_command(fake(), jobs, out)
+    assert (outcome.made, outcome.finished_before) == (1, 2)
+    assert torch.equal(read_tensor(out / "images" / jobs[0].path.name), read_tensor(jobs[0].path))
+
+
+def test_a_picture_of_other_references_is_made_again(tmp_path, jobs, fake):
+    photo = tmp_path / "photo.png"
+    write_png(photo, torch.rand(3, 20, 20))
+    known = [Job(job.path, people={"ann": (photo,)}) for job in jobs[:2]]
+    adapter = fake(per_identity=True, command="{python} test.py {input} {output} {scale} {seed} {how} {references}")
+    assert run_command(adapter, known, tmp_path / "out").made == 2
+    assert run_command(adapter, known, tmp_path / "out").finished_before == 2
+    write_png(photo, torch.rand(3, 20, 20))
+    assert run_command(adapter, known, tmp_path / "out").made == 2
+
+
+def test_other_weights_are_refused_files_and_folders(tmp_path, jobs, fake):
+    base = tmp_path / "checkout/base"
+    (base / "unet").mkdir(parents=True)
+    (base / "unet/w.bin").write_bytes(b"one")
+    weights = [{"path": name, "source": "nowhere", "licence": "none"} for name in ("weights.bin", "base")]
+    adapter = fake(weights=weights)
+    run_command(adapter, jobs, tmp_path / "out")
+    (base / ".cache").mkdir()
+    (base / ".cache/download").write_text("a date")
+    assert run_command(adapter, jobs, tmp_path / "out").finished_before == 3
+    (base / "unet/w.bin").write_bytes(b"two")
+    with pytest.raises(ValueError, match=r"\(different: weights_sha256\.base\)\. Choose another name="):
+        run_command(adapter, jobs, tmp_path / "out")
+    (base / "unet/w.bin").write_bytes(b"one")
+    (tmp_path / "checkout/weights.bin").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"weights_sha256\.weights\.bin"):
+        run_command(adapter, jobs, tmp_path / "out")
+    licensed = fake(weights=[need | {"licence": "MIT"} for need in weights], notes=["new"], licence="MIT")
+    (tmp_path / "checkout/weights.bin").write_bytes(b"weights")
+    assert run_command(licensed, jobs, tmp_path / "out").finished_before == 3, "words decide no picture"
+
+
+def test_another_commit_or_a_change_of_the_checkout_is_refused(tmp_path, jobs, fake):
+    place = tmp_path / "checkout"
+    git = ["git", "-C", str(place), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for words in (["init", "-q"], ["add", "tools"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    run_command(fake(), jobs, tmp_path / "out")
+    assert len(record(tmp_path / "out")["checkout"]["commit"]) == 40
+    (place / "tools/test.py").write_text(PROGRAM + "# edited")
+    with pytest.raises(ValueError, match=r"checkout\.changed_files, checkout\.changes_sha256"):
+        run_command(fake(), jobs, tmp_path / "out")
+    subprocess.run([*git, "commit", "-qam", "two"], check=True)
+    with pytest.raises(ValueError, match=r"checkout\.commit"):
+        run_command(fake(), jobs, tmp_path / "out")
+
+
+def test_a_run_that_made_nothing_may_be_mended(tmp_path, jobs, fake):
+    run_command(fake("crash"), jobs[:1], tmp_path / "out")  # the first picture is made
+    with pytest.raises(ValueError, match=r"adapter\.options"):
+        run_command(fake(), jobs[:1], tmp_path / "out")
+    assert run_command(fake(output="elsewhere/{stem}.png"), jobs, tmp_path / "none").made == 0
+    assert run_command(fake(), jobs, tmp_path / "none").complete
+
+
+def test_pictures_that_no_record_tells_of_are_left_alone_and_refused(tmp_path, jobs, fake):
+    mine = tmp_path / "out/images/c.png"
+    write_png(mine, torch.rand(3, 37, 50))
+    before = mine.read_bytes()
+    with pytest.raises(ValueError, match=r"holds 1 pictures of whose input baseline\.json says nothing, such as c\."):
+        run_command(fake(), jobs, tmp_path / "out")
+    assert mine.read_bytes() == before
 
 
 def test_pictures_of_one_name_in_two_folders_stay_two(tmp_path, fake, script_run):
@@ -359,23 +437,77 @@ def test_predictions_from_elsewhere_are_paired_checked_and_copied(tmp_path, jobs
     assert outcome.made == 0 and "c.png is 20 x 20 and should be 50 x 37" in outcome.missing["c"]
 
 
+def test_a_folder_that_was_made_again_is_imported_again(tmp_path, jobs):
+    folder, out = tmp_path / "theirs", tmp_path / "out"
+    for job in jobs:
+        write_png(folder / f"{job.path.stem}.png", read_tensor(job.path))
+    assert import_folder(folder, jobs, out).made == 3
+    assert import_folder(folder, jobs, out).finished_before == 3
+    write_png(folder / "c.png", 1 - read_tensor(jobs[2].path))
+    (folder / "a b.1.png").unlink()
+    outcome = import_folder(folder, jobs, out)
+    assert (outcome.made, outcome.finished_before, list(outcome.missing)) == (1, 1, ["a b.1"])
+    assert torch.equal(read_tensor(out / "images/c.png"), read_tensor(folder / "c.png"))
+    assert not (out / "images/a b.1.png").exists(), "a picture of the folder of before stayed among those of now"
+    with pytest.raises(ValueError, match="different: said"):
+        import_folder(folder, jobs, out, said="by others")
+
+
 # --- in this process ----------------------------------------------------------------------------------------
 
 
 def test_bicubic_and_a_broken_file_in_this_process(tmp_path, jobs):
     bad = tmp_path / "lq/bad.png"
     bad.write_bytes(b"no picture")
-    inputs = {job.path.stem: job.path for job in jobs} | {"bad": bad}
+    inputs = {job.path.stem: job.path for job in [*jobs, Job(bad)]}
     adapter = Adapter(title="Bicubic", kind="method", method=Bicubic())
 
     def predict():
         failed, seconds = predict_folder(adapter.method, inputs, tmp_path / "out")
         return len(inputs) - len(failed), 0, failed, seconds
 
-    outcome = run_here(adapter, tmp_path / "out", predict, scale=1)
+    outcome = run_here(adapter, [*jobs, Job(bad)], tmp_path / "out", predict, weights={"w": bad}, scale=1)
+    assert record(tmp_path / "out")["weights_sha256"] == {"w": sha256_of(bad)}
     assert list(outcome.missing) == ["bad"] and record(tmp_path / "out")["complete"] is False
     assert torch.equal(read_tensor(tmp_path / "out/images/c.png"), read_tensor(jobs[2].path))
     assert Bicubic()(torch.rand(3, 5, 6), 4).shape == (3, 20, 24)
+
+
+def test_rows_of_this_process_tell_their_weights_and_options_apart(tmp_path, jobs, script_run):
+    lq = f"input={tmp_path}/lq"
+    assert script_run("baseline=bicubic", lq)
+    write_png(jobs[0].path, 1 - read_tensor(jobs[0].path))
+    assert script_run("baseline=bicubic", lq)
+    assert torch.equal(read_tensor(tmp_path / "runs/baseline/x/images/a b.1.png"), read_tensor(jobs[0].path))
+
+    ours = ["baseline=face2scene", "name=ours", "limit=1", "faces=none", "ref_fr=none", lq]
+    ours += [f"restorer_weights={REPOSITORY}/checkpoints/tiny/restorer.safetensors"]
+    assert script_run(*ours)
+    kept = record(tmp_path / "runs/ours")
+    assert list(kept["weights_sha256"]) == ["restorer_weights", "fadex_weights"]
+    assert kept["ref_fr"] is None and kept["guidance"] is None and kept["options"]["colour"] == "wavelet"
+    with pytest.raises(ValueError, match=r"different: guidance"):
+        script_run(*ours, "guidance=1.5")
+    weights = tmp_path / "fadex.safetensors"
+    weights.write_bytes((REPOSITORY / "checkpoints/tiny/fadex.safetensors").read_bytes())
+    assert script_run(*ours, f"fadex_weights={weights}"), "the same bytes elsewhere"
+    network = FaDeX.from_file(weights)
+    with torch.no_grad():
+        next(network.parameters()).mul_(1.01)
+    network.save(weights)
+    with pytest.raises(ValueError, match=r"different: weights_sha256\.fadex_weights"):
+        script_run(*ours, f"fadex_weights={weights}")
+
+
+def test_the_weights_of_a_function_of_ours_are_in_its_record(tmp_path, weights, script, script_run):
+    weights("real_esrgan_x4plus")
+    write_png(tmp_path / "tiny/x.png", torch.rand(3, 8, 8))
+    assert script_run("baseline=real_esrgan", f"input={tmp_path}/tiny")
+    kept = record(tmp_path / "runs/baseline/x")
+    assert len(kept["weights_sha256"]["asset:real_esrgan_x4plus"]) == 64
+    assert kept["method_options"]["tile"] == 192
+    with pytest.raises(ValueError, match=r"different: method_options\.tile"):
+        script_run("baseline=real_esrgan", "baseline.method.tile=64", f"input={tmp_path}/tiny")
 
 
 def test_real_esrgan_in_tiles_is_real_esrgan_whole(weights):

@@ -2,33 +2,28 @@
 
     runs/<name>/  images/*.png  baseline.json  log.txt  scores.csv  scores.json
 
-`baseline.json` stands beside the predictions and says how they came to be.
+`baseline.json` stands beside the predictions and says how they came to be; see `baseline_record`.
 """
 
-import json
 import logging
 import os
 import shlex
-import shutil
-import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from face2scene.eval.adapters import Adapter, AdapterError
-from face2scene.eval.score import versions
-from face2scene.eval.staging import SHRINK, Staged, StagingError, lay_out, stage, stage_references, take_back
-from face2scene.files import read_json, sha256_of, write_json
+from face2scene.eval.baseline_record import Record, checkout_of, inputs_of, interpreter_of
+from face2scene.eval.staging import Staged, StagingError, lay_out, stage, stage_references, take_back
+from face2scene.files import sha256_of
 from face2scene.images import list_images, write_png
 from face2scene.jobs import Job
 from face2scene.processes import Ended, run_group
-from face2scene.runs import commit
 
 log = logging.getLogger(__name__)
-RECORD = "baseline.json"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
@@ -44,6 +39,9 @@ class Outcome:
     @property
     def complete(self) -> bool:
         return not self.missing
+
+    def write(self, record: Record) -> None:
+        record.write(complete=self.complete, missing=self.missing, notes=self.notes)
 
     def __str__(self) -> str:
         total = self.made + self.finished_before + len(self.missing)
@@ -91,48 +89,54 @@ def run_command(
     output, rows = Path(output), lay_out(adapter, jobs, scale)
     if absent := adapter.missing():
         raise AdapterError(f"{adapter.title} cannot be started here:\n  " + "\n  ".join(absent))
-    record = _open_record(output, adapter, scale=scale, seed=seed)
-    outcome, todo = Outcome(), []
-    for row in rows:
-        target = output / "images" / f"{row.name}.png"
-        if target.is_file():
-            outcome.finished_before += 1
-        else:
-            todo.append(row)
+    facts = {"weights": adapter.found(), "checkout": checkout_of(adapter), "scale": scale, "seed": seed}
+    record = Record(output, adapter, inputs_of(adapter, jobs), **facts)
+    todo = [row for row in rows if not record.is_done(row.name)]
+    outcome = Outcome(finished_before=len(rows) - len(todo))
+    interpreter = interpreter_of(adapter) if todo else None
     for group in _launches(adapter, todo):
         with tempfile.TemporaryDirectory(prefix="face2scene_", dir=scratch) as temporary:
             home = Path(temporary)
             launch = _launch(adapter, group, home, output, scale=scale, seed=seed, gpu=gpu, timeout=timeout)
-            made = _collect(adapter, group, home, output, outcome, launch["ended"])
+            made = _collect(adapter, group, home, record, outcome, launch["ended"])
         ended = launch.pop("ended")
         launch |= {"pictures": made, "exit_code": ended.code, "seconds": round(ended.seconds, 2)}
         launch |= {"seconds_per_picture": round(ended.seconds / made, 3) if made else None}
         launch |= {"peak_memory_mib": ended.peak_memory_mib, "peak_gpu_memory_mib": ended.peak_gpu_memory_mib}
-        launch["last_line"] = ended.last_line
-        record["launches"].append(launch)
-        _write_record(output, record, outcome)
-    _write_record(output, record, outcome)
+        launch |= {"last_line": ended.last_line, "interpreter": interpreter}
+        record.add_launch(launch)
+        outcome.write(record)
+    outcome.write(record)
     return outcome
 
 
 def run_here(
-    adapter: Adapter, output: str | Path, predict: Callable[[], tuple[int, int, dict[str, str], float]], **facts: Any
+    adapter: Adapter,
+    jobs: Sequence[Job],
+    output: str | Path,
+    predict: Callable[[], tuple[int, int, dict[str, str], float]],
+    *,
+    weights: Mapping[str, Path],
+    **facts: Any,
 ) -> Outcome:
     """The same record for a method of this process.
 
     Args:
         predict: returns how many pictures were made and were there before, what failed, and seconds of the method.
-        facts: scale, seed and whatever else belongs into the record.
+        weights: name -> file or folder that it reads.
+        facts: scale, seed, options and whatever else decides its pictures.
+
+    Raises:
+        ValueError: `output` holds predictions made otherwise.
     """
-    output = Path(output)
-    record = _open_record(output, adapter, **facts)
+    record = Record(Path(output), adapter, inputs_of(adapter, jobs), weights=weights, **facts)
     made, before, failed, seconds = predict()
     outcome = Outcome(made, before, failed)
     per_picture = round(seconds / made, 3) if made else None
     if made or failed:
         launch = {"pictures": made, "seconds": round(seconds, 2), "seconds_per_picture": per_picture}
-        record["launches"].append(launch | {"seconds_are": "without loading the method"})
-    _write_record(output, record, outcome)
+        record.add_launch(launch | {"seconds_are": "without loading the method"})
+    outcome.write(record)
     return outcome
 
 
@@ -148,7 +152,8 @@ def import_folder(
     """Take predictions that were made elsewhere: names and sizes are checked, nothing is started.
 
     A picture is looked for under the adapter's output pattern and under its plain name: at its own place below
-    `folder`, and anywhere below it where no other input has its name.
+    `folder`, and anywhere below it where no other input has its name. One that has changed since is taken again, one
+    that is gone goes here too.
 
     Args:
         said: how they were made, for the record.
@@ -156,6 +161,7 @@ def import_folder(
     Raises:
         FileNotFoundError: no such folder.
         StagingError: two files could be the same picture.
+        ValueError: `output` holds predictions made otherwise.
     """
     folder, output = Path(folder), Path(output)
     shown = adapter or Adapter(title=folder.name, kind="method")
@@ -163,15 +169,11 @@ def import_folder(
     for path in list_images(folder):
         found.setdefault(path.relative_to(folder).as_posix(), []).append(path)
         found.setdefault(path.name, []).append(path)
-    record = _open_record(output, shown, scale=scale, imported=str(folder.resolve()), said=said)
-    outcome = Outcome()
     plain = Adapter(title=shown.title, kind="method", other_sizes=shown.other_sizes)
     stems = Counter(job.path.stem for job in jobs)
-    for row in lay_out(plain, jobs, scale):
-        target = output / "images" / f"{row.name}.png"
-        if target.is_file():
-            outcome.finished_before += 1
-            continue
+    rows, outcome = lay_out(plain, jobs, scale), Outcome()
+    sources: dict[str, Path | None] = {}
+    for row in rows:
         names = [shown.output.format(stem=row.name), f"{row.name}.png"]
         if stems[row.path.stem] == 1:  # else it could be anybody's
             names += [Path(name).name for name in names]
@@ -180,15 +182,27 @@ def import_folder(
             raise StagingError(
                 f"{folder} holds {len(set(here))} pictures called {here[0].name}: give the folder of one."
             )
-        image, note = take_back(plain, row, here[0]) if here else (None, f"no {names[0]} or {names[1]} in {folder}")
+        sources[row.name] = here[0] if here else None
+        if not here:
+            outcome.missing[row.name] = f"no {names[0]} or {names[1]} in {folder}"
+    digests = {name: {"source_sha256": sha256_of(path) if path else None} for name, path in sources.items()}
+    pictures = {name: one | digests[name] for name, one in inputs_of(plain, jobs).items()}
+    record = Record(output, shown, pictures, weights={}, scale=scale, imported=str(folder.resolve()), said=said)
+    for row in rows:
+        if record.is_done(row.name):
+            outcome.finished_before += 1
+            continue
+        if sources[row.name] is None:
+            continue
+        image, note = take_back(plain, row, sources[row.name])
         if image is None:
             outcome.missing[row.name] = note
             continue
-        write_png(target, image)
+        write_png(record.target(row.name), image)
         outcome.made += 1
         if note:
             outcome.notes[row.name] = note
-    _write_record(output, record, outcome)
+    outcome.write(record)
     return outcome
 
 
@@ -240,7 +254,7 @@ def _launch(
 
 
 def _collect(
-    adapter: Adapter, group: Sequence[Staged], home: Path, output: Path, outcome: Outcome, ended: Ended
+    adapter: Adapter, group: Sequence[Staged], home: Path, record: Record, outcome: Outcome, ended: Ended
 ) -> int:
     made = 0
     for row in group:
@@ -253,87 +267,9 @@ def _collect(
         if adapter.trust_exit and ended.code:
             outcome.missing[row.name] = f"the program failed ({ended})"
             continue
-        write_png(output / "images" / f"{row.name}.png", image)
+        write_png(record.target(row.name), image)
         made += 1
         if note:
             outcome.notes[row.name] = note
     outcome.made += made
     return made
-
-
-def _open_record(output: Path, adapter: Adapter, **facts: Any) -> dict[str, Any]:
-    record = {
-        "adapter": _described(adapter),
-        **facts,
-        "size_mode": "face" if adapter.sizes == "face" else "same size" if facts.get("scale", 1) == 1 else "x4",
-        "shrunk_by": SHRINK if adapter.sizes == "x4" and facts.get("scale", 1) == 1 else None,
-    }
-    path = output / RECORD
-    if path.is_file():
-        before = read_json(path)
-        changed = sorted(key for key in record if before.get(key) != _plain(record[key]))
-        if changed:
-            raise ValueError(
-                f"{output} holds predictions that were made otherwise (different: {', '.join(changed)}). Choose "
-                "another name=..., or remove the folder."
-            )
-        return before
-    record |= {
-        "checkout": _checkout(adapter),
-        "interpreter": _interpreter(adapter),
-        "weights_sha256": {name: sha256_of(path) for name, path in adapter.found().items() if path.is_file()},
-        "launches": [],
-    }
-    return record
-
-
-def _described(adapter: Adapter) -> dict[str, Any]:
-    """The adapter for the record: what its pictures depend on, and not where its interpreter lies."""
-    kept = [one.name for one in fields(Adapter) if one.name not in ("python", "notes", "tried", "method")]
-    made = {name: getattr(adapter, name) for name in kept} | {"weights": [asdict(need) for need in adapter.weights]}
-    kind = type(adapter.method)
-    return made | {"method": None if adapter.method is None else f"{kind.__module__}.{kind.__qualname__}"}
-
-
-def _write_record(output: Path, record: dict[str, Any], outcome: Outcome) -> None:
-    state = {"complete": outcome.complete, "missing": outcome.missing}
-    notes = record.get("notes", {}) | outcome.notes
-    write_json(output / RECORD, record | state | {"notes": notes, "face2scene": commit(), "versions": versions()})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def _checkout(adapter: Adapter) -> dict[str, Any] | None:
-    if adapter.kind != "command" or adapter.place is None:
-        return None
-    found = {}
-    for key, command in (("commit", ["rev-parse", "HEAD"]), ("changed", ["status", "--porcelain", "-uno"])):
-        words = ["git", "-C", str(adapter.place), *command]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
-        found[key] = done.stdout.strip().splitlines() if done.returncode == 0 else None
-    return {"commit": (found["commit"] or ["unknown"])[0], "changed_files": found["changed"]}
-
-
-def _interpreter(adapter: Adapter) -> dict[str, str] | None:
-    """Version of the program's Python and of the packages that decide its pictures."""
-    if adapter.kind != "command" or shutil.which(adapter.python) is None:
-        return None
-    ask = (
-        "import importlib.metadata as m, json, platform\n"
-        "found = {'python': platform.python_version()}\n"
-        "for name in ('torch', 'diffusers', 'transformers', 'xformers', 'peft', 'basicsr'):\n"
-        "    try: found[name] = m.version(name)\n"
-        "    except m.PackageNotFoundError: pass\n"
-        "print(json.dumps(found))"
-    )
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    try:
-        words = [adapter.python, "-c", ask]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True, env=environment)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return json.loads(done.stdout.splitlines()[-1])
