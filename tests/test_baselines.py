@@ -18,7 +18,7 @@ from face2scene.eval.adapters import Adapter, AdapterError, stems
 from face2scene.eval.baselines import commands, import_folder, run_command, run_here
 from face2scene.eval.predict import Bicubic, RealESRGANx4, predict_folder
 from face2scene.eval.score import score_folder
-from face2scene.eval.staging import StagingError, lay_out, scale_of
+from face2scene.eval.staging import StagingError, lay_out, scale_of, take_back
 from face2scene.fadex.encoder import FaDeX
 from face2scene.files import sha256_of
 from face2scene.images import read_tensor, resize, write_png
@@ -150,8 +150,23 @@ def test_a_program_restores_clean_copies_and_everything_about_it_is_written_down
     [
         ("crash", 1, r"no a_b_1_n00001_0\.png was left \(exit code 1, last line: CUDA out of memory\)"),
         ("omit", 2, r"no a_b_1_n00001_0\.png was left"),
-        ("black", 2, r"of one colour all over, which is how NaN looks"),
+        ("black", 2, r"is black, which is how NaN looks"),
         ("rounded", 2, r"a_b_1_0\.png is 56 x 40 and should be 64 x 48"),
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (127, 127, 127), (200, 30, 90), (201, 30, 90)])
+def test_one_colour_all_over_is_no_result(tmp_path, fake, colour):
+    write_png(tmp_path / "in.png", torch.rand(3, 16, 24))
+    adapter = fake()
+    (row,) = lay_out(adapter, [Job(tmp_path / "in.png")], 1)
+    made = Image.new("RGB", (24, 16), colour)
+    made.putpixel((3, 4), tuple(max(0, value - 1) for value in colour))  # a rounding apart
+    made.save(tmp_path / "made.png")
+    image, reason = take_back(adapter, row, tmp_path / "made.png")
+    assert image is None and ("of one colour all over" in reason or "black" in reason)
+    made.putpixel((3, 4), (colour[0], (colour[1] + 100) % 256, colour[2]))
+    made.save(tmp_path / "made.png")
+    assert take_back(adapter, row, tmp_path / "made.png")[1] == ""
+
+
         ("cut", 2, r"cannot be read"),
     ],
 )
@@ -348,7 +363,7 @@ def test_faces_go_by_person_and_scenes_are_refused(tmp_path, jobs, fake):
     assert outcome.complete and read_tensor(tmp_path / "out/images/f1.png").shape == (3, 256, 256)
     assert [launch["pictures"] for launch in record(tmp_path / "out")["launches"]] == [2, 1]
     with pytest.raises(StagingError, match="needs references"):
-        run_command(adapter, [Job(faces[0].path)], tmp_path / "none")
+        run_command(fake(sizes="face", per_identity=True), [Job(faces[0].path)], tmp_path / "none")
 
 
 def test_identity_folders_hold_what_instantrestore_reads(tmp_path, fake):
@@ -371,6 +386,9 @@ def test_identity_folders_hold_what_instantrestore_reads(tmp_path, fake):
         files={"driver.py": program},
         command="{python} {scratch}/driver.py {input} {output}",
     )
+    with pytest.raises(StagingError, match=r"needs references, and 1 of 4 pictures have none, such as f1: say ref"):
+        run_command(adapter, [*faces, Job(faces[1].path)], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
     outcome = run_command(adapter, [Job(face, people={"person": (person,)})], tmp_path / "out")
     assert outcome.complete, outcome.missing
 
@@ -423,7 +441,7 @@ def test_predictions_from_elsewhere_are_paired_checked_and_copied(tmp_path, jobs
         write_png(folder / f"{job.path.stem}_0.png", read_tensor(job.path))
     write_png(folder / "c.png", torch.zeros(3, 37, 50))
     outcome = import_folder(folder, jobs, tmp_path / "out", adapter=fake(), said="by hand")
-    assert outcome.made == 2 and list(outcome.missing) == ["c"] and "one colour" in outcome.missing["c"]
+    assert outcome.made == 2 and list(outcome.missing) == ["c"] and "c.png is black" in outcome.missing["c"]
     assert record(tmp_path / "out")["said"] == "by hand" and record(tmp_path / "out")["launches"] == []
     write_png(folder / "c.png", read_tensor(jobs[2].path))
     assert import_folder(folder, jobs, tmp_path / "out", adapter=fake(), said="by hand").complete

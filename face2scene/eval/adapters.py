@@ -61,7 +61,7 @@ class Adapter:
         multiple: staged sides are padded to multiples of this, and the result is cut back.
         other_sizes: `refuse` a result of another size than expected, or `resize` it (and say so).
         layout: `flat` {input}/NAME.png, or `identity` {input}/NAME/degraded.png with gt.png and conditioning/.
-        per_identity: one launch for each person, whose references are staged in {references}.
+        per_identity: one launch for each person, whose references are staged in {references}; one at least is needed.
         references: so many are staged, again from the first when there are fewer; 0 stages what there are.
         variables: of the environment, beside CUDA_VISIBLE_DEVICES and the hub's offline switch.
         weights: what has to be there.
