@@ -1,6 +1,7 @@
 """Other people's methods on our pictures, and ours by the same door; configs/run_baseline.yaml lists the ways."""
 
 import logging
+import signal
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ FOLDER = REPOSITORY / "configs/baseline"
 @hydra.main(version_base="1.3", config_path="../configs", config_name="run_baseline")
 def main(cfg: DictConfig) -> None:
     """Run one method and score it; exit code 1 when pictures are missing."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is Ctrl-C: what is made is kept
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if cfg.get("baseline") is None and cfg.import_only is None:
@@ -45,6 +47,9 @@ def main(cfg: DictConfig) -> None:
         complete = run(cfg, key)
     except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("Stopped. What is there is whole; the same command goes on.", file=sys.stderr)
+        sys.exit(130)
     if not complete:
         sys.exit(1)
 
@@ -88,6 +93,7 @@ def run(cfg: DictConfig, key: str) -> bool:
     elif adapter.kind == "method":
         given = {key: value for key, value in options["method"].items() if key != "device"}
         facts = {"weights": weights_of(adapter), "scale": scale, "method_options": given}
+        facts |= {"device": getattr(adapter.method, "device", "cpu")}
         outcome = run_here(adapter, jobs, output, lambda: by_method(adapter, jobs, output, scale), **facts)
     else:
         pipeline, facts = load_pipeline(cfg, adapter)
@@ -153,6 +159,7 @@ def show(adapter: Adapter | None, jobs: list[Job], scale: int, seed: int, output
 
 def by_method(adapter: Adapter, jobs: list[Job], output: Path, scale: int) -> tuple[int, int, dict[str, str], float]:
     """Pictures by a function of ours; see `run_here`."""
+    getattr(adapter.method, "network", None)  # loaded at its first use, and that is not to count as a picture's time
     inputs = {job.name: job.path for job in jobs}
     before = sum((output / "images" / f"{name}.png").is_file() for name in inputs)
     failed, seconds = predict_folder(adapter.method, inputs, output, scale=scale)
@@ -187,6 +194,7 @@ def load_pipeline(cfg: DictConfig, adapter: Adapter) -> tuple[Face2ScenePipeline
         files["base"] = Path(cfg.base)
     facts = {
         "weights": files,
+        "device": pipeline.device,
         "base": cfg.base,
         "guidance": own.get("guidance", cfg.guidance),
         "options": options,

@@ -2,9 +2,12 @@
 
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
+from time import sleep
 
 import numpy as np
 import pytest
@@ -51,6 +54,9 @@ for number, name in enumerate(names):
     if how == "cut" and number == 1:
         with open(os.path.join(target, stem + "_0.png"), "r+b") as file:
             file.truncate(60)
+    if how == "slow":
+        import time
+        time.sleep(0.2 if number < 1 else 60)
 if how == "scorer":
     import no_such_scorer
 """
@@ -132,6 +138,7 @@ def test_a_program_restores_clean_copies_and_everything_about_it_is_written_down
     assert launch["command"][1:] == ["test.py", "SCRATCH/input", "SCRATCH/output", "1", "7", "good"]
     assert launch["exit_code"] == 0 and launch["seconds"] > 0 and launch["peak_memory_mib"] > 5
     assert launch["seconds_per_picture"] == pytest.approx(launch["seconds"] / 3, abs=0.01)
+    assert 0 <= launch["seconds_between_pictures"] < launch["seconds"] and "gpu_model" in launch
     assert kept["seed"] == 7 and kept["size_mode"] == "same size" and kept["complete"] is True
     assert launch["interpreter"]["python"].startswith("3.") and kept["checkout"]["commit"] == "unknown"
     assert list(kept["weights_sha256"]) == ["weights.bin"] and len(kept["weights_sha256"]["weights.bin"]) == 64
@@ -145,13 +152,6 @@ def test_a_program_restores_clean_copies_and_everything_about_it_is_written_down
         run_command(fake(), jobs, out, seed=8)
 
 
-@pytest.mark.parametrize(
-    ("how", "made", "reason"),
-    [
-        ("crash", 1, r"no a_b_1_n00001_0\.png was left \(exit code 1, last line: CUDA out of memory\)"),
-        ("omit", 2, r"no a_b_1_n00001_0\.png was left"),
-        ("black", 2, r"is black, which is how NaN looks"),
-        ("rounded", 2, r"a_b_1_0\.png is 56 x 40 and should be 64 x 48"),
 @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (127, 127, 127), (200, 30, 90), (201, 30, 90)])
 def test_one_colour_all_over_is_no_result(tmp_path, fake, colour):
     write_png(tmp_path / "in.png", torch.rand(3, 16, 24))
@@ -167,6 +167,13 @@ def test_one_colour_all_over_is_no_result(tmp_path, fake, colour):
     assert take_back(adapter, row, tmp_path / "made.png")[1] == ""
 
 
+@pytest.mark.parametrize(
+    ("how", "made", "reason"),
+    [
+        ("crash", 1, r"no a_b_1_n00001_0\.png was left \(exit code 1, last line: CUDA out of memory\)"),
+        ("omit", 2, r"no a_b_1_n00001_0\.png was left"),
+        ("black", 2, r"is black, which is how NaN looks"),
+        ("rounded", 2, r"a_b_1_0\.png is 56 x 40 and should be 64 x 48"),
         ("cut", 2, r"cannot be read"),
     ],
 )
@@ -187,6 +194,26 @@ def test_a_bad_exit_code_with_good_pictures_is_no_failure_unless_it_is_trusted(t
     assert outcome.complete and record(tmp_path / "out")["launches"][0]["exit_code"] == 1
     outcome = run_command(fake("scorer", trust_exit=True), jobs, tmp_path / "trusted")
     assert len(outcome.missing) == 3 and "no_such_scorer" in next(iter(outcome.missing.values()))
+
+
+def test_ctrl_c_keeps_the_pictures_of_the_launch(tmp_path, jobs, fake):
+    def interrupt():
+        first = tmp_path / "scratch"
+        while not [path for path in first.glob("*/output/*.png") if path.stat().st_size]:
+            sleep(0.02)
+        sleep(0.3)  # beyond its pause: it has begun with the second
+        signal.raise_signal(signal.SIGINT)
+
+    (tmp_path / "scratch").mkdir()
+    Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_command(fake("slow"), jobs, tmp_path / "out", scratch=tmp_path / "scratch")
+    made = [path.stem for path in (tmp_path / "out/images").glob("*.png")]
+    kept = record(tmp_path / "out")
+    assert len(made) in (1, 2) and len(kept["missing"]) == 3 - len(made) and kept["complete"] is False
+    assert kept["launches"][0]["pictures"] == len(made) and kept["launches"][0]["seconds"] > 0.2
+    assert "it was stopped before its end" in next(iter(kept["missing"].values()))
+    assert not list((tmp_path / "scratch").iterdir())
 
 
 def test_only_what_is_missing_is_made_again(tmp_path, jobs, fake):
@@ -359,6 +386,9 @@ def test_faces_go_by_person_and_scenes_are_refused(tmp_path, jobs, fake):
     )
     shown = commands(adapter, lay_out(adapter, faces, 1), scale=1, seed=0)
     assert len(shown) == 2 and shown[0].endswith("# 2 pictures") and "CUDA_VISIBLE_DEVICES=0" in shown[0]
+    with pytest.raises(StagingError, match=r"needs references, and 1 of 4 pictures have none, such as f1: say ref"):
+        run_command(adapter, [*faces, Job(faces[1].path)], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
     outcome = run_command(adapter, faces, tmp_path / "out")
     assert outcome.complete and read_tensor(tmp_path / "out/images/f1.png").shape == (3, 256, 256)
     assert [launch["pictures"] for launch in record(tmp_path / "out")["launches"]] == [2, 1]
@@ -386,9 +416,6 @@ def test_identity_folders_hold_what_instantrestore_reads(tmp_path, fake):
         files={"driver.py": program},
         command="{python} {scratch}/driver.py {input} {output}",
     )
-    with pytest.raises(StagingError, match=r"needs references, and 1 of 4 pictures have none, such as f1: say ref"):
-        run_command(adapter, [*faces, Job(faces[1].path)], tmp_path / "none")
-    assert not (tmp_path / "none").exists()
     outcome = run_command(adapter, [Job(face, people={"person": (person,)})], tmp_path / "out")
     assert outcome.complete, outcome.missing
 
@@ -503,6 +530,8 @@ def test_rows_of_this_process_tell_their_weights_and_options_apart(tmp_path, job
     assert script_run(*ours)
     kept = record(tmp_path / "runs/ours")
     assert list(kept["weights_sha256"]) == ["restorer_weights", "fadex_weights"]
+    (launch,) = kept["launches"]
+    assert launch["device"] and launch["peak_memory_mib"] > 50 and launch["seconds_per_picture"] > 0
     assert kept["ref_fr"] is None and kept["guidance"] is None and kept["options"]["colour"] == "wavelet"
     with pytest.raises(ValueError, match=r"different: guidance"):
         script_run(*ours, "guidance=1.5")

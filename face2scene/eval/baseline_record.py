@@ -16,11 +16,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from face2scene.eval.adapters import Adapter
 from face2scene.eval.score import versions
 from face2scene.eval.staging import SHRINK
 from face2scene.files import read_json, sha256_of, write_json
 from face2scene.jobs import Job
+from face2scene.memory import peak_memory
 from face2scene.runs import REPOSITORY, commit
 
 log = logging.getLogger(__name__)
@@ -177,6 +180,30 @@ def interpreter_of(adapter: Adapter) -> dict[str, str] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def gpu_model(gpu: str) -> str | None:
+    """Name of a card as nvidia-smi numbers it."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    try:
+        words = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", f"--id={gpu}"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def here(device: torch.device | str) -> dict[str, Any]:
+    """This process on a device: the card, and the most memory that it has had so far."""
+    device = torch.device(device)
+    on_card = device.type == "cuda"
+    return {
+        "device": str(device),
+        "gpu_model": torch.cuda.get_device_name(device) if on_card else None,
+        "peak_memory_mib": peak_memory() // 2**20,
+        "peak_gpu_memory_mib": peak_memory(device) // 2**20 if on_card else None,
+    }
 
 
 def _git(place: Path, *words: str) -> str | None:

@@ -12,11 +12,16 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import Any
 
+import torch
+
 from face2scene.eval.adapters import Adapter, AdapterError
-from face2scene.eval.baseline_record import Record, checkout_of, inputs_of, interpreter_of
+from face2scene.eval.baseline_record import Record, checkout_of, gpu_model, here, inputs_of, interpreter_of
 from face2scene.eval.staging import Staged, StagingError, lay_out, stage, stage_references, take_back
 from face2scene.files import sha256_of
 from face2scene.images import list_images, write_png
@@ -74,7 +79,8 @@ def run_command(
     """Make the predictions that are not there yet with an external program.
 
     The program is judged by its pictures: each must be there, open, have the size that follows from its input, and
-    show something. What fails is named in the record, and the row is incomplete. Pictures that were made before stay.
+    show something. What fails is named in the record, and the row is incomplete. Pictures of these inputs that were
+    made before stay, and so do those that a launch has left when it is stopped.
 
     Args:
         gpu: the one value of CUDA_VISIBLE_DEVICES; several confuse some of these programs.
@@ -92,20 +98,24 @@ def run_command(
     facts = {"weights": adapter.found(), "checkout": checkout_of(adapter), "scale": scale, "seed": seed}
     record = Record(output, adapter, inputs_of(adapter, jobs), **facts)
     todo = [row for row in rows if not record.is_done(row.name)]
-    outcome = Outcome(finished_before=len(rows) - len(todo))
-    interpreter = interpreter_of(adapter) if todo else None
+    outcome = Outcome(finished_before=len(rows) - len(todo), missing={row.name: "it was not tried" for row in todo})
+    where = {"gpu": gpu, "gpu_model": gpu_model(gpu), "interpreter": interpreter_of(adapter)} if todo else {}
     for group in _launches(adapter, todo):
         with tempfile.TemporaryDirectory(prefix="face2scene_", dir=scratch) as temporary:
             home = Path(temporary)
-            launch = _launch(adapter, group, home, output, scale=scale, seed=seed, gpu=gpu, timeout=timeout)
-            made = _collect(adapter, group, home, record, outcome, launch["ended"])
-        ended = launch.pop("ended")
-        launch |= {"pictures": made, "exit_code": ended.code, "seconds": round(ended.seconds, 2)}
-        launch |= {"seconds_per_picture": round(ended.seconds / made, 3) if made else None}
-        launch |= {"peak_memory_mib": ended.peak_memory_mib, "peak_gpu_memory_mib": ended.peak_gpu_memory_mib}
-        launch |= {"last_line": ended.last_line, "interpreter": interpreter}
-        record.add_launch(launch)
-        outcome.write(record)
+            words = _prepare(adapter, group, home, scale=scale, seed=seed)
+            # PYTHONPATH is ours and would put our packages in front of theirs
+            variables = {"PYTHONPATH": ""} | _variables(adapter, gpu)
+            place = {"folder": adapter.place, "environment": variables, "timeout": timeout}
+            start, ended = perf_counter(), Ended(None, 0.0, None, None, "it was stopped before its end")
+            try:
+                ended = run_group(words, log=output / "log.txt", **place)
+            finally:  # after Ctrl-C too: what it has left by then may be hours of work
+                seconds = perf_counter() - start
+                times = _collect(adapter, group, home, record, outcome, ended)
+                launch = {"command": [word.replace(str(home), "SCRATCH") for word in words], **where}
+                record.add_launch(launch | _told(ended, seconds, times))
+                outcome.write(record)
     outcome.write(record)
     return outcome
 
@@ -117,6 +127,7 @@ def run_here(
     predict: Callable[[], tuple[int, int, dict[str, str], float]],
     *,
     weights: Mapping[str, Path],
+    device: torch.device | str = "cpu",
     **facts: Any,
 ) -> Outcome:
     """The same record for a method of this process.
@@ -124,6 +135,7 @@ def run_here(
     Args:
         predict: returns how many pictures were made and were there before, what failed, and seconds of the method.
         weights: name -> file or folder that it reads.
+        device: where it computes.
         facts: scale, seed, options and whatever else decides its pictures.
 
     Raises:
@@ -135,7 +147,7 @@ def run_here(
     per_picture = round(seconds / made, 3) if made else None
     if made or failed:
         launch = {"pictures": made, "seconds": round(seconds, 2), "seconds_per_picture": per_picture}
-        record.add_launch(launch | {"seconds_are": "without loading the method"})
+        record.add_launch(launch | {"seconds_are": "without loading the method", **here(device)})
     outcome.write(record)
     return outcome
 
@@ -222,20 +234,12 @@ def _values(adapter: Adapter, home: Path, *, scale: int, seed: int) -> dict[str,
 
 
 def _variables(adapter: Adapter, gpu: str) -> dict[str, str]:
-    return {"CUDA_VISIBLE_DEVICES": gpu, **OFFLINE, **{key: str(value) for key, value in adapter.variables.items()}}
+    chosen = {"CUDA_VISIBLE_DEVICES": gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # numbered as nvidia-smi does
+    return {**chosen, **OFFLINE, **{key: str(value) for key, value in adapter.variables.items()}}
 
 
-def _launch(
-    adapter: Adapter,
-    group: Sequence[Staged],
-    home: Path,
-    output: Path,
-    *,
-    scale: int,
-    seed: int,
-    gpu: str,
-    timeout: float | None,
-) -> dict[str, Any]:
+def _prepare(adapter: Adapter, group: Sequence[Staged], home: Path, *, scale: int, seed: int) -> list[str]:
+    """Lay out everything that a launch reads; returns its command."""
     values = _values(adapter, home, scale=scale, seed=seed)
     for name in ("input", "output", "references"):
         values[name].mkdir(parents=True)
@@ -247,16 +251,31 @@ def _launch(
         (home / name).write_text(text, encoding="utf-8")
     words = adapter.words(**values)
     log.info("%s: %d pictures, %s", adapter.title, len(group), shlex.join(words))
-    # PYTHONPATH is ours and would put our packages in front of theirs
-    variables = {"PYTHONPATH": ""} | _variables(adapter, gpu)
-    ended = run_group(words, log=output / "log.txt", folder=adapter.place, environment=variables, timeout=timeout)
-    return {"command": [word.replace(str(home), "SCRATCH") for word in words], "gpu": gpu, "ended": ended}
+    return words
+
+
+def _told(ended: Ended, seconds: float, times: Sequence[float]) -> dict[str, Any]:
+    """What the record says of a launch whose pictures were left at these times."""
+    gaps = [after - before for before, after in pairwise(sorted(times))]
+    return {
+        "pictures": len(times),
+        "exit_code": ended.code,
+        "seconds": round(seconds, 2),
+        "seconds_per_picture": round(seconds / len(times), 3) if times else None,
+        "seconds_are": "with starting and loading it",
+        # without loading, of a program that writes each picture as soon as it is made
+        "seconds_between_pictures": round(median(gaps), 3) if len(gaps) > 1 else None,
+        "peak_memory_mib": ended.peak_memory_mib,
+        "peak_gpu_memory_mib": ended.peak_gpu_memory_mib,
+        "last_line": ended.last_line,
+    }
 
 
 def _collect(
     adapter: Adapter, group: Sequence[Staged], home: Path, record: Record, outcome: Outcome, ended: Ended
-) -> int:
-    made = 0
+) -> list[float]:
+    """Take the pictures that are good; returns when each was left."""
+    times = []
     for row in group:
         # a pattern may lead out of the output folder, since one program writes beside its input
         path = Path(os.path.normpath(home / "output" / adapter.output.format(stem=row.stem)))
@@ -268,8 +287,9 @@ def _collect(
             outcome.missing[row.name] = f"the program failed ({ended})"
             continue
         write_png(record.target(row.name), image)
-        made += 1
+        del outcome.missing[row.name]
+        times.append(path.stat().st_mtime)
         if note:
             outcome.notes[row.name] = note
-    outcome.made += made
-    return made
+    outcome.made += len(times)
+    return times
