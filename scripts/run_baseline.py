@@ -18,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from face2scene import weights
 from face2scene.eval.adapters import Adapter
+from face2scene.eval.baseline_record import doubts
 from face2scene.eval.baselines import Outcome, commands, import_folder, run_command, run_here
 from face2scene.eval.predict import predict_folder
 from face2scene.eval.score import score_folder
-from face2scene.eval.staging import lay_out, scale_of
+from face2scene.eval.staging import StagingError, lay_out, scale_of
 from face2scene.eval.tables import markdown, row_from_scores
 from face2scene.folders import restore_folder
 from face2scene.images import list_images
@@ -148,13 +149,22 @@ def show(adapter: Adapter | None, jobs: list[Job], scale: int, seed: int, output
     print(f"  tried: {adapter.tried}")
     for line in adapter.missing():
         print(f"  missing  {line}")
+    for doubt in doubts(adapter):
+        print(f"  warning  {doubt}")
     for note in adapter.notes:
         print(f"  note     {note}")
-    if adapter.kind == "command":
-        for line in commands(adapter, lay_out(adapter, jobs, scale), scale=scale, seed=seed):
-            print(f"$ {line}")
-    else:
+    if adapter.kind != "command":
         print("It runs in this process; nothing else is started.")
+        return
+    if not adapter.seedable:
+        print(f"  note     seed={seed} does not fix its result.")
+    rows = []
+    try:
+        rows = lay_out(adapter, jobs, scale)
+    except StagingError as error:
+        print(f"  missing  input: {error}")
+    for line in commands(adapter, rows, scale=scale, seed=seed):
+        print(f"$ {line}")
 
 
 def by_method(adapter: Adapter, jobs: list[Job], output: Path, scale: int) -> tuple[int, int, dict[str, str], float]:

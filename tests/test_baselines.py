@@ -1,7 +1,9 @@
 """Other people's methods through one door: staged, started as a process, judged by what they leave."""
 
+import argparse
 import importlib.util
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -181,8 +183,6 @@ def test_a_bad_picture_is_named_and_makes_the_row_incomplete(tmp_path, jobs, fak
     out = tmp_path / "out"
     outcome = run_command(fake(how), jobs, out)
     assert not outcome.complete and outcome.made == made and "INCOMPLETE" in str(outcome)
-    import re
-
     assert any(re.search(reason, sentence) for sentence in outcome.missing.values()), outcome.missing
     assert record(out)["complete"] is False and record(out)["missing"] == outcome.missing
     scores = score_folder(out, {job.path.stem: job.truth for job in jobs}, ["psnr"])
@@ -588,26 +588,90 @@ def test_real_esrgan_with_all_its_weights_sharpens_a_photo(weights, photo, tmp_p
 # --- every system the paper names ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BASELINES)
-def test_every_system_has_an_adapter_that_can_be_shown(name, jobs):
+def adapter_of(name: str, **changes) -> Adapter:
     described = OmegaConf.to_container(OmegaConf.load(REPOSITORY / f"configs/baseline/{name}.yaml"))
-    adapter = Adapter.from_dict(described | {"method": instantiate(described.get("method"))})
+    return Adapter.from_dict(described | {"method": instantiate(described.get("method"))} | changes)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_system_has_an_adapter_that_can_be_shown(name, tmp_path):
+    adapter = adapter_of(name)
     assert adapter.licence != "unknown" and adapter.tried
+    assert all(need.source and need.licence != "unknown" for need in adapter.weights)
+    assert all(need.sha256 is None or re.fullmatch("[0-9a-f]{64}", need.sha256) for need in adapter.weights)
     if adapter.kind != "command":
         return
-    assert {"python", "checkout", "command"} <= described.keys(), "an option can only be set if it is written there"
-    assert adapter.repository.startswith("https://github.com/") and adapter.environment and adapter.missing()
-    assert all(need.source and need.licence != "unknown" for need in adapter.weights)
-    faces = [Job(Path("x/face.png"))]
-    try:
-        lines = commands(adapter, lay_out(adapter, jobs if adapter.sizes != "face" else [], 1), scale=1, seed=3)
-    except StagingError:
-        lines = []
-    words = " ".join(adapter.words(input="IN", output="OUT", references="REF", scratch="S", scale=4, seed=3))
-    assert "IN" in words or (adapter.files and "{" not in words and faces)
-    assert adapter.sizes == "face" or f"cd {adapter.place}" in lines[0]
-    if adapter.seedable:
-        assert "seed" in words and " 3" in words, "the seed is not handed over"
+    described = OmegaConf.load(REPOSITORY / f"configs/baseline/{name}.yaml")
+    assert {"python", "checkout", "commit", "command"} <= described.keys(), "what is not there cannot be overridden"
+    assert adapter.repository.startswith("https://github.com/") and adapter.environment
+    (line,) = commands(adapter, [], scale=4, seed=3)
+    assert f"cd {adapter.place} && " in line and line.endswith("# 0 pictures")
+    given = {"input": "IN", "output": "OUT", "references": "REF", "scratch": "S", "scale": 4, "seed": 3}
+    words = adapter.words(**given)
+    texts = adapter.texts(**given)
+    assert "IN" in words or any("IN" in text for text in texts.values())
+    assert not any("{" in word for word in words)
+    assert ("3" in words) == ("{seed}" in adapter.command) and (not adapter.seedable or "3" in words)
+    # not installed: everything is named, the commit too
+    nowhere = adapter_of(name, checkout=str(tmp_path / "nowhere"), python=str(tmp_path / "python"))
+    checkout, environment, *weights = nowhere.missing()
+    assert f"git clone {adapter.repository} {tmp_path}/nowhere" in checkout and "environment: " in environment
+    assert len(weights) >= len([need for need in adapter.weights if not need.path.startswith(("hub:", "~", "{clip"))])
+    unpinned = {"resshift", "invsr", "hypir", "pisa_sr"}  # their files say why
+    assert (adapter.commit is None) == (name in unpinned)
+    if adapter.commit:
+        assert re.fullmatch("[0-9a-f]{40}", adapter.commit) and f"nowhere checkout {adapter.commit}" in checkout
+
+
+def test_pasds_captioner_is_off_as_its_parser_has_it():
+    parser = argparse.ArgumentParser()
+    choices = ["classification", "detection", "caption"]
+    parser.add_argument("--high_level_info", choices=choices, nargs="?", default="caption")
+    words = adapter_of("pasd").words(input="IN", output="OUT", references="R", scratch="S", scale=4, seed=3)
+    assert parser.parse_known_args(words[2:])[0].high_level_info is None
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [
+        ("osediff", ["google-bert/bert-base-uncased"]),
+        ("instantrestore", ["stabilityai/sd-turbo", "stabilityai/sd-vae-ft-mse"]),
+        ("supir", ["openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"]),
+        ("faceme", ["TencentARC/PhotoMaker"]),
+    ],
+)
+def test_what_a_program_without_a_network_needs_of_the_hub_is_listed(name, needs, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    lines = [line for line in adapter_of(name).missing() if str(tmp_path) in line]
+    for need in needs:
+        place = tmp_path / f"models--{need.replace('/', '--')}"
+        assert any(str(place) in line and f"hub {need}" in line for line in lines), lines
+        (place / "snapshots/abc").mkdir(parents=True)
+        assert any(str(place) in line for line in adapter_of(name).missing()), "a snapshot that is not main is not used"
+        (place / "refs").mkdir()
+        (place / "refs/main").write_text("abc")
+    left = [line for line in adapter_of(name).missing() if str(tmp_path) in line]
+    assert left == [line for line in lines if "buffalo_l" in line]
+    assert len(left) == (name == "instantrestore")
+    assert {path.name for key, path in adapter_of(name).found().items()} >= {"abc"}
+
+
+def test_another_commit_or_weights_file_than_expected_is_warned_of(tmp_path, jobs, fake, caplog, script, capsys):
+    place = tmp_path / "checkout"
+    git = ["git", "-C", str(place), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for words in (["init", "-q"], ["add", "tools"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    need = {"path": "weights.bin", "source": "a release", "licence": "none"}
+    good = fake(commit=head, weights=[need | {"sha256": sha256_of(place / "weights.bin")}])
+    assert run_command(good, jobs, tmp_path / "good").complete and not caplog.text
+    bad = fake(commit="a" * 40, weights=[need | {"sha256": "b" * 64}])
+    assert run_command(bad, jobs, tmp_path / "bad").complete
+    assert f"is at {head}, and the options were read at {'a' * 40}" in caplog.text and "checkout a" in caplog.text
+    assert "weights.bin is another file than a release" in caplog.text
+    script.show(bad, [], 1, 0, tmp_path)
+    assert capsys.readouterr().out.count("  warning  ") == 2
 
 
 def test_the_papers_systems_all_have_a_row():
@@ -641,14 +705,17 @@ def test_the_script_lists_dry_runs_imports_and_scores(tmp_path, jobs, capsys, sc
     assert run("baseline=sinsr", "dry_run=true")
     out = capsys.readouterr().out
     assert "missing  weights" in out and "--one_step" in out and "# 3 pictures" in out and "note     After" in out
+    write_png(tmp_path / "lone/face.png", torch.rand(3, 64, 64))
+    assert script_run("baseline=faceme", "dry_run=true", f"input={tmp_path}/lone")
+    out = capsys.readouterr().out
+    assert "missing  input: FaceMe needs references" in out and "does not fix its result" in out
+    assert "infer.py" in out, "what is missing of the input hides neither the command nor what else is missing"
     assert not (tmp_path / "runs").exists()
     assert run("baseline=bicubic")
     assert "3 pictures made" in capsys.readouterr().out
     assert json.loads((tmp_path / "runs/baseline/x/scores.json").read_text())["complete"]
     with pytest.raises(AdapterError, match="SUPIR cannot be started here"):
         run("baseline=supir")
-    Image.open(jobs[0].path).save(tmp_path / "lone.png")
-    (tmp_path / "some").mkdir()
-    (tmp_path / "lone.png").rename(tmp_path / "some/a b.1.png")
+    write_png(tmp_path / "some/a b.1.png", read_tensor(jobs[0].path))
     assert not run(f"import_only={tmp_path}/some", "name=imported")
     assert json.loads((tmp_path / "runs/imported/scores.json").read_text())["complete"] is False

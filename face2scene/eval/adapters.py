@@ -33,11 +33,13 @@ class Need:
             program looks for it by itself; asset:NAME is one of this project's (`face2scene fetch`).
         source: where it is had from, in words.
         licence: of it.
+        sha256: of a file, where it is known; another is warned of.
     """
 
     path: str
     source: str
     licence: str = "unknown"
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Adapter:
             `pipeline` is scripts/restore.py in this process.
         sizes: `any` runs at scale 1 on pictures of full size and at 4 on quarters; `x4` only knows 4, so that a
             picture of full size is shown to it shrunk by 4; `face` wants squares of 512 pixels that show one face.
-        repository, commit, licence, environment: in words; the checkout's own commit is recorded when it runs.
+        repository, licence, environment: in words.
+        commit: where its options were read; None is not known. Another is recorded, and warned of.
         python: interpreter of its environment.
         checkout: its repository on this machine.
         folder: below the checkout, where it is started.
@@ -177,6 +180,7 @@ class Adapter:
         absent = []
         if self.checkout is not None and not self.place.is_dir():
             where = f"git clone {self.repository} {self.checkout}" if self.repository else self.checkout
+            where += f" && git -C {self.checkout} checkout {self.commit}" if self.repository and self.commit else ""
             absent.append(f"checkout: there is no folder {self.place} ({where}; baseline.checkout=FOLDER)")
         if not _is_program(self.python):
             packages = self.environment or "its packages"

@@ -161,6 +161,23 @@ def checkout_of(adapter: Adapter) -> dict[str, Any] | None:
     }
 
 
+def doubts(adapter: Adapter) -> list[str]:
+    """Where what is on this machine is not what the adapter was written for; one sentence each, without its stop."""
+    found = []
+    at = (checkout_of(adapter) or {}).get("commit")
+    if adapter.commit and at not in (None, adapter.commit):
+        found.append(
+            f"the checkout {adapter.checkout} is at {at}, and the options were read at {adapter.commit} "
+            f"(git -C {adapter.checkout} checkout {adapter.commit}, or baseline.commit=COMMIT if it is meant)"
+        )
+    there = adapter.found()
+    for need in adapter.weights:
+        path = there.get(need.path)
+        if need.sha256 and path and path.is_file() and sha256_of(path) != need.sha256:
+            found.append(f"{path} is another file than {need.source} (sha256 should be {need.sha256})")
+    return found
+
+
 def interpreter_of(adapter: Adapter) -> dict[str, str] | None:
     """Version of the program's Python and of the packages that decide its pictures."""
     if adapter.kind != "command" or shutil.which(adapter.python) is None:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from face2scene.eval.adapters import Adapter, AdapterError
-from face2scene.eval.baseline_record import Record, checkout_of, gpu_model, here, inputs_of, interpreter_of
+from face2scene.eval.baseline_record import Record, checkout_of, doubts, gpu_model, here, inputs_of, interpreter_of
 from face2scene.eval.staging import Staged, StagingError, lay_out, stage, stage_references, take_back
 from face2scene.files import sha256_of
 from face2scene.images import list_images, write_png
@@ -55,9 +55,9 @@ class Outcome:
 
 
 def commands(adapter: Adapter, rows: Sequence[Staged], *, scale: int, seed: int) -> list[str]:
-    """What would be started, one line per launch, with the scratch folder as `SCRATCH`."""
+    """What would be started, one line per launch (one without pictures too), with the scratch folder as `SCRATCH`."""
     lines = []
-    for group in _launches(adapter, rows):
+    for group in _launches(adapter, rows) or [[]]:
         words = adapter.words(**_values(adapter, Path("SCRATCH"), scale=scale, seed=seed))
         place = f"cd {shlex.quote(str(adapter.place))} && " if adapter.place else ""
         variables = " ".join(f"{key}={shlex.quote(value)}" for key, value in _variables(adapter, "0").items())
@@ -95,6 +95,8 @@ def run_command(
     output, rows = Path(output), lay_out(adapter, jobs, scale)
     if absent := adapter.missing():
         raise AdapterError(f"{adapter.title} cannot be started here:\n  " + "\n  ".join(absent))
+    for doubt in doubts(adapter):
+        log.warning("%s: %s.", adapter.title, doubt)
     facts = {"weights": adapter.found(), "checkout": checkout_of(adapter), "scale": scale, "seed": seed}
     record = Record(output, adapter, inputs_of(adapter, jobs), **facts)
     todo = [row for row in rows if not record.is_done(row.name)]
