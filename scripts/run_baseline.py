@@ -1,10 +1,11 @@
 """Other people's methods on our pictures, and ours by the same door; configs/run_baseline.yaml lists the ways."""
 
 import logging
+import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -156,6 +157,8 @@ def show(adapter: Adapter | None, jobs: list[Job], scale: int, seed: int, output
     if adapter.kind != "command":
         print("It runs in this process; nothing else is started.")
         return
+    if adapter.python == "python":
+        print(f"  note     It would run in {shutil.which('python')}; baseline.python=ENV/bin/python says otherwise.")
     if not adapter.seedable:
         print(f"  note     seed={seed} does not fix its result.")
     rows = []
@@ -239,18 +242,29 @@ def weights_file(value: str) -> Path:
     return Path(value)
 
 
+def with_overrides(words: Sequence[str]) -> list[str]:
+    """A command line whose --dry-run and --import-only FOLDER are written as Hydra's overrides."""
+    made, rest = [], iter(words)
+    for word in rest:
+        flag, _, value = word.partition("=")
+        if flag == "--import-only":
+            value = value or next(rest, "")
+            if not value or value.startswith("-"):
+                sys.exit("--import-only takes the folder of the predictions: --import-only FOLDER.")
+            word = f"import_only={value}"
+        made.append("dry_run=true" if word == "--dry-run" else word)
+    return made
+
+
 def report(outcome: Outcome, output: Path) -> None:
     """What came of it, in words."""
     print(outcome)
     for name, reason in list(outcome.missing.items())[:10]:
         print(f"  {name}: {reason}", file=sys.stderr)
-    print(f"Pictures, record and log: {output / 'images'}, baseline.json, log.txt")
+    log = "; what the program said: log.txt" if (output / "log.txt").is_file() else ""
+    print(f"Pictures: {output / 'images'}; how they were made: baseline.json{log}")
 
 
 if __name__ == "__main__":
-    flags = {"--dry-run": "dry_run=true", "--import-only": "import_only="}
-    words = [flags.get(word, word) for word in sys.argv]
-    for number in [n for n, word in enumerate(words[:-1]) if word == "import_only="]:
-        words[number : number + 2] = [words[number] + words[number + 1]]
-    sys.argv = words
+    sys.argv = with_overrides(sys.argv)
     main()

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from face2scene.eval.adapters import Adapter, AdapterError, stems
+from face2scene.eval.baseline_record import doubts
 from face2scene.eval.baselines import commands, import_folder, run_command, run_here
 from face2scene.eval.predict import Bicubic, RealESRGANx4, predict_folder
 from face2scene.eval.score import score_folder
@@ -670,6 +671,8 @@ def test_another_commit_or_weights_file_than_expected_is_warned_of(tmp_path, job
     assert run_command(bad, jobs, tmp_path / "bad").complete
     assert f"is at {head}, and the options were read at {'a' * 40}" in caplog.text and "checkout a" in caplog.text
     assert "weights.bin is another file than a release" in caplog.text
+    assert fake(commit="a" * 40, checkout=str(tmp_path / "none")).missing()
+    assert not doubts(fake(commit="a" * 40, checkout=str(tmp_path / "none"), folder=".")), "it is missing, not another"
     script.show(bad, [], 1, 0, tmp_path)
     assert capsys.readouterr().out.count("  warning  ") == 2
 
@@ -691,6 +694,14 @@ def test_s3diffs_settings_file_is_filled_in(tmp_path):
         "sf": 1,
         "validation": {"lr_path": "/in", "io_backend": {"type": "disk"}},
     }
+
+
+def test_the_scripts_flags_are_hydras_overrides(script):
+    for words in (["x", "--import-only", "F", "a=1", "--dry-run"], ["x", "--import-only=F", "a=1", "--dry-run"]):
+        assert script.with_overrides(words) == ["x", "import_only=F", "a=1", "dry_run=true"]
+    for words in (["x", "--import-only"], ["x", "--import-only="], ["x", "--import-only", "--dry-run"]):
+        with pytest.raises(SystemExit, match="takes the folder"):
+            script.with_overrides(words)
 
 
 def test_the_script_lists_dry_runs_imports_and_scores(tmp_path, jobs, capsys, script, script_run):

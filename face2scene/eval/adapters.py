@@ -215,7 +215,7 @@ def _in_hub_cache(name: str, variables: Mapping[str, str]) -> Path:
     cache = Path(variables.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
     folder = cache / f"models--{name.replace('/', '--')}"
     main = folder / "refs/main"
-    return folder / "snapshots" / main.read_text().strip() if main.is_file() else main
+    return folder / "snapshots" / (main.read_text().strip() if main.is_file() else "main")
 
 
 def _is_program(name: str) -> bool:

@@ -164,15 +164,17 @@ def checkout_of(adapter: Adapter) -> dict[str, Any] | None:
 def doubts(adapter: Adapter) -> list[str]:
     """Where what is on this machine is not what the adapter was written for; one sentence each, without its stop."""
     found = []
-    at = (checkout_of(adapter) or {}).get("commit")
+    there = adapter.place is not None and adapter.place.is_dir()
+    at = (checkout_of(adapter) or {}).get("commit") if there else None
     if adapter.commit and at not in (None, adapter.commit):
+        where = "no clone" if at == "unknown" else f"at {at}"
         found.append(
-            f"the checkout {adapter.checkout} is at {at}, and the options were read at {adapter.commit} "
+            f"the checkout {adapter.checkout} is {where}, and the options were read at {adapter.commit} "
             f"(git -C {adapter.checkout} checkout {adapter.commit}, or baseline.commit=COMMIT if it is meant)"
         )
-    there = adapter.found()
+    weights = adapter.found()
     for need in adapter.weights:
-        path = there.get(need.path)
+        path = weights.get(need.path)
         if need.sha256 and path and path.is_file() and sha256_of(path) != need.sha256:
             found.append(f"{path} is another file than {need.source} (sha256 should be {need.sha256})")
     return found
