@@ -1,10 +1,15 @@
 """Other people's methods on our pictures, and ours by the same door; configs/run_baseline.yaml lists the ways."""
 
 import logging
+import shutil
+import signal
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import hydra
 import torch
@@ -14,10 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from face2scene import weights
 from face2scene.eval.adapters import Adapter
+from face2scene.eval.baseline_record import doubts
 from face2scene.eval.baselines import Outcome, commands, import_folder, run_command, run_here
 from face2scene.eval.predict import predict_folder
 from face2scene.eval.score import score_folder
-from face2scene.eval.staging import lay_out, scale_of
+from face2scene.eval.staging import StagingError, lay_out, scale_of
 from face2scene.eval.tables import markdown, row_from_scores
 from face2scene.folders import restore_folder
 from face2scene.images import list_images
@@ -32,6 +38,7 @@ FOLDER = REPOSITORY / "configs/baseline"
 @hydra.main(version_base="1.3", config_path="../configs", config_name="run_baseline")
 def main(cfg: DictConfig) -> None:
     """Run one method and score it; exit code 1 when pictures are missing."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is Ctrl-C: what is made is kept
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if cfg.get("baseline") is None and cfg.import_only is None:
@@ -42,6 +49,9 @@ def main(cfg: DictConfig) -> None:
         complete = run(cfg, key)
     except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("Stopped. What is there is whole; the same command goes on.", file=sys.stderr)
+        sys.exit(130)
     if not complete:
         sys.exit(1)
 
@@ -83,10 +93,15 @@ def run(cfg: DictConfig, key: str) -> bool:
         places = {"gpu": str(cfg.gpu), "timeout": cfg.timeout, "scratch": cfg.scratch}
         outcome = run_command(adapter, jobs, output, scale=scale, seed=cfg.seed, **places)
     elif adapter.kind == "method":
-        outcome = run_here(adapter, output, lambda: by_method(adapter, jobs, output, scale), scale=scale)
+        given = {key: value for key, value in options["method"].items() if key != "device"}
+        facts = {"weights": weights_of(adapter), "scale": scale, "method_options": given}
+        facts |= {"device": getattr(adapter.method, "device", "cpu")}
+        outcome = run_here(adapter, jobs, output, lambda: by_method(adapter, jobs, output, scale), **facts)
     else:
-        facts = {"scale": scale, "seed": cfg.seed, "options": OmegaConf.to_container(cfg.pipeline, resolve=True)}
-        outcome = run_here(adapter, output, lambda: by_pipeline(cfg, jobs, output, scale), **facts)
+        pipeline, facts = load_pipeline(cfg, adapter)
+        facts |= {"scale": scale, "seed": cfg.seed}
+        predict = partial(by_pipeline, pipeline, jobs, output, scale, seed=cfg.seed, guidance=facts["guidance"])
+        outcome = run_here(adapter, jobs, output, predict, **facts)
     report(outcome, output)
     if truths and list(cfg.metrics) and any((output / "images").glob("*.png")):
         device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -101,11 +116,23 @@ def run(cfg: DictConfig, key: str) -> bool:
 
 
 def truths_of(cfg: DictConfig, jobs: list[Job]) -> Mapping[str, Path]:
-    """Name -> truth of every picture to be made: of the InScene set, or of truth=FOLDER; empty where there is none."""
+    """Stem -> truth of every picture to be made: of the InScene set, or of truth=FOLDER; empty where there is none.
+
+    Raises:
+        FileNotFoundError: a picture without its truth.
+        ValueError: two pictures that the scores could not tell apart.
+    """
+    if cfg.truth is None and not all(job.truth is not None for job in jobs):
+        return {}
+    count = Counter(job.path.stem for job in jobs)
+    twice = [name for name, times in count.items() if times > 1]
+    if twice:
+        raise ValueError(
+            f"{len(twice)} names occur more than once in input={cfg.input}, such as {twice[0]}, and the scores pair "
+            "predictions with their truth by name: rename the pictures, or say truth=null for predictions alone."
+        )
     if all(job.truth is not None for job in jobs):
         return {job.path.stem: job.truth for job in jobs}
-    if cfg.truth is None:
-        return {}
     found = {path.stem: path for path in list_images(cfg.truth)}
     absent = [job.path.stem for job in jobs if job.path.stem not in found]
     if absent:
@@ -123,40 +150,83 @@ def show(adapter: Adapter | None, jobs: list[Job], scale: int, seed: int, output
     print(f"  tried: {adapter.tried}")
     for line in adapter.missing():
         print(f"  missing  {line}")
+    for doubt in doubts(adapter):
+        print(f"  warning  {doubt}")
     for note in adapter.notes:
         print(f"  note     {note}")
-    if adapter.kind == "command":
-        for line in commands(adapter, lay_out(adapter, jobs, scale), scale=scale, seed=seed):
-            print(f"$ {line}")
-    else:
+    if adapter.kind != "command":
         print("It runs in this process; nothing else is started.")
+        return
+    if adapter.python == "python":
+        print(f"  note     It would run in {shutil.which('python')}; baseline.python=ENV/bin/python says otherwise.")
+    if not adapter.seedable:
+        print(f"  note     seed={seed} does not fix its result.")
+    rows = []
+    try:
+        rows = lay_out(adapter, jobs, scale)
+    except StagingError as error:
+        print(f"  missing  input: {error}")
+    for line in commands(adapter, rows, scale=scale, seed=seed):
+        print(f"$ {line}")
 
 
 def by_method(adapter: Adapter, jobs: list[Job], output: Path, scale: int) -> tuple[int, int, dict[str, str], float]:
     """Pictures by a function of ours; see `run_here`."""
-    inputs = {job.path.stem: job.path for job in jobs}
+    getattr(adapter.method, "network", None)  # loaded at its first use, and that is not to count as a picture's time
+    inputs = {job.name: job.path for job in jobs}
     before = sum((output / "images" / f"{name}.png").is_file() for name in inputs)
     failed, seconds = predict_folder(adapter.method, inputs, output, scale=scale)
     return len(inputs) - before - len(failed), before, failed, seconds
 
 
-def by_pipeline(cfg: DictConfig, jobs: list[Job], output: Path, scale: int) -> tuple[int, int, dict[str, str], float]:
-    """Pictures by the pipeline, as scripts/restore.py makes them; see `run_here`."""
-    own = OmegaConf.to_container(cfg.baseline, resolve=True).get("pipeline") or {}
-    stage_one = None if own.get("ref_fr") == "none" else instantiate(cfg.ref_fr)
+def weights_of(adapter: Adapter) -> dict[str, Path]:
+    """What a function of ours reads: the folder that its options name, else the assets of its adapter."""
+    folder = getattr(adapter.method, "folder", None)
+    return {"folder": Path(folder)} if folder else adapter.found()
+
+
+def load_pipeline(cfg: DictConfig, adapter: Adapter) -> tuple[Face2ScenePipeline, dict[str, Any]]:
+    """The pipeline of the options, and what of them decides its pictures."""
+    own = adapter.pipeline
+    with_pair = own.get("ref_fr") != "none"
+    stage_one = instantiate(cfg.ref_fr) if with_pair else None
+    files = {
+        "restorer_weights": weights_file(own.get("restorer_weights", cfg.restorer_weights)),
+        "fadex_weights": Path(cfg.fadex_weights),
+    }
+    options = OmegaConf.to_container(cfg.pipeline, resolve=True)
     pipeline = Face2ScenePipeline.from_files(
-        weights_file(own.get("restorer_weights", cfg.restorer_weights)),
-        cfg.fadex_weights,
+        *files.values(),
         base=cfg.base,
         ref_fr=stage_one or None,
         detector=instantiate(cfg.faces) or None,
         device=cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        **OmegaConf.to_container(cfg.pipeline, resolve=True),
+        **options,
     )
+    if cfg.base is not None and Path(cfg.base).exists():
+        files["base"] = Path(cfg.base)
+    facts = {
+        "weights": files,
+        "device": pipeline.device,
+        "base": cfg.base,
+        "guidance": own.get("guidance", cfg.guidance),
+        "options": options,
+        "ref_fr": OmegaConf.to_container(cfg.ref_fr, resolve=True) if with_pair and cfg.ref_fr else None,
+        "ref_fr_fingerprint": getattr(pipeline.ref_fr, "fingerprint", None),
+        "faces": OmegaConf.to_container(cfg.faces, resolve=True) if cfg.faces else None,
+    }
+    return pipeline, facts
+
+
+def by_pipeline(
+    pipeline: Face2ScenePipeline, jobs: list[Job], output: Path, scale: int, *, seed: int, guidance: float | None
+) -> tuple[int, int, dict[str, str], float]:
+    """Pictures by the pipeline, as scripts/restore.py makes them; see `run_here`."""
     start = perf_counter()
-    guidance = own.get("guidance", cfg.guidance)
-    outcome = restore_folder(pipeline, jobs, output, seed=cfg.seed, guidance=guidance, scale=scale)
-    failed = {Path(name).stem: reason for name, reason in outcome.failed.items()}
+    # What may not stay has gone by now; the why-log's settings hold paths too, and those may change.
+    outcome = restore_folder(pipeline, jobs, output, seed=seed, guidance=guidance, scale=scale, overwrite=True)
+    names = {job.file: job.name for job in jobs}
+    failed = {names[file]: reason for file, reason in outcome.failed.items()}
     return outcome.restored, outcome.skipped, failed, perf_counter() - start
 
 
@@ -172,18 +242,29 @@ def weights_file(value: str) -> Path:
     return Path(value)
 
 
+def with_overrides(words: Sequence[str]) -> list[str]:
+    """A command line whose --dry-run and --import-only FOLDER are written as Hydra's overrides."""
+    made, rest = [], iter(words)
+    for word in rest:
+        flag, _, value = word.partition("=")
+        if flag == "--import-only":
+            value = value or next(rest, "")
+            if not value or value.startswith("-"):
+                sys.exit("--import-only takes the folder of the predictions: --import-only FOLDER.")
+            word = f"import_only={value}"
+        made.append("dry_run=true" if word == "--dry-run" else word)
+    return made
+
+
 def report(outcome: Outcome, output: Path) -> None:
     """What came of it, in words."""
     print(outcome)
     for name, reason in list(outcome.missing.items())[:10]:
         print(f"  {name}: {reason}", file=sys.stderr)
-    print(f"Pictures, record and log: {output / 'images'}, baseline.json, log.txt")
+    log = "; what the program said: log.txt" if (output / "log.txt").is_file() else ""
+    print(f"Pictures: {output / 'images'}; how they were made: baseline.json{log}")
 
 
 if __name__ == "__main__":
-    flags = {"--dry-run": "dry_run=true", "--import-only": "import_only="}
-    words = [flags.get(word, word) for word in sys.argv]
-    for number in [n for n, word in enumerate(words[:-1]) if word == "import_only="]:
-        words[number : number + 2] = [words[number] + words[number + 1]]
-    sys.argv = words
+    sys.argv = with_overrides(sys.argv)
     main()

@@ -1,8 +1,15 @@
 """Other people's methods through one door: staged, started as a process, judged by what they leave."""
 
+import argparse
+import importlib.util
 import json
+import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
+from time import sleep
 
 import numpy as np
 import pytest
@@ -13,12 +20,15 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from face2scene.eval.adapters import Adapter, AdapterError, stems
+from face2scene.eval.baseline_record import doubts
 from face2scene.eval.baselines import commands, import_folder, run_command, run_here
 from face2scene.eval.predict import Bicubic, RealESRGANx4, predict_folder
 from face2scene.eval.score import score_folder
-from face2scene.eval.staging import StagingError, lay_out, scale_of
-from face2scene.folders import Job
+from face2scene.eval.staging import StagingError, lay_out, scale_of, take_back
+from face2scene.fadex.encoder import FaDeX
+from face2scene.files import sha256_of
 from face2scene.images import read_tensor, resize, write_png
+from face2scene.jobs import Job, find_jobs
 from face2scene.runs import REPOSITORY
 
 BASELINES = sorted(path.stem for path in (REPOSITORY / "configs/baseline").glob("*.yaml"))
@@ -47,6 +57,9 @@ for number, name in enumerate(names):
     if how == "cut" and number == 1:
         with open(os.path.join(target, stem + "_0.png"), "r+b") as file:
             file.truncate(60)
+    if how == "slow":
+        import time
+        time.sleep(0.2 if number < 1 else 60)
 if how == "scorer":
     import no_such_scorer
 """
@@ -89,6 +102,26 @@ def fake(tmp_path):
     return build
 
 
+@pytest.fixture(scope="module")
+def script():
+    found = importlib.util.spec_from_file_location("script_run_baseline", REPOSITORY / "scripts/run_baseline.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def script_run(tmp_path, script):
+    """scripts/run_baseline.py on options, its runs in the test's folder."""
+
+    def run(*overrides: str) -> bool:
+        options = [f"paths.runs={tmp_path}/runs", "metrics=[psnr]", *overrides]
+        with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+            return script.run(compose("run_baseline", options), "x")
+
+    return run
+
+
 def record(folder: Path) -> dict:
     return json.loads((folder / "baseline.json").read_text())
 
@@ -108,8 +141,9 @@ def test_a_program_restores_clean_copies_and_everything_about_it_is_written_down
     assert launch["command"][1:] == ["test.py", "SCRATCH/input", "SCRATCH/output", "1", "7", "good"]
     assert launch["exit_code"] == 0 and launch["seconds"] > 0 and launch["peak_memory_mib"] > 5
     assert launch["seconds_per_picture"] == pytest.approx(launch["seconds"] / 3, abs=0.01)
+    assert 0 <= launch["seconds_between_pictures"] < launch["seconds"] and "gpu_model" in launch
     assert kept["seed"] == 7 and kept["size_mode"] == "same size" and kept["complete"] is True
-    assert kept["interpreter"]["python"].startswith("3.") and kept["checkout"]["commit"] == "unknown"
+    assert launch["interpreter"]["python"].startswith("3.") and kept["checkout"]["commit"] == "unknown"
     assert list(kept["weights_sha256"]) == ["weights.bin"] and len(kept["weights_sha256"]["weights.bin"]) == 64
     assert "loading weights 1 1" in (out / "log.txt").read_text()
 
@@ -121,12 +155,27 @@ def test_a_program_restores_clean_copies_and_everything_about_it_is_written_down
         run_command(fake(), jobs, out, seed=8)
 
 
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (127, 127, 127), (200, 30, 90), (201, 30, 90)])
+def test_one_colour_all_over_is_no_result(tmp_path, fake, colour):
+    write_png(tmp_path / "in.png", torch.rand(3, 16, 24))
+    adapter = fake()
+    (row,) = lay_out(adapter, [Job(tmp_path / "in.png")], 1)
+    made = Image.new("RGB", (24, 16), colour)
+    made.putpixel((3, 4), tuple(max(0, value - 1) for value in colour))  # a rounding apart
+    made.save(tmp_path / "made.png")
+    image, reason = take_back(adapter, row, tmp_path / "made.png")
+    assert image is None and ("of one colour all over" in reason or "black" in reason)
+    made.putpixel((3, 4), (colour[0], (colour[1] + 100) % 256, colour[2]))
+    made.save(tmp_path / "made.png")
+    assert take_back(adapter, row, tmp_path / "made.png")[1] == ""
+
+
 @pytest.mark.parametrize(
     ("how", "made", "reason"),
     [
         ("crash", 1, r"no a_b_1_n00001_0\.png was left \(exit code 1, last line: CUDA out of memory\)"),
         ("omit", 2, r"no a_b_1_n00001_0\.png was left"),
-        ("black", 2, r"of one colour all over, which is how NaN looks"),
+        ("black", 2, r"is black, which is how NaN looks"),
         ("rounded", 2, r"a_b_1_0\.png is 56 x 40 and should be 64 x 48"),
         ("cut", 2, r"cannot be read"),
     ],
@@ -135,8 +184,6 @@ def test_a_bad_picture_is_named_and_makes_the_row_incomplete(tmp_path, jobs, fak
     out = tmp_path / "out"
     outcome = run_command(fake(how), jobs, out)
     assert not outcome.complete and outcome.made == made and "INCOMPLETE" in str(outcome)
-    import re
-
     assert any(re.search(reason, sentence) for sentence in outcome.missing.values()), outcome.missing
     assert record(out)["complete"] is False and record(out)["missing"] == outcome.missing
     scores = score_folder(out, {job.path.stem: job.truth for job in jobs}, ["psnr"])
@@ -150,6 +197,26 @@ def test_a_bad_exit_code_with_good_pictures_is_no_failure_unless_it_is_trusted(t
     assert len(outcome.missing) == 3 and "no_such_scorer" in next(iter(outcome.missing.values()))
 
 
+def test_ctrl_c_keeps_the_pictures_of_the_launch(tmp_path, jobs, fake):
+    def interrupt():
+        first = tmp_path / "scratch"
+        while not [path for path in first.glob("*/output/*.png") if path.stat().st_size]:
+            sleep(0.02)
+        sleep(0.3)  # beyond its pause: it has begun with the second
+        signal.raise_signal(signal.SIGINT)
+
+    (tmp_path / "scratch").mkdir()
+    Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_command(fake("slow"), jobs, tmp_path / "out", scratch=tmp_path / "scratch")
+    made = [path.stem for path in (tmp_path / "out/images").glob("*.png")]
+    kept = record(tmp_path / "out")
+    assert len(made) in (1, 2) and len(kept["missing"]) == 3 - len(made) and kept["complete"] is False
+    assert kept["launches"][0]["pictures"] == len(made) and kept["launches"][0]["seconds"] > 0.2
+    assert "it was stopped before its end" in next(iter(kept["missing"].values()))
+    assert not list((tmp_path / "scratch").iterdir())
+
+
 def test_only_what_is_missing_is_made_again(tmp_path, jobs, fake):
     out = tmp_path / "out"
     run_command(fake("omit"), jobs, out)
@@ -157,6 +224,105 @@ def test_only_what_is_missing_is_made_again(tmp_path, jobs, fake):
     outcome = run_command(fake("omit"), jobs, out)
     assert outcome.complete and (outcome.made, outcome.finished_before) == (1, 2)
     assert [launch["pictures"] for launch in record(out)["launches"]] == [2, 1]
+
+
+def test_pictures_of_another_input_are_made_again(tmp_path, jobs, fake):
+    out = tmp_path / "out"
+    run_command(fake(), jobs, out)
+    other = 1 - read_tensor(jobs[0].path)
+    write_png(jobs[0].path, other)
+    outcome = run_command(fake(), jobs, out)
+    assert (outcome.made, outcome.finished_before) == (1, 2)
+    assert torch.equal(read_tensor(out / "images" / jobs[0].path.name), read_tensor(jobs[0].path))
+
+
+def test_a_picture_of_other_references_is_made_again(tmp_path, jobs, fake):
+    photo = tmp_path / "photo.png"
+    write_png(photo, torch.rand(3, 20, 20))
+    known = [Job(job.path, people={"ann": (photo,)}) for job in jobs[:2]]
+    adapter = fake(per_identity=True, command="{python} test.py {input} {output} {scale} {seed} {how} {references}")
+    assert run_command(adapter, known, tmp_path / "out").made == 2
+    assert run_command(adapter, known, tmp_path / "out").finished_before == 2
+    write_png(photo, torch.rand(3, 20, 20))
+    assert run_command(adapter, known, tmp_path / "out").made == 2
+
+
+def test_other_weights_are_refused_files_and_folders(tmp_path, jobs, fake):
+    base = tmp_path / "checkout/base"
+    (base / "unet").mkdir(parents=True)
+    (base / "unet/w.bin").write_bytes(b"one")
+    weights = [{"path": name, "source": "nowhere", "licence": "none"} for name in ("weights.bin", "base")]
+    adapter = fake(weights=weights)
+    run_command(adapter, jobs, tmp_path / "out")
+    (base / ".cache").mkdir()
+    (base / ".cache/download").write_text("a date")
+    assert run_command(adapter, jobs, tmp_path / "out").finished_before == 3
+    (base / "unet/w.bin").write_bytes(b"two")
+    with pytest.raises(ValueError, match=r"\(different: weights_sha256\.base\)\. Choose another name="):
+        run_command(adapter, jobs, tmp_path / "out")
+    (base / "unet/w.bin").write_bytes(b"one")
+    (tmp_path / "checkout/weights.bin").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"weights_sha256\.weights\.bin"):
+        run_command(adapter, jobs, tmp_path / "out")
+    licensed = fake(weights=[need | {"licence": "MIT"} for need in weights], notes=["new"], licence="MIT")
+    (tmp_path / "checkout/weights.bin").write_bytes(b"weights")
+    assert run_command(licensed, jobs, tmp_path / "out").finished_before == 3, "words decide no picture"
+
+
+def test_another_commit_or_a_change_of_the_checkout_is_refused(tmp_path, jobs, fake):
+    place = tmp_path / "checkout"
+    git = ["git", "-C", str(place), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for words in (["init", "-q"], ["add", "tools"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    run_command(fake(), jobs, tmp_path / "out")
+    assert len(record(tmp_path / "out")["checkout"]["commit"]) == 40
+    (place / "tools/test.py").write_text(PROGRAM + "# edited")
+    with pytest.raises(ValueError, match=r"checkout\.changed_files, checkout\.changes_sha256"):
+        run_command(fake(), jobs, tmp_path / "out")
+    subprocess.run([*git, "commit", "-qam", "two"], check=True)
+    with pytest.raises(ValueError, match=r"checkout\.commit"):
+        run_command(fake(), jobs, tmp_path / "out")
+
+
+def test_a_run_that_made_nothing_may_be_mended(tmp_path, jobs, fake):
+    run_command(fake("crash"), jobs[:1], tmp_path / "out")  # the first picture is made
+    with pytest.raises(ValueError, match=r"adapter\.options"):
+        run_command(fake(), jobs[:1], tmp_path / "out")
+    assert run_command(fake(output="elsewhere/{stem}.png"), jobs, tmp_path / "none").made == 0
+    assert run_command(fake(), jobs, tmp_path / "none").complete
+
+
+def test_pictures_that_no_record_tells_of_are_left_alone_and_refused(tmp_path, jobs, fake):
+    mine = tmp_path / "out/images/c.png"
+    write_png(mine, torch.rand(3, 37, 50))
+    before = mine.read_bytes()
+    with pytest.raises(ValueError, match=r"holds 1 pictures of whose input baseline\.json says nothing, such as c\."):
+        run_command(fake(), jobs, tmp_path / "out")
+    assert mine.read_bytes() == before
+
+
+def test_pictures_of_one_name_in_two_folders_stay_two(tmp_path, fake, script_run):
+    rng = np.random.default_rng(2)
+    for place in ("p/x", "q/x"):
+        write_png(tmp_path / f"nested/{place}.png", rng.random((24, 32, 3), dtype=np.float32))
+    jobs = find_jobs(tmp_path / "nested")
+    outcome = run_command(fake(), jobs, tmp_path / "out")
+    assert outcome.complete and outcome.made == 2
+    for job in jobs:
+        assert torch.equal(read_tensor(tmp_path / f"out/images/{job.name}.png"), read_tensor(job.path))
+    again = import_folder(tmp_path / "out/images", jobs, tmp_path / "again")
+    assert again.made == 2
+    assert torch.equal(read_tensor(tmp_path / "again/images/q/x.png"), read_tensor(jobs[1].path))
+    # one file of that name, in neither place, is nobody's
+    write_png(tmp_path / "flat/x.png", read_tensor(jobs[0].path))
+    assert list(import_folder(tmp_path / "flat", jobs, tmp_path / "none").missing) == ["p/x", "q/x"]
+
+    nested = [f"input={tmp_path}/nested", "baseline=bicubic"]
+    assert script_run(*nested, "truth=null", "name=bicubic")
+    for job in jobs:
+        assert torch.equal(read_tensor(tmp_path / f"runs/bicubic/images/{job.name}.png"), read_tensor(job.path))
+    with pytest.raises(ValueError, match=r"1 names occur more than once in input=.*such as x.*truth=null"):
+        script_run(*nested, f"truth={tmp_path}/nested")
 
 
 def test_a_method_that_only_knows_x4_sees_a_quarter_and_gives_the_size_back(tmp_path, jobs, fake):
@@ -221,11 +387,14 @@ def test_faces_go_by_person_and_scenes_are_refused(tmp_path, jobs, fake):
     )
     shown = commands(adapter, lay_out(adapter, faces, 1), scale=1, seed=0)
     assert len(shown) == 2 and shown[0].endswith("# 2 pictures") and "CUDA_VISIBLE_DEVICES=0" in shown[0]
+    with pytest.raises(StagingError, match=r"needs references, and 1 of 4 pictures have none, such as f1: say ref"):
+        run_command(adapter, [*faces, Job(faces[1].path)], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
     outcome = run_command(adapter, faces, tmp_path / "out")
     assert outcome.complete and read_tensor(tmp_path / "out/images/f1.png").shape == (3, 256, 256)
     assert [launch["pictures"] for launch in record(tmp_path / "out")["launches"]] == [2, 1]
     with pytest.raises(StagingError, match="needs references"):
-        run_command(adapter, [Job(faces[0].path)], tmp_path / "none")
+        run_command(fake(sizes="face", per_identity=True), [Job(faces[0].path)], tmp_path / "none")
 
 
 def test_identity_folders_hold_what_instantrestore_reads(tmp_path, fake):
@@ -300,7 +469,7 @@ def test_predictions_from_elsewhere_are_paired_checked_and_copied(tmp_path, jobs
         write_png(folder / f"{job.path.stem}_0.png", read_tensor(job.path))
     write_png(folder / "c.png", torch.zeros(3, 37, 50))
     outcome = import_folder(folder, jobs, tmp_path / "out", adapter=fake(), said="by hand")
-    assert outcome.made == 2 and list(outcome.missing) == ["c"] and "one colour" in outcome.missing["c"]
+    assert outcome.made == 2 and list(outcome.missing) == ["c"] and "c.png is black" in outcome.missing["c"]
     assert record(tmp_path / "out")["said"] == "by hand" and record(tmp_path / "out")["launches"] == []
     write_png(folder / "c.png", read_tensor(jobs[2].path))
     assert import_folder(folder, jobs, tmp_path / "out", adapter=fake(), said="by hand").complete
@@ -314,23 +483,79 @@ def test_predictions_from_elsewhere_are_paired_checked_and_copied(tmp_path, jobs
     assert outcome.made == 0 and "c.png is 20 x 20 and should be 50 x 37" in outcome.missing["c"]
 
 
+def test_a_folder_that_was_made_again_is_imported_again(tmp_path, jobs):
+    folder, out = tmp_path / "theirs", tmp_path / "out"
+    for job in jobs:
+        write_png(folder / f"{job.path.stem}.png", read_tensor(job.path))
+    assert import_folder(folder, jobs, out).made == 3
+    assert import_folder(folder, jobs, out).finished_before == 3
+    write_png(folder / "c.png", 1 - read_tensor(jobs[2].path))
+    (folder / "a b.1.png").unlink()
+    outcome = import_folder(folder, jobs, out)
+    assert (outcome.made, outcome.finished_before, list(outcome.missing)) == (1, 1, ["a b.1"])
+    assert torch.equal(read_tensor(out / "images/c.png"), read_tensor(folder / "c.png"))
+    assert not (out / "images/a b.1.png").exists(), "a picture of the folder of before stayed among those of now"
+    with pytest.raises(ValueError, match="different: said"):
+        import_folder(folder, jobs, out, said="by others")
+
+
 # --- in this process ----------------------------------------------------------------------------------------
 
 
 def test_bicubic_and_a_broken_file_in_this_process(tmp_path, jobs):
     bad = tmp_path / "lq/bad.png"
     bad.write_bytes(b"no picture")
-    inputs = {job.path.stem: job.path for job in jobs} | {"bad": bad}
+    inputs = {job.path.stem: job.path for job in [*jobs, Job(bad)]}
     adapter = Adapter(title="Bicubic", kind="method", method=Bicubic())
 
     def predict():
         failed, seconds = predict_folder(adapter.method, inputs, tmp_path / "out")
         return len(inputs) - len(failed), 0, failed, seconds
 
-    outcome = run_here(adapter, tmp_path / "out", predict, scale=1)
+    outcome = run_here(adapter, [*jobs, Job(bad)], tmp_path / "out", predict, weights={"w": bad}, scale=1)
+    assert record(tmp_path / "out")["weights_sha256"] == {"w": sha256_of(bad)}
     assert list(outcome.missing) == ["bad"] and record(tmp_path / "out")["complete"] is False
     assert torch.equal(read_tensor(tmp_path / "out/images/c.png"), read_tensor(jobs[2].path))
     assert Bicubic()(torch.rand(3, 5, 6), 4).shape == (3, 20, 24)
+
+
+def test_rows_of_this_process_tell_their_weights_and_options_apart(tmp_path, jobs, script_run):
+    lq = f"input={tmp_path}/lq"
+    assert script_run("baseline=bicubic", lq)
+    write_png(jobs[0].path, 1 - read_tensor(jobs[0].path))
+    assert script_run("baseline=bicubic", lq)
+    assert torch.equal(read_tensor(tmp_path / "runs/baseline/x/images/a b.1.png"), read_tensor(jobs[0].path))
+
+    ours = ["baseline=face2scene", "name=ours", "limit=1", "faces=none", "ref_fr=none", lq]
+    ours += [f"restorer_weights={REPOSITORY}/checkpoints/tiny/restorer.safetensors"]
+    assert script_run(*ours)
+    kept = record(tmp_path / "runs/ours")
+    assert list(kept["weights_sha256"]) == ["restorer_weights", "fadex_weights"]
+    (launch,) = kept["launches"]
+    assert launch["device"] and launch["peak_memory_mib"] > 50 and launch["seconds_per_picture"] > 0
+    assert kept["ref_fr"] is None and kept["guidance"] is None and kept["options"]["colour"] == "wavelet"
+    with pytest.raises(ValueError, match=r"different: guidance"):
+        script_run(*ours, "guidance=1.5")
+    weights = tmp_path / "fadex.safetensors"
+    weights.write_bytes((REPOSITORY / "checkpoints/tiny/fadex.safetensors").read_bytes())
+    assert script_run(*ours, f"fadex_weights={weights}"), "the same bytes elsewhere"
+    network = FaDeX.from_file(weights)
+    with torch.no_grad():
+        next(network.parameters()).mul_(1.01)
+    network.save(weights)
+    with pytest.raises(ValueError, match=r"different: weights_sha256\.fadex_weights"):
+        script_run(*ours, f"fadex_weights={weights}")
+
+
+def test_the_weights_of_a_function_of_ours_are_in_its_record(tmp_path, weights, script, script_run):
+    weights("real_esrgan_x4plus")
+    write_png(tmp_path / "tiny/x.png", torch.rand(3, 8, 8))
+    assert script_run("baseline=real_esrgan", f"input={tmp_path}/tiny")
+    kept = record(tmp_path / "runs/baseline/x")
+    assert len(kept["weights_sha256"]["asset:real_esrgan_x4plus"]) == 64
+    assert kept["method_options"]["tile"] == 192
+    with pytest.raises(ValueError, match=r"different: method_options\.tile"):
+        script_run("baseline=real_esrgan", "baseline.method.tile=64", f"input={tmp_path}/tiny")
 
 
 def test_real_esrgan_in_tiles_is_real_esrgan_whole(weights):
@@ -364,26 +589,92 @@ def test_real_esrgan_with_all_its_weights_sharpens_a_photo(weights, photo, tmp_p
 # --- every system the paper names ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BASELINES)
-def test_every_system_has_an_adapter_that_can_be_shown(name, jobs):
+def adapter_of(name: str, **changes) -> Adapter:
     described = OmegaConf.to_container(OmegaConf.load(REPOSITORY / f"configs/baseline/{name}.yaml"))
-    adapter = Adapter.from_dict(described | {"method": instantiate(described.get("method"))})
+    return Adapter.from_dict(described | {"method": instantiate(described.get("method"))} | changes)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_system_has_an_adapter_that_can_be_shown(name, tmp_path):
+    adapter = adapter_of(name)
     assert adapter.licence != "unknown" and adapter.tried
+    assert all(need.source and need.licence != "unknown" for need in adapter.weights)
+    assert all(need.sha256 is None or re.fullmatch("[0-9a-f]{64}", need.sha256) for need in adapter.weights)
     if adapter.kind != "command":
         return
-    assert {"python", "checkout", "command"} <= described.keys(), "an option can only be set if it is written there"
-    assert adapter.repository.startswith("https://github.com/") and adapter.environment and adapter.missing()
-    assert all(need.source and need.licence != "unknown" for need in adapter.weights)
-    faces = [Job(Path("x/face.png"))]
-    try:
-        lines = commands(adapter, lay_out(adapter, jobs if adapter.sizes != "face" else [], 1), scale=1, seed=3)
-    except StagingError:
-        lines = []
-    words = " ".join(adapter.words(input="IN", output="OUT", references="REF", scratch="S", scale=4, seed=3))
-    assert "IN" in words or (adapter.files and "{" not in words and faces)
-    assert adapter.sizes == "face" or f"cd {adapter.place}" in lines[0]
-    if adapter.seedable:
-        assert "seed" in words and " 3" in words, "the seed is not handed over"
+    described = OmegaConf.load(REPOSITORY / f"configs/baseline/{name}.yaml")
+    assert {"python", "checkout", "commit", "command"} <= described.keys(), "what is not there cannot be overridden"
+    assert adapter.repository.startswith("https://github.com/") and adapter.environment
+    (line,) = commands(adapter, [], scale=4, seed=3)
+    assert f"cd {adapter.place} && " in line and line.endswith("# 0 pictures")
+    given = {"input": "IN", "output": "OUT", "references": "REF", "scratch": "S", "scale": 4, "seed": 3}
+    words = adapter.words(**given)
+    texts = adapter.texts(**given)
+    assert "IN" in words or any("IN" in text for text in texts.values())
+    assert not any("{" in word for word in words)
+    assert ("3" in words) == ("{seed}" in adapter.command) and (not adapter.seedable or "3" in words)
+    # not installed: everything is named, the commit too
+    nowhere = adapter_of(name, checkout=str(tmp_path / "nowhere"), python=str(tmp_path / "python"))
+    checkout, environment, *weights = nowhere.missing()
+    assert f"git clone {adapter.repository} {tmp_path}/nowhere" in checkout and "environment: " in environment
+    assert len(weights) >= len([need for need in adapter.weights if not need.path.startswith(("hub:", "~", "{clip"))])
+    unpinned = {"resshift", "invsr", "hypir", "pisa_sr"}  # their files say why
+    assert (adapter.commit is None) == (name in unpinned)
+    if adapter.commit:
+        assert re.fullmatch("[0-9a-f]{40}", adapter.commit) and f"nowhere checkout {adapter.commit}" in checkout
+
+
+def test_pasds_captioner_is_off_as_its_parser_has_it():
+    parser = argparse.ArgumentParser()
+    choices = ["classification", "detection", "caption"]
+    parser.add_argument("--high_level_info", choices=choices, nargs="?", default="caption")
+    words = adapter_of("pasd").words(input="IN", output="OUT", references="R", scratch="S", scale=4, seed=3)
+    assert parser.parse_known_args(words[2:])[0].high_level_info is None
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [
+        ("osediff", ["google-bert/bert-base-uncased"]),
+        ("instantrestore", ["stabilityai/sd-turbo", "stabilityai/sd-vae-ft-mse"]),
+        ("supir", ["openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"]),
+        ("faceme", ["TencentARC/PhotoMaker"]),
+    ],
+)
+def test_what_a_program_without_a_network_needs_of_the_hub_is_listed(name, needs, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    lines = [line for line in adapter_of(name).missing() if str(tmp_path) in line]
+    for need in needs:
+        place = tmp_path / f"models--{need.replace('/', '--')}"
+        assert any(str(place) in line and f"hub {need}" in line for line in lines), lines
+        (place / "snapshots/abc").mkdir(parents=True)
+        assert any(str(place) in line for line in adapter_of(name).missing()), "a snapshot that is not main is not used"
+        (place / "refs").mkdir()
+        (place / "refs/main").write_text("abc")
+    left = [line for line in adapter_of(name).missing() if str(tmp_path) in line]
+    assert left == [line for line in lines if "buffalo_l" in line]
+    assert len(left) == (name == "instantrestore")
+    assert {path.name for key, path in adapter_of(name).found().items()} >= {"abc"}
+
+
+def test_another_commit_or_weights_file_than_expected_is_warned_of(tmp_path, jobs, fake, caplog, script, capsys):
+    place = tmp_path / "checkout"
+    git = ["git", "-C", str(place), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for words in (["init", "-q"], ["add", "tools"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    need = {"path": "weights.bin", "source": "a release", "licence": "none"}
+    good = fake(commit=head, weights=[need | {"sha256": sha256_of(place / "weights.bin")}])
+    assert run_command(good, jobs, tmp_path / "good").complete and not caplog.text
+    bad = fake(commit="a" * 40, weights=[need | {"sha256": "b" * 64}])
+    assert run_command(bad, jobs, tmp_path / "bad").complete
+    assert f"is at {head}, and the options were read at {'a' * 40}" in caplog.text and "checkout a" in caplog.text
+    assert "weights.bin is another file than a release" in caplog.text
+    assert fake(commit="a" * 40, checkout=str(tmp_path / "none")).missing()
+    assert not doubts(fake(commit="a" * 40, checkout=str(tmp_path / "none"), folder=".")), "it is missing, not another"
+    script.show(bad, [], 1, 0, tmp_path)
+    assert capsys.readouterr().out.count("  warning  ") == 2
 
 
 def test_the_papers_systems_all_have_a_row():
@@ -405,33 +696,37 @@ def test_s3diffs_settings_file_is_filled_in(tmp_path):
     }
 
 
-def test_the_script_lists_dry_runs_imports_and_scores(tmp_path, jobs, capsys):
-    import importlib.util
+def test_the_scripts_flags_are_hydras_overrides(script):
+    for words in (["x", "--import-only", "F", "a=1", "--dry-run"], ["x", "--import-only=F", "a=1", "--dry-run"]):
+        assert script.with_overrides(words) == ["x", "import_only=F", "a=1", "dry_run=true"]
+    for words in (["x", "--import-only"], ["x", "--import-only="], ["x", "--import-only", "--dry-run"]):
+        with pytest.raises(SystemExit, match="takes the folder"):
+            script.with_overrides(words)
 
-    found = importlib.util.spec_from_file_location("script_run_baseline", REPOSITORY / "scripts/run_baseline.py")
-    script = importlib.util.module_from_spec(found)
-    found.loader.exec_module(script)
+
+def test_the_script_lists_dry_runs_imports_and_scores(tmp_path, jobs, capsys, script, script_run):
     lines = script.listing().splitlines()
     assert len(lines) >= len(BASELINES) and any(line.startswith("supir ") and "missing" in line for line in lines)
 
     def run(*overrides: str) -> bool:
-        options = [f"paths.runs={tmp_path}/runs", f"input={tmp_path}/lq", f"truth={tmp_path}/truth", "metrics=[psnr]"]
-        with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-            return script.run(compose("run_baseline", [*options, *overrides]), "x")
+        return script_run(f"input={tmp_path}/lq", f"truth={tmp_path}/truth", *overrides)
 
     assert run("baseline=sinsr", "dry_run=true", "baseline.python=no-such-python")
     assert "environment: no-such-python" in capsys.readouterr().out
     assert run("baseline=sinsr", "dry_run=true")
     out = capsys.readouterr().out
     assert "missing  weights" in out and "--one_step" in out and "# 3 pictures" in out and "note     After" in out
+    write_png(tmp_path / "lone/face.png", torch.rand(3, 64, 64))
+    assert script_run("baseline=faceme", "dry_run=true", f"input={tmp_path}/lone")
+    out = capsys.readouterr().out
+    assert "missing  input: FaceMe needs references" in out and "does not fix its result" in out
+    assert "infer.py" in out, "what is missing of the input hides neither the command nor what else is missing"
     assert not (tmp_path / "runs").exists()
     assert run("baseline=bicubic")
     assert "3 pictures made" in capsys.readouterr().out
     assert json.loads((tmp_path / "runs/baseline/x/scores.json").read_text())["complete"]
     with pytest.raises(AdapterError, match="SUPIR cannot be started here"):
         run("baseline=supir")
-    Image.open(jobs[0].path).save(tmp_path / "lone.png")
-    (tmp_path / "some").mkdir()
-    (tmp_path / "lone.png").rename(tmp_path / "some/a b.1.png")
+    write_png(tmp_path / "some/a b.1.png", read_tensor(jobs[0].path))
     assert not run(f"import_only={tmp_path}/some", "name=imported")
     assert json.loads((tmp_path / "runs/imported/scores.json").read_text())["complete"] is False

@@ -13,6 +13,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from face2scene.weights import weights_root
+
 FIELDS = ("python", "input", "output", "references", "scale", "seed", "scratch", "checkout")
 SIZES = ("any", "x4", "face")
 KINDS = ("command", "method", "pipeline")
@@ -27,14 +29,17 @@ class Need:
     """A file or folder that the program reads.
 
     Args:
-        path: below the checkout, absolute, or with {options}.
+        path: below the checkout, absolute, below ~, or with {options}; hub:OWNER/NAME is in the hub's cache, where the
+            program looks for it by itself; asset:NAME is one of this project's (`face2scene fetch`).
         source: where it is had from, in words.
         licence: of it.
+        sha256: of a file, where it is known; another is warned of.
     """
 
     path: str
     source: str
     licence: str = "unknown"
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class Adapter:
             `pipeline` is scripts/restore.py in this process.
         sizes: `any` runs at scale 1 on pictures of full size and at 4 on quarters; `x4` only knows 4, so that a
             picture of full size is shown to it shrunk by 4; `face` wants squares of 512 pixels that show one face.
-        repository, commit, licence, environment: in words; the checkout's own commit is recorded when it runs.
+        repository, licence, environment: in words.
+        commit: where its options were read; None is not known. Another is recorded, and warned of.
         python: interpreter of its environment.
         checkout: its repository on this machine.
         folder: below the checkout, where it is started.
@@ -58,7 +64,7 @@ class Adapter:
         multiple: staged sides are padded to multiples of this, and the result is cut back.
         other_sizes: `refuse` a result of another size than expected, or `resize` it (and say so).
         layout: `flat` {input}/NAME.png, or `identity` {input}/NAME/degraded.png with gt.png and conditioning/.
-        per_identity: one launch for each person, whose references are staged in {references}.
+        per_identity: one launch for each person, whose references are staged in {references}; one at least is needed.
         references: so many are staged, again from the first when there are fewer; 0 stages what there are.
         variables: of the environment, beside CUDA_VISIBLE_DEVICES and the hub's offline switch.
         weights: what has to be there.
@@ -152,40 +158,64 @@ class Adapter:
         return text.format(**given)
 
     @property
+    def uses_references(self) -> bool:
+        """Whether photos of the person are shown to it."""
+        return self.per_identity or self.layout == "identity" or self.references > 0
+
+    @property
     def place(self) -> Path | None:
         """Where it is started."""
         return Path(self.checkout).resolve() / self.folder if self.checkout else None
 
     def missing(self) -> list[str]:
         """One sentence for everything that is not on this machine; none is good."""
-        if self.kind != "command":
-            return []
+        absent = self._missing_program() if self.kind == "command" else []
+        for need in self.weights:
+            path = self._path(need)
+            if not path.exists():
+                absent.append(f"weights: {path} from {need.source} ({need.licence})")
+        return absent
+
+    def _missing_program(self) -> list[str]:
         absent = []
         if self.checkout is not None and not self.place.is_dir():
             where = f"git clone {self.repository} {self.checkout}" if self.repository else self.checkout
+            where += f" && git -C {self.checkout} checkout {self.commit}" if self.repository and self.commit else ""
             absent.append(f"checkout: there is no folder {self.place} ({where}; baseline.checkout=FOLDER)")
         if not _is_program(self.python):
             packages = self.environment or "its packages"
             absent.append(f"environment: {self.python} is no program here ({packages}; baseline.python=ENV/bin/python)")
-        for need in self.weights:
-            path = self._path(need)
-            if path is None or not path.exists():
-                absent.append(f"weights: {path or need.path} from {need.source} ({need.licence})")
         return absent
 
     def found(self) -> dict[str, Path]:
         """The weights that are there, by their path in the adapter."""
         paths = {need.path: self._path(need) for need in self.weights}
-        return {name: path for name, path in paths.items() if path is not None and path.exists()}
+        return {name: path for name, path in paths.items() if path.exists()}
 
-    def _path(self, need: Need) -> Path | None:
+    def _path(self, need: Need) -> Path:
         text = self._filled(need.path, {name: "" for name in FIELDS if name not in ("python", "checkout")})
-        return Path(text) if Path(text).is_absolute() else (Path(self.checkout or ".").resolve() / text)
+        kind, _, name = text.partition(":")
+        if kind == "hub":
+            return _in_hub_cache(name, {**os.environ, **self.variables})
+        if kind == "asset":
+            return weights_root() / name
+        path = Path(text).expanduser()
+        return path if path.is_absolute() else (Path(self.checkout or ".").resolve() / path)
 
 
 def _absolute(value: str) -> str:
     # a path that is there stays right when the program is started elsewhere; other values stay as they are
     return str(Path(value).absolute()) if "/" in str(value) and Path(value).exists() else str(value)
+
+
+def _in_hub_cache(name: str, variables: Mapping[str, str]) -> Path:
+    """The revision of a hub repository that a program without a network gets; a path that is not there for none."""
+    user = variables.get("XDG_CACHE_HOME") or "~/.cache"
+    home = variables.get("HF_HOME") or f"{user}/huggingface"
+    cache = Path(variables.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    folder = cache / f"models--{name.replace('/', '--')}"
+    main = folder / "refs/main"
+    return folder / "snapshots" / (main.read_text().strip() if main.is_file() else "main")
 
 
 def _is_program(name: str) -> bool:

@@ -2,32 +2,33 @@
 
     runs/<name>/  images/*.png  baseline.json  log.txt  scores.csv  scores.json
 
-`baseline.json` stands beside the predictions and says how they came to be.
+`baseline.json` stands beside the predictions and says how they came to be; see `baseline_record`.
 """
 
-import json
 import logging
 import os
 import shlex
-import shutil
-import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import Any
 
+import torch
+
 from face2scene.eval.adapters import Adapter, AdapterError
-from face2scene.eval.score import versions
-from face2scene.eval.staging import SHRINK, Staged, StagingError, lay_out, stage, stage_references, take_back
-from face2scene.files import read_json, sha256_of, write_json
+from face2scene.eval.baseline_record import Record, checkout_of, doubts, gpu_model, here, inputs_of, interpreter_of
+from face2scene.eval.staging import Staged, StagingError, lay_out, stage, stage_references, take_back
+from face2scene.files import sha256_of
 from face2scene.images import list_images, write_png
 from face2scene.jobs import Job
 from face2scene.processes import Ended, run_group
-from face2scene.runs import commit
 
 log = logging.getLogger(__name__)
-RECORD = "baseline.json"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
@@ -44,6 +45,9 @@ class Outcome:
     def complete(self) -> bool:
         return not self.missing
 
+    def write(self, record: Record) -> None:
+        record.write(complete=self.complete, missing=self.missing, notes=self.notes)
+
     def __str__(self) -> str:
         total = self.made + self.finished_before + len(self.missing)
         state = "complete" if self.complete else f"INCOMPLETE, {len(self.missing)} of {total} pictures are missing"
@@ -51,9 +55,9 @@ class Outcome:
 
 
 def commands(adapter: Adapter, rows: Sequence[Staged], *, scale: int, seed: int) -> list[str]:
-    """What would be started, one line per launch, with the scratch folder as `SCRATCH`."""
+    """What would be started, one line per launch (one without pictures too), with the scratch folder as `SCRATCH`."""
     lines = []
-    for group in _launches(adapter, rows):
+    for group in _launches(adapter, rows) or [[]]:
         words = adapter.words(**_values(adapter, Path("SCRATCH"), scale=scale, seed=seed))
         place = f"cd {shlex.quote(str(adapter.place))} && " if adapter.place else ""
         variables = " ".join(f"{key}={shlex.quote(value)}" for key, value in _variables(adapter, "0").items())
@@ -75,7 +79,8 @@ def run_command(
     """Make the predictions that are not there yet with an external program.
 
     The program is judged by its pictures: each must be there, open, have the size that follows from its input, and
-    show something. What fails is named in the record, and the row is incomplete. Pictures that were made before stay.
+    show something. What fails is named in the record, and the row is incomplete. Pictures of these inputs that were
+    made before stay, and so do those that a launch has left when it is stopped.
 
     Args:
         gpu: the one value of CUDA_VISIBLE_DEVICES; several confuse some of these programs.
@@ -90,48 +95,62 @@ def run_command(
     output, rows = Path(output), lay_out(adapter, jobs, scale)
     if absent := adapter.missing():
         raise AdapterError(f"{adapter.title} cannot be started here:\n  " + "\n  ".join(absent))
-    record = _open_record(output, adapter, scale=scale, seed=seed)
-    outcome, todo = Outcome(), []
-    for row in rows:
-        target = output / "images" / f"{row.name}.png"
-        if target.is_file():
-            outcome.finished_before += 1
-        else:
-            todo.append(row)
+    for doubt in doubts(adapter):
+        log.warning("%s: %s.", adapter.title, doubt)
+    facts = {"weights": adapter.found(), "checkout": checkout_of(adapter), "scale": scale, "seed": seed}
+    record = Record(output, adapter, inputs_of(adapter, jobs), **facts)
+    todo = [row for row in rows if not record.is_done(row.name)]
+    outcome = Outcome(finished_before=len(rows) - len(todo), missing={row.name: "it was not tried" for row in todo})
+    where = {"gpu": gpu, "gpu_model": gpu_model(gpu), "interpreter": interpreter_of(adapter)} if todo else {}
     for group in _launches(adapter, todo):
         with tempfile.TemporaryDirectory(prefix="face2scene_", dir=scratch) as temporary:
             home = Path(temporary)
-            launch = _launch(adapter, group, home, output, scale=scale, seed=seed, gpu=gpu, timeout=timeout)
-            made = _collect(adapter, group, home, output, outcome, launch["ended"])
-        ended = launch.pop("ended")
-        launch |= {"pictures": made, "exit_code": ended.code, "seconds": round(ended.seconds, 2)}
-        launch |= {"seconds_per_picture": round(ended.seconds / made, 3) if made else None}
-        launch |= {"peak_memory_mib": ended.peak_memory_mib, "peak_gpu_memory_mib": ended.peak_gpu_memory_mib}
-        launch["last_line"] = ended.last_line
-        record["launches"].append(launch)
-        _write_record(output, record, outcome)
-    _write_record(output, record, outcome)
+            words = _prepare(adapter, group, home, scale=scale, seed=seed)
+            # PYTHONPATH is ours and would put our packages in front of theirs
+            variables = {"PYTHONPATH": ""} | _variables(adapter, gpu)
+            place = {"folder": adapter.place, "environment": variables, "timeout": timeout}
+            start, ended = perf_counter(), Ended(None, 0.0, None, None, "it was stopped before its end")
+            try:
+                ended = run_group(words, log=output / "log.txt", **place)
+            finally:  # after Ctrl-C too: what it has left by then may be hours of work
+                seconds = perf_counter() - start
+                times = _collect(adapter, group, home, record, outcome, ended)
+                launch = {"command": [word.replace(str(home), "SCRATCH") for word in words], **where}
+                record.add_launch(launch | _told(ended, seconds, times))
+                outcome.write(record)
+    outcome.write(record)
     return outcome
 
 
 def run_here(
-    adapter: Adapter, output: str | Path, predict: Callable[[], tuple[int, int, dict[str, str], float]], **facts: Any
+    adapter: Adapter,
+    jobs: Sequence[Job],
+    output: str | Path,
+    predict: Callable[[], tuple[int, int, dict[str, str], float]],
+    *,
+    weights: Mapping[str, Path],
+    device: torch.device | str = "cpu",
+    **facts: Any,
 ) -> Outcome:
     """The same record for a method of this process.
 
     Args:
         predict: returns how many pictures were made and were there before, what failed, and seconds of the method.
-        facts: scale, seed and whatever else belongs into the record.
+        weights: name -> file or folder that it reads.
+        device: where it computes.
+        facts: scale, seed, options and whatever else decides its pictures.
+
+    Raises:
+        ValueError: `output` holds predictions made otherwise.
     """
-    output = Path(output)
-    record = _open_record(output, adapter, **facts)
+    record = Record(Path(output), adapter, inputs_of(adapter, jobs), weights=weights, **facts)
     made, before, failed, seconds = predict()
     outcome = Outcome(made, before, failed)
     per_picture = round(seconds / made, 3) if made else None
     if made or failed:
         launch = {"pictures": made, "seconds": round(seconds, 2), "seconds_per_picture": per_picture}
-        record["launches"].append(launch | {"seconds_are": "without loading the method"})
-    _write_record(output, record, outcome)
+        record.add_launch(launch | {"seconds_are": "without loading the method", **here(device)})
+    outcome.write(record)
     return outcome
 
 
@@ -146,7 +165,9 @@ def import_folder(
 ) -> Outcome:
     """Take predictions that were made elsewhere: names and sizes are checked, nothing is started.
 
-    A picture is looked for under the adapter's output pattern and under its plain name, below `folder`.
+    A picture is looked for under the adapter's output pattern and under its plain name: at its own place below
+    `folder`, and anywhere below it where no other input has its name. One that has changed since is taken again, one
+    that is gone goes here too.
 
     Args:
         said: how they were made, for the record.
@@ -154,6 +175,7 @@ def import_folder(
     Raises:
         FileNotFoundError: no such folder.
         StagingError: two files could be the same picture.
+        ValueError: `output` holds predictions made otherwise.
     """
     folder, output = Path(folder), Path(output)
     shown = adapter or Adapter(title=folder.name, kind="method")
@@ -161,29 +183,40 @@ def import_folder(
     for path in list_images(folder):
         found.setdefault(path.relative_to(folder).as_posix(), []).append(path)
         found.setdefault(path.name, []).append(path)
-    record = _open_record(output, shown, scale=scale, imported=str(folder.resolve()), said=said)
-    outcome = Outcome()
     plain = Adapter(title=shown.title, kind="method", other_sizes=shown.other_sizes)
-    for row in lay_out(plain, jobs, scale):
-        target = output / "images" / f"{row.name}.png"
-        if target.is_file():
-            outcome.finished_before += 1
-            continue
-        names = [shown.output.format(stem=row.name), Path(shown.output.format(stem=row.name)).name, f"{row.name}.png"]
+    stems = Counter(job.path.stem for job in jobs)
+    rows, outcome = lay_out(plain, jobs, scale), Outcome()
+    sources: dict[str, Path | None] = {}
+    for row in rows:
+        names = [shown.output.format(stem=row.name), f"{row.name}.png"]
+        if stems[row.path.stem] == 1:  # else it could be anybody's
+            names += [Path(name).name for name in names]
         here = next((found[name] for name in names if name in found), [])
         if len(set(here)) > 1:
             raise StagingError(
                 f"{folder} holds {len(set(here))} pictures called {here[0].name}: give the folder of one."
             )
-        image, note = take_back(plain, row, here[0]) if here else (None, f"no {names[0]} or {names[-1]} in {folder}")
+        sources[row.name] = here[0] if here else None
+        if not here:
+            outcome.missing[row.name] = f"no {names[0]} or {names[1]} in {folder}"
+    digests = {name: {"source_sha256": sha256_of(path) if path else None} for name, path in sources.items()}
+    pictures = {name: one | digests[name] for name, one in inputs_of(plain, jobs).items()}
+    record = Record(output, shown, pictures, weights={}, scale=scale, imported=str(folder.resolve()), said=said)
+    for row in rows:
+        if record.is_done(row.name):
+            outcome.finished_before += 1
+            continue
+        if sources[row.name] is None:
+            continue
+        image, note = take_back(plain, row, sources[row.name])
         if image is None:
             outcome.missing[row.name] = note
             continue
-        write_png(target, image)
+        write_png(record.target(row.name), image)
         outcome.made += 1
         if note:
             outcome.notes[row.name] = note
-    _write_record(output, record, outcome)
+    outcome.write(record)
     return outcome
 
 
@@ -203,20 +236,12 @@ def _values(adapter: Adapter, home: Path, *, scale: int, seed: int) -> dict[str,
 
 
 def _variables(adapter: Adapter, gpu: str) -> dict[str, str]:
-    return {"CUDA_VISIBLE_DEVICES": gpu, **OFFLINE, **{key: str(value) for key, value in adapter.variables.items()}}
+    chosen = {"CUDA_VISIBLE_DEVICES": gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # numbered as nvidia-smi does
+    return {**chosen, **OFFLINE, **{key: str(value) for key, value in adapter.variables.items()}}
 
 
-def _launch(
-    adapter: Adapter,
-    group: Sequence[Staged],
-    home: Path,
-    output: Path,
-    *,
-    scale: int,
-    seed: int,
-    gpu: str,
-    timeout: float | None,
-) -> dict[str, Any]:
+def _prepare(adapter: Adapter, group: Sequence[Staged], home: Path, *, scale: int, seed: int) -> list[str]:
+    """Lay out everything that a launch reads; returns its command."""
     values = _values(adapter, home, scale=scale, seed=seed)
     for name in ("input", "output", "references"):
         values[name].mkdir(parents=True)
@@ -228,16 +253,31 @@ def _launch(
         (home / name).write_text(text, encoding="utf-8")
     words = adapter.words(**values)
     log.info("%s: %d pictures, %s", adapter.title, len(group), shlex.join(words))
-    # PYTHONPATH is ours and would put our packages in front of theirs
-    variables = {"PYTHONPATH": ""} | _variables(adapter, gpu)
-    ended = run_group(words, log=output / "log.txt", folder=adapter.place, environment=variables, timeout=timeout)
-    return {"command": [word.replace(str(home), "SCRATCH") for word in words], "gpu": gpu, "ended": ended}
+    return words
+
+
+def _told(ended: Ended, seconds: float, times: Sequence[float]) -> dict[str, Any]:
+    """What the record says of a launch whose pictures were left at these times."""
+    gaps = [after - before for before, after in pairwise(sorted(times))]
+    return {
+        "pictures": len(times),
+        "exit_code": ended.code,
+        "seconds": round(seconds, 2),
+        "seconds_per_picture": round(seconds / len(times), 3) if times else None,
+        "seconds_are": "with starting and loading it",
+        # without loading, of a program that writes each picture as soon as it is made
+        "seconds_between_pictures": round(median(gaps), 3) if len(gaps) > 1 else None,
+        "peak_memory_mib": ended.peak_memory_mib,
+        "peak_gpu_memory_mib": ended.peak_gpu_memory_mib,
+        "last_line": ended.last_line,
+    }
 
 
 def _collect(
-    adapter: Adapter, group: Sequence[Staged], home: Path, output: Path, outcome: Outcome, ended: Ended
-) -> int:
-    made = 0
+    adapter: Adapter, group: Sequence[Staged], home: Path, record: Record, outcome: Outcome, ended: Ended
+) -> list[float]:
+    """Take the pictures that are good; returns when each was left."""
+    times = []
     for row in group:
         # a pattern may lead out of the output folder, since one program writes beside its input
         path = Path(os.path.normpath(home / "output" / adapter.output.format(stem=row.stem)))
@@ -248,87 +288,10 @@ def _collect(
         if adapter.trust_exit and ended.code:
             outcome.missing[row.name] = f"the program failed ({ended})"
             continue
-        write_png(output / "images" / f"{row.name}.png", image)
-        made += 1
+        write_png(record.target(row.name), image)
+        del outcome.missing[row.name]
+        times.append(path.stat().st_mtime)
         if note:
             outcome.notes[row.name] = note
-    outcome.made += made
-    return made
-
-
-def _open_record(output: Path, adapter: Adapter, **facts: Any) -> dict[str, Any]:
-    record = {
-        "adapter": _described(adapter),
-        **facts,
-        "size_mode": "face" if adapter.sizes == "face" else "same size" if facts.get("scale", 1) == 1 else "x4",
-        "shrunk_by": SHRINK if adapter.sizes == "x4" and facts.get("scale", 1) == 1 else None,
-    }
-    path = output / RECORD
-    if path.is_file():
-        before = read_json(path)
-        changed = sorted(key for key in record if before.get(key) != _plain(record[key]))
-        if changed:
-            raise ValueError(
-                f"{output} holds predictions that were made otherwise (different: {', '.join(changed)}). Choose "
-                "another name=..., or remove the folder."
-            )
-        return before
-    record |= {
-        "checkout": _checkout(adapter),
-        "interpreter": _interpreter(adapter),
-        "weights_sha256": {name: sha256_of(path) for name, path in adapter.found().items() if path.is_file()},
-        "launches": [],
-    }
-    return record
-
-
-def _described(adapter: Adapter) -> dict[str, Any]:
-    """The adapter for the record: what its pictures depend on, and not where its interpreter lies."""
-    kept = [one.name for one in fields(Adapter) if one.name not in ("python", "notes", "tried", "method")]
-    made = {name: getattr(adapter, name) for name in kept} | {"weights": [asdict(need) for need in adapter.weights]}
-    kind = type(adapter.method)
-    return made | {"method": None if adapter.method is None else f"{kind.__module__}.{kind.__qualname__}"}
-
-
-def _write_record(output: Path, record: dict[str, Any], outcome: Outcome) -> None:
-    state = {"complete": outcome.complete, "missing": outcome.missing}
-    notes = record.get("notes", {}) | outcome.notes
-    write_json(output / RECORD, record | state | {"notes": notes, "face2scene": commit(), "versions": versions()})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def _checkout(adapter: Adapter) -> dict[str, Any] | None:
-    if adapter.kind != "command" or adapter.place is None:
-        return None
-    found = {}
-    for key, command in (("commit", ["rev-parse", "HEAD"]), ("changed", ["status", "--porcelain", "-uno"])):
-        words = ["git", "-C", str(adapter.place), *command]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
-        found[key] = done.stdout.strip().splitlines() if done.returncode == 0 else None
-    return {"commit": (found["commit"] or ["unknown"])[0], "changed_files": found["changed"]}
-
-
-def _interpreter(adapter: Adapter) -> dict[str, str] | None:
-    """Version of the program's Python and of the packages that decide its pictures."""
-    if adapter.kind != "command" or shutil.which(adapter.python) is None:
-        return None
-    ask = (
-        "import importlib.metadata as m, json, platform\n"
-        "found = {'python': platform.python_version()}\n"
-        "for name in ('torch', 'diffusers', 'transformers', 'xformers', 'peft', 'basicsr'):\n"
-        "    try: found[name] = m.version(name)\n"
-        "    except m.PackageNotFoundError: pass\n"
-        "print(json.dumps(found))"
-    )
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    try:
-        words = [adapter.python, "-c", ask]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True, env=environment)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return json.loads(done.stdout.splitlines()[-1])
+    outcome.made += len(times)
+    return times

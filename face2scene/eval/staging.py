@@ -16,7 +16,7 @@ from face2scene.images import ImageError, pad_to_multiple, read_tensor, resize, 
 from face2scene.jobs import Job
 
 FACE = 512  # side of an aligned face, as all these methods were trained
-BLACK = 2 / 255  # a result nowhere brighter is how NaN looks
+FLAT = 2 / 255  # a result that varies no more, in none of its channels, shows nothing
 SHRINK = "antialiased bicubic (torch), to a quarter"
 
 
@@ -29,6 +29,7 @@ class Staged:
     """One picture as the program sees it, and the way back.
 
     Args:
+        name: its place in the input folder, without the suffix; the prediction has the same among the predictions.
         stem: its name among the staged pictures.
         size: (H, W) staged.
         expected: (H, W) that the program's result must have.
@@ -76,9 +77,9 @@ def lay_out(adapter: Adapter, jobs: Sequence[Job], scale: int) -> list[Staged]:
     """How every picture will be staged, without writing anything.
 
     Raises:
-        StagingError: a face method was given pictures that are no squares.
+        StagingError: a face method was given pictures that are no squares, or no references where it needs some.
     """
-    names = stems([job.path.stem for job in jobs])
+    names = stems([job.name for job in jobs])
     rows, wrong = [], []
     for job in jobs:
         height, width = _size(job.path)
@@ -94,11 +95,17 @@ def lay_out(adapter: Adapter, jobs: Sequence[Job], scale: int) -> list[Staged]:
             size = tuple(side // 4 for side in padded) if shrunk else padded
             expected, kept = tuple(scale * side for side in padded), target
         given = {"size": size, "expected": expected, "kept": kept, "target": target, "references": job.references}
-        rows.append(Staged(job.path.stem, names[job.path.stem], job.path, **given))
+        rows.append(Staged(job.name, names[job.name], job.path, **given))
     if wrong:
         raise StagingError(
             f"{adapter.title} restores aligned faces, squares that show one face; {', '.join(wrong[:4])}. "
             "Give it faces (such as a run's faces/ folder) and not scenes."
+        )
+    alone = [row.name for row in rows if not row.references] if adapter.uses_references else []
+    if alone:
+        raise StagingError(
+            f"{adapter.title} needs references, and {len(alone)} of {len(rows)} pictures have none, such as "
+            f"{alone[0]}: say references=FOLDER, or input an InScene set."
         )
     return rows
 
@@ -121,14 +128,8 @@ def stage(adapter: Adapter, row: Staged, folder: Path) -> None:
 
 
 def stage_references(adapter: Adapter, references: Sequence[Path], folder: Path) -> None:
-    """Write a person's references, so many as the adapter asks for.
-
-    Raises:
-        StagingError: it needs some and there are none.
-    """
+    """Write a person's references, so many as the adapter asks for; `lay_out` has seen that there are some."""
     folder.mkdir(parents=True, exist_ok=True)
-    if adapter.references and not references:
-        raise StagingError(f"{adapter.title} needs references: say references=FOLDER, or input an InScene set.")
     for number in range(adapter.references or len(references)):
         path = references[number % len(references)]
         write_png(folder / f"reference_{number:02d}.png", read_tensor(path))
@@ -151,10 +152,10 @@ def take_back(adapter: Adapter, row: Staged, path: Path) -> tuple[Tensor | None,
     image = image[..., : row.kept[0], : row.kept[1]]
     if tuple(image.shape[-2:]) != row.target:
         image = resize(image, row.target)
-    if image.max() == image.min():
-        return None, f"{path.name} is of one colour all over, which is how NaN looks"
-    if image.max() <= BLACK:
-        return None, f"{path.name} is black"
+    if image.max() <= FLAT:
+        return None, f"{path.name} is black, which is how NaN looks"
+    if (image.amax((1, 2)) - image.amin((1, 2))).max() <= FLAT:
+        return None, f"{path.name} is of one colour all over"
     return image, note
 
 
