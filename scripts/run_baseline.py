@@ -180,9 +180,9 @@ def by_method(adapter: Adapter, jobs: list[Job], output: Path, scale: int) -> tu
 
 
 def weights_of(adapter: Adapter) -> dict[str, Path]:
-    """What a function of ours reads: the folder that its options name, else the assets of its adapter."""
-    folder = getattr(adapter.method, "folder", None)
-    return {"folder": Path(folder)} if folder else adapter.found()
+    """What a function of ours reads: the folder or file that its options name, else the assets of its adapter."""
+    named = {name: getattr(adapter.method, name, None) for name in ("folder", "path")}
+    return {name: Path(path) for name, path in named.items() if path} or adapter.found()
 
 
 def load_pipeline(cfg: DictConfig, adapter: Adapter) -> tuple[Face2ScenePipeline, dict[str, Any]]:
