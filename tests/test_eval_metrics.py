@@ -1,6 +1,8 @@
 """Engines: the values of pyiqa, of other implementations and of publications; weights that are missing or changed."""
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +143,53 @@ def test_weights_that_were_changed_are_refused_by_name(weights, tmp_path, monkey
     known.write_bytes(b"another network")
     with pytest.raises(engines.MetricMissing, match="e95806b9"):
         engines.ready("hub/pyiqa/musiq_koniq_ckpt-e95806b9.pth", tmp_path)
+
+
+@pytest.mark.parametrize("file", [engines.VGG16, engines.DISTS, engines.INCEPTION, engines.NIQE])
+def test_a_placed_file_is_the_same_on_every_machine_and_day(file, weights, tmp_path, monkeypatch):
+    for asset in ("lpips", "dists", "fid_inception"):
+        weights(asset)
+    placed = []
+    for number in range(2):
+        monkeypatch.setattr("os.getpid", lambda number=number: 7 + number)
+        monkeypatch.setattr("time.asctime", lambda number=number: f"day {number}")
+        try:
+            engines.place(file, tmp_path / f"{number}")
+        except engines.MetricMissing as error:
+            pytest.skip(str(error))
+        placed.append(tmp_path / f"{number}" / file)
+    assert placed[0].read_bytes() == placed[1].read_bytes()
+    assert engines.identity(placed[0]) == engines.identity(placed[1]) != engines.sha256_of(placed[0])
+
+
+def test_numbers_stand_for_a_placed_file_whatever_wrote_it(tmp_path):
+    files = [tmp_path / folder / engines.DISTS for folder in "abc"]
+    for file, value in zip(files, (1, 1, 2), strict=True):
+        file.parent.mkdir(parents=True)
+        torch.save({"alpha": torch.full((3,), value)}, file, pickle_protocol=2 + (file == files[1]))
+    same, too, other = map(engines.identity, files)
+    assert same == too != other and engines.sha256_of(files[0]) != engines.sha256_of(files[1])
+
+
+def test_processes_that_place_one_file_together_make_it_once(tmp_path, monkeypatch):
+    made, both = [], threading.Barrier(2, timeout=60)
+
+    def slow(state, path):
+        made.append(path)
+        time.sleep(0.2)
+        path.write_bytes(f"writing {len(made)}".encode())
+
+    monkeypatch.setattr(engines, "_save", slow)
+    monkeypatch.setattr(engines, "load_file", lambda path: {})
+    monkeypatch.setattr(engines, "fetched", lambda name: tmp_path)
+
+    def ask():
+        both.wait()
+        return engines.ready(engines.DISTS, tmp_path)
+
+    with ThreadPoolExecutor(2) as pool:  # flock keeps threads apart as it does processes
+        assert len({future.result() for future in [pool.submit(ask) for _ in range(2)]}) == 1
+    assert len(made) == 1
 
 
 def test_all_that_is_missing_is_told_in_seconds_and_no_hub_is_asked(tmp_path, monkeypatch):

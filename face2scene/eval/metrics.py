@@ -5,7 +5,6 @@ How they are computed is in `engines`. B pictures of one size (H, W), float32 RG
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,7 +15,6 @@ from face2scene.eval.fid import Fid
 from face2scene.eval.identity_score import NO_FACE, IdScore
 from face2scene.eval.perceptual import Dists, Lpips
 from face2scene.eval.ssim import ssim_rgb, ssim_y
-from face2scene.files import sha256_of
 from face2scene.weights import MissingWeights
 
 
@@ -41,9 +39,9 @@ class Metric:
         return self.engine.build(device) if isinstance(self.engine, Pyiqa) else self.engine(device)
 
     def weights(self) -> dict[str, str]:
-        """sha256 of the weight files behind it, by name."""
-        files = self.engine.files if isinstance(self.engine, Pyiqa) else ()
-        return {Path(file).name: sha256_of(torch_home() / file) for file in files if (torch_home() / file).is_file()}
+        """What stands for the weight files behind it, by name; see `engines.identity`."""
+        files = [torch_home() / file for file in self.engine.files] if isinstance(self.engine, Pyiqa) else []
+        return {path.name: engines.identity(path) for path in files if path.is_file()}
 
     @property
     def protocol(self) -> str:
