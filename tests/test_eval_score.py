@@ -15,7 +15,7 @@ from face2scene.eval.regions import cut
 from face2scene.eval.results import interval, read_scores
 from face2scene.eval.score import score_folder, score_folders
 from face2scene.files import read_json, write_json
-from face2scene.images import write_png
+from face2scene.images import read_tensor, write_png
 
 SIZE = (40, 48)
 
@@ -175,6 +175,24 @@ def test_face_and_background_are_scored_apart_and_add_up(tmp_path):
     assert score_folder(made, truth, ["dists", "fid"], tmp_path / "out", **options) == scores
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_picture_flagged_as_a_whole_is_averaged_in_no_region(processes, tmp_path):
+    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
+    write_png(made / "b.png", np.zeros((*SIZE, 3), np.float32))
+    options = {"boxes": {name: (10.0, 5.0, 30.0, 25.0) for name in "abc"}, "regions": ("whole", "face", "background")}
+    rows = {"it": (made, tmp_path / "out")}
+    for _ in range(2):  # measured, and recalled
+        if processes == 1:
+            scores = score_folders(rows, truth, ["dists"], scorers=SCORERS, **options)["it"]
+        else:
+            scores = shared_out(rows, truth, ["dists"], **options)[0]["it"]
+        for region in ("face", "background"):
+            found = read_json(tmp_path / "out" / region / "scores.json")
+            assert list(found["pictures"]["flagged"]) == ["b"] and found["means"] == {} and not found["complete"]
+            assert scores["regions"][region]["counts"]["scored"] == 2
+            assert read_scores(tmp_path / "out" / region)[1]["b"] == {}
+
+
 def test_a_moved_face_box_is_scored_again(tmp_path):
     truth, made = folder(tmp_path / "truth", "a"), folder(tmp_path / "made", "a", 0.1)
     options = {"scorers": SCORERS, "regions": ("whole", "face")}
@@ -200,28 +218,52 @@ def test_a_region_without_boxes_or_outside_its_picture_is_refused(tmp_path):
 # --- shared out, and compared -------------------------------------------------------------------------------
 
 
-def test_two_processes_give_the_results_of_one(tmp_path):
-    alone = scored(tmp_path, "one", "abcdefg", batch_pixels=2 * SIZE[0] * SIZE[1])
-    write_png(tmp_path / "one/d.png", np.zeros((*SIZE, 3), np.float32))  # a ruined picture is told by whoever meets it
-    truth, rows = tmp_path / "truth", {"one": (tmp_path / "one", tmp_path / "shared")}
+BATCH = 2 * SIZE[0] * SIZE[1]
+
+
+def shared_out(rows, truth, keys=KEYS, scorers=SCORERS, **options) -> dict[int, dict]:
+    """`score_folders` by two processes, here threads."""
     barrier, found = threading.Barrier(2, timeout=600), {}
 
     def share(rank):
-        options = {"rank": rank, "processes": 2, "wait": barrier.wait, "batch_pixels": 2 * SIZE[0] * SIZE[1]}
-        found[rank] = score_folders(rows, truth, KEYS, scorers=SCORERS, **options)
+        places = {"rank": rank, "processes": 2, "wait": barrier.wait, "batch_pixels": BATCH}
+        found[rank] = score_folders(rows, truth, keys, scorers=scorers, **places, **options)
 
-    def together():
-        threads = [threading.Thread(target=share, args=(rank,)) for rank in range(2)]
-        [thread.start() for thread in threads], [thread.join() for thread in threads]
+    threads = [threading.Thread(target=share, args=(rank,)) for rank in range(2)]
+    [thread.start() for thread in threads], [thread.join() for thread in threads]
+    return found
 
-    together()
+
+def test_two_processes_give_the_results_of_one(tmp_path):
+    alone = scored(tmp_path, "one", "abcdefg", batch_pixels=BATCH)
+    write_png(tmp_path / "one/d.png", np.zeros((*SIZE, 3), np.float32))  # a ruined picture is told by whoever meets it
+    truth, rows = tmp_path / "truth", {"one": (tmp_path / "one", tmp_path / "shared")}
+    found = shared_out(rows, truth)
     assert found[1] == {} and found[0]["one"]["pictures"]["flagged"].keys() == {"d"}
     folder(tmp_path / "one", "abcdefg", 0.1)  # whole again
-    together()
+    found = shared_out(rows, truth)
     assert {**found[0]["one"], "predictions": ""} == {**alone, "predictions": ""}
     left = sorted(path.name for path in (tmp_path / "shared").iterdir())
     assert left == ["scores.csv", "scores.json", "scores.state.json", "scores.state.safetensors"]
     assert (tmp_path / "shared/scores.csv").read_text() == (tmp_path / "out_one/scores.csv").read_text()
+
+
+def test_a_picture_that_a_new_metric_flags_is_flagged_by_two_processes_as_by_one(tmp_path):
+    truth, made = folder(tmp_path / "truth", "abcdefg"), folder(tmp_path / "made", "abcdefg", 0.1)
+    bad = error(*(read_tensor(tmp_path / side / "d.png")[None] for side in ("made", "truth")))
+
+    def nan_of_d(pictures, truths):
+        found = error(pictures, truths)
+        return torch.where(found == bad, torch.nan, found)
+
+    scorers = {**SCORERS, "psnr": nan_of_d, "niqe": lambda pictures: pytest.fail("the pictures are too small")}
+    rows = {name: {"it": (made, tmp_path / name)} for name in ("one", "two")}
+    for keys in (["dists", "niqe"], ["dists", "niqe", "psnr"], ["dists", "niqe"]):
+        alone = score_folders(rows["one"], truth, keys, scorers=scorers, batch_pixels=BATCH)
+        assert shared_out(rows["two"], truth, keys, scorers)[0] == alone
+        assert list(alone["it"]["pictures"]["flagged"]) == (["d"] if "psnr" in keys else [])
+        assert ("d" in alone["it"]["undefined"]["niqe"]) == ("psnr" not in keys)
+        assert (tmp_path / "two/scores.json").read_bytes() == (tmp_path / "one/scores.json").read_bytes()
 
 
 def test_two_methods_are_told_apart_where_they_differ_and_only_there(tmp_path):

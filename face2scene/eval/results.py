@@ -38,6 +38,7 @@ def write_results(
     truth shows no face, as the paper does, and names them.
     """
     names = [name for name in row.paths if name not in row.flagged]
+    flagged = {name: row.flagged[name] for name in row.paths if name in row.flagged}
     complete = len(names) == expected
     per_picture = [m for m in measured if m.compares != "sets"]
     columns = {m.key: [row.values[n][m.key] for n in names if m.key in row.values.get(n, {})] for m in per_picture}
@@ -48,7 +49,7 @@ def write_results(
     means = {key: math.fsum(values) / len(values) for key, values in columns.items() if values}
     sets: dict[str, float] = {}
     for metric in measured:
-        if metric.compares == "sets" and complete and metric.key not in row.undefined:
+        if metric.compares == "sets" and complete and not row.undefined.get(metric.key):
             sides = [_stacked(row, metric.key, side, names) for side in ("ours", "truth")]
             try:
                 sets[metric.key] = float(ready[metric.key].distance(*sides))
@@ -64,7 +65,11 @@ def write_results(
         for name in row.paths:
             found = {} if name in row.flagged else row.values.get(name, {})
             writer.writerow([name, *(_cell(found.get(m.key)) for m in per_picture)])
-    undefined = {m.key: dict(row.undefined[m.key]) for m in measured if row.undefined.get(m.key)}
+    undefined = {}
+    for metric in measured:
+        why = row.undefined.get(metric.key, {})
+        if told := {name: why[name] for name in names if name in why}:
+            undefined[metric.key] = told
     for key, pictures in undefined.items():
         log.warning("%s: %s has no value for %s", row.title, key, some(f"{n} ({why})" for n, why in pictures.items()))
     partly = {key: mean for key, mean in means.items() if not whole[key]}
@@ -77,7 +82,7 @@ def write_results(
         **({"means_of_scored_only": partly} if partly else {}),
         "sets": sets,
         "counts": row.counts(expected),
-        "pictures": {"missing": row.missing, "flagged": row.flagged, "without_truth": row.extra},
+        "pictures": {"missing": row.missing, "flagged": flagged, "without_truth": row.extra},
         "undefined": undefined,
         "copies": dict(copies),
         **({"alignment": _alignment(row)} if region == "whole" else {}),
@@ -148,7 +153,8 @@ def versions() -> dict[str, str]:
 
 
 def _alignment(row: Row) -> dict[str, Any]:
-    known = {n: shift for n, shift in row.shifts.items() if math.isfinite(shift[0]) and n not in row.flagged}
+    shifts = {n: row.shifts[n] for n in row.paths if n in row.shifts and n not in row.flagged}
+    known = {n: shift for n, shift in shifts.items() if math.isfinite(shift[0])}
     if not known:
         return {"median_shift": None, "pictures": {}, "estimated": 0}
     median = [statistics.median(shift[axis] for shift in known.values()) for axis in (0, 1)]

@@ -114,7 +114,8 @@ def score_folders(
     copies = {title: warn_of_copies(row) for title, row in work.items()} if rank == 0 else {}
 
     results: dict[str, dict[str, Any]] = {}
-    for region in sorted(set(regions), key=lambda region: region == "whole"):  # the whole picture's file names the rest
+    parts: dict[str, dict[str, Any]] = {title: {} for title in work}
+    for region in sorted(set(regions), key=lambda region: region != "whole"):  # its flags hold for the other regions
         part = {
             title: replace(
                 row,
@@ -140,14 +141,19 @@ def score_folders(
             continue
         for title, row in part.items():
             if processes > 1:
-                state.gather(row, boxes if region != "whole" else {})
+                state.gather(row, boxes if region != "whole" else {}, processes)
+            if region == "whole":
+                work[title].flagged = row.flagged
+            else:
+                row.flagged |= work[title].flagged
             found = write_results(row, measured, ready, missing, chosen, len(truths), region, copies[title])
-            if region != "whole":
-                shown = ("complete", "means", "means_of_scored_only", "sets", "counts")
-                parts = results.setdefault(title, {"regions": {}})["regions"]
-                parts[region] = {"about": REGIONS[region]} | {key: found[key] for key in shown if key in found}
+            if region == "whole":
+                results[title] = found
                 continue
-            results[title] = state.with_regions(row, found, results.get(title, {}).get("regions", {}))
+            shown = ("complete", "means", "means_of_scored_only", "sets", "counts")
+            parts[title][region] = {"about": REGIONS[region]} | {key: found[key] for key in shown if key in found}
+    for title, found in results.items():
+        results[title] = state.with_regions(work[title], found, parts[title])
     wait()
     return results
 

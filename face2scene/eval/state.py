@@ -48,17 +48,24 @@ def save(row: Row, rank: int | None, boxes: Mapping[str, Box]) -> None:
         with atomic_write(path.with_suffix(".safetensors")) as partial:
             save_file(features, partial)
     protocol = {m.key: _identity(m) for m in METRICS.values()}
-    write_json(path, {"protocol": protocol, "pictures": pictures, "flagged": row.flagged})
+    flagged = {name: {"sha256": list(row.hashes[name]), "why": why} for name, why in row.flagged.items()}
+    write_json(path, {"protocol": protocol, "pictures": pictures, "flagged": flagged})
     row.unsaved = 0
 
 
-def gather(row: Row, boxes: Mapping[str, Box]) -> None:
-    """Take over every process's part, write them as one and remove them."""
+def gather(row: Row, boxes: Mapping[str, Box], processes: int) -> None:
+    """Take over every process's part, write them as one and remove them.
+
+    Only this run's processes say what is flagged: values that a picture has from earlier runs, of other metrics, speak
+    neither for nor against it.
+    """
     parts = [path for path in row.out.glob("scores.state.*.json") if path.stem.rsplit(".", 1)[-1].isdigit()]
     recall(row, boxes)
     for part in parts:
-        told = read_json(part)["flagged"].items()  # of a picture that was replaced since, there are values by now
-        row.flagged |= {name: why for name, why in told if name in row.paths and name not in row.values}
+        told = read_json(part)["flagged"] if int(part.stem.rsplit(".", 1)[-1]) < processes else {}
+        for name, flag in told.items():
+            if name in row.hashes and tuple(flag["sha256"]) == row.hashes[name]:
+                row.flagged[name] = flag["why"]
     for name in row.flagged:
         row.values.pop(name, None)
     save(row, None, boxes)
