@@ -136,6 +136,26 @@ def test_a_second_run_computes_only_what_changed(tmp_path):
     assert read_scores_csv(tmp_path / "out/scores.csv")["b"]["lpips"] == 0
 
 
+@pytest.mark.parametrize("what", ["pyiqa_version", "identity"])
+def test_values_of_another_version_or_of_other_weights_are_not_kept(what, tmp_path, monkeypatch):
+    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", noise=0.1)
+    seen = []
+
+    def counting(pictures, truths):
+        seen.append(len(pictures))
+        return error(pictures, truths)
+
+    home = tmp_path / "weights/torch_home" / engines.LPIPS_ALEX
+    home.parent.mkdir(parents=True)
+    home.write_bytes(b"a network")
+    monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path / "weights"))
+    for changed, count in ((False, 3), (False, 3), (True, 6), (True, 6)):
+        if changed:
+            monkeypatch.setattr(engines, what, lambda *_: "another")
+        score_folder(made, truth, ["lpips"], tmp_path / "out", scorers={"lpips": counting})
+        assert sum(seen) == count
+
+
 def test_a_folder_with_a_missing_picture_is_incomplete_and_has_no_mean(tmp_path):
     truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abx", noise=0.1)
     scores = score_folder(made, truth, ["lpips"], tmp_path / "out", scorers=SCORERS)

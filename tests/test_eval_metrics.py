@@ -17,7 +17,9 @@ from face2scene.eval.metrics import METRICS, build_all, choose
 from face2scene.eval.perceptual import Dists, Lpips
 from face2scene.eval.ssim import ssim_rgb, ssim_y
 from face2scene.eval.winograd import WinogradReLU, hasten
+from face2scene.files import write_json
 from face2scene.images import read_tensor
+from face2scene.weights import MARKER, catalogue
 
 NAMES = ("I03", "I04", "I06", "I08", "I19")
 # Of the pristine model's authors, in MATLAB, for the five pictures.
@@ -125,8 +127,38 @@ def test_every_metric_of_the_paper_says_what_must_be_held_fixed():
     for metric in METRICS.values():
         said = metric.described()
         assert said["better"] in ("higher", "lower") and said["compares"] in ("pair", "alone", "faces", "sets")
-        assert said["crop"] == "none" and said["colour"] and said["range"] and "8-bit RGB PNG" in said["protocol"]
+        assert said["colour"] and said["range"] and "8-bit RGB PNG" in said["protocol"]
     assert len({metric.protocol for metric in METRICS.values()}) == len(METRICS)
+
+
+WITHOUT_WEIGHTS = {"psnr", "psnr_y", "ssim", "ssim_y"}
+
+
+def test_a_metric_names_every_weights_file_with_a_hash_and_another_hash_is_another_identity(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: str(tmp_path / name / file))
+    for name, asset in catalogue().items():
+        if name in METRICS["id"].assets:
+            write_json(tmp_path / name / MARKER, {"fingerprint": asset.fingerprint, "files": {f"{name}.bin": "1" * 64}})
+            (tmp_path / name / f"{name}.bin").touch()
+    before = {}
+    for metric in METRICS.values():
+        engine = metric.engine
+        files = [tmp_path / "torch_home" / file for file in getattr(engine, "files", ())]
+        files += [tmp_path / name / "model.safetensors" for name in getattr(engine, "hub", ())]
+        for path in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"a network")
+        found = metric.weights()
+        assert len(found) == len(files) + len(metric.assets) and all(len(digest) == 64 for digest in found.values())
+        assert bool(found) == (metric.key not in WITHOUT_WEIGHTS)
+        before[metric.key] = metric.identity
+    for path in [*tmp_path.rglob("*.p*"), *tmp_path.rglob("*.mat"), *tmp_path.rglob("*.safetensors")]:
+        path.write_bytes(b"another network")
+    for name in METRICS["id"].assets:
+        marker = tmp_path / name / MARKER
+        marker.write_text(marker.read_text().replace("1" * 64, "2" * 64))
+    assert {key for key, said in before.items() if METRICS[key].identity == said} == WITHOUT_WEIGHTS
 
 
 def test_weights_that_were_changed_are_refused_by_name(weights, tmp_path, monkeypatch):

@@ -203,6 +203,18 @@ def test_a_moved_face_box_is_scored_again(tmp_path):
     assert means[0] != means[1]
 
 
+def test_a_moved_face_box_changes_the_identity_score_of_the_whole_picture(tmp_path):
+    def corner(pictures, truths, boxes):
+        return torch.tensor([-1.0 if box is None else box[0] / 100 for box in boxes], dtype=torch.float64)
+
+    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", 0.1)
+    scorers = {**SCORERS, "id": corner}
+    face, other = (10, 0, 40, 40), (20, 0, 40, 40)
+    for boxes, mean in (({}, -1), ({"a": face, "b": other}, 0.15), ({"a": face}, -0.45)):
+        scores = score_folder(made, truth, ["id", "dists"], tmp_path / "out", scorers=scorers, boxes=boxes)
+        assert scores["means"]["id"] == pytest.approx(mean)
+
+
 def test_a_region_without_boxes_or_outside_its_picture_is_refused(tmp_path):
     truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab")
     options = {"scorers": SCORERS, "regions": ("whole", "face")}

@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,6 +74,16 @@ class Pyiqa:
         options = ", ".join(f"{key}={value}" for key, value in self.options.items())
         return f"pyiqa {self.name}" + (f" ({options})" if options else "")
 
+    def paths(self, home: Path) -> dict[str, Path]:
+        """Its weight files by name, as far as they are here: of the torch home, and of the hub's cache."""
+        found = {Path(file).name: home / file for file in self.files}
+        for repository in self.hub if importlib.util.find_spec("huggingface_hub") else ():
+            import huggingface_hub
+
+            cached = huggingface_hub.try_to_load_from_cache(repository, "model.safetensors")
+            found |= {repository: Path(cached)} if isinstance(cached, str) else {}
+        return found
+
     def check(self, home: Path) -> None:
         """Raise MetricMissing unless everything this metric needs is at hand and whole; places what can be made."""
         need("pyiqa", "metrics", why=f"The metric {self.name}")
@@ -122,6 +133,14 @@ DISTS = "hub/pyiqa/DISTS_weights-f5e65c96.pth"
 INCEPTION = "hub/pyiqa/pt_inception-2015-12-05-6726825d.pth"
 NIQE = "hub/pyiqa/niqe_modelparameters.mat"
 CLIP_B32, CLIP_R50 = "hub/clip/ViT-B-32.pt", "hub/clip/RN50.pt"
+
+
+def pyiqa_version() -> str:
+    """The version of pyiqa, or nothing where it is not installed."""
+    try:
+        return version("pyiqa")
+    except PackageNotFoundError:
+        return ""
 
 
 def torch_home() -> Path:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from face2scene.data.manifest import METADATA, read_manifest
+from face2scene.eval.regions import Region
 from face2scene.files import read_json, sha256_of
 from face2scene.images import ImageError, list_images
 from face2scene.records import Box
@@ -48,6 +49,8 @@ class Row:
     shifts: dict[str, tuple[float, float]] = field(default_factory=dict)
     features: dict[str, Tensor] = field(default_factory=dict)  # of `fid`: ours/NAME and truth/NAME
     hashes: dict[str, tuple[str, str]] = field(default_factory=dict)  # of the prediction and of its truth
+    region: Region = "whole"
+    boxes: Mapping[str, Box] = field(default_factory=dict)
     unsaved: int = 0
 
     def counts(self, expected: int) -> dict[str, int]:

@@ -71,7 +71,7 @@ def score_folders(
 
     Writes `scores.csv` (a row per picture: `name`, then a column per metric) and `scores.json` to each row's
     output folder, and of every region but the whole picture to a folder of its name in it. The same call again computes
-    only what is new: values are kept with both pictures' hashes.
+    only what is new: values are kept with both pictures' hashes, and with the face box where it decides.
 
     Args:
         rows: title -> (folder of predictions, or of `images/` with them; folder for the results).
@@ -120,6 +120,8 @@ def score_folders(
             title: replace(
                 row,
                 out=row.out if region == "whole" else row.out / region,
+                region=region,
+                boxes=boxes,
                 flagged={},
                 undefined={},
                 values={},
@@ -130,18 +132,18 @@ def score_folders(
         }
         sizes_here = {name: size_of(region, size, boxes.get(name)) for name, size in sizes.items()}
         for row in part.values():
-            state.recall(row, boxes if region != "whole" else {})
+            state.recall(row)
         wait()  # until everybody has read what is done, or the shares would differ
         job = _Job(part, truths, sizes_here, boxes, region, measured, ready, device, batch_pixels)
         job.run(rank, processes)
         for row in part.values():
-            state.save(row, rank if processes > 1 else None, boxes if region != "whole" else {})
+            state.save(row, rank if processes > 1 else None)
         wait()
         if rank != 0:
             continue
         for title, row in part.items():
             if processes > 1:
-                state.gather(row, boxes if region != "whole" else {}, processes)
+                state.gather(row, processes)
             if region == "whole":
                 work[title].flagged = row.flagged
             else:
@@ -217,11 +219,8 @@ class _Job:
                         truth = true if len(mine) == len(batch) else true[mine]
                         self._score(row, [batch[i] for i in mine], loaded[title], truth)
                         if row.unsaved >= max(state.SAVE_EVERY, len(row.values) // 20):
-                            state.save(row, rank if processes > 1 else None, self._used_boxes())
+                            state.save(row, rank if processes > 1 else None)
                         bar.update(len(mine))
-
-    def _used_boxes(self) -> Mapping[str, Box]:
-        return self.boxes if self.region != "whole" else {}
 
     def _batches(self, names: Sequence[str]) -> list[list[str]]:
         by_size: dict[tuple[int, int], list[str]] = {}
