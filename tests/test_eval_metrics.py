@@ -121,6 +121,16 @@ def test_the_identity_score_of_a_photo_is_one_with_itself_and_nothing_without_a_
     assert found[0] == pytest.approx(1, abs=1e-5) and found[1] < 0.9 and found[2].isnan()
 
 
+def test_the_identity_score_refuses_damaged_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
+    for name in METRICS["id"].assets:
+        facts = {"fingerprint": catalogue()[name].fingerprint, "files": {f"{name}.bin": "1" * 64}}
+        write_json(tmp_path / name / MARKER, facts)
+        (tmp_path / name / f"{name}.bin").write_bytes(b"damaged")
+    with pytest.raises(engines.MetricMissing, match=r"yunet\.bin has changed .* run `face2scene fetch yunet`"):
+        METRICS["id"].build()
+
+
 def test_every_metric_of_the_paper_says_what_must_be_held_fixed():
     asked = "dists lpips lpips_vgg psnr psnr_y ssim ssim_y fid musiq clipiqa maniqa liqe liqe_mix topiq niqe id"
     assert set(METRICS) == set(asked.split())
