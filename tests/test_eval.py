@@ -136,6 +136,19 @@ def test_a_second_run_computes_only_what_changed(tmp_path):
     assert read_scores_csv(tmp_path / "out/scores.csv")["b"]["lpips"] == 0
 
 
+def test_a_metric_that_is_added_is_all_that_is_computed(tmp_path):
+    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", noise=0.1)
+    seen, sets = [], Sets()
+    counting = {**SCORERS, "lpips": lambda x, y: (seen.append(len(x)), error(x, y))[1], "fid": sets}
+    score_folder(made, truth, ["lpips", "fid"], tmp_path / "out", scorers=counting)
+    first = read_scores_csv(tmp_path / "out/scores.csv")
+    shutil.copy(truth / "b.png", made / "b.png")
+    score_folder(made, truth, ["lpips", "fid", "psnr"], tmp_path / "out", scorers=counting)
+    assert sum(seen) == 3 + 1 and sets.seen == 6 + 2
+    after = read_scores_csv(tmp_path / "out/scores.csv")
+    assert after["b"]["lpips"] == 0 and after["a"]["lpips"] == first["a"]["lpips"] and "psnr" in after["c"]
+
+
 @pytest.mark.parametrize("what", ["pyiqa_version", "identity"])
 def test_values_of_another_version_or_of_other_weights_are_not_kept(what, tmp_path, monkeypatch):
     truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", noise=0.1)

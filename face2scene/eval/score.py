@@ -196,12 +196,14 @@ class _Job:
         self.truth_features: dict[tuple[str, str], Tensor] = {}
 
     def _is_due(self, row: Row, name: str) -> bool:
-        done = row.values.get(name, {}).keys() | {key for key, names in row.undefined.items() if name in names}
-        per_picture = {m.key for m in self.metrics if m.compares != "sets"}
-        sets = [m.key for m in self.metrics if m.compares == "sets"]
-        have = all(f"{key}/{side}/{name}" in row.features for key in sets for side in ("ours", "truth"))
         placed = name in row.shifts or self.region != "whole"
-        return not (per_picture <= done and have and placed)
+        return not placed or any(self._lacks(row, metric, name) for metric in self.metrics)
+
+    @staticmethod
+    def _lacks(row: Row, metric: Metric, name: str) -> bool:
+        if metric.compares == "sets":
+            return any(f"{metric.key}/{side}/{name}" not in row.features for side in ("ours", "truth"))
+        return metric.key not in row.values.get(name, {}) and name not in row.undefined.get(metric.key, {})
 
     def run(self, rank: int, processes: int) -> None:
         """Score the batches of this process into the rows."""
@@ -263,7 +265,11 @@ class _Job:
                 found = global_shift(picture, target)
                 row.shifts[name] = (math.nan, math.nan) if found is None else found
         for metric in self.metrics:
-            self._measure(metric, row, names, pictures, truth)
+            lacking = [index for index, name in enumerate(names) if self._lacks(row, metric, name)]
+            if len(lacking) == len(names):
+                self._measure(metric, row, names, pictures, truth)
+            elif lacking:
+                self._measure(metric, row, [names[n] for n in lacking], pictures[lacking], truth[lacking])
         for name in row.flagged:
             row.values.pop(name, None)
         row.unsaved += len(names)
