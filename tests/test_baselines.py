@@ -126,7 +126,7 @@ def test_a_program_restores_clean_copies_and_everything_about_it_is_written_down
     [
         ("crash", 1, r"no a_b_1_n00001_0\.png was left \(exit code 1, last line: CUDA out of memory\)"),
         ("omit", 2, r"no a_b_1_n00001_0\.png was left"),
-        ("black", 2, r"of one colour all over, which is how NaN looks"),
+        ("black", 2, r"one colour all over, which is how NaN looks"),
         ("rounded", 2, r"a_b_1_0\.png is 56 x 40 and should be 64 x 48"),
         ("cut", 2, r"cannot be read"),
     ],

@@ -178,12 +178,29 @@ def test_a_folder_with_a_missing_picture_is_incomplete_and_has_no_mean(tmp_path)
     assert not row.ranked and row.cells["lpips"] == tables.NOT_MEASURED and "2 of 3" in row.note
 
 
-def test_a_black_picture_is_flagged_and_never_averaged(tmp_path):
+def speckled(*colour):
+    """A colour with noise of one step of 8 bits."""
+    return (np.random.default_rng(0).integers(0, 2, (32, 32, 3)) + np.array(colour)).astype(np.float32) / 255
+
+
+@pytest.mark.parametrize(
+    ("picture", "why"),
+    [
+        (np.zeros((32, 32, 3), np.float32), "one colour"),
+        (np.full((32, 32, 3), (0.9, 0.2, 0.5), np.float32), "one colour"),
+        (speckled(0, 0, 0), "one colour"),
+        (speckled(200, 40, 90), "one colour"),
+        (2 * speckled(0, 0, 0), "black"),
+    ],
+)
+def test_a_picture_that_shows_nothing_is_flagged_and_never_averaged(picture, why, tmp_path):
     truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", noise=0.1)
-    write_png(made / "a.png", np.zeros((32, 32, 3), np.float32))
+    write_png(made / "a.png", picture)
     scores = score_folder(made, truth, ["lpips"], tmp_path / "out", scorers=SCORERS)
-    assert "one colour" in scores["pictures"]["flagged"]["a"] and not scores["complete"]
+    assert why in scores["pictures"]["flagged"]["a"] and not scores["complete"]
     assert read_scores_csv(tmp_path / "out/scores.csv")["a"] == {}
+    write_png(truth / "a.png", picture)  # what shows nothing in the truth too is a picture like others
+    assert score_folder(made, truth, ["lpips"], tmp_path / "out", scorers=SCORERS)["complete"]
 
 
 def test_a_value_that_is_not_finite_is_flagged(tmp_path):

@@ -32,7 +32,7 @@ from face2scene.eval.pairing import (
 from face2scene.eval.regions import REGIONS, Region, cut, size_of
 from face2scene.eval.results import read_scores_csv, versions, write_results
 from face2scene.files import sha256_of
-from face2scene.images import read_tensor
+from face2scene.images import nothing_in, read_tensor
 from face2scene.records import Box
 
 __all__ = ["ScoreError", "read_scores_csv", "score_folder", "score_folders", "truth_of", "versions"]
@@ -259,8 +259,8 @@ class _Job:
 
     def _score(self, row: Row, names: Sequence[str], pictures: Tensor, truth: Tensor) -> None:
         for name, picture, target in zip(names, pictures, truth, strict=True):
-            if picture.max() == picture.min() and target.max() != target.min():
-                row.flagged[name] = f"one colour all over ({float(picture.max()):.3g}): not a restoration"
+            if (nothing := nothing_in(picture)) and not nothing_in(target):
+                row.flagged[name] = f"{nothing}: not a restoration"
             if self.region == "whole":
                 found = global_shift(picture, target)
                 row.shifts[name] = (math.nan, math.nan) if found is None else found
