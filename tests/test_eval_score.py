@@ -56,13 +56,22 @@ def scored(tmp_path, name, names="abcdef", noise=0.1, seed=0, keys=KEYS, **optio
 @pytest.mark.parametrize(
     ("mode", "told"), [("L", "a.png is L"), ("RGBA", "a.png is RGBA"), ("P", "a.png is P"), ("I;16", r"a.png is I;16")]
 )
-def test_a_picture_in_another_colour_mode_is_refused_by_name(mode, told, tmp_path):
+@pytest.mark.parametrize("side", ["made", "truth"])
+def test_a_picture_in_another_colour_mode_is_refused_by_name(side, mode, told, tmp_path):
     truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab")
+    path = tmp_path / side / "a.png"
     if mode == "I;16":
-        Image.fromarray(np.full(SIZE, 9000, np.uint16)).save(made / "a.png")
+        Image.fromarray(np.full(SIZE, 9000, np.uint16)).save(path)
     else:
-        Image.open(made / "a.png").convert(mode).save(made / "a.png")
-    with pytest.raises(ScoreError, match=f"no 8-bit RGB.*{told}.*Write them as RGB"):
+        Image.open(path).convert(mode).save(path)
+    with pytest.raises(ScoreError, match=f"no 8-bit RGB.*{'truth ' * (side == 'truth')}{told}.*Write them as RGB"):
+        score_folder(made, truth, KEYS, tmp_path / "out", scorers=SCORERS)
+
+
+def test_a_jpeg_by_the_name_of_a_png_is_refused(tmp_path):
+    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab")
+    Image.open(made / "a.png").save(made / "a.png", format="JPEG")
+    with pytest.raises(ScoreError, match=r"no PNG but by name.*predictions/a\.png is a JPEG file"):
         score_folder(made, truth, KEYS, tmp_path / "out", scorers=SCORERS)
 
 

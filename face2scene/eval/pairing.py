@@ -128,20 +128,29 @@ def checked_sizes(rows: Iterable[Row], truths: Mapping[str, Path]) -> dict[str, 
     """(H, W) of every truth in use.
 
     Raises:
-        ScoreError: a prediction of another size than its truth, or in another colour mode than RGB.
+        ScoreError: a prediction of another size than its truth, or that is no PNG; either in another mode than RGB.
         ImageError: a file that cannot be read.
     """
     rows = list(rows)
-    sizes = {name: _header(truths[name])[0] for name in dict.fromkeys(n for row in rows for n in row.paths)}
-    wrong, modes = [], []
+    heads = {name: _header(truths[name]) for name in dict.fromkeys(n for row in rows for n in row.paths)}
+    sizes = {name: head.size for name, head in heads.items()}
+    wrong, modes, formats = [], [], []
     for row in rows:
         for name, path in row.paths.items():
-            size, mode = _header(path)
-            if size != sizes[name]:
-                height, width = sizes[name]
+            head = _header(path)
+            if head.size != sizes[name]:
+                (height, width), size = sizes[name], head.size
                 wrong.append(f"{row.title}/{path.name} is {size[1]} x {size[0]}, truth {width} x {height}")
-            if mode != "RGB":
-                modes.append(f"{row.title}/{path.name} is {mode}")
+            if head.mode != "RGB":
+                modes.append(f"{row.title}/{path.name} is {head.mode}")
+            if head.format != "PNG":
+                formats.append(f"{row.title}/{path.name} is a {head.format} file")
+    modes += [f"truth {truths[name].name} is {head.mode}" for name, head in heads.items() if head.mode != "RGB"]
+    if formats:
+        raise ScoreError(
+            f"{len(formats)} pictures are no PNG but by name, and lossy files change the numbers: {some(formats)}. "
+            "Write them as PNG from the start."
+        )
     if wrong:
         raise ScoreError(f"{len(wrong)} pictures have another size than their truth: {some(wrong)}.")
     if modes:
@@ -216,14 +225,22 @@ def _by_name(paths: Iterable[Path], what: str) -> dict[str, Path]:
     return found
 
 
-def _header(path: Path) -> tuple[tuple[int, int], str]:
+@dataclass(frozen=True)
+class _Header:
+    size: tuple[int, int]  # (H, W), upright
+    mode: str
+    format: str  # of the content, whatever the file is called
+
+
+def _header(path: Path) -> _Header:
     try:
         with Image.open(path) as image:
             width, height = image.size
             upright = image.getexif().get(0x0112, 1) < 5
             # Pillow opens 16 bits a channel as RGB, so the depth is read where PNG keeps it.
-            deep = path.suffix.lower() == ".png" and _depth(path) > 8
-            return (height, width) if upright else (width, height), f"{image.mode} of 16 bit" if deep else image.mode
+            deep = image.format == "PNG" and _depth(path) > 8
+            size, mode = (height, width) if upright else (width, height), image.mode
+            return _Header(size, f"{mode} of 16 bit" if deep else mode, str(image.format))
     except Exception as error:
         raise ImageError(f"{path} cannot be read as a picture ({type(error).__name__}: {error}).") from error
 

@@ -88,8 +88,8 @@ def score_folders(
         The contents of each `scores.json`, by title; of the other processes an empty dictionary.
 
     Raises:
-        ScoreError: an empty folder, pictures that are not PNG or not RGB, two of one name, a size unlike the truth's,
-            a region without boxes.
+        ScoreError: an empty folder, predictions that are not PNG, pictures that are not RGB, two of one name, a size
+            unlike the truth's, a region without boxes.
         ImageError: a picture that cannot be read.
     """
     chosen = choose(metrics)
