@@ -129,9 +129,9 @@ def test_the_identity_score_leaves_out_and_names_pictures_whose_truth_shows_no_f
 # --- shifts -------------------------------------------------------------------------------------------------
 
 
-def shifted(right: float, down: float, size=(96, 128)) -> tuple[torch.Tensor, torch.Tensor]:
+def shifted(right: float, down: float, size=(96, 128), seed=0) -> tuple[torch.Tensor, torch.Tensor]:
     """A picture with structure at every scale, as photos have, and the same one moved, both drawn exactly."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     rates, turns, starts = np.exp(rng.uniform(-3.5, 0.9, 250)), rng.uniform(0, 2 * np.pi, 250), rng.uniform(0, 6, 250)
     y, x = np.mgrid[: size[0], : size[1]].astype(float)
 
@@ -167,6 +167,24 @@ def test_predictions_beside_their_truth_are_warned_about(tmp_path, caplog):
     scores = score_folder(tmp_path / "made", tmp_path / "truth", ["dists"], tmp_path / "out", scorers=SCORERS)
     assert scores["alignment"]["median_shift"] == pytest.approx([1, 0], abs=0.1)
     assert list(scores["alignment"]["pictures"]) == ["a", "b", "c"] and "+1.0" in caplog.text
+
+
+def test_pictures_under_each_others_names_are_warned_about(tmp_path, caplog):
+    names = "abcd"
+    for number, name in enumerate(names):
+        _, picture = shifted(0, 0, seed=number)
+        write_png(tmp_path / "truth" / f"{name}.png", picture)
+        write_png(tmp_path / "right" / f"{name}.png", 0.9 * picture)
+        write_png(tmp_path / "mixed" / f"{names[(number + 1) % 4]}.png", 0.9 * picture)
+    truth = tmp_path / "truth"
+    scores = score_folder(tmp_path / "right", truth, ["dists"], tmp_path / "out", scorers=SCORERS)
+    assert scores["alignment"]["unlike"] == [] and "mixed up" not in caplog.text
+    scores = score_folder(tmp_path / "mixed", truth, ["dists"], tmp_path / "out_mixed", scorers=SCORERS)
+    assert scores["alignment"]["unlike"] == list(names) and scores["alignment"]["estimated"] == 0
+    assert "4 of 4 pictures have too little in common with the truth of their name" in caplog.text
+    caplog.clear()
+    scored(tmp_path, "noise")  # below the size at which a shift can be told, nothing is said
+    assert "mixed up" not in caplog.text
 
 
 # --- regions ------------------------------------------------------------------------------------------------

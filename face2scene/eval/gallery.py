@@ -138,7 +138,10 @@ def _scores(methods: Sequence[Method], rows: Sequence[Row], keys: Sequence[str])
         for key, why in {k: w for m in methods for k, w in m.scores["not_measured"].items()}.items()
     ]
     for method in methods:
-        shift = method.scores.get("alignment", {}).get("median_shift")
+        alignment = method.scores.get("alignment", {})
+        if 2 * len(unlike := alignment.get("unlike", [])) > alignment.get("estimated", 0) + len(unlike):
+            warnings.append(f"{method.title}: {len(unlike)} pictures are unlike the truth of their name.")
+        shift = alignment.get("median_shift")
         if shift and (shift[0] ** 2 + shift[1] ** 2) ** 0.5 > SHIFT:
             warnings.append(f"{method.title} lies beside its truth by {shift[0]:+.2f}, {shift[1]:+.2f} pixels.")
         for key, names in method.scores.get("undefined", {}).items():

@@ -22,7 +22,7 @@ from face2scene.images import ImageError, list_images
 from face2scene.records import Box
 
 log = logging.getLogger(__name__)
-_LEAST = 48  # pixels; a smaller picture has too few low frequencies
+LEAST = 48  # pixels a side for a shift; a smaller picture has too few low frequencies
 _SIDE = 512  # pixels to which a larger picture is reduced before its shift is estimated
 _CUTOFF = 0.15  # cycles per pixel, ours: what restoring adds or removes lies above
 _SURE = 0.1  # share of the ideal peak from which a shift is believed, and at least
@@ -49,6 +49,7 @@ class Row:
     shifts: dict[str, tuple[float, float]] = field(default_factory=dict)
     features: dict[str, Tensor] = field(default_factory=dict)  # of `fid`: ours/NAME and truth/NAME
     hashes: dict[str, tuple[str, str]] = field(default_factory=dict)  # of the prediction and of its truth
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # (H, W) of the truths
     region: Region = "whole"
     boxes: Mapping[str, Box] = field(default_factory=dict)
     unsaved: int = 0
@@ -182,7 +183,7 @@ def global_shift(picture: Tensor, truth: Tensor) -> tuple[float, float] | None:
     Args:
         picture, truth: (3, H, W) in [0, 1], one size.
     """
-    if min(truth.shape[-2:]) < _LEAST:
+    if min(truth.shape[-2:]) < LEAST:
         return None
     factor = max(1, min(truth.shape[-2:]) // _SIDE)
     sides = [side.float().mean(0, keepdim=True) for side in (picture, truth)]

@@ -14,7 +14,7 @@ import numpy as np
 
 from face2scene import __version__
 from face2scene.eval.metrics import Metric, Scorer
-from face2scene.eval.pairing import Row, ScoreError, some
+from face2scene.eval.pairing import LEAST, Row, ScoreError, some
 from face2scene.files import atomic_write, read_json, sha256_of, write_json
 
 log = logging.getLogger(__name__)
@@ -155,8 +155,18 @@ def versions() -> dict[str, str]:
 def _alignment(row: Row) -> dict[str, Any]:
     shifts = {n: row.shifts[n] for n in row.paths if n in row.shifts and n not in row.flagged}
     known = {n: shift for n, shift in shifts.items() if math.isfinite(shift[0])}
+    unlike = [n for n in shifts if n not in known and min(row.sizes[n]) >= LEAST]
+    if 2 * len(unlike) > len(known) + len(unlike):
+        log.warning(
+            "%s: %d of %d pictures have too little in common with the truth of their name to tell how they lie on it: "
+            "%s. Names may be mixed up.",
+            row.title,
+            len(unlike),
+            len(known) + len(unlike),
+            some(unlike),
+        )
     if not known:
-        return {"median_shift": None, "pictures": {}, "estimated": 0}
+        return {"median_shift": None, "pictures": {}, "estimated": 0, "unlike": unlike}
     median = [statistics.median(shift[axis] for shift in known.values()) for axis in (0, 1)]
     if math.hypot(*median) > SHIFT:
         log.warning(
@@ -169,7 +179,7 @@ def _alignment(row: Row) -> dict[str, Any]:
     if off:
         told = some(f"{name} ({x:+.1f}, {y:+.1f})" for name, (x, y) in off.items())
         log.warning("%s: %d pictures are shifted by more than half a pixel: %s", row.title, len(off), told)
-    return {"median_shift": [round(v, 3) for v in median], "pictures": off, "estimated": len(known)}
+    return {"median_shift": [round(v, 3) for v in median], "pictures": off, "estimated": len(known), "unlike": unlike}
 
 
 def _stacked(row: Row, key: str, side: str, names: Sequence[str]) -> Any:

@@ -122,6 +122,7 @@ def score_folders(
                 out=row.out if region == "whole" else row.out / region,
                 region=region,
                 boxes=boxes,
+                sizes=sizes,
                 flagged={},
                 undefined={},
                 values={},
