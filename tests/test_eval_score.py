@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from face2scene.eval.compare import compare, table
+from face2scene.eval.compare import Difference, compare, corrected, table
 from face2scene.eval.pairing import ScoreError, boxes_of, global_shift
 from face2scene.eval.regions import cut
 from face2scene.eval.results import interval, read_scores
 from face2scene.eval.score import score_folder, score_folders
-from face2scene.files import read_json, write_json
+from face2scene.files import read_json, sha256_of, write_json
 from face2scene.images import read_tensor, write_png
 
 SIZE = (40, 48)
@@ -312,10 +312,45 @@ def test_two_methods_are_told_apart_where_they_differ_and_only_there(tmp_path):
     bad, alike = (compare(tmp_path / "out_good", tmp_path / f"out_{name}") for name in ("bad", "alike"))
     assert [d.verdict for d in bad] == ["first", "first"] and all(d.better == 0 and d.p_holm < 1e-4 for d in bad)
     assert bad[0].interval[0] > 0 > bad[1].interval[1]
-    assert all(d.p_holm >= d.p for d in alike) and alike[0].interval[0] < 0.002
-    assert "good is better" in table(bad, "good", "bad")
+    assert alike[0].interval[0] < 0.002 and "good is better" in table(bad, "good", "bad")
     same = compare(tmp_path / "out_good", tmp_path / "out_good")
     assert [d.verdict for d in same] == ["no difference found"] * 2 and same[0].better == 0.5
+
+
+def test_holms_correction_is_the_one_worked_out_by_hand():
+    def tests(*ps):
+        return [Difference("psnr", (0, 1), (0, 1), 1, p, p, 1, 9) for p in ps]
+
+    # 0.005 x 4, 0.01 x 3, 0.03 x 2, and 0.04 x 1, which may not fall below the one before
+    (one,) = corrected([tests(0.01, 0.04, 0.03, 0.005)])
+    assert [d.p_holm for d in one] == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    two = corrected([tests(0.01, 0.04), tests(0.03, 0.005)])
+    assert [d.p_holm for group in two for d in group] == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert [d.p_holm for d in corrected([tests(0.6, 0.5)])[0]] == [1, 1]
+
+
+def written(place: Path, values, key="psnr") -> Path:
+    """A scored folder of these values."""
+    place.mkdir(parents=True)
+    lines = [f"name,{key}", *(f"{n:02d},{value}" for n, value in enumerate(values))]
+    (place / "scores.csv").write_text("\n".join(lines) + "\n")
+    protocol = {key: {"protocol": "", "weights_sha256": {}}}
+    write_json(place / "scores.json", {"csv_sha256": sha256_of(place / "scores.csv"), "protocol": protocol})
+    return place
+
+
+DIRECTIONS = [("psnr", 2, "second"), ("psnr", 99, "mixed"), ("dists", 2, "first")]
+
+
+@pytest.mark.parametrize(("key", "fall", "verdict"), DIRECTIONS)
+def test_the_direction_is_that_of_the_signed_ranks_and_mixed_where_the_means_go_the_other_way(
+    key, fall, verdict, tmp_path
+):
+    a = written(tmp_path / "a", [20.0] * 20, key)
+    b = written(tmp_path / "b", [20 - fall, *(20 + (1 + n) / 20 for n in range(19))], key)
+    (found,) = compare(a, b)
+    assert found.p_holm < 0.05 and found.ranks == pytest.approx((190 - 20) / 210) and found.verdict == verdict
+    assert ("means and signed ranks disagree" in table([found], "a", "b")) == (verdict == "mixed")
 
 
 def test_methods_on_different_pictures_or_protocols_are_not_compared(tmp_path):

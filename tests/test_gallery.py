@@ -10,6 +10,7 @@ from time import perf_counter
 import numpy as np
 import pytest
 
+from face2scene.eval.compare import compare
 from face2scene.eval.gallery import write_report
 from face2scene.eval.pairing import ScoreError
 from face2scene.eval.score import score_folder
@@ -55,6 +56,14 @@ def test_the_page_has_every_picture_its_values_and_why(tmp_path):
     assert read_image(report.parent / "thumbnails/ours_more/0003.jpg").shape == (24, 24, 3)
     full = report.parent / data["views"]["plain"]["full"] / "0002.png"
     assert full.resolve() == (tmp_path / "made plain/images/0002.png").resolve()
+
+
+def test_all_tests_of_the_page_are_corrected_together(tmp_path):
+    methods, truth = scored(tmp_path, 8)
+    alone = compare(methods["plain"], methods["Ours & more"])[0].p
+    methods["Again"] = methods["Ours & more"]
+    text = write_report(tmp_path / "report", methods, truth).read_text(encoding="utf-8")
+    assert text.count(f"<td>{2 * alone:.2g}</td>") == 2 and "correction for the 2 tests of this page" in text
 
 
 def test_thumbnails_are_made_again_only_for_a_picture_that_changed(tmp_path):

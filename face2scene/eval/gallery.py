@@ -162,27 +162,27 @@ def _scores(methods: Sequence[Method], rows: Sequence[Row], keys: Sequence[str])
 
 def _tests(methods: Sequence[Method]) -> str:
     first, *others = methods
-    cards = []
-    for other in others:
-        try:
-            found = compare.compare(first.folder, other.folder)
-        except ScoreError as error:
-            cards.append(f'<p class="warn">{html.escape(str(error))}</p>')
+    cards, count = [], 0
+    for other, found in zip(others, compare.compare_all(first.folder, [o.folder for o in others]), strict=True):
+        if isinstance(found, ScoreError):
+            cards.append(f'<p class="warn">{html.escape(str(found))}</p>')
             continue
+        count += len(found)
         lines = "".join(
             f'<tr><th scope="row">{METRICS[d.metric].title} {METRICS[d.metric].arrow}</th>'
             f"<td>{d.means[1] - d.means[0]:+.4f}</td><td>{d.interval[0]:+.4f} to {d.interval[1]:+.4f}</td>"
             f"<td>{d.p_holm:.2g}</td><td>{d.better:.0%}</td><td>"
-            f"{ {'first': first.title, 'second': other.title}.get(d.verdict, d.verdict) }</td></tr>"
+            f"{html.escape(compare.said(d, first.title, other.title))}</td></tr>"
             for d in found
         )
         cards.append(
             f"<h3>{html.escape(other.title)} against {html.escape(first.title)}</h3>"
             '<div class="scroll"><table class="scores"><thead><tr><td></td><th>difference</th><th>95 % interval</th>'
-            f"<th>p, corrected</th><th>better in</th><th>better</th></tr></thead><tbody>{lines}</tbody></table></div>"
+            f"<th>p, corrected</th><th>better in</th><td></td></tr></thead><tbody>{lines}</tbody></table></div>"
         )
     note = (
-        "Paired over the pictures: bootstrap interval of the mean difference, Wilcoxon's test with Holm's correction."
+        "Paired over the pictures: bootstrap interval of the mean difference, Wilcoxon's test with Holm's correction "
+        f"for the {count} tests of this page."
     )
     return f'{"".join(cards)}<p class="note">{note}</p>'
 
