@@ -1,6 +1,7 @@
 """What can be wrong with folders, each named and never averaged; regions, shifts, sharing out and comparing."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -335,7 +336,8 @@ def written(place: Path, values, key="psnr") -> Path:
     lines = [f"name,{key}", *(f"{n:02d},{value}" for n, value in enumerate(values))]
     (place / "scores.csv").write_text("\n".join(lines) + "\n")
     protocol = {key: {"protocol": "", "weights_sha256": {}}}
-    write_json(place / "scores.json", {"csv_sha256": sha256_of(place / "scores.csv"), "protocol": protocol})
+    scores = {"protocol": protocol, "truth": {"pictures": 20}, "csv_sha256": sha256_of(place / "scores.csv")}
+    write_json(place / "scores.json", scores)
     return place
 
 
@@ -358,12 +360,37 @@ def test_methods_on_different_pictures_or_protocols_are_not_compared(tmp_path):
     scored(tmp_path / "x", "two", "abce", keys=("dists",))
     with pytest.raises(ScoreError, match="only the first has d, only the second e"):
         compare(tmp_path / "out_one", tmp_path / "x/out_two")
+    folder(tmp_path / "y/truth", "abcd", 0.01, seed=5)  # another truth under the same names
+    for made in (tmp_path / "one", tmp_path / "y/one"):
+        score_folder(tmp_path / "one", made.parent / "truth", ["dists"], made / "out", scorers=SCORERS)
+    with pytest.raises(ScoreError, match=r"scored against other truths, of 4 and 4 pictures.*option truth"):
+        compare(tmp_path / "one/out", tmp_path / "y/one/out")
     scored(tmp_path, "two", "abcd", keys=("dists",))
     changed = read_json(tmp_path / "out_two/scores.json")
     changed["protocol"]["dists"]["weights_sha256"] = {"other": "net"}
     (tmp_path / "out_two/scores.json").write_text(json.dumps(changed))
     with pytest.raises(ScoreError, match="another protocol"):
         compare(tmp_path / "out_one", tmp_path / "out_two")
+    del changed["truth"]
+    write_json(tmp_path / "out_two/scores.json", changed)
+    with pytest.raises(ScoreError, match=r"out_two does not say what it was scored against: score it again"):
+        compare(tmp_path / "out_one", tmp_path / "out_two")
+
+
+def test_what_a_row_is_scored_against_is_its_names_truths_and_in_a_region_its_boxes(tmp_path):
+    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "ab", 0.1)
+    options = {"scorers": SCORERS, "regions": ("whole", "face"), "batch_pixels": BATCH}
+    boxes = {"a": (0, 0, 9, 9), "b": (0, 0, 9, 9), "c": (0, 0, 9, 9)}
+
+    def told(boxes):
+        score_folder(made, truth, ["dists"], tmp_path / "out", boxes=boxes, **options)
+        return [read_json(tmp_path / "out" / place / "scores.json")["truth"] for place in ("", "face")]
+
+    before, moved = told(boxes), told(boxes | {"c": (0, 0, 9, 8)})
+    assert before[0] == moved[0] and before[0]["pictures"] == 3 and before[1] != moved[1]
+    folder(tmp_path / "other", "abc", 0.1)
+    shutil.copy(tmp_path / "other/c.png", truth / "c.png")  # of which the row has no picture
+    assert told(boxes)[0] != before[0]
 
 
 def test_an_interval_holds_the_mean_and_narrows_with_more_pictures():

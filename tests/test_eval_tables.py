@@ -85,8 +85,9 @@ def test_every_table_of_the_supplement_and_the_main_one_is_there():
     assert {(t, part.key) for t, found in parts.items() for part in found if t != "main"} == set(PRINTED)
 
 
-def ours(runs, table="4", part="synthetic", method="pasd", **means):
-    scores = {"complete": True, "means": means, "sets": {}, "counts": {"scored": 3, "expected": 3}}
+def ours(runs, table="4", part="synthetic", method="pasd", truth="1", **means):
+    counts = {"scored": 3, "expected": 3}
+    scores = {"complete": True, "means": means, "sets": {}, "counts": counts, "truth": {"sha256": truth}}
     write_json(runs / f"table_{table}" / part / method / "scores.json", scores)
 
 
@@ -107,6 +108,15 @@ def test_each_form_shows_ours_beside_the_printed_row_with_the_difference_and_mar
     assert '<td class="second">0.4867</td>' in text and "PASD, ours<small>3 pictures</small>" in text
     with pytest.raises(ValueError, match="markdown, latex, csv, html"):
         printed_table(CONFIGS, tmp_path, 4, "word")
+
+
+def test_a_row_that_was_scored_against_another_truth_is_said_to_be_and_never_marked(tmp_path):
+    for method, truth, value in (("pasd", "1", 0.4), ("s3diff", "1", 0.5), ("face2scene", "2", 0.9)):
+        ours(tmp_path, method=method, truth=truth, id=value)
+    lines = printed_table(CONFIGS, tmp_path, 4).splitlines()
+    line = {line.split("|")[1].strip(): line for line in lines if "|" in line}
+    assert "| 0.9000 " in line["Face2Scene, ours (3 pictures, another truth than PASD's)"]
+    assert "+" in line["S3Diff, ours (3 pictures)"]
 
 
 def test_a_value_that_is_not_printed_is_neither_marked_nor_compared(tmp_path):

@@ -93,6 +93,10 @@ def test_what_cannot_be_reported_is_named(tmp_path):
         write_report(tmp_path / "report", {"A b": methods["plain"], "a-b": methods["plain"]}, truth)
     with pytest.raises(FileNotFoundError, match=r"scores\.json"):
         write_report(tmp_path / "report", {"unscored": tmp_path / "truth"}, truth)
+    shutil.copy(truth / "0000.png", truth / "0002.png")
+    with pytest.raises(ScoreError, match=r"plain, Ours & more: not scored against this truth of 3 pictures"):
+        write_report(tmp_path / "report", methods, truth)
+    (truth / "0002.png").unlink()
     csv = methods["plain"] / "scores.csv"
     csv.write_text(csv.read_text().replace(".", "1.", 1))
     with pytest.raises(ScoreError, match=r"scores\.csv"):

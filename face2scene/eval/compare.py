@@ -42,7 +42,8 @@ def compare(first: str | Path, second: str | Path) -> list[Difference]:
     """Two scored folders, metric by metric.
 
     Raises:
-        ScoreError: the folders hold other pictures, another protocol or no common metric, or a CSV was changed.
+        ScoreError: the folders hold other pictures, were scored against another truth or by another protocol, have no
+            metric in common, or a CSV was changed.
         FileNotFoundError: a folder is not scored.
     """
     return corrected([_differences(first, second)])[0]
@@ -78,6 +79,15 @@ def _differences(first: str | Path, second: str | Path) -> list[Difference]:
         raise ScoreError(
             f"{first} and {second} were not scored on the same pictures: only the first has "
             f"{some(apart[0]) or 'none'}, only the second {some(apart[1]) or 'none'}. Score both on one set."
+        )
+    truths = [scores.get("truth") for scores, _ in sides]
+    for folder, truth in zip((first, second), truths, strict=True):
+        if truth is None:
+            raise ScoreError(f"{folder} does not say what it was scored against: score it again.")
+    if truths[0] != truths[1]:
+        raise ScoreError(
+            f"{first} and {second} were scored against other truths, of {truths[0]['pictures']} and "
+            f"{truths[1]['pictures']} pictures: score both against one (option truth)."
         )
     protocols = [scores["protocol"] for scores, _ in sides]
     for key in protocols[0].keys() & protocols[1].keys():

@@ -21,9 +21,9 @@ from face2scene.eval.document import document, pairs_table, protocol_list, selec
 from face2scene.eval.metrics import METRICS
 from face2scene.eval.pairing import ScoreError, named_truth
 from face2scene.eval.plots import spread_svg
-from face2scene.eval.results import SHIFT, read_scores
-from face2scene.eval.tables import Row, html_table, row_from_scores, slug
-from face2scene.files import atomic_write
+from face2scene.eval.results import SHIFT, read_scores, truth_digest
+from face2scene.eval.tables import Row, html_table, one_truth, row_from_scores, slug
+from face2scene.files import atomic_write, sha256_of
 from face2scene.images import read_image, to_bytes
 from face2scene.why_log import WHY_LOG
 
@@ -65,7 +65,8 @@ def write_report(
         truth: as for `score.score_folders`.
 
     Raises:
-        ScoreError: no method, titles that cannot be told apart as folders, or a CSV that was changed.
+        ScoreError: no method, titles that cannot be told apart as folders, a method that was scored against another
+            truth, or a CSV that was changed.
         FileNotFoundError: a folder is not scored.
     """
     run = Path(run)
@@ -75,6 +76,12 @@ def write_report(
         raise ScoreError(f"The titles {list(methods)} cannot be told apart as folder names: rename one.")
     read = [Method.read(name, Path(folder)) for name, folder in methods.items()]
     truths = named_truth(truth)
+    against = truth_digest({name: sha256_of(path) for name, path in truths.items()})
+    if others := [method.title for method in read if method.scores.get("truth") != against]:
+        raise ScoreError(
+            f"{', '.join(others)}: not scored against this truth of {against['pictures']} pictures. Score them again, "
+            "or give the truth that they were scored against (option truth)."
+        )
     names = [name for name in truths if any(method.picture(name).is_file() for method in read)]
     views = {slug(method.title): method for method in read}
     jobs = [
@@ -154,7 +161,7 @@ def _scores(methods: Sequence[Method], rows: Sequence[Row], keys: Sequence[str])
                 row_from_scores(method.title, method.folder / region / "scores.json", keys)
             )
     parts = "".join(
-        f"<h3>{region}: {html.escape(about)}</h3>{html_table(lines, keys)}"
+        f"<h3>{region}: {html.escape(about)}</h3>{html_table(one_truth(lines), keys)}"
         for region, (about, lines) in regions.items()
     )
     return f"{html_table(rows, keys)}{shown}{parts}"

@@ -1,6 +1,8 @@
 """The two files of a scored folder: `scores.csv`, a row per picture, and `scores.json`, what they come to."""
 
 import csv
+import hashlib
+import json
 import logging
 import math
 import platform
@@ -16,6 +18,7 @@ from face2scene import __version__
 from face2scene.eval.metrics import Metric, Scorer
 from face2scene.eval.pairing import LEAST, Row, ScoreError, some
 from face2scene.files import atomic_write, read_json, sha256_of, write_json
+from face2scene.records import Box
 
 log = logging.getLogger(__name__)
 SHIFT = 0.5  # pixels from which a shift is told
@@ -28,7 +31,7 @@ def write_results(
     ready: Mapping[str, Scorer],
     missing: Mapping[str, str],
     chosen: Sequence[Metric],
-    expected: int,
+    truth: Mapping[str, Any],
     region: str,
     copies: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
@@ -36,7 +39,11 @@ def write_results(
 
     A mean is given where every picture of the truth has a value. The identity score alone leaves out the pictures whose
     truth shows no face, as the paper does, and names them.
+
+    Args:
+        truth: `pictures` and `sha256` of what the row is scored against, see `truth_digest`.
     """
+    expected = truth["pictures"]
     names = [name for name in row.paths if name not in row.flagged]
     flagged = {name: row.flagged[name] for name in row.paths if name in row.flagged}
     complete = len(names) == expected
@@ -82,6 +89,7 @@ def write_results(
         **({"means_of_scored_only": partly} if partly else {}),
         "sets": sets,
         "counts": row.counts(expected),
+        "truth": dict(truth),
         "pictures": {"missing": row.missing, "flagged": flagged, "without_truth": row.extra},
         "undefined": undefined,
         "copies": dict(copies),
@@ -130,6 +138,17 @@ def read_scores(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[str,
             "Score the folder again; values are kept, so it takes seconds."
         )
     return scores, read_scores_csv(folder / "scores.csv")
+
+
+def truth_digest(hashes: Mapping[str, str], boxes: Mapping[str, Box] | None = None) -> dict[str, Any]:
+    """What two rows must have in common to stand side by side: number and sha256 of names, truths and boxes.
+
+    Args:
+        hashes: name -> sha256 of the truth.
+        boxes: of the pictures, where a part of them is scored.
+    """
+    told = [[n, digest, *map(float, (boxes or {}).get(n, ()))] for n, digest in sorted(hashes.items())]
+    return {"pictures": len(told), "sha256": hashlib.sha256(json.dumps(told).encode()).hexdigest()}
 
 
 def interval(values: Sequence[float], *, level: float = 0.95) -> list[float]:

@@ -30,7 +30,7 @@ from face2scene.eval.pairing import (
     warn_of_copies,
 )
 from face2scene.eval.regions import REGIONS, Region, cut, size_of
-from face2scene.eval.results import read_scores_csv, versions, write_results
+from face2scene.eval.results import read_scores_csv, truth_digest, versions, write_results
 from face2scene.files import sha256_of
 from face2scene.images import nothing_in, read_tensor
 from face2scene.records import Box
@@ -108,7 +108,7 @@ def score_folders(
         log.warning("%s is not measured: %s", key, reason)
     measured = [m for m in chosen if m.key in ready]
 
-    hashes = {name: sha256_of(truths[name]) for row in work.values() for name in row.paths}
+    hashes = {name: sha256_of(path) for name, path in truths.items()}
     for row in work.values():
         row.hashes = {name: (sha256_of(path), hashes[name]) for name, path in row.paths.items()}
     copies = {title: warn_of_copies(row) for title, row in work.items()} if rank == 0 else {}
@@ -149,7 +149,8 @@ def score_folders(
                 work[title].flagged = row.flagged
             else:
                 row.flagged |= work[title].flagged
-            found = write_results(row, measured, ready, missing, chosen, len(truths), region, copies[title])
+            against = truth_digest(hashes, boxes if region != "whole" else None)
+            found = write_results(row, measured, ready, missing, chosen, against, region, copies[title])
             if region == "whole":
                 results[title] = found
                 continue

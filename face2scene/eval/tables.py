@@ -7,8 +7,9 @@ import csv
 import html
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from face2scene.eval.metrics import METRICS
@@ -27,6 +28,7 @@ class Row:
     source: str  # "paper" or "ours"
     note: str = ""
     ranked: bool = True  # an incomplete or unmeasured row is shown and never marked
+    truth: str = ""  # sha256 of what ours was scored against, see `results.truth_digest`
 
     @property
     def values(self) -> dict[str, float]:
@@ -49,7 +51,24 @@ def row_from_scores(name: str, scores: Path, columns: Sequence[str], prefer: Map
     values = {**found["means"], **found["sets"]}
     picked = {key: values.get((prefer or {}).get(key, key), values.get(key)) for key in columns}
     cells = {key: NOT_MEASURED if value is None else shown(key, value) for key, value in picked.items()}
-    return Row(name, cells, "ours", f"{found['counts']['scored']} pictures")
+    truth = found.get("truth", {}).get("sha256", "")
+    return Row(name, cells, "ours", f"{found['counts']['scored']} pictures", truth=truth)
+
+
+def one_truth(rows: Sequence[Row]) -> list[Row]:
+    """The rows, those of ours that were scored against another truth than most marked so and not ranked."""
+    ours = [row for row in rows if row.source == "ours" and row.ranked]
+    counts = Counter(row.truth for row in ours)
+    if len(counts) < 2:
+        return list(rows)
+    most = counts.most_common(1)[0][0]
+    named = next(row.name for row in ours if row.truth == most)
+    return [
+        replace(row, note=f"{row.note}, another truth than {named}'s", ranked=False)
+        if row in ours and row.truth != most
+        else row
+        for row in rows
+    ]
 
 
 def slug(name: str) -> str:
