@@ -266,7 +266,7 @@ def test_a_table_marks_the_known_winner_in_each_direction():
     assert "**25.00**" in line["two"] and "<u>0.2000</u>" in line["two"]
     assert "<u>22.00</u>" in line["three"] and "**0.1000**" in line["three"]
     assert "*" not in line["partial"] and "PSNR ↑" in text and "LPIPS ↓" in text
-    assert tables.csv_text(rows, ["psnr"]).splitlines()[2] == "two,ours,,25.00"
+    assert tables.csv_text(rows, ["psnr"]).splitlines()[2] == "two,ours,,25.00,,best"
 
 
 def test_printed_tables_keep_every_digit_and_say_what_is_not_measured(tmp_path):

@@ -102,12 +102,28 @@ def test_each_form_shows_ours_beside_the_printed_row_with_the_difference_and_mar
     text = printed_table(CONFIGS, tmp_path, 4, "latex")
     assert r"\textbf{0.5000} (+0.0970) \\" in text and r"\underline{0.4867}" in text and r"ID $\uparrow$" in text
     assert text.count("{tabular}") == 4 and text.startswith("% Identity similarity")
-    assert "PASD,ours,3 pictures,0.5000" in printed_table(CONFIGS, tmp_path, 4, "csv")
+    text = printed_table(CONFIGS, tmp_path, 4, "csv")
+    assert "method,source,note,id,id_difference,id_mark\n" in text
+    assert "\nPASD,paper,,0.4030,,\nPASD,ours,3 pictures,0.5000,+0.0970,best\n" in text
+    assert ",0.4867,,second\n" in text
     text = printed_table(CONFIGS, tmp_path, 4, "html")
     assert '<td class="best">0.5000 <span class="apart">(+0.0970)</span></td>' in text
     assert '<td class="second">0.4867</td>' in text and "PASD, ours<small>3 pictures</small>" in text
     with pytest.raises(ValueError, match="markdown, latex, csv, html"):
         printed_table(CONFIGS, tmp_path, 4, "word")
+
+
+@pytest.mark.parametrize(("form", "comment"), [("markdown", ""), ("latex", "% "), ("csv", "# ")])
+def test_psnr_of_rgb_never_stands_beside_the_printed_one_and_every_form_has_the_notes(form, comment, tmp_path):
+    ours(tmp_path, "5", method="face2scene", psnr=20.0, ssim_y=0.5)
+    text = printed_table(CONFIGS, tmp_path, 5, form)
+    assert "20.00" not in text and "PSNR was measured without psnr" in text
+    lines = text.splitlines()
+    assert f"{comment}PSNR and SSIM of ours are of the Y channel." in lines
+    assert any(line.startswith(f"{comment}Nothing of ours is measured here.") for line in lines)  # the other part
+    ours(tmp_path, "5", method="face2scene", psnr=20.0, psnr_y=23.0)
+    text = printed_table(CONFIGS, tmp_path, 5, form)
+    assert "23.00" in text and "was measured without" not in text
 
 
 def test_a_row_that_was_scored_against_another_truth_is_said_to_be_and_never_marked(tmp_path):

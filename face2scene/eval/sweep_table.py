@@ -9,7 +9,7 @@ from typing import Any
 
 from face2scene.data.manifest import read_manifest
 from face2scene.eval.metrics import METRICS
-from face2scene.eval.score import DEFAULT_METRICS, score_folders
+from face2scene.eval.score import score_folders
 from face2scene.eval.sweep import Plan, Sweep
 from face2scene.eval.tables import markdown, one_truth, row_from_scores
 from face2scene.extras import need
@@ -24,7 +24,7 @@ def collect(
     sweep: Sweep,
     plan: Plan,
     *,
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    metrics: Sequence[str] = ("psnr_y", "ssim_y", "lpips", "dists"),
     limit: int | None = None,
     device: str = "cpu",
     failed: Mapping[str, str] | None = None,

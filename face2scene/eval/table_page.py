@@ -7,7 +7,7 @@ from pathlib import Path
 
 from face2scene.eval.document import document
 from face2scene.eval.gallery import thumbnail
-from face2scene.eval.printed import PSNR_NOTE, Printed, notes
+from face2scene.eval.printed import Printed, notes
 from face2scene.eval.tables import html_table, slug
 from face2scene.files import read_json
 
@@ -20,9 +20,8 @@ def table_page(title: str, parts: Sequence[Printed], runs: Path) -> str:
     for part in parts:
         rows = part.beside(runs)
         shots = {row.name: _shots(part, row.name, runs) for row in part.rows}
-        said = [*notes(part, rows), *([PSNR_NOTE] if "psnr" in part.columns else [])]
         content = html_table(rows, part.columns, thumbnails=shots)
-        content += "".join(f'<p class="note">{html.escape(note)}</p>' for note in said)
+        content += "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes(part, rows))
         sections.append((slug(f"{part.table} {part.key}"), part.title, content))
     facts = ["printed rows and ours, the difference in brackets", "best in bold, second best underlined"]
     return document(f"Face2Scene: {title}", "Face2Scene · tables of the paper", title, facts, sections)

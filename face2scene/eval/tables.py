@@ -35,11 +35,11 @@ class Row:
         return {key: float(cell.split()[0]) for key, cell in self.cells.items() if _is_number(cell)}
 
 
-def row_from_scores(name: str, scores: Path, columns: Sequence[str], prefer: Mapping[str, str] | None = None) -> Row:
+def row_from_scores(name: str, scores: Path, columns: Sequence[str], instead: Mapping[str, str] | None = None) -> Row:
     """Our row from a run's `scores.json`; a file that is not there gives a row that says so.
 
     Args:
-        prefer: column -> key whose value is shown in it where it was measured.
+        instead: column -> key whose value is shown in it; where only the column's own was measured, a note says so.
     """
     if not scores.is_file():
         return Row(name, {key: NOT_MEASURED for key in columns}, "ours", ranked=False)
@@ -49,10 +49,17 @@ def row_from_scores(name: str, scores: Path, columns: Sequence[str], prefer: Map
         note = f"incomplete: {counts['scored']} of {counts['expected']} pictures"
         return Row(name, {key: NOT_MEASURED for key in columns}, "ours", note, ranked=False)
     values = {**found["means"], **found["sets"]}
-    picked = {key: values.get((prefer or {}).get(key, key), values.get(key)) for key in columns}
+    instead = instead or {}
+    picked = {key: values.get(instead.get(key, key)) for key in columns}
+    notes = [f"{found['counts']['scored']} pictures"]
+    notes += [
+        f"{METRICS[key].title} was measured without {instead[key]} (option metrics)"
+        for key in columns
+        if picked[key] is None and key in values
+    ]
     cells = {key: NOT_MEASURED if value is None else shown(key, value) for key, value in picked.items()}
     truth = found.get("truth", {}).get("sha256", "")
-    return Row(name, cells, "ours", f"{found['counts']['scored']} pictures", truth=truth)
+    return Row(name, cells, "ours", ", ".join(notes), truth=truth)
 
 
 def one_truth(rows: Sequence[Row]) -> list[Row]:
@@ -123,13 +130,22 @@ def latex(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 
 def csv_text(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """The same table as CSV: numbers only, an unmeasured cell is empty."""
+    """The same table as CSV: numbers only, an unmeasured cell is empty; then differences, and marks (best, second)."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["method", "source", "note", *columns])
+    more = [f"{key}_{what}" for what in ("difference", "mark") for key in columns]
+    writer.writerow(["method", "source", "note", *columns, *more])
+    marks = {key: ranks(rows, key) for key in columns}
     for row in rows:
-        cells = (row.cells.get(key, "") for key in columns)
-        writer.writerow([row.name, row.source, row.note, *(c.split()[0] if _is_number(c) else "" for c in cells)])
+        cells = [row.cells.get(key, "") for key in columns]
+        numbers = [cell.split()[0] if _is_number(cell) else "" for cell in cells]
+        apart = [cell.partition(" (")[2].rstrip(")") for cell in cells]
+        places = []
+        for key in columns:
+            value = row.values.get(key) if row.ranked else None
+            best, second = marks[key]
+            places.append("" if value is None else {best: "best", second: "second"}.get(value, ""))
+        writer.writerow([row.name, row.source, row.note, *numbers, *apart, *places])
     return out.getvalue()
 
 
