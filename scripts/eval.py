@@ -28,7 +28,7 @@ WAYS = {
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval")
 def main(cfg: DictConfig) -> None:
-    """Do the one thing that was asked for."""
+    """Do the one thing that was asked for; exit code 1 also when a row is incomplete."""
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     asked = [key for key in WAYS if cfg.get(key) is not None]
@@ -74,6 +74,8 @@ def _predictions(cfg: DictConfig, run: Path) -> None:
     for key, reason in scores["not_measured"].items():
         print(f"{key}: not measured, {reason}")
     print(f"per picture: {run / 'scores.csv'}; means, intervals and protocol: {run / 'scores.json'}")
+    if not all(part["complete"] for part in (scores, *scores.get("regions", {}).values())):
+        sys.exit(1)
 
 
 def _table(cfg: DictConfig, run: Path) -> None:

@@ -1,5 +1,6 @@
 """What can be wrong with folders, each named and never averaged; regions, shifts, sharing out and comparing."""
 
+import importlib.util
 import json
 import shutil
 import threading
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from face2scene.eval.compare import Difference, compare, corrected, table
@@ -17,6 +19,7 @@ from face2scene.eval.results import interval, read_scores
 from face2scene.eval.score import score_folder, score_folders
 from face2scene.files import read_json, sha256_of, write_json
 from face2scene.images import read_tensor, write_png
+from face2scene.runs import REPOSITORY
 
 SIZE = (40, 48)
 
@@ -253,6 +256,37 @@ def test_a_region_without_boxes_or_outside_its_picture_is_refused(tmp_path):
     write_json(tmp_path / "boxes.json", {"a": [0, 0, 9]})
     with pytest.raises(ScoreError, match="does not map names to boxes"):
         boxes_of(tmp_path, file=tmp_path / "boxes.json")
+
+
+# --- the command -----------------------------------------------------------------------------------------------
+
+
+def command(*overrides: str) -> None:
+    """`scripts/eval.py` in this process."""
+    found = importlib.util.spec_from_file_location("script_eval", REPOSITORY / "scripts/eval.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        cfg = compose("eval", list(overrides))
+    module.main(cfg)
+
+
+@pytest.mark.parametrize("lacking", ["missing", "black", "nothing"])
+def test_the_command_ends_with_1_where_pictures_are_missing_and_all_is_written(lacking, tmp_path, capsys):
+    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
+    if lacking == "missing":
+        (made / "b.png").unlink()
+    elif lacking == "black":
+        write_png(made / "b.png", np.zeros((*SIZE, 3), np.float32))
+    given = (f"predictions={made}", f"truth={truth}", f"paths.runs={tmp_path}", "name=it", "metrics=[ssim_y]")
+    if lacking == "nothing":
+        command(*given)
+    else:
+        with pytest.raises(SystemExit) as ended:
+            command(*given)
+        assert ended.value.code == 1
+    assert read_scores(tmp_path / "it")[0]["complete"] == (lacking == "nothing")
+    assert "per picture: " in capsys.readouterr().out
 
 
 # --- shared out, and compared -------------------------------------------------------------------------------
