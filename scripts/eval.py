@@ -47,19 +47,17 @@ def _predictions(cfg: DictConfig, run: Path) -> None:
 
     from face2scene.eval.pairing import boxes_of
 
-    if cfg.truth is None:
-        sys.exit("A folder is scored against the truth: say truth=FOLDER, pictures of the same names.")
     state = PartialState(cpu=not torch.cuda.is_available())
     if state.num_processes == 1 and cfg.threads:
         torch.set_num_threads(cfg.threads)
     scores = score_folder(
         cfg.predictions,
-        truth_of(cfg.truth, cfg.split),
+        None if cfg.truth is None else truth_of(cfg.truth, cfg.split),
         tuple(cfg.metrics),
         run,
         device=state.device if state.num_processes > 1 else cfg.device,
         batch_pixels=cfg.batch_pixels,
-        boxes=boxes_of(cfg.truth, cfg.split, cfg.boxes),
+        boxes=None if cfg.truth is None else boxes_of(cfg.truth, cfg.split, cfg.boxes),
         regions=tuple(cfg.regions),
         rank=state.process_index,
         processes=state.num_processes,

@@ -258,6 +258,41 @@ def test_a_region_without_boxes_or_outside_its_picture_is_refused(tmp_path):
         boxes_of(tmp_path, file=tmp_path / "boxes.json")
 
 
+# --- without a truth ----------------------------------------------------------------------------------------
+
+
+def test_pictures_alone_are_scored_without_a_truth_and_what_needs_one_is_refused_by_name(tmp_path):
+    brightness = {"musiq": lambda pictures: pictures.mean((1, 2, 3)).double(), "psnr": SCORERS["psnr"]}
+    made, fewer = folder(tmp_path / "made", "abc", 0.1, size=(64, 64)), folder(tmp_path / "fewer", "ab", size=(64, 64))
+    write_png(made / "c.png", np.zeros((64, 64, 3), np.float32))
+    rows = {"made": (made, tmp_path / "one"), "fewer": (fewer, tmp_path / "two")}
+    for _ in range(2):  # measured, and recalled
+        scores = score_folders(rows, None, ["musiq"], scorers=brightness)
+        assert list(scores["made"]["pictures"]["flagged"]) == ["c"] and scores["fewer"]["pictures"]["missing"] == ["c"]
+        assert scores["fewer"]["means_of_scored_only"]["musiq"] == pytest.approx(0.5, abs=0.01)
+        assert scores["made"]["alignment"] == {"median_shift": None, "pictures": {}, "estimated": 0, "unlike": []}
+        brightness["musiq"] = lambda pictures: 9 * pictures.mean((1, 2, 3)).double()  # only the black one is due
+    folder(tmp_path / "made", "abc", 0.1, size=(64, 64))
+    both = {"one": (made, tmp_path / "three")}
+    shared = shared_out(both, None, ["musiq"], brightness)[0]["one"]
+    assert shared["complete"] and shared["truth"]["pictures"] == 3
+    refused = (({"metrics": ["musiq", "psnr", "id"]}, "psnr, id"), ({"regions": ("whole", "face")}, "face"))
+    for options, told in refused:
+        with pytest.raises(ScoreError, match=f"nothing to compare with for {told}: give .*option truth.*of musiq"):
+            score_folders(both, None, **{"metrics": ["musiq"], "scorers": brightness} | options)
+
+
+def test_a_score_without_a_truth_is_not_compared_with_one_against_it(tmp_path):
+    musiq = {"musiq": lambda pictures: pictures.mean((1, 2, 3)).double()}
+    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
+    for name, against in (("with", truth), ("without", None), ("truth", None)):
+        given = truth if name == "truth" else made
+        score_folder(given, against, ["musiq"], tmp_path / f"out_{name}", scorers=musiq)
+    assert compare(tmp_path / "out_without", tmp_path / "out_truth")[0].pictures == 3
+    with pytest.raises(ScoreError, match="scored against other truths"):
+        compare(tmp_path / "out_with", tmp_path / "out_without")
+
+
 # --- the command -----------------------------------------------------------------------------------------------
 
 

@@ -41,8 +41,8 @@ class Row:
     folder: Path
     out: Path
     paths: dict[str, Path]
-    missing: list[str]
-    extra: list[str]
+    extra: list[str]  # without a truth
+    missing: list[str] = field(default_factory=list)
     flagged: dict[str, str] = field(default_factory=dict)  # pictures that are no restoration, with the reason
     undefined: dict[str, dict[str, str]] = field(default_factory=dict)  # metric -> picture -> why it has no value
     values: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -53,6 +53,15 @@ class Row:
     region: Region = "whole"
     boxes: Mapping[str, Box] = field(default_factory=dict)
     unsaved: int = 0
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Tell which pictures of `names`, in whose order it is scored, are missing."""
+        names = list(names)
+        self.paths = {name: self.paths[name] for name in names if name in self.paths}
+        self.missing = [name for name in names if name not in self.paths]
+        if self.missing:
+            told = some(self.missing)
+            log.warning("%s: incomplete, %d pictures are missing: %s", self.title, len(self.missing), told)
 
     def counts(self, expected: int) -> dict[str, int]:
         return {
@@ -102,7 +111,7 @@ def boxes_of(folder: str | Path, split: str = "val", file: str | Path | None = N
 
 
 def open_row(title: str, folder: Path, out: Path, truths: Mapping[str, Path]) -> Row:
-    """A folder of PNGs, or with `images/` of them, beside its truth; raises ScoreError."""
+    """A folder of PNGs, or with `images/` of them, beside its truth where there is one; raises ScoreError."""
     folder = folder / "images" if (folder / "images").is_dir() else folder
     if not folder.is_dir():
         raise ScoreError(f"{title}: there is no folder {folder} (option predictions).")
@@ -111,29 +120,35 @@ def open_row(title: str, folder: Path, out: Path, truths: Mapping[str, Path]) ->
     if other:
         raise ScoreError(f"{title}: only PNG is scored, since lossy files change the numbers; found {some(other)}.")
     found = _by_name(pictures, title)
+    if not found:
+        raise ScoreError(f"{title}: there is no PNG in {folder} (option predictions).")
+    if not truths:
+        return Row(title, folder, out, found, [])
     paths = {name: found[name] for name in truths if name in found}
     if not paths:
         raise ScoreError(
-            f"{title}: no PNG in {folder} has the name of a truth. "
-            f"Predictions: {some(found) or 'none'}; truth: {some(truths)}."
+            f"{title}: no PNG in {folder} has the name of a truth. Predictions: {some(found)}; truth: {some(truths)}."
         )
-    row = Row(title, folder, out, paths, [n for n in truths if n not in found], [n for n in found if n not in truths])
-    if row.missing:
-        log.warning("%s: incomplete, %d pictures are missing: %s", title, len(row.missing), some(row.missing))
+    row = Row(title, folder, out, paths, [n for n in found if n not in truths])
     if row.extra:
         log.warning("%s: %d pictures have no truth and are left out: %s", title, len(row.extra), some(row.extra))
     return row
 
 
 def checked_sizes(rows: Iterable[Row], truths: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
-    """(H, W) of every truth in use.
+    """(H, W) of every truth in use; without any, of the first row's pictures.
 
     Raises:
-        ScoreError: a prediction of another size than its truth, or that is no PNG; either in another mode than RGB.
+        ScoreError: a prediction of another size than its truth or the first row's, or that is no PNG; a picture in
+            another colour mode than RGB.
         ImageError: a file that cannot be read.
     """
     rows = list(rows)
-    heads = {name: _header(truths[name]) for name in dict.fromkeys(n for row in rows for n in row.paths)}
+    first: dict[str, Path] = {}
+    for row in rows:
+        first = row.paths | first
+    heads = {name: _header(truths.get(name, path)) for name, path in first.items()}
+    against = "truth" if truths else "the first row's"
     sizes = {name: head.size for name, head in heads.items()}
     wrong, modes, formats = [], [], []
     for row in rows:
@@ -141,19 +156,20 @@ def checked_sizes(rows: Iterable[Row], truths: Mapping[str, Path]) -> dict[str, 
             head = _header(path)
             if head.size != sizes[name]:
                 (height, width), size = sizes[name], head.size
-                wrong.append(f"{row.title}/{path.name} is {size[1]} x {size[0]}, truth {width} x {height}")
+                wrong.append(f"{row.title}/{path.name} is {size[1]} x {size[0]}, {against} {width} x {height}")
             if head.mode != "RGB":
                 modes.append(f"{row.title}/{path.name} is {head.mode}")
             if head.format != "PNG":
                 formats.append(f"{row.title}/{path.name} is a {head.format} file")
-    modes += [f"truth {truths[name].name} is {head.mode}" for name, head in heads.items() if head.mode != "RGB"]
+    used = heads if truths else {}
+    modes += [f"truth {truths[name].name} is {head.mode}" for name, head in used.items() if head.mode != "RGB"]
     if formats:
         raise ScoreError(
             f"{len(formats)} pictures are no PNG but by name, and lossy files change the numbers: {some(formats)}. "
             "Write them as PNG from the start."
         )
     if wrong:
-        raise ScoreError(f"{len(wrong)} pictures have another size than their truth: {some(wrong)}.")
+        raise ScoreError(f"{len(wrong)} pictures have another size than what they stand beside: {some(wrong)}.")
     if modes:
         raise ScoreError(
             f"{len(modes)} pictures are no 8-bit RGB, and what a reader makes of them would change the numbers: "

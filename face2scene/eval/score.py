@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from face2scene.eval import state
-from face2scene.eval.metrics import Metric, Scorer, build_all, choose
+from face2scene.eval.metrics import METRICS, Metric, Scorer, build_all, choose
 from face2scene.eval.pairing import (
     Row,
     ScoreError,
@@ -43,7 +43,7 @@ BATCH_PIXELS = 4 * 256 * 256  # our setting: VGG16's feature maps take about 0.3
 
 def score_folder(
     predictions: str | Path,
-    truth: str | Path | Mapping[str, Path],
+    truth: str | Path | Mapping[str, Path] | None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     out: str | Path | None = None,
     **options: Any,
@@ -55,7 +55,7 @@ def score_folder(
 
 def score_folders(
     rows: Mapping[str, tuple[Path, Path]],
-    truth: str | Path | Mapping[str, Path],
+    truth: str | Path | Mapping[str, Path] | None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     *,
     device: torch.device | str = "cpu",
@@ -75,7 +75,8 @@ def score_folders(
 
     Args:
         rows: title -> (folder of predictions, or of `images/` with them; folder for the results).
-        truth: a folder, or name -> file. A prediction belongs to the truth of the same name, less the suffix.
+        truth: a folder, or name -> file. A prediction belongs to the truth of the same name, less the suffix. None is
+            for metrics of the pictures alone; a row is then complete with all names that any row has.
         metrics: keys of `metrics.METRICS`.
         batch_pixels: pictures of one size are scored together up to this many pixels.
         scorers: functions to use instead of building the metrics (tests, other engines).
@@ -89,14 +90,19 @@ def score_folders(
 
     Raises:
         ScoreError: an empty folder, predictions that are not PNG, pictures that are not RGB, two of one name, a size
-            unlike the truth's, a region without boxes.
+            unlike the truth's, a region without boxes, a metric or region that needs a truth without one.
         ImageError: a picture that cannot be read.
     """
     chosen = choose(metrics)
-    truths = named_truth(truth)
+    if truth is None:
+        _check_alone(chosen, regions)
+    truths = {} if truth is None else named_truth(truth)
     boxes = dict(boxes or {})
     _check_regions(regions, truths, boxes)
     work = {title: open_row(title, folder, out, truths) for title, (folder, out) in rows.items()}
+    names = list(truths or dict.fromkeys(name for row in work.values() for name in row.paths))
+    for row in work.values():
+        row.expect(names)
     sizes = checked_sizes(work.values(), truths)
 
     if scorers is None:
@@ -108,7 +114,7 @@ def score_folders(
         log.warning("%s is not measured: %s", key, reason)
     measured = [m for m in chosen if m.key in ready]
 
-    hashes = {name: sha256_of(path) for name, path in truths.items()}
+    hashes = {name: sha256_of(truths[name]) if truths else "" for name in names}
     for row in work.values():
         row.hashes = {name: (sha256_of(path), hashes[name]) for name, path in row.paths.items()}
     copies = {title: warn_of_copies(row) for title, row in work.items()} if rank == 0 else {}
@@ -162,6 +168,16 @@ def score_folders(
     return results
 
 
+def _check_alone(chosen: Sequence[Metric], regions: Sequence[Region]) -> None:
+    needing = [m.key for m in chosen if m.compares != "alone"] + [r for r in regions if r != "whole"]
+    if needing:
+        alone = ", ".join(m.key for m in METRICS.values() if m.compares == "alone")
+        raise ScoreError(
+            f"Without a truth there is nothing to compare with for {', '.join(needing)}: give pictures of the same "
+            f"names (option truth), or ask for metrics of the pictures alone, of {alone} (options metrics, regions)."
+        )
+
+
 def _check_regions(regions: Sequence[Region], truths: Mapping[str, Path], boxes: Mapping[str, Box]) -> None:
     unknown = [region for region in regions if region not in REGIONS]
     if unknown or "whole" not in regions:
@@ -198,7 +214,7 @@ class _Job:
         self.truth_features: dict[tuple[str, str], Tensor] = {}
 
     def _is_due(self, row: Row, name: str) -> bool:
-        placed = name in row.shifts or self.region != "whole"
+        placed = name in row.shifts or self.region != "whole" or not self.truths
         return not placed or any(self._lacks(row, metric, name) for metric in self.metrics)
 
     @staticmethod
@@ -220,7 +236,7 @@ class _Job:
                 for title, row in self.work.items():
                     if mine := [index for index, name in enumerate(batch) if name in self.due[title]]:
                         # The very same tensor for every row keeps the truth's features; see perceptual.
-                        truth = true if len(mine) == len(batch) else true[mine]
+                        truth = true if true is None or len(mine) == len(batch) else true[mine]
                         self._score(row, [batch[i] for i in mine], loaded[title], truth)
                         if row.unsaved >= max(state.SAVE_EVERY, len(row.values) // 20):
                             state.save(row, rank if processes > 1 else None)
@@ -238,32 +254,36 @@ class _Job:
 
     def _loaded(
         self, batches: Sequence[list[str]], ahead: ThreadPoolExecutor
-    ) -> Iterator[tuple[list[str], Tensor, dict[str, Tensor]]]:
+    ) -> Iterator[tuple[list[str], Tensor | None, dict[str, Tensor]]]:
         waiting: Future | None = None
         for number, batch in enumerate(batches):
             now = (waiting or ahead.submit(self._read, batch)).result()
             waiting = ahead.submit(self._read, batches[number + 1]) if number + 1 < len(batches) else None
             yield (batch, *now)
 
-    def _read(self, batch: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        truths = {name: read_tensor(self.truths[name]) for name in batch}
-        true = [cut(self.region, truths[name], truths[name], self.boxes.get(name))[1] for name in batch]
+    def _read(self, batch: Sequence[str]) -> tuple[Tensor | None, dict[str, Tensor]]:
+        truths = {name: read_tensor(self.truths[name]) for name in batch if self.truths}
+        true = [cut(self.region, truth, truth, self.boxes.get(name))[1] for name, truth in truths.items()]
         loaded = {}
         for title, row in self.work.items():
             mine = [name for name in batch if name in self.due[title]]
             if mine:
-                cuts = (cut(self.region, read_tensor(row.paths[n]), truths[n], self.boxes.get(n))[0] for n in mine)
+                pictures = {name: read_tensor(row.paths[name]) for name in mine}
+                cuts = (
+                    cut(self.region, picture, truths.get(name, picture), self.boxes.get(name))[0]
+                    for name, picture in pictures.items()
+                )
                 loaded[title] = self._stack(list(cuts))
-        return self._stack(true), loaded
+        return self._stack(true) if true else None, loaded
 
     def _stack(self, pictures: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(pictures)).to(self.device).contiguous(memory_format=torch.channels_last)
 
-    def _score(self, row: Row, names: Sequence[str], pictures: Tensor, truth: Tensor) -> None:
-        for name, picture, target in zip(names, pictures, truth, strict=True):
-            if (nothing := nothing_in(picture)) and not nothing_in(target):
+    def _score(self, row: Row, names: Sequence[str], pictures: Tensor, truth: Tensor | None) -> None:
+        for name, picture, target in zip(names, pictures, [None] * len(names) if truth is None else truth, strict=True):
+            if (nothing := nothing_in(picture)) and (target is None or not nothing_in(target)):
                 row.flagged[name] = f"{nothing}: not a restoration"
-            if self.region == "whole":
+            if self.region == "whole" and target is not None:
                 found = global_shift(picture, target)
                 row.shifts[name] = (math.nan, math.nan) if found is None else found
         for metric in self.metrics:
@@ -271,12 +291,13 @@ class _Job:
             if len(lacking) == len(names):
                 self._measure(metric, row, names, pictures, truth)
             elif lacking:
-                self._measure(metric, row, [names[n] for n in lacking], pictures[lacking], truth[lacking])
+                targets = None if truth is None else truth[lacking]
+                self._measure(metric, row, [names[n] for n in lacking], pictures[lacking], targets)
         for name in row.flagged:
             row.values.pop(name, None)
         row.unsaved += len(names)
 
-    def _measure(self, metric: Metric, row: Row, names: Sequence[str], pictures: Tensor, truth: Tensor) -> None:
+    def _measure(self, metric: Metric, row: Row, names: Sequence[str], pictures: Tensor, truth: Tensor | None) -> None:
         scorer, (height, width) = self.ready[metric.key], pictures.shape[-2:]
         if min(height, width) < metric.least:
             for name in names:

@@ -38,7 +38,7 @@ def save(row: Row, rank: int | None) -> None:
             "box": _box(row, name),
             "values": row.values.get(name, {}),
             "undefined": {key: found[name] for key, found in row.undefined.items() if name in found},
-            "shift": None if not _known(row.shifts.get(name)) else list(row.shifts[name]),
+            **({"shift": _shift(row.shifts[name])} if name in row.shifts else {}),
         }
         for name in row.paths
         if name in names and name not in row.flagged
@@ -103,8 +103,9 @@ def _read(row: Row, path: Path) -> None:
             for key, why in entry.get("undefined", {}).items():
                 if key in usable:
                     row.undefined.setdefault(key, {})[name] = why
-            shift = entry.get("shift")
-            row.shifts[name] = (math.nan, math.nan) if shift is None else (float(shift[0]), float(shift[1]))
+            if "shift" in entry:
+                shift = entry["shift"]
+                row.shifts[name] = (math.nan, math.nan) if shift is None else (float(shift[0]), float(shift[1]))
         features = path.with_suffix(".safetensors")
         for key, tensor in (load_file(features) if features.is_file() else {}).items():
             metric, _, name = key.split("/", 2)
@@ -119,5 +120,5 @@ def _box(row: Row, name: str) -> list[float] | None:
     return [round(float(value), 3) for value in row.boxes[name]] if name in row.boxes else None
 
 
-def _known(shift: tuple[float, float] | None) -> bool:
-    return shift is not None and math.isfinite(shift[0])
+def _shift(shift: tuple[float, float]) -> list[float] | None:
+    return list(shift) if math.isfinite(shift[0]) else None
