@@ -54,7 +54,7 @@ def test_the_page_has_every_picture_its_values_and_why(tmp_path):
     assert len(psnr) == 4 and min(psnr) > max(data["views"]["plain"]["values"]["psnr"])
     assert "Two &amp; one" in text and "Ours &amp; more" in text
     assert read_image(report.parent / "thumbnails/ours_more/0003.jpg").shape == (24, 24, 3)
-    full = report.parent / data["views"]["plain"]["full"] / "0002.png"
+    full = report.parent / data["views"]["plain"]["full"][2]
     assert full.resolve() == (tmp_path / "made plain/images/0002.png").resolve()
 
 
@@ -83,6 +83,17 @@ def test_a_missing_picture_is_said_to_be_missing(tmp_path):
     (tmp_path / "made plain/images/0002.png").unlink()
     data = numbers(write_report(tmp_path / "report", methods, truth))
     assert data["views"]["plain"]["missing"] == ["0002"] and data["views"]["ours_more"]["missing"] == []
+
+
+def test_a_picture_is_shown_whatever_the_case_of_its_suffix(tmp_path):
+    methods, truth = scored(tmp_path, 2)
+    images = tmp_path / "made plain/images"
+    (images / "0001.png").rename(images / "0001.PNG")
+    score_folder(images.parent, truth, ["psnr"], methods["plain"], scorers=SCORERS)
+    report = write_report(tmp_path / "report", methods, truth)
+    view = numbers(report)["views"]["plain"]
+    assert view["missing"] == [] and view["full"][1].endswith("/0001.PNG")
+    assert (report.parent / "thumbnails/plain/0001.jpg").is_file()
 
 
 def test_what_cannot_be_reported_is_named(tmp_path):

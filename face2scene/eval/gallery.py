@@ -24,7 +24,7 @@ from face2scene.eval.plots import spread_svg
 from face2scene.eval.results import SHIFT, read_scores, truth_digest
 from face2scene.eval.tables import Row, html_table, one_truth, row_from_scores, slug
 from face2scene.files import atomic_write, sha256_of
-from face2scene.images import read_image, to_bytes
+from face2scene.images import list_images, read_image, to_bytes
 from face2scene.why_log import WHY_LOG
 
 THUMBNAIL = 448  # pixels, longer side (ours)
@@ -40,6 +40,7 @@ class Method:
     scores: Mapping[str, Any]
     values: Mapping[str, Mapping[str, float]]
     why: Mapping[str, Mapping[str, Any]]  # the why-log by name, where there is one
+    pictures: Mapping[str, Path]  # by name
 
     @classmethod
     def read(cls, title: str, folder: Path) -> "Method":
@@ -48,10 +49,9 @@ class Method:
         logs = [path for path in (folder / WHY_LOG, Path(scores["predictions"]).parent / WHY_LOG) if path.is_file()]
         lines = logs[0].read_text(encoding="utf-8").splitlines() if logs else []
         why = {Path(line["name"]).stem: line for line in map(json.loads, filter(str.strip, lines))}
-        return cls(title, folder, scores, values, why)
-
-    def picture(self, name: str) -> Path:
-        return Path(self.scores["predictions"]) / f"{name}.png"
+        made = Path(scores["predictions"])
+        pictures = {path.stem: path for path in list_images(made)} if made.is_dir() else {}
+        return cls(title, folder, scores, values, why, pictures)
 
 
 def write_report(
@@ -82,12 +82,13 @@ def write_report(
             f"{', '.join(others)}: not scored against this truth of {against['pictures']} pictures. Score them again, "
             "or give the truth that they were scored against (option truth)."
         )
-    names = [name for name in truths if any(method.picture(name).is_file() for method in read)]
+    names = [name for name in truths if any(name in method.pictures for method in read)]
     views = {slug(method.title): method for method in read}
     jobs = [
-        (run / "thumbnails" / view / f"{name}.jpg", method.picture(name))
+        (run / "thumbnails" / view / f"{name}.jpg", method.pictures[name])
         for view, method in views.items()
         for name in names
+        if name in method.pictures
     ]
     jobs += [(run / "thumbnails/truth" / f"{name}.jpg", truths[name]) for name in names]
     with ThreadPoolExecutor(2) as pool:
@@ -103,8 +104,8 @@ def write_report(
                     "values": {key: [method.values.get(n, {}).get(key) for n in names] for key in _columns([method])},
                     "why": [method.why.get(n) for n in names] if method.why else None,
                     "flagged": method.scores["pictures"]["flagged"],
-                    "missing": [n for n in names if not method.picture(n).is_file()],
-                    "full": os.path.relpath(method.scores["predictions"], run),
+                    "missing": [n for n in names if n not in method.pictures],
+                    "full": [os.path.relpath(method.pictures[n], run) if n in method.pictures else None for n in names],
                 }
                 for view, method in views.items()
             },
@@ -224,11 +225,9 @@ def _gallery(methods: Sequence[Method], data: Mapping[str, Any]) -> str:
     )
 
 
-def thumbnail(job: tuple[Path, Path]) -> tuple[Path, tuple[int, int] | None]:
+def thumbnail(job: tuple[Path, Path]) -> tuple[Path, tuple[int, int]]:
     """Write the small JPEG of (target, source) unless it is newer; returns the target and its (width, height)."""
     target, source = job
-    if not source.is_file():
-        return target, None
     if target.is_file() and target.stat().st_mtime > source.stat().st_mtime:
         with Image.open(target) as image:
             return target, image.size

@@ -10,6 +10,7 @@ from face2scene.eval.gallery import thumbnail
 from face2scene.eval.printed import Printed, notes
 from face2scene.eval.tables import html_table, slug
 from face2scene.files import read_json
+from face2scene.images import list_images
 
 _SHOTS = 4  # thumbnails of a row
 
@@ -31,9 +32,9 @@ def _shots(part: Printed, method: str, runs: Path) -> list[str]:
     scores = part.folder(runs, method) / "scores.json"
     if not scores.is_file():
         return []
-    folder = Path(read_json(scores).get("predictions", ""))
+    folder = Path(read_json(scores).get("predictions", "none"))
     made = []
-    for picture in sorted(folder.glob("*.png"))[:_SHOTS]:
+    for picture in list_images(folder)[:_SHOTS] if folder.is_dir() else ():
         target = runs / "thumbnails" / f"table_{part.table}" / part.key / slug(method) / f"{picture.stem}.jpg"
         thumbnail((target, picture))
         made.append(os.path.relpath(target, runs))
