@@ -244,6 +244,9 @@ def test_a_moved_face_box_changes_the_identity_score_of_the_whole_picture(tmp_pa
     for boxes, mean in (({}, -1), ({"a": face, "b": other}, 0.15), ({"a": face}, -0.45)):
         scores = score_folder(made, truth, ["id", "dists"], tmp_path / "out", scorers=scorers, boxes=boxes)
         assert scores["means"]["id"] == pytest.approx(mean)
+    score_folder(made, truth, ["id"], tmp_path / "other", scorers=scorers, boxes={"a": other})
+    with pytest.raises(ScoreError, match=r"id of .* follow another protocol"):
+        compare(tmp_path / "out", tmp_path / "other")
 
 
 def test_a_region_without_boxes_or_outside_its_picture_is_refused(tmp_path):

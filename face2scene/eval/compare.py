@@ -12,6 +12,7 @@ from face2scene.eval.pairing import ScoreError, some
 from face2scene.eval.results import interval, read_scores
 from face2scene.eval.tables import shown
 
+_PROTOCOL = ("protocol", "weights_sha256", "boxes")
 LEVEL = 0.05  # of the tests, after Holm's correction
 
 
@@ -91,7 +92,7 @@ def _differences(first: str | Path, second: str | Path) -> list[Difference]:
         )
     protocols = [scores["protocol"] for scores, _ in sides]
     for key in protocols[0].keys() & protocols[1].keys():
-        if any(protocols[0][key][part] != protocols[1][key][part] for part in ("protocol", "weights_sha256")):
+        if any(protocols[0][key].get(part) != protocols[1][key].get(part) for part in _PROTOCOL):
             raise ScoreError(f"{key} of {first} and of {second} follow another protocol: score both again.")
     found = []
     for key in [key for key in protocols[0] if key in protocols[1]]:

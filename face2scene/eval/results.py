@@ -94,7 +94,7 @@ def write_results(
         "undefined": undefined,
         "copies": dict(copies),
         **({"alignment": _alignment(row)} if region == "whole" else {}),
-        "protocol": {m.key: m.described() for m in chosen if m.key not in missing},
+        "protocol": {m.key: m.described() | _faces(m, row) for m in chosen if m.key not in missing},
         "not_measured": dict(missing),
         "versions": versions(),
         "predictions": str(row.folder),
@@ -199,6 +199,14 @@ def _alignment(row: Row) -> dict[str, Any]:
         told = some(f"{name} ({x:+.1f}, {y:+.1f})" for name, (x, y) in off.items())
         log.warning("%s: %d pictures are shifted by more than half a pixel: %s", row.title, len(off), told)
     return {"median_shift": [round(v, 3) for v in median], "pictures": off, "estimated": len(known), "unlike": unlike}
+
+
+def _faces(metric: Metric, row: Row) -> dict[str, str]:
+    """The digest of the boxes that a metric of faces looks into."""
+    if metric.compares != "faces":
+        return {}
+    boxes = sorted((name, *map(float, box)) for name, box in row.boxes.items())
+    return {"boxes": hashlib.sha256(json.dumps(boxes).encode()).hexdigest()}
 
 
 def _stacked(row: Row, key: str, side: str, names: Sequence[str]) -> Any:

@@ -32,9 +32,9 @@ def _shots(part: Printed, method: str, runs: Path) -> list[str]:
     scores = part.folder(runs, method) / "scores.json"
     if not scores.is_file():
         return []
-    folder = Path(read_json(scores).get("predictions", "none"))
+    folder = read_json(scores).get("predictions")
     made = []
-    for picture in list_images(folder)[:_SHOTS] if folder.is_dir() else ():
+    for picture in list_images(folder)[:_SHOTS] if folder and Path(folder).is_dir() else ():
         target = runs / "thumbnails" / f"table_{part.table}" / part.key / slug(method) / f"{picture.stem}.jpg"
         thumbnail((target, picture))
         made.append(os.path.relpath(target, runs))
