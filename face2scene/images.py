@@ -62,6 +62,20 @@ def read_tensor(path: str | Path) -> Tensor:
     return to_tensor(read_image(path))
 
 
+STEP = 1.5 / 255  # in [0, 1], ours: between one step of 8 bits and two
+BLACK = 2.5 / 255  # ours
+
+
+def nothing_in(image: Tensor) -> str:
+    """Why a (3, H, W) picture shows nothing: `one colour all over`, `black`, or an empty string where it does not.
+
+    A step of 8 bits is allowed within each channel, so that dither does not pass for a picture.
+    """
+    if float((image.amax((-2, -1)) - image.amin((-2, -1))).max()) <= STEP:
+        return "one colour all over"
+    return "black" if float(image.max()) <= BLACK else ""
+
+
 def list_images(folder: str | Path) -> list[Path]:
     """Picture files directly in `folder` or below it, by suffix, sorted by path; hidden ones are left out."""
     folder = Path(folder)

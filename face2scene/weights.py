@@ -217,6 +217,12 @@ def folder(name: str) -> Path:
     return weights_root() / name
 
 
+def recorded(name: str) -> dict[str, str]:
+    """File name -> sha256 of a ready asset, as it was fetched; empty where it is not ready."""
+    asset = catalogue()[name]
+    return dict(read_json(weights_root() / name / MARKER)["files"]) if is_ready(asset) else {}
+
+
 def verify(name: str, *, root: Path | None = None, assets: Mapping[str, Asset] | None = None) -> list[str]:
     """Read every file of a fetched asset again and compare. Returns one sentence per damaged file."""
     asset = (catalogue() if assets is None else assets)[name]

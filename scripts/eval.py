@@ -28,7 +28,7 @@ WAYS = {
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval")
 def main(cfg: DictConfig) -> None:
-    """Do the one thing that was asked for."""
+    """Do the one thing that was asked for; exit code 1 also when a row is incomplete."""
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     asked = [key for key in WAYS if cfg.get(key) is not None]
@@ -47,19 +47,17 @@ def _predictions(cfg: DictConfig, run: Path) -> None:
 
     from face2scene.eval.pairing import boxes_of
 
-    if cfg.truth is None:
-        sys.exit("A folder is scored against the truth: say truth=FOLDER, pictures of the same names.")
     state = PartialState(cpu=not torch.cuda.is_available())
     if state.num_processes == 1 and cfg.threads:
         torch.set_num_threads(cfg.threads)
     scores = score_folder(
         cfg.predictions,
-        truth_of(cfg.truth, cfg.split),
+        None if cfg.truth is None else truth_of(cfg.truth, cfg.split),
         tuple(cfg.metrics),
         run,
         device=state.device if state.num_processes > 1 else cfg.device,
         batch_pixels=cfg.batch_pixels,
-        boxes=boxes_of(cfg.truth, cfg.split, cfg.boxes),
+        boxes=None if cfg.truth is None else boxes_of(cfg.truth, cfg.split, cfg.boxes),
         regions=tuple(cfg.regions),
         rank=state.process_index,
         processes=state.num_processes,
@@ -74,6 +72,8 @@ def _predictions(cfg: DictConfig, run: Path) -> None:
     for key, reason in scores["not_measured"].items():
         print(f"{key}: not measured, {reason}")
     print(f"per picture: {run / 'scores.csv'}; means, intervals and protocol: {run / 'scores.json'}")
+    if not all(part["complete"] for part in (scores, *scores.get("regions", {}).values())):
+        sys.exit(1)
 
 
 def _table(cfg: DictConfig, run: Path) -> None:

@@ -136,6 +136,39 @@ def test_a_second_run_computes_only_what_changed(tmp_path):
     assert read_scores_csv(tmp_path / "out/scores.csv")["b"]["lpips"] == 0
 
 
+def test_a_metric_that_is_added_is_all_that_is_computed(tmp_path):
+    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", noise=0.1)
+    seen, sets = [], Sets()
+    counting = {**SCORERS, "lpips": lambda x, y: (seen.append(len(x)), error(x, y))[1], "fid": sets}
+    score_folder(made, truth, ["lpips", "fid"], tmp_path / "out", scorers=counting)
+    first = read_scores_csv(tmp_path / "out/scores.csv")
+    shutil.copy(truth / "b.png", made / "b.png")
+    score_folder(made, truth, ["lpips", "fid", "psnr"], tmp_path / "out", scorers=counting)
+    assert sum(seen) == 3 + 1 and sets.seen == 6 + 2
+    after = read_scores_csv(tmp_path / "out/scores.csv")
+    assert after["b"]["lpips"] == 0 and after["a"]["lpips"] == first["a"]["lpips"] and "psnr" in after["c"]
+
+
+@pytest.mark.parametrize("what", ["pyiqa_version", "identity"])
+def test_values_of_another_version_or_of_other_weights_are_not_kept(what, tmp_path, monkeypatch):
+    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", noise=0.1)
+    seen = []
+
+    def counting(pictures, truths):
+        seen.append(len(pictures))
+        return error(pictures, truths)
+
+    home = tmp_path / "weights/torch_home" / engines.LPIPS_ALEX
+    home.parent.mkdir(parents=True)
+    home.write_bytes(b"a network")
+    monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path / "weights"))
+    for changed, count in ((False, 3), (False, 3), (True, 6), (True, 6)):
+        if changed:
+            monkeypatch.setattr(engines, what, lambda *_: "another")
+        score_folder(made, truth, ["lpips"], tmp_path / "out", scorers={"lpips": counting})
+        assert sum(seen) == count
+
+
 def test_a_folder_with_a_missing_picture_is_incomplete_and_has_no_mean(tmp_path):
     truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abx", noise=0.1)
     scores = score_folder(made, truth, ["lpips"], tmp_path / "out", scorers=SCORERS)
@@ -145,12 +178,29 @@ def test_a_folder_with_a_missing_picture_is_incomplete_and_has_no_mean(tmp_path)
     assert not row.ranked and row.cells["lpips"] == tables.NOT_MEASURED and "2 of 3" in row.note
 
 
-def test_a_black_picture_is_flagged_and_never_averaged(tmp_path):
+def speckled(*colour):
+    """A colour with noise of one step of 8 bits."""
+    return (np.random.default_rng(0).integers(0, 2, (32, 32, 3)) + np.array(colour)).astype(np.float32) / 255
+
+
+@pytest.mark.parametrize(
+    ("picture", "why"),
+    [
+        (np.zeros((32, 32, 3), np.float32), "one colour"),
+        (np.full((32, 32, 3), (0.9, 0.2, 0.5), np.float32), "one colour"),
+        (speckled(0, 0, 0), "one colour"),
+        (speckled(200, 40, 90), "one colour"),
+        (2 * speckled(0, 0, 0), "black"),
+    ],
+)
+def test_a_picture_that_shows_nothing_is_flagged_and_never_averaged(picture, why, tmp_path):
     truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", noise=0.1)
-    write_png(made / "a.png", np.zeros((32, 32, 3), np.float32))
+    write_png(made / "a.png", picture)
     scores = score_folder(made, truth, ["lpips"], tmp_path / "out", scorers=SCORERS)
-    assert "one colour" in scores["pictures"]["flagged"]["a"] and not scores["complete"]
+    assert why in scores["pictures"]["flagged"]["a"] and not scores["complete"]
     assert read_scores_csv(tmp_path / "out/scores.csv")["a"] == {}
+    write_png(truth / "a.png", picture)  # what shows nothing in the truth too is a picture like others
+    assert score_folder(made, truth, ["lpips"], tmp_path / "out", scorers=SCORERS)["complete"]
 
 
 def test_a_value_that_is_not_finite_is_flagged(tmp_path):
@@ -216,7 +266,7 @@ def test_a_table_marks_the_known_winner_in_each_direction():
     assert "**25.00**" in line["two"] and "<u>0.2000</u>" in line["two"]
     assert "<u>22.00</u>" in line["three"] and "**0.1000**" in line["three"]
     assert "*" not in line["partial"] and "PSNR ↑" in text and "LPIPS ↓" in text
-    assert tables.csv_text(rows, ["psnr"]).splitlines()[2] == "two,ours,,25.00"
+    assert tables.csv_text(rows, ["psnr"]).splitlines()[2] == "two,ours,,25.00,,best"
 
 
 def test_printed_tables_keep_every_digit_and_say_what_is_not_measured(tmp_path):

@@ -1,21 +1,25 @@
 """What can be wrong with folders, each named and never averaged; regions, shifts, sharing out and comparing."""
 
+import importlib.util
 import json
+import shutil
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from face2scene.eval.compare import compare, table
+from face2scene.eval.compare import Difference, compare, corrected, table
 from face2scene.eval.pairing import ScoreError, boxes_of, global_shift
 from face2scene.eval.regions import cut
 from face2scene.eval.results import interval, read_scores
 from face2scene.eval.score import score_folder, score_folders
-from face2scene.files import read_json, write_json
-from face2scene.images import write_png
+from face2scene.files import read_json, sha256_of, write_json
+from face2scene.images import read_tensor, write_png
+from face2scene.runs import REPOSITORY
 
 SIZE = (40, 48)
 
@@ -56,13 +60,22 @@ def scored(tmp_path, name, names="abcdef", noise=0.1, seed=0, keys=KEYS, **optio
 @pytest.mark.parametrize(
     ("mode", "told"), [("L", "a.png is L"), ("RGBA", "a.png is RGBA"), ("P", "a.png is P"), ("I;16", r"a.png is I;16")]
 )
-def test_a_picture_in_another_colour_mode_is_refused_by_name(mode, told, tmp_path):
+@pytest.mark.parametrize("side", ["made", "truth"])
+def test_a_picture_in_another_colour_mode_is_refused_by_name(side, mode, told, tmp_path):
     truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab")
+    path = tmp_path / side / "a.png"
     if mode == "I;16":
-        Image.fromarray(np.full(SIZE, 9000, np.uint16)).save(made / "a.png")
+        Image.fromarray(np.full(SIZE, 9000, np.uint16)).save(path)
     else:
-        Image.open(made / "a.png").convert(mode).save(made / "a.png")
-    with pytest.raises(ScoreError, match=f"no 8-bit RGB.*{told}.*Write them as RGB"):
+        Image.open(path).convert(mode).save(path)
+    with pytest.raises(ScoreError, match=f"no 8-bit RGB.*{'truth ' * (side == 'truth')}{told}.*Write them as RGB"):
+        score_folder(made, truth, KEYS, tmp_path / "out", scorers=SCORERS)
+
+
+def test_a_jpeg_by_the_name_of_a_png_is_refused(tmp_path):
+    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab")
+    Image.open(made / "a.png").save(made / "a.png", format="JPEG")
+    with pytest.raises(ScoreError, match=r"no PNG but by name.*predictions/a\.png is a JPEG file"):
         score_folder(made, truth, KEYS, tmp_path / "out", scorers=SCORERS)
 
 
@@ -120,9 +133,9 @@ def test_the_identity_score_leaves_out_and_names_pictures_whose_truth_shows_no_f
 # --- shifts -------------------------------------------------------------------------------------------------
 
 
-def shifted(right: float, down: float, size=(96, 128)) -> tuple[torch.Tensor, torch.Tensor]:
+def shifted(right: float, down: float, size=(96, 128), seed=0) -> tuple[torch.Tensor, torch.Tensor]:
     """A picture with structure at every scale, as photos have, and the same one moved, both drawn exactly."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     rates, turns, starts = np.exp(rng.uniform(-3.5, 0.9, 250)), rng.uniform(0, 2 * np.pi, 250), rng.uniform(0, 6, 250)
     y, x = np.mgrid[: size[0], : size[1]].astype(float)
 
@@ -160,6 +173,24 @@ def test_predictions_beside_their_truth_are_warned_about(tmp_path, caplog):
     assert list(scores["alignment"]["pictures"]) == ["a", "b", "c"] and "+1.0" in caplog.text
 
 
+def test_pictures_under_each_others_names_are_warned_about(tmp_path, caplog):
+    names = "abcd"
+    for number, name in enumerate(names):
+        _, picture = shifted(0, 0, seed=number)
+        write_png(tmp_path / "truth" / f"{name}.png", picture)
+        write_png(tmp_path / "right" / f"{name}.png", 0.9 * picture)
+        write_png(tmp_path / "mixed" / f"{names[(number + 1) % 4]}.png", 0.9 * picture)
+    truth = tmp_path / "truth"
+    scores = score_folder(tmp_path / "right", truth, ["dists"], tmp_path / "out", scorers=SCORERS)
+    assert scores["alignment"]["unlike"] == [] and "mixed up" not in caplog.text
+    scores = score_folder(tmp_path / "mixed", truth, ["dists"], tmp_path / "out_mixed", scorers=SCORERS)
+    assert scores["alignment"]["unlike"] == list(names) and scores["alignment"]["estimated"] == 0
+    assert "4 of 4 pictures have too little in common with the truth of their name" in caplog.text
+    caplog.clear()
+    scored(tmp_path, "noise")  # below the size at which a shift can be told, nothing is said
+    assert "mixed up" not in caplog.text
+
+
 # --- regions ------------------------------------------------------------------------------------------------
 
 
@@ -175,6 +206,24 @@ def test_face_and_background_are_scored_apart_and_add_up(tmp_path):
     assert score_folder(made, truth, ["dists", "fid"], tmp_path / "out", **options) == scores
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_picture_flagged_as_a_whole_is_averaged_in_no_region(processes, tmp_path):
+    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
+    write_png(made / "b.png", np.zeros((*SIZE, 3), np.float32))
+    options = {"boxes": {name: (10.0, 5.0, 30.0, 25.0) for name in "abc"}, "regions": ("whole", "face", "background")}
+    rows = {"it": (made, tmp_path / "out")}
+    for _ in range(2):  # measured, and recalled
+        if processes == 1:
+            scores = score_folders(rows, truth, ["dists"], scorers=SCORERS, **options)["it"]
+        else:
+            scores = shared_out(rows, truth, ["dists"], **options)[0]["it"]
+        for region in ("face", "background"):
+            found = read_json(tmp_path / "out" / region / "scores.json")
+            assert list(found["pictures"]["flagged"]) == ["b"] and found["means"] == {} and not found["complete"]
+            assert scores["regions"][region]["counts"]["scored"] == 2
+            assert read_scores(tmp_path / "out" / region)[1]["b"] == {}
+
+
 def test_a_moved_face_box_is_scored_again(tmp_path):
     truth, made = folder(tmp_path / "truth", "a"), folder(tmp_path / "made", "a", 0.1)
     options = {"scorers": SCORERS, "regions": ("whole", "face")}
@@ -183,6 +232,21 @@ def test_a_moved_face_box_is_scored_again(tmp_path):
         for box in ((0, 0, 10, 10), (20, 20, 40, 40))
     ]
     assert means[0] != means[1]
+
+
+def test_a_moved_face_box_changes_the_identity_score_of_the_whole_picture(tmp_path):
+    def corner(pictures, truths, boxes):
+        return torch.tensor([-1.0 if box is None else box[0] / 100 for box in boxes], dtype=torch.float64)
+
+    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", 0.1)
+    scorers = {**SCORERS, "id": corner}
+    face, other = (10, 0, 40, 40), (20, 0, 40, 40)
+    for boxes, mean in (({}, -1), ({"a": face, "b": other}, 0.15), ({"a": face}, -0.45)):
+        scores = score_folder(made, truth, ["id", "dists"], tmp_path / "out", scorers=scorers, boxes=boxes)
+        assert scores["means"]["id"] == pytest.approx(mean)
+    score_folder(made, truth, ["id"], tmp_path / "other", scorers=scorers, boxes={"a": other})
+    with pytest.raises(ScoreError, match=r"id of .* follow another protocol"):
+        compare(tmp_path / "out", tmp_path / "other")
 
 
 def test_a_region_without_boxes_or_outside_its_picture_is_refused(tmp_path):
@@ -197,31 +261,121 @@ def test_a_region_without_boxes_or_outside_its_picture_is_refused(tmp_path):
         boxes_of(tmp_path, file=tmp_path / "boxes.json")
 
 
+# --- without a truth ----------------------------------------------------------------------------------------
+
+
+def test_pictures_alone_are_scored_without_a_truth_and_what_needs_one_is_refused_by_name(tmp_path):
+    brightness = {"musiq": lambda pictures: pictures.mean((1, 2, 3)).double(), "psnr": SCORERS["psnr"]}
+    made, fewer = folder(tmp_path / "made", "abc", 0.1, size=(64, 64)), folder(tmp_path / "fewer", "ab", size=(64, 64))
+    write_png(made / "c.png", np.zeros((64, 64, 3), np.float32))
+    rows = {"made": (made, tmp_path / "one"), "fewer": (fewer, tmp_path / "two")}
+    for _ in range(2):  # measured, and recalled
+        scores = score_folders(rows, None, ["musiq"], scorers=brightness)
+        assert list(scores["made"]["pictures"]["flagged"]) == ["c"] and scores["fewer"]["pictures"]["missing"] == ["c"]
+        assert scores["fewer"]["means_of_scored_only"]["musiq"] == pytest.approx(0.5, abs=0.01)
+        assert scores["made"]["alignment"] == {"median_shift": None, "pictures": {}, "estimated": 0, "unlike": []}
+        brightness["musiq"] = lambda pictures: 9 * pictures.mean((1, 2, 3)).double()  # only the black one is due
+    folder(tmp_path / "made", "abc", 0.1, size=(64, 64))
+    both = {"one": (made, tmp_path / "three")}
+    shared = shared_out(both, None, ["musiq"], brightness)[0]["one"]
+    assert shared["complete"] and shared["truth"]["pictures"] == 3
+    refused = (({"metrics": ["musiq", "psnr", "id"]}, "psnr, id"), ({"regions": ("whole", "face")}, "face"))
+    for options, told in refused:
+        with pytest.raises(ScoreError, match=f"nothing to compare with for {told}: give .*option truth.*of musiq"):
+            score_folders(both, None, **{"metrics": ["musiq"], "scorers": brightness} | options)
+
+
+def test_a_score_without_a_truth_is_not_compared_with_one_against_it(tmp_path):
+    musiq = {"musiq": lambda pictures: pictures.mean((1, 2, 3)).double()}
+    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
+    for name, against in (("with", truth), ("without", None), ("truth", None)):
+        given = truth if name == "truth" else made
+        score_folder(given, against, ["musiq"], tmp_path / f"out_{name}", scorers=musiq)
+    assert compare(tmp_path / "out_without", tmp_path / "out_truth")[0].pictures == 3
+    with pytest.raises(ScoreError, match="scored against other truths"):
+        compare(tmp_path / "out_with", tmp_path / "out_without")
+
+
+# --- the command -----------------------------------------------------------------------------------------------
+
+
+def command(*overrides: str) -> None:
+    """`scripts/eval.py` in this process."""
+    found = importlib.util.spec_from_file_location("script_eval", REPOSITORY / "scripts/eval.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        cfg = compose("eval", list(overrides))
+    module.main(cfg)
+
+
+@pytest.mark.parametrize("lacking", ["missing", "black", "nothing"])
+def test_the_command_ends_with_1_where_pictures_are_missing_and_all_is_written(lacking, tmp_path, capsys):
+    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
+    if lacking == "missing":
+        (made / "b.png").unlink()
+    elif lacking == "black":
+        write_png(made / "b.png", np.zeros((*SIZE, 3), np.float32))
+    given = (f"predictions={made}", f"truth={truth}", f"paths.runs={tmp_path}", "name=it", "metrics=[ssim_y]")
+    if lacking == "nothing":
+        command(*given)
+    else:
+        with pytest.raises(SystemExit) as ended:
+            command(*given)
+        assert ended.value.code == 1
+    assert read_scores(tmp_path / "it")[0]["complete"] == (lacking == "nothing")
+    assert "per picture: " in capsys.readouterr().out
+
+
 # --- shared out, and compared -------------------------------------------------------------------------------
 
 
-def test_two_processes_give_the_results_of_one(tmp_path):
-    alone = scored(tmp_path, "one", "abcdefg", batch_pixels=2 * SIZE[0] * SIZE[1])
-    write_png(tmp_path / "one/d.png", np.zeros((*SIZE, 3), np.float32))  # a ruined picture is told by whoever meets it
-    truth, rows = tmp_path / "truth", {"one": (tmp_path / "one", tmp_path / "shared")}
+BATCH = 2 * SIZE[0] * SIZE[1]
+
+
+def shared_out(rows, truth, keys=KEYS, scorers=SCORERS, **options) -> dict[int, dict]:
+    """`score_folders` by two processes, here threads."""
     barrier, found = threading.Barrier(2, timeout=600), {}
 
     def share(rank):
-        options = {"rank": rank, "processes": 2, "wait": barrier.wait, "batch_pixels": 2 * SIZE[0] * SIZE[1]}
-        found[rank] = score_folders(rows, truth, KEYS, scorers=SCORERS, **options)
+        places = {"rank": rank, "processes": 2, "wait": barrier.wait, "batch_pixels": BATCH}
+        found[rank] = score_folders(rows, truth, keys, scorers=scorers, **places, **options)
 
-    def together():
-        threads = [threading.Thread(target=share, args=(rank,)) for rank in range(2)]
-        [thread.start() for thread in threads], [thread.join() for thread in threads]
+    threads = [threading.Thread(target=share, args=(rank,)) for rank in range(2)]
+    [thread.start() for thread in threads], [thread.join() for thread in threads]
+    return found
 
-    together()
+
+def test_two_processes_give_the_results_of_one(tmp_path):
+    alone = scored(tmp_path, "one", "abcdefg", batch_pixels=BATCH)
+    write_png(tmp_path / "one/d.png", np.zeros((*SIZE, 3), np.float32))  # a ruined picture is told by whoever meets it
+    truth, rows = tmp_path / "truth", {"one": (tmp_path / "one", tmp_path / "shared")}
+    found = shared_out(rows, truth)
     assert found[1] == {} and found[0]["one"]["pictures"]["flagged"].keys() == {"d"}
     folder(tmp_path / "one", "abcdefg", 0.1)  # whole again
-    together()
+    found = shared_out(rows, truth)
     assert {**found[0]["one"], "predictions": ""} == {**alone, "predictions": ""}
     left = sorted(path.name for path in (tmp_path / "shared").iterdir())
     assert left == ["scores.csv", "scores.json", "scores.state.json", "scores.state.safetensors"]
     assert (tmp_path / "shared/scores.csv").read_text() == (tmp_path / "out_one/scores.csv").read_text()
+
+
+def test_a_picture_that_a_new_metric_flags_is_flagged_by_two_processes_as_by_one(tmp_path):
+    truth, made = folder(tmp_path / "truth", "abcdefg"), folder(tmp_path / "made", "abcdefg", 0.1)
+    bad = error(*(read_tensor(tmp_path / side / "d.png")[None] for side in ("made", "truth")))
+
+    def nan_of_d(pictures, truths):
+        found = error(pictures, truths)
+        return torch.where(found == bad, torch.nan, found)
+
+    scorers = {**SCORERS, "psnr": nan_of_d, "niqe": lambda pictures: pytest.fail("the pictures are too small")}
+    rows = {name: {"it": (made, tmp_path / name)} for name in ("one", "two")}
+    for keys in (["dists", "niqe"], ["dists", "niqe", "psnr"], ["dists", "niqe"]):
+        alone = score_folders(rows["one"], truth, keys, scorers=scorers, batch_pixels=BATCH)
+        assert shared_out(rows["two"], truth, keys, scorers)[0] == alone
+        assert list(alone["it"]["pictures"]["flagged"]) == (["d"] if "psnr" in keys else [])
+        assert ("d" in alone["it"]["undefined"]["niqe"]) == ("psnr" not in keys)
+        assert (tmp_path / "two/scores.json").read_bytes() == (tmp_path / "one/scores.json").read_bytes()
 
 
 def test_two_methods_are_told_apart_where_they_differ_and_only_there(tmp_path):
@@ -231,10 +385,46 @@ def test_two_methods_are_told_apart_where_they_differ_and_only_there(tmp_path):
     bad, alike = (compare(tmp_path / "out_good", tmp_path / f"out_{name}") for name in ("bad", "alike"))
     assert [d.verdict for d in bad] == ["first", "first"] and all(d.better == 0 and d.p_holm < 1e-4 for d in bad)
     assert bad[0].interval[0] > 0 > bad[1].interval[1]
-    assert all(d.p_holm >= d.p for d in alike) and alike[0].interval[0] < 0.002
-    assert "good is better" in table(bad, "good", "bad")
+    assert alike[0].interval[0] < 0.002 and "good is better" in table(bad, "good", "bad")
     same = compare(tmp_path / "out_good", tmp_path / "out_good")
     assert [d.verdict for d in same] == ["no difference found"] * 2 and same[0].better == 0.5
+
+
+def test_holms_correction_is_the_one_worked_out_by_hand():
+    def tests(*ps):
+        return [Difference("psnr", (0, 1), (0, 1), 1, p, p, 1, 9) for p in ps]
+
+    # 0.005 x 4, 0.01 x 3, 0.03 x 2, and 0.04 x 1, which may not fall below the one before
+    (one,) = corrected([tests(0.01, 0.04, 0.03, 0.005)])
+    assert [d.p_holm for d in one] == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    two = corrected([tests(0.01, 0.04), tests(0.03, 0.005)])
+    assert [d.p_holm for group in two for d in group] == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert [d.p_holm for d in corrected([tests(0.6, 0.5)])[0]] == [1, 1]
+
+
+def written(place: Path, values, key="psnr") -> Path:
+    """A scored folder of these values."""
+    place.mkdir(parents=True)
+    lines = [f"name,{key}", *(f"{n:02d},{value}" for n, value in enumerate(values))]
+    (place / "scores.csv").write_text("\n".join(lines) + "\n")
+    protocol = {key: {"protocol": "", "weights_sha256": {}}}
+    scores = {"protocol": protocol, "truth": {"pictures": 20}, "csv_sha256": sha256_of(place / "scores.csv")}
+    write_json(place / "scores.json", scores)
+    return place
+
+
+DIRECTIONS = [("psnr", 2, "second"), ("psnr", 99, "mixed"), ("dists", 2, "first")]
+
+
+@pytest.mark.parametrize(("key", "fall", "verdict"), DIRECTIONS)
+def test_the_direction_is_that_of_the_signed_ranks_and_mixed_where_the_means_go_the_other_way(
+    key, fall, verdict, tmp_path
+):
+    a = written(tmp_path / "a", [20.0] * 20, key)
+    b = written(tmp_path / "b", [20 - fall, *(20 + (1 + n) / 20 for n in range(19))], key)
+    (found,) = compare(a, b)
+    assert found.p_holm < 0.05 and found.ranks == pytest.approx((190 - 20) / 210) and found.verdict == verdict
+    assert ("means and signed ranks disagree" in table([found], "a", "b")) == (verdict == "mixed")
 
 
 def test_methods_on_different_pictures_or_protocols_are_not_compared(tmp_path):
@@ -242,12 +432,37 @@ def test_methods_on_different_pictures_or_protocols_are_not_compared(tmp_path):
     scored(tmp_path / "x", "two", "abce", keys=("dists",))
     with pytest.raises(ScoreError, match="only the first has d, only the second e"):
         compare(tmp_path / "out_one", tmp_path / "x/out_two")
+    folder(tmp_path / "y/truth", "abcd", 0.01, seed=5)  # another truth under the same names
+    for made in (tmp_path / "one", tmp_path / "y/one"):
+        score_folder(tmp_path / "one", made.parent / "truth", ["dists"], made / "out", scorers=SCORERS)
+    with pytest.raises(ScoreError, match=r"scored against other truths, of 4 and 4 pictures.*option truth"):
+        compare(tmp_path / "one/out", tmp_path / "y/one/out")
     scored(tmp_path, "two", "abcd", keys=("dists",))
     changed = read_json(tmp_path / "out_two/scores.json")
     changed["protocol"]["dists"]["weights_sha256"] = {"other": "net"}
     (tmp_path / "out_two/scores.json").write_text(json.dumps(changed))
     with pytest.raises(ScoreError, match="another protocol"):
         compare(tmp_path / "out_one", tmp_path / "out_two")
+    del changed["truth"]
+    write_json(tmp_path / "out_two/scores.json", changed)
+    with pytest.raises(ScoreError, match=r"out_two does not say what it was scored against: score it again"):
+        compare(tmp_path / "out_one", tmp_path / "out_two")
+
+
+def test_what_a_row_is_scored_against_is_its_names_truths_and_in_a_region_its_boxes(tmp_path):
+    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "ab", 0.1)
+    options = {"scorers": SCORERS, "regions": ("whole", "face"), "batch_pixels": BATCH}
+    boxes = {"a": (0, 0, 9, 9), "b": (0, 0, 9, 9), "c": (0, 0, 9, 9)}
+
+    def told(boxes):
+        score_folder(made, truth, ["dists"], tmp_path / "out", boxes=boxes, **options)
+        return [read_json(tmp_path / "out" / place / "scores.json")["truth"] for place in ("", "face")]
+
+    before, moved = told(boxes), told(boxes | {"c": (0, 0, 9, 8)})
+    assert before[0] == moved[0] and before[0]["pictures"] == 3 and before[1] != moved[1]
+    folder(tmp_path / "other", "abc", 0.1)
+    shutil.copy(tmp_path / "other/c.png", truth / "c.png")  # of which the row has no picture
+    assert told(boxes)[0] != before[0]
 
 
 def test_an_interval_holds_the_mean_and_narrows_with_more_pictures():

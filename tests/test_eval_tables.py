@@ -85,8 +85,9 @@ def test_every_table_of_the_supplement_and_the_main_one_is_there():
     assert {(t, part.key) for t, found in parts.items() for part in found if t != "main"} == set(PRINTED)
 
 
-def ours(runs, table="4", part="synthetic", method="pasd", **means):
-    scores = {"complete": True, "means": means, "sets": {}, "counts": {"scored": 3, "expected": 3}}
+def ours(runs, table="4", part="synthetic", method="pasd", truth="1", **means):
+    counts = {"scored": 3, "expected": 3}
+    scores = {"complete": True, "means": means, "sets": {}, "counts": counts, "truth": {"sha256": truth}}
     write_json(runs / f"table_{table}" / part / method / "scores.json", scores)
 
 
@@ -101,12 +102,37 @@ def test_each_form_shows_ours_beside_the_printed_row_with_the_difference_and_mar
     text = printed_table(CONFIGS, tmp_path, 4, "latex")
     assert r"\textbf{0.5000} (+0.0970) \\" in text and r"\underline{0.4867}" in text and r"ID $\uparrow$" in text
     assert text.count("{tabular}") == 4 and text.startswith("% Identity similarity")
-    assert "PASD,ours,3 pictures,0.5000" in printed_table(CONFIGS, tmp_path, 4, "csv")
+    text = printed_table(CONFIGS, tmp_path, 4, "csv")
+    assert "method,source,note,id,id_difference,id_mark\n" in text
+    assert "\nPASD,paper,,0.4030,,\nPASD,ours,3 pictures,0.5000,+0.0970,best\n" in text
+    assert ",0.4867,,second\n" in text
     text = printed_table(CONFIGS, tmp_path, 4, "html")
     assert '<td class="best">0.5000 <span class="apart">(+0.0970)</span></td>' in text
     assert '<td class="second">0.4867</td>' in text and "PASD, ours<small>3 pictures</small>" in text
     with pytest.raises(ValueError, match="markdown, latex, csv, html"):
         printed_table(CONFIGS, tmp_path, 4, "word")
+
+
+@pytest.mark.parametrize(("form", "comment"), [("markdown", ""), ("latex", "% "), ("csv", "# ")])
+def test_psnr_of_rgb_never_stands_beside_the_printed_one_and_every_form_has_the_notes(form, comment, tmp_path):
+    ours(tmp_path, "5", method="face2scene", psnr=20.0, ssim_y=0.5)
+    text = printed_table(CONFIGS, tmp_path, 5, form)
+    assert "20.00" not in text and "PSNR was measured without psnr" in text
+    lines = text.splitlines()
+    assert f"{comment}PSNR and SSIM of ours are of the Y channel." in lines
+    assert any(line.startswith(f"{comment}Nothing of ours is measured here.") for line in lines)  # the other part
+    ours(tmp_path, "5", method="face2scene", psnr=20.0, psnr_y=23.0)
+    text = printed_table(CONFIGS, tmp_path, 5, form)
+    assert "23.00" in text and "was measured without" not in text
+
+
+def test_a_row_that_was_scored_against_another_truth_is_said_to_be_and_never_marked(tmp_path):
+    for method, truth, value in (("pasd", "1", 0.4), ("s3diff", "1", 0.5), ("face2scene", "2", 0.9)):
+        ours(tmp_path, method=method, truth=truth, id=value)
+    lines = printed_table(CONFIGS, tmp_path, 4).splitlines()
+    line = {line.split("|")[1].strip(): line for line in lines if "|" in line}
+    assert "| 0.9000 " in line["Face2Scene, ours (3 pictures, another truth than PASD's)"]
+    assert "+" in line["S3Diff, ours (3 pictures)"]
 
 
 def test_a_value_that_is_not_printed_is_neither_marked_nor_compared(tmp_path):

@@ -10,6 +10,7 @@ from time import perf_counter
 import numpy as np
 import pytest
 
+from face2scene.eval.compare import compare
 from face2scene.eval.gallery import write_report
 from face2scene.eval.pairing import ScoreError
 from face2scene.eval.score import score_folder
@@ -53,8 +54,16 @@ def test_the_page_has_every_picture_its_values_and_why(tmp_path):
     assert len(psnr) == 4 and min(psnr) > max(data["views"]["plain"]["values"]["psnr"])
     assert "Two &amp; one" in text and "Ours &amp; more" in text
     assert read_image(report.parent / "thumbnails/ours_more/0003.jpg").shape == (24, 24, 3)
-    full = report.parent / data["views"]["plain"]["full"] / "0002.png"
+    full = report.parent / data["views"]["plain"]["full"][2]
     assert full.resolve() == (tmp_path / "made plain/images/0002.png").resolve()
+
+
+def test_all_tests_of_the_page_are_corrected_together(tmp_path):
+    methods, truth = scored(tmp_path, 8)
+    alone = compare(methods["plain"], methods["Ours & more"])[0].p
+    methods["Again"] = methods["Ours & more"]
+    text = write_report(tmp_path / "report", methods, truth).read_text(encoding="utf-8")
+    assert text.count(f"<td>{2 * alone:.2g}</td>") == 2 and "correction for the 2 tests of this page" in text
 
 
 def test_thumbnails_are_made_again_only_for_a_picture_that_changed(tmp_path):
@@ -76,6 +85,17 @@ def test_a_missing_picture_is_said_to_be_missing(tmp_path):
     assert data["views"]["plain"]["missing"] == ["0002"] and data["views"]["ours_more"]["missing"] == []
 
 
+def test_a_picture_is_shown_whatever_the_case_of_its_suffix(tmp_path):
+    methods, truth = scored(tmp_path, 2)
+    images = tmp_path / "made plain/images"
+    (images / "0001.png").rename(images / "0001.PNG")
+    score_folder(images.parent, truth, ["psnr"], methods["plain"], scorers=SCORERS)
+    report = write_report(tmp_path / "report", methods, truth)
+    view = numbers(report)["views"]["plain"]
+    assert view["missing"] == [] and view["full"][1].endswith("/0001.PNG")
+    assert (report.parent / "thumbnails/plain/0001.jpg").is_file()
+
+
 def test_what_cannot_be_reported_is_named(tmp_path):
     methods, truth = scored(tmp_path, 2)
     with pytest.raises(ScoreError, match="at least one scored folder"):
@@ -84,6 +104,10 @@ def test_what_cannot_be_reported_is_named(tmp_path):
         write_report(tmp_path / "report", {"A b": methods["plain"], "a-b": methods["plain"]}, truth)
     with pytest.raises(FileNotFoundError, match=r"scores\.json"):
         write_report(tmp_path / "report", {"unscored": tmp_path / "truth"}, truth)
+    shutil.copy(truth / "0000.png", truth / "0002.png")
+    with pytest.raises(ScoreError, match=r"plain, Ours & more: not scored against this truth of 3 pictures"):
+        write_report(tmp_path / "report", methods, truth)
+    (truth / "0002.png").unlink()
     csv = methods["plain"] / "scores.csv"
     csv.write_text(csv.read_text().replace(".", "1.", 1))
     with pytest.raises(ScoreError, match=r"scores\.csv"):

@@ -211,6 +211,20 @@ def test_every_sweep_runs_through_its_own_commands(home, key):
     assert result["variants"] and all(row["complete"] for row in result["variants"])
 
 
+def test_a_lost_product_makes_all_that_was_made_of_it_pending(tmp_path):
+    needs = {"fadex": (), "a/restorer": ("fadex",), "a/restore": ("a/restorer",), "b/restore": ()}
+    steps = tuple(Step(name, ("python", name), before, tmp_path / name) for name, before in needs.items())
+    laid_out = Plan(tmp_path, steps, (), {}, {})
+
+    def make(step, said, environment):
+        step.product.mkdir(parents=True)
+        return ""
+
+    assert run_steps(laid_out, pending(laid_out), runner=make, say=str) == {} and pending(laid_out) == []
+    (tmp_path / "fadex").rmdir()
+    assert [step.name for step in pending(laid_out)] == ["fadex", "a/restorer", "a/restore"]
+
+
 # --- plans --------------------------------------------------------------------------------------------------
 
 

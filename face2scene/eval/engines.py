@@ -2,18 +2,22 @@
 
 IQA-PyTorch (`pyiqa`, the extra `metrics`, non-commercial licence) looks for its weights in a torch home folder under
 fixed file names and downloads what it does not find. Here the files are *placed* for it, made from the catalogue's, in
-`torch_home` inside the weights folder, each with its sha256 beside it. A metric with a file missing or changed is named
-before pyiqa is asked. Nothing is downloaded and no hub is retried.
+`torch_home` inside the weights folder, each with its sha256 beside it: the same bytes on every machine. A metric with a
+file missing or changed is named before pyiqa is asked. Nothing is downloaded and no hub is retried.
 
 B pictures of one size (H, W), float32 RGB in [0, 1].
 """
 
 import contextlib
+import fcntl
+import hashlib
 import importlib.util
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,6 +74,16 @@ class Pyiqa:
         options = ", ".join(f"{key}={value}" for key, value in self.options.items())
         return f"pyiqa {self.name}" + (f" ({options})" if options else "")
 
+    def paths(self, home: Path) -> dict[str, Path]:
+        """Its weight files by name, as far as they are here: of the torch home, and of the hub's cache."""
+        found = {Path(file).name: home / file for file in self.files}
+        for repository in self.hub if importlib.util.find_spec("huggingface_hub") else ():
+            import huggingface_hub
+
+            cached = huggingface_hub.try_to_load_from_cache(repository, "model.safetensors")
+            found |= {repository: Path(cached)} if isinstance(cached, str) else {}
+        return found
+
     def check(self, home: Path) -> None:
         """Raise MetricMissing unless everything this metric needs is at hand and whole; places what can be made."""
         need("pyiqa", "metrics", why=f"The metric {self.name}")
@@ -121,6 +135,14 @@ NIQE = "hub/pyiqa/niqe_modelparameters.mat"
 CLIP_B32, CLIP_R50 = "hub/clip/ViT-B-32.pt", "hub/clip/RN50.pt"
 
 
+def pyiqa_version() -> str:
+    """The version of pyiqa, or nothing where it is not installed."""
+    try:
+        return version("pyiqa")
+    except PackageNotFoundError:
+        return ""
+
+
 def torch_home() -> Path:
     """Where the files for pyiqa are placed: with our weights, so a person's own torch cache is left alone."""
     return weights_root() / "torch_home"
@@ -158,24 +180,65 @@ def ready(file: str, home: Path) -> Path:
 
 
 def place(file: str, home: Path) -> None:
-    """Make one file of the torch home from the catalogue's, and note its hash; raises MetricMissing."""
+    """Make one file of the torch home from the catalogue's, and note its hash; raises MetricMissing.
+
+    Processes take turns, and the first one's file is left: what is there has its note.
+    """
     makers: dict[str, Callable[[Path], None]] = {
         VGG16: lambda path: _trunk(path, "vgg16", (4096, 25088), (4096, 4096), (1000, 4096), linears=(0, 3, 6)),
         ALEXNET: lambda path: _trunk(path, "alexnet", (4096, 9216), (4096, 4096), (1000, 4096), linears=(1, 4, 6)),
         LPIPS_ALEX: lambda path: _heads(path, "alex"),
         LPIPS_VGG: lambda path: _heads(path, "vgg"),
-        DISTS: lambda path: torch.save(load_file(_fetched("dists") / "weights.safetensors"), path),
+        DISTS: lambda path: _save(load_file(fetched("dists") / "weights.safetensors"), path),
         INCEPTION: _inception,
         NIQE: _niqe_parameters,
-        CLIP_R50: lambda path: path.symlink_to((_fetched("clip_rn50") / "RN50.pt").resolve()),
-        CLIP_B32: lambda path: path.symlink_to((_fetched("clip_vit_b32") / "ViT-B-32.pt").resolve()),
+        CLIP_R50: lambda path: path.symlink_to((fetched("clip_rn50") / "RN50.pt").resolve()),
+        CLIP_B32: lambda path: path.symlink_to((fetched("clip_vit_b32") / "ViT-B-32.pt").resolve()),
     }
-    pyiqas_own = lambda path: path.symlink_to((_fetched("pyiqa") / Path(file).name).resolve())  # noqa: E731
-    with atomic_write(home / file) as partial:
-        makers.get(file, pyiqas_own)(partial)
-        known = sha256_of(partial)
-    with atomic_write(_note(home / file)) as partial:
-        partial.write_text(known + "\n")
+    pyiqas_own = lambda path: path.symlink_to((fetched("pyiqa") / Path(file).name).resolve())  # noqa: E731
+    home.mkdir(parents=True, exist_ok=True)
+    with open(home / ".placing.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        if (home / file).is_file():
+            return
+        with atomic_write(home / file) as partial:
+            makers.get(file, pyiqas_own)(partial)
+            with atomic_write(_note(home / file)) as note:  # before the file: who sees that sees the note
+                note.write_text(sha256_of(partial) + "\n")
+
+
+def identity(path: Path) -> str:
+    """What stands for a weights file in a protocol: its sha256, or of a file made here the sha256 of what it holds.
+
+    A torch archive or a .mat file of the same numbers may have other bytes, from another version of its writer.
+    """
+    facts = path.stat()
+    return _identity(path, facts.st_mtime_ns, facts.st_size)
+
+
+@cache
+def _identity(path: Path, changed: int, size: int) -> str:
+    made = {Path(file).name for file in (VGG16, ALEXNET, DISTS, INCEPTION, NIQE)}
+    if path.name not in made or path.is_symlink():
+        return sha256_of(path)
+    try:
+        if path.suffix == ".mat":
+            from scipy.io import loadmat
+
+            held = {k: torch.from_numpy(v) for k, v in loadmat(path).items() if not k.startswith("__")}
+        else:
+            held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # somebody else's file under this name
+        return sha256_of(path)
+    digest = hashlib.sha256()
+    for key, tensor in sorted(held.items()):
+        if not key.startswith(_UNUSED):
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+_UNUSED = ("classifier.", "fc.")  # no metric reads these layers; in files made here they are zeros
 
 
 def _note(path: Path) -> Path:
@@ -189,7 +252,8 @@ def _published(name: str) -> str | None:
     return None
 
 
-def _fetched(name: str) -> Path:
+def fetched(name: str) -> Path:
+    """The folder of a fetched asset whose files are whole; raises MetricMissing."""
     try:
         place = folder(name)
     except FileNotFoundError as error:
@@ -199,13 +263,19 @@ def _fetched(name: str) -> Path:
     return place
 
 
+def _save(state: dict[str, Tensor], path: Path) -> None:
+    written = io.BytesIO()  # of a file, torch writes the name into the archive
+    torch.save(state, written)
+    path.write_bytes(written.getvalue())
+
+
 def _trunk(path: Path, name: str, *shapes: tuple[int, int], linears: tuple[int, ...]) -> None:
     # torchvision insists on the classifier, which no metric uses: one stored zero, expanded, is each matrix.
-    state = load_file(_fetched("lpips") / f"{name}.safetensors")
+    state = load_file(fetched("lpips") / f"{name}.safetensors")
     for layer, (outputs, inputs) in zip(linears, shapes, strict=True):
         state[f"classifier.{layer}.weight"] = torch.zeros(1, 1).expand(outputs, inputs)
         state[f"classifier.{layer}.bias"] = torch.zeros(1).expand(outputs)
-    torch.save(state, path)
+    _save(state, path)
 
 
 def _heads(path: Path, net: str) -> None:
@@ -223,7 +293,7 @@ def _inception(path: Path) -> None:
     from torchvision.models import inception_v3
 
     try:
-        script = torch.jit.load(str(_fetched("fid_inception") / "default_1.pt"), map_location="cpu")
+        script = torch.jit.load(str(fetched("fid_inception") / "default_1.pt"), map_location="cpu")
     except MetricMissing:
         if (own := weights_root() / "pyiqa" / path.name).is_file():  # the same network from pyiqa's repository
             path.symlink_to(own.resolve())
@@ -238,7 +308,7 @@ def _inception(path: Path) -> None:
         state[f"{name}.bn.weight"] = torch.ones_like(state[f"{name}.bn.bias"])  # TensorFlow trained no scale
         state[f"{name}.bn.num_batches_tracked"] = torch.tensor(0)
     state["fc.weight"], state["fc.bias"] = torch.zeros(1, 1).expand(1008, 2048), torch.zeros(1).expand(1008)
-    torch.save(state, path)
+    _save(state, path)
 
 
 def _niqe_parameters(path: Path) -> None:
@@ -249,5 +319,8 @@ def _niqe_parameters(path: Path) -> None:
     source = spec and spec.origin and Path(spec.origin).parent / "metrics/niqe_pris_params.npz"
     if not source or not source.is_file():
         raise MetricMissing("needs the parameter file in the package 'basicsr': pip install 'face2scene[degrade]'")
-    with np.load(source) as given, open(path, "wb") as file:
-        savemat(file, {"mu_prisparam": given["mu_pris_param"], "cov_prisparam": given["cov_pris_param"]})
+    written = io.BytesIO()
+    with np.load(source) as given:
+        savemat(written, {"mu_prisparam": given["mu_pris_param"], "cov_prisparam": given["cov_pris_param"]})
+    text = b"MATLAB 5.0 MAT-file".ljust(116)  # in place of scipy's, which holds the platform and the date
+    path.write_bytes(text + written.getvalue()[116:])

@@ -74,8 +74,8 @@ function card(index) {
         element('pre', {textContent: lines})]));
     }
   }
-  const links = views.filter(v => data.views[v].full && !data.views[v].missing.includes(name)).map(view => element('a', {
-    href: `${data.views[view].full}/${encodeURIComponent(name)}.png`, textContent: `${data.views[view].title}, full size`,
+  const links = views.filter(v => data.views[v].full && data.views[v].full[index]).map(view => element('a', {
+    href: data.views[view].full[index].split('/').map(encodeURIComponent).join('/'), textContent: `${data.views[view].title}, full size`,
   }));
   if (links.length) caption.append(element('p', {className: 'note links'}, links));
   return element('figure', {className: 'card shot'}, [box, caption]);

@@ -21,10 +21,10 @@ from face2scene.eval.document import document, pairs_table, protocol_list, selec
 from face2scene.eval.metrics import METRICS
 from face2scene.eval.pairing import ScoreError, named_truth
 from face2scene.eval.plots import spread_svg
-from face2scene.eval.results import SHIFT, read_scores
-from face2scene.eval.tables import Row, html_table, row_from_scores, slug
-from face2scene.files import atomic_write
-from face2scene.images import read_image, to_bytes
+from face2scene.eval.results import SHIFT, read_scores, truth_digest
+from face2scene.eval.tables import Row, html_table, one_truth, row_from_scores, slug
+from face2scene.files import atomic_write, sha256_of
+from face2scene.images import list_images, read_image, to_bytes
 from face2scene.why_log import WHY_LOG
 
 THUMBNAIL = 448  # pixels, longer side (ours)
@@ -40,6 +40,7 @@ class Method:
     scores: Mapping[str, Any]
     values: Mapping[str, Mapping[str, float]]
     why: Mapping[str, Mapping[str, Any]]  # the why-log by name, where there is one
+    pictures: Mapping[str, Path]  # by name
 
     @classmethod
     def read(cls, title: str, folder: Path) -> "Method":
@@ -48,10 +49,9 @@ class Method:
         logs = [path for path in (folder / WHY_LOG, Path(scores["predictions"]).parent / WHY_LOG) if path.is_file()]
         lines = logs[0].read_text(encoding="utf-8").splitlines() if logs else []
         why = {Path(line["name"]).stem: line for line in map(json.loads, filter(str.strip, lines))}
-        return cls(title, folder, scores, values, why)
-
-    def picture(self, name: str) -> Path:
-        return Path(self.scores["predictions"]) / f"{name}.png"
+        made = Path(scores["predictions"])
+        pictures = {path.stem: path for path in list_images(made)} if made.is_dir() else {}
+        return cls(title, folder, scores, values, why, pictures)
 
 
 def write_report(
@@ -65,7 +65,8 @@ def write_report(
         truth: as for `score.score_folders`.
 
     Raises:
-        ScoreError: no method, titles that cannot be told apart as folders, or a CSV that was changed.
+        ScoreError: no method, titles that cannot be told apart as folders, a method that was scored against another
+            truth, or a CSV that was changed.
         FileNotFoundError: a folder is not scored.
     """
     run = Path(run)
@@ -75,12 +76,19 @@ def write_report(
         raise ScoreError(f"The titles {list(methods)} cannot be told apart as folder names: rename one.")
     read = [Method.read(name, Path(folder)) for name, folder in methods.items()]
     truths = named_truth(truth)
-    names = [name for name in truths if any(method.picture(name).is_file() for method in read)]
+    against = truth_digest({name: sha256_of(path) for name, path in truths.items()})
+    if others := [method.title for method in read if method.scores.get("truth") != against]:
+        raise ScoreError(
+            f"{', '.join(others)}: not scored against this truth of {against['pictures']} pictures. Score them again, "
+            "or give the truth that they were scored against (option truth)."
+        )
+    names = [name for name in truths if any(name in method.pictures for method in read)]
     views = {slug(method.title): method for method in read}
     jobs = [
-        (run / "thumbnails" / view / f"{name}.jpg", method.picture(name))
+        (run / "thumbnails" / view / f"{name}.jpg", method.pictures[name])
         for view, method in views.items()
         for name in names
+        if name in method.pictures
     ]
     jobs += [(run / "thumbnails/truth" / f"{name}.jpg", truths[name]) for name in names]
     with ThreadPoolExecutor(2) as pool:
@@ -96,8 +104,8 @@ def write_report(
                     "values": {key: [method.values.get(n, {}).get(key) for n in names] for key in _columns([method])},
                     "why": [method.why.get(n) for n in names] if method.why else None,
                     "flagged": method.scores["pictures"]["flagged"],
-                    "missing": [n for n in names if not method.picture(n).is_file()],
-                    "full": os.path.relpath(method.scores["predictions"], run),
+                    "missing": [n for n in names if n not in method.pictures],
+                    "full": [os.path.relpath(method.pictures[n], run) if n in method.pictures else None for n in names],
                 }
                 for view, method in views.items()
             },
@@ -138,7 +146,10 @@ def _scores(methods: Sequence[Method], rows: Sequence[Row], keys: Sequence[str])
         for key, why in {k: w for m in methods for k, w in m.scores["not_measured"].items()}.items()
     ]
     for method in methods:
-        shift = method.scores.get("alignment", {}).get("median_shift")
+        alignment = method.scores.get("alignment", {})
+        if 2 * len(unlike := alignment.get("unlike", [])) > alignment.get("estimated", 0) + len(unlike):
+            warnings.append(f"{method.title}: {len(unlike)} pictures are unlike the truth of their name.")
+        shift = alignment.get("median_shift")
         if shift and (shift[0] ** 2 + shift[1] ** 2) ** 0.5 > SHIFT:
             warnings.append(f"{method.title} lies beside its truth by {shift[0]:+.2f}, {shift[1]:+.2f} pixels.")
         for key, names in method.scores.get("undefined", {}).items():
@@ -151,7 +162,7 @@ def _scores(methods: Sequence[Method], rows: Sequence[Row], keys: Sequence[str])
                 row_from_scores(method.title, method.folder / region / "scores.json", keys)
             )
     parts = "".join(
-        f"<h3>{region}: {html.escape(about)}</h3>{html_table(lines, keys)}"
+        f"<h3>{region}: {html.escape(about)}</h3>{html_table(one_truth(lines), keys)}"
         for region, (about, lines) in regions.items()
     )
     return f"{html_table(rows, keys)}{shown}{parts}"
@@ -159,27 +170,27 @@ def _scores(methods: Sequence[Method], rows: Sequence[Row], keys: Sequence[str])
 
 def _tests(methods: Sequence[Method]) -> str:
     first, *others = methods
-    cards = []
-    for other in others:
-        try:
-            found = compare.compare(first.folder, other.folder)
-        except ScoreError as error:
-            cards.append(f'<p class="warn">{html.escape(str(error))}</p>')
+    cards, count = [], 0
+    for other, found in zip(others, compare.compare_all(first.folder, [o.folder for o in others]), strict=True):
+        if isinstance(found, ScoreError):
+            cards.append(f'<p class="warn">{html.escape(str(found))}</p>')
             continue
+        count += len(found)
         lines = "".join(
             f'<tr><th scope="row">{METRICS[d.metric].title} {METRICS[d.metric].arrow}</th>'
             f"<td>{d.means[1] - d.means[0]:+.4f}</td><td>{d.interval[0]:+.4f} to {d.interval[1]:+.4f}</td>"
             f"<td>{d.p_holm:.2g}</td><td>{d.better:.0%}</td><td>"
-            f"{ {'first': first.title, 'second': other.title}.get(d.verdict, d.verdict) }</td></tr>"
+            f"{html.escape(compare.said(d, first.title, other.title))}</td></tr>"
             for d in found
         )
         cards.append(
             f"<h3>{html.escape(other.title)} against {html.escape(first.title)}</h3>"
             '<div class="scroll"><table class="scores"><thead><tr><td></td><th>difference</th><th>95 % interval</th>'
-            f"<th>p, corrected</th><th>better in</th><th>better</th></tr></thead><tbody>{lines}</tbody></table></div>"
+            f"<th>p, corrected</th><th>better in</th><td></td></tr></thead><tbody>{lines}</tbody></table></div>"
         )
     note = (
-        "Paired over the pictures: bootstrap interval of the mean difference, Wilcoxon's test with Holm's correction."
+        "Paired over the pictures: bootstrap interval of the mean difference, Wilcoxon's test with Holm's correction "
+        f"for the {count} tests of this page."
     )
     return f'{"".join(cards)}<p class="note">{note}</p>'
 
@@ -214,11 +225,9 @@ def _gallery(methods: Sequence[Method], data: Mapping[str, Any]) -> str:
     )
 
 
-def thumbnail(job: tuple[Path, Path]) -> tuple[Path, tuple[int, int] | None]:
+def thumbnail(job: tuple[Path, Path]) -> tuple[Path, tuple[int, int]]:
     """Write the small JPEG of (target, source) unless it is newer; returns the target and its (width, height)."""
     target, source = job
-    if not source.is_file():
-        return target, None
     if target.is_file() and target.stat().st_mtime > source.stat().st_mtime:
         with Image.open(target) as image:
             return target, image.size

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from face2scene import weights
+from face2scene.eval.engines import fetched
 from face2scene.extras import need
 from face2scene.faces.detect import Detector
 from face2scene.faces.identity import face_similarity
@@ -22,12 +22,13 @@ class IdScore:
     """ArcFace MobileFaceNet on the face that YuNet finds in the truth; see `faces.identity.face_similarity`.
 
     Raises:
-        MissingWeights, ModuleNotFoundError: a network or its package is not here, with the command that gets it.
+        MetricMissing, ModuleNotFoundError: a network is not here or damaged, or its package is not here; with the
+            command that gets it.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
         for asset in WEIGHTS:
-            weights.folder(asset)
+            fetched(asset)
         for package in ("cv2", "dlib", "onnxruntime"):
             need(package, "faces", why="The identity score")
         self.detector = Detector(Recognised(OpenBackend(), OnnxIdentity("w600k_mbf")), identities=True)

@@ -3,9 +3,9 @@
 How they are computed is in `engines`. B pictures of one size (H, W), float32 RGB in [0, 1].
 """
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,11 +13,10 @@ import torch
 from face2scene.eval import engines
 from face2scene.eval.engines import MetricMissing, Pyiqa, Scorer, torch_home
 from face2scene.eval.fid import Fid
-from face2scene.eval.identity_score import NO_FACE, IdScore
+from face2scene.eval.identity_score import NO_FACE, WEIGHTS, IdScore
 from face2scene.eval.perceptual import Dists, Lpips
 from face2scene.eval.ssim import ssim_rgb, ssim_y
-from face2scene.files import sha256_of
-from face2scene.weights import MissingWeights
+from face2scene.weights import MissingWeights, recorded
 
 
 @dataclass(frozen=True)
@@ -35,15 +34,23 @@ class Metric:
     bounds: tuple[float | None, float | None] = (0, None)  # of its values; None is unbounded
     least: int = 1  # pixels, smallest side that it takes
     undefined: str = ""  # why a value may be missing without anything being wrong; such pictures are left out by name
+    assets: tuple[str, ...] = ()  # of the catalogue, whose files an engine of ours reads
 
     def build(self, device: torch.device | str = "cpu") -> Scorer:
         """The metric as a scorer; raises MetricMissing, MissingWeights, or ModuleNotFoundError naming the extra."""
         return self.engine.build(device) if isinstance(self.engine, Pyiqa) else self.engine(device)
 
     def weights(self) -> dict[str, str]:
-        """sha256 of the weight files behind it, by name."""
-        files = self.engine.files if isinstance(self.engine, Pyiqa) else ()
-        return {Path(file).name: sha256_of(torch_home() / file) for file in files if (torch_home() / file).is_file()}
+        """What stands for the weight files behind it, by name; see `engines.identity`."""
+        paths = self.engine.paths(torch_home()) if isinstance(self.engine, Pyiqa) else {}
+        found = {name: engines.identity(path) for name, path in paths.items() if path.is_file()}
+        return found | {name: digest for asset in self.assets for name, digest in recorded(asset).items()}
+
+    @property
+    def identity(self) -> str:
+        """Changes with everything that may change a value: protocol, engine and its version, weights."""
+        said = self.described()
+        return json.dumps([said[key] for key in ("protocol", "engine", "engine_version", "weights_sha256")])
 
     @property
     def protocol(self) -> str:
@@ -65,6 +72,7 @@ class Metric:
             "crop": "none",
             "range": list(self.bounds),
             "engine": str(self.engine) if isinstance(self.engine, Pyiqa) else "face2scene",
+            "engine_version": engines.pyiqa_version() if isinstance(self.engine, Pyiqa) else "",
             "weights_sha256": self.weights(),
         }
 
@@ -214,7 +222,8 @@ METRICS: dict[str, Metric] = {
             "lower",
             "alone",
             Pyiqa("niqe", files=(engines.NIQE,)),
-            network="the published pristine model",
+            # With the same parameters its code is up to 5 % away from the authors' MATLAB code, by its own calibration.
+            network="the published pristine model, pyiqa's implementation",
             colour="Y of YIQ in 8 bit",
             least=192,
         ),
@@ -228,6 +237,7 @@ METRICS: dict[str, Metric] = {
             resize="aligned to 112 x 112",
             bounds=(-1, 1),
             undefined=NO_FACE,
+            assets=WEIGHTS,
         ),
     )
 }

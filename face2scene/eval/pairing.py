@@ -16,12 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from face2scene.data.manifest import METADATA, read_manifest
+from face2scene.eval.regions import Region
 from face2scene.files import read_json, sha256_of
 from face2scene.images import ImageError, list_images
 from face2scene.records import Box
 
 log = logging.getLogger(__name__)
-_LEAST = 48  # pixels; a smaller picture has too few low frequencies
+LEAST = 48  # pixels a side for a shift; a smaller picture has too few low frequencies
 _SIDE = 512  # pixels to which a larger picture is reduced before its shift is estimated
 _CUTOFF = 0.15  # cycles per pixel, ours: what restoring adds or removes lies above
 _SURE = 0.1  # share of the ideal peak from which a shift is believed, and at least
@@ -40,15 +41,27 @@ class Row:
     folder: Path
     out: Path
     paths: dict[str, Path]
-    missing: list[str]
-    extra: list[str]
+    extra: list[str]  # without a truth
+    missing: list[str] = field(default_factory=list)
     flagged: dict[str, str] = field(default_factory=dict)  # pictures that are no restoration, with the reason
     undefined: dict[str, dict[str, str]] = field(default_factory=dict)  # metric -> picture -> why it has no value
     values: dict[str, dict[str, float]] = field(default_factory=dict)
     shifts: dict[str, tuple[float, float]] = field(default_factory=dict)
     features: dict[str, Tensor] = field(default_factory=dict)  # of `fid`: ours/NAME and truth/NAME
     hashes: dict[str, tuple[str, str]] = field(default_factory=dict)  # of the prediction and of its truth
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # (H, W) of the truths
+    region: Region = "whole"
+    boxes: Mapping[str, Box] = field(default_factory=dict)
     unsaved: int = 0
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Tell which pictures of `names`, in whose order it is scored, are missing."""
+        names = list(names)
+        self.paths = {name: self.paths[name] for name in names if name in self.paths}
+        self.missing = [name for name in names if name not in self.paths]
+        if self.missing:
+            told = some(self.missing)
+            log.warning("%s: incomplete, %d pictures are missing: %s", self.title, len(self.missing), told)
 
     def counts(self, expected: int) -> dict[str, int]:
         return {
@@ -98,7 +111,7 @@ def boxes_of(folder: str | Path, split: str = "val", file: str | Path | None = N
 
 
 def open_row(title: str, folder: Path, out: Path, truths: Mapping[str, Path]) -> Row:
-    """A folder of PNGs, or with `images/` of them, beside its truth; raises ScoreError."""
+    """A folder of PNGs, or with `images/` of them, beside its truth where there is one; raises ScoreError."""
     folder = folder / "images" if (folder / "images").is_dir() else folder
     if not folder.is_dir():
         raise ScoreError(f"{title}: there is no folder {folder} (option predictions).")
@@ -107,40 +120,56 @@ def open_row(title: str, folder: Path, out: Path, truths: Mapping[str, Path]) ->
     if other:
         raise ScoreError(f"{title}: only PNG is scored, since lossy files change the numbers; found {some(other)}.")
     found = _by_name(pictures, title)
+    if not found:
+        raise ScoreError(f"{title}: there is no PNG in {folder} (option predictions).")
+    if not truths:
+        return Row(title, folder, out, found, [])
     paths = {name: found[name] for name in truths if name in found}
     if not paths:
         raise ScoreError(
-            f"{title}: no PNG in {folder} has the name of a truth. "
-            f"Predictions: {some(found) or 'none'}; truth: {some(truths)}."
+            f"{title}: no PNG in {folder} has the name of a truth. Predictions: {some(found)}; truth: {some(truths)}."
         )
-    row = Row(title, folder, out, paths, [n for n in truths if n not in found], [n for n in found if n not in truths])
-    if row.missing:
-        log.warning("%s: incomplete, %d pictures are missing: %s", title, len(row.missing), some(row.missing))
+    row = Row(title, folder, out, paths, [n for n in found if n not in truths])
     if row.extra:
         log.warning("%s: %d pictures have no truth and are left out: %s", title, len(row.extra), some(row.extra))
     return row
 
 
 def checked_sizes(rows: Iterable[Row], truths: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
-    """(H, W) of every truth in use.
+    """(H, W) of every truth in use; without any, of the first row's pictures.
 
     Raises:
-        ScoreError: a prediction of another size than its truth, or in another colour mode than RGB.
+        ScoreError: a prediction of another size than its truth or the first row's, or that is no PNG; a picture in
+            another colour mode than RGB.
         ImageError: a file that cannot be read.
     """
     rows = list(rows)
-    sizes = {name: _header(truths[name])[0] for name in dict.fromkeys(n for row in rows for n in row.paths)}
-    wrong, modes = [], []
+    first: dict[str, Path] = {}
+    for row in rows:
+        first = row.paths | first
+    heads = {name: _header(truths.get(name, path)) for name, path in first.items()}
+    against = "truth" if truths else "the first row's"
+    sizes = {name: head.size for name, head in heads.items()}
+    wrong, modes, formats = [], [], []
     for row in rows:
         for name, path in row.paths.items():
-            size, mode = _header(path)
-            if size != sizes[name]:
-                height, width = sizes[name]
-                wrong.append(f"{row.title}/{path.name} is {size[1]} x {size[0]}, truth {width} x {height}")
-            if mode != "RGB":
-                modes.append(f"{row.title}/{path.name} is {mode}")
+            head = _header(path)
+            if head.size != sizes[name]:
+                (height, width), size = sizes[name], head.size
+                wrong.append(f"{row.title}/{path.name} is {size[1]} x {size[0]}, {against} {width} x {height}")
+            if head.mode != "RGB":
+                modes.append(f"{row.title}/{path.name} is {head.mode}")
+            if head.format != "PNG":
+                formats.append(f"{row.title}/{path.name} is a {head.format} file")
+    used = heads if truths else {}
+    modes += [f"truth {truths[name].name} is {head.mode}" for name, head in used.items() if head.mode != "RGB"]
+    if formats:
+        raise ScoreError(
+            f"{len(formats)} pictures are no PNG but by name, and lossy files change the numbers: {some(formats)}. "
+            "Write them as PNG from the start."
+        )
     if wrong:
-        raise ScoreError(f"{len(wrong)} pictures have another size than their truth: {some(wrong)}.")
+        raise ScoreError(f"{len(wrong)} pictures have another size than what they stand beside: {some(wrong)}.")
     if modes:
         raise ScoreError(
             f"{len(modes)} pictures are no 8-bit RGB, and what a reader makes of them would change the numbers: "
@@ -170,7 +199,7 @@ def global_shift(picture: Tensor, truth: Tensor) -> tuple[float, float] | None:
     Args:
         picture, truth: (3, H, W) in [0, 1], one size.
     """
-    if min(truth.shape[-2:]) < _LEAST:
+    if min(truth.shape[-2:]) < LEAST:
         return None
     factor = max(1, min(truth.shape[-2:]) // _SIDE)
     sides = [side.float().mean(0, keepdim=True) for side in (picture, truth)]
@@ -213,14 +242,22 @@ def _by_name(paths: Iterable[Path], what: str) -> dict[str, Path]:
     return found
 
 
-def _header(path: Path) -> tuple[tuple[int, int], str]:
+@dataclass(frozen=True)
+class _Header:
+    size: tuple[int, int]  # (H, W), upright
+    mode: str
+    format: str  # of the content, whatever the file is called
+
+
+def _header(path: Path) -> _Header:
     try:
         with Image.open(path) as image:
             width, height = image.size
             upright = image.getexif().get(0x0112, 1) < 5
             # Pillow opens 16 bits a channel as RGB, so the depth is read where PNG keeps it.
-            deep = path.suffix.lower() == ".png" and _depth(path) > 8
-            return (height, width) if upright else (width, height), f"{image.mode} of 16 bit" if deep else image.mode
+            deep = image.format == "PNG" and _depth(path) > 8
+            size, mode = (height, width) if upright else (width, height), image.mode
+            return _Header(size, f"{mode} of 16 bit" if deep else mode, str(image.format))
     except Exception as error:
         raise ImageError(f"{path} cannot be read as a picture ({type(error).__name__}: {error}).") from error
 

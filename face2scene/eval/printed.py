@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from face2scene.eval.metrics import choose
-from face2scene.eval.tables import Row, decimals, row_from_scores, slug
+from face2scene.eval.tables import Row, decimals, one_truth, row_from_scores, slug
 
-# Printed PSNR is of the Y channel in this family of papers, so ours of Y stands beside it where measured.
-_STAND_IN = {"psnr": "psnr_y"}
-PSNR_NOTE = "PSNR and SSIM of ours are of the Y channel (PSNR of RGB where only that was measured)."
+# Printed PSNR is of the Y channel in this family of papers, so ours of Y stands beside it, and never that of RGB.
+_INSTEAD = {"psnr": "psnr_y"}
+PSNR_NOTE = "PSNR and SSIM of ours are of the Y channel."
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,15 @@ class Printed:
 
     def beside(self, runs: Path) -> list[Row]:
         """Every printed row followed by ours, read from `runs/table_<table>/<key>/<method>/scores.json`."""
-        rows = []
-        for row in self.rows:
-            ours = row_from_scores(row.name, self.folder(runs, row.name) / "scores.json", self.columns, _STAND_IN)
-            rows += [row, _with_difference(ours, row)]
-        return rows
+        files = [self.folder(runs, row.name) / "scores.json" for row in self.rows]
+        ours = one_truth(
+            [
+                row_from_scores(row.name, file, self.columns, _INSTEAD)
+                for row, file in zip(self.rows, files, strict=True)
+            ]
+        )
+        pairs = zip(self.rows, ours, strict=True)
+        return [line for row, own in pairs for line in (row, _with_difference(own, row))]
 
     def folder(self, runs: Path, method: str) -> Path:
         return runs / f"table_{self.table}" / self.key / slug(method)
@@ -89,7 +93,8 @@ def read_texts(path: Path) -> Any:
 def notes(part: Printed, rows: Sequence[Row]) -> list[str]:
     """Sentences to stand under a part."""
     measured = any(row.source == "ours" and row.ranked for row in rows)
-    return [*([part.note] if part.note else []), *([] if measured else [part.hint()])]
+    found = [part.note, PSNR_NOTE if "psnr" in part.columns else "", "" if measured else part.hint()]
+    return [note for note in found if note]
 
 
 def _with_difference(ours: Row, paper: Row) -> Row:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from face2scene.eval.printed import PSNR_NOTE, load_printed, notes
+from face2scene.eval.printed import load_printed, notes
 from face2scene.eval.table_page import table_page
 from face2scene.eval.tables import csv_text, latex, markdown
 
@@ -27,9 +27,9 @@ def printed_table(configs: Path, runs: Path, table: str | int, form: str = "mark
     for part in parts:
         rows = part.beside(runs)
         drawn = {"markdown": markdown, "csv": csv_text, "latex": latex}[form](rows, part.columns)
-        texts.append(f"{comment}{part.title}\n{drawn}" if form != "markdown" else f"{part.title}\n\n{drawn}")
-        if form != "csv":
-            texts += [f"{comment}{note}\n" for note in notes(part, rows)]
-    if form == "markdown" and any("psnr" in part.columns for part in parts):
-        texts.append(PSNR_NOTE + "\n")
+        said = [f"{comment}{note}\n" for note in notes(part, rows)]
+        if form == "markdown":
+            texts += [f"{part.title}\n\n{drawn}", *said]
+        else:  # comments in front, so that what follows is the table to its end
+            texts.append("".join([f"{comment}{part.title}\n", *said, drawn]))
     return "\n".join(texts)

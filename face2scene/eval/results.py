@@ -1,6 +1,8 @@
 """The two files of a scored folder: `scores.csv`, a row per picture, and `scores.json`, what they come to."""
 
 import csv
+import hashlib
+import json
 import logging
 import math
 import platform
@@ -14,8 +16,9 @@ import numpy as np
 
 from face2scene import __version__
 from face2scene.eval.metrics import Metric, Scorer
-from face2scene.eval.pairing import Row, ScoreError, some
+from face2scene.eval.pairing import LEAST, Row, ScoreError, some
 from face2scene.files import atomic_write, read_json, sha256_of, write_json
+from face2scene.records import Box
 
 log = logging.getLogger(__name__)
 SHIFT = 0.5  # pixels from which a shift is told
@@ -28,7 +31,7 @@ def write_results(
     ready: Mapping[str, Scorer],
     missing: Mapping[str, str],
     chosen: Sequence[Metric],
-    expected: int,
+    truth: Mapping[str, Any],
     region: str,
     copies: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
@@ -36,8 +39,13 @@ def write_results(
 
     A mean is given where every picture of the truth has a value. The identity score alone leaves out the pictures whose
     truth shows no face, as the paper does, and names them.
+
+    Args:
+        truth: `pictures` and `sha256` of what the row is scored against, see `truth_digest`.
     """
+    expected = truth["pictures"]
     names = [name for name in row.paths if name not in row.flagged]
+    flagged = {name: row.flagged[name] for name in row.paths if name in row.flagged}
     complete = len(names) == expected
     per_picture = [m for m in measured if m.compares != "sets"]
     columns = {m.key: [row.values[n][m.key] for n in names if m.key in row.values.get(n, {})] for m in per_picture}
@@ -48,7 +56,7 @@ def write_results(
     means = {key: math.fsum(values) / len(values) for key, values in columns.items() if values}
     sets: dict[str, float] = {}
     for metric in measured:
-        if metric.compares == "sets" and complete and metric.key not in row.undefined:
+        if metric.compares == "sets" and complete and not row.undefined.get(metric.key):
             sides = [_stacked(row, metric.key, side, names) for side in ("ours", "truth")]
             try:
                 sets[metric.key] = float(ready[metric.key].distance(*sides))
@@ -64,7 +72,11 @@ def write_results(
         for name in row.paths:
             found = {} if name in row.flagged else row.values.get(name, {})
             writer.writerow([name, *(_cell(found.get(m.key)) for m in per_picture)])
-    undefined = {m.key: dict(row.undefined[m.key]) for m in measured if row.undefined.get(m.key)}
+    undefined = {}
+    for metric in measured:
+        why = row.undefined.get(metric.key, {})
+        if told := {name: why[name] for name in names if name in why}:
+            undefined[metric.key] = told
     for key, pictures in undefined.items():
         log.warning("%s: %s has no value for %s", row.title, key, some(f"{n} ({why})" for n, why in pictures.items()))
     partly = {key: mean for key, mean in means.items() if not whole[key]}
@@ -77,11 +89,12 @@ def write_results(
         **({"means_of_scored_only": partly} if partly else {}),
         "sets": sets,
         "counts": row.counts(expected),
-        "pictures": {"missing": row.missing, "flagged": row.flagged, "without_truth": row.extra},
+        "truth": dict(truth),
+        "pictures": {"missing": row.missing, "flagged": flagged, "without_truth": row.extra},
         "undefined": undefined,
         "copies": dict(copies),
         **({"alignment": _alignment(row)} if region == "whole" else {}),
-        "protocol": {m.key: m.described() for m in chosen if m.key not in missing},
+        "protocol": {m.key: m.described() | _faces(m, row) for m in chosen if m.key not in missing},
         "not_measured": dict(missing),
         "versions": versions(),
         "predictions": str(row.folder),
@@ -127,6 +140,17 @@ def read_scores(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[str,
     return scores, read_scores_csv(folder / "scores.csv")
 
 
+def truth_digest(hashes: Mapping[str, str], boxes: Mapping[str, Box] | None = None) -> dict[str, Any]:
+    """What two rows must have in common to stand side by side: number and sha256 of names, truths and boxes.
+
+    Args:
+        hashes: name -> sha256 of the truth.
+        boxes: of the pictures, where a part of them is scored.
+    """
+    told = [[n, digest, *map(float, (boxes or {}).get(n, ()))] for n, digest in sorted(hashes.items())]
+    return {"pictures": len(told), "sha256": hashlib.sha256(json.dumps(told).encode()).hexdigest()}
+
+
 def interval(values: Sequence[float], *, level: float = 0.95) -> list[float]:
     """Bootstrap percentile interval of the mean over pictures, [low, high]; the same values give the same interval."""
     data = np.asarray(values, dtype=np.float64)
@@ -148,9 +172,20 @@ def versions() -> dict[str, str]:
 
 
 def _alignment(row: Row) -> dict[str, Any]:
-    known = {n: shift for n, shift in row.shifts.items() if math.isfinite(shift[0]) and n not in row.flagged}
+    shifts = {n: row.shifts[n] for n in row.paths if n in row.shifts and n not in row.flagged}
+    known = {n: shift for n, shift in shifts.items() if math.isfinite(shift[0])}
+    unlike = [n for n in shifts if n not in known and min(row.sizes[n]) >= LEAST]
+    if 2 * len(unlike) > len(known) + len(unlike):
+        log.warning(
+            "%s: %d of %d pictures have too little in common with the truth of their name to tell how they lie on it: "
+            "%s. Names may be mixed up.",
+            row.title,
+            len(unlike),
+            len(known) + len(unlike),
+            some(unlike),
+        )
     if not known:
-        return {"median_shift": None, "pictures": {}, "estimated": 0}
+        return {"median_shift": None, "pictures": {}, "estimated": 0, "unlike": unlike}
     median = [statistics.median(shift[axis] for shift in known.values()) for axis in (0, 1)]
     if math.hypot(*median) > SHIFT:
         log.warning(
@@ -163,7 +198,15 @@ def _alignment(row: Row) -> dict[str, Any]:
     if off:
         told = some(f"{name} ({x:+.1f}, {y:+.1f})" for name, (x, y) in off.items())
         log.warning("%s: %d pictures are shifted by more than half a pixel: %s", row.title, len(off), told)
-    return {"median_shift": [round(v, 3) for v in median], "pictures": off, "estimated": len(known)}
+    return {"median_shift": [round(v, 3) for v in median], "pictures": off, "estimated": len(known), "unlike": unlike}
+
+
+def _faces(metric: Metric, row: Row) -> dict[str, str]:
+    """The digest of the boxes that a metric of faces looks into."""
+    if metric.compares != "faces":
+        return {}
+    boxes = sorted((name, *map(float, box)) for name, box in row.boxes.items())
+    return {"boxes": hashlib.sha256(json.dumps(boxes).encode()).hexdigest()}
 
 
 def _stacked(row: Row, key: str, side: str, names: Sequence[str]) -> Any:

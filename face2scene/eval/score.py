@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from face2scene.eval import state
-from face2scene.eval.metrics import Metric, Scorer, build_all, choose
+from face2scene.eval.metrics import METRICS, Metric, Scorer, build_all, choose
 from face2scene.eval.pairing import (
     Row,
     ScoreError,
@@ -30,9 +30,9 @@ from face2scene.eval.pairing import (
     warn_of_copies,
 )
 from face2scene.eval.regions import REGIONS, Region, cut, size_of
-from face2scene.eval.results import read_scores_csv, versions, write_results
+from face2scene.eval.results import read_scores_csv, truth_digest, versions, write_results
 from face2scene.files import sha256_of
-from face2scene.images import read_tensor
+from face2scene.images import nothing_in, read_tensor
 from face2scene.records import Box
 
 __all__ = ["ScoreError", "read_scores_csv", "score_folder", "score_folders", "truth_of", "versions"]
@@ -43,7 +43,7 @@ BATCH_PIXELS = 4 * 256 * 256  # our setting: VGG16's feature maps take about 0.3
 
 def score_folder(
     predictions: str | Path,
-    truth: str | Path | Mapping[str, Path],
+    truth: str | Path | Mapping[str, Path] | None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     out: str | Path | None = None,
     **options: Any,
@@ -55,7 +55,7 @@ def score_folder(
 
 def score_folders(
     rows: Mapping[str, tuple[Path, Path]],
-    truth: str | Path | Mapping[str, Path],
+    truth: str | Path | Mapping[str, Path] | None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     *,
     device: torch.device | str = "cpu",
@@ -71,11 +71,12 @@ def score_folders(
 
     Writes `scores.csv` (a row per picture: `name`, then a column per metric) and `scores.json` to each row's
     output folder, and of every region but the whole picture to a folder of its name in it. The same call again computes
-    only what is new: values are kept with both pictures' hashes.
+    only what is new: values are kept with both pictures' hashes, and with the face box where it decides.
 
     Args:
         rows: title -> (folder of predictions, or of `images/` with them; folder for the results).
-        truth: a folder, or name -> file. A prediction belongs to the truth of the same name, less the suffix.
+        truth: a folder, or name -> file. A prediction belongs to the truth of the same name, less the suffix. None is
+            for metrics of the pictures alone; a row is then complete with all names that any row has.
         metrics: keys of `metrics.METRICS`.
         batch_pixels: pictures of one size are scored together up to this many pixels.
         scorers: functions to use instead of building the metrics (tests, other engines).
@@ -88,15 +89,20 @@ def score_folders(
         The contents of each `scores.json`, by title; of the other processes an empty dictionary.
 
     Raises:
-        ScoreError: an empty folder, pictures that are not PNG or not RGB, two of one name, a size unlike the truth's,
-            a region without boxes.
+        ScoreError: an empty folder, predictions that are not PNG, pictures that are not RGB, two of one name, a size
+            unlike the truth's, a region without boxes, a metric or region that needs a truth without one.
         ImageError: a picture that cannot be read.
     """
     chosen = choose(metrics)
-    truths = named_truth(truth)
+    if truth is None:
+        _check_alone(chosen, regions)
+    truths = {} if truth is None else named_truth(truth)
     boxes = dict(boxes or {})
     _check_regions(regions, truths, boxes)
     work = {title: open_row(title, folder, out, truths) for title, (folder, out) in rows.items()}
+    names = list(truths or dict.fromkeys(name for row in work.values() for name in row.paths))
+    for row in work.values():
+        row.expect(names)
     sizes = checked_sizes(work.values(), truths)
 
     if scorers is None:
@@ -108,17 +114,21 @@ def score_folders(
         log.warning("%s is not measured: %s", key, reason)
     measured = [m for m in chosen if m.key in ready]
 
-    hashes = {name: sha256_of(truths[name]) for row in work.values() for name in row.paths}
+    hashes = {name: sha256_of(truths[name]) if truths else "" for name in names}
     for row in work.values():
         row.hashes = {name: (sha256_of(path), hashes[name]) for name, path in row.paths.items()}
     copies = {title: warn_of_copies(row) for title, row in work.items()} if rank == 0 else {}
 
     results: dict[str, dict[str, Any]] = {}
-    for region in sorted(set(regions), key=lambda region: region == "whole"):  # the whole picture's file names the rest
+    parts: dict[str, dict[str, Any]] = {title: {} for title in work}
+    for region in sorted(set(regions), key=lambda region: region != "whole"):  # its flags hold for the other regions
         part = {
             title: replace(
                 row,
                 out=row.out if region == "whole" else row.out / region,
+                region=region,
+                boxes=boxes,
+                sizes=sizes,
                 flagged={},
                 undefined={},
                 values={},
@@ -129,27 +139,43 @@ def score_folders(
         }
         sizes_here = {name: size_of(region, size, boxes.get(name)) for name, size in sizes.items()}
         for row in part.values():
-            state.recall(row, boxes if region != "whole" else {})
+            state.recall(row)
         wait()  # until everybody has read what is done, or the shares would differ
         job = _Job(part, truths, sizes_here, boxes, region, measured, ready, device, batch_pixels)
         job.run(rank, processes)
         for row in part.values():
-            state.save(row, rank if processes > 1 else None, boxes if region != "whole" else {})
+            state.save(row, rank if processes > 1 else None)
         wait()
         if rank != 0:
             continue
         for title, row in part.items():
             if processes > 1:
-                state.gather(row, boxes if region != "whole" else {})
-            found = write_results(row, measured, ready, missing, chosen, len(truths), region, copies[title])
-            if region != "whole":
-                shown = ("complete", "means", "means_of_scored_only", "sets", "counts")
-                parts = results.setdefault(title, {"regions": {}})["regions"]
-                parts[region] = {"about": REGIONS[region]} | {key: found[key] for key in shown if key in found}
+                state.gather(row, processes)
+            if region == "whole":
+                work[title].flagged = row.flagged
+            else:
+                row.flagged |= work[title].flagged
+            against = truth_digest(hashes, boxes if region != "whole" else None)
+            found = write_results(row, measured, ready, missing, chosen, against, region, copies[title])
+            if region == "whole":
+                results[title] = found
                 continue
-            results[title] = state.with_regions(row, found, results.get(title, {}).get("regions", {}))
+            shown = ("complete", "means", "means_of_scored_only", "sets", "counts")
+            parts[title][region] = {"about": REGIONS[region]} | {key: found[key] for key in shown if key in found}
+    for title, found in results.items():
+        results[title] = state.with_regions(work[title], found, parts[title])
     wait()
     return results
+
+
+def _check_alone(chosen: Sequence[Metric], regions: Sequence[Region]) -> None:
+    needing = [m.key for m in chosen if m.compares != "alone"] + [r for r in regions if r != "whole"]
+    if needing:
+        alone = ", ".join(m.key for m in METRICS.values() if m.compares == "alone")
+        raise ScoreError(
+            f"Without a truth there is nothing to compare with for {', '.join(needing)}: give pictures of the same "
+            f"names (option truth), or ask for metrics of the pictures alone, of {alone} (options metrics, regions)."
+        )
 
 
 def _check_regions(regions: Sequence[Region], truths: Mapping[str, Path], boxes: Mapping[str, Box]) -> None:
@@ -188,12 +214,14 @@ class _Job:
         self.truth_features: dict[tuple[str, str], Tensor] = {}
 
     def _is_due(self, row: Row, name: str) -> bool:
-        done = row.values.get(name, {}).keys() | {key for key, names in row.undefined.items() if name in names}
-        per_picture = {m.key for m in self.metrics if m.compares != "sets"}
-        sets = [m.key for m in self.metrics if m.compares == "sets"]
-        have = all(f"{key}/{side}/{name}" in row.features for key in sets for side in ("ours", "truth"))
-        placed = name in row.shifts or self.region != "whole"
-        return not (per_picture <= done and have and placed)
+        placed = name in row.shifts or self.region != "whole" or not self.truths
+        return not placed or any(self._lacks(row, metric, name) for metric in self.metrics)
+
+    @staticmethod
+    def _lacks(row: Row, metric: Metric, name: str) -> bool:
+        if metric.compares == "sets":
+            return any(f"{metric.key}/{side}/{name}" not in row.features for side in ("ours", "truth"))
+        return metric.key not in row.values.get(name, {}) and name not in row.undefined.get(metric.key, {})
 
     def run(self, rank: int, processes: int) -> None:
         """Score the batches of this process into the rows."""
@@ -208,14 +236,11 @@ class _Job:
                 for title, row in self.work.items():
                     if mine := [index for index, name in enumerate(batch) if name in self.due[title]]:
                         # The very same tensor for every row keeps the truth's features; see perceptual.
-                        truth = true if len(mine) == len(batch) else true[mine]
+                        truth = true if true is None or len(mine) == len(batch) else true[mine]
                         self._score(row, [batch[i] for i in mine], loaded[title], truth)
                         if row.unsaved >= max(state.SAVE_EVERY, len(row.values) // 20):
-                            state.save(row, rank if processes > 1 else None, self._used_boxes())
+                            state.save(row, rank if processes > 1 else None)
                         bar.update(len(mine))
-
-    def _used_boxes(self) -> Mapping[str, Box]:
-        return self.boxes if self.region != "whole" else {}
 
     def _batches(self, names: Sequence[str]) -> list[list[str]]:
         by_size: dict[tuple[int, int], list[str]] = {}
@@ -229,41 +254,50 @@ class _Job:
 
     def _loaded(
         self, batches: Sequence[list[str]], ahead: ThreadPoolExecutor
-    ) -> Iterator[tuple[list[str], Tensor, dict[str, Tensor]]]:
+    ) -> Iterator[tuple[list[str], Tensor | None, dict[str, Tensor]]]:
         waiting: Future | None = None
         for number, batch in enumerate(batches):
             now = (waiting or ahead.submit(self._read, batch)).result()
             waiting = ahead.submit(self._read, batches[number + 1]) if number + 1 < len(batches) else None
             yield (batch, *now)
 
-    def _read(self, batch: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        truths = {name: read_tensor(self.truths[name]) for name in batch}
-        true = [cut(self.region, truths[name], truths[name], self.boxes.get(name))[1] for name in batch]
+    def _read(self, batch: Sequence[str]) -> tuple[Tensor | None, dict[str, Tensor]]:
+        truths = {name: read_tensor(self.truths[name]) for name in batch if self.truths}
+        true = [cut(self.region, truth, truth, self.boxes.get(name))[1] for name, truth in truths.items()]
         loaded = {}
         for title, row in self.work.items():
             mine = [name for name in batch if name in self.due[title]]
             if mine:
-                cuts = (cut(self.region, read_tensor(row.paths[n]), truths[n], self.boxes.get(n))[0] for n in mine)
+                pictures = {name: read_tensor(row.paths[name]) for name in mine}
+                cuts = (
+                    cut(self.region, picture, truths.get(name, picture), self.boxes.get(name))[0]
+                    for name, picture in pictures.items()
+                )
                 loaded[title] = self._stack(list(cuts))
-        return self._stack(true), loaded
+        return self._stack(true) if true else None, loaded
 
     def _stack(self, pictures: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(pictures)).to(self.device).contiguous(memory_format=torch.channels_last)
 
-    def _score(self, row: Row, names: Sequence[str], pictures: Tensor, truth: Tensor) -> None:
-        for name, picture, target in zip(names, pictures, truth, strict=True):
-            if picture.max() == picture.min() and target.max() != target.min():
-                row.flagged[name] = f"one colour all over ({float(picture.max()):.3g}): not a restoration"
-            if self.region == "whole":
+    def _score(self, row: Row, names: Sequence[str], pictures: Tensor, truth: Tensor | None) -> None:
+        for name, picture, target in zip(names, pictures, [None] * len(names) if truth is None else truth, strict=True):
+            if (nothing := nothing_in(picture)) and (target is None or not nothing_in(target)):
+                row.flagged[name] = f"{nothing}: not a restoration"
+            if self.region == "whole" and target is not None:
                 found = global_shift(picture, target)
                 row.shifts[name] = (math.nan, math.nan) if found is None else found
         for metric in self.metrics:
-            self._measure(metric, row, names, pictures, truth)
+            lacking = [index for index, name in enumerate(names) if self._lacks(row, metric, name)]
+            if len(lacking) == len(names):
+                self._measure(metric, row, names, pictures, truth)
+            elif lacking:
+                targets = None if truth is None else truth[lacking]
+                self._measure(metric, row, [names[n] for n in lacking], pictures[lacking], targets)
         for name in row.flagged:
             row.values.pop(name, None)
         row.unsaved += len(names)
 
-    def _measure(self, metric: Metric, row: Row, names: Sequence[str], pictures: Tensor, truth: Tensor) -> None:
+    def _measure(self, metric: Metric, row: Row, names: Sequence[str], pictures: Tensor, truth: Tensor | None) -> None:
         scorer, (height, width) = self.ready[metric.key], pictures.shape[-2:]
         if min(height, width) < metric.least:
             for name in names:

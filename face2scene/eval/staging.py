@@ -12,11 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from face2scene.eval.adapters import Adapter, stems
-from face2scene.images import ImageError, pad_to_multiple, read_tensor, resize, write_png
+from face2scene.images import ImageError, nothing_in, pad_to_multiple, read_tensor, resize, write_png
 from face2scene.jobs import Job
 
 FACE = 512  # side of an aligned face, as all these methods were trained
-FLAT = 2 / 255  # a result that varies no more, in none of its channels, shows nothing
 SHRINK = "antialiased bicubic (torch), to a quarter"
 
 
@@ -152,10 +151,8 @@ def take_back(adapter: Adapter, row: Staged, path: Path) -> tuple[Tensor | None,
     image = image[..., : row.kept[0], : row.kept[1]]
     if tuple(image.shape[-2:]) != row.target:
         image = resize(image, row.target)
-    if image.max() <= FLAT:
-        return None, f"{path.name} is black, which is how NaN looks"
-    if (image.amax((1, 2)) - image.amin((1, 2))).max() <= FLAT:
-        return None, f"{path.name} is of one colour all over"
+    if nothing := nothing_in(image):
+        return None, f"{path.name} is {nothing}, which is how NaN looks"
     return image, note
 
 

@@ -12,33 +12,33 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from face2scene.eval.metrics import METRICS, Metric
+from face2scene.eval.metrics import METRICS
 from face2scene.eval.pairing import Row
 from face2scene.files import atomic_write, read_json, write_json
-from face2scene.records import Box
 
 log = logging.getLogger(__name__)
 STATE = "scores.state.json"
 SAVE_EVERY = 16  # pictures of one folder between two writes, at least
 
 
-def recall(row: Row, boxes: Mapping[str, Box]) -> None:
-    """Take over what earlier runs found for exactly these files, boxes and protocols."""
+def recall(row: Row) -> None:
+    """Take over what earlier runs found for exactly these files, boxes, protocols and weights."""
     for path in [row.out / STATE, *sorted(row.out.glob("scores.state.*.json"))]:
         if path.is_file():
-            _read(row, path, boxes)
+            _read(row, path)
 
 
-def save(row: Row, rank: int | None, boxes: Mapping[str, Box]) -> None:
+def save(row: Row, rank: int | None) -> None:
     """Write what the row knows; `rank` names the part of one process."""
     path = row.out / (STATE if rank is None else f"scores.state.{rank}.json")
     names = row.values.keys() | row.shifts.keys() | {name for found in row.undefined.values() for name in found}
     pictures = {
         name: {
-            "sha256": [*row.hashes[name], *_box(boxes, name)],
+            "sha256": list(row.hashes[name]),
+            "box": _box(row, name),
             "values": row.values.get(name, {}),
             "undefined": {key: found[name] for key, found in row.undefined.items() if name in found},
-            "shift": None if not _known(row.shifts.get(name)) else list(row.shifts[name]),
+            **({"shift": _shift(row.shifts[name])} if name in row.shifts else {}),
         }
         for name in row.paths
         if name in names and name not in row.flagged
@@ -47,21 +47,29 @@ def save(row: Row, rank: int | None, boxes: Mapping[str, Box]) -> None:
     if features:
         with atomic_write(path.with_suffix(".safetensors")) as partial:
             save_file(features, partial)
-    protocol = {m.key: _identity(m) for m in METRICS.values()}
-    write_json(path, {"protocol": protocol, "pictures": pictures, "flagged": row.flagged})
+    held = {key for found in row.values.values() for key in found} | {key.split("/", 1)[0] for key in row.features}
+    protocol = {key: METRICS[key].identity for key in METRICS if key in held or row.undefined.get(key)}
+    flagged = {name: {"sha256": list(row.hashes[name]), "why": why} for name, why in row.flagged.items()}
+    write_json(path, {"protocol": protocol, "pictures": pictures, "flagged": flagged})
     row.unsaved = 0
 
 
-def gather(row: Row, boxes: Mapping[str, Box]) -> None:
-    """Take over every process's part, write them as one and remove them."""
+def gather(row: Row, processes: int) -> None:
+    """Take over every process's part, write them as one and remove them.
+
+    Only this run's processes say what is flagged: values that a picture has from earlier runs, of other metrics, speak
+    neither for nor against it.
+    """
     parts = [path for path in row.out.glob("scores.state.*.json") if path.stem.rsplit(".", 1)[-1].isdigit()]
-    recall(row, boxes)
+    recall(row)
     for part in parts:
-        told = read_json(part)["flagged"].items()  # of a picture that was replaced since, there are values by now
-        row.flagged |= {name: why for name, why in told if name in row.paths and name not in row.values}
+        told = read_json(part)["flagged"] if int(part.stem.rsplit(".", 1)[-1]) < processes else {}
+        for name, flag in told.items():
+            if name in row.hashes and tuple(flag["sha256"]) == row.hashes[name]:
+                row.flagged[name] = flag["why"]
     for name in row.flagged:
         row.values.pop(name, None)
-    save(row, None, boxes)
+    save(row, None)
     for part in parts:
         part.unlink()
         part.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -76,23 +84,28 @@ def with_regions(row: Row, found: dict[str, Any], regions: Mapping[str, Any]) ->
     return found
 
 
-def _read(row: Row, path: Path, boxes: Mapping[str, Box]) -> None:
+def _read(row: Row, path: Path) -> None:
     try:
         stored = read_json(path)
         # Metrics that are not asked for this time are kept too, for the next time they are.
-        known = [m.key for m in METRICS.values() if stored["protocol"].get(m.key) == _identity(m)]
+        known = [key for key, said in stored["protocol"].items() if key in METRICS and METRICS[key].identity == said]
         current = set()
         for name, entry in stored["pictures"].items():
-            if name not in row.paths or tuple(entry["sha256"]) != (*row.hashes[name], *_box(boxes, name)):
+            if name not in row.paths or tuple(entry["sha256"]) != row.hashes[name]:
+                continue
+            moved = entry.get("box") != _box(row, name)
+            if moved and row.region != "whole":
                 continue
             current.add(name)
-            values = {key: float(entry["values"][key]) for key in known if key in entry["values"]}
+            usable = [key for key in known if not moved or METRICS[key].compares != "faces"]
+            values = {key: float(entry["values"][key]) for key in usable if key in entry["values"]}
             row.values.setdefault(name, {}).update(values)
             for key, why in entry.get("undefined", {}).items():
-                if key in known:
+                if key in usable:
                     row.undefined.setdefault(key, {})[name] = why
-            shift = entry.get("shift")
-            row.shifts[name] = (math.nan, math.nan) if shift is None else (float(shift[0]), float(shift[1]))
+            if "shift" in entry:
+                shift = entry["shift"]
+                row.shifts[name] = (math.nan, math.nan) if shift is None else (float(shift[0]), float(shift[1]))
         features = path.with_suffix(".safetensors")
         for key, tensor in (load_file(features) if features.is_file() else {}).items():
             metric, _, name = key.split("/", 2)
@@ -103,13 +116,9 @@ def _read(row: Row, path: Path, boxes: Mapping[str, Box]) -> None:
         log.warning("%s is damaged and is written anew (%s)", path, error)
 
 
-def _identity(metric: Metric) -> str:
-    return f"{metric.protocol} | {metric.described()['engine']}"
+def _box(row: Row, name: str) -> list[float] | None:
+    return [round(float(value), 3) for value in row.boxes[name]] if name in row.boxes else None
 
 
-def _box(boxes: Mapping[str, Box], name: str) -> list[str]:
-    return [",".join(f"{value:.3f}" for value in boxes[name])] if name in boxes else []
-
-
-def _known(shift: tuple[float, float] | None) -> bool:
-    return shift is not None and math.isfinite(shift[0])
+def _shift(shift: tuple[float, float]) -> list[float] | None:
+    return list(shift) if math.isfinite(shift[0]) else None

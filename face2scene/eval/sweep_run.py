@@ -23,7 +23,7 @@ def in_a_process_group(step: Step, said: Path, environment: Mapping[str, str]) -
 
 
 def pending(plan: Plan) -> list[Step]:
-    """The steps that are not finished.
+    """The steps that are not finished, and all that need one of them: what they made is of another product.
 
     Raises:
         SweepError: a step was finished by another command; the sweep's folder belongs to other options.
@@ -31,15 +31,16 @@ def pending(plan: Plan) -> list[Step]:
     left = []
     for step in plan.steps:
         marker = _marker(plan, step)
-        if not (marker.is_file() and step.product.exists()):
-            left.append(step)
-        elif read_json(marker)["command"] != _identity(step):
+        finished = marker.is_file() and step.product.exists()
+        if finished and read_json(marker)["command"] != _identity(step):
             before, now = set(read_json(marker)["command"]), set(_identity(step))
             raise SweepError(
                 f"{plan.folder} holds a sweep with other options: {step.name} was run with "
                 f"{' '.join(sorted(before - now)) or 'fewer options'} and is now asked for with "
                 f"{' '.join(sorted(now - before)) or 'fewer options'}. Choose another name=..., or remove the folder."
             )
+        if not finished or any(earlier.name in step.needs for earlier in left):
+            left.append(step)
     return left
 
 

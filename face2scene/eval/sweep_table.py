@@ -9,9 +9,9 @@ from typing import Any
 
 from face2scene.data.manifest import read_manifest
 from face2scene.eval.metrics import METRICS
-from face2scene.eval.score import DEFAULT_METRICS, score_folders
+from face2scene.eval.score import score_folders
 from face2scene.eval.sweep import Plan, Sweep
-from face2scene.eval.tables import markdown, row_from_scores
+from face2scene.eval.tables import markdown, one_truth, row_from_scores
 from face2scene.extras import need
 from face2scene.files import atomic_write, read_json, write_json
 from face2scene.runs import commit
@@ -24,7 +24,7 @@ def collect(
     sweep: Sweep,
     plan: Plan,
     *,
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    metrics: Sequence[str] = ("psnr_y", "ssim_y", "lpips", "dists"),
     limit: int | None = None,
     device: str = "cpu",
     failed: Mapping[str, str] | None = None,
@@ -91,7 +91,7 @@ def table(sweep: Sweep, plan: Plan, columns: Sequence[str]) -> str:
     for variant in plan.variants:
         row = row_from_scores(variant.label, plan.folder / variant.folder / "scores.json", columns)
         rows.append(replace(row, name=f"{row.name} *") if variant.label == sweep.chosen else row)
-    lines = [f"{sweep.title} ({sweep.source})\n", markdown(rows, columns)]
+    lines = [f"{sweep.title} ({sweep.source})\n", markdown(one_truth(rows), columns)]
     if sweep.chosen is not None:
         lines.append(f"* the paper's choice; rows: {sweep.axis}\n")
     lines += [f"{label} is left out: it needs use.{option}=WEIGHTS\n" for label, option in plan.left_out.items()]

@@ -7,8 +7,9 @@ import csv
 import html
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from face2scene.eval.metrics import METRICS
@@ -27,17 +28,18 @@ class Row:
     source: str  # "paper" or "ours"
     note: str = ""
     ranked: bool = True  # an incomplete or unmeasured row is shown and never marked
+    truth: str = ""  # sha256 of what ours was scored against, see `results.truth_digest`
 
     @property
     def values(self) -> dict[str, float]:
         return {key: float(cell.split()[0]) for key, cell in self.cells.items() if _is_number(cell)}
 
 
-def row_from_scores(name: str, scores: Path, columns: Sequence[str], prefer: Mapping[str, str] | None = None) -> Row:
+def row_from_scores(name: str, scores: Path, columns: Sequence[str], instead: Mapping[str, str] | None = None) -> Row:
     """Our row from a run's `scores.json`; a file that is not there gives a row that says so.
 
     Args:
-        prefer: column -> key whose value is shown in it where it was measured.
+        instead: column -> key whose value is shown in it; where only the column's own was measured, a note says so.
     """
     if not scores.is_file():
         return Row(name, {key: NOT_MEASURED for key in columns}, "ours", ranked=False)
@@ -47,9 +49,33 @@ def row_from_scores(name: str, scores: Path, columns: Sequence[str], prefer: Map
         note = f"incomplete: {counts['scored']} of {counts['expected']} pictures"
         return Row(name, {key: NOT_MEASURED for key in columns}, "ours", note, ranked=False)
     values = {**found["means"], **found["sets"]}
-    picked = {key: values.get((prefer or {}).get(key, key), values.get(key)) for key in columns}
+    instead = instead or {}
+    picked = {key: values.get(instead.get(key, key)) for key in columns}
+    notes = [f"{found['counts']['scored']} pictures"]
+    notes += [
+        f"{METRICS[key].title} was measured without {instead[key]} (option metrics)"
+        for key in columns
+        if picked[key] is None and key in values
+    ]
     cells = {key: NOT_MEASURED if value is None else shown(key, value) for key, value in picked.items()}
-    return Row(name, cells, "ours", f"{found['counts']['scored']} pictures")
+    truth = found.get("truth", {}).get("sha256", "")
+    return Row(name, cells, "ours", ", ".join(notes), truth=truth)
+
+
+def one_truth(rows: Sequence[Row]) -> list[Row]:
+    """The rows, those of ours that were scored against another truth than most marked so and not ranked."""
+    ours = [row for row in rows if row.source == "ours" and row.ranked]
+    counts = Counter(row.truth for row in ours)
+    if len(counts) < 2:
+        return list(rows)
+    most = counts.most_common(1)[0][0]
+    named = next(row.name for row in ours if row.truth == most)
+    return [
+        replace(row, note=f"{row.note}, another truth than {named}'s", ranked=False)
+        if row in ours and row.truth != most
+        else row
+        for row in rows
+    ]
 
 
 def slug(name: str) -> str:
@@ -104,13 +130,22 @@ def latex(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 
 def csv_text(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """The same table as CSV: numbers only, an unmeasured cell is empty."""
+    """The same table as CSV: numbers only, an unmeasured cell is empty; then differences, and marks (best, second)."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["method", "source", "note", *columns])
+    more = [f"{key}_{what}" for what in ("difference", "mark") for key in columns]
+    writer.writerow(["method", "source", "note", *columns, *more])
+    marks = {key: ranks(rows, key) for key in columns}
     for row in rows:
-        cells = (row.cells.get(key, "") for key in columns)
-        writer.writerow([row.name, row.source, row.note, *(c.split()[0] if _is_number(c) else "" for c in cells)])
+        cells = [row.cells.get(key, "") for key in columns]
+        numbers = [cell.split()[0] if _is_number(cell) else "" for cell in cells]
+        apart = [cell.partition(" (")[2].rstrip(")") for cell in cells]
+        places = []
+        for key in columns:
+            value = row.values.get(key) if row.ranked else None
+            best, second = marks[key]
+            places.append("" if value is None else {best: "best", second: "second"}.get(value, ""))
+        writer.writerow([row.name, row.source, row.note, *numbers, *apart, *places])
     return out.getvalue()
 
 
