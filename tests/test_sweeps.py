@@ -15,13 +15,16 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from face2scene.data.manifest import read_manifest
+from face2scene.eval.predict import restore_variants
 from face2scene.eval.sweep import Plan, Step, Sweep, SweepError, plan
 from face2scene.eval.sweep_run import pending, run_steps, submit_steps
 from face2scene.eval.sweep_table import section
 from face2scene.fadex.encoder import FaDeX
-from face2scene.images import read_image
+from face2scene.folders import find_jobs
+from face2scene.images import read_image, read_tensor, write_png
 from face2scene.mapnet import MapNet
 from face2scene.processes import run_group
+from face2scene.records import Scene
 from face2scene.restorer.backbone import load_base
 from face2scene.restorer.load import load_restorer
 from face2scene.restorer.one_step import OneStepRestorer
@@ -395,3 +398,19 @@ def test_slurm_keeps_the_order_by_dependencies(tmp_path, monkeypatch):
     assert second["slurm_additional_parameters"] == {"dependency": "afterok:41", "kill_on_invalid_dep": "yes"}
     with pytest.raises(SweepError, match="choose slurm, local or debug"):
         submit_steps(todo, pending(todo), cluster="slrum", parameters={})
+
+
+def test_values_restored_together_are_those_of_their_weights(make_pipeline, photo, tmp_path, monkeypatch):
+    write_png(tmp_path / "in/a.png", photo[:64, :80])
+    pipeline, jobs = make_pipeline(), find_jobs(tmp_path / "in")
+    restore = lambda: restore_variants(pipeline, jobs, tmp_path / "out", "guidance", [1.0, 1.1])  # noqa: E731
+    assert restore().restored == 1 and restore().skipped == 1
+    pictures = sorted((tmp_path / "out").glob("*/images/a.png"))
+    assert len(pictures) == 2 and pictures[0].read_bytes() != pictures[1].read_bytes()
+    own = [read_tensor(path) for path in pictures]
+    scene = Scene("a.png", read_tensor(tmp_path / "in/a.png"))
+    for guidance, picture in zip((1.0, 1.1), own, strict=True):
+        expected = pipeline.restore(scene, pipeline.measure(scene), guidance=guidance).image
+        assert (picture - expected).abs().max() <= 0.5 / 255 + 1e-6
+    monkeypatch.setattr(pipeline, "fingerprint", "of a training that was repeated")
+    assert restore().restored == 1 and restore().skipped == 1

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from face2scene import weights
 from face2scene.eval.sweep import variant_folder
-from face2scene.files import write_json
+from face2scene.files import read_json, write_json
 from face2scene.folders import Outcome
 from face2scene.images import align_colour, read_tensor, resize, write_png
 from face2scene.jobs import Job
@@ -206,6 +206,7 @@ def restore_variants(
     folders = [Path(output) / variant_folder(setting, value) for value in values]
     if not folders or len(set(folders)) < len(folders):
         raise ValueError(f"{setting}={list(values)}: give at least one, and none twice (guidances to 0.01).")
+    _drop_others(folders, Path(output) / "restored_with.json", {"seed": seed, "models": pipeline.fingerprint})
     work = restored_at if setting == "guidance" else restored_with
     failed: dict[str, str] = {}
     seconds: dict[str, list[float]] = {"together": [], "one": []}
@@ -243,3 +244,13 @@ def restore_variants(
         sharing = {"values": len(values), "together": together, "one": one, "ratio": together / one}
         write_json(Path(output) / "sharing.json", {key: round(value, 4) for key, value in sharing.items()})
     return Outcome(restored, skipped, failed)
+
+
+def _drop_others(folders: Sequence[Path], note: Path, now: dict[str, Any]) -> None:
+    """Remove the pictures that are not of what `note` is to say from now on."""
+    stale = [path for folder in folders for path in sorted((folder / "images").glob("*.png"))]
+    if stale and not (note.is_file() and read_json(note) == now):
+        log.warning("%d pictures of other weights are made again, such as %s.", len(stale), stale[0])
+        for path in stale:
+            path.unlink()
+    write_json(note, now)
