@@ -279,7 +279,10 @@ class FaceMe(AlignedRefFR):
             raise StageOneFailure(
                 "FaceMe's networks gave NaN: set ref_fr.vae_dtype=float32, or ref_fr.dtype=bfloat16 in place of float16"
             )
-        return in_bytes(align_colour(in_bytes(images), faces.to(images), self.colour)).cpu()
+        images = in_bytes(images)
+        if self.colour != "none":  # whose fractions the released program cuts off
+            images = align_colour(images, faces.to(images), self.colour).mul(255).floor().div(255)
+        return images.cpu()
 
     def _schedule(self) -> Any:
         kind = getattr(diffusers, SCHEDULERS[self.scheduler])
