@@ -414,3 +414,7 @@ def test_values_restored_together_are_those_of_their_weights(make_pipeline, phot
         assert (picture - expected).abs().max() <= 0.5 / 255 + 1e-6
     monkeypatch.setattr(pipeline, "fingerprint", "of a training that was repeated")
     assert restore().restored == 1 and restore().skipped == 1
+    (tmp_path / "out/restored_with.json").unlink()
+    with pytest.raises(ValueError, match="holds pictures that nothing tells of"):
+        restore()
+    assert all(path.is_file() for path in pictures)

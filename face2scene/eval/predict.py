@@ -199,7 +199,8 @@ def restore_variants(
         setting: `guidance`, which shares all but the VAE's decoder, or `tokens`, which shares Stage I and FaDeX.
 
     Raises:
-        ValueError: an unknown setting, no value, or two that are not told apart.
+        ValueError: an unknown setting, no value, or two that are not told apart; pictures in a folder of a value that
+            were not made here.
     """
     if setting not in ("guidance", "tokens"):
         raise ValueError(f"Several values are restored of guidance or tokens, not of {setting!r}.")
@@ -249,7 +250,11 @@ def restore_variants(
 def _drop_others(folders: Sequence[Path], note: Path, now: dict[str, Any]) -> None:
     """Remove the pictures that are not of what `note` is to say from now on."""
     stale = [path for folder in folders for path in sorted((folder / "images").glob("*.png"))]
-    if stale and not (note.is_file() and read_json(note) == now):
+    if stale and not note.is_file():
+        raise ValueError(
+            f"{stale[0].parent} holds pictures that nothing tells of: choose another output=..., or remove the folder."
+        )
+    if stale and read_json(note) != now:
         log.warning("%d pictures of other weights are made again, such as %s.", len(stale), stale[0])
         for path in stale:
             path.unlink()
