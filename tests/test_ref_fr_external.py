@@ -53,7 +53,7 @@ RESULT = 'target / "out" / (path.stem + "_r.png")'
         (f"({RESULT}).unlink(); sys.exit('no GPU')", "failed and left nothing .*code 1, last line: no GPU"),
         (f"({RESULT}).write_text('no')", "left an unreadable face_0000_r.png"),
         (f"Image.new('RGB', (16, 32)).save({RESULT})", "16 x 32, not 32 x 32"),
-        (f"Image.new('RGB', (32, 32)).save({RESULT})", "of one colour"),
+        (f"Image.new('RGB', (32, 32)).save({RESULT})", "one colour all over"),
     ],
 )
 def test_what_a_program_leaves_is_looked_at(program, photo_files, spoil, reason):

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from face2scene.files import sha256_of
-from face2scene.images import ImageError, read_tensor, write_png
+from face2scene.images import ImageError, nothing_in, read_tensor, write_png
 from face2scene.ref_fr import base
 from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneError, StageOneFailure, in_bytes
 from face2scene.ref_fr.versions import code_version, digest
@@ -163,6 +162,6 @@ class External(AlignedRefFR):
             raise StageOneError(
                 f"ref_fr={self.name} made {path.name} {width} x {height}, not {self.size} x {self.size}"
             )
-        if torch.all(image == image[:, :1, :1]):
-            raise StageOneError(f"ref_fr={self.name} made {path.name} of one colour, which is how NaN looks ({said})")
+        if nothing := nothing_in(image):
+            raise StageOneError(f"ref_fr={self.name} made {path.name} {nothing}, which is how NaN looks ({said})")
         return image
