@@ -4,7 +4,9 @@ Third-party weights are another matter and live in `weights.py`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,37 @@ from torch import Tensor, nn
 
 from face2scene.files import atomic_write
 from face2scene.runs import commit
+
+
+def recorded(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a module's `__init__` so that its arguments, defaults too, are kept as `config` for `save_weights`.
+
+    Sequences become lists, and an argument that is itself a recorded module becomes that one's `config`.
+
+    Args:
+        left_out: arguments that are not plain values and are not kept.
+    """
+
+    def decorated(init: Callable[..., None]) -> Callable[..., None]:
+        parameters = signature(init)
+
+        @wraps(init)
+        def recording(self: nn.Module, *args: Any, **options: Any) -> None:
+            given = parameters.bind(self, *args, **options)
+            given.apply_defaults()
+            init(self, *args, **options)
+            values = list(given.arguments.items())[1:]
+            self.config = {name: _plain(value) for name, value in values if name not in left_out}
+
+        return recording
+
+    return decorated
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return value.config
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from face2scene.checkpoints import recorded
+
 
 class DegAttn(nn.Module):
     """Differential attention between the two halves of the embedding.
@@ -137,6 +139,9 @@ class MapNet(nn.Module):
         projectors: `separate`, one per scale, or `shared`; the paper's figure does not tell.
     """
 
+    config: dict[str, Any]  # the arguments
+
+    @recorded()
     def __init__(
         self,
         *,
@@ -153,17 +158,6 @@ class MapNet(nn.Module):
         super().__init__()
         _one_of("mapnet.attention", attention, ("differential", "plain"))
         _one_of("mapnet.projectors", projectors, ("separate", "shared"))
-        self.config: dict[str, Any] = {
-            "in_channels": in_channels,
-            "channels": channels,
-            "heads": heads,
-            "width": width,
-            "grids": list(grids),
-            "attention": attention,
-            "scalar": scalar,
-            "norm": norm,
-            "projectors": projectors,
-        }
         self.grids = tuple(grids)
         self.patches = nn.Conv2d(in_channels, channels, 3, stride=2, padding=1)
         self.norm = nn.LayerNorm(channels)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from face2scene.checkpoints import fit, load_weights, save_weights
+from face2scene.checkpoints import fit, load_weights, recorded, save_weights
 
 MINIMUM_SIZE = 16  # pixels; stride 2 here and 2 in MapNet leave the 4 x 4 grid of tokens (supplement 4.3)
 
@@ -82,6 +82,9 @@ class FaDeX(nn.Module):
         ValueError: for options that do not fit each other.
     """
 
+    config: dict[str, Any]  # the arguments
+
+    @recorded()
     def __init__(
         self,
         widths: Sequence[int] = (64, 64, 128, 128, 256, 256),
@@ -102,16 +105,6 @@ class FaDeX(nn.Module):
                 f"FaDeX needs one stride for each width, got fadex.encoder.widths={list(widths)} "
                 f"and fadex.encoder.strides={list(strides)}."
             )
-        self.config: dict[str, Any] = {
-            "widths": [int(w) for w in widths],
-            "strides": [int(s) for s in strides],
-            "embedding": int(embedding),
-            "slope": float(slope),
-            "order": order,
-            "inputs": inputs,
-            "start": start,
-            "head_norm": bool(head_norm),
-        }
         self.order, self.inputs = order, inputs
         self.channels = int(widths[-1])
 

@@ -54,6 +54,7 @@ class OneStepRestorer(TrainedRestorer):
 
     kind = "restorer"
 
+    @checkpoints.recorded("base")
     def __init__(
         self,
         base: Base | StoredBase,
@@ -100,21 +101,6 @@ class OneStepRestorer(TrainedRestorer):
         self.guidance = guidance
         self.negative_tokens = negative_tokens
         self.posterior = posterior
-        self.config: dict[str, Any] = {
-            "source": source,
-            "mapnet": mapnet.config,
-            "vae_rank": vae_rank,
-            "unet_rank": unet_rank,
-            "lora_alpha": lora_alpha,
-            "vae_layers": list(vae_layers),
-            "unet_layers": list(unet_layers),
-            "timestep": timestep,
-            "prompts": list(prompts),
-            "guidance": guidance,
-            "negative_tokens": negative_tokens,
-            "posterior": posterior,
-            "full": full,
-        }
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in self.parameters()) - trained
         log.info(

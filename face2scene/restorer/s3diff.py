@@ -55,6 +55,7 @@ class S3Diff(TrainedRestorer):
 
     kind = "s3diff"
 
+    @checkpoints.recorded("base")
     def __init__(
         self,
         base: Base,
@@ -106,24 +107,6 @@ class S3Diff(TrainedRestorer):
         self.prediction, self.clip = base.prediction, base.clip
         self.timestep, self.guidance, self.posterior = timestep, guidance, posterior
         self.latent_tile, self.latent_overlap = latent_tile, latent_overlap
-        self.config: dict[str, Any] = {
-            "source": source,
-            "score_net": score_net.config,
-            "vae_rank": vae_rank,
-            "unet_rank": unet_rank,
-            "lora_alpha": lora_alpha,
-            "vae_layers": list(vae_layers),
-            "unet_layers": list(unet_layers),
-            "timestep": timestep,
-            "prompts": list(prompts),
-            "guidance": guidance,
-            "latent_tile": latent_tile,
-            "latent_overlap": latent_overlap,
-            "num_frequencies": num_frequencies,
-            "posterior": posterior,
-            "start": start,
-            "train_scores": train_scores,
-        }
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         log.info("S3Diff: %.2f M weights trained, %d layers adapted.", trained / 1e6, len(vae_names + unet_names))
 

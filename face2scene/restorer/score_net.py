@@ -21,6 +21,9 @@ class ScoreNet(nn.Module):
     Shapes: picture (B, 3, H, W) in [0, 1], of any size -> scores (B, num_scores) in (0, 1).
     """
 
+    config: dict[str, Any]  # the arguments
+
+    @checkpoints.recorded()
     def __init__(
         self,
         *,
@@ -43,13 +46,6 @@ class ScoreNet(nn.Module):
                 nn.init.kaiming_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
                 layer.weight.data *= 0.1  # DEResNet's start
-        self.config: dict[str, Any] = {
-            "widths": list(widths),
-            "blocks": list(blocks),
-            "strides": list(strides),
-            "hidden": hidden,
-            "num_scores": num_scores,
-        }
 
     def forward(self, image: Tensor) -> Tensor:
         scores = []

@@ -18,6 +18,7 @@ class TrainedRestorer(nn.Module):
     """VAE and UNet of a base, parts of both trained; each restorer says what its file holds."""
 
     kind: ClassVar[str]  # of its file, see `checkpoints`
+    config: dict[str, Any]  # the arguments, the base apart
     vae: AutoencoderKL
     unet: UNet2DConditionModel
 
