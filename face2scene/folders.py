@@ -87,7 +87,7 @@ class Settings:
         """Of everything that decides what becomes of a picture, its own file apart."""
         people = {name: [path.name for path in paths] for name, paths in job.people.items()}
         stages = [getattr(pipeline.ref_fr, "name", "none"), type(pipeline.detector).__name__]
-        parts = [vars(self), pipeline.options, pipeline.fingerprint, stages, people, str(job.truth), job.box]
+        parts = [vars(self), vars(pipeline.options), pipeline.fingerprint, stages, people, str(job.truth), job.box]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -2,8 +2,8 @@
 
     scene -> faces -> whose they are -> each restored (Stage I) -> FaDeX -> MapNet's tokens -> one set, or one per place
 
-A scene without a usable face is measured by what stands in: see `Meter.fallback`. Every decision leaves its reason in
-the notes, which become the picture's line of the why-log.
+A scene without a usable face is measured by what stands in: see `PipelineOptions.fallback`. Every decision leaves its
+reason in the notes, which become the picture's line of the why-log.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from face2scene.faces.align import AlignmentError, crop, square_crop_box
 from face2scene.faces.detect import Found
 from face2scene.faces.identity import cosine
 from face2scene.fadex.encoder import MINIMUM_SIZE, FaDeX
-from face2scene.images import to_array
+from face2scene.images import COLOURS, to_array
 from face2scene.people import Finder, Known, Named, known_faces
 from face2scene.records import Box, DegradationTokens, Face, FacePair, Progress, Scene
 from face2scene.ref_fr import RefFR, StageOneError, face_pair
@@ -64,26 +64,56 @@ class Measurement:
         return self.readings[0].pair if self.readings and self.tokens.source == "pair" else None
 
 
+@dataclass(frozen=True)
+class PipelineOptions:
+    """Settings of the pipeline that are plain values; what a bundle keeps beside the weights.
+
+    Args:
+        tokens: whose (ours): of the `largest` usable face, the `mean` of all weighted by area, or for every tile
+            those of the `nearest` face, so that the restoration varies over the picture.
+        fallback: what stands in where no face can be used: the learned `null` tokens, or a `blind` estimate.
+        colour: `none`, `wavelet` or `adain`: alignment with the input (not public; see `images.align_colour`).
+        tile: pixels; a larger picture is restored in tiles. `auto` chooses by the free memory, None never tiles.
+        overlap: of the tiles, pixels.
+        statistics: of normalisation over tiles, `shared` or `tile`; see `restorer.tiling`.
+        largest_face: pixels; of a larger face the middle is measured, at its native scale (ours: attention over a
+            whole close-up costs more than it tells).
+        most_faces: of one scene, the largest first (ours).
+        most_tokens: of a measurement, coarse to fine, the first so many (an ablation of ours); None is all.
+        slack: by how much a damaged or restored face may resemble its person less than two good photos do (ours).
+
+    Raises:
+        ValueError: unknown tokens, fallback or colour.
+    """
+
+    tokens: str = "largest"
+    fallback: str = "null"
+    colour: str = "none"
+    tile: int | str | None = 512
+    overlap: int = 64
+    statistics: str = "shared"
+    largest_face: int = 256
+    most_faces: int = 8
+    most_tokens: int | None = None
+    slack: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name, known in (("tokens", POLICIES), ("fallback", FALLBACKS), ("colour", COLOURS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}: choose one of {', '.join(known)} (option pipeline.{name}).")
+
+
 class Meter:
-    """Measures scenes; the pipeline's constructor has the usual settings.
+    """Measures scenes.
 
     Args:
         restorer: turns FaDeX's map into tokens; an S3Diff takes none.
         fadex: the degradation encoder.
         ref_fr: Stage I; None measures no face.
         detector: finds faces; None knows of none but a given box.
-        policy: whose tokens (ours): of the `largest` usable face, the `mean` of all weighted by area, or for every
-            tile those of the `nearest` face, so that the restoration varies over the picture.
-        fallback: what stands in where no face can be used: the learned `null` tokens, or a `blind` estimate.
-        largest_face: pixels; of a larger face the middle is measured, at its native scale (ours: attention over a
-            whole close-up costs more than it tells).
-        most_faces: of one scene, the largest first (ours).
-        most_tokens: of a measurement, coarse to fine, the first so many (an ablation of ours); None is all.
-        slack: by how much a damaged or restored face may resemble its person less than two good photos do (ours).
+        options: those of the pipeline; its tiles and colours are not read here.
         first_pass: restores a square (1, 3, h, w) with given tokens, for the blind estimate.
-
-    Raises:
-        ValueError: an unknown policy or fallback.
     """
 
     def __init__(
@@ -92,24 +122,11 @@ class Meter:
         fadex: FaDeX,
         ref_fr: RefFR | None,
         detector: Finder | None,
-        *,
-        policy: str,
-        fallback: str,
-        largest_face: int,
-        most_faces: int,
-        most_tokens: int | None,
-        slack: float,
+        options: PipelineOptions,
         first_pass: Callable[[Tensor, Tensor], Tensor],
     ):
-        if policy not in POLICIES:
-            raise ValueError(f"tokens is {policy!r}: choose one of {', '.join(POLICIES)} (option pipeline.tokens).")
-        if fallback not in FALLBACKS:
-            raise ValueError(f"fallback is {fallback!r}: choose one of {', '.join(FALLBACKS)} (pipeline.fallback).")
         self.restorer, self.fadex, self.ref_fr, self.detector = restorer, fadex, ref_fr, detector
-        self.policy, self.fallback = policy, fallback
-        self.largest_face, self.most_faces, self.slack = largest_face, most_faces, slack
-        self.most_tokens = most_tokens
-        self.first_pass = first_pass
+        self.options, self.first_pass = options, first_pass
         self._photos: dict[Path, Face | str] = {}  # reference photos, each read once
 
     @torch.inference_mode()
@@ -141,7 +158,7 @@ class Meter:
         if box is None:
             by_face = [(face, one.person) for face, one in zip(faces, named, strict=True)]
             # Whom the references show comes first; a stranger is as damaged as a friend.
-            places = sorted(by_face[: self.most_faces], key=lambda place: place[1] is None)
+            places = sorted(by_face[: self.options.most_faces], key=lambda place: place[1] is None)
         readings: list[Reading] = []
         refused: list[str] = []
         for number, (face, person) in enumerate(places):
@@ -151,7 +168,7 @@ class Meter:
             except (StageOneError, AlignmentError) as error:
                 refused.append(str(error).rstrip("."))
                 continue
-            if self.policy == "largest":
+            if self.options.tokens == "largest":
                 break
         notes["seconds_ref_fr"] = round(perf_counter() - start - notes.get("seconds_tokens", 0.0), 3)
         if not readings:
@@ -176,7 +193,7 @@ class Meter:
             progress("faces", 0, 1)
             faces = self.detector.find(to_array(scene.image))
         people = known_faces(scene, self.detector if faces else None, self._photos)
-        matches = people.match(faces, self.slack)
+        matches = people.match(faces, self.options.slack)
         notes: dict[str, Any] = {"warnings": [*people.warnings, *matches.warnings]}
         notes["faces"] = [described(face, one) for face, one in zip(faces, matches.of, strict=True)]
         notes["seconds_faces"] = round(perf_counter() - start, 3)
@@ -194,7 +211,7 @@ class Meter:
         notes: dict[str, Any],
     ) -> Reading:
         whole = square_crop_box(box or face.box, tuple(scene.image.shape[-2:]))
-        square = _middle(whole, self.largest_face)
+        square = _middle(whole, self.options.largest_face)
         points = face.landmarks_5 if face is not None else upright_points(whole)
         given = {"references": people.files(person), "truth": truth, "landmarks": points, "rng": rng}
         pair = face_pair(self.ref_fr, scene.image, square, **given)
@@ -213,7 +230,7 @@ class Meter:
         return Reading(pair, features.cpu(), tokens, face, person)
 
     def _tokens(self, features: Tensor | None) -> Tensor:
-        return self.restorer.tokens(features, 1)[:, : self.most_tokens]
+        return self.restorer.tokens(features, 1)[:, : self.options.most_tokens]
 
     def _check_identity(self, scene: Scene, face: Face, person: str | None, pair: FacePair, people: Known) -> None:
         # Stage I may hallucinate: a face that no longer looks like its person measures an imagined damage.
@@ -229,7 +246,7 @@ class Meter:
         if restored.identity is None:
             return
         near = max(cosine(restored, other) for other in theirs)
-        needed = self.detector.same_threshold - self.slack
+        needed = self.detector.same_threshold - self.options.slack
         if near < needed:
             raise StageOneError(
                 f"what Stage I made of it resembles {person or 'the references'} by {near:.3f} only, and "
@@ -239,7 +256,7 @@ class Meter:
     def _joined(self, readings: Sequence[Reading]) -> DegradationTokens:
         tokens = torch.cat([reading.tokens for reading in readings])
         boxes = [reading.pair.box for reading in readings]
-        if self.policy == "nearest":
+        if self.options.tokens == "nearest":
             places = tuple(((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in boxes)
             return DegradationTokens(tokens, "pair", places)
         area = tokens.new_tensor([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes])
@@ -247,7 +264,7 @@ class Meter:
 
     def _instead(self, scene: Scene, reason: str, faces: Sequence[Face], notes: dict[str, Any]) -> Measurement:
         notes["no_pair"] = reason
-        if self.fallback == "blind" and min(scene.image.shape[-2:]) >= MINIMUM_SIZE:
+        if self.options.fallback == "blind" and min(scene.image.shape[-2:]) >= MINIMUM_SIZE:
             start = perf_counter()
             readings = self._blind(scene.image, faces)
             notes["seconds_tokens"] = round(perf_counter() - start, 3)
@@ -266,8 +283,8 @@ class Meter:
         # on six held-out pictures of the quickstart 26.15 dB and LPIPS 0.211, the null tokens 26.18 and 0.205, the
         # face pair 26.22 and 0.204. So it is an option and not the default.
         size = tuple(image.shape[-2:])
-        boxes = [_middle(square_crop_box(face.box, size), self.largest_face) for face in faces[:4]]
-        boxes = boxes or telling_squares(image, min(self.largest_face, *size), 4)
+        boxes = [_middle(square_crop_box(face.box, size), self.options.largest_face) for face in faces[:4]]
+        boxes = boxes or telling_squares(image, min(self.options.largest_face, *size), 4)
         readings = []
         for box in boxes:
             degraded = crop(image, box)

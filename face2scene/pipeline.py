@@ -11,7 +11,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from face2scene import bundle
 from face2scene.fadex.encoder import FaDeX
-from face2scene.images import COLOURS, align_colour, to_tensor
+from face2scene.images import align_colour, to_tensor
 from face2scene.inputs import Picture, References, as_photo, enlarged, name_of
-from face2scene.measure import Measurement, Meter, silent
+from face2scene.measure import Measurement, Meter, PipelineOptions, silent
 from face2scene.memory import peak_memory
 from face2scene.people import Finder
 from face2scene.photos import MAX_PIXELS, Photo
@@ -49,11 +49,7 @@ class Face2ScenePipeline:
         fadex: the degradation encoder.
         ref_fr: Stage I; None restores every scene without a face pair.
         detector: finds faces; None also leads to the fallback, unless a box is given.
-        tokens, fallback, largest_face, most_faces, most_tokens, slack: see `measure.Meter`.
-        colour: `none`, `wavelet` or `adain`: alignment with the input (not public; see `images.align_colour`).
-        tile: pixels; a larger picture is restored in tiles. `auto` chooses by the free memory, None never tiles.
-        overlap: of the tiles, pixels.
-        statistics: of normalisation over tiles, `shared` or `tile`; see `restorer.tiling`.
+        options: fields of `measure.PipelineOptions`.
     """
 
     def __init__(
@@ -63,36 +59,13 @@ class Face2ScenePipeline:
         *,
         ref_fr: RefFR | None = None,
         detector: Finder | None = None,
-        tokens: str = "largest",
-        fallback: str = "null",
-        colour: str = "none",
-        tile: int | str | None = 512,
-        overlap: int = 64,
-        statistics: str = "shared",
-        largest_face: int = 256,
-        most_faces: int = 8,
-        most_tokens: int | None = None,
-        slack: float = 0.05,
         device: str | torch.device = "cpu",
+        **options: Any,
     ):
         self.restorer, self.fadex = restorer.merged(), fadex.eval()
-        self.meter = Meter(
-            self.restorer,
-            self.fadex,
-            ref_fr,
-            detector,
-            policy=tokens,
-            fallback=fallback,
-            largest_face=largest_face,
-            most_faces=most_faces,
-            most_tokens=most_tokens,
-            slack=slack,
-            first_pass=self._first_pass,
-        )
-        if colour not in COLOURS:
-            raise ValueError(f"colour is {colour!r}: choose one of {', '.join(COLOURS)} (option pipeline.colour).")
-        self.colour = colour
-        self.enable_tiling(tile, overlap, statistics)
+        self.options = PipelineOptions(**options)
+        self.meter = Meter(self.restorer, self.fadex, ref_fr, detector, self.options, self._first_pass)
+        self.enable_tiling(self.options.tile, self.options.overlap, self.options.statistics)
         self._references = References()
         self._offloaded = False
         self.to(device)
@@ -141,23 +114,8 @@ class Face2ScenePipeline:
 
         Stage I and the detector are named in the card and not written.
         """
-        bundle.write(folder, self.restorer, self.fadex, self.options, ref_fr=self.ref_fr, detector=self.detector)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Of the constructor, Stage I, the detector and the device apart."""
-        return {
-            "tokens": self.meter.policy,
-            "fallback": self.meter.fallback,
-            "largest_face": self.meter.largest_face,
-            "most_faces": self.meter.most_faces,
-            "most_tokens": self.meter.most_tokens,
-            "slack": self.meter.slack,
-            "colour": self.colour,
-            "tile": self.tile,
-            "overlap": self.overlap,
-            "statistics": self.statistics,
-        }
+        options = asdict(self.options)
+        bundle.write(folder, self.restorer, self.fadex, options, ref_fr=self.ref_fr, detector=self.detector)
 
     files: tuple[Path, ...] = ()  # where the weights came from
 
@@ -209,8 +167,8 @@ class Face2ScenePipeline:
         self, tile: int | str | None = 512, overlap: int = 64, statistics: str = "shared"
     ) -> "Face2ScenePipeline":
         """Restore pictures that are larger than `tile` in tiles, see `restorer.tiling`."""
-        self.tile, self.overlap, self.statistics = tile, overlap, statistics
         TilePlan.of((1, 1), self.restorer, tile=tile, overlap=overlap, statistics=statistics)  # refuses what cannot be
+        self.options = replace(self.options, tile=tile, overlap=overlap, statistics=statistics)
         return self
 
     def disable_tiling(self) -> "Face2ScenePipeline":
@@ -333,9 +291,8 @@ class Face2ScenePipeline:
         """
         start = perf_counter()
         image = scene.image[None]
-        plan = TilePlan.of(
-            image.shape[-2:], self.restorer, tile=self.tile, overlap=self.overlap, statistics=self.statistics
-        )
+        tiles = {name: getattr(self.options, name) for name in ("tile", "overlap", "statistics")}
+        plan = TilePlan.of(image.shape[-2:], self.restorer, **tiles)
         strengths = [self.restorer.guidance if guidance is None else guidance for guidance in guidances]
         outputs = restore_at(
             self.restorer,
@@ -349,7 +306,7 @@ class Face2ScenePipeline:
             progress=None if progress is silent else progress,  # then a bar over the tiles is shown
         )
         for guidance, output in zip(strengths, outputs, strict=True):
-            aligned = align_colour(output, image, self.colour)[0]
+            aligned = align_colour(output, image, self.options.colour)[0]
             notes = measurement.notes | {
                 "width": image.shape[-1],
                 "height": image.shape[-2],
@@ -357,7 +314,7 @@ class Face2ScenePipeline:
                 "ref_fr": getattr(self.ref_fr, "name", "none"),
                 "guidance": guidance,
                 "tiles": plan.notes,
-                "colour": self.colour,
+                "colour": self.options.colour,
                 "seconds_restore": round(perf_counter() - start, 3),
                 "peak_memory_mib": peak_memory(self.device) // 2**20,
             }

@@ -27,6 +27,11 @@ def main(cfg: DictConfig) -> None:
     """Build the parts, then run the shared loop."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = cfg.train.restorer
+    if "leaks" in settings:
+        raise ValueError(
+            "train.restorer.leaks is no longer an option: gradients of one phase never reach the weights of another. "
+            "Leave it out; train.restorer.order=published is still S3Diff's order of steps."
+        )
     torch.manual_seed(cfg.seed)
     shard_from = sharded.taken_over()
     accelerator = Accelerator(
@@ -63,7 +68,7 @@ def main(cfg: DictConfig) -> None:
         critic=Critic(load_features(critic.pop("features")), **critic) if critic else None,
         **settings.loss,
         **{name: settings[name] for name in ("lr", "tokens_lr", "weight_decay")},
-        **{name: settings[name] for name in ("order", "leaks", "posterior", "ema")},
+        **{name: settings[name] for name in ("order", "posterior", "ema")},
         device=accelerator.device,
         about={"run": cfg.name, "data": cfg.data.name, "ref_fr": ref_fr.name},
     )

@@ -8,17 +8,18 @@ import torch
 from torch.nn import functional as F
 from transformers import CLIPTextConfig
 
-from face2scene.eval.complexity import SD_VAE, SDXL
+from face2scene.eval.complexity import SDXL
 from face2scene.images import write_png
 from face2scene.ref_fr.base import in_bytes
 from face2scene.ref_fr.faceme import FaceMe
+from face2scene.restorer.random_base import SD_TURBO
 
 # stabilityai/stable-diffusion-xl-base-1.0, which RealVisXL is tuned from; its ControlNet is `SDXL` as it stands
 SDXL_UNET = SDXL | {
     "sample_size": 128,
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
 }
-SDXL_VAE = SD_VAE | {"scaling_factor": 0.13025}
+SDXL_VAE = {**SD_TURBO["vae"], "sample_size": 1024, "scaling_factor": 0.13025}
 
 
 def tiny(**settings) -> FaceMe:

@@ -185,7 +185,7 @@ def test_a_saved_pipeline_needs_no_base_and_restores_the_same(files, photos, tmp
     again = Face2ScenePipeline.from_pretrained(tmp_path / "saved", ref_fr=Copy(), detector=OneFace())
     assert again.options == pipeline.options
     torch.testing.assert_close(again(scene(photos)).image, before.image)
-    assert Face2ScenePipeline.from_pretrained(tmp_path / "saved", tile=None).tile is None
+    assert Face2ScenePipeline.from_pretrained(tmp_path / "saved", tile=None).options.tile is None
     with pytest.raises(FileNotFoundError, match=r"no restorer\.safetensors and no fadex\.safetensors"):
         Face2ScenePipeline.from_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="could not be had from the hub"):

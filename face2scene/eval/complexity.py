@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from face2scene.eval.score import versions
@@ -25,18 +25,13 @@ from face2scene.fadex.encoder import FaDeX
 from face2scene.files import write_json
 from face2scene.mapnet import MapNet
 from face2scene.memory import release_freed_memory
+from face2scene.restorer.backbone import StoredBase
 from face2scene.restorer.one_step import OneStepRestorer
+from face2scene.restorer.random_base import SD_TURBO, networks
 from face2scene.runs import commit
 
-WIDTH = 1024  # of SD 2.1's text tokens
 FACE = 512  # side of the faces that FaceMe restores
 FACEME_STEPS = 50  # the released code's
-SD_VAE = {
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "block_out_channels": [128, 256, 512, 512],
-    "layers_per_block": 2,
-}
 SDXL = {  # what its UNet and its ControlNet have in common
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "block_out_channels": [320, 640, 1280],
@@ -79,22 +74,6 @@ class Stage:
     times: int = 1  # how often a restoration calls it
 
 
-class _ShapedBase:
-    """SD 2.1's networks and random text tokens, where no file holds them."""
-
-    prediction, clip = "epsilon", None
-
-    def __init__(self) -> None:
-        self.vae = AutoencoderKL(**SD_VAE).requires_grad_(False)
-        self.unet = UNet2DConditionModel(
-            cross_attention_dim=WIDTH, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True
-        ).requires_grad_(False)
-        self.alphas = torch.linspace(0.999, 0.00466, 1000, device="cpu")  # only its last value is used
-
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        return torch.randn(len(prompts), 77, WIDTH)
-
-
 def paper_models(
     device: str | torch.device, dtype: torch.dtype = torch.float32, ranks: tuple[int, int] = (16, 32)
 ) -> tuple[OneStepRestorer, FaDeX]:
@@ -105,7 +84,11 @@ def paper_models(
         ranks: of the LoRAs in VAE and UNet; (0, 0) is what is left to run once they are merged.
     """
     with torch.device("meta"):
-        restorer = OneStepRestorer(_ShapedBase(), MapNet(), vae_rank=ranks[0], unet_rank=ranks[1])
+        vae, unet, _ = networks(SD_TURBO)
+        alphas = torch.linspace(0.999, 0.00466, 1000, device="cpu")  # only its last value is used
+        text = torch.randn(2, 77, unet.config.cross_attention_dim)
+        base = StoredBase(vae.requires_grad_(False), unet.requires_grad_(False), text, alphas, "epsilon")
+        restorer = OneStepRestorer(base, MapNet(), vae_rank=ranks[0], unet_rank=ranks[1])
         fadex = FaDeX()
     restorer.eval(), fadex.eval()
     if torch.device(device).type != "meta":
@@ -240,7 +223,7 @@ def faceme_counts(steps: int = FACEME_STEPS) -> tuple[dict[str, Weights], dict[s
     with torch.device("meta"):
         up = ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]
         unet, controlnet = UNet2DConditionModel(**SDXL, up_block_types=up), ControlNetModel(**SDXL)
-        vae = AutoencoderKL(**SD_VAE)
+        vae = AutoencoderKL.from_config(dict(SD_TURBO["vae"]))
         noisy, context = torch.randn(2, 4, FACE // 8, FACE // 8), torch.randn(2, 77, 2048)
         added = {"text_embeds": torch.randn(2, 1280), "time_ids": torch.ones(2, 6)}
         face = torch.rand(1, 3, FACE, FACE)

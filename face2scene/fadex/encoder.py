@@ -16,46 +16,6 @@ from face2scene.checkpoints import fit, load_weights, recorded, save_weights
 MINIMUM_SIZE = 16  # pixels; stride 2 here and 2 in MapNet leave the 4 x 4 grid of tokens (supplement 4.3)
 
 
-class _LateStatistics:
-    """Batch norm whose running statistics stand still in `forward` and move in `settle_statistics`.
-
-    So a forward pass changes no state, can be repeated, and several accumulated batches count as one step.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        # With momentum 1 the two are overwritten by this batch's own statistics.
-        mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-        out = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
-        self.__dict__.setdefault("pending", []).append((mean, var))
-        return out
-
-    @torch.no_grad()
-    def settle(self) -> None:
-        pending = self.__dict__.pop("pending", [])
-        if pending:
-            means, variances = zip(*pending, strict=True)
-            self.running_mean.lerp_(torch.stack(means).mean(0), self.momentum)
-            self.running_var.lerp_(torch.stack(variances).mean(0), self.momentum)
-            self.num_batches_tracked += 1
-
-
-class _MapNorm(_LateStatistics, nn.BatchNorm2d):
-    pass
-
-
-class _VectorNorm(_LateStatistics, nn.BatchNorm1d):
-    pass
-
-
-def settle_statistics(module: nn.Module) -> None:
-    """Move the batch norms' running statistics by what the forward passes since the last call have seen."""
-    for part in module.modules():
-        if isinstance(part, _LateStatistics):
-            part.settle()
-
-
 class FaDeX(nn.Module):
     """Tells how a picture was damaged from one face of it, seen restored and as it is (supplement 2.1).
 
@@ -112,12 +72,12 @@ class FaDeX(nn.Module):
         width = 6 if inputs == "pair" else 3
         for out, stride in zip(widths, strides, strict=True):
             # No bias: the norm behind it would take it away again.
-            layers += [nn.Conv2d(width, out, 3, stride, 1, bias=False), _MapNorm(out), nn.LeakyReLU(slope)]
+            layers += [nn.Conv2d(width, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.LeakyReLU(slope)]
             width = out
         self.body = nn.Sequential(*layers)
         self.head = nn.Sequential(
             nn.Linear(width, embedding),
-            *([_VectorNorm(embedding)] if head_norm else []),
+            *([nn.BatchNorm1d(embedding)] if head_norm else []),
             nn.LeakyReLU(slope),
             nn.Linear(embedding, embedding),
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from face2scene.fadex.encoder import FaDeX, settle_statistics
+from face2scene.fadex.encoder import FaDeX
 from face2scene.fadex.moco import Contrast
 
 
@@ -82,7 +82,6 @@ def refitted(
             contrast.loss(mean_over_positives=True).backward()
             optimizer.step()
             schedule.step()
-            settle_statistics(head)
 
     with torch.no_grad():  # the first layer takes over what made the features standard
         first: nn.Linear = head[0]

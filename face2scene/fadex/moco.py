@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from face2scene.fadex.encoder import FaDeX, settle_statistics
+from face2scene.fadex.encoder import FaDeX
 
 NOBODY = -1  # the label of a slot that was never filled
 
@@ -80,8 +80,8 @@ class KeyQueue(nn.Module):
 class MoCo(nn.Module):
     """Pulls together what one operator did to different faces, and pushes away what other operators did.
 
-    `forward` changes nothing, so it can run twice, under gradient checkpointing, or in a test. State moves
-    only in `advance`, once per optimiser step: running statistics, key encoder, queue.
+    `forward` moves the running statistics of the batch norms in training mode, and nothing else. Key encoder and queue
+    move only in `advance`, once per optimiser step.
 
     Args:
         encoder: the query encoder; the key encoder starts as its copy.
@@ -154,12 +154,11 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def advance(self, keys: Tensor, labels: Tensor) -> None:
-        """After an optimiser step: settle statistics, move the key encoder, store the step's keys.
+        """After an optimiser step: move the key encoder, store the step's keys.
 
         Args:
             keys, labels: of every accumulated batch of every process, in one order everywhere.
         """
-        settle_statistics(self)
         for slow, fast in zip(self.key.parameters(), self.query.parameters(), strict=True):
             slow.lerp_(fast, 1 - self.momentum)
         self.queue.push(keys, labels)

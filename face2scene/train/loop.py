@@ -38,8 +38,6 @@ class Phase:
         model: holds the weights; after preparation it is the wrapped one, and `losses` must call that.
         optimizer: over the weights of `model` that require gradients.
         losses: batch to weighted terms (scalars); their sum is minimised.
-        leaks: its gradients also reach the weights of other phases that its losses pass through, and wait there for
-            those phases' next step. No method asks for it; S3Diff's published loop does it.
         shards: its model is worth spreading over the processes where that is asked for (FSDP); others are copied.
     """
 
@@ -47,7 +45,6 @@ class Phase:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     losses: Callable[[Any], dict[str, Tensor]]
-    leaks: bool = False
     shards: bool = False
     weights: list[nn.Parameter] = field(init=False)  # a list: it is read on every step
 
@@ -170,7 +167,7 @@ def step(task: Task, batch: Any, accelerator: Accelerator, max_norm: float) -> d
     report = {}
     with accelerator.accumulate(*{id(phase.model): phase.model for phase in task.phases}.values()):
         for phase in task.phases:
-            with nullcontext() if phase.leaks else only(phase, task.phases):
+            with only(phase, task.phases):
                 terms = phase.losses(batch)
                 total = torch.stack(list(terms.values())).sum()
                 accelerator.backward(total)

@@ -57,8 +57,6 @@ class RestorerTask:
         gan_weight: of all adversarial losses, the critic's too, as in S3Diff.
         real_target: what a real picture is to be called; S3Diff's is 0.8.
         order: `one_forward` or `published`.
-        leaks: the generator's adversarial gradients also reach the critic and are applied in its next step, as in
-            S3Diff's published code; a mistake there, and kept for a comparison.
         posterior: `sample` (S3Diff's) from the VAE's posterior, seeded per picture, or its `mean`.
         ema: decay of an average of the trained weights, which is then what is validated and exported; None keeps none.
         about: goes into the header of the exported weights.
@@ -87,7 +85,6 @@ class RestorerTask:
         gan_weight: float = 0.5,
         real_target: float = 0.8,
         order: Literal["one_forward", "published"] = "one_forward",
-        leaks: bool = False,
         posterior: Literal["sample", "mean"] = "sample",
         ema: float | None = None,
         device: torch.device,
@@ -124,13 +121,13 @@ class RestorerTask:
             judge = torch.optim.AdamW(heads, lr=critic_lr or lr, weight_decay=weight_decay)
             if order == "one_forward":
                 self.phases = [
-                    Phase("generator", step, optimizer, self._reconstruct_and_fool, leaks=leaks, shards=True),
+                    Phase("generator", step, optimizer, self._reconstruct_and_fool, shards=True),
                     Phase("critic", critic, judge, self._tell),
                 ]
             else:
                 self.phases = [
                     Phase("generator", step, optimizer, self._reconstruct, shards=True),
-                    Phase("adversary", step, optimizer, self._fool, leaks=leaks, shards=True),
+                    Phase("adversary", step, optimizer, self._fool, shards=True),
                     Phase("critic_real", critic, judge, self._tell_real),
                     Phase("critic_made", critic, judge, self._tell_made),
                 ]
