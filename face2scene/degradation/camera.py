@@ -8,6 +8,7 @@ import io
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from face2scene.degradation import checks
 from face2scene.degradation.bands import room
+from face2scene.degradation.checks import Checked, Number
 from face2scene.degradation.operators import Size
 from face2scene.degradation.psf import convolve
 from face2scene.images import to_bytes, to_tensor
@@ -25,7 +27,7 @@ MAX_WEBP_SIDE = 16383  # the format's own limit
 
 
 @dataclass(frozen=True)
-class MotionBlur:
+class MotionBlur(Checked):
     """Hand shake: the mean, in linear light, of the picture shifted along a path during the exposure.
 
     With t from -1/2 to 1/2, the path is `length_px` t along its direction and
@@ -39,18 +41,11 @@ class MotionBlur:
         tremor_turns: swings within the exposure; a hand makes about 10 a second.
     """
 
-    length_px: float
-    theta_rad: float = 0.0
-    bend_px: float = 0.0
-    tremor_px: float = 0.0
-    tremor_turns: float = 1.0
-
-    def __post_init__(self) -> None:
-        checks.number(self, "length_px", 0, 200)
-        checks.number(self, "theta_rad", -math.pi, math.pi)
-        checks.number(self, "bend_px", -100, 100)
-        checks.number(self, "tremor_px", 0, 50)
-        checks.number(self, "tremor_turns", 0, 20)
+    length_px: Annotated[float, checks.LENGTH_PX]
+    theta_rad: Annotated[float, checks.ANGLE] = 0.0
+    bend_px: Annotated[float, Number(-100, 100)] = 0.0
+    tremor_px: Annotated[float, checks.TREMOR_PX] = 0.0
+    tremor_turns: Annotated[float, checks.TURNS] = 1.0
 
     def path(self, moments: int) -> Tensor:
         """(moments, 2) float64: right and down in pixels, at evenly spaced moments of the exposure."""
@@ -88,7 +83,7 @@ class MotionBlur:
 
 
 @dataclass(frozen=True)
-class SensorNoise:
+class SensorNoise(Checked):
     """Noise of a sensor in linear light: variance `shot` times the light plus `read` squared, white being 1.
 
     Red and blue are recorded weaker than green and amplified by the white balance, and their noise with them: with the
@@ -100,22 +95,16 @@ class SensorNoise:
         red_gain, blue_gain: of the white balance, green being 1; 0.2 to 5.
     """
 
-    shot: float
-    read: float
-    red_gain: float = 1.0
-    blue_gain: float = 1.0
+    shot: Annotated[float, checks.SHARE]
+    read: Annotated[float, checks.SHARE]
+    red_gain: Annotated[float, checks.GAIN] = 1.0
+    blue_gain: Annotated[float, checks.GAIN] = 1.0
 
     # Our setting for a phone of the 2020s whose small pixels are read in groups: white is 5000 electrons at ISO 100,
     # and in proportion fewer above, read with an error of 1.2 electrons. ISO 800 to 3200 then lie inside the ranges
     # that Brooks et al. (Unprocessing Images for Learned Raw Denoising, 2019) fitted to the Darmstadt set's cameras.
     WHITE_ELECTRONS_ISO_100 = 5000
     READ_ELECTRONS = 1.2
-
-    def __post_init__(self) -> None:
-        checks.number(self, "shot", 0, 1)
-        checks.number(self, "read", 0, 1)
-        checks.number(self, "red_gain", 0.2, 5)
-        checks.number(self, "blue_gain", 0.2, 5)
 
     @classmethod
     def at_iso(cls, iso: float, *, red_gain: float = 1.0, blue_gain: float = 1.0) -> "SensorNoise":
@@ -141,13 +130,10 @@ class SensorNoise:
 
 
 @dataclass(frozen=True)
-class Webp:
+class Webp(Checked):
     """A round trip through libwebp, lossy, at `quality` 1 to 100."""
 
-    quality: int
-
-    def __post_init__(self) -> None:
-        checks.whole(self, "quality", 1, 100)
+    quality: Annotated[int, checks.QUALITY]
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
         if not features.check("webp"):

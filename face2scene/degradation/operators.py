@@ -5,13 +5,14 @@ noise.py and jpeg.py.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
 
 from face2scene.degradation import checks, jpeg, kernels, noise
+from face2scene.degradation.checks import Checked, Number, OneOf
 from face2scene.degradation.convolve import convolve
 from face2scene.degradation.resize import MODES, resize
 
@@ -30,55 +31,57 @@ class Operator(Protocol):
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor: ...
 
 
+class OfFamily(Checked):
+    """An operator whose kernels are of one of `kernels.FAMILIES`; what a family does not have is left out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rounded, shaped = kernels.is_round(self.family), kernels.has_shape(self.family)
+        needed = {"sigma_y": not rounded, "theta_rad": not rounded, "beta": shaped}
+        for name, _, check in checks.declared(type(self)):
+            if needed.get(name):
+                check(self, name)
+            elif name in needed and getattr(self, name) is not None:
+                checks.refuse(self, name, f"left out for the family {self.family!r}")
+
+    def scaled_kernel(self, width: float) -> Tensor:
+        """The kernel of `width` times the sigmas: (size, size) float64, sum 1."""
+        sigma_y = self.sigma_x if self.sigma_y is None else self.sigma_y
+        beta = 1.0 if self.beta is None else self.beta
+        return kernels.bivariate(
+            self.family, self.size, width * self.sigma_x, width * sigma_y, self.theta_rad or 0.0, beta
+        )
+
+
 @dataclass(frozen=True)
-class Blur:
+class Blur(OfFamily):
     """Blur by one kernel of `kernels.FAMILIES`, mirrored at the border.
 
     `sigma_x`, `sigma_y` in pixels, `theta_rad` the direction of x, `beta` the exponent of the generalised and
     plateau families. What a family does not have is left out.
     """
 
-    family: str
-    size: int
-    sigma_x: float
-    sigma_y: float | None = None
-    theta_rad: float | None = None
-    beta: float | None = None
-
-    def __post_init__(self) -> None:
-        checks.one_of(self, "family", kernels.FAMILIES)
-        checks.odd(self, "size")
-        checks.number(self, "sigma_x", 0, 100)
-        if kernels.is_round(self.family):
-            checks.absent(self, "sigma_y", "theta_rad")
-        else:
-            checks.number(self, "sigma_y", 0, 100)
-            checks.number(self, "theta_rad", -math.pi, math.pi)
-        if kernels.has_shape(self.family):
-            checks.number(self, "beta", 0.1, 16)
-        else:
-            checks.absent(self, "beta")
+    family: Annotated[str, checks.FAMILY]
+    size: Annotated[int, checks.ODD_SIDE]
+    sigma_x: Annotated[float, checks.SIGMA_PX]
+    sigma_y: Annotated[float | None, checks.SIGMA_PX] = None
+    theta_rad: Annotated[float | None, checks.ANGLE] = None
+    beta: Annotated[float | None, checks.BETA] = None
 
     def kernel(self) -> Tensor:
         """(size, size) float64, sum 1."""
-        sigma_y = self.sigma_x if self.sigma_y is None else self.sigma_y
-        beta = 1.0 if self.beta is None else self.beta
-        return kernels.bivariate(self.family, self.size, self.sigma_x, sigma_y, self.theta_rad or 0.0, beta)
+        return self.scaled_kernel(1.0)
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
         return convolve(image, self)
 
 
 @dataclass(frozen=True)
-class Sinc:
+class Sinc(Checked):
     """Circular low-pass filter: rings at edges, as sharpening and resampling in cameras and viewers do."""
 
-    cutoff_rad: float  # radians per pixel, pi is the grid's limit
-    size: int
-
-    def __post_init__(self) -> None:
-        checks.number(self, "cutoff_rad", 0.01, math.pi)
-        checks.odd(self, "size")
+    cutoff_rad: Annotated[float, Number(0.01, math.pi)]  # radians per pixel, pi is the grid's limit
+    size: Annotated[int, checks.ODD_SIDE]
 
     def kernel(self) -> Tensor:
         """(size, size) float64, sum 1, with negative lobes."""
@@ -89,7 +92,7 @@ class Sinc:
 
 
 @dataclass(frozen=True)
-class Resize:
+class Resize(Checked):
     """Resize to `factor` times the sides of the picture the recipe started from, rounded down.
 
     Relative to the start and not to the previous step, as in Real-ESRGAN, so that rounding does not add up.
@@ -102,17 +105,10 @@ class Resize:
     one pixel of the small picture at the far border. Only bilinear and bicubic without antialias know it.
     """
 
-    factor: float
-    mode: str = "bicubic"
+    factor: Annotated[float, Number(1 / 64, 8)]
+    mode: Annotated[str, OneOf(MODES)] = "bicubic"
     antialias: bool = True
-    by_factor: bool | None = None  # None is False, and what stored recipes say of it
-
-    def __post_init__(self) -> None:
-        checks.number(self, "factor", 1 / 64, 8)
-        checks.one_of(self, "mode", MODES)
-        checks.flag(self, "antialias")
-        if self.by_factor is not None:
-            checks.flag(self, "by_factor")
+    by_factor: Annotated[bool | None, checks.flag] = None  # None is False, and what stored recipes say of it
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
         return resize(image, self.target(image, size), self.mode, self.antialias, self.steps(image, size))
@@ -133,30 +129,22 @@ class Resize:
 
 
 @dataclass(frozen=True)
-class RestoreSize:
+class RestoreSize(Checked):
     """Back to the size of the picture the recipe started from; `mode` and `antialias` as in `Resize`."""
 
-    mode: str = "bicubic"
+    mode: Annotated[str, OneOf(MODES)] = "bicubic"
     antialias: bool = True
-
-    def __post_init__(self) -> None:
-        checks.one_of(self, "mode", MODES)
-        checks.flag(self, "antialias")
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
         return resize(image, size or tuple(image.shape[-2:]), self.mode, self.antialias)
 
 
 @dataclass(frozen=True)
-class GaussianNoise:
+class GaussianNoise(Checked):
     """White noise of `sigma` grey levels (of 255); `grey` puts the same on all channels."""
 
-    sigma: float
+    sigma: Annotated[float, checks.GREY_LEVELS]
     grey: bool = False
-
-    def __post_init__(self) -> None:
-        checks.number(self, "sigma", 0, 255)
-        checks.flag(self, "grey")
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
         if self.sigma == 0:
@@ -167,7 +155,7 @@ class GaussianNoise:
 
 
 @dataclass(frozen=True)
-class PoissonNoise:
+class PoissonNoise(Checked):
     """Shot noise as Real-ESRGAN has it: the noise of a photon count, times `scale`.
 
     Intensity is read in 8-bit steps; white counts as many photons as the picture has different levels,
@@ -175,12 +163,8 @@ class PoissonNoise:
     gradient passes the noise by.
     """
 
-    scale: float
+    scale: Annotated[float, checks.SHOT_SCALE]
     grey: bool = False
-
-    def __post_init__(self) -> None:
-        checks.number(self, "scale", 0, 20)
-        checks.flag(self, "grey")
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
         if self.scale == 0:
@@ -191,7 +175,7 @@ class PoissonNoise:
 
 
 @dataclass(frozen=True)
-class Jpeg:
+class Jpeg(Checked):
     """A round trip through JPEG at `quality` 1 to 100, colour at half resolution (4:2:0).
 
     Attributes:
@@ -201,11 +185,11 @@ class Jpeg:
     """
 
     quality: float
-    codec: str = "libjpeg"
+    codec: Annotated[str, OneOf(jpeg.CODECS)] = "libjpeg"
 
     def __post_init__(self) -> None:
-        checks.one_of(self, "codec", jpeg.CODECS)
-        (checks.number if self.codec == "diffjpeg" else checks.whole)(self, "quality", 1, 100)
+        super().__post_init__()
+        replace(checks.QUALITY, whole=self.codec != "diffjpeg")(self, "quality")
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
         if self.codec != "libjpeg":

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from scipy.fft import next_fast_len
@@ -23,9 +24,9 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 from torch.nn import functional as F
 
-from face2scene.degradation import checks, kernels
+from face2scene.degradation import checks
 from face2scene.degradation.bands import room
-from face2scene.degradation.operators import Size
+from face2scene.degradation.operators import OfFamily, Size
 
 WIDTHS = 97  # at which the field's kernel is computed
 FASTEST_PX = 0.2  # a kernel on the pixel grid changes fastest with its width about there
@@ -35,7 +36,7 @@ TOLERANCE = 0.25 / 255  # the most that leaving principal kernels out may change
 
 
 @dataclass(frozen=True)
-class SpatialBlur:
+class SpatialBlur(OfFamily):
     """Blur by a kernel that is widest in the corner farthest from the optical centre.
 
     At the distance r from the optical centre, 1 being that corner, the widths are centre + (1 - centre) r^power times
@@ -53,34 +54,16 @@ class SpatialBlur:
         centre_x, centre_y: the optical centre as shares of width and height.
     """
 
-    family: str
-    size: int
-    sigma_x: float
-    centre: float
-    power: float = 2.0
-    centre_x: float = 0.5
-    centre_y: float = 0.5
-    sigma_y: float | None = None
-    theta_rad: float | None = None
-    beta: float | None = None
-
-    def __post_init__(self) -> None:
-        checks.one_of(self, "family", kernels.FAMILIES)
-        checks.odd(self, "size")
-        checks.number(self, "sigma_x", 0, 100)
-        checks.number(self, "centre", 0, 1)
-        checks.number(self, "power", 1, 8)
-        checks.number(self, "centre_x", 0, 1)
-        checks.number(self, "centre_y", 0, 1)
-        if kernels.is_round(self.family):
-            checks.absent(self, "sigma_y", "theta_rad")
-        else:
-            checks.number(self, "sigma_y", 0, 100)
-            checks.number(self, "theta_rad", -math.pi, math.pi)
-        if kernels.has_shape(self.family):
-            checks.number(self, "beta", 0.1, 16)
-        else:
-            checks.absent(self, "beta")
+    family: Annotated[str, checks.FAMILY]
+    size: Annotated[int, checks.ODD_SIDE]
+    sigma_x: Annotated[float, checks.SIGMA_PX]
+    centre: Annotated[float, checks.SHARE]
+    power: Annotated[float, checks.POWER] = 2.0
+    centre_x: Annotated[float, checks.SHARE] = 0.5
+    centre_y: Annotated[float, checks.SHARE] = 0.5
+    sigma_y: Annotated[float | None, checks.SIGMA_PX] = None
+    theta_rad: Annotated[float | None, checks.ANGLE] = None
+    beta: Annotated[float | None, checks.BETA] = None
 
     def kernel_at(self, x: float, y: float, aspect: float = 1.0) -> Tensor:
         """The kernel of one place: (size, size) float64, sum 1.
@@ -91,7 +74,7 @@ class SpatialBlur:
         """
         farthest = max(self.centre_x, 1 - self.centre_x) * aspect, max(self.centre_y, 1 - self.centre_y)
         distance = math.hypot((x - self.centre_x) * aspect, y - self.centre_y) / math.hypot(*farthest)
-        return self._kernel(self.centre + (1 - self.centre) * distance**self.power)
+        return self.scaled_kernel(self.centre + (1 - self.centre) * distance**self.power)
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
         mean, principal, tables = _taken_apart(self)
@@ -109,13 +92,6 @@ class SpatialBlur:
             ]
 
         return convolve(image, torch.cat([mean[None], principal]), weights, owner=self).clamp_(0, 1)
-
-    def _kernel(self, width: float) -> Tensor:
-        sigma_y = self.sigma_x if self.sigma_y is None else self.sigma_y
-        beta = 1.0 if self.beta is None else self.beta
-        return kernels.bivariate(
-            self.family, self.size, width * self.sigma_x, width * sigma_y, self.theta_rad or 0.0, beta
-        )
 
     def _squared_distances(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Of rows (H) and of columns (W): their sum is 0 at the optical centre and 1 at the corner farthest from it."""
@@ -198,7 +174,9 @@ def _taken_apart(field: SpatialBlur) -> tuple[Tensor, Tensor, Tensor]:
     offset = FASTEST_PX / max(field.sigma_x, field.sigma_y or 0, FASTEST_PX)
     low, high = math.log(field.centre + offset), math.log(1 + offset)
     marks = torch.linspace(low, high, WIDTHS, dtype=torch.float64)
-    sampled = torch.stack([field._kernel(width).flatten() for width in (marks.exp() - offset).clamp(0, 1).tolist()])
+    sampled = torch.stack(
+        [field.scaled_kernel(width).flatten() for width in (marks.exp() - offset).clamp(0, 1).tolist()]
+    )
     mean = sampled.mean(dim=0)
     rest = sampled - mean
     left, strength, right = torch.linalg.svd(rest, full_matrices=False)

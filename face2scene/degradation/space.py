@@ -3,14 +3,15 @@
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from face2scene.degradation import checks, jpeg, kernels
 from face2scene.degradation.camera import MotionBlur, SensorNoise, Webp
+from face2scene.degradation.checks import Checked, Number, OneOf, Pair
 from face2scene.degradation.operators import (
     MODES,
     Blur,
@@ -26,6 +27,7 @@ from face2scene.degradation.psf import SpatialBlur
 from face2scene.degradation.recipe import Recipe
 
 Range = tuple[float, float]
+Prob = Annotated[float, checks.Probability()]
 DIRECTIONS = ("up", "down", "keep")
 
 KERNEL_PROBS = {  # Real-ESRGAN's and S3Diff's
@@ -41,29 +43,9 @@ SMALL_SINC_BELOW = 13
 SMALL_SINC_RAD = (math.pi / 3, math.pi)
 LARGE_SINC_RAD = (math.pi / 5, math.pi)
 
-_LIMITS = {  # smallest and largest physical value, and whether only whole numbers exist
-    "kernel_sizes": (1, 255, True),
-    "blur_sigma": (0, 100, False),
-    "spatial_centre": (0, 1, False),
-    "spatial_power": (1, 8, False),
-    "motion_length": (0, 200, False),
-    "motion_bend": (0, 0.5, False),
-    "motion_tremor": (0, 50, False),
-    "motion_turns": (0, 20, False),
-    "beta_generalized": (0.1, 16, False),
-    "beta_plateau": (0.1, 16, False),
-    "resize_range": (1 / 16, 8, False),
-    "gaussian_sigma": (0, 255, False),
-    "poisson_scale": (0, 20, False),
-    "sensor_red_gain": (0.2, 5, False),
-    "sensor_blue_gain": (0.2, 5, False),
-    "jpeg_quality": (1, 100, True),
-    "webp_quality": (1, 100, True),
-}
-
 
 @dataclass(frozen=True, kw_only=True)
-class Space:
+class Space(Checked):
     """A distribution over recipes. Ranges are closed and uniform, probabilities in [0, 1]; defaults are
     S3Diff's.
 
@@ -109,88 +91,76 @@ class Space:
         ValueError: a range that is reversed or leaves what is physical, a probability outside [0, 1].
     """
 
-    scale: int = 4
-    no_degradation_prob: float = 0.01
+    scale: Annotated[int, Number(1, 16, whole=True)] = 4
+    no_degradation_prob: Prob = 0.01
     antialias: bool = False
     by_factor: bool = True
-    kernel_sizes: tuple[int, int] = (7, 21)
+    kernel_sizes: Annotated[tuple[int, int], Pair(checks.SIDE)] = (7, 21)
 
-    blur_prob: float = 1.0
+    blur_prob: Prob = 1.0
     kernel_probs: Mapping[str, float] = field(default_factory=KERNEL_PROBS.copy)
-    sinc_prob: float = 0.1
-    blur_sigma: Range = (0.2, 1.5)
-    beta_generalized: Range = (0.5, 2.0)
-    beta_plateau: Range = (1.0, 1.5)
+    sinc_prob: Prob = 0.1
+    blur_sigma: Annotated[Range, Pair(checks.SIGMA_PX)] = (0.2, 1.5)
+    beta_generalized: Annotated[Range, Pair(checks.BETA)] = (0.5, 2.0)
+    beta_plateau: Annotated[Range, Pair(checks.BETA)] = (1.0, 1.5)
     split_beta: bool = True
-    spatial_prob: float = 0.0
-    spatial_kernel_size: int = 21
-    spatial_centre: Range = (0.2, 0.6)
-    spatial_power: Range = (2.0, 2.0)
-    motion_prob: float = 0.0
-    motion_length: Range = (2.0, 16.0)
-    motion_bend: Range = (0.0, 0.2)
-    motion_tremor: Range = (0.0, 1.0)
-    motion_turns: Range = (0.5, 2.0)
+    spatial_prob: Prob = 0.0
+    spatial_kernel_size: Annotated[int, checks.ODD_SIDE] = 21
+    spatial_centre: Annotated[Range, Pair(checks.SHARE)] = (0.2, 0.6)
+    spatial_power: Annotated[Range, Pair(checks.POWER)] = (2.0, 2.0)
+    motion_prob: Prob = 0.0
+    motion_length: Annotated[Range, Pair(checks.LENGTH_PX)] = (2.0, 16.0)
+    motion_bend: Annotated[Range, Pair(Number(0, 0.5))] = (0.0, 0.2)
+    motion_tremor: Annotated[Range, Pair(checks.TREMOR_PX)] = (0.0, 1.0)
+    motion_turns: Annotated[Range, Pair(checks.TURNS)] = (0.5, 2.0)
     resize_probs: tuple[float, float, float] = (0.2, 0.7, 0.1)
-    resize_range: Range = (0.3, 1.5)
+    resize_range: Annotated[Range, Pair(Number(1 / 16, 8))] = (0.3, 1.5)
     resize_modes: tuple[str, ...] = MODES
     shrink_evenly: bool = False
-    noise_prob: float = 1.0
-    gaussian_prob: float = 0.5
-    gaussian_sigma: Range = (1.0, 15.0)
-    poisson_scale: Range = (0.05, 2.0)
-    grey_prob: float = 0.4
-    sensor_prob: float = 0.0
+    noise_prob: Prob = 1.0
+    gaussian_prob: Prob = 0.5
+    gaussian_sigma: Annotated[Range, Pair(checks.GREY_LEVELS)] = (1.0, 15.0)
+    poisson_scale: Annotated[Range, Pair(checks.SHOT_SCALE)] = (0.05, 2.0)
+    grey_prob: Prob = 0.4
+    sensor_prob: Prob = 0.0
     sensor_iso: tuple[float, ...] = (800, 1600, 3200)
-    sensor_red_gain: Range = (1.9, 2.4)
-    sensor_blue_gain: Range = (1.5, 1.9)
-    jpeg_prob: float = 1.0
-    jpeg_quality: tuple[int, int] = (60, 95)
-    jpeg_codec: str = "libjpeg"
+    sensor_red_gain: Annotated[Range, Pair(checks.GAIN)] = (1.9, 2.4)
+    sensor_blue_gain: Annotated[Range, Pair(checks.GAIN)] = (1.5, 1.9)
+    jpeg_prob: Prob = 1.0
+    jpeg_quality: Annotated[tuple[int, int], Pair(checks.QUALITY)] = (60, 95)
+    jpeg_codec: Annotated[str, OneOf(jpeg.CODECS)] = "libjpeg"
 
-    blur_prob2: float = 0.5
+    blur_prob2: Prob = 0.5
     kernel_probs2: Mapping[str, float] = field(default_factory=KERNEL_PROBS.copy)
-    sinc_prob2: float = 0.1
-    blur_sigma2: Range = (0.2, 1.0)
-    beta_generalized2: Range = (0.5, 2.0)
-    beta_plateau2: Range = (1.0, 1.5)
+    sinc_prob2: Prob = 0.1
+    blur_sigma2: Annotated[Range, Pair(checks.SIGMA_PX)] = (0.2, 1.0)
+    beta_generalized2: Annotated[Range, Pair(checks.BETA)] = (0.5, 2.0)
+    beta_plateau2: Annotated[Range, Pair(checks.BETA)] = (1.0, 1.5)
     resize_probs2: tuple[float, float, float] = (0.3, 0.4, 0.3)
-    resize_range2: Range = (0.6, 1.2)
-    noise_prob2: float = 1.0
-    gaussian_prob2: float = 0.5
-    gaussian_sigma2: Range = (1.0, 12.0)
-    poisson_scale2: Range = (0.05, 1.0)
-    grey_prob2: float = 0.4
-    jpeg_prob2: float = 1.0
-    jpeg_quality2: tuple[int, int] = (60, 100)
-    webp_prob2: float = 0.0
-    webp_quality2: tuple[int, int] = (50, 95)
-    final_sinc_prob: float = 0.8
+    resize_range2: Annotated[Range, Pair(Number(1 / 16, 8))] = (0.6, 1.2)
+    noise_prob2: Prob = 1.0
+    gaussian_prob2: Prob = 0.5
+    gaussian_sigma2: Annotated[Range, Pair(checks.GREY_LEVELS)] = (1.0, 12.0)
+    poisson_scale2: Annotated[Range, Pair(checks.SHOT_SCALE)] = (0.05, 1.0)
+    grey_prob2: Prob = 0.4
+    jpeg_prob2: Prob = 1.0
+    jpeg_quality2: Annotated[tuple[int, int], Pair(checks.QUALITY)] = (60, 100)
+    webp_prob2: Prob = 0.0
+    webp_quality2: Annotated[tuple[int, int], Pair(checks.QUALITY)] = (50, 95)
+    final_sinc_prob: Prob = 0.8
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            name, stem = entry.name, entry.name.removesuffix("2")
-            value = getattr(self, name)
-            if stem == "kernel_probs":
-                value = _shares(name, dict(value), kernels.FAMILIES)
-            elif stem == "resize_probs":
-                value = tuple(_shares(name, dict(zip(DIRECTIONS, value, strict=True)), DIRECTIONS).values())
-            elif stem.endswith("_prob"):
-                value = _probability(name, value)
-            elif stem in _LIMITS:
-                value = _range(name, value, *_LIMITS[stem])
-            elif name in ("resize_modes", "sensor_iso"):
-                value = tuple(value)
-            object.__setattr__(self, name, value)  # configs give lists, the same numbers become tuples
-        if not isinstance(self.scale, int) or not 1 <= self.scale <= 16:
-            raise ValueError(f"Space.scale is {self.scale!r}: it must be a whole number from 1 to 16.")
+        super().__post_init__()
+        for stage in ("", "2"):
+            families = _shares(f"kernel_probs{stage}", dict(getattr(self, f"kernel_probs{stage}")), kernels.FAMILIES)
+            given = dict(zip(DIRECTIONS, getattr(self, f"resize_probs{stage}"), strict=True))
+            directions = _shares(f"resize_probs{stage}", given, DIRECTIONS)
+            object.__setattr__(self, f"kernel_probs{stage}", families)
+            object.__setattr__(self, f"resize_probs{stage}", tuple(directions.values()))
+        for name in ("resize_modes", "sensor_iso"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # configs give lists
         if any(size % 2 == 0 for size in self.kernel_sizes):
             raise ValueError(f"Space.kernel_sizes is {self.kernel_sizes}: kernels have odd sides.")
-        checks.odd(self, "spatial_kernel_size")
-        checks.flag(self, "split_beta")
-        checks.flag(self, "by_factor")
-        checks.one_of(self, "jpeg_codec", jpeg.CODECS)
-        checks.flag(self, "shrink_evenly")
         if not self.resize_modes or set(self.resize_modes) - set(MODES):
             raise ValueError(
                 f"Space.resize_modes is {self.resize_modes}: it must be one or more of {', '.join(MODES)}."
@@ -334,24 +304,9 @@ def _one(rng: np.random.Generator, shares: Mapping[str, float]) -> str:
     return list(shares)[bisect_right(cumulative, rng.random() * cumulative[-1], hi=len(cumulative) - 1)]
 
 
-def _probability(name: str, value: float) -> float:
-    if isinstance(value, str | bool) or not 0 <= value <= 1:
-        raise ValueError(f"Space.{name} is {value!r}: it must be a number from 0 to 1.")
-    return float(value)
-
-
 def _shares(name: str, shares: dict[str, float], names: tuple[str, ...]) -> dict[str, float]:
     unknown = sorted(set(shares) - set(names))
     total = sum(shares.values())
     if unknown or any(not 0 <= share <= 1 for share in shares.values()) or abs(total - 1) > 1e-6:
         raise ValueError(f"Space.{name} is {shares}: it must give {', '.join(names)} shares that sum to 1.")
     return {key: float(share) / total for key, share in shares.items()}
-
-
-def _range(name: str, value: Range, low: float, high: float, whole: bool) -> Range:
-    kind = int if whole else float
-    limits = tuple(value)
-    if len(limits) != 2 or not low <= limits[0] <= limits[1] <= high or any(kind(v) != v for v in limits):
-        number = "whole numbers" if whole else "numbers"
-        raise ValueError(f"Space.{name} is {limits}: it must be two {number} in order, from {low:g} to {high:g}.")
-    return kind(limits[0]), kind(limits[1])
