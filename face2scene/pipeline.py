@@ -35,7 +35,7 @@ from face2scene.restorer.backbone import precision
 from face2scene.restorer.load import load_restorer
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.restorer.s3diff import S3Diff
-from face2scene.restorer.tiling import TilePlan, restore_at, restore_in_tiles
+from face2scene.restorer.tiling import TilePlan
 from face2scene.runs import seed_from
 
 log = logging.getLogger(__name__)
@@ -285,7 +285,7 @@ class Face2ScenePipeline:
         seed: int = 0,
         progress: Progress = silent,
     ) -> Iterator[Restoration]:
-        """`restore` at several guidances one after the other; what they share is done once (see `tiling.restore_at`).
+        """`restore` at several guidances one after the other; see `TrainedRestorer.restore_tiled` for what they share.
 
         The seconds of what is shared are counted to the first.
         """
@@ -294,8 +294,7 @@ class Face2ScenePipeline:
         tiles = {name: getattr(self.options, name) for name in ("tile", "overlap", "statistics")}
         plan = TilePlan.of(image.shape[-2:], self.restorer, **tiles)
         strengths = [self.restorer.guidance if guidance is None else guidance for guidance in guidances]
-        outputs = restore_at(
-            self.restorer,
+        outputs = self.restorer.restore_tiled(
             image,
             lambda box: measurement.tokens.near(box).to(self.device),
             plan,
@@ -323,6 +322,5 @@ class Face2ScenePipeline:
 
     def _first_pass(self, image: Tensor, tokens: Tensor) -> Tensor:
         plan = TilePlan.of(image.shape[-2:], self.restorer, tile=None)
-        return restore_in_tiles(
-            self.restorer, image, lambda box: tokens, plan, device=self.device, offload=self._offloaded
-        )
+        where = {"device": self.device, "offload": self._offloaded}
+        return next(self.restorer.restore_tiled(image, lambda box: tokens, plan, [self.restorer.guidance], **where))

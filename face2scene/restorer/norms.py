@@ -12,7 +12,8 @@ is the sampling. Sweeps over all tiles that correct the sampled statistics were 
 one layer grows in those behind it.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_MARGIN = 0.125  # of a square's side, on every side: what the zeros beyond the border have changed is not counted
+Core = tuple[float, float, float, float]  # left, top, right, bottom of what counts of a square, as shares of its side
 
 
 class SharedNorms:
@@ -35,9 +36,14 @@ class SharedNorms:
         self._statistics: dict[nn.GroupNorm, tuple[Tensor, Tensor]] = {}  # (V, G) mean and variance
 
     @contextmanager
-    def measuring(self, count: int) -> Iterator[None]:
-        """Inside, a batch of `count` squares for each variant is normalised together, and what is seen is kept."""
-        with self._instead({norm: partial(self._measure, norm, count) for norm in self.norms}):
+    def measuring(self, shares: Sequence[float], cores: Sequence[Core]) -> Iterator[None]:
+        """Inside, a batch of squares for each variant is normalised together, and what is seen is kept.
+
+        Args:
+            shares: how much of the picture each square stands for; they sum to 1.
+            cores: what counts of each square: beyond it the zeros outside the square have changed too much.
+        """
+        with self._instead({norm: partial(self._measure, norm, shares, cores) for norm in self.norms}):
             yield
 
     @contextmanager
@@ -56,20 +62,19 @@ class SharedNorms:
             for norm in forwards:
                 del norm.forward
 
-    def _measure(self, norm: nn.GroupNorm, count: int, x: Tensor) -> Tensor:
-        core = x
-        if x.dim() == 4:
-            height, width = x.shape[-2:]
-            top, left = int(height * _MARGIN), int(width * _MARGIN)
-            core = x[..., top : height - top, left : width - left]
-        # One square after the other, so that the float32 copy is small.
-        each = [
-            torch.var_mean(one.unflatten(0, (norm.num_groups, -1)).flatten(1).float(), 1, correction=0) for one in core
-        ]
-        variances, means = (torch.stack(parts).unflatten(0, (-1, count)) for parts in zip(*each, strict=True))
-        mean = means.mean(1)
-        variance = (variances + means.square()).mean(1) - mean.square()
-        self._statistics[norm] = mean.detach(), variance.clamp_min(0).detach()
+    def _measure(self, norm: nn.GroupNorm, shares: Sequence[float], cores: Sequence[Core], x: Tensor) -> Tensor:
+        each = []
+        for number, one in enumerate(x):  # one square after the other, so that the float32 copy is small
+            if one.dim() == 3:
+                height, width = one.shape[-2:]
+                x0, y0, x1, y1 = cores[number % len(cores)]
+                one = one[..., int(height * y0) : math.ceil(height * y1), int(width * x0) : math.ceil(width * x1)]
+            each.append(torch.var_mean(one.unflatten(0, (norm.num_groups, -1)).flatten(1).float(), 1, correction=0))
+        variances, means = (torch.stack(parts).unflatten(0, (-1, len(shares))) for parts in zip(*each, strict=True))
+        weight = means.new_tensor(shares)[:, None]  # (n, 1) against (V, n, G)
+        mean = (weight * means).sum(1)
+        variance = (weight * (variances + (means - mean[:, None]).square())).sum(1)
+        self._statistics[norm] = mean.detach(), variance.detach()
         return self._apply(norm, x)
 
     def _apply(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
@@ -83,21 +88,3 @@ class SharedNorms:
             for part, mean, variance in zip(x.chunk(len(means)), means, variances, strict=True)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def samples(size: tuple[int, int], part: tuple[int, int], count: int, unit: int) -> list[tuple[int, int]]:
-    """Where about `count` parts begin (y, x) that lie evenly over a picture, at multiples of `unit`.
-
-    Args:
-        size, part: (height, width), multiples of `unit`.
-    """
-    height, width = size
-    rows = max(1, min(round((count * height / width) ** 0.5), count))
-
-    def starts(length: int, side: int, number: int) -> list[int]:
-        room = length - side
-        places = [room // 2] if number == 1 else [i * room // (number - 1) for i in range(number)]
-        return sorted({place // unit * unit for place in places})
-
-    columns = max(1, count // rows)
-    return [(y, x) for y in starts(height, part[0], rows) for x in starts(width, part[1], columns)]

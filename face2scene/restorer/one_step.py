@@ -4,7 +4,7 @@ B pictures, N tokens of width D. Pictures come and go as RGB in [0, 1].
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +18,11 @@ from face2scene.files import atomic_write
 from face2scene.images import pad_to_multiple
 from face2scene.mapnet import MapNet
 from face2scene.memory import explained
+from face2scene.records import Box, Progress
 from face2scene.restorer import lora
 from face2scene.restorer.backbone import Base, StoredBase, clean_latent, picture_noise
 from face2scene.restorer.precision import finite
+from face2scene.restorer.tiling import TilePlan, network_in_tiles, on_device
 from face2scene.restorer.trained import TrainedRestorer
 from face2scene.restorer.upsampling import fold_upsampling
 
@@ -171,6 +173,41 @@ class OneStepRestorer(TrainedRestorer):
             latent = self.draw(self.encode(padded), seeds)
             (clean,) = self.denoise(latent, tokens, guidances=guidances)
             return self.decode(clean)[..., :height, :width]
+
+    def restore_tiled(
+        self,
+        image: Tensor,
+        tokens_at: Callable[[Box], Tensor],
+        plan: TilePlan,
+        guidances: Sequence[float],
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        offload: bool = False,
+        progress: Progress | None = None,
+    ) -> Iterator[Tensor]:
+        """See `TrainedRestorer`; each network goes over all tiles before the next one starts.
+
+        All but the VAE's decoder is done once for all guidances. A sample is of the whole picture's latent, so that
+        tiles do not show.
+        """
+        padded, (height, width) = pad_to_multiple(image, plan.unit)
+
+        def denoise(latent: Tensor, boxes: list[Box]) -> Tensor:
+            tokens = torch.cat([tokens_at(box) for box in boxes])
+            return torch.cat(self.denoise(latent, tokens, guidances=guidances), dim=1)  # side by side in the channels
+
+        def through(name: str, network: nn.Module, part: nn.Module, work: Callable[..., Tensor], x: Tensor) -> Tensor:
+            advice = "lower pipeline.tile, set guidance=1, or restore with a bf16 base"
+            with explained(advice), on_device(network, device) if offload else nullcontext():
+                return network_in_tiles(name, part, work, x, plan, device, progress)
+
+        posterior = through("encoding", self.vae, self.vae.encoder, lambda part, boxes: self.encode(part), padded)
+        latent = self.draw(posterior, torch.tensor([seed]))
+        clean = through("denoising", self.unet, self.unet, denoise, latent)
+        for one in clean.chunk(len(guidances), dim=1):
+            output = through("decoding", self.vae, self.vae.decoder, lambda part, boxes: self.decode(part), one)
+            yield output[..., :height, :width]
 
     # The three steps of `restore`, for whoever takes a large picture through each of them in tiles.
 

@@ -9,7 +9,7 @@ B pictures, r the LoRA's rank. Pictures come and go as RGB in [0, 1].
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +22,15 @@ from torch.nn import functional as F
 from face2scene import checkpoints
 from face2scene.images import pad_to_multiple
 from face2scene.memory import explained
+from face2scene.records import Box, Progress
 from face2scene.restorer import lora
 from face2scene.restorer.backbone import Base, clean_latent, picture_noise
 from face2scene.restorer.latent_tiles import in_latent_tiles
 from face2scene.restorer.modulation import Modulation, modulated, unet_block, vae_block
 from face2scene.restorer.precision import finite
 from face2scene.restorer.score_net import ScoreNet
+from face2scene.restorer.tiles import restore_whole_tiles
+from face2scene.restorer.tiling import TilePlan
 from face2scene.restorer.trained import TrainedRestorer
 
 log = logging.getLogger(__name__)
@@ -54,6 +57,7 @@ class S3Diff(TrainedRestorer):
     """
 
     kind = "s3diff"
+    multiple = MULTIPLE
 
     @checkpoints.recorded("base")
     def __init__(
@@ -202,6 +206,31 @@ class S3Diff(TrainedRestorer):
                 prediction = finite("UNet", self.unet, lambda: in_latent_tiles(predict, latent, **tiles))
             output = finite("VAE decoder", self.vae, lambda: self._decode(latent, prediction))
         return _picture(output)[..., :height, :width].float()
+
+    def restore_tiled(
+        self,
+        image: Tensor,
+        tokens_at: Callable[[Box], Tensor],
+        plan: TilePlan,
+        guidances: Sequence[float],
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        offload: bool = False,
+        progress: Progress | None = None,
+    ) -> Iterator[Tensor]:
+        """See `TrainedRestorer`; everything is done again for each guidance, as the UNet's calls are kept as released.
+
+        `tokens_at` and `offload` are not used: the picture itself is measured, and each tile takes all networks.
+        """
+        padded, (height, width) = pad_to_multiple(image, plan.unit)
+        for guidance in guidances:
+
+            def restore(part: Tensor, scores: Tensor | None, guidance: float = guidance) -> Tensor:
+                return self.restore(part, guidance=guidance, scores=scores, seeds=torch.full((len(part),), seed))
+
+            output = restore_whole_tiles(restore, self.score_net, padded, plan, device=device, progress=progress)
+            yield output[..., :height, :width]
 
     def _autocast(self) -> AbstractContextManager:
         # what is trained stays float32 on a half-precision base

@@ -8,8 +8,8 @@ would be the tile's own, so that a tile of sky and one of hair come out with dif
 tiling). `shared` statistics are measured once for the whole picture and used by every tile: see `norms`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from face2scene.images import pad_to_multiple
-from face2scene.memory import explained, free_memory
+from face2scene.memory import free_memory
 from face2scene.records import Box, Progress
-from face2scene.restorer.norms import SharedNorms, samples
-from face2scene.restorer.one_step import OneStepRestorer
-from face2scene.restorer.s3diff import S3Diff
+from face2scene.restorer.norms import SharedNorms
+from face2scene.restorer.strata import Square, strata
+from face2scene.restorer.trained import TrainedRestorer
 
+SPLIT = 2  # of a tile's side: halves are as good as whole tiles and reach four times as many places (ours)
 MAPS = 4  # of the decoder's widest full-size map are in memory at once: 3 at SD 2.1's shape, and one for workspaces
-SAMPLES = 4  # squares of a tile's size that the shared statistics are measured on (ours)
+SAMPLES = 4  # tiles' area that the shared statistics are measured on at once (ours)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TilePlan:
     def of(
         cls,
         size: tuple[int, int],
-        restorer: OneStepRestorer | S3Diff,
+        restorer: TrainedRestorer,
         *,
         tile: int | str | None,
         overlap: int = 64,
@@ -67,7 +67,7 @@ class TilePlan:
         """
         if statistics not in ("shared", "tile"):
             raise ValueError(f"statistics is {statistics!r}: choose shared or tile (option pipeline.statistics).")
-        unit = getattr(restorer, "multiple", 64)
+        unit = restorer.multiple
         height, width = (-(-side // unit) * unit for side in size)
         if tile is None or (tile != "auto" and max(height, width) <= int(tile)):
             return cls(height, width, max(height, width), 0, unit, statistics)
@@ -104,12 +104,10 @@ class TilePlan:
             for x in self.columns
         ]
 
-    @property
-    def samples(self) -> list[Box]:
-        """The squares that statistics are measured on; as large as a tile, or as the picture lets them be."""
-        height, width = min(self.tile, self.height), min(self.tile, self.width)
-        places = samples((self.height, self.width), (height, width), SAMPLES, self.unit)
-        return [(x, y, x + width, y + height) for y, x in places]
+    def squares(self, x: Tensor) -> list[Square]:
+        """Where the shared statistics are measured, for a network's input x (1, C, h, w); together `SAMPLES` tiles."""
+        side = max(self.tile // SPLIT // self.unit, 1) * self.unit
+        return strata(x, (self.height, self.width), side, SAMPLES * self.tile**2 // side**2, self.unit)
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -127,79 +125,7 @@ def tile_starts(length: int, tile: int, overlap: int, unit: int = 1) -> list[int
     return [min(i * step, length - tile) for i in range(count)]
 
 
-def restore_in_tiles(
-    restorer: OneStepRestorer | S3Diff,
-    image: Tensor,
-    tokens_at: Callable[[Box], Tensor],
-    plan: TilePlan,
-    *,
-    guidance: float | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    offload: bool = False,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Restore a picture by a plan, see `restore_at`; one tile is the restorer's own `restore`."""
-    guidances = [restorer.guidance if guidance is None else guidance]
-    options = {"seed": seed, "device": device, "offload": offload, "progress": progress}
-    return next(restore_at(restorer, image, tokens_at, plan, guidances, **options))
-
-
-def restore_at(
-    restorer: OneStepRestorer | S3Diff,
-    image: Tensor,
-    tokens_at: Callable[[Box], Tensor],
-    plan: TilePlan,
-    guidances: Sequence[float],
-    *,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    offload: bool = False,
-    progress: Progress | None = None,
-) -> Iterator[Tensor]:
-    """Restore a picture by a plan at several guidances; all but the VAE's decoder is done once for all of them.
-
-    S3Diff, whose UNet calls are kept as released, does everything again for each.
-
-    The picture, the latents and the result stay where `image` is; only tiles and samples go to `device`.
-
-    Args:
-        image: (1, 3, H, W) in [0, 1].
-        tokens_at: (1, N, D) for a tile's box, in pixels of the picture.
-        guidances: see `OneStepRestorer.restore`.
-        seed: of the sample from the VAE's posterior, where the restorer takes one: of the whole picture's latent, so
-            that tiles do not show.
-        offload: keep a network on `device` only while it works, and else on the CPU.
-        progress: is told the stage, the tiles done and the tiles in all.
-
-    Yields:
-        (1, 3, H, W) in [0, 1] for each of `guidances`.
-    """
-    padded, (height, width) = pad_to_multiple(image, plan.unit)
-    if isinstance(restorer, S3Diff):
-        for guidance in guidances:
-            yield _s3diff(restorer, padded, plan, guidance, seed, device, progress)[..., :height, :width]
-        return
-    vae, unet = restorer.vae, restorer.unet
-
-    def denoise(latent: Tensor, boxes: list[Box]) -> Tensor:
-        tokens = torch.cat([tokens_at(box) for box in boxes])
-        return torch.cat(restorer.denoise(latent, tokens, guidances=guidances), dim=1)  # side by side in the channels
-
-    def through(name: str, network: nn.Module, part: nn.Module, work: Callable[..., Tensor], x: Tensor) -> Tensor:
-        advice = "lower pipeline.tile, set guidance=1, or restore with a bf16 base"
-        with explained(advice), _on(network, device) if offload else nullcontext():
-            return _in_tiles(name, part, work, x, plan, device, progress)
-
-    posterior = through("encoding", vae, vae.encoder, lambda part, boxes: restorer.encode(part), padded)
-    latent = restorer.draw(posterior, torch.tensor([seed]))
-    clean = through("denoising", unet, unet, denoise, latent)
-    for one in clean.chunk(len(guidances), dim=1):
-        output = through("decoding", vae, vae.decoder, lambda part, boxes: restorer.decode(part), one)
-        yield output[..., :height, :width]
-
-
-def _in_tiles(
+def network_in_tiles(
     name: str,
     network: nn.Module,
     work: Callable[[Tensor, list[Box]], Tensor],
@@ -222,9 +148,9 @@ def _in_tiles(
         return output
     norms = SharedNorms(network)
     if norms.norms and plan.statistics == "shared":
-        squares = plan.samples
-        with norms.measuring(len(squares)):
-            run(squares)
+        squares = plan.squares(x)
+        with norms.measuring([square.share for square in squares], [square.core for square in squares]):
+            run([square.box for square in squares])
     total = weight = None
     with norms.measured():
         bar = tqdm(boxes, desc=name, unit="tile", leave=False, disable=progress is not None or len(boxes) < 4)
@@ -286,31 +212,8 @@ def _ramp(start: int, end: int, length: int, overlap: int) -> Tensor:
     return weight
 
 
-def _s3diff(
-    restorer: S3Diff,
-    image: Tensor,
-    plan: TilePlan,
-    guidance: float,
-    seed: int,
-    device: torch.device | str,
-    progress: Progress | None,
-) -> Tensor:
-    # Whole runs of tiles, since every layer is turned by the scores. These are the picture's, measured on samples, so
-    # that the tiles differ in their norms' statistics alone.
-    scores = None
-    if len(plan.boxes) > 1:
-        squares = torch.cat([image[..., y0:y1, x0:x1] for x0, y0, x1, y1 in plan.samples]).to(device)
-        with torch.inference_mode():
-            scores = restorer.score_net(squares).mean(0, keepdim=True)
-
-    def work(part: Tensor, boxes: list[Box]) -> Tensor:
-        return restorer.restore(part, guidance=guidance, scores=scores, seeds=torch.full((len(part),), seed))
-
-    return _in_tiles("restoring", nn.Identity(), work, image, plan, device, progress)
-
-
 @contextmanager
-def _on(network: nn.Module, device: torch.device | str) -> Iterator[None]:
+def on_device(network: nn.Module, device: torch.device | str) -> Iterator[None]:
     nn.Module.to(network, device)
     try:
         yield
@@ -318,7 +221,7 @@ def _on(network: nn.Module, device: torch.device | str) -> Iterator[None]:
         nn.Module.to(network, "cpu")
 
 
-def fitting_tile(restorer: OneStepRestorer | S3Diff) -> int:
+def fitting_tile(restorer: TrainedRestorer) -> int:
     """The largest tile of 128 to 1024 pixels, in steps of 128, whose samples fit into half of the free memory.
 
     The decoder's last level decides, see `MAPS`. The steps are coarse, so that a little less memory at the

@@ -1,15 +1,19 @@
 """What the restorers share: their trained weights lie in one file, apart from the base they were trained on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from face2scene import checkpoints
+from face2scene.records import Box, Progress
 from face2scene.restorer.backbone import Base, load_base
+
+if TYPE_CHECKING:  # tiling reads what restorers share
+    from face2scene.restorer.tiling import TilePlan
 
 WEIGHTS_FILE = "restorer.safetensors"  # in a folder of trained weights
 
@@ -19,6 +23,9 @@ class TrainedRestorer(nn.Module):
 
     kind: ClassVar[str]  # of its file, see `checkpoints`
     config: dict[str, Any]  # the arguments, the base apart
+    multiple: int  # sides of tiles are multiples of it
+    guidance: float
+    text: Tensor  # (2, 77, D) both prompts
     vae: AutoencoderKL
     unet: UNet2DConditionModel
 
@@ -27,6 +34,35 @@ class TrainedRestorer(nn.Module):
         self.vae.enable_gradient_checkpointing()
         self.unet.enable_gradient_checkpointing()
         return self
+
+    def restore_tiled(
+        self,
+        image: Tensor,
+        tokens_at: Callable[[Box], Tensor],
+        plan: "TilePlan",
+        guidances: Sequence[float],
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        offload: bool = False,
+        progress: Progress | None = None,
+    ) -> Iterator[Tensor]:
+        """Restore a picture by a plan at several guidances; one tile is `restore`.
+
+        The picture, the latents and the result stay where `image` is; only tiles and samples go to `device`.
+
+        Args:
+            image: (1, 3, H, W) in [0, 1].
+            tokens_at: (1, N, D) for a tile's box, in pixels of the picture.
+            guidances: see `restore`.
+            seed: of the sample from the VAE's posterior, where one is taken.
+            offload: keep a network on `device` only while it works, and else on the CPU.
+            progress: is told the stage, the tiles done and the tiles in all.
+
+        Yields:
+            (1, 3, H, W) in [0, 1] for each of `guidances`.
+        """
+        raise NotImplementedError
 
     def save(self, path: str | Path, *, about: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
         """Write what was trained into one safetensors file whose header rebuilds the restorer."""
