@@ -10,9 +10,10 @@ from torch import nn
 from face2scene.images import resize
 from face2scene.records import DegradationTokens
 from face2scene.restorer import tiling
-from face2scene.restorer.norms import SharedNorms, samples
+from face2scene.restorer.norms import SharedNorms
 from face2scene.restorer.one_step import OneStepRestorer
-from face2scene.restorer.tiling import TilePlan, fitting_tile, restore_in_tiles, tile_starts
+from face2scene.restorer.strata import strata
+from face2scene.restorer.tiling import TilePlan, fitting_tile, tile_starts
 from face2scene.runs import REPOSITORY
 
 SHIPPED = REPOSITORY / "checkpoints/tiny/restorer.safetensors"
@@ -35,6 +36,11 @@ def plan(restorer, image, **options) -> TilePlan:
     return TilePlan.of(tuple(image.shape[-2:]), restorer, **{"tile": 160, "overlap": 32} | options)
 
 
+def restore_in_tiles(restorer, image, tokens_at, plan, guidance=None, **options) -> torch.Tensor:
+    guidances = [restorer.guidance if guidance is None else guidance]
+    return next(restorer.restore_tiled(image, tokens_at, plan, guidances, **options))
+
+
 @pytest.mark.parametrize(
     ("length", "unit", "expected"),
     [(10, 1, [0]), (16, 1, [0]), (17, 1, [0, 1]), (40, 1, [0, 12, 24]), (40, 4, [0, 12, 24])],
@@ -50,10 +56,33 @@ def test_tiles_lie_where_every_layer_halves_the_same_pixels(length):
     assert all(0 < b - a <= 160 - 32 for a, b in pairwise(starts))
 
 
-def test_samples_lie_evenly_inside():
-    places = samples((3072, 4096), (512, 512), 4, 64)
-    assert places == [(0, 0), (0, 3584), (2560, 0), (2560, 3584)]
-    assert samples((512, 4096), (512, 512), 4, 64) == [(0, 0), (0, 1152), (0, 2368), (0, 3584)]
+def test_cells_cover_a_picture_once_and_lie_inside_their_squares():
+    x = torch.rand(1, 3, 272, 400, generator=torch.Generator().manual_seed(0))
+    squares = strata(x, (272, 400), 80, 1000, 16)
+    covered = torch.zeros(272, 400)
+    for square in squares:
+        x0, y0, x1, y1 = square.box
+        left, top, right, bottom = (round(80 * share) for share in square.core)
+        covered[y0 + top : y0 + bottom, x0 + left : x0 + right] += 1
+        assert (x1 - x0, y1 - y0) == (80, 80) and x0 % 16 == y0 % 16 == 0
+        assert square.share == pytest.approx((right - left) * (bottom - top) / (272 * 400))
+    assert covered.min() == covered.max() == 1
+
+
+def test_few_squares_stand_for_all_content_wherever_it_lies():
+    for y, x in ((0, 0), (150, 130), (300, 60), (210, 320)):
+        picture = torch.ones(1, 3, 448, 448)
+        detail = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+        picture[..., y : y + 96, x : x + 96] = 0.3 * detail
+        squares = strata(picture, (448, 448), 64, 16, 16)
+        assert len(squares) <= 16 and sum(square.share for square in squares) == pytest.approx(1)
+        mean = 0.0
+        for (x0, y0, _, _), (left, top, right, bottom), share in ((s.box, s.core, s.share) for s in squares):
+            part = picture[..., y0 + int(64 * top) : y0 + int(64 * bottom), x0 + int(64 * left) : x0 + int(64 * right)]
+            mean += share * float(part.mean())
+        assert mean == pytest.approx(float(picture.mean()), abs=0.01)  # corner squares alone say 1 where it is 0.96
+    even = strata(torch.ones(1, 3, 448, 448), (448, 448), 64, 16, 16)
+    assert len(even) <= 2 and sum(square.share for square in even) == pytest.approx(1)
 
 
 def test_the_weights_of_neighbours_sum_to_one_and_borders_have_none():
@@ -62,7 +91,7 @@ def test_the_weights_of_neighbours_sum_to_one_and_borders_have_none():
     assert left[-4:].max() == right[:4].max() == 0 and left[:48].min() == 1
 
 
-def test_shared_statistics_make_a_tile_equal_to_its_place_in_the_whole(monkeypatch):
+def test_shared_statistics_make_a_tile_equal_to_its_place_in_the_whole():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(4, 8), nn.SiLU(), nn.Conv2d(8, 8, 1), nn.GroupNorm(2, 8))
     nn.init.normal_(network[1].weight)
@@ -70,9 +99,8 @@ def test_shared_statistics_make_a_tile_equal_to_its_place_in_the_whole(monkeypat
     image = torch.rand(2, 3, 16, 16)  # two variants, as of two prompts
     image[:, :, :8] *= 0.2
     halves = torch.cat([image[:1, :, :8], image[:1, :, 8:], image[1:, :, :8], image[1:, :, 8:]])  # variant-major
-    monkeypatch.setattr("face2scene.restorer.norms._MARGIN", 0.0)  # pointwise layers see no border
     norms = SharedNorms(network)
-    with norms.measuring(2):
+    with norms.measuring([0.5, 0.5], [(0, 0, 1, 1)] * 2):  # pointwise layers see no border
         network(halves)
     whole = network(image)
     with norms.measured():
@@ -103,10 +131,48 @@ def test_the_vae_in_tiles_equals_the_whole_but_for_sampled_statistics_and_shows_
     for name, chosen in (("shared", ours), ("tile", own)):
         current = padded
         for network, work in ((shipped.vae.encoder, shipped.encode), (shipped.vae.decoder, shipped.decode)):
-            current = tiling._in_tiles("", network, lambda part, _, work=work: work(part), current, chosen, "cpu", None)
+            current = tiling.network_in_tiles(
+                "", network, lambda part, _, work=work: work(part), current, chosen, "cpu", None
+            )
         outputs[name] = current
     assert psnr(outputs["shared"], whole) > 40 and psnr(outputs["shared"], whole) > psnr(outputs["tile"], whole) + 5
     assert seam_ratio(ours, (outputs["shared"] - whole).abs()) <= 1.1
+
+
+PLACES = [(176, 176), (0, 0), (288, 0), (0, 304), (160, 320), (320, 160), (96, 208), (240, 96), (64, 64), (272, 256)]
+GROUNDS = [(1.0, 1.0, 1.0), (0.02, 0.02, 0.03), (0.35, 0.6, 0.95), (0.5, 0.5, 0.5)]
+
+
+def on_a_ground(photo, number: int) -> torch.Tensor:
+    """A photo of 112 pixels on an even ground of 448, most of them outside four corner squares of 144."""
+    ground = torch.tensor(GROUNDS[number % len(GROUNDS)]).view(1, 3, 1, 1)
+    picture = ground.expand(1, 3, 448, 448).clone()
+    y, x = PLACES[number]
+    picture[..., y : y + 112, x : x + 112] = resize(torch.from_numpy(photo.copy()).permute(2, 0, 1), (112, 112))
+    return picture
+
+
+@pytest.mark.parametrize("number", range(len(PLACES)))
+def test_the_vae_in_tiles_is_as_good_as_whole_with_content_anywhere(shipped, photo, number):
+    picture = on_a_ground(photo, number)
+    chosen = plan(shipped, picture, tile=144, overlap=48)
+    output = picture
+    for network, work in ((shipped.vae.encoder, shipped.encode), (shipped.vae.decoder, shipped.decode)):
+        run = {"work": lambda part, _, work=work: work(part), "x": output, "plan": chosen}
+        output = tiling.network_in_tiles("", network, device="cpu", progress=None, **run)
+    whole = shipped.decode(shipped.encode(picture))
+    assert psnr(output, picture) > psnr(whole, picture) - 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(PLACES)))
+def test_restored_in_tiles_is_as_good_as_whole_with_content_anywhere(shipped, photo, number):
+    picture, tokens = on_a_ground(photo, number), shipped.tokens(None, 1)
+    whole, output = (
+        restore_in_tiles(shipped, picture, lambda box: tokens, plan(shipped, picture, tile=tile, overlap=48))
+        for tile in (None, 144)
+    )
+    assert psnr(output, picture) > psnr(whole, picture) - 0.3
 
 
 def test_a_restored_scene_in_tiles_is_near_the_whole_and_shows_no_seams(shipped, scene):
@@ -226,7 +292,7 @@ def test_a_full_width_vae_with_random_weights_is_nearer_to_the_whole_by_shared_s
         error = {}
         for statistics in ("shared", "tile"):
             used = TilePlan(192, 256, 128, 48, 8, statistics)
-            output = tiling._in_tiles("", network, work, x, used, "cpu", None)
+            output = tiling.network_in_tiles("", network, work, x, used, "cpu", None)
             error[statistics] = float(((output - whole).square().mean() / whole.var()).sqrt())
             if statistics == "shared":
                 shrunk = x.shape[-1] // whole.shape[-1] if x.shape[-1] > whole.shape[-1] else 1

@@ -2,8 +2,8 @@
 
 A GroupNorm takes mean and spread over all places of a picture. In a tile it would take the tile's, and every layer
 after it would see other values than in the whole. Here the statistics are measured once, before the tiles: squares
-spread over the picture go through the network as one batch, and every GroupNorm normalises all of them by what it sees
-in all of them together. That keeps the order of cause and effect (a layer's statistics are taken where the layers
+that stand for all of the picture's content (see `strata`) go through the network as one batch, and every GroupNorm
+normalises all of them by what it sees in all of them together, each counting for its share of the picture. That keeps the order of cause and effect (a layer's statistics are taken where the layers
 before it already use the shared ones) and the picture's own scale (a shrunken copy has other noise and other edges).
 Afterwards every tile is normalised by these numbers.
 
