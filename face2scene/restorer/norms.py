@@ -1,11 +1,12 @@
 """Group normalisation with the statistics of the whole picture, measured from samples of it.
 
 A GroupNorm takes mean and spread over all places of a picture. In a tile it would take the tile's, and every layer
-after it would see other values than in the whole. Here the statistics are measured once, before the tiles: squares
-that stand for all of the picture's content (see `strata`) go through the network as one batch, and every GroupNorm
-normalises all of them by what it sees in all of them together, each counting for its share of the picture. That keeps the order of cause and effect (a layer's statistics are taken where the layers
-before it already use the shared ones) and the picture's own scale (a shrunken copy has other noise and other edges).
-Afterwards every tile is normalised by these numbers.
+after it would see other values than in the whole. Here the statistics are measured once, before the tiles: squares that
+stand for all of the picture's content (see `strata`) go through the network as one batch, and every GroupNorm
+normalises all of them by what it sees in all of them together, each counting for its share of the picture. That keeps
+the order of cause and effect (a layer's statistics are taken where the layers before it already use the shared ones)
+and the picture's own scale (a shrunken copy has other noise and other edges). Afterwards every tile is normalised by
+these numbers.
 
 With the picture's true statistics the tiles of VAE encoder and decoder equal the whole to the last digits; what is left
 is the sampling. Sweeps over all tiles that correct the sampled statistics were tried and make them worse: the error of
