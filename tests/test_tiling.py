@@ -109,6 +109,21 @@ def test_shared_statistics_make_a_tile_equal_to_its_place_in_the_whole():
     torch.testing.assert_close(network(image), whole)  # outside the context nothing is left
 
 
+def test_content_that_no_square_showed_is_not_normalised_by_the_ground_alone():
+    norm = nn.GroupNorm(1, 4)
+    image = torch.zeros(1, 4, 16, 16)
+    image[..., 8:, 8:] = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    norms = SharedNorms(norm)
+    with norms.measuring([1.0], [(0, 0, 1, 1)]):
+        norm(image[..., :8, :8])
+    with norms.measured(share=0.25):
+        torch.testing.assert_close(norm(image[..., 8:, 8:]), norm_of(image)[..., 8:, 8:], atol=0.1, rtol=0.05)
+
+
+def norm_of(image: torch.Tensor) -> torch.Tensor:
+    return nn.GroupNorm(1, image.shape[1])(image)
+
+
 def psnr(a, b) -> float:
     return float(-10 * torch.log10((a - b).square().mean()))
 

@@ -48,9 +48,14 @@ class SharedNorms:
             yield
 
     @contextmanager
-    def measured(self) -> Iterator[None]:
-        """Inside, everything is normalised by what was kept; a norm that measured nothing goes on by itself."""
-        with self._instead({norm: partial(self._apply, norm) for norm in self._statistics}):
+    def measured(self, share: float = 0.0) -> Iterator[None]:
+        """Inside, everything is normalised by what was kept; a norm that measured nothing goes on by itself.
+
+        Args:
+            share: of the picture that a tile covers. The whole's variance is at least as much of the tile's, and no
+                smaller one is used: what the squares have missed does not come out as too strong a contrast.
+        """
+        with self._instead({norm: partial(self._apply, norm, share=share) for norm in self._statistics}):
             yield
 
     @contextmanager
@@ -78,10 +83,15 @@ class SharedNorms:
         self._statistics[norm] = mean.detach(), variance.detach()
         return self._apply(norm, x)
 
-    def _apply(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    def _apply(self, norm: nn.GroupNorm, x: Tensor, share: float = 0.0) -> Tensor:
+        means, variances = self._statistics[norm]
+        if share:  # one tile for each variant
+            groups = x.unflatten(1, (norm.num_groups, -1)).flatten(2).float()
+            own_variances, own_means = torch.var_mean(groups, -1, correction=0)
+            variances = variances.maximum(share * (own_variances + (own_means - means).square()))
         # With given statistics that is a batch norm, whose kernels keep half precision in and out.
         means, variances = (
-            part.repeat_interleave(norm.num_channels // norm.num_groups, 1) for part in self._statistics[norm]
+            part.repeat_interleave(norm.num_channels // norm.num_groups, 1) for part in (means, variances)
         )
         weight, bias = (part.float() if norm.affine else None for part in (norm.weight, norm.bias))
         parts = [

@@ -152,7 +152,8 @@ def network_in_tiles(
         with norms.measuring([square.share for square in squares], [square.core for square in squares]):
             run([square.box for square in squares])
     total = weight = None
-    with norms.measured():
+    x0, y0, x1, y1 = boxes[0]
+    with norms.measured((x1 - x0) * (y1 - y0) / (plan.width * plan.height)):
         bar = tqdm(boxes, desc=name, unit="tile", leave=False, disable=progress is not None or len(boxes) < 4)
         for number, box in enumerate(bar):
             part = run([box])
