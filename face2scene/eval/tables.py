@@ -4,7 +4,6 @@ Printed numbers stay text, so that every digit is shown as it was printed; see `
 """
 
 import csv
-import html
 import io
 import re
 from collections import Counter
@@ -12,8 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from markupsafe import Markup
+
 from face2scene.eval.metrics import METRICS
 from face2scene.files import read_json
+from face2scene.pages import fragment
 
 NOT_MEASURED = "not measured"
 DECIMALS = {"psnr": 2, "psnr_y": 2, "fid": 2, "musiq": 2, "niqe": 2}  # others 4; only for our own numbers
@@ -155,7 +157,7 @@ def html_table(
     *,
     contenders: Sequence[Row] | None = None,
     thumbnails: Mapping[str, Sequence[str]] | None = None,
-) -> str:
+) -> Markup:
     """The same table as an HTML `<table class="scores">`.
 
     Args:
@@ -165,31 +167,23 @@ def html_table(
     contenders = rows if contenders is None else contenders
     marks = {key: ranks(contenders, key) for key in columns}
     mixed = len({row.source for row in rows}) > 1
-    head = "".join(
-        f'<th scope="col">{METRICS[key].title} '
-        f'<span aria-label="{METRICS[key].better} is better">{METRICS[key].arrow}</span></th>'
-        for key in columns
-    )
-    body = []
+    lines = []
     for row in rows:
         cells = []
         for key in columns:
             best, second = marks[key] if row in contenders and row.ranked and key in row.values else (None, None)
-            kind = {best: ' class="best"', second: ' class="second"'}.get(row.values.get(key, ""), "")
+            mark = {best: "best", second: "second"}.get(row.values.get(key, ""), "")
             number, _, rest = row.cells.get(key, NOT_MEASURED).partition(" (")
-            rest = f' <span class="apart">({rest}</span>' if rest else ""
-            cells.append(f"<td{kind}>{html.escape(number)}{rest}</td>")
-        name = html.escape(f"{row.name}, {row.source}" if mixed else row.name)
-        note = f"<small>{html.escape(row.note)}</small>" if row.note and (mixed or not row.ranked) else ""
-        pictures = (thumbnails or {}).get(row.name, ()) if row.source == "ours" else ()
-        shots = "".join(f'<img loading="lazy" src="{html.escape(src)}" alt="">' for src in pictures)
-        shots = f'<span class="thumbs">{shots}</span>' if shots else ""
-        ours = ' class="ours"' if mixed and row.source == "ours" else ""
-        body.append(f'<tr{ours}><th scope="row">{name}{note}{shots}</th>{"".join(cells)}</tr>')
-    return (
-        f'<div class="scroll"><table class="scores"><thead><tr><th scope="col">Row</th>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
+            cells.append((mark, number, rest))
+        line = {
+            "name": f"{row.name}, {row.source}" if mixed else row.name,
+            "note": row.note if mixed or not row.ranked else "",
+            "thumbnails": (thumbnails or {}).get(row.name, ()) if row.source == "ours" else (),
+            "ours": mixed and row.source == "ours",
+            "cells": cells,
+        }
+        lines.append(line)
+    return fragment("parts.html.j2", "scores_table", [METRICS[key] for key in columns], lines)
 
 
 def _cells(rows: Sequence[Row], columns: Sequence[str], best: str, second: str, escape) -> list[list[str]]:
