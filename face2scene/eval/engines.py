@@ -87,13 +87,8 @@ class Pyiqa:
         need("pyiqa", "metrics", why=f"The metric {self.name}")
         for file in self.files:
             ready(file, home)
-        if not self.hub:
-            return
-        import huggingface_hub
-
-        for repository in self.hub:
-            if not isinstance(huggingface_hub.try_to_load_from_cache(repository, "model.safetensors"), str):
-                raise MetricMissing(f"needs {repository} in the hub's cache: hf download {repository}")
+        for repository in set(self.hub) - self.paths(home).keys():
+            raise MetricMissing(f"needs {repository} in the hub's cache: hf download {repository}")
 
     def network(self, device: torch.device | str) -> Any:
         """pyiqa's own metric object; raises MetricMissing."""

@@ -1,13 +1,13 @@
 """The paper's figures, ours beside what is printed of them, as PNG and SVG (matplotlib, the extra `report`)."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from face2scene.charts import BLUE, GREY, ORANGE, PALE, new_figure, save_figure, small_plots
+from face2scene.charts import BLUE, GREY, ORANGE, PALE, new_figure, save_figure
 from face2scene.eval.metrics import METRICS
 from face2scene.eval.printed import load_printed, read_texts
+from face2scene.eval.sweep_table import draw_variants
 from face2scene.eval.tables import Row
 from face2scene.extras import need
 from face2scene.files import read_json
@@ -89,11 +89,7 @@ def draw_sweep(sweep: Mapping[str, Any], metrics: Sequence[str], chosen: str, fo
     if not keys:
         raise ValueError(f"The sweep in {folder} has no complete variant with a metric: run scripts/sweep.py on.")
     columns = min(5, len(keys)) if len(keys) > 9 else min(3, len(keys))
-    plots = {
-        f"{METRICS[key].title} {METRICS[key].arrow}": [found.get(key, math.nan) for found in values] for key in keys
-    }
-    figure = small_plots([row["label"] for row in rows], plots, chosen, "guidance scale", columns)
-    return save_figure(figure, folder / "figure_6")
+    return draw_variants(rows, keys, chosen, "guidance scale", columns, folder / "figure_6")
 
 
 def draw_cosines(probe: Mapping[str, Any], printed: Mapping[str, Any], folder: Path) -> list[Path]:

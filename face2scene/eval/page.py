@@ -36,6 +36,7 @@ VIEWS = {  # the pictures to compare, and what a slider calls them
     "wrong_tokens": "another picture's tokens",
     "truth": "truth",
 }
+TRAININGS = {"fadex": "FaDeX", "restorer": "Restorer"}  # folders of the run
 STAND_INS = {
     "perturbed": "FaceMe's part, Stage I, was played by a stand-in (ref_fr=perturbed: the undamaged face, softened, "
     "tinted and grained), because FaceMe's weights need a model hub.",
@@ -113,7 +114,6 @@ def page(figures: Figures) -> str:
     if not sweeps:
         del sections["ablations"]
     shots, left_out = _shots(figures, why)
-    trained = {"fadex": "trained in this run", "fadex_shipped": "trained longer, shipped"}
     return render(
         "quickstart.html.j2",
         style="page.css",
@@ -123,33 +123,23 @@ def page(figures: Figures) -> str:
         heading="The face in a damaged photo measures the damage, and the whole photo is restored with it",
         facts=facts,
         sections=sections,
-        findings=figures.findings,
+        figures=figures,
+        metrics=METRICS,
         stage_i=[
             STAND_INS.get(n, f"Stage I was ref_fr={n}.") for n in sorted({line["ref_fr"] for line in why.values()})
         ],
         table=_score_table(figures),
-        not_measured=[f"{METRICS[k].title} is not measured: {w}" for k, w in figures.scores["not_measured"].items()],
-        protocol=figures.scores["protocol"],
-        titles=figures.titles,
         views=VIEWS,
         shots=shots,
         left_out=left_out,
         sweeps=sweeps,
-        probes=[
-            (title, figures.block["steps"][name], probe, matrix_svg(probe["matrix"], probe["labels"]))
-            for name, title in trained.items()
-            for probe in [figures.probes[name]]
-        ],
+        matrices={name: matrix_svg(probe["matrix"], probe["labels"]) for name, probe in figures.probes.items()},
         trainings={
             title: [curve_svg(*item) for item in _curves(figures.run / name / "metrics.jsonl").items()]
-            for name, title in (("fadex", "FaDeX"), ("restorer", "Restorer"))
+            for name, title in TRAININGS.items()
         },
-        seconds=seconds,
         minutes=_minutes,
-        versions={"commit": figures.scores["commit"], **figures.scores["versions"]},
-        configs={
-            name: (figures.run / name / "config.yaml").read_text(encoding="utf-8") for name in ("fadex", "restorer")
-        },
+        configs={name: (figures.run / name / "config.yaml").read_text(encoding="utf-8") for name in TRAININGS},
     )
 
 

@@ -116,18 +116,21 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """One small plot per metric into sweep.svg and sweep.png; nothing where there are no numbers or no matplotlib."""
     rows = [row for row in result["variants"] if row["complete"]]
     keys = [key for key in result["protocol"] if any(key in {**row["means"], **row["sets"]} for row in rows)]
-    if not rows or not keys:
+    if not keys:
         return []
-    plots = {
-        f"{METRICS[key].title} {METRICS[key].arrow}": [{**r["means"], **r["sets"]}.get(key, math.nan) for r in rows]
-        for key in keys
-    }
-    labels = [row["label"] for row in rows]
     try:
-        figure = small_plots(labels, plots, result["chosen"], result["axis"], min(COLUMNS, len(keys)))
+        return draw_variants(rows, keys, result["chosen"], result["axis"], min(COLUMNS, len(keys)), folder / "sweep")
     except ModuleNotFoundError:
         return []
-    return save_figure(figure, folder / "sweep")
+
+
+def draw_variants(
+    rows: Sequence[Mapping[str, Any]], keys: Sequence[str], chosen: str | None, axis: str, columns: int, stem: Path
+) -> list[Path]:
+    """A small plot per metric of `keys` over complete variants, the chosen one in orange, as files named `stem`."""
+    values = [{**row["means"], **row["sets"]} for row in rows]
+    plots = {f"{METRICS[key].title} {METRICS[key].arrow}": [v.get(key, math.nan) for v in values] for key in keys}
+    return save_figure(small_plots([row["label"] for row in rows], plots, chosen, axis, columns), stem)
 
 
 def section(folder: str | Path) -> Markup:
