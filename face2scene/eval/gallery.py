@@ -123,15 +123,6 @@ def _columns(methods: Sequence[Method]) -> list[str]:
 def _write_page(path: Path, title: str, methods: Sequence[Method], data: Mapping[str, Any]) -> Path:
     keys = [key for key in METRICS if any(key in method.scores["protocol"] for method in methods)]
     rows = [row_from_scores(method.title, method.folder / "scores.json", keys) for method in methods]
-    sections = {
-        "scores": "Scores",
-        "tests": "Differences",
-        "plots": "Spread over the pictures",
-        "pictures": "Pictures",
-        "setup": "Versions",
-    }
-    if len(methods) == 1:
-        del sections["tests"]
     plots = []
     for key in _columns(methods):
         values = {m.title: [row[key] for row in m.values.values() if key in row] for m in methods}
@@ -142,15 +133,13 @@ def _write_page(path: Path, title: str, methods: Sequence[Method], data: Mapping
         style="page.css",
         scripts=("page.js", "gallery.js"),
         title=f"{title}: report",
-        kicker="Face2Scene · evaluation",
         heading=title,
         facts=[f"{len(data['names'])} pictures", f"{len(methods)} {'methods' if len(methods) > 1 else 'method'}"],
-        sections=sections,
         table=html_table(rows, keys),
         warnings=_warnings(methods),
         regions=_regions(methods, keys),
         protocol={k: next(m.scores["protocol"][k] for m in methods if k in m.scores["protocol"]) for k in keys},
-        tests=_tests(methods),
+        tests=_tests(methods) if len(methods) > 1 else [],
         plots=plots,
         data=data,
         versions=methods[0].scores["versions"],

@@ -100,29 +100,13 @@ def page(figures: Figures) -> str:
     facts = [f"{figures.block['pictures']} held-out pictures", f"commit {figures.scores['commit'][:10]}"]
     if seconds:
         facts.insert(1, f"{_minutes(sum(seconds.values()))} in all")
-    sections = {
-        "findings": "Findings",
-        "scores": "Scores",
-        "pictures": "Pictures",
-        "ablations": "Ablations",
-        "fadex": "FaDeX",
-        "training": "Training",
-        "time": "Time",
-        "setup": "Configuration and versions",
-    }
     sweeps = [section(path.parent) for path in sorted(figures.run.glob("sweep/*/sweep.json"))]
-    if not sweeps:
-        del sections["ablations"]
     shots, left_out = _shots(figures, why)
     return render(
         "quickstart.html.j2",
         style="page.css",
         scripts=("page.js",),
-        title="Face2Scene quickstart",
-        kicker="Face2Scene · quickstart",
-        heading="The face in a damaged photo measures the damage, and the whole photo is restored with it",
         facts=facts,
-        sections=sections,
         figures=figures,
         metrics=METRICS,
         stage_i=[

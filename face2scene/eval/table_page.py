@@ -26,9 +26,7 @@ def table_page(title: str, parts: Sequence[Printed], runs: Path) -> str:
         "tables.html.j2",
         style="page.css",
         title=f"Face2Scene: {title}",
-        kicker="Face2Scene · tables of the paper",
         heading=title,
-        facts=["printed rows and ours, the difference in brackets", "best in bold, second best underlined"],
         sections=sections,
         parts=shown,
     )
