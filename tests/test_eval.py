@@ -418,13 +418,11 @@ def test_fetched_files_of_a_metric_are_placed_where_pyiqa_looks(key, tmp_path, m
             (folder / file).write_text(file)
         weights_module.install(asset, folder, tmp_path, "test")
     for file in METRICS[key].engine.files:
-        engines.place(file, engines.torch_home())
-        assert (engines.torch_home() / file).read_text() == Path(file).name
+        assert engines.ready(file, engines.torch_home()).read_text() == Path(file).name
 
 
 def test_the_file_of_a_trunk_stores_one_zero_for_the_whole_classifier(weights, tmp_path):
     weights("lpips")
-    engines.place(engines.ALEXNET, tmp_path)
-    assert (tmp_path / engines.ALEXNET).stat().st_size < 11_000_000
+    assert engines.ready(engines.ALEXNET, tmp_path).stat().st_size < 11_000_000
     with pytest.raises(MetricMissing, match="fetch pyiqa"):
-        engines.place("hub/pyiqa/never.pth", tmp_path)
+        engines.ready("hub/pyiqa/never.pth", tmp_path)

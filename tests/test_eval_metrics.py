@@ -1,8 +1,8 @@
 """Engines: the values of pyiqa, of other implementations and of publications; weights that are missing or changed."""
 
-import threading
+import multiprocessing
+import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from face2scene.converters import CONVERTERS
 from face2scene.eval import engines
 from face2scene.eval.fid import Fid
 from face2scene.eval.identity_score import IdScore
@@ -173,33 +174,46 @@ def test_a_metric_names_every_weights_file_with_a_hash_and_another_hash_is_anoth
 
 
 def test_weights_that_were_changed_are_refused_by_name(weights, tmp_path, monkeypatch):
-    weights("dists")
-    engines.place(engines.DISTS, tmp_path)
-    place = tmp_path / engines.DISTS
-    assert engines.ready(engines.DISTS, tmp_path) == place
+    shutil.copytree(weights("dists"), tmp_path / "dists")
+    monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
+    place = engines.torch_home() / engines.DISTS
+    assert engines.ready(engines.DISTS, engines.torch_home()) == place
     content = bytearray(place.read_bytes())
     content[len(content) // 2] ^= 1
     place.write_bytes(content)
     with pytest.raises(engines.MetricMissing, match=r"DISTS_weights-f5e65c96\.pth as it was, and its sha256 is"):
-        engines.ready(engines.DISTS, tmp_path)
+        engines.ready(engines.DISTS, engines.torch_home())
     known = tmp_path / "hub/pyiqa/musiq_koniq_ckpt-e95806b9.pth"  # put there by hand, with a hash that is published
+    known.parent.mkdir(parents=True)
     known.write_bytes(b"another network")
     with pytest.raises(engines.MetricMissing, match="e95806b9"):
         engines.ready("hub/pyiqa/musiq_koniq_ckpt-e95806b9.pth", tmp_path)
 
 
-@pytest.mark.parametrize("file", [engines.VGG16, engines.DISTS, engines.INCEPTION, engines.NIQE])
-def test_a_placed_file_is_the_same_on_every_machine_and_day(file, weights, tmp_path, monkeypatch):
-    for asset in ("lpips", "dists", "fid_inception"):
-        weights(asset)
+def test_a_file_of_an_earlier_fetch_is_replaced_by_a_link(weights, tmp_path):
+    place = tmp_path / engines.DISTS
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"made by another version")
+    assert engines.ready(engines.DISTS, tmp_path).samefile(weights("dists") / place.name)
+
+
+def test_niqes_parameters_are_the_same_on_every_machine_and_day(tmp_path, monkeypatch):
     placed = []
     for number in range(2):
         monkeypatch.setattr("os.getpid", lambda number=number: 7 + number)
         monkeypatch.setattr("time.asctime", lambda number=number: f"day {number}")
-        engines.place(file, tmp_path / f"{number}")
-        placed.append(tmp_path / f"{number}" / file)
+        placed.append(engines.ready(engines.NIQE, tmp_path / f"{number}"))
     assert placed[0].read_bytes() == placed[1].read_bytes()
     assert engines.identity(placed[0]) == engines.identity(placed[1]) != engines.sha256_of(placed[0])
+
+
+def test_a_converted_file_is_the_same_on_every_machine(weights, tmp_path):
+    places = [tmp_path / name / "pt_inception-2015-12-05-6726825d.pth" for name in "ab"]
+    for place in places:
+        place.parent.mkdir()
+        (place.parent / "default_1.pt").symlink_to(weights("fid_inception") / "default_1.pt")
+        CONVERTERS["fid_inception"](place.parent)
+    assert places[0].read_bytes() == places[1].read_bytes()
 
 
 def test_numbers_stand_for_a_placed_file_whatever_wrote_it(tmp_path):
@@ -211,25 +225,15 @@ def test_numbers_stand_for_a_placed_file_whatever_wrote_it(tmp_path):
     assert same == too != other and engines.sha256_of(files[0]) != engines.sha256_of(files[1])
 
 
-def test_processes_that_place_one_file_together_make_it_once(tmp_path, monkeypatch):
-    made, both = [], threading.Barrier(2, timeout=60)
+def _link_dists(home: Path) -> bytes:
+    return engines.ready(engines.DISTS, home).read_bytes()
 
-    def slow(state, path):
-        made.append(path)
-        time.sleep(0.2)
-        path.write_bytes(f"writing {len(made)}".encode())
 
-    monkeypatch.setattr(engines, "_save", slow)
-    monkeypatch.setattr(engines, "load_file", lambda path: {})
-    monkeypatch.setattr(engines, "fetched", lambda name: tmp_path)
-
-    def ask():
-        both.wait()
-        return engines.ready(engines.DISTS, tmp_path)
-
-    with ThreadPoolExecutor(2) as pool:  # flock keeps threads apart as it does processes
-        assert len({future.result() for future in [pool.submit(ask) for _ in range(2)]}) == 1
-    assert len(made) == 1
+def test_processes_that_link_one_file_together_all_get_it(weights, tmp_path):
+    weights("dists")
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        assert len(set(pool.map(_link_dists, [tmp_path] * 40, chunksize=1))) == 1
+    assert [path.name for path in (tmp_path / engines.DISTS).parent.iterdir()] == [Path(engines.DISTS).name]
 
 
 def test_all_that_is_missing_is_told_in_seconds_and_no_hub_is_asked(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 The page is one file. The histograms show every picture that was measured, dropped or kept, with the thresholds in red.
 """
 
-import html
 import io
 import json
 from collections import Counter, defaultdict
@@ -14,11 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from face2scene.files import atomic_write
+from face2scene.charts import Histogram
+from face2scene.pages import write_page
 
 _EXAMPLES = 12  # of every stage
-_BINS = 40
-_WIDTH, _HEIGHT = 560, 120
 THUMBNAIL = 112  # pixels
 
 
@@ -50,7 +48,7 @@ def write_funnel(path: Path, table: Table, thresholds: Mapping[str, Any], order:
     stages: Counter = Counter()
     reasons: dict[str, Counter] = defaultdict(Counter)
     examples: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
-    spread: dict[str, _Spread] = defaultdict(_Spread)
+    spread: dict[str, Histogram] = defaultdict(Histogram)
     for row in table.rejected():
         stages[row["stage"]] += 1
         reasons[row["stage"]][row["reason"].split(":")[0]] += 1
@@ -65,23 +63,26 @@ def write_funnel(path: Path, table: Table, thresholds: Mapping[str, Any], order:
     places = {name: number for number, name in enumerate(("suffix", "input", *order))}
     stages = Counter({name: stages[name] for name in sorted(stages, key=lambda name: places.get(name, len(places)))})
     kept = table.kept()
-    lines = [f"<h1>{kept} of {kept + sum(stages.values())} pictures stayed</h1>", _bars(kept, stages)]
-    for stage in stages:
-        lines.append(f"<h2>{html.escape(stage)}: {stages[stage]} left out</h2><ul>")
-        lines += [f"<li>{html.escape(reason)}: {count}</li>" for reason, count in sorted(reasons[stage].items())]
-        lines.append("</ul><div>")
-        for data, name, reason in examples[stage]:
-            caption = f"{html.escape(name)}<br>{html.escape(reason)}"
-            lines.append(
-                f"<figure><img src='data:image/jpeg;base64,{data}'><figcaption>{caption}</figcaption></figure>"
-            )
-        lines.append("</div>")
-    lines.append("<h2>What was measured</h2>")
-    for name in sorted(spread):
-        cuts = thresholds.get(name, ())
-        lines.append(spread[name].drawn(name, cuts if isinstance(cuts, list | tuple) else (cuts,)))
-    with atomic_write(path) as partial:
-        partial.write_text(_PAGE.replace("BODY", "\n".join(lines)), encoding="utf-8")
+    left = total = kept + stages.total()
+    bars = [("all", total)]
+    for stage, count in stages.items():
+        left -= count
+        bars.append((f"after {stage}", left))
+    cuts = {name: cut if isinstance(cut, list | tuple) else (cut,) for name, cut in thresholds.items()}
+    write_page(
+        path,
+        "funnel.html.j2",
+        style="collection.css",
+        title="What became of the pictures",
+        kept=kept,
+        total=total,
+        left=bars,
+        stages=[
+            {"name": name, "count": count, "reasons": reasons[name], "examples": examples[name]}
+            for name, count in stages.items()
+        ],
+        histograms=[spread[name].svg(name, cuts.get(name, ())) for name in sorted(spread)],
+    )
 
 
 def _all_measured(table: Table) -> Iterable[dict[str, float]]:
@@ -89,59 +90,3 @@ def _all_measured(table: Table) -> Iterable[dict[str, float]]:
         yield values
     for row in table.rejected():
         yield json.loads(row["measured"])
-
-
-def _bars(kept: int, stages: Counter) -> str:
-    # How many pictures were left after every stage.
-    left = kept + sum(stages.values())
-    total = max(left, 1)
-    rows = [("all", left)]
-    for stage in stages:
-        left -= stages[stage]
-        rows.append((f"after {stage}", left))
-    return "<table>" + "".join(
-        f"<tr><td>{html.escape(name)}<td>{count}<td><span style='width:{400 * count // total}px'></span>"
-        for name, count in rows
-    ) + "</table>"  # fmt: skip
-
-
-class _Spread:
-    # Range and histogram of one measure.
-    def __init__(self) -> None:
-        self.low, self.high, self.total = np.inf, -np.inf, 0
-        self.bins = np.zeros(_BINS, int)
-
-    def add(self, value: float) -> None:
-        self.low, self.high, self.total = min(self.low, value), max(self.high, value), self.total + 1
-
-    def count(self, value: float) -> None:
-        width = (self.high - self.low) or 1.0
-        self.bins[min(int((value - self.low) / width * _BINS), _BINS - 1)] += 1
-
-    def drawn(self, name: str, cuts: Iterable[float]) -> str:
-        top, width = max(self.bins.max(), 1), (self.high - self.low) or 1.0
-        step = _WIDTH / _BINS
-        shapes = [
-            f"<rect x='{n * step:.1f}' y='{_HEIGHT * (1 - count / top):.1f}' width='{step - 1:.1f}' "
-            f"height='{_HEIGHT * count / top:.1f}' fill='#579'/>"
-            for n, count in enumerate(self.bins)
-            if count
-        ]
-        shown = []
-        for cut in cuts:
-            if cut is None:
-                continue
-            x = (cut - self.low) / width * _WIDTH
-            shown.append(f"{cut:g}")
-            if 0 <= x <= _WIDTH:
-                shapes.append(f"<path d='M{x:.1f} 0V{_HEIGHT}' stroke='#c33' stroke-width='2'/>")
-        text = f"<b>{html.escape(name)}</b> of {self.total} pictures, {self.low:.4g} to {self.high:.4g}"
-        text += f"; threshold {', '.join(shown)}" if shown else ""
-        return f"<p>{text}<br><svg width={_WIDTH} height={_HEIGHT} style='background:#eee'>{''.join(shapes)}</svg></p>"
-
-
-_PAGE = """<!doctype html><meta charset=utf-8><title>What became of the pictures</title>
-<style>body{font:14px sans-serif;margin:2em}div{display:flex;flex-wrap:wrap;gap:8px}figure{margin:0;width:150px;
-overflow-wrap:anywhere;font-size:10px}td span{display:block;background:#579;height:1em}td{padding:0 1em 0 0}</style>
-BODY
-"""

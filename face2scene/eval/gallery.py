@@ -4,7 +4,6 @@ The page holds numbers only; pictures are small JPEGs in `thumbnails/` beside it
 that a thousand pictures open at once.
 """
 
-import html
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,18 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from PIL import Image
 from tqdm import tqdm
 
+from face2scene.charts import spread_svg
 from face2scene.eval import compare
-from face2scene.eval.document import document, pairs_table, protocol_list, select
 from face2scene.eval.metrics import METRICS
 from face2scene.eval.pairing import ScoreError, named_truth
-from face2scene.eval.plots import spread_svg
 from face2scene.eval.results import SHIFT, read_scores, truth_digest
 from face2scene.eval.tables import Row, html_table, one_truth, row_from_scores, slug
 from face2scene.files import atomic_write, sha256_of
 from face2scene.images import list_images, read_image, to_bytes
+from face2scene.pages import write_page
 from face2scene.why_log import WHY_LOG
 
 THUMBNAIL = 448  # pixels, longer side (ours)
@@ -112,10 +112,7 @@ def write_report(
             "truth": {"title": "truth", "values": {}, "why": None, "flagged": {}, "missing": [], "full": None},
         },
     }
-    page = _page(title or run.name, read, data)
-    with atomic_write(run / "report.html") as partial:
-        partial.write_text(page, encoding="utf-8")
-    return run / "report.html"
+    return _write_page(run / "report.html", title or run.name, read, data)
 
 
 def _columns(methods: Sequence[Method]) -> list[str]:
@@ -123,24 +120,34 @@ def _columns(methods: Sequence[Method]) -> list[str]:
     return [key for key in METRICS if key in set(keys)]
 
 
-def _page(title: str, methods: Sequence[Method], data: Mapping[str, Any]) -> str:
+def _write_page(path: Path, title: str, methods: Sequence[Method], data: Mapping[str, Any]) -> Path:
     keys = [key for key in METRICS if any(key in method.scores["protocol"] for method in methods)]
-    protocol = {key: next(m.scores["protocol"][key] for m in methods if key in m.scores["protocol"]) for key in keys}
     rows = [row_from_scores(method.title, method.folder / "scores.json", keys) for method in methods]
-    sections = [
-        ("scores", "Scores", _scores(methods, rows, keys) + protocol_list(protocol)),
-        ("plots", "Spread over the pictures", _plots(methods)),
-        ("pictures", "Pictures", _gallery(methods, data)),
-        ("setup", "Versions", pairs_table(methods[0].scores["versions"])),
-    ]
-    if len(methods) > 1:
-        sections.insert(1, ("tests", "Differences", _tests(methods)))
-    count = len(data["names"])
-    facts = [f"{count} pictures", f"{len(methods)} {'methods' if len(methods) > 1 else 'method'}"]
-    return document(f"{title}: report", "Face2Scene · evaluation", title, facts, sections, ("gallery.js",))
+    plots = []
+    for key in _columns(methods):
+        values = {m.title: [row[key] for row in m.values.values() if key in row] for m in methods}
+        plots.append(spread_svg(f"{METRICS[key].title} {METRICS[key].arrow}", {k: v for k, v in values.items() if v}))
+    write_page(
+        path,
+        "report.html.j2",
+        style="page.css",
+        scripts=("page.js", "gallery.js"),
+        title=f"{title}: report",
+        heading=title,
+        facts=[f"{len(data['names'])} pictures", f"{len(methods)} {'methods' if len(methods) > 1 else 'method'}"],
+        table=html_table(rows, keys),
+        warnings=_warnings(methods),
+        regions=_regions(methods, keys),
+        protocol={k: next(m.scores["protocol"][k] for m in methods if k in m.scores["protocol"]) for k in keys},
+        tests=_tests(methods) if len(methods) > 1 else [],
+        plots=plots,
+        data=data,
+        versions=methods[0].scores["versions"],
+    )
+    return path
 
 
-def _scores(methods: Sequence[Method], rows: Sequence[Row], keys: Sequence[str]) -> str:
+def _warnings(methods: Sequence[Method]) -> list[str]:
     warnings = [
         f"{METRICS[key].title} is not measured: {why}"
         for key, why in {k: w for m in methods for k, w in m.scores["not_measured"].items()}.items()
@@ -154,75 +161,28 @@ def _scores(methods: Sequence[Method], rows: Sequence[Row], keys: Sequence[str])
             warnings.append(f"{method.title} lies beside its truth by {shift[0]:+.2f}, {shift[1]:+.2f} pixels.")
         for key, names in method.scores.get("undefined", {}).items():
             warnings.append(f"{METRICS[key].title} of {method.title} has no value for {len(names)} pictures.")
-    shown = "".join(f'<p class="warn">{html.escape(text)}</p>' for text in warnings)
-    regions = {}
+    return warnings
+
+
+def _regions(methods: Sequence[Method], keys: Sequence[str]) -> dict[str, Markup]:
+    # A table for each region, by its title.
+    regions: dict[str, list[Row]] = {}
     for method in methods:
         for region, found in method.scores.get("regions", {}).items():
-            regions.setdefault(region, (found["about"], []))[1].append(
-                row_from_scores(method.title, method.folder / region / "scores.json", keys)
-            )
-    parts = "".join(
-        f"<h3>{region}: {html.escape(about)}</h3>{html_table(one_truth(lines), keys)}"
-        for region, (about, lines) in regions.items()
-    )
-    return f"{html_table(rows, keys)}{shown}{parts}"
+            row = row_from_scores(method.title, method.folder / region / "scores.json", keys)
+            regions.setdefault(f"{region}: {found['about']}", []).append(row)
+    return {title: html_table(one_truth(rows), keys) for title, rows in regions.items()}
 
 
-def _tests(methods: Sequence[Method]) -> str:
+def _tests(methods: Sequence[Method]) -> list[tuple[str, list[Any], str]]:
+    # Of every other method: title, its differences from the first with metric and verdict, or why there are none.
     first, *others = methods
-    cards, count = [], 0
+    tests: list[tuple[str, list[Any], str]] = []
     for other, found in zip(others, compare.compare_all(first.folder, [o.folder for o in others]), strict=True):
-        if isinstance(found, ScoreError):
-            cards.append(f'<p class="warn">{html.escape(str(found))}</p>')
-            continue
-        count += len(found)
-        lines = "".join(
-            f'<tr><th scope="row">{METRICS[d.metric].title} {METRICS[d.metric].arrow}</th>'
-            f"<td>{d.means[1] - d.means[0]:+.4f}</td><td>{d.interval[0]:+.4f} to {d.interval[1]:+.4f}</td>"
-            f"<td>{d.p_holm:.2g}</td><td>{d.better:.0%}</td><td>"
-            f"{html.escape(compare.said(d, first.title, other.title))}</td></tr>"
-            for d in found
-        )
-        cards.append(
-            f"<h3>{html.escape(other.title)} against {html.escape(first.title)}</h3>"
-            '<div class="scroll"><table class="scores"><thead><tr><td></td><th>difference</th><th>95 % interval</th>'
-            f"<th>p, corrected</th><th>better in</th><td></td></tr></thead><tbody>{lines}</tbody></table></div>"
-        )
-    note = (
-        "Paired over the pictures: bootstrap interval of the mean difference, Wilcoxon's test with Holm's correction "
-        f"for the {count} tests of this page."
-    )
-    return f'{"".join(cards)}<p class="note">{note}</p>'
-
-
-def _plots(methods: Sequence[Method]) -> str:
-    figures = []
-    for key in _columns(methods):
-        values = {m.title: [row[key] for row in m.values.values() if key in row] for m in methods}
-        figures.append(spread_svg(f"{METRICS[key].title} {METRICS[key].arrow}", {k: v for k, v in values.items() if v}))
-    return f'<div class="charts wide">{"".join(figures)}</div>'
-
-
-def _gallery(methods: Sequence[Method], data: Mapping[str, Any]) -> str:
-    titles = {view: entry["title"] for view, entry in data["views"].items()}
-    views = list(titles)
-    right = views[-2] if len(methods) > 1 else views[0]
-    left = views[0] if len(methods) > 1 else "truth"
-    orders = {"name": "name", **{key: title for key, (title, _) in data["metrics"].items()}}
-    of = {"right": "the right method", "left": "the left method", "apart": "right less left", "spread": "disagreement"}
-    # "</" inside a script would end it
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
-    return (
-        '<div class="controls" role="group" aria-label="What is shown">'
-        f"{select('left', 'Left', titles, left)}{select('right', 'Right', titles, right)}"
-        f"{select('order', 'Sort by', orders, 'name')}{select('of', 'of', of, 'right')}"
-        '<label>Direction<select id="direction"><option value="1">worst first</option>'
-        '<option value="-1">best first</option></select></label>'
-        '<label>Find<input id="find" type="search" placeholder="part of a name"></label>'
-        '<p class="note" id="count"></p></div>'
-        '<div class="gallery" id="gallery"></div><div id="more"></div>'
-        f'<script type="application/json" id="data">{text}</script>'
-    )
+        failed = isinstance(found, ScoreError)
+        rows = [] if failed else [(d, METRICS[d.metric], compare.said(d, first.title, other.title)) for d in found]
+        tests.append((f"{other.title} against {first.title}", rows, str(found) if failed else ""))
+    return tests
 
 
 def thumbnail(job: tuple[Path, Path]) -> tuple[Path, tuple[int, int]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from face2scene.extras import need
+from face2scene.charts import new_figure
 from face2scene.files import atomic_write
 
 # Read off the paper's poster: ten pictures, mean cosine of different pictures under one preset; every mean of one
@@ -106,11 +106,8 @@ def summary(found: Mapping[str, Any]) -> str:
 
 def probe_figure(found: Mapping[str, Any], embeddings: Tensor) -> Any:
     """The cosine matrix of all pictures under all presets, and the means with their spread beside the paper's."""
-    need("matplotlib", "report", why="The probe's picture")
-    from matplotlib.figure import Figure
-
     labels, pictures = found["labels"], embeddings.shape[1]
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    figure = new_figure(15, 4.6)
     matrix, same, cross = figure.subplots(1, 3, width_ratios=(1.15, 1, 1.2))
     flat = embeddings.flatten(0, 1).float()
     shown = matrix.imshow((flat @ flat.T).numpy(), vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")

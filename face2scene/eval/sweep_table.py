@@ -1,23 +1,25 @@
 """What came of a sweep: every variant scored against the same truth, a table, small plots, and sweep.json."""
 
-import html
+import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
+from face2scene.charts import save_figure, small_plots
 from face2scene.data.manifest import read_manifest
 from face2scene.eval.metrics import METRICS
 from face2scene.eval.score import score_folders
 from face2scene.eval.sweep import Plan, Sweep
 from face2scene.eval.tables import markdown, one_truth, row_from_scores
-from face2scene.extras import need
 from face2scene.files import atomic_write, read_json, write_json
+from face2scene.pages import fragment
 from face2scene.runs import commit
 
 COLUMNS = 5  # of small plots, as in the paper's Figure 6
-_LINE, _CHOSEN = "#2166ac", "#e08214"  # ColorBrewer's blue and orange, which every common eye tells apart
 
 
 def collect(
@@ -114,75 +116,30 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """One small plot per metric into sweep.svg and sweep.png; nothing where there are no numbers or no matplotlib."""
     rows = [row for row in result["variants"] if row["complete"]]
     keys = [key for key in result["protocol"] if any(key in {**row["means"], **row["sets"]} for row in rows)]
-    if not rows or not keys:
+    if not keys:
         return []
     try:
-        figure_module = need("matplotlib.figure", "report", why="Plotting a sweep")
+        return draw_variants(rows, keys, result["chosen"], result["axis"], min(COLUMNS, len(keys)), folder / "sweep")
     except ModuleNotFoundError:
         return []
-    wide, high = min(COLUMNS, len(keys)), math.ceil(len(keys) / COLUMNS)
-    figure = figure_module.Figure(figsize=(2.6 * wide, 2.3 * high), layout="constrained")
-    labels = [row["label"] for row in rows]
-    numeric = all(_is_number(label) for label in labels)
-    places = [float(label) for label in labels] if numeric else list(range(len(labels)))
-    for axes, key in zip(figure.subplots(high, wide, squeeze=False).flat, [*keys, *[None] * wide], strict=False):
-        if key is None:
-            axes.set_visible(False)
-            continue
-        values = [{**row["means"], **row["sets"]}.get(key, math.nan) for row in rows]
-        axes.plot(places, values, "-o" if numeric else "o", color=_LINE, markersize=3.5, linewidth=1.2)
-        for place, value, label in zip(places, values, labels, strict=True):
-            if label == result["chosen"]:
-                axes.plot([place], [value], "o", color=_CHOSEN, markersize=7)
-        axes.set_title(f"{METRICS[key].title} {METRICS[key].arrow}", fontsize=9)
-        axes.tick_params(labelsize=7)
-        axes.yaxis.get_major_formatter().set_useOffset(False)  # it would be written over the title
-        axes.grid(color="#dddddd", linewidth=0.5)
-        if not numeric or len(places) <= 4:
-            axes.set_xticks(places, labels, rotation=0 if numeric else 25, ha="center" if numeric else "right")
-        axes.margins(0.12)
-    for axes in figure.axes[wide * (high - 1) :]:
-        axes.set_xlabel(result["axis"], fontsize=8)
-    made = [folder / f"sweep.{kind}" for kind in ("svg", "png")]
-    for path in made:
-        with atomic_write(path) as partial:
-            figure.savefig(partial, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return made
 
 
-def section(folder: str | Path) -> str:
+def draw_variants(
+    rows: Sequence[Mapping[str, Any]], keys: Sequence[str], chosen: str | None, axis: str, columns: int, stem: Path
+) -> list[Path]:
+    """A small plot per metric of `keys` over complete variants, the chosen one in orange, as files named `stem`."""
+    values = [{**row["means"], **row["sets"]} for row in rows]
+    plots = {f"{METRICS[key].title} {METRICS[key].arrow}": [v.get(key, math.nan) for v in values] for key in keys}
+    return save_figure(small_plots([row["label"] for row in rows], plots, chosen, axis, columns), stem)
+
+
+def section(folder: str | Path) -> Markup:
     """HTML of a sweep that was collected in `folder`, for a report: plot, table, and what it took."""
     result = read_json(Path(folder) / "sweep.json")
-    keys = list(result["protocol"])
-    head = "".join(f'<th scope="col">{METRICS[key].title} {METRICS[key].arrow}</th>' for key in keys)
-    body = []
-    for row in result["variants"]:
-        values = {**row.get("means", {}), **row.get("sets", {})}
-        cells = "".join(f"<td>{values[key]:.4f}</td>" if key in values else "<td>not measured</td>" for key in keys)
-        star = " *" if row["label"] == result["chosen"] else ""
-        body.append(f'<tr><th scope="row">{html.escape(row["label"])}{star}</th>{cells}</tr>')
     picture = Path(folder) / "sweep.svg"
-    plot = _inline(picture.read_text(encoding="utf-8"), result["title"]) if picture.is_file() else ""
+    plot = base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else ""
     counts = [row["counts"]["scored"] for row in result["variants"] if row["complete"]]
     facts = [f"Source: {result['source']}.", f"{counts[0]} pictures." if counts else "Nothing was measured."]
     facts += [f"* the paper's choice; rows: {result['axis']}."] if result["chosen"] is not None else []
     facts += [sharing_sentence(result), result.get("note", "")]
-    return (
-        f"<h3>{html.escape(result['title'])}</h3>{plot}"
-        f'<div class="scroll"><table class="scores"><thead><tr><td></td>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-        f'<p class="note">{html.escape(" ".join(fact for fact in facts if fact))}</p>'
-    )
-
-
-def _inline(svg: str, title: str) -> str:
-    start = svg.index("<svg")
-    return f'<div class="scroll" role="img" aria-label="{html.escape(title)}">{svg[start:]}</div>'
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return fragment("parts.html.j2", "sweep", result, [METRICS[key] for key in result["protocol"]], plot, facts)

@@ -4,16 +4,18 @@ Printed numbers stay text, so that every digit is shown as it was printed; see `
 """
 
 import csv
-import html
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from markupsafe import Markup
+
 from face2scene.eval.metrics import METRICS
 from face2scene.files import read_json
+from face2scene.pages import fragment
 
 NOT_MEASURED = "not measured"
 DECIMALS = {"psnr": 2, "psnr_y": 2, "fid": 2, "musiq": 2, "niqe": 2}  # others 4; only for our own numbers
@@ -135,17 +137,10 @@ def csv_text(rows: Sequence[Row], columns: Sequence[str]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     more = [f"{key}_{what}" for what in ("difference", "mark") for key in columns]
     writer.writerow(["method", "source", "note", *columns, *more])
-    marks = {key: ranks(rows, key) for key in columns}
-    for row in rows:
-        cells = [row.cells.get(key, "") for key in columns]
-        numbers = [cell.split()[0] if _is_number(cell) else "" for cell in cells]
-        apart = [cell.partition(" (")[2].rstrip(")") for cell in cells]
-        places = []
-        for key in columns:
-            value = row.values.get(key) if row.ranked else None
-            best, second = marks[key]
-            places.append("" if value is None else {best: "best", second: "second"}.get(value, ""))
-        writer.writerow([row.name, row.source, row.note, *numbers, *apart, *places])
+    for row, _, cells in _marked(rows, columns):
+        numbers = [number if _is_number(number) else "" for _, number, _ in cells]
+        apart = [rest.strip("()") for _, _, rest in cells]
+        writer.writerow([row.name, row.source, row.note, *numbers, *apart, *(mark for mark, _, _ in cells)])
     return out.getvalue()
 
 
@@ -155,62 +150,54 @@ def html_table(
     *,
     contenders: Sequence[Row] | None = None,
     thumbnails: Mapping[str, Sequence[str]] | None = None,
-) -> str:
+) -> Markup:
     """The same table as an HTML `<table class="scores">`.
 
     Args:
         contenders: the rows that marks are given among, all by default.
         thumbnails: row name -> addresses of pictures shown under the name of our row.
     """
+    mixed = len({row.source for row in rows}) > 1
+    lines = [
+        {
+            "name": name,
+            "note": row.note if mixed or not row.ranked else "",
+            "thumbnails": (thumbnails or {}).get(row.name, ()) if row.source == "ours" else (),
+            "ours": mixed and row.source == "ours",
+            "cells": cells,
+        }
+        for row, name, cells in _marked(rows, columns, contenders)
+    ]
+    return fragment("parts.html.j2", "scores_table", [METRICS[key] for key in columns], lines)
+
+
+def _marked(
+    rows: Sequence[Row], columns: Sequence[str], contenders: Sequence[Row] | None = None
+) -> Iterator[tuple[Row, str, list[tuple[str, str, str]]]]:
+    """Each row, its name as shown, and its cells: mark (best, second or empty), number, what follows in brackets."""
     contenders = rows if contenders is None else contenders
     marks = {key: ranks(contenders, key) for key in columns}
     mixed = len({row.source for row in rows}) > 1
-    head = "".join(
-        f'<th scope="col">{METRICS[key].title} '
-        f'<span aria-label="{METRICS[key].better} is better">{METRICS[key].arrow}</span></th>'
-        for key in columns
-    )
-    body = []
     for row in rows:
         cells = []
         for key in columns:
-            best, second = marks[key] if row in contenders and row.ranked and key in row.values else (None, None)
-            kind = {best: ' class="best"', second: ' class="second"'}.get(row.values.get(key, ""), "")
-            number, _, rest = row.cells.get(key, NOT_MEASURED).partition(" (")
-            rest = f' <span class="apart">({rest}</span>' if rest else ""
-            cells.append(f"<td{kind}>{html.escape(number)}{rest}</td>")
-        name = html.escape(f"{row.name}, {row.source}" if mixed else row.name)
-        note = f"<small>{html.escape(row.note)}</small>" if row.note and (mixed or not row.ranked) else ""
-        pictures = (thumbnails or {}).get(row.name, ()) if row.source == "ours" else ()
-        shots = "".join(f'<img loading="lazy" src="{html.escape(src)}" alt="">' for src in pictures)
-        shots = f'<span class="thumbs">{shots}</span>' if shots else ""
-        ours = ' class="ours"' if mixed and row.source == "ours" else ""
-        body.append(f'<tr{ours}><th scope="row">{name}{note}{shots}</th>{"".join(cells)}</tr>')
-    return (
-        f'<div class="scroll"><table class="scores"><thead><tr><th scope="col">Row</th>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
+            value = row.values.get(key) if row.ranked and row in contenders else None
+            best, second = marks[key]
+            number, bracket, rest = row.cells.get(key, NOT_MEASURED).partition(" (")
+            mark = "" if value is None else {second: "second", best: "best"}.get(value, "")
+            cells.append((mark, number, bracket[1:] + rest))
+        yield row, f"{row.name}, {row.source}" if mixed else row.name, cells
 
 
-def _cells(rows: Sequence[Row], columns: Sequence[str], best: str, second: str, escape) -> list[list[str]]:
-    marks = {key: ranks(rows, key) for key in columns}
-    mixed = len({row.source for row in rows}) > 1
-    lines = []
-    for row in rows:
-        cells = []
-        for key in columns:
-            cell, value = row.cells.get(key, NOT_MEASURED), row.values.get(key)
-            if row.ranked and value is not None and value in marks[key]:
-                number, _, rest = cell.partition(" ")
-                cell = (best if value == marks[key][0] else second).format(escape(number)) + (
-                    f" {rest}" if rest else ""
-                )
-            else:
-                cell = escape(cell)
-            cells.append(cell)
-        name = f"{row.name}, {row.source}" if mixed else row.name
-        lines.append([escape(f"{name} ({row.note})" if row.note else name), *cells])
-    return lines
+def _cells(
+    rows: Sequence[Row], columns: Sequence[str], best: str, second: str, escape: Callable[[str], str]
+) -> list[list[str]]:
+    forms = {"best": best, "second": second, "": "{}"}
+    return [
+        [escape(f"{name} ({row.note})" if row.note else name)]
+        + [f"{forms[mark].format(escape(number))} {escape(rest)}".rstrip() for mark, number, rest in cells]
+        for row, name, cells in _marked(rows, columns)
+    ]
 
 
 def _tex(text: str) -> str:

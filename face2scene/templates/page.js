@@ -14,6 +14,7 @@ function show(within = document) {
   });
 }
 
+document.querySelectorAll('[data-ratio]').forEach(box => { box.style.aspectRatio = box.dataset.ratio; });
 document.addEventListener('input', event => {
   const slider = event.target;
   if (slider.matches('.compare input')) slider.parentNode.style.setProperty('--cut', slider.value + '%');
