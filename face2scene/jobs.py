@@ -6,7 +6,7 @@ from pathlib import Path
 
 from face2scene.data.manifest import METADATA, read_manifest
 from face2scene.images import list_images
-from face2scene.inputs import people_of_folder
+from face2scene.people import people_of
 from face2scene.records import Box
 
 
@@ -81,14 +81,13 @@ def _jobs_of_files(
     truths = None
     if truth is not None:
         truths = {path.relative_to(truth).with_suffix("").as_posix(): path for path in list_images(truth)}
-    whose = _People(references, [path.relative_to(root) for path in paths])
+    places = [path.relative_to(root) for path in paths]
     jobs = []
-    for path in paths:
-        place = path.relative_to(root)
+    for path, place, people in zip(paths, places, _people(references, places), strict=True):
         name = place.with_suffix("").as_posix()
         if truths is not None and name not in truths:
             raise FileNotFoundError(f"There is no picture named {name} in truth={truth}.")
-        jobs.append(Job(path, whose(place), truths[name] if truths else None, inside=place.parent))
+        jobs.append(Job(path, people, truths[name] if truths else None, inside=place.parent))
     return jobs
 
 
@@ -102,24 +101,11 @@ def _inputs(source: Path, output: str | Path | None) -> list[Path]:
     return [path for path in paths if not any(path.resolve().is_relative_to(folder) for folder in ours)]
 
 
-class _People:
-    """References for each picture, every folder read once."""
-
-    def __init__(self, folder: str | Path | None, places: list[Path]):
-        self.folder = None if folder is None else Path(folder)
-        self.by_picture = self.folder is not None and any(self._own(place).is_dir() for place in places)
-        self.all = {} if self.folder is None or self.by_picture else self._read(self.folder)
-
-    def __call__(self, place: Path) -> dict[str, tuple[Path, ...]]:
-        if not self.by_picture:
-            return self.all
-        own = self._own(place)
-        return people_of_folder(own) if own.is_dir() else {}
-
-    def _own(self, place: Path) -> Path:
-        return self.folder / place.with_suffix("")
-
-    def _read(self, folder: Path) -> dict[str, tuple[Path, ...]]:
-        if folder.is_file():
-            return {folder.parent.resolve().name: (folder,)}
-        return people_of_folder(folder)
+def _people(references: str | Path | None, places: list[Path]) -> list[dict[str, tuple[Path, ...]]]:
+    """The references of each picture, every folder read once."""
+    if references is None:
+        return [{}] * len(places)
+    own = [Path(references) / place.with_suffix("") for place in places]
+    if any(folder.is_dir() for folder in own):
+        return [people_of(folder) if folder.is_dir() else {} for folder in own]
+    return [people_of(references)] * len(places)

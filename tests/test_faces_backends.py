@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from face2scene.faces import facex, insight, recognise
-from face2scene.faces.align import warp
+from face2scene.faces.align import five_points, warp
 from face2scene.faces.detect import Detector, Found
 from face2scene.faces.facex import FacexBackend, IrSe50, peaks
 from face2scene.faces.identity import cosine
@@ -15,7 +15,7 @@ from face2scene.faces.insight import InsightBackend, sixty_eight_of_106
 from face2scene.faces.open import OpenBackend
 from face2scene.faces.packs import open_pack, pack_folder
 from face2scene.faces.pose import upright_view
-from face2scene.faces.recognise import OnnxIdentity, Recognised, five_of_68, onnx_session
+from face2scene.faces.recognise import OnnxIdentity, Recognised, onnx_session
 from face2scene.images import read_image, resize, to_array, to_bytes, to_tensor
 from face2scene.weights import MissingWeights
 
@@ -61,7 +61,7 @@ def test_insightface_s_68_of_106_landmarks_lie_where_dlib_s_lie(small, portraits
     judge = Detector(OpenBackend(), identities=False)
     for name in ("obama2", "biden"):
         (ours,), (witness,) = small.find(portraits[name]), judge.find(portraits[name])
-        eyes = np.linalg.norm(np.diff(five_of_68(witness.landmarks_68)[:2], axis=0))
+        eyes = np.linalg.norm(np.diff(five_points(witness.landmarks_68)[:2], axis=0))
         off = np.linalg.norm(ours.landmarks_68 - witness.landmarks_68, axis=1) / eyes
         assert off[17:].mean() < 0.07 and off.max() < 0.3  # the outline is drawn differently
         assert np.abs(np.subtract(ours.pose, witness.pose)).max() < 12
