@@ -106,7 +106,7 @@ def test_several_runs_have_folders_of_their_own_and_one_failure_ends_none(call, 
         call(task, "-m", "seed=1,2", "input=a", "output=out,${x}")
     assert end.value.code == 1 and "the first fails" in capsys.readouterr().err
     assert seen == [(1, "out,${x}/seed=1"), (2, "out,${x}/seed=2")]
-    assert list(tmp_path.iterdir()) == []  # Hydra leaves nothing
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == ["runs/multirun/multirun.yaml"]
 
 
 def test_old_keys_are_answered_with_their_new_names():
