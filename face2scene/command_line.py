@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -29,13 +30,14 @@ PATHS = frozenset(
     | {"use.fadex", "use.restorer", "use.s3diff", "readout.fadex", "readout.heads", "ref_fr.folder"}
     | {"baseline.checkout", "baseline.python"}
 )
+FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch for tracebacks
 _WORD = re.compile(r"(\+{0,2}(?P<key>[\w.]+))=(?P<value>.*)", re.DOTALL)
 _ESCAPED = re.compile(r"(\\*)\$\{")
 
 
 def script(
     config: str, *, required: Sequence[str] = (), level: int = logging.WARNING
-) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+) -> Callable[[Callable[[DictConfig], None]], Callable[..., None]]:
     """A script's `main`, of a function that carries out a composed configuration.
 
     What a user can cause (`is_user_error`) ends it with one sentence and exit code 1, Ctrl-C with 130. With Hydra's
@@ -48,20 +50,19 @@ def script(
         level: of log lines that are shown.
     """
 
-    def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
+    def decorate(task: Callable[[DictConfig], None]) -> Callable[..., None]:
         @functools.wraps(task)
-        def main() -> None:
+        def main(cfg: DictConfig | None = None) -> None:
             codes: list[int] = []
+            job = functools.partial(_run, task, required=required, level=level, codes=codes)
+            job.__module__ = config  # the name that Hydra gives the job
             try:
-                typed = sys.argv[1:]
-                refuse_renamed(word for word in typed if not word.startswith("-"))
-                for file in _experiments(typed):
-                    refuse_renamed(keys_of(OmegaConf.to_container(OmegaConf.load(file))), source=str(file))
-                sys.argv[1:] = path_values(typed)
-                job = functools.partial(_run, task, required=required, level=level, codes=codes)
-                hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config)(job)()
+                if cfg is None:
+                    _by_hydra(job, config)
+                else:  # composed already
+                    job(cfg)
             except Exception as error:
-                if not is_user_error(error):
+                if FULL_ERROR in os.environ or not is_user_error(error):
                     raise
                 codes.append(_said(error))
             if any(codes):
@@ -70,6 +71,15 @@ def script(
         return main
 
     return decorate
+
+
+def _by_hydra(job: Callable[[DictConfig], None], config: str) -> None:
+    typed = sys.argv[1:]
+    refuse_renamed(word for word in typed if not word.startswith("-"))
+    for file in _experiments(typed):
+        refuse_renamed(keys_of(OmegaConf.to_container(OmegaConf.load(file))), source=str(file))
+    sys.argv[1:] = path_values(typed)
+    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config)(job)()
 
 
 def _run(
@@ -89,14 +99,17 @@ def _run(
     except SystemExit as end:  # the other runs of a sweep are carried out all the same
         codes.append(end.code if isinstance(end.code, int) else _said(end) if end.code else 0)
     except Exception as error:
-        if not is_user_error(error):
+        if FULL_ERROR in os.environ or not is_user_error(error):
             raise
         codes.append(_said(error))
 
 
 def _said(error: BaseException) -> int:
     cause = error.__cause__ if isinstance(error, InstantiationException) else None
-    print(str(cause or error), file=sys.stderr)
+    sentence = str(cause or error)
+    if isinstance(error, OmegaConfBaseException):
+        sentence = sentence.partition("\n")[0]  # the rest is about OmegaConf's nodes
+    print(sentence, file=sys.stderr)
     return 1
 
 
@@ -110,6 +123,8 @@ def is_user_error(error: BaseException) -> bool:
 
 def _own_folder(cfg: DictConfig) -> None:
     # Combinations of -m differ in settings, and one folder holds what was made with one set of them.
+    if not HydraConfig.initialized():
+        return
     ours = HydraConfig.get()
     if ours.mode != RunMode.MULTIRUN:
         return

@@ -63,7 +63,9 @@ def test_script_hands_over_the_composed_configuration(call):
 @pytest.mark.parametrize(
     "error", [FileNotFoundError("no photo"), ValueError("no photo"), ModuleNotFoundError("no photo")]
 )
-def test_user_errors_are_one_sentence_and_exit_code_1(call, capsys, error):
+def test_user_errors_are_one_sentence_and_exit_code_1(call, capsys, monkeypatch, error):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
     def task(cfg):
         raise error
 
@@ -78,6 +80,17 @@ def test_user_errors_below_instantiate_are_told_by_their_cause(call, capsys):
         call(lambda cfg: instantiate(broken))
     assert capsys.readouterr().err.startswith("ref_fr.command 'x' has to hold {input}")
     assert not is_user_error(TypeError()) and not is_user_error(ZeroDivisionError())
+
+
+def test_other_errors_and_a_wish_for_the_traceback_are_raised(call, monkeypatch):
+    def task(cfg):
+        raise {}[cfg.seed] if cfg.seed else ValueError("a sentence")
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(KeyError):
+        call(task, "seed=1")
+    with pytest.raises(ValueError, match="a sentence"):
+        call(task)
 
 
 def test_required_keys_and_stops(call, capsys):
