@@ -78,6 +78,7 @@ def nothing_in(image: Tensor) -> str:
 
 # Folders that file managers, network drives and notebooks leave among photos; hidden ones are left out as well.
 STRAY_FOLDERS = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information"})
+STRAY_FILES = frozenset({"thumbs.db", "desktop.ini"})
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -102,7 +103,7 @@ def list_files(folder: str | Path) -> list[Path]:
 
 
 def _stray(place: Path) -> bool:
-    return any(part.startswith(".") or part.lower() in STRAY_FOLDERS for part in place.parts)
+    return any(part.startswith(".") or part.lower() in STRAY_FOLDERS | STRAY_FILES for part in place.parts)
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:

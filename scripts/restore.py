@@ -15,8 +15,10 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from omegaconf import DictConfig, OmegaConf
 
 from face2scene.command_line import script
+from face2scene.data.manifest import METADATA
 from face2scene.eval.predict import restore_variants
 from face2scene.folders import Outcome, find_jobs, restore_folder
+from face2scene.jobs import passed_over
 from face2scene.pipeline_config import pipeline_of
 from face2scene.why_log import WHY_LOG
 
@@ -45,7 +47,8 @@ def _restored(cfg: DictConfig, state: Accelerator) -> Outcome:
         raise ValueError(f"Several values of {several[0]} go with tokens_from=own, scale=1, format=png, one process.")
     jobs = find_jobs(cfg.input, references=cfg.references, truth=cfg.truth, output=cfg.output)[: cfg.limit]
     if state.is_main_process:
-        print(f"{len(jobs)} picture(s); loading the models.", flush=True)
+        others = passed_over(cfg.input) if not (Path(cfg.input) / METADATA).is_file() else ""
+        print(f"{len(jobs)} picture(s){f'; {others}' if others else ''}; loading the models.", flush=True)
     device = torch.device(cfg.device) if cfg.device else state.device
     if several:
         if several[0] == "tokens":
