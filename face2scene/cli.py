@@ -72,12 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
-    except (weights.WeightsError, OSError) as error:
-        print(f"face2scene: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("face2scene: stopped; nothing half-written was left.", file=sys.stderr)
         return 130
+    except Exception as error:
+        from face2scene.command_line import is_user_error  # Hydra comes with it
+
+        if not is_user_error(error):
+            raise
+        print(f"face2scene: {error}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -152,29 +156,19 @@ def _asset_lines() -> list[str]:
 
 
 def _verify_data(arguments: argparse.Namespace) -> int:
-    from face2scene.data.manifest import ManifestError
     from face2scene.data.verify import problems_of
 
     found = 0
-    try:
-        for found, problem in enumerate(problems_of(arguments.folder), start=1):  # noqa: B007
-            print(problem)
-    except ManifestError as error:
-        print(f"face2scene: {error}", file=sys.stderr)
-        return 1
+    for found, problem in enumerate(problems_of(arguments.folder), start=1):  # noqa: B007
+        print(problem)
     print(f"{arguments.folder}: {found} problems." if found else f"{arguments.folder} is sound.")
     return 1 if found else 0
 
 
 def _pack_data(arguments: argparse.Namespace) -> int:
-    from face2scene.data.manifest import ManifestError
     from face2scene.data.shards import pack
 
-    try:
-        count = pack(arguments.folder, arguments.out, split=arguments.split, per_shard=arguments.per_shard)
-    except ManifestError as error:
-        print(f"face2scene: {error}", file=sys.stderr)
-        return 1
+    count = pack(arguments.folder, arguments.out, split=arguments.split, per_shard=arguments.per_shard)
     print(f"{arguments.out}: {count} archives.")
     return 0
 

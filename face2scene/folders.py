@@ -288,7 +288,7 @@ class _Run:
         self.outcome.restored += 1
 
     def _write_pair(self, job: Job, number: int, pair: FacePair) -> None:
-        folder, stem = self.output / "faces" / job.inside, job.path.stem + (f"_{number + 1}" if number else "")
+        folder, stem = self.output / "faces" / job.inside, job.stem + (f"_{number + 1}" if number else "")
         for kind, image in (("degraded", pair.degraded), ("restored", pair.restored)):
             write_png(folder / fitting_name(stem, f"_{kind}.png"), image)
 
@@ -305,7 +305,7 @@ def _target(output: Path, job: Job, file_format: str) -> Path:
     suffix = job.path.suffix.lower()
     if file_format != "same" or suffix not in (*FORMATS.values(), ".jpeg", ".tiff"):
         suffix = FORMATS["png" if file_format == "same" else file_format]
-    return output / "images" / job.inside / fitting_name(job.path.stem, suffix)
+    return output / "images" / job.inside / fitting_name(job.stem, suffix)
 
 
 def _check_output(output: Path, jobs: Sequence[Job], settings: Settings) -> None:

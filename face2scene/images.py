@@ -76,14 +76,34 @@ def nothing_in(image: Tensor) -> str:
     return "black" if float(image.max()) <= BLACK else ""
 
 
+# Folders that file managers, network drives and notebooks leave among photos; hidden ones are left out as well.
+STRAY_FOLDERS = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information"})
+STRAY_FILES = frozenset({"thumbs.db", "desktop.ini"})
+
+
 def list_images(folder: str | Path) -> list[Path]:
-    """Picture files directly in `folder` or below it, by suffix, sorted by path; hidden ones are left out."""
+    """Picture files directly in `folder` or below it, by suffix, sorted by path; hidden and stray ones are left out.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    return [path for path in list_files(folder) if path.suffix.lower() in SUFFIXES]
+
+
+def list_files(folder: str | Path) -> list[Path]:
+    """All files below `folder`, sorted by path, but the hidden ones and what programs left there.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
-    return sorted(
-        p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith(".")
-    )
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not _stray(path.relative_to(folder)))
+
+
+def _stray(place: Path) -> bool:
+    return any(part.startswith(".") or part.lower() in STRAY_FOLDERS | STRAY_FILES for part in place.parts)
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:

@@ -5,7 +5,7 @@ A picture is a path, a PIL image, an array, a tensor, or a `Scene` made elsewher
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from face2scene.files import atomic_write
-from face2scene.images import list_images, output_size, resize, to_array, to_tensor
+from face2scene.images import output_size, resize, to_array, to_tensor
+from face2scene.people import people_of, photos_in
 from face2scene.photos import MAX_PIXELS, ImageError, Photo, photo_of, read_photo
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -105,23 +106,21 @@ class References:
             return {}
         if isinstance(given, Mapping):
             return {str(name): self._files(one) for name, one in given.items()}
-        if isinstance(given, str | Path) and Path(given).is_dir():
-            return people_of_folder(given)
+        if isinstance(given, str | Path):
+            return people_of(given)
         files = self._files(given)
-        return {files[0].parent.name or "the person": files} if files else {}
+        return {files[0].resolve().parent.name: files} if files else {}
 
     def _files(self, given: Any) -> tuple[Path, ...]:
-        if isinstance(given, str | Path) and Path(given).is_dir():
-            return tuple(_pictures_in(given))
-        if isinstance(given, str | Path | Image.Image | np.ndarray | Tensor):
+        if isinstance(given, str | Path):
+            return photos_in(given)
+        if isinstance(given, Image.Image | np.ndarray | Tensor):
             given = [given]
-        return tuple(self._file(one) for one in given)
+        return tuple(path for one in given for path in self._file(one))
 
-    def _file(self, picture: Picture) -> Path:
+    def _file(self, picture: Picture) -> tuple[Path, ...]:
         if isinstance(picture, str | Path):
-            if not Path(picture).is_file():
-                raise FileNotFoundError(f"There is no reference photo at {picture}.")
-            return Path(picture)
+            return photos_in(picture)
         photo = as_photo(picture)
         if self._folder is None:
             self._folder = TemporaryDirectory(prefix="face2scene-references-")
@@ -130,29 +129,4 @@ class References:
             pixels = (photo.on_white() * 255).round().astype(np.uint8)
             with atomic_write(path) as partial:
                 Image.fromarray(pixels).save(partial, format="PNG", compress_level=1)
-        return path
-
-
-def people_of_folder(folder: str | Path) -> dict[str, tuple[Path, ...]]:
-    """The photos of a folder by person: one for each sub-folder, or the folder's own.
-
-    Raises:
-        FileNotFoundError: no such folder, or no picture in it.
-    """
-    folder = Path(folder)
-    pictures = _pictures_in(folder)
-    people: dict[str, list[Path]] = {}
-    for path in pictures:
-        inside = path.relative_to(folder).parts
-        people.setdefault(inside[0] if len(inside) > 1 else "", []).append(path)
-    loose = people.pop("", [])
-    if people:  # what lies beside the folders of people belongs to nobody
-        return {name: tuple(paths) for name, paths in people.items()}
-    return {folder.resolve().name: tuple(loose)}
-
-
-def _pictures_in(folder: str | Path) -> Sequence[Path]:
-    pictures = list_images(folder)
-    if not pictures:
-        raise FileNotFoundError(f"There is no picture in the folder of references {folder}.")
-    return pictures
+        return (path,)

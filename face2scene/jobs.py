@@ -1,12 +1,14 @@
 """What there is to restore: the pictures of a file, a folder or a dataset, each with what belongs to it."""
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from face2scene.data.manifest import METADATA, read_manifest
-from face2scene.images import list_images
-from face2scene.inputs import people_of_folder
+from face2scene.images import list_files, list_images
+from face2scene.people import people_of
+from face2scene.photos import SUFFIXES
 from face2scene.records import Box
 
 
@@ -19,11 +21,17 @@ class Job:
     truth: Path | None = None  # the same picture undamaged
     box: Box | None = None  # of the face, where it is known
     inside: Path = Path()  # of the input folder: where the picture lies in it, and its restoration in the output
+    label: str = ""  # name of the restoration, without the suffix; empty is that of the picture
+
+    @property
+    def stem(self) -> str:
+        """Name of the restoration in its folder, without the suffix."""
+        return self.label or self.path.stem
 
     @property
     def name(self) -> str:
         """Unique among the jobs; with the run's seed it decides the picture's randomness."""
-        return (self.inside / self.path.stem).as_posix()
+        return (self.inside / self.stem).as_posix()
 
     @property
     def references(self) -> tuple[Path, ...]:
@@ -54,6 +62,9 @@ def find_jobs(
     Raises:
         FileNotFoundError: no picture, a picture without its truth, or a folder that is not there.
         ValueError: two pictures that would get one name.
+
+    Pictures that differ in the suffix alone, such as a camera's IMG_1.DNG and IMG_1.JPG, are restored as IMG_1_dng and
+    IMG_1_jpg.
     """
     source = Path(source)
     if (source / METADATA).is_file():
@@ -65,12 +76,28 @@ def find_jobs(
     else:
         jobs = _jobs_of_files(source, references, truth, output)
     if not jobs:
-        raise FileNotFoundError(f"There is no picture in {source} (input).")
+        others = passed_over(source)
+        raise FileNotFoundError(f"There is no picture in {source} (input){f'; {others}' if others else ''}.")
+    count = Counter(job.name for job in jobs)
+    jobs = [job if count[job.name] == 1 else replace(job, label=_with_suffix(job.path)) for job in jobs]
     seen: set[str] = set()
     twice = sorted({job.name for job in jobs if job.name in seen or seen.add(job.name)})
     if twice:
         raise ValueError(f"These names occur more than once and would overwrite each other: {twice[:5]}. Rename them.")
     return jobs
+
+
+def _with_suffix(path: Path) -> str:
+    return f"{path.stem}_{path.suffix[1:].lower()}"
+
+
+def passed_over(source: str | Path) -> str:
+    """How many files of a folder are no pictures that can be read, by suffix; empty where there are none."""
+    if not Path(source).is_dir():
+        return ""
+    count = Counter(path.suffix.lower() for path in list_files(source) if path.suffix.lower() not in SUFFIXES)
+    shown = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in count.items())
+    return f"passed over: {shown}" if shown else ""
 
 
 def _jobs_of_files(
@@ -81,14 +108,13 @@ def _jobs_of_files(
     truths = None
     if truth is not None:
         truths = {path.relative_to(truth).with_suffix("").as_posix(): path for path in list_images(truth)}
-    whose = _People(references, [path.relative_to(root) for path in paths])
+    places = [path.relative_to(root) for path in paths]
     jobs = []
-    for path in paths:
-        place = path.relative_to(root)
+    for path, place, people in zip(paths, places, _people(references, places), strict=True):
         name = place.with_suffix("").as_posix()
         if truths is not None and name not in truths:
             raise FileNotFoundError(f"There is no picture named {name} in truth={truth}.")
-        jobs.append(Job(path, whose(place), truths[name] if truths else None, inside=place.parent))
+        jobs.append(Job(path, people, truths[name] if truths else None, inside=place.parent))
     return jobs
 
 
@@ -102,24 +128,11 @@ def _inputs(source: Path, output: str | Path | None) -> list[Path]:
     return [path for path in paths if not any(path.resolve().is_relative_to(folder) for folder in ours)]
 
 
-class _People:
-    """References for each picture, every folder read once."""
-
-    def __init__(self, folder: str | Path | None, places: list[Path]):
-        self.folder = None if folder is None else Path(folder)
-        self.by_picture = self.folder is not None and any(self._own(place).is_dir() for place in places)
-        self.all = {} if self.folder is None or self.by_picture else self._read(self.folder)
-
-    def __call__(self, place: Path) -> dict[str, tuple[Path, ...]]:
-        if not self.by_picture:
-            return self.all
-        own = self._own(place)
-        return people_of_folder(own) if own.is_dir() else {}
-
-    def _own(self, place: Path) -> Path:
-        return self.folder / place.with_suffix("")
-
-    def _read(self, folder: Path) -> dict[str, tuple[Path, ...]]:
-        if folder.is_file():
-            return {folder.parent.resolve().name: (folder,)}
-        return people_of_folder(folder)
+def _people(references: str | Path | None, places: list[Path]) -> list[dict[str, tuple[Path, ...]]]:
+    """The references of each picture, every folder read once."""
+    if references is None:
+        return [{}] * len(places)
+    own = [Path(references) / place.with_suffix("") for place in places]
+    if any(folder.is_dir() for folder in own):
+        return [people_of(folder) if folder.is_dir() else {} for folder in own]
+    return [people_of(references)] * len(places)

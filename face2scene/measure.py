@@ -192,7 +192,7 @@ class Meter:
         if not faces and search and self.detector is not None:
             progress("faces", 0, 1)
             faces = self.detector.find(to_array(scene.image))
-        people = known_faces(scene, self.detector if faces else None, self._photos)
+        people = known_faces(scene.people, self.detector if faces else None, self._photos)
         matches = people.match(faces, self.options.slack)
         notes: dict[str, Any] = {"warnings": [*people.warnings, *matches.warnings]}
         notes["faces"] = [described(face, one) for face, one in zip(faces, matches.of, strict=True)]

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps, features
 from PIL.PngImagePlugin import PngInfo
 
 from face2scene.extras import need
@@ -22,7 +22,11 @@ from face2scene.raw import RawError, develop
 
 RAW_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
 HEIF_SUFFIXES = (".heic", ".heif")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", *HEIF_SUFFIXES, *RAW_SUFFIXES)
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"),
+    *HEIF_SUFFIXES,
+    *RAW_SUFFIXES,
+)
 MAX_PIXELS = 200_000_000  # our setting: a larger file is more often a bomb than a photo
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 JPEG_QUALITY = 95  # ours; of WebP too
@@ -57,8 +61,8 @@ class Photo:
 def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
     """Read a picture upright and in sRGB, and keep the rest.
 
-    PNG, JPEG, WebP, BMP, TIFF; HEIC where pillow-heif is installed; camera RAW where rawpy is, developed as the camera
-    would (its white balance, 16 bits).
+    PNG, JPEG, WebP, BMP, GIF, TIFF; AVIF where Pillow has it; HEIC where pillow-heif is installed; camera RAW where
+    rawpy is, developed as the camera would (its white balance, 16 bits).
 
     Raises:
         FileNotFoundError: no such file.
@@ -176,7 +180,7 @@ def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
 
 
 _OPENING = Lock()
-_OPENED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+_OPENED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", *(("AVIF",) if features.check("avif") else ()))
 
 
 def _opened(path: Path) -> Image.Image:

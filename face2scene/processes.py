@@ -20,6 +20,7 @@ class Ended:
     peak_memory_mib: int | None  # largest resident memory of one of its processes, looked at three times a second
     peak_gpu_memory_mib: int | None  # by nvidia-smi, of all its processes together; None where there is none
     last_line: str  # of what it said; the reason where it was not started or was ended
+    timed_out: bool = False
 
     def __str__(self) -> str:
         return f"exit code {self.code}, last line: {self.last_line}"
@@ -72,8 +73,10 @@ def run_group(
         finally:
             peak_gpu = watch.stop()
             _kill_rest(process.pid)
-    memory = peak // 1024 or None
-    return Ended(process.returncode, perf_counter() - start, memory, peak_gpu, reason or last_line(log, begin))
+    said_last = reason or last_line(log, begin)
+    return Ended(
+        process.returncode, perf_counter() - start, peak // 1024 or None, peak_gpu, said_last, timed_out=bool(reason)
+    )
 
 
 def last_line(log: str | Path, begin: int = 0) -> str:

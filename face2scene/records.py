@@ -72,6 +72,5 @@ class Scene:
     name: str
     image: Tensor  # (3, H, W)
     faces: tuple[Face, ...] = ()
-    references: tuple[Path, ...] = ()  # photos of the one person, where that is all there is to say
-    people: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)  # or photos of several, by name
+    people: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)  # reference photos by name
     notes: dict[str, object] = field(default_factory=dict)  # goes into the why-log

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from face2scene.files import atomic_write, read_json, write_json
 from face2scene.memory import keep_freed_memory
+from face2scene.renamed import keys_of, refuse_renamed
 
 log = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -62,6 +63,7 @@ class Run:
 
     Raises:
         ValueError: the folder belongs to another configuration; the message lists what differs.
+        RenamedKey: its configuration has keys of an earlier version.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Run:
         stored = self.folder / "config.yaml"
         if stored.exists() and not allow_config_change:
             before = OmegaConf.to_container(OmegaConf.load(stored))
+            refuse_renamed(keys_of(before), source=str(stored))
             changed = _differences(_kept(before), _kept(self.config))
             if changed:
                 raise ValueError(

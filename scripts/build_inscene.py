@@ -10,64 +10,54 @@ from functools import cache
 from time import perf_counter
 from typing import Any
 
-import hydra
 import torch
 from accelerate import Accelerator
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from face2scene.command_line import script
 from face2scene.data.build import Source, build
 from face2scene.data.filters import thresholds
-from face2scene.data.generators import GeneratorError
 from face2scene.data.grouping import Grouping
-from face2scene.data.join import BuildError, Plan, Selection
+from face2scene.data.join import Plan, Selection
 from face2scene.data.real import Photos
 from face2scene.eval.metrics import METRICS, Pyiqa
 from face2scene.faces.detect import Detector
-from face2scene.memory import keep_freed_memory
 
 # What the pictures do not depend on; two builds that differ only here are the same build.
 _FREE = ("root", "overwrite", "name", "jsonl", "quarantine_exit")
-_USER_ERRORS = (BuildError, GeneratorError, FileNotFoundError, ValueError, ModuleNotFoundError)
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="build_inscene")
+@script("build_inscene")
 def main(cfg: DictConfig) -> None:
     """Sources from the configuration, one build, one printed summary."""
-    keep_freed_memory()
     start = perf_counter()
     state = Accelerator(cpu=not torch.cuda.is_available())  # or two processes on a CPU would not meet
     data = cfg.data
     if "mix" in data:
-        sys.exit(f"data={data.name} is a mix of sets for trainings: build its parts, such as data=inscene_synthetic.")
-    try:
-        detector = instantiate(cfg.faces)
-        sources = _sources(data, detector, _metrics(state.device))
-        settings = {
-            "data": {k: v for k, v in OmegaConf.to_container(data, resolve=True).items() if k not in _FREE},
-            "faces": OmegaConf.to_container(cfg.faces, resolve=True),
-            "degradation": OmegaConf.to_container(cfg.degradation, resolve=True),
-        }
-        summary = build(
-            data.root,
-            sources,
-            settings=settings,
-            space=instantiate(data.get("space") or cfg.degradation),
-            seed=data.seed,
-            plan=_plan(data, sources, detector),
-            jsonl=data.jsonl,
-            overwrite=data.overwrite,
-            rank=state.process_index,
-            processes=state.num_processes,
-            wait=state.wait_for_everyone,
+        raise ValueError(
+            f"data={data.name} is a mix of sets for trainings: build its parts, such as inscene_synthetic."
         )
-    except InstantiationException as error:
-        if isinstance(error.__cause__, _USER_ERRORS):
-            sys.exit(str(error.__cause__))
-        raise
-    except _USER_ERRORS as error:
-        sys.exit(str(error))
+    detector = instantiate(cfg.faces)
+    sources = _sources(data, detector, _metrics(state.device))
+    settings = {
+        "data": {k: v for k, v in OmegaConf.to_container(data, resolve=True).items() if k not in _FREE},
+        "faces": OmegaConf.to_container(cfg.faces, resolve=True),
+        "degradation": OmegaConf.to_container(cfg.degradation, resolve=True),
+    }
+    summary = build(
+        data.root,
+        sources,
+        settings=settings,
+        space=instantiate(data.get("space") or cfg.degradation),
+        seed=data.seed,
+        plan=_plan(data, sources, detector),
+        jsonl=data.jsonl,
+        overwrite=data.overwrite,
+        rank=state.process_index,
+        processes=state.num_processes,
+        wait=state.wait_for_everyone,
+    )
     if state.is_main_process:
         print(summary)
         print(f"built in {perf_counter() - start:.1f} s" if summary.built else "was built before; nothing to do")

@@ -1,44 +1,19 @@
 """Scores, tables, figures and reports; configs/eval.yaml lists the ways to call it."""
 
-import logging
 import sys
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from face2scene.command_line import CONFIGS as ROOTS
+from face2scene.command_line import script
 from face2scene.eval.printed_forms import printed_table
 from face2scene.eval.report import quickstart_report
 from face2scene.eval.score import score_folder, truth_of
 from face2scene.eval.tables import markdown, row_from_scores
 from face2scene.files import atomic_write, read_json
-from face2scene.memory import keep_freed_memory
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs/eval"
-WAYS = {
-    "predictions": "predictions=FOLDER truth=FOLDER name=NAME",
-    "table": "table=N",
-    "figure": "figure=5",
-    "compare": "compare=[RUN,RUN]",
-    "report": "report=quickstart or report=gallery",
-    "probe": "probe=fadex",
-    "complexity": "complexity=tiny",
-}
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="eval")
-def main(cfg: DictConfig) -> None:
-    """Do the one thing that was asked for; exit code 1 also when a row is incomplete."""
-    keep_freed_memory()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    asked = [key for key in WAYS if cfg.get(key) is not None]
-    if len(asked) != 1:
-        sys.exit(f"Say one of: {', '.join(WAYS.values())}.")
-    run = Path(cfg.paths.runs) / cfg.name
-    try:
-        globals()[f"_{asked[0]}"](cfg, run)
-    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:  # what a person can cause: the sentence alone
-        sys.exit(str(error))
+CONFIGS = ROOTS / "eval"
 
 
 def _predictions(cfg: DictConfig, run: Path) -> None:
@@ -188,6 +163,26 @@ def _measure_figure_5(cfg: DictConfig, run: Path) -> None:
         printed = read_texts(CONFIGS / "figure_5.yaml")
         result = figure_5(load, run, printed, records=sorted(run.glob("*/baseline.json")), **options)
     print(table(result))
+
+
+WAYS = {  # option -> how it is said, and what it does
+    "predictions": ("predictions=FOLDER truth=FOLDER name=NAME", _predictions),
+    "table": ("table=N", _table),
+    "figure": ("figure=5", _figure),
+    "compare": ("compare=[RUN,RUN]", _compare),
+    "report": ("report=quickstart or report=gallery", _report),
+    "probe": ("probe=fadex", _probe),
+    "complexity": ("complexity=tiny", _complexity),
+}
+
+
+@script("eval")
+def main(cfg: DictConfig) -> None:
+    """Do the one thing that was asked for; exit code 1 also when a row is incomplete."""
+    asked = [do for key, (_, do) in WAYS.items() if cfg.get(key) is not None]
+    if len(asked) != 1:
+        raise ValueError(f"Say one of: {', '.join(words for words, _ in WAYS.values())}.")
+    asked[0](cfg, Path(cfg.paths.runs) / cfg.name)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,35 @@
 """Write the trained parts for other programs: `python scripts/export.py output=FOLDER`; see configs/export.yaml."""
 
-import logging
-import sys
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from face2scene.command_line import script
 from face2scene.export import export_fadex, export_mapnet, export_merged
 from face2scene.fadex.encoder import FaDeX
 
 PARTS = ("merged", "fadex", "mapnet")
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="export")
+@script("export", required=["output"])
 def main(cfg: DictConfig) -> None:
     """Each part that was asked for, checked against the module it comes from."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    if OmegaConf.is_missing(cfg, "output"):
-        sys.exit("Say where to put the files: output=... is missing.")
     unknown = sorted(set(cfg.parts) - set(PARTS))
     if unknown:
-        sys.exit(f"There is no part {unknown[0]!r} to export: choose among {', '.join(PARTS)} (option parts).")
+        raise ValueError(f"There is no part {unknown[0]!r} to export: choose among {', '.join(PARTS)} (option parts).")
     folder = Path(cfg.output)
-    try:
-        for part in cfg.parts:
-            if part == "merged":
-                path = folder / "restorer_merged.safetensors"
-                export_merged(cfg.restorer_weights, path, base=cfg.base, dtype=cfg.dtype)
-                print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {cfg.dtype}")
-                continue
-            if part == "fadex":
-                differences = export_fadex(FaDeX.from_file(cfg.fadex_weights), folder)
-            else:
-                differences = export_mapnet(cfg.restorer_weights, folder)
-            for file, difference in differences.items():
-                print(f"{folder / file}: at most {difference:.1e} from the module")
-    except (FileNotFoundError, ValueError, ModuleNotFoundError) as error:
-        sys.exit(str(error))
+    for part in cfg.parts:
+        if part == "merged":
+            path = folder / "restorer_merged.safetensors"
+            export_merged(cfg.restorer_weights, path, base=cfg.base, dtype=cfg.dtype)
+            print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {cfg.dtype}")
+            continue
+        if part == "fadex":
+            differences = export_fadex(FaDeX.from_file(cfg.fadex_weights), folder)
+        else:
+            differences = export_mapnet(cfg.restorer_weights, folder)
+        for file, difference in differences.items():
+            print(f"{folder / file}: at most {difference:.1e} from the module")
 
 
 if __name__ == "__main__":

@@ -4,46 +4,39 @@ Stop it at any moment and start it again with the same command: faces that are t
 process takes its share by content, so that a picture that occurs twice is restored once.
 """
 
-import logging
 import sys
 from time import perf_counter
 
-import hydra
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from face2scene.command_line import script
 from face2scene.data.precompute import faces_of, fill
-from face2scene.memory import keep_freed_memory
 from face2scene.ref_fr.cache import Cached
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="precompute_ref_fr")
+@script("precompute_ref_fr")
 def main(cfg: DictConfig) -> None:
     """Share out, restore, read back, say what came of it; exit code 1 when a face is damaged or missing."""
-    keep_freed_memory()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     start, state = perf_counter(), Accelerator()
-    try:
-        restorer = instantiate(cfg.ref_fr)
-        cache = restorer if isinstance(restorer, Cached) else Cached(restorer, cfg.cache)
-        cache.missing = "compute"
-        cache.ready()
-        faces = faces_of(
-            cfg.data.root,
-            instantiate(cfg.degradation, _convert_="all"),
-            size=cache.size,
-            recipes=cfg.recipes,
-            splits=tuple(cfg.splits),
-            rank=state.process_index,
-            processes=state.num_processes,
-        )
-        bar = tqdm(total=len(faces), unit="face", disable=not state.is_main_process, desc="Stage I")
-        summary = fill(cache, faces, batch=cfg.batch, progress=bar.update)
-    except (FileNotFoundError, ValueError, ModuleNotFoundError) as error:
-        sys.exit(str(error))
+    restorer = instantiate(cfg.ref_fr)
+    cache = restorer if isinstance(restorer, Cached) else Cached(restorer, cfg.cache)
+    cache.missing = "compute"
+    cache.ready()
+    faces = faces_of(
+        cfg.data.root,
+        instantiate(cfg.degradation, _convert_="all"),
+        size=cache.size,
+        recipes=cfg.recipes,
+        splits=tuple(cfg.splits),
+        rank=state.process_index,
+        processes=state.num_processes,
+    )
+    bar = tqdm(total=len(faces), unit="face", disable=not state.is_main_process, desc="Stage I")
+    summary = fill(cache, faces, batch=cfg.batch, progress=bar.update)
     parts = gather_object([summary])
     problems = [line for part in parts for line in part.problems]
     if state.is_main_process:

@@ -9,41 +9,30 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-import hydra
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from face2scene.command_line import script
+from face2scene.data.manifest import METADATA
 from face2scene.eval.predict import restore_variants
-from face2scene.folders import Outcome, OutputError, find_jobs, restore_folder
-from face2scene.memory import keep_freed_memory
-from face2scene.pipeline import Face2ScenePipeline
+from face2scene.folders import Outcome, find_jobs, restore_folder
+from face2scene.jobs import passed_over
+from face2scene.pipeline_config import pipeline_of
 from face2scene.why_log import WHY_LOG
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="restore")
+@script("restore", required=["input", "output"], level=logging.INFO)
 def main(cfg: DictConfig) -> None:
     """Load once, restore all, say what became of each; exit code 1 when a picture failed."""
-    keep_freed_memory()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for option in ("input", "output"):
-        if OmegaConf.is_missing(cfg, option):
-            sys.exit(f"Say what to restore and where to put it: {option}=... is missing.")
     for option in ("input", "references", "truth"):
         if cfg[option] is not None and not Path(cfg[option]).exists():
-            sys.exit(f"There is nothing at {option}={cfg[option]}.")
+            raise FileNotFoundError(f"There is nothing at {option}={cfg[option]}.")
     cpu = not torch.cuda.is_available() or str(cfg.device or "").startswith("cpu")
     # A share may take hours longer than another; who is ready waits.
     state = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
-    try:
-        outcome = _restored(cfg, state)
-    except (FileNotFoundError, ValueError, ModuleNotFoundError, OutputError) as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        print("Stopped. What is there is whole; the same command goes on.", file=sys.stderr)
-        sys.exit(130)
+    outcome = _restored(cfg, state)
     for other in gather_object([outcome])[1:]:
         outcome.add(other)
     if state.is_main_process:
@@ -55,10 +44,11 @@ def main(cfg: DictConfig) -> None:
 def _restored(cfg: DictConfig, state: Accelerator) -> Outcome:
     several = _several(cfg)
     if several and (cfg.tokens_from, cfg.scale, cfg.format, state.num_processes) != ("own", 1, "png", 1):
-        sys.exit(f"Several values of {several[0]} go with tokens_from=own, scale=1, format=png and one process only.")
+        raise ValueError(f"Several values of {several[0]} go with tokens_from=own, scale=1, format=png, one process.")
     jobs = find_jobs(cfg.input, references=cfg.references, truth=cfg.truth, output=cfg.output)[: cfg.limit]
     if state.is_main_process:
-        print(f"{len(jobs)} picture(s); loading the models.", flush=True)
+        others = passed_over(cfg.input) if not (Path(cfg.input) / METADATA).is_file() else ""
+        print(f"{len(jobs)} picture(s){f'; {others}' if others else ''}; loading the models.", flush=True)
     device = torch.device(cfg.device) if cfg.device else state.device
     if several:
         if several[0] == "tokens":
@@ -87,21 +77,6 @@ def _several(cfg: DictConfig) -> tuple[str, list[float]] | None:
     if OmegaConf.is_list(cfg.pipeline.most_tokens):
         return "tokens", list(cfg.pipeline.most_tokens)
     return ("guidance", list(cfg.guidance)) if OmegaConf.is_list(cfg.guidance) else None
-
-
-def pipeline_of(cfg: DictConfig, device: torch.device) -> Face2ScenePipeline:
-    """The pipeline of a configuration like restore.yaml, on its device; scripts/app.py serves the same one."""
-    options = OmegaConf.to_container(cfg.pipeline, resolve=True)
-    pipeline = Face2ScenePipeline.from_files(
-        cfg.restorer_weights,
-        cfg.fadex_weights,
-        base=cfg.base,
-        dtype=cfg.dtype,
-        ref_fr=instantiate(cfg.ref_fr) or None,
-        detector=instantiate(cfg.faces) or None,
-        **options,
-    )
-    return pipeline.enable_model_cpu_offload(device) if cfg.offload else pipeline.to(device)
 
 
 def _report(outcome: Outcome, output: Path) -> None:

@@ -1,6 +1,5 @@
 """Other people's methods on our pictures, and ours by the same door; configs/run_baseline.yaml lists the ways."""
 
-import logging
 import shutil
 import signal
 import sys
@@ -11,13 +10,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from face2scene import weights
+from face2scene.command_line import CONFIGS, script
 from face2scene.eval.adapters import Adapter
 from face2scene.eval.baseline_record import doubts
 from face2scene.eval.baselines import Outcome, commands, import_folder, run_command, run_here
@@ -28,31 +26,21 @@ from face2scene.eval.tables import markdown, row_from_scores
 from face2scene.folders import restore_folder
 from face2scene.images import list_images
 from face2scene.jobs import Job, find_jobs
-from face2scene.memory import keep_freed_memory
 from face2scene.pipeline import Face2ScenePipeline
-from face2scene.runs import REPOSITORY
+from face2scene.pipeline_config import device_of, pipeline_of
 
-FOLDER = REPOSITORY / "configs/baseline"
+FOLDER = CONFIGS / "baseline"
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="run_baseline")
+@script("run_baseline")
 def main(cfg: DictConfig) -> None:
     """Run one method and score it; exit code 1 when pictures are missing."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is Ctrl-C: what is made is kept
-    keep_freed_memory()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if cfg.get("baseline") is None and cfg.import_only is None:
         print(listing())
         return
     key = HydraConfig.get().runtime.choices.get("baseline") or "imported"
-    try:
-        complete = run(cfg, key)
-    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        print("Stopped. What is there is whole; the same command goes on.", file=sys.stderr)
-        sys.exit(130)
-    if not complete:
+    if not run(cfg, key):
         sys.exit(1)
 
 
@@ -104,8 +92,7 @@ def run(cfg: DictConfig, key: str) -> bool:
         outcome = run_here(adapter, jobs, output, predict, **facts)
     report(outcome, output)
     if truths and list(cfg.metrics) and any((output / "images").glob("*.png")):
-        device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        scores = score_folder(output, truths, list(cfg.metrics), output, device=device)
+        scores = score_folder(output, truths, list(cfg.metrics), output, device=device_of(cfg))
         columns = list(scores["protocol"])
         title = adapter.title if adapter else output.name
         print(markdown([row_from_scores(title, output / "scores.json", columns)], columns))
@@ -189,29 +176,20 @@ def load_pipeline(cfg: DictConfig, adapter: Adapter) -> tuple[Face2ScenePipeline
     """The pipeline of the options, and what of them decides its pictures."""
     own = adapter.pipeline
     with_pair = own.get("ref_fr") != "none"
-    stage_one = instantiate(cfg.ref_fr) if with_pair else None
-    files = {
-        "restorer_weights": weights_file(own.get("restorer_weights", cfg.restorer_weights)),
-        "fadex_weights": Path(cfg.fadex_weights),
-    }
-    options = OmegaConf.to_container(cfg.pipeline, resolve=True)
-    pipeline = Face2ScenePipeline.from_files(
-        *files.values(),
-        base=cfg.base,
-        ref_fr=stage_one or None,
-        detector=instantiate(cfg.faces) or None,
-        device=cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        **options,
-    )
+    cfg = OmegaConf.merge(cfg, {} if with_pair else {"ref_fr": None})
+    cfg.restorer_weights = str(weights_file(own.get("restorer_weights", cfg.restorer_weights)))
+    files = {"restorer_weights": Path(cfg.restorer_weights), "fadex_weights": Path(cfg.fadex_weights)}
+    pipeline = pipeline_of(cfg)
     if cfg.base is not None and Path(cfg.base).exists():
         files["base"] = Path(cfg.base)
     facts = {
         "weights": files,
         "device": pipeline.device,
         "base": cfg.base,
+        **({"dtype": cfg.dtype} if cfg.dtype else {}),
         "guidance": own.get("guidance", cfg.guidance),
-        "options": options,
-        "ref_fr": OmegaConf.to_container(cfg.ref_fr, resolve=True) if with_pair and cfg.ref_fr else None,
+        "options": OmegaConf.to_container(cfg.pipeline, resolve=True),
+        "ref_fr": OmegaConf.to_container(cfg.ref_fr, resolve=True) if cfg.ref_fr else None,
         "ref_fr_fingerprint": getattr(pipeline.ref_fr, "fingerprint", None),
         "faces": OmegaConf.to_container(cfg.faces, resolve=True) if cfg.faces else None,
     }

@@ -3,35 +3,28 @@
 Every command of it is a process group of its own. The same call again goes on where it stopped, and ends in a table.
 """
 
-import logging
 import shlex
 import sys
 from pathlib import Path
 
-import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from face2scene.command_line import script, typed_values
 from face2scene.eval.metrics import choose
-from face2scene.eval.score import ScoreError
-from face2scene.eval.sweep import Sweep, SweepError, plan
+from face2scene.eval.sweep import Sweep, plan
 from face2scene.eval.sweep_run import Runner, in_a_process_group, pending, run_steps, submit_steps
 from face2scene.eval.sweep_table import collect, sharing_sentence
-from face2scene.images import ImageError
+from face2scene.pipeline_config import device_of
 
 _OWN = "name sweep dry_run use limit metrics device each launch jobs gpus submit wait slurm".split()  # noqa: SIM905
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="sweep")
+@script("sweep")
 def main(cfg: DictConfig) -> None:
     """Plan, run what is not finished, score, print the table; exit code 1 when a step failed."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        ours = HydraConfig.get()
-        code = sweep(cfg, list(ours.overrides.task), ours.runtime.choices.ref_fr)
-    except (SweepError, ScoreError, ImageError, FileNotFoundError, ModuleNotFoundError) as error:
-        sys.exit(str(error))
+    ours = HydraConfig.get()
+    code = sweep(cfg, typed_values(ours.overrides.task), ours.runtime.choices.ref_fr)
     if code:
         sys.exit(code)
 
@@ -80,8 +73,8 @@ def sweep(cfg: DictConfig, given: list[str], stage_one: str, runner: Runner = in
             return 0
     else:
         failed = run_steps(laid_out, steps, jobs=cfg.jobs, gpus=cfg.gpus, runner=runner)
-    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    result = collect(chosen, laid_out, metrics=list(cfg.metrics), limit=cfg.limit, device=device, failed=failed)
+    options = {"metrics": list(cfg.metrics), "limit": cfg.limit, "device": str(device_of(cfg))}
+    result = collect(chosen, laid_out, failed=failed, **options)
     print("\n" + (laid_out.folder / "sweep.md").read_text(encoding="utf-8"))
     for sentence in filter(None, [sharing_sentence(result)]):
         print(sentence)

@@ -5,12 +5,12 @@ The same command again goes on where the run stopped. Writes weights/fadex.safet
 
 import logging
 
-import hydra
 import torch
 from accelerate import Accelerator
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from face2scene.command_line import script
 from face2scene.data.pairs import FacePairBatches, RestoredBy
 from face2scene.degradation import PRESETS
 from face2scene.fadex import MoCo
@@ -19,7 +19,7 @@ from face2scene.train.fadex import FaDeXTask
 from face2scene.train.loop import Schedule, train
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="train_fadex")
+@script("train_fadex", level=logging.INFO)
 def main(cfg: DictConfig) -> None:
     """Data, model, task and loop from the configuration."""
     settings = cfg.train.fadex
@@ -28,8 +28,8 @@ def main(cfg: DictConfig) -> None:
         gradient_accumulation_steps=settings.accumulate,
         mixed_precision=settings.mixed_precision,
     )
-    level = logging.INFO if accelerator.is_main_process else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s")
+    if not accelerator.is_main_process:
+        logging.getLogger().setLevel(logging.WARNING)
     torch.manual_seed(cfg.seed)
     run = open_run(cfg, main=accelerator.is_main_process)
 

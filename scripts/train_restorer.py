@@ -2,12 +2,12 @@
 
 import logging
 
-import hydra
 import torch
 from accelerate import Accelerator
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from face2scene.command_line import script
 from face2scene.data.scenes import SceneBatches, held_out
 from face2scene.fadex.encoder import FaDeX
 from face2scene.restorer.backbone import load_base
@@ -22,10 +22,9 @@ from face2scene.train.loop import Schedule, train
 from face2scene.train.restorer import RestorerTask
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="train_restorer")
+@script("train_restorer", level=logging.INFO)
 def main(cfg: DictConfig) -> None:
     """Build the parts, then run the shared loop."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = cfg.train.restorer
     if "leaks" in settings:
         raise ValueError(

@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import hydra
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
@@ -11,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import AutoTokenizer
 
+from face2scene.command_line import script
 from face2scene.images import list_images
 from face2scene.restorer.losses import Perceptual
 from face2scene.runs import open_run
@@ -18,9 +18,8 @@ from face2scene.train import tiny_base
 from face2scene.train.loop import Schedule, train
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="train_tiny_base")
+@script("train_tiny_base", level=logging.INFO)
 def main(cfg: DictConfig) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.manual_seed(cfg.seed)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     run = open_run(cfg, main=accelerator.is_main_process)

@@ -12,9 +12,10 @@ from small_faceme import tiny
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil
 
+from face2scene.faces.align import five_points
 from face2scene.images import read_image, to_bytes, write_png
 from face2scene.ref_fr import faceme
-from face2scene.ref_fr.base import StageOneError, StageOneFailure, _frame, five_points, in_bytes, mirrored_points
+from face2scene.ref_fr.base import StageOneError, StageOneFailure, _frame, in_bytes, mirrored_points
 from face2scene.ref_fr.faceme import SCHEDULERS, FaceMe
 from face2scene.ref_fr.faceme_id import IDEncoder, Mix, clip_pixels, insert_tokens
 from face2scene.ref_fr.faceme_tiny import SDXL_SCHEDULE, WholePicture, tiny_parts

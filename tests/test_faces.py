@@ -1,5 +1,7 @@
 """Faces: alignment is exact, detection and identity work on real photos, bad input is named."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -18,9 +20,10 @@ from face2scene.faces.align import (
     warp,
 )
 from face2scene.faces.detect import Detector
-from face2scene.faces.identity import cosine, match
+from face2scene.faces.identity import cosine
 from face2scene.faces.open import OpenBackend
 from face2scene.images import read_image, to_array, to_tensor
+from face2scene.people import Known, Named
 from face2scene.records import Face
 
 TILTED_FACE = np.array([[110.0, 140], [170, 118], [152, 168], [140, 200], [186, 182]])
@@ -134,6 +137,11 @@ def test_pictures_under_the_minimum_and_empty_boxes_are_refused():
         square_crop_box((5, 5, 5, 9), (64, 64))
 
 
+def known(people, threshold):
+    seen = {name: [(Path(f"{name}{n}.png"), face) for n, face in enumerate(faces)] for name, faces in people.items()}
+    return Known({name: tuple(path for path, _ in photos) for name, photos in seen.items()}, seen, threshold)
+
+
 def test_faces_are_named_by_threshold_and_margin_and_else_stay_unknown():
     people = {"ann": [face_with([1, 0, 0])], "bea": [face_with([0, 1, 0]), face_with([0, 0.9, 0.1])]}
     faces = [
@@ -144,11 +152,11 @@ def test_faces_are_named_by_threshold_and_margin_and_else_stay_unknown():
         face_with([1, 0.3, 0]),  # less ann than the first
         Face((0, 0, 9, 9), 1.0, TILTED_FACE),  # no identity
     ]
-    found = match(faces, people, threshold=0.7, margin=0.05)
+    found = known(people, 0.7).named(faces, margin=0.05)
     assert [m.person for m in found] == ["ann", "bea", None, None, None, None]
-    assert found[0].similarity > found[0].runner_up
-    assert match(faces[::-1], people, threshold=0.7, margin=0.05) == found[::-1]
-    assert [m.person for m in match(faces, {}, threshold=0.7)] == [None] * 6
+    assert found[1].reference == "bea0.png" and found[4] == Named(similarity=cosine(faces[4], people["ann"][0]))
+    assert known(people, 0.7).named(faces[::-1], margin=0.05) == found[::-1]
+    assert known({}, 0.7).named(faces) == [Named()] * 6
 
 
 def test_identities_of_two_models_are_never_compared():
@@ -180,7 +188,7 @@ def test_real_photos_of_one_man_match_and_another_stays_unknown(weights, detecto
     found = {n: detector.find(read_image(photos / f"{n}.jpg")) for n in ("obama", "obama2", "obama3", "biden")}
     assert [len(faces) for faces in found.values()] == [1, 1, 1, 1]
     people = {"obama": [found["obama"][0], found["obama3"][0]]}
-    named = match([found["biden"][0], found["obama2"][0]], people, threshold=detector.same_threshold)
+    named = known(people, detector.same_threshold).named([found["biden"][0], found["obama2"][0]])
     assert [m.person for m in named] == [None, "obama"]
     assert named[1].similarity - named[0].similarity > 0.08
 

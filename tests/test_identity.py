@@ -1,7 +1,5 @@
 """People and poses: reference folders, thresholds, the identity score, and where a head points."""
 
-import logging
-import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -10,15 +8,11 @@ from PIL import Image
 
 from face2scene.faces.calibrate import Pairs, pairs, photos, table
 from face2scene.faces.detect import Detector, Found
-from face2scene.faces.identity import (
-    UnusableReference,
-    face_similarity,
-    load_people,
-    match,
-    reference_face,
-)
+from face2scene.faces.identity import face_similarity
 from face2scene.faces.pose import INDICES_68, POINTS_5, POINTS_68, head_pose, with_pose
 from face2scene.images import read_image, write_png
+from face2scene.jobs import find_jobs
+from face2scene.people import UnusableReference, known_faces, people_of, reference_face
 from face2scene.records import Face
 from face2scene.weights import MissingWeights
 
@@ -102,35 +96,42 @@ def test_a_reference_photo_without_one_face_is_refused_by_name(album, detector):
     assert reference_face(album / "ann/passer-by.png", detector).size == 90
 
 
-def test_reference_folders_give_people_and_name_what_was_left_out(album, detector, caplog):
-    with caplog.at_level(logging.WARNING):
-        people = load_people(album, detector)
-    assert {name: [p.name for p in paths] for name, paths in people.files.items()} == {
+def test_reference_folders_give_people_and_name_what_was_left_out(album, detector):
+    known = known_faces(people_of(album), detector, {})
+    assert {name: [path.name for path, _ in seen] for name, seen in known.seen.items()} == {
         "ann": ["front.png", "passer-by.png"],
         "bea": ["front.png"],
     }
-    assert sorted(path.name for path in people.skipped) == ["broken.png", "crowd.png", "loose.png", "wall.png"]
-    assert all(str(path) in sentence and sentence in caplog.text for path, sentence in people.skipped.items())
+    for name in ("ann/crowd.png", "ann/wall.png", "bea/broken.png"):
+        assert sum(str(album / name) in sentence for sentence in known.warnings) == 1
+    assert len(known.warnings) == 3  # loose.png is beside the folders of people and nobody's
     scene = detector.find(picture((GREEN, 5, 5, 50), (WHITE, 70, 70, 50), (RED, 70, 5, 40)))
-    assert [m.person for m in match(scene, people.faces, threshold=0.9)] == ["bea", None, "ann"]
+    assert [one.person for one in known.named(scene)] == ["bea", None, "ann"]
 
 
-def test_a_folder_of_one_person_s_photos_needs_no_sub_folder(album, detector):
-    assert list(load_people(album / "ann", detector).faces) == ["ann"]
+@pytest.mark.parametrize(
+    "stray", [".thumbnails", ".ipynb_checkpoints", "@eaDir", "#recycle", ".Trash-1000/files", "$RECYCLE.BIN"]
+)
+def test_folders_that_programs_leave_are_nobody(tmp_path, stray):
+    for name in ("1.png", f"{stray}/thumb.png"):
+        write_png(tmp_path / "ann" / name, picture())
+    assert people_of(tmp_path / "ann") == {"ann": (tmp_path / "ann/1.png",)}
+    assert [job.file for job in find_jobs(tmp_path / "ann")] == ["1.png"]
 
 
-def test_folders_that_hold_nobody_are_refused(album, detector, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder of reference photos"):
-        load_people(tmp_path / "nowhere", detector)
+def test_people_of_a_photo_and_of_a_folder_of_one_person(album, monkeypatch):
+    assert list(people_of(album / "ann")) == ["ann"]
+    assert people_of(album / "loose.png") == {album.name: (album / "loose.png",)}
+    monkeypatch.chdir(album / "ann")
+    assert list(people_of(".")) == list(people_of("front.png")) == ["ann"]
+
+
+def test_folders_that_hold_nobody_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no reference photo at"):
+        people_of(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="put the photos of each person in a sub-folder"):
-        load_people(tmp_path / "empty", detector)
-    shutil.copy(album / "ann/wall.png", tmp_path / "empty")
-    with pytest.raises(UnusableReference, match=r"No reference photo can be used\. No face of 16 pixels"):
-        load_people(tmp_path / "empty", detector)
-    for blind in (Detector(None), Detector(Marks(), identities=False)):
-        with pytest.raises(ValueError, match=r"faces\.identities=true"):
-            load_people(album, blind)
+    with pytest.raises(FileNotFoundError, match="no picture in the folder of references"):
+        people_of(tmp_path / "empty")
 
 
 def test_the_identity_score_compares_the_place_of_the_true_face(detector):
@@ -186,6 +187,12 @@ def test_pairs_are_counted_once_and_strangers_only_against_people(tmp_path, dete
     assert "| marks | 1, 0.99" in table({"x": ("marks", 0.9, found)}).splitlines()[2]
     with pytest.raises(ValueError, match="two photos of one person"):
         pairs({"bea": people["bea"]}, [], detector)
+    write_png(tmp_path / "wall.png", picture())
+    with pytest.raises(ValueError, match=r"two photos of one person.*No face .*wall\.png"):
+        pairs({"ann": [tmp_path / "wall.png"]}, [], detector)
+    for blind in (Detector(None), Detector(Marks(), identities=False)):
+        with pytest.raises(ValueError, match=r"faces\.identities=true"):
+            pairs(people, [], blind)
 
 
 def test_calibration_photos_are_named_by_asset(weights, monkeypatch, tmp_path):

@@ -8,8 +8,8 @@ from PIL import Image
 
 from face2scene.blind import telling_squares
 from face2scene.folders import find_jobs, restore_folder
-from face2scene.images import read_tensor, resize, to_tensor, write_png
-from face2scene.jobs import Job
+from face2scene.images import read_image, read_tensor, resize, to_tensor, write_png
+from face2scene.jobs import Job, passed_over
 from face2scene.photos import Photo, read_photo, write_photo
 from face2scene.pipeline import Face2ScenePipeline
 from face2scene.records import Face, Scene
@@ -277,9 +277,37 @@ def test_input_that_cannot_be_right_is_refused(make_pipeline, photos, tmp_path):
         find_jobs(photos, truth=tmp_path / "empty")
     with pytest.raises(ValueError, match="would overwrite the pictures it reads"):
         restore_folder(pipeline, [Job(tmp_path / "out/images/a.png")], tmp_path / "out")
-    Image.new("RGB", (8, 8)).save(photos / "a.jpg")
-    with pytest.raises(ValueError, match=r"more than once.*\['a'\]"):
+    for name in ("a.jpg", "a_png.png"):
+        Image.new("RGB", (8, 8)).save(photos / name)
+    with pytest.raises(ValueError, match=r"more than once.*\['a_png'\]"):
         find_jobs(photos)
+
+
+def test_pictures_that_differ_in_the_suffix_alone_are_all_restored(make_pipeline, tmp_path):
+    (tmp_path / "in/sub").mkdir(parents=True)
+    for name in ("IMG_1.JPG", "IMG_1.png", "IMG_2.jpeg", "sub/IMG_1.JPG"):
+        Image.new("RGB", (24, 24), "red").save(tmp_path / "in" / name)
+    outcome, _ = restored(make_pipeline(), find_jobs(tmp_path / "in"), tmp_path / "out")
+    made = [path.relative_to(tmp_path / "out/images").as_posix() for path in (tmp_path / "out/images").rglob("*.png")]
+    assert outcome.restored == 4
+    assert sorted(made) == ["IMG_1_jpg.png", "IMG_1_png.png", "IMG_2.png", "sub/IMG_1.png"]
+
+
+def test_formats_by_any_suffix_are_read_and_the_rest_is_counted(tmp_path):
+    picture = Image.fromarray(np.full((24, 32, 3), 200, np.uint8))
+    kinds = {"jfif": "JPEG", "jpe": "JPEG", "gif": "GIF", "bmp": "BMP", "avif": "AVIF"}
+    for suffix, kind in kinds.items():
+        picture.save(tmp_path / f"{suffix}.{suffix}", format=kind)
+    for name in ("notes.txt", "more.TXT", "raw.nrw", "README", "Thumbs.db"):
+        (tmp_path / name).write_text("x")
+    jobs = find_jobs(tmp_path)
+    assert sorted(job.name for job in jobs) == sorted(kinds)
+    assert all(np.abs(read_image(job.path) - 200 / 255).max() < 3 / 255 for job in jobs)  # JPEG and AVIF are lossy
+    assert passed_over(tmp_path) == "passed over: 1 without suffix, 2 .txt, 1 .nrw"
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only/raw.nrw").write_text("x")
+    with pytest.raises(FileNotFoundError, match=r"no picture in .*only \(input\); passed over: 1 \.nrw"):
+        find_jobs(tmp_path / "only")
 
 
 def test_names_with_spaces_and_other_scripts_survive(make_pipeline, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from negative import faces
 
 from face2scene.ref_fr import StageOneError
+from face2scene.ref_fr.base import StageOneFailure
 from face2scene.ref_fr.external import External
 
 PROGRAM = """
@@ -49,10 +50,10 @@ RESULT = 'target / "out" / (path.stem + "_r.png")'
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (f"({RESULT}).unlink(); print('out of memory')", "left no face_0000_r.png .*out of memory"),
+        (f"({RESULT}).unlink(); print('out of memory')", "no face_0000_r.png was left .*out of memory"),
         (f"({RESULT}).unlink(); sys.exit('no GPU')", "failed and left nothing .*code 1, last line: no GPU"),
-        (f"({RESULT}).write_text('no')", "left an unreadable face_0000_r.png"),
-        (f"Image.new('RGB', (16, 32)).save({RESULT})", "16 x 32, not 32 x 32"),
+        (f"({RESULT}).write_text('no')", "face_0000_r.png cannot be read"),
+        (f"Image.new('RGB', (16, 32)).save({RESULT})", "is 16 x 32 and should be 32 x 32"),
         (f"Image.new('RGB', (32, 32)).save({RESULT})", "one colour all over"),
     ],
 )
@@ -66,6 +67,9 @@ def test_a_program_that_hangs_is_ended_and_one_that_is_not_there_is_named(progra
     with pytest.raises(StageOneError, match="longer than 1 s"):
         program(2, "import time; time.sleep(60)", timeout=1).restore_aligned(faces(1), [photo_files])
     assert time.monotonic() - start < 20
+    slow = "if path.stem.endswith('1'):\n    import time; time.sleep(60)"
+    with pytest.raises(StageOneFailure, match="longer than 3 s"):  # no face's fault, so no cache remembers it
+        program(2, slow, timeout=3).restore_aligned(faces(2), [photo_files] * 2)
     with pytest.raises(StageOneError, match="no_such_program cannot be run"):
         External("no_such_program {input} {output}", version="1", size=32).restore_aligned(faces(1), [photo_files])
     with pytest.raises(ValueError, match="has to hold"):

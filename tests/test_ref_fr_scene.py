@@ -47,7 +47,7 @@ def pipeline(tiny_base):
 def test_a_refused_face_falls_back_to_the_null_tokens_and_the_why_log_says_why(pipeline, photo_files):
     pipeline.ref_fr, pipeline.detector = FaceMe.tiny(size=64, steps=1, device="cpu"), Finder()
     picture = torch.rand(3, 96, 96)
-    result = pipeline(Scene("a", picture, references=tuple(photo_files)))
+    result = pipeline(Scene("a", picture, people={"ann": tuple(photo_files)}))
     assert result.notes["tokens"] == "pair" and result.measurement.pair.restored.shape == (3, 39, 39)
     assert not torch.equal(result.measurement.pair.restored, result.measurement.pair.degraded)
     black = photo_files[0].with_name("black.png")
@@ -57,7 +57,7 @@ def test_a_refused_face_falls_back_to_the_null_tokens_and_the_why_log_says_why(p
         ((photo_files[0].with_name("gone.png"),), "gone.png is not there"),
         ((black,), "none of the 1 reference pictures shows a face (black.png)"),
     ]:
-        plain = pipeline(Scene("a", picture, references=references))
+        plain = pipeline(Scene("a", picture, people={"ann": references}))
         assert plain.image.shape == picture.shape and plain.notes["tokens"] == "null"
         (warning,) = plain.notes["warnings"]
         assert reason in warning and warning.startswith("The learned null tokens stand in") and "\n" not in warning
@@ -69,7 +69,7 @@ def test_several_people_and_an_upside_down_face_are_restored_and_told(pipeline, 
         paths.append(tmp_path / f"{number}.png")
         write_png(paths[-1], np.broadcast_to(np.float32(colour), (40, 30, 3)))
     pipeline.ref_fr, pipeline.detector = FaceMe.tiny(size=64, steps=1, device="cpu"), Finder(upside_down=True)
-    result = pipeline(Scene("a", torch.rand(3, 96, 96), references=tuple(paths)))
+    result = pipeline(Scene("a", torch.rand(3, 96, 96), people={"ann": tuple(paths)}))
     assert result.notes["tokens"] == "pair" and result.image.shape == (3, 96, 96)
     turned, strangers = result.notes["warnings"]
     assert "turned by 180 degrees" in turned
@@ -166,7 +166,7 @@ def test_the_scene_is_restored_whatever_is_wrong_with_faceme(
         size=64,
         device="cpu",
     )
-    result = pipeline(Scene("a", torch.rand(3, 96, 96), references=tuple(photo_files)))
+    result = pipeline(Scene("a", torch.rand(3, 96, 96), people={"ann": tuple(photo_files)}))
     assert result.image.shape == (3, 96, 96) and result.notes["tokens"] == "null"
     (warning,) = result.notes["warnings"]
     assert "\n" not in json.loads(json.dumps(warning))

@@ -18,11 +18,11 @@ from face2scene.data.manifest import Record, Records, read_manifest
 from face2scene.data.order import Order
 from face2scene.data.shards import read_stored, shard_of, stored_path
 from face2scene.degradation import Recipe, Space
-from face2scene.faces.align import crop, square_crop_box
+from face2scene.faces.align import crop, five_points, square_crop_box
 from face2scene.images import read_tensor, to_bytes, to_tensor
 from face2scene.records import Box, FacePair
 from face2scene.ref_fr import RefFR, StageOneError, face_pair
-from face2scene.ref_fr.base import five_points, mirrored_points, upright_points
+from face2scene.ref_fr.base import mirrored_points, upright_points
 from face2scene.ref_fr.simple import GroundTruth
 from face2scene.runs import seed_from
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from face2scene.external_programs import LAYOUTS
 from face2scene.weights import weights_root
 
 FIELDS = ("python", "input", "output", "references", "scale", "seed", "scratch", "checkout")
@@ -108,7 +109,7 @@ class Adapter:
         for key, value, allowed in (
             ("kind", self.kind, KINDS),
             ("sizes", self.sizes, SIZES),
-            ("layout", self.layout, ("flat", "identity")),
+            ("layout", self.layout, LAYOUTS),
             ("other_sizes", self.other_sizes, ("refuse", "resize")),
         ):
             if value not in allowed:

@@ -22,7 +22,8 @@ import torch
 
 from face2scene.eval.adapters import Adapter, AdapterError
 from face2scene.eval.baseline_record import Record, checkout_of, doubts, gpu_model, here, inputs_of, interpreter_of
-from face2scene.eval.staging import Staged, StagingError, lay_out, stage, stage_references, take_back
+from face2scene.eval.staging import Staged, StagingError, lay_out, stage, take_back
+from face2scene.external_programs import stage_references
 from face2scene.files import sha256_of
 from face2scene.images import list_images, write_png
 from face2scene.jobs import Job
@@ -248,7 +249,7 @@ def _prepare(adapter: Adapter, group: Sequence[Staged], home: Path, *, scale: in
     for row in group:
         stage(adapter, row, values["input"])
     if adapter.per_identity and adapter.layout == "flat":
-        stage_references(adapter, group[0].references, values["references"])
+        stage_references(group[0].references, values["references"], adapter.references)
     for name, text in adapter.texts(**values).items():
         (home / name).write_text(text, encoding="utf-8")
     words = adapter.words(**values)

@@ -153,7 +153,7 @@ def drawn(count: int, side: int, folder: Path) -> Iterator[Scene]:
             write_png(path, drawn_scene(1000 + number, 512))
         references.append(path)
     for number in range(count):
-        yield Scene(f"drawn_{number:03d}", drawn_scene(number, side), references=tuple(references))
+        yield Scene(f"drawn_{number:03d}", drawn_scene(number, side), people={"person": tuple(references)})
 
 
 def table(result: Mapping[str, Any]) -> str:

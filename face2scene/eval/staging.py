@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from face2scene.eval.adapters import Adapter, stems
-from face2scene.images import ImageError, nothing_in, pad_to_multiple, read_tensor, resize, write_png
+from face2scene.external_programs import read_result, stage_input
+from face2scene.images import ImageError, nothing_in, pad_to_multiple, read_tensor, resize
 from face2scene.jobs import Job
 
 FACE = 512  # side of an aligned face, as all these methods were trained
@@ -118,36 +119,18 @@ def stage(adapter: Adapter, row: Staged, folder: Path) -> None:
         shrunk = adapter.sizes == "x4" and row.target == tuple(image.shape[-2:])
         image = pad_to_multiple(image[None], adapter.multiple * (4 if shrunk else 1))[0][0]
         image = resize(image, row.size) if tuple(image.shape[-2:]) != row.size else image
-    if adapter.layout == "flat":
-        write_png(folder / f"{row.stem}.png", image)
-        return
-    write_png(folder / row.stem / "degraded.png", image)
-    write_png(folder / row.stem / "gt.png", image)  # nobody knows the truth; the program only shows it
-    stage_references(adapter, row.references, folder / row.stem / "conditioning")
-
-
-def stage_references(adapter: Adapter, references: Sequence[Path], folder: Path) -> None:
-    """Write a person's references, so many as the adapter asks for; `lay_out` has seen that there are some."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(adapter.references or len(references)):
-        path = references[number % len(references)]
-        write_png(folder / f"reference_{number:02d}.png", read_tensor(path))
+    people = {"references": row.references, "count": adapter.references}
+    stage_input(folder, row.stem, image, layout=adapter.layout, **people)
 
 
 def take_back(adapter: Adapter, row: Staged, path: Path) -> tuple[Tensor | None, str]:
     """The prediction made of what the program left at `path`, or None and the reason."""
-    if not path.is_file():
-        return None, f"no {path.name} was left"
-    try:
-        image = read_tensor(path)
-    except (ImageError, OSError) as error:
-        return None, f"{path.name} cannot be read ({error})"
-    note, found = "", tuple(image.shape[-2:])
-    if found != row.expected:
-        if adapter.other_sizes == "refuse":
-            expected = f"{row.expected[1]} x {row.expected[0]}"
-            return None, f"{path.name} is {found[1]} x {found[0]} and should be {expected}"
-        image, note = resize(image, row.expected), f"resized from {found[1]} x {found[0]}"
+    image, note = read_result(path, row.expected if adapter.other_sizes == "refuse" else None)
+    if image is None:
+        return None, note
+    height, width = image.shape[-2:]
+    if (height, width) != row.expected:
+        image, note = resize(image, row.expected), f"resized from {width} x {height}"
     image = image[..., : row.kept[0], : row.kept[1]]
     if tuple(image.shape[-2:]) != row.target:
         image = resize(image, row.target)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,6 +47,12 @@ class Similarity:
         """The way back."""
         linear = np.linalg.inv(self.matrix[:, :2])
         return Similarity(np.column_stack([linear, -linear @ self.matrix[:, 2]]))
+
+
+def five_points(landmarks_68: ArrayLike) -> np.ndarray:
+    """The five points of `records.Face` from 68 (iBUG order): eyes, nose tip, mouth corners; (5, 2)."""
+    points = np.asarray(landmarks_68, dtype=np.float64)
+    return np.stack([points[36:42].mean(0), points[42:48].mean(0), points[30], points[48], points[54]])
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> Similarity:

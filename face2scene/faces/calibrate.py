@@ -9,9 +9,9 @@ import numpy as np
 
 from face2scene import weights
 from face2scene.faces.detect import Detector
-from face2scene.faces.identity import cosine, read_people
+from face2scene.faces.identity import cosine
 from face2scene.images import list_images, read_image
-from face2scene.records import Face
+from face2scene.people import known_faces
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,18 +49,21 @@ def pairs(people: Mapping[str, Sequence[Path]], others: Sequence[Path], detector
             only.
 
     Raises:
-        ValueError: when there is no same or no different pair.
+        ValueError: when `detector` computes no identities, or there is no same or no different pair.
     """
-    read = read_people(people, detector)
+    if not detector.identities or detector.backend is None:
+        raise ValueError("Reference photos need identities: choose a faces backend and set faces.identities=true.")
+    known = known_faces(people, detector, {})
     strangers = [face for path in others for face in detector.find(read_image(path)) if face.identity is not None]
-    named: list[tuple[str | None, Face]] = [(name, face) for name, faces in read.faces.items() for face in faces]
+    named = [(name, face) for name in known.photos for face in known.faces(name)]
     same, different = [], []
     for (name, face), (other, other_face) in combinations(named, 2):
         (same if name == other else different).append(cosine(face, other_face))
     different += [cosine(face, stranger) for _, face in named for stranger in strangers]
     if not same or not different:
-        raise ValueError("A threshold needs two photos of one person and photos of two people; give more photos.")
-    return Pairs(np.array(same), np.array(different), tuple(read.skipped.values()))
+        sentence = "A threshold needs two photos of one person and photos of two people; give more photos."
+        raise ValueError(" ".join([sentence, *known.warnings]))
+    return Pairs(np.array(same), np.array(different), tuple(known.warnings))
 
 
 def photos(places: Sequence[str]) -> list[Path]:

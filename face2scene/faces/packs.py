@@ -1,7 +1,5 @@
 """Packs of InsightFace: folders of ONNX files, what each file is for, and folders that are not as they should be."""
 
-import fcntl
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -102,8 +100,8 @@ def _network(zoo: Any, role: str, path: str, session: Any, providers: tuple[str,
 def pack_folder(pack: str | Path) -> Path:
     """The folder in which a pack's ONNX files lie.
 
-    A pack of the catalogue that was unpacked by hand is accepted if it is whole; antelopev2.zip unpacks to
-    antelopev2/antelopev2, which is flattened. Folders given by path are never changed.
+    A pack of the catalogue that was unpacked by hand is accepted where it lies if it is whole, also one folder deeper:
+    antelopev2.zip unpacks to antelopev2/antelopev2. No file is moved.
 
     Raises:
         MissingWeights, ValueError: see `open_pack`.
@@ -114,24 +112,19 @@ def pack_folder(pack: str | Path) -> Path:
             known = ", ".join(("buffalo_l", "antelopev2", "insightface_small"))
             raise ValueError(f"faces.backend.pack={pack} is neither a folder nor one of the packs {known}.")
         return _where_onnx_lies(Path(pack))
-    root = weights.weights_root()
-    folder = root / asset.name
-    if not weights.is_ready(asset, root) and folder.is_dir():
-        inner = _where_onnx_lies(folder)
-        if inner == folder and (folder / folder.name).is_dir():
-            inner = folder / folder.name  # a repair that was interrupted
-        if inner != folder:
-            _flatten(folder, inner)
-        if not weights.adopt(asset, root):
-            missing = [name for name in asset.files if not (folder / name).is_file()]
-            what = f"{', '.join(missing)} missing" if missing else "a file has other bytes"
-            raise ValueError(
-                f"{folder} is not the pack that the catalogue knows: "
-                f"{what}. "
-                f"Run `face2scene fetch {asset.name}`, which keeps the folder beside it, or give its path as "
-                "faces.backend.pack to use it as it is."
-            )
-    return weights.folder(asset.name)
+    folder = weights.weights_root() / asset.name
+    for root in (folder.parent, folder):
+        if weights.is_ready(asset, root) or weights.adopt(asset, root):
+            return root / asset.name
+    if not folder.is_dir():
+        return weights.folder(asset.name)  # raises: it names the command that fetches it
+    inner = _where_onnx_lies(folder)
+    missing = [name for name in asset.files if not (inner / name).is_file()]
+    what = f"{', '.join(missing)} missing" if missing else "a file has other bytes"
+    raise ValueError(
+        f"{inner} is not the pack that the catalogue knows: {what}. Run `face2scene fetch {asset.name}`, which keeps "
+        "the folder beside it, or give its path as faces.backend.pack to use it as it is."
+    )
 
 
 def _where_onnx_lies(folder: Path) -> Path:
@@ -147,24 +140,3 @@ def _where_onnx_lies(folder: Path) -> Path:
             "`face2scene fetch` with the pack's name."
         )
     return nested[0]
-
-
-def _flatten(folder: Path, inner: Path) -> None:
-    # The files are moved up one by one and never over another, so that at any moment each lies in one of the two
-    # places; what was interrupted is taken up again.
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # two processes at once
-        for path in sorted(inner.iterdir()) if inner.is_dir() else []:
-            if (folder / path.name).exists():
-                raise ValueError(f"{path} and {folder / path.name} are in each other's way: remove one of them.")
-            os.rename(path, folder / path.name)
-        if inner.is_dir():
-            inner.rmdir()
-    except PermissionError as error:
-        raise ValueError(
-            f"The files of {folder} lie one folder too deep and cannot be moved up ({error.strerror}): give {inner} "
-            "as faces.backend.pack."
-        ) from error
-    finally:
-        os.close(handle)

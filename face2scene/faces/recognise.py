@@ -11,7 +11,7 @@ from torch import Tensor
 
 from face2scene import weights
 from face2scene.extras import need
-from face2scene.faces.align import AlignmentError, align_face
+from face2scene.faces.align import AlignmentError, align_face, five_points
 from face2scene.faces.detect import Backend, Found
 from face2scene.images import to_tensor
 from face2scene.records import Face
@@ -111,7 +111,7 @@ class Recognised:
         faces = self.backend.describe(image, found, identities=False)
         if not identities:
             return faces
-        points = [f.landmarks_5 if f.landmarks_68 is None else five_of_68(f.landmarks_68) for f in faces]
+        points = [f.landmarks_5 if f.landmarks_68 is None else five_points(f.landmarks_68) for f in faces]
         return with_identities(image, faces, points, self.identity)
 
 
@@ -138,11 +138,6 @@ def with_identities(
         replace(face, identity=vectors[n], identity_model=net.name) if n in vectors else face
         for n, face in enumerate(faces)
     ]
-
-
-def five_of_68(points: np.ndarray) -> np.ndarray:
-    """Eyes, nose tip and corners of the mouth (5, 2) from 68 landmarks (68, 2)."""
-    return np.stack([points[36:42].mean(0), points[42:48].mean(0), points[30], points[48], points[54]])
 
 
 # --- ONNX files ---------------------------------------------------------------------------------------------

@@ -140,12 +140,6 @@ def upright_points(square: Box) -> np.ndarray:
     return _frame(square, None, 512)[0].inverse()(FFHQ_512)
 
 
-def five_points(landmarks_68: Sequence[Sequence[float]]) -> np.ndarray:
-    """The five points of `records.Face` from 68 (iBUG order): eyes, nose tip, mouth corners; (5, 2)."""
-    points = np.asarray(landmarks_68, dtype=np.float64)
-    return np.stack([points[36:42].mean(0), points[42:48].mean(0), points[30], points[48], points[54]])
-
-
 def mirrored_points(landmarks_5: np.ndarray, width: int) -> np.ndarray:
     """The five points of the picture mirrored left to right; left stays what is left in the picture."""
     points = np.asarray(landmarks_5, dtype=np.float64)[[1, 0, 2, 4, 3]].copy()

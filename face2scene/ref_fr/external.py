@@ -2,10 +2,7 @@
 
 import json
 import logging
-import os
 import shlex
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -14,14 +11,15 @@ from pathlib import Path
 
 from torch import Tensor
 
+from face2scene.external_programs import LAYOUTS, read_result, stage_input, stage_references
 from face2scene.files import sha256_of
-from face2scene.images import ImageError, nothing_in, read_tensor, write_png
+from face2scene.images import nothing_in
+from face2scene.processes import Ended, run_group
 from face2scene.ref_fr import base
 from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneError, StageOneFailure, in_bytes
 from face2scene.ref_fr.versions import code_version, digest
 
 log = logging.getLogger(__name__)
-LAYOUTS = ("flat", "identity")
 _FIELDS = ("input", "references", "output")
 
 
@@ -29,9 +27,7 @@ class External(AlignedRefFR):
     """A command that turns a folder of aligned faces and a folder of references into restored faces.
 
     Faces of one person go to one launch, as PNG files of unique names in a fresh folder that holds nothing else.
-    `flat`: {input}/face_0000.png ..., and the references in {references}. `identity` (InstantRestore's): a folder
-    {input}/face_0000/ with degraded.png, gt.png (the degraded face again, since nobody knows the truth) and
-    conditioning/ with the references.
+    They are laid out as `external_programs.stage_input` says; in the layout `flat` the references are in {references}.
 
     Args:
         command: with {input}, {references} and {output}; split as a shell would, but run without one.
@@ -91,77 +87,33 @@ class External(AlignedRefFR):
         return [made[number] for number in range(len(faces))]
 
     def _launch(self, faces: Tensor, references: Sequence[Path]) -> list[Tensor]:
+        if self.references and not references:
+            raise StageOneError(f"ref_fr={self.name} needs references and got none (references=FOLDER)")
         with tempfile.TemporaryDirectory(prefix="face2scene_") as scratch:
             places = {name: Path(scratch) / name for name in _FIELDS}
             for place in places.values():
                 place.mkdir()
             stems = [f"face_{number:04d}" for number in range(len(faces))]
-            self._stage(places, dict(zip(stems, faces, strict=True)), references)
-            words = [word.format(**places) for word in shlex.split(self.command)]
-            code, said = self._run(words)
-            results = [places["output"] / self.outputs.format(stem=stem) for stem in stems]
-            if code and not any(path.is_file() for path in results):
-                raise StageOneFailure(f"ref_fr={self.name} failed and left nothing ({said})")
-            return [self._result(path, said) for path in results]
-
-    def _stage(self, places: dict[str, Path], faces: dict[str, Tensor], references: Sequence[Path]) -> None:
-        if self.references and not references:
-            raise StageOneError(f"ref_fr={self.name} needs references and got none (references=FOLDER)")
-        count = self.references or len(references)
-        people = {f"reference_{n:02d}.png": read_tensor(references[n % len(references)]) for n in range(count)}
-        for stem, face in faces.items():
+            people = {"references": references, "count": self.references}
+            for stem, face in zip(stems, faces, strict=True):
+                stage_input(places["input"], stem, face, layout=self.layout, **people)
             if self.layout == "flat":
-                write_png(places["input"] / f"{stem}.png", face)
-                continue
-            for name in ("degraded", "gt"):
-                write_png(places["input"] / stem / f"{name}.png", face)
-            for name, picture in people.items():
-                write_png(places["input"] / stem / "conditioning" / name, picture)
-        if self.layout == "flat":
-            for name, picture in people.items():
-                write_png(places["references"] / name, picture)
+                stage_references(references, places["references"], self.references)
+            words = [word.format(**places) for word in shlex.split(self.command)]
+            ended = run_group(words, log=Path(scratch) / "log.txt", folder=self.folder, timeout=self.timeout)
+            results = [places["output"] / self.outputs.format(stem=stem) for stem in stems]
+            if ended.code is None or ended.timed_out:
+                raise StageOneFailure(f"ref_fr={self.name}: {ended.last_line} (ref_fr.command, ref_fr.timeout)")
+            if ended.code and not any(path.is_file() for path in results):
+                raise StageOneFailure(f"ref_fr={self.name} failed and left nothing ({ended})")
+            if ended.code:
+                log.warning("ref_fr=%s: %s", self.name, ended)
+            return [self._result(path, ended) for path in results]
 
-    def _run(self, words: Sequence[str]) -> tuple[int, str]:
-        """Exit code and last words; a bad code is only believed when nothing came out."""
-        try:
-            process = subprocess.Popen(
-                words,
-                cwd=self.folder,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise StageOneFailure(f"ref_fr={self.name}: {words[0]} cannot be run ({error.strerror})") from error
-        try:
-            output, _ = process.communicate(timeout=self.timeout)
-        except subprocess.TimeoutExpired as error:
-            os.killpg(process.pid, signal.SIGKILL)  # with what it started
-            process.communicate()
-            raise StageOneFailure(
-                f"ref_fr={self.name} took longer than {self.timeout:g} s and was ended (ref_fr.timeout)"
-            ) from error
-        lines = [line.strip() for line in output.splitlines() if line.strip()]
-        last = lines[-1][:200] if lines else "it said nothing"
-        if process.returncode:
-            log.warning("ref_fr=%s ended with code %d: %s", self.name, process.returncode, last)
-        return process.returncode, f"exit code {process.returncode}, last line: {last}"
-
-    def _result(self, path: Path, said: str) -> Tensor:
-        if not path.is_file():
-            raise StageOneError(f"ref_fr={self.name} left no {path.name} ({said})")
-        try:
-            image = in_bytes(read_tensor(path))
-        except ImageError as error:
-            raise StageOneError(f"ref_fr={self.name} left an unreadable {path.name} ({said})") from error
-        if image.shape != (3, self.size, self.size):
-            width, height = image.shape[-1], image.shape[-2]
-            raise StageOneError(
-                f"ref_fr={self.name} made {path.name} {width} x {height}, not {self.size} x {self.size}"
-            )
-        if nothing := nothing_in(image):
-            raise StageOneError(f"ref_fr={self.name} made {path.name} {nothing}, which is how NaN looks ({said})")
-        return image
+    def _result(self, path: Path, ended: Ended) -> Tensor:
+        image, reason = read_result(path, (self.size, self.size))
+        if image is not None and (nothing := nothing_in(image)):
+            image, reason = None, f"{path.name} is {nothing}, which is how NaN looks"
+        if image is None:
+            raise StageOneError(f"ref_fr={self.name}: {reason} ({ended})")
+        return in_bytes(image)

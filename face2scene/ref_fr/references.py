@@ -12,6 +12,7 @@ from torch import Tensor
 
 from face2scene import weights
 from face2scene.extras import need
+from face2scene.faces.packs import pack_folder
 from face2scene.images import ImageError, read_image, to_bytes
 from face2scene.ref_fr.base import StageOneError
 from face2scene.ref_fr.faceme_id import clip_pixels
@@ -92,7 +93,7 @@ class Antelope:
 
     @cached_property
     def _networks(self):
-        place = Path(self.folder) if self.folder is not None else weights.folder("antelopev2")
+        place = Path(self.folder) if self.folder is not None else pack_folder("antelopev2")
         zoo = need("insightface.model_zoo", "faces", why="FaceMe's identity of a reference")
         files = [place / "scrfd_10g_bnkps.onnx", place / "glintr100.onnx"]
         for file in files:

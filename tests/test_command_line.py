@@ -1,0 +1,158 @@
+"""The command line that all scripts share: paths, old keys, errors of a user, several runs."""
+
+import sys
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from face2scene.command_line import CONFIGS, is_user_error, path_values, script, typed_values
+from face2scene.renamed import RenamedKey, keys_of, refuse_renamed
+from face2scene.runs import Run
+
+NAMES = [
+    *(
+        "plain.png",
+        "IMG (1).png",
+        "a,b.png",
+        "x=1.png",
+        "Ann's.png",
+        "été à Köln.png",
+        "照片 图.png",
+        "50%.png",
+        "#1.png",
+    ),
+    *("[old].png", "{a}.png", "a&b;c.png", "what?.png", "a@b!.png", "~tilde.png", "a$b.png", "  two spaces.png"),
+    *("C:\\Users\\ann\\pic.png", "null.png", 'say "hi".png', "a:b.png", "${oc.env:HOME}.png", "emoji 🙂.png"),
+    *("tab\tname.png", "\\${x}", "\\\\${x}.png", "ends in \\", "a\\'b", "'quoted'", "[a]", "line\nfeed", "true", "1"),
+]
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Run `task` as a script with these options."""
+
+    def run(task, *options, **settings):
+        monkeypatch.setattr(sys, "argv", ["script.py", *options])
+        script("restore", **settings)(task)()
+
+    return run
+
+
+def test_path_values_are_data_and_no_grammar():
+    words = [f"input={name}" for name in NAMES]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        read = [compose("restore", path_values([word, "output=o"])).input for word in words]
+    assert read == NAMES
+    assert typed_values(path_values(words)) == words
+
+
+def test_other_values_keep_the_grammar():
+    words = ["references=null", "guidance=[1.0,1.1]", "seed=1,2", "name=a${seed}", "data.photos=[a,b]", "--cfg", "job"]
+    assert path_values(words) == words
+    assert path_values(["+data.photos=a,b"]) == ["+data.photos='a,b'"]
+
+
+def test_script_hands_over_the_composed_configuration(call):
+    seen = []
+    call(lambda cfg: seen.append((cfg.input, cfg.seed)), "input=a,${b}.png", "output=o", "seed=3")
+    assert seen == [("a,${b}.png", 3)]
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("no photo"), ValueError("no photo"), ModuleNotFoundError("no photo")]
+)
+def test_user_errors_are_one_sentence_and_exit_code_1(call, capsys, monkeypatch, error):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def task(cfg):
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        call(task)
+    assert end.value.code == 1 and capsys.readouterr().err == "no photo\n"
+
+
+def test_user_errors_below_instantiate_are_told_by_their_cause(call, capsys):
+    broken = OmegaConf.create({"_target_": "face2scene.ref_fr.external.External", "command": "x", "version": "1"})
+    with pytest.raises(SystemExit):
+        call(lambda cfg: instantiate(broken))
+    assert capsys.readouterr().err.startswith("ref_fr.command 'x' has to hold {input}")
+    assert not is_user_error(TypeError()) and not is_user_error(ZeroDivisionError())
+
+
+def test_other_errors_and_a_wish_for_the_traceback_are_raised(call, monkeypatch):
+    def task(cfg):
+        raise {}[cfg.seed] if cfg.seed else ValueError("a sentence")
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(KeyError):
+        call(task, "seed=1")
+    with pytest.raises(ValueError, match="a sentence"):
+        call(task)
+
+
+def test_required_keys_and_stops(call, capsys):
+    with pytest.raises(SystemExit) as end:
+        call(lambda cfg: None, "input=a", required=["input", "output"])
+    assert end.value.code == 1 and "output=... is missing" in capsys.readouterr().err
+
+    def stopped(cfg):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        call(stopped)
+    assert end.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+
+
+def test_several_runs_have_folders_of_their_own_and_one_failure_ends_none(call, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def task(cfg):
+        seen.append((cfg.seed, cfg.output))
+        if cfg.seed == 1:
+            raise ValueError("the first fails")
+
+    with pytest.raises(SystemExit) as end:
+        call(task, "-m", "seed=1,2", "input=a", "output=out,${x}")
+    assert end.value.code == 1 and "the first fails" in capsys.readouterr().err
+    assert seen == [(1, "out,${x}/seed=1"), (2, "out,${x}/seed=2")]
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == ["runs/multirun/multirun.yaml"]
+
+
+def test_old_keys_are_answered_with_their_new_names():
+    table = {"train.fadex.whiten": "train.fadex.head", "slack": "identity_tolerance"}
+    for word in ("train.fadex.whiten=null", "+train.fadex.whiten.power=1", "~slack", "++slack=1"):
+        with pytest.raises(RenamedKey, match=r"is now (train\.fadex\.head|identity_tolerance)"):
+            refuse_renamed([word], table)
+    refuse_renamed(["train.fadex.whitening=1", "pipeline.slack=1", "slacker=1"], table)
+    with pytest.raises(RenamedKey, match=r"of old\.yaml .* slack is now identity_tolerance"):
+        refuse_renamed(keys_of({"a": {"b": 1}, "slack": {}}), table, source="old.yaml")
+
+
+def test_old_keys_are_refused_on_the_command_line_in_experiments_and_stored_runs(call, capsys, tmp_path):
+    def told(*options):
+        with pytest.raises(SystemExit) as end:
+            call(lambda cfg: None, *options)
+        assert end.value.code == 1
+        return capsys.readouterr().err
+
+    assert "Keys of the command line" in told("shipped_probe=x")
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\ntrain: {fadex: {whiten: {power: 1}}}\n")
+    sentence = told("--config-dir", str(tmp_path), "experiment=mine")
+    assert "mine.yaml" in sentence and "train.fadex.whiten is now train.fadex.head" in sentence
+    (tmp_path / "config.yaml").write_text("train: {fadex: {whiten: null}}\n")
+    with pytest.raises(RenamedKey, match=r"config\.yaml .*is now train\.fadex\.head"):
+        Run(tmp_path, {"train": {"fadex": {"head": None}}})
+
+
+def test_no_key_in_use_is_in_the_table_of_old_ones():
+    for path in CONFIGS.rglob("*.yaml"):
+        keys = list(keys_of(OmegaConf.to_container(OmegaConf.load(path)) or {}))
+        inside = path.relative_to(CONFIGS).parts
+        if inside[0] != "experiment":
+            keys = [f"{inside[0]}.{key}" for key in keys] if len(inside) > 1 else keys
+        refuse_renamed(keys, source=str(path))
