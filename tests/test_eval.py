@@ -62,7 +62,8 @@ def test_lpips_and_dists_give_the_published_values_to_four_decimals(weights):
     ]
     for key, published in PUBLISHED.items():
         measured = METRICS[key].build()(*pair).tolist()
-        assert [round(value, 4) for value in measured] == published, key
+        # half of the fourth decimal, and 1e-5 for float32 sums in another order
+        assert measured == pytest.approx(published, abs=6e-5), key
     crops = [side[:2, :, 100:196, 100:228] for side in pair]
     theirs = Pyiqa("ssim", {"color_space": "ycbcr"}).build("cpu")(*crops)
     assert ssim_y(*crops).tolist() == pytest.approx(theirs.tolist(), abs=1e-6)

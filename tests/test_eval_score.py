@@ -25,12 +25,13 @@ SIZE = (40, 48)
 
 
 def error(pictures, truths):
-    return (pictures - truths).abs().mean((1, 2, 3))
+    """(B,) mean absolute differences. Sums of whole numbers below 2^24 are the same in any order, so in any batch."""
+    return (pictures - truths).mul(255).round().abs().sum((1, 2, 3)) / (255 * pictures[0].numel())
 
 
 class Sets:
     def features(self, pictures):
-        return pictures.mean((2, 3))
+        return pictures.mul(255).round().sum((2, 3)) / (255 * pictures[0, 0].numel())
 
     def distance(self, ours, theirs):
         return float((ours.mean(0) - theirs.mean(0)).abs().sum())

@@ -412,7 +412,9 @@ def test_released_files_of_tiny_networks_make_the_same_face(tmp_path, faces, peo
     settings = {"size": 64, "steps": 3, "device": "cpu"}
     made = FaceMe.released(**options, **settings).restore_aligned(faces[:1], [people["ann"]])[0].image
     known = FaceMe.tiny(weights_seed=5, **settings).restore_aligned(faces[:1], [people["ann"]])[0].image
-    assert torch.equal(made, known)
+    # Weights of a mapped file lie elsewhere in memory, where a kernel may sum in another order; the result is rounded to
+    # 256 values, of which a float32's last bit seldom makes another one.
+    assert (made - known).abs().max() < 1.01 / 255 and (made - known).abs().mean() < 1e-5
     (tmp_path / "mix.safetensors").unlink()
     with pytest.raises(StageOneError, match=r"ref_fr\.mix"):
         FaceMe.released(**options, **settings).restore_aligned(faces[:1], [people["ann"]])

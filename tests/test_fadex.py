@@ -99,7 +99,9 @@ def test_an_encoder_comes_back_from_its_file_with_its_statistics(tmp_path):
     again = FaDeX.from_file(tmp_path / "fadex.safetensors")
     pair = torch.rand(2, 3, 3, 18, 18)
     assert again.config == encoder.config and not again.training
-    assert torch.equal(again.embed(again(*pair)), encoder.eval().embed(encoder(*pair)))
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in encoder.state_dict().items())
+    # one is frozen and the other is not, for which there may be two kernels
+    torch.testing.assert_close(again.embed(again(*pair)), encoder.eval().embed(encoder(*pair)), atol=1e-6, rtol=0)
 
 
 def test_weights_of_another_kind_or_width_are_refused(tmp_path):
