@@ -53,6 +53,7 @@ def folder(path: Path, names, noise: float = 0.0, size=(32, 32), seed: int = 0) 
     return path
 
 
+@pytest.mark.numerics
 def test_lpips_and_dists_give_the_published_values_to_four_decimals(weights):
     pictures = weights("photos_pyiqa_calibration")
     weights("lpips"), weights("dists")

@@ -347,6 +347,7 @@ def shared_out(rows, truth, keys=KEYS, scorers=SCORERS, **options) -> dict[int, 
     return found
 
 
+@pytest.mark.numerics
 def test_two_processes_give_the_results_of_one(tmp_path):
     alone = scored(tmp_path, "one", "abcdefg", batch_pixels=BATCH)
     write_png(tmp_path / "one/d.png", np.zeros((*SIZE, 3), np.float32))  # a ruined picture is told by whoever meets it
@@ -361,6 +362,7 @@ def test_two_processes_give_the_results_of_one(tmp_path):
     assert (tmp_path / "shared/scores.csv").read_text() == (tmp_path / "out_one/scores.csv").read_text()
 
 
+@pytest.mark.numerics
 def test_a_picture_that_a_new_metric_flags_is_flagged_by_two_processes_as_by_one(tmp_path):
     truth, made = folder(tmp_path / "truth", "abcdefg"), folder(tmp_path / "made", "abcdefg", 0.1)
     bad = error(*(read_tensor(tmp_path / side / "d.png")[None] for side in ("made", "truth")))

@@ -55,6 +55,7 @@ def score(module, batch):
 # Encoder
 
 
+@pytest.mark.numerics
 def test_a_face_that_was_not_damaged_gives_no_response_in_the_first_layer():
     face = torch.rand(2, 3, 20, 20)
     for order in ("restored_first", "degraded_first"):
@@ -90,6 +91,7 @@ def test_lq_only_does_not_look_at_the_restored_face():
     assert torch.equal(encoder(torch.rand_like(degraded), degraded), encoder(degraded, degraded))
 
 
+@pytest.mark.numerics
 def test_an_encoder_comes_back_from_its_file_with_its_statistics(tmp_path):
     encoder = FaDeX(**SMALL, head_norm=True, order="degraded_first")
     for _ in range(2):
@@ -115,6 +117,7 @@ def test_weights_of_another_kind_or_width_are_refused(tmp_path):
         FaDeX.from_file(tmp_path / "b.safetensors")
 
 
+@pytest.mark.numerics
 def test_late_statistics_equal_ordinary_batch_norm():
     encoder = FaDeX(**SMALL)
     norm, plain = encoder.body[1], torch.nn.BatchNorm2d(4)
@@ -155,6 +158,7 @@ def test_the_key_encoder_is_a_moving_average():
     assert not any(p.requires_grad for p in module.key.parameters())
 
 
+@pytest.mark.numerics
 def test_forward_changes_nothing(faces):
     module, batch = moco(), pairs(faces)[0]
     before = copy.deepcopy(module.state_dict())
@@ -166,6 +170,7 @@ def test_forward_changes_nothing(faces):
     assert module.queue.labels[:6].tolist() == batch["labels"].tolist()
 
 
+@pytest.mark.numerics
 def test_the_loss_of_four_samples_by_hand():
     # Operators 0 0 1 1 against keys 0 0 1 1 and three slots of the queue: operator 0, another one, empty.
     labels, names = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1, 0, 7, -1])
@@ -192,6 +197,7 @@ def test_masks_of_a_step_follow_the_labels(faces):
     assert not contrast.negative[:, 8:].any()  # slots that were never filled
 
 
+@pytest.mark.numerics
 def test_the_loss_does_not_depend_on_order_or_on_which_view_asks():
     torch.manual_seed(0)
     q, k = (torch.nn.functional.normalize(torch.randn(6, 4), dim=1) for _ in range(2))
@@ -244,6 +250,7 @@ def test_a_batch_has_every_operator_on_different_faces_in_both_views(faces):
     assert not torch.equal(batch["query_restored"], batch["query_degraded"])
 
 
+@pytest.mark.numerics
 def test_pictures_damaged_together_are_those_damaged_alone_inside_the_margin():
     tiles = [torch.rand(3, 30, 30) for _ in range(5)]
     recipe = Recipe((Blur("iso", 7, 1.0),))
@@ -307,6 +314,7 @@ def run_to(folder, faces, steps, accumulate=1, queue_size=20, keep_group=False):
     return task
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_resumed_training_is_an_unstopped_one_down_to_the_queue(tmp_path, faces, accumulate):
     whole = run_to(tmp_path / "whole", faces, 4, accumulate).moco.state_dict()

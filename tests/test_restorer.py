@@ -14,6 +14,8 @@ from face2scene.restorer.merged import load_merged, save_merged
 from face2scene.restorer.one_step import NEGATIVE, POSITIVE, OneStepRestorer
 from face2scene.train.loop import only
 
+pytestmark = pytest.mark.numerics
+
 LAYERS = lora.VAE_ENCODER[:6]  # the tiny VAE has no attention
 
 

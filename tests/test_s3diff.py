@@ -21,6 +21,8 @@ from face2scene.restorer.score_net import ScoreNet
 from face2scene.runs import seed_from
 from face2scene.train import tiny_base as make_base
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.fixture(scope="module")
 def base_folder(tmp_path_factory):

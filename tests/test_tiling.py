@@ -15,6 +15,8 @@ from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.restorer.tiling import TilePlan, fitting_tile, restore_in_tiles, tile_starts
 from face2scene.runs import REPOSITORY
 
+pytestmark = pytest.mark.numerics
+
 SHIPPED = REPOSITORY / "checkpoints/tiny/restorer.safetensors"
 
 
