@@ -17,6 +17,9 @@ export TORCH_HOME := $(FACE2SCENE_WEIGHTS)/torch_home
 export HF_HUB_OFFLINE := 1
 export OMP_WAIT_POLICY := passive
 
+# The tests whose numbers follow from the processor's kernels, as they are on one with fewer instructions.
+NUMERICS := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -n 2 -m 'numerics and not gpu and not slow and not browser'
+
 .PHONY: help venv demo test lint clean
 
 help: ## Show these targets
@@ -28,11 +31,13 @@ demo: $(STAMP) ## Run the whole method at CPU scale; ends in runs/quickstart/rep
 	$(VENV)/bin/face2scene fetch quickstart
 	$(VENV)/bin/python scripts/quickstart.py $(if $(PHOTOS),data.photos=$(PHOTOS) data.overwrite=true)
 
-test: $(STAMP) ## Check the style and run the tests
+test: $(STAMP) ## Check the style and run the tests, the numerical ones on three instruction sets
 	$(VENV)/bin/face2scene fetch tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -n 2
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(NUMERICS)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(NUMERICS)
 
 lint: $(STAMP) ## Repair the style where that can be done by a machine
 	$(VENV)/bin/ruff check --fix .

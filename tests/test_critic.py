@@ -13,6 +13,8 @@ from face2scene.restorer.critic import (
     multilevel_sigmoid,
 )
 
+pytestmark = pytest.mark.numerics
+
 TINY = {
     "hidden_size": 16,
     "num_hidden_layers": 3,

@@ -30,6 +30,8 @@ from face2scene.degradation import (
 from face2scene.degradation.recipe import _generator
 from face2scene.images import to_tensor
 
+pytestmark = pytest.mark.numerics
+
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "degradation").glob("*.yaml"))
 EVERYTHING = Recipe(
     (

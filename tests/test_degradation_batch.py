@@ -42,6 +42,8 @@ from face2scene.degradation import (
 )
 from face2scene.images import to_array, to_bytes, to_tensor
 
+pytestmark = pytest.mark.numerics
+
 CONFIGS = Path(__file__).parents[1] / "configs" / "degradation"
 OPERATORS = [
     Blur("iso", 13, sigma_x=1.2),

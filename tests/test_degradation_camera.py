@@ -68,6 +68,7 @@ def test_four_pixels_to_the_right_are_the_known_answer():
     torch.testing.assert_close(MotionBlur(4, math.pi / 2).kernel(), kernel.T, rtol=0, atol=1e-9)
 
 
+@pytest.mark.numerics
 def test_a_shake_is_the_mean_of_shifted_pictures_in_linear_light():
     image = to_tensor(astronaut())[:, 100:180, 180:270]
     height, width = image.shape[-2:]
@@ -142,6 +143,7 @@ def test_without_libwebp_the_error_says_what_to_do(monkeypatch):
 # The field
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("family", kernels.FAMILIES)
 def test_a_constant_field_is_the_ordinary_blur(family):
     values = {"sigma_x": 2.3}
@@ -154,6 +156,7 @@ def test_a_constant_field_is_the_ordinary_blur(family):
     torch.testing.assert_close(field, Recipe((Blur(family, 21, **values),)).apply(image), rtol=0, atol=1e-6)
 
 
+@pytest.mark.numerics
 def test_a_field_is_the_sum_over_each_pixels_own_kernel():
     image = picture(60, 90)
     blurred = Recipe((FIELD,)).apply(image)
@@ -179,6 +182,7 @@ def test_a_field_keeps_what_is_flat_and_blurs_the_corners_most():
     assert left == sorted(left, reverse=True) and left[0] > 3 * left[-1]
 
 
+@pytest.mark.numerics
 def test_a_field_shows_no_borders_inside_the_picture():
     # A fine grating, the same in every row: what is left of it in row y is the contrast C(y), which a field without
     # borders changes smoothly. A border is a step of C or of its slope, so its second difference shows it.
@@ -213,6 +217,7 @@ def test_a_field_shows_no_borders_inside_the_picture():
 # All of them
 
 
+@pytest.mark.numerics
 def test_the_cameras_operators_survive_json_and_give_the_same_bytes_again():
     recipe = Recipe((FIELD, SHAKE, SensorNoise(0.003, 0.002, 2.0, 1.6), Webp(70)), noise_seed=3)
     back = Recipe.from_json(recipe.to_json())
@@ -223,6 +228,7 @@ def test_the_cameras_operators_survive_json_and_give_the_same_bytes_again():
     assert torch.equal(first, back.apply(image)) and torch.equal(image, picture(70, 50))
 
 
+@pytest.mark.numerics
 def test_no_strength_changes_nothing():
     recipe = Recipe((MotionBlur(0), SensorNoise(0, 0), SpatialBlur("iso", 7, 0, 0.5)))
     torch.testing.assert_close(recipe.apply(picture()), picture(), rtol=0, atol=1e-6)
@@ -259,6 +265,7 @@ def test_what_the_camera_cannot_be_is_refused_by_name_value_and_range(make, mess
 # The shipped spaces and presets
 
 
+@pytest.mark.numerics
 def test_the_quickstarts_draws_stay_what_they_were():
     drawn_json = "".join(recipe.to_json() for recipe in drawn("tiny", 50))
     assert hashlib.sha256(drawn_json.encode()).hexdigest()[:16] == "abe8b0fa2e0bd952"

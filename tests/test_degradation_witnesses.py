@@ -57,6 +57,7 @@ def witness_of(blur: Blur) -> np.ndarray:
 # Kernels
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("family", kernels.FAMILIES)
 def test_every_kernel_family_is_basicsrs(family):
     rng = np.random.default_rng(0)
@@ -73,6 +74,7 @@ def test_the_direction_of_a_kernel_is_basicsrs_too():
     assert np.abs(blur.kernel().numpy() - mirrored).max() > 0.02
 
 
+@pytest.mark.numerics
 def test_every_low_pass_kernel_is_basicsrs():
     for size in range(7, 22, 2):
         for cutoff in np.linspace(math.pi / 5, math.pi, 9):
@@ -80,6 +82,7 @@ def test_every_low_pass_kernel_is_basicsrs():
             np.testing.assert_allclose(Sinc(cutoff, size).kernel().numpy(), witness, rtol=0, atol=1e-6)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("family", [*kernels.FAMILIES, "sinc"])
 def test_a_blurred_photo_is_that_of_filter2d(family):
     photo = to_tensor(astronaut())[:, 60:190, 150:311]

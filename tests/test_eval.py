@@ -53,6 +53,7 @@ def folder(path: Path, names, noise: float = 0.0, size=(32, 32), seed: int = 0) 
     return path
 
 
+@pytest.mark.numerics
 def test_lpips_and_dists_give_the_published_values_to_four_decimals(weights):
     pictures = weights("photos_pyiqa_calibration")
     weights("lpips"), weights("dists")
@@ -62,7 +63,8 @@ def test_lpips_and_dists_give_the_published_values_to_four_decimals(weights):
     ]
     for key, published in PUBLISHED.items():
         measured = METRICS[key].build()(*pair).tolist()
-        assert [round(value, 4) for value in measured] == published, key
+        # half of the fourth decimal, and 1e-5 for float32 sums in another order
+        assert measured == pytest.approx(published, abs=6e-5), key
     crops = [side[:2, :, 100:196, 100:228] for side in pair]
     theirs = Pyiqa("ssim", {"color_space": "ycbcr"}).build("cpu")(*crops)
     assert ssim_y(*crops).tolist() == pytest.approx(theirs.tolist(), abs=1e-6)

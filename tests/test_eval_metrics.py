@@ -34,6 +34,7 @@ def pair(weights):
     return [torch.stack([read_tensor(place / side / f"{n}.bmp") for n in NAMES]) for side in ("dist_dir", "ref_dir")]
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(("channels", "size"), [(64, (8, 8)), (64, (13, 18)), (96, (5, 7))])
 def test_winograd_gives_the_direct_convolution_at_any_size(channels, size):
     torch.manual_seed(0)
@@ -51,6 +52,7 @@ def test_other_layers_are_left_as_they_are(layer):
     assert next(iter(hasten(nn.Sequential(layer, nn.ReLU())))) is layer
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(("key", "ours"), [("lpips", Lpips), ("dists", Dists)])
 def test_our_shortcuts_keep_pyiqas_values(key, ours, pair, weights):
     weights("lpips"), weights("dists")
@@ -63,6 +65,7 @@ def test_our_shortcuts_keep_pyiqas_values(key, ours, pair, weights):
     assert fast(truths.clone(), truths).tolist() == pytest.approx([0, 0], abs=1e-6)  # with the truth's kept features
 
 
+@pytest.mark.numerics
 def test_psnr_and_ssim_are_skimages(pair):
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -85,6 +88,7 @@ def test_niqe_is_pyiqas_and_near_the_authors(pair):
     assert values == pytest.approx(MATLAB_NIQE, rel=0.055)  # pyiqa's code is 5.06 percent away on the last one
 
 
+@pytest.mark.numerics
 def test_fids_network_is_the_tensorflow_one_and_its_distance_the_textbooks(weights):
     place = weights("fid_inception")
     scorer = METRICS["fid"].build()

@@ -30,6 +30,7 @@ people, faces = small_faceme.people, small_faceme.faces  # fixtures
 # --- the same numbers as the released code
 
 
+@pytest.mark.numerics
 def test_the_mixer_computes_what_the_names_of_the_released_file_say():
     torch.manual_seed(0)
     mix = Mix(32, 8)
@@ -51,6 +52,7 @@ def test_the_mixer_computes_what_the_names_of_the_released_file_say():
     torch.testing.assert_close(mix(looks, identity), x + block(x, "mlp2"), atol=1e-6, rtol=0)
 
 
+@pytest.mark.numerics
 def test_the_id_encoder_is_clips_tower_with_both_projections():
     encoder = tiny_parts().id_encoder
     pixels = torch.randn(2, 3, 224, 224)
@@ -80,6 +82,7 @@ def test_the_word_is_the_fourth_of_the_prompt():
     assert torch.equal(prompt.positive, prompt.negative)
 
 
+@pytest.mark.numerics
 def test_a_face_is_what_the_released_recipe_makes_of_it(faces, people):
     """The released script's steps written a second time, around diffusers' own pipeline, with a negative prompt of its
     own so that no two conditions are equal. Latents of every step agree to 1e-4, the picture to one of 255."""
@@ -156,6 +159,7 @@ def test_a_face_is_what_the_released_recipe_makes_of_it(faces, people):
     assert (restored - aligned[0].clamp(0, 1)).abs().max() < 1.01 / 255
 
 
+@pytest.mark.numerics
 def test_fifty_steps_start_at_981_and_the_noise_is_that_of_999(faces):
     model = tiny(steps=50)
     schedule = model._schedule()
@@ -173,6 +177,7 @@ def test_fifty_steps_start_at_981_and_the_noise_is_that_of_999(faces):
 # --- the whole path
 
 
+@pytest.mark.numerics
 def test_a_face_does_not_depend_on_its_batch_or_order(faces, people):
     model = tiny(batch=2)
     everyone = [people["ann"], people["bob"], people["ann"][:1]]
@@ -200,6 +205,7 @@ def test_every_scheduler_runs(scheduler, faces, people):
     assert torch.isfinite(image).all() and image.std() > 0.01
 
 
+@pytest.mark.numerics
 def test_bfloat16_and_offloading_give_nearly_the_same_face(faces, people):
     plain = tiny().restore_aligned(faces[:1], [people["ann"]])[0].image
     half = tiny(dtype="bfloat16", offload=True).restore_aligned(faces[:1], [people["ann"]])[0].image

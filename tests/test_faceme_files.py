@@ -71,6 +71,7 @@ def test_the_mixer_has_the_released_files_names():
         assert {name: tuple(t.shape) for name, t in Mix().state_dict().items()} == shapes
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     ("kind", "activation", "projection"),
     [(CLIPTextModel, "quick_gelu", None), (CLIPTextModelWithProjection, "gelu", 16)],
@@ -388,6 +389,7 @@ def test_the_photomaker_lora_is_added_only_where_it_is_asked_for_and_fits():
         faceme_id.apply_photomaker_lora(unet, {f"unet.{place}.processor.to_q_lora.up.weight": up}, source="x")
 
 
+@pytest.mark.numerics
 def test_released_files_of_tiny_networks_make_the_same_face(tmp_path, faces, people, monkeypatch):
     """The released layout, written from the tiny networks and read by the loader that reads the real one."""
     parts = tiny_parts(5)
@@ -412,7 +414,8 @@ def test_released_files_of_tiny_networks_make_the_same_face(tmp_path, faces, peo
     settings = {"size": 64, "steps": 3, "device": "cpu"}
     made = FaceMe.released(**options, **settings).restore_aligned(faces[:1], [people["ann"]])[0].image
     known = FaceMe.tiny(weights_seed=5, **settings).restore_aligned(faces[:1], [people["ann"]])[0].image
-    assert torch.equal(made, known)
+    # a mapped file's weights lie elsewhere in memory, where a kernel may sum in another order; then 256 values are left
+    assert (made - known).abs().max() < 1.01 / 255 and (made - known).abs().mean() < 1e-5
     (tmp_path / "mix.safetensors").unlink()
     with pytest.raises(StageOneError, match=r"ref_fr\.mix"):
         FaceMe.released(**options, **settings).restore_aligned(faces[:1], [people["ann"]])

@@ -54,6 +54,7 @@ def score(module, batch):
 # Encoder
 
 
+@pytest.mark.numerics
 def test_a_face_that_was_not_damaged_gives_no_response_in_the_first_layer():
     face = torch.rand(2, 3, 20, 20)
     for order in ("restored_first", "degraded_first"):
@@ -89,6 +90,7 @@ def test_lq_only_does_not_look_at_the_restored_face():
     assert torch.equal(encoder(torch.rand_like(degraded), degraded), encoder(degraded, degraded))
 
 
+@pytest.mark.numerics
 def test_an_encoder_comes_back_from_its_file_with_its_statistics(tmp_path):
     encoder = FaDeX(**SMALL, head_norm=True, order="degraded_first")
     for _ in range(2):
@@ -97,7 +99,9 @@ def test_an_encoder_comes_back_from_its_file_with_its_statistics(tmp_path):
     again = FaDeX.from_file(tmp_path / "fadex.safetensors")
     pair = torch.rand(2, 3, 3, 18, 18)
     assert again.config == encoder.config and not again.training
-    assert torch.equal(again.embed(again(*pair)), encoder.eval().embed(encoder(*pair)))
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in encoder.state_dict().items())
+    # one is frozen and the other is not, for which there may be two kernels
+    torch.testing.assert_close(again.embed(again(*pair)), encoder.eval().embed(encoder(*pair)), atol=1e-6, rtol=0)
 
 
 def test_weights_of_another_kind_or_width_are_refused(tmp_path):
@@ -140,6 +144,7 @@ def test_the_key_encoder_is_a_moving_average():
     assert not any(p.requires_grad for p in module.key.parameters())
 
 
+@pytest.mark.numerics
 def test_forward_moves_running_statistics_only(faces):
     module, batch = moco(), pairs(faces)[0]
     before = copy.deepcopy(module.state_dict())
@@ -151,6 +156,7 @@ def test_forward_moves_running_statistics_only(faces):
     assert module.queue.labels[:6].tolist() == batch["labels"].tolist()
 
 
+@pytest.mark.numerics
 def test_the_loss_of_four_samples_by_hand():
     # Operators 0 0 1 1 against keys 0 0 1 1 and three slots of the queue: operator 0, another one, empty.
     labels, names = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1, 0, 7, -1])
@@ -177,6 +183,7 @@ def test_masks_of_a_step_follow_the_labels(faces):
     assert not contrast.negative[:, 8:].any()  # slots that were never filled
 
 
+@pytest.mark.numerics
 def test_the_loss_does_not_depend_on_order_or_on_which_view_asks():
     torch.manual_seed(0)
     q, k = (torch.nn.functional.normalize(torch.randn(6, 4), dim=1) for _ in range(2))
@@ -229,6 +236,7 @@ def test_a_batch_has_every_operator_on_different_faces_in_both_views(faces):
     assert not torch.equal(batch["query_restored"], batch["query_degraded"])
 
 
+@pytest.mark.numerics
 def test_pictures_damaged_together_are_those_damaged_alone_inside_the_margin():
     tiles = [torch.rand(3, 30, 30) for _ in range(5)]
     recipe = Recipe((Blur("iso", 7, 1.0),))
@@ -292,6 +300,7 @@ def run_to(folder, faces, steps, accumulate=1, queue_size=20, keep_group=False):
     return task
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_resumed_training_is_an_unstopped_one_down_to_the_queue(tmp_path, faces, accumulate):
     whole = run_to(tmp_path / "whole", faces, 4, accumulate).moco.state_dict()

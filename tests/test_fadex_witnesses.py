@@ -43,6 +43,7 @@ def published() -> PublishedDASR:
     return encoder.eval()
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("prefix", ["", "encoder_q.", "E.encoder_q."])
 def test_a_checkpoint_of_dasr_gives_the_features_of_its_published_layers(published, prefix):
     state = {f"{prefix}{name}": tensor for name, tensor in published.state_dict().items()}
@@ -76,6 +77,7 @@ def test_dasrs_option_has_dasrs_layers(published):
     assert own == [(64, 6, 3, 3), *theirs[1:]]  # the pair has six channels
 
 
+@pytest.mark.numerics
 def test_the_loss_is_supervised_contrastive_learnings_of_another_library():
     from pytorch_metric_learning import losses
 
@@ -88,6 +90,7 @@ def test_the_loss_is_supervised_contrastive_learnings_of_another_library():
     assert own.item() == pytest.approx(theirs.item(), rel=1e-6)
 
 
+@pytest.mark.numerics
 def test_momentum_encoder_and_queue_follow_a_run_worked_out_by_hand():
     module = MoCo(FaDeX(widths=(4,), strides=(1,), embedding=2), queue_size=5, momentum=0.9)
     steps = [(0.5, [1, 2]), (-1.0, [3, 4, 5]), (2.0, [6])]  # of every query weight, and the labels of its keys

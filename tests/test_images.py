@@ -126,6 +126,7 @@ def test_resizing_keeps_a_flat_picture_flat():
     torch.testing.assert_close(resize(torch.full((3, 9, 9), 0.3), (4, 17)), torch.full((3, 4, 17), 0.3))
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("method", ["wavelet", "adain"])
 def test_colour_alignment_removes_a_cast_and_does_not_blur(method):
     torch.manual_seed(0)
@@ -135,6 +136,7 @@ def test_colour_alignment_removes_a_cast_and_does_not_blur(method):
     torch.testing.assert_close(aligned, reference, atol=2e-3, rtol=0)
 
 
+@pytest.mark.numerics
 def test_colour_alignment_of_a_tall_picture_is_that_of_a_small_one(monkeypatch):
     image, reference = torch.rand(2, 1, 3, 150, 9)
     whole = align_colour(image, reference, "wavelet")

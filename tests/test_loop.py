@@ -77,6 +77,7 @@ def tensors_of(task):
     return {**task.maker.state_dict(), **{f"critic.{k}": v for k, v in task.critic.state_dict().items()}}
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_stopped_run_ends_where_an_unstopped_one_does(tmp_path, accumulate):
     whole, _ = run_to(tmp_path / "whole", 6, accumulate)

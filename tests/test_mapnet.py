@@ -5,6 +5,8 @@ from face2scene.checkpoints import load_weights
 from face2scene.mapnet import DegAttn, MapNet
 from face2scene.runs import REPOSITORY
 
+pytestmark = pytest.mark.numerics
+
 
 def small(**options) -> MapNet:
     torch.manual_seed(0)

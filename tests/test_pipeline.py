@@ -115,6 +115,7 @@ def test_the_squares_with_the_strongest_edges_tell_most():
     assert len(telling_squares(image, 20, 99)) == 6
 
 
+@pytest.mark.numerics
 def test_any_kind_of_picture_gives_the_same_result(make_pipeline, photos):
     pipeline = make_pipeline()
     path = photos / "a.png"
@@ -141,6 +142,7 @@ def test_any_kind_of_picture_gives_the_same_result(make_pipeline, photos):
         pipeline({"a": path})
 
 
+@pytest.mark.numerics
 def test_a_list_gives_what_each_gives_alone_in_any_order(make_pipeline, photos):
     pipeline = make_pipeline(ref_fr=Perturbed(), detector=OneFace())
     pipeline.ref_fr = Noisy()
@@ -250,6 +252,7 @@ def test_finished_pictures_are_skipped_and_a_cut_log_line_is_done_again(make_pip
     assert sorted({line["name"] for line in log}) == ["a.png", "b.png", "c.png"]
 
 
+@pytest.mark.numerics
 def test_order_and_company_do_not_change_a_picture(make_pipeline, photos, tmp_path):
     pipeline = make_pipeline(ref_fr=Perturbed(), detector=OneFace())
     jobs = find_jobs(photos, truth=photos)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hydra.utils import instantiate
 from inscene import record
 from omegaconf import OmegaConf
@@ -88,6 +87,8 @@ def test_a_killed_precompute_is_finished_by_two_processes_and_holds_what_one_run
         face, references = faces_of(inscene, space, size=64, recipes=2, splits=(split,))[number]
         stored = reader.read(reader.key(face, references)).image
         made = fresh.restore_aligned(face[None], [references])[0].image
-        assert torch.equal(stored, made)
+        # Another process, with another number of threads, may round a float32's last bit differently, and the result is
+        # rounded to 256 values.
+        assert (stored - made).abs().max() < 1.01 / 255 and (stored - made).abs().mean() < 1e-5
     with pytest.raises(FileNotFoundError, match="other weights, settings or code"):
         Cached(FaceMe.tiny(steps=STEPS + 1, size=64, device="cpu"), cache, missing="refuse")

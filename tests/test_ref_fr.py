@@ -175,6 +175,7 @@ def test_a_damaged_entry_is_named(tmp_path, photo_files):
         cache.restore_aligned(faces(1), [photo_files])
 
 
+@pytest.mark.numerics
 def test_faceme_from_the_cache_is_faceme(tmp_path, photo_files):
     settings = {"size": 64, "steps": 2, "device": "cpu"}
     images = faces(2, 64)

@@ -14,6 +14,8 @@ from face2scene.restorer.merged import load_merged, save_merged
 from face2scene.restorer.one_step import NEGATIVE, POSITIVE, OneStepRestorer
 from face2scene.train.loop import only
 
+pytestmark = pytest.mark.numerics
+
 LAYERS = lora.VAE_ENCODER[:6]  # the tiny VAE has no attention
 
 
@@ -60,8 +62,9 @@ def test_gradients_reach_every_trained_weight(make):
     restorer = shaken(make())
     tokens = restorer.tokens(torch.randn(2, 8, 8, 8), 2, torch.tensor([True, False]))
     restorer(torch.rand(2, 3, 16, 16), tokens, torch.tensor([True, False])).square().mean().backward()
-    dark = [n for n, p in restorer.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-    assert dark == []
+    # the smallest of the largest gradients is 5e-6, also in double precision; rounding leaves 1e-12 of a true zero
+    gradients = {n: p.grad for n, p in restorer.named_parameters() if p.requires_grad}
+    assert [n for n, g in gradients.items() if g is None or not g.isfinite().all() or g.abs().max() < 1e-7] == []
 
 
 def test_dropped_tokens_are_the_null_tokens(make):

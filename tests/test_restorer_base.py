@@ -20,6 +20,7 @@ from face2scene.restorer.random_base import SD_TURBO, networks
 from face2scene.restorer.upsampling import doubled_convolution, fold_upsampling
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_the_closed_form_is_the_schedulers_own_step(kind):
     scheduler = DDPMScheduler(timestep_spacing="trailing", prediction_type=kind, clip_sample=False)
@@ -59,6 +60,7 @@ def test_a_random_base_has_the_folders_shapes_without_its_weights_and_is_the_sam
         load_base(f"random:{tmp_path}")
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(("height", "width"), [(5, 7), (8, 8), (1, 2)])
 def test_a_folded_doubling_is_the_doubling_and_the_convolution(height, width):
     torch.manual_seed(0)
@@ -67,6 +69,7 @@ def test_a_folded_doubling_is_the_doubling_and_the_convolution(height, width):
     torch.testing.assert_close(doubled_convolution(x, weight, bias), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.numerics
 def test_a_folded_network_computes_the_same_with_the_same_names(tiny_base):
     base, plain = load_base(tiny_base), load_base(tiny_base)
     assert fold_upsampling(base.vae) == 1 and fold_upsampling(base.unet) == 2

@@ -21,6 +21,8 @@ from face2scene.restorer.score_net import ScoreNet
 from face2scene.runs import seed_from
 from face2scene.train import tiny_base as make_base
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.fixture(scope="module")
 def base_folder(tmp_path_factory):
@@ -170,8 +172,10 @@ def test_a_fresh_model_is_the_plain_base(base_folder, start):
 
 
 def test_gradients_reach_every_trained_weight_and_checkpointing_keeps_them(files):
+    # 128 pixels are two places in the middle block. At 64 there is one: its self-attention's weight is 1 whatever query
+    # and key are, so that their gradient is zero but for rounding.
     model = S3Diff.from_file(files[2]).unfreeze()
-    image, gradients = torch.rand(2, 3, 64, 64), []
+    image, gradients = torch.rand(2, 3, 64, 128), []
     for checkpointing in (False, True):
         if checkpointing:
             model.vae.enable_gradient_checkpointing()
@@ -183,7 +187,8 @@ def test_gradients_reach_every_trained_weight_and_checkpointing_keeps_them(files
     plain, again = gradients
     trained = {n for n in model._stored()} - {n for n, _ in model.named_buffers()}
     assert plain.keys() == {n for n in trained if not n.startswith("score_net.")}
-    assert [n for n, g in plain.items() if g is None or not g.any()] == []
+    # the smallest of the largest gradients is 1e-5, also in double precision; rounding leaves 1e-12 of a true zero
+    assert [n for n, g in plain.items() if g is None or not g.isfinite().all() or g.abs().max() < 1e-6] == []
     assert all(torch.allclose(plain[n], again[n], atol=1e-6, rtol=1e-4) for n in plain)
 
 
@@ -257,7 +262,11 @@ def test_the_baseline_is_the_released_program(model, files):
     method = S3DiffAsReleased(files[2], device="cpu")
     made = method(image, 4)
     seed = seed_from(123, hashlib.sha256(image.numpy().tobytes()).hexdigest())
-    output = model.restore(image[None], scale=4, posterior="sample", seeds=torch.tensor([seed]))
+    options = {"scale": 4, "posterior": "sample", "seeds": torch.tensor([seed])}
+    # By the method's own network, since cutting off makes 1/255 of a float32's last bit. The shared model has been to
+    # double precision and back, so its weights lie elsewhere in memory and kernels may sum them in another order.
+    output = method.network.restore(image[None], **options)
+    torch.testing.assert_close(output, model.restore(image[None], **options), atol=1e-4, rtol=0)
     large = F.interpolate(image[None], scale_factor=4, mode="bilinear")
     cut = [(x * 255).byte() / 255 for x in (output, large)]
     assert torch.equal(made, ((align_colour(*cut, "wavelet") * 255).byte() / 255)[0])

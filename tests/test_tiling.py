@@ -16,6 +16,8 @@ from face2scene.restorer.strata import strata
 from face2scene.restorer.tiling import TilePlan, fitting_tile, tile_starts
 from face2scene.runs import REPOSITORY
 
+pytestmark = pytest.mark.numerics
+
 SHIPPED = REPOSITORY / "checkpoints/tiny/restorer.safetensors"
 
 

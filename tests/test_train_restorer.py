@@ -133,6 +133,7 @@ def test_one_restoration_serves_all_losses_and_the_published_order_takes_two(mak
     assert all(torch.isfinite(value) for value in report.values())
 
 
+@pytest.mark.numerics
 def test_negatives_take_no_part_in_the_adversarial_losses(make):
     task = make()
     batch = task.data[0]
@@ -153,6 +154,7 @@ def test_negatives_take_no_part_in_the_adversarial_losses(make):
     assert losses["gan"] > 0
 
 
+@pytest.mark.numerics
 def test_the_generators_losses_leave_no_gradient_in_the_critic(make):
     task = make(order="published")
     with only(task.phases[1], task.phases):
@@ -171,6 +173,7 @@ def run_to(make, folder, count, **options):
     return task
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("order", ["one_forward", "published"])
 def test_a_resumed_training_with_a_critic_ends_bit_for_bit_where_an_unbroken_one_does(make, tmp_path, order):
     options = {"order": order, "ema": 0.9}
@@ -222,6 +225,7 @@ def test_a_best_number_that_is_not_validated_is_named_with_those_that_are():
         Schedule(steps=1, best_is="largest")
 
 
+@pytest.mark.numerics
 def test_the_average_is_the_recursion_written_out_and_is_what_is_exported(make, tmp_path):
     task = make(with_critic=False, ema=0.5)
     weight = task.restorer.null_tokens
@@ -239,6 +243,7 @@ def test_the_average_is_the_recursion_written_out_and_is_what_is_exported(make, 
     assert torch.equal(weight, own) and not torch.allclose(own, expected)
 
 
+@pytest.mark.numerics
 def test_checkpointed_gradients_are_the_same_gradients(make):
     gradients = []
     for checkpointing in (False, True):
