@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from face2scene.data.manifest import METADATA, read_manifest
 from face2scene.images import list_images
 from face2scene.inputs import people_of_folder
+from face2scene.ledger import content
 from face2scene.records import Box
 
 
@@ -31,9 +33,20 @@ class Job:
         return tuple(path for photos in self.people.values() for path in photos)
 
     @property
+    def contents(self) -> dict[str, Any]:
+        """Of what belongs to it, by digests: references in their order by person, ground truth, and the box."""
+        people = {name: list(map(content, paths)) for name, paths in self.people.items()}
+        return {"people_sha256": people, "truth_sha256": content(self.truth) if self.truth else None, "box": self.box}
+
+    @property
     def file(self) -> str:
         """The same with the suffix, as the why-log names it."""
         return (self.inside / self.path.name).as_posix()
+
+
+def variant_folder(setting: str, value: float) -> str:
+    """The folder of one of several values: `guidance_1.10`, `tokens_5`."""
+    return f"guidance_{value:.2f}" if setting == "guidance" else f"tokens_{value:d}"
 
 
 def find_jobs(

@@ -16,7 +16,6 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from face2scene.eval.predict import restore_variants
 from face2scene.folders import Outcome, OutputError, find_jobs, restore_folder
 from face2scene.memory import keep_freed_memory
 from face2scene.pipeline import Face2ScenePipeline
@@ -53,24 +52,21 @@ def main(cfg: DictConfig) -> None:
 
 
 def _restored(cfg: DictConfig, state: Accelerator) -> Outcome:
-    several = _several(cfg)
-    if several and (cfg.tokens_from, cfg.scale, cfg.format, state.num_processes) != ("own", 1, "png", 1):
-        sys.exit(f"Several values of {several[0]} go with tokens_from=own, scale=1, format=png and one process only.")
     jobs = find_jobs(cfg.input, references=cfg.references, truth=cfg.truth, output=cfg.output)[: cfg.limit]
     if state.is_main_process:
         print(f"{len(jobs)} picture(s); loading the models.", flush=True)
     device = torch.device(cfg.device) if cfg.device else state.device
-    if several:
-        if several[0] == "tokens":
-            cfg.pipeline.most_tokens = None  # they are cut per value
-        return restore_variants(pipeline_of(cfg, device), jobs, cfg.output, *several, seed=cfg.seed)
+    counts = cfg.pipeline.most_tokens
+    if OmegaConf.is_list(counts):
+        cfg.pipeline.most_tokens = None  # they are cut per value
     return restore_folder(
         pipeline_of(cfg, device),
         jobs,
         cfg.output,
         tokens_from=cfg.tokens_from,
         seed=cfg.seed,
-        guidance=cfg.guidance,
+        guidance=list(cfg.guidance) if OmegaConf.is_list(cfg.guidance) else cfg.guidance,
+        token_counts=list(counts) if OmegaConf.is_list(counts) else (),
         scale=cfg.scale,
         file_format=cfg.format,
         burst_seconds=cfg.burst_seconds,
@@ -80,13 +76,6 @@ def _restored(cfg: DictConfig, state: Accelerator) -> Outcome:
         processes=state.num_processes,
         wait=state.wait_for_everyone,
     )
-
-
-def _several(cfg: DictConfig) -> tuple[str, list[float]] | None:
-    """The setting that is given as a list, and its values."""
-    if OmegaConf.is_list(cfg.pipeline.most_tokens):
-        return "tokens", list(cfg.pipeline.most_tokens)
-    return ("guidance", list(cfg.guidance)) if OmegaConf.is_list(cfg.guidance) else None
 
 
 def pipeline_of(cfg: DictConfig, device: torch.device) -> Face2ScenePipeline:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from face2scene.eval.tables import slug
+from face2scene.jobs import variant_folder
 from face2scene.runs import REPOSITORY
 
 TRAININGS = ("fadex", "restorer")
@@ -24,11 +25,6 @@ _SCRIPTS = {
 }
 TOGETHER = {"guidance": "guidance", "tokens": "pipeline.most_tokens"}  # setting -> the option of restore.py
 _ONE_PROCESS = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
-
-
-def variant_folder(setting: str, value: float) -> str:
-    """The folder of one of several values: `guidance_1.10`, `tokens_5`."""
-    return f"guidance_{value:.2f}" if setting == "guidance" else f"tokens_{value:d}"
 
 
 class SweepError(ValueError):
