@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from face2scene.files import atomic_write, sha256_of
+from face2scene.files import atomic_write, read_json, sha256_of, write_json
 
 _START = re.compile(r'\{"name": ("(?:[^"\\]|\\.)*")?')
 # Where `str.splitlines` breaks a line although JSON does not escape it, and what UTF-8 does not hold.
@@ -116,6 +116,11 @@ def _settings(value: Any) -> dict[str, Any]:
     return {name: one for name, one in known.items() if name not in _WHERE}
 
 
+def plain(value: Any) -> Any:
+    """A value as it comes back from a JSON file."""
+    return json.loads(json.dumps(value))
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The keys under which two sets of settings, as JSON holds them, differ; one level down with a dot."""
     found = []
@@ -126,6 +131,26 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         elif was != wanted:
             found.append(key)
     return found
+
+
+def claim(path: Path, settings: Mapping[str, Any]) -> list[str]:
+    """Let the JSON file `path` say what its folder is made from, which nothing else may then be written to.
+
+    Returns:
+        The keys in which the folder was made from something else; nothing was written then.
+
+    Raises:
+        FileExistsError: the folder holds files, and `path` is not there to say what they are made from.
+    """
+    settings = plain(settings)
+    there = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+    others = [name for name in there if name != path.name and not name.startswith(f".{path.stem}.")]
+    if others and not path.is_file():
+        raise FileExistsError(path.parent)
+    changed = differences(read_json(path), settings) if path.is_file() else [path.name]
+    if changed and not others:  # nothing was made yet
+        write_json(path, settings)
+    return changed if others else []
 
 
 class Ledger:
