@@ -227,6 +227,33 @@ def test_a_lost_product_makes_all_that_was_made_of_it_pending(tmp_path):
     assert [step.name for step in pending(laid_out)] == ["fadex", "a/restorer", "a/restore"]
 
 
+@pytest.mark.parametrize("change", ["set", "weights", "old marker"])
+def test_a_step_of_files_that_were_replaced_is_not_finished(tmp_path, change):
+    for name in ("data/metadata.parquet", "data/SHA256SUMS", "w.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    words = ("python", f"restorer_weights={tmp_path / 'w.safetensors'}", "x=" + "y" * 5000)
+    step = Step("restore", words, (), tmp_path / "sweep/images")
+    laid_out = Plan(tmp_path / "sweep", (step,), (), {}, {}, tmp_path / "data")
+    make = lambda *_: step.product.mkdir(parents=True) or ""  # noqa: E731
+    assert run_steps(laid_out, pending(laid_out), runner=make, say=str) == {}
+    assert pending(laid_out) == []
+    if change == "old marker":
+        (tmp_path / "sweep/steps/restore.json").write_text(json.dumps({"command": list(words[1:])}))
+    else:
+        (tmp_path / {"set": "data/SHA256SUMS", "weights": "w.safetensors"}[change]).write_text("2")
+    with pytest.raises(SweepError, match=r"since restore was run, these files were replaced.*remove the folder"):
+        pending(laid_out)
+
+
+@pytest.mark.parametrize("text", ["", '{"comma', "[]", "null", "\0\0"])
+def test_a_step_whose_marker_is_damaged_is_done_again(tmp_path, text):
+    todo = steps_of(tmp_path, ("a", TOUCH, ()))
+    assert run_steps(todo, pending(todo), say=lambda _: None) == {} and pending(todo) == []
+    (tmp_path / "steps/a.json").write_text(text)
+    assert pending(todo) == list(todo.steps)
+
+
 # --- plans --------------------------------------------------------------------------------------------------
 
 
