@@ -3,7 +3,6 @@
 FOLDER/  face2scene.json  restorer.safetensors  fadex.safetensors  README.md
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,12 @@ import torch
 from torch import nn
 
 from face2scene import __version__
+from face2scene.checkpoints import kind_of
 from face2scene.fadex.encoder import FaDeX
-from face2scene.files import atomic_write, read_json, sha256_of, write_json
+from face2scene.files import atomic_write, read_json, write_json
+from face2scene.ledger import content, digest
+from face2scene.ref_fr.versions import files_version
+from face2scene.restorer.backbone import base_folder
 from face2scene.restorer.merged import save_merged
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.restorer.s3diff import S3Diff
@@ -79,15 +82,16 @@ def write(
 
 
 def fingerprint(files: Sequence[Path], restorer: nn.Module, fadex: nn.Module) -> str:
-    """Of the files where there are any, else of the tensors; 16 hex digits."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(sha256_of(file).encode())
-    for module in () if files else (restorer, fadex):
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    """Of the files and of the base that they are trained on, where there are files, else of the tensors; 16 hex digits.
+
+    Args:
+        files: the restorer's and FaDeX's.
+    """
+    if not files:
+        return digest([restorer.state_dict(), fadex.state_dict()])
+    base = "" if kind_of(files[0]) == "merged_restorer" else str(restorer.config.get("source", ""))
+    place = Path(base_folder(base)) if base else None  # a merged file holds its own
+    return digest([*map(content, files), files_version(place) if place and place.is_dir() else base])
 
 
 def cast(restorer: OneStepRestorer | S3Diff, dtype: torch.dtype) -> None:

@@ -6,13 +6,14 @@ was stopped, whatever stopped it. Nothing that the log does not know is overwrit
 """
 
 import errno
-import hashlib
-import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryFile
 from time import perf_counter
 from typing import Any
@@ -20,17 +21,18 @@ from typing import Any
 from tqdm import tqdm
 
 from face2scene.bursts import Bursts
-from face2scene.files import atomic_write, fitting_name
+from face2scene.files import atomic_write, fitting_name, write_json
 from face2scene.images import output_size, read_tensor, resize, to_array, to_tensor, write_png
 from face2scene.inputs import enlarged
-from face2scene.jobs import Job
+from face2scene.jobs import Job, variant_folder
 from face2scene.jobs import find_jobs as find_jobs
+from face2scene.ledger import Ledger, content, digest, facts_of, unchanged
 from face2scene.measure import Measurement
 from face2scene.photos import FORMATS, MAX_PIXELS, Photo, read_photo, write_photo
 from face2scene.pipeline import Face2ScenePipeline
 from face2scene.records import DegradationTokens, FacePair, Scene
 from face2scene.restoration import Restoration
-from face2scene.why_log import WhyLog, facts_of, unchanged
+from face2scene.why_log import WHY_LOG
 
 log = logging.getLogger(__name__)
 _AHEAD = 2  # pictures that are read ahead, and that wait to be written
@@ -70,7 +72,8 @@ class Settings:
 
     tokens_from: str = "own"
     seed: int = 0
-    guidance: float | None = None
+    guidance: float | tuple[float, ...] | None = None
+    token_counts: tuple[int, ...] = ()
     scale: float = 1.0
     file_format: str = "png"
     burst_seconds: float = 0.0
@@ -81,14 +84,19 @@ class Settings:
             raise ValueError(f"tokens_from must be own, other or null, not {self.tokens_from!r}.")
         if self.file_format not in (*FORMATS, "same"):
             raise ValueError(f"format is {self.file_format!r}: choose one of {', '.join(FORMATS)} or same.")
+        if self.token_counts and isinstance(self.guidance, tuple):
+            raise ValueError("Several values are restored of guidance or of pipeline.most_tokens, not of both.")
+        if not self.folders or len(set(self.folders)) < len(self.folders):
+            raise ValueError("Of guidance or pipeline.most_tokens give at least one value, and none twice (to 0.01).")
         output_size((1, 1), self.scale)
 
-    def digest(self, pipeline: Face2ScenePipeline, job: Job) -> str:
-        """Of everything that decides what becomes of a picture, its own file apart."""
-        people = {name: [path.name for path in paths] for name, paths in job.people.items()}
-        stages = [getattr(pipeline.ref_fr, "name", "none"), type(pipeline.detector).__name__]
-        parts = [vars(self), vars(pipeline.options), pipeline.fingerprint, stages, people, str(job.truth), job.box]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    @property
+    def folders(self) -> list[str]:
+        """Of the output, one for each of several values."""
+        if self.token_counts:
+            return [variant_folder("tokens", count) for count in self.token_counts]
+        several = isinstance(self.guidance, tuple)
+        return [variant_folder("guidance", value) for value in self.guidance] if several else [""]
 
 
 def restore_folder(
@@ -98,7 +106,8 @@ def restore_folder(
     *,
     tokens_from: str = "own",
     seed: int = 0,
-    guidance: float | None = None,
+    guidance: float | Sequence[float] | None = None,
+    token_counts: Sequence[int] = (),
     scale: float = 1.0,
     file_format: str = "png",
     burst_seconds: float = 0.0,
@@ -113,9 +122,14 @@ def restore_folder(
     A picture's size is `images.output_size` of its input's, and it has the input's transparency, depth, greyness,
     colour profile and metadata as far as its format holds them.
 
+    At several values what they share is done once, and each has a folder of its own (`variant_folder`) with `images`
+    in it. What that saves goes to `output`/sharing.json: median seconds of a picture at all values and at one.
+
     Args:
         tokens_from: `own` is the method; `other` takes the tokens of another picture of the list and `null` the
             learned null tokens, to see what the tokens are worth.
+        guidance: of classifier-free guidance, or several, which share all but the VAE's decoder; None: the restorer's.
+        token_counts: several numbers of tokens, the first so many of each picture's own; they share Stage I and FaDeX.
         scale: enlarge before restoring (bicubic); 1 keeps the size.
         file_format: one of `photos.FORMATS`, or `same` for the input's own where it can be written, else PNG.
         burst_seconds: a picture without a usable face takes the mean tokens of those that the same camera took within
@@ -132,19 +146,24 @@ def restore_folder(
         ValueError: an option out of range, or an output that would overwrite an input.
         OutputError: the output folder cannot be written to.
     """
-    settings = Settings(tokens_from, seed, guidance, scale, file_format, burst_seconds, max_pixels)
+    guidance = tuple(guidance) if isinstance(guidance, Sequence) else guidance
+    counts = tuple(token_counts)
+    settings = Settings(tokens_from, seed, guidance, counts, scale, file_format, burst_seconds, max_pixels)
     output = Path(output)
     _check_output(output, jobs, settings)
     if rank == 0:
-        WhyLog(output).gather()
+        Ledger(output / WHY_LOG).gather()
     wait()
-    run = _Run(pipeline, jobs, output, settings, overwrite, WhyLog(output, rank).read())
+    run = _Run(pipeline, jobs, output, settings, overwrite, Ledger(output / WHY_LOG, rank).read())
+    finished = False
     try:
-        return run.all(range(rank, len(jobs), processes))
+        outcome = run.all(range(rank, len(jobs), processes))
+        finished = not outcome.stopped
+        return outcome
     finally:
         wait()
         if rank == 0:
-            WhyLog(output).gather(at_end=True)
+            Ledger(output / WHY_LOG).gather(at_end=finished)
 
 
 class _Run:
@@ -155,21 +174,26 @@ class _Run:
         output: Path,
         settings: Settings,
         overwrite: bool,
-        why_log: WhyLog,
+        ledger: Ledger,
     ):
         self.pipeline, self.jobs, self.output, self.settings = pipeline, jobs, output, settings
-        self.overwrite, self.why_log = overwrite, why_log
+        self.overwrite, self.ledger = overwrite, ledger
         self.outcome = Outcome()
         self.bursts = Bursts(jobs, settings.burst_seconds)
+        self.seconds: list[tuple[float, float]] = []  # of each picture: at one value, at all of several
+        # The limit decides whether a picture is read and not what becomes of it.
+        options = {name: value for name, value in vars(settings).items() if name != "max_pixels"}
+        parts = [pipeline.options, pipeline.fingerprint, getattr(pipeline, "dtype", None)]
+        self.digest = digest([options, *parts, pipeline.ref_fr, pipeline.detector])
 
     def all(self, share: Sequence[int]) -> Outcome:
-        open_jobs = [number for number in share if self._is_open(self.jobs[number])]
+        open_jobs = [number for number in share if self._is_open(number)]
         bar = tqdm(total=len(open_jobs), desc="restoring", unit="picture", disable=len(open_jobs) < 2)
         start, written = perf_counter(), []
         with ThreadPoolExecutor(_AHEAD) as readers, ThreadPoolExecutor(1) as writer:
             try:
-                for number, photo in self._read_ahead(open_jobs, readers):
-                    written.append(self._restore(number, photo, writer))
+                for number, photo, facts in self._read_ahead(open_jobs, readers):
+                    written.append(self._restore(number, photo, facts, writer))
                     while len([one for one in written if not one.done()]) > _AHEAD:  # memory: they wait to be written
                         next(one for one in written if not one.done()).result()
                     bar.update()
@@ -179,53 +203,89 @@ class _Run:
                 readers.shutdown(wait=False, cancel_futures=True)
         bar.close()
         self.outcome.seconds = perf_counter() - start
+        if self.seconds and 0 in share:
+            one, together = map(median, zip(*self.seconds, strict=True))
+            sharing = {"values": len(self.settings.folders), "together": together, "one": one, "ratio": together / one}
+            write_json(self.output / "sharing.json", {key: round(value, 4) for key, value in sharing.items()})
         return self.outcome
 
-    def _is_open(self, job: Job) -> bool:
-        target, line = self._target(job), self.why_log.lines.get(job.file)
-        if not target.exists() or (line is not None and line.get("unfinished")):
+    def _is_open(self, number: int) -> bool:
+        job = self.jobs[number]
+        targets, line = self._targets(job), self.ledger.lines.get(job.file)
+        there = [target for target in targets if target.exists()]
+        if not there or (self.ledger.damaged if line is None else line.get("unfinished")):
             return True
-        if line is not None:
-            same = line.get("settings") in (None, self.settings.digest(self.pipeline, job))
-            whole = line.get("output_bytes") in (None, target.stat().st_size)
-            if same and whole and unchanged(job.path, line.get("input")):
-                self.outcome.skipped += 1
-                return False
-            why = "other settings or weights" if not same else "another file of that name" if whole else ""
-            why = f"it was restored from {why}" if why else "it was changed after it was written"
-        else:
+        if line is None:
             why = "the why-log does not know it"
+        elif line.get("settings") != self._settings_of(number):
+            why = "it was restored from other settings or weights, references or ground truth"
+        elif not unchanged(job.path, line.get("input")):
+            why = "it was restored from another file of that name"
+        elif len(there) < len(targets):
+            return True
+        elif not all(map(unchanged, targets, line.get("written") or [None])):
+            why = "it was changed after it was written"
+        else:
+            self.outcome.skipped += 1
+            return False
         if self.overwrite:
             return True
-        self._failed(job, f"{target} is already there, and {why}: say overwrite=true, or choose another output folder.")
+        sentence = f"{there[0]} is already there, and {why}: say overwrite=true, or choose another output folder."
+        self._failed(job, sentence)
         return False
 
-    def _read_ahead(self, numbers: Sequence[int], readers: ThreadPoolExecutor) -> Iterator[tuple[int, Photo]]:
+    def _settings_of(self, number: int) -> str:
+        """Digest of everything that decides what becomes of a picture, its own file apart."""
+        job = self.jobs[number]
+        donor = self._donor(number)
+        others = self.bursts.siblings(job) if donor is job else [donor, *self.bursts.siblings(donor)]
+        return digest([self.digest, job.name, job.contents, [[content(one.path), one.contents] for one in others]])
+
+    def _donor(self, number: int) -> Job:
+        """Whose tokens a picture gets."""
+        if self.settings.tokens_from == "other":
+            return self.jobs[(number + max(1, len(self.jobs) // 2)) % len(self.jobs)]
+        return self.jobs[number]
+
+    def _read_ahead(
+        self, numbers: Sequence[int], readers: ThreadPoolExecutor
+    ) -> Iterator[tuple[int, Photo, dict[str, Any]]]:
         todo, ahead = iter(numbers), []
         pixels = 0
         while True:
             while len(ahead) < (1 if pixels > _LARGE else _AHEAD + 1) and (number := next(todo, None)) is not None:
-                ahead.append((number, readers.submit(self._read, self.jobs[number])))
+                ahead.append((number, readers.submit(self._read_with_facts, number)))
             if not ahead:
                 return
             number, future = ahead.pop(0)
             try:
-                photo = future.result()
+                photo, facts = future.result()
             except Exception as error:  # whatever is wrong with one file, the next may be fine
                 self._failed(self.jobs[number], error)
                 continue
             pixels = photo.image.size // 3
-            yield number, photo
+            yield number, photo, facts
+
+    def _read_with_facts(self, number: int) -> tuple[Photo, dict[str, Any]]:
+        # Facts first: where a file is replaced meanwhile, they are of the older one, and the next start sees it.
+        job = self.jobs[number]
+        facts = {"settings": self._settings_of(number), "input": facts_of(job.path)}
+        return self._read(job), facts
 
     def _read(self, job: Job) -> Photo:
         return enlarged(read_photo(job.path, max_pixels=self.settings.max_pixels), self.settings.scale)
 
-    def _restore(self, number: int, photo: Photo, writer: ThreadPoolExecutor) -> Future:
+    def _restore(self, number: int, photo: Photo, facts: dict[str, Any], writer: ThreadPoolExecutor) -> Future:
         job, start = self.jobs[number], perf_counter()
         try:
             scene = Scene(job.name, to_tensor(photo.image), people=job.people)
             donor, measurement = self._measure(number, scene)
-            result = self.pipeline.restore(scene, measurement, guidance=self.settings.guidance, seed=self.settings.seed)
+            made = self._at_each_value(scene, measurement)
+            results = [next(made)]
+            one = perf_counter() - start
+            results += made
+            if self.settings.folders != [""]:
+                self.seconds.append((one, perf_counter() - start))
         except Exception as error:
             self._failed(job, error)
             done: Future = Future()
@@ -233,16 +293,23 @@ class _Run:
             return done
         finally:
             self.outcome.seconds_models += perf_counter() - start
-        return writer.submit(self._write, job, donor, photo, result)
+        return writer.submit(self._write, job, donor, photo, facts, results)
+
+    def _at_each_value(self, scene: Scene, measurement: Measurement) -> Iterator[Restoration]:
+        guidance, seed = self.settings.guidance, self.settings.seed
+        if isinstance(guidance, tuple):
+            yield from self.pipeline.restore_at(scene, measurement, guidance, seed=seed)
+            return
+        parts = [measurement.tokens.tokens[:, :count] for count in self.settings.token_counts]
+        cut = [replace(measurement, tokens=replace(measurement.tokens, tokens=part)) for part in parts]
+        for one in cut or [measurement]:
+            yield self.pipeline.restore(scene, one, guidance=guidance, seed=seed)
 
     def _measure(self, number: int, scene: Scene) -> tuple[Job, Measurement]:
-        job = self.jobs[number]
+        job = self._donor(number)
         if self.settings.tokens_from == "null":
             return job, Measurement(DegradationTokens(self.pipeline.restorer.tokens(None, 1), "null"))
-        if self.settings.tokens_from == "other":
-            job = self.jobs[(number + max(1, len(self.jobs) // 2)) % len(self.jobs)]
-            scene = None
-        measurement = self._measured(job, scene)
+        measurement = self._measured(job, scene if self.settings.tokens_from == "own" else None)
         if self.settings.burst_seconds and measurement.tokens.source != "pair":
             measurement = self.bursts.averaged(job, measurement, self._measured)
         return job, measurement
@@ -257,24 +324,28 @@ class _Run:
         box = None if job.box is None else tuple(v * scale for v in job.box)
         return self.pipeline.measure(scene, truth=truth, box=box, seed=self.settings.seed)
 
-    def _write(self, job: Job, donor: Job, photo: Photo, result: Restoration) -> None:
-        target = self._target(job)
-        line: dict[str, Any] = {
-            "name": job.file,
-            "output": target.relative_to(self.output).as_posix(),
-            "tokens_from": donor.file,
-        }
-        line |= result.notes
+    def _write(self, job: Job, donor: Job, photo: Photo, facts: dict[str, Any], results: Sequence[Restoration]) -> None:
+        targets, result = self._targets(job), results[0]
+        outputs = [target.relative_to(self.output).as_posix() for target in targets]
+        line: dict[str, Any] = {"name": job.file, "output": outputs[0] if self.settings.folders == [""] else outputs}
+        line |= {"tokens_from": donor.file} | result.notes
+        if isinstance(self.settings.guidance, tuple):
+            line["guidance"] = self.settings.guidance
         line["warnings"] = [*photo.warnings, *result.notes.get("warnings", [])]
         try:
             if donor is job and result.token_source == "pair":
                 for number, reading in enumerate(result.measurement.readings):
                     self._write_pair(job, number, reading.pair)
-            with atomic_write(target) as partial:
-                write_photo(partial, to_array(result.image), like=photo)
-                line |= {"settings": self.settings.digest(self.pipeline, job), "input": facts_of(job.path)}
+            with ExitStack() as files:
+                partials = [files.enter_context(atomic_write(target)) for target in targets]
+                for partial, one in zip(partials, results, strict=True):
+                    write_photo(partial, to_array(one.image), like=photo)
+                    with open(partial, "rb") as file:
+                        os.fsync(file.fileno())
+                written = list(map(facts_of, partials))
+                line |= facts | {"output_bytes": sum(one["bytes"] for one in written), "written": written}
                 # The line is on the disk before the picture has its name: a kill in between is seen at the next start.
-                self.why_log.append(line | {"output_bytes": partial.stat().st_size})
+                self.ledger.append(line)
         except Exception as error:
             self._failed(job, error)
             if isinstance(error, OSError) and error.errno in _FATAL:
@@ -292,8 +363,8 @@ class _Run:
         for kind, image in (("degraded", pair.degraded), ("restored", pair.restored)):
             write_png(folder / fitting_name(stem, f"_{kind}.png"), image)
 
-    def _target(self, job: Job) -> Path:
-        return _target(self.output, job, self.settings.file_format)
+    def _targets(self, job: Job) -> list[Path]:
+        return _targets(self.output, job, self.settings)
 
     def _failed(self, job: Job, reason: Exception | str) -> None:
         sentence = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
@@ -301,25 +372,27 @@ class _Run:
         log.warning("%s was not restored. %s", job.file, sentence)
 
 
-def _target(output: Path, job: Job, file_format: str) -> Path:
+def _targets(output: Path, job: Job, settings: Settings) -> list[Path]:
     suffix = job.path.suffix.lower()
-    if file_format != "same" or suffix not in (*FORMATS.values(), ".jpeg", ".tiff"):
-        suffix = FORMATS["png" if file_format == "same" else file_format]
-    return output / "images" / job.inside / fitting_name(job.stem, suffix)
+    if settings.file_format != "same" or suffix not in (*FORMATS.values(), ".jpeg", ".tiff"):
+        suffix = FORMATS["png" if settings.file_format == "same" else settings.file_format]
+    name = fitting_name(job.stem, suffix)
+    return [output / folder / "images" / job.inside / name for folder in settings.folders]
 
 
 def _check_output(output: Path, jobs: Sequence[Job], settings: Settings) -> None:
     inputs = {job.path.resolve() for job in jobs} | {job.truth.resolve() for job in jobs if job.truth}
     inputs |= {path.resolve() for job in jobs for paths in job.people.values() for path in paths}
     for job in jobs:
-        target = _target(output, job, settings.file_format)
-        if target.resolve() in inputs or (target.exists() and target.samefile(job.path)):
-            raise ValueError(
-                f"output={output} would overwrite the pictures it reads ({target}). Choose another folder."
-            )
+        for target in _targets(output, job, settings):
+            if target.resolve() in inputs or (target.exists() and target.samefile(job.path)):
+                raise ValueError(
+                    f"output={output} would overwrite the pictures it reads ({target}). Choose another folder."
+                )
+    places = [output, *(output / folder / "images" for folder in settings.folders)]
     try:
-        (output / "images").mkdir(parents=True, exist_ok=True)
-        for folder in (output, output / "images"):
+        for folder in places:
+            folder.mkdir(parents=True, exist_ok=True)
             with TemporaryFile(dir=folder):
                 pass
     except OSError as error:

@@ -4,9 +4,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from face2scene.data.manifest import METADATA, read_manifest
 from face2scene.images import list_files, list_images
+from face2scene.ledger import content
 from face2scene.people import people_of
 from face2scene.photos import SUFFIXES
 from face2scene.records import Box
@@ -39,9 +41,20 @@ class Job:
         return tuple(path for photos in self.people.values() for path in photos)
 
     @property
+    def contents(self) -> dict[str, Any]:
+        """Of what belongs to it, by digests: references in their order by person, ground truth, and the box."""
+        people = {name: list(map(content, paths)) for name, paths in self.people.items()}
+        return {"people_sha256": people, "truth_sha256": content(self.truth) if self.truth else None, "box": self.box}
+
+    @property
     def file(self) -> str:
         """The same with the suffix, as the why-log names it."""
         return (self.inside / self.path.name).as_posix()
+
+
+def variant_folder(setting: str, value: float) -> str:
+    """The folder of one of several values: `guidance_1.10`, `tokens_5`."""
+    return f"guidance_{value:.2f}" if setting == "guidance" else f"tokens_{value:d}"
 
 
 def find_jobs(

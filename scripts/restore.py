@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from face2scene.command_line import script
 from face2scene.data.manifest import METADATA
-from face2scene.eval.predict import restore_variants
 from face2scene.folders import Outcome, find_jobs, restore_folder
 from face2scene.jobs import passed_over
 from face2scene.pipeline_config import pipeline_of
@@ -42,25 +41,22 @@ def main(cfg: DictConfig) -> None:
 
 
 def _restored(cfg: DictConfig, state: Accelerator) -> Outcome:
-    several = _several(cfg)
-    if several and (cfg.tokens_from, cfg.scale, cfg.format, state.num_processes) != ("own", 1, "png", 1):
-        raise ValueError(f"Several values of {several[0]} go with tokens_from=own, scale=1, format=png, one process.")
     jobs = find_jobs(cfg.input, references=cfg.references, truth=cfg.truth, output=cfg.output)[: cfg.limit]
     if state.is_main_process:
         others = passed_over(cfg.input) if not (Path(cfg.input) / METADATA).is_file() else ""
         print(f"{len(jobs)} picture(s){f'; {others}' if others else ''}; loading the models.", flush=True)
     device = torch.device(cfg.device) if cfg.device else state.device
-    if several:
-        if several[0] == "tokens":
-            cfg.pipeline.most_tokens = None  # they are cut per value
-        return restore_variants(pipeline_of(cfg, device), jobs, cfg.output, *several, seed=cfg.seed)
+    counts = cfg.pipeline.most_tokens
+    if OmegaConf.is_list(counts):
+        cfg.pipeline.most_tokens = None  # they are cut per value
     return restore_folder(
         pipeline_of(cfg, device),
         jobs,
         cfg.output,
         tokens_from=cfg.tokens_from,
         seed=cfg.seed,
-        guidance=cfg.guidance,
+        guidance=list(cfg.guidance) if OmegaConf.is_list(cfg.guidance) else cfg.guidance,
+        token_counts=list(counts) if OmegaConf.is_list(counts) else (),
         scale=cfg.scale,
         file_format=cfg.format,
         burst_seconds=cfg.burst_seconds,
@@ -72,11 +68,6 @@ def _restored(cfg: DictConfig, state: Accelerator) -> Outcome:
     )
 
 
-def _several(cfg: DictConfig) -> tuple[str, list[float]] | None:
-    """The setting that is given as a list, and its values."""
-    if OmegaConf.is_list(cfg.pipeline.most_tokens):
-        return "tokens", list(cfg.pipeline.most_tokens)
-    return ("guidance", list(cfg.guidance)) if OmegaConf.is_list(cfg.guidance) else None
 
 
 def _report(outcome: Outcome, output: Path) -> None:

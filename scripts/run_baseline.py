@@ -201,7 +201,7 @@ def by_pipeline(
 ) -> tuple[int, int, dict[str, str], float]:
     """Pictures by the pipeline, as scripts/restore.py makes them; see `run_here`."""
     start = perf_counter()
-    # What may not stay has gone by now; the why-log's settings hold paths too, and those may change.
+    # What may not stay has gone by now, or is made again.
     outcome = restore_folder(pipeline, jobs, output, seed=seed, guidance=guidance, scale=scale, overwrite=True)
     names = {job.file: job.name for job in jobs}
     failed = {names[file]: reason for file, reason in outcome.failed.items()}

@@ -1,6 +1,7 @@
 """Datasets: built whole, resumed, checked, read back, and bad photos named."""
 
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from hued_photos import MiddleFaces
 from PIL import Image
 
+from face2scene.data.again import damage_again
 from face2scene.data.build import BuildError, build
 from face2scene.data.manifest import ManifestError, Record, read_manifest, write_manifest
 from face2scene.data.prompts import Prompts
@@ -75,6 +77,22 @@ def test_a_finished_set_is_left_alone_and_other_settings_are_refused(tmp_path):
         build_drawn(tmp_path / "set", settings={"a": 2})
     assert bytes_of(tmp_path / "set") == before
     assert build_drawn(tmp_path / "set", settings={"a": 2}, overwrite=True).built
+
+
+def test_a_set_is_damaged_again_the_same_way_only(tmp_path):
+    build_drawn(tmp_path / "set")
+    draw = functools.partial(damage_again, tmp_path / "set", tmp_path / "again", SMALL, settings={"a": 1})
+    assert draw() == draw() == 4
+    before = bytes_of(tmp_path / "again")
+    with pytest.raises(BuildError, match="from other pictures or another degradation"):
+        draw(seed=1)
+    (tmp_path / "set" / "SHA256SUMS").write_text("0  rebuilt\n")  # the same records, other files
+    with pytest.raises(BuildError, match="from other pictures or another degradation"):
+        draw()
+    assert bytes_of(tmp_path / "again") == before
+    (tmp_path / "again/build.json").unlink()
+    with pytest.raises(BuildError, match="not written here"):
+        draw()
 
 
 def test_somebody_elses_folder_is_refused_even_with_overwrite(tmp_path):

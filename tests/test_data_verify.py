@@ -145,6 +145,24 @@ def test_a_packed_set_holds_the_same_records_and_pictures(folder, tmp_path, caps
         pack(folder, tmp_path / "packed")
 
 
+@pytest.mark.parametrize("change", ["per_shard", "set", "nothing tells"])
+def test_a_stopped_packing_goes_on_in_the_same_way_only(folder, tmp_path, change):
+    packed = tmp_path / "packed"
+    pack(folder, packed, per_shard=4)
+    before = {path: path.read_bytes() for path in packed.rglob("*") if path.is_file()}
+    (packed / "metadata.parquet").unlink()  # as it is before the end
+    if change == "set":
+        write_manifest(folder, read_manifest(folder)[1:])
+    elif change == "nothing tells":
+        (packed / "build.json").unlink()
+    with pytest.raises(FileExistsError, match="not packed from this set in this way"):
+        pack(folder, packed, per_shard=3 if change == "per_shard" else 4)
+    if change == "per_shard":
+        (packed / "shards/train-000001.tar").unlink()
+        pack(folder, packed, per_shard=4)
+        assert {path: path.read_bytes() for path in packed.rglob("*") if path.is_file()} == before
+
+
 def test_a_webdataset_reader_finds_a_picture_and_its_record_under_one_key(folder, tmp_path):
     import tarfile
 

@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from face2scene import folders
+from face2scene.faces.detect import Detector
 from face2scene.files import fitting_name
 from face2scene.folders import OutputError, find_jobs, restore_folder
 from face2scene.images import to_tensor, write_png
@@ -108,6 +110,91 @@ def test_finished_work_is_known_by_input_settings_and_weights(photos, tmp_path):
     assert len(restore_folder(Negative(), jobs, out, scale=2).failed) == 3
     assert "other settings or weights" in restore_folder(Negative(colour="adain"), jobs, out).failed["a.png"]
     assert restore_folder(Negative(), jobs, out, overwrite=True).skipped == 3  # finished is finished
+
+
+@dataclass(frozen=True)
+class StageOne:
+    """A Stage I with an option."""
+
+    softness: float = 1.0
+    name: str = "stage one"
+
+
+@pytest.mark.parametrize("what", ["dtype", "ref_fr", "detector", "reference", "truth", "old line", "output", "donor"])
+def test_finished_means_finished_with_this(tmp_path, what):
+    """Each changes the result, and neither the picture's file nor any name."""
+    reference, truth = picture(tmp_path / "refs/r.png"), picture(tmp_path / "truth/a.png")
+    jobs = [Job(picture(tmp_path / "in/a.png"), {"ann": (reference,)}, truth), Job(picture(tmp_path / "in/b.png"))]
+    out, pipeline = tmp_path / "out", Negative()
+    pipeline.ref_fr, pipeline.detector = StageOne(), Detector(None)
+    options = {"tokens_from": "other"} if what == "donor" else {}
+    restore_folder(pipeline, jobs, out, **options)
+    assert restore_folder(pipeline, jobs, out, **options).skipped == 2
+    if what == "dtype":
+        pipeline.dtype = torch.bfloat16
+    elif what == "ref_fr":
+        pipeline.ref_fr = StageOne(20.0)
+    elif what == "detector":
+        pipeline.detector = Detector(None, min_face=20)
+    elif what == "output":
+        target = out / "images/a.png"
+        target.write_bytes(target.read_bytes()[:-1] + b"x")  # of the same size
+    elif what == "old line":
+        kept = [{key: v for key, v in line.items() if key != "settings"} for line in lines(out).values()]
+        (out / WHY_LOG).write_text("".join(json.dumps(line) + "\n" for line in kept))
+    else:
+        picture({"reference": reference, "truth": truth, "donor": jobs[1].path}[what], 0.7)
+    outcome = restore_folder(pipeline, jobs, out, **options)
+    assert outcome.restored == 0 and "say overwrite=true" in outcome.failed["a.png"]
+    assert restore_folder(pipeline, jobs, out, overwrite=True, **options).restored == len(outcome.failed)
+    assert restore_folder(pipeline, jobs, out, **options).skipped == 2
+
+
+def test_a_reference_replaced_while_it_is_used_is_seen_at_the_next_start(photos, tmp_path):
+    reference = picture(tmp_path / "refs/r.png")
+    jobs = find_jobs(photos, references=reference.parent)
+
+    class Replaces(Negative):
+        def restore(self, *args, **options):
+            picture(reference, 0.9)
+            return super().restore(*args, **options)
+
+    restore_folder(Replaces(), jobs[:1], tmp_path / "out")
+    assert restore_folder(Negative(), jobs[:1], tmp_path / "out").skipped == 0
+
+
+@pytest.mark.parametrize("damage", ["cut in a letter", "filled with NUL", "glued"])
+def test_a_damaged_log_loses_no_finished_picture(tmp_path, damage):
+    for name in ("ü1", "ü2", "ü3"):
+        picture(tmp_path / f"in/{name}.png")
+    jobs, out = find_jobs(tmp_path / "in"), tmp_path / "out"
+    restore_folder(Negative(), jobs, out)
+    first, second, last = (out / WHY_LOG).read_bytes().splitlines(keepends=True)
+    place = last.index("ü".encode()) + 1
+    last = {"cut in a letter": last[:place], "filled with NUL": bytes(len(last)), "glued": last[:place] + second}[
+        damage
+    ]
+    (out / WHY_LOG).write_bytes(first + second + last)
+
+    class Interrupted(Negative):
+        def restore(self, *args, **options):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore_folder(Interrupted(), jobs, out)
+    outcome = restore_folder(Negative(), jobs, out)
+    assert (outcome.restored, outcome.skipped, outcome.failed) == (1, 2, {})
+    assert restore_folder(Negative(), jobs, out).skipped == 3
+
+
+def test_odd_names_are_found_again(tmp_path):
+    names = ["new\nline", "line\u2028sep", "nel\u0085", os.fsdecode(b"latin1-\xe9"), '{"name": "a"}']
+    for name in names:
+        picture(tmp_path / "in/x.png").rename(tmp_path / "in" / f"{name}.png")
+    jobs = find_jobs(tmp_path / "in")
+    assert restore_folder(Negative(), jobs, tmp_path / "out").restored == len(names)
+    assert restore_folder(Negative(), jobs, tmp_path / "out").skipped == len(names)
+    assert lines(tmp_path / "out").keys() == {f"{name}.png" for name in names}
 
 
 def test_what_somebody_else_put_there_is_not_overwritten(photos, tmp_path):

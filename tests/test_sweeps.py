@@ -15,12 +15,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from face2scene.data.manifest import read_manifest
-from face2scene.eval.predict import restore_variants
 from face2scene.eval.sweep import Plan, Step, Sweep, SweepError, plan
 from face2scene.eval.sweep_run import pending, run_steps, submit_steps
 from face2scene.eval.sweep_table import section
 from face2scene.fadex.encoder import FaDeX
-from face2scene.folders import find_jobs
+from face2scene.folders import find_jobs, restore_folder
 from face2scene.images import read_image, read_tensor, write_png
 from face2scene.mapnet import MapNet
 from face2scene.processes import run_group
@@ -229,6 +228,33 @@ def test_a_lost_product_makes_all_that_was_made_of_it_pending(tmp_path):
     assert [step.name for step in pending(laid_out)] == ["fadex", "a/restorer", "a/restore"]
 
 
+@pytest.mark.parametrize("change", ["set", "weights", "old marker"])
+def test_a_step_of_files_that_were_replaced_is_not_finished(tmp_path, change):
+    for name in ("data/metadata.parquet", "data/SHA256SUMS", "w.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    words = ("python", f"restorer_weights={tmp_path / 'w.safetensors'}", "x=" + "y" * 5000)
+    step = Step("restore", words, (), tmp_path / "sweep/images")
+    laid_out = Plan(tmp_path / "sweep", (step,), (), {}, {}, tmp_path / "data")
+    make = lambda *_: step.product.mkdir(parents=True) or ""  # noqa: E731
+    assert run_steps(laid_out, pending(laid_out), runner=make, say=str) == {}
+    assert pending(laid_out) == []
+    if change == "old marker":
+        (tmp_path / "sweep/steps/restore.json").write_text(json.dumps({"command": list(words[1:])}))
+    else:
+        (tmp_path / {"set": "data/SHA256SUMS", "weights": "w.safetensors"}[change]).write_text("2")
+    with pytest.raises(SweepError, match=r"since restore was run, these files were replaced.*remove the folder"):
+        pending(laid_out)
+
+
+@pytest.mark.parametrize("text", ["", '{"comma', "[]", "null", "\0\0"])
+def test_a_step_whose_marker_is_damaged_is_done_again(tmp_path, text):
+    todo = steps_of(tmp_path, ("a", TOUCH, ()))
+    assert run_steps(todo, pending(todo), say=lambda _: None) == {} and pending(todo) == []
+    (tmp_path / "steps/a.json").write_text(text)
+    assert pending(todo) == list(todo.steps)
+
+
 # --- plans --------------------------------------------------------------------------------------------------
 
 
@@ -401,21 +427,65 @@ def test_slurm_keeps_the_order_by_dependencies(tmp_path, monkeypatch):
         submit_steps(todo, pending(todo), cluster="slrum", parameters={})
 
 
-def test_values_restored_together_are_those_of_their_weights(make_pipeline, photo, tmp_path, monkeypatch):
+def together(pipeline, folder, output, **options):
+    return restore_folder(pipeline, find_jobs(folder), output, **options)
+
+
+def test_values_restored_together_are_those_restored_alone(make_pipeline, photo, tmp_path):
     write_png(tmp_path / "in/a.png", photo[:64, :80])
-    pipeline, jobs = make_pipeline(), find_jobs(tmp_path / "in")
-    restore = lambda: restore_variants(pipeline, jobs, tmp_path / "out", "guidance", [1.0, 1.1])  # noqa: E731
-    assert restore().restored == 1 and restore().skipped == 1
-    pictures = sorted((tmp_path / "out").glob("*/images/a.png"))
-    assert len(pictures) == 2 and pictures[0].read_bytes() != pictures[1].read_bytes()
-    own = [read_tensor(path) for path in pictures]
-    scene = Scene("a.png", read_tensor(tmp_path / "in/a.png"))
-    for guidance, picture in zip((1.0, 1.1), own, strict=True):
+    pipeline, out = make_pipeline(), tmp_path / "out"
+    assert together(pipeline, tmp_path / "in", out, guidance=[1.0, 1.1]).restored == 1
+    assert together(pipeline, tmp_path / "in", out, guidance=[1.0, 1.1]).skipped == 1
+    pictures = [out / f"guidance_{value}/images/a.png" for value in ("1.00", "1.10")]
+    assert sorted(out.glob("*/images/a.png")) == pictures and pictures[0].read_bytes() != pictures[1].read_bytes()
+    scene = Scene("a", read_tensor(tmp_path / "in/a.png"))
+    for guidance, path in zip((1.0, 1.1), pictures, strict=True):
         expected = pipeline.restore(scene, pipeline.measure(scene), guidance=guidance).image
-        assert (picture - expected).abs().max() <= 0.5 / 255 + 1e-6
-    monkeypatch.setattr(pipeline, "fingerprint", "of a training that was repeated")
-    assert restore().restored == 1 and restore().skipped == 1
-    (tmp_path / "out/restored_with.json").unlink()
-    with pytest.raises(ValueError, match="holds pictures that nothing tells of"):
-        restore()
-    assert all(path.is_file() for path in pictures)
+        assert (read_tensor(path) - expected).abs().max() <= 0.5 / 255 + 1e-6
+    (line,) = (out / "restore.jsonl").read_text().splitlines()
+    assert json.loads(line)["guidance"] == [1.0, 1.1]
+    sharing = json.loads((out / "sharing.json").read_text())
+    assert sharing["values"] == 2 and sharing["together"] >= sharing["one"] > 0
+
+
+def test_numbers_of_tokens_restored_together_are_those_restored_alone(make_pipeline, photo, tmp_path):
+    write_png(tmp_path / "in/a.png", photo[:64, :80])
+    pipeline, out = make_pipeline(), tmp_path / "out"
+    assert together(pipeline, tmp_path / "in", out, token_counts=[1, 5]).failed == {}
+    scene = Scene("a", read_tensor(tmp_path / "in/a.png"))
+    for count in (1, 5):
+        alone = make_pipeline(most_tokens=count)
+        expected = alone.restore(scene, alone.measure(scene)).image
+        assert (read_tensor(out / f"tokens_{count}/images/a.png") - expected).abs().max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("change", ["input", "weights", "one is gone", "no log"])
+def test_values_restored_together_are_finished_with_this_only(make_pipeline, photo, tmp_path, monkeypatch, change):
+    write_png(tmp_path / "in/a.png", photo[:48, :48])
+    pipeline, out = make_pipeline(), tmp_path / "out"
+    together(pipeline, tmp_path / "in", out, guidance=[1.0, 1.1])
+    made = {path: path.read_bytes() for path in out.glob("*/images/a.png")}
+    if change == "one is gone":
+        min(made).unlink()
+        assert together(pipeline, tmp_path / "in", out, guidance=[1.0, 1.1]).restored == 1
+        assert {path: path.read_bytes() for path in out.glob("*/images/a.png")} == made
+        return
+    if change == "input":
+        write_png(tmp_path / "in/a.png", photo[8:56, :48])
+    elif change == "weights":
+        monkeypatch.setattr(pipeline, "fingerprint", "of a training that was repeated")
+    else:
+        (out / "restore.jsonl").unlink()
+    outcome = together(pipeline, tmp_path / "in", out, guidance=[1.0, 1.1])
+    assert outcome.skipped == outcome.restored == 0 and "say overwrite=true" in outcome.failed["a.png"]
+    assert {path: path.read_bytes() for path in made} == made
+    assert together(pipeline, tmp_path / "in", out, guidance=[1.0, 1.1], overwrite=True).restored == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"guidance": []}, {"guidance": [1.0, 1.001]}, {"guidance": [1], "token_counts": [1]}]
+)
+def test_values_that_cannot_be_told_apart_are_refused(make_pipeline, photo, tmp_path, options):
+    write_png(tmp_path / "in/a.png", photo[:16, :16])
+    with pytest.raises(ValueError, match=r"none twice|not of both"):
+        together(make_pipeline(), tmp_path / "in", tmp_path / "out", **options)

@@ -9,12 +9,10 @@ import numpy as np
 from tqdm import tqdm
 
 from face2scene.data.build import BuildError, Space
-from face2scene.data.manifest import METADATA, read_manifest, write_manifest
-from face2scene.files import read_json, write_json
+from face2scene.data.manifest import METADATA, SETTINGS, read_manifest, version_of, write_manifest
 from face2scene.images import read_tensor, write_png
+from face2scene.ledger import claim
 from face2scene.runs import seed_from
-
-SETTINGS = "build.json"
 
 
 def damage_again(folder: str | Path, out: str | Path, space: Space, *, settings: dict, seed: int = 0) -> int:
@@ -31,14 +29,12 @@ def damage_again(folder: str | Path, out: str | Path, space: Space, *, settings:
     """
     folder, out = Path(folder), Path(out)
     records = [record for record in read_manifest(folder, "val") if record.lq]
-    settings = {"again": [record.sha256 for record in records], "seed": seed, **settings}
-    if (out / SETTINGS).is_file():
-        if read_json(out / SETTINGS) != settings:
-            raise BuildError(f"{out} was made from other pictures or another degradation. Choose another folder.")
-    elif out.is_dir() and any(out.iterdir()):
-        raise BuildError(f"{out} holds files that were not written here. Choose an empty folder.")
-    else:
-        write_json(out / SETTINGS, settings)
+    try:
+        changed = claim(out / SETTINGS, {"again": version_of(folder), "seed": seed, **settings})
+    except FileExistsError as error:
+        raise BuildError(f"{out} holds files that were not written here. Choose an empty folder.") from error
+    if changed:
+        raise BuildError(f"{out} was made from other pictures or another degradation. Choose another folder.")
     if (out / METADATA).is_file():
         return len(records)
     made = []

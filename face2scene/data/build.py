@@ -20,11 +20,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from face2scene.data.join import PARTS, SETTINGS, BuildError, Plan, Space, degrade, join
-from face2scene.data.manifest import METADATA, SUMS, stream_manifest
+from face2scene.data.join import PARTS, BuildError, Plan, Space, degrade, join
+from face2scene.data.manifest import METADATA, SETTINGS, SUMS, stream_manifest
 from face2scene.data.names import safe
-from face2scene.files import read_json, sha256_of, write_json
+from face2scene.files import sha256_of, write_json
 from face2scene.images import write_png
+from face2scene.ledger import claim
 from face2scene.records import Box, Face
 
 # In the order of removal: what says that a set is finished goes first, what says that it is ours last.
@@ -158,7 +159,7 @@ def build(
     folder = Path(folder)
     settings = {**settings, "listings": [source.listing() for source in sources]}
     if rank == 0:
-        _open_folder(folder, json.loads(json.dumps(settings)), overwrite)
+        _open_folder(folder, settings, overwrite)
     wait()
     if (folder / METADATA).is_file():
         if rank == 0:
@@ -207,20 +208,16 @@ def _open_folder(folder: Path, settings: dict, overwrite: bool) -> None:
     if overwrite and (folder / SETTINGS).is_file():
         for name in _OURS:
             shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
-    if (folder / SETTINGS).is_file():
-        before = read_json(folder / SETTINGS)
-        changed = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
-        if changed and [path.name for path in folder.iterdir()] == [SETTINGS]:
-            write_json(folder / SETTINGS, settings)  # nothing was made with the old ones
-        elif changed:
-            raise BuildError(
-                f"{folder} was built with other settings (different: {', '.join(changed)}). "
-                "Choose another data.root, or say data.overwrite=true to build it anew."
-            )
-    elif folder.is_dir() and any(not path.name.startswith(f".{Path(SETTINGS).stem}.") for path in folder.iterdir()):
-        raise BuildError(f"{folder} holds files that no build wrote. Choose an empty folder as data.root.")
-    else:
-        write_json(folder / SETTINGS, settings)
+    try:
+        changed = claim(folder / SETTINGS, settings)
+    except FileExistsError as error:
+        sentence = f"{folder} holds files that no build wrote. Choose an empty folder as data.root."
+        raise BuildError(sentence) from error
+    if changed:
+        raise BuildError(
+            f"{folder} was built with other settings (different: {', '.join(changed)}). "
+            "Choose another data.root, or say data.overwrite=true to build it anew."
+        )
 
 
 def _stored(folder: Path, made: Made, shard: str, space: Space | None, seed: int) -> dict[str, Any]:

@@ -22,8 +22,6 @@ from face2scene.files import atomic_write, sha256_of
 from face2scene.images import read_tensor, write_png
 from face2scene.runs import seed_from
 
-SETTINGS = "build.json"
-
 
 class BuildError(RuntimeError):
     """A dataset that cannot be built as asked; the message names the option to change."""

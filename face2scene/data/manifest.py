@@ -18,10 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from face2scene.files import atomic_write, sha256_of
+from face2scene.ledger import content, digest
 from face2scene.records import Box
 
 METADATA = "metadata.parquet"
 SUMS = "SHA256SUMS"
+SETTINGS = "build.json"  # what the set was made from
 SPLITS = ("train", "val", "test")
 _ROWS = 1000  # records held in memory at once while writing and checking
 
@@ -232,3 +234,8 @@ def _to_record(row: dict[str, Any]) -> Record:
             "recipe": json.loads(row["recipe"]) if row["recipe"] else None,
         }
     )
+
+
+def version_of(folder: str | Path) -> str:
+    """Digest of what a set consists of: its records, and its files' sums where they were written; 16 hex digits."""
+    return digest([content(Path(folder) / name) for name in (METADATA, SUMS) if (Path(folder) / name).is_file()])

@@ -17,9 +17,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from face2scene.data.manifest import METADATA, Record, Records, stream_manifest, write_manifest, write_sums
+from face2scene.data.manifest import (
+    METADATA,
+    SETTINGS,
+    Record,
+    Records,
+    stream_manifest,
+    version_of,
+    write_manifest,
+    write_sums,
+)
 from face2scene.files import atomic_write, sha256_of
 from face2scene.images import read_image
+from face2scene.ledger import claim
 
 _INSIDE = ".tar/"
 _EXTRACTED = 512  # members kept as files by one process, for readers that want a path
@@ -114,11 +124,20 @@ def pack(folder: str | Path, packed: str | Path, *, split: str = "train", per_sh
         How many archives there are.
 
     Raises:
-        FileExistsError: `packed` is a finished set already.
+        FileExistsError: `packed` is a finished set already, or holds what was not packed from this set in this way.
     """
     folder, packed = Path(folder), Path(packed)
     if (packed / METADATA).is_file():
         raise FileExistsError(f"{packed} is a finished set. Choose another folder to pack to.")
+    try:
+        changed = claim(packed / SETTINGS, {"packed": version_of(folder), "split": split, "per_shard": per_shard})
+    except FileExistsError:
+        changed = [SETTINGS]
+    if changed:
+        raise FileExistsError(
+            f"{packed} holds files that were not packed from this set in this way (different: {', '.join(changed)}). "
+            "Choose another folder to pack to, or remove it."
+        )
     chosen = Records(folder, split)
     images = chosen.column("image")
     names = {

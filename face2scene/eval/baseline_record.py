@@ -10,9 +10,8 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from face2scene.eval.score import versions
 from face2scene.eval.staging import SHRINK
 from face2scene.files import read_json, sha256_of, write_json
 from face2scene.jobs import Job
+from face2scene.ledger import content, differences, plain
 from face2scene.memory import peak_memory
 from face2scene.runs import REPOSITORY, commit
 
@@ -60,19 +60,19 @@ class Record:
     ):
         self.folder = folder
         same_size = facts.get("scale", 1) == 1
-        wanted = _plain(
+        wanted = plain(
             {
                 "adapter": _described(adapter),
                 **facts,
                 "size_mode": "face" if adapter.sizes == "face" else "same size" if same_size else "x4",
                 "shrunk_by": SHRINK if adapter.sizes == "x4" and same_size and "imported" not in facts else None,
                 "checkout": checkout,
-                "weights_sha256": {name: sha256_of_tree(path) for name, path in weights.items()},
+                "weights_sha256": {name: content(path) for name, path in weights.items()},
             }
         )
         before = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
         known = before.get("pictures", {})
-        if changed := _differences(before, wanted) if before else []:
+        if changed := differences(_deciding(before, wanted), _deciding(wanted, wanted)) if before else []:
             if any((folder / "images").rglob("*.png")):
                 raise ValueError(
                     f"{folder} holds predictions that were made otherwise (different: {', '.join(changed)}). Choose "
@@ -85,7 +85,7 @@ class Record:
                 f"{folder} holds {len(foreign)} pictures of whose input {RECORD} says nothing, such as {foreign[0]}. "
                 "Choose another name=..., or remove the folder."
             )
-        pictures = _plain(pictures)
+        pictures = plain(pictures)
         stale = [name for name in there if known[name] != pictures[name]]
         if stale:
             log.warning("%d pictures of before are of another input and go, such as %s.", len(stale), stale[0])
@@ -120,29 +120,14 @@ class Record:
 
 def inputs_of(adapter: Adapter, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
     """Name -> digests of all that one picture is made of."""
-    digest = cache(sha256_of)  # a person's photos belong to many pictures
     found: dict[str, dict[str, Any]] = {}
     for job in jobs:
-        one: dict[str, Any] = {"input_sha256": digest(job.path)}
+        found[job.name] = {"input_sha256": content(job.path)}
         if adapter.kind == "pipeline":
-            one["people_sha256"] = {name: [digest(path) for path in paths] for name, paths in job.people.items()}
-            one |= {"truth_sha256": digest(job.truth) if job.truth else None, "box": job.box}
+            found[job.name] |= job.contents
         elif adapter.uses_references:
-            one["references_sha256"] = [digest(path) for path in job.references]
-        found[job.name] = one
+            found[job.name]["references_sha256"] = [content(path) for path in job.references]
     return found
-
-
-def sha256_of_tree(path: Path) -> str:
-    """Hex digest of a file, or of a folder's names and files; hidden ones, such as a download's state, are left out."""
-    if path.is_file():
-        return sha256_of(path)
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        place = file.relative_to(path)
-        if file.is_file() and not any(part.startswith(".") for part in place.parts):
-            digest.update(f"{place.as_posix()}\0{sha256_of(file)}\n".encode())
-    return digest.hexdigest()
 
 
 def checkout_of(adapter: Adapter) -> dict[str, Any] | None:
@@ -225,6 +210,12 @@ def here(device: torch.device | str) -> dict[str, Any]:
     }
 
 
+def _deciding(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """What of a record decides the pictures; `adapter` by those of its fields that do."""
+    adapter = values.get("adapter", {})
+    return {key: values.get(key) for key in keys} | {"adapter": {key: adapter.get(key) for key in _DECIDES}}
+
+
 def _git(place: Path, *words: str) -> str | None:
     try:
         command = ["git", "-C", str(place), *words]
@@ -240,24 +231,3 @@ def _described(adapter: Adapter) -> dict[str, Any]:
     made = {name: getattr(adapter, name) for name in kept} | {"weights": [asdict(need) for need in adapter.weights]}
     kind = type(adapter.method)
     return made | {"method": None if adapter.method is None else f"{kind.__module__}.{kind.__qualname__}"}
-
-
-def _differences(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Names of what decides the pictures and is not what it was."""
-    found = [f"adapter.{key}" for key in _DECIDES if before["adapter"].get(key) != wanted["adapter"].get(key)]
-    for key, value in wanted.items():
-        was = before.get(key)
-        if key == "adapter" or was == value:
-            continue
-        if isinstance(was, Mapping) and isinstance(value, Mapping):
-            found += [f"{key}.{name}" for name in {**was, **value} if was.get(name) != value.get(name)]
-        else:
-            found.append(key)
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """As it comes back from a JSON file."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

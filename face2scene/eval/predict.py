@@ -1,17 +1,14 @@
 """Predictions made in this process: one PNG for each input, by its name, skipping those that are there.
 
-Methods without references (bicubic, Real-ESRGAN), and one scene restored under several settings that share what
-they can: the guidance is looked at last, so that nine guidances cost nine decodings and not nine restorations.
+Methods without references: bicubic, Real-ESRGAN, S3Diff as released.
 """
 
 import hashlib
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -20,20 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from face2scene import weights
-from face2scene.eval.sweep import variant_folder
-from face2scene.files import read_json, write_json
-from face2scene.folders import Outcome
 from face2scene.images import align_colour, read_tensor, resize, write_png
-from face2scene.jobs import Job
-from face2scene.measure import Measurement
 from face2scene.memory import explained
-from face2scene.pipeline import Face2ScenePipeline
-from face2scene.records import Scene
 from face2scene.ref_fr.sr import load_real_esrgan
 from face2scene.restorer.s3diff import S3Diff
 from face2scene.restorer.tiling import in_tiles
 from face2scene.runs import seed_from
-from face2scene.why_log import WHY_LOG
 
 log = logging.getLogger(__name__)
 
@@ -157,105 +146,3 @@ def predict_folder(
             failed[name] = f"{type(error).__name__}: {error}"
             log.warning("%s was not restored. %s", name, error)
     return failed, seconds
-
-
-# --- one scene under several settings -----------------------------------------------------------------------
-
-
-def restored_at(
-    pipeline: Face2ScenePipeline, scene: Scene, measurement: Measurement, guidances: Sequence[float]
-) -> Iterator[Tensor]:
-    """(3, H, W) in [0, 1] for each guidance, equal to `pipeline.restore` at it."""
-    for result in pipeline.restore_at(scene, measurement, guidances):
-        yield result.image
-
-
-def restored_with(
-    pipeline: Face2ScenePipeline, scene: Scene, measurement: Measurement, counts: Sequence[int]
-) -> Iterator[Tensor]:
-    """(3, H, W) in [0, 1] for each number of tokens, the first so many of the scene's own."""
-    for number in counts:
-        tokens = replace(measurement.tokens, tokens=measurement.tokens.tokens[:, :number])
-        yield pipeline.restore(scene, replace(measurement, tokens=tokens)).image
-
-
-def restore_variants(
-    pipeline: Face2ScenePipeline,
-    jobs: Sequence[Job],
-    output: str | Path,
-    setting: str,
-    values: Sequence[float],
-    *,
-    seed: int = 0,
-    timed: int = 2,
-) -> Outcome:
-    """Restore pictures at several values of one setting, what they share being done once, each into its folder.
-
-    The why-log `output`/restore.jsonl has a line per picture. What the sharing saves is measured on the way and goes
-    to `output`/sharing.json: seconds of a picture at all values, and at one of them (of the first `timed` pictures,
-    which are restored once more for that).
-
-    Args:
-        setting: `guidance`, which shares all but the VAE's decoder, or `tokens`, which shares Stage I and FaDeX.
-
-    Raises:
-        ValueError: an unknown setting, no value, or two that are not told apart; pictures in a folder of a value that
-            were not made here.
-    """
-    if setting not in ("guidance", "tokens"):
-        raise ValueError(f"Several values are restored of guidance or tokens, not of {setting!r}.")
-    folders = [Path(output) / variant_folder(setting, value) for value in values]
-    if not folders or len(set(folders)) < len(folders):
-        raise ValueError(f"{setting}={list(values)}: give at least one, and none twice (guidances to 0.01).")
-    _drop_others(folders, Path(output) / "restored_with.json", {"seed": seed, "models": pipeline.fingerprint})
-    work = restored_at if setting == "guidance" else restored_with
-    failed: dict[str, str] = {}
-    seconds: dict[str, list[float]] = {"together": [], "one": []}
-    restored = skipped = 0
-    for job in tqdm(jobs, desc=f"restoring, {len(values)} values", unit="picture", disable=len(jobs) < 2):
-        name = job.name
-        targets = [folder / "images" / f"{name}.png" for folder in folders]
-        if all(target.is_file() for target in targets):
-            skipped += 1
-            continue
-        try:
-            scene = Scene(job.name, read_tensor(job.path), people=job.people)
-            given = {"truth": read_tensor(job.truth) if job.truth else None, "box": job.box, "seed": seed}
-            start = perf_counter()
-            measurement = pipeline.measure(scene, **given)
-            outputs = list(work(pipeline, scene, measurement, values))
-            spent = perf_counter() - start
-            for target, image in zip(targets, outputs, strict=True):
-                write_png(target, image)
-            if len(seconds["one"]) < timed:  # after the others, so that nothing is left to warm up
-                start = perf_counter()
-                list(work(pipeline, scene, pipeline.measure(scene, **given), values[-1:]))
-                seconds["one"].append(perf_counter() - start)
-                seconds["together"].append(spent)
-        except Exception as error:  # whatever is wrong with one file, the next may be fine
-            failed[job.path.name] = f"{type(error).__name__}: {error}"
-            log.warning("%s was not restored. %s", job.path.name, error)
-            continue
-        notes = {"name": job.path.name, "tokens": measurement.tokens.source, **measurement.notes}
-        with open(Path(output) / WHY_LOG, "a", encoding="utf-8") as file:
-            file.write(json.dumps(notes | {"seconds": round(spent, 3)}, ensure_ascii=False) + "\n")
-        restored += 1
-    if seconds["one"]:
-        one, together = (median(seconds[kind]) for kind in ("one", "together"))
-        sharing = {"values": len(values), "together": together, "one": one, "ratio": together / one}
-        write_json(Path(output) / "sharing.json", {key: round(value, 4) for key, value in sharing.items()})
-    return Outcome(restored, skipped, failed)
-
-
-def _drop_others(folders: Sequence[Path], note: Path, now: dict[str, Any]) -> None:
-    """Remove the pictures that are not of what `note` is to say from now on."""
-    stale = [path for folder in folders for path in sorted((folder / "images").glob("*.png"))]
-    if stale and not note.is_file():
-        raise ValueError(
-            f"{stale[0].parent} holds pictures that nothing tells of: choose another output=..., or remove the folder."
-        )
-    if stale and read_json(note) != now:
-        log.warning("%d pictures of other weights are made again, such as %s.", len(stale), stale[0])
-        for path in stale:
-            path.unlink()
-    write_json(note, now)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from face2scene.eval.tables import slug
+from face2scene.jobs import variant_folder
 from face2scene.runs import REPOSITORY
 
 TRAININGS = ("fadex", "restorer")
@@ -24,11 +25,6 @@ _SCRIPTS = {
 }
 TOGETHER = {"guidance": "guidance", "tokens": "pipeline.most_tokens"}  # setting -> the option of restore.py
 _ONE_PROCESS = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
-
-
-def variant_folder(setting: str, value: float) -> str:
-    """The folder of one of several values: `guidance_1.10`, `tokens_5`."""
-    return f"guidance_{value:.2f}" if setting == "guidance" else f"tokens_{value:d}"
 
 
 class SweepError(ValueError):
@@ -136,6 +132,7 @@ class Plan:
     variants: tuple[Variant, ...]
     datasets: Mapping[str, Path]  # label -> the InScene folder whose pairs it restores
     left_out: Mapping[str, str]  # label -> the key of `use` it waits for
+    data: Path | None = None  # the InScene folder that all of it is made from
 
 
 def plan(
@@ -190,7 +187,7 @@ def plan(
         given += [f"limit={limit}"] if limit else []
         given += [f"device={device}"] if device else []
         draw.restore(variant, given, needs, together=sweep.together)
-    return Plan(folder, tuple(draw.steps.values()), variants, datasets, left_out)
+    return Plan(folder, tuple(draw.steps.values()), variants, datasets, left_out, Path(data))
 
 
 class _Drawing:
@@ -229,7 +226,7 @@ class _Drawing:
         if together:
             place, output = "restore", self.folder
             own = [f"{TOGETHER[together]}=[{','.join(str(v.value) for v in self.variants)}]"]
-        step = self._step("restore", place, [*given, *own, f"output={output}"], needs, product)
+        step = self._step("restore", place, [*given, *own, f"output={output}", "overwrite=true"], needs, product)
         self.steps.setdefault(("restore", place), step)
 
     def _step(self, kind: str, place: str, last: Sequence[str], needs: Sequence[Step], product: Path) -> Step:

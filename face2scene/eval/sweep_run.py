@@ -3,13 +3,16 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from os.path import isfile  # which, unlike Path's, bears any text
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from face2scene.data.manifest import version_of
 from face2scene.eval.sweep import Plan, Step, SweepError
 from face2scene.extras import need
 from face2scene.files import read_json, write_json
+from face2scene.ledger import content, differences
 from face2scene.processes import run_group
 
 log = logging.getLogger(__name__)
@@ -26,20 +29,25 @@ def pending(plan: Plan) -> list[Step]:
     """The steps that are not finished, and all that need one of them: what they made is of another product.
 
     Raises:
-        SweepError: a step was finished by another command; the sweep's folder belongs to other options.
+        SweepError: a step was finished by another command, or of files that have been replaced since; the sweep's
+            folder belongs to those.
     """
     left = []
     for step in plan.steps:
-        marker = _marker(plan, step)
-        finished = marker.is_file() and step.product.exists()
-        if finished and read_json(marker)["command"] != _identity(step):
-            before, now = set(read_json(marker)["command"]), set(_identity(step))
+        now, before = _identity(plan, step), _finished(plan, step)
+        if before and before["command"] != now["command"]:
+            was, wanted = set(before["command"]), set(now["command"])
             raise SweepError(
                 f"{plan.folder} holds a sweep with other options: {step.name} was run with "
-                f"{' '.join(sorted(before - now)) or 'fewer options'} and is now asked for with "
-                f"{' '.join(sorted(now - before)) or 'fewer options'}. Choose another name=..., or remove the folder."
+                f"{' '.join(sorted(was - wanted)) or 'fewer options'} and is now asked for with "
+                f"{' '.join(sorted(wanted - was)) or 'fewer options'}. Choose another name=..., or remove the folder."
             )
-        if not finished or any(earlier.name in step.needs for earlier in left):
+        if before and (changed := differences(before.get("files", {}), now["files"])):
+            raise SweepError(
+                f"{plan.folder} holds a sweep of other files: since {step.name} was run, these files were replaced "
+                f"({', '.join(changed)}). Choose another name=..., or remove the folder."
+            )
+        if not before or any(earlier.name in step.needs for earlier in left):
             left.append(step)
     return left
 
@@ -111,11 +119,12 @@ def slots_of(gpus: Sequence[str] | None, jobs: int) -> int:
 
 def perform(plan: Plan, step: Step, environment: Mapping[str, str], runner: Runner = in_a_process_group) -> str:
     """Run one step and mark it finished; returns why it is not, or nothing."""
+    identity = _identity(plan, step)  # of the files as they are at the start
     reason = runner(step, _marker(plan, step).with_suffix(".txt"), environment)
     if not reason and not step.product.exists():
         reason = f"it ended well and left no {step.product}"
     if not reason:
-        write_json(_marker(plan, step), {"command": _identity(step)})
+        write_json(_marker(plan, step), identity)
     return reason
 
 
@@ -179,8 +188,25 @@ def _outcome(job: Any) -> str:
         return f"job {job.job_id}: {said[-1].strip()}"
 
 
-def _identity(step: Step) -> list[str]:
-    return list(step.words[1:])  # without the interpreter, which may move
+def _identity(plan: Plan, step: Step) -> dict[str, Any]:
+    """What decides a step's product: the command without the interpreter, which may move, and what it reads.
+
+    That is the set, and the files that the command names; what the sweep itself has made is not among them, since a
+    step that was run again takes those that need it with it.
+    """
+    named = [Path(word.partition("=")[2]) for word in step.words[1:] if "=" in word]
+    files = {str(path): content(path) for path in named if isfile(path) and not path.is_relative_to(plan.folder)}
+    data = {str(plan.data): version_of(plan.data)} if plan.data else {}
+    return {"command": list(step.words[1:]), "files": data | files}
+
+
+def _finished(plan: Plan, step: Step) -> dict[str, Any] | None:
+    """The identity with which a step was finished; a marker that was cut through counts as none."""
+    try:
+        before = read_json(_marker(plan, step)) if step.product.exists() else {}
+        return before if {"command"} <= set(before) else None
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 def _marker(plan: Plan, step: Step) -> Path:

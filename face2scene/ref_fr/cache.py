@@ -19,8 +19,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from face2scene.files import atomic_write, read_json, sha256_of, write_json
+from face2scene.files import atomic_write, read_json, write_json
 from face2scene.images import to_bytes, to_tensor
+from face2scene.ledger import content
 from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneError, StageOneFailure, in_bytes
 
 
@@ -47,7 +48,6 @@ class Cached(AlignedRefFR):
             raise ValueError(f"ref_fr.missing is {missing!r}: choose compute or refuse.")
         self.restorer, self.root, self.missing = restorer, Path(folder), missing
         self.name, self.size = restorer.name, restorer.size
-        self._shas: dict[tuple, str] = {}
         if missing == "refuse" and not self._about.is_file():
             others = [p.parent.name for p in sorted(self.root.glob("*/about.json"))]
             stale = f" It holds faces of other weights, settings or code ({', '.join(others[:3])})." if others else ""
@@ -79,7 +79,10 @@ class Cached(AlignedRefFR):
         """Hex digest of a face (3, s, s) in [0, 1] and its references' bytes, in their order."""
         digest = hashlib.sha256(to_bytes(face).tobytes())
         for path in references:
-            digest.update(self._sha(Path(path)).encode())
+            try:
+                digest.update(content(path).encode())
+            except OSError as error:
+                raise StageOneError(f"the reference {path} is not there") from error
         return digest.hexdigest()[:40]
 
     def restore_aligned(self, faces: Tensor, references: Sequence[Sequence[Path]]) -> list[RestoredFace]:
@@ -165,13 +168,3 @@ class Cached(AlignedRefFR):
 
     def _refusal(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"
-
-    def _sha(self, path: Path) -> str:
-        try:
-            facts = path.stat()
-        except OSError as error:
-            raise StageOneError(f"the reference {path} is not there") from error
-        known = (str(path), facts.st_mtime_ns, facts.st_size)
-        if known not in self._shas:
-            self._shas[known] = sha256_of(path)
-        return self._shas[known]

@@ -12,8 +12,8 @@ from pathlib import Path
 from torch import Tensor
 
 from face2scene.external_programs import LAYOUTS, read_result, stage_input, stage_references
-from face2scene.files import sha256_of
 from face2scene.images import nothing_in
+from face2scene.ledger import content
 from face2scene.processes import Ended, run_group
 from face2scene.ref_fr import base
 from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneError, StageOneFailure, in_bytes
@@ -79,7 +79,7 @@ class External(AlignedRefFR):
         """
         people: dict[tuple[str, ...], list[int]] = {}
         for number, paths in enumerate(references):
-            people.setdefault(tuple(sha256_of(path) for path in paths), []).append(number)
+            people.setdefault(tuple(content(path) for path in paths), []).append(number)
         made: dict[int, RestoredFace] = {}
         for rows in people.values():
             for number, image in zip(rows, self._launch(faces[rows], references[rows[0]]), strict=True):

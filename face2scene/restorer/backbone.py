@@ -60,6 +60,19 @@ class StoredBase:
         return self.text
 
 
+def base_folder(source: str) -> str:
+    """The folder of a base of the weights catalogue, or of one that ships with the checkout; any other as it is.
+
+    Raises:
+        MissingWeights: not fetched yet.
+    """
+    if source in weights.catalogue():
+        return str(weights.folder(source))
+    if not Path(source).exists() and (REPOSITORY / source).is_dir():
+        return str(REPOSITORY / source)  # what ships with the checkout is found from any folder
+    return source
+
+
 def load_base(source: str | Path, *, revision: str | None = None, dtype: str | torch.dtype = torch.float32) -> Base:
     """Read a base model.
 
@@ -78,10 +91,7 @@ def load_base(source: str | Path, *, revision: str | None = None, dtype: str | t
     if is_random(where):
         log.warning("The base model has random weights (restorer.base.source=%s): it restores nothing.", where)
         return _checked(where, *random_parts(where, dtype=dtype))
-    if where in weights.catalogue():
-        where = str(weights.folder(where))
-    elif not Path(where).exists() and (REPOSITORY / where).is_dir():
-        where = str(REPOSITORY / where)  # what ships with the checkout is found from any folder
+    where = base_folder(where)
     local = Path(where).exists() or Path(where).is_absolute() or where.startswith(".") or where.count("/") != 1
     if local and not (Path(where) / "unet").is_dir():
         raise FileNotFoundError(
