@@ -68,8 +68,6 @@ def _restored(cfg: DictConfig, state: Accelerator) -> Outcome:
     )
 
 
-
-
 def _report(outcome: Outcome, output: Path) -> None:
     print(f"{outcome.restored} restored, {outcome.skipped} were finished before, {len(outcome.failed)} failed.")
     if outcome.restored:
