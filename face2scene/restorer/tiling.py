@@ -181,10 +181,17 @@ def restore_at(
             yield _s3diff(restorer, padded, plan, guidance, seed, device, progress)[..., :height, :width]
         return
     vae, unet = restorer.vae, restorer.unet
+    whole = restorer.reads_input  # the decoder then runs with the encoder's first stages, on the same tile
 
     def denoise(latent: Tensor, boxes: list[Box]) -> Tensor:
         tokens = torch.cat([tokens_at(box) for box in boxes])
         return torch.cat(restorer.denoise(latent, tokens, guidances=guidances), dim=1)  # side by side in the channels
+
+    def decode(latent: Tensor, boxes: list[Box]) -> Tensor:
+        if not whole:
+            return restorer.decode(latent)
+        given = torch.cat([padded[..., y0:y1, x0:x1] for x0, y0, x1, y1 in boxes])
+        return restorer.decode(latent, given.to(latent.device))
 
     def through(name: str, network: nn.Module, part: nn.Module, work: Callable[..., Tensor], x: Tensor) -> Tensor:
         advice = "lower pipeline.tile, set guidance=1, or restore with a bf16 base"
@@ -195,7 +202,7 @@ def restore_at(
     latent = restorer.draw(posterior, torch.tensor([seed]))
     clean = through("denoising", unet, unet, denoise, latent)
     for one in clean.chunk(len(guidances), dim=1):
-        output = through("decoding", vae, vae.decoder, lambda part, boxes: restorer.decode(part), one)
+        output = through("decoding", vae, vae if whole else vae.decoder, decode, one)
         yield output[..., :height, :width]
 
 
