@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from face2scene import weights
 from face2scene.images import list_images
 from face2scene.restorer.backbone import load_base
 from face2scene.restorer.losses import Perceptual
@@ -26,7 +27,8 @@ def main(cfg: DictConfig) -> None:
     def pairs(held_out: bool, batch: int, seed: int) -> tiny_base.Pairs:
         kinds = []
         for kind in cfg.pictures.values():
-            files = list_images(kind.folder)
+            folders = [kind.folder] if "folder" in kind else [weights.folder(name) for name in kind.assets]
+            files = [file for folder in folders for file in list_images(folder)]
             part = slice(-kind.held_out, None) if held_out else slice(-kind.held_out)
             kinds.append(tiny_base.Pictures(files[part], kind.share))
         return tiny_base.Pairs(kinds, crop=cfg.crop, batch=batch, space=instantiate(cfg.degradation), seed=seed)
