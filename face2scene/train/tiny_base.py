@@ -188,6 +188,8 @@ def started(base: Base, mapnet: MapNet, source: str) -> OneStepRestorer:
     restorer = OneStepRestorer(
         base, mapnet, vae_rank=0, unet_rank=0, skips=True, residual=True, guidance=1.0, source=source
     )
+    for projector in mapnet.projectors:  # measured tokens are the null tokens, until they are trained
+        nn.init.zeros_(projector[-1].weight)
     restorer.requires_grad_(False)
     for part in (restorer.vae, restorer.unet):
         part.requires_grad_(True)
@@ -272,18 +274,18 @@ class RestoringTask:
         base, vae = folder / "base", self.restorer.vae
         skips = vae.skips
         del vae.skips  # a part of the base of its own
-        for name, part in (("vae", vae), ("unet", self.restorer.unet), ("skips", skips)):
+        parts = {"vae": vae, "unet": self.restorer.unet, "skips": skips, "text_encoder": self.base.text_encoder}
+        for name, part in parts.items():
             kept = {key: value.clone() for key, value in part.state_dict().items()}
             part.half().save_pretrained(base / name)
             part.float().load_state_dict(kept)
         vae.skips = skips
-        self.base.text_encoder.save_pretrained(base / "text_encoder")
         self.base.tokenizer.save_pretrained(base / "tokenizer")
         tiny_schedule().save_pretrained(base / "scheduler")
-        parts = {n: t for n, t in self.restorer.state_dict().items() if n.startswith(_OWN)}
+        own = {n: t for n, t in self.restorer.state_dict().items() if n.startswith(_OWN)}
         checkpoints.save_weights(
             folder / WEIGHTS_FILE,
-            parts,
+            own,
             kind=self.restorer.kind,
             config=self.restorer.config,
             about={"steps": step},
