@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from face2scene.converters import CONVERTERS
-from face2scene.files import sha256_of
+from face2scene.files import debian_data, sha256_of
 from face2scene.weights import (
     Asset,
     FileFacts,
@@ -264,7 +264,7 @@ def _contents(source: Source, archive: Path) -> Iterator[tuple[str, Callable[[],
             for name in box.namelist():
                 yield name, bound(box.open, name)
     else:
-        with tarfile.open(archive) as box:
+        with tarfile.open(archive, fileobj=debian_data(archive) if source.archive.endswith(".deb") else None) as box:
             for entry in box:
                 yield entry.name.removeprefix("./"), bound(_open_in_tar, box, entry)
 

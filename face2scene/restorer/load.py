@@ -9,7 +9,9 @@ from face2scene.restorer.merged import load_merged
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.restorer.s3diff import S3Diff
 
-_SHAPES = ("vae_rank", "unet_rank", "lora_alpha", "full")  # settings that a file's weights are made for
+# Settings that a file's weights are made for, and what a header that does not name one was written with.
+_SHAPES = ("vae_rank", "unet_rank", "lora_alpha", "full", "skips", "residual")
+_OLDER = {"skips": False, "residual": False}
 
 
 def load_restorer(
@@ -31,7 +33,7 @@ def load_restorer(
         return load_merged(path)
     kind = S3Diff if named == S3Diff.kind else OneStepRestorer
     if expected:
-        _, config, _ = checkpoints.load_weights(path, kind=kind.kind)
+        config = _OLDER | checkpoints.load_weights(path, kind=kind.kind)[1]
         other = [k for k in _SHAPES if k in expected and k in config and config[k] != expected[k]]
         if other:
             told = ", ".join(f"{k}={config[k]} (asked for: {expected[k]})" for k in other)

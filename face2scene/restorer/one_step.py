@@ -22,6 +22,7 @@ from face2scene.records import Box, Progress
 from face2scene.restorer import lora
 from face2scene.restorer.backbone import Base, StoredBase, clean_latent, picture_noise
 from face2scene.restorer.precision import finite
+from face2scene.restorer.skips import attach, channels_of
 from face2scene.restorer.tiling import TilePlan, network_in_tiles, on_device
 from face2scene.restorer.trained import TrainedRestorer
 from face2scene.restorer.upsampling import fold_upsampling
@@ -47,6 +48,9 @@ class OneStepRestorer(TrainedRestorer):
         guidance: lambda of classifier-free guidance at inference; the paper's is 1.10.
         posterior: what `restore` takes of the VAE's posterior, its `mean` (ours) or a `sample`, as S3Diff does.
         full: train the whole UNet and VAE encoder in place of LoRAs; the ranks are then not used (ours).
+        skips: add joins from the VAE's encoder to its decoder (img2img-turbo's; the paper has none, see `skips`).
+        residual: what is decoded is a correction of the input, restored = input + decoded (ours).
+        skip_channels: of the joins in a weights file, which refuses a base of other shapes.
         negative_tokens: whether the negative prompt also comes with the degradation tokens, in training and in
             guidance, or with the null tokens. Not public; with them is ours.
 
@@ -73,6 +77,9 @@ class OneStepRestorer(TrainedRestorer):
         negative_tokens: bool = True,
         posterior: Literal["mean", "sample"] = "mean",
         full: bool = False,
+        skips: bool = False,
+        residual: bool = False,
+        skip_channels: Sequence[Sequence[int]] | None = None,
         source: str = "",
     ):
         super().__init__()
@@ -92,6 +99,15 @@ class OneStepRestorer(TrainedRestorer):
         for part in (self.unet, self.vae.encoder, self.vae.quant_conv) if full else (self.unet.conv_in,):
             if part is not None:
                 part.requires_grad_(True)
+        pretrained = getattr(base, "skips", None)
+        if pretrained is not None and not skips:
+            raise ValueError(
+                f"The base {source or 'given'} was pretrained with joins from its encoder to its decoder: set "
+                "restorer.adapters.skips=true, or take a base without them; these weights are of another base."
+            )
+        if skips:
+            attach(self.vae, skip_channels, pretrained, source)
+        self.skips, self.residual = skips, residual
         for parameter in self.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -146,7 +162,8 @@ class OneStepRestorer(TrainedRestorer):
             tokens = torch.where(negative.view(-1, 1, 1), self.null_tokens.to(tokens), tokens)
         with self._autocast():
             latent = self._encode(image, seeds)
-            return self._decode(self._clean(latent, self._predict(latent, self.text[negative.long()], tokens)))
+            clean = self._clean(latent, self._predict(latent, self.text[negative.long()], tokens))
+            return self._decode(clean, image)
 
     @torch.inference_mode()
     def restore(
@@ -172,7 +189,7 @@ class OneStepRestorer(TrainedRestorer):
             guidances = [self.guidance if guidance is None else guidance]
             latent = self.draw(self.encode(padded), seeds)
             (clean,) = self.denoise(latent, tokens, guidances=guidances)
-            return self.decode(clean)[..., :height, :width]
+            return self.decode(clean, padded)[..., :height, :width]
 
     def restore_tiled(
         self,
@@ -197,6 +214,12 @@ class OneStepRestorer(TrainedRestorer):
             tokens = torch.cat([tokens_at(box) for box in boxes])
             return torch.cat(self.denoise(latent, tokens, guidances=guidances), dim=1)  # side by side in the channels
 
+        def decode(latent: Tensor, boxes: list[Box]) -> Tensor:
+            if not self.reads_input:
+                return self.decode(latent)
+            given = torch.cat([padded[..., y0:y1, x0:x1] for x0, y0, x1, y1 in boxes])
+            return self.decode(latent, given.to(latent.device))
+
         def through(name: str, network: nn.Module, part: nn.Module, work: Callable[..., Tensor], x: Tensor) -> Tensor:
             advice = "lower pipeline.tile, set guidance=1, or restore with a bf16 base"
             with explained(advice), on_device(network, device) if offload else nullcontext():
@@ -206,7 +229,7 @@ class OneStepRestorer(TrainedRestorer):
         latent = self.draw(posterior, torch.tensor([seed]))
         clean = through("denoising", self.unet, self.unet, denoise, latent)
         for one in clean.chunk(len(guidances), dim=1):
-            output = through("decoding", self.vae, self.vae.decoder, lambda part, boxes: self.decode(part), one)
+            output = through("decoding", self.vae, self.vae if self.reads_input else self.vae.decoder, decode, one)
             yield output[..., :height, :width]
 
     # The three steps of `restore`, for whoever takes a large picture through each of them in tiles.
@@ -251,11 +274,20 @@ class OneStepRestorer(TrainedRestorer):
         return [self._clean(latent, one) for one in guided]
 
     @torch.inference_mode()
-    def decode(self, latent: Tensor) -> Tensor:
-        """A clean latent (B, C, h, w) to the picture (B, 3, H, W) in [0, 1], float32."""
+    def decode(self, latent: Tensor, image: Tensor | None = None) -> Tensor:
+        """A clean latent (B, C, h, w) to the picture (B, 3, H, W) in [0, 1], float32.
+
+        Args:
+            image: what was encoded, (B, 3, H, W); needed where the restorer `reads_input`.
+        """
         with self._autocast():
-            output = finite("VAE decoder", self.vae, lambda: self._decode(latent))
+            output = finite("VAE decoder", self.vae, lambda: self._decode(latent, image))
         return output.clamp(0, 1).float()
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether `decode` needs the picture that was encoded: for the joins, or to correct it."""
+        return self.skips or self.residual
 
     @property
     def samples(self) -> bool:
@@ -293,13 +325,19 @@ class OneStepRestorer(TrainedRestorer):
     def _clean(self, latent: Tensor, prediction: Tensor) -> Tensor:
         return clean_latent(latent, prediction, self.alpha, self.prediction)
 
-    def _decode(self, latent: Tensor) -> Tensor:
+    def _decode(self, latent: Tensor, image: Tensor | None) -> Tensor:
         scaled = (latent / self.vae.config.scaling_factor).to(self.vae_dtype)
-        return self.vae.decode(scaled).sample / 2 + 0.5
+        if self.skips:
+            taps = self.vae.skips.taps(self.vae, (image * 2 - 1).to(self.vae_dtype))
+            decoded = self.vae.skips.decode(self.vae, scaled, taps) / 2
+        else:
+            decoded = self.vae.decode(scaled).sample / 2
+        return image + decoded if self.residual else decoded + 0.5
 
     def save(self, path: str | Path, *, about: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
         """Write every trained part into one safetensors file whose header rebuilds the restorer."""
-        checkpoints.save_weights(path, self._stored(), kind=self.kind, config=self.config, about=about, dtype=dtype)
+        config = self.config | {"skip_channels": channels_of(self.vae) if self.skips else None}
+        checkpoints.save_weights(path, self._stored(), kind=self.kind, config=config, about=about, dtype=dtype)
 
     @classmethod
     def _built(cls, base: Base, config: dict[str, Any]) -> "OneStepRestorer":
@@ -326,7 +364,9 @@ class OneStepRestorer(TrainedRestorer):
     def unfreeze(self) -> "OneStepRestorer":
         """Make the trained parts trainable again, to go on from a file."""
         for name, parameter in self.named_parameters():
-            own = name == "null_tokens" or name.startswith(("mapnet.", "unet.conv_in.")) or ".lora_" in name
+            own = (
+                name == "null_tokens" or name.startswith(("mapnet.", "unet.conv_in.", "vae.skips.")) or ".lora_" in name
+            )
             whole = self.config["full"] and name.startswith(("unet.", "vae.encoder.", "vae.quant_conv."))
             parameter.requires_grad_(own or whole)
         return self.train()

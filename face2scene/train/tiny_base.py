@@ -1,11 +1,16 @@
-"""Pretraining of the tiny base: a VAE, then a one-step denoiser with its text encoder.
+"""Pretraining of the tiny base as a blind restorer: from random weights to one step that corrects a damaged picture.
 
-It plays SD-Turbo's part where no weights can be had: the same classes at a small size. Its noise schedule ends
-at half signal instead of almost none, because a small network cannot carry a prediction that is then multiplied
-by 14.6: it removes noise and damage in one step, it does not make pictures from nothing.
+It plays SD-Turbo's part where no weights can be had: the same classes at a small size. VAE, UNet and the joins between
+encoder and decoder learn together, under the positive prompt and the null tokens, what the restorer does with them
+afterwards: restored = input + decoded. The text encoder stays as it was.
+
+Its noise schedule ends at half signal instead of almost none, because a small network cannot carry a prediction that
+is then multiplied by 14.6: it removes noise and damage in one step, it does not make pictures from nothing.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +18,22 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import Dataset
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from face2scene.degradation import Space
-from face2scene.images import to_tensor
-from face2scene.restorer.backbone import CLIP_VOCABULARY
+from face2scene import checkpoints
+from face2scene.degradation import Mixture, Space
+from face2scene.images import to_bytes, to_tensor
+from face2scene.mapnet import MapNet
+from face2scene.restorer.backbone import CLIP_VOCABULARY, Base
+from face2scene.restorer.one_step import OneStepRestorer
+from face2scene.restorer.trained import WEIGHTS_FILE
 from face2scene.runs import seed_from
+from face2scene.train.average import Average
 from face2scene.train.loop import Phase
+
+_OWN = ("mapnet.", "null_tokens", "unet.conv_in.", "vae.skips.")  # in a restorer's file beside adapters
+_SPREAD = -12.0  # log variance of the posterior at the start: a sample is the mean, but for a thousandth
 
 
 def tiny_vae(*, channels: Sequence[int], latent_channels: int) -> AutoencoderKL:
@@ -84,151 +96,198 @@ def tiny_schedule() -> DDPMScheduler:
     )
 
 
-class Crops(Dataset):
-    """Batches of random crops, some of them damaged; batch `index` is always the same batch.
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of one kind, in memory.
 
     Args:
-        pictures: files, all at least `crop` pixels high and wide; kept in memory as bytes.
-        damaged: share of crops that a recipe drawn from `space` is applied to.
-
-    Returns per batch: `image` (B, 3, crop, crop) in [0, 1], `damaged` (B,) bool.
+        files: their paths.
+        share: of the crops; all kinds sum to 1.
+        longest: pixels of the longer side that a larger picture is shrunk to, so that crops are sharp.
     """
 
-    def __init__(self, pictures: Sequence[Path], *, crop: int, batch: int, space: Space, damaged: float, seed: int):
-        self.pictures = [np.asarray(Image.open(p).convert("RGB")) for p in pictures]
-        self.crop, self.batch, self.space, self.share, self.seed = crop, batch, space, damaged, seed
+    files: Sequence[Path]
+    share: float
+    longest: int = 1536
+
+    def load(self) -> list[np.ndarray]:
+        """uint8 (H, W, 3) each."""
+        return [_read(file, self.longest) for file in self.files]
+
+
+def _read(file: Path, longest: int) -> np.ndarray:
+    picture = Image.open(file).convert("RGB")
+    if max(picture.size) > longest:
+        factor = longest / max(picture.size)
+        size = round(picture.width * factor), round(picture.height * factor)
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(picture)
+
+
+class Pairs(Dataset):
+    """Batches of damaged crops and what they were; batch `index` is always the same batch.
+
+    Args:
+        kinds: whose shorter sides are at least `crop` pixels.
+        space: where the recipes are drawn from.
+        zoom: a crop is cut from at most this many times its side, so that faces of all sizes occur.
+
+    Returns per batch: `image` and `truth`, (B, 3, crop, crop) in [0, 1].
+    """
+
+    def __init__(
+        self, kinds: Sequence[Pictures], *, crop: int, batch: int, space: Space | Mixture, seed: int, zoom: float = 4.0
+    ):
+        self.pictures = [kind.load() for kind in kinds]
+        shares = np.array([kind.share for kind in kinds])
+        if abs(shares.sum() - 1) > 1e-6:
+            raise ValueError(f"The shares of the pictures must sum to 1, not {shares.tolist()} (pictures.*.share).")
+        # A large picture has more to show than a small one.
+        self.places = [np.sqrt([p.shape[0] * p.shape[1] for p in kind]) for kind in self.pictures]
+        self.shares, self.crop, self.batch, self.space = shares, crop, batch, space
+        self.seed, self.zoom = seed, zoom
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng(seed_from(self.seed, "crops", index))
-        images, damaged = [], rng.random(self.batch) < self.share
-        for bad in damaged:
-            picture = Image.fromarray(self.pictures[rng.integers(len(self.pictures))])
-            side = int(rng.integers(self.crop, min(picture.size) + 1))  # every scale from native to whole
-            x, y = (int(rng.integers(0, full - side + 1)) for full in picture.size)
-            cut = picture.resize((self.crop, self.crop), Image.Resampling.BICUBIC, box=(x, y, x + side, y + side))
-            image = to_tensor(np.asarray(cut))
-            if rng.random() < 0.5:
-                image = image.flip(-1)
-            if bad:
-                image = self.space.draw(rng).apply(image)
-            images.append(image)
-        return {"image": torch.stack(images), "damaged": torch.from_numpy(damaged)}
+        rng = np.random.default_rng(seed_from(self.seed, "pairs", index))
+        truths = [self._crop(rng) for _ in range(self.batch)]
+        images = [self.space.draw(rng).apply(truth) for truth in truths]
+        return {"image": torch.stack(images), "truth": torch.stack(truths)}
+
+    def _crop(self, rng: np.random.Generator) -> Tensor:
+        kind = rng.choice(len(self.shares), p=self.shares)
+        place = self.places[kind]
+        picture = Image.fromarray(self.pictures[kind][rng.choice(len(place), p=place / place.sum())])
+        largest = min(min(picture.size) / self.crop, self.zoom)
+        side = min(round(self.crop * largest ** rng.random()), *picture.size)
+        x, y = (int(rng.integers(0, full - side + 1)) for full in picture.size)
+        box = (x, y, x + side, y + side)
+        cut = picture.crop(box).resize((self.crop, self.crop), Image.Resampling.BICUBIC)
+        image = to_tensor(np.asarray(cut))
+        return image.flip(-1) if rng.random() < 0.5 else image
 
 
-class _Autoencoding(nn.Module):
-    def __init__(self, vae: AutoencoderKL):
+def untrained(
+    shipped: Base, *, vae_channels: Sequence[int], unet_channels: Sequence[int], latent_channels: int, heads: int
+) -> Base:
+    """VAE and UNet of random weights under the text encoder and tokenizer of a base that ships."""
+    vae = tiny_vae(channels=vae_channels, latent_channels=latent_channels)
+    vae.register_to_config(scaling_factor=1.0)
+    with torch.no_grad():
+        vae.quant_conv.weight[latent_channels:] = 0  # the second half are the spreads
+        vae.quant_conv.bias[latent_channels:] = _SPREAD
+        for weight in vae.decoder.conv_out.parameters():  # nothing is corrected yet
+            weight.zero_()
+    width = shipped.unet.config.cross_attention_dim
+    unet = tiny_unet(channels=unet_channels, latent_channels=latent_channels, text_width=width, heads=heads)
+    alphas = tiny_schedule().alphas_cumprod.float()
+    return Base(vae, unet, shipped.text_encoder, shipped.tokenizer, alphas, "epsilon")
+
+
+def started(base: Base, mapnet: MapNet, source: str) -> OneStepRestorer:
+    """The restorer whose VAE, UNet and joins are trained, all of them; MapNet and null tokens are not."""
+    restorer = OneStepRestorer(
+        base, mapnet, vae_rank=0, unet_rank=0, skips=True, residual=True, guidance=1.0, source=source
+    )
+    for projector in mapnet.projectors:  # measured tokens are the null tokens, until they are trained
+        nn.init.zeros_(projector[-1].weight)
+    restorer.requires_grad_(False)
+    for part in (restorer.vae, restorer.unet):
+        part.requires_grad_(True)
+    return restorer
+
+
+class _Restoring(nn.Module):
+    def __init__(self, restorer: OneStepRestorer):
         super().__init__()
-        self.vae = vae
+        self.restorer = restorer
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.vae.encode(image).latent_dist
-        return self.vae.decode(posterior.sample()).sample, posterior.kl().mean()
-
-
-class VaeTask:
-    """Reconstruct crops: L1 + LPIPS + a whisper of KL."""
-
-    def __init__(self, vae: AutoencoderKL, perceptual: nn.Module, data: Crops, validation: Crops, *, lr: float):
-        self.vae, self.perceptual, self.data, self.validation = vae, perceptual, data, validation
-        model = _Autoencoding(vae)
-        self.phase = Phase("vae", model, torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0), self._losses)
-        self.phases = [self.phase]
-
-    def _losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        image = batch["image"] * 2 - 1
-        output, kl = self.phase.model(image)
-        return {
-            "l1": (output - image).abs().mean(),
-            "lpips": 0.5 * self.perceptual(output, image),
-            "kl": 1e-7 * kl,
-        }
-
-    def after_step(self) -> None: ...
-
-    def validate(self) -> dict[str, float]:
-        image = self.validation[0]["image"].to(self.vae.device)
-        output = self.vae.decode(self.vae.encode(image * 2 - 1).latent_dist.mode()).sample / 2 + 0.5
-        error = (output.clamp(0, 1) - image).square().mean((1, 2, 3))
-        return {"validation/vae_psnr": (-10 * error.log10()).mean().item()}
-
-    @torch.no_grad()
-    def export(self, folder: Path, step: int) -> None:
-        latents = torch.cat([self.vae.encode(self.data[i]["image"] * 2 - 1).latent_dist.mode() for i in range(8)])
-        self.vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
-        self.vae.half().save_pretrained(folder.parent.parent / "base" / "vae")
-        self.vae.float()
+    def forward(self, image: Tensor) -> Tensor:
+        return self.restorer(image, self.restorer.tokens(None, len(image)))
 
 
-class _Denoising(nn.Module):
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel):
-        super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
+class RestoringTask:
+    """L1 and LPIPS of restored crops, both on pictures in [-1, 1].
 
-    def forward(self, noisy: Tensor, timestep: Tensor, ids: Tensor, which: Tensor) -> Tensor:
-        text = self.text_encoder(ids).last_hidden_state[which]
-        return self.unet(noisy, timestep, text).sample
-
-
-class DenoiserTask:
-    """Predict the noise of latents under a prompt that says whether the picture is good or damaged.
-
-    Half of the batch is ordinary diffusion at a random timestep. The other half is what a one-step model meets:
-    the last timestep, whatever noise the latent really has, none included.
+    Args:
+        base: of random weights, its text encoder and tokenizer apart.
+        mapnet: untrained; it goes into the restorer's file, so that this can be read, and no crop passes it.
+        ema: share that the average, which is validated and exported, keeps of itself at a step.
+        source: where the restorer's file will look for the base.
     """
 
     def __init__(
         self,
-        vae: AutoencoderKL,
-        unet: UNet2DConditionModel,
-        text_encoder: CLIPTextModel,
-        tokenizer: PreTrainedTokenizerBase,
-        data: Crops,
-        validation: Crops,
+        base: Base,
+        mapnet: MapNet,
+        perceptual: nn.Module,
+        data: Pairs,
+        validation: Pairs,
         *,
-        prompts: tuple[str, str, str],  # good, damaged, neither
+        lpips_weight: float,
         lr: float,
+        ema: float,
+        source: str,
     ):
-        self.vae, self.unet, self.text_encoder = vae.requires_grad_(False), unet, text_encoder
-        self.tokenizer, self.data, self.validation = tokenizer, data, validation
-        self.schedule = tiny_schedule()
-        self.ids = tokenizer(
-            list(prompts), padding="max_length", max_length=77, truncation=True, return_tensors="pt"
-        ).input_ids
-        model = _Denoising(unet, text_encoder)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
-        self.phase = Phase("denoiser", model, optimizer, self._losses)
+        self.base, self.perceptual, self.data, self.validation = base, perceptual, data, validation
+        self.lpips_weight = lpips_weight
+        self.restorer = started(base, mapnet, source)
+        model = _Restoring(self.restorer)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.phase = Phase("restoring", model, torch.optim.AdamW(trained, lr=lr, weight_decay=0.0), self._losses)
         self.phases = [self.phase]
+        self.average = Average(self.restorer, ema)
+        self.stateful = [self.average]
 
     def _losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with torch.no_grad():
-            clean = self.vae.encode(batch["image"] * 2 - 1).latent_dist.mode() * self.vae.config.scaling_factor
-        size = len(clean)
-        timestep = torch.randint(0, 1000, (size,), device=clean.device)
-        signal = self.schedule.alphas_cumprod.to(clean)[timestep].sqrt().view(-1, 1, 1, 1)
-        noise = torch.randn_like(clean)
-        noisy = signal * clean + (1 - signal**2).sqrt() * noise
-        last = self.schedule.alphas_cumprod[-1].item()
-        one_step = torch.arange(size, device=clean.device) % 2 == 0
-        noisy[one_step] = clean[one_step] + (1 - signal[one_step] ** 2) * noise[one_step]
-        target = noise.clone()
-        target[one_step] = (noisy[one_step] - last**0.5 * clean[one_step]) / (1 - last) ** 0.5
-        timestep = torch.where(one_step, torch.full_like(timestep, 999), timestep)
-        which = batch["damaged"].long()  # 0 good, 1 damaged
-        which = torch.where(torch.rand(size, device=clean.device) < 0.1, torch.full_like(which, 2), which)
-        prediction = self.phase.model(noisy, timestep, self.ids.to(clean.device), which)
-        return {"mse": F.mse_loss(prediction, target)}
+        output, truth = self.phase.model(batch["image"]).float() * 2 - 1, batch["truth"] * 2 - 1
+        return {"l1": (output - truth).abs().mean(), "lpips": self.lpips_weight * self.perceptual(output, truth)}
 
-    def after_step(self) -> None: ...
+    def after_step(self) -> None:
+        self.average.update()
+
+    def count(self, batch: Mapping[str, Tensor]) -> int:
+        return len(batch["image"])
+
+    def shown(self) -> AbstractContextManager:
+        return self.average.swapped()
 
     def validate(self) -> dict[str, float]:
-        batch = self.validation[0]
-        return {
-            "validation/denoiser_mse": self._losses({k: v.to(self.vae.device) for k, v in batch.items()})["mse"].item()
-        }
+        device = self.restorer.null_tokens.device
+        batch = {name: value.to(device) for name, value in self.validation[0].items()}
+        restored = self.phase.model(batch["image"]).float().clamp(0, 1)
+        values = {}
+        for name, image in (("", restored), ("input_", batch["image"])):
+            error = (image - batch["truth"]).square().mean((1, 2, 3)).clamp_min(1e-6)  # an untouched crop counts 60 dB
+            values[f"validation/{name}psnr"] = (-10 * error.log10()).mean().item()
+            values[f"validation/{name}lpips"] = self.perceptual(image * 2 - 1, batch["truth"] * 2 - 1).item()
+        return values
 
+    def pictures(self) -> dict[str, np.ndarray]:
+        batch = self.validation[0]
+        image = batch["image"][:8].to(self.restorer.null_tokens.device)
+        rows = [image.cpu(), self.phase.model(image).float().cpu().clamp(0, 1), batch["truth"][:8]]
+        return {"input_restored_truth": to_bytes(torch.cat([torch.cat(list(row), 2) for row in rows], 1))}
+
+    @torch.no_grad()
     def export(self, folder: Path, step: int) -> None:
-        base = folder.parent.parent / "base"  # beside the parts of the run
-        self.unet.half().save_pretrained(base / "unet")
-        self.text_encoder.half().save_pretrained(base / "text_encoder")
-        self.schedule.save_pretrained(base / "scheduler")
-        self.tokenizer.save_pretrained(base / "tokenizer")
+        """Write the base in diffusers' layout, half precision, and a restorer that is that base and nothing more."""
+        base, vae = folder / "base", self.restorer.vae
+        skips = vae.skips
+        del vae.skips  # a part of the base of its own
+        parts = {"vae": vae, "unet": self.restorer.unet, "skips": skips, "text_encoder": self.base.text_encoder}
+        for name, part in parts.items():
+            kept = {key: value.clone() for key, value in part.state_dict().items()}
+            part.half().save_pretrained(base / name)
+            part.float().load_state_dict(kept)
+        vae.skips = skips
+        self.base.tokenizer.save_pretrained(base / "tokenizer")
+        tiny_schedule().save_pretrained(base / "scheduler")
+        own = {n: t for n, t in self.restorer.state_dict().items() if n.startswith(_OWN)}
+        checkpoints.save_weights(
+            folder / WEIGHTS_FILE,
+            own,
+            kind=self.restorer.kind,
+            config=self.restorer.config,
+            about={"steps": step},
+            dtype=torch.float16,
+        )

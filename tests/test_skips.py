@@ -1,0 +1,149 @@
+"""Joins from the VAE's encoder to its decoder, and restoring by correction."""
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from face2scene.mapnet import MapNet
+from face2scene.restorer import lora
+from face2scene.restorer.backbone import load_base
+from face2scene.restorer.load import load_restorer
+from face2scene.restorer.merged import load_merged, save_merged
+from face2scene.restorer.one_step import OneStepRestorer
+from face2scene.restorer.skips import Skips, channels_of
+from face2scene.restorer.tiling import TilePlan, restore_in_tiles
+from face2scene.train import tiny_base as pretraining
+
+
+@pytest.fixture
+def make(tiny_base):
+    def build(folder=tiny_base, dtype="fp32", **options) -> OneStepRestorer:
+        torch.manual_seed(0)
+        settings = {"vae_rank": 2, "unet_rank": 2, "vae_layers": lora.VAE_ENCODER[:6], "source": str(folder)} | options
+        mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
+        return OneStepRestorer(load_base(folder, dtype=dtype), mapnet, **settings)
+
+    return build
+
+
+def shaken(restorer: OneStepRestorer) -> OneStepRestorer:
+    """Joins and LoRAs that start at zero have something to say."""
+    torch.manual_seed(1)
+    for name, parameter in restorer.named_parameters():
+        if "lora_B" in name or name.startswith("vae.skips."):
+            nn.init.normal_(parameter, std=0.05)
+    return restorer
+
+
+def with_skips(tiny_base, folder):
+    """A copy of the base that was pretrained with joins, of random weights here."""
+    copy = shutil.copytree(tiny_base, folder)
+    torch.manual_seed(2)
+    skips = Skips(channels_of(load_base(tiny_base).vae))
+    for conv in skips.convs:
+        nn.init.normal_(conv.weight, std=0.05)
+    skips.save_pretrained(copy / "skips")
+    return copy
+
+
+def test_fresh_joins_change_nothing_and_a_correction_is_added_to_the_input(make):
+    image = torch.rand(2, 3, 16, 32)
+    plain, joined, residual = make().eval(), make(skips=True).eval(), make(residual=True).eval()
+    tokens = plain.tokens(None, 2)
+    with torch.no_grad():
+        expected = plain(image, tokens)
+        torch.testing.assert_close(joined(image, tokens), expected)
+        torch.testing.assert_close(residual(image, tokens), image + expected - 0.5)
+    corrected = residual.restore(image, tokens, guidance=1.0)
+    torch.testing.assert_close(corrected, (image + expected - 0.5).clamp(0, 1), atol=1e-5, rtol=0)
+
+
+def test_the_joins_carry_what_the_latent_does_not(make):
+    restorer = shaken(make(skips=True)).eval()
+    latent, one, other = torch.zeros(1, 4, 16, 16), torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)
+    assert (restorer.decode(latent, one) - restorer.decode(latent, other)).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_gradients_reach_the_joins_and_those_alone_beside_what_was_trained(make, recomputed):
+    plain, restorer = make(), shaken(make(skips=True, residual=True)).train()
+    if recomputed:
+        restorer.checkpoint_gradients()
+    image = torch.rand(2, 3, 16, 16)
+    restorer(image, restorer.tokens(torch.randn(2, 8, 8, 8), 2)).square().mean().backward()
+    trained = {n for n, p in restorer.named_parameters() if p.requires_grad}
+    joins = {n for n in trained if n.startswith("vae.skips.")}
+    assert trained - joins == {n for n, p in plain.named_parameters() if p.requires_grad} and len(joins) == 2
+    grads = [p.grad for n, p in restorer.named_parameters() if n in joins]
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in grads)
+
+
+def test_fresh_joins_have_gradients(make):
+    restorer = make(skips=True).train()
+    restorer(torch.rand(1, 3, 16, 16), restorer.tokens(None, 1)).square().mean().backward()
+    assert all(conv.weight.grad.abs().sum() > 0 for conv in restorer.vae.skips.convs)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_file_brings_them_back_and_trains_on(make, tmp_path, dtype):
+    restorer = shaken(make(dtype=dtype, skips=True, residual=True))
+    image, tokens = torch.rand(1, 3, 17, 30), restorer.tokens(None, 1)
+    restorer.save_pretrained(tmp_path)
+    again = load_restorer(tmp_path / "restorer.safetensors", dtype=dtype, expected={"skips": True, "residual": True})
+    assert again.skips and again.residual
+    torch.testing.assert_close(again.restore(image, tokens), restorer.eval().restore(image, tokens))
+    trained = {n for n, p in restorer.named_parameters() if p.requires_grad}
+    assert {n for n, p in again.unfreeze().named_parameters() if p.requires_grad} == trained
+    with pytest.raises(ValueError, match=r"written with skips=True \(asked for: False\)"):
+        load_restorer(tmp_path / "restorer.safetensors", expected={"skips": False})
+
+
+def test_a_merged_file_has_them_too(make, tmp_path):
+    restorer = shaken(make(skips=True, residual=True)).eval()
+    image, tokens = torch.rand(1, 3, 24, 16), restorer.tokens(None, 1)
+    expected = restorer.restore(image, tokens)
+    save_merged(restorer.merged(), tmp_path / "whole.safetensors", about={})
+    whole = load_merged(tmp_path / "whole.safetensors")
+    torch.testing.assert_close(whole.restore(image, tokens), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_file_of_before_cannot_be_gone_on_with_as_one_that_has_them(make, tmp_path):
+    make().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"written with skips=False \(asked for: True\)"):
+        load_restorer(tmp_path / "restorer.safetensors", expected={"skips": True})
+
+
+def test_a_base_brings_its_own_joins(make, tiny_base, tmp_path):
+    folder = with_skips(tiny_base, tmp_path / "base")
+    restorer = make(folder, skips=True)
+    stored = Skips.from_pretrained(folder, subfolder="skips")
+    for own, expected in zip(restorer.vae.skips.convs, stored.convs, strict=True):
+        torch.testing.assert_close(own.weight, expected.weight)
+    with pytest.raises(ValueError, match=r"set restorer\.adapters\.skips=true"):
+        make(folder)
+
+
+def test_joins_on_a_base_of_another_shape_are_refused_with_both_shapes(make, tiny_base, tmp_path):
+    make(skips=True).save_pretrained(tmp_path)
+    other = shutil.copytree(tiny_base, tmp_path / "base")
+    pretraining.tiny_vae(channels=[8, 16, 24], latent_channels=4).save_pretrained(other / "vae")
+    with pytest.raises(ValueError, match=r"join .* 8 to 16, 8 to 16 channels.*base has 8 to 16, 8 to 24, 16 to 24"):
+        OneStepRestorer.from_pretrained(tmp_path, source=other)
+
+
+def test_the_joins_of_tiles_meet_the_pixels_they_belong_to(make):
+    # With every norm on the same statistics, tiles of the VAE equal the whole; here those that are measured anew.
+    restorer = shaken(make(skips=True, residual=True)).eval()
+    image, tokens = torch.rand(1, 3, 96, 128), restorer.tokens(None, 1)
+    plan = TilePlan.of((96, 128), restorer, tile=64, overlap=16)
+    tiled = restore_in_tiles(restorer, image, lambda box: tokens, plan, guidance=1.0)
+    whole = restorer.restore(image, tokens, guidance=1.0)
+    moved = restore_in_tiles(restorer, image.roll(8, -1), lambda box: tokens, plan, guidance=1.0)
+    assert (tiled - whole).abs().mean() < 0.2 * (moved - whole).abs().mean()
+
+
+def test_the_paper_has_neither(make):
+    config = make().config
+    assert config["skips"] is False and config["residual"] is False and config["skip_channels"] is None

@@ -1,0 +1,89 @@
+"""Pretraining of the tiny base as a blind restorer."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from face2scene.degradation import Space
+from face2scene.images import write_png
+from face2scene.mapnet import MapNet
+from face2scene.restorer.backbone import load_base
+from face2scene.restorer.load import load_restorer
+from face2scene.runs import Run
+from face2scene.train import tiny_base
+from face2scene.train.loop import Schedule, train
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    def build(**options) -> tiny_base.Pairs:
+        rng = np.random.default_rng(0)
+        for number in range(2):
+            write_png(tmp_path / f"photos/{number}.png", rng.random((40, 48, 3)).astype(np.float32))
+        files = sorted((tmp_path / "photos").glob("*.png"))
+        kinds = [tiny_base.Pictures(files[:1], 0.5), tiny_base.Pictures(files[1:], 0.5)]
+        space = Space(scale=1, no_degradation_prob=0.0, kernel_sizes=(3, 5))
+        return tiny_base.Pairs(kinds, **{"crop": 32, "batch": 2, "space": space, "seed": 0} | options)
+
+    return build
+
+
+@pytest.fixture
+def task(pairs, tiny_base_shipped):
+    torch.manual_seed(0)
+    shape = {"vae_channels": [8, 16], "unet_channels": [8, 16, 16], "latent_channels": 4, "heads": 2}
+    base = tiny_base.untrained(tiny_base_shipped, **shape)
+    mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
+    options = {"lpips_weight": 0.3, "lr": 1e-2, "ema": 0.5, "source": "nowhere"}
+    return tiny_base.RestoringTask(base, mapnet, difference, pairs(), pairs(seed=1), **options)
+
+
+@pytest.fixture
+def tiny_base_shipped(request):
+    return load_base(request.getfixturevalue("tiny_base"))
+
+
+def difference(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """In the place of LPIPS."""
+    return (output - target).square().mean()
+
+
+def test_a_batch_is_its_number_and_a_picture_larger_than_asked_is_shrunk(pairs, tmp_path):
+    one, same, other = pairs()[3], pairs()[3], pairs()[4]
+    assert all(torch.equal(one[name], same[name]) for name in ("image", "truth"))
+    assert not torch.equal(one["truth"], other["truth"])
+    assert one["truth"].shape == (2, 3, 32, 32) and (one["image"] - one["truth"]).abs().mean() > 0.01
+    (shrunk,) = tiny_base.Pictures([tmp_path / "photos/0.png"], 1.0, longest=24).load()
+    assert shrunk.shape == (20, 24, 3)
+
+
+def test_shares_that_are_not_a_whole_are_refused(pairs):
+    with pytest.raises(ValueError, match=r"must sum to 1, not \[0\.7\]"):
+        tiny_base.Pairs([tiny_base.Pictures([], 0.7)], crop=8, batch=1, space=Space(), seed=0)
+
+
+def test_an_untrained_base_gives_its_input_back(task):
+    image = torch.rand(1, 3, 32, 32)
+    restored = task.restorer.eval().restore(image, task.restorer.tokens(torch.randn(1, 8, 8, 8), 1))
+    torch.testing.assert_close(restored, image, atol=1e-6, rtol=0)
+
+
+@pytest.mark.usefixtures("no_accelerator_of_another_test")
+def test_what_is_exported_is_what_was_trained(task, tmp_path):
+    before = {name: p.detach().clone() for name, p in task.restorer.named_parameters() if p.requires_grad}
+    run = Run(tmp_path / "run", {"name": "base"})
+    train(task, Accelerator(cpu=True), Schedule(steps=3, validate_every=3), run, seed=0)
+    still = [n for n, p in task.restorer.named_parameters() if n in before and torch.equal(p, before[n])]
+    assert still == []
+    folder = tmp_path / "run/weights"
+    with task.shown():
+        restorer = task.restorer.eval()
+        image = torch.rand(1, 3, 30, 34)
+        expected = restorer.restore(image, restorer.tokens(None, 1))
+    again = load_restorer(folder / "restorer.safetensors", source=folder / "base")
+    assert again.skips and again.residual and again.guidance == 1.0
+    assert (expected - image).abs().max() > 1e-3
+    for tokens in (again.tokens(None, 1), again.tokens(torch.randn(1, 8, 8, 8), 1)):  # no damage is measured yet
+        torch.testing.assert_close(again.restore(image, tokens), expected, atol=5e-3, rtol=0)  # half precision
+    assert {"validation/psnr", "validation/input_lpips"} <= task.validate().keys()
