@@ -13,7 +13,7 @@ from face2scene.restorer.load import load_restorer
 from face2scene.restorer.merged import load_merged, save_merged
 from face2scene.restorer.one_step import OneStepRestorer
 from face2scene.restorer.skips import Skips, channels_of
-from face2scene.restorer.tiling import TilePlan, restore_in_tiles
+from face2scene.restorer.tiling import TilePlan
 from face2scene.train import tiny_base as pretraining
 
 
@@ -138,9 +138,9 @@ def test_the_joins_of_tiles_meet_the_pixels_they_belong_to(make):
     restorer = shaken(make(skips=True, residual=True)).eval()
     image, tokens = torch.rand(1, 3, 96, 128), restorer.tokens(None, 1)
     plan = TilePlan.of((96, 128), restorer, tile=64, overlap=16)
-    tiled = restore_in_tiles(restorer, image, lambda box: tokens, plan, guidance=1.0)
+    tiled = next(restorer.restore_tiled(image, lambda box: tokens, plan, [1.0]))
     whole = restorer.restore(image, tokens, guidance=1.0)
-    moved = restore_in_tiles(restorer, image.roll(8, -1), lambda box: tokens, plan, guidance=1.0)
+    moved = next(restorer.restore_tiled(image.roll(8, -1), lambda box: tokens, plan, [1.0]))
     assert (tiled - whole).abs().mean() < 0.2 * (moved - whole).abs().mean()
 
 
