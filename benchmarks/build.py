@@ -21,14 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from face2scene.data import build as building
-from face2scene.data.build import Draft, Made, build
-from face2scene.data.join import Plan
-from face2scene.data.manifest import stream_manifest
-from face2scene.data.synthetic import DrawnPeople, GeneratedPeople
+from face2scene.common.files import sha256_of, write_json
+from face2scene.data.building import build as building
+from face2scene.data.building.build import Draft, Made, build
+from face2scene.data.building.finalize import Plan
+from face2scene.data.records import stream_manifest
+from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
 from face2scene.data.verify import problems_of
-from face2scene.files import sha256_of, write_json
-from face2scene.images import write_png
+from face2scene.image_io.arrays import write_png
 
 PEOPLE, SHOTS, SIDE = 24, 5, 512
 

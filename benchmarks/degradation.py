@@ -31,6 +31,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from face2scene.common.files import write_json
+from face2scene.common.memory import keep_freed_memory
 from face2scene.degradation import (
     Blur,
     GaussianNoise,
@@ -44,8 +46,6 @@ from face2scene.degradation import (
     SpatialBlur,
     apply_batch,
 )
-from face2scene.files import write_json
-from face2scene.memory import keep_freed_memory
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "degradation"
 LARGEST_KERNEL = 21

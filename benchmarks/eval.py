@@ -20,12 +20,12 @@ from time import perf_counter, process_time
 import numpy as np
 import torch
 
-from face2scene.eval.metrics import METRICS, build_all, choose
-from face2scene.eval.results import read_scores
-from face2scene.eval.score import score_folders
-from face2scene.files import read_json, write_json
-from face2scene.images import list_images, write_png
-from face2scene.memory import keep_freed_memory
+from face2scene.common.files import read_json, write_json
+from face2scene.common.memory import keep_freed_memory
+from face2scene.eval.metrics.registry import METRICS, build_all, choose
+from face2scene.eval.scoring.results import read_scores
+from face2scene.eval.scoring.score import score_folders
+from face2scene.image_io.arrays import list_images, write_png
 
 KEYS = ("psnr", "ssim_y", "lpips", "dists", "fid")
 LAUNCH = Path(__file__).parents[1] / "configs/accelerate/cpu_two.yaml"
@@ -51,7 +51,7 @@ def plain(folder: Path, out: Path) -> None:
     """The other side: pyiqa as its manual shows it."""
     start = perf_counter()
     specs = {key: METRICS[key].engine for key in KEYS if key != "ssim_y"}
-    from face2scene.eval.engines import Pyiqa
+    from face2scene.eval.metrics.pyiqa_backend import Pyiqa
 
     specs["ssim_y"] = Pyiqa("ssim", {"color_space": "ycbcr"})
     models = {key: spec.network("cpu") for key, spec in specs.items()}

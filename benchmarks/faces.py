@@ -29,13 +29,13 @@ from omegaconf import OmegaConf
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from face2scene import weights
-from face2scene.extras import need
+from face2scene.assets import catalogue as weights
+from face2scene.common.files import atomic_write, write_json
+from face2scene.common.optional import need
+from face2scene.common.types import Face
 from face2scene.faces.detect import Detector
 from face2scene.faces.identity import cosine
-from face2scene.files import atomic_write, write_json
-from face2scene.images import list_images, read_image, resize, to_array, to_tensor
-from face2scene.records import Face
+from face2scene.image_io.arrays import list_images, read_image, resize, to_array, to_tensor
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SIDE = 512  # of the pictures of the recall table

@@ -28,14 +28,14 @@ from omegaconf import DictConfig
 from table import show
 from torch import Tensor
 
-from face2scene.data.pairs import FacePairBatches, RestoredBy
-from face2scene.extras import need
-from face2scene.fadex import MoCo
-from face2scene.files import write_json
-from face2scene.images import write_png
-from face2scene.memory import keep_freed_memory
-from face2scene.runs import REPOSITORY, seed_from
-from face2scene.train.stream import batches
+from face2scene.common.files import write_json
+from face2scene.common.memory import keep_freed_memory
+from face2scene.common.optional import need
+from face2scene.common.reproducibility import REPOSITORY, seed_from
+from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy
+from face2scene.image_io.arrays import write_png
+from face2scene.models.fadex import MoCo
+from face2scene.train.dataloader import batches
 
 PICTURES = 24
 

@@ -21,15 +21,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from face2scene import weights
+from face2scene.assets import catalogue as weights
+from face2scene.common.files import write_json
+from face2scene.common.memory import keep_freed_memory
+from face2scene.common.reproducibility import REPOSITORY
 from face2scene.degradation import Blur, GaussianNoise, Jpeg, Recipe, Resize, RestoreSize
-from face2scene.eval.predict import RealESRGANx4
-from face2scene.files import write_json
-from face2scene.images import to_array, to_tensor, write_png
-from face2scene.memory import keep_freed_memory
-from face2scene.pipeline import Face2ScenePipeline
-from face2scene.restorer.losses import Perceptual
-from face2scene.runs import REPOSITORY
+from face2scene.eval.baselines.methods import RealESRGANx4
+from face2scene.image_io.arrays import to_array, to_tensor, write_png
+from face2scene.inference.pipeline import Face2ScenePipeline
+from face2scene.models.restorer.perceptual import Perceptual
 
 Method = Callable[[Tensor], Tensor]  # (3, H, W) in [0, 1] to the same
 

@@ -20,12 +20,13 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from face2scene.files import write_json
-from face2scene.folders import find_jobs, restore_folder
-from face2scene.memory import keep_freed_memory
-from face2scene.photos import Photo, read_photo, write_photo
-from face2scene.pipeline import Face2ScenePipeline
-from face2scene.runs import REPOSITORY
+from face2scene.common.files import write_json
+from face2scene.common.memory import keep_freed_memory
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.image_io.photos import Photo, read_photo, write_photo
+from face2scene.inference.batch import restore_folder
+from face2scene.inference.pipeline import Face2ScenePipeline
+from face2scene.inference.tasks import find_jobs
 
 
 def pictures(folder: Path, count: int, size: int) -> Path:

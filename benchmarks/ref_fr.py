@@ -22,16 +22,16 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from face2scene import weights
-from face2scene.eval.metrics import METRICS, Scorer
+from face2scene.assets import catalogue as weights
+from face2scene.common.files import write_json
+from face2scene.common.memory import keep_freed_memory
+from face2scene.common.reproducibility import REPOSITORY, seed_from
+from face2scene.common.types import DegradationTokens, Face, Scene
+from face2scene.eval.metrics.registry import METRICS, Scorer
 from face2scene.faces.align import crop, square_crop_box
-from face2scene.files import write_json
-from face2scene.images import read_tensor, resize, to_array
-from face2scene.memory import keep_freed_memory
-from face2scene.pipeline import Face2ScenePipeline, Measurement
-from face2scene.records import DegradationTokens, Face, Scene
+from face2scene.image_io.arrays import read_tensor, resize, to_array
+from face2scene.inference.pipeline import Face2ScenePipeline, Measurement
 from face2scene.ref_fr.base import aligned_face, in_bytes
-from face2scene.runs import REPOSITORY, seed_from
 
 CONFIGS = REPOSITORY / "configs"
 RESTORERS = ("copy", "real_esrgan", "perturbed_bad", "perturbed_medium", "perturbed_good", "perturbed", "ground_truth")

@@ -31,20 +31,20 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
 
-from face2scene.fadex import FaDeX
-from face2scene.files import write_json
-from face2scene.mapnet import MapNet
-from face2scene.memory import keep_freed_memory, release_freed_memory
-from face2scene.restorer import s3diff
-from face2scene.restorer.backbone import Base
-from face2scene.restorer.critic import VIT_B16, Critic, load_features
-from face2scene.restorer.one_step import OneStepRestorer
-from face2scene.restorer.random_base import SD_TURBO, networks
-from face2scene.restorer.s3diff import S3Diff
-from face2scene.restorer.score_net import ScoreNet
-from face2scene.runs import REPOSITORY
+from face2scene.common.files import write_json
+from face2scene.common.memory import keep_freed_memory, release_freed_memory
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.models.fadex import FaDeX
+from face2scene.models.mapnet import MapNet
+from face2scene.models.restorer.base_model import Base
+from face2scene.models.restorer.discriminator import VIT_B16, Critic, load_features
+from face2scene.models.restorer.one_step import OneStepRestorer
+from face2scene.models.restorer.random_base import SD_TURBO, networks
+from face2scene.models.s3diff import model as s3diff
+from face2scene.models.s3diff.degradation_scores import ScoreNet
+from face2scene.models.s3diff.model import S3Diff
 from face2scene.train.loop import step
-from face2scene.train.restorer import RestorerTask
+from face2scene.train.restorer_task import RestorerTask
 
 PROMPTS = (s3diff.POSITIVE, s3diff.NEGATIVE)
 STAGES = ("encode", "unet", "decode", "rest")

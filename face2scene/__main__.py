@@ -2,6 +2,6 @@
 
 import sys
 
-from face2scene.cli import main
+from face2scene.cli.main import main
 
 sys.exit(main())

@@ -4,9 +4,9 @@ import logging
 
 from omegaconf import DictConfig
 
-from face2scene.app import Instrument, Page, build, launch
-from face2scene.command_line import script
-from face2scene.pipeline_config import pipeline_of
+from face2scene.cli.app import Instrument, Page, build, launch
+from face2scene.cli.command_line import script
+from face2scene.cli.pipeline_config import pipeline_of
 
 
 @script("app")

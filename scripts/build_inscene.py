@@ -15,13 +15,13 @@ from accelerate import Accelerator
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from face2scene.command_line import script
-from face2scene.data.build import Source, build
-from face2scene.data.filters import thresholds
-from face2scene.data.grouping import Grouping
-from face2scene.data.join import Plan, Selection
-from face2scene.data.real import Photos
-from face2scene.eval.metrics import METRICS, Pyiqa
+from face2scene.cli.command_line import script
+from face2scene.data.building.build import Source, build
+from face2scene.data.building.filters import thresholds
+from face2scene.data.building.finalize import Plan, Selection
+from face2scene.data.building.identity_clusters import Grouping
+from face2scene.data.sources.photo_folder import Photos
+from face2scene.eval.metrics.registry import METRICS, Pyiqa
 from face2scene.faces.detect import Detector
 
 # What the pictures do not depend on; two builds that differ only here are the same build.

@@ -6,7 +6,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from face2scene.command_line import script
+from face2scene.cli.command_line import script
 from face2scene.faces.calibrate import pairs, photos, table
 
 

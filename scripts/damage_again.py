@@ -3,8 +3,8 @@
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from face2scene.command_line import script
-from face2scene.data.again import damage_again
+from face2scene.cli.command_line import script
+from face2scene.data.redegrade import damage_again
 
 
 @script("damage_again", required=["output"])

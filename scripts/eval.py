@@ -5,13 +5,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from face2scene.command_line import CONFIGS as ROOTS
-from face2scene.command_line import script
-from face2scene.eval.printed_forms import printed_table
-from face2scene.eval.report import quickstart_report
-from face2scene.eval.score import score_folder, truth_of
-from face2scene.eval.tables import markdown, row_from_scores
-from face2scene.files import atomic_write, read_json
+from face2scene.cli.command_line import CONFIGS as ROOTS
+from face2scene.cli.command_line import script
+from face2scene.common.files import atomic_write, read_json
+from face2scene.eval.reports.quickstart import quickstart_report
+from face2scene.eval.reports.table_page import printed_table
+from face2scene.eval.scoring.score import score_folder, truth_of
+from face2scene.eval.tables.render import markdown, row_from_scores
 
 CONFIGS = ROOTS / "eval"
 
@@ -20,7 +20,7 @@ def _predictions(cfg: DictConfig, run: Path) -> None:
     import torch
     from accelerate import PartialState
 
-    from face2scene.eval.pairing import boxes_of
+    from face2scene.eval.scoring.pairing import boxes_of
 
     state = PartialState(cpu=not torch.cuda.is_available())
     if state.num_processes == 1 and cfg.threads:
@@ -63,7 +63,7 @@ def _table(cfg: DictConfig, run: Path) -> None:
 
 
 def _figure(cfg: DictConfig, run: Path) -> None:
-    from face2scene.eval.figures import draw_figure
+    from face2scene.eval.reports.figures import draw_figure
 
     if str(cfg.figure) == "5":
         _measure_figure_5(cfg, run)
@@ -72,7 +72,7 @@ def _figure(cfg: DictConfig, run: Path) -> None:
 
 
 def _compare(cfg: DictConfig, run: Path) -> None:
-    from face2scene.eval.compare import compare, table
+    from face2scene.eval.scoring.significance import compare, table
 
     if len(cfg.compare) != 2:
         sys.exit(f"Two runs are compared, got {list(cfg.compare)} (option compare).")
@@ -92,7 +92,7 @@ def _report(cfg: DictConfig, run: Path) -> None:
         return
     if cfg.report != "gallery":
         sys.exit(f"There is no report {cfg.report!r}: choose quickstart or gallery (option report).")
-    from face2scene.eval.gallery import write_report
+    from face2scene.eval.reports.gallery import write_report
 
     if cfg.truth is None or not cfg.methods:
         sys.exit("A gallery needs truth=FOLDER and methods=[RUN,...] or methods={TITLE: RUN}, scored before.")
@@ -105,7 +105,7 @@ def _report(cfg: DictConfig, run: Path) -> None:
 def _probe(cfg: DictConfig, run: Path) -> None:
     from hydra.utils import instantiate
 
-    from face2scene.eval.probe_report import summary
+    from face2scene.eval.probe.report import summary
 
     print(summary(instantiate(cfg.probe, _convert_="all")(run)))
     print(f"all numbers: {run / 'probe.json'}, {run / 'probe.csv'}; picture: {run / 'images/probe.png'}")
@@ -116,10 +116,10 @@ def _probe(cfg: DictConfig, run: Path) -> None:
 
 def _models(cfg: DictConfig, model: str) -> tuple:
     """Restorer and FaDeX: the shipped tiny ones, or the paper's size with random weights."""
-    from face2scene.eval.complexity import paper_models
-    from face2scene.fadex.encoder import FaDeX
-    from face2scene.restorer.backbone import precision
-    from face2scene.restorer.load import load_restorer
+    from face2scene.eval.cost.complexity import paper_models
+    from face2scene.models.fadex.encoder import FaDeX
+    from face2scene.models.loading import load_restorer
+    from face2scene.models.restorer.base_model import precision
 
     if model == "tiny":
         shipped = Path(cfg.shipped)
@@ -130,7 +130,7 @@ def _models(cfg: DictConfig, model: str) -> tuple:
 
 
 def _complexity(cfg: DictConfig, run: Path) -> None:
-    from face2scene.eval import complexity as cost
+    from face2scene.eval.cost import complexity as cost
 
     options = {key: cfg.cost[key] for key in ("sizes", "face", "warmup", "repeats")}
     paper = cfg.complexity == "paper"
@@ -145,9 +145,9 @@ def _complexity(cfg: DictConfig, run: Path) -> None:
 def _measure_figure_5(cfg: DictConfig, run: Path) -> None:
     from hydra.utils import instantiate
 
-    from face2scene.eval.figure_5 import figure_5, table
-    from face2scene.eval.printed import read_texts
-    from face2scene.pipeline import Face2ScenePipeline
+    from face2scene.eval.cost.timing import figure_5, table
+    from face2scene.eval.tables.paper import read_texts
+    from face2scene.inference.pipeline import Face2ScenePipeline
 
     def load() -> tuple[Face2ScenePipeline, str]:
         stage_one = instantiate(cfg.ref_fr) or None

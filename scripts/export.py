@@ -4,9 +4,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from face2scene.command_line import script
-from face2scene.export import export_fadex, export_mapnet, export_merged
-from face2scene.fadex.encoder import FaDeX
+from face2scene.cli.command_line import script
+from face2scene.inference.export import export_fadex, export_mapnet, export_merged
+from face2scene.models.fadex.encoder import FaDeX
 
 PARTS = ("merged", "fadex", "mapnet")
 

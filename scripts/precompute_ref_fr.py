@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from face2scene.command_line import script
+from face2scene.cli.command_line import script
 from face2scene.data.precompute import faces_of, fill
 from face2scene.ref_fr.cache import Cached
 

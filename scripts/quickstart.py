@@ -16,7 +16,7 @@ import webbrowser
 from pathlib import Path
 from time import perf_counter
 
-from face2scene.files import read_json, write_json
+from face2scene.common.files import read_json, write_json
 
 RUN = Path("runs/quickstart")
 EXPERIMENT = "experiment=quickstart"

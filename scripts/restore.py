@@ -14,12 +14,12 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from omegaconf import DictConfig, OmegaConf
 
-from face2scene.command_line import script
-from face2scene.data.manifest import METADATA
-from face2scene.folders import Outcome, find_jobs, restore_folder
-from face2scene.jobs import passed_over
-from face2scene.pipeline_config import pipeline_of
-from face2scene.why_log import WHY_LOG
+from face2scene.cli.command_line import script
+from face2scene.cli.pipeline_config import pipeline_of
+from face2scene.data.records import METADATA
+from face2scene.inference.batch import Outcome, restore_folder
+from face2scene.inference.log import WHY_LOG
+from face2scene.inference.tasks import find_jobs, passed_over
 
 
 @script("restore", required=["input", "output"], level=logging.INFO)

@@ -14,20 +14,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from face2scene import weights
-from face2scene.command_line import CONFIGS, script
-from face2scene.eval.adapters import Adapter
-from face2scene.eval.baseline_record import doubts
-from face2scene.eval.baselines import Outcome, commands, import_folder, run_command, run_here
-from face2scene.eval.predict import predict_folder
-from face2scene.eval.score import score_folder
-from face2scene.eval.staging import StagingError, lay_out, scale_of
-from face2scene.eval.tables import markdown, row_from_scores
-from face2scene.folders import restore_folder
-from face2scene.images import list_images
-from face2scene.jobs import Job, find_jobs
-from face2scene.pipeline import Face2ScenePipeline
-from face2scene.pipeline_config import device_of, pipeline_of
+from face2scene.assets import catalogue as weights
+from face2scene.cli.command_line import CONFIGS, script
+from face2scene.cli.pipeline_config import device_of, pipeline_of
+from face2scene.eval.baselines.adapter import Adapter
+from face2scene.eval.baselines.methods import predict_folder
+from face2scene.eval.baselines.record import doubts
+from face2scene.eval.baselines.run import Outcome, commands, import_folder, run_command, run_here
+from face2scene.eval.baselines.staging import StagingError, lay_out, scale_of
+from face2scene.eval.scoring.score import score_folder
+from face2scene.eval.tables.render import markdown, row_from_scores
+from face2scene.image_io.arrays import list_images
+from face2scene.inference.batch import restore_folder
+from face2scene.inference.pipeline import Face2ScenePipeline
+from face2scene.inference.tasks import Job, find_jobs
 
 FOLDER = CONFIGS / "baseline"
 

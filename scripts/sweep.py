@@ -10,12 +10,12 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from face2scene.command_line import script, typed_values
-from face2scene.eval.metrics import choose
-from face2scene.eval.sweep import Sweep, plan
-from face2scene.eval.sweep_run import Runner, in_a_process_group, pending, run_steps, submit_steps
-from face2scene.eval.sweep_table import collect, sharing_sentence
-from face2scene.pipeline_config import device_of
+from face2scene.cli.command_line import script, typed_values
+from face2scene.cli.pipeline_config import device_of
+from face2scene.eval.metrics.registry import choose
+from face2scene.eval.sweeps.plan import Sweep, plan
+from face2scene.eval.sweeps.run import Runner, in_a_process_group, pending, run_steps, submit_steps
+from face2scene.eval.sweeps.table import collect, sharing_sentence
 
 _OWN = "name sweep dry_run use limit metrics device each launch jobs gpus submit wait slurm".split()  # noqa: SIM905
 

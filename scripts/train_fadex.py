@@ -10,13 +10,13 @@ from accelerate import Accelerator
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from face2scene.command_line import script
-from face2scene.data.pairs import FacePairBatches, RestoredBy
+from face2scene.cli.command_line import script
+from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy
 from face2scene.degradation import PRESETS
-from face2scene.fadex import MoCo
-from face2scene.runs import open_run
-from face2scene.train.fadex import FaDeXTask
+from face2scene.models.fadex import MoCo
+from face2scene.train.fadex_task import FaDeXTask
 from face2scene.train.loop import Schedule, train
+from face2scene.train.run import open_run
 
 
 @script("train_fadex", level=logging.INFO)

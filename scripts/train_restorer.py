@@ -7,19 +7,19 @@ from accelerate import Accelerator
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from face2scene.command_line import script
-from face2scene.data.scenes import SceneBatches, held_out
-from face2scene.fadex.encoder import FaDeX
-from face2scene.restorer.backbone import load_base
-from face2scene.restorer.critic import Critic, load_features
-from face2scene.restorer.load import load_restorer
-from face2scene.restorer.losses import Perceptual
-from face2scene.restorer.one_step import OneStepRestorer
-from face2scene.restorer.s3diff import NoFaDeX, S3Diff
-from face2scene.runs import open_run
-from face2scene.train import sharded
+from face2scene.cli.command_line import script
+from face2scene.data.scene_batches import SceneBatches, held_out
+from face2scene.models.fadex.encoder import FaDeX
+from face2scene.models.loading import load_restorer
+from face2scene.models.restorer.base_model import load_base
+from face2scene.models.restorer.discriminator import Critic, load_features
+from face2scene.models.restorer.one_step import OneStepRestorer
+from face2scene.models.restorer.perceptual import Perceptual
+from face2scene.models.s3diff.model import NoFaDeX, S3Diff
+from face2scene.train import fsdp as sharded
 from face2scene.train.loop import Schedule, train
-from face2scene.train.restorer import RestorerTask
+from face2scene.train.restorer_task import RestorerTask
+from face2scene.train.run import open_run
 
 
 @script("train_restorer", level=logging.INFO)

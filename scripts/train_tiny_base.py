@@ -7,14 +7,14 @@ from accelerate import Accelerator
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from face2scene import weights
-from face2scene.command_line import script
-from face2scene.images import list_images
-from face2scene.restorer.backbone import load_base
-from face2scene.restorer.losses import Perceptual
-from face2scene.runs import open_run
+from face2scene.assets import catalogue as weights
+from face2scene.cli.command_line import script
+from face2scene.image_io.arrays import list_images
+from face2scene.models.restorer.base_model import load_base
+from face2scene.models.restorer.perceptual import Perceptual
 from face2scene.train import tiny_base
 from face2scene.train.loop import Schedule, train
+from face2scene.train.run import open_run
 
 
 @script("train_tiny_base", level=logging.INFO)

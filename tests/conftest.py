@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from face2scene.memory import keep_freed_memory
-from face2scene.weights import folder
+from face2scene.assets.catalogue import folder
+from face2scene.common.memory import keep_freed_memory
 
 keep_freed_memory()
 
@@ -36,7 +36,7 @@ def tiny_base(tmp_path_factory) -> Path:
     """A random base model in diffusers' layout, smaller than the one that ships; its tokenizer is the shipped one."""
     import torch
 
-    from face2scene.runs import REPOSITORY
+    from face2scene.common.reproducibility import REPOSITORY
     from face2scene.train import tiny_base as make
 
     torch.manual_seed(0)
@@ -55,11 +55,11 @@ def tiny_pipeline(tiny_base, tmp_path_factory) -> Path:
     """A folder as `Face2ScenePipeline.from_pretrained` reads it: a restorer with random LoRAs, and a FaDeX."""
     import torch
 
-    from face2scene.fadex.encoder import FaDeX
-    from face2scene.mapnet import MapNet
-    from face2scene.restorer import lora
-    from face2scene.restorer.backbone import load_base
-    from face2scene.restorer.one_step import OneStepRestorer
+    from face2scene.models.fadex.encoder import FaDeX
+    from face2scene.models.mapnet import MapNet
+    from face2scene.models.restorer import lora
+    from face2scene.models.restorer.base_model import load_base
+    from face2scene.models.restorer.one_step import OneStepRestorer
 
     torch.manual_seed(0)
     mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
@@ -78,7 +78,7 @@ def tiny_pipeline(tiny_base, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def make_pipeline(tiny_pipeline) -> Callable:
     """Pipelines of that folder with any options; loaded once, so what changes the networks loads its own."""
-    from face2scene.pipeline import Face2ScenePipeline
+    from face2scene.inference.pipeline import Face2ScenePipeline
 
     loaded = Face2ScenePipeline.from_pretrained(tiny_pipeline)
     return lambda **options: Face2ScenePipeline(loaded.restorer, loaded.fadex, **options)
@@ -87,7 +87,7 @@ def make_pipeline(tiny_pipeline) -> Callable:
 @pytest.fixture(scope="module")
 def faceme_parts_made_once():
     """Random networks of FaceMe cost more to make than to run; every model still gets its own."""
-    from face2scene.ref_fr import faceme_tiny
+    from face2scene.ref_fr.faceme import tiny as faceme_tiny
 
     made = functools.cache(faceme_tiny.tiny_parts)
     with pytest.MonkeyPatch.context() as patch:
@@ -98,7 +98,7 @@ def faceme_parts_made_once():
 @pytest.fixture
 def photo_files(tmp_path) -> list[Path]:
     """Two plain pictures, as references of somebody."""
-    from face2scene.images import write_png
+    from face2scene.image_io.arrays import write_png
 
     for number in range(2):
         write_png(tmp_path / f"photos/{number}.png", np.full((40, 30, 3), 0.3 + 0.3 * number, np.float32))

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from face2scene.data.build import build, rejected_rows
-from face2scene.data.join import Plan
+from face2scene.common.types import Face
+from face2scene.data.building.build import build, rejected_rows
+from face2scene.data.building.finalize import Plan
 from face2scene.degradation import Space
 from face2scene.faces.detect import Detector
-from face2scene.records import Face
 
 SMALL = Space(scale=1, kernel_sizes=(7, 7), resize_probs=(0, 0, 1), resize_probs2=(0, 0, 1), final_sinc_prob=0)
 

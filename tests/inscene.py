@@ -5,9 +5,9 @@ from typing import Any
 
 from PIL import Image
 
-from face2scene.data.manifest import Record
-from face2scene.files import sha256_of
-from face2scene.records import Box
+from face2scene.common.files import sha256_of
+from face2scene.common.types import Box
+from face2scene.data.records import Record
 
 
 def record(image: Path, face_box: Box, /, **known: Any) -> Record:

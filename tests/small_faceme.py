@@ -8,11 +8,11 @@ import torch
 from torch.nn import functional as F
 from transformers import CLIPTextConfig
 
-from face2scene.eval.complexity import SDXL
-from face2scene.images import write_png
+from face2scene.eval.cost.complexity import SDXL
+from face2scene.image_io.arrays import write_png
+from face2scene.models.restorer.random_base import SD_TURBO
 from face2scene.ref_fr.base import in_bytes
-from face2scene.ref_fr.faceme import FaceMe
-from face2scene.restorer.random_base import SD_TURBO
+from face2scene.ref_fr.faceme.model import FaceMe
 
 # stabilityai/stable-diffusion-xl-base-1.0, which RealVisXL is tuned from; its ControlNet is `SDXL` as it stands
 SDXL_UNET = SDXL | {

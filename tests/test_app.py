@@ -10,15 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from face2scene.app import Instrument, Page, build, launch
+from face2scene.cli.app import Instrument, Page, build, launch
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.faces.backends.yunet_dlib import OpenBackend
 from face2scene.faces.detect import Detector
-from face2scene.faces.open import OpenBackend
-from face2scene.fadex import FaDeX
-from face2scene.fadex.readout import FACTORS, Readout
-from face2scene.folders import find_jobs, restore_folder
-from face2scene.pipeline import Face2ScenePipeline
+from face2scene.inference.batch import restore_folder
+from face2scene.inference.pipeline import Face2ScenePipeline
+from face2scene.inference.tasks import find_jobs
+from face2scene.models.fadex import FaDeX
+from face2scene.models.fadex.linear_readout import FACTORS, Readout
 from face2scene.ref_fr import Copy
-from face2scene.runs import REPOSITORY
 
 TINY = REPOSITORY / "checkpoints/tiny"
 
@@ -136,7 +137,7 @@ def test_the_server_tells_what_is_wrong_with_a_file(served, tmp_path):
 
 
 def test_an_instrument_reads_every_factor_with_its_unit(instrument):
-    from face2scene.records import FacePair
+    from face2scene.common.types import FacePair
 
     rows = instrument(FacePair(torch.rand(3, 32, 32), torch.rand(3, 32, 32), (0, 0, 32, 32)))
     assert [row[2] for row in rows] == [unit for unit, _, _ in FACTORS.values()]

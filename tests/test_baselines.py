@@ -19,17 +19,17 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
-from face2scene.eval.adapters import Adapter, AdapterError, stems
-from face2scene.eval.baseline_record import doubts
-from face2scene.eval.baselines import commands, import_folder, run_command, run_here
-from face2scene.eval.predict import Bicubic, RealESRGANx4, predict_folder
-from face2scene.eval.score import score_folder
-from face2scene.eval.staging import StagingError, lay_out, scale_of, take_back
-from face2scene.fadex.encoder import FaDeX
-from face2scene.files import sha256_of
-from face2scene.images import read_tensor, resize, write_png
-from face2scene.jobs import Job, find_jobs
-from face2scene.runs import REPOSITORY
+from face2scene.common.files import sha256_of
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.eval.baselines.adapter import Adapter, AdapterError, stems
+from face2scene.eval.baselines.methods import Bicubic, RealESRGANx4, predict_folder
+from face2scene.eval.baselines.record import doubts
+from face2scene.eval.baselines.run import commands, import_folder, run_command, run_here
+from face2scene.eval.baselines.staging import StagingError, lay_out, scale_of, take_back
+from face2scene.eval.scoring.score import score_folder
+from face2scene.image_io.arrays import read_tensor, resize, write_png
+from face2scene.inference.tasks import Job, find_jobs
+from face2scene.models.fadex.encoder import FaDeX
 
 BASELINES = sorted(path.stem for path in (REPOSITORY / "configs/baseline").glob("*.yaml"))
 # A program like the others: reads every file of a folder, enlarges, writes under names of its own, keeps a journal.

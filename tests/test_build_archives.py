@@ -9,8 +9,8 @@ import pytest
 from hued_photos import HUES, OPTIONS, ColourFaces, built, pixels, reasons
 from PIL import Image
 
-from face2scene.data.archives import PhotoArchives
-from face2scene.data.manifest import read_manifest
+from face2scene.data.records import read_manifest
+from face2scene.data.sources.photo_archives import PhotoArchives
 from face2scene.data.verify import verify
 
 

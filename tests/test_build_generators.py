@@ -11,9 +11,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from face2scene.data.generators import DrawnPeople, GeneratorError, Job, JobFailed
-from face2scene.data.infiniteyou import LICENCES, InfiniteYou
-from face2scene.data.prompts import PACKS, Prompts, subjects
+from face2scene.data.building.prompts import PACKS, Prompts, subjects
+from face2scene.data.generators.base import DrawnPeople, GeneratorError, Job, JobFailed
+from face2scene.data.generators.infiniteyou import LICENCES, InfiniteYou
 
 # Prompts
 
@@ -230,7 +230,7 @@ def tiny_stable_diffusion(folder: Path) -> Path:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
-    from face2scene.runs import REPOSITORY
+    from face2scene.common.reproducibility import REPOSITORY
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "checkpoints/tiny/base/tokenizer")
@@ -278,7 +278,7 @@ def tiny_adapter(folder: Path) -> Path:
 
 
 def test_any_pipeline_of_diffusers_draws_with_a_face(tmp_path):
-    from face2scene.data.ip_adapter import IPAdapterPipeline
+    from face2scene.data.generators.ip_adapter import IPAdapterPipeline
 
     generator = IPAdapterPipeline(
         *(tiny_stable_diffusion(tmp_path / "base"), tiny_adapter(tmp_path / "adapter")),

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from face2scene.cli import main
-from face2scene.data.build import Rejection, build
-from face2scene.data.grouping import Grouping
-from face2scene.data.join import Plan, Selection
-from face2scene.data.manifest import read_manifest
-from face2scene.data.photographs import Cut, Label, Photographs, Tools
-from face2scene.data.synthetic import DrawnPeople, GeneratedPeople
+from face2scene.cli.main import main
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.data.building.build import Rejection, build
+from face2scene.data.building.finalize import Plan, Selection
+from face2scene.data.building.identity_clusters import Grouping
+from face2scene.data.building.photo_filtering import Cut, Label, Photographs, Tools
+from face2scene.data.records import read_manifest
+from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
 from face2scene.degradation import Space
-from face2scene.runs import REPOSITORY
 
 SMALL = Space(scale=1, kernel_sizes=(7, 7), resize_probs=(0, 0, 1), resize_probs2=(0, 0, 1), final_sinc_prob=0)
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
@@ -152,7 +152,7 @@ class FullDisk(OSError):
 
 
 def test_a_full_disk_stops_the_build_with_a_sentence_and_the_next_start_goes_on(tmp_path, monkeypatch):
-    from face2scene.data import build as module
+    from face2scene.data.building import build as module
 
     run_build(tmp_path / "whole", tmp_path / "trace")
     written, real = [], module.write_png
@@ -185,7 +185,7 @@ def test_a_disk_that_is_really_full_is_said(tmp_path):
     ):
         pytest.skip("no small file system can be mounted here")
     try:
-        from face2scene.data.build import BuildError
+        from face2scene.data.building.build import BuildError
 
         people = {"train_people": 20, "train_shots": 3, "size": 64}
         source = GeneratedPeople(lambda: DrawnPeople(side=64), None, name="drawn", licence="CC0-1.0", **people)

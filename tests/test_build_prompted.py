@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from face2scene.data.build import BuildError, build, rejected_rows
-from face2scene.data.generators import GeneratorError, JobFailed
-from face2scene.data.manifest import read_manifest
-from face2scene.data.prompted import PromptedPeople, celebref_split
+from face2scene.common.types import Face
+from face2scene.data.building.build import BuildError, build, rejected_rows
+from face2scene.data.generators.base import GeneratorError, JobFailed
+from face2scene.data.records import read_manifest
+from face2scene.data.sources.prompted import PromptedPeople, celebref_split
 from face2scene.data.verify import verify
 from face2scene.faces.detect import Detector
-from face2scene.records import Face
 
 
 class ByColour(Detector):

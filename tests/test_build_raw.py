@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from face2scene.data.build import build, rejected_rows
-from face2scene.data.manifest import read_manifest
-from face2scene.data.raws import MotionBlur, RawPhotos
+from face2scene.common.types import Face
+from face2scene.data.building.build import build, rejected_rows
+from face2scene.data.records import read_manifest
+from face2scene.data.sources.raw_photos import MotionBlur, RawPhotos
 from face2scene.data.verify import verify
 from face2scene.faces.detect import Detector
-from face2scene.photos import read_photo
-from face2scene.raw import Development, RawError, develop
-from face2scene.records import Face
+from face2scene.image_io.photos import read_photo
+from face2scene.image_io.raw import Development, RawError, develop
 
 pytest.importorskip("rawpy")
 tifffile = pytest.importorskip("tifffile")
@@ -184,7 +184,7 @@ def test_a_folder_of_raws_becomes_a_test_set(tmp_path, photo):
 def test_motion_is_told_from_stillness_by_the_edges(photo):
     from scipy import ndimage
 
-    from face2scene.data.photographs import Candidate, Cut
+    from face2scene.data.building.photo_filtering import Candidate, Cut
 
     def flag(image, exposure=0.02):
         face = Face((0, 0, image.shape[1], image.shape[0]), 0.9, np.zeros((5, 2)))

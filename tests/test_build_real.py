@@ -9,24 +9,15 @@ import pytest
 from hued_photos import HUES, OPTIONS, ColourFaces, built, photo, reasons
 from PIL import Image
 
-from face2scene.data.build import BuildError
-from face2scene.data.filters import (
-    FaceSize,
-    HasFace,
-    InFocus,
-    Persons,
-    Quality,
-    Resolution,
-    Sharp,
-    Tagged,
-)
-from face2scene.data.grouping import Grouping
-from face2scene.data.join import Plan, Selection
-from face2scene.data.manifest import read_manifest
-from face2scene.data.real import Photos
-from face2scene.data.tables import PhotoTable
+from face2scene.common.types import Face
+from face2scene.data.building.build import BuildError
+from face2scene.data.building.filters import FaceSize, HasFace, InFocus, Persons, Quality, Resolution, Sharp, Tagged
+from face2scene.data.building.finalize import Plan, Selection
+from face2scene.data.building.identity_clusters import Grouping
+from face2scene.data.records import read_manifest
+from face2scene.data.sources.photo_folder import Photos
+from face2scene.data.sources.photo_table import PhotoTable
 from face2scene.data.verify import verify
-from face2scene.records import Face
 
 # What is bad
 
@@ -217,7 +208,7 @@ def test_quality_metrics_have_thresholds_of_their_own_and_the_best_stay_by_their
 def test_blurred_faces_fall_and_sharp_ones_stay_whatever_their_size(photo):
     from scipy import ndimage
 
-    from face2scene.data.photographs import Candidate, Cut
+    from face2scene.data.building.photo_filtering import Candidate, Cut
 
     def verdicts(image, size):
         face = Face((0, 0, size, size), 0.9, np.zeros((5, 2)))
@@ -239,7 +230,7 @@ def test_blurred_faces_fall_and_sharp_ones_stay_whatever_their_size(photo):
 def test_the_blur_of_an_edge_is_measured_in_pixels_and_motion_by_its_direction():
     from scipy import ndimage
 
-    from face2scene.data.sharpness import directional_blur, edge_blur
+    from face2scene.data.building.sharpness import directional_blur, edge_blur
 
     y, x = np.mgrid[0:200, 0:200]
     disc = sum(((x - a) ** 2 + (y - b) ** 2 < r * r) for a, b, r in ((60, 60, 40), (140, 130, 45), (60, 150, 25)))

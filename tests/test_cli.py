@@ -4,11 +4,12 @@ import types
 
 import pytest
 
-from face2scene import cli, weights
+from face2scene.assets import catalogue as weights
+from face2scene.cli import main as cli
 
 
 def test_the_command_starts_without_torch():
-    ask = "import sys, face2scene.cli; print('torch' in sys.modules, 'tqdm' in sys.modules)"
+    ask = "import sys, face2scene.cli.main; print('torch' in sys.modules, 'tqdm' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["False", "False"]
 

@@ -7,9 +7,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from face2scene.command_line import CONFIGS, is_user_error, path_values, script, typed_values
-from face2scene.renamed import RenamedKey, keys_of, refuse_renamed
-from face2scene.runs import Run
+from face2scene.cli.command_line import CONFIGS, is_user_error, path_values, script, typed_values
+from face2scene.common.renamed_keys import RenamedKey, keys_of, refuse_renamed
+from face2scene.train.run import Run
 
 NAMES = [
     *(

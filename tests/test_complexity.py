@@ -8,17 +8,17 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from face2scene.eval import complexity as cost
-from face2scene.eval.figure_5 import drawn, figure_5, table, time_pipeline
-from face2scene.eval.printed import read_texts
-from face2scene.fadex.encoder import FaDeX
-from face2scene.mapnet import MapNet
-from face2scene.pipeline import Face2ScenePipeline
-from face2scene.ref_fr.simple import Copy
-from face2scene.restorer import lora
-from face2scene.restorer.backbone import load_base
-from face2scene.restorer.one_step import OneStepRestorer
-from face2scene.runs import REPOSITORY
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.eval.cost import complexity as cost
+from face2scene.eval.cost.timing import drawn, figure_5, table, time_pipeline
+from face2scene.eval.tables.paper import read_texts
+from face2scene.inference.pipeline import Face2ScenePipeline
+from face2scene.models.fadex.encoder import FaDeX
+from face2scene.models.mapnet import MapNet
+from face2scene.models.restorer import lora
+from face2scene.models.restorer.base_model import load_base
+from face2scene.models.restorer.one_step import OneStepRestorer
+from face2scene.ref_fr.stand_ins import Copy
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from face2scene.mapnet import MapNet
-from face2scene.pipeline import Face2ScenePipeline
-from face2scene.restorer.one_step import OneStepRestorer
-from face2scene.restorer.s3diff import S3Diff
-from face2scene.runs import REPOSITORY
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.inference.pipeline import Face2ScenePipeline
+from face2scene.models.mapnet import MapNet
+from face2scene.models.restorer.one_step import OneStepRestorer
+from face2scene.models.s3diff.model import S3Diff
 from face2scene.train.loop import Schedule
 
 CONFIGS = REPOSITORY / "configs"
@@ -106,7 +106,7 @@ def test_mapnet_fits_the_fadex_of_the_same_name(name):
 
 def test_a_misspelt_argument_would_be_found():
     config = composed("train_restorer", "+mapnet.widht=3")
-    assert unknown_arguments(config) == ["mapnet: face2scene.mapnet.MapNet has no ['widht']"]
+    assert unknown_arguments(config) == ["mapnet: face2scene.models.mapnet.MapNet has no ['widht']"]
 
 
 def test_an_option_that_is_gone_is_answered():

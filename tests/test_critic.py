@@ -3,8 +3,8 @@ import torch
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
 
-from face2scene.converters import CONVERTERS
-from face2scene.restorer.critic import (
+from face2scene.assets.convert import CONVERTERS
+from face2scene.models.restorer.discriminator import (
     VIT_B16,
     Critic,
     augmented,

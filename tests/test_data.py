@@ -11,12 +11,12 @@ import pytest
 from hued_photos import MiddleFaces
 from PIL import Image
 
-from face2scene.data.again import damage_again
-from face2scene.data.build import BuildError, build
-from face2scene.data.manifest import ManifestError, Record, read_manifest, write_manifest
-from face2scene.data.prompts import Prompts
-from face2scene.data.real import Photos, face_crop
-from face2scene.data.synthetic import DrawnPeople, GeneratedPeople
+from face2scene.data.building.build import BuildError, build
+from face2scene.data.building.prompts import Prompts
+from face2scene.data.records import ManifestError, Record, read_manifest, write_manifest
+from face2scene.data.redegrade import damage_again
+from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
+from face2scene.data.sources.photo_folder import Photos, face_crop
 from face2scene.data.verify import verify
 from face2scene.degradation import Space
 
@@ -302,7 +302,7 @@ def test_drawn_people_differ_and_come_again():
 
 def test_generated_pictures_are_the_same_for_ever(weights):
     pytest.importorskip("openvino")
-    from face2scene.data.facegen import FaceGenerator
+    from face2scene.data.generators.facegen import FaceGenerator
 
     picture = FaceGenerator(weights("facegen")).picture(10000, 1)
     assert picture.shape == (1024, 1024, 3)
@@ -322,6 +322,6 @@ def test_the_data_code_needs_no_optional_package():
     code = (
         "import sys\n"
         "for name in ('cv2', 'dlib', 'openvino', 'matplotlib'): sys.modules[name] = None\n"
-        "import face2scene.data.synthetic, face2scene.data.real, face2scene.faces.identity\n"
+        "import face2scene.data.sources.generated, face2scene.data.sources.photo_folder, face2scene.faces.identity\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

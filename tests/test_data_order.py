@@ -9,12 +9,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from face2scene.data.build import build
-from face2scene.data.manifest import Records
-from face2scene.data.order import Order
-from face2scene.data.scenes import SceneBatches
+from face2scene.data.building.build import build
+from face2scene.data.records import Records
+from face2scene.data.sampler import Order
+from face2scene.data.scene_batches import SceneBatches
 from face2scene.data.shards import pack, stored_path
-from face2scene.data.synthetic import DrawnPeople, GeneratedPeople
+from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
 from face2scene.degradation import Space
 from face2scene.train.loop import batches as loop_batches
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from face2scene.data.build import BuildError, build, rejected_rows
-from face2scene.data.manifest import read_manifest
-from face2scene.data.released import Released
+from face2scene.data.building.build import BuildError, build, rejected_rows
+from face2scene.data.records import read_manifest
+from face2scene.data.sources.released import Released
 from face2scene.data.verify import verify
 
 pytest.importorskip("datasets")

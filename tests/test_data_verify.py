@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from face2scene.cli import main
-from face2scene.data.build import build
-from face2scene.data.manifest import SUMS, Record, read_manifest, write_manifest
+from face2scene.cli.main import main
+from face2scene.data.building.build import build
+from face2scene.data.records import SUMS, Record, read_manifest, write_manifest
 from face2scene.data.shards import pack, read_stored
-from face2scene.data.synthetic import DrawnPeople, GeneratedPeople
+from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
 from face2scene.data.verify import verify
 from face2scene.degradation import Space
 

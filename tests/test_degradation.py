@@ -25,10 +25,10 @@ from face2scene.degradation import (
     RestoreSize,
     Sinc,
     Space,
-    kernels,
 )
+from face2scene.degradation.functional import kernels
 from face2scene.degradation.recipe import _generator
-from face2scene.images import to_tensor
+from face2scene.image_io.arrays import to_tensor
 
 pytestmark = pytest.mark.numerics
 

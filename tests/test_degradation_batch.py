@@ -33,14 +33,10 @@ from face2scene.degradation import (
     SpatialBlur,
     Webp,
     apply_batch,
-    bands,
-    convolve,
-    jpeg,
-    kernels,
-    noise,
-    resize,
 )
-from face2scene.images import to_array, to_bytes, to_tensor
+from face2scene.degradation.functional import banded as bands
+from face2scene.degradation.functional import convolve, jpeg, kernels, noise, resize
+from face2scene.image_io.arrays import to_array, to_bytes, to_tensor
 
 pytestmark = pytest.mark.numerics
 

@@ -25,11 +25,11 @@ from face2scene.degradation import (
     Space,
     SpatialBlur,
     Webp,
-    kernels,
 )
-from face2scene.degradation.camera import to_linear, to_srgb
-from face2scene.degradation.psf import TOLERANCE, WIDTHS
-from face2scene.images import to_tensor
+from face2scene.degradation.functional import kernels
+from face2scene.degradation.operators.camera import to_linear, to_srgb
+from face2scene.degradation.operators.spatial_blur import TOLERANCE, WIDTHS
+from face2scene.image_io.arrays import to_tensor
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "degradation"
 SHAKE = MotionBlur(9.3, 0.8, bend_px=2.1, tremor_px=0.7, tremor_turns=1.7)

@@ -7,8 +7,8 @@ from PIL import Image
 from skimage.data import astronaut
 
 from face2scene.degradation import PRESETS, Jpeg, Recipe, Resize, RestoreSize, Sinc
-from face2scene.degradation.show import CELL, _wrapped, find_recipe, main, sheet, stages
-from face2scene.images import to_tensor
+from face2scene.degradation.visualize import CELL, _wrapped, find_recipe, main, sheet, stages
+from face2scene.image_io.arrays import to_tensor
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_the_seed_draws_the_recipe_of_a_space():
 
 
 def test_long_values_are_wrapped_at_the_cells_width():
-    from face2scene.degradation.show import _font
+    from face2scene.degradation.visualize import _font
 
     text = ", ".join(f"name_{n} 0.{n}" for n in range(20))
     lines = _wrapped(text, _font(16))

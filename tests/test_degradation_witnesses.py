@@ -13,19 +13,9 @@ from skimage.data import astronaut
 from witness_basicsr import degradations as basicsr
 from witness_basicsr import filter2D
 
-from face2scene.degradation import (
-    Blur,
-    GaussianNoise,
-    Jpeg,
-    PoissonNoise,
-    Recipe,
-    Resize,
-    RestoreSize,
-    Sinc,
-    Space,
-    kernels,
-)
-from face2scene.images import to_tensor
+from face2scene.degradation import Blur, GaussianNoise, Jpeg, PoissonNoise, Recipe, Resize, RestoreSize, Sinc, Space
+from face2scene.degradation.functional import kernels
+from face2scene.image_io.arrays import to_tensor
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "degradation"
 WITNESSES = {

@@ -11,19 +11,21 @@ import torch
 from inscene import record
 from PIL import Image
 
-from face2scene import weights as weights_module
-from face2scene.checkpoints import save_weights
-from face2scene.data.manifest import write_manifest
-from face2scene.eval import engines, printed, tables
-from face2scene.eval.engines import MetricMissing, Pyiqa
-from face2scene.eval.findings import findings
-from face2scene.eval.metrics import METRICS, build_all, choose
-from face2scene.eval.printed_forms import printed_table
-from face2scene.eval.report import quickstart_report
-from face2scene.eval.score import ScoreError, read_scores_csv, score_folder, score_folders
-from face2scene.eval.ssim import ssim_y
-from face2scene.files import read_json, write_json
-from face2scene.images import read_tensor, write_png
+from face2scene.assets import catalogue as weights_module
+from face2scene.common.files import read_json, write_json
+from face2scene.common.model_files import save_weights
+from face2scene.data.records import write_manifest
+from face2scene.eval.metrics import pyiqa_backend as engines
+from face2scene.eval.metrics.pyiqa_backend import MetricMissing, Pyiqa
+from face2scene.eval.metrics.registry import METRICS, build_all, choose
+from face2scene.eval.metrics.ssim import ssim_y
+from face2scene.eval.reports.quickstart import quickstart_report
+from face2scene.eval.reports.quickstart_page import findings
+from face2scene.eval.reports.table_page import printed_table
+from face2scene.eval.scoring.score import ScoreError, read_scores_csv, score_folder, score_folders
+from face2scene.eval.tables import paper as printed
+from face2scene.eval.tables import render as tables
+from face2scene.image_io.arrays import read_tensor, write_png
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs/eval"
 # Published with the calibration pictures (I03, I04, I06, I08, I19), four decimals.
@@ -329,7 +331,9 @@ def quickstart(tmp_path, monkeypatch):
     write_json(run / "fadex/weights/probe.json", probe)
     write_json(shipped / "probe.json", probe | {"same_mean": 0.9})
     write_json(run / "seconds.json", {"train FaDeX": 12.5, "restore, shipped weights": 70.0})
-    monkeypatch.setattr("face2scene.eval.score.build_all", lambda chosen, device: (SCORERS, {"ssim_y": "told to"}))
+    monkeypatch.setattr(
+        "face2scene.eval.scoring.score.build_all", lambda chosen, device: (SCORERS, {"ssim_y": "told to"})
+    )
     return run, {"dataset": data, "shipped": shipped}
 
 
@@ -388,7 +392,7 @@ def test_a_finding_that_fails_is_said_as_plainly_as_one_that_holds(quickstart):
 
 def test_the_page_keeps_below_its_size_by_leaving_pictures_out_and_says_so(quickstart, monkeypatch):
     run, places = quickstart
-    monkeypatch.setattr("face2scene.eval.page.MAX_BYTES", 9_000)
+    monkeypatch.setattr("face2scene.eval.reports.quickstart_page.MAX_BYTES", 9_000)
     quickstart_report(run, **places)
     text = (run / "report.html").read_text(encoding="utf-8")
     assert text.count('<figure class="card shot">') == 1 and "1 more pictures" in text

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from face2scene.converters import CONVERTERS
-from face2scene.eval import engines
-from face2scene.eval.fid import Fid
-from face2scene.eval.identity_score import IdScore
-from face2scene.eval.metrics import METRICS, build_all, choose
-from face2scene.eval.perceptual import Dists, Lpips
-from face2scene.eval.ssim import ssim_rgb, ssim_y
-from face2scene.eval.winograd import WinogradReLU, hasten
-from face2scene.files import write_json
-from face2scene.images import read_tensor
-from face2scene.weights import MARKER, catalogue
+from face2scene.assets.catalogue import MARKER, catalogue
+from face2scene.assets.convert import CONVERTERS
+from face2scene.common.files import write_json
+from face2scene.eval.metrics import pyiqa_backend as engines
+from face2scene.eval.metrics.fid import Fid
+from face2scene.eval.metrics.identity import IdScore
+from face2scene.eval.metrics.perceptual import Dists, Lpips
+from face2scene.eval.metrics.registry import METRICS, build_all, choose
+from face2scene.eval.metrics.ssim import ssim_rgb, ssim_y
+from face2scene.eval.metrics.winograd import WinogradReLU, hasten
+from face2scene.image_io.arrays import read_tensor
 
 NAMES = ("I03", "I04", "I06", "I08", "I19")
 # Published with the five pictures: of the authors' MATLAB code, and of pyiqa with its own parameter file.

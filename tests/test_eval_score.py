@@ -12,14 +12,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from face2scene.eval.compare import Difference, compare, corrected, table
-from face2scene.eval.pairing import ScoreError, boxes_of, global_shift
-from face2scene.eval.regions import cut
-from face2scene.eval.results import interval, read_scores
-from face2scene.eval.score import score_folder, score_folders
-from face2scene.files import read_json, sha256_of, write_json
-from face2scene.images import read_tensor, write_png
-from face2scene.runs import REPOSITORY
+from face2scene.common.files import read_json, sha256_of, write_json
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.eval.scoring.pairing import ScoreError, boxes_of, global_shift
+from face2scene.eval.scoring.regions import cut
+from face2scene.eval.scoring.results import interval, read_scores
+from face2scene.eval.scoring.score import score_folder, score_folders
+from face2scene.eval.scoring.significance import Difference, compare, corrected, table
+from face2scene.image_io.arrays import read_tensor, write_png
 
 SIZE = (40, 48)
 

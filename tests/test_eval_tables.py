@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from face2scene.eval.figures import draw_cosines, draw_figure, draw_sweep, draw_times
-from face2scene.eval.printed import load_printed, read_texts
-from face2scene.eval.printed_forms import printed_table
-from face2scene.files import write_json
+from face2scene.common.files import write_json
+from face2scene.eval.reports.figures import draw_cosines, draw_figure, draw_sweep, draw_times
+from face2scene.eval.reports.table_page import printed_table
+from face2scene.eval.tables.paper import load_printed, read_texts
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs/eval"
 

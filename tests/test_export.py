@@ -8,12 +8,12 @@ import onnxruntime
 import pytest
 import torch
 
-from face2scene import export
-from face2scene.fadex import FaDeX
-from face2scene.mapnet import MapNet
-from face2scene.restorer.merged import load_merged
-from face2scene.restorer.one_step import OneStepRestorer
-from face2scene.runs import REPOSITORY
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.inference import export
+from face2scene.models.fadex import FaDeX
+from face2scene.models.loading import load_merged
+from face2scene.models.mapnet import MapNet
+from face2scene.models.restorer.one_step import OneStepRestorer
 
 RESTORER = REPOSITORY / "checkpoints/tiny/restorer.safetensors"
 FADEX = REPOSITORY / "checkpoints/tiny/fadex.safetensors"

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil
 
 from face2scene.faces.align import five_points
-from face2scene.images import read_image, to_bytes, write_png
-from face2scene.ref_fr import faceme
+from face2scene.image_io.arrays import read_image, to_bytes, write_png
 from face2scene.ref_fr.base import StageOneError, StageOneFailure, _frame, in_bytes, mirrored_points
-from face2scene.ref_fr.faceme import SCHEDULERS, FaceMe
-from face2scene.ref_fr.faceme_id import IDEncoder, Mix, clip_pixels, insert_tokens
-from face2scene.ref_fr.faceme_tiny import SDXL_SCHEDULE, WholePicture, tiny_parts
-from face2scene.ref_fr.versions import code_version
+from face2scene.ref_fr.faceme import model as faceme
+from face2scene.ref_fr.faceme.id_encoder import IDEncoder, Mix, clip_pixels, insert_tokens
+from face2scene.ref_fr.faceme.model import SCHEDULERS, FaceMe
+from face2scene.ref_fr.faceme.tiny import SDXL_SCHEDULE, WholePicture, tiny_parts
+from face2scene.ref_fr.fingerprint import code_version
 
 pytestmark = pytest.mark.usefixtures("faceme_parts_made_once")
 

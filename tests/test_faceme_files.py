@@ -16,15 +16,16 @@ from small_faceme import SDXL_UNET, SDXL_VAE, clip_layer, clip_text, text_config
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from face2scene.converters import CONVERTERS
-from face2scene.eval.complexity import SDXL
-from face2scene.ref_fr import faceme_files, faceme_id
+from face2scene.assets.catalogue import MissingWeights, WeightsError
+from face2scene.assets.convert import CONVERTERS
+from face2scene.eval.cost.complexity import SDXL
 from face2scene.ref_fr.base import StageOneError
-from face2scene.ref_fr.faceme import FaceMe
-from face2scene.ref_fr.faceme_id import IDEncoder, Mix, insert_tokens
-from face2scene.ref_fr.faceme_tiny import SDXL_SCHEDULE, WholePicture, tiny_parts, tiny_unet
-from face2scene.ref_fr.references import Antelope
-from face2scene.weights import MissingWeights, WeightsError
+from face2scene.ref_fr.faceme import id_encoder as faceme_id
+from face2scene.ref_fr.faceme import loading as faceme_files
+from face2scene.ref_fr.faceme.id_encoder import IDEncoder, Mix, insert_tokens
+from face2scene.ref_fr.faceme.model import FaceMe
+from face2scene.ref_fr.faceme.references import Antelope
+from face2scene.ref_fr.faceme.tiny import SDXL_SCHEDULE, WholePicture, tiny_parts, tiny_unet
 
 pytestmark = pytest.mark.usefixtures("faceme_parts_made_once")
 
@@ -201,7 +202,7 @@ def test_random_files_of_full_shape_are_written_loaded_and_run(tmp_path, people,
     import shutil
     import time
 
-    from face2scene.runs import REPOSITORY
+    from face2scene.common.reproducibility import REPOSITORY
 
     start = time.perf_counter()
     base = tmp_path / "base"

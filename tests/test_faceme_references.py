@@ -9,9 +9,9 @@ import torch
 from small_faceme import tiny
 from torch.nn import functional as F
 
-from face2scene.images import to_bytes
-from face2scene.ref_fr.faceme_id import clip_pixels
-from face2scene.ref_fr.references import Antelope, Reference, ReferenceBook, SeenFace, choose, quality
+from face2scene.image_io.arrays import to_bytes
+from face2scene.ref_fr.faceme.id_encoder import clip_pixels
+from face2scene.ref_fr.faceme.references import Antelope, Reference, ReferenceBook, SeenFace, choose, quality
 
 pytestmark = pytest.mark.usefixtures("faceme_parts_made_once")
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from face2scene.common.types import Face
 from face2scene.faces.align import (
     ARCFACE_112,
     FFHQ_512,
@@ -19,12 +20,11 @@ from face2scene.faces.align import (
     square_crop_box,
     warp,
 )
+from face2scene.faces.backends.yunet_dlib import OpenBackend
 from face2scene.faces.detect import Detector
 from face2scene.faces.identity import cosine
-from face2scene.faces.open import OpenBackend
-from face2scene.images import read_image, to_array, to_tensor
-from face2scene.people import Known, Named
-from face2scene.records import Face
+from face2scene.faces.matching import Known, Named
+from face2scene.image_io.arrays import read_image, to_array, to_tensor
 
 TILTED_FACE = np.array([[110.0, 140], [170, 118], [152, 168], [140, 200], [186, 182]])
 

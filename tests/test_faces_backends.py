@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from face2scene.faces import facex, insight, recognise
+from face2scene.assets.catalogue import MissingWeights
+from face2scene.faces import embedding as recognise
 from face2scene.faces.align import five_points, warp
+from face2scene.faces.backends import facexlib as facex
+from face2scene.faces.backends import insightface as insight
+from face2scene.faces.backends.facexlib import FacexBackend, IrSe50, peaks
+from face2scene.faces.backends.insightface import InsightBackend, sixty_eight_of_106
+from face2scene.faces.backends.insightface_packs import open_pack, pack_folder
+from face2scene.faces.backends.yunet_dlib import OpenBackend
 from face2scene.faces.detect import Detector, Found
-from face2scene.faces.facex import FacexBackend, IrSe50, peaks
+from face2scene.faces.embedding import OnnxIdentity, Recognised, onnx_session
 from face2scene.faces.identity import cosine
-from face2scene.faces.insight import InsightBackend, sixty_eight_of_106
-from face2scene.faces.open import OpenBackend
-from face2scene.faces.packs import open_pack, pack_folder
 from face2scene.faces.pose import upright_view
-from face2scene.faces.recognise import OnnxIdentity, Recognised, onnx_session
-from face2scene.images import read_image, resize, to_array, to_bytes, to_tensor
-from face2scene.weights import MissingWeights
+from face2scene.image_io.arrays import read_image, resize, to_array, to_bytes, to_tensor
 
 UPRIGHT = np.array([[40.0, 50], [80, 50], [60, 72], [44, 95], [76, 95]])
 

@@ -11,7 +11,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from face2scene.faces import open as open_faces
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.common.types import Face
 from face2scene.faces.align import (
     ARCFACE_112,
     FFHQ_512,
@@ -23,11 +24,10 @@ from face2scene.faces.align import (
     similarity,
     warp,
 )
+from face2scene.faces.backends import yunet_dlib as open_faces
+from face2scene.faces.backends.yunet_dlib import OpenBackend
 from face2scene.faces.detect import Detector, Found
-from face2scene.faces.open import OpenBackend
-from face2scene.images import read_image, to_array, to_tensor
-from face2scene.records import Face
-from face2scene.runs import REPOSITORY
+from face2scene.image_io.arrays import read_image, to_array, to_tensor
 
 BALD_GUYS = Path("/usr/share/doc/libdlib19.1/examples/faces/bald_guys.jpg")  # of Debian's package libdlib19.1
 OUTSIDE = np.array([[510.0, 40], [560, 40], [535, 70], [515, 95], [555, 95]])

@@ -11,15 +11,15 @@ import torch
 from accelerate import Accelerator
 from accelerators import forget_processes
 
-from face2scene.checkpoints import save_weights
-from face2scene.data.pairs import FacePairBatches, RestoredBy, damage_together
+from face2scene.common.model_files import save_weights
+from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy, damage_together
 from face2scene.degradation import Blur, GaussianNoise, Recipe, Space
-from face2scene.fadex import Contrast, FaDeX, KeyQueue, MoCo, compare
-from face2scene.images import write_png
+from face2scene.image_io.arrays import write_png
+from face2scene.models.fadex import Contrast, FaDeX, KeyQueue, MoCo, compare
 from face2scene.ref_fr import Copy
-from face2scene.runs import Run
-from face2scene.train.fadex import FaDeXTask
+from face2scene.train.fadex_task import FaDeXTask
 from face2scene.train.loop import Schedule, train
+from face2scene.train.run import Run
 
 pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
 

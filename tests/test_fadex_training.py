@@ -13,15 +13,16 @@ from hydra import compose, initialize_config_dir
 from test_configs import unknown_arguments
 from test_fadex import moco, pairs
 
+from face2scene.common.reproducibility import REPOSITORY
 from face2scene.degradation import Mixture, Recipe
-from face2scene.fadex import FaDeX, compare
-from face2scene.fadex.head import pooled, refitted, spread
-from face2scene.fadex.pictures import cosine_map, neighbour_sheet
-from face2scene.images import read_image
+from face2scene.image_io.arrays import read_image
+from face2scene.models.fadex import FaDeX, compare
+from face2scene.models.fadex.projection_head import pooled, refitted, spread
+from face2scene.models.fadex.visualize import cosine_map, neighbour_sheet
 from face2scene.ref_fr import Copy, GroundTruth, Mixed
-from face2scene.runs import REPOSITORY, Run
-from face2scene.train.fadex import FaDeXTask
+from face2scene.train.fadex_task import FaDeXTask
 from face2scene.train.loop import Schedule, train
+from face2scene.train.run import Run
 
 pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
 faces = test_fadex.faces  # a fixture

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from face2scene.fadex import Contrast, FaDeX, MoCo
-from face2scene.fadex.dasr import STRIDES, WIDTHS, dasr_encoder
+from face2scene.models.fadex import Contrast, FaDeX, MoCo
+from face2scene.models.fadex.dasr import STRIDES, WIDTHS, dasr_encoder
 
 
 class PublishedDASR(nn.Module):
@@ -114,7 +114,7 @@ SIZES = (4, 2)  # faces of the two processes
 
 
 def _task(accelerator):
-    from face2scene.train.fadex import FaDeXTask
+    from face2scene.train.fadex_task import FaDeXTask
 
     class Pairs:
         operators, pictures, people, paths = 2, 2, 6, ()

@@ -16,17 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
-from face2scene import folders
+from face2scene.common.files import fitting_name
+from face2scene.common.types import DegradationTokens
 from face2scene.faces.detect import Detector
-from face2scene.files import fitting_name
-from face2scene.folders import OutputError, find_jobs, restore_folder
-from face2scene.images import to_tensor, write_png
-from face2scene.jobs import Job
-from face2scene.measure import Measurement
-from face2scene.photos import ImageError, Photo, read_photo, write_photo
-from face2scene.records import DegradationTokens
-from face2scene.restoration import Restoration
-from face2scene.why_log import WHY_LOG
+from face2scene.image_io.arrays import to_tensor, write_png
+from face2scene.image_io.photos import ImageError, Photo, read_photo, write_photo
+from face2scene.inference import batch as folders
+from face2scene.inference.batch import OutputError, restore_folder
+from face2scene.inference.log import WHY_LOG
+from face2scene.inference.results import Measurement, Restoration
+from face2scene.inference.tasks import Job, find_jobs
 
 
 class Negative:

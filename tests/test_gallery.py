@@ -10,11 +10,11 @@ from time import perf_counter
 import numpy as np
 import pytest
 
-from face2scene.eval.compare import compare
-from face2scene.eval.gallery import write_report
-from face2scene.eval.pairing import ScoreError
-from face2scene.eval.score import score_folder
-from face2scene.images import read_image, write_png
+from face2scene.eval.reports.gallery import write_report
+from face2scene.eval.scoring.pairing import ScoreError
+from face2scene.eval.scoring.score import score_folder
+from face2scene.eval.scoring.significance import compare
+from face2scene.image_io.arrays import read_image, write_png
 
 SCORERS = {"psnr": lambda x, y: -10 * ((x - y) ** 2).mean((1, 2, 3)).log10()}
 NOISE = {"plain": 0.1, "Ours & more": 0.02}

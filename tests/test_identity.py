@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from face2scene.assets.catalogue import MissingWeights
+from face2scene.common.types import Face
 from face2scene.faces.calibrate import Pairs, pairs, photos, table
 from face2scene.faces.detect import Detector, Found
 from face2scene.faces.identity import face_similarity
+from face2scene.faces.matching import UnusableReference, known_faces, people_of, reference_face
 from face2scene.faces.pose import INDICES_68, POINTS_5, POINTS_68, head_pose, with_pose
-from face2scene.images import read_image, write_png
-from face2scene.jobs import find_jobs
-from face2scene.people import UnusableReference, known_faces, people_of, reference_face
-from face2scene.records import Face
-from face2scene.weights import MissingWeights
+from face2scene.image_io.arrays import read_image, write_png
+from face2scene.inference.tasks import find_jobs
 
 FIVE = np.array([[30.0, 40], [70, 40], [50, 60], [35, 80], [65, 80]])
 
@@ -150,8 +150,8 @@ def test_the_identity_score_compares_the_place_of_the_true_face(detector):
 
 def test_the_identity_score_falls_as_a_real_face_is_damaged(weights, photo):
     pytest.importorskip("cv2"), pytest.importorskip("dlib"), pytest.importorskip("onnxruntime")
-    from face2scene.faces.open import OpenBackend
-    from face2scene.faces.recognise import OnnxIdentity, Recognised
+    from face2scene.faces.backends.yunet_dlib import OpenBackend
+    from face2scene.faces.embedding import OnnxIdentity, Recognised
 
     weights("yunet"), weights("dlib"), weights("w600k_mbf")
     detector = Detector(Recognised(OpenBackend(), OnnxIdentity()))
@@ -267,7 +267,7 @@ def test_another_head_model_seen_from_the_front_has_nearly_no_pose():
 
 def test_a_real_head_turns_with_its_picture(weights):
     pytest.importorskip("cv2"), pytest.importorskip("dlib")
-    from face2scene.faces.open import OpenBackend
+    from face2scene.faces.backends.yunet_dlib import OpenBackend
 
     weights("yunet"), weights("dlib")
     detector = Detector(OpenBackend(), identities=False)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from face2scene.files import atomic_write
-from face2scene.images import (
+from face2scene.common.files import atomic_write
+from face2scene.image_io.arrays import (
     ImageError,
     align_colour,
     list_images,
@@ -140,7 +140,7 @@ def test_colour_alignment_removes_a_cast_and_does_not_blur(method):
 def test_colour_alignment_of_a_tall_picture_is_that_of_a_small_one(monkeypatch):
     image, reference = torch.rand(2, 1, 3, 150, 9)
     whole = align_colour(image, reference, "wavelet")
-    monkeypatch.setattr("face2scene.images._STRIP", 40)
+    monkeypatch.setattr("face2scene.image_io.arrays._STRIP", 40)
     torch.testing.assert_close(align_colour(image, reference, "wavelet"), whole)
 
 

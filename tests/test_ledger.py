@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from face2scene.common.ledger import Ledger, content, described, differences, digest, facts_of, unchanged
+from face2scene.faces.backends.yunet_dlib import OpenBackend
 from face2scene.faces.detect import Detector
-from face2scene.faces.open import OpenBackend
-from face2scene.ledger import Ledger, content, described, differences, digest, facts_of, unchanged
 from face2scene.ref_fr import Mixed, Perturbed
 
 ODD = [

@@ -8,9 +8,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from face2scene.runs import Run
+from face2scene.train.checkpoint import states
 from face2scene.train.loop import Phase, Schedule, only, train
-from face2scene.train.state import states
+from face2scene.train.run import Run
 
 pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from face2scene.checkpoints import load_weights
-from face2scene.mapnet import DegAttn, MapNet
-from face2scene.runs import REPOSITORY
+from face2scene.common.model_files import load_weights
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.models.mapnet import DegAttn, MapNet
 
 pytestmark = pytest.mark.numerics
 

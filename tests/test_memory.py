@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from face2scene.memory import keep_freed_memory, release_freed_memory
+from face2scene.common.memory import keep_freed_memory, release_freed_memory
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 CHURN = """
 import resource, sys
 import torch
-from face2scene.memory import keep_freed_memory
+from face2scene.common.memory import keep_freed_memory
 
 if sys.argv[1] == "kept" and not keep_freed_memory():
     print("no switch")

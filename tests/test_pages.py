@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jinja2 import UndefinedError
 
-from face2scene import charts
-from face2scene.data.grouping import Grouping, write_review
-from face2scene.pages import render
+from face2scene.common import charts
+from face2scene.common.pages import render
+from face2scene.data.building.identity_clusters import Grouping, write_review
 
 BAD = "<script>alert('1')</script>\" onload=\"x"
 

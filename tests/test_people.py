@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from face2scene.images import write_png
-from face2scene.records import Face
+from face2scene.common.types import Face
+from face2scene.image_io.arrays import write_png
 from face2scene.ref_fr import Copy, StageOneError
 
 

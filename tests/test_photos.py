@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.TiffImagePlugin import IFDRational
 
-from face2scene.images import output_size
-from face2scene.metadata import shot_of
-from face2scene.photos import ImageError, Photo, read_photo, write_photo
+from face2scene.image_io.arrays import output_size
+from face2scene.image_io.metadata import shot_of
+from face2scene.image_io.photos import ImageError, Photo, read_photo, write_photo
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.random((7, 9, 3)).astype(np.float32)  # odd sides

@@ -6,15 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from face2scene.blind import telling_squares
-from face2scene.folders import find_jobs, restore_folder
-from face2scene.images import read_image, read_tensor, resize, to_tensor, write_png
-from face2scene.jobs import Job, passed_over
-from face2scene.photos import Photo, read_photo, write_photo
-from face2scene.pipeline import Face2ScenePipeline
-from face2scene.records import Face, Scene
+from face2scene.common.types import Face, Scene
+from face2scene.image_io.arrays import read_image, read_tensor, resize, to_tensor, write_png
+from face2scene.image_io.photos import Photo, read_photo, write_photo
+from face2scene.inference.batch import restore_folder
+from face2scene.inference.degradation_estimator import telling_squares
+from face2scene.inference.log import WHY_LOG
+from face2scene.inference.pipeline import Face2ScenePipeline
+from face2scene.inference.tasks import Job, find_jobs, passed_over
 from face2scene.ref_fr import Copy, GroundTruth, Perturbed, face_pair
-from face2scene.why_log import WHY_LOG
 
 BOX = (8.0, 8.0, 32.0, 32.0)
 

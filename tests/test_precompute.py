@@ -13,12 +13,12 @@ from hydra.utils import instantiate
 from inscene import record
 from omegaconf import OmegaConf
 
-from face2scene.data.manifest import write_manifest
+from face2scene.common.reproducibility import REPOSITORY
 from face2scene.data.precompute import faces_of
-from face2scene.images import write_png
+from face2scene.data.records import write_manifest
+from face2scene.image_io.arrays import write_png
 from face2scene.ref_fr.cache import Cached
-from face2scene.ref_fr.faceme import FaceMe
-from face2scene.runs import REPOSITORY
+from face2scene.ref_fr.faceme.model import FaceMe
 
 STEPS = 60
 

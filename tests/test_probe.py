@@ -8,15 +8,15 @@ import torch
 from inscene import record
 from torch.nn import functional as F
 
-from face2scene.data.manifest import write_manifest
+from face2scene.common.types import Face
+from face2scene.data.records import write_manifest
 from face2scene.degradation import PRESETS, Blur, GaussianNoise, Jpeg, Recipe, Resize, RestoreSize, Space
-from face2scene.eval.probe import FaDeXProbe
-from face2scene.eval.probe_faces import faces_of_photos, faces_of_set
-from face2scene.eval.probe_report import summary
-from face2scene.fadex import FaDeX, Readout, leakage, retrieval
-from face2scene.fadex.readout import FACTORS, factors
-from face2scene.images import write_png
-from face2scene.records import Face
+from face2scene.eval.probe.faces import faces_of_photos, faces_of_set
+from face2scene.eval.probe.probe import FaDeXProbe
+from face2scene.eval.probe.report import summary
+from face2scene.image_io.arrays import write_png
+from face2scene.models.fadex import FaDeX, Readout, leakage, retrieval
+from face2scene.models.fadex.linear_readout import FACTORS, factors
 from face2scene.ref_fr import Copy, GroundTruth
 
 SPACE = Space(scale=1, kernel_sizes=(3, 5), poisson_scale=(0.05, 0.1))

@@ -8,12 +8,12 @@ import torch
 from negative import Negative, faces
 from PIL import Image
 
-from face2scene.images import read_tensor, write_png
+from face2scene.image_io.arrays import read_tensor, write_png
 from face2scene.ref_fr import Copy, GroundTruth, Imitation, Perturbed, StageOneError, face_pair
 from face2scene.ref_fr.base import StageOneFailure, in_bytes
 from face2scene.ref_fr.cache import Cached
-from face2scene.ref_fr.faceme import FaceMe
-from face2scene.ref_fr.sr import SpandrelFace
+from face2scene.ref_fr.faceme.model import FaceMe
+from face2scene.ref_fr.no_reference import SpandrelFace
 
 # --- stand-ins
 
@@ -50,12 +50,12 @@ def test_the_imitations_are_near_the_rows_of_table_6_on_packaged_faces(weights):
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from face2scene.eval.metrics import METRICS
+    from face2scene.common.reproducibility import REPOSITORY
+    from face2scene.eval.metrics.registry import METRICS
     from face2scene.faces.align import crop, square_crop_box
+    from face2scene.faces.backends.yunet_dlib import OpenBackend
     from face2scene.faces.detect import Detector
-    from face2scene.faces.open import OpenBackend
-    from face2scene.images import resize, to_array
-    from face2scene.runs import REPOSITORY
+    from face2scene.image_io.arrays import resize, to_array
 
     finder, truths = Detector(OpenBackend(), landmarks=False, identities=False), []
     for name in ("obama.jpg", "obama2.jpg", "obama3.jpg", "biden.jpg"):

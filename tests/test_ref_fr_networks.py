@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from face2scene.ref_fr.base import StageOneFailure, in_bytes
-from face2scene.ref_fr.sr import RealESRGAN, RRDBNet, SpandrelFace, load_real_esrgan, read_ncnn
+from face2scene.ref_fr.no_reference import RealESRGAN, RRDBNet, SpandrelFace, load_real_esrgan, read_ncnn
 
 
 def test_the_packaged_real_esrgan_equals_basicsrs_network(weights):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from face2scene.images import write_png
-from face2scene.records import Face, Scene
-from face2scene.ref_fr.faceme import FaceMe
+from face2scene.common.types import Face, Scene
+from face2scene.image_io.arrays import write_png
+from face2scene.ref_fr.faceme.model import FaceMe
 
 
 class Finder:
@@ -25,12 +25,12 @@ class Finder:
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_base):
-    from face2scene.fadex.encoder import FaDeX
-    from face2scene.mapnet import MapNet
-    from face2scene.pipeline import Face2ScenePipeline
-    from face2scene.restorer import lora
-    from face2scene.restorer.backbone import load_base
-    from face2scene.restorer.one_step import OneStepRestorer
+    from face2scene.inference.pipeline import Face2ScenePipeline
+    from face2scene.models.fadex.encoder import FaDeX
+    from face2scene.models.mapnet import MapNet
+    from face2scene.models.restorer import lora
+    from face2scene.models.restorer.base_model import load_base
+    from face2scene.models.restorer.one_step import OneStepRestorer
 
     torch.manual_seed(0)
     restorer = OneStepRestorer(
@@ -82,8 +82,8 @@ def released(tmp_path_factory) -> Path:
     from safetensors.torch import save_file
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from face2scene.ref_fr.faceme_id import Mix
-    from face2scene.ref_fr.faceme_tiny import SDXL_SCHEDULE, tiny_parts
+    from face2scene.ref_fr.faceme.id_encoder import Mix
+    from face2scene.ref_fr.faceme.tiny import SDXL_SCHEDULE, tiny_parts
 
     folder, parts = tmp_path_factory.mktemp("released"), tiny_parts()
     for name in ("unet", "vae"):
@@ -134,9 +134,10 @@ def test_the_scene_is_restored_whatever_is_wrong_with_faceme(
 ):
     import shutil
 
-    from face2scene.ref_fr import faceme_files, faceme_id
-    from face2scene.ref_fr.faceme_id import Mix
-    from face2scene.ref_fr.faceme_tiny import tiny_parts
+    from face2scene.ref_fr.faceme import id_encoder as faceme_id
+    from face2scene.ref_fr.faceme import loading as faceme_files
+    from face2scene.ref_fr.faceme.id_encoder import Mix
+    from face2scene.ref_fr.faceme.tiny import tiny_parts
 
     parts = tiny_parts()
     monkeypatch.setattr(faceme_id, "Mix", lambda: Mix(32, 8))

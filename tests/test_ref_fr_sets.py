@@ -9,12 +9,12 @@ import torch
 from inscene import record
 from negative import Negative
 
-from face2scene.data.manifest import write_manifest
-from face2scene.data.pairs import FacePairBatches, RestoredBy
+from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy
 from face2scene.data.precompute import faces_of, fill
-from face2scene.data.scenes import SceneBatches, held_out
+from face2scene.data.records import write_manifest
+from face2scene.data.scene_batches import SceneBatches, held_out
 from face2scene.degradation import Space
-from face2scene.images import write_png
+from face2scene.image_io.arrays import write_png
 from face2scene.ref_fr import StageOneError
 from face2scene.ref_fr.cache import Cached
 

@@ -6,12 +6,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import nn
 
-from face2scene.mapnet import MapNet
-from face2scene.restorer import lora
-from face2scene.restorer.backbone import load_base
-from face2scene.restorer.load import load_restorer
-from face2scene.restorer.merged import load_merged, save_merged
-from face2scene.restorer.one_step import NEGATIVE, POSITIVE, OneStepRestorer
+from face2scene.models.loading import load_merged, load_restorer, save_merged
+from face2scene.models.mapnet import MapNet
+from face2scene.models.restorer import lora
+from face2scene.models.restorer.base_model import load_base
+from face2scene.models.restorer.one_step import NEGATIVE, POSITIVE, OneStepRestorer
 from face2scene.train.loop import only
 
 pytestmark = pytest.mark.numerics
@@ -179,7 +178,7 @@ def test_saved_and_read_it_restores_the_same(make, tmp_path):
 
 
 def test_weights_of_another_rank_are_refused(make, tmp_path):
-    from face2scene.checkpoints import fit, load_weights, trained_tensors
+    from face2scene.common.model_files import fit, load_weights, trained_tensors
 
     make().save(tmp_path / "r.safetensors", about={})
     tensors, _, _ = load_weights(tmp_path / "r.safetensors", kind="restorer")

@@ -12,12 +12,12 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from torch.nn import functional as F
 
-from face2scene.mapnet import MapNet
-from face2scene.restorer import lora
-from face2scene.restorer.backbone import clean_latent, load_base
-from face2scene.restorer.one_step import OneStepRestorer
-from face2scene.restorer.random_base import SD_TURBO, networks
-from face2scene.restorer.upsampling import doubled_convolution, fold_upsampling
+from face2scene.models.mapnet import MapNet
+from face2scene.models.restorer import lora
+from face2scene.models.restorer.acceleration import doubled_convolution, fold_upsampling
+from face2scene.models.restorer.base_model import clean_latent, load_base
+from face2scene.models.restorer.one_step import OneStepRestorer
+from face2scene.models.restorer.random_base import SD_TURBO, networks
 
 
 @pytest.mark.numerics

@@ -5,7 +5,8 @@ import types
 import pytest
 from omegaconf import OmegaConf
 
-from face2scene.runs import Run, open_run, seed_from
+from face2scene.common.reproducibility import seed_from
+from face2scene.train.run import Run, open_run
 
 
 def test_a_seed_is_the_same_for_ever_and_differs_by_every_part():
@@ -44,7 +45,7 @@ def test_wandb_gets_every_line_under_the_runs_own_name(tmp_path, monkeypatch):
         "paths": {"runs": str(tmp_path)},
         "allow_config_change": False,
         "part": {"_target_": "nobody.builds.this"},
-        "tracker": {"_target_": "face2scene.trackers.Wandb", "project": "p", "mode": "offline"},
+        "tracker": {"_target_": "face2scene.train.trackers.Wandb", "project": "p", "mode": "offline"},
     }
     open_run(OmegaConf.create(config)).log({"loss": 1}, 7)
     options, line = seen

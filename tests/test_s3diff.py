@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from witness_s3diff import by_hand, scores_by_hand, tiles_by_hand, write_base, write_released
 
-from face2scene.checkpoints import load_weights
-from face2scene.eval.predict import S3DiffAsReleased
-from face2scene.images import align_colour
-from face2scene.restorer.backbone import load_base
-from face2scene.restorer.latent_tiles import in_latent_tiles
-from face2scene.restorer.load import load_restorer
-from face2scene.restorer.s3diff import S3Diff
-from face2scene.restorer.score_net import ScoreNet
-from face2scene.runs import seed_from
+from face2scene.common.model_files import load_weights
+from face2scene.common.reproducibility import seed_from
+from face2scene.eval.baselines.methods import S3DiffAsReleased
+from face2scene.image_io.arrays import align_colour
+from face2scene.models.loading import load_restorer
+from face2scene.models.restorer.base_model import load_base
+from face2scene.models.s3diff.degradation_scores import ScoreNet
+from face2scene.models.s3diff.latent_tiles import in_latent_tiles
+from face2scene.models.s3diff.model import S3Diff
 from face2scene.train import tiny_base as make_base
 
 pytestmark = pytest.mark.numerics

@@ -8,13 +8,13 @@ from accelerate import init_empty_weights
 from torch import nn
 from witness_s3diff import BLOCKS, place_by_hand, released, released_scores, write_base, write_released
 
-from face2scene import converters
-from face2scene.checkpoints import load_weights
-from face2scene.restorer import modulation
-from face2scene.restorer.random_base import SD_TURBO, networks
-from face2scene.restorer.s3diff import S3Diff
-from face2scene.restorer.score_net import ScoreNet
-from face2scene.weights import WeightsError
+from face2scene.assets import convert as converters
+from face2scene.assets.catalogue import WeightsError
+from face2scene.common.model_files import load_weights
+from face2scene.models.restorer.random_base import SD_TURBO, networks
+from face2scene.models.s3diff import modulation
+from face2scene.models.s3diff.degradation_scores import ScoreNet
+from face2scene.models.s3diff.model import S3Diff
 
 
 @pytest.fixture(scope="module")

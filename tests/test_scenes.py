@@ -5,10 +5,10 @@ import pytest
 import torch
 from inscene import record
 
-from face2scene.data.manifest import write_manifest
-from face2scene.data.scenes import SceneBatches
+from face2scene.data.records import write_manifest
+from face2scene.data.scene_batches import SceneBatches
 from face2scene.degradation import Space
-from face2scene.images import write_png
+from face2scene.image_io.arrays import write_png
 
 
 class Grey:

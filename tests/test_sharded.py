@@ -13,17 +13,17 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from face2scene.data.scenes import HeldOut
-from face2scene.mapnet import MapNet
-from face2scene.records import FacePair
-from face2scene.restorer import lora
-from face2scene.restorer.backbone import load_base
-from face2scene.restorer.critic import Critic, load_features
-from face2scene.restorer.one_step import OneStepRestorer
-from face2scene.runs import Run
-from face2scene.train import sharded
+from face2scene.common.types import FacePair
+from face2scene.data.scene_batches import HeldOut
+from face2scene.models.mapnet import MapNet
+from face2scene.models.restorer import lora
+from face2scene.models.restorer.base_model import load_base
+from face2scene.models.restorer.discriminator import Critic, load_features
+from face2scene.models.restorer.one_step import OneStepRestorer
+from face2scene.train import fsdp as sharded
 from face2scene.train.loop import Schedule, train
-from face2scene.train.restorer import RestorerTask
+from face2scene.train.restorer_task import RestorerTask
+from face2scene.train.run import Run
 
 LEAST = 5000  # weights of a unit; the tiny networks have several of that size
 

@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from face2scene.mapnet import MapNet
-from face2scene.restorer import lora
-from face2scene.restorer.backbone import load_base
-from face2scene.restorer.load import load_restorer
-from face2scene.restorer.merged import load_merged, save_merged
-from face2scene.restorer.one_step import OneStepRestorer
-from face2scene.restorer.skips import Skips, channels_of
-from face2scene.restorer.tiling import TilePlan
+from face2scene.models.loading import load_merged, load_restorer, save_merged
+from face2scene.models.mapnet import MapNet
+from face2scene.models.restorer import lora
+from face2scene.models.restorer.base_model import load_base
+from face2scene.models.restorer.one_step import OneStepRestorer
+from face2scene.models.restorer.skips import Skips, channels_of
+from face2scene.models.restorer.tiling import TilePlan
 from face2scene.train import tiny_base as pretraining
 
 

@@ -14,20 +14,21 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from face2scene.data.manifest import read_manifest
-from face2scene.eval.sweep import Plan, Step, Sweep, SweepError, plan
-from face2scene.eval.sweep_run import pending, run_steps, submit_steps
-from face2scene.eval.sweep_table import section
-from face2scene.fadex.encoder import FaDeX
-from face2scene.folders import find_jobs, restore_folder
-from face2scene.images import read_image, read_tensor, write_png
-from face2scene.mapnet import MapNet
-from face2scene.processes import run_group
-from face2scene.records import Scene
-from face2scene.restorer.backbone import load_base
-from face2scene.restorer.load import load_restorer
-from face2scene.restorer.one_step import OneStepRestorer
-from face2scene.runs import REPOSITORY
+from face2scene.common.processes import run_group
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.common.types import Scene
+from face2scene.data.records import read_manifest
+from face2scene.eval.sweeps.plan import Plan, Step, Sweep, SweepError, plan
+from face2scene.eval.sweeps.run import pending, run_steps, submit_steps
+from face2scene.eval.sweeps.table import section
+from face2scene.image_io.arrays import read_image, read_tensor, write_png
+from face2scene.inference.batch import restore_folder
+from face2scene.inference.tasks import find_jobs
+from face2scene.models.fadex.encoder import FaDeX
+from face2scene.models.loading import load_restorer
+from face2scene.models.mapnet import MapNet
+from face2scene.models.restorer.base_model import load_base
+from face2scene.models.restorer.one_step import OneStepRestorer
 
 CONFIGS = REPOSITORY / "configs"
 SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))

@@ -7,14 +7,14 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from face2scene.images import resize
-from face2scene.records import DegradationTokens
-from face2scene.restorer import tiling
-from face2scene.restorer.norms import SharedNorms
-from face2scene.restorer.one_step import OneStepRestorer
-from face2scene.restorer.strata import strata
-from face2scene.restorer.tiling import TilePlan, fitting_tile, tile_starts
-from face2scene.runs import REPOSITORY
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.common.types import DegradationTokens
+from face2scene.image_io.arrays import resize
+from face2scene.models.restorer import tiling
+from face2scene.models.restorer.one_step import OneStepRestorer
+from face2scene.models.restorer.shared_norms import SharedNorms
+from face2scene.models.restorer.strata import strata
+from face2scene.models.restorer.tiling import TilePlan, fitting_tile, tile_starts
 
 pytestmark = pytest.mark.numerics
 

@@ -6,13 +6,13 @@ import torch
 from accelerate import Accelerator
 
 from face2scene.degradation import Space
-from face2scene.images import write_png
-from face2scene.mapnet import MapNet
-from face2scene.restorer.backbone import load_base
-from face2scene.restorer.load import load_restorer
-from face2scene.runs import Run
+from face2scene.image_io.arrays import write_png
+from face2scene.models.loading import load_restorer
+from face2scene.models.mapnet import MapNet
+from face2scene.models.restorer.base_model import load_base
 from face2scene.train import tiny_base
 from face2scene.train.loop import Schedule, train
+from face2scene.train.run import Run
 
 
 @pytest.fixture

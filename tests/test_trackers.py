@@ -5,8 +5,9 @@ import types
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from face2scene.images import read_image
-from face2scene.runs import REPOSITORY, open_run
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.image_io.arrays import read_image
+from face2scene.train.run import open_run
 
 PICTURE = np.zeros((8, 6, 3), np.uint8) + np.array([255, 0, 51], np.uint8)
 

@@ -11,18 +11,19 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from face2scene.checkpoints import load_weights
-from face2scene.data.scenes import HeldOut
-from face2scene.images import read_tensor
-from face2scene.mapnet import MapNet
-from face2scene.records import FacePair
-from face2scene.restorer import lora
-from face2scene.restorer.backbone import load_base
-from face2scene.restorer.critic import Critic, load_features, multilevel_sigmoid
-from face2scene.restorer.one_step import OneStepRestorer
-from face2scene.runs import REPOSITORY, Run
+from face2scene.common.model_files import load_weights
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.common.types import FacePair
+from face2scene.data.scene_batches import HeldOut
+from face2scene.image_io.arrays import read_tensor
+from face2scene.models.mapnet import MapNet
+from face2scene.models.restorer import lora
+from face2scene.models.restorer.base_model import load_base
+from face2scene.models.restorer.discriminator import Critic, load_features, multilevel_sigmoid
+from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.train.loop import Phase, Schedule, only, step, train
-from face2scene.train.restorer import RestorerTask
+from face2scene.train.restorer_task import RestorerTask
+from face2scene.train.run import Run
 
 pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from face2scene import converters, weights
-from face2scene.fetching import fetch
-from face2scene.weights import MissingWeights, WeightsError, is_ready, parse_asset, verify
+from face2scene.assets import catalogue as weights
+from face2scene.assets import convert as converters
+from face2scene.assets.catalogue import MissingWeights, WeightsError, is_ready, parse_asset, verify
+from face2scene.assets.download import fetch
 
 CONTENT = b"the weights of a very small network" * 10
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from face2scene.checkpoints import load_weights
-from face2scene.data.manifest import read_manifest
-from face2scene.images import read_image, write_png
-from face2scene.runs import REPOSITORY
+from face2scene.common.model_files import load_weights
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.data.records import read_manifest
+from face2scene.image_io.arrays import read_image, write_png
 
 TINY = ["data=tiny", "degradation=tiny", "fadex=tiny", "mapnet=tiny", "restorer=tiny", "train=tiny"]
 

@@ -11,10 +11,10 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from face2scene import converters
-from face2scene.restorer.backbone import load_base
-from face2scene.restorer.score_net import ScoreNet
-from face2scene.runs import REPOSITORY
+from face2scene.assets import convert as converters
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.models.restorer.base_model import load_base
+from face2scene.models.s3diff.degradation_scores import ScoreNet
 from face2scene.train import tiny_base as make_base
 
 RANKS = {"vae": 2, "unet": 4}

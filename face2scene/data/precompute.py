@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from face2scene.data.manifest import Record, read_manifest
-from face2scene.data.scenes import points_of, recipe_of
+from face2scene.data.records import Record, read_manifest
+from face2scene.data.scene_batches import points_of, recipe_of
 from face2scene.degradation import Space
 from face2scene.faces.align import square_crop_box
-from face2scene.images import read_image, read_tensor, to_bytes, to_tensor
+from face2scene.image_io.arrays import read_image, read_tensor, to_bytes, to_tensor
 from face2scene.ref_fr.base import StageOneError, aligned_face
 from face2scene.ref_fr.cache import Cached
 

@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from face2scene.data.manifest import (
+from face2scene.common.files import atomic_write, sha256_of
+from face2scene.common.ledger import claim
+from face2scene.data.records import (
     METADATA,
     SETTINGS,
     Record,
@@ -27,9 +29,7 @@ from face2scene.data.manifest import (
     write_manifest,
     write_sums,
 )
-from face2scene.files import atomic_write, sha256_of
-from face2scene.images import read_image
-from face2scene.ledger import claim
+from face2scene.image_io.arrays import read_image
 
 _INSIDE = ".tar/"
 _EXTRACTED = 512  # members kept as files by one process, for readers that want a path

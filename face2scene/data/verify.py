@@ -14,9 +14,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from face2scene.data.manifest import METADATA, SPLITS, SUMS, Record, stream_manifest
+from face2scene.common.files import sha256_of
+from face2scene.data.records import METADATA, SPLITS, SUMS, Record, stream_manifest
 from face2scene.data.shards import is_stored, members_of, read_member, shard_of
-from face2scene.files import sha256_of
 
 _KNOWN_FILES = {METADATA, SUMS, "metadata.jsonl", "rejected.jsonl", "build.json", "README.md", "funnel.html"}
 _KNOWN_FILES |= {"identities.html"}

@@ -20,15 +20,13 @@ What there is:
 - `apply` takes a tensor, `apply_array` a NumPy picture, `apply_batch` a batch with a recipe for every picture. They are
   one code: on one platform a recipe and a picture give the same bytes in any process, order, batch and number of
   threads. On a GPU an operator is within 1e-4 of that.
-- `PRESETS` are d1 to d4 of the paper's supplement; `python -m face2scene.degradation.show` draws any recipe's effect.
+- `PRESETS` are d1 to d4 of the paper's supplement; `python -m face2scene.degradation.visualize` draws any recipe's effect.
 
 A value outside its physical range, a picture that is none and a recipe that was cut are refused with a `ValueError`
 that names the field and what is allowed.
 """
 
-from face2scene.degradation.camera import MotionBlur, SensorNoise, Webp
-from face2scene.degradation.mixture import Mixture
-from face2scene.degradation.operators import (
+from face2scene.degradation.operators.basic import (
     Blur,
     GaussianNoise,
     Jpeg,
@@ -38,10 +36,11 @@ from face2scene.degradation.operators import (
     RestoreSize,
     Sinc,
 )
+from face2scene.degradation.operators.camera import MotionBlur, SensorNoise, Webp
+from face2scene.degradation.operators.spatial_blur import SpatialBlur
 from face2scene.degradation.presets import PRESETS
-from face2scene.degradation.psf import SpatialBlur
 from face2scene.degradation.recipe import OPERATORS, Recipe, apply_batch
-from face2scene.degradation.space import Space
+from face2scene.degradation.space import Mixture, Space
 
 __all__ = [
     "OPERATORS",

@@ -11,15 +11,7 @@ They are fixed: tests/degradation_presets.json holds them a second time, and a t
 
 import math
 
-from face2scene.degradation.operators import (
-    Blur,
-    GaussianNoise,
-    Jpeg,
-    PoissonNoise,
-    Resize,
-    RestoreSize,
-    Sinc,
-)
+from face2scene.degradation.operators.basic import Blur, GaussianNoise, Jpeg, PoissonNoise, Resize, RestoreSize, Sinc
 from face2scene.degradation.recipe import Recipe
 
 PRESETS: dict[str, Recipe] = {

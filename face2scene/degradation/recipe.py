@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from face2scene.degradation.camera import MotionBlur, SensorNoise, Webp
-from face2scene.degradation.convolve import convolve_and_resize
-from face2scene.degradation.operators import (
+from face2scene.common.reproducibility import seed_from
+from face2scene.degradation.functional.convolve import convolve_and_resize
+from face2scene.degradation.operators.basic import (
     Blur,
     GaussianNoise,
     Jpeg,
@@ -29,9 +29,9 @@ from face2scene.degradation.operators import (
     RestoreSize,
     Sinc,
 )
-from face2scene.degradation.psf import SpatialBlur
-from face2scene.images import to_array, to_bytes, to_tensor
-from face2scene.runs import seed_from
+from face2scene.degradation.operators.camera import MotionBlur, SensorNoise, Webp
+from face2scene.degradation.operators.spatial_blur import SpatialBlur
+from face2scene.image_io.arrays import to_array, to_bytes, to_tensor
 
 SCHEMA = 1
 # The names that JSON knows them by: a name, once stored, stays.
@@ -254,7 +254,9 @@ def _check_picture(image: Tensor) -> None:
         got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(f"A picture is a tensor (3, H, W), got {got}: repeat a grey one to three channels.")
     if image.dtype != torch.float32:
-        raise ValueError(f"A picture is float32 in [0, 1], got {image.dtype}: see face2scene.images.to_tensor.")
+        raise ValueError(
+            f"A picture is float32 in [0, 1], got {image.dtype}: see face2scene.image_io.arrays.to_tensor."
+        )
     if image.numel() == 0:
         raise ValueError(f"A picture has at least one pixel, got {tuple(image.shape)}.")
     low, high = (float(v) for v in torch.aminmax(image.detach()))

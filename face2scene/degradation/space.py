@@ -9,10 +9,9 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from face2scene.degradation import checks, jpeg, kernels
-from face2scene.degradation.camera import MotionBlur, SensorNoise, Webp
-from face2scene.degradation.checks import Checked, Number, OneOf, Pair
-from face2scene.degradation.operators import (
+from face2scene.degradation.functional import jpeg, kernels
+from face2scene.degradation.operators import validation as checks
+from face2scene.degradation.operators.basic import (
     MODES,
     Blur,
     GaussianNoise,
@@ -23,12 +22,19 @@ from face2scene.degradation.operators import (
     RestoreSize,
     Sinc,
 )
-from face2scene.degradation.psf import SpatialBlur
+from face2scene.degradation.operators.camera import MotionBlur, SensorNoise, Webp
+from face2scene.degradation.operators.spatial_blur import SpatialBlur
+from face2scene.degradation.operators.validation import Checked, Number, OneOf, Pair
 from face2scene.degradation.recipe import Recipe
 
 Range = tuple[float, float]
+
+
 Prob = Annotated[float, checks.Probability()]
+
+
 DIRECTIONS = ("up", "down", "keep")
+
 
 KERNEL_PROBS = {  # Real-ESRGAN's and S3Diff's
     "iso": 0.45,
@@ -38,9 +44,15 @@ KERNEL_PROBS = {  # Real-ESRGAN's and S3Diff's
     "plateau_iso": 0.12,
     "plateau_aniso": 0.03,
 }
+
+
 # Low-pass cut-offs of Real-ESRGAN's code: a small kernel cannot hold a low frequency.
 SMALL_SINC_BELOW = 13
+
+
 SMALL_SINC_RAD = (math.pi / 3, math.pi)
+
+
 LARGE_SINC_RAD = (math.pi / 5, math.pi)
 
 
@@ -310,3 +322,34 @@ def _shares(name: str, shares: dict[str, float], names: tuple[str, ...]) -> dict
     if unknown or any(not 0 <= share <= 1 for share in shares.values()) or abs(total - 1) > 1e-6:
         raise ValueError(f"Space.{name} is {shares}: it must give {', '.join(names)} shares that sum to 1.")
     return {key: float(share) / total for key, share in shares.items()}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Draws from one of several spaces, for a training that has to know more than one kind of damage.
+
+    Args:
+        spaces: by name.
+        shares: of the draws, by the same names; they sum to 1.
+
+    Raises:
+        ValueError: names that differ, or shares that do not sum to 1.
+    """
+
+    spaces: Mapping[str, Space]
+    shares: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if set(self.spaces) != set(self.shares):
+            raise ValueError(
+                f"degradation.shares names {sorted(self.shares)} and degradation.spaces {sorted(self.spaces)}: "
+                "every space needs one share."
+            )
+        if any(share < 0 for share in self.shares.values()) or abs(sum(self.shares.values()) - 1) > 1e-6:
+            raise ValueError(f"degradation.shares must be at least 0 and sum to 1, got {dict(self.shares)}.")
+
+    def draw(self, rng: np.random.Generator) -> Recipe:
+        """A new recipe of one of the spaces."""
+        names = list(self.shares)
+        place = np.searchsorted(np.cumsum([self.shares[name] for name in names]), rng.random(), side="right")
+        return self.spaces[names[min(int(place), len(names) - 1)]].draw(rng)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
-from face2scene.records import Box
+from face2scene.common.types import Box
 
 # Left eye, right eye, nose tip, left and right mouth corner, as seen in the picture.
 FFHQ_512 = np.array(  # the means of FFHQ's own alignment, as the face restorers of this field use them

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from face2scene import weights
+from face2scene.assets import catalogue as weights
 from face2scene.faces.detect import Detector
 from face2scene.faces.identity import cosine
-from face2scene.images import list_images, read_image
-from face2scene.people import known_faces
+from face2scene.faces.matching import known_faces
+from face2scene.image_io.arrays import list_images, read_image
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from face2scene.common.types import Box, Face
 from face2scene.faces.align import Similarity, warp
 from face2scene.faces.pose import with_pose
-from face2scene.images import resize, to_bytes, to_tensor
-from face2scene.records import Box, Face
+from face2scene.image_io.arrays import resize, to_bytes, to_tensor
 
 _PADDING = 0.25  # of a face that fills its picture; detectors want some background
 _TILE, _OVERLAP = 1536, 256  # pixels; a larger level is searched in parts, to bound the networks' memory

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from face2scene.common.types import Box, Face
 from face2scene.faces.detect import Detector, Found
-from face2scene.records import Box, Face
 
 
 def cosine(a: Face, b: Face) -> float:

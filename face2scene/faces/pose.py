@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from face2scene.common.types import Box, Face
 from face2scene.faces.align import Similarity
-from face2scene.records import Box, Face
 
 # A head in millimetres, rounded from averages of adults: x to the picture's right, y down, z away from the camera,
 # from the middle between the pupils. Frontal, its five points have the shape of the ArcFace template.

@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from face2scene.common.types import Box, FacePair
 from face2scene.faces.align import FFHQ_512, AlignmentError, Similarity, crop, face_transform, paste_back, warp
-from face2scene.records import Box, FacePair
 
 # Where a detector's box lies in the FFHQ frame, as shares of its side, and how much wider the square crop is
 # (`align.square_crop_box`): what is assumed of a face whose landmarks nobody knows.

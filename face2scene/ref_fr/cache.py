@@ -19,9 +19,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from face2scene.files import atomic_write, read_json, write_json
-from face2scene.images import to_bytes, to_tensor
-from face2scene.ledger import content
+from face2scene.common.files import atomic_write, read_json, write_json
+from face2scene.common.ledger import content
+from face2scene.image_io.arrays import to_bytes, to_tensor
 from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneError, StageOneFailure, in_bytes
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from face2scene.external_programs import LAYOUTS, read_result, stage_input, stage_references
-from face2scene.images import nothing_in
-from face2scene.ledger import content
-from face2scene.processes import Ended, run_group
+from face2scene.common.ledger import content
+from face2scene.common.processes import Ended, run_group
+from face2scene.image_io.arrays import nothing_in
 from face2scene.ref_fr import base
 from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneError, StageOneFailure, in_bytes
-from face2scene.ref_fr.versions import code_version, digest
+from face2scene.ref_fr.external_programs import LAYOUTS, read_result, stage_input, stage_references
+from face2scene.ref_fr.fingerprint import code_version, digest
 
 log = logging.getLogger(__name__)
 _FIELDS = ("input", "references", "output")

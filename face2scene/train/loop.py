@@ -19,12 +19,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from face2scene.memory import explained
-from face2scene.runs import Run, seed_from
+from face2scene.common.memory import explained
+from face2scene.common.reproducibility import seed_from
+from face2scene.train.checkpoint import keep_trained_only, load_trained, resume, save
+from face2scene.train.dataloader import batches
+from face2scene.train.fsdp import shard, whole
+from face2scene.train.run import Run
 from face2scene.train.schedule import Progress, Schedule
-from face2scene.train.sharded import shard, whole
-from face2scene.train.state import keep_trained_only, load_trained, resume, save
-from face2scene.train.stream import batches
 
 log = logging.getLogger(__name__)
 

@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from face2scene import checkpoints
+from face2scene.common import model_files as checkpoints
+from face2scene.common.reproducibility import seed_from
 from face2scene.degradation import Mixture, Space
-from face2scene.images import to_bytes, to_tensor
-from face2scene.mapnet import MapNet
-from face2scene.restorer.backbone import CLIP_VOCABULARY, Base
-from face2scene.restorer.one_step import OneStepRestorer
-from face2scene.restorer.trained import WEIGHTS_FILE
-from face2scene.runs import seed_from
-from face2scene.train.average import Average
+from face2scene.image_io.arrays import to_bytes, to_tensor
+from face2scene.models.mapnet import MapNet
+from face2scene.models.restorer.base_model import CLIP_VOCABULARY, Base
+from face2scene.models.restorer.one_step import OneStepRestorer
+from face2scene.models.restorer.restorer_base import WEIGHTS_FILE
+from face2scene.train.ema import Average
 from face2scene.train.loop import Phase
 
 _OWN = ("mapnet.", "null_tokens", "unet.conv_in.", "vae.skips.")  # in a restorer's file beside adapters

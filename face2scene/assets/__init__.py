@@ -1,0 +1,1 @@
+"""Third-party weights and photos by name: the catalogue, downloads, conversions."""

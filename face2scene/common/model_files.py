@@ -1,0 +1,162 @@
+"""Weights to share: one safetensors file whose header says what it is, how to rebuild it and who wrote it.
+
+Third-party weights are another matter and live in `weights.py`.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from face2scene.common.files import atomic_write
+from face2scene.common.reproducibility import commit
+
+
+def recorded(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a module's `__init__` so that its arguments, defaults too, are kept as `config` for `save_weights`.
+
+    Sequences become lists, and an argument that is itself a recorded module becomes that one's `config`.
+
+    Args:
+        left_out: arguments that are not plain values and are not kept.
+    """
+
+    def decorated(init: Callable[..., None]) -> Callable[..., None]:
+        parameters = signature(init)
+
+        @wraps(init)
+        def recording(self: nn.Module, *args: Any, **options: Any) -> None:
+            given = parameters.bind(self, *args, **options)
+            given.apply_defaults()
+            init(self, *args, **options)
+            values = list(given.arguments.items())[1:]
+            self.config = {name: _plain(value) for name, value in values if name not in left_out}
+
+        return recording
+
+    return decorated
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return value.config
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters that require gradients and every persistent buffer of trained submodules' norms.
+
+    Buffers (BatchNorm's statistics) count as trained when their own submodule has a trained parameter.
+    """
+    tensors = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    for prefix, child in module.named_modules():
+        if any(p.requires_grad for p in child.parameters(recurse=False)):
+            tensors |= {f"{prefix}.{name}" if prefix else name: b for name, b in _stored_buffers(child)}
+    return tensors
+
+
+def all_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers, as in a state_dict, which would take gathered weights apart again (FSDP)."""
+    tensors: dict[str, Tensor] = dict(module.named_parameters())
+    for prefix, child in module.named_modules():
+        tensors |= {f"{prefix}.{name}" if prefix else name: b for name, b in _stored_buffers(child)}
+    return tensors
+
+
+def _stored_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    temporary = module._non_persistent_buffers_set
+    return [(name, b) for name, b in module.named_buffers(recurse=False) if name not in temporary]
+
+
+def save_weights(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    about: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write tensors with a header.
+
+    Args:
+        kind: what the file is, such as `fadex`; `load_weights` refuses another kind.
+        config: plain values that rebuild the module.
+        about: where it came from (steps, data, command); the commit is added.
+        dtype: cast floating tensors for a smaller file.
+    """
+    header = {
+        "kind": kind,
+        "config": json.dumps(dict(config)),
+        "about": json.dumps({"commit": commit(), **(about or {})}),
+    }
+    plain = {
+        name: t.detach().to("cpu", dtype if dtype and t.is_floating_point() else t.dtype).contiguous().clone()
+        for name, t in tensors.items()
+    }
+    with atomic_write(path) as partial:
+        save_file(plain, partial, metadata=header)
+
+
+def load_weights(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """Read a file of `save_weights`.
+
+    Returns:
+        tensors, config, about.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a whole safetensors file, or of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There are no {kind} weights at {path}.")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}). Fetch or train it again.") from error
+    if header.get("kind") != kind:
+        raise ValueError(f"{path} holds {header.get('kind', 'weights of unknown kind')!r}, not {kind!r}.")
+    return tensors, json.loads(header["config"]), json.loads(header["about"])
+
+
+def kind_of(path: str | Path) -> str:
+    """What a file of `save_weights` holds; nothing where that cannot be told, which `load_weights` then explains."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("kind", "")
+    except (OSError, SafetensorError):
+        return ""
+
+
+def fit(module: nn.Module, tensors: Mapping[str, Tensor], *, expected: set[str], source: str | Path) -> None:
+    """Load `tensors` into `module`; their names must be exactly `expected`, and every shape must fit.
+
+    Raises:
+        ValueError: with the names missing from and unknown to the module, or the shapes that differ.
+    """
+    missing, unknown = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
+    if missing or unknown:
+        raise ValueError(
+            f"{source} does not fit {type(module).__name__}: missing {missing[:5]}, unknown {unknown[:5]}. "
+            "It was written for other settings; the file's header says which."
+        )
+    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    tensors = {n: t.reshape(1) if t.dim() == 0 and own[n].shape == (1,) else t for n, t in tensors.items()}
+    wrong = [
+        f"{n} {tuple(tensors[n].shape)} for {tuple(own[n].shape)}" for n in tensors if own[n].shape != tensors[n].shape
+    ]
+    if wrong:
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {'; '.join(wrong[:5])}.")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)

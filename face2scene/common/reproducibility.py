@@ -1,0 +1,28 @@
+"""Where the checkout is, which commit it is at, and seeds that are the same in every process."""
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def seed_from(*parts: object) -> int:
+    """A seed in [0, 2**63) from any values, the same in every process and Python version."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def commit() -> str:
+    """The commit of the checkout this code runs from, `-dirty` when files differ; `unknown` outside git."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()

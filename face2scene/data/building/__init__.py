@@ -1,0 +1,1 @@
+"""How InScene sets are built: stages, filters, grouping, reports."""

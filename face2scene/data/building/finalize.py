@@ -1,0 +1,262 @@
+"""How the pictures that a build made become one set: what is decided only when all of them are known.
+
+Doubles, the selection by quality, who is who, the splits, and everybody's references. Decisions follow from the
+side-cars alone, so they may be made again after a crash. What is compared lies in a scratch database on disk, and
+memory does not grow with the set, but for the grouping of unknown people, which compares all faces with all.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from face2scene.common.files import atomic_write, sha256_of
+from face2scene.common.reproducibility import seed_from
+from face2scene.data.building.filter_report import write_funnel
+from face2scene.data.building.identity_clusters import Grouping, write_review
+from face2scene.data.building.staging_db import PARTS, JoinTable
+from face2scene.data.records import Record, write_manifest, write_sums
+from face2scene.image_io.arrays import read_tensor, write_png
+
+
+class BuildError(RuntimeError):
+    """A dataset that cannot be built as asked; the message names the option to change."""
+
+
+class Space(Protocol):
+    """Where the recipes of validation pairs are drawn from: `face2scene.degradation.Space`."""
+
+    def draw(self, rng: np.random.Generator) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The best of all pictures by several measures at once, as HQ-ACF does it (OSDHuman, ICML 2025; shares are ours).
+
+    Every measure is z-scored over the pictures that have all of them; a picture's score is the mean.
+
+    Args:
+        measures: name to `higher` or `lower`, which is better; False takes out one that a configuration inherits.
+        keep: share of the pictures that stays, 0 to 1.
+    """
+
+    measures: Mapping[str, str | bool]
+    keep: float = 1 / 3
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "measures", {name: way for name, way in self.measures.items() if way is not False})
+        if not 0 < self.keep <= 1 or not self.measures:
+            raise ValueError(f"data.selection needs measures and a share to keep in (0, 1]: {self}.")
+        if wrong := [name for name, way in self.measures.items() if way not in ("higher", "lower")]:
+            raise ValueError(f"data.selection.measures: {wrong} must say which is better, higher or lower.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is decided when all pictures are known.
+
+    Args:
+        max_references: per picture.
+        reference_threshold: lowest identity cosine of a picture to its references; None takes all of the identity.
+        selection: which pictures stay; None keeps all.
+        grouping: finds out who is on pictures of unknown people; None leaves each a person of its own.
+        min_photos: people with fewer pictures are left out.
+        val_share: share of the people, by seed, whose pictures are held out, where the source says no split.
+        report: write `funnel.html`.
+        thresholds: by measure, drawn into the report.
+        stages: names of the filter's stages in order, for the report.
+    """
+
+    max_references: int = 4
+    reference_threshold: float | None = None
+    selection: Selection | None = None
+    grouping: Grouping | None = None
+    min_photos: int = 1
+    val_share: float = 0.1
+    report: bool = False
+    thresholds: Mapping[str, Any] = field(default_factory=dict)
+    stages: tuple[str, ...] = ()
+
+
+def degrade(image: Path, lq: Path, name: str, space: Space, seed: int) -> dict[str, Any]:
+    """Write the fixed degraded picture of a validation picture; returns its recipe."""
+    rng = np.random.default_rng(seed_from("validation", seed, name))
+    drawn = space.draw(rng)
+    for _ in range(8):  # spaces leave some pictures as they are; such a pair would measure nothing
+        if drawn.operators:
+            break
+        drawn = space.draw(rng)
+    drawn = drawn.with_noise_seed(seed_from("validation noise", seed, name))
+    write_png(lq, drawn.apply(read_tensor(image)))
+    return drawn.to_dict()
+
+
+def join(folder: Path, keys: Iterable[str], plan: Plan, *, space: Space | None, seed: int, jsonl: bool) -> None:
+    """Make the set of the side-cars in `parts/`, and remove them.
+
+    Raises:
+        BuildError: no picture was accepted.
+    """
+    table = JoinTable(folder / PARTS / "join.sqlite")
+    table.fill(folder, keys)
+    _drop_doubles(table)
+    if plan.selection:
+        _select(table, plan.selection)
+    _name_people(table, plan)
+    _split(table, plan, seed)
+    _settle_files(folder, table, space, seed)
+    with atomic_write(folder / "rejected.jsonl") as partial, open(partial, "w", encoding="utf-8") as lines:
+        for row in table.rejected():
+            lines.write(json.dumps({k: row[k] for k in ("name", "reason", "stage")}, ensure_ascii=False) + "\n")
+    if not table.kept():
+        raise BuildError(f"No picture was accepted; {folder / 'rejected.jsonl'} says why for each.")
+    if plan.report:
+        write_funnel(folder / "funnel.html", table, plan.thresholds, plan.stages)
+    if plan.grouping:
+        write_review(folder / "identities.html", table.groups(), plan.grouping)
+    for _ in _records(table, plan):  # the first run only finds which references anybody needs; the others go
+        pass
+    for name in table.unneeded_references():
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "candidates", ignore_errors=True)
+    for path in folder.rglob(".*.partial*"):
+        path.unlink()  # left by a killed process
+    beside = [name for name in ("rejected.jsonl", "funnel.html", "identities.html") if (folder / name).is_file()]
+    write_sums(folder, (*table.sums(), *((name, sha256_of(folder / name)) for name in beside)))
+    write_manifest(folder, _records(table, plan), jsonl=jsonl)  # last: this file says that the set is finished
+    table.close()
+    shutil.rmtree(folder / PARTS)
+
+
+def _drop_doubles(table: JoinTable) -> None:
+    table.db.execute(
+        "update rows set stage = 'doubles', reason = 'same picture as: ' || "
+        "(select first.image from rows first where first.sha = rows.sha and first.stage is null order by n limit 1) "
+        "where stage is null and n > (select min(first.n) from rows first where first.sha = rows.sha)"
+    )
+
+
+def _select(table: JoinTable, selection: Selection) -> None:
+    # Mean and spread in one pass (Welford), scores in a second; the cut is a row number of the sorted scores.
+    names = list(selection.measures)
+    count, mean, spread = 0, np.zeros(len(names)), np.zeros(len(names))
+    for _, measured in table.measured():
+        if any(name not in measured for name in names):
+            continue
+        values = np.array([measured[name] for name in names])
+        count += 1
+        before = values - mean
+        mean = mean + before / count
+        spread = spread + before * (values - mean)
+    deviation = np.sqrt(spread / max(count, 1)).clip(1e-12)
+    signs = np.array([1.0 if selection.measures[name] == "higher" else -1.0 for name in names])
+    for n, measured in table.measured():
+        values = np.array([measured.get(name, np.nan) for name in names])
+        score = float((signs * (values - mean) / deviation).mean())
+        if np.isfinite(score):
+            table.db.execute("update rows set score = ? where n = ?", (round(score, 9), n))
+    keep = max(1, round(selection.keep * count)) if count else 0
+    cut = table.db.execute(
+        "select score, n from rows where stage is null and score is not null order by score desc, n limit 1 offset ?",
+        (max(keep - 1, 0),),
+    ).fetchone()
+    if cut is not None:
+        share = f"{selection.keep:g}"
+        table.db.execute(
+            "update rows set stage = 'selection', "
+            f"reason = printf('not among the best: mean z-score %.3f, the best {share} have %.3f', score, ?1) "
+            "where stage is null and score is not null and (score < ?1 or (score = ?1 and n > ?2))",
+            cut,
+        )
+
+
+def _name_people(table: JoinTable, plan: Plan) -> None:
+    unknown = table.db.execute("select count(*) from rows where stage is null and identity is null").fetchone()[0]
+    if unknown and plan.grouping:
+        rows = table.db.execute(
+            "select n, source, name, vector from rows where stage is null and identity is null and vector is not null "
+            "order by n"
+        )
+        found = [(n, source, name, np.frombuffer(vector)) for n, source, name, vector in rows]
+        for (n, source, _, _), group in zip(
+            found,
+            plan.grouping.groups(np.array([vector for *_, vector in found]), [name for _, _, name, _ in found]),
+            strict=True,
+        ):
+            if group is None:
+                table.drop(n, "identity", "taken out in the review: corrections.out names it")
+            else:
+                table.db.execute("update rows set identity = ? where n = ?", (f"{source}_p{group:05d}", n))
+    table.db.execute("update rows set identity = name where identity is null")
+    if plan.min_photos > 1:
+        table.db.execute(
+            "update rows set stage = 'identity', reason = 'too few photos of this person: ' || "
+            "(select count(*) from rows other where other.identity = rows.identity and other.stage is null) || "
+            f"', needed are {plan.min_photos}' where stage is null and identity in "
+            "(select identity from rows where stage is null group by identity having count(*) < ?)",
+            (plan.min_photos,),
+        )
+
+
+def _split(table: JoinTable, plan: Plan, seed: int) -> None:
+    people = table.db.execute(
+        "select distinct identity from rows where split is null and stage is null order by identity"
+    ).fetchall()
+    for (identity,) in people:
+        split = "val" if seed_from("split", seed, identity) / 2**63 < plan.val_share else "train"
+        table.db.execute("update rows set split = ? where split is null and identity = ?", (split, identity))
+
+
+def _settle_files(folder: Path, table: JoinTable, space: Space | None, seed: int) -> None:
+    # Candidates move to their split, what was dropped is removed; any of it may have happened before a crash.
+    table.db.commit()
+    for n, name, image, reference, lq, stage, split in table.files():
+        if stage is not None:
+            for file in {image, reference, lq} - {None}:
+                (folder / file).unlink(missing_ok=True)
+            continue
+        if not image.startswith("candidates/"):
+            continue
+        moved = {}
+        for file in {image, reference, lq} - {None}:
+            kind, rest = file.removeprefix("candidates/").split("/", 1)
+            moved[file] = f"{kind}/{split}/{rest}"
+            if (folder / file).is_file():
+                (folder / moved[file]).parent.mkdir(parents=True, exist_ok=True)
+                (folder / file).replace(folder / moved[file])
+        table.move(n, moved)
+        if split == "val" and lq is None and space is not None:
+            lq = moved[image].replace("images/", "lq/", 1)
+            recipe = degrade(folder / moved[image], folder / lq, name, space, seed)
+            table.add_pair(n, lq, recipe, sha256_of(folder / lq))
+    table.db.commit()
+
+
+def _records(table: JoinTable, plan: Plan) -> Iterator[Record]:
+    threshold, limit = plan.reference_threshold, plan.max_references
+    for n, fields, vector, given, similarity in table.kept_rows():
+        chosen: list[tuple[str, float | None]] = [(name, similarity if not i else None) for i, name in enumerate(given)]
+        if not given:
+            for other, reference, towards in table.of(fields["identity"], fields["split"]):
+                near = None if vector is None or towards is None else float(vector @ towards)
+                if other != n and (near is None or threshold is None or near >= threshold):
+                    chosen.append((reference, near))
+                if len(chosen) == limit:
+                    break
+        chosen = chosen[:limit]
+        table.need(reference for reference, _ in chosen)
+        near = chosen[0][1] if chosen else None
+        points = fields["landmarks_68"]
+        yield Record(
+            **{
+                **fields,
+                "face_box": tuple(fields["face_box"]),
+                "landmarks_68": tuple(map(tuple, points)) if points else None,
+                "references": tuple(reference for reference, _ in chosen),
+                "similarity": None if near is None else round(near, 4),
+            }
+        )

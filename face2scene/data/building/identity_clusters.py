@@ -1,0 +1,116 @@
+"""Who is who in an unlabelled collection: faces grouped by identity vectors, with a sheet to look the groups over."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
+
+from face2scene.common.pages import write_page
+
+_SHOWN = 24  # pictures of a group on the sheet
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Agglomerative clustering with average linkage on the cosine of identity vectors.
+
+    Args:
+        threshold: mean cosine between two groups from which they are one person.
+        max_faces: refuse more: all are compared with all, which takes 4 bytes times the square of their number.
+        together: lists of picture names that show one person, whatever their vectors say.
+        apart: lists of picture names; each list is a person of its own.
+        out: names of pictures that are left out.
+    """
+
+    threshold: float
+    max_faces: int = 20_000
+    together: Sequence[Sequence[str]] = ()
+    apart: Sequence[Sequence[str]] = ()
+    out: Sequence[str] = ()
+
+    @property
+    def doubt(self) -> float:
+        """Cosine below the threshold down to which two groups are shown as maybe one (ours)."""
+        return min(0.1, (1 - self.threshold) / 2)  # some networks put all faces close together
+
+    def groups(self, vectors: np.ndarray, names: Sequence[str]) -> list[int | None]:
+        """The group of every face, numbered from 0 by first appearance; None for those taken out.
+
+        Args:
+            vectors: (N, D), unit length.
+            names: of the N pictures, as the corrections name them.
+
+        Raises:
+            ValueError: more than `max_faces`, or a correction names a picture that is not there.
+        """
+        if len(vectors) > self.max_faces:
+            raise ValueError(
+                f"{len(vectors)} faces are to be grouped and data.grouping.max_faces is {self.max_faces}: raise it if "
+                f"{len(vectors) ** 2 * 4 / 2**30:.0f} GiB are free, or build the collection in parts."
+            )
+        place = {name: number for number, name in enumerate(names)}
+        listed = [*self.out, *(name for group in (*self.together, *self.apart) for name in group)]
+        if unknown := sorted(set(listed) - place.keys()):
+            raise ValueError(f"data.grouping corrects pictures that are not in the collection: {unknown[:5]}.")
+        labels = list(self._clusters(vectors))
+        for group in self.together:
+            joined = {labels[place[name]] for name in group}
+            labels = [min(joined) if label in joined else label for label in labels]
+        for number, group in enumerate(self.apart, start=1):
+            for name in group:
+                labels[place[name]] = -number
+        order: dict[int, int] = {}
+        out = set(self.out)
+        return [
+            None if name in out else order.setdefault(label, len(order))
+            for label, name in zip(labels, names, strict=True)
+        ]
+
+    def _clusters(self, vectors: np.ndarray) -> Iterable[int]:
+        if len(vectors) < 2:
+            return [1] * len(vectors)
+        upper = np.triu_indices(len(vectors), 1) if len(vectors) < 1000 else None
+        near = (vectors @ vectors.T).clip(-1, 1)  # rounding would make distances negative
+        distances = 1 - near[upper] if upper is not None else _condensed(1 - near)
+        return (int(label) for label in fcluster(linkage(distances, "average"), 1 - self.threshold, "distance"))
+
+
+def _condensed(square: np.ndarray) -> np.ndarray:
+    return np.concatenate([row[number + 1 :] for number, row in enumerate(square)])
+
+
+def write_review(
+    path: Path, groups: Iterable[tuple[str, list[tuple[str, str, np.ndarray | None]]]], grouping: Grouping
+) -> None:
+    """A page with every group's pictures, its least like member, and other groups that may be the same person.
+
+    Args:
+        groups: identity, and of its pictures the name, the path beside the page and the vector.
+    """
+    people, centres, names = [], [], []
+    for identity, members in groups:
+        vectors = np.array([v for _, _, v in members if v is not None])
+        if len(vectors):
+            centre = vectors.mean(0)
+            centres.append(centre / np.linalg.norm(centre))
+            names.append(identity)
+        pictures = [
+            (name, image, float(vector @ centres[-1]) if vector is not None and len(vectors) > 1 else 1.0)
+            for name, image, vector in members[:_SHOWN]
+        ]
+        people.append({"identity": identity, "count": len(members), "pictures": pictures})
+    maybe = _near_pairs(np.array(centres), names, grouping.threshold - grouping.doubt) if len(names) > 1 else {}
+    values = {"people": people, "maybe": maybe, "threshold": grouping.threshold}
+    write_page(path, "identities.html.j2", style="collection.css", title="Who is who", **values)
+
+
+def _near_pairs(centres: np.ndarray, names: Sequence[str], threshold: float) -> dict[str, list[tuple[str, float]]]:
+    found: dict[str, list[tuple[str, float]]] = {}
+    for first in range(0, len(centres), 1000):
+        near = centres[first : first + 1000] @ centres.T
+        for i, j in zip(*np.nonzero(near >= threshold), strict=True):
+            if i + first != j:
+                found.setdefault(names[i + first], []).append((names[j], float(near[i, j])))
+    return {name: sorted(others, key=lambda pair: -pair[1])[:5] for name, others in found.items()}

@@ -1,0 +1,83 @@
+"""People who do not exist: the packaged MobileStyleGAN as a source of identities with several pictures each.
+
+An identity is a style vector. Another picture of the same person is that vector drifted a little toward a
+random other one, which changes pose, light and expression more than the face (identity cosine 0.79 to 0.93
+at the default drift). Everything follows from two integers, so picture N of person M is always that picture.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from face2scene.assets import catalogue as weights
+from face2scene.data.generators.base import Job
+
+_MEAN_SAMPLES = 256  # styles averaged for the truncation trick
+
+
+def facegen(*, truncation: float = 0.7, drift: float = 0.25, threads: int = 0) -> "FaceGenerator":
+    """The packaged generator with its weights from the catalogue; see `FaceGenerator`."""
+    return FaceGenerator(weights.folder("facegen"), truncation=truncation, drift=drift, threads=threads)
+
+
+class FaceGenerator:
+    """Pictures of generated people, 1024 x 1024.
+
+    Args:
+        folder: where `MappingNetwork.xml` and `SynthesisNetwork.xml` (OpenVINO IR) lie.
+        truncation: how far an identity may be from the mean face, 0 to 1; higher is more varied and less real.
+        drift: how far a picture may leave its identity, as a share of the way to a random other style.
+        threads: CPU threads for the network; 0 leaves the choice to OpenVINO.
+
+    Raises:
+        ModuleNotFoundError: without openvino; the message names the extra.
+        FileNotFoundError: without the weights; the message names the fetch command.
+    """
+
+    size = 1024
+
+    def __init__(self, folder: str | Path, *, truncation: float = 0.7, drift: float = 0.25, threads: int = 0):
+        self.folder = Path(folder)
+        self.truncation = truncation
+        self.drift = drift
+        self.threads = threads
+        for name in ("MappingNetwork.xml", "SynthesisNetwork.xml"):
+            if not (self.folder / name).is_file():
+                raise FileNotFoundError(
+                    f"{name} of the face generator is not in {self.folder}. Get it with `face2scene fetch facegen`."
+                )
+
+    @cached_property
+    def _networks(self):
+        try:
+            import openvino
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "The face generator needs openvino: pip install 'face2scene[quickstart]'."
+            ) from error
+        core = openvino.Core()
+        settings = {"INFERENCE_NUM_THREADS": self.threads} if self.threads else {}
+        return [
+            core.compile_model(self.folder / f"{name}Network.xml", "CPU", settings) for name in ("Mapping", "Synthesis")
+        ]
+
+    def _style(self, entropy: Sequence[int]) -> np.ndarray:
+        z = np.random.default_rng(list(entropy)).standard_normal((1, 512)).astype(np.float32)
+        return self._networks[0]([z])[0]
+
+    @cached_property
+    def _mean(self) -> np.ndarray:
+        return np.mean([self._style((0, n)) for n in range(_MEAN_SAMPLES)], axis=0)
+
+    def draw(self, job: Job) -> np.ndarray:
+        """The picture that a job's two numbers stand for."""
+        return self.picture(job.person, job.number)
+
+    def picture(self, identity: int, shot: int) -> np.ndarray:
+        """Picture number `shot` of person number `identity`: uint8 RGB, (1024, 1024, 3)."""
+        style = self._mean + self.truncation * (self._style((1, identity)) - self._mean)
+        style = style + self.drift * (self._style((2, identity, shot)) - self._mean)
+        image = self._networks[1]([style])[0][0]  # (3, 1024, 1024) in [-1, 1]
+        return ((image.transpose(1, 2, 0).clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)

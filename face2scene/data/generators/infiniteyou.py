@@ -1,0 +1,279 @@
+"""The paper's generator, InfiniteYou on FLUX.1-dev, driven from outside its own interpreter.
+
+Its pins (torch 2.6, diffusers 0.31, numpy 1.26) and ours cannot share an environment, it exits where others raise, and
+it downloads 43 GB where a path is wrong. So it runs in a process of its own, which stays alive and takes jobs as
+lines of JSON; paths and licences are checked before it starts, the hub is off, and a worker that died or hangs is
+replaced and gets its job again.
+"""
+
+import json
+import os
+import queue
+import subprocess
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from face2scene.data.generators.base import GeneratorError, Job, JobFailed
+
+WORKER = Path(__file__).parent / "infiniteyou_worker.py"
+LICENCES = {
+    "infiniteyou": "InfiniteYou's weights: CC BY-NC 4.0",
+    "flux.1-dev": "FLUX.1-dev: FLUX.1 [dev] Non-Commercial License, gated",
+    "insightface": "antelopev2: non-commercial research only",
+}
+
+
+class InfiniteYou:
+    """Draws a person of a reference photo into a prompted scene.
+
+    Args:
+        python: the interpreter of InfiniteYou's environment.
+        repository: its checkout, with `pipelines/pipeline_infu_flux.py`.
+        model_dir: its weights: `infu_flux_v1.0/`, `supports/`.
+        base_model: folder of FLUX.1-dev in diffusers' layout.
+        accept_licences: must name every key of `LICENCES`.
+        version: `sim_stage1` (more alike, the paper's) or `aes_stage2`.
+        lora_weight: of the AntiBlur LoRA; the public generator's is 3.0, its card recommends 1.0 to 1.5, 0 is without.
+        width, height: 1024 x 1152 in the public generator.
+        guidance, steps, conditioning_scale, guidance_start, guidance_end: the public generator's by default.
+        quantize_8bit, cpu_offload: for less memory: 43 GB without, 24 with the first, 30 with the second, 16 with both.
+        start_timeout_s, job_timeout_s: a worker that takes longer is replaced.
+        retries: how often a job is given to a new worker before it counts as failed.
+        log: where the worker's output goes; None is a temporary file.
+        environment: of the worker, over ours.
+    """
+
+    def __init__(
+        self,
+        *,
+        python: str | Path | None,
+        repository: str | Path | None,
+        model_dir: str | Path | None,
+        base_model: str | Path | None,
+        accept_licences: Sequence[str] = (),
+        version: str = "sim_stage1",
+        lora_weight: float = 3.0,
+        width: int = 1024,
+        height: int = 1152,
+        guidance: float = 3.5,
+        steps: int = 30,
+        conditioning_scale: float = 1.0,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        quantize_8bit: bool = False,
+        cpu_offload: bool = False,
+        start_timeout_s: float = 1800,
+        job_timeout_s: float = 600,
+        retries: int = 2,
+        log: str | Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ):
+        if version not in ("sim_stage1", "aes_stage2"):
+            raise GeneratorError(f"generator.version must be sim_stage1 or aes_stage2, not {version!r}.")
+        given = {"python": python, "repository": repository, "model_dir": model_dir, "base_model": base_model}
+        self.unset = [option for option, path in given.items() if not path]
+        self.python, self.repository = Path(python or ""), Path(repository or "")
+        self.model_dir, self.base_model = Path(model_dir or ""), Path(base_model or "")
+        self.accept_licences, self.version, self.lora_weight = tuple(accept_licences), version, lora_weight
+        self.start_timeout_s, self.job_timeout_s, self.retries = start_timeout_s, job_timeout_s, retries
+        self.log = log
+        self.environment = dict(environment or {})
+        self.loading = {"quantize_8bit": quantize_8bit, "cpu_offload": cpu_offload}
+        self.call = {
+            **{"width": width, "height": height, "guidance_scale": guidance, "num_steps": steps},
+            **{"infusenet_conditioning_scale": conditioning_scale, "cpu_offload": cpu_offload},
+            **{"infusenet_guidance_start": guidance_start, "infusenet_guidance_end": guidance_end},
+        }
+        self.starts = 0  # how many workers there have been
+        self._worker: _Worker | None = None
+
+    @property
+    def _lora(self) -> Path:
+        return self.model_dir / "supports/optional_loras/flux_anti_blur_lora.safetensors"
+
+    def check(self) -> None:
+        """Everything that can be known without loading 43 GB.
+
+        Raises:
+            GeneratorError: naming every missing path and every licence that was not accepted.
+        """
+        stage = self.model_dir / "infu_flux_v1.0" / self.version
+        wanted = {
+            "python": [self.python],
+            "repository": [self.repository / "pipelines/pipeline_infu_flux.py"],
+            "model_dir": [
+                *(stage / "InfuseNetModel", stage / "image_proj_model.bin"),
+                *(self.model_dir / "supports/insightface", *([self._lora] if self.lora_weight else [])),
+            ],
+            "base_model": [self.base_model / "model_index.json"],
+        }
+        missing = [f"generator.{option} is not set (data.infiniteyou.{option}=...)" for option in self.unset]
+        missing += [
+            f"generator.{option}: there is no {path}"
+            for option, paths in wanted.items()
+            for path in paths
+            if option not in self.unset and not path.exists()
+        ]
+        if missing:
+            raise GeneratorError(
+                "InfiniteYou cannot start:\n  "
+                + "\n  ".join(missing)
+                + "\nGet the code from bytedance/InfiniteYou, the "
+                "weights with `hf download ByteDance/InfiniteYou` and `hf download black-forest-labs/FLUX.1-dev`."
+            )
+        unaccepted = [text for name, text in LICENCES.items() if name not in self.accept_licences]
+        if unaccepted:
+            raise GeneratorError(
+                "InfiniteYou's parts come under terms that you must accept: " + "; ".join(unaccepted) + ". If you do: "
+                f"generator.accept_licences=[{','.join(LICENCES)}]."
+            )
+
+    def about(self) -> dict[str, Any]:
+        """For the records."""
+        return {"name": "infiniteyou", "version": self.version, "anti_blur": self.lora_weight, **self.call}
+
+    def draw(self, job: Job) -> np.ndarray:
+        """uint8 (height, width, 3); see `generators.Generator`."""
+        if job.reference is None:
+            raise GeneratorError("InfiniteYou draws a person from a photo, and this job has none.")
+        reasons = []
+        with tempfile.TemporaryDirectory() as place:
+            output = Path(place) / "picture.png"
+            order = {"reference": str(Path(job.reference).resolve()), "prompt": job.prompt, "seed": job.seed}
+            for _ in range(self.retries + 1):
+                worker = self._running()
+                try:
+                    reply = worker.ask({**order, "output": str(output)}, self.job_timeout_s)
+                except _WorkerLost as error:
+                    reasons.append(str(error))
+                    self.close()
+                    continue
+                if not reply["ok"]:
+                    raise JobFailed(reply["error"])
+                with Image.open(output) as picture:
+                    return np.asarray(picture.convert("RGB"))
+        raise JobFailed(f"{len(reasons)} workers in a row were lost with this job ({reasons[-1]})")
+
+    def close(self) -> None:
+        """End the worker, if there is one."""
+        if self._worker is not None:
+            self._worker.end()
+            self._worker = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_worker", None) is not None:
+            self.close()
+
+    def _running(self) -> "_Worker":
+        if self._worker is None:
+            self.check()
+            self.starts += 1
+            settings = {
+                "pipeline": {
+                    "base_model_path": str(self.base_model.resolve()),
+                    "infu_model_path": str((self.model_dir / "infu_flux_v1.0" / self.version).resolve()),
+                    "insightface_root_path": str((self.model_dir / "supports/insightface").resolve()),
+                    "image_proj_num_tokens": 8,
+                    "infu_flux_version": "v1.0",
+                    "model_version": self.version,
+                    **self.loading,
+                },
+                "loras": [[str(self._lora.resolve()), "anti_blur", self.lora_weight]] if self.lora_weight else [],
+                "call": self.call,
+            }
+            self._worker = _Worker(self.python, self._environment(), self.repository, settings, self.log)
+            self._worker.await_ready(self.start_timeout_s)
+        return self._worker
+
+    def _environment(self) -> dict[str, str]:
+        ours = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        ours |= {"PYTHONPATH": str(self.repository.resolve()), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        # The pipeline always takes the first card it sees: each rank's worker is shown one.
+        rank = os.environ.get("LOCAL_RANK")
+        cards = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if rank is not None and cards != "":
+            ours["CUDA_VISIBLE_DEVICES"] = cards.split(",")[int(rank) % len(cards.split(","))] if cards else rank
+        return ours | self.environment
+
+
+class _WorkerLost(RuntimeError):
+    """The worker died, hung or spoke nonsense."""
+
+
+class _Worker:
+    # The process at the other end. A thread reads its answers, so that waiting for one can end.
+    def __init__(self, python: Path, environment: dict, folder: Path, settings: dict, log: str | Path | None):
+        # Line-buffered text to the worker; its stderr goes to a file, whose end explains a death.
+        self.log = open(log, "ab+") if log else tempfile.TemporaryFile()  # noqa: SIM115  closed in end()
+        self.process = subprocess.Popen(
+            [str(python), str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            env=environment,
+            cwd=folder,
+            text=True,
+            bufsize=1,
+        )
+        self.answers: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+        self.count = 0
+        self._settings = settings
+
+    def _listen(self) -> None:
+        for line in self.process.stdout:
+            self.answers.put(line)
+        self.answers.put(None)
+
+    def await_ready(self, timeout_s: float) -> None:
+        try:
+            reply = self._exchange(self._settings, timeout_s)
+        except _WorkerLost as error:
+            self.end()
+            raise GeneratorError(f"InfiniteYou did not start: {error}.") from error
+        if not reply.get("ready"):
+            said = f"{reply.get('error')}{self._last_words()}"
+            self.end()
+            raise GeneratorError(f"InfiniteYou did not start: {said}.")
+
+    def ask(self, order: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        self.count += 1
+        reply = self._exchange({"id": self.count, **order}, timeout_s)
+        if reply.get("id") != self.count:
+            raise _WorkerLost(f"it answered job {reply.get('id')} when asked for {self.count}")
+        return reply
+
+    def _exchange(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        with suppress(OSError):  # it is dead: the end of its answers says so below
+            self.process.stdin.write(json.dumps(message) + "\n")
+        try:
+            line = self.answers.get(timeout=timeout_s)
+        except queue.Empty:
+            raise _WorkerLost(f"it gave no answer in {timeout_s:g} s") from None
+        if line is None:
+            raise _WorkerLost(f"it ended with exit code {self.process.wait()}{self._last_words()}")
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError:
+            raise _WorkerLost(f"it answered {line[:80]!r}") from None
+
+    def _last_words(self) -> str:
+        self.log.seek(0, os.SEEK_END)
+        self.log.seek(max(0, self.log.tell() - 2000))
+        lines = [line for line in self.log.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith((" ", "Traceback"))]  # what it said, not where
+        return f"; its last words: {' | '.join(lines[-3:])}" if lines else ""
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.log):
+            with suppress(OSError):
+                stream.close()

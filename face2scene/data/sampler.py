@@ -1,0 +1,111 @@
+"""In which order a training sees its pictures: every picture once an epoch, sets mixed by weight, shards kept together.
+
+Sample number i is a pure function of i and the seed. So a training goes on at the exact sample wherever it was stopped,
+with any number of workers and processes, and nothing about the order has to be saved.
+"""
+
+from collections.abc import Hashable, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from face2scene.common.reproducibility import seed_from
+
+_BLOCK = 10_000  # samples over which weights that are no whole numbers hold exactly
+
+
+class Order:
+    """An endless order over the pictures of several sets.
+
+    Within every block of samples each set has its exact share; the block is as long as the sum of the weights if these
+    are whole numbers (the paper's 11,266, 16,486 and 29,697 make one epoch of the three sets), else 10,000. A set's
+    pictures come in a new order every epoch: its shards shuffled, and the pictures of `window` shards that lie next to
+    each other in that order shuffled together, so that few archives are open at a time.
+
+    Args:
+        shards: of every set and each of its pictures, the shard it lies in; equal ones are one shard. All equal: the
+            set is shuffled as a whole.
+        weights: of the sets; None is their numbers of pictures.
+        seed: of the order.
+        window: shards that are read at the same time.
+
+    Raises:
+        ValueError: an empty set, or weights that are not above 0.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Sequence[Hashable]],
+        weights: Sequence[float] | None = None,
+        *,
+        seed: int = 0,
+        window: int = 8,
+    ):
+        self.counts = [len(of) for of in shards]
+        if not self.counts or min(self.counts) == 0:
+            raise ValueError("A mix needs sets with at least one picture each.")
+        weights = list(self.counts if weights is None else weights)
+        if len(weights) != len(shards) or min(weights) <= 0:
+            raise ValueError(f"A mix needs a weight above 0 for each of its {len(shards)} sets, not {weights}.")
+        self.seed, self.window = seed, window
+        self._groups = [_grouped(of) for of in shards]
+        self.quotas = _quotas(weights)
+        self.block = sum(self.quotas)
+        self._mixed = lru_cache(maxsize=2)(self._mix)
+        self._epochs = lru_cache(maxsize=2 * len(shards))(self._epoch)
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in vars(self).items() if key not in ("_mixed", "_epochs")}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._mixed = lru_cache(maxsize=2)(self._mix)
+        self._epochs = lru_cache(maxsize=2 * len(self.counts))(self._epoch)
+
+    def __getitem__(self, sample: int) -> tuple[int, int]:
+        """Set and number of the picture that sample number `sample` shows."""
+        block, place = divmod(sample, self.block)
+        sets, ranks = self._mixed(block)
+        part = int(sets[place])
+        epoch, position = divmod(block * self.quotas[part] + int(ranks[place]), self.counts[part])
+        return part, int(self._epochs(part, epoch)[position])
+
+    def _mix(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        # Which set has which place of the block, and the how-many-eth of the set's places it is.
+        sets = np.repeat(np.arange(len(self.quotas)), self.quotas)
+        if len(self.quotas) > 1:
+            np.random.default_rng(seed_from(self.seed, "mix", block)).shuffle(sets)
+        ranks = np.empty(len(sets), np.int64)
+        for part in range(len(self.quotas)):
+            here = sets == part
+            ranks[here] = np.arange(here.sum())
+        return sets, ranks
+
+    def _epoch(self, part: int, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng(seed_from(self.seed, "epoch", part, epoch))
+        groups = [self._groups[part][n] for n in rng.permutation(len(self._groups[part]))]
+        rows = [
+            rng.permutation(np.concatenate(groups[first : first + self.window]))
+            for first in range(0, len(groups), self.window)
+        ]
+        return np.concatenate(rows)
+
+
+def _grouped(shards: Sequence[Hashable]) -> list[np.ndarray]:
+    places: dict[Hashable, list[int]] = {}
+    for number, shard in enumerate(shards):
+        places.setdefault(shard, []).append(number)
+    return [np.array(numbers, np.int32) for numbers in places.values()]
+
+
+def _quotas(weights: Sequence[float]) -> list[int]:
+    if all(float(w).is_integer() for w in weights):
+        whole = [int(w) for w in weights]
+        return [w // int(np.gcd.reduce(whole)) for w in whole]
+    exact = np.array(weights, float) / sum(weights) * _BLOCK
+    quotas = np.floor(exact).astype(int)
+    for part in np.argsort(quotas - exact)[: _BLOCK - quotas.sum()]:  # largest remainders first
+        quotas[part] += 1
+    if quotas.min() == 0:
+        raise ValueError(f"A weight of a mix is under a {_BLOCK}th of all: {list(weights)}.")
+    return quotas.tolist()

@@ -1,0 +1,227 @@
+"""Pictures of real identities in invented scenes: the paper's synthetic part, from photos of people and prompts."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from face2scene.common.reproducibility import seed_from
+from face2scene.common.types import Face
+from face2scene.data.building.build import BAD_INPUT, BuildError, Draft, Made, Rejection, largest
+from face2scene.data.building.filter_report import thumbnail
+from face2scene.data.building.photo_filtering import copies, resized
+from face2scene.data.building.prompts import Prompts, subjects
+from face2scene.data.generators.base import Generator, Job, JobFailed
+from face2scene.faces.detect import Detector
+from face2scene.image_io.arrays import ImageError, list_images, read_image
+
+CELEBREF_VALIDATION = Path(__file__).parent / "celebref_validation.txt"
+
+
+def celebref_split() -> dict[str, str]:
+    """The published split of CelebRef-HQ: its 100 validation identities; everybody else is for training."""
+    return dict.fromkeys(CELEBREF_VALIDATION.read_text().split(), "val")
+
+
+class PromptedPeople:
+    """Every person of a photo folder in several scenes, as a build source. One item is one prompt about one person.
+
+    For each prompt up to `repeats` pictures are accepted within `tries` draws. A picture is accepted when its largest
+    face has at least `threshold` identity cosine to the reference it was drawn from, and kept when it has
+    `strict_threshold`: the public generator stops drawing at 0.45, and the paper's account speaks of 0.55.
+
+    Args:
+        folder: one sub-folder of photos per person, CelebRef-HQ's layout; the sub-folder's name is the identity.
+        generator: see `generators.Generator`; `check()` is called before any work.
+        detector: finds and describes faces.
+        prompts: the series that prompts are drawn from.
+        name: of the source.
+        gender_map: file that maps identities to man, woman or person; None calls everybody a person.
+        split: `celebref` (the published list), `train`, `val`, or None: by seed, with the others of the set.
+        prompts_per_person: items per person (ours; the paper's set has about four).
+        repeats: accepted pictures per prompt at most (public: 3).
+        tries: draws per prompt at most (public: 10).
+        threshold, strict_threshold: see above; both are ArcFace's (faces=antelopev2 or insightface) and mean something
+            else with another identity network.
+        size: of the finished pictures (width, height); None keeps the generator's.
+        reference_size: longest side of the copied photos.
+        max_references: photos per picture that are copied into the set, the one drawn from first.
+        people: only the first so many, to try things out; None takes all.
+        seed: of everything drawn: photo, prompt, generator's seeds.
+        licence: recorded with every picture.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None,
+        generator: Generator,
+        detector: Detector,
+        *,
+        prompts: Prompts | None = None,
+        name: str = "synthetic",
+        gender_map: str | Path | None = None,
+        split: str | None = "celebref",
+        prompts_per_person: int = 4,
+        repeats: int = 3,
+        tries: int = 10,
+        threshold: float = 0.45,
+        strict_threshold: float | None = 0.55,
+        size: tuple[int, int] | None = None,
+        reference_size: int | None = None,
+        max_references: int = 4,
+        people: int | None = None,
+        seed: int = 0,
+        licence: str,
+        settings: Mapping[str, Any] | None = None,
+    ):
+        if split not in ("celebref", "train", "val", None):
+            raise ValueError(f"split must be celebref, train, val or null, not {split!r}.")
+        if tries < repeats or repeats < 1:
+            raise ValueError(f"tries ({tries}) must be at least repeats ({repeats}), and that at least 1.")
+        self.folder = Path(folder) if folder else None
+        self.generator, self.detector = generator, detector
+        self.prompts = prompts or Prompts(seed=seed)
+        self.name, self.gender_map, self.split = name, gender_map, split
+        self.prompts_per_person, self.repeats, self.tries = prompts_per_person, repeats, tries
+        self.threshold, self.strict_threshold = threshold, strict_threshold
+        self.size = tuple(size) if size else None
+        self.reference_size, self.max_references, self.limit = reference_size, max_references, people
+        self.seed, self.licence, self.settings = seed, licence, dict(settings or {})
+        self._references: tuple[str, list[tuple[Path, Face]], list[Rejection]] | None = None
+
+    @cached_property
+    def people(self) -> list[str]:
+        """Identities, sorted."""
+        if self.folder is None:
+            raise BuildError("No photos of people were named: data.celebref is a folder with a sub-folder each.")
+        if not self.folder.is_dir():
+            raise BuildError(
+                f"There is no folder {self.folder}: photos of people are needed, a sub-folder each (option folder)."
+            )
+        found = sorted(path.name for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if not found:
+            raise BuildError(f"{self.folder} has no sub-folder per person (option folder).")
+        return found[: self.limit]
+
+    @cached_property
+    def _subjects(self) -> dict[str, str]:
+        return subjects(self.gender_map)
+
+    @cached_property
+    def _split_of(self) -> dict[str, str]:
+        if self.split != "celebref":
+            return dict.fromkeys(self.people, self.split) if self.split else {}
+        return {person: "train" for person in self.people} | celebref_split()
+
+    def listing(self) -> Any:
+        """The people, and what the prompts follow from."""
+        return {"people": self.people, "packs": self.prompts.listing(), "subjects": self._subjects}
+
+    def items(self) -> Sequence[tuple[str, int]]:
+        if not hasattr(self, "_checked"):
+            self._checked = True
+            getattr(self.generator, "check", lambda: None)()
+        return [(person, number) for person in self.people for number in range(self.prompts_per_person)]
+
+    def key(self, item: tuple[str, int]) -> str:
+        return f"{self.name}_{item[0]}_{item[1]:04d}"
+
+    def make(self, item: tuple[str, int]) -> Made:
+        person, number = item
+        references, bad = self._photos(person)
+        rejected = list(bad) if number == 0 else []  # named once, with the person's first prompt
+        if not references:
+            return Made(rejected=[*rejected, Rejection(self.key(item), "no photo of this person is usable", BAD_INPUT)])
+        rng = np.random.default_rng(seed_from("reference", self.seed, person, number))
+        chosen = int(rng.integers(len(references)))
+        path, face = references[chosen]
+        prompt_number = seed_from("prompt of", person, number) % 10**9
+        prompt = self.prompts(prompt_number, subject=self._subjects.get(person, "person"))
+        others = [other for other, _ in references[chosen + 1 :] + references[:chosen]]
+        copied = copies([path, *others][: self.max_references], self.reference_size)
+        drafts: list[Draft] = []
+        accepted = 0
+        for attempt in range(self.tries):
+            if accepted == self.repeats:
+                break
+            seed = seed_from("draw", self.seed, person, number, attempt) % 2**32
+            name = f"iden_{person}_img_{path.stem}_sample_{number}_repeat_{accepted + 1}"
+            tried = f"iden_{person}_img_{path.stem}_sample_{number}_try_{attempt + 1}"
+            try:
+                drawn = self.generator.draw(
+                    Job(person=self.people.index(person), number=attempt, seed=seed, prompt=prompt.text, reference=path)
+                )
+            except JobFailed as error:
+                rejected.append(Rejection(tried, f"the generator failed: {error}", "generation"))
+                continue
+            picture = drawn if self.size is None else resized(drawn, self.size)
+            shown = picture.astype(np.float32) / 255
+            found = largest(self.detector.find(shown))
+            reason, near = self._judge(found, face)
+            if reason:
+                rejected.append(Rejection(tried, reason, measured=near, thumbnail=thumbnail(shown)))
+                continue
+            accepted += 1
+            if self.strict_threshold is not None and near["similarity"] < self.strict_threshold:
+                said = f"not alike enough to keep: cosine {near['similarity']:.3f} is under {self.strict_threshold}"
+                rejected.append(Rejection(tried, said, measured=near, thumbnail=thumbnail(shown)))
+                continue
+            about = {"person": person, "photo": path.name, "prompt_number": prompt_number, "try": attempt + 1}
+            drafts.append(
+                Draft(
+                    name=name,
+                    picture=picture,
+                    reference=None,
+                    split=self._split_of.get(person),
+                    identity=person,
+                    prompt=prompt.text,
+                    shot=prompt.shot,
+                    face_box=_clipped(found.box, picture.shape[:2]),
+                    landmarks_68=found.landmarks_68,
+                    vector=found.identity,
+                    source=self.name,
+                    licence=self.licence,
+                    generator={**self.settings, **getattr(self.generator, "about", dict)(), **about, "seed": seed},
+                    measured=near,
+                    references=copied,
+                    similarity=near["similarity"],
+                )
+            )
+        return Made(drafts, rejected)
+
+    def _judge(self, found: Face | None, reference: Face) -> tuple[str, dict[str, float]]:
+        if found is None:
+            return "no face found", {}
+        if found.identity is None:
+            return "the face has no usable landmarks", {}
+        near = float(found.identity @ reference.identity)
+        if near < self.threshold:
+            return f"looks like somebody else: cosine {near:.3f} is under {self.threshold}", {"similarity": near}
+        return "", {"similarity": near}
+
+    def _photos(self, person: str) -> tuple[list[tuple[Path, Face]], list[Rejection]]:
+        # The photos of a person that show a face, and those that do not. Prompts of one person follow each other.
+        if self._references is None or self._references[0] != person:
+            usable, bad = [], []
+            for path in list_images(self.folder / person):
+                shown = f"{person}/{path.name}"
+                try:
+                    face = largest(self.detector.find(read_image(path)))
+                except (ImageError, OSError) as error:
+                    said = str(error).replace(f"{self.folder}/", "")
+                    bad.append(Rejection(shown, f"unreadable: {said}", BAD_INPUT))
+                    continue
+                if face is None or face.identity is None:
+                    bad.append(Rejection(shown, "no face found on this photo of a person", "reference"))
+                else:
+                    usable.append((path, face))
+            self._references = (person, usable, bad)
+        return self._references[1], self._references[2]
+
+
+def _clipped(box: tuple[float, ...], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    height, width = size
+    x0, y0, x1, y1 = box
+    return max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))

@@ -1,0 +1,225 @@
+"""The released InScene, or any published set of pictures with faces, as a build source, read through `datasets`.
+
+Field names, box convention and split names of the release are not public: all of them are a small mapping in the
+configuration. What comes out is the same record as everywhere.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from face2scene.common.optional import need
+from face2scene.data.building.build import BAD_INPUT, BuildError, Draft, Made, Rejection
+from face2scene.data.building.names import printable, safe
+from face2scene.data.building.photo_filtering import copies
+from face2scene.data.building.prompts import plain_prompt, shot_of
+from face2scene.image_io.arrays import ImageError, list_images
+from face2scene.image_io.photos import MAX_PIXELS
+
+FIELDS = ("image", "lq", "name", "identity", "prompt", "shot", "face_box", "landmarks_68", "similarity")
+
+
+class Released:
+    """A published set. One item is one of its files (a shard of a split), done in portions.
+
+    Args:
+        source: hub id, or a local folder that `datasets` understands (parquet, imagefolder, webdataset).
+        fields: ours to theirs; a dot leads into a nested field. Only `image` is needed.
+        splits: theirs to ours.
+        box: `xyxy` or `xywh`.
+        units: `pixels`, or `relative` to width and height; of box and landmarks.
+        identity_pattern: finds the identity in the picture's name where no field says it; its first group.
+        references: folder with a sub-folder of photos per identity (CelebRef-HQ); None takes the set's own pictures.
+        max_references, reference_size: of these photos.
+        name, licence: of the source.
+        portion: pictures per side-car.
+        revision: of the hub repository.
+        options: more arguments of `datasets.load_dataset`.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        name: str = "inscene",
+        fields: Mapping[str, str | None],
+        splits: Mapping[str, str],
+        box: str = "xyxy",
+        units: str = "pixels",
+        identity_pattern: str | None = None,
+        references: str | Path | None = None,
+        max_references: int = 4,
+        reference_size: int | None = None,
+        licence: str,
+        portion: int = 100,
+        revision: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ):
+        if unknown := sorted(fields.keys() - set(FIELDS)):
+            raise ValueError(f"fields has unknown names {unknown}: choose from {', '.join(FIELDS)}.")
+        if not fields.get("image"):
+            raise ValueError("fields.image must name the field that holds the picture.")
+        if box not in ("xyxy", "xywh") or units not in ("pixels", "relative"):
+            raise ValueError(f"box must be xyxy or xywh and units pixels or relative, not {box!r} and {units!r}.")
+        self.source, self.name = str(source), safe(name)
+        self.fields = {ours: theirs for ours, theirs in fields.items() if theirs}
+        self.splits, self.box, self.units = dict(splits), box, units
+        self.identity_pattern = re.compile(identity_pattern) if identity_pattern else None
+        self.references = Path(references) if references else None
+        self.max_references, self.reference_size = max_references, reference_size
+        self.licence, self.portion = licence, portion
+        self.revision, self.options = revision, dict(options or {})
+        self._copied: tuple[str, list[tuple[str, np.ndarray]]] = ("", [])
+
+    @cached_property
+    def _sets(self) -> dict[str, Any]:
+        datasets = need("datasets", "data", why="Reading a published set")
+        given = {"revision": self.revision} if self.revision else {}
+        try:
+            found = datasets.load_dataset(self.source, streaming=True, **given, **self.options)
+        except Exception as error:  # the hub's, the file system's and the readers' own errors
+            raise BuildError(
+                f"{self.source} cannot be read as a published set ({type(error).__name__}: {error})."
+            ) from error
+        if missing := sorted(self.splits.keys() - found.keys()):
+            raise BuildError(f"{self.source} has the splits {sorted(found)}, not {missing} (option splits).")
+        sets = {}
+        for split in self.splits:
+            rows = found[split]
+            if rows.features is None:  # known only from the first row on
+                rows = rows._resolve_features()
+            if absent := sorted({f.split(".")[0] for f in self.fields.values()} - rows.features.keys()):
+                raise BuildError(
+                    f"{self.source} ({split}) has the fields {sorted(rows.features)}, not {absent} (option fields)."
+                )
+            for ours in ("image", "lq"):
+                if ours in self.fields and isinstance(rows.features[self.fields[ours]], datasets.Image):
+                    rows = rows.cast_column(self.fields[ours], datasets.Image(decode=False))
+            sets[split] = rows
+        return sets
+
+    def listing(self) -> Any:
+        """What was asked for; the hub's revision is a setting."""
+        return [self.source, self.revision]
+
+    def items(self) -> Sequence[tuple[str, int, int]]:
+        return [(split, n, rows.num_shards) for split, rows in self._sets.items() for n in range(rows.num_shards)]
+
+    def key(self, item: tuple[str, int, int]) -> str:
+        return f"{self.name}_{safe(item[0])}_{item[1]:05d}"
+
+    def make(self, item: tuple[str, int, int]) -> Made:
+        parts = list(self.portions(item, 0))
+        return Made([d for part in parts for d in part.drafts], [r for part in parts for r in part.rejected])
+
+    def portions(self, item: tuple[str, int, int], start: int) -> Iterator[Made]:
+        """The rows of one file, `portion` at a time."""
+        split, number, count = item
+        rows = self._sets[split].shard(num_shards=count, index=number).skip(start * self.portion)
+        drafts, rejected = [], []
+        for place, row in enumerate(rows, start * self.portion):
+            made = self._draft(row, split, f"{self.key(item)}_{place:06d}")
+            (rejected if isinstance(made, Rejection) else drafts).append(made)
+            if len(drafts) + len(rejected) == self.portion:
+                yield Made(drafts, rejected)
+                drafts, rejected = [], []
+        if drafts or rejected:
+            yield Made(drafts, rejected)
+
+    def _draft(self, row: Mapping[str, Any], split: str, key: str) -> Draft | Rejection:
+        theirs = {ours: _at(row, field) for ours, field in self.fields.items()}
+        image = theirs["image"]
+        said = theirs.get("name") or (Path(image["path"]).name if isinstance(image, dict) and image.get("path") else "")
+        shown = f"{self.name}/{printable(str(said or key))}"
+        try:
+            picture = _decoded(image)
+            lq = _decoded(theirs["lq"]) if theirs.get("lq") is not None else None
+        except (ImageError, OSError, ValueError) as error:
+            return Rejection(shown, f"unreadable: {error}", BAD_INPUT)
+        height, width = picture.shape[:2]
+        if lq is not None and lq.shape != picture.shape:
+            lq = np.asarray(Image.fromarray(lq).resize((width, height), Image.BICUBIC))
+        try:
+            box, points = self._geometry(theirs, width, height)
+        except (TypeError, ValueError) as error:
+            return Rejection(shown, f"bad metadata: {error}", BAD_INPUT)
+        identity = theirs.get("identity")
+        if identity is None and self.identity_pattern and (found := self.identity_pattern.search(str(said))):
+            identity = found.group(1)
+        if identity is None:
+            return Rejection(shown, "bad metadata: no identity (options fields.identity, identity_pattern)", BAD_INPUT)
+        shot = theirs.get("shot") or shot_of(box, height)
+        similarity = theirs.get("similarity")
+        return Draft(
+            name=key,
+            picture=picture,
+            reference=None,
+            split=self.splits[split],
+            identity=str(identity),
+            prompt=theirs.get("prompt") or plain_prompt(shot if shot in ("mid-up", "full-body") else "close-up"),
+            shot=shot,
+            face_box=box,
+            landmarks_68=points,
+            vector=None,
+            source=self.name,
+            licence=self.licence,
+            generator={"name": "released", "from": self.source, "revision": self.revision, "file": str(said or key)},
+            references=self._photos(str(identity)),
+            similarity=None if similarity is None else float(similarity),
+            lq=lq,
+            recipe=None if lq is None else {"operators": [], "origin": f"came with {self.source}"},
+        )
+
+    def _geometry(self, theirs: Mapping[str, Any], width: int, height: int) -> tuple[tuple, np.ndarray | None]:
+        box = np.array(theirs["face_box"] if theirs.get("face_box") is not None else (0, 0, width, height), float)
+        if box.shape != (4,) or not np.isfinite(box).all():
+            raise ValueError(f"the face box is {box.tolist()}, four numbers are needed")
+        if self.box == "xywh":
+            box[2:] += box[:2]
+        scale = (
+            np.array([width, height], float) if self.units == "relative" and theirs.get("face_box") is not None else 1.0
+        )
+        box = (box.reshape(2, 2) * scale).clip(0, [width, height]).reshape(4)
+        if not (box[2] > box[0] and box[3] > box[1]):
+            raise ValueError(f"the face box {box.tolist()} is empty or outside {width} x {height}")
+        points = theirs.get("landmarks_68")
+        if points is None:
+            return tuple(box), None
+        points = np.array(points, float).reshape(-1, 2)
+        if points.shape != (68, 2):
+            raise ValueError(f"{len(points)} landmarks, 68 are needed")
+        return tuple(box), points * (np.array([width, height]) if self.units == "relative" else 1.0)
+
+    def _photos(self, identity: str) -> list[tuple[str, np.ndarray]]:
+        # Pictures of one person follow each other in most sets.
+        if self.references is None:
+            return []
+        if self._copied[0] != identity:
+            folder = self.references / identity
+            paths = list_images(folder)[: self.max_references] if folder.is_dir() else []
+            self._copied = identity, copies(paths, self.reference_size)
+        return self._copied[1]
+
+
+def _at(row: Mapping[str, Any], field: str) -> Any:
+    value: Any = row
+    for name in field.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _decoded(value: Any) -> np.ndarray:
+    """uint8 (H, W, 3) of what `datasets` gives for a picture: bytes, a path, or bytes and a path."""
+    content = value.get("bytes") if isinstance(value, Mapping) else value
+    if content is None and isinstance(value, Mapping):
+        content = Path(value["path"]).read_bytes()
+    with Image.open(io.BytesIO(content)) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(f"{image.width} x {image.height} pixels are more than the limit")
+        return np.asarray(image.convert("RGB"))

@@ -1,0 +1,207 @@
+"""Convolution of a picture with an operator's kernel, mirrored at the border, by the fastest exact way.
+
+On a core, a kernel that is a sum of up to `MAX_RANK` separable ones (its singular value decomposition, cut where what
+is left weighs less than `RESIDUE`) is two passes of `bands.transform` for each of them; any other that is small is
+summed up as it is written down, in windows; the rest goes through SciPy's Fourier transform. On a GPU, and where
+gradients are wanted, the plain sum or torch's Fourier transform runs. All of them agree to 2e-6.
+"""
+
+from functools import lru_cache
+from typing import Protocol
+
+import scipy.fft
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from face2scene.degradation.functional import kernels
+from face2scene.degradation.functional.banded import Bands, room, transform
+from face2scene.degradation.functional.resize import taps
+
+RESIDUE = 1e-6  # the largest error that the cut makes in a picture in [0, 1]; a step of 16 bits is fifteen times that
+MAX_RANK = 3  # one more takes longer than the Fourier transform, measured on one core
+WINDOW = 8  # outputs that lie side by side and are one product with the window they read
+LARGEST_WINDOWED = (1, 7, 9, 13)  # side up to which windows are fastest, for a kernel of rank 1, 2, 3, more; measured
+TILE = 400_000  # values that are transformed at a time: they fit a core's cache and bound the memory
+PLAIN_BELOW = 25  # kernel side from which a GPU takes the Fourier transform; our guess, not measured
+
+
+class Kernel(Protocol):
+    """An operator with a kernel: frozen, so that what is computed of it can be kept."""
+
+    size: int  # side of the kernel, odd
+
+    def kernel(self) -> Tensor:
+        """(size, size) float64 on the CPU, sum 1."""
+        ...
+
+
+def convolve(image: Tensor, operator: Kernel) -> Tensor:
+    """(C, h, w) in [0, 1] convolved with the operator's kernel, clamped to [0, 1].
+
+    Raises:
+        ValueError: the kernel is larger than the mirrored picture; the message names the operator's `size`.
+    """
+    height, width = image.shape[-2:]
+    _check_size(image, operator)
+    kernel = _trimmed(operator)
+    side = kernel.shape[-1]
+    if side == 1:
+        return image
+    if image.is_cuda or (torch.is_grad_enabled() and image.requires_grad):
+        return plain(image, kernel) if side < PLAIN_BELOW else by_fourier(image, kernel)
+    factors = _factors(operator)
+    rank = MAX_RANK + 1 if factors is None else len(factors[0])
+    if side <= LARGEST_WINDOWED[min(rank, len(LARGEST_WINDOWED)) - 1]:
+        return by_windows(image, kernel)
+    if factors is None:
+        return by_scipy(image, kernel)
+    return transform(image, _bands(operator, 0, height), _bands(operator, 1, width))
+
+
+def convolve_and_resize(
+    image: Tensor,
+    operator: Kernel,
+    size: tuple[int, int],
+    mode: str,
+    antialias: bool,
+    steps: tuple[float, float] | None = None,
+) -> Tensor | None:
+    """`convolve` and then `resize` in one pass over each axis, where that is one: else None.
+
+    Only for a kernel without negative weights: between the two nothing leaves [0, 1], so nothing is clamped there.
+    """
+    _check_size(image, operator)
+    height, width = image.shape[-2:]
+    kernel = _trimmed(operator)
+    if image.is_cuda or (torch.is_grad_enabled() and image.requires_grad) or (height, width) == size:
+        return None
+    factors = _factors(operator)
+    if kernel.shape[-1] == 1 or factors is None or len(factors[0]) > 1 or kernel.min() < 0:
+        return None
+    down, right = steps or (None, None)
+    rows = _resized_bands(operator, 0, height, size[0], mode, antialias, down)
+    return transform(image, rows, _resized_bands(operator, 1, width, size[1], mode, antialias, right))
+
+
+def _check_size(image: Tensor, operator: Kernel) -> None:
+    height, width = image.shape[-2:]
+    if operator.size // 2 >= min(height, width):
+        raise ValueError(
+            f"{type(operator).__name__}.size is {operator.size}, but the picture is {height} x {width} "
+            f"pixels at this stage, which allows at most {2 * min(height, width) - 1}: "
+            "use a larger picture or a smaller size."
+        )
+
+
+def plain(image: Tensor, kernel: Tensor) -> Tensor:
+    """The sum as it is written down."""
+    side = kernel.shape[-1]
+    padded = F.pad(image[None], (side // 2,) * 4, mode="reflect")
+    weight = kernel.flip(0, 1).to(image).expand(len(image), 1, side, side)
+    return F.conv2d(padded, weight, groups=len(image))[0].clamp(0, 1)
+
+
+def by_fourier(image: Tensor, kernel: Tensor) -> Tensor:
+    """Circular convolution on a size that transforms fast; what wraps around falls in the padding cut off."""
+    side = kernel.shape[-1]
+    grid = tuple(scipy.fft.next_fast_len(length + side - 1, real=True) for length in image.shape[-2:])
+    padded = F.pad(image, (side // 2,) * 4, mode="reflect")
+    height, width = padded.shape[-2:]
+    spectrum = torch.fft.rfft2(padded, s=grid) * torch.fft.rfft2(kernel.to(image), s=grid)
+    return torch.fft.irfft2(spectrum, s=grid)[:, side - 1 : height, side - 1 : width].clamp(0, 1)
+
+
+def by_scipy(image: Tensor, kernel: Tensor) -> Tensor:
+    """`by_fourier` on the CPU; some rows of a channel at a time."""
+    side = kernel.shape[-1]
+    pad = side // 2
+    height, width = image.shape[-2:]
+    step = min(height, max(TILE // (width + side), 4 * side))
+    grid = tuple(scipy.fft.next_fast_len(length + side - 1, real=True) for length in (step, width))
+    # Of the kernel's rows only the first `side` are not zero.
+    response = scipy.fft.fft(scipy.fft.rfft(kernel.float().numpy(), n=grid[1]), n=grid[0], axis=0)
+    result = room(*image.shape)
+    for start in range(0, height, step):
+        stop = min(start + step, height)
+        low, high = max(start - pad, 0), min(stop + pad, height)
+        missing = (pad, pad, pad - (start - low), pad - (high - stop))
+        for channel, out in zip(image, result, strict=True):
+            padded = F.pad(channel[None, low:high], missing, mode="reflect")[0]
+            spectrum = scipy.fft.rfft2(padded.numpy(), s=grid)
+            spectrum *= response
+            blurred = torch.from_numpy(scipy.fft.irfft2(spectrum, s=grid, overwrite_x=True))
+            valid = blurred[side - 1 : side - 1 + stop - start, side - 1 : side - 1 + width]
+            torch.clamp(valid, 0, 1, out=out[start:stop])
+    return result
+
+
+def by_windows(image: Tensor, kernel: Tensor) -> Tensor:
+    """The sum as it is written down, on the CPU, `WINDOW` neighbouring outputs at a time; some rows of the picture.
+
+    To a convolution with that stride the neighbours are channels, which processors are good at, and laid out with the
+    channels last they are the rows of a picture.
+    """
+    side = kernel.shape[-1]
+    pad = side // 2
+    count, height, width = image.shape
+    across, reach = -(-width // WINDOW), WINDOW + side - 1
+    flipped = kernel.flip(0, 1).float()
+    windows = torch.zeros(WINDOW, 1, side, reach)
+    for place, window in enumerate(windows):
+        window[0, :, place : place + side] = flipped
+    windows = windows.as_strided(windows.shape, (side * reach, 1, reach, 1))  # channels last, which one leaves open
+    step = min(height, max(TILE // width, 4 * side))
+    result = room(*image.shape)
+    for start in range(0, height, step):
+        stop = min(start + step, height)
+        low, high = max(start - pad, 0), min(stop + pad, height)
+        missing = (pad, pad, pad - (start - low), pad - (high - stop))
+        rows, columns = stop - start + side - 1, across * WINDOW + side - 1
+        padded = image.new_zeros(count, rows, columns)
+        padded[..., : width + side - 1] = F.pad(image[None, :, low:high], missing, mode="reflect")[0]
+        padded = padded.as_strided((count, 1, rows, columns), (rows * columns, 1, columns, 1))
+        blurred = F.conv2d(padded, windows, stride=(1, WINDOW)).permute(0, 2, 3, 1)
+        torch.clamp(blurred.reshape(count, stop - start, -1)[..., :width], 0, 1, out=result[:, start:stop])
+    return result
+
+
+@lru_cache(maxsize=512)
+def _trimmed(operator: Kernel) -> Tensor:
+    return kernels.trim(operator.kernel())
+
+
+@lru_cache(maxsize=512)
+def _factors(operator: Kernel) -> tuple[Tensor, Tensor] | None:
+    """Column and row vectors (rank, side) whose products sum up to the kernel; None beyond `MAX_RANK`."""
+    kernel = _trimmed(operator)
+    left, values, right = torch.linalg.svd(kernel)
+    left = left.T * values[:, None]
+    for rank in range(1, min(MAX_RANK, len(values)) + 1):
+        if (kernel - left[:rank].T @ right[:rank]).abs().sum() < RESIDUE:
+            return left[:rank], right[:rank]
+    return None
+
+
+@lru_cache(maxsize=64)
+def _bands(operator: Kernel, axis: int, length: int) -> Bands:
+    vectors = _factors(operator)[axis].flip(1)
+    index = _mirrored(torch.arange(length)[:, None], vectors.shape[1], length)
+    return Bands.of(index, vectors[:, None].expand(-1, length, -1), length)
+
+
+@lru_cache(maxsize=64)
+def _resized_bands(
+    operator: Kernel, axis: int, length_in: int, length_out: int, mode: str, antialias: bool, step: float | None
+) -> Bands:
+    index, weight = taps(length_in, length_out, mode, antialias, step)
+    vectors = _factors(operator)[axis].flip(1)
+    index = _mirrored(index[..., None], vectors.shape[1], length_in).flatten(1)
+    weight = (weight[..., None] * vectors[:, None, None]).flatten(2)
+    return Bands.of(index, weight, length_in)
+
+
+def _mirrored(middle: Tensor, side: int, length: int) -> Tensor:
+    """The `side` pixels around each, mirrored about the first and the last one."""
+    index = middle + torch.arange(side) - side // 2
+    return (length - 1) - ((length - 1) - index.abs()).abs()

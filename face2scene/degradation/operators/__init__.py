@@ -1,0 +1,1 @@
+"""Degradation operators with all their values in them."""

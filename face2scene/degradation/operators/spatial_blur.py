@@ -1,0 +1,195 @@
+"""Blur that changes over the picture: a field of point-spread functions (supplement, section 4.8).
+
+A lens draws sharper in its middle than in its corners. The field is a function of the place, relative to the picture,
+so one recipe fits every size. It is never evaluated pixel by pixel: the kernels of a hundred widths, taken apart into
+their mean and a few principal kernels, give
+
+    k(u) = mean + sum_j w_j(u) e_j          and so          blurred(u) = (mean * I)(u) + sum_j w_j(u) (e_j * I)(u)
+
+with one Fourier transform of the picture, one back for every two kernels, and weights w_j that are smooth functions of
+the place. There are no cells, hence no borders between them. (The transforms are made in tiles with the overlap that
+makes them exact: they stay in the processor's cache.)
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Annotated
+
+import torch
+from scipy.fft import next_fast_len
+from scipy.interpolate import CubicSpline
+from torch import Tensor
+from torch.nn import functional as F
+
+from face2scene.degradation.functional.banded import room
+from face2scene.degradation.operators import validation as checks
+from face2scene.degradation.operators.basic import OfFamily, Size
+
+WIDTHS = 97  # at which the field's kernel is computed
+FASTEST_PX = 0.2  # a kernel on the pixel grid changes fastest with its width about there
+STEPS = 4096  # of a weight's table over the squared distance
+TILE = 320  # pixels a side of what is transformed at once
+TOLERANCE = 0.25 / 255  # the most that leaving principal kernels out may change a pixel: a quarter of an 8-bit level
+
+
+@dataclass(frozen=True)
+class SpatialBlur(OfFamily):
+    """Blur by a kernel that is widest in the corner farthest from the optical centre.
+
+    At the distance r from the optical centre, 1 being that corner, the widths are centre + (1 - centre) r^power times
+    the given ones. Each pixel gathers with the kernel of its own place, so a flat picture stays flat; with `centre` 1
+    it is `Blur`. Lin et al. (Learning Lens Blur Fields, 2025) measure such fields; this is our parametric form of what
+    the supplement says of its own: milder near the centre, progressively stronger towards the corners.
+
+    The result is within a quarter of an 8-bit level (`TOLERANCE`) of the sum over each pixel's own kernel.
+
+    `family`, `size`, `sigma_x`, `sigma_y`, `theta_rad`, `beta` are those of `Blur`, for the corner.
+
+    Attributes:
+        centre: width in the middle over that in the corner, 0 to 1.
+        power: how late the width grows, 1 to 8; from 2 on the field is smooth in the middle too.
+        centre_x, centre_y: the optical centre as shares of width and height.
+    """
+
+    family: Annotated[str, checks.FAMILY]
+    size: Annotated[int, checks.ODD_SIDE]
+    sigma_x: Annotated[float, checks.SIGMA_PX]
+    centre: Annotated[float, checks.SHARE]
+    power: Annotated[float, checks.POWER] = 2.0
+    centre_x: Annotated[float, checks.SHARE] = 0.5
+    centre_y: Annotated[float, checks.SHARE] = 0.5
+    sigma_y: Annotated[float | None, checks.SIGMA_PX] = None
+    theta_rad: Annotated[float | None, checks.ANGLE] = None
+    beta: Annotated[float | None, checks.BETA] = None
+
+    def kernel_at(self, x: float, y: float, aspect: float = 1.0) -> Tensor:
+        """The kernel of one place: (size, size) float64, sum 1.
+
+        Args:
+            x, y: shares of the width and the height, 0 to 1.
+            aspect: the picture's width over its height; the field is round in pixels.
+        """
+        farthest = max(self.centre_x, 1 - self.centre_x) * aspect, max(self.centre_y, 1 - self.centre_y)
+        distance = math.hypot((x - self.centre_x) * aspect, y - self.centre_y) / math.hypot(*farthest)
+        return self.scaled_kernel(self.centre + (1 - self.centre) * distance**self.power)
+
+    def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
+        mean, principal, tables = _taken_apart(self)
+        tables = tables.to(image)
+        slopes = tables.diff()
+        down, right = self._squared_distances(image)
+
+        def weights(rows: slice, columns: slice) -> list[Tensor]:
+            place = (down[rows, None] + right[columns]).mul_(STEPS - 1)
+            step = place.int().clamp_(max=STEPS - 2).flatten()
+            beyond = place.flatten().sub_(step)
+            return [
+                table.index_select(0, step).addcmul_(slope.index_select(0, step), beyond).view_as(place)
+                for table, slope in zip(tables, slopes, strict=True)
+            ]
+
+        return convolve(image, torch.cat([mean[None], principal]), weights, owner=self).clamp_(0, 1)
+
+    def _squared_distances(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Of rows (H) and of columns (W): their sum is 0 at the optical centre and 1 at the corner farthest from it."""
+        sides = list(zip(image.shape[-2:], (self.centre_y, self.centre_x), strict=True))
+        farthest = math.hypot(*(length * max(centre, 1 - centre) for length, centre in sides))
+        down, right = (
+            (((torch.arange(length, dtype=torch.float64) + 0.5 - centre * length) / farthest) ** 2).to(image)
+            for length, centre in sides
+        )
+        return down, right
+
+
+def convolve(
+    image: Tensor,
+    stack: Tensor,
+    weights: Callable[[slice, slice], list[Tensor]] = lambda rows, columns: [],
+    *,
+    owner: object,
+) -> Tensor:
+    """The picture convolved with the first kernel, plus, weighted from place to place, with each of the others.
+
+    A kernel's pixel at (row, column) from its middle moves light by that much, down and right.
+
+    Args:
+        image: (3, H, W), mirrored at the border.
+        stack: the kernels (n, k, k), k odd.
+        weights: for a block of the picture the n - 1 maps of weights of the second kernel and the following.
+        owner: the operator that an error names.
+
+    Raises:
+        ValueError: the picture has no such border to mirror.
+    """
+    height, width = image.shape[-2:]
+    side = stack.shape[-1]
+    if side // 2 >= min(height, width):
+        raise ValueError(
+            f"{type(owner).__name__} has a kernel of side {side}, but the picture is {height} x {width} pixels at this "
+            f"stage, which allows at most {2 * min(height, width) - 1}: use a larger picture or a smaller kernel."
+        )
+    padded = F.pad(image[None], (side // 2,) * 4, mode="reflect")[0]
+    blocks = [_blocks(length, max(TILE, 4 * side) - side + 1) for length in (height, width)]
+    grid = tuple(next_fast_len(max(b.stop - b.start for b in along) + side - 1) for along in blocks)
+    # The picture is real, so two real kernels travel as one complex and part again: half the transforms.
+    evens, odds = stack[::2], torch.cat([stack[1::2], torch.zeros_like(stack[: len(stack) % 2])])
+    pairs = torch.fft.fft2(torch.complex(evens, odds), s=grid).to(device=image.device, dtype=torch.complex64)
+    result = room(*image.shape, device=image.device)
+    for rows in blocks[0]:
+        for columns in blocks[1]:
+            # Circular on a grid that holds the tile: what wraps around falls in the rows and columns cut off.
+            tile = padded[:, rows.start : rows.stop + side - 1, columns.start : columns.stop + side - 1]
+            spectrum = torch.fft.fft2(tile, s=grid)
+            inside = (..., slice(side - 1, tile.shape[-2]), slice(side - 1, tile.shape[-1]))
+            maps = weights(rows, columns)
+            for number, pair in enumerate(pairs):
+                filtered = torch.fft.ifft2(spectrum * pair)[inside]
+                if number == 0:
+                    total = filtered.real.clone()
+                else:
+                    total.addcmul_(filtered.real, maps[2 * number - 1])
+                if 2 * number < len(maps):
+                    total.addcmul_(filtered.imag, maps[2 * number])
+            result[:, rows, columns] = total
+    return result
+
+
+def _blocks(length: int, at_most: int) -> list[slice]:
+    """A side in pieces of about the same length."""
+    count = math.ceil(length / at_most)
+    ends = [round(length * n / count) for n in range(count + 1)]
+    return [slice(start, stop) for start, stop in pairwise(ends)]
+
+
+@lru_cache(maxsize=64)
+def _taken_apart(field: SpatialBlur) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean kernel (k, k), principal kernels (n, k, k), and the weights of these over the squared distance (n, STEPS).
+
+    The principal kernels sum to zero, so whatever is left out, every place's kernel sums to one.
+    """
+    # Where the kernel changes fast with its width, the widths lie closer.
+    offset = FASTEST_PX / max(field.sigma_x, field.sigma_y or 0, FASTEST_PX)
+    low, high = math.log(field.centre + offset), math.log(1 + offset)
+    marks = torch.linspace(low, high, WIDTHS, dtype=torch.float64)
+    sampled = torch.stack(
+        [field.scaled_kernel(width).flatten() for width in (marks.exp() - offset).clamp(0, 1).tolist()]
+    )
+    mean = sampled.mean(dim=0)
+    rest = sampled - mean
+    left, strength, right = torch.linalg.svd(rest, full_matrices=False)
+    count = 0
+    # Light that a kernel puts in wrong places is half the sum of its absolute errors.
+    while rest.abs().sum(dim=1).max() / 2 > TOLERANCE:
+        rest = rest - strength[count] * left[:, count, None] * right[count]
+        count += 1
+    tables = torch.zeros(count, STEPS, dtype=torch.float64)
+    if count:
+        distance = torch.linspace(0, 1, STEPS, dtype=torch.float64).sqrt()
+        width = field.centre + (1 - field.centre) * distance**field.power
+        weights = CubicSpline(marks.numpy(), (left[:, :count] * strength[:count]).numpy())
+        tables = torch.from_numpy(weights((width + offset).log().numpy())).T.contiguous()
+    side = (field.size, field.size)
+    return mean.reshape(side), right[:count].reshape(count, *side), tables

@@ -1,0 +1,1 @@
+"""Other methods: adapters, staging of their inputs, records of their predictions."""

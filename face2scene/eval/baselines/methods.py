@@ -1,0 +1,148 @@
+"""Predictions made in this process: one PNG for each input, by its name, skipping those that are there.
+
+Methods without references: bicubic, Real-ESRGAN, S3Diff as released.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from face2scene.assets import catalogue as weights
+from face2scene.common.memory import explained
+from face2scene.common.reproducibility import seed_from
+from face2scene.image_io.arrays import align_colour, read_tensor, resize, write_png
+from face2scene.models.restorer.tiling import in_tiles
+from face2scene.models.s3diff.model import S3Diff
+from face2scene.ref_fr.no_reference import load_real_esrgan
+
+log = logging.getLogger(__name__)
+
+
+class Method(Protocol):
+    """A restorer of pictures that needs nothing but the picture."""
+
+    def __call__(self, image: Tensor, scale: int) -> Tensor:
+        """(3, H, W) in [0, 1] to (3, scale H, scale W) in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Bicubic:
+    """Antialiased bicubic enlargement; at scale 1 the input itself, which is the row to be better than."""
+
+    def __call__(self, image: Tensor, scale: int) -> Tensor:
+        return resize(image, (scale * image.shape[-2], scale * image.shape[-1]))
+
+
+class RealESRGANx4:
+    """Real-ESRGAN x4plus (packaged weights) on whole scenes, in tiles.
+
+    At scale 4 as it is. At scale 1 the picture is shrunk to a quarter first, which its author advises for damaged
+    pictures of full size; the other side of the table gets the same picture whole.
+
+    Args:
+        folder: of the ncnn files; None is the asset `real_esrgan_x4plus`.
+        tile: side of a tile of what the network sees, in pixels; its author's own default is no tile.
+        overlap: pixels of what the network sees.
+        device: None is CUDA where there is one.
+    """
+
+    def __init__(
+        self, folder: str | None = None, *, tile: int = 192, overlap: int = 16, device: str | torch.device | None = None
+    ):
+        self.folder, self.tile, self.overlap = folder, tile, overlap
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @cached_property
+    def network(self) -> torch.nn.Module:
+        return load_real_esrgan(self.folder).to(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor, scale: int) -> Tensor:
+        if scale not in (1, 4):
+            raise ValueError(f"Real-ESRGAN x4plus enlarges by 4 or, shrinking first, by 1, not by {scale}.")
+        height, width = image.shape[-2:]
+        if scale == 1:
+            image = resize(image, (max(4, -(-height // 4)), max(4, -(-width // 4))))
+
+        def enlarge(part: Tensor) -> Tensor:
+            return self.network(part).float().clamp(0, 1)
+
+        options = {"tile": self.tile, "overlap": self.overlap, "scale": 4}
+        with explained("lower baseline.method.tile"):
+            large = in_tiles(enlarge, image[None].to(self.device), **options)[0].cpu()
+        target = (scale * height, scale * width)
+        return large if tuple(large.shape[-2:]) == target else resize(large, target)
+
+
+class S3DiffAsReleased:
+    """S3Diff as its released program runs it, by `restorer=s3diff`'s code.
+
+    The whole picture at once, scored before it is enlarged, fp32, a draw from the VAE's posterior, colours by wavelets
+    of eight-bit pictures whose fractions are cut off. Not as released: the draw's seed follows from the picture and not
+    from its place in the folder, and the VAE is not tiled (the program tiles it above 1088 pixels).
+
+    Args:
+        path: safetensors file; None is the asset `s3diff`.
+        base: arguments of `load_base`, where the base is not the one that the file names.
+        seed: with the picture's values, of the draw; the program's own is 123.
+        device: None is CUDA where there is one.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        base: Mapping[str, Any] | None = None,
+        seed: int = 123,
+        device: str | torch.device | None = None,
+    ):
+        self.path, self.base, self.seed = path, dict(base or {}), seed
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @cached_property
+    def network(self) -> S3Diff:
+        path = Path(self.path) if self.path else weights.folder("s3diff") / "s3diff.safetensors"
+        return S3Diff.from_file(path, **{"dtype": "fp32"} | self.base).merged().to(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor, scale: int) -> Tensor:
+        small = image[None].to(self.device)
+        seeds = torch.tensor([seed_from(self.seed, hashlib.sha256(image.numpy().tobytes()).hexdigest())])
+        output = self.network.restore(small, scale=scale, posterior="sample", seeds=seeds)
+        large = torch.nn.functional.interpolate(small, scale_factor=scale, mode="bilinear", align_corners=False)
+        output, large = (x.mul(255).floor().div(255) for x in (output, large))
+        return align_colour(output, large, "wavelet").mul(255).floor().div(255)[0].cpu()
+
+
+def predict_folder(
+    method: Method, inputs: Mapping[str, Path], output: str | Path, *, scale: int = 1
+) -> tuple[dict[str, str], float]:
+    """Write `output`/images/NAME.png for every input; finished ones are left.
+
+    Returns:
+        Name to reason of the pictures that failed, and the seconds that the method itself took.
+    """
+    images, failed, seconds = Path(output) / "images", {}, 0.0
+    for name, path in tqdm(inputs.items(), desc="predicting", unit="picture", disable=len(inputs) < 2):
+        target = images / f"{name}.png"
+        if target.is_file():
+            continue
+        try:
+            image = read_tensor(path)
+            start = perf_counter()
+            made = method(image, scale)
+            seconds += perf_counter() - start
+            write_png(target, made)
+        except Exception as error:  # whatever is wrong with one picture, the next may be fine
+            failed[name] = f"{type(error).__name__}: {error}"
+            log.warning("%s was not restored. %s", name, error)
+    return failed, seconds

@@ -1,0 +1,233 @@
+"""What stands beside a method's predictions, `baseline.json`: how they came to be, and whether they may stay.
+
+All pictures of a folder come of one method, one set of weights and one checkout; others are refused. Each belongs to
+the input, and the references, whose digests stand in the record; a picture of another input is made again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from face2scene.common.files import read_json, sha256_of, write_json
+from face2scene.common.ledger import content, differences, plain
+from face2scene.common.memory import peak_memory
+from face2scene.common.reproducibility import REPOSITORY, commit
+from face2scene.eval.baselines.adapter import Adapter
+from face2scene.eval.baselines.staging import SHRINK
+from face2scene.eval.scoring.score import versions
+from face2scene.inference.tasks import Job
+
+log = logging.getLogger(__name__)
+RECORD = "baseline.json"
+# What of an adapter decides its pictures; weights and checkout are compared by content.
+_DECIDES = ("kind", "sizes", "folder", "command", "options", "files", "output", "multiple", "other_sizes", "layout")
+_DECIDES += ("per_identity", "references", "variables", "method", "pipeline")
+
+
+class Record:
+    """The record of a folder, opened before anything is made.
+
+    From here on a picture in `images` belongs to what the record says: one of another input, of other references or
+    of another file that was imported is removed, and the record is written before the first one is made.
+
+    Args:
+        pictures: name -> what it depends on, see `inputs_of`.
+        weights: name -> file or folder; their digests are compared.
+        facts: scale, seed and whatever else decides the pictures.
+
+    Raises:
+        ValueError: the folder holds pictures that were made otherwise, or that no record tells of.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        adapter: Adapter,
+        pictures: Mapping[str, Mapping[str, Any]],
+        *,
+        weights: Mapping[str, Path],
+        checkout: Mapping[str, Any] | None = None,
+        **facts: Any,
+    ):
+        self.folder = folder
+        same_size = facts.get("scale", 1) == 1
+        wanted = plain(
+            {
+                "adapter": _described(adapter),
+                **facts,
+                "size_mode": "face" if adapter.sizes == "face" else "same size" if same_size else "x4",
+                "shrunk_by": SHRINK if adapter.sizes == "x4" and same_size and "imported" not in facts else None,
+                "checkout": checkout,
+                "weights_sha256": {name: content(path) for name, path in weights.items()},
+            }
+        )
+        before = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+        known = before.get("pictures", {})
+        if changed := differences(_deciding(before, wanted), _deciding(wanted, wanted)) if before else []:
+            if any((folder / "images").rglob("*.png")):
+                raise ValueError(
+                    f"{folder} holds predictions that were made otherwise (different: {', '.join(changed)}). Choose "
+                    "another name=..., or remove the folder."
+                )
+            before, known = {}, {}  # nothing came of it
+        there = [name for name in pictures if self.target(name).is_file()]
+        if foreign := [name for name in there if name not in known]:
+            raise ValueError(
+                f"{folder} holds {len(foreign)} pictures of whose input {RECORD} says nothing, such as {foreign[0]}. "
+                "Choose another name=..., or remove the folder."
+            )
+        pictures = plain(pictures)
+        stale = [name for name in there if known[name] != pictures[name]]
+        if stale:
+            log.warning("%d pictures of before are of another input and go, such as %s.", len(stale), stale[0])
+        for name in stale:
+            self.target(name).unlink()
+        launches = {"launches": before.get("launches", [])}
+        notes = {name: note for name, note in before.get("notes", {}).items() if name not in stale}
+        self.values = wanted | {"pictures": known | pictures, "notes": notes} | launches
+        self.write(complete=False, missing={})
+
+    def target(self, name: str) -> Path:
+        """Where the prediction of that name lies."""
+        return self.folder / "images" / f"{name}.png"
+
+    def is_done(self, name: str) -> bool:
+        return self.target(name).is_file()
+
+    def add_launch(self, launch: Mapping[str, Any]) -> None:
+        self.values["launches"].append(dict(launch))
+
+    def write(self, *, complete: bool, missing: Mapping[str, str], notes: Mapping[str, str] | None = None) -> None:
+        """Write it down.
+
+        Args:
+            missing: picture -> reason.
+            notes: picture -> what was done to its result.
+        """
+        self.values["notes"] |= dict(notes or {})
+        state = {"complete": complete, "missing": dict(missing), "face2scene": commit(), "versions": versions()}
+        write_json(self.folder / RECORD, self.values | state)
+
+
+def inputs_of(adapter: Adapter, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+    """Name -> digests of all that one picture is made of."""
+    found: dict[str, dict[str, Any]] = {}
+    for job in jobs:
+        found[job.name] = {"input_sha256": content(job.path)}
+        if adapter.kind == "pipeline":
+            found[job.name] |= job.contents
+        elif adapter.uses_references:
+            found[job.name]["references_sha256"] = [content(path) for path in job.references]
+    return found
+
+
+def checkout_of(adapter: Adapter) -> dict[str, Any] | None:
+    """Commit of a program's checkout and what was changed in it; unknown where it is no clone."""
+    if adapter.kind != "command" or adapter.place is None:
+        return None
+    top = _git(adapter.place, "rev-parse", "--show-toplevel")
+    if top is None or Path(top.strip()).resolve() == REPOSITORY:  # unpacked below this repository
+        return {"commit": "unknown", "changed_files": None, "changes_sha256": None}
+    head, changed = _git(adapter.place, "rev-parse", "HEAD"), _git(adapter.place, "status", "--porcelain", "-uno")
+    changes = _git(adapter.place, "diff", "HEAD") or ""
+    return {
+        "commit": (head or "unknown").strip(),
+        "changed_files": (changed or "").splitlines(),
+        "changes_sha256": hashlib.sha256(changes.encode()).hexdigest() if changes else None,
+    }
+
+
+def doubts(adapter: Adapter) -> list[str]:
+    """Where what is on this machine is not what the adapter was written for; one sentence each, without its stop."""
+    found = []
+    there = adapter.place is not None and adapter.place.is_dir()
+    at = (checkout_of(adapter) or {}).get("commit") if there else None
+    if adapter.commit and at not in (None, adapter.commit):
+        where = "no clone" if at == "unknown" else f"at {at}"
+        found.append(
+            f"the checkout {adapter.checkout} is {where}, and the options were read at {adapter.commit} "
+            f"(git -C {adapter.checkout} checkout {adapter.commit}, or baseline.commit=COMMIT if it is meant)"
+        )
+    weights = adapter.found()
+    for need in adapter.weights:
+        path = weights.get(need.path)
+        if need.sha256 and path and path.is_file() and sha256_of(path) != need.sha256:
+            found.append(f"{path} is another file than {need.source} (sha256 should be {need.sha256})")
+    return found
+
+
+def interpreter_of(adapter: Adapter) -> dict[str, str] | None:
+    """Version of the program's Python and of the packages that decide its pictures."""
+    if adapter.kind != "command" or shutil.which(adapter.python) is None:
+        return None
+    ask = (
+        "import importlib.metadata as m, json, platform\n"
+        "found = {'python': platform.python_version()}\n"
+        "for name in ('torch', 'diffusers', 'transformers', 'xformers', 'peft', 'basicsr'):\n"
+        "    try: found[name] = m.version(name)\n"
+        "    except m.PackageNotFoundError: pass\n"
+        "print(json.dumps(found))"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    try:
+        words = [adapter.python, "-c", ask]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True, env=environment)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def gpu_model(gpu: str) -> str | None:
+    """Name of a card as nvidia-smi numbers it."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    try:
+        words = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", f"--id={gpu}"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def here(device: torch.device | str) -> dict[str, Any]:
+    """This process on a device: the card, and the most memory that it has had so far."""
+    device = torch.device(device)
+    on_card = device.type == "cuda"
+    return {
+        "device": str(device),
+        "gpu_model": torch.cuda.get_device_name(device) if on_card else None,
+        "peak_memory_mib": peak_memory() // 2**20,
+        "peak_gpu_memory_mib": peak_memory(device) // 2**20 if on_card else None,
+    }
+
+
+def _deciding(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """What of a record decides the pictures; `adapter` by those of its fields that do."""
+    adapter = values.get("adapter", {})
+    return {key: values.get(key) for key in keys} | {"adapter": {key: adapter.get(key) for key in _DECIDES}}
+
+
+def _git(place: Path, *words: str) -> str | None:
+    try:
+        command = ["git", "-C", str(place), *words]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _described(adapter: Adapter) -> dict[str, Any]:
+    """The adapter for the record, without where its interpreter lies."""
+    kept = [one.name for one in fields(Adapter) if one.name not in ("python", "notes", "tried", "method")]
+    made = {name: getattr(adapter, name) for name in kept} | {"weights": [asdict(need) for need in adapter.weights]}
+    kind = type(adapter.method)
+    return made | {"method": None if adapter.method is None else f"{kind.__module__}.{kind.__qualname__}"}

@@ -1,0 +1,1 @@
+"""Parameters, arithmetic, memory and time of the compared methods."""

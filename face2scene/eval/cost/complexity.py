@@ -1,0 +1,324 @@
+"""What a restoration costs: weights, multiplications, seconds and memory, by stage and size.
+
+Weights and multiplications follow from shapes and are counted on the meta device, at the paper's size without a
+weight; seconds and memory are measured on the device at hand, with whatever weights, random ones too.
+
+One multiply-accumulate (MAC) is two of torch's FLOPs. Convolutions, matrix products and attention are counted,
+element-wise work is not.
+"""
+
+import platform
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from face2scene.common.files import write_json
+from face2scene.common.memory import release_freed_memory
+from face2scene.common.reproducibility import commit
+from face2scene.eval.scoring.score import versions
+from face2scene.models.fadex.encoder import FaDeX
+from face2scene.models.mapnet import MapNet
+from face2scene.models.restorer.base_model import StoredBase
+from face2scene.models.restorer.one_step import OneStepRestorer
+from face2scene.models.restorer.random_base import SD_TURBO, networks
+
+FACE = 512  # side of the faces that FaceMe restores
+FACEME_STEPS = 50  # the released code's
+SDXL = {  # what its UNet and its ControlNet have in common
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "block_out_channels": [320, 640, 1280],
+    "transformer_layers_per_block": [1, 2, 10],
+    "attention_head_dim": [5, 10, 20],
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How many numbers a network holds."""
+
+    parameters: int
+    trainable: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call; `spread` is the distance between the quartiles."""
+
+    median: float
+    spread: float
+    least: float
+    repeats: int
+    warmup: int
+    peak_memory_mib: float  # on CUDA of the tensors; elsewhere of the whole process while it ran
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One part of the work, ready to be run again and again."""
+
+    name: str
+    run: Callable[[], Any]
+    times: int = 1  # how often a restoration calls it
+
+
+def paper_models(
+    device: str | torch.device, dtype: torch.dtype = torch.float32, ranks: tuple[int, int] = (16, 32)
+) -> tuple[OneStepRestorer, FaDeX]:
+    """The restorer at SD 2.1's size, and FaDeX, with random weights; on `meta` without any.
+
+    Args:
+        dtype: of VAE and UNet.
+        ranks: of the LoRAs in VAE and UNet; (0, 0) is what is left to run once they are merged.
+    """
+    with torch.device("meta"):
+        vae, unet, _ = networks(SD_TURBO)
+        alphas = torch.linspace(0.999, 0.00466, 1000, device="cpu")  # only its last value is used
+        text = torch.randn(2, 77, unet.config.cross_attention_dim)
+        base = StoredBase(vae.requires_grad_(False), unet.requires_grad_(False), text, alphas, "epsilon")
+        restorer = OneStepRestorer(base, MapNet(), vae_rank=ranks[0], unet_rank=ranks[1])
+        fadex = FaDeX()
+    restorer.eval(), fadex.eval()
+    if torch.device(device).type != "meta":
+        restorer, fadex = (_filled(network, device) for network in (restorer, fadex))
+        for name, parameter in restorer.named_parameters():
+            if name.startswith(("vae.", "unet.")):
+                parameter.data = parameter.data.to(dtype)
+    return restorer, fadex
+
+
+def _filled(network: nn.Module, device: str | torch.device) -> nn.Module:
+    network = network.to_empty(device=device)
+    for parameter in network.parameters():
+        fan = parameter[0].numel() if parameter.dim() > 1 else 1
+        nn.init.normal_(parameter, std=fan**-0.5) if parameter.dim() > 1 else nn.init.ones_(parameter)
+    for buffer in network.buffers():
+        if buffer.is_floating_point():
+            nn.init.ones_(buffer)
+        else:
+            buffer.zero_()
+    return network
+
+
+def count(network: nn.Module) -> Weights:
+    """Weights of a network, and those that are trained."""
+    every = list(network.parameters())
+    return Weights(sum(p.numel() for p in every), sum(p.numel() for p in every if p.requires_grad))
+
+
+def macs(work: Callable[[], Any]) -> int:
+    """Multiply-accumulates of one call."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode(False), torch.no_grad():
+        work()
+    return counter.get_total_flops() // 2
+
+
+def timed(work: Callable[[], Any], *, device: str | torch.device = "cpu", warmup: int = 2, repeats: int = 5) -> Timing:
+    """Median, quartile distance and least of the seconds of `repeats` calls, after `warmup` that do not count.
+
+    On CUDA every call is waited for.
+    """
+    if repeats < 1 or warmup < 0:
+        raise ValueError(f"cost.repeats must be at least 1 and warmup at least 0, not {repeats} and {warmup}.")
+    device = torch.device(device)
+    seconds = []
+    for number in range(warmup + repeats):
+        if number == warmup:
+            _forget_peak(device)
+        synchronise(device)
+        start = perf_counter()
+        work()
+        synchronise(device)
+        if number >= warmup:
+            seconds.append(perf_counter() - start)
+    quartiles = statistics.quantiles(seconds, n=4, method="inclusive") if repeats > 1 else [seconds[0]] * 3
+    spread = quartiles[2] - quartiles[0]
+    return Timing(statistics.median(seconds), spread, min(seconds), repeats, warmup, _peak(device))
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until CUDA has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    release_freed_memory()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
+    except OSError:
+        return  # the peak is then that of the process since its start
+
+
+def _peak(device: torch.device) -> float:
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024, 1)
+    except (OSError, StopIteration):
+        import resource
+
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def stages(restorer: OneStepRestorer, fadex: FaDeX, *, size: int, face: int, guidance: bool = True) -> list[Stage]:
+    """The parts of one restoration of a square scene of `size` pixels with a face of `face` pixels.
+
+    Scenes are taken whole, without tiles. `guidance` runs the UNet for both prompts.
+
+    Raises:
+        ValueError: a size that VAE and UNet cannot halve.
+    """
+    if size % restorer.multiple:
+        raise ValueError(f"cost.sizes: {size} is no multiple of {restorer.multiple}.")
+    device = restorer.null_tokens.device
+    image, crop = torch.rand(1, 3, size, size, device=device), torch.rand(1, 3, face, face, device=device)
+    prompts = 2 if guidance else 1
+    autocast = restorer._autocast
+
+    def inside(work: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            with torch.no_grad(), autocast():
+                return work()
+
+        return run
+
+    features = inside(lambda: fadex(crop, crop))()
+    latent = inside(lambda: restorer._encode(image))()
+    tokens = inside(lambda: restorer.tokens(features, 1))().expand(prompts, -1, -1)
+    text, noisy = restorer.text[:prompts].to(device), latent.repeat(prompts, 1, 1, 1)
+    return [
+        Stage("FaDeX", inside(lambda: fadex(crop, crop))),
+        Stage("MapNet", inside(lambda: restorer.mapnet(features))),
+        Stage("VAE encoder", inside(lambda: restorer._encode(image))),
+        Stage("UNet", inside(lambda: restorer._predict(noisy, text, tokens))),
+        Stage("VAE decoder", inside(lambda: restorer._decode(latent))),
+    ]
+
+
+def faceme_counts(steps: int = FACEME_STEPS) -> tuple[dict[str, Weights], dict[str, int]]:
+    """Weights and MACs of FaceMe's networks for one face, counted on the meta device.
+
+    SDXL's UNet and its ControlNet run `steps` times for two prompts at 512 x 512; identity networks are left out.
+
+    Returns:
+        By network: weights; MACs of all its calls for one face.
+    """
+    with torch.device("meta"):
+        up = ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]
+        unet, controlnet = UNet2DConditionModel(**SDXL, up_block_types=up), ControlNetModel(**SDXL)
+        vae = AutoencoderKL.from_config(dict(SD_TURBO["vae"]))
+        noisy, context = torch.randn(2, 4, FACE // 8, FACE // 8), torch.randn(2, 77, 2048)
+        added = {"text_embeds": torch.randn(2, 1280), "time_ids": torch.ones(2, 6)}
+        face = torch.rand(1, 3, FACE, FACE)
+
+        def control() -> Any:
+            picture = face.expand(2, -1, -1, -1)
+            return controlnet(noisy, 1, context, controlnet_cond=picture, added_cond_kwargs=added, return_dict=False)
+
+        per_face = {
+            "SDXL UNet": steps * macs(lambda: unet(noisy, 1, context, added_cond_kwargs=added)),
+            "ControlNet": steps * macs(control),
+            "VAE": macs(lambda: (vae.encode(face), vae.decode(noisy[:1]))),
+        }
+    return {"SDXL UNet": count(unet), "ControlNet": count(controlnet), "VAE": count(vae)}, per_face
+
+
+def complexity(
+    restorer: OneStepRestorer,
+    fadex: FaDeX,
+    *,
+    sizes: Sequence[int],
+    face: int,
+    model: str,
+    warmup: int = 2,
+    repeats: int = 5,
+    counted: tuple[OneStepRestorer, FaDeX] | None = None,
+    faceme: bool = True,
+) -> dict[str, Any]:
+    """Everything in one record.
+
+    Args:
+        restorer, fadex: measured where they are; on `meta` nothing is timed.
+        face: side of the face crop in pixels; FaDeX's cost follows it.
+        model: what the weights are, for the record.
+        counted: the same on the meta device, so that counting runs nothing; None counts on what is measured.
+        faceme: also count FaceMe's networks.
+    """
+    device = restorer.null_tokens.device
+    networks = {"VAE": restorer.vae, "UNet": restorer.unet, "MapNet": restorer.mapnet, "FaDeX": fadex}
+    # FaDeX has a training of its own and is frozen in the restorer's
+    weights = {name: asdict(count(network)) for name, network in networks.items()}
+    whole = count(restorer)
+    weights["restorer in all"] = asdict(Weights(whole.parameters, whole.trainable))
+    measured = device.type != "meta"
+    fast = restorer.merged() if measured else restorer  # as in use: LoRAs cost nothing once they are merged
+    shapes = counted or (fast, fadex)
+    rows = []
+    for size in sizes:
+        for number, stage in enumerate(stages(fast, fadex, size=size, face=face)):
+            like = stages(*shapes, size=size, face=face)[number] if counted else stage
+            row = {"stage": stage.name, "size": size, "macs": macs(like.run), "seconds": None}
+            if measured:
+                row["seconds"] = asdict(timed(stage.run, device=device, warmup=warmup, repeats=repeats))
+            rows.append(row)
+    found: dict[str, Any] = {"model": model, "face": face, "weights": weights, "stages": rows}
+    if faceme:
+        held, work = faceme_counts()
+        found["faceme"] = {
+            "steps": FACEME_STEPS,
+            "weights": {name: asdict(value) for name, value in held.items()},
+            "macs_per_face": work,
+        }
+    return found | {"machine": machine(device), "commit": commit(), "versions": versions()}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What seconds depend on."""
+    found = {"device": str(device), "threads": torch.get_num_threads(), "processor": platform.processor()}
+    if device.type == "cuda":
+        found["card"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The record as Markdown."""
+    lines = [f"{found['model']}, face of {found['face']} pixels, {found['machine']['device']}", ""]
+    lines += ["| network | weights, M | trained, M |", "| --- | ---: | ---: |"]
+    held = dict(found["weights"]) | {f"FaceMe: {k}": v for k, v in found.get("faceme", {}).get("weights", {}).items()}
+    for name, value in held.items():
+        lines.append(f"| {name} | {value['parameters'] / 1e6:.3f} | {value['trainable'] / 1e6:.3f} |")
+    lines += ["", "| stage | size | GMACs | seconds (median) | spread | peak memory, MiB |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for row in found["stages"]:
+        spent = row["seconds"]
+        shown = (
+            f"{spent['median']:.4f} | {spent['spread']:.4f} | {spent['peak_memory_mib']:.0f}" if spent else "- | - | -"
+        )
+        lines.append(f"| {row['stage']} | {row['size']} | {row['macs'] / 1e9:.2f} | {shown} |")
+    for name, work in found.get("faceme", {}).get("macs_per_face", {}).items():
+        steps = found["faceme"]["steps"]
+        lines.append(f"| FaceMe: {name}, {steps} steps | {FACE} | {work / 1e9:.2f} | - | - | - |")
+    return "\n".join(lines) + "\n"
+
+
+def write(found: Mapping[str, Any], folder: str | Path) -> None:
+    """complexity.json and complexity.md."""
+    write_json(Path(folder) / "complexity.json", found)
+    (Path(folder) / "complexity.md").write_text(table(found), encoding="utf-8")

@@ -1,0 +1,172 @@
+"""The protocol of the paper's Figure 5: one picture after the other, 1024 x 1024, the two stages apart.
+
+Stage I is what comes before FaDeX (the face found and restored), Stage II is FaDeX, MapNet and the restorer. Models
+are loaded before the clock starts and pictures are in memory; nothing is written.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from face2scene.common.files import read_json, write_json
+from face2scene.common.reproducibility import commit, seed_from
+from face2scene.common.types import Box, Scene
+from face2scene.eval.cost.complexity import machine, synchronise
+from face2scene.eval.scoring.score import versions
+from face2scene.image_io.arrays import resize, write_png
+from face2scene.inference.pipeline import Face2ScenePipeline
+
+
+def drawn_scene(number: int, side: int) -> Tensor:
+    """A smooth random picture (3, side, side): what a picture shows changes no time when the face's place is given."""
+    generator = torch.Generator().manual_seed(seed_from("figure 5", number))
+    coarse = torch.rand(3, 16, 16, generator=generator)
+    return resize(coarse, (side, side))
+
+
+def time_pipeline(
+    pipeline: Face2ScenePipeline,
+    scenes: Sequence[Scene],
+    *,
+    box: Box | None = None,
+    warmup: int = 2,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Seconds of every scene by stage.
+
+    Args:
+        box: where the face is, for pictures that show none; None asks the detector.
+        warmup: scenes that are restored first and do not count.
+
+    Returns:
+        `stage_1`, `stage_2`, `total`: mean, median, spread (between the quartiles); counts of scenes and of scenes
+        without a face pair, which have no Stage I worth the name.
+    """
+    rows: list[tuple[float, float]] = []
+    without = 0
+    order = [*scenes[:1] * warmup, *scenes]
+    for number, scene in enumerate(tqdm(order, desc="figure 5", unit="picture", disable=not progress)):
+        first, second, pair = _seconds(pipeline, scene, box)
+        if number >= warmup:
+            rows.append((first, second))
+            without += not pair
+    found: dict[str, Any] = {"pictures": len(rows), "without_pair": without, "warmup": warmup}
+    for key, values in (
+        ("stage_1", [row[0] for row in rows]),
+        ("stage_2", [row[1] for row in rows]),
+        ("total", [sum(row) for row in rows]),
+    ):
+        quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+        found[key] = {
+            "mean": statistics.fmean(values),
+            "median": statistics.median(values),
+            "spread": quartiles[2] - quartiles[0],
+        }
+    return found
+
+
+def _seconds(pipeline: Face2ScenePipeline, scene: Scene, box: Box | None) -> tuple[float, float, bool]:
+    device = pipeline.device
+    marks = []
+
+    def mark(*_: Any) -> None:
+        synchronise(device)
+        marks.append(perf_counter())
+
+    handle = pipeline.fadex.register_forward_pre_hook(mark)  # Stage II begins where FaDeX does
+    try:
+        synchronise(device)
+        start = perf_counter()
+        measurement = pipeline.measure(scene, box=box)
+        pipeline.restore(scene, measurement)
+        synchronise(device)
+        end = perf_counter()
+    finally:
+        handle.remove()
+    between = marks[0] if marks else start
+    return between - start, end - between, measurement.pair is not None
+
+
+def figure_5(
+    load: Callable[[], tuple[Face2ScenePipeline, str]],
+    folder: str | Path,
+    printed: Mapping[str, Any],
+    *,
+    side: int = 1024,
+    pictures: int = 100,
+    face: int = 256,
+    scratch: str | Path | None = None,
+    records: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Measure, put what was measured elsewhere beside it, and write `folder`/figure_5.json.
+
+    Args:
+        load: makes the pipeline and says what its weights are; what it takes is reported apart.
+        printed: the bars of the paper, as `configs/eval/figure_5.yaml` has them.
+        face: side of the face in pixels; Stage I and FaDeX follow it.
+        scratch: where the reference pictures of drawn people are written; None is `folder`.
+        records: baseline.json of methods that were run with scripts/run_baseline.py.
+    """
+    folder = Path(folder)
+    start = perf_counter()
+    pipeline, weights = load()
+    loading = perf_counter() - start
+    scenes = list(drawn(pictures, side, Path(scratch or folder)))
+    middle = (side - face) // 2
+    box = (float(middle), float(middle), float(middle + face), float(middle + face))
+    methods = {"Face2Scene": time_pipeline(pipeline, scenes, box=box) | {"weights": weights}}
+    for path in records:
+        record = read_json(path)
+        title, launches = record["adapter"]["title"], [one for one in record["launches"] if one["pictures"]]
+        if launches:
+            seconds, count = sum(one["seconds"] for one in launches), sum(one["pictures"] for one in launches)
+            loading_too = record["adapter"]["kind"] == "command"
+            methods[title] = {"pictures": count, "total": {"mean": seconds / count}, "with_loading": loading_too}
+    result = {
+        "protocol": f"{side} x {side}, {pictures} pictures one by one, models loaded, face of {face} pixels given",
+        "seconds_to_load": loading,
+        "methods": methods,
+        "printed": {
+            name: {key: float(seconds) for key, seconds in row.items()} for name, row in printed["methods"].items()
+        },
+        "printed_on": printed["device"],
+        "machine": machine(pipeline.device),
+        "commit": commit(),
+        "versions": versions(),
+    }
+    write_json(folder / "figure_5.json", result)
+    return result
+
+
+def drawn(count: int, side: int, folder: Path) -> Iterator[Scene]:
+    """Scenes with references on disk, as Stage I reads them."""
+    references = []
+    for number in range(2):
+        path = folder / f"references/{number}.png"
+        if not path.is_file():
+            write_png(path, drawn_scene(1000 + number, 512))
+        references.append(path)
+    for number in range(count):
+        yield Scene(f"drawn_{number:03d}", drawn_scene(number, side), people={"person": tuple(references)})
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The bars as Markdown: ours and the printed ones, which were measured on another machine."""
+    lines = [result["protocol"], "", "| method | Stage I, s | Stage II, s | total, s | printed, s |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    for title in dict.fromkeys([*result["printed"], *result["methods"]]):
+        ours, printed = result["methods"].get(title, {}), result["printed"].get(title, {})
+        cells = [f"{ours[key]['mean']:.3f}" if key in ours else "-" for key in ("stage_1", "stage_2", "total")]
+        shown = f"{printed['total']}" if printed else "-"
+        if "stage_1" in printed:
+            shown += f" ({printed['stage_1']} + {printed['stage_2']})"
+        lines.append(f"| {title} | {' | '.join(cells)} | {shown} |")
+    where = result["machine"].get("card", result["machine"]["device"])
+    lines += ["", f"Ours on {where}, printed on {result['printed_on']}: they compare in shape and not in value."]
+    return "\n".join(lines) + "\n"

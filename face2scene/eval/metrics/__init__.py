@@ -1,0 +1,1 @@
+"""Metrics: what each compares, its protocol, its implementation."""

@@ -1,0 +1,42 @@
+"""The identity score as a metric: ArcFace's cosine between a restored face and its truth."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from face2scene.common.optional import need
+from face2scene.common.types import Box
+from face2scene.eval.metrics.pyiqa_backend import fetched
+from face2scene.faces.backends.yunet_dlib import OpenBackend
+from face2scene.faces.detect import Detector
+from face2scene.faces.embedding import OnnxIdentity, Recognised
+from face2scene.faces.identity import face_similarity
+from face2scene.image_io.arrays import to_array
+
+WEIGHTS = ("yunet", "dlib", "w600k_mbf")  # detector, landmarks, ArcFace
+NO_FACE = "the truth shows no face there"
+
+
+class IdScore:
+    """ArcFace MobileFaceNet on the face that YuNet finds in the truth; see `faces.identity.face_similarity`.
+
+    Raises:
+        MetricMissing, ModuleNotFoundError: a network is not here or damaged, or its package is not here; with the
+            command that gets it.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        for asset in WEIGHTS:
+            fetched(asset)
+        for package in ("cv2", "dlib", "onnxruntime"):
+            need(package, "faces", why="The identity score")
+        self.detector = Detector(Recognised(OpenBackend(), OnnxIdentity("w600k_mbf")), identities=True)
+
+    def __call__(self, pictures: Tensor, truths: Tensor, boxes: Sequence[Box | None]) -> Tensor:
+        """(B,) in float64; NaN where the truth shows no face in the box (anywhere, where the box is None)."""
+        found = [
+            face_similarity(to_array(picture), to_array(truth), self.detector, box=box)
+            for picture, truth, box in zip(pictures, truths, boxes, strict=True)
+        ]
+        return torch.tensor([float("nan") if value is None else value for value in found], dtype=torch.float64)

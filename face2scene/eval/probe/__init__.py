@@ -1,0 +1,1 @@
+"""The FaDeX probe: cosines, retrieval, linear probes."""

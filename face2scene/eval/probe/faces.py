@@ -1,0 +1,124 @@
+"""The faces that FaDeX is probed on: crops of a built set's pictures, or of a folder of somebody's own photos."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from face2scene.common.types import Box
+from face2scene.data.building.build import largest
+from face2scene.data.records import read_manifest
+from face2scene.faces.align import square_crop_box
+from face2scene.image_io.arrays import SUFFIXES, ImageError, read_image, read_tensor, to_tensor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeFace:
+    """One undamaged face with a margin around it that is damaged too and then cut off."""
+
+    name: str
+    identity: str
+    truth: Tensor  # (3, H, W) in [0, 1]
+    inner: tuple[slice, slice]  # where the face crop lies in it
+
+
+def faces_of_set(folder: str | Path, split: str, *, crop: int, margin: int, count: int) -> list[ProbeFace]:
+    """Faces of a built set, at their native size but at most `crop` pixels a side.
+
+    As many people as there are come first, the sources taking turns, then their other pictures.
+
+    Raises:
+        FileNotFoundError, ManifestError: no such set or split.
+    """
+    groups: dict[tuple[int, str], list] = {}
+    seen: dict[str, int] = {}
+    for record in read_manifest(folder, split):
+        number = seen[record.identity] = seen.get(record.identity, -1) + 1
+        groups.setdefault((number, record.source), []).append(record)
+    rounds = sorted({number for number, _ in groups})
+    chosen = [
+        record
+        for number in rounds
+        for row in zip_longest(*(rows for (n, _), rows in groups.items() if n == number))
+        for record in row
+        if record is not None
+    ][:count]
+    return [
+        _cut(read_tensor(Path(folder) / r.image), r.face_box, Path(r.image).stem, r.identity, crop, margin)
+        for r in chosen
+    ]
+
+
+def faces_of_photos(
+    folder: str | Path, detector: Any, *, crop: int, margin: int, count: int
+) -> tuple[list[ProbeFace], list[tuple[str, str]]]:
+    """The largest face of every photo in a folder; a sub-folder holds the photos of one person.
+
+    Returns:
+        the faces, and names with the reasons of the photos that were left out.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: fewer than two photos have a usable face; the message says why each was left out.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"probe.photos={folder} is no folder.")
+    faces: list[ProbeFace] = []
+    left_out: list[tuple[str, str]] = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        if len(faces) == count:
+            break
+        name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() not in SUFFIXES:
+            left_out.append((name, "not a picture file"))
+            continue
+        try:
+            photo = read_image(path)
+        except (ImageError, OSError) as error:
+            left_out.append((name, f"unreadable: {error}"))
+            continue
+        face = largest(detector.find(photo))
+        if face is None:
+            left_out.append((name, "no face found"))
+            continue
+        person = name.split("/")[0] if "/" in name else name
+        faces.append(_cut(to_tensor(photo), face.box, name, person, crop, margin))
+    if len(faces) < 2:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out) or "the folder is empty"
+        raise ValueError(f"The probe compares two pictures at least, and {folder} has {len(faces)}: {reasons}.")
+    return faces, left_out
+
+
+def _cut(picture: Tensor, box: Box, name: str, identity: str, crop: int, margin: int) -> ProbeFace:
+    height, width = picture.shape[-2:]
+    x0, y0, x1, y1 = (int(v) for v in square_crop_box(box, (height, width)))
+    side = min(x1 - x0, crop)
+    left, top = (x0 + x1 - side) // 2, (y0 + y1 - side) // 2
+    x, y = max(left - margin, 0), max(top - margin, 0)
+    truth = picture[:, y : min(top + side + margin, height), x : min(left + side + margin, width)].clone()
+    return ProbeFace(name, identity, truth, (slice(top - y, top - y + side), slice(left - x, left - x + side)))
+
+
+def damaged(
+    face: ProbeFace, recipe: Any, restorers: dict[str, Any], rng_of: Callable[[str], np.random.Generator], seed: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A face crop under one recipe, and what each restorer believes it to be; all (3, side, side)."""
+    after = recipe.with_noise_seed(seed).apply(face.truth)
+    truth, degraded = face.truth[:, *face.inner], after[:, *face.inner]
+    restored = {
+        name: restorer.restore(degraded, (), truth=truth, rng=rng_of(name)) for name, restorer in restorers.items()
+    }
+    return degraded, restored
+
+
+def people_of(faces: Sequence[ProbeFace]) -> int:
+    """How many different people are on them."""
+    return len({face.identity for face in faces})

@@ -1,0 +1,230 @@
+"""FaDeX measured like an instrument: does it see the damage, all of it, and nothing else? (supplement 2.4)
+
+Five questions, each with what chance or the paper gives beside the answer: are embeddings of one damage close and of
+several damages far apart (the paper's experiment); is one operator found again among a hundred; can blur, noise, JPEG
+quality and scale be read off with straight lines; does the embedding know the picture or the person; and how much do
+the restored face, and its quality, matter.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from face2scene.common.files import write_json
+from face2scene.common.reproducibility import seed_from
+from face2scene.degradation import PRESETS, Recipe
+from face2scene.eval.probe.faces import ProbeFace, damaged, faces_of_photos, faces_of_set, people_of
+from face2scene.eval.probe.report import write_report
+from face2scene.models.fadex import FaDeX, Readout, compare, leakage, retrieval
+
+log = logging.getLogger(__name__)
+_BATCH = 12  # crops embedded together
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaDeXProbe:
+    """The probe with its settings; call it with the folder to write to.
+
+    Args:
+        weights: of the encoder.
+        against: other encoders by name, such as `lq_only`, that are asked the same questions; null is skipped.
+        data, split: a built set, and the part of it that no encoder was trained on.
+        fit_split: the part whose pictures the linear heads are fitted on; people of `split` are not in it.
+        photos: a folder of own photos in place of the set; the undamaged state is the photo as it is.
+        detector: finds the faces of `photos`.
+        restorer: plays Ref-FR for every result but the comparison of restorers.
+        restorers: what is compared there, by name.
+        space: the operators of the retrieval and of the linear heads are drawn from it.
+        wide: a second space, that of the training: heads are fitted on it too, and these are the ones to share.
+        pictures, operators: N and how many operators are told apart.
+        wide_operators: how many of the wide space the heads that are shared are measured on.
+        fit_operators: operators that the linear heads are fitted on, none of them among `operators`.
+        fit_crop: largest side of the crops that they are fitted on; small ones pay for many operators, without which
+            the heads are no better than the mean.
+        restorer_operators: operators for the comparison of restorers beside the presets.
+        leak_pictures: pictures that content leakage is measured on, with several of one person among them.
+        crop: largest side of a face crop in pixels; smaller faces keep their size.
+        margin: pixels around it that are damaged and cut off.
+        seed: of every draw.
+    """
+
+    weights: str | Path
+    against: Mapping[str, str | Path | None] = field(default_factory=dict)
+    data: str | Path
+    split: str = "val"
+    fit_split: str = "train"
+    photos: str | Path | None = None
+    detector: Any = None
+    restorer: Any
+    restorers: Mapping[str, Any] = field(default_factory=dict)
+    space: Any
+    wide: Any
+    pictures: int = 10
+    operators: int = 100
+    wide_operators: int = 40
+    fit_operators: int = 400
+    fit_crop: int = 128
+    restorer_operators: int = 24
+    leak_pictures: int = 24
+    crop: int = 192
+    margin: int = 32
+    seed: int = 0
+
+    def __call__(self, folder: Path) -> dict[str, Any]:
+        """Measure and write probe.json, probe.csv, images/probe.png and readout.safetensors into `folder`.
+
+        Raises:
+            FileNotFoundError: weights, set or photos are missing.
+            ValueError: too few pictures or operators, or a file of another kind.
+        """
+        encoders = {"pair": FaDeX.from_file(self.weights)}
+        encoders |= {name: FaDeX.from_file(path) for name, path in self.against.items() if path}
+        faces, left_out = self._faces(max(self.pictures, self.leak_pictures))
+        if len(faces) < 2 or self.operators < 2:
+            raise ValueError(
+                f"The probe compares two pictures and two operators at least, got {len(faces)} and {self.operators}: "
+                "see probe.pictures, probe.operators and probe.data."
+            )
+        probed = faces[: self.pictures]
+        presets, drawn = list(PRESETS.values()), self._draw(self.space, self.operators, "operators")
+
+        main = {"main": self.restorer}
+        embedded = self._embed(probed, presets + drawn, encoders, main)
+        rest = self._embed(faces[len(probed) :], presets, encoders, main)
+        fits = {name: self._fit(encoders, space, name) for name, space in (("paper", self.space), ("wide", self.wide))}
+        wide = self._draw(self.wide, self.wide_operators, "wide operators")
+        wide_embedded = self._embed(probed, wide, encoders, main)
+
+        answers = {}
+        for name in encoders:
+            own = embedded[name, "main"]
+            cosines = compare(own[: len(presets)], list(PRESETS))
+            everybody = torch.cat([own[: len(presets)], rest[name, "main"]], dim=1)
+            answers[name] = {
+                **cosines,
+                **retrieval(own[len(presets) :]),
+                "linear": _linear(fits["paper"][name], own[len(presets) :], drawn),
+                "linear_wide": _linear(fits["wide"][name], wide_embedded[name, "main"], wide),
+                "leakage": leakage(everybody, [face.identity for face in faces]),
+            }
+        found = answers["pair"] | {
+            "pictures": len(probed),
+            "people": people_of(probed),
+            "leak_pictures": len(faces),
+            "leak_people": people_of(faces),
+            "against": {name: answers[name] for name in encoders if name != "pair"},
+            "restorers": self._restorers(encoders["pair"], probed, presets, drawn),
+            "left_out": [{"name": name, "reason": reason} for name, reason in left_out],
+            "names": [face.name for face in probed],
+            "protocol": self._protocol(probed),
+        }
+        readout: Readout = fits["wide"]["pair"]
+        readout.save(folder / "readout.safetensors", about={"weights": Path(self.weights).name})
+        write_json(folder / "probe.json", found)
+        write_report(folder, found, embedded["pair", "main"][: len(presets)])
+        return found
+
+    def _faces(self, count: int) -> tuple[list[ProbeFace], list[tuple[str, str]]]:
+        size = {"crop": self.crop, "margin": self.margin, "count": count}
+        if self.photos is not None:
+            return faces_of_photos(self.photos, self.detector, **size)
+        return faces_of_set(self.data, self.split, **size), []
+
+    def _draw(self, space: Any, count: int, what: str) -> list[Recipe]:
+        rng = np.random.default_rng(seed_from(self.seed, "probe", what))
+        return [space.draw(rng) for _ in range(count)]
+
+    def _fit(self, encoders: Mapping[str, FaDeX], space: Any, what: str) -> dict[str, Readout]:
+        """Heads fitted on other operators and other pictures than they are asked about, one picture for each."""
+        size = {"crop": min(self.fit_crop, self.crop), "margin": self.margin, "count": 64}
+        if self.photos is None:
+            faces = faces_of_set(self.data, self.fit_split, **size)
+        else:  # own photos are all there is: other operators, the same pictures
+            faces = self._faces(self.pictures)[0]
+        recipes = self._draw(space, self.fit_operators, f"fit {what}")
+        rows: dict[str, list[Tensor]] = {name: [] for name in encoders}
+        for number in range(len(faces)):
+            own = recipes[number :: len(faces)]
+            if own:
+                for (name, _), values in self._embed([faces[number]], own, encoders, {"main": self.restorer}).items():
+                    rows[name].append(values[:, 0])
+        order = [recipe for number in range(len(faces)) for recipe in recipes[number :: len(faces)]]
+        return {name: Readout.fitted(torch.cat(parts), order) for name, parts in rows.items()}
+
+    def _restorers(
+        self, encoder: FaDeX, faces: Sequence[ProbeFace], presets: list[Recipe], drawn: list[Recipe]
+    ) -> dict[str, dict[str, float]]:
+        if not self.restorers:
+            return {}
+        recipes = presets + drawn[: self.restorer_operators]
+        embedded = self._embed(faces, recipes, {"pair": encoder}, self.restorers)
+        rows = {}
+        for name in self.restorers:
+            own = embedded["pair", name]
+            cosines = compare(own[: len(presets)], list(PRESETS))
+            rows[name] = {
+                "same_mean": cosines["same_mean"],
+                "different_mean": cosines["different_mean"],
+                **retrieval(own[len(presets) :]),
+            }
+        return rows
+
+    @torch.no_grad()
+    def _embed(
+        self,
+        faces: Sequence[ProbeFace],
+        recipes: Sequence[Recipe],
+        encoders: Mapping[str, FaDeX],
+        restorers: Mapping[str, Any],
+    ) -> dict[tuple[str, str], Tensor]:
+        """(O, P, D) for every encoder and restorer; [o, p] is face p under recipe o, with a noise of its own."""
+        rows: dict[tuple[str, str], list[Tensor]] = {(e, r): [] for e in encoders for r in restorers}
+        for face in tqdm(faces, desc=f"{len(recipes)} operators", unit="face", leave=False, disable=len(faces) < 2):
+            column: dict[tuple[str, str], list[Tensor]] = {key: [] for key in rows}
+            for first in range(0, len(recipes), _BATCH):
+                made = [self._damaged(face, recipe, restorers) for recipe in recipes[first : first + _BATCH]]
+                degraded = torch.stack([pair[0] for pair in made])
+                for restorer in restorers:
+                    restored = torch.stack([pair[1][restorer] for pair in made])
+                    for name, encoder in encoders.items():
+                        column[name, restorer].append(encoder.embed(encoder(restored, degraded)))
+            for key, parts in column.items():
+                rows[key].append(torch.cat(parts))
+        width = {name: encoder.config["embedding"] for name, encoder in encoders.items()}
+        return {
+            key: torch.stack(parts, dim=1) if parts else torch.zeros(len(recipes), 0, width[key[0]])
+            for key, parts in rows.items()
+        }
+
+    def _damaged(self, face: ProbeFace, recipe: Recipe, restorers: Mapping[str, Any]) -> tuple[Tensor, dict]:
+        def rng_of(restorer: str) -> np.random.Generator:
+            return np.random.default_rng(seed_from(self.seed, "restored", face.name, recipe.key, restorer))
+
+        return damaged(face, recipe, dict(restorers), rng_of, seed_from(self.seed, "noise", face.name, recipe.key))
+
+    def _protocol(self, faces: Sequence[ProbeFace]) -> dict[str, Any]:
+        sides = sorted(face.inner[0].stop - face.inner[0].start for face in faces)
+        return {
+            "weights": str(self.weights),
+            "pictures_from": str(self.photos if self.photos is not None else f"{self.data} ({self.split})"),
+            "restorer": getattr(self.restorer, "name", type(self.restorer).__name__),
+            "crop_sides": [sides[0], sides[-1]],
+            "operators": self.operators,
+            "fit_operators": self.fit_operators,
+            "fit_crop": min(self.fit_crop, self.crop),
+            "restorer_operators": self.restorer_operators,
+            "seed": self.seed,
+        }
+
+
+def _linear(readout: Readout, embeddings: Tensor, recipes: Sequence[Recipe]) -> dict[str, float]:
+    operators, pictures, width = embeddings.shape
+    repeated = [recipe for recipe in recipes for _ in range(pictures)]
+    return readout.r_squared(embeddings.reshape(operators * pictures, width), repeated)

@@ -1,0 +1,1 @@
+"""Pages and figures: the quickstart's report, galleries, charts."""

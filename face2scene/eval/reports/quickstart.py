@@ -1,0 +1,97 @@
+"""The quickstart's figures, gathered from what its steps left in the run's folder, and the files made of them."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from face2scene.common.files import atomic_write, read_json, write_json
+from face2scene.common.model_files import load_weights
+from face2scene.common.reproducibility import commit
+from face2scene.data.records import read_manifest
+from face2scene.eval.reports.quickstart_page import HEADLINE, Figures, findings, page
+from face2scene.eval.scoring.score import DEFAULT_METRICS, score_folders
+from face2scene.image_io.arrays import read_image, write_png
+from face2scene.inference.log import WHY_LOG
+
+RESTORED = ("trained_here", "restored", "wrong_tokens")  # folders of the run, each an output of scripts/restore.py
+
+
+def quickstart_report(
+    run: str | Path,
+    *,
+    dataset: str | Path,
+    shipped: str | Path,
+    split: str = "val",
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Score what the quickstart made, write report.html, scores.json and scores.csv, print the findings.
+
+    Args:
+        run: the folder with `fadex/` and `restorer/` (trainings), and with `trained_here/`, `restored/` and
+            `wrong_tokens/` (restored with this run's weights, with the shipped ones, and with these under another
+            picture's tokens); `input/` is filled, seconds.json is shown where it is there.
+        dataset: the InScene folder whose fixed pairs of `split` are input and truth.
+        shipped: the folder with the shipped restorer.safetensors, fadex.safetensors and probe.json.
+
+    Returns:
+        The contents of `run/scores.json`.
+
+    Raises:
+        FileNotFoundError: a step of the quickstart has not been run yet.
+    """
+    run, dataset, shipped = Path(run), Path(dataset), Path(shipped)
+    _refuse_unfinished(run)
+    records = {Path(record.image).stem: record for record in read_manifest(dataset, split=split) if record.lq}
+    for name, record in records.items():  # a row like the others, and never older than the set
+        write_png(run / "input/images" / f"{name}.png", read_image(dataset / str(record.lq)))
+    truths = {name: dataset / record.image for name, record in records.items()}
+    folders = {row: (run / row, run / row) for row in ("input", *RESTORED)}
+    rows = score_folders(folders, truths, metrics, device=device)
+
+    probes = {"fadex": read_json(run / "fadex/weights/probe.json"), "fadex_shipped": read_json(shipped / "probe.json")}
+    seconds = run / "seconds.json"  # scripts/quickstart.py writes it; single commands do not
+    block = {
+        **{
+            row: {key: scores["means"][key] for key in HEADLINE if key in scores["means"]}
+            for row, scores in rows.items()
+        },
+        **{name: {key: probe[f"{key}_mean"] for key in ("same", "different")} for name, probe in probes.items()},
+        "steps": {
+            "trained_here": _steps(run / "restorer/weights/restorer.safetensors", "restorer"),
+            "restored": _steps(shipped / "restorer.safetensors", "restorer"),
+            "fadex": _steps(run / "fadex/weights/fadex.safetensors", "fadex"),
+            "fadex_shipped": _steps(shipped / "fadex.safetensors", "fadex"),
+        },
+        "pictures": rows["restored"]["counts"]["scored"],
+        "seconds": read_json(seconds) if seconds.is_file() else {},
+    }
+    scores = {
+        **rows["restored"],
+        "rows": {name: {key: row[key] for key in ("complete", "means", "counts")} for name, row in rows.items()},
+        "commit": commit(),
+        "quickstart": block,
+    }
+    found = findings(block)
+    write_json(run / "scores.json", scores)
+    with atomic_write(run / "scores.csv") as partial:
+        shutil.copyfile(run / "restored/scores.csv", partial)
+    with atomic_write(run / "report.html") as partial:
+        partial.write_text(page(Figures(run, dataset, records, scores, found, probes)), encoding="utf-8")
+
+    for finding in found:
+        print(finding)
+    print(f"report: {run / 'report.html'}")
+    return scores
+
+
+def _refuse_unfinished(run: Path) -> None:
+    weights = [run / "fadex/weights/fadex.safetensors", run / "restorer/weights/restorer.safetensors"]
+    for needed in (*weights, *(run / row / WHY_LOG for row in RESTORED)):
+        if not needed.is_file():
+            raise FileNotFoundError(f"{needed} is not there yet: `make demo` makes it, and goes on where it stopped.")
+
+
+def _steps(weights: Path, kind: str) -> int:
+    return load_weights(weights, kind=kind)[2]["steps"]

@@ -1,0 +1,124 @@
+"""What a scoring has done so far, so that the same call again goes on: values and features with the files' hashes.
+
+Every process of a distributed run keeps its own part; process 0 gathers them.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from face2scene.common.files import atomic_write, read_json, write_json
+from face2scene.eval.metrics.registry import METRICS
+from face2scene.eval.scoring.pairing import Row
+
+log = logging.getLogger(__name__)
+STATE = "scores.state.json"
+SAVE_EVERY = 16  # pictures of one folder between two writes, at least
+
+
+def recall(row: Row) -> None:
+    """Take over what earlier runs found for exactly these files, boxes, protocols and weights."""
+    for path in [row.out / STATE, *sorted(row.out.glob("scores.state.*.json"))]:
+        if path.is_file():
+            _read(row, path)
+
+
+def save(row: Row, rank: int | None) -> None:
+    """Write what the row knows; `rank` names the part of one process."""
+    path = row.out / (STATE if rank is None else f"scores.state.{rank}.json")
+    names = row.values.keys() | row.shifts.keys() | {name for found in row.undefined.values() for name in found}
+    pictures = {
+        name: {
+            "sha256": list(row.hashes[name]),
+            "box": _box(row, name),
+            "values": row.values.get(name, {}),
+            "undefined": {key: found[name] for key, found in row.undefined.items() if name in found},
+            **({"shift": _shift(row.shifts[name])} if name in row.shifts else {}),
+        }
+        for name in row.paths
+        if name in names and name not in row.flagged
+    }
+    features = {key: tensor.contiguous() for key, tensor in row.features.items()}
+    if features:
+        with atomic_write(path.with_suffix(".safetensors")) as partial:
+            save_file(features, partial)
+    held = {key for found in row.values.values() for key in found} | {key.split("/", 1)[0] for key in row.features}
+    protocol = {key: METRICS[key].identity for key in METRICS if key in held or row.undefined.get(key)}
+    flagged = {name: {"sha256": list(row.hashes[name]), "why": why} for name, why in row.flagged.items()}
+    write_json(path, {"protocol": protocol, "pictures": pictures, "flagged": flagged})
+    row.unsaved = 0
+
+
+def gather(row: Row, processes: int) -> None:
+    """Take over every process's part, write them as one and remove them.
+
+    Only this run's processes say what is flagged: values that a picture has from earlier runs, of other metrics, speak
+    neither for nor against it.
+    """
+    parts = [path for path in row.out.glob("scores.state.*.json") if path.stem.rsplit(".", 1)[-1].isdigit()]
+    recall(row)
+    for part in parts:
+        told = read_json(part)["flagged"] if int(part.stem.rsplit(".", 1)[-1]) < processes else {}
+        for name, flag in told.items():
+            if name in row.hashes and tuple(flag["sha256"]) == row.hashes[name]:
+                row.flagged[name] = flag["why"]
+    for name in row.flagged:
+        row.values.pop(name, None)
+    save(row, None)
+    for part in parts:
+        part.unlink()
+        part.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def with_regions(row: Row, found: dict[str, Any], regions: Mapping[str, Any]) -> dict[str, Any]:
+    """`found` with the other regions' means in it, written again where there are any."""
+    if not regions:
+        return found
+    found = {**found, "regions": dict(regions)}
+    write_json(row.out / "scores.json", found)
+    return found
+
+
+def _read(row: Row, path: Path) -> None:
+    try:
+        stored = read_json(path)
+        # Metrics that are not asked for this time are kept too, for the next time they are.
+        known = [key for key, said in stored["protocol"].items() if key in METRICS and METRICS[key].identity == said]
+        current = set()
+        for name, entry in stored["pictures"].items():
+            if name not in row.paths or tuple(entry["sha256"]) != row.hashes[name]:
+                continue
+            moved = entry.get("box") != _box(row, name)
+            if moved and row.region != "whole":
+                continue
+            current.add(name)
+            usable = [key for key in known if not moved or METRICS[key].compares != "faces"]
+            values = {key: float(entry["values"][key]) for key in usable if key in entry["values"]}
+            row.values.setdefault(name, {}).update(values)
+            for key, why in entry.get("undefined", {}).items():
+                if key in usable:
+                    row.undefined.setdefault(key, {})[name] = why
+            if "shift" in entry:
+                shift = entry["shift"]
+                row.shifts[name] = (math.nan, math.nan) if shift is None else (float(shift[0]), float(shift[1]))
+        features = path.with_suffix(".safetensors")
+        for key, tensor in (load_file(features) if features.is_file() else {}).items():
+            metric, _, name = key.split("/", 2)
+            if metric in known and name in current:
+                row.features[key] = tensor
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, SafetensorError) as error:
+        row.values.clear(), row.undefined.clear(), row.shifts.clear(), row.features.clear()
+        log.warning("%s is damaged and is written anew (%s)", path, error)
+
+
+def _box(row: Row, name: str) -> list[float] | None:
+    return [round(float(value), 3) for value in row.boxes[name]] if name in row.boxes else None
+
+
+def _shift(shift: tuple[float, float]) -> list[float] | None:
+    return list(shift) if math.isfinite(shift[0]) else None

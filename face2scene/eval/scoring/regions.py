@@ -1,0 +1,52 @@
+"""Parts of a picture that are scored apart: the face, and everything else."""
+
+import math
+from typing import Literal
+
+from torch import Tensor
+
+from face2scene.common.types import Box
+
+Region = Literal["whole", "face", "background"]
+REGIONS: dict[str, str] = {
+    "whole": "the whole picture",
+    "face": "the face box alone, cut out of both pictures",
+    # The protocol of the paper's main text: every method is given the truth's face, and the rest decides.
+    "background": "the whole picture, with the truth's face box pasted into the prediction",
+}
+
+
+def cut(region: Region, picture: Tensor, truth: Tensor, box: Box | None) -> tuple[Tensor, Tensor]:
+    """What of a prediction and its truth is compared; both (3, H, W).
+
+    Raises:
+        ValueError: a region that needs a box without one, or with one outside the picture.
+    """
+    if region == "whole":
+        return picture, truth
+    if box is None:
+        raise ValueError(f"The region {region} needs a face box.")
+    place = _place(box, *truth.shape[-2:])
+    if region == "face":
+        return picture[place], truth[place]
+    pasted = picture.clone()
+    pasted[place] = truth[place]
+    return pasted, truth
+
+
+def size_of(region: Region, size: tuple[int, int], box: Box | None) -> tuple[int, int]:
+    """(H, W) of what `cut` gives; raises as it does."""
+    if region != "face":
+        return size
+    if box is None:
+        raise ValueError("The region face needs a face box.")
+    _, rows, columns = _place(box, *size)
+    return rows.stop - rows.start, columns.stop - columns.start
+
+
+def _place(box: Box, height: int, width: int) -> tuple[slice, slice, slice]:
+    x0, y0, x1, y1 = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
+    rows, columns = slice(max(0, y0), min(height, y1)), slice(max(0, x0), min(width, x1))
+    if rows.start >= rows.stop or columns.start >= columns.stop:
+        raise ValueError(f"The face box {tuple(round(v, 1) for v in box)} is outside the {width} x {height} picture.")
+    return slice(None), rows, columns

@@ -1,0 +1,219 @@
+"""The two files of a scored folder: `scores.csv`, a row per picture, and `scores.json`, what they come to."""
+
+import csv
+import hashlib
+import json
+import logging
+import math
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from face2scene import __version__
+from face2scene.common.files import atomic_write, read_json, sha256_of, write_json
+from face2scene.common.types import Box
+from face2scene.eval.metrics.registry import Metric, Scorer
+from face2scene.eval.scoring.pairing import LEAST, Row, ScoreError, some
+
+log = logging.getLogger(__name__)
+SHIFT = 0.5  # pixels from which a shift is told
+_DRAWS = 2000  # of the bootstrap, ours
+
+
+def write_results(
+    row: Row,
+    measured: Sequence[Metric],
+    ready: Mapping[str, Scorer],
+    missing: Mapping[str, str],
+    chosen: Sequence[Metric],
+    truth: Mapping[str, Any],
+    region: str,
+    copies: Mapping[str, Sequence[str]],
+) -> dict[str, Any]:
+    """Write both files of a row and return the contents of `scores.json`.
+
+    A mean is given where every picture of the truth has a value. The identity score alone leaves out the pictures whose
+    truth shows no face, as the paper does, and names them.
+
+    Args:
+        truth: `pictures` and `sha256` of what the row is scored against, see `truth_digest`.
+    """
+    expected = truth["pictures"]
+    names = [name for name in row.paths if name not in row.flagged]
+    flagged = {name: row.flagged[name] for name in row.paths if name in row.flagged}
+    complete = len(names) == expected
+    per_picture = [m for m in measured if m.compares != "sets"]
+    columns = {m.key: [row.values[n][m.key] for n in names if m.key in row.values.get(n, {})] for m in per_picture}
+    whole = {
+        m.key: bool(columns[m.key]) and complete and (len(columns[m.key]) == len(names) or bool(m.undefined))
+        for m in per_picture
+    }
+    means = {key: math.fsum(values) / len(values) for key, values in columns.items() if values}
+    sets: dict[str, float] = {}
+    for metric in measured:
+        if metric.compares == "sets" and complete and not row.undefined.get(metric.key):
+            sides = [_stacked(row, metric.key, side, names) for side in ("ours", "truth")]
+            try:
+                sets[metric.key] = float(ready[metric.key].distance(*sides))
+            except ValueError as error:
+                missing = {**missing, metric.key: str(error)}
+
+    with (
+        atomic_write(row.out / "scores.csv") as partial,
+        open(partial, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["name", *(m.key for m in per_picture)])
+        for name in row.paths:
+            found = {} if name in row.flagged else row.values.get(name, {})
+            writer.writerow([name, *(_cell(found.get(m.key)) for m in per_picture)])
+    undefined = {}
+    for metric in measured:
+        why = row.undefined.get(metric.key, {})
+        if told := {name: why[name] for name in names if name in why}:
+            undefined[metric.key] = told
+    for key, pictures in undefined.items():
+        log.warning("%s: %s has no value for %s", row.title, key, some(f"{n} ({why})" for n, why in pictures.items()))
+    partly = {key: mean for key, mean in means.items() if not whole[key]}
+    scores = {
+        "complete": complete,
+        "region": region,
+        "means": {key: mean for key, mean in means.items() if whole[key]},
+        "intervals": {key: interval(columns[key]) for key in means if whole[key]},
+        # A mean over fewer pictures is another quantity, so it stands under another name.
+        **({"means_of_scored_only": partly} if partly else {}),
+        "sets": sets,
+        "counts": row.counts(expected),
+        "truth": dict(truth),
+        "pictures": {"missing": row.missing, "flagged": flagged, "without_truth": row.extra},
+        "undefined": undefined,
+        "copies": dict(copies),
+        **({"alignment": _alignment(row)} if region == "whole" else {}),
+        "protocol": {m.key: m.described() | _faces(m, row) for m in chosen if m.key not in missing},
+        "not_measured": dict(missing),
+        "versions": versions(),
+        "predictions": str(row.folder),
+        "csv_sha256": sha256_of(row.out / "scores.csv"),
+    }
+    write_json(row.out / "scores.json", scores)
+    return scores
+
+
+def read_scores_csv(path: str | Path) -> dict[str, dict[str, float]]:
+    """name -> metric -> value of a `scores.csv`; an empty cell is left out.
+
+    Raises:
+        ScoreError: not a table of numbers with the column `name` first.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        table = csv.DictReader(file)
+        if not table.fieldnames or table.fieldnames[0] != "name":
+            raise ScoreError(f"{path} has no column 'name' in front: score the folder again.")
+        try:
+            return {row.pop("name"): {k: float(v) for k, v in row.items() if v != ""} for row in table}
+        except (TypeError, ValueError) as error:
+            raise ScoreError(f"{path} holds a cell that is not a number ({error}): score the folder again.") from error
+
+
+def read_scores(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """Both files of a scored folder: the contents of `scores.json`, and values by picture.
+
+    Raises:
+        FileNotFoundError: the folder is not scored.
+        ScoreError: `scores.csv` was changed after the scoring.
+    """
+    folder = Path(folder)
+    for file in ("scores.json", "scores.csv"):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder / file} is not there: score the folder first (predictions=, name=).")
+    scores = read_json(folder / "scores.json")
+    if scores.get("csv_sha256") != sha256_of(folder / "scores.csv"):
+        raise ScoreError(
+            f"{folder / 'scores.csv'} is not the file that was written with scores.json: it was changed. "
+            "Score the folder again; values are kept, so it takes seconds."
+        )
+    return scores, read_scores_csv(folder / "scores.csv")
+
+
+def truth_digest(hashes: Mapping[str, str], boxes: Mapping[str, Box] | None = None) -> dict[str, Any]:
+    """What two rows must have in common to stand side by side: number and sha256 of names, truths and boxes.
+
+    Args:
+        hashes: name -> sha256 of the truth.
+        boxes: of the pictures, where a part of them is scored.
+    """
+    told = [[n, digest, *map(float, (boxes or {}).get(n, ()))] for n, digest in sorted(hashes.items())]
+    return {"pictures": len(told), "sha256": hashlib.sha256(json.dumps(told).encode()).hexdigest()}
+
+
+def interval(values: Sequence[float], *, level: float = 0.95) -> list[float]:
+    """Bootstrap percentile interval of the mean over pictures, [low, high]; the same values give the same interval."""
+    data = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(0)
+    means = [float(data[rng.integers(0, len(data), len(data))].mean()) for _ in range(_DRAWS)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return [float(low), float(high)]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on; a package that is not installed is left out."""
+    found = {"face2scene": __version__, "python": platform.python_version()}
+    for package in ("torch", "torchvision", "pyiqa", "numpy", "pillow", "diffusers", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _alignment(row: Row) -> dict[str, Any]:
+    shifts = {n: row.shifts[n] for n in row.paths if n in row.shifts and n not in row.flagged}
+    known = {n: shift for n, shift in shifts.items() if math.isfinite(shift[0])}
+    unlike = [n for n in shifts if n not in known and min(row.sizes[n]) >= LEAST]
+    if 2 * len(unlike) > len(known) + len(unlike):
+        log.warning(
+            "%s: %d of %d pictures have too little in common with the truth of their name to tell how they lie on it: "
+            "%s. Names may be mixed up.",
+            row.title,
+            len(unlike),
+            len(known) + len(unlike),
+            some(unlike),
+        )
+    if not known:
+        return {"median_shift": None, "pictures": {}, "estimated": 0, "unlike": unlike}
+    median = [statistics.median(shift[axis] for shift in known.values()) for axis in (0, 1)]
+    if math.hypot(*median) > SHIFT:
+        log.warning(
+            "%s: predictions lie beside their truth by %+.2f px (right) and %+.2f px (down) in the median: "
+            "size, crop or pairing differ, and metrics that compare pixels measure that.",
+            row.title,
+            *median,
+        )
+    off = {n: [round(v, 3) for v in shift] for n, shift in known.items() if math.hypot(*shift) > SHIFT}
+    if off:
+        told = some(f"{name} ({x:+.1f}, {y:+.1f})" for name, (x, y) in off.items())
+        log.warning("%s: %d pictures are shifted by more than half a pixel: %s", row.title, len(off), told)
+    return {"median_shift": [round(v, 3) for v in median], "pictures": off, "estimated": len(known), "unlike": unlike}
+
+
+def _faces(metric: Metric, row: Row) -> dict[str, str]:
+    """The digest of the boxes that a metric of faces looks into."""
+    if metric.compares != "faces":
+        return {}
+    boxes = sorted((name, *map(float, box)) for name, box in row.boxes.items())
+    return {"boxes": hashlib.sha256(json.dumps(boxes).encode()).hexdigest()}
+
+
+def _stacked(row: Row, key: str, side: str, names: Sequence[str]) -> Any:
+    import torch
+
+    return torch.stack([row.features[f"{key}/{side}/{name}"] for name in names])
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}"

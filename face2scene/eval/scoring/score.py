@@ -1,0 +1,333 @@
+"""Pictures in folders to numbers: PNGs only, paired by name, one row per picture.
+
+Ours or anybody's predictions are scored the same way. What cannot be scored is named, and a folder with a
+missing or ruined picture is marked incomplete: its means stand under another name, away from whole ones.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from face2scene.common.files import sha256_of
+from face2scene.common.types import Box
+from face2scene.eval.metrics.registry import METRICS, Metric, Scorer, build_all, choose
+from face2scene.eval.scoring import cache as state
+from face2scene.eval.scoring.pairing import (
+    Row,
+    ScoreError,
+    checked_sizes,
+    global_shift,
+    named_truth,
+    open_row,
+    some,
+    truth_of,
+    warn_of_copies,
+)
+from face2scene.eval.scoring.regions import REGIONS, Region, cut, size_of
+from face2scene.eval.scoring.results import read_scores_csv, truth_digest, versions, write_results
+from face2scene.image_io.arrays import nothing_in, read_tensor
+
+__all__ = ["ScoreError", "read_scores_csv", "score_folder", "score_folders", "truth_of", "versions"]
+log = logging.getLogger(__name__)
+DEFAULT_METRICS = ("psnr", "ssim_y", "lpips", "dists")
+BATCH_PIXELS = 4 * 256 * 256  # our setting: VGG16's feature maps take about 0.3 GB; more is no faster
+
+
+def score_folder(
+    predictions: str | Path,
+    truth: str | Path | Mapping[str, Path] | None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    out: str | Path | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Score one folder of PNGs, see `score_folders`; results go to `out`, by default `predictions` itself."""
+    rows = {"predictions": (Path(predictions), Path(out or predictions))}
+    return score_folders(rows, truth, metrics, **options)["predictions"]
+
+
+def score_folders(
+    rows: Mapping[str, tuple[Path, Path]],
+    truth: str | Path | Mapping[str, Path] | None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    *,
+    device: torch.device | str = "cpu",
+    batch_pixels: int = BATCH_PIXELS,
+    scorers: Mapping[str, Scorer] | None = None,
+    boxes: Mapping[str, Box] | None = None,
+    regions: Sequence[Region] = ("whole",),
+    rank: int = 0,
+    processes: int = 1,
+    wait: Callable[[], None] = lambda: None,
+) -> dict[str, dict[str, Any]]:
+    """Score folders of PNGs against one truth, together: models and the truth's features are had once.
+
+    Writes `scores.csv` (a row per picture: `name`, then a column per metric) and `scores.json` to each row's
+    output folder, and of every region but the whole picture to a folder of its name in it. The same call again computes
+    only what is new: values are kept with both pictures' hashes, and with the face box where it decides.
+
+    Args:
+        rows: title -> (folder of predictions, or of `images/` with them; folder for the results).
+        truth: a folder, or name -> file. A prediction belongs to the truth of the same name, less the suffix. None is
+            for metrics of the pictures alone; a row is then complete with all names that any row has.
+        metrics: keys of `metrics.METRICS`.
+        batch_pixels: pictures of one size are scored together up to this many pixels.
+        scorers: functions to use instead of building the metrics (tests, other engines).
+        boxes: name -> face box, for the regions and for the identity score.
+        regions: of `regions.REGIONS`, the whole picture among them.
+        rank, processes, wait: of a distributed run: each process takes its share of the batches, `wait` is the barrier,
+            and process 0 writes the results, which are the same as those of one process.
+
+    Returns:
+        The contents of each `scores.json`, by title; of the other processes an empty dictionary.
+
+    Raises:
+        ScoreError: an empty folder, predictions that are not PNG, pictures that are not RGB, two of one name, a size
+            unlike the truth's, a region without boxes, a metric or region that needs a truth without one.
+        ImageError: a picture that cannot be read.
+    """
+    chosen = choose(metrics)
+    if truth is None:
+        _check_alone(chosen, regions)
+    truths = {} if truth is None else named_truth(truth)
+    boxes = dict(boxes or {})
+    _check_regions(regions, truths, boxes)
+    work = {title: open_row(title, folder, out, truths) for title, (folder, out) in rows.items()}
+    names = list(truths or dict.fromkeys(name for row in work.values() for name in row.paths))
+    for row in work.values():
+        row.expect(names)
+    sizes = checked_sizes(work.values(), truths)
+
+    if scorers is None:
+        ready, missing = build_all(chosen, device)
+    else:
+        ready = {m.key: scorers[m.key] for m in chosen if m.key in scorers}
+        missing = {m.key: "no engine was given for it" for m in chosen if m.key not in scorers}
+    for key, reason in missing.items() if rank == 0 else ():
+        log.warning("%s is not measured: %s", key, reason)
+    measured = [m for m in chosen if m.key in ready]
+
+    hashes = {name: sha256_of(truths[name]) if truths else "" for name in names}
+    for row in work.values():
+        row.hashes = {name: (sha256_of(path), hashes[name]) for name, path in row.paths.items()}
+    copies = {title: warn_of_copies(row) for title, row in work.items()} if rank == 0 else {}
+
+    results: dict[str, dict[str, Any]] = {}
+    parts: dict[str, dict[str, Any]] = {title: {} for title in work}
+    for region in sorted(set(regions), key=lambda region: region != "whole"):  # its flags hold for the other regions
+        part = {
+            title: replace(
+                row,
+                out=row.out if region == "whole" else row.out / region,
+                region=region,
+                boxes=boxes,
+                sizes=sizes,
+                flagged={},
+                undefined={},
+                values={},
+                shifts={},
+                features={},
+            )
+            for title, row in work.items()
+        }
+        sizes_here = {name: size_of(region, size, boxes.get(name)) for name, size in sizes.items()}
+        for row in part.values():
+            state.recall(row)
+        wait()  # until everybody has read what is done, or the shares would differ
+        job = _Job(part, truths, sizes_here, boxes, region, measured, ready, device, batch_pixels)
+        job.run(rank, processes)
+        for row in part.values():
+            state.save(row, rank if processes > 1 else None)
+        wait()
+        if rank != 0:
+            continue
+        for title, row in part.items():
+            if processes > 1:
+                state.gather(row, processes)
+            if region == "whole":
+                work[title].flagged = row.flagged
+            else:
+                row.flagged |= work[title].flagged
+            against = truth_digest(hashes, boxes if region != "whole" else None)
+            found = write_results(row, measured, ready, missing, chosen, against, region, copies[title])
+            if region == "whole":
+                results[title] = found
+                continue
+            shown = ("complete", "means", "means_of_scored_only", "sets", "counts")
+            parts[title][region] = {"about": REGIONS[region]} | {key: found[key] for key in shown if key in found}
+    for title, found in results.items():
+        results[title] = state.with_regions(work[title], found, parts[title])
+    wait()
+    return results
+
+
+def _check_alone(chosen: Sequence[Metric], regions: Sequence[Region]) -> None:
+    needing = [m.key for m in chosen if m.compares != "alone"] + [r for r in regions if r != "whole"]
+    if needing:
+        alone = ", ".join(m.key for m in METRICS.values() if m.compares == "alone")
+        raise ScoreError(
+            f"Without a truth there is nothing to compare with for {', '.join(needing)}: give pictures of the same "
+            f"names (option truth), or ask for metrics of the pictures alone, of {alone} (options metrics, regions)."
+        )
+
+
+def _check_regions(regions: Sequence[Region], truths: Mapping[str, Path], boxes: Mapping[str, Box]) -> None:
+    unknown = [region for region in regions if region not in REGIONS]
+    if unknown or "whole" not in regions:
+        raise ScoreError(
+            f"Regions are {', '.join(REGIONS)}, the whole picture among them; got {list(regions)} (option regions)."
+        )
+    without = [name for name in truths if name not in boxes]
+    if len(regions) > 1 and without:
+        raise ScoreError(
+            f"{len(without)} pictures have no face box, so their face and background cannot be told apart: "
+            f"{some(without)}. Give a JSON file that maps names to boxes (option boxes)."
+        )
+
+
+class _Job:
+    """The scoring of one region: what is due, in batches, each loaded while the one before is scored."""
+
+    def __init__(
+        self,
+        work: Mapping[str, Row],
+        truths: Mapping[str, Path],
+        sizes: Mapping[str, tuple[int, int]],
+        boxes: Mapping[str, Box],
+        region: Region,
+        metrics: Sequence[Metric],
+        ready: Mapping[str, Scorer],
+        device: torch.device | str,
+        batch_pixels: int,
+    ):
+        self.work, self.truths, self.sizes, self.boxes = work, truths, sizes, boxes
+        self.region: Region = region
+        self.metrics, self.ready, self.device, self.batch_pixels = metrics, ready, device, batch_pixels
+        self.due = {title: {n for n in row.paths if self._is_due(row, n)} for title, row in work.items()}
+        self.truth_features: dict[tuple[str, str], Tensor] = {}
+
+    def _is_due(self, row: Row, name: str) -> bool:
+        placed = name in row.shifts or self.region != "whole" or not self.truths
+        return not placed or any(self._lacks(row, metric, name) for metric in self.metrics)
+
+    @staticmethod
+    def _lacks(row: Row, metric: Metric, name: str) -> bool:
+        if metric.compares == "sets":
+            return any(f"{metric.key}/{side}/{name}" not in row.features for side in ("ours", "truth"))
+        return metric.key not in row.values.get(name, {}) and name not in row.undefined.get(metric.key, {})
+
+    def run(self, rank: int, processes: int) -> None:
+        """Score the batches of this process into the rows."""
+        names = [name for name in self.sizes if any(name in due for due in self.due.values())]
+        batches = self._batches(names)[rank::processes]
+        total = sum(len(due & set(batch)) for batch in batches for due in self.due.values())
+        with (
+            tqdm(total=total, desc=f"scoring {self.region}", unit="picture", disable=not total or rank > 0) as bar,
+            ThreadPoolExecutor(1) as ahead,
+        ):
+            for batch, true, loaded in self._loaded(batches, ahead):
+                for title, row in self.work.items():
+                    if mine := [index for index, name in enumerate(batch) if name in self.due[title]]:
+                        # The very same tensor for every row keeps the truth's features; see perceptual.
+                        truth = true if true is None or len(mine) == len(batch) else true[mine]
+                        self._score(row, [batch[i] for i in mine], loaded[title], truth)
+                        if row.unsaved >= max(state.SAVE_EVERY, len(row.values) // 20):
+                            state.save(row, rank if processes > 1 else None)
+                        bar.update(len(mine))
+
+    def _batches(self, names: Sequence[str]) -> list[list[str]]:
+        by_size: dict[tuple[int, int], list[str]] = {}
+        for name in names:
+            by_size.setdefault(self.sizes[name], []).append(name)
+        batches = []
+        for (height, width), group in by_size.items():
+            count = max(1, self.batch_pixels // (height * width))
+            batches += [group[start : start + count] for start in range(0, len(group), count)]
+        return batches
+
+    def _loaded(
+        self, batches: Sequence[list[str]], ahead: ThreadPoolExecutor
+    ) -> Iterator[tuple[list[str], Tensor | None, dict[str, Tensor]]]:
+        waiting: Future | None = None
+        for number, batch in enumerate(batches):
+            now = (waiting or ahead.submit(self._read, batch)).result()
+            waiting = ahead.submit(self._read, batches[number + 1]) if number + 1 < len(batches) else None
+            yield (batch, *now)
+
+    def _read(self, batch: Sequence[str]) -> tuple[Tensor | None, dict[str, Tensor]]:
+        truths = {name: read_tensor(self.truths[name]) for name in batch if self.truths}
+        true = [cut(self.region, truth, truth, self.boxes.get(name))[1] for name, truth in truths.items()]
+        loaded = {}
+        for title, row in self.work.items():
+            mine = [name for name in batch if name in self.due[title]]
+            if mine:
+                pictures = {name: read_tensor(row.paths[name]) for name in mine}
+                cuts = (
+                    cut(self.region, picture, truths.get(name, picture), self.boxes.get(name))[0]
+                    for name, picture in pictures.items()
+                )
+                loaded[title] = self._stack(list(cuts))
+        return self._stack(true) if true else None, loaded
+
+    def _stack(self, pictures: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(pictures)).to(self.device).contiguous(memory_format=torch.channels_last)
+
+    def _score(self, row: Row, names: Sequence[str], pictures: Tensor, truth: Tensor | None) -> None:
+        for name, picture, target in zip(names, pictures, [None] * len(names) if truth is None else truth, strict=True):
+            if (nothing := nothing_in(picture)) and (target is None or not nothing_in(target)):
+                row.flagged[name] = f"{nothing}: not a restoration"
+            if self.region == "whole" and target is not None:
+                found = global_shift(picture, target)
+                row.shifts[name] = (math.nan, math.nan) if found is None else found
+        for metric in self.metrics:
+            lacking = [index for index, name in enumerate(names) if self._lacks(row, metric, name)]
+            if len(lacking) == len(names):
+                self._measure(metric, row, names, pictures, truth)
+            elif lacking:
+                targets = None if truth is None else truth[lacking]
+                self._measure(metric, row, [names[n] for n in lacking], pictures[lacking], targets)
+        for name in row.flagged:
+            row.values.pop(name, None)
+        row.unsaved += len(names)
+
+    def _measure(self, metric: Metric, row: Row, names: Sequence[str], pictures: Tensor, truth: Tensor | None) -> None:
+        scorer, (height, width) = self.ready[metric.key], pictures.shape[-2:]
+        if min(height, width) < metric.least:
+            for name in names:
+                why = f"{width} x {height}, and {metric.title} takes {metric.least} pixels a side"
+                row.undefined.setdefault(metric.key, {})[name] = why
+            return
+        if metric.compares == "sets":
+            self._describe(metric, row, names, pictures, truth)
+            return
+        if metric.compares == "pair":
+            values = scorer(pictures, truth)
+        elif metric.compares == "faces":
+            boxes = [self.boxes.get(name) if self.region != "face" else None for name in names]
+            values = scorer(pictures, truth, boxes)
+        else:
+            values = scorer(pictures)
+        for name, value in zip(names, values.tolist(), strict=True):
+            if math.isfinite(value):
+                row.values.setdefault(name, {})[metric.key] = value
+            elif metric.undefined:
+                row.undefined.setdefault(metric.key, {})[name] = metric.undefined
+            else:
+                row.flagged.setdefault(name, f"{metric.key} is {value}")
+
+    def _describe(self, metric: Metric, row: Row, names: Sequence[str], pictures: Tensor, truth: Tensor) -> None:
+        scorer = self.ready[metric.key]
+        fresh = [index for index, name in enumerate(names) if (metric.key, names[index]) not in self.truth_features]
+        if fresh:
+            found = scorer.features(truth[fresh])
+            self.truth_features |= {(metric.key, names[i]): f for i, f in zip(fresh, found, strict=True)}
+        for name, ours in zip(names, scorer.features(pictures), strict=True):
+            row.features[f"{metric.key}/ours/{name}"] = ours
+            row.features[f"{metric.key}/truth/{name}"] = self.truth_features[metric.key, name]

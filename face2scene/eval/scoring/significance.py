@@ -1,0 +1,143 @@
+"""Whether two methods differ: paired tests over the pictures that both were scored on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import rankdata, wilcoxon
+
+from face2scene.eval.metrics.registry import METRICS
+from face2scene.eval.scoring.pairing import ScoreError, some
+from face2scene.eval.scoring.results import interval, read_scores
+from face2scene.eval.tables.render import shown
+
+_PROTOCOL = ("protocol", "weights_sha256", "boxes")
+LEVEL = 0.05  # of the tests, after Holm's correction
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two methods differ in one metric, over pictures that both have."""
+
+    metric: str
+    means: tuple[float, float]
+    interval: tuple[float, float]  # 95 % of the mean of (second - first), by bootstrap over pictures
+    ranks: float  # signed ranks of (second - first), from -1, where all are below 0, to 1
+    p: float  # Wilcoxon's test of these ranks, two-sided
+    p_holm: float  # corrected for the number of tests
+    better: float  # share of pictures where the second is better; equal ones count half
+    pictures: int
+
+    @property
+    def verdict(self) -> str:
+        """`first`, `second`, `mixed` (the ranks differ one way and the means do not), or `no difference found`."""
+        if self.p_holm >= LEVEL:
+            return "no difference found"
+        if (self.means[1] - self.means[0]) * self.ranks <= 0:
+            return "mixed"
+        return "second" if (self.ranks > 0) == (METRICS[self.metric].better == "higher") else "first"
+
+
+def compare(first: str | Path, second: str | Path) -> list[Difference]:
+    """Two scored folders, metric by metric.
+
+    Raises:
+        ScoreError: the folders hold other pictures, were scored against another truth or by another protocol, have no
+            metric in common, or a CSV was changed.
+        FileNotFoundError: a folder is not scored.
+    """
+    return corrected([_differences(first, second)])[0]
+
+
+def compare_all(first: str | Path, others: Sequence[str | Path]) -> list[list[Difference] | ScoreError]:
+    """One scored folder with several, p corrected for all tests together; what cannot be compared is its error."""
+    found: list[list[Difference] | ScoreError] = []
+    for other in others:
+        try:
+            found.append(_differences(first, other))
+        except ScoreError as error:
+            found.append(error)
+    done = iter(corrected([group for group in found if not isinstance(group, ScoreError)]))
+    return [group if isinstance(group, ScoreError) else next(done) for group in found]
+
+
+def corrected(groups: Sequence[Sequence[Difference]]) -> list[list[Difference]]:
+    """Holm (1979) over all groups: the smallest p times the number of tests, the next times one less, never falling."""
+    places = [(g, n) for g, group in enumerate(groups) for n in range(len(group))]
+    highest, done = 0.0, [list(group) for group in groups]
+    for rank, (g, n) in enumerate(sorted(places, key=lambda place: groups[place[0]][place[1]].p)):
+        highest = max(highest, min(1.0, groups[g][n].p * (len(places) - rank)))
+        done[g][n] = replace(groups[g][n], p_holm=highest)
+    return done
+
+
+def _differences(first: str | Path, second: str | Path) -> list[Difference]:
+    sides = [read_scores(folder) for folder in (first, second)]
+    tables = [{name: row for name, row in table.items() if row} for _, table in sides]
+    apart = [sorted(tables[0].keys() - tables[1].keys()), sorted(tables[1].keys() - tables[0].keys())]
+    if any(apart):
+        raise ScoreError(
+            f"{first} and {second} were not scored on the same pictures: only the first has "
+            f"{some(apart[0]) or 'none'}, only the second {some(apart[1]) or 'none'}. Score both on one set."
+        )
+    truths = [scores.get("truth") for scores, _ in sides]
+    for folder, truth in zip((first, second), truths, strict=True):
+        if truth is None:
+            raise ScoreError(f"{folder} does not say what it was scored against: score it again.")
+    if truths[0] != truths[1]:
+        raise ScoreError(
+            f"{first} and {second} were scored against other truths, of {truths[0]['pictures']} and "
+            f"{truths[1]['pictures']} pictures: score both against one (option truth)."
+        )
+    protocols = [scores["protocol"] for scores, _ in sides]
+    for key in protocols[0].keys() & protocols[1].keys():
+        if any(protocols[0][key].get(part) != protocols[1][key].get(part) for part in _PROTOCOL):
+            raise ScoreError(f"{key} of {first} and of {second} follow another protocol: score both again.")
+    found = []
+    for key in [key for key in protocols[0] if key in protocols[1]]:
+        names = [n for n, row in tables[0].items() if key in row and key in tables[1][n]]
+        if names:
+            found.append(_difference(key, *(np.array([table[n][key] for n in names]) for table in tables)))
+    if not found:
+        raise ScoreError(f"{first} and {second} have no metric of single pictures in common (option metrics).")
+    return found
+
+
+def said(difference: Difference, first: str, second: str) -> str:
+    """The verdict in words."""
+    words = {
+        "first": f"{first} is better",
+        "second": f"{second} is better",
+        "mixed": "mixed: means and signed ranks disagree",
+    }
+    return words.get(difference.verdict, difference.verdict)
+
+
+def table(differences: Sequence[Difference], first: str, second: str) -> str:
+    """Markdown."""
+    lines = [
+        f"| metric | {first} | {second} | difference, 95 % interval | p (Wilcoxon), Holm's | {second} better in | |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for d in differences:
+        metric, (a, b) = METRICS[d.metric], d.means
+        low, high = (f"{value:+.4f}" for value in d.interval)
+        verdict = said(d, first, second)
+        lines.append(
+            f"| {metric.title} {metric.arrow} | {shown(d.metric, a)} | {shown(d.metric, b)} "
+            f"| {b - a:+.4f} [{low}, {high}] | {d.p:.2g}, {d.p_holm:.2g} | {d.better:.0%} of {d.pictures} | {verdict} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _difference(key: str, a: np.ndarray, b: np.ndarray) -> Difference:
+    apart = b - a
+    # All equal: the test is not defined, and there is nothing to find.
+    p = float(wilcoxon(apart, zero_method="pratt").pvalue) if np.any(apart) else 1.0
+    places = rankdata(np.abs(apart))
+    ranks = float((places * np.sign(apart)).sum() / places.sum())
+    wins = apart > 0 if METRICS[key].better == "higher" else apart < 0
+    better = float(np.mean(wins + 0.5 * (apart == 0)))
+    low, high = interval(apart.tolist())
+    return Difference(key, (float(a.mean()), float(b.mean())), (low, high), ranks, p, p, better, len(a))

@@ -1,0 +1,1 @@
+"""Ablation sweeps: plans, variants, runs, tables."""

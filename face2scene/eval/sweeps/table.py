@@ -1,0 +1,145 @@
+"""What came of a sweep: every variant scored against the same truth, a table, small plots, and sweep.json."""
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from face2scene.common.charts import save_figure, small_plots
+from face2scene.common.files import atomic_write, read_json, write_json
+from face2scene.common.pages import fragment
+from face2scene.common.reproducibility import commit
+from face2scene.data.records import read_manifest
+from face2scene.eval.metrics.registry import METRICS
+from face2scene.eval.scoring.score import score_folders
+from face2scene.eval.sweeps.plan import Plan, Sweep
+from face2scene.eval.tables.render import markdown, one_truth, row_from_scores
+
+COLUMNS = 5  # of small plots, as in the paper's Figure 6
+
+
+def collect(
+    sweep: Sweep,
+    plan: Plan,
+    *,
+    metrics: Sequence[str] = ("psnr_y", "ssim_y", "lpips", "dists"),
+    limit: int | None = None,
+    device: str = "cpu",
+    failed: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Score what the steps left, write sweep.json, sweep.md, and (with matplotlib) sweep.svg and sweep.png.
+
+    A variant with missing pictures is marked incomplete and shown without numbers, one without any as not measured.
+
+    Args:
+        limit: the first so many pairs were restored.
+        failed: name of a step -> why, for the record.
+
+    Returns:
+        The contents of sweep.json.
+    """
+    truths: dict[Path, dict[str, Path]] = {}
+    for folder in dict.fromkeys(plan.datasets.values()):
+        if (folder / "metadata.parquet").is_file():
+            records = [record for record in read_manifest(folder, "val") if record.lq][:limit]
+            truths[folder] = {Path(str(record.lq)).stem: folder / record.image for record in records}
+    for folder, truth in truths.items():
+        rows = {
+            v.label: (plan.folder / v.folder, plan.folder / v.folder)
+            for v in plan.variants
+            if plan.datasets[v.label] == folder and any((plan.folder / v.folder / "images").glob("*.png"))
+        }
+        if rows:
+            score_folders(rows, truth, metrics, device=device)
+    result = {
+        "key": sweep.key,
+        "title": sweep.title,
+        "source": sweep.source,
+        "axis": sweep.axis,
+        "chosen": sweep.chosen,
+        "variants": [_row(plan, variant.label, variant.folder) for variant in plan.variants],
+        "left_out": dict(plan.left_out),
+        "failed": dict(failed or {}),
+        "commit": commit(),
+    }
+    sharing = plan.folder / "sharing.json"
+    if sharing.is_file():
+        result["sharing"] = read_json(sharing)
+    measured = [row["scores"] for row in result["variants"] if row["scores"]]
+    result["protocol"] = measured[0]["protocol"] if measured else {}
+    result["versions"] = measured[0]["versions"] if measured else {}
+    for row in result["variants"]:
+        scores = row.pop("scores")
+        row |= {key: scores[key] for key in ("complete", "means", "sets", "counts")} if scores else {"complete": False}
+    write_json(plan.folder / "sweep.json", result)
+    with atomic_write(plan.folder / "sweep.md") as partial:
+        partial.write_text(table(sweep, plan, list(result["protocol"])), encoding="utf-8")
+    draw(result, plan.folder)
+    return result
+
+
+def _row(plan: Plan, label: str, folder: str) -> dict[str, Any]:
+    scores = plan.folder / folder / "scores.json"
+    return {"label": label, "folder": folder, "scores": read_json(scores) if scores.is_file() else None}
+
+
+def table(sweep: Sweep, plan: Plan, columns: Sequence[str]) -> str:
+    """The sweep as a Markdown table, the paper's choice marked with a star."""
+    rows = []
+    for variant in plan.variants:
+        row = row_from_scores(variant.label, plan.folder / variant.folder / "scores.json", columns)
+        rows.append(replace(row, name=f"{row.name} *") if variant.label == sweep.chosen else row)
+    lines = [f"{sweep.title} ({sweep.source})\n", markdown(one_truth(rows), columns)]
+    if sweep.chosen is not None:
+        lines.append(f"* the paper's choice; rows: {sweep.axis}\n")
+    lines += [f"{label} is left out: it needs use.{option}=WEIGHTS\n" for label, option in plan.left_out.items()]
+    return "\n".join(lines)
+
+
+def sharing_sentence(result: Mapping[str, Any]) -> str:
+    """What restoring all variants together has saved, or nothing."""
+    found = result.get("sharing")
+    if not found:
+        return ""
+    count = f"{found['values']:.0f}"
+    return (
+        f"{count} variants of a picture took {found['together']:.2f} s and one took {found['one']:.2f} s: "
+        f"{found['ratio']:.2f} times as long, where {count} restorations would take {count} times."
+    )
+
+
+def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """One small plot per metric into sweep.svg and sweep.png; nothing where there are no numbers or no matplotlib."""
+    rows = [row for row in result["variants"] if row["complete"]]
+    keys = [key for key in result["protocol"] if any(key in {**row["means"], **row["sets"]} for row in rows)]
+    if not keys:
+        return []
+    try:
+        return draw_variants(rows, keys, result["chosen"], result["axis"], min(COLUMNS, len(keys)), folder / "sweep")
+    except ModuleNotFoundError:
+        return []
+
+
+def draw_variants(
+    rows: Sequence[Mapping[str, Any]], keys: Sequence[str], chosen: str | None, axis: str, columns: int, stem: Path
+) -> list[Path]:
+    """A small plot per metric of `keys` over complete variants, the chosen one in orange, as files named `stem`."""
+    values = [{**row["means"], **row["sets"]} for row in rows]
+    plots = {f"{METRICS[key].title} {METRICS[key].arrow}": [v.get(key, math.nan) for v in values] for key in keys}
+    return save_figure(small_plots([row["label"] for row in rows], plots, chosen, axis, columns), stem)
+
+
+def section(folder: str | Path) -> Markup:
+    """HTML of a sweep that was collected in `folder`, for a report: plot, table, and what it took."""
+    result = read_json(Path(folder) / "sweep.json")
+    picture = Path(folder) / "sweep.svg"
+    plot = base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else ""
+    counts = [row["counts"]["scored"] for row in result["variants"] if row["complete"]]
+    facts = [f"Source: {result['source']}.", f"{counts[0]} pictures." if counts else "Nothing was measured."]
+    facts += [f"* the paper's choice; rows: {result['axis']}."] if result["chosen"] is not None else []
+    facts += [sharing_sentence(result), result.get("note", "")]
+    return fragment("parts.html.j2", "sweep", result, [METRICS[key] for key in result["protocol"]], plot, facts)

@@ -1,0 +1,1 @@
+"""The paper's tables: printed numbers, ours, the difference."""

@@ -1,0 +1,212 @@
+"""Scores as tables: best and second best marked, as Markdown, LaTeX, CSV or HTML.
+
+Printed numbers stay text, so that every digit is shown as it was printed; see `printed`.
+"""
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from markupsafe import Markup
+
+from face2scene.common.files import read_json
+from face2scene.common.pages import fragment
+from face2scene.eval.metrics.registry import METRICS
+
+NOT_MEASURED = "not measured"
+DECIMALS = {"psnr": 2, "psnr_y": 2, "fid": 2, "musiq": 2, "niqe": 2}  # others 4; only for our own numbers
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method's line: `cells` holds what is shown, `values` what is compared."""
+
+    name: str
+    cells: Mapping[str, str]
+    source: str  # "paper" or "ours"
+    note: str = ""
+    ranked: bool = True  # an incomplete or unmeasured row is shown and never marked
+    truth: str = ""  # sha256 of what ours was scored against, see `results.truth_digest`
+
+    @property
+    def values(self) -> dict[str, float]:
+        return {key: float(cell.split()[0]) for key, cell in self.cells.items() if _is_number(cell)}
+
+
+def row_from_scores(name: str, scores: Path, columns: Sequence[str], instead: Mapping[str, str] | None = None) -> Row:
+    """Our row from a run's `scores.json`; a file that is not there gives a row that says so.
+
+    Args:
+        instead: column -> key whose value is shown in it; where only the column's own was measured, a note says so.
+    """
+    if not scores.is_file():
+        return Row(name, {key: NOT_MEASURED for key in columns}, "ours", ranked=False)
+    found = read_json(scores)
+    if not found["complete"]:
+        counts = found["counts"]
+        note = f"incomplete: {counts['scored']} of {counts['expected']} pictures"
+        return Row(name, {key: NOT_MEASURED for key in columns}, "ours", note, ranked=False)
+    values = {**found["means"], **found["sets"]}
+    instead = instead or {}
+    picked = {key: values.get(instead.get(key, key)) for key in columns}
+    notes = [f"{found['counts']['scored']} pictures"]
+    notes += [
+        f"{METRICS[key].title} was measured without {instead[key]} (option metrics)"
+        for key in columns
+        if picked[key] is None and key in values
+    ]
+    cells = {key: NOT_MEASURED if value is None else shown(key, value) for key, value in picked.items()}
+    truth = found.get("truth", {}).get("sha256", "")
+    return Row(name, cells, "ours", ", ".join(notes), truth=truth)
+
+
+def one_truth(rows: Sequence[Row]) -> list[Row]:
+    """The rows, those of ours that were scored against another truth than most marked so and not ranked."""
+    ours = [row for row in rows if row.source == "ours" and row.ranked]
+    counts = Counter(row.truth for row in ours)
+    if len(counts) < 2:
+        return list(rows)
+    most = counts.most_common(1)[0][0]
+    named = next(row.name for row in ours if row.truth == most)
+    return [
+        replace(row, note=f"{row.note}, another truth than {named}'s", ranked=False)
+        if row in ours and row.truth != most
+        else row
+        for row in rows
+    ]
+
+
+def slug(name: str) -> str:
+    """A method's folder name: `S3Diff retrained` is `s3diff_retrained`."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def shown(key: str, value: float) -> str:
+    """One of our own values, with as many digits as its metric is printed with."""
+    return f"{value:.{decimals(key)}f}"
+
+
+def decimals(key: str) -> int:
+    return DECIMALS.get(key, 4)
+
+
+def ranks(rows: Iterable[Row], key: str) -> tuple[float | None, float | None]:
+    """Best and second best value of a column among ranked rows; equal values share a place."""
+    values = {row.values[key] for row in rows if row.ranked and key in row.values}
+    ordered = sorted(values, reverse=METRICS[key].better == "higher")
+    best, second, *_ = [*ordered, None, None]
+    return best, second
+
+
+def markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """A Markdown table: **best** and <u>second best</u> of what is measured; arrows show the better way."""
+    header = ["Method", *(f"{METRICS[key].title} {METRICS[key].arrow}" for key in columns)]
+    lines = [header, *_cells(rows, columns, "**{}**", "<u>{}</u>", str)]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(header))]
+    drawn = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
+    rule = "| " + " | ".join("-" * w for w in widths) + " |"
+    return "\n".join([drawn[0], rule, *drawn[1:]]) + "\n"
+
+
+def latex(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """The same table for LaTeX with the package booktabs."""
+    arrows = {"higher": r"$\uparrow$", "lower": r"$\downarrow$"}
+    titles = [f"{_tex(METRICS[key].title)} {arrows[METRICS[key].better]}" for key in columns]
+    lines = [" & ".join(line) + r" \\" for line in _cells(rows, columns, r"\textbf{{{}}}", r"\underline{{{}}}", _tex)]
+    return "\n".join(
+        [
+            r"\begin{tabular}{l" + "r" * len(columns) + "}",
+            r"\toprule",
+            " & ".join(["Method", *titles]) + r" \\",
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def csv_text(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """The same table as CSV: numbers only, an unmeasured cell is empty; then differences, and marks (best, second)."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    more = [f"{key}_{what}" for what in ("difference", "mark") for key in columns]
+    writer.writerow(["method", "source", "note", *columns, *more])
+    for row, _, cells in _marked(rows, columns):
+        numbers = [number if _is_number(number) else "" for _, number, _ in cells]
+        apart = [rest.strip("()") for _, _, rest in cells]
+        writer.writerow([row.name, row.source, row.note, *numbers, *apart, *(mark for mark, _, _ in cells)])
+    return out.getvalue()
+
+
+def html_table(
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    *,
+    contenders: Sequence[Row] | None = None,
+    thumbnails: Mapping[str, Sequence[str]] | None = None,
+) -> Markup:
+    """The same table as an HTML `<table class="scores">`.
+
+    Args:
+        contenders: the rows that marks are given among, all by default.
+        thumbnails: row name -> addresses of pictures shown under the name of our row.
+    """
+    mixed = len({row.source for row in rows}) > 1
+    lines = [
+        {
+            "name": name,
+            "note": row.note if mixed or not row.ranked else "",
+            "thumbnails": (thumbnails or {}).get(row.name, ()) if row.source == "ours" else (),
+            "ours": mixed and row.source == "ours",
+            "cells": cells,
+        }
+        for row, name, cells in _marked(rows, columns, contenders)
+    ]
+    return fragment("parts.html.j2", "scores_table", [METRICS[key] for key in columns], lines)
+
+
+def _marked(
+    rows: Sequence[Row], columns: Sequence[str], contenders: Sequence[Row] | None = None
+) -> Iterator[tuple[Row, str, list[tuple[str, str, str]]]]:
+    """Each row, its name as shown, and its cells: mark (best, second or empty), number, what follows in brackets."""
+    contenders = rows if contenders is None else contenders
+    marks = {key: ranks(contenders, key) for key in columns}
+    mixed = len({row.source for row in rows}) > 1
+    for row in rows:
+        cells = []
+        for key in columns:
+            value = row.values.get(key) if row.ranked and row in contenders else None
+            best, second = marks[key]
+            number, bracket, rest = row.cells.get(key, NOT_MEASURED).partition(" (")
+            mark = "" if value is None else {second: "second", best: "best"}.get(value, "")
+            cells.append((mark, number, bracket[1:] + rest))
+        yield row, f"{row.name}, {row.source}" if mixed else row.name, cells
+
+
+def _cells(
+    rows: Sequence[Row], columns: Sequence[str], best: str, second: str, escape: Callable[[str], str]
+) -> list[list[str]]:
+    forms = {"best": best, "second": second, "": "{}"}
+    return [
+        [escape(f"{name} ({row.note})" if row.note else name)]
+        + [f"{forms[mark].format(escape(number))} {escape(rest)}".rstrip() for mark, number, rest in cells]
+        for row, name, cells in _marked(rows, columns)
+    ]
+
+
+def _tex(text: str) -> str:
+    return re.sub(r"([&%$#_{}])", r"\\\1", text)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.split()[0])
+    except (ValueError, IndexError):
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Face detectors, landmark and identity networks of third parties."""

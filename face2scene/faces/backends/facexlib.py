@@ -1,0 +1,188 @@
+"""The backend `facexlib`: RetinaFace, 68 landmarks through WFLW's 98, and ArcFace IR-SE50, all in torch.
+
+The networks are facexlib's. Its ways of opening them are not used: they download into site-packages, ask for CUDA, and
+its landmark decoding fails under current NumPy (`np.float`, and an index past the last cell of a heat map).
+"""
+
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from face2scene.assets import catalogue as weights
+from face2scene.common.optional import need
+from face2scene.common.types import Face
+from face2scene.faces.align import warp
+from face2scene.faces.detect import Found
+from face2scene.faces.embedding import ARCFACE_SAME, IdentityNet, unreadable, with_identities
+from face2scene.faces.pose import upright_view
+from face2scene.image_io.arrays import to_tensor
+
+# Network to asset and file.
+_RETINAFACE = {
+    "resnet50": ("retinaface_resnet50", "detection_Resnet50_Final.pth"),
+    "mobile0.25": ("retinaface_mobile025", "mobilenet0.25_Final.pth"),
+}
+_FAN = ("wflw_fan", "alignment_WFLW_4HG.pth")
+_IR_SE50 = ("arcface_ir_se50", "recognition_arcface_ir_se50.pth")
+_FAN_SIDE, _FAN_CELL = 256, 4  # pixels of its picture, and of one cell of its heat maps
+_FAN_MARGIN = 1.1  # our setting: side of what it sees over the face box
+_FAN_BATCH = 8  # faces at once; 70 MB of heat maps and features each
+
+
+class IrSe50:
+    """facexlib's ArcFace; see `faces.recognise.IdentityNet`. Its identities are those that InfiniteYou draws from.
+
+    Args:
+        device: of torch.
+    """
+
+    name = "facexlib_ir_se50"
+    same_threshold = ARCFACE_SAME  # not measured: the weights are on no package index
+
+    def __init__(self, *, device: str = "cpu"):
+        self.device = device
+
+    @torch.inference_mode()
+    def embed(self, crops: Sequence[Tensor]) -> np.ndarray:
+        net = _opened("ir_se50", *_IR_SE50, self.device)
+        batch = torch.stack(list(crops)).flip(1) * 2 - 1  # BGR
+        return nn.functional.normalize(net(batch.to(self.device))).float().cpu().numpy()
+
+
+class FacexBackend:
+    """The networks of facexlib; see `faces.detect.Backend`.
+
+    Args:
+        network: RetinaFace's trunk, `resnet50` (facexlib's default) or `mobile0.25`.
+        landmarks: also find 68 landmarks. Without, `Face.landmarks_68` is None and the pose comes from five points.
+        identity: tells people apart; None is `IrSe50` on the same device. Any other identity network serves too.
+        score_threshold: lowest detector score, 0 to 1 (facexlib's: 0.8).
+        device: of torch.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: str = "resnet50",
+        landmarks: bool = True,
+        identity: IdentityNet | None = None,
+        score_threshold: float = 0.8,
+        device: str = "cpu",
+    ):
+        if network not in _RETINAFACE:
+            raise ValueError(f"faces.backend.network is {network!r}: choose {' or '.join(_RETINAFACE)}.")
+        self.network = network
+        self.landmarks = landmarks
+        self.identity = IrSe50(device=device) if identity is None else identity
+        self.score_threshold = score_threshold
+        self.device = device
+
+    @property
+    def identity_model(self) -> str:
+        return self.identity.name
+
+    @property
+    def same_threshold(self) -> float:
+        return self.identity.same_threshold
+
+    @torch.inference_mode()
+    def search(self, picture: np.ndarray) -> list[Found]:
+        net = _opened(self.network, *_RETINAFACE[self.network], self.device)
+        bgr = np.ascontiguousarray(picture[..., ::-1])
+        rows = net.detect_faces(bgr, conf_threshold=self.score_threshold).astype(np.float64)
+        return [Found(tuple(float(v) for v in row[:4]), float(row[4]), row[5:].reshape(5, 2)) for row in rows]
+
+    def describe(self, image: np.ndarray, found: Sequence[Found], *, identities: bool) -> list[Face]:
+        if not found:
+            return []
+        points = self._landmarks(image, found) if self.landmarks else [None] * len(found)
+        faces = [
+            Face(box=f.box, score=f.score, landmarks_5=f.landmarks_5, landmarks_68=p)
+            for f, p in zip(found, points, strict=True)
+        ]
+        if not identities:
+            return faces
+        return with_identities(image, faces, [f.landmarks_5 for f in found], self.identity)
+
+    @torch.inference_mode()
+    def _landmarks(self, image: np.ndarray, found: Sequence[Found]) -> list[np.ndarray]:
+        net = _opened("fan", *_FAN, self.device)
+        to_68 = need("facexlib.alignment", "faces", why="The 68 landmarks of facexlib").landmark_98_to_68
+        picture = to_tensor(image)
+        views = [upright_view(face.box, face.landmarks_5, _FAN_SIDE, _FAN_MARGIN) for face in found]
+        crops = torch.stack([warp(picture, view, (_FAN_SIDE, _FAN_SIDE)) for view in views])
+        maps = [net(part.to(self.device))[0][-1][:, :-1].float().cpu() for part in crops.split(_FAN_BATCH)]
+        points = peaks(torch.cat(maps).numpy()) * _FAN_CELL - 0.5
+        return [view.inverse()(to_68(p).astype(np.float64)) for view, p in zip(views, points, strict=True)]
+
+
+def peaks(maps: np.ndarray) -> np.ndarray:
+    """Where heat maps are highest, to a quarter of a cell.
+
+    Args:
+        maps: (B, N, H, W).
+
+    Returns:
+        (B, N, 2) x, y in cells, the middle of the first at (0.5, 0.5). The quarter goes towards the higher neighbour;
+        at the border there is none, where facexlib reads past the map.
+    """
+    number, points, height, width = maps.shape
+    flat = maps.reshape(-1, height * width)
+    rows = np.arange(len(flat))
+    y, x = np.divmod(flat.argmax(1), width)
+
+    def at(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return flat[rows, y.clip(0, height - 1) * width + x.clip(0, width - 1)]
+
+    aside = np.sign(at(y, x + 1) - at(y, x - 1)) * ((x > 0) & (x < width - 1))
+    below = np.sign(at(y + 1, x) - at(y - 1, x)) * ((y > 0) & (y < height - 1))
+    return (np.stack([x + 0.25 * aside, y + 0.25 * below], axis=1) + 0.5).reshape(number, points, 2)
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def _opened(kind: str, asset: str, file: str, device: str) -> nn.Module:
+    # One network in the process for a file and its device; a file that was replaced is read again.
+    path = weights.folder(asset) / file
+    facts = path.stat()
+    return _network(kind, str(path), device, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=8)
+def _network(kind: str, path: str, device: str, *_stamp: int) -> nn.Module:
+    why = "The faces backend facexlib"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's about an argument that facexlib passes
+        if kind in _RETINAFACE:
+            module = need("facexlib.detection.retinaface", "faces", why=why)
+            net = module.RetinaFace(network_name=kind, device=torch.device(device))
+        elif kind == "fan":
+            module = need("facexlib.alignment", "faces", why=why)
+            net = module.FAN(num_modules=4, num_landmarks=98, device=torch.device(device))
+        else:
+            module = need("facexlib.recognition.arcface_arch", "faces", why=why)
+            net = module.Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se")
+    state = _state(Path(path))
+    try:
+        net.load_state_dict({name.removeprefix("module."): value for name, value in state.items()}, strict=True)
+    except (RuntimeError, AttributeError) as error:
+        raise unreadable(Path(path), error) from error
+    return net.eval().to(device)
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    # The landmark file may carry a training score beside its weights: a bare number of numpy, which is let in.
+    scalar = np._core.multiarray.scalar
+    number = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]
+    try:
+        with torch.serialization.safe_globals(number):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        return state.get("state_dict", state)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise unreadable(path, error) from error

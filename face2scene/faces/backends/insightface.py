@@ -1,0 +1,126 @@
+"""The backend `insightface`: a folder of InsightFace's ONNX networks (buffalo_l, antelopev2 and their kin).
+
+SCRFD finds faces and five points, ArcFace tells people apart, and the 68 landmarks come from the pack's 3D landmark
+network or, where it has none, from its 106 landmarks. The weights are for non-commercial research only.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from face2scene.common.types import Face
+from face2scene.faces.align import warp
+from face2scene.faces.backends.insightface_packs import Pack, open_pack
+from face2scene.faces.detect import Found
+from face2scene.faces.embedding import ARCFACE_SAME, CPU, run_batch, with_identities
+from face2scene.faces.pose import upright_view
+from face2scene.image_io.arrays import to_tensor
+
+_LANDMARK_MARGIN = 1.5  # side of what a landmark network sees over the face box, as InsightFace trains them
+
+
+class InsightBackend:
+    """Networks of one InsightFace pack; see `faces.detect.Backend`.
+
+    Args:
+        pack: an asset of the catalogue (`buffalo_l`, `antelopev2`, `insightface_small`) or a folder of ONNX files.
+        det_size: side in pixels of the square that the detector sees. A larger picture is shrunk to it, a smaller one
+            is padded and never enlarged. Explicit, since InsightFace 2 changed its own default from 640 to 128 and
+            640 together.
+        score_threshold: lowest detector score, 0 to 1.
+        providers: of ONNX Runtime, in order of preference.
+    """
+
+    same_threshold = ARCFACE_SAME
+
+    def __init__(
+        self,
+        pack: str | Path = "buffalo_l",
+        *,
+        det_size: int = 1280,
+        score_threshold: float = 0.5,
+        providers: Sequence[str] = CPU,
+    ):
+        if det_size < 64 or det_size % 32:
+            raise ValueError(f"faces.backend.det_size is {det_size}; SCRFD needs a multiple of 32, at least 64.")
+        self.pack = pack
+        self.det_size = det_size
+        self.score_threshold = score_threshold
+        self.providers = tuple(providers)
+
+    @property
+    def identity_model(self) -> str:
+        return self._networks.identity.name
+
+    @property
+    def _networks(self) -> Pack:
+        return open_pack(self.pack, self.providers)
+
+    def search(self, picture: np.ndarray) -> list[Found]:
+        side = min(self.det_size, -(-max(picture.shape[:2]) // 32) * 32)
+        # SCRFD fits the longer side of its picture to the square: padding keeps a smaller one at its size.
+        height, width = picture.shape[:2]
+        shown = picture
+        if max(height, width) < side:
+            shown = np.zeros((side, side, 3), np.uint8)
+            shown[:height, :width] = picture
+        rows, points = self._networks.detector.detect(
+            np.ascontiguousarray(shown[..., ::-1]), input_size=(side, side), det_thresh=self.score_threshold
+        )
+        return [
+            Found(tuple(float(v) for v in row[:4]), float(row[4]), np.asarray(five, dtype=np.float64))
+            for row, five in zip(rows, points, strict=True)
+        ]
+
+    def describe(self, image: np.ndarray, found: Sequence[Found], *, identities: bool) -> list[Face]:
+        if not found:
+            return []
+        points = self._landmarks(image, found)
+        faces = [
+            Face(box=f.box, score=f.score, landmarks_5=f.landmarks_5, landmarks_68=p)
+            for f, p in zip(found, points, strict=True)
+        ]
+        if not identities:
+            return faces
+        return with_identities(image, faces, [f.landmarks_5 for f in found], self._networks.identity)
+
+    def _landmarks(self, image: np.ndarray, found: Sequence[Found]) -> list[np.ndarray | None]:
+        net = self._networks.landmarks
+        if net is None:
+            return [None] * len(found)
+        picture = to_tensor(image)
+        views = [upright_view(face.box, face.landmarks_5, net.size, _LANDMARK_MARGIN) for face in found]
+        crops = torch.stack([warp(picture, view, (net.size, net.size)) for view in views]).numpy() * 255
+        answers = run_batch(net.session, ((crops - net.mean) / net.std).astype(np.float32))
+        result = []
+        for view, answer in zip(views, answers, strict=True):
+            points = answer.reshape(-1, net.dimensions)[-net.count :, :2].astype(np.float64)
+            points = (points + 1) * (net.size / 2) - 0.5  # from -1 to 1 across the picture, edge to edge
+            points = points if net.count == 68 else sixty_eight_of_106(points)
+            result.append(view.inverse()(points))
+        return result
+
+
+# The outline of the 106 from the picture's left ear over the chin (number 16 here) to the other.
+_OUTLINE = [1, *range(9, 17), *range(2, 9), 0, *range(24, 17, -1), *range(32, 24, -1), 17]
+# The others of the 68, from 17 (brows, nose, eyes, mouth), as points of the 106.
+_INNER = [
+    *(43, 48, 49, 51, 50, 102, 103, 104, 105, 101, 72, 73, 74, 86, 78, 79, 80, 85, 84),
+    *(35, 41, 42, 39, 37, 36, 89, 95, 96, 93, 91, 90),
+    *(52, 64, 63, 71, 67, 68, 61, 58, 59, 53, 56, 55, 65, 66, 62, 70, 69, 57, 60, 54),
+]
+
+
+def sixty_eight_of_106(points: np.ndarray) -> np.ndarray:
+    """The 68 landmarks (68, 2) of InsightFace's 106 (106, 2).
+
+    Inside the face these are points that both sets have. The outline of the 106 begins half a step higher and is drawn
+    at other intervals, so it is walked along.
+    """
+    outline = points[_OUTLINE]
+    left = 1 + np.arange(9) * 15 / 8
+    places = np.concatenate([left, 32 - left[7::-1]])
+    x, y = (np.interp(places, np.arange(33), outline[:, axis]) for axis in range(2))
+    return np.concatenate([np.stack([x, y], axis=1), points[_INNER]])

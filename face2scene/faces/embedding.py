@@ -1,0 +1,205 @@
+"""Identity networks: aligned faces in, unit vectors out, all faces of a picture in one batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from face2scene.assets import catalogue as weights
+from face2scene.common.optional import need
+from face2scene.common.types import Face
+from face2scene.faces.align import AlignmentError, align_face, five_points
+from face2scene.faces.detect import Backend, Found
+from face2scene.image_io.arrays import to_tensor
+
+CPU = ("CPUExecutionProvider",)
+# Of ArcFace, by scripts/calibrate_faces.py: w600k_mbf puts 39 pairs of photos of one person at 0.290 and above, and 720
+# pairs of two people at 0.228 and below (benchmarks/README.md). The larger nets (w600k_r50, glintr100, IR-SE50) were
+# not measured, as their weights are on no package index.
+ARCFACE_SAME = 0.28
+
+
+class IdentityNet(Protocol):
+    """A network that tells people apart, shown faces in the ArcFace template. Loaded at first use and kept."""
+
+    name: str  # of the space its vectors live in
+    same_threshold: float  # cosine from which two of them are taken for one person
+
+    def embed(self, crops: Sequence[Tensor]) -> np.ndarray:
+        """Faces (3, 112, 112), RGB in [0, 1], to unit vectors (N, D), float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Facts:
+    mean: float = 127.5
+    std: float = 127.5
+    same_threshold: float = ARCFACE_SAME
+
+
+# Networks by file name, which is also the name of their space.
+_KNOWN = {
+    # The threshold of its makers. Same pairs 0.173 to 0.891, median 0.754; different ones -0.200 to 0.405.
+    "face_recognition_sface_2021dec_int8bq": _Facts(mean=0.0, std=1.0, same_threshold=0.363),
+}
+
+
+class OnnxIdentity:
+    """ArcFace and its kin as ONNX files.
+
+    Args:
+        source: an asset of the catalogue (`w600k_mbf`, `sface`) or an ONNX file.
+        mean, std: a pixel of 0 to 255 goes in as (pixel - mean) / std; None is what the network was trained with.
+        same_threshold: None is the measured one, see `_KNOWN`.
+        providers: of ONNX Runtime, in order of preference.
+    """
+
+    def __init__(
+        self,
+        source: str | Path = "w600k_mbf",
+        *,
+        mean: float | None = None,
+        std: float | None = None,
+        same_threshold: float | None = None,
+        providers: Sequence[str] = CPU,
+    ):
+        self.source = source
+        self.providers = tuple(providers)
+        in_catalogue = str(source) in weights.catalogue()
+        files = weights.catalogue()[str(source)].ready_files if in_catalogue else (str(source),)
+        onnx = [name for name in files if name.endswith(".onnx")]
+        if len(onnx) != 1:
+            raise ValueError(
+                f"{source} is neither an ONNX file nor an asset of one: choose w600k_mbf, sface or a file."
+            )
+        self.name = Path(onnx[0]).stem
+        self._file = onnx[0] if in_catalogue else None
+        facts = _KNOWN.get(self.name, _Facts())
+        self.mean = facts.mean if mean is None else mean
+        self.std = facts.std if std is None else std
+        self.same_threshold = facts.same_threshold if same_threshold is None else same_threshold
+
+    def embed(self, crops: Sequence[Tensor]) -> np.ndarray:
+        path = weights.folder(str(self.source)) / self._file if self._file else Path(self.source)
+        session = onnx_session(path, self.providers)
+        pixels = np.stack([crop.numpy() for crop in crops]).astype(np.float32) * 255
+        vectors = run_batch(session, (pixels - self.mean) / self.std).reshape(len(crops), -1)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+class Recognised:
+    """A backend whose identities come from another network.
+
+    The 68 landmarks, where the backend has them, give the five points of the alignment: they lie nearer to the eyes and
+    the mouth than those of a small detector.
+    """
+
+    def __init__(self, backend: Backend, identity: IdentityNet):
+        self.backend = backend
+        self.identity = identity
+        self.identity_model = identity.name
+        self.same_threshold = identity.same_threshold
+
+    def search(self, picture: np.ndarray) -> list[Found]:
+        return self.backend.search(picture)
+
+    def describe(self, image: np.ndarray, found: Sequence[Found], *, identities: bool) -> list[Face]:
+        faces = self.backend.describe(image, found, identities=False)
+        if not identities:
+            return faces
+        points = [f.landmarks_5 if f.landmarks_68 is None else five_points(f.landmarks_68) for f in faces]
+        return with_identities(image, faces, points, self.identity)
+
+
+def with_identities(
+    image: np.ndarray, faces: Sequence[Face], landmarks_5: Sequence[np.ndarray], net: IdentityNet
+) -> list[Face]:
+    """The faces with identities from one run of the network; those with degenerate landmarks stay without.
+
+    Args:
+        image: float RGB (H, W, 3) in [0, 1].
+        landmarks_5: (5, 2) for each face, what it is aligned by.
+    """
+    picture = to_tensor(image)
+    crops: dict[int, Tensor] = {}
+    for number, points in enumerate(landmarks_5):
+        try:
+            crops[number] = align_face(picture, points, 112, "arcface")[0]
+        except AlignmentError:
+            continue  # nonsense for eyes: a face in that place, of nobody
+    if not crops:
+        return list(faces)
+    vectors = dict(zip(crops, net.embed(list(crops.values())), strict=True))
+    return [
+        replace(face, identity=vectors[n], identity_model=net.name) if n in vectors else face
+        for n, face in enumerate(faces)
+    ]
+
+
+# --- ONNX files ---------------------------------------------------------------------------------------------
+
+
+def onnx_session(path: Path, providers: Sequence[str] = CPU) -> Any:
+    """The ONNX Runtime session of a file: one in the process for a file and its providers.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: for a damaged file or a provider that this ONNX Runtime does not have.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no network at {path}.")
+    facts = path.stat()
+    return _session(str(path.resolve()), tuple(providers), facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=32)
+def _session(path: str, providers: tuple[str, ...], *_stamp: int) -> Any:
+    # The stamp lets a file that was replaced be read again.
+    runtime = need("onnxruntime", "faces", why="Reading ONNX networks")
+    offered = runtime.get_available_providers()
+    if missing := [name for name in providers if name not in offered]:
+        raise ValueError(f"ONNX Runtime has no {', '.join(missing)} here: choose faces providers from {offered}.")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # its warnings are about how the files were exported
+    try:
+        session = runtime.InferenceSession(path, options, providers=list(providers))
+        if len(session.get_inputs()) > 1:
+            session = runtime.InferenceSession(_one_input(path), options, providers=list(providers))
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # its errors have no common class below this
+        raise unreadable(Path(path), error) from error
+    return session
+
+
+def _one_input(path: str) -> bytes:
+    # SFace's quantiser left the names of the weights among the inputs, where nothing reads them any more, and ONNX
+    # Runtime asks for them all the same.
+    onnx = need("onnx", "faces", why=f"Reading {path}")
+    model = onnx.load(path)
+    known = {weight.name for weight in model.graph.initializer}
+    read = {name for node in model.graph.node for name in node.input}
+    for value in [value for value in model.graph.input if value.name in known or value.name not in read]:
+        model.graph.input.remove(value)
+    return model.SerializeToString()
+
+
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """The sentence about a file that is damaged or something else than its name says."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+    asset = path.parent.name if path.parent.name in weights.catalogue() else None
+    cure = f"remove {path.parent} and run `face2scene fetch {asset}`" if asset else "replace it with a whole copy"
+    return ValueError(f"{path} is not a readable network ({reason}): {cure}.")
+
+
+def run_batch(session: Any, batch: np.ndarray) -> np.ndarray:
+    """First output for (N, 3, H, W), in one run, or one by one where the file fixes the batch at 1."""
+    data = session.get_inputs()[0]
+    output = session.get_outputs()[0].name
+    step = 1 if data.shape[0] == 1 else len(batch)
+    runs = [session.run([output], {data.name: batch[n : n + step]})[0] for n in range(0, len(batch), step)]
+    return np.concatenate(runs)

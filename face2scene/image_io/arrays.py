@@ -1,0 +1,180 @@
+"""Pictures inside the package: float32 RGB in [0, 1], upright, in sRGB. Ranges, sizes and colour are settled here.
+
+What files hold besides is the business of `face2scene.image_io.photos`.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from face2scene.common.files import atomic_write
+from face2scene.image_io.photos import MAX_PIXELS, SUFFIXES, ImageError, quantize, read_photo
+
+COLOURS = ("none", "wavelet", "adain")
+
+
+def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read a picture upright, in sRGB, transparency laid on white; see `photos.read_photo` for what files may hold.
+
+    Returns:
+        float32 (H, W, 3) in [0, 1].
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImageError: not a picture, cut short, or more than `max_pixels` pixels.
+    """
+    return read_photo(path, max_pixels=max_pixels).on_white()
+
+
+def write_png(path: str | Path, image: np.ndarray | Tensor) -> None:
+    """Write [0, 1] RGB, (H, W, 3) or a (3, H, W) tensor, as an 8-bit PNG; whole or not at all."""
+    with atomic_write(path) as partial:
+        Image.fromarray(to_bytes(image)).save(partial, format="PNG", compress_level=3)
+
+
+def to_bytes(image: np.ndarray | Tensor) -> np.ndarray:
+    """[0, 1] picture, array (H, W, 3) or tensor (3, H, W), to uint8 (H, W, 3), rounded to nearest."""
+    if isinstance(image, Tensor):
+        image = to_array(image)
+    if not np.isfinite(image).all():
+        raise ImageError("A picture holds NaN or infinite values and cannot be written.")
+    return quantize(image, 8)
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """Array (H, W, 3), float [0, 1] or uint8, to a float32 tensor (3, H, W) in [0, 1]."""
+    if image.dtype == np.uint8:
+        image = image.astype(np.float32) / 255
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))
+
+
+def to_array(image: Tensor) -> np.ndarray:
+    """Tensor (3, H, W) to a float32 array (H, W, 3), same values."""
+    return image.detach().float().cpu().permute(1, 2, 0).contiguous().numpy()
+
+
+def read_tensor(path: str | Path) -> Tensor:
+    """`read_image` as a tensor (3, H, W)."""
+    return to_tensor(read_image(path))
+
+
+STEP = 1.5 / 255  # in [0, 1], ours: between one step of 8 bits and two
+BLACK = 2.5 / 255  # ours
+
+
+def nothing_in(image: Tensor) -> str:
+    """Why a (3, H, W) picture shows nothing: `one colour all over`, `black`, or an empty string where it does not.
+
+    A step of 8 bits is allowed within each channel, so that dither does not pass for a picture.
+    """
+    if float((image.amax((-2, -1)) - image.amin((-2, -1))).max()) <= STEP:
+        return "one colour all over"
+    return "black" if float(image.max()) <= BLACK else ""
+
+
+# Folders that file managers, network drives and notebooks leave among photos; hidden ones are left out as well.
+STRAY_FOLDERS = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information"})
+STRAY_FILES = frozenset({"thumbs.db", "desktop.ini"})
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Picture files directly in `folder` or below it, by suffix, sorted by path; hidden and stray ones are left out.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    return [path for path in list_files(folder) if path.suffix.lower() in SUFFIXES]
+
+
+def list_files(folder: str | Path) -> list[Path]:
+    """All files below `folder`, sorted by path, but the hidden ones and what programs left there.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}.")
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not _stray(path.relative_to(folder)))
+
+
+def _stray(place: Path) -> bool:
+    return any(part.startswith(".") or part.lower() in STRAY_FOLDERS | STRAY_FILES for part in place.parts)
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
+    """Pad (B, 3, H, W) on the right and bottom to a multiple of `multiple`, mirrored where it can be.
+
+    Returns:
+        The padded picture and the (H, W) to crop back to.
+    """
+    height, width = image.shape[-2:]
+    down, right = -height % multiple, -width % multiple
+    if not (down or right):
+        return image, (height, width)
+    mode = "reflect" if down < height and right < width else "replicate"  # reflection needs that many pixels
+    return F.pad(image, (0, right, 0, down), mode=mode), (height, width)
+
+
+def output_size(size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+    """The size contract: (height, width) of the restoration of a picture of `size`, seen upright as EXIF says.
+
+    Every picture keeps its size, odd sides too; `scale` multiplies both sides and rounds to the nearest pixel, half to
+    even, at least 1. What is padded on the way is cut off again.
+
+    Raises:
+        ValueError: a scale of 0 or less, or above 8.
+    """
+    if not 0 < scale <= 8:
+        raise ValueError(f"scale is {scale}: it must be above 0 and at most 8.")
+    return (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Antialiased bicubic resize of (3, H, W) or (B, 3, H, W) in [0, 1] to (height, width), clamped to [0, 1]."""
+    batch = image if image.dim() == 4 else image[None]
+    batch = F.interpolate(batch, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    return batch if image.dim() == 4 else batch[0]
+
+
+def align_colour(image: Tensor, reference: Tensor, method: str) -> Tensor:
+    """Give `image` the colour of `reference`; both (B, 3, H, W) in [0, 1].
+
+    Args:
+        method: `none`; `adain` matches each channel's mean and spread; `wavelet` takes the low frequencies of
+            `reference` and the high ones of `image` (five dyadic levels, as S3Diff and FaceMe do).
+    """
+    if method == "none":
+        return image
+    if method == "adain":
+        mean, to_mean = (x.mean((-2, -1), keepdim=True) for x in (image, reference))
+        std, to_std = (x.var((-2, -1), keepdim=True).add(1e-5).sqrt() for x in (image, reference))  # S3Diff's 1e-5
+        return ((image - mean) / std * to_std + to_mean).clamp(0, 1)
+    if method == "wavelet":
+        result = torch.empty_like(image)
+        for top in range(0, image.shape[-2], _STRIP):  # of a large picture every copy counts
+            start, end = max(top - _REACH, 0), top + _STRIP + _REACH
+            part, other = image[..., start:end, :], reference[..., start:end, :]
+            aligned = (part - _low_frequencies(part) + _low_frequencies(other)).clamp(0, 1)
+            result[..., top : top + _STRIP, :] = aligned[..., top - start : top - start + _STRIP, :]
+        return result
+    raise ValueError(f"Unknown colour alignment {method!r}: choose none, wavelet or adain (option colour).")
+
+
+_STRIP = 1024  # rows
+_REACH = 31  # rows that a pixel's low frequencies come from, up and down: 1 + 2 + 4 + 8 + 16
+
+
+def _low_frequencies(image: Tensor, levels: int = 5) -> Tensor:
+    # The a-trous wavelet: a 3 x 3 binomial kernel whose taps move apart by two at every level.
+    row = torch.tensor([0.25, 0.5, 0.25], dtype=image.dtype, device=image.device)
+    kernel = torch.outer(row, row).expand(3, 1, 3, 3)
+    for level in range(levels):
+        radius = 2**level
+        padded = F.pad(image, (radius,) * 4, mode="replicate")
+        image = F.conv2d(padded, kernel, groups=3, dilation=radius)
+    return image

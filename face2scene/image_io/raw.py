@@ -1,0 +1,237 @@
+"""Camera RAW to pictures: every option of the developing by name, and what the camera wrote down.
+
+LibRaw develops (`rawpy`); what it does not tell, the camera's name, ExifRead reads.
+"""
+
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from face2scene.common.optional import need
+
+_DEMOSAIC = ("LINEAR", "VNG", "PPG", "AHD", "DCB", "MODIFIED_AHD", "AFD", "VCD", "LMMSE", "AMAZE", "DHT", "AAHD")
+_HIGHLIGHTS = {"clip": 0, "ignore": 1, "blend": 2, "reconstruct": 5}
+_COLOURS = ("raw", "sRGB", "Adobe", "Wide", "ProPhoto", "XYZ", "ACES", "P3D65", "Rec2020")
+
+
+class RawError(ValueError):
+    """A RAW file that cannot be developed; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class Development:
+    """How a RAW file becomes a picture; LibRaw's postprocessing. Defaults are what `photos.read_photo` does.
+
+    Args:
+        white_balance: `camera` (as shot), `auto`, `daylight`, or four multipliers for R, G, B, G.
+        demosaic: LibRaw's algorithm; None is its default, AHD. Some are not in every build.
+        half_size: one pixel of every 2 x 2, without demosaicing.
+        gamma: power and slope at zero; (2.222, 4.5) is BT.709, (2.4, 12.92) sRGB's, (1, 1) linear.
+        auto_bright: stretch the histogram until `auto_bright_clipped` of the pixels are white.
+        brightness: factor on everything.
+        exposure_shift: linear factor before demosaicing, 0.25 to 8; None leaves it out.
+        highlights: `clip`, `ignore`, `blend` or `reconstruct`.
+        colour: of the output; pictures of a set are sRGB.
+        output_bps: 8 or 16 bits.
+        noise_threshold: wavelet denoising; None is none. LibRaw 0.22 aborted with it on a file of 160 pixels a side:
+            another reason for `develop_apart`.
+        median_passes: of a median filter on colour differences.
+        black, white: levels; None takes the file's.
+        flip: quarter turns of LibRaw (0, 3, 5, 6); None follows the camera.
+    """
+
+    white_balance: Any = "camera"
+    demosaic: str | None = None
+    half_size: bool = False
+    gamma: tuple[float, float] = (2.222, 4.5)
+    auto_bright: bool = True
+    auto_bright_clipped: float = 0.01
+    brightness: float = 1.0
+    exposure_shift: float | None = None
+    highlights: str = "clip"
+    colour: str = "sRGB"
+    output_bps: int = 16
+    noise_threshold: float | None = None
+    median_passes: int = 0
+    black: int | None = None
+    white: int | None = None
+    flip: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.white_balance, str):
+            object.__setattr__(self, "white_balance", tuple(float(v) for v in self.white_balance))
+        object.__setattr__(self, "gamma", tuple(float(v) for v in self.gamma))
+        known: dict[str, tuple[Any, bool]] = {
+            "white_balance": (
+                "camera, auto, daylight or four numbers",
+                self.white_balance in ("camera", "auto", "daylight")
+                or (isinstance(self.white_balance, tuple) and len(self.white_balance) == 4),
+            ),
+            "demosaic": (", ".join(_DEMOSAIC), self.demosaic is None or self.demosaic in _DEMOSAIC),
+            "highlights": (", ".join(_HIGHLIGHTS), self.highlights in _HIGHLIGHTS),
+            "colour": (", ".join(_COLOURS), self.colour in _COLOURS),
+            "output_bps": ("8 or 16", self.output_bps in (8, 16)),
+            "gamma": ("a power and a slope", len(self.gamma) == 2),
+        }
+        for option, (choices, fine) in known.items():
+            if not fine:
+                raise ValueError(f"develop.{option} must be {choices}, not {getattr(self, option)!r}.")
+
+    def as_record(self) -> dict[str, Any]:
+        """Every option, for JSON."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def arguments(self, rawpy: Any) -> dict[str, Any]:
+        """The same in rawpy's words."""
+        balance = {
+            "camera": {"use_camera_wb": True},
+            "auto": {"use_auto_wb": True},
+            "daylight": {},
+        }.get(self.white_balance, {"user_wb": list(self.white_balance)})
+        given = {
+            "demosaic_algorithm": self.demosaic and getattr(rawpy.DemosaicAlgorithm, self.demosaic),
+            "noise_thr": self.noise_threshold,
+            "exp_shift": self.exposure_shift,
+            "user_black": self.black,
+            "user_sat": self.white,
+            "user_flip": self.flip,
+            "auto_bright_thr": self.auto_bright_clipped if self.auto_bright else None,
+        }
+        return {
+            **balance,
+            **{key: value for key, value in given.items() if value is not None},
+            "half_size": self.half_size,
+            "gamma": self.gamma,
+            "no_auto_bright": not self.auto_bright,
+            "bright": self.brightness,
+            "highlight_mode": _HIGHLIGHTS[self.highlights],
+            "output_color": getattr(rawpy.ColorSpace, self.colour),
+            "output_bps": self.output_bps,
+            "median_filter_passes": self.median_passes,
+        }
+
+
+@dataclass(frozen=True)
+class Developed:
+    """A developed RAW file."""
+
+    image: np.ndarray  # float32 (H, W, 3) in [0, 1], upright
+    facts: Mapping[str, Any]  # camera, iso, exposure_s, aperture, focal_mm, time, lens; None where nobody wrote it
+
+
+_AS_SHOT = Development()
+
+
+def develop(path: str | Path, how: Development = _AS_SHOT, *, max_pixels: int = 200_000_000) -> Developed:
+    """Develop a RAW file.
+
+    Raises:
+        RawError: not a RAW file that LibRaw knows, damaged, or more than `max_pixels` pixels.
+        ModuleNotFoundError: without rawpy; the message names the extra.
+    """
+    levels, facts = _levels(Path(path), how, max_pixels)
+    return Developed(_as_float(levels), facts)
+
+
+def _as_float(levels: np.ndarray) -> np.ndarray:
+    return levels.astype(np.float32) / (65535 if levels.dtype == np.uint16 else 255)
+
+
+def _levels(path: Path, how: Development, max_pixels: int) -> tuple[np.ndarray, dict[str, Any]]:
+    rawpy = need("rawpy", "raw", why=f"Developing {path.name}")
+    try:
+        with rawpy.imread(str(path)) as raw:
+            width, height = raw.sizes.width, raw.sizes.height
+            if width * height > max_pixels:
+                raise RawError(
+                    f"{path} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million."
+                )
+            facts = _facts(path, raw)
+            return raw.postprocess(**how.arguments(rawpy)), facts
+    except rawpy.LibRawError as error:
+        raise RawError(f"{path} cannot be developed as camera RAW ({_said(error)}).") from error
+
+
+def develop_apart(path: str | Path, how: Development = _AS_SHOT, *, timeout_s: float = 600) -> Developed:
+    """`develop` in a process of its own, for files that nobody has looked at: LibRaw can end the process on some.
+
+    Raises:
+        RawError: as `develop`, and where the process was ended or took longer than `timeout_s`.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        order = json.dumps({"path": str(path), "how": how.as_record(), "to": str(Path(place) / "levels.npy")})
+        command = [sys.executable, "-m", "face2scene.image_io.raw"]
+        try:
+            done = subprocess.run(command, input=order, capture_output=True, text=True, check=False, timeout=timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise RawError(f"{path} was not developed within {timeout_s:g} s.") from error
+        if done.returncode < 0:
+            raise RawError(f"{path} ended LibRaw with signal {signal.Signals(-done.returncode).name}.")
+        answer = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"error": done.stderr[-300:]}
+        if "error" in answer:
+            raise RawError(answer["error"])
+        return Developed(_as_float(np.load(Path(place) / "levels.npy")), answer["facts"])
+
+
+def _answer() -> None:
+    order = json.load(sys.stdin)
+    try:
+        levels, facts = _levels(Path(order["path"]), Development(**order["how"]), 200_000_000)
+    except (RawError, ModuleNotFoundError) as error:
+        print(json.dumps({"error": str(error)}))
+        return
+    np.save(order["to"], levels)
+    print(json.dumps({"facts": facts}))
+
+
+def _facts(path: Path, raw: Any) -> dict[str, Any]:
+    # LibRaw knows more cameras' notes, ExifRead the standard's tags wherever a file keeps them.
+    other, lens, tags = raw.other, raw.lens, _tags(path)
+    make, model = (str(tags.get(f"Image {name}", "")).strip() for name in ("Make", "Model"))
+
+    def number(known: float, tag: str, digits: int) -> float | None:
+        written = tags.get(f"EXIF {tag}") or tags.get(f"Image {tag}")
+        if not known and written is not None and written.values:
+            known = float(written.values[0])
+        return round(known, digits) or None
+
+    iso = number(other.iso_speed, "ISOSpeedRatings", 0)
+    return {
+        "camera": " ".join(part for part in (make, model) if part) or None,
+        "iso": iso and int(iso),
+        "exposure_s": number(other.shutter_speed, "ExposureTime", 6),
+        "aperture": number(other.aperture, "FNumber", 2),
+        "focal_mm": number(other.focal_length, "FocalLength", 2),
+        "lens": (lens.model or "").strip() or None,
+        "time": other.timestamp.isoformat() if other.timestamp and other.timestamp.year > 1980 else None,
+        "white_balance": [round(float(v), 4) for v in raw.camera_whitebalance],
+    }
+
+
+def _tags(path: Path) -> dict[str, Any]:
+    if importlib.util.find_spec("exifread") is None:
+        return {}  # a photo is developed without it; the camera then has no name
+    exifread = importlib.import_module("exifread")
+    try:
+        with open(path, "rb") as file:
+            return exifread.process_file(file, details=False)
+    except Exception:  # ExifRead raises almost anything on a file it does not know; LibRaw has opened it
+        return {}
+
+
+def _said(error: Exception) -> str:
+    first = error.args[0] if error.args else error
+    return first.decode(errors="replace") if isinstance(first, bytes) else str(first)
+
+
+if __name__ == "__main__":
+    _answer()

@@ -1,0 +1,1 @@
+"""From a photo and references to a restored photo."""

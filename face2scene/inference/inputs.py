@@ -1,0 +1,132 @@
+"""What a caller may hand to the pipeline, and what becomes of it.
+
+A picture is a path, a PIL image, an array, a tensor, or a `Scene` made elsewhere. References are photos of one person
+(paths or pictures, or a folder of them) or of several (a dict from names to these, or a folder of folders).
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from face2scene.common.files import atomic_write
+from face2scene.faces.matching import people_of, photos_in
+from face2scene.image_io.arrays import output_size, resize, to_array, to_tensor
+from face2scene.image_io.photos import MAX_PIXELS, ImageError, Photo, photo_of, read_photo
+
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+
+
+def as_photo(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Photo:
+    """Read or wrap one picture.
+
+    Args:
+        picture: a path; a PIL image; an array (H, W), (H, W, 3) or (H, W, 4) of bytes, of 16-bit levels, or of floats
+            in [0, 1]; a tensor (3, H, W) of floats in [0, 1].
+
+    Raises:
+        ImageError: another shape, type or range; a file that cannot be read.
+        FileNotFoundError: no such file.
+        TypeError: none of these.
+    """
+    if isinstance(picture, str | Path):
+        return read_photo(picture, max_pixels=max_pixels)
+    if isinstance(picture, Image.Image):
+        return photo_of(picture, max_pixels=max_pixels)
+    if isinstance(picture, Tensor):
+        if picture.dim() != 3 or picture.shape[0] != 3 or not picture.is_floating_point():
+            raise ImageError(f"A tensor must be (3, H, W) of floats in [0, 1], not {tuple(picture.shape)}.")
+        picture = to_array(picture)
+    if isinstance(picture, np.ndarray):
+        return _from_array(picture)
+    raise TypeError(
+        f"A picture is a path, a PIL image, an array, a tensor or a Scene, not {type(picture).__name__}. "
+        "Several go in one list."
+    )
+
+
+def _from_array(array: np.ndarray) -> Photo:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in array.shape:
+        raise ImageError(f"An array must be (H, W), (H, W, 3) or (H, W, 4), not {array.shape}.")
+    top = {"uint8": 255, "uint16": 65535}.get(array.dtype.name, 1)
+    if top == 1 and not np.issubdtype(array.dtype, np.floating):
+        raise ImageError(f"An array must hold uint8, uint16 or floats in [0, 1], not {array.dtype}.")
+    values = array.astype(np.float32) / top
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+        raise ImageError("An array of floats must lie in [0, 1]: divide bytes by 255.")
+    values = values.reshape(*values.shape[:2], channels)
+    alpha = values[..., 3] if channels == 4 else None
+    colour = np.repeat(values, 3, axis=2) if channels == 1 else values[..., :3]
+    return Photo(np.ascontiguousarray(colour), alpha, bits=16 if top == 65535 else 8, grey=channels == 1)
+
+
+def name_of(picture: Picture, photo: Photo) -> str:
+    """A path's stem, else a digest of the pixels: the name decides the seed, never the place in a list."""
+    if isinstance(picture, str | Path):
+        return Path(picture).stem
+    return hashlib.sha256(np.ascontiguousarray(photo.image).tobytes()).hexdigest()[:16]
+
+
+def enlarged(photo: Photo, scale: float) -> Photo:
+    """The photo at the size its restoration will have, see `images.output_size`; bicubic, transparency too."""
+    size = output_size(photo.image.shape[:2], scale)
+    if size == photo.image.shape[:2]:
+        return photo
+    alpha = photo.alpha
+    if alpha is not None:
+        alpha = resize(to_tensor(alpha[..., None].repeat(3, 2)), size)[0].numpy()
+    return replace(photo, image=to_array(resize(to_tensor(photo.image), size)), alpha=alpha)
+
+
+class References:
+    """Turns references into files by person; pictures without a file are written to a folder that goes with this."""
+
+    def __init__(self):
+        self._folder: TemporaryDirectory | None = None
+
+    def __call__(self, given: Any) -> dict[str, tuple[Path, ...]]:
+        """Photos by person.
+
+        Args:
+            given: None; a photo or a folder; a sequence of photos; a mapping from names to any of these. A folder of
+                folders holds one person in each.
+
+        Raises:
+            FileNotFoundError: no such file or folder, or a folder without pictures.
+            TypeError, ImageError: see `as_photo`.
+        """
+        if given is None:
+            return {}
+        if isinstance(given, Mapping):
+            return {str(name): self._files(one) for name, one in given.items()}
+        if isinstance(given, str | Path):
+            return people_of(given)
+        files = self._files(given)
+        return {files[0].resolve().parent.name: files} if files else {}
+
+    def _files(self, given: Any) -> tuple[Path, ...]:
+        if isinstance(given, str | Path):
+            return photos_in(given)
+        if isinstance(given, Image.Image | np.ndarray | Tensor):
+            given = [given]
+        return tuple(path for one in given for path in self._file(one))
+
+    def _file(self, picture: Picture) -> tuple[Path, ...]:
+        if isinstance(picture, str | Path):
+            return photos_in(picture)
+        photo = as_photo(picture)
+        if self._folder is None:
+            self._folder = TemporaryDirectory(prefix="face2scene-references-")
+        path = Path(self._folder.name) / f"{name_of(picture, photo)}.png"
+        if not path.exists():
+            pixels = (photo.on_white() * 255).round().astype(np.uint8)
+            with atomic_write(path) as partial:
+                Image.fromarray(pixels).save(partial, format="PNG", compress_level=1)
+        return (path,)

@@ -1,0 +1,141 @@
+"""A pipeline in a folder, to share: its weights, its options and a model card.
+
+FOLDER/  face2scene.json  restorer.safetensors  fadex.safetensors  README.md
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from face2scene import __version__
+from face2scene.common.files import atomic_write, read_json, write_json
+from face2scene.common.ledger import content, digest
+from face2scene.common.model_files import kind_of
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.models.fadex.encoder import FaDeX
+from face2scene.models.loading import save_merged
+from face2scene.models.restorer.base_model import base_folder
+from face2scene.models.restorer.one_step import OneStepRestorer
+from face2scene.models.restorer.restorer_base import WEIGHTS_FILE
+from face2scene.models.s3diff.model import S3Diff
+from face2scene.ref_fr.fingerprint import files_version
+
+OPTIONS, RESTORER, FADEX, CARD = "face2scene.json", WEIGHTS_FILE, "fadex.safetensors", "README.md"
+
+
+def find(folder: str | Path) -> Path:
+    """The folder of a bundle: a path, one relative to the checkout, or a hub repository that is fetched.
+
+    Raises:
+        FileNotFoundError: there is none; says what was looked for.
+    """
+    path = Path(folder)
+    if not path.is_dir() and (REPOSITORY / path).is_dir():
+        path = REPOSITORY / path  # what ships with the checkout is found from any folder
+    name = str(folder)
+    if not path.is_dir() and name.count("/") == 1 and not name.startswith((".", "/")):
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(name, allow_patterns=[OPTIONS, RESTORER, FADEX, CARD]))
+        except Exception as error:  # no network, no repository, no right: all the same to who asked
+            raise FileNotFoundError(
+                f"There is no folder {name}, and it could not be had from the hub ({type(error).__name__})."
+            ) from error
+    missing = [file for file in (RESTORER, FADEX) if not (path / file).is_file()]
+    if missing:
+        raise FileNotFoundError(f"There is no {' and no '.join(missing)} in {folder}: name a folder that has both.")
+    return path
+
+
+def read_options(folder: Path) -> dict[str, Any]:
+    """What was saved beside the weights; nothing where only weights lie, as in `checkpoints/tiny`."""
+    file = folder / OPTIONS
+    return dict(read_json(file)["options"]) if file.is_file() else {}
+
+
+def write(
+    folder: str | Path,
+    restorer: OneStepRestorer | S3Diff,
+    fadex: FaDeX,
+    options: Mapping[str, Any],
+    *,
+    ref_fr: Any = None,
+    detector: Any = None,
+) -> None:
+    """Write everything; the options last, so that what `read_options` finds is whole."""
+    folder = Path(folder)
+    if isinstance(restorer, OneStepRestorer):
+        save_merged(restorer, folder / RESTORER, about={"version": __version__})
+    else:
+        restorer.save(folder / RESTORER, about={"version": __version__})
+    fadex.save(folder / FADEX, about={"version": __version__})
+    stage_one = getattr(ref_fr, "name", "none")
+    backend = getattr(detector, "backend", None)
+    faces = type(backend).__name__ if backend is not None else "none"
+    with atomic_write(folder / CARD) as partial:
+        partial.write_text(_card(restorer, options, stage_one, faces), encoding="utf-8")
+    write_json(folder / OPTIONS, {"version": __version__, "options": dict(options)})
+
+
+def fingerprint(files: Sequence[Path], restorer: nn.Module, fadex: nn.Module) -> str:
+    """Of the files and of the base that they are trained on, where there are files, else of the tensors; 16 hex digits.
+
+    Args:
+        files: the restorer's and FaDeX's.
+    """
+    if not files:
+        return digest([restorer.state_dict(), fadex.state_dict()])
+    base = "" if kind_of(files[0]) == "merged_restorer" else str(restorer.config.get("source", ""))
+    place = Path(base_folder(base)) if base else None  # a merged file holds its own
+    return digest([*map(content, files), files_version(place) if place and place.is_dir() else base])
+
+
+def cast(restorer: OneStepRestorer | S3Diff, dtype: torch.dtype) -> None:
+    """Cast the VAE and the UNet of a merged restorer; an S3Diff keeps what it trained in float32."""
+    if isinstance(restorer, S3Diff):
+        restorer.merged(dtype)
+        return
+    for network in (restorer.vae, restorer.unet):
+        nn.Module.to(network, dtype)  # diffusers' own casts warn of nothing
+
+
+def _card(restorer: OneStepRestorer | S3Diff, options: Mapping[str, Any], stage_one: str, faces: str) -> str:
+    source = restorer.config.get("source") or "not said"
+    weights = sum(p.numel() for p in restorer.parameters()) / 1e6
+    rows = "\n".join(f"| `{key}` | {value} |" for key, value in options.items())
+    return f"""---
+library_name: face2scene
+pipeline_tag: image-to-image
+tags: [image-restoration, face, one-step-diffusion]
+---
+# A Face2Scene pipeline
+
+The face in a damaged photo measures the damage, and the whole photo is restored with it.
+
+```python
+from face2scene.inference.pipeline import Face2ScenePipeline
+
+pipeline = Face2ScenePipeline.from_pretrained("this folder", detector=..., ref_fr=...)
+pipeline("photo.jpg", references="photos of the person").save("restored.png")
+```
+
+| file | what |
+|---|---|
+| `{RESTORER}` | {type(restorer).__name__}, {weights:.1f} M weights, on the base `{source}` |
+| `{FADEX}` | FaDeX, the degradation encoder that the restorer was trained with |
+| `{OPTIONS}` | options of the pipeline; face2scene {__version__} |
+
+Not in here, because their weights belong to others: Stage I (was `{stage_one}` when this was saved) and the face
+detector (was `{faces}`). Without Stage I the tokens are learned ones, and the result says so.
+
+| option | value |
+|---|---|
+{rows}
+
+The base model's licence goes with the restorer's file. What it makes of a face is a guess guided by other photos of the
+person: it is no evidence of what somebody looked like.
+"""

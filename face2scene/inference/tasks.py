@@ -1,0 +1,151 @@
+"""What there is to restore: the pictures of a file, a folder or a dataset, each with what belongs to it."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from face2scene.common.ledger import content
+from face2scene.common.types import Box
+from face2scene.data.records import METADATA, read_manifest
+from face2scene.faces.matching import people_of
+from face2scene.image_io.arrays import list_files, list_images
+from face2scene.image_io.photos import SUFFIXES
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to restore, with what belongs to it."""
+
+    path: Path
+    people: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)  # photos of whom it shows, by name
+    truth: Path | None = None  # the same picture undamaged
+    box: Box | None = None  # of the face, where it is known
+    inside: Path = Path()  # of the input folder: where the picture lies in it, and its restoration in the output
+    label: str = ""  # name of the restoration, without the suffix; empty is that of the picture
+
+    @property
+    def stem(self) -> str:
+        """Name of the restoration in its folder, without the suffix."""
+        return self.label or self.path.stem
+
+    @property
+    def name(self) -> str:
+        """Unique among the jobs; with the run's seed it decides the picture's randomness."""
+        return (self.inside / self.stem).as_posix()
+
+    @property
+    def references(self) -> tuple[Path, ...]:
+        """Everybody's photos together, for methods that know one person."""
+        return tuple(path for photos in self.people.values() for path in photos)
+
+    @property
+    def contents(self) -> dict[str, Any]:
+        """Of what belongs to it, by digests: references in their order by person, ground truth, and the box."""
+        people = {name: list(map(content, paths)) for name, paths in self.people.items()}
+        return {"people_sha256": people, "truth_sha256": content(self.truth) if self.truth else None, "box": self.box}
+
+    @property
+    def file(self) -> str:
+        """The same with the suffix, as the why-log names it."""
+        return (self.inside / self.path.name).as_posix()
+
+
+def variant_folder(setting: str, value: float) -> str:
+    """The folder of one of several values: `guidance_1.10`, `tokens_5`."""
+    return f"guidance_{value:.2f}" if setting == "guidance" else f"tokens_{value:d}"
+
+
+def find_jobs(
+    source: str | Path,
+    *,
+    references: str | Path | None = None,
+    truth: str | Path | None = None,
+    output: str | Path | None = None,
+) -> list[Job]:
+    """The pictures of a file, a folder and its sub-folders, or an InScene dataset (its validation pairs).
+
+    Args:
+        references: a folder of photos of one person, or with a sub-folder for each of several; or a folder with a
+            sub-folder for each picture, named like it, which holds either.
+        truth: a folder of undamaged pictures at the same places, for stand-ins of Stage I.
+        output: where the restorations go; what lies there is no input.
+
+    Raises:
+        FileNotFoundError: no picture, a picture without its truth, or a folder that is not there.
+        ValueError: two pictures that would get one name.
+
+    Pictures that differ in the suffix alone, such as a camera's IMG_1.DNG and IMG_1.JPG, are restored as IMG_1_dng and
+    IMG_1_jpg.
+    """
+    source = Path(source)
+    if (source / METADATA).is_file():
+        jobs = [
+            Job(source / r.lq, {r.identity: tuple(source / p for p in r.references)}, source / r.image, r.face_box)
+            for r in read_manifest(source, "val")
+            if r.lq
+        ]
+    else:
+        jobs = _jobs_of_files(source, references, truth, output)
+    if not jobs:
+        others = passed_over(source)
+        raise FileNotFoundError(f"There is no picture in {source} (input){f'; {others}' if others else ''}.")
+    count = Counter(job.name for job in jobs)
+    jobs = [job if count[job.name] == 1 else replace(job, label=_with_suffix(job.path)) for job in jobs]
+    seen: set[str] = set()
+    twice = sorted({job.name for job in jobs if job.name in seen or seen.add(job.name)})
+    if twice:
+        raise ValueError(f"These names occur more than once and would overwrite each other: {twice[:5]}. Rename them.")
+    return jobs
+
+
+def _with_suffix(path: Path) -> str:
+    return f"{path.stem}_{path.suffix[1:].lower()}"
+
+
+def passed_over(source: str | Path) -> str:
+    """How many files of a folder are no pictures that can be read, by suffix; empty where there are none."""
+    if not Path(source).is_dir():
+        return ""
+    count = Counter(path.suffix.lower() for path in list_files(source) if path.suffix.lower() not in SUFFIXES)
+    shown = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in count.items())
+    return f"passed over: {shown}" if shown else ""
+
+
+def _jobs_of_files(
+    source: Path, references: str | Path | None, truth: str | Path | None, output: str | Path | None
+) -> list[Job]:
+    root = source.parent if source.is_file() else source
+    paths = [source] if source.is_file() else _inputs(source, output)
+    truths = None
+    if truth is not None:
+        truths = {path.relative_to(truth).with_suffix("").as_posix(): path for path in list_images(truth)}
+    places = [path.relative_to(root) for path in paths]
+    jobs = []
+    for path, place, people in zip(paths, places, _people(references, places), strict=True):
+        name = place.with_suffix("").as_posix()
+        if truths is not None and name not in truths:
+            raise FileNotFoundError(f"There is no picture named {name} in truth={truth}.")
+        jobs.append(Job(path, people, truths[name] if truths else None, inside=place.parent))
+    return jobs
+
+
+def _inputs(source: Path, output: str | Path | None) -> list[Path]:
+    paths = list_images(source)
+    if output is None:
+        return paths
+    ours = [(Path(output) / part).resolve() for part in ("images", "faces")]
+    if source.resolve() in ours:  # said by `restore_folder`, better than by finding nothing
+        return paths
+    return [path for path in paths if not any(path.resolve().is_relative_to(folder) for folder in ours)]
+
+
+def _people(references: str | Path | None, places: list[Path]) -> list[dict[str, tuple[Path, ...]]]:
+    """The references of each picture, every folder read once."""
+    if references is None:
+        return [{}] * len(places)
+    own = [Path(references) / place.with_suffix("") for place in places]
+    if any(folder.is_dir() for folder in own):
+        return [people_of(folder) if folder.is_dir() else {} for folder in own]
+    return [people_of(references)] * len(places)

@@ -1,0 +1,19 @@
+"""FaDeX, the face degradation extractor: it looks at one face twice and says what happened to the picture."""
+
+from face2scene.models.fadex.cosine_probe import compare, leakage, probe, retrieval
+from face2scene.models.fadex.encoder import MINIMUM_SIZE, FaDeX
+from face2scene.models.fadex.linear_readout import Readout
+from face2scene.models.fadex.moco import Contrast, KeyQueue, MoCo
+
+__all__ = [
+    "MINIMUM_SIZE",
+    "Contrast",
+    "FaDeX",
+    "KeyQueue",
+    "MoCo",
+    "Readout",
+    "compare",
+    "leakage",
+    "probe",
+    "retrieval",
+]

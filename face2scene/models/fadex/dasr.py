@@ -1,0 +1,55 @@
+"""DASR's degradation encoder as a FaDeX: its layers, and its published weights' names (Wang et al. 2021)."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from face2scene.common.model_files import fit
+from face2scene.models.fadex.encoder import FaDeX
+
+# Its stack: 3 x 3 convolutions with batch norm and leaky ReLU; configs/fadex/dasr.yaml has the same on face pairs.
+WIDTHS = (64, 64, 128, 128, 256, 256)
+STRIDES = (1, 1, 2, 1, 2, 1)
+
+
+def dasr_encoder(state: Mapping[str, Tensor]) -> FaDeX:
+    """A frozen FaDeX that sees the degraded picture alone and gives what DASR's encoder gives.
+
+    DASR's convolutions have biases in front of batch norms, FaDeX's have none: the norm's running mean takes them over.
+    DASR reads pictures in [0, 255] (its `rgb_range`), FaDeX in [0, 1]: the first convolution takes the factor over.
+
+    Args:
+        state: of DASR's `Encoder` (keys `E.0.weight`, `mlp.0.weight`, ...), its MoCo, or its whole BlindSR; read it
+            with `weights_only=True`.
+
+    Raises:
+        ValueError: no such encoder in it, or one of other layers.
+    """
+    last = [name for name in state if name.endswith("mlp.2.weight") and "encoder_k" not in name]
+    if len(last) != 1:
+        raise ValueError(
+            f"This is no checkpoint of DASR's encoder: {len(last)} keys end in mlp.2.weight, expected one."
+        )
+    prefix = last[0].removesuffix("mlp.2.weight")
+    encoder = FaDeX(WIDTHS, STRIDES, inputs="lq_only", start="random")
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if not name.startswith(prefix):
+            continue
+        inner = name.removeprefix(prefix)
+        if inner.startswith("mlp."):
+            tensors[f"head.{inner.removeprefix('mlp.')}"] = tensor
+        elif inner.startswith("E.") and not _is_convolution_bias(inner):
+            tensors[f"body.{inner.removeprefix('E.')}"] = tensor
+    for number in range(len(WIDTHS)):
+        bias, mean = state.get(f"{prefix}E.{3 * number}.bias"), f"body.{3 * number + 1}.running_mean"
+        if bias is not None and mean in tensors:
+            tensors[mean] = tensors[mean] - bias
+    tensors["body.0.weight"] = tensors["body.0.weight"] * 255
+    fit(encoder, tensors, expected=set(encoder.state_dict()), source="DASR's encoder")
+    return encoder.eval().requires_grad_(False)
+
+
+def _is_convolution_bias(name: str) -> bool:
+    parts = name.split(".")
+    return len(parts) == 3 and parts[2] == "bias" and int(parts[1]) % 3 == 0

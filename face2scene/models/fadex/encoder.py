@@ -1,0 +1,145 @@
+"""The encoder: a restored and a degraded face become a map of degradation features (supplement 2.1).
+
+Shapes: B faces, C channels of the map, D width of the embedding, h x w pixels of the map.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from face2scene.common.model_files import fit, load_weights, recorded, save_weights
+
+MINIMUM_SIZE = 16  # pixels; stride 2 here and 2 in MapNet leave the 4 x 4 grid of tokens (supplement 4.3)
+
+
+class FaDeX(nn.Module):
+    """Tells how a picture was damaged from one face of it, seen restored and as it is (supplement 2.1).
+
+    A stack of 3x3 convolution, batch norm and leaky ReLU makes the map that conditions the restorer. A head
+    (global average, linear, leaky ReLU, linear) turns it into a unit vector, for training and measuring.
+    Fully convolutional: any size from 16 pixels on.
+
+    Args:
+        widths: channels after each convolution; the last is the map's. The default is DASR's; the paper gives
+            only the 256 at the end.
+        strides: of each convolution. Total stride 2 is our reading of the 16-pixel minimum (supplement 4.3);
+            DASR has 4.
+        embedding: width D of the unit vector (our setting, DASR's).
+        slope: of the leaky ReLUs (our setting, DASR's).
+        order: `restored_first` or `degraded_first`, how the pair is stacked (the paper does not say).
+        inputs: `pair` is the paper's. Two ablations: `lq_only` hides the restored face, `difference` shows nothing but
+            restored minus degraded.
+        start: `difference` lets the first convolution of a pair begin with the difference of the two faces: its two
+            halves are each other's negative. What the faces share then says nothing at first, and training succeeds in
+            minutes where the ordinary start, `random`, needs many times as long at small scale (our setting).
+        head_norm: batch norm inside the head (our setting; faster at small scale).
+
+    Raises:
+        ValueError: for options that do not fit each other.
+    """
+
+    config: dict[str, Any]  # the arguments
+
+    @recorded()
+    def __init__(
+        self,
+        widths: Sequence[int] = (64, 64, 128, 128, 256, 256),
+        strides: Sequence[int] = (1, 1, 2, 1, 1, 1),
+        embedding: int = 256,
+        slope: float = 0.1,
+        order: str = "restored_first",
+        inputs: str = "pair",
+        start: str = "difference",
+        head_norm: bool = False,
+    ):
+        super().__init__()
+        _choose("order", order, ("restored_first", "degraded_first"))
+        _choose("inputs", inputs, ("pair", "lq_only", "difference"))
+        _choose("start", start, ("difference", "random"))
+        if not widths or len(widths) != len(strides):
+            raise ValueError(
+                f"FaDeX needs one stride for each width, got fadex.encoder.widths={list(widths)} "
+                f"and fadex.encoder.strides={list(strides)}."
+            )
+        self.order, self.inputs = order, inputs
+        self.channels = int(widths[-1])
+
+        layers: list[nn.Module] = []
+        width = 6 if inputs == "pair" else 3
+        for out, stride in zip(widths, strides, strict=True):
+            # No bias: the norm behind it would take it away again.
+            layers += [nn.Conv2d(width, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.LeakyReLU(slope)]
+            width = out
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Sequential(
+            nn.Linear(width, embedding),
+            *([nn.BatchNorm1d(embedding)] if head_norm else []),
+            nn.LeakyReLU(slope),
+            nn.Linear(embedding, embedding),
+        )
+        if start == "difference" and inputs == "pair":
+            with torch.no_grad():
+                first = self.body[0].weight
+                first[:, 3:] = -first[:, :3]
+
+    def forward(self, restored: Tensor, degraded: Tensor) -> Tensor:
+        """Map of degradation features.
+
+        Args:
+            restored, degraded: (B, 3, H, W) in [0, 1], pixel for pixel the same face, at its native size.
+
+        Returns:
+            (B, C, h, w); h = H / total stride, rounded up.
+
+        Raises:
+            ValueError: sizes differ or are below 16 pixels.
+        """
+        if restored.shape != degraded.shape:
+            raise ValueError(
+                f"A face pair must have one size, got restored {tuple(restored.shape)} and degraded "
+                f"{tuple(degraded.shape)}: see ref_fr, which has to return the crop's own size."
+            )
+        height, width = degraded.shape[-2:]
+        if min(height, width) < MINIMUM_SIZE:
+            raise ValueError(
+                f"A face crop of {width} x {height} pixels is too small for FaDeX, which needs "
+                f"{MINIMUM_SIZE}: raise train.fadex.crop, or let faces.min_face leave such faces out."
+            )
+        if self.inputs == "lq_only":
+            pair = degraded
+        elif self.inputs == "difference":
+            pair = restored - degraded
+        elif self.order == "restored_first":
+            pair = torch.cat((restored, degraded), dim=1)
+        else:
+            pair = torch.cat((degraded, restored), dim=1)
+        return self.body(pair)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Unit vectors (B, D), float32, of maps (B, C, h, w); two of one degradation lie close."""
+        return F.normalize(self.head(features.mean((-2, -1))).float(), dim=1)
+
+    def save(self, path: str | Path, *, about: Mapping[str, Any] | None = None) -> None:
+        """Write everything, running statistics included, to a safetensors file that rebuilds this encoder."""
+        save_weights(path, self.state_dict(), kind="fadex", config=self.config, about=about)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "FaDeX":
+        """The encoder of a file of `save`, frozen and in evaluation mode, as all after its training wants it.
+
+        Raises:
+            FileNotFoundError, ValueError: from `load_weights` and `fit`; the message names the file.
+        """
+        tensors, config, _ = load_weights(path, kind="fadex")
+        encoder = cls(**config)
+        fit(encoder, tensors, expected=set(encoder.state_dict()), source=path)
+        return encoder.eval().requires_grad_(False)
+
+
+def _choose(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"fadex.encoder.{option} must be one of {', '.join(choices)}, not {value!r}.")

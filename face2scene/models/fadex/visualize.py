@@ -1,0 +1,70 @@
+"""What a FaDeX training looks at while it runs: face pairs, the cosine matrix, nearest neighbours. uint8 (H, W, 3)."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from face2scene.image_io.arrays import to_bytes
+
+_CELL = 6  # pixels a side of one cosine
+_FRAME = 3  # pixels
+_RIGHT, _WRONG = (40, 160, 70), (200, 50, 40)
+
+
+def pair_sheet(restored: Tensor, degraded: Tensor, *, columns: int = 4) -> np.ndarray:
+    """One row an operator, its first pictures in it, each restored and degraded side by side.
+
+    Args:
+        restored, degraded: (O, P, 3, h, w) in [0, 1].
+    """
+    rows = [
+        np.concatenate(
+            [np.concatenate([to_bytes(r), to_bytes(d)], axis=1) for r, d in zip(rs, ds, strict=True)], axis=1
+        )
+        for rs, ds in zip(restored[:, :columns].cpu(), degraded[:, :columns].cpu(), strict=True)
+    ]
+    return np.concatenate(rows, axis=0)
+
+
+def cosine_map(embeddings: Tensor) -> np.ndarray:
+    """Cosines of everything with everything, operator by operator: blue is -1, white 0, red 1.
+
+    Args:
+        embeddings: (O, P, D) unit vectors.
+    """
+    flat = embeddings.detach().float().cpu().flatten(0, 1)
+    cosines = (flat @ flat.T).clamp(-1, 1).numpy()
+    strength = np.abs(cosines)[..., None]
+    end = np.where(cosines[..., None] > 0, (178, 24, 43), (33, 102, 172))
+    cells = (255 * (1 - strength) + end * strength).round().astype(np.uint8)
+    return cells.repeat(_CELL, axis=0).repeat(_CELL, axis=1)
+
+
+def neighbour_sheet(degraded: Tensor, embeddings: Tensor, *, count: int = 4) -> np.ndarray:
+    """One row an operator: its first picture, then the nearest others of other pictures.
+
+    A green frame is the same operator, a red one another.
+
+    Args:
+        degraded: (O, P, 3, h, w) in [0, 1].
+        embeddings: (O, P, D) unit vectors.
+    """
+    operators, pictures = embeddings.shape[:2]
+    flat = embeddings.detach().float().cpu().flatten(0, 1)
+    crops = degraded.cpu().flatten(0, 1)
+    other = torch.arange(operators * pictures) % pictures != 0
+    rows = []
+    for operator in range(operators):
+        asked = operator * pictures
+        near = (flat @ flat[asked]).masked_fill(~other, -2).argsort(descending=True)[:count].tolist()
+        tiles = [_framed(to_bytes(crops[asked]), (128, 128, 128))]
+        tiles += [_framed(to_bytes(crops[n]), _RIGHT if n // pictures == operator else _WRONG) for n in near]
+        rows.append(np.concatenate(tiles, axis=1))
+    return np.concatenate(rows, axis=0)
+
+
+def _framed(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    height, width = picture.shape[:2]
+    framed = np.full((height + 2 * _FRAME, width + 2 * _FRAME, 3), colour, np.uint8)
+    framed[_FRAME:-_FRAME, _FRAME:-_FRAME] = picture
+    return framed

@@ -1,0 +1,202 @@
+"""MapNet: FaDeX's map becomes tokens for cross-attention (supplement 2.2, "Degradation Attention").
+
+B pairs, C map channels, E embedding channels, N positions, D token width.
+
+    map (B, C, h, w) -> overlapping patches (B, E, h/2, w/2) -> DegAttn (B, C, h/2, w/2)
+        -> means over 1x1, 2x2 and 4x4 cells -> 1 + 4 + 16 tokens (B, 21, D)
+"""
+
+from collections.abc import Sequence
+from itertools import cycle
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from face2scene.common.model_files import recorded
+
+
+class DegAttn(nn.Module):
+    """Differential attention between the two halves of the embedding.
+
+    Each half makes its own attention map; what the second sees is subtracted from what the first sees, times a
+    learned scalar. Values are read from both halves, so a head's value is twice as wide as its query. It is the
+    Differential Transformer's attention with block-structured weights, without its constant factor 1 - start.
+
+    Args:
+        channels: E, split in two halves of E / 2.
+        heads: counted over both branches; each branch has half of them.
+        out_channels: C of the result.
+        start: value of the learned scalar before training; not public, ours is 0.2, the first layer's value in
+            the Differential Transformer.
+        scalar: `free`, a number of its own, or `reparametrised` as there: exp(q1 k1) - exp(q2 k2) + start, the four
+            vectors starting at N(0, 0.1). Which one the paper uses is not public.
+        norm: RMSNorm over each `head`, as there, or over `all` of them together. Not public either.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        out_channels: int,
+        *,
+        start: float = 0.2,
+        scalar: Literal["free", "reparametrised"] = "free",
+        norm: Literal["head", "all"] = "head",
+    ):
+        super().__init__()
+        if heads % 2 or channels % heads:
+            raise ValueError(f"heads must be even and divide {channels} channels, not {heads} (mapnet.heads).")
+        _one_of("mapnet.scalar", scalar, ("free", "reparametrised"))
+        _one_of("mapnet.norm", norm, ("head", "all"))
+        self.heads = heads // 2  # per branch
+        half = channels // 2
+        self.query_key = nn.ModuleList(nn.Linear(half, 2 * half, bias=False) for _ in range(2))
+        self.value = nn.Linear(channels, channels, bias=False)
+        self.start = float(start)
+        if scalar == "free":
+            self.subtracted = nn.Parameter(torch.tensor([self.start]))  # lambda; fully_shard takes no 0-d weights
+            self.register_load_state_dict_pre_hook(_scalar_as_vector)
+        else:
+            self.vectors = nn.Parameter(0.1 * torch.randn(4, half // self.heads))  # q1, k1, q2, k2
+        self.per_head = norm == "head"
+        self.norm = nn.RMSNorm(channels // self.heads if self.per_head else channels, eps=1e-5)
+        self.project = nn.Linear(channels, out_channels, bias=False)
+
+    @property
+    def scalar(self) -> Tensor:
+        """lambda, one number, what the second map is multiplied with."""
+        if hasattr(self, "subtracted"):
+            return self.subtracted
+        query_1, key_1, query_2, key_2 = self.vectors.float()
+        return (query_1 @ key_1).exp() - (query_2 @ key_2).exp() + self.start
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, E) to (B, N, out_channels)."""
+        value = _split(self.value(x), self.heads)  # (B, heads, N, E / heads)
+        seen = []
+        for half, query_key in zip(x.chunk(2, dim=-1), self.query_key, strict=True):
+            query, key = (_split(part, self.heads) for part in query_key(half).chunk(2, dim=-1))
+            seen.append(F.scaled_dot_product_attention(query, key, value))
+        difference = seen[0] - self.scalar.to(seen[1]) * seen[1]
+        if self.per_head:
+            difference = self.norm(difference)
+        joined = difference.transpose(1, 2).flatten(2)  # (B, N, E)
+        return self.project(joined if self.per_head else self.norm(joined))
+
+
+class PlainAttention(nn.Module):
+    """Ordinary multi-head self-attention on the whole embedding: what DegAttn is compared with (ours).
+
+    Args:
+        channels: E.
+        heads: all of them on one map each, of width E / heads.
+        out_channels: C of the result.
+    """
+
+    def __init__(self, channels: int, heads: int, out_channels: int):
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"heads must divide {channels} channels, not {heads} (mapnet.heads).")
+        self.heads = heads
+        self.query_key_value = nn.Linear(channels, 3 * channels, bias=False)
+        self.project = nn.Linear(channels, out_channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, E) to (B, N, out_channels)."""
+        query, key, value = (_split(part, self.heads) for part in self.query_key_value(x).chunk(3, dim=-1))
+        seen = F.scaled_dot_product_attention(query, key, value)
+        return self.project(seen.transpose(1, 2).flatten(2))
+
+
+def _scalar_as_vector(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: Any) -> None:
+    # Weights were once written with a lambda of shape ().
+    if (name := f"{prefix}subtracted") in state:
+        state[name] = state[name].reshape(1)
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _one_of(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{option} must be {' or '.join(known)}, not {value!r}.")
+
+
+class MapNet(nn.Module):
+    """Degradation tokens at several scales, from the global one to a 4 x 4 grid.
+
+    Args:
+        in_channels: C of FaDeX's map.
+        channels: E of the patch embedding.
+        heads: of the attention.
+        width: D, the base model's cross-attention width.
+        grids: cells per side, coarse to fine; (1,), (1, 2) and (1, 2, 4) are the rows of the paper's Table 3.
+        attention: `differential`, which is `DegAttn`, or `plain`.
+        scalar, norm: of `DegAttn`; plain attention has neither.
+        projectors: `separate`, one per scale, or `shared`; the paper's figure does not tell.
+    """
+
+    config: dict[str, Any]  # the arguments
+
+    @recorded()
+    def __init__(
+        self,
+        *,
+        in_channels: int = 256,
+        channels: int = 512,
+        heads: int = 8,
+        width: int = 1024,
+        grids: Sequence[int] = (1, 2, 4),
+        attention: Literal["differential", "plain"] = "differential",
+        scalar: Literal["free", "reparametrised"] = "free",
+        norm: Literal["head", "all"] = "head",
+        projectors: Literal["separate", "shared"] = "separate",
+    ):
+        super().__init__()
+        _one_of("mapnet.attention", attention, ("differential", "plain"))
+        _one_of("mapnet.projectors", projectors, ("separate", "shared"))
+        self.grids = tuple(grids)
+        self.patches = nn.Conv2d(in_channels, channels, 3, stride=2, padding=1)
+        self.norm = nn.LayerNorm(channels)
+        if attention == "plain":
+            self.attention = PlainAttention(channels, heads, in_channels)
+        else:
+            self.attention = DegAttn(channels, heads, in_channels, scalar=scalar, norm=norm)
+        self.projectors = nn.ModuleList(
+            nn.Sequential(nn.Linear(in_channels, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width))
+            for _ in (self.grids if projectors == "separate" else self.grids[:1])
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(grid * grid for grid in self.grids)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w), h and w at least twice the finest grid, to (B, tokens, D): global, 2 x 2, 4 x 4.
+
+        Raises:
+            ValueError: the map is smaller than the finest grid needs; the face crop was too small.
+        """
+        embedded = self.patches(features)  # (B, E, h', w')
+        height, width = embedded.shape[-2:]
+        if min(height, width) < max(self.grids):
+            finest = max(self.grids)
+            raise ValueError(
+                f"A feature map of {tuple(features.shape[-2:])} is too small for a {finest} x {finest} grid of tokens: "
+                "use a larger face crop, or fewer scales (mapnet.grids)."
+            )
+        refined = self.attention(self.norm(embedded.flatten(2).transpose(1, 2)))  # (B, N, C)
+        refined = refined.transpose(1, 2).unflatten(2, (height, width))
+        tokens = [
+            projector(self.pool(refined, grid).flatten(2).transpose(1, 2))
+            for grid, projector in zip(self.grids, cycle(self.projectors), strict=False)
+        ]
+        return torch.cat(tokens, dim=1)
+
+    @staticmethod
+    def pool(features: Tensor, grid: int) -> Tensor:
+        """Means over a grid of cells: (B, C, h, w) to (B, C, grid, grid)."""
+        return F.adaptive_avg_pool2d(features, grid)

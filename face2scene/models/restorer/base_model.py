@@ -1,0 +1,199 @@
+"""The diffusion base: VAE, UNet, text encoder and tokenizer of one Stable Diffusion 2.1-shaped model.
+
+A folder or hub repository in diffusers' layout (`vae/ unet/ text_encoder/ tokenizer/ scheduler/`) holds it;
+SD-Turbo and the tiny base that ships with this project are read by the same code.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
+
+from face2scene.assets import catalogue as weights
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.models.restorer.random_base import has, is_random, random_parts
+from face2scene.models.restorer.skips import Skips
+
+log = logging.getLogger(__name__)
+CLIP_VOCABULARY = 49408
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A loaded base model, on the CPU, in eval mode and without gradients."""
+
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    tokenizer: PreTrainedTokenizerBase
+    alphas: Tensor  # (T,) cumulated signal share of the noise schedule, float32
+    prediction: str  # "epsilon" or "v_prediction"
+    clip: float | None = None  # the schedule's bound on clean latents; SD-Turbo's has none
+    skips: Skips | None = None  # what the base was pretrained with, from its folder `skips`; SD-Turbo has none
+
+    def encode_prompts(self, prompts: list[str]) -> Tensor:
+        """Text tokens (len(prompts), 77, D) in float32; longer prompts are cut, as CLIP does."""
+        ids = self.tokenizer(
+            prompts,
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        with torch.no_grad():
+            return self.text_encoder(ids).last_hidden_state.float()
+
+
+@dataclass(frozen=True, eq=False)
+class StoredBase:
+    """What is left of a base in a merged restorer's file, whose prompts were encoded when it was made."""
+
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    text: Tensor  # (2, 77, D)
+    alphas: Tensor
+    prediction: str
+
+    def encode_prompts(self, prompts: list[str]) -> Tensor:
+        return self.text
+
+
+def base_folder(source: str) -> str:
+    """The folder of a base of the weights catalogue, or of one that ships with the checkout; any other as it is.
+
+    Raises:
+        MissingWeights: not fetched yet.
+    """
+    if source in weights.catalogue():
+        return str(weights.folder(source))
+    if not Path(source).exists() and (REPOSITORY / source).is_dir():
+        return str(REPOSITORY / source)  # what ships with the checkout is found from any folder
+    return source
+
+
+def load_base(source: str | Path, *, revision: str | None = None, dtype: str | torch.dtype = torch.float32) -> Base:
+    """Read a base model.
+
+    Args:
+        source: a name of the weights catalogue such as `sd_turbo`, a local folder, a hub id, or `random` for random
+            weights in SD-Turbo's shapes (`random:FOLDER` in those of a folder's config files).
+        revision: of a hub repository.
+        dtype: of VAE and UNet, also as `fp32`, `bf16` or `fp16`; the text encoder stays float32, it runs once per
+            prompt.
+
+    Raises:
+        FileNotFoundError: not fetched yet, no such folder, or not to be had from the hub; says what to do.
+        ValueError: an empty tokenizer, parts that do not fit each other, or an unknown dtype.
+    """
+    where, dtype = str(source), precision(dtype)
+    if is_random(where):
+        log.warning("The base model has random weights (restorer.base.source=%s): it restores nothing.", where)
+        return _checked(where, *random_parts(where, dtype=dtype))
+    where = base_folder(where)
+    local = Path(where).exists() or Path(where).is_absolute() or where.startswith(".") or where.count("/") != 1
+    if local and not (Path(where) / "unet").is_dir():
+        raise FileNotFoundError(
+            f"{where} holds no base model (no folder 'unet' in it). Set restorer.base.source (base= of restore.py) to "
+            "a folder in diffusers' layout, or to a hub id such as stabilityai/sd-turbo."
+        )
+    try:
+        vae = AutoencoderKL.from_pretrained(where, subfolder="vae", revision=revision, torch_dtype=dtype)
+        unet = UNet2DConditionModel.from_pretrained(where, subfolder="unet", revision=revision, torch_dtype=dtype)
+        text_encoder = CLIPTextModel.from_pretrained(
+            where, subfolder="text_encoder", revision=revision, torch_dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(where, subfolder="tokenizer", revision=revision)
+        schedule = DDPMScheduler.from_pretrained(where, subfolder="scheduler", revision=revision)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"The base model {where} could not be read ({error}). Get it with `face2scene fetch sd_turbo`, or set "
+            "restorer.base.source to a local copy; restorer=tiny needs no download."
+        ) from error
+    base = _checked(where, vae, unet, text_encoder, tokenizer, schedule)
+    if has(Path(where), "skips"):
+        base = replace(base, skips=Skips.from_pretrained(where, subfolder="skips"))
+    return base
+
+
+def _checked(
+    where: str,
+    vae: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: PreTrainedTokenizerBase,
+    schedule: DDPMScheduler,
+) -> Base:
+    # transformers hands out an empty tokenizer, without a word, when its files are missing
+    if len(tokenizer) != CLIP_VOCABULARY:
+        raise ValueError(
+            f"The tokenizer of {where} has {len(tokenizer)} entries instead of {CLIP_VOCABULARY}: its files are "
+            "missing or damaged. Fetch the base again, or set restorer.base.source to a whole copy."
+        )
+    width, needed = text_encoder.config.hidden_size, unet.config.cross_attention_dim
+    if width != needed or unet.config.in_channels != vae.config.latent_channels:
+        raise ValueError(
+            f"{where} is not an SD 2.1-shaped model: text width {width} against cross-attention {needed}, "
+            f"{vae.config.latent_channels} latent channels against {unet.config.in_channels} UNet inputs. Set "
+            "restorer.base.source to one."
+        )
+    more = [key for key in _ASKED_OF_OTHERS if unet.config.get(key) is not None]
+    if more:
+        raise ValueError(
+            f"{where} is not an SD 2.1-shaped model: its UNet wants more than a latent, a timestep and text ({more[0]}="
+            f"{unet.config[more[0]]!r}). Set restorer.base.source to one."
+        )
+    if schedule.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(f"{where} predicts {schedule.config.prediction_type!r}; only epsilon and v_prediction work.")
+    for part in (vae, unet, text_encoder):
+        part.eval().requires_grad_(False)
+    clip = schedule.config.clip_sample_range if schedule.config.clip_sample else None
+    alphas, kind = schedule.alphas_cumprod.float(), schedule.config.prediction_type
+    return Base(vae, unet, text_encoder, tokenizer, alphas, kind, clip)
+
+
+_ASKED_OF_OTHERS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "num_class_embeds")
+
+
+def precision(name: str | torch.dtype) -> torch.dtype:
+    """`fp32`, `bf16` or `fp16` as a dtype; a dtype stays as it is.
+
+    Raises:
+        ValueError: another name.
+    """
+    if isinstance(name, torch.dtype):
+        return name
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if name not in known:
+        raise ValueError(f"restorer.base.dtype must be fp32, bf16 or fp16, not {name!r}.")
+    return known[name]
+
+
+def picture_noise(seeds: Tensor, like: Tensor) -> Tensor:
+    """Gaussian noise of the shape of `like` (B, ...), each picture's from its own seed (B,), whatever the batch.
+
+    Drawn on the CPU, so that every device gets the same.
+    """
+    drawn = [torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(int(s))) for s in seeds.tolist()]
+    return torch.stack(drawn).to(like)
+
+
+def clean_latent(noisy: Tensor, prediction: Tensor, alpha: float, kind: str) -> Tensor:
+    """The clean latent in closed form, x0 of DDPM, computed in float32.
+
+    At SD 2.1's last timestep (alpha = 0.00466) an error of the prediction is multiplied by 14.6, which bf16
+    cannot carry; hence no scheduler object and no half precision here.
+
+    Args:
+        noisy, prediction: (B, C, h, w).
+        alpha: cumulated signal share at the timestep.
+        kind: what the network predicts, `epsilon` or `v_prediction`.
+    """
+    noisy, prediction = noisy.float(), prediction.float()
+    signal, noise = alpha**0.5, (1 - alpha) ** 0.5
+    if kind == "v_prediction":
+        return signal * noisy - noise * prediction
+    return (noisy - noise * prediction) / signal

@@ -1,0 +1,35 @@
+"""What the restorer is trained against: pixels, perception, and a critic."""
+
+import torch
+from torch import Tensor, nn
+
+from face2scene.assets import catalogue as weights
+
+
+class Perceptual(nn.Module):
+    """LPIPS v0.1 on pictures in [-1, 1], mean over the batch, with frozen trunk and heads.
+
+    Args:
+        network: `vgg`, as the paper's ancestor trains with, or the lighter `alex`.
+
+    Raises:
+        MissingWeights: the trunk has not been fetched.
+    """
+
+    def __init__(self, network: str = "vgg"):
+        super().__init__()
+        import lpips
+        from safetensors.torch import load_file
+
+        self.network = lpips.LPIPS(net=network, pnet_rand=True, verbose=False).eval().requires_grad_(False)
+        file = weights.folder("lpips") / {"vgg": "vgg16.safetensors", "alex": "alexnet.safetensors"}[network]
+        trunk = load_file(file)  # features.N.weight, features.N.bias of the convolutions, in order
+        convolutions = [m for m in self.network.net.modules() if isinstance(m, nn.Conv2d)]
+        indices = sorted({int(name.split(".")[1]) for name in trunk})
+        with torch.no_grad():
+            for convolution, index in zip(convolutions, indices, strict=True):
+                convolution.weight.copy_(trunk[f"features.{index}.weight"])
+                convolution.bias.copy_(trunk[f"features.{index}.bias"])
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.network(output, target).mean()

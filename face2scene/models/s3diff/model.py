@@ -1,0 +1,319 @@
+"""S3Diff, the restorer's ancestor and the baseline of the paper's Table 5 (arXiv 2409.17058).
+
+The same base, layers and ranks as `OneStepRestorer`; instead of tokens in the context, two degradation scores of
+the picture turn every LoRA layer: between its two factors stands an r x r matrix made from the scores and from the
+number of the layer's block. Written after the released code, so that its weights give its pictures.
+
+B pictures, r the LoRA's rank. Pictures come and go as RGB in [0, 1].
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from face2scene.common import model_files as checkpoints
+from face2scene.common.memory import explained
+from face2scene.common.types import Box, Progress
+from face2scene.image_io.arrays import pad_to_multiple
+from face2scene.models.restorer import lora
+from face2scene.models.restorer.acceleration import finite
+from face2scene.models.restorer.base_model import Base, clean_latent, picture_noise
+from face2scene.models.restorer.restorer_base import TrainedRestorer
+from face2scene.models.restorer.tiling import TilePlan
+from face2scene.models.s3diff.degradation_scores import ScoreNet
+from face2scene.models.s3diff.latent_tiles import in_latent_tiles
+from face2scene.models.s3diff.modulation import Modulation, modulated, unet_block, vae_block
+from face2scene.models.s3diff.tiles import restore_whole_tiles
+
+log = logging.getLogger(__name__)
+POSITIVE = "A high-resolution, 8K, ultra-realistic image with sharp focus, vibrant colors, and natural lighting."
+NEGATIVE = "oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, oversmooth"
+VAE_BLOCKS, UNET_BLOCKS = 6, 10  # down 0 to 3, middle, (up 0 to 3,) the rest: fixed in the released weights
+MULTIPLE = 64  # pixels; S3Diff pads to this whatever the base
+
+
+class S3Diff(TrainedRestorer):
+    """VAE encoder -> UNet once -> VAE decoder, with LoRAs that the picture's degradation scores modulate.
+
+    Has the surface of `OneStepRestorer`, so that pipeline and training take either; `tokens` is empty here, because
+    the picture itself is measured. Trained parts: both LoRAs, the UNet's first convolution, both modulations.
+
+    Args:
+        base: what `load_base` returned.
+        score_net: scores of the picture; frozen unless `train_scores`.
+        vae_rank, unet_rank, lora_alpha, timestep, prompts, guidance: the defaults are S3Diff's.
+        latent_tile, latent_overlap: larger latents are predicted in overlapping tiles; S3Diff's numbers.
+        posterior: what `restore` takes of the VAE's posterior, a `sample` as S3Diff does, or its `mean`.
+        start: of the modulations, see there.
+        train_scores: also train `score_net`; S3Diff does not.
+    """
+
+    kind = "s3diff"
+    multiple = MULTIPLE
+
+    @checkpoints.recorded("base")
+    def __init__(
+        self,
+        base: Base,
+        score_net: ScoreNet,
+        *,
+        vae_rank: int = 16,
+        unet_rank: int = 32,
+        lora_alpha: float = 8.0,
+        vae_layers: Sequence[str] = lora.VAE_ENCODER,
+        unet_layers: Sequence[str] = lora.UNET,
+        timestep: int = 999,
+        prompts: tuple[str, str] = (POSITIVE, NEGATIVE),
+        guidance: float = 1.07,
+        latent_tile: int = 96,
+        latent_overlap: int = 32,
+        num_frequencies: int = 64,
+        posterior: Literal["sample", "mean"] = "sample",
+        start: Literal["near_zero", "identity"] = "near_zero",
+        train_scores: bool = False,
+        source: str = "",
+    ):
+        super().__init__()
+        for network in (base.vae, base.unet):
+            if len(network.config.block_out_channels) > 4:
+                raise ValueError(
+                    f"S3Diff numbers at most 4 resolutions and the {type(network).__name__} of {source or 'the base'} "
+                    f"has {len(network.config.block_out_channels)}: set restorer.base.source to an SD 2.1-shaped model."
+                )
+        if not 0 <= latent_overlap < latent_tile:
+            raise ValueError(f"latent_overlap must be from 0 to less than latent_tile={latent_tile}: {latent_overlap}.")
+        if posterior not in ("sample", "mean"):
+            raise ValueError(f"restorer.adapters.posterior must be sample or mean, not {posterior!r}.")
+        self.vae, self.unet = base.vae, base.unet
+        self.score_net = score_net.requires_grad_(train_scores)
+        vae_names = lora.add_lora(self.vae, vae_layers, rank=vae_rank, alpha=lora_alpha)
+        unet_names = lora.add_lora(self.unet, unet_layers, rank=unet_rank, alpha=lora_alpha)
+        self.vae_layers = {name: vae_block(name) for name in vae_names}
+        self.unet_layers = {name: unet_block(name) for name in unet_names}
+        self.unet.conv_in.requires_grad_(True)
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        waves = 4 * num_frequencies  # sine and cosine of two scores
+        self.vae_modulation = Modulation(VAE_BLOCKS, vae_rank, waves=waves, start=start)
+        self.unet_modulation = Modulation(UNET_BLOCKS, unet_rank, waves=waves, start=start)
+        self.register_buffer("frequencies", torch.randn(num_frequencies))
+        self.register_buffer("text", base.encode_prompts(list(prompts)), persistent=False)  # (2, 77, D)
+        self.alpha = base.alphas[timestep].item()
+        self.prediction, self.clip = base.prediction, base.clip
+        self.timestep, self.guidance, self.posterior = timestep, guidance, posterior
+        self.latent_tile, self.latent_overlap = latent_tile, latent_overlap
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        log.info("S3Diff: %.2f M weights trained, %d layers adapted.", trained / 1e6, len(vae_names + unet_names))
+
+    def tokens(self, features: Tensor | None, batch: int, drop: Tensor | None = None) -> Tensor:
+        """No tokens (B, 0, D): where a `OneStepRestorer` listens to a face, this one measures the picture."""
+        return self.text.new_zeros(batch, 0, self.text.shape[-1])
+
+    def matrices(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (B, 2) to the matrices of the VAE's (B, 6, r, r) and the UNet's (B, 10, r, r) blocks."""
+        phase = scores[..., None] * self.frequencies * 2 * math.pi  # (B, 2, F)
+        waves = torch.cat([phase.sin(), phase.cos()], dim=-1).flatten(1)
+        return self.vae_modulation(waves), self.unet_modulation(waves)
+
+    def forward(
+        self,
+        image: Tensor,
+        tokens: Tensor | None = None,
+        negative: Tensor | None = None,
+        seeds: Tensor | None = None,
+    ) -> Tensor:
+        """One step without guidance, as in training.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1], sides multiples of what VAE and UNet halve.
+            tokens: not used; see `tokens`.
+            negative: (B,) bool, which pictures are prompted negatively; None is none of them.
+            seeds: (B,) int64, one per picture, of the sample from the VAE's posterior; None does what `posterior` says.
+
+        Returns:
+            (B, 3, H, W), clamped to [0, 1], as S3Diff does in training too.
+        """
+        which = torch.zeros(len(image), dtype=torch.long, device=image.device) if negative is None else negative.long()
+        vae_matrices, unet_matrices = self.matrices(self.score_net(image))
+        with self._autocast():
+            posterior = self._encode(image, vae_matrices)
+            latent = self._draw(posterior, self.posterior if seeds is None else "sample", seeds)
+            prediction = self._predict(latent, self.text[which], unet_matrices)
+        return _picture(self._decode(latent, prediction))
+
+    @torch.inference_mode()
+    def restore(
+        self,
+        image: Tensor,
+        tokens: Tensor | None = None,
+        *,
+        guidance: float | None = None,
+        scale: int = 1,
+        scores: Tensor | None = None,
+        posterior: Literal["sample", "mean"] | None = None,
+        seeds: Tensor | None = None,
+    ) -> Tensor:
+        """Restore pictures of any size as S3Diff's inference does, before its colour alignment.
+
+        Values that are not finite in half precision are computed again in float32, and the log says so.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1].
+            tokens: not used; see `tokens`.
+            guidance: of classifier-free guidance; None is the model's own, 1 skips the negative prompt.
+            scale: bilinear enlargement before the VAE; S3Diff's own use is 4.
+            scores: (B, 2); None measures `image`, before it is enlarged.
+            posterior: `sample` or `mean`; None is the model's own.
+            seeds: (B,) int64, one per picture, of the sample; None draws from torch's own generator, as S3Diff does.
+
+        Returns:
+            (B, 3, scale H, scale W) in [0, 1].
+
+        Raises:
+            FloatingPointError: not finite in float32 either.
+            torch.OutOfMemoryError: says which options lower the memory.
+        """
+        guidance = self.guidance if guidance is None else guidance
+        vae_matrices, unet_matrices = self.matrices(self.score_net(image) if scores is None else scores)
+        if scale != 1:
+            image = F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
+        padded, (height, width) = pad_to_multiple(image, MULTIPLE)
+        positive, negative = (text.expand(len(image), -1, -1) for text in self.text[:, None])
+
+        def predict(part: Tensor) -> Tensor:
+            plus = self._predict(part, positive, unet_matrices)
+            if guidance == 1:
+                return plus
+            minus = self._predict(part, negative, unet_matrices)  # two calls, as released: bit for bit its numbers
+            return minus + guidance * (plus - minus)
+
+        def encode() -> Tensor:
+            return self._draw(self._encode(padded, vae_matrices), posterior or self.posterior, seeds)
+
+        with explained("lower pipeline.tile, set guidance=1, or restore with a bf16 base"):
+            with self._autocast():
+                latent = finite("VAE encoder", self.vae, encode)
+                tiles = {"tile": self.latent_tile, "overlap": self.latent_overlap}
+                prediction = finite("UNet", self.unet, lambda: in_latent_tiles(predict, latent, **tiles))
+            output = finite("VAE decoder", self.vae, lambda: self._decode(latent, prediction))
+        return _picture(output)[..., :height, :width].float()
+
+    def restore_tiled(
+        self,
+        image: Tensor,
+        tokens_at: Callable[[Box], Tensor],
+        plan: TilePlan,
+        guidances: Sequence[float],
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        offload: bool = False,
+        progress: Progress | None = None,
+    ) -> Iterator[Tensor]:
+        """See `TrainedRestorer`; everything is done again for each guidance, as the UNet's calls are kept as released.
+
+        `tokens_at` and `offload` are not used: the picture itself is measured, and each tile takes all networks.
+        """
+        padded, (height, width) = pad_to_multiple(image, plan.unit)
+        for guidance in guidances:
+
+            def restore(part: Tensor, scores: Tensor | None, guidance: float = guidance) -> Tensor:
+                return self.restore(part, guidance=guidance, scores=scores, seeds=torch.full((len(part),), seed))
+
+            output = restore_whole_tiles(restore, self.score_net, padded, plan, device=device, progress=progress)
+            yield output[..., :height, :width]
+
+    def _autocast(self) -> AbstractContextManager:
+        # what is trained stays float32 on a half-precision base
+        dtype = self.unet.time_embedding.linear_1.weight.dtype
+        half = dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.frequencies.device.type, dtype) if half else nullcontext()
+
+    def _encode(self, image: Tensor, matrices: Tensor) -> DiagonalGaussianDistribution:
+        image = (image * 2 - 1).clamp(-1, 1).to(self.vae.decoder.conv_in.weight.dtype)
+        with modulated(self.vae, self.vae_layers, matrices):
+            return self.vae.encode(image).latent_dist
+
+    def _draw(self, posterior: DiagonalGaussianDistribution, how: str, seeds: Tensor | None = None) -> Tensor:
+        if how == "mean":
+            latent = posterior.mode()
+        elif seeds is None:
+            latent = posterior.sample()
+        else:
+            latent = posterior.mean + posterior.std * picture_noise(seeds, posterior.mean)
+        return latent * self.vae.config.scaling_factor
+
+    def _predict(self, latent: Tensor, text: Tensor, matrices: Tensor) -> Tensor:
+        dtype = self.unet.time_embedding.linear_1.weight.dtype
+        with modulated(self.unet, self.unet_layers, matrices):
+            return self.unet(latent.to(dtype), self.timestep, encoder_hidden_states=text.to(dtype)).sample
+
+    def _decode(self, latent: Tensor, prediction: Tensor) -> Tensor:
+        clean = clean_latent(latent, prediction, self.alpha, self.prediction)
+        if self.clip is not None:
+            clean = clean.clamp(-self.clip, self.clip)
+        scaled = (clean / self.vae.config.scaling_factor).to(self.vae.decoder.conv_in.weight.dtype)
+        return self.vae.decode(scaled).sample  # not clamped yet: that would hide an overflow
+
+    def save(self, path: str | Path, *, about: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
+        """Write every part that is not the base's into one safetensors file whose header rebuilds the model.
+
+        Args:
+            dtype: of LoRA and conv_in; the modulations start at 1e-5 and stay float32.
+        """
+        tensors = {
+            name: t.to(dtype) if name.startswith(("vae.", "unet.")) and dtype else t
+            for name, t in self._stored().items()
+        }
+        checkpoints.save_weights(path, tensors, kind=self.kind, config=self.config, about=about)
+
+    @classmethod
+    def _built(cls, base: Base, config: dict[str, Any]) -> "S3Diff":
+        return cls(base, ScoreNet(**config.pop("score_net")), **config)
+
+    def _stored(self) -> dict[str, Tensor]:
+        return {
+            name: tensor
+            for name, tensor in checkpoints.all_tensors(self).items()
+            if not name.startswith(("vae.", "unet.")) or ".lora_" in name or name.startswith("unet.conv_in.")
+        }
+
+    def unfreeze(self) -> "S3Diff":
+        """Make the trained parts trainable again, to go on from a file."""
+        own = self._stored().keys()
+        for name, parameter in self.named_parameters():
+            measuring = name.startswith("score_net.") and not self.config["train_scores"]
+            parameter.requires_grad_(name in own and not measuring)
+        return self.train()
+
+    def merged(self, dtype: torch.dtype | None = None) -> "S3Diff":
+        """The model for inference; its LoRAs stay apart, because every picture turns them differently.
+
+        Args:
+            dtype: of the base; None leaves it. LoRAs and conv_in stay float32 and run under autocast.
+        """
+        own = self._stored().keys()
+        for name, parameter in self.named_parameters():
+            if dtype is not None and name not in own:
+                parameter.data = parameter.data.to(dtype)
+        return self.eval().requires_grad_(False)
+
+
+def _picture(output: Tensor) -> Tensor:
+    return (output.clamp(-1, 1) + 1) / 2
+
+
+class NoFaDeX(nn.Module):
+    """In FaDeX's place where S3Diff is trained: it asks no face."""
+
+    def forward(self, restored: Tensor, degraded: Tensor) -> None:
+        return None

@@ -1,0 +1,369 @@
+"""FaceMe (Liu et al., AAAI 2025), the paper's Stage I: SDXL with a ControlNet that sees the degraded face and a prompt
+that holds the person's references.
+
+Written from the released code's behaviour (modyu-liu/FaceMe) for its released weights, whatever that behaviour is:
+control in [-1, 1], start from the face's own latent under the noise of t = 999, DDPM, guidance 5, the negative prompt
+with the plain word, no PhotoMaker LoRA. What differs is around it: models are loaded once for any number of people,
+faces go in batches, every draw belongs to its face, and the VAE may run in float32.
+"""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from face2scene.assets.catalogue import WeightsError
+from face2scene.common.reproducibility import seed_from
+from face2scene.image_io.arrays import align_colour
+from face2scene.ref_fr import base
+from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneFailure, in_bytes
+from face2scene.ref_fr.faceme import id_encoder as faceme_id
+from face2scene.ref_fr.faceme import loading as faceme_files
+from face2scene.ref_fr.faceme import references
+from face2scene.ref_fr.faceme.id_encoder import insert_tokens
+from face2scene.ref_fr.faceme.loading import Parts, load_released
+from face2scene.ref_fr.faceme.references import Antelope, ReferenceBook, choose, describe
+from face2scene.ref_fr.fingerprint import code_version, digest, files_version, place_of
+
+# All of them work on latents whose variance is kept, as the noised start is; Euler's kind does not.
+SCHEDULERS = {
+    "ddpm": "DDPMScheduler",
+    "ddim": "DDIMScheduler",
+    "dpmpp": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+START = 999  # timestep of the noise on the start latent, whatever the first step is
+
+
+class FaceMe(AlignedRefFR):
+    """FaceMe at the door of Stage I.
+
+    What comes out follows from the face, the references and the settings alone: noise is drawn from a generator of
+    the face's own (seed and pixels), on the CPU, so that order, batch and device change nothing but rounding.
+
+    Args:
+        load: makes the parts from `dtype` and `vae_dtype`; called once, at the first face. What it cannot find is the
+            reason in the why-log.
+        weights_version: hex digest of all weights, for caches; called when one is used.
+        steps: of the scheduler, 1 to 1000; the released code's is 50.
+        scheduler: `ddpm` (the released code's), `ddim`, `dpmpp` or `unipc`.
+        spacing: `leading`, `trailing` or `linspace`; None is what the base model's file says.
+        guidance: scale of classifier-free guidance.
+        control: scale of the ControlNet's residuals.
+        colour: alignment with the degraded face, see `images.align_colour`.
+        max_references: the best so many are used; training showed one to four.
+        same_person: cosine of two ArcFace identities from which they count as one person (ours).
+        size: side of the aligned face in pixels, 512 in the released code.
+        batch: faces in one pass.
+        dtype: of UNet, ControlNet and identity networks, such as `float16`; None is float16 on CUDA, else float32.
+        vae_dtype: of the VAE; float16 overflows in SDXL's.
+        offload: keep only the part at work on the device: slower, and the VAE and the identity networks take no room.
+        device: None is CUDA where there is one.
+        seed: of everything drawn.
+
+    Raises:
+        ValueError: a setting outside its range.
+    """
+
+    name = "faceme"
+
+    def __init__(
+        self,
+        load: Callable[[torch.dtype, torch.dtype], Parts],
+        *,
+        weights_version: Callable[[], str],
+        steps: int = 50,
+        scheduler: str = "ddpm",
+        spacing: str | None = None,
+        guidance: float = 5.0,
+        control: float = 1.0,
+        colour: str = "wavelet",
+        max_references: int = 4,
+        same_person: float = 0.3,
+        size: int = 512,
+        batch: int = 4,
+        dtype: str | None = None,
+        vae_dtype: str = "float32",
+        offload: bool = False,
+        device: str | None = None,
+        seed: int = 233,
+    ):
+        if scheduler not in SCHEDULERS:
+            raise ValueError(f"ref_fr.scheduler is {scheduler!r}: choose one of {', '.join(SCHEDULERS)}.")
+        if not 1 <= steps <= 1000 or batch < 1 or size % 64:
+            raise ValueError(
+                f"ref_fr.steps is 1 to 1000, ref_fr.batch at least 1 and ref_fr.size a multiple of 64, not {steps}, "
+                f"{batch} and {size}."
+            )
+        if not 1 <= max_references <= 70:
+            raise ValueError(
+                f"ref_fr.max_references is {max_references}: the prompt has room for 1 to 70 beside its words, and "
+                "FaceMe was trained with at most 4."
+            )
+        self._load, self._weights_version = load, weights_version
+        self.steps, self.scheduler, self.spacing = steps, scheduler, spacing
+        self.guidance, self.control, self.colour = guidance, control, colour
+        self.max_references, self.same_person = max_references, same_person
+        self.size, self.batch, self.offload, self.seed = size, batch, offload, seed
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = getattr(torch, dtype) if dtype else torch.float16 if self.device.type == "cuda" else torch.float32
+        self.vae_dtype = getattr(torch, vae_dtype)
+        self._failure = ""
+        self._book = ReferenceBook()
+
+    @classmethod
+    def released(
+        cls,
+        *,
+        base: str = "realvisxl_v3",
+        controlnet: str = "faceme/controlnet",
+        mix: str = "faceme/mix/mix.safetensors",
+        photomaker: str = "photomaker/photomaker-v1.safetensors",
+        antelope: str | None = None,
+        photomaker_lora: bool = False,
+        prompt: str = "A photo of face.",
+        negative: str = "A photo of face.",
+        word: str = "face",
+        **settings: Any,
+    ) -> "FaceMe":
+        """The released weights, or others of the same shapes.
+
+        Args:
+            base, controlnet, mix, photomaker: a folder or file, or a name of the weights catalogue and a path in it.
+            antelope: folder of antelopev2; None is the catalogue's.
+            photomaker_lora: an experiment, see `faceme_id.apply_photomaker_lora`; FaceMe never had it.
+            prompt, negative, word: the released code's; `word` is what the references replace.
+            settings: of the constructor.
+        """
+        options = {"base": base, "controlnet": controlnet, "mix": mix, "photomaker": photomaker}
+        texts = {"prompt": prompt, "negative": negative, "word": word}
+
+        def load(dtype: torch.dtype, vae_dtype: torch.dtype) -> Parts:
+            places = {option: place_of(option, value) for option, value in options.items()}
+            return load_released(places, antelope, photomaker_lora, **texts, dtype=dtype, vae_dtype=vae_dtype)
+
+        def version() -> str:
+            places = [place_of(option, value) for option, value in options.items()]
+            seen = Antelope(antelope).version
+            return digest(*map(files_version, places), seen, str(photomaker_lora), json.dumps(texts))
+
+        return cls(load, weights_version=version, **settings)
+
+    @classmethod
+    def tiny(cls, *, weights_seed: int = 0, **settings: Any) -> "FaceMe":
+        """Random networks of SDXL's shape, narrow enough for a CPU: the whole path without a weight."""
+        from face2scene.ref_fr.faceme.tiny import tiny_parts
+
+        made = cls(lambda *types: tiny_parts(weights_seed), weights_version=lambda: f"tiny {weights_seed}", **settings)
+        made.name = "faceme_tiny"
+        return made
+
+    @cached_property
+    def fingerprint(self) -> str:
+        names = ("steps", "scheduler", "spacing", "guidance", "control", "colour", "max_references", "same_person")
+        settings = {name: getattr(self, name) for name in (*names, "size", "seed")}
+        settings |= {"dtype": str(self.dtype), "vae_dtype": str(self.vae_dtype), "name": self.name}
+        modules = (base, faceme_files, faceme_id, references, inspect.getmodule(FaceMe))
+        code = code_version(*modules, align_colour)
+        return digest(self._weights_version(), json.dumps(settings, sort_keys=True), code)
+
+    def ready(self) -> None:
+        """Load the networks now."""
+        _ = self.parts
+
+    @property
+    def parts(self) -> Parts:
+        """The networks, loaded at the first call.
+
+        Raises:
+            StageOneFailure: they cannot be; the same sentence at every call.
+        """
+        if self._failure:
+            raise StageOneFailure(self._failure)
+        try:
+            return self._parts
+        except (OSError, ValueError, ModuleNotFoundError, WeightsError, torch.OutOfMemoryError) as error:
+            self._failure = f"ref_fr={self.name} cannot be loaded: {error}"
+            raise StageOneFailure(self._failure) from error
+
+    @cached_property
+    def _parts(self) -> Parts:
+        parts = self._load(self.dtype, self.vae_dtype)
+        parts.describer.ready()
+        room = len(parts.prompt.positive) - parts.prompt.place
+        if self.max_references > room:
+            raise ValueError(f"ref_fr.max_references is {self.max_references} and the prompt has room for {room}.")
+        for network in (parts.unet, parts.controlnet, parts.id_encoder, parts.mix):
+            nn.Module.to(network, self.dtype)  # diffusers' own method warns of what it has nothing to warn of
+        nn.Module.to(parts.vae, self.vae_dtype)
+        if not self.offload:
+            for network in (parts.unet, parts.controlnet, parts.id_encoder, parts.mix, parts.vae):
+                network.to(self.device)
+        return parts
+
+    @contextmanager
+    def _at_work(self, *networks: nn.Module) -> Iterator[None]:
+        if not self.offload:
+            yield
+            return
+        try:
+            for network in networks:
+                network.to(self.device)
+            yield
+        finally:
+            for network in networks:
+                network.to("cpu")
+
+    # --- references
+
+    def reference_tokens(self, paths: Sequence[Path]) -> tuple[Tensor, tuple[str, ...]]:
+        """The chosen references of one person as prompt tokens (N, D) on the CPU, and notes for the why-log.
+
+        Raises:
+            StageOneError: no reference, none with a face, or a network is missing.
+        """
+        parts = self.parts
+        if new := self._book.unknown(paths):
+            with torch.inference_mode(), self._at_work(parts.id_encoder):
+                for path in new:
+                    self._book.write(path, describe(path, parts.describer, self._looks))
+        chosen, notes = choose(paths, self._book.read(paths), most=self.max_references, same_person=self.same_person)
+        looks = torch.stack([one.looks for one in chosen]).to(self.device, self.dtype)
+        identities = torch.stack([torch.from_numpy(one.identity) for one in chosen]).to(self.device, self.dtype)
+        with torch.inference_mode(), self._at_work(parts.mix):
+            return parts.mix(looks, identities).float().cpu(), notes
+
+    def _looks(self, pixels: Tensor) -> Tensor:
+        # one reference at a time: a batch would round the others differently
+        return self.parts.id_encoder(pixels[None].to(self.device, self.dtype))[0].cpu()
+
+    # --- faces
+
+    def restore_aligned(self, faces: Tensor, references: Sequence[Sequence[Path]]) -> list[RestoredFace]:
+        if faces.shape[1:] != (3, self.size, self.size):
+            raise ValueError(f"FaceMe wants faces (B, 3, {self.size}, {self.size}), got {tuple(faces.shape)}.")
+        people = [self.reference_tokens(paths) for paths in references]
+        faces = in_bytes(faces).cpu()
+        made = []
+        for start in range(0, len(faces), self.batch):
+            rows = slice(start, start + self.batch)
+            try:
+                made += list(self._restore(faces[rows], [tokens for tokens, _ in people[rows]]))
+            except torch.OutOfMemoryError as error:
+                raise StageOneFailure(
+                    f"ref_fr={self.name} ran out of memory with {len(faces[rows])} face(s) at once: set "
+                    "ref_fr.batch=1, ref_fr.dtype=float16 or ref_fr.offload=true"
+                ) from error
+        return [RestoredFace(image, notes) for image, (_, notes) in zip(made, people, strict=True)]
+
+    @torch.inference_mode()
+    def _restore(self, faces: Tensor, tokens: Sequence[Tensor]) -> Tensor:
+        parts = self.parts
+        generators = [face_generator(self.seed, face) for face in faces]
+        control = (faces * 2 - 1).to(self.device)
+        with self._at_work(parts.vae):
+            latents = start_latents(parts.vae, control, self._schedule(), generators)
+        prompts = torch.stack([insert_tokens(parts.prompt.positive, parts.prompt.place, one) for one in tokens])
+        with self._at_work(parts.unet, parts.controlnet):
+            latents = self.denoise(latents, control, prompts, generators)
+        with self._at_work(parts.vae):
+            scaled = (latents / parts.vae.config.scaling_factor).to(self.vae_dtype)
+            images = parts.vae.decode(scaled).sample.float() / 2 + 0.5
+        if not torch.isfinite(images).all():
+            raise StageOneFailure(
+                "FaceMe's networks gave NaN: set ref_fr.vae_dtype=float32, or ref_fr.dtype=bfloat16 in place of float16"
+            )
+        images = in_bytes(images)
+        if self.colour != "none":  # whose fractions the released program cuts off
+            images = align_colour(images, faces.to(images), self.colour).mul(255).floor().div(255)
+        return images.cpu()
+
+    def _schedule(self) -> Any:
+        kind = getattr(diffusers, SCHEDULERS[self.scheduler])
+        given = {"timestep_spacing": self.spacing} if self.spacing else {}
+        return kind.from_config(self.parts.schedule, **given)
+
+    def denoise(
+        self,
+        latents: Tensor,
+        control: Tensor,
+        prompts: Tensor,
+        generators: Sequence[torch.Generator],
+        *,
+        until: int = 0,
+    ) -> Tensor:
+        """The guided sampling.
+
+        Args:
+            latents: (B, C, h, w) float32, noised.
+            control: (B, 3, 8h, 8w) in [-1, 1].
+            prompts: (B, L, D), references inserted.
+            generators: one per face, for schedulers that add noise.
+            until: stop after so many steps; 0 is all of them.
+        """
+        parts, count = self.parts, len(latents)
+        schedule = self._schedule()
+        schedule.set_timesteps(self.steps, device=self.device)
+        takes_noise = "generator" in inspect.signature(schedule.step).parameters
+        noise = {"generator": list(generators)} if takes_noise else {}
+        both = torch.cat([parts.prompt.negative.expand_as(prompts), prompts]).to(self.device, self.dtype)
+        pooled = torch.cat([parts.prompt.negative_pooled.expand(count, -1), parts.prompt.pooled.expand(count, -1)])
+        side = float(control.shape[-1])
+        added = {
+            "text_embeds": pooled.to(self.device, self.dtype),
+            "time_ids": torch.tensor([[side, side, 0, 0, side, side]] * 2 * count).to(self.device, self.dtype),
+        }
+        seen = torch.cat([control] * 2).to(self.dtype)
+        for step, t in enumerate(schedule.timesteps):
+            given = torch.cat([schedule.scale_model_input(latents, t)] * 2).to(self.dtype)
+            down, middle = parts.controlnet(
+                given,
+                t,
+                encoder_hidden_states=both,
+                controlnet_cond=seen,
+                conditioning_scale=self.control,
+                added_cond_kwargs=added,
+                return_dict=False,
+            )
+            predicted = parts.unet(
+                given,
+                t,
+                encoder_hidden_states=both,
+                added_cond_kwargs=added,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=middle,
+            ).sample.float()
+            plain, guided = predicted.chunk(2)
+            latents = schedule.step(plain + self.guidance * (guided - plain), t, latents, **noise).prev_sample
+            if step + 1 == until:
+                break
+        return latents
+
+
+def face_generator(seed: int, face: Tensor) -> torch.Generator:
+    """The generator of one face (3, s, s): of `seed` and its pixels, on the CPU."""
+    digest = hashlib.sha256((face * 255).round().to(torch.uint8).numpy().tobytes()).hexdigest()
+    return torch.Generator().manual_seed(seed_from(seed, "faceme", digest))
+
+
+def start_latents(vae: AutoencoderKL, control: Tensor, schedule: Any, generators: Sequence[torch.Generator]) -> Tensor:
+    """A sample of the VAE's posterior of each face (B, 3, s, s) in [-1, 1], under the noise of t = 999; float32.
+
+    Two draws per generator: the posterior's, then the noise.
+    """
+    posterior = vae.encode(control.to(vae.dtype)).latent_dist
+    mean, std = posterior.mean.float(), posterior.std.float()
+    draws = [torch.randn((2, *mean.shape[1:]), generator=generator) for generator in generators]
+    draws = torch.stack(draws, dim=1).to(mean)
+    clean = (mean + std * draws[0]) * vae.config.scaling_factor
+    when = torch.full((len(mean),), START, device=mean.device, dtype=torch.long)
+    return schedule.add_noise(clean, draws[1], when)

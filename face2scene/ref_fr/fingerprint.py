@@ -1,0 +1,60 @@
+"""Where a restorer's weights lie, and digests of weights and code: what the key of a cached face is made of."""
+
+import ast
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from face2scene.assets import catalogue as weights
+from face2scene.common.files import read_json, sha256_of
+
+
+def place_of(option: str, value: str) -> Path:
+    """A path, or a name of the weights catalogue and a path in its folder.
+
+    Args:
+        option: of the config, for the message.
+
+    Raises:
+        MissingWeights, FileNotFoundError: not fetched; nothing is there.
+    """
+    asset, _, inside = value.partition("/")
+    if not Path(value).exists() and asset in weights.catalogue():
+        return weights.folder(asset) / inside
+    if not Path(value).exists():
+        raise FileNotFoundError(f"There is nothing at {value} (ref_fr.{option}).")
+    return Path(value)
+
+
+def digest(*texts: str) -> str:
+    """32 hex digits."""
+    return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()[:32]
+
+
+def code_version(*parts: ModuleType | Callable) -> str:
+    """Digest of what modules and functions do: of their syntax trees, so that comments and docstrings do not count."""
+    texts = []
+    for part in parts:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                first = body[0].value
+                if isinstance(first, ast.Constant) and isinstance(first.value, str):
+                    body[0] = ast.Pass()
+        texts.append(ast.dump(tree))
+    return digest(*texts)
+
+
+def files_version(place: Path) -> str:
+    """Digest of a file or of all files below a folder; the catalogue's marker is believed where it lists them."""
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file() and p.name[0] != ".")
+    recorded: dict[Path, str] = {}
+    for parent in (place, *place.parents):
+        if (parent / weights.MARKER).is_file():
+            recorded = {parent / name: sha for name, sha in read_json(parent / weights.MARKER)["files"].items()}
+            break
+    return digest(*(f"{file.name} {recorded.get(file) or sha256_of(file)}" for file in files))

@@ -1,0 +1,213 @@
+"""Restorers that know no person: Real-ESRGAN (packaged weights), and CodeFormer and RestoreFormer through spandrel.
+
+They are baselines of Stage I: what a face restorer without references gives FaDeX to compare with.
+"""
+
+import pickle
+import struct
+import sys
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from face2scene.assets import catalogue as weights
+from face2scene.common.optional import need
+from face2scene.image_io.arrays import resize
+from face2scene.ref_fr import base
+from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneFailure, in_bytes
+from face2scene.ref_fr.fingerprint import code_version, digest, files_version, place_of
+
+_HALF = 0x01306B47  # what ncnn writes before weights in half precision
+_SLOPE = 0.2
+
+
+class DenseBlock(nn.Module):
+    """Five 3 x 3 convolutions, each seeing all before it; a fifth of the result is added to the input."""
+
+    def __init__(self, channels: int, growth: int):
+        super().__init__()
+        for n in range(5):
+            out = growth if n < 4 else channels
+            self.add_module(f"conv{n + 1}", nn.Conv2d(channels + n * growth, out, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = x
+        for n in range(1, 5):
+            seen = torch.cat([seen, F.leaky_relu(self.get_submodule(f"conv{n}")(seen), _SLOPE)], dim=1)
+        return x + 0.2 * self.conv5(seen)
+
+
+class Trunk(nn.Module):
+    """Three dense blocks; a fifth of what they add is kept."""
+
+    def __init__(self, channels: int, growth: int):
+        super().__init__()
+        self.rdb1, self.rdb2, self.rdb3 = (DenseBlock(channels, growth) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.2 * self.rdb3(self.rdb2(self.rdb1(x)))
+
+
+class RRDBNet(nn.Module):
+    """ESRGAN's generator, four times the size (Wang et al. 2018); parameter names are those of its released files."""
+
+    def __init__(self, channels: int = 64, blocks: int = 23, growth: int = 32):
+        super().__init__()
+        self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
+        self.body = nn.Sequential(*(Trunk(channels, growth) for _ in range(blocks)))
+        self.conv_body, self.conv_up1, self.conv_up2, self.conv_hr = (
+            nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4)
+        )
+        self.conv_last = nn.Conv2d(channels, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, h, w) to (B, 3, 4h, 4w), both about [0, 1]."""
+        x = self.conv_first(x)
+        x = x + self.conv_body(self.body(x))
+        for convolution in (self.conv_up1, self.conv_up2):
+            x = F.leaky_relu(convolution(F.interpolate(x, scale_factor=2, mode="nearest")), _SLOPE)
+        return self.conv_last(F.leaky_relu(self.conv_hr(x), _SLOPE))
+
+
+def read_ncnn(param: str | Path, binary: str | Path) -> list[tuple[Tensor, Tensor]]:
+    """Weight (out, in, k, k) and bias of every convolution of an ncnn network, float32, in the order of the file.
+
+    Raises:
+        ValueError: a convolution without half-precision weights or bias, or bytes too few or left over.
+    """
+    data, place, layers = Path(binary).read_bytes(), 0, []
+    for line in Path(param).read_text().splitlines():
+        words = line.split()
+        if not words or words[0] != "Convolution":
+            continue
+        options = dict(word.split("=", 1) for word in words if "=" in word)
+        out, kernel, count = int(options["0"]), int(options["1"]), int(options["6"])
+        size = -(-2 * count // 4) * 4  # padded to four bytes
+        if place + 4 + size + 4 * out > len(data):
+            raise ValueError(f"{binary} is cut short at {words[1]}: fetch real_esrgan_x4plus again.")
+        if struct.unpack_from("<I", data, place)[0] != _HALF or options.get("5") != "1":
+            raise ValueError(f"{binary}: {words[1]} has no half-precision weights with a bias; only such are read.")
+        weight = np.frombuffer(data, "<f2", count, place + 4).astype(np.float32)
+        bias = np.frombuffer(data, "<f4", out, place + 4 + size).copy()
+        place += 4 + size + 4 * out
+        layers.append((torch.from_numpy(weight).reshape(out, -1, kernel, kernel), torch.from_numpy(bias)))
+    if place != len(data):
+        raise ValueError(f"{binary} holds {len(data) - place} bytes that {param} does not name.")
+    return layers
+
+
+def load_real_esrgan(folder: str | Path | None = None) -> RRDBNet:
+    """Real-ESRGAN x4plus from the packaged ncnn files (asset `real_esrgan_x4plus`).
+
+    Raises:
+        MissingWeights, ValueError: not fetched; not this network.
+    """
+    place = Path(folder) if folder is not None else weights.folder("real_esrgan_x4plus")
+    layers = read_ncnn(place / "realesrgan-x4plus.param", place / "realesrgan-x4plus.bin")
+    network = RRDBNet()
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    shapes = [(c.weight.shape, c.bias.shape) for c in convolutions]
+    if shapes != [(weight.shape, bias.shape) for weight, bias in layers]:
+        raise ValueError(f"{place} holds {len(layers)} convolutions that are not those of Real-ESRGAN x4plus.")
+    with torch.no_grad():
+        for convolution, (weight, bias) in zip(convolutions, layers, strict=True):
+            convolution.weight.copy_(weight)
+            convolution.bias.copy_(bias)
+    return network.eval().requires_grad_(False)
+
+
+class RealESRGAN:
+    """Real-ESRGAN x4plus on the crop itself: shrunk, restored at four times the size, brought back to its own.
+
+    Args:
+        folder: of the ncnn files; None is the asset.
+        shrink: how much smaller the network sees the crop, 1 to 4. At 4, which its author advises for damaged
+            pictures that were brought to full size, it gives the crop's own size.
+        device: None is CUDA where there is one.
+    """
+
+    name = "real_esrgan"
+    needs_truth = False
+
+    def __init__(self, folder: str | Path | None = None, *, shrink: float = 4.0, device: str | None = None):
+        if not 1 <= shrink <= 4:
+            raise ValueError(f"ref_fr.shrink is {shrink}: it lies between 1 and 4.")
+        self.folder, self.shrink = folder, shrink
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @cached_property
+    def network(self) -> RRDBNet:
+        return load_real_esrgan(self.folder).to(self.device)
+
+    @torch.inference_mode()
+    def restore(
+        self, degraded: Tensor, references: Sequence[Path], *, truth: Tensor | None, rng: np.random.Generator
+    ) -> Tensor:
+        """See `RefFR.restore`; only the degraded face is used."""
+        height, width = degraded.shape[-2:]
+        small = resize(degraded, (max(4, round(height / self.shrink)), max(4, round(width / self.shrink))))
+        large = self.network(small[None].to(self.device))[0].float().clamp(0, 1)
+        return resize(large, (height, width)).to(degraded).clone()
+
+
+class SpandrelFace(AlignedRefFR):
+    """CodeFormer or RestoreFormer on the aligned face, through the packages spandrel and spandrel_extra_arches.
+
+    Args:
+        kind: `codeformer` or `restoreformer`.
+        weights_file: its released .pth, or a name of the weights catalogue and a path in it.
+        fidelity: CodeFormer's w, 0 (quality) to 1 (fidelity).
+        device: None is CUDA where there is one.
+    """
+
+    def __init__(self, kind: str, weights_file: str, *, fidelity: float = 0.5, device: str | None = None):
+        if kind not in ("codeformer", "restoreformer"):
+            raise ValueError(f"ref_fr.kind is {kind!r}: choose codeformer or restoreformer.")
+        self.name, self.weights_file, self.fidelity = kind, weights_file, fidelity
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        code = code_version(sys.modules[__name__], base)
+        return digest(self.name, files_version(place_of("weights_file", self.weights_file)), str(self.fidelity), code)
+
+    def ready(self) -> None:
+        """Load the network now."""
+        try:
+            _ = self._network
+        except (OSError, ValueError, ModuleNotFoundError, weights.WeightsError) as error:
+            raise StageOneFailure(f"ref_fr={self.name} cannot be loaded: {error}") from error
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        spandrel = need("spandrel", "restorers", why=f"ref_fr={self.name}")
+        loader = spandrel.ModelLoader()
+        if self.name == "codeformer":
+            extra = need("spandrel_extra_arches", "restorers", why="ref_fr=codeformer")
+            extra.install(ignore_duplicates=True)
+        path = place_of("weights_file", self.weights_file)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(f"{path} is not a whole checkpoint of tensors (ref_fr.weights_file).") from error
+        state = state.get("params_ema", state.get("params", state.get("state_dict", state)))
+        found = loader.load_from_state_dict(state)
+        if found.architecture.id.lower() != self.name:
+            raise ValueError(f"{path} is a {found.architecture.id}, not a {self.name} (ref_fr.weights_file).")
+        return found.model.eval().requires_grad_(False).to(self.device)
+
+    @torch.inference_mode()
+    def restore_aligned(self, faces: Tensor, references: Sequence[Sequence[Path]]) -> list[RestoredFace]:
+        """See `AlignedRefFR`; references are not used. Both networks work in [-1, 1]."""
+        self.ready()
+        options = {"weight": self.fidelity} if self.name == "codeformer" else {}
+        made = []
+        for face in faces:
+            output = self._network((in_bytes(face)[None] * 2 - 1).to(self.device), **options)[0]
+            made.append(RestoredFace(in_bytes(output[0] / 2 + 0.5).cpu()))
+        return made
