@@ -1,9 +1,9 @@
 """What it costs that a build can be killed at any moment, how it scales over processes, and that memory stays flat.
 
 Throughput: drawn people (no network runs, so that the builder itself is what counts) at 512 pixels, ours with one and
-with two processes, against a plain loop that draws the same pictures, saves them as PNG and keeps its records in a list
+with two processes, against a plain loop that draws the same images, saves them as PNG and keeps its records in a list
 until the end: what a stopped run of it has done is lost. Memory: peak of one process that builds sets of simulated
-records, whose pictures are a few bytes; both peaks count from where the imports end.
+records, whose images are a few bytes; both peaks count from where the imports end.
 
     python benchmarks/build.py [--quick] [--json FILE]
 """
@@ -23,8 +23,8 @@ import numpy as np
 
 from face2scene.common.files import sha256_of, write_json
 from face2scene.data.building import build as building
-from face2scene.data.building.build import Draft, Made, build
-from face2scene.data.building.finalize import Plan
+from face2scene.data.building.build import BuildResult, RecordCandidate, build
+from face2scene.data.building.finalize import FinalizePlan
 from face2scene.data.records import stream_manifest
 from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
 from face2scene.data.verify import problems_of
@@ -61,16 +61,16 @@ def plain(folder: Path, count: int) -> float:
     start, records = time.perf_counter(), []
     for person in range(count):
         for shot in range(SHOTS):
-            picture = DrawnPeople(side=SIDE).picture(person, shot)
+            image = DrawnPeople(side=SIDE).generate(person, shot)
             path = folder / f"{person}_{shot}.png"
-            write_png(path, picture.astype(np.float32) / 255)
+            write_png(path, image.astype(np.float32) / 255)
             records.append({"image": path.name, "identity": person, "sha256": sha256_of(path)})
     (folder / "metadata.json").write_text(json.dumps(records))
     return time.perf_counter() - start
 
 
 class Simulated:
-    """Portions of records like those of a real set (68 landmarks, a 128-number identity), with pictures of no size."""
+    """Portions of records like those of a real set (68 landmarks, a 128-number identity), with images of no size."""
 
     def __init__(self, count: int):
         self.count = count
@@ -84,15 +84,15 @@ class Simulated:
     def key(self, item: int) -> str:
         return "simulated"
 
-    def portions(self, item: int, start: int) -> Iterator[Made]:
+    def chunks(self, item: int, start: int) -> Iterator[BuildResult]:
         for first in range(start * 250, self.count, 250):
-            yield Made([self.draft(n) for n in range(first, min(first + 250, self.count))])
+            yield BuildResult([self.draft(n) for n in range(first, min(first + 250, self.count))])
 
-    def draft(self, n: int) -> Draft:
+    def draft(self, n: int) -> RecordCandidate:
         rng = np.random.default_rng(n)
         vector = rng.standard_normal(128)
         about = {"name": "simulated", "seed": n, "file": f"{n:09d}.jpg"}
-        return Draft(
+        return RecordCandidate(
             *(
                 f"p{n:09d}",
                 np.full((1, 1, 3), n % 251, np.uint8),
@@ -112,17 +112,17 @@ def memory(folder: Path, count: int) -> dict[str, float]:
     """Peak memory in MiB over what the imports took, of a build and of a check, and their seconds."""
     numbers = iter(range(10**9))
 
-    def tiny(path: Path, picture: np.ndarray) -> None:
+    def tiny(path: Path, image: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(next(numbers).to_bytes(8, "little"))  # no two alike
 
     building.write_png = tiny
     before, start = peak(), time.perf_counter()
-    build(folder, [Simulated(count)], settings={}, space=None, plan=Plan(report=True))
+    build(folder, [Simulated(count)], settings={}, space=None, plan=FinalizePlan(report=True))
     built, seconds = peak(), time.perf_counter() - start
     rows = sum(1 for _ in stream_manifest(folder))
     assert rows == count, rows
-    sum(1 for _ in problems_of(folder))  # every picture is found to be none, which is a problem each
+    sum(1 for _ in problems_of(folder))  # every image is found to be none, which is a problem each
     return {"build": built - before, "verify": peak() - before, "seconds": seconds, "imports": before}
 
 
@@ -178,7 +178,7 @@ def main() -> None:
             rate[processes] = count * SHOTS / max(seconds)
         (base / "plain").mkdir()
         loop = count * SHOTS / measured(child("plain", base / "plain", count))[0]
-        note = f"{count * SHOTS} pictures of {SIDE} pixels; other: a plain loop that cannot be resumed"
+        note = f"{count * SHOTS} images of {SIDE} pixels; other: a plain loop that cannot be resumed"
         rows["throughput"] = row(rate[1], loop, rate[1] / loop, "pictures/s", note)
         cores = len(os.sched_getaffinity(0))
         note = f"ours with two processes, other with one; {cores} cores"
@@ -191,9 +191,7 @@ def main() -> None:
             note = f"ours {sizes[-1]} records, other {sizes[0]}; over the imports' {first['imports']:.0f} MiB: {growth}"
             rows[f"memory, {part}"] = row(total[0], total[1], total[1] / total[0], "MiB", note)
         per_second = sizes[-1] / last["seconds"]
-        rows["records"] = row(
-            per_second, None, None, "records/s", f"{sizes[-1]} simulated records, all but the pictures"
-        )
+        rows["records"] = row(per_second, None, None, "records/s", f"{sizes[-1]} simulated records, all but the images")
     for name, values in rows.items():
         other = "-" if values["other"] is None else f"{values['other']:.1f}"
         ratio = "-" if values["ratio"] is None else f"{values['ratio']:.2f}"

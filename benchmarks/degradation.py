@@ -1,10 +1,10 @@
-"""Pictures per second of our degradations against basicsr's functions in S3Diff's order, on one thread.
+"""Images per second of our degradations against basicsr's functions in S3Diff's order, on one thread.
 
 Both sides get the same recipes, drawn from configs/degradation/paper.yaml, and the same batches of four 512
-x 512 pictures; both run in this process, in turns, and what counts is processor time, so that what else the
+x 512 images; both run in this process, in turns, and what counts is processor time, so that what else the
 machine does matters little. The other side is Real-ESRGAN's pipeline as S3Diff runs it: kernels convolved in
 one grouped convolution of 21 x 21, noise and resize shared by the batch, the differentiable JPEG's
-exact-rounding form. Ours applies one recipe to each picture of the batch, kernels included, through the real
+exact-rounding form. Ours applies one recipe to each image of the batch, kernels included, through the real
 codec. basicsr is optional: without it, or where it does not import, our side is measured alone and the table
 says so. A scene of 12 million pixels is measured in a process of its own, for its peak memory; a spatially
 varying blur of 2048 x 2048 pixels has no other side.
@@ -43,14 +43,14 @@ from face2scene.degradation import (
     RestoreSize,
     Sinc,
     Space,
-    SpatialBlur,
+    SpatiallyVaryingBlur,
     apply_batch,
 )
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "degradation"
 LARGEST_KERNEL = 21
 SCENE = (3000, 4000)
-FIELD = SpatialBlur("aniso", 21, sigma_x=3.0, centre=0.3, sigma_y=1.0, theta_rad=0.2)
+FIELD = SpatiallyVaryingBlur("aniso", 21, sigma_x=3.0, centre=0.3, sigma_y=1.0, theta_rad=0.2)
 
 
 def configured(name: str) -> Space:
@@ -58,7 +58,7 @@ def configured(name: str) -> Space:
     return Space(**{key: value for key, value in values.items() if key != "_target_"})
 
 
-def pictures(count: int, side: int) -> Tensor:
+def images(count: int, side: int) -> Tensor:
     """Smooth shapes with fine texture: the cost of Poisson noise and JPEG depends on the content a little."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, side // 32, side // 32, generator=generator)
@@ -144,7 +144,7 @@ def main() -> None:
         return
     keep_freed_memory()  # both sides alike; a large scene is a little faster so, and takes a tenth more memory
 
-    batch = pictures(4, 512)
+    batch = images(4, 512)
     rng = np.random.default_rng(0)
     recipes = [configured("paper").draw(rng) for _ in range(10 if options.quick else 60)]
     other = load_basicsr()
@@ -163,7 +163,7 @@ def main() -> None:
 
     ours = len(recipes) * len(batch) / seconds["ours"]
     theirs_rate = len(recipes) * len(batch) / seconds["other"] if other else None
-    note = f"{len(recipes)} recipes of paper.yaml x 4 pictures of 512 x 512, one thread"
+    note = f"{len(recipes)} recipes of paper.yaml x 4 images of 512 x 512, one thread"
     if other:
         note += f"; largest difference of a channel's mean {max(mean_difference):.4f}"
     else:
@@ -177,7 +177,7 @@ def main() -> None:
     field = field_s(3)
     results = {
         "recipes_paper_512": row(ours, "pictures/s", note, theirs_rate),
-        "draw_paper": row(drawing, "ms a recipe", f"{drawing * ours / 10:.2g} % of applying it to one such picture"),
+        "draw_paper": row(drawing, "ms a recipe", f"{drawing * ours / 10:.2g} % of applying it to one such image"),
         "scene_12mp": row(
             large["slowest_s"],
             "s",
@@ -195,8 +195,8 @@ def main() -> None:
         ),
         "tiny_256": row(
             tiny_ms(60 if options.quick else 300),
-            "ms per picture",
-            "draw and apply one recipe of tiny.yaml to one 256 x 256 picture",
+            "ms per image",
+            "draw and apply one recipe of tiny.yaml to one 256 x 256 image",
         ),
     }
     print(f"{'measure':<20}{'ours':>10}{'basicsr':>10}{'ratio':>8}  unit")
@@ -251,7 +251,7 @@ def drawing_ms(count: int) -> float:
 
 def field_s(count: int) -> list[float]:
     """Seconds of a field of point-spread functions on 2048 x 2048; the first time it is taken apart too."""
-    recipe, image, seconds = Recipe((FIELD,)), pictures(1, 2048)[0], []
+    recipe, image, seconds = Recipe((FIELD,)), images(1, 2048)[0], []
     for _ in range(count):
         start = time.process_time()
         recipe.apply(image)
@@ -260,7 +260,7 @@ def field_s(count: int) -> list[float]:
 
 
 def tiny_ms(count: int) -> float:
-    space, image, rng = configured("tiny"), pictures(1, 256)[0], np.random.default_rng(1)
+    space, image, rng = configured("tiny"), images(1, 256)[0], np.random.default_rng(1)
     space.draw(rng).apply(image)
     start = time.process_time()
     for _ in range(count):

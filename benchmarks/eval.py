@@ -1,11 +1,11 @@
-"""Scoring: PSNR, SSIM, LPIPS, DISTS and FID of 100 pictures of 512 x 512, shared out to two processes, against
-a plain loop of pyiqa calls, picture by picture, with torch's own threads.
+"""Scoring: PSNR, SSIM, LPIPS, DISTS and FID of 100 images of 512 x 512, shared out to two processes, against
+a plain loop of pyiqa calls, image by image, with torch's own threads.
 
 Each side is a process of its own with its models loaded once, and both read the same PNGs and the same weights. Seconds
 are of the scoring; loading is a measure of its own. CPU seconds are there because a shared machine disturbs them less.
 The values of both sides must agree to 1e-5 (FID: of its size), or the benchmark fails.
 
-    python benchmarks/eval.py [--quick] [--pictures N] [--methods N] [--json FILE]
+    python benchmarks/eval.py [--quick] [--images N] [--methods N] [--json FILE]
 """
 
 import argparse
@@ -32,18 +32,18 @@ LAUNCH = Path(__file__).parents[1] / "configs/accelerate/cpu_two.yaml"
 TOLERANCE = 1e-5
 
 
-def draw(folder: Path, pictures: int, methods: int, side: int = 512) -> None:
-    """Truths with structure at every scale, and predictions that are blurred and noisy by different amounts."""
-    for number in range(pictures):
+def draw(folder: Path, images: int, methods: int, side: int = 512) -> None:
+    """Ground truths with structure at every scale, and predictions that are blurred and noisy by different amounts."""
+    for number in range(images):
         rng = np.random.default_rng(number)
-        truth = np.zeros((side, side, 3))
+        gt = np.zeros((side, side, 3))
         for cell in (4, 16, 64, 256):
             coarse = rng.random((cell, cell, 3)).repeat(side // cell, 0).repeat(side // cell, 1)
-            truth += coarse / 4
-        write_png(folder / "truth" / f"{number:04d}.png", truth.astype(np.float32))
+            gt += coarse / 4
+        write_png(folder / "truth" / f"{number:04d}.png", gt.astype(np.float32))
         for method in range(methods):
-            soft = (truth + np.roll(truth, 1, 0) + np.roll(truth, 1, 1)) / 3
-            made = np.clip(soft + rng.normal(0, 0.02 + 0.05 * rng.random(), truth.shape), 0, 1)
+            soft = (gt + np.roll(gt, 1, 0) + np.roll(gt, 1, 1)) / 3
+            made = np.clip(soft + rng.normal(0, 0.02 + 0.05 * rng.random(), gt.shape), 0, 1)
             write_png(folder / f"method_{method}" / f"{number:04d}.png", made.astype(np.float32))
 
 
@@ -114,9 +114,9 @@ def apart(first: dict, second: dict) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="six pictures")
+    parser.add_argument("--quick", action="store_true", help="six images")
     parser.add_argument("--pictures", type=int, default=100)
-    parser.add_argument("--methods", type=int, default=1, help="folders that are scored against the same truth")
+    parser.add_argument("--methods", type=int, default=1, help="folders that are scored against the same ground truth")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--side", choices=("plain", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -126,19 +126,19 @@ def main() -> None:
     if args.side:
         {"plain": plain, "ours": ours}[args.side](args.folder, args.out)
         return
-    pictures = 6 if args.quick else args.pictures
+    images = 6 if args.quick else args.images
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        draw(folder, pictures, args.methods)
+        draw(folder, images, args.methods)
         commands = {side: child(side, folder, folder / "out" / f"{side}.json") for side in ("ours", "plain")}
         parts = [read_json(path) for path in sorted((folder / "out").glob("ours.[0-9].json"))]
         theirs = read_json(folder / "out/plain.json")
         scores_apart = apart(theirs["values"], parts[0]["values"])
-    count = pictures * args.methods
-    what = f"{count} predictions of 512 x 512, {pictures} truths, {', '.join(KEYS)}"
+    count = images * args.methods
+    what = f"{count} predictions of 512 x 512, {images} ground truths, {', '.join(KEYS)}"
     measures = {
-        "scoring, wall": (max(p["wall"] for p in parts) / count, theirs["wall"] / count, "s a picture"),
-        "scoring, CPU": (sum(p["cpu"] for p in parts) / count, theirs["cpu"] / count, "s a picture"),
+        "scoring, wall": (max(p["wall"] for p in parts) / count, theirs["wall"] / count, "s an image"),
+        "scoring, CPU": (sum(p["cpu"] for p in parts) / count, theirs["cpu"] / count, "s an image"),
         "the whole command": (commands["ours"], commands["plain"], "s"),
     }
     found = {

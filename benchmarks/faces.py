@@ -1,14 +1,14 @@
 """Speed of face detection, and with `--recall` what is still found as photos get worse.
 
 Speed: a 12-megapixel photo on one core by `faces=open` against the same network run once on the whole photo, the way a
-detector is used out of the box; landmarks and identity per face; and a picture without any face, which takes every
+detector is used out of the box; landmarks and identity per face; and an image without any face, which takes every
 retry. Both sides run in this process, in turns, and the best of several runs counts.
 
 Recall: the packaged photos, reduced to 512 pixels as the method sees them, are degraded by the spaces of
-configs/degradation and by low light. Truth is what one search of the network, or of that of `--truth`, finds in the
-undamaged photo with a score of 0.8.
+configs/degradation and by low light. Ground truth is what one search of the network, or of that of `--gt`, finds in the
+clean photo with a score of 0.8.
 A face counts as found when the mean of its five landmarks lies within a third of a face; its landmark error is the mean
-distance of the five in percent of the face's side. Every other face is a false positive; photos and pictures without
+distance of the five in percent of the face's side. Every other face is a false positive; photos and images without
 people take part.
 
     python benchmarks/faces.py [--quick] [--json FILE] [--recall FOLDER] [--faces CONFIG] [--photos FOLDER]
@@ -29,16 +29,16 @@ from omegaconf import OmegaConf
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from face2scene.assets import catalogue as weights
+from face2scene.assets import catalogue
 from face2scene.common.files import atomic_write, write_json
-from face2scene.common.optional import need
+from face2scene.common.optional import import_optional
 from face2scene.common.types import Face
 from face2scene.faces.detect import Detector
 from face2scene.faces.identity import cosine
 from face2scene.image_io.arrays import list_images, read_image, resize, to_array, to_tensor
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-SIDE = 512  # of the pictures of the recall table
+SIDE = 512  # of the images of the recall table
 SPACES = ("clean", "mild", "paper", "severe", "low_light")
 
 
@@ -52,10 +52,10 @@ def detector(name: str, **options: object) -> Detector:
 
 def photos(folder: Path | None) -> dict[str, np.ndarray]:
     """The packaged photos with people by name, and those of `folder`."""
-    data = need("skimage.data", "dev", why="The astronaut photo")
+    data = import_optional("skimage.data", "dev", why="The astronaut photo")
     found = {"astronaut": data.astronaut().astype(np.float32) / 255}
-    places = [weights.folder(name) for name in ("photos_face_recognition", "photos_face_api")]
-    places += [weights.folder("photos_unsplash_people") / "scenes", *([folder] if folder else [])]
+    places = [catalogue.folder(name) for name in ("photos_face_recognition", "photos_face_api")]
+    places += [catalogue.folder("photos_unsplash_people") / "scenes", *([folder] if folder else [])]
     for place in places:
         for path in list_images(place):
             found[f"{place.name}/{path.name}"] = read_image(path)
@@ -63,8 +63,8 @@ def photos(folder: Path | None) -> dict[str, np.ndarray]:
 
 
 def scenery() -> dict[str, np.ndarray]:
-    """Pictures without people."""
-    data = need("skimage.data", "dev", why="Pictures without people")
+    """Images without people."""
+    data = import_optional("skimage.data", "dev", why="Images without people")
     return {name: getattr(data, name)().astype(np.float32) / 255 for name in ("coffee", "chelsea", "rocket")}
 
 
@@ -103,7 +103,7 @@ class Tally:
     false: int = 0
     described: int = 0
     same: int = 0
-    pictures: int = 0
+    images: int = 0
     seconds: float = 0.0
     errors: list[float] = field(default_factory=list)
 
@@ -112,19 +112,19 @@ class Tally:
             "faces": self.faces,
             "recall": self.found / max(self.faces, 1),
             "false_positives": self.false,
-            "pictures": self.pictures,
+            "pictures": self.images,
             "landmark_error_percent": 100 * float(np.median(self.errors)) if self.errors else None,
             "identity_kept": self.same / self.described if self.described else None,
-            "ms_per_picture": 1000 * self.seconds / max(self.pictures, 1),
+            "ms_per_picture": 1000 * self.seconds / max(self.images, 1),
         }
 
 
-def add(tally: Tally, truth: list[Face], found: list[Face], same_threshold: float) -> None:
+def add(tally: Tally, gt: list[Face], found: list[Face], same_threshold: float) -> None:
     """Pair found faces with true ones, nearest first, each once."""
-    tally.faces += len(truth)
-    tally.pictures += 1
+    tally.faces += len(gt)
+    tally.images += 1
     free = set(range(len(found)))
-    for face in truth:
+    for face in gt:
         middle = face.landmarks_5.mean(0)
         near = {n: np.linalg.norm(found[n].landmarks_5.mean(0) - middle) / face.size for n in free}
         best = min(near, key=near.__getitem__, default=None)
@@ -144,16 +144,16 @@ def add(tally: Tally, truth: list[Face], found: list[Face], same_threshold: floa
 def recall(
     variants: Mapping[str, Detector],
     reference: Detector,
-    pictures: Mapping[str, np.ndarray],
+    images: Mapping[str, np.ndarray],
     empty: Mapping[str, np.ndarray],
     spaces: Sequence[str],
     draws: int,
 ) -> dict:
-    """{variant: {space: row}}; every variant sees the same pictures."""
-    truth = {name: [f for f in reference.find(image) if f.score >= 0.8] for name, image in pictures.items()}
-    truth |= {name: [] for name in empty}
+    """{variant: {space: row}}; every variant sees the same images."""
+    gt = {name: [f for f in reference.find(image) if f.score >= 0.8] for name, image in images.items()}
+    gt |= {name: [] for name in empty}
     tallies = {name: {space: Tally() for space in spaces} for name in variants}
-    for name, image in tqdm([*pictures.items(), *empty.items()], desc="photos"):
+    for name, image in tqdm([*images.items(), *empty.items()], desc="photos"):
         for space in spaces:
             for draw in range(1 if space == "clean" else draws):
                 shown = degraded(image, space, draw)
@@ -161,7 +161,7 @@ def recall(
                     start = time.process_time()
                     found = finder.find(shown)
                     tallies[variant][space].seconds += time.process_time() - start
-                    add(tallies[variant][space], truth[name], found, finder.same_threshold)
+                    add(tallies[variant][space], gt[name], found, finder.same_threshold)
     return {name: {space: tally.row() for space, tally in rows.items()} for name, rows in tallies.items()}
 
 
@@ -211,7 +211,7 @@ def peak_mib(*, reset: bool = False) -> float:
 
 
 def twelve_megapixels(image: np.ndarray) -> np.ndarray:
-    """A photo enlarged to 4000 x 3000 (cut to the shape first), as a stand-in for a phone's picture."""
+    """A photo enlarged to 4000 x 3000 (cut to the shape first), as a stand-in for a phone's image."""
     height = min(image.shape[0], image.shape[1] * 3 // 4)
     cut = image[:height, : height * 4 // 3]
     large = F.interpolate(to_tensor(cut)[None], (3000, 4000), mode="bilinear", align_corners=False)
@@ -219,7 +219,7 @@ def twelve_megapixels(image: np.ndarray) -> np.ndarray:
 
 
 def speed(name: str, runs: int) -> dict[str, dict]:
-    photo = read_image(weights.folder("photos_face_api") / "sample5.jpg")
+    photo = read_image(catalogue.folder("photos_face_api") / "sample5.jpg")
     large = twelve_megapixels(photo)
     finder = detector(name, landmarks=False, identities=False)
     plain = (large * 255).round().astype(np.uint8)
@@ -277,13 +277,15 @@ def main() -> None:
     parser.add_argument("--recall", type=Path, help="write recall.md and recall.json into this folder instead")
     parser.add_argument("--faces", default="open", help="name of a config of configs/faces")
     parser.add_argument("--landmarks-only", action="store_true", help="--recall without identities, much faster")
-    parser.add_argument("--truth", help="config whose finds are the truth, with --landmarks-only (default: --faces)")
+    parser.add_argument(
+        "--truth", help="config whose finds are the ground truth, with --landmarks-only (default: --faces)"
+    )
     parser.add_argument("--spaces", nargs="+", default=SPACES, choices=SPACES, help="degradations of --recall")
     parser.add_argument("--draws", type=int, default=4, help="of every degradation for --recall")
     parser.add_argument("--photos", type=Path, help="more photos for --recall")
     options = parser.parse_args()
-    if options.truth and not options.landmarks_only:
-        parser.error("--truth needs --landmarks-only: identities of two networks cannot be compared.")
+    if options.gt and not options.landmarks_only:
+        parser.error("--ground truth needs --landmarks-only: identities of two networks cannot be compared.")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
@@ -297,11 +299,11 @@ def main() -> None:
             f"{options.faces}, second look": detector(options.faces, retries=[], **described),
             options.faces: detector(options.faces, **described),
         }
-        pictures = {name: within(image, SIDE) for name, image in photos(options.photos).items()}
+        images = {name: within(image, SIDE) for name, image in photos(options.photos).items()}
         empty = {name: within(image, SIDE) for name, image in scenery().items()}
-        reference = detector(options.truth or options.faces, **plain, **described)
+        reference = detector(options.gt or options.faces, **plain, **described)
         results = recall(
-            variants, reference, pictures, empty, options.spaces, draws=1 if options.quick else options.draws
+            variants, reference, images, empty, options.spaces, draws=1 if options.quick else options.draws
         )
         table = as_markdown(results)
         print(table)

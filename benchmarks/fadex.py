@@ -1,8 +1,9 @@
-"""FaDeX's training step, with the damage and the pairs made for it and without, against DASR's way to make a batch.
+"""FaDeX's training step, with the degradation and the pairs made for it and without, against DASR's way to make a
+batch.
 
-Ours damages the pictures of one operator together and takes the others of its step as positives. DASR's way, at the
-same number of pictures and with the same encoder, loss and restored faces: every picture has an operator of its own and
-is cropped twice, each view is damaged by itself, and the other view is the only positive. Both sides run in this
+Ours degradations the images of one operator together and takes the others of its step as positives. DASR's way, at the
+same number of images and with the same encoder, loss and restored faces: every image has an operator of its own and
+is cropped twice, each view is degraded by itself, and the other view is the only positive. Both sides run in this
 process, in turns, and the fastest turn counts. `--variants` times the step alone in other memory layouts and
 precisions and with torch.compile; `--loader N` counts how long a training waits for N workers (wall time, so on a
 machine that does nothing else).
@@ -30,27 +31,27 @@ from torch import Tensor
 
 from face2scene.common.files import write_json
 from face2scene.common.memory import keep_freed_memory
-from face2scene.common.optional import need
+from face2scene.common.optional import import_optional
 from face2scene.common.reproducibility import REPOSITORY, seed_from
 from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy
 from face2scene.image_io.arrays import write_png
 from face2scene.models.fadex import MoCo
 from face2scene.train.dataloader import batches
 
-PICTURES = 24
+IMAGES = 24
 
 
 def drawn(folder: Path) -> tuple[list[Path], list[tuple[int, int, int, int]]]:
     """One packaged portrait, moved about, and the face in each copy."""
-    photo = need("skimage.data", "dev", why="The astronaut photo").astronaut().astype(np.float32) / 255
-    paths = [folder / f"{number:02d}.png" for number in range(PICTURES)]
+    photo = import_optional("skimage.data", "dev", why="The astronaut photo").astronaut().astype(np.float32) / 255
+    paths = [folder / f"{number:02d}.png" for number in range(IMAGES)]
     for number, path in enumerate(paths):
         write_png(path, np.roll(photo, 7 * number, axis=1))
-    return paths, [(150, 50, 350, 250)] * PICTURES
+    return paths, [(150, 50, 350, 250)] * IMAGES
 
 
 class TwoViews(FacePairBatches):
-    """DASR's batch: as many pictures, each with its own operator and seen in two crops, damaged one by one."""
+    """DASR's batch: as many images, each with its own operator and seen in two crops, degraded one by one."""
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng(seed_from(self.seed, "two views", index))
@@ -59,15 +60,15 @@ class TwoViews(FacePairBatches):
         }
         labels = []
         crop, inner = self.crop, slice(self.margin, self.margin + self.crop)
-        for _ in range(self.operators * self.pictures):
+        for _ in range(self.operators * self.images):
             recipe = self.space.draw(rng)
             number = int(rng.integers(len(self.paths)))
             labels.append(int(recipe.key, 16) >> 1)
             for turn, view in enumerate(("query", "key")):
-                truth, _ = self._tile(number, crop, rng)
-                damaged = recipe.with_noise_seed(seed_from(index, len(labels), turn)).apply(truth)
-                views[f"{view}_restored"].append(self.restore(truth, damaged, rng)[..., inner, inner])
-                views[f"{view}_degraded"].append(damaged[..., inner, inner])
+                gt, _ = self._tile(number, crop, rng)
+                degraded = recipe.with_noise_seed(seed_from(index, len(labels), turn)).apply(gt)
+                views[f"{view}_restored"].append(self.restore(gt, degraded, rng)[..., inner, inner])
+                views[f"{view}_degraded"].append(degraded[..., inner, inner])
         return {name: torch.stack(rows) for name, rows in views.items()} | {"labels": torch.tensor(labels)}
 
 
@@ -94,7 +95,7 @@ def step(moco: MoCo, optimizer: torch.optim.Optimizer, batch: Mapping[str, Tenso
     optimizer.zero_grad()
     moco.loss(contrast).backward()
     optimizer.step()
-    moco.advance(contrast.keys, contrast.labels)
+    moco.update(contrast.keys, contrast.labels)
 
 
 def fastest(ways: Mapping[str, Callable[[int], Any]], turns: int) -> dict[str, float]:
@@ -145,15 +146,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths, boxes = drawn(Path(folder))
         # one crop size, so that every step is alike
-        crop, pictures = next(iter((settings.buckets or {settings.crop: settings.pictures}).items()))
+        crop, images = next(iter((settings.buckets or {settings.crop: settings.images}).items()))
         shared = {
             "space": instantiate(cfg.degradation, _convert_="all"),
-            "restore": RestoredBy(instantiate(cfg.ref_fr, _convert_="all"), settings.truth_share),
-            **{"operators": settings.operators, "pictures": int(pictures), "crop": int(crop)},
+            "restore": RestoredBy(instantiate(cfg.ref_fr, _convert_="all"), settings.gt_share),
+            **{"operators": settings.operators, "images": int(images), "crop": int(crop)},
             **{"margin": settings.margin, "augment": settings.augment, "seed": 0},
         }
         ours, other = FacePairBatches(paths, boxes, **shared), TwoViews(paths, boxes, **shared)
-        faces = 2 * settings.operators * int(pictures)
+        faces = 2 * settings.operators * int(images)
         moco, optimizer = trainer(cfg, channels_last=settings.channels_last)
         theirs, their_optimizer = trainer(cfg, channels_last=settings.channels_last)
         note = f"{faces} faces of {crop} pixels, fadex={options.fadex} train={options.train}, one thread"
@@ -180,7 +181,7 @@ def main() -> None:
             return {"ours": rates[0], "other": rates[1], "ratio": rates[0] / rates[1], "unit": "faces/s", "note": note}
 
         rows["with_data"] = row("ours", "other", note)
-        rows["data_alone"] = row("data", "other data", "pairs drawn, damaged, restored: what one worker makes")
+        rows["data_alone"] = row("data", "other data", "pairs drawn, degraded, restored: what one worker makes")
         rows["step_alone"] = row("step", "other step", "forward, backward, optimiser, key encoder and queue")
         if options.variants:
             kinds = {

@@ -1,13 +1,13 @@
-"""Twelve held-out photos at four strengths of damage: how much better does a restorer make them?
+"""Twelve held-out photos at four strengths of degradation: how much better does a restorer make them?
 
     python benchmarks/photos.py [--ours FOLDER] [--other FOLDER] [--real-esrgan] [--quick] [--json FILE]
-        [--pictures FOLDER] [--size 512]
+        [--images FOLDER] [--size 512]
 
 `--ours` is a folder as `Face2ScenePipeline.from_pretrained` reads it (default: checkpoints/tiny), `--other` another one
 to compare with, `--real-esrgan` the packaged x4plus on a quarter of the size. Without references, as a stranger's photo
-is restored. PSNR in dB and LPIPS (AlexNet, v0.1), means over the photos; `--pictures` writes every photo's row (input,
-ours, other, truth) at full size. The photos are in no training set: six scenes of photos_face_api, three portraits
-(skimage, matplotlib, photos_face_recognition) and three pictures of things (skimage, scikit-learn).
+is restored. PSNR in dB and LPIPS (AlexNet, v0.1), means over the photos; `--images` writes every photo's row (input,
+ours, other, ground truth) at full size. The photos are in no training set: six scenes of photos_face_api, three
+portraits (skimage, matplotlib, photos_face_recognition) and three images of things (skimage, scikit-learn).
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from face2scene.assets import catalogue as weights
+from face2scene.assets import catalogue
 from face2scene.common.files import write_json
 from face2scene.common.memory import keep_freed_memory
 from face2scene.common.reproducibility import REPOSITORY
@@ -34,7 +34,7 @@ from face2scene.models.restorer.perceptual import Perceptual
 Method = Callable[[Tensor], Tensor]  # (3, H, W) in [0, 1] to the same
 
 
-def damage(sigma: float, factor: float, noise: float, quality: int) -> Recipe:
+def degradation(sigma: float, factor: float, noise: float, quality: int) -> Recipe:
     """Blur, shrink, noise in grey levels, JPEG, back to the size."""
     shrunk = [Resize(factor), GaussianNoise(noise), Jpeg(quality), RestoreSize()]
     steps = shrunk if factor < 1 else shrunk[1:3]
@@ -43,13 +43,13 @@ def damage(sigma: float, factor: float, noise: float, quality: int) -> Recipe:
 
 DAMAGES = {
     "none": Recipe((), noise_seed=0),
-    "mild": damage(0.7, 1.0, 4, 85),
-    "medium": damage(1.4, 0.5, 8, 60),
-    "strong": damage(2.2, 0.25, 12, 40),
+    "mild": degradation(0.7, 1.0, 4, 85),
+    "medium": degradation(1.4, 0.5, 8, 60),
+    "strong": degradation(2.2, 0.25, 12, 40),
 }
 # What is to be reached: dB (at `none` of the result, else gained over the input) and LPIPS at most.
 GOALS = {"none": (40.0, 0.01), "mild": (1.0, 0.085), "medium": (1.2, 0.20), "strong": (1.0, 0.30)}
-UNTOUCHED = 60.0  # dB that a picture without any error counts
+UNTOUCHED = 60.0  # dB that an image without any error counts
 
 
 def photos(size: int) -> dict[str, Tensor]:
@@ -58,19 +58,19 @@ def photos(size: int) -> dict[str, Tensor]:
     import skimage.data
     import sklearn
 
-    files = {f"sample{n}": weights.folder("photos_face_api") / f"sample{n}.jpg" for n in range(1, 7)}
+    files = {f"sample{n}": catalogue.folder("photos_face_api") / f"sample{n}.jpg" for n in range(1, 7)}
     files["hopper"] = Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"
-    files["obama"] = weights.folder("photos_face_recognition") / "obama.jpg"
+    files["obama"] = catalogue.folder("photos_face_recognition") / "obama.jpg"
     files["china"] = Path(sklearn.__file__).parent / "datasets/images/china.jpg"
     loaded = {name: Image.open(file).convert("RGB") for name, file in files.items()}
     for name in ("astronaut", "coffee", "chelsea"):
         loaded[name] = Image.fromarray(getattr(skimage.data, name)())
-    return {name: to_tensor(np.asarray(_shrunk(picture, size))) for name, picture in loaded.items()}
+    return {name: to_tensor(np.asarray(_shrunk(image, size))) for name, image in loaded.items()}
 
 
-def _shrunk(picture: Image.Image, size: int) -> Image.Image:
-    factor = min(1.0, size / max(picture.size))
-    return picture.resize([round(side * factor) for side in picture.size], Image.Resampling.LANCZOS)
+def _shrunk(image: Image.Image, size: int) -> Image.Image:
+    factor = min(1.0, size / max(image.size))
+    return image.resize([round(side * factor) for side in image.size], Image.Resampling.LANCZOS)
 
 
 def pipeline(folder: Path) -> Method:
@@ -80,25 +80,25 @@ def pipeline(folder: Path) -> Method:
 
 
 def measured(methods: dict[str, Method], size: int, quick: bool, folder: Path | None) -> dict[str, dict[str, list]]:
-    """Of every damage and method: (PSNR, LPIPS, seconds) of each photo."""
+    """Of every degradation and method: (PSNR, LPIPS, seconds) of each photo."""
     perceptual = Perceptual("alex")
-    found: dict[str, dict[str, list]] = {damage: {name: [] for name in methods} for damage in DAMAGES}
+    found: dict[str, dict[str, list]] = {degradation: {name: [] for name in methods} for degradation in DAMAGES}
     chosen = photos(size)
-    for name, truth in list(chosen.items())[:: 4 if quick else 1]:
+    for name, gt in list(chosen.items())[:: 4 if quick else 1]:
         for strength, recipe in DAMAGES.items():
-            image = recipe.apply(truth).mul(255).round().div(255)
+            image = recipe.apply(gt).mul(255).round().div(255)
             row = []
             for title, method in methods.items():
                 start = perf_counter()
                 output = method(image).clamp(0, 1).mul(255).round().div(255)
                 seconds = perf_counter() - start
-                error = (output - truth).square().mean().clamp_min(10 ** (-UNTOUCHED / 10))
+                error = (output - gt).square().mean().clamp_min(10 ** (-UNTOUCHED / 10))
                 with torch.no_grad():
-                    lpips = perceptual(output[None] * 2 - 1, truth[None] * 2 - 1).item()
+                    lpips = perceptual(output[None] * 2 - 1, gt[None] * 2 - 1).item()
                 found[strength][title].append((name, -10 * error.log10().item(), lpips, seconds))
                 row.append(output)
             if folder:
-                write_png(folder / f"{strength}_{name}.png", to_array(torch.cat([*row, truth], 2)))
+                write_png(folder / f"{strength}_{name}.png", to_array(torch.cat([*row, gt], 2)))
     return found
 
 
@@ -121,7 +121,7 @@ def main() -> None:
     if arguments.real_esrgan:
         esrgan = RealESRGANx4(device="cpu")
         methods["Real-ESRGAN x4plus"] = lambda image: esrgan(image, 1)
-    found = measured(methods, arguments.size, arguments.quick, arguments.pictures)
+    found = measured(methods, arguments.size, arguments.quick, arguments.images)
     rows = {}
     for strength, by_method in found.items():
         means = {title: np.mean([one[1:] for one in ones], axis=0) for title, ones in by_method.items()}
@@ -131,7 +131,7 @@ def main() -> None:
         worst = min(ours[1] - given[1] for ours, given in zip(by_method["ours"], by_method["input"], strict=True))
         print(f"{strength:8}{told}   goal {goal:.2f} dB {lpips:.3f}   worst photo {worst:+.2f} dB", flush=True)
         last = list(means)[-1]  # the other side is what was named last, else the input
-        note = f"{len(by_method['ours'])} photos of {arguments.size} pixels, damage {strength}"
+        note = f"{len(by_method['ours'])} photos of {arguments.size} pixels, degradation {strength}"
         for place, (name, unit) in enumerate((("PSNR", "dB"), ("LPIPS", ""), ("seconds", "s a photo"))):
             ours, other = float(means["ours"][place]), float(means[last if last != "ours" else "input"][place])
             ratio = (ours / other if name == "PSNR" else other / ours) if ours and other else None

@@ -1,9 +1,9 @@
-"""A folder of pictures through the pipeline, and one large picture.
+"""A folder of images through the pipeline, and one large image.
 
-    python benchmarks/pipeline.py [--quick] [--json FILE] [--pictures 20] [--size 512] [--megapixels 12] [--device cuda]
+    python benchmarks/pipeline.py [--quick] [--json FILE] [--images 20] [--size 512] [--megapixels 12] [--device cuda]
 
 Ours is `restore_folder`, which reads, restores and writes at once. The other side is the plain loop around the same
-pipeline: read a picture, restore it, write it, take the next. `--megapixels N` also restores one picture of that size
+pipeline: read an image, restore it, write it, take the next. `--megapixels N` also restores one image of that size
 in a process of its own and says what memory it took at most; on a CPU with the tiny model that takes minutes.
 """
 
@@ -26,10 +26,10 @@ from face2scene.common.reproducibility import REPOSITORY
 from face2scene.image_io.photos import Photo, read_photo, write_photo
 from face2scene.inference.batch import restore_folder
 from face2scene.inference.pipeline import Face2ScenePipeline
-from face2scene.inference.tasks import find_jobs
+from face2scene.inference.tasks import find_tasks
 
 
-def pictures(folder: Path, count: int, size: int) -> Path:
+def images(folder: Path, count: int, size: int) -> Path:
     """Noisy waves, as 16-bit TIFF files: slow to unpack and to pack, as camera files are."""
     folder.mkdir(parents=True)
     y, x = np.mgrid[:size, :size] / size
@@ -56,7 +56,7 @@ def one_by_one(pipeline: Face2ScenePipeline, folder: Path, output: Path) -> tupl
 
 
 def large(megapixels: float, device: str, tile: str) -> dict[str, float]:
-    """One large picture: seconds and MiB, of this process."""
+    """One large image: seconds and MiB, of this process."""
     pipeline = load(device).enable_tiling("auto" if tile == "auto" else int(tile))
     height = round((megapixels * 1e6 * 3 / 4) ** 0.5)
     small = torch.rand(1, 3, 192, 256, generator=torch.Generator().manual_seed(0))
@@ -76,7 +76,7 @@ def load(device: str) -> Face2ScenePipeline:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="six small pictures")
+    parser.add_argument("--quick", action="store_true", help="six small images")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--pictures", type=int, default=20)
     parser.add_argument("--size", type=int, default=512)
@@ -90,24 +90,24 @@ def main() -> None:
     if arguments.only_large:
         print(json.dumps(large(arguments.megapixels, arguments.device, arguments.tile)))
         return
-    count, size = (6, 96) if arguments.quick else (arguments.pictures, arguments.size)
+    count, size = (6, 96) if arguments.quick else (arguments.images, arguments.size)
 
     start = perf_counter()
     pipeline = load(arguments.device)
     loaded = perf_counter() - start
     rows = {"model load": row(loaded, None, "s", "the tiny model; imports are not in it")}
     with TemporaryDirectory(prefix="face2scene-") as place:
-        folder = pictures(Path(place) / "in", count, size)
+        folder = images(Path(place) / "in", count, size)
         first, second = sorted(folder.iterdir())[:2]
         seconds = []
         for path in (first, second):
             start = perf_counter()
             pipeline(path)
             seconds.append(perf_counter() - start)
-        rows["second picture"] = row(seconds[1], loaded + seconds[0], "s", "other: the first one, with the load")
+        rows["second image"] = row(seconds[1], loaded + seconds[0], "s", "other: the first one, with the load")
         models, wall = one_by_one(pipeline, folder, Path(place) / "plain")
-        outcome = restore_folder(pipeline, find_jobs(folder), Path(place) / "out")
-        note = f"{count} pictures of {size} x {size}, 16-bit TIFF to 16-bit PNG, {arguments.device}"
+        outcome = restore_folder(pipeline, find_tasks(folder), Path(place) / "out")
+        note = f"{count} images of {size} x {size}, 16-bit TIFF to 16-bit PNG, {arguments.device}"
         rows["folder"] = row(outcome.seconds, wall, "s", note)
         ours, other = outcome.seconds_models / outcome.seconds, models / wall
         rows["share in models"] = row(ours, other, "of wall time", note, more=True)
@@ -117,10 +117,8 @@ def main() -> None:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
         note = f"{arguments.megapixels:g} million pixels, {found['tiles']}, {arguments.device}"
-        rows["large picture"] = row(found["seconds"], None, "s", note)
-        rows["large picture, peak"] = row(
-            found["mib"], None, "MiB", f"{found['before_mib']:.0f} before it began; {note}"
-        )
+        rows["large image"] = row(found["seconds"], None, "s", note)
+        rows["large image, peak"] = row(found["mib"], None, "MiB", f"{found['before_mib']:.0f} before it began; {note}")
     print(f"{'measure':24}{'ours':>12}{'other':>12}{'ratio':>8}  unit")
     for name, value in rows.items():
         other = "-" if value["other"] is None else f"{value['other']:.2f}"

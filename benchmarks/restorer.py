@@ -1,13 +1,13 @@
-"""Restoring one picture and training one step: ours against S3Diff run the published way, on the same base and machine.
+"""Restoring one image and training one step: ours against S3Diff run the published way, on the same base and machine.
 
 Restoring. Ours is FaDeX on one face, MapNet and the one-step restorer as the pipeline runs it: merged LoRAs, doublings
 folded into their convolutions, both prompts in one call and encoded beforehand. The other side is `restorer=s3diff` as
 its release runs it: float32, LoRAs modulated in every call, two UNet calls one after the other, both prompts encoded
-for every picture, a quarter-size input enlarged by 4. Stage I is on neither side. Both get the same random base; one
+for every image, a quarter-size input enlarged by 4. Stage I is on neither side. Both get the same random base; one
 after the other, in this process, the fastest of --repeat runs.
 
 Training. One step of `train.loop` with `order=one_forward` against `order=published` (two restorations, four optimiser
-steps), the same restorer, critic, batch and precision, in turns.
+steps), the same restorer, discriminator, batch and precision, in turns.
 
     python benchmarks/restorer.py [--quick] [--size 512] [--device cpu] [--repeat 1] [--json FILE]
         [--precisions fp32,bf16] [--cpu-seconds] [--only restore|train]
@@ -36,8 +36,8 @@ from face2scene.common.memory import keep_freed_memory, release_freed_memory
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.models.fadex import FaDeX
 from face2scene.models.mapnet import MapNet
-from face2scene.models.restorer.base_model import Base
-from face2scene.models.restorer.discriminator import VIT_B16, Critic, load_features
+from face2scene.models.restorer.base_model import DiffusionBase
+from face2scene.models.restorer.discriminator import VIT_B16, Discriminator, load_features
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.random_base import SD_TURBO, networks
 from face2scene.models.s3diff import model as s3diff
@@ -59,7 +59,7 @@ NARROW = {
 }
 
 
-def random_base(*, narrow: bool) -> Base:
+def random_base(*, narrow: bool) -> DiffusionBase:
     """SD 2.1's networks with random weights; `narrow` has a fifth of the channels and two text layers."""
     torch.manual_seed(0)
     shapes = {part: dict(config) | (NARROW[part] if narrow else {}) for part, config in SD_TURBO.items()}
@@ -68,7 +68,7 @@ def random_base(*, narrow: bool) -> Base:
     alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
     for network in (vae, unet, text_encoder):
         network.eval().requires_grad_(False)
-    return Base(vae, unet, text_encoder, tokenizer, alphas, "epsilon")
+    return DiffusionBase(vae, unet, text_encoder, tokenizer, alphas, "epsilon")
 
 
 class Stages:
@@ -167,15 +167,20 @@ def train_rows(options: argparse.Namespace, device: torch.device, clock: Callabl
     del base
     restorer.checkpoint_gradients()
     vit = {"hidden_size": 96, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 384}
-    critic = Critic(load_features((vit if options.quick else VIT_B16) | {"image_size": 224, "patch_size": 16}))
-    batch = {name: torch.rand(1, 3, crop, crop, device=device) for name in ("image", "truth", "target")}
+    discriminator = Discriminator(
+        load_features((vit if options.quick else VIT_B16) | {"image_size": 224, "patch_size": 16})
+    )
+    batch = {name: torch.rand(1, 3, crop, crop, device=device) for name in ("image", "gt", "target")}
     batch |= {name: torch.rand(1, 8, 32, 32, device=device) for name in ("restored", "degraded")}
     batch |= {"negative": torch.tensor([False], device=device), "drop": torch.tensor([False], device=device)}
     batch["seed"] = torch.tensor([0])
     accelerator = Accelerator(cpu=device.type == "cpu")
     near, faces, settings = Nearness(), _Faces(), {"lr": 2e-5, "device": device, "about": {}}
     orders = ("one_forward", "published")
-    tasks = {o: RestorerTask(restorer, faces, near, None, [], critic=critic, order=o, **settings) for o in orders}
+    tasks = {
+        o: RestorerTask(restorer, faces, near, None, [], discriminator=discriminator, order=o, **settings)
+        for o in orders
+    }
     seconds, memory = dict.fromkeys(orders, float("inf")), {}
     for turn in range(options.repeat + (not options.no_warm_up)):
         for order, task in tasks.items():
@@ -187,7 +192,7 @@ def train_rows(options: argparse.Namespace, device: torch.device, clock: Callabl
                 spent = clock() - start
             if turn or options.no_warm_up:
                 seconds[order] = min(seconds[order], spent)
-                memory[order] = weights_mib(restorer, critic, near) + peak[0] if peak else None
+                memory[order] = weights_mib(restorer, discriminator, near) + peak[0] if peak else None
     note = f"one_forward, published; a step of one {crop} x {crop} crop, fp32, gradient checkpointing; {what}"
     return {
         "train_step": row(seconds["one_forward"], seconds["published"], "s", note),
@@ -205,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the table here")
     parser.add_argument("--quick", action="store_true", help="a narrow base at 256 pixels, under a minute")
-    parser.add_argument("--size", type=int, help="side of the restored picture; a multiple of 256")
+    parser.add_argument("--size", type=int, help="side of the restored image; a multiple of 256")
     parser.add_argument("--repeat", type=int, default=1, help="timed runs, of which the fastest counts")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precisions", default="fp32,bf16", help="leave bf16 out where the processor has none")
@@ -233,7 +238,7 @@ def main() -> None:
 def build_ours(
     options: argparse.Namespace, device: torch.device, size: int
 ) -> tuple[nn.Module, tuple[nn.Module, ...], Callable[[], Tensor]]:
-    """Our restorer, all that is held in memory for it, and what restores one picture."""
+    """Our restorer, all that is held in memory for it, and what restores one image."""
     encoder = OmegaConf.to_container(OmegaConf.load(REPOSITORY / "configs/fadex/paper.yaml").encoder)
     fadex = FaDeX(**{k: v for k, v in encoder.items() if k != "_target_"}).eval().to(device)
     mapnet = MapNet(in_channels=256, channels=512, heads=8, width=1024)
@@ -271,7 +276,7 @@ def build_other(
 
 
 def restore_rows(options: argparse.Namespace, device: torch.device, clock: Callable[[], float], what: str) -> dict:
-    """Restoring one picture, by stage, ours and S3Diff's."""
+    """Restoring one image, by stage, ours and S3Diff's."""
     size = options.size or (256 if options.quick else 512)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     precisions = {name: dtypes[name] for name in options.precisions.split(",")}

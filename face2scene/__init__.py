@@ -1,3 +1,3 @@
-"""Face2Scene: the face in a damaged photo measures the damage, and the whole photo is restored with it."""
+"""Face2Scene: the face in a degraded photo measures the degradation, and the whole photo is restored with it."""
 
 __version__ = "0.1.0"

@@ -4,7 +4,7 @@ import logging
 
 from omegaconf import DictConfig
 
-from face2scene.cli.app import Instrument, Page, build, launch
+from face2scene.cli.app import AppController, DegradationReadout, build, launch
 from face2scene.cli.command_line import script
 from face2scene.cli.pipeline_config import pipeline_of
 
@@ -14,9 +14,9 @@ def main(cfg: DictConfig) -> None:
     """Load the models once and serve until Ctrl-C."""
     logging.getLogger("face2scene").setLevel(logging.INFO)
     pipeline = pipeline_of(cfg)
-    instrument = Instrument(**cfg.readout) if cfg.readout else None
+    instrument = DegradationReadout(**cfg.readout) if cfg.readout else None
     guidance = pipeline.restorer.guidance if cfg.guidance is None else cfg.guidance
-    blocks = build(Page(pipeline, instrument, seed=cfg.seed), guidance=guidance)
+    blocks = build(AppController(pipeline, instrument, seed=cfg.seed), guidance=guidance)
     launch(blocks, **{name: cfg[name] for name in ("host", "port", "waiting", "largest_mb")})
 
 

@@ -16,15 +16,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from face2scene.cli.command_line import script
-from face2scene.data.building.build import Source, build
+from face2scene.data.building.build import ImageSource, build
 from face2scene.data.building.filters import thresholds
-from face2scene.data.building.finalize import Plan, Selection
+from face2scene.data.building.finalize import FinalizePlan, Selection
 from face2scene.data.building.identity_clusters import Grouping
 from face2scene.data.sources.photo_folder import Photos
 from face2scene.eval.metrics.registry import METRICS, Pyiqa
 from face2scene.faces.detect import Detector
 
-# What the pictures do not depend on; two builds that differ only here are the same build.
+# What the images do not depend on; two builds that differ only here are the same build.
 _FREE = ("root", "overwrite", "name", "jsonl", "quarantine_exit")
 
 
@@ -65,7 +65,7 @@ def main(cfg: DictConfig) -> None:
         sys.exit(data.get("quarantine_exit", 0))
 
 
-def _sources(data: DictConfig, detector: Detector, metric: Callable[[str], Any]) -> list[Source]:
+def _sources(data: DictConfig, detector: Detector, metric: Callable[[str], Any]) -> list[ImageSource]:
     common = {"size": data.size, "reference_size": data.reference_size, "detector": detector}
     sources = []
     for source in filter(None, (data.get("sources") or {}).values()):
@@ -86,14 +86,14 @@ def _sources(data: DictConfig, detector: Detector, metric: Callable[[str], Any])
     return sources
 
 
-def _plan(data: DictConfig, sources: list[Source], detector: Detector) -> Plan:
+def _plan(data: DictConfig, sources: list[ImageSource], detector: Detector) -> FinalizePlan:
     stages = [stage for source in sources for stage in getattr(source, "stages", ())]
     plain = OmegaConf.to_container(data, resolve=True)
     selection, grouping = plain.get("selection"), plain.get("grouping")
     if grouping:
         threshold = grouping.pop("threshold", None)
         grouping = Grouping(detector.same_threshold if threshold is None else threshold, **grouping)
-    return Plan(
+    return FinalizePlan(
         max_references=data.max_references,
         reference_threshold=data.reference_threshold,
         selection=Selection(**selection) if selection else None,

@@ -10,7 +10,7 @@ from face2scene.cli.command_line import script
 from face2scene.common.files import atomic_write, read_json
 from face2scene.eval.reports.quickstart import quickstart_report
 from face2scene.eval.reports.table_page import printed_table
-from face2scene.eval.scoring.score import score_folder, truth_of
+from face2scene.eval.scoring.score import gt_of, score_folder
 from face2scene.eval.tables.render import markdown, row_from_scores
 
 CONFIGS = ROOTS / "eval"
@@ -27,12 +27,12 @@ def _predictions(cfg: DictConfig, run: Path) -> None:
         torch.set_num_threads(cfg.threads)
     scores = score_folder(
         cfg.predictions,
-        None if cfg.truth is None else truth_of(cfg.truth, cfg.split),
+        None if cfg.gt is None else gt_of(cfg.gt, cfg.split),
         tuple(cfg.metrics),
         run,
         device=state.device if state.num_processes > 1 else cfg.device,
         batch_pixels=cfg.batch_pixels,
-        boxes=None if cfg.truth is None else boxes_of(cfg.truth, cfg.split, cfg.boxes),
+        boxes=None if cfg.gt is None else boxes_of(cfg.gt, cfg.split, cfg.boxes),
         regions=tuple(cfg.regions),
         rank=state.process_index,
         processes=state.num_processes,
@@ -46,7 +46,7 @@ def _predictions(cfg: DictConfig, run: Path) -> None:
     print(markdown(rows, columns))
     for key, reason in scores["not_measured"].items():
         print(f"{key}: not measured, {reason}")
-    print(f"per picture: {run / 'scores.csv'}; means, intervals and protocol: {run / 'scores.json'}")
+    print(f"per image: {run / 'scores.csv'}; means, intervals and protocol: {run / 'scores.json'}")
     if not all(part["complete"] for part in (scores, *scores.get("regions", {}).values())):
         sys.exit(1)
 
@@ -94,12 +94,12 @@ def _report(cfg: DictConfig, run: Path) -> None:
         sys.exit(f"There is no report {cfg.report!r}: choose quickstart or gallery (option report).")
     from face2scene.eval.reports.gallery import write_report
 
-    if cfg.truth is None or not cfg.methods:
-        sys.exit("A gallery needs truth=FOLDER and methods=[RUN,...] or methods={TITLE: RUN}, scored before.")
+    if cfg.gt is None or not cfg.methods:
+        sys.exit("A gallery needs gt=FOLDER and methods=[RUN,...] or methods={TITLE: RUN}, scored before.")
     methods = OmegaConf.to_container(cfg.methods)
     methods = methods if isinstance(methods, dict) else {Path(name).name: name for name in methods}
     folders = {title: Path(cfg.paths.runs) / name for title, name in methods.items()}
-    print(write_report(run, folders, truth_of(cfg.truth, cfg.split), title=cfg.name))
+    print(write_report(run, folders, gt_of(cfg.gt, cfg.split), title=cfg.name))
 
 
 def _probe(cfg: DictConfig, run: Path) -> None:
@@ -108,7 +108,7 @@ def _probe(cfg: DictConfig, run: Path) -> None:
     from face2scene.eval.probe.report import summary
 
     print(summary(instantiate(cfg.probe, _convert_="all")(run)))
-    print(f"all numbers: {run / 'probe.json'}, {run / 'probe.csv'}; picture: {run / 'images/probe.png'}")
+    print(f"all numbers: {run / 'probe.json'}, {run / 'probe.csv'}; image: {run / 'images/probe.png'}")
 
 
 # --- what a restoration costs; networks are imported here, so that scores and tables do without ---------------
@@ -130,16 +130,16 @@ def _models(cfg: DictConfig, model: str) -> tuple:
 
 
 def _complexity(cfg: DictConfig, run: Path) -> None:
-    from face2scene.eval.cost import complexity as cost
+    from face2scene.eval.cost import complexity
 
     options = {key: cfg.cost[key] for key in ("sizes", "face", "warmup", "repeats")}
     paper = cfg.complexity == "paper"
-    counted = cost.paper_models("meta", ranks=(0, 0)) if paper else None  # LoRAs are merged in use
-    models = cost.paper_models("meta") if paper and not cfg.cost.timed else _models(cfg, cfg.complexity)
+    counted = complexity.paper_models("meta", ranks=(0, 0)) if paper else None  # LoRAs are merged in use
+    models = complexity.paper_models("meta") if paper and not cfg.cost.timed else _models(cfg, cfg.complexity)
     titles = {"tiny": "the shipped tiny weights", "paper": "SD 2.1's size, random weights"}
-    found = cost.complexity(*models, model=titles[cfg.complexity], counted=counted, **options)
-    cost.write(found, run)
-    print(cost.table(found))
+    found = complexity.complexity(*models, model=titles[cfg.complexity], counted=counted, **options)
+    complexity.write(found, run)
+    print(complexity.table(found))
 
 
 def _measure_figure_5(cfg: DictConfig, run: Path) -> None:
@@ -151,7 +151,7 @@ def _measure_figure_5(cfg: DictConfig, run: Path) -> None:
 
     def load() -> tuple[Face2ScenePipeline, str]:
         stage_one = instantiate(cfg.ref_fr) or None
-        options = {"colour": "wavelet", "tile": cfg.cost.tile, "largest_face": cfg.cost.face, "device": cfg.device}
+        options = {"colour": "wavelet", "tile": cfg.cost.tile, "max_face_size": cfg.cost.face, "device": cfg.device}
         pipeline = Face2ScenePipeline(*_models(cfg, cfg.cost.model), ref_fr=stage_one, **options)
         return pipeline, f"{cfg.cost.model}, ref_fr={getattr(stage_one, 'name', 'none')}"
 
@@ -159,14 +159,14 @@ def _measure_figure_5(cfg: DictConfig, run: Path) -> None:
         print(f"{run / 'figure_5.json'} was measured before; remove it to measure again.")
         result = read_json(run / "figure_5.json")
     else:
-        options = {"side": cfg.cost.side, "pictures": cfg.cost.pictures, "face": cfg.cost.face}
+        options = {"side": cfg.cost.side, "images": cfg.cost.images, "face": cfg.cost.face}
         printed = read_texts(CONFIGS / "figure_5.yaml")
         result = figure_5(load, run, printed, records=sorted(run.glob("*/baseline.json")), **options)
     print(table(result))
 
 
 WAYS = {  # option -> how it is said, and what it does
-    "predictions": ("predictions=FOLDER truth=FOLDER name=NAME", _predictions),
+    "predictions": ("predictions=FOLDER gt=FOLDER name=NAME", _predictions),
     "table": ("table=N", _table),
     "figure": ("figure=5", _figure),
     "compare": ("compare=[RUN,RUN]", _compare),

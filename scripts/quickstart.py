@@ -5,7 +5,7 @@ recognised by the script itself, so a second run is short, and a run that was st
 
     python scripts/quickstart.py [data.photos=FOLDER data.overwrite=true]
 
-Options are handed to the first step: your own photos join the held-out pictures.
+Options are handed to the first step: your own photos join the held-out images.
 """
 
 import os
@@ -27,7 +27,7 @@ TRAINED_HERE = (
 )
 # What older weights restored is replaced; what these restored is left as it is.
 RESTORE = f"python scripts/restore.py {EXPERIMENT} input={DATA} overwrite=true"
-# Few pictures: the sweeps show the machinery and a tendency (`limit=null` takes all).
+# Few images: the sweeps show the machinery and a tendency (`limit=null` takes all).
 SWEEP = (
     f"python scripts/sweep.py {EXPERIMENT} use.fadex=checkpoints/tiny/fadex.safetensors limit=6 "
     "metrics=[psnr,lpips,dists]"
@@ -39,7 +39,7 @@ STEPS = {
     "train the restorer": f"{LAUNCH} scripts/train_restorer.py {EXPERIMENT} name=quickstart/restorer",
     "restore, weights of this run": f"{RESTORE} output={RUN}/trained_here {TRAINED_HERE}",
     "restore, shipped weights": f"{RESTORE} output={RUN}/restored fadex_weights=checkpoints/tiny/fadex.safetensors",
-    "restore, another picture's tokens": (
+    "restore, another image's tokens": (
         f"{RESTORE} output={RUN}/wrong_tokens fadex_weights=checkpoints/tiny/fadex.safetensors tokens_from=other"
     ),
     "sweep the guidance": f"{SWEEP} sweep=cfg name=quickstart/sweep/cfg",

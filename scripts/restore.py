@@ -17,15 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from face2scene.cli.command_line import script
 from face2scene.cli.pipeline_config import pipeline_of
 from face2scene.data.records import METADATA
-from face2scene.inference.batch import Outcome, restore_folder
-from face2scene.inference.log import WHY_LOG
-from face2scene.inference.tasks import find_jobs, passed_over
+from face2scene.inference.batch import BatchResult, restore_folder
+from face2scene.inference.log import RESTORATION_LOG
+from face2scene.inference.tasks import find_tasks, passed_over
 
 
 @script("restore", required=["input", "output"], level=logging.INFO)
 def main(cfg: DictConfig) -> None:
-    """Load once, restore all, say what became of each; exit code 1 when a picture failed."""
-    for option in ("input", "references", "truth"):
+    """Load once, restore all, say what became of each; exit code 1 when an image failed."""
+    for option in ("input", "references", "gt"):
         if cfg[option] is not None and not Path(cfg[option]).exists():
             raise FileNotFoundError(f"There is nothing at {option}={cfg[option]}.")
     cpu = not torch.cuda.is_available() or str(cfg.device or "").startswith("cpu")
@@ -40,18 +40,18 @@ def main(cfg: DictConfig) -> None:
         sys.exit(1)
 
 
-def _restored(cfg: DictConfig, state: Accelerator) -> Outcome:
-    jobs = find_jobs(cfg.input, references=cfg.references, truth=cfg.truth, output=cfg.output)[: cfg.limit]
+def _restored(cfg: DictConfig, state: Accelerator) -> BatchResult:
+    tasks = find_tasks(cfg.input, references=cfg.references, gt=cfg.gt, output=cfg.output)[: cfg.limit]
     if state.is_main_process:
         others = passed_over(cfg.input) if not (Path(cfg.input) / METADATA).is_file() else ""
-        print(f"{len(jobs)} picture(s){f'; {others}' if others else ''}; loading the models.", flush=True)
+        print(f"{len(tasks)} image(s){f'; {others}' if others else ''}; loading the models.", flush=True)
     device = torch.device(cfg.device) if cfg.device else state.device
-    counts = cfg.pipeline.most_tokens
+    counts = cfg.pipeline.max_tokens
     if OmegaConf.is_list(counts):
-        cfg.pipeline.most_tokens = None  # they are cut per value
+        cfg.pipeline.max_tokens = None  # they are cut per value
     return restore_folder(
         pipeline_of(cfg, device),
-        jobs,
+        tasks,
         cfg.output,
         tokens_from=cfg.tokens_from,
         seed=cfg.seed,
@@ -68,11 +68,11 @@ def _restored(cfg: DictConfig, state: Accelerator) -> Outcome:
     )
 
 
-def _report(outcome: Outcome, output: Path) -> None:
+def _report(outcome: BatchResult, output: Path) -> None:
     print(f"{outcome.restored} restored, {outcome.skipped} were finished before, {len(outcome.failed)} failed.")
     if outcome.restored:
         print(f"{outcome.seconds:.1f} s, of them {outcome.seconds_models:.1f} s in the models.")
-    print(f"Pictures are in {output / 'images'}, the reasons in {output / WHY_LOG}.")
+    print(f"Images are in {output / 'images'}, the reasons in {output / RESTORATION_LOG}.")
     for name, sentence in outcome.failed.items():
         print(f"  {name}: {sentence}", file=sys.stderr)
     if outcome.stopped:

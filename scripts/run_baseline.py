@@ -1,4 +1,4 @@
-"""Other people's methods on our pictures, and ours by the same door; configs/run_baseline.yaml lists the ways."""
+"""Other people's methods on our images, and ours by the same door; configs/run_baseline.yaml lists the ways."""
 
 import shutil
 import signal
@@ -14,27 +14,27 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from face2scene.assets import catalogue as weights
+from face2scene.assets import catalogue
 from face2scene.cli.command_line import CONFIGS, script
 from face2scene.cli.pipeline_config import device_of, pipeline_of
 from face2scene.eval.baselines.adapter import Adapter
 from face2scene.eval.baselines.methods import predict_folder
-from face2scene.eval.baselines.record import doubts
-from face2scene.eval.baselines.run import Outcome, commands, import_folder, run_command, run_here
+from face2scene.eval.baselines.record import compat_warnings
+from face2scene.eval.baselines.run import BaselineResult, commands, import_folder, run_command, run_in_process
 from face2scene.eval.baselines.staging import StagingError, lay_out, scale_of
 from face2scene.eval.scoring.score import score_folder
 from face2scene.eval.tables.render import markdown, row_from_scores
 from face2scene.image_io.arrays import list_images
 from face2scene.inference.batch import restore_folder
 from face2scene.inference.pipeline import Face2ScenePipeline
-from face2scene.inference.tasks import Job, find_jobs
+from face2scene.inference.tasks import RestorationTask, find_tasks
 
 FOLDER = CONFIGS / "baseline"
 
 
 @script("run_baseline")
 def main(cfg: DictConfig) -> None:
-    """Run one method and score it; exit code 1 when pictures are missing."""
+    """Run one method and score it; exit code 1 when images are missing."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is Ctrl-C: what is made is kept
     if cfg.get("baseline") is None and cfg.import_only is None:
         print(listing())
@@ -63,36 +63,36 @@ def run(cfg: DictConfig, key: str) -> bool:
         options = OmegaConf.to_container(cfg.baseline, resolve=True)
         adapter = Adapter.from_dict(options | {"method": instantiate(cfg.baseline.get("method")) or None})
     if OmegaConf.is_missing(cfg, "input"):
-        jobs, scale = [], cfg.scale or 1
+        tasks, scale = [], cfg.scale or 1
         if not cfg.dry_run:
-            raise FileNotFoundError("Say what to restore: input=FOLDER, an InScene folder or one of pictures.")
+            raise FileNotFoundError("Say what to restore: input=FOLDER, an InScene folder or one of images.")
     else:
-        jobs = find_jobs(cfg.input, references=cfg.references, truth=None)[: cfg.limit]
-        truths = truths_of(cfg, jobs)
-        scale = scale_of(jobs, truths, cfg.scale)
+        tasks = find_tasks(cfg.input, references=cfg.references, gt=None)[: cfg.limit]
+        gts = gts_of(cfg, tasks)
+        scale = scale_of(tasks, gts, cfg.scale)
     output = Path(cfg.paths.runs) / (cfg.name or f"baseline/{key}")
 
     if cfg.dry_run:
-        show(adapter, jobs, scale, cfg.seed, output)
+        show(adapter, tasks, scale, cfg.seed, output)
         return True
     if cfg.import_only is not None:
-        outcome = import_folder(cfg.import_only, jobs, output, adapter=adapter, scale=scale, said=cfg.said)
+        outcome = import_folder(cfg.import_only, tasks, output, adapter=adapter, scale=scale, said=cfg.said)
     elif adapter.kind == "command":
         places = {"gpu": str(cfg.gpu), "timeout": cfg.timeout, "scratch": cfg.scratch}
-        outcome = run_command(adapter, jobs, output, scale=scale, seed=cfg.seed, **places)
+        outcome = run_command(adapter, tasks, output, scale=scale, seed=cfg.seed, **places)
     elif adapter.kind == "method":
         given = {key: value for key, value in options["method"].items() if key != "device"}
         facts = {"weights": weights_of(adapter), "scale": scale, "method_options": given}
         facts |= {"device": getattr(adapter.method, "device", "cpu")}
-        outcome = run_here(adapter, jobs, output, lambda: by_method(adapter, jobs, output, scale), **facts)
+        outcome = run_in_process(adapter, tasks, output, lambda: by_method(adapter, tasks, output, scale), **facts)
     else:
         pipeline, facts = load_pipeline(cfg, adapter)
         facts |= {"scale": scale, "seed": cfg.seed}
-        predict = partial(by_pipeline, pipeline, jobs, output, scale, seed=cfg.seed, guidance=facts["guidance"])
-        outcome = run_here(adapter, jobs, output, predict, **facts)
+        predict = partial(by_pipeline, pipeline, tasks, output, scale, seed=cfg.seed, guidance=facts["guidance"])
+        outcome = run_in_process(adapter, tasks, output, predict, **facts)
     report(outcome, output)
-    if truths and list(cfg.metrics) and any((output / "images").glob("*.png")):
-        scores = score_folder(output, truths, list(cfg.metrics), output, device=device_of(cfg))
+    if gts and list(cfg.metrics) and any((output / "images").glob("*.png")):
+        scores = score_folder(output, gts, list(cfg.metrics), output, device=device_of(cfg))
         columns = list(scores["protocol"])
         title = adapter.title if adapter else output.name
         print(markdown([row_from_scores(title, output / "scores.json", columns)], columns))
@@ -102,42 +102,42 @@ def run(cfg: DictConfig, key: str) -> bool:
     return outcome.complete
 
 
-def truths_of(cfg: DictConfig, jobs: list[Job]) -> Mapping[str, Path]:
-    """Stem -> truth of every picture to be made: of the InScene set, or of truth=FOLDER; empty where there is none.
+def gts_of(cfg: DictConfig, tasks: list[RestorationTask]) -> Mapping[str, Path]:
+    """Stem -> ground truth of every image to be made: of the InScene set, or of gt=FOLDER; empty where there is none.
 
     Raises:
-        FileNotFoundError: a picture without its truth.
-        ValueError: two pictures that the scores could not tell apart.
+        FileNotFoundError: an image without its ground truth.
+        ValueError: two images that the scores could not tell apart.
     """
-    if cfg.truth is None and not all(job.truth is not None for job in jobs):
+    if cfg.gt is None and not all(task.gt is not None for task in tasks):
         return {}
-    count = Counter(job.path.stem for job in jobs)
+    count = Counter(task.path.stem for task in tasks)
     twice = [name for name, times in count.items() if times > 1]
     if twice:
         raise ValueError(
             f"{len(twice)} names occur more than once in input={cfg.input}, such as {twice[0]}, and the scores pair "
-            "predictions with their truth by name: rename the pictures, or say truth=null for predictions alone."
+            "predictions with their ground truth by name: rename the images, or say gt=null for predictions alone."
         )
-    if all(job.truth is not None for job in jobs):
-        return {job.path.stem: job.truth for job in jobs}
-    found = {path.stem: path for path in list_images(cfg.truth)}
-    absent = [job.path.stem for job in jobs if job.path.stem not in found]
+    if all(task.gt is not None for task in tasks):
+        return {task.path.stem: task.gt for task in tasks}
+    found = {path.stem: path for path in list_images(cfg.gt)}
+    absent = [task.path.stem for task in tasks if task.path.stem not in found]
     if absent:
-        raise FileNotFoundError(f"truth={cfg.truth} lacks {len(absent)} of the pictures, such as {absent[0]}.")
-    return {job.path.stem: found[job.path.stem] for job in jobs}
+        raise FileNotFoundError(f"gt={cfg.gt} lacks {len(absent)} of the images, such as {absent[0]}.")
+    return {task.path.stem: found[task.path.stem] for task in tasks}
 
 
-def show(adapter: Adapter | None, jobs: list[Job], scale: int, seed: int, output: Path) -> None:
+def show(adapter: Adapter | None, tasks: list[RestorationTask], scale: int, seed: int, output: Path) -> None:
     """What would be done and what is missing for it."""
     if adapter is None:
-        print(f"{len(jobs)} pictures would be looked for and scored in {output}.")
+        print(f"{len(tasks)} images would be looked for and scored in {output}.")
         return
     mode = "same size" if scale == 1 else "x4"
-    print(f"{adapter.title} ({adapter.licence}); {len(jobs)} pictures, {mode}, into {output}")
+    print(f"{adapter.title} ({adapter.licence}); {len(tasks)} images, {mode}, into {output}")
     print(f"  tried: {adapter.tried}")
     for line in adapter.missing():
         print(f"  missing  {line}")
-    for doubt in doubts(adapter):
+    for doubt in compat_warnings(adapter):
         print(f"  warning  {doubt}")
     for note in adapter.notes:
         print(f"  note     {note}")
@@ -150,17 +150,19 @@ def show(adapter: Adapter | None, jobs: list[Job], scale: int, seed: int, output
         print(f"  note     seed={seed} does not fix its result.")
     rows = []
     try:
-        rows = lay_out(adapter, jobs, scale)
+        rows = lay_out(adapter, tasks, scale)
     except StagingError as error:
         print(f"  missing  input: {error}")
     for line in commands(adapter, rows, scale=scale, seed=seed):
         print(f"$ {line}")
 
 
-def by_method(adapter: Adapter, jobs: list[Job], output: Path, scale: int) -> tuple[int, int, dict[str, str], float]:
-    """Pictures by a function of ours; see `run_here`."""
-    getattr(adapter.method, "network", None)  # loaded at its first use, and that is not to count as a picture's time
-    inputs = {job.name: job.path for job in jobs}
+def by_method(
+    adapter: Adapter, tasks: list[RestorationTask], output: Path, scale: int
+) -> tuple[int, int, dict[str, str], float]:
+    """Images by a function of ours; see `run_in_process`."""
+    getattr(adapter.method, "network", None)  # loaded at its first use, and that is not to count as an image's time
+    inputs = {task.name: task.path for task in tasks}
     before = sum((output / "images" / f"{name}.png").is_file() for name in inputs)
     failed, seconds = predict_folder(adapter.method, inputs, output, scale=scale)
     return len(inputs) - before - len(failed), before, failed, seconds
@@ -173,7 +175,7 @@ def weights_of(adapter: Adapter) -> dict[str, Path]:
 
 
 def load_pipeline(cfg: DictConfig, adapter: Adapter) -> tuple[Face2ScenePipeline, dict[str, Any]]:
-    """The pipeline of the options, and what of them decides its pictures."""
+    """The pipeline of the options, and what of them decides its images."""
     own = adapter.pipeline
     with_pair = own.get("ref_fr") != "none"
     cfg = OmegaConf.merge(cfg, {} if with_pair else {"ref_fr": None})
@@ -197,13 +199,19 @@ def load_pipeline(cfg: DictConfig, adapter: Adapter) -> tuple[Face2ScenePipeline
 
 
 def by_pipeline(
-    pipeline: Face2ScenePipeline, jobs: list[Job], output: Path, scale: int, *, seed: int, guidance: float | None
+    pipeline: Face2ScenePipeline,
+    tasks: list[RestorationTask],
+    output: Path,
+    scale: int,
+    *,
+    seed: int,
+    guidance: float | None,
 ) -> tuple[int, int, dict[str, str], float]:
-    """Pictures by the pipeline, as scripts/restore.py makes them; see `run_here`."""
+    """Images by the pipeline, as scripts/restore.py makes them; see `run_in_process`."""
     start = perf_counter()
     # What may not stay has gone by now, or is made again.
-    outcome = restore_folder(pipeline, jobs, output, seed=seed, guidance=guidance, scale=scale, overwrite=True)
-    names = {job.file: job.name for job in jobs}
+    outcome = restore_folder(pipeline, tasks, output, seed=seed, guidance=guidance, scale=scale, overwrite=True)
+    names = {task.file: task.name for task in tasks}
     failed = {names[file]: reason for file, reason in outcome.failed.items()}
     return outcome.restored, outcome.skipped, failed, perf_counter() - start
 
@@ -214,9 +222,9 @@ def weights_file(value: str) -> Path:
     Raises:
         MissingWeights: the asset has not been fetched; the message holds the command.
     """
-    asset, _, inside = str(value).partition("/")
-    if not Path(value).exists() and asset in weights.catalogue():
-        return weights.folder(asset) / inside
+    asset, _, relative_dir = str(value).partition("/")
+    if not Path(value).exists() and asset in catalogue.catalogue():
+        return catalogue.folder(asset) / relative_dir
     return Path(value)
 
 
@@ -234,13 +242,13 @@ def with_overrides(words: Sequence[str]) -> list[str]:
     return made
 
 
-def report(outcome: Outcome, output: Path) -> None:
+def report(outcome: BaselineResult, output: Path) -> None:
     """What came of it, in words."""
     print(outcome)
     for name, reason in list(outcome.missing.items())[:10]:
         print(f"  {name}: {reason}", file=sys.stderr)
     log = "; what the program said: log.txt" if (output / "log.txt").is_file() else ""
-    print(f"Pictures: {output / 'images'}; how they were made: baseline.json{log}")
+    print(f"Images: {output / 'images'}; how they were made: baseline.json{log}")
 
 
 if __name__ == "__main__":

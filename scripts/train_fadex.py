@@ -35,8 +35,8 @@ def main(cfg: DictConfig) -> None:
 
     options = {
         "space": instantiate(cfg.degradation, _convert_="all"),
-        "restore": RestoredBy(instantiate(cfg.ref_fr, _convert_="all"), settings.truth_share),
-        **{name: settings[name] for name in ("operators", "pictures", "margin", "side")},
+        "restore": RestoredBy(instantiate(cfg.ref_fr, _convert_="all"), settings.gt_share),
+        **{name: settings[name] for name in ("operators", "images", "margin", "side")},
     }
     crops = {"crop": settings.crop, "buckets": settings.buckets, "augment": settings.augment}
     moco = MoCo(instantiate(cfg.fadex.encoder, _convert_="all"), **cfg.fadex.contrast)
@@ -53,7 +53,7 @@ def main(cfg: DictConfig) -> None:
         ),
         accelerator,
         **{name: settings[name] for name in ("lr", "weight_decay", "ema", "head")},
-        **{name: settings[name] for name in ("probe_on", "probe_operators", "probe_pictures")},
+        **{name: settings[name] for name in ("probe_on", "probe_operators", "probe_images")},
         presets=PRESETS,
         seed=cfg.seed,
         about={"run": cfg.name, "data": cfg.data.name},

@@ -12,11 +12,11 @@ from face2scene.data.scene_batches import SceneBatches, held_out
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.loading import load_restorer
 from face2scene.models.restorer.base_model import load_base
-from face2scene.models.restorer.discriminator import Critic, load_features
+from face2scene.models.restorer.discriminator import Discriminator, load_features
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.perceptual import Perceptual
 from face2scene.models.s3diff.model import NoFaDeX, S3Diff
-from face2scene.train import fsdp as sharded
+from face2scene.train import fsdp
 from face2scene.train.loop import Schedule, train
 from face2scene.train.restorer_task import RestorerTask
 from face2scene.train.run import open_run
@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
             "Leave it out; train.restorer.order=published is still S3Diff's order of steps."
         )
     torch.manual_seed(cfg.seed)
-    shard_from = sharded.taken_over()
+    shard_from = fsdp.fsdp_min_params()
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         gradient_accumulation_steps=settings.accumulate,
@@ -54,7 +54,7 @@ def main(cfg: DictConfig) -> None:
         )
     if settings.gradient_checkpointing:
         restorer.checkpoint_gradients()
-    critic = OmegaConf.to_container(settings.critic, resolve=True) if settings.critic else None
+    discriminator = OmegaConf.to_container(settings.discriminator, resolve=True) if settings.discriminator else None
     batches = OmegaConf.to_container(settings.batches, resolve=True)
     mix = OmegaConf.to_container(cfg.data.get("mix") or OmegaConf.create([]), resolve=True)
     data = SceneBatches(mix or cfg.data.root, instantiate(cfg.degradation), ref_fr, seed=cfg.seed, **batches)
@@ -63,8 +63,10 @@ def main(cfg: DictConfig) -> None:
         fadex,
         Perceptual(cfg.restorer.perceptual),
         data,
-        held_out(cfg.data.root, ref_fr, count=settings.validation_pictures, seed=cfg.seed),
-        critic=Critic(load_features(critic.pop("features")), **critic) if critic else None,
+        held_out(cfg.data.root, ref_fr, count=settings.validation_images, seed=cfg.seed),
+        discriminator=Discriminator(load_features(discriminator.pop("features")), **discriminator)
+        if discriminator
+        else None,
         **settings.loss,
         **{name: settings[name] for name in ("lr", "tokens_lr", "weight_decay")},
         **{name: settings[name] for name in ("order", "posterior", "ema")},

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from face2scene.assets import catalogue as weights
+from face2scene.assets import catalogue
 from face2scene.cli.command_line import script
 from face2scene.image_io.arrays import list_images
 from face2scene.models.restorer.base_model import load_base
@@ -25,11 +25,11 @@ def main(cfg: DictConfig) -> None:
 
     def pairs(held_out: bool, batch: int, seed: int) -> tiny_base.Pairs:
         kinds = []
-        for kind in cfg.pictures.values():
-            folders = [kind.folder] if "folder" in kind else [weights.folder(name) for name in kind.assets]
+        for kind in cfg.images.values():
+            folders = [kind.folder] if "folder" in kind else [catalogue.folder(name) for name in kind.assets]
             files = [file for folder in folders for file in list_images(folder)]
             part = slice(-kind.held_out, None) if held_out else slice(-kind.held_out)
-            kinds.append(tiny_base.Pictures(files[part], kind.share))
+            kinds.append(tiny_base.Images(files[part], kind.share))
         return tiny_base.Pairs(
             kinds, crop=cfg.crop, batch=batch, space=instantiate(cfg.degradation, _convert_="all"), seed=seed
         )

@@ -87,17 +87,17 @@ def make_pipeline(tiny_pipeline) -> Callable:
 @pytest.fixture(scope="module")
 def faceme_parts_made_once():
     """Random networks of FaceMe cost more to make than to run; every model still gets its own."""
-    from face2scene.ref_fr.faceme import tiny as faceme_tiny
+    from face2scene.ref_fr.faceme import tiny
 
-    made = functools.cache(faceme_tiny.tiny_parts)
+    made = functools.cache(tiny.tiny_parts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(faceme_tiny, "tiny_parts", lambda seed=0: copy.deepcopy(made(seed)))
+        patch.setattr(tiny, "tiny_parts", lambda seed=0: copy.deepcopy(made(seed)))
         yield
 
 
 @pytest.fixture
 def photo_files(tmp_path) -> list[Path]:
-    """Two plain pictures, as references of somebody."""
+    """Two plain images, as references of somebody."""
     from face2scene.image_io.arrays import write_png
 
     for number in range(2):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from face2scene.common.types import Face
 from face2scene.data.building.build import build, rejected_rows
-from face2scene.data.building.finalize import Plan
+from face2scene.data.building.finalize import FinalizePlan
 from face2scene.degradation import Space
 from face2scene.faces.detect import Detector
 
@@ -15,9 +15,9 @@ SMALL = Space(scale=1, kernel_sizes=(7, 7), resize_probs=(0, 0, 1), resize_probs
 
 
 class MiddleFaces(Detector):
-    """Sees a face in the middle of every picture that is not plain; who it is, is the picture's brightness."""
+    """Sees a face in the middle of every image that is not plain; who it is, is the image's brightness."""
 
-    model, share = "mean", 0.2  # of the identity; side of the face in the picture's
+    model, share = "mean", 0.2  # of the identity; side of the face in the image's
 
     def __init__(self):
         super().__init__(None)
@@ -36,7 +36,7 @@ class MiddleFaces(Detector):
 
 
 class ColourFaces(MiddleFaces):
-    """The same of a larger face, and who it is, is the picture's hue."""
+    """The same of a larger face, and who it is, is the image's hue."""
 
     model, share = "hue", 0.3
 
@@ -59,7 +59,7 @@ def photo(path: Path, person="ann", seed=0, size=(90, 60), **save) -> Path:
 
 
 def built(folder, *sources, plan=None, **options):
-    options = {"settings": {}, "space": SMALL, "plan": plan or Plan(), **options}
+    options = {"settings": {}, "space": SMALL, "plan": plan or FinalizePlan(), **options}
     return build(folder, sources, **options)
 
 

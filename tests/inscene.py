@@ -11,7 +11,7 @@ from face2scene.data.records import Record
 
 
 def record(image: Path, face_box: Box, /, **known: Any) -> Record:
-    """A training picture's record; what a test does not give is empty, or what the file says."""
+    """A training image's record; what a test does not give is empty, or what the file says."""
     with Image.open(image) as file:
         width, height = file.size
     plain = {

@@ -2,7 +2,7 @@
 
 import torch
 
-from face2scene.ref_fr import AlignedRefFR, StageOneError
+from face2scene.ref_fr import AlignedRefFR, FaceRestorationError
 from face2scene.ref_fr.base import RestoredFace, in_bytes
 
 
@@ -20,7 +20,7 @@ class Negative(AlignedRefFR):
 
     def restore_aligned(self, faces, references):
         if any(not paths for paths in references):
-            raise StageOneError("there are no references")
+            raise FaceRestorationError("there are no references")
         self.calls.append(len(faces))
         rows = zip(faces, references, strict=True)
         return [RestoredFace(in_bytes(1 - face), (f"{len(paths)} references",)) for face, paths in rows]

@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from face2scene.cli.app import Instrument, Page, build, launch
+from face2scene.cli.app import AppController, DegradationReadout, build, launch
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.faces.backends.yunet_dlib import OpenBackend
 from face2scene.faces.detect import Detector
 from face2scene.inference.batch import restore_folder
 from face2scene.inference.pipeline import Face2ScenePipeline
-from face2scene.inference.tasks import find_jobs
+from face2scene.inference.tasks import find_tasks
 from face2scene.models.fadex import FaDeX
-from face2scene.models.fadex.linear_readout import FACTORS, Readout
+from face2scene.models.fadex.linear_readout import FACTORS, LinearProbe
 from face2scene.ref_fr import Copy
 
 TINY = REPOSITORY / "checkpoints/tiny"
@@ -41,22 +41,22 @@ def instrument(tmp_path_factory):
     folder = tmp_path_factory.mktemp("instrument")
     fadex = FaDeX(widths=[8, 8], strides=[2, 1], embedding=8)
     fadex.save(folder / "fadex.safetensors")
-    heads = Readout(8)
+    heads = LinearProbe(8)
     heads.save(folder / "readout.safetensors")
-    return Instrument(folder / "fadex.safetensors", folder / "readout.safetensors")
+    return DegradationReadout(folder / "fadex.safetensors", folder / "readout.safetensors")
 
 
 @pytest.fixture(scope="module")
 def expected(pipeline, small_photo, tmp_path_factory):
     output = tmp_path_factory.mktemp("restored")
-    restore_folder(pipeline, find_jobs(small_photo), output)
+    restore_folder(pipeline, find_tasks(small_photo), output)
     (written,) = (output / "images").iterdir()
     return written.read_bytes()
 
 
 @pytest.fixture(scope="module")
 def served(pipeline, instrument, expected):
-    blocks = build(Page(pipeline, instrument), guidance=pipeline.restorer.guidance)
+    blocks = build(AppController(pipeline, instrument), guidance=pipeline.restorer.guidance)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -65,14 +65,14 @@ def served(pipeline, instrument, expected):
     blocks.close()
 
 
-def silent(share: float, stage: str) -> None:
+def no_progress(share: float, stage: str) -> None:
     assert 0 <= share <= 1
     assert stage
 
 
 def test_looking_finds_and_boxes_the_face_before_anything_is_restored(pipeline, small_photo):
-    (picture, labels), said = Page(pipeline).look(str(small_photo), None)
-    assert picture.shape == (256, 256, 3)
+    (image, labels), said = AppController(pipeline).look(str(small_photo), None)
+    assert image.shape == (256, 256, 3)
     assert said.startswith("1 face found.")
     ((x0, y0, x1, y1), name) = labels[0]
     assert 0 <= x0 < x1 <= 256
@@ -81,13 +81,13 @@ def test_looking_finds_and_boxes_the_face_before_anything_is_restored(pipeline, 
 
 
 def test_a_face_is_named_after_photos_of_the_person(pipeline, small_photo):
-    (_, labels), _ = Page(pipeline).look(str(small_photo), [str(small_photo)])
+    (_, labels), _ = AppController(pipeline).look(str(small_photo), [str(small_photo)])
     assert labels[0][1].startswith("1: the person ")
 
 
 def test_restoring_shows_the_pair_its_reading_and_why(pipeline, instrument, small_photo):
-    page = Page(pipeline, instrument)
-    boxed, said, (before, after), pair, rows, why, path = page.restore(str(small_photo), None, 1.1, 1, silent)
+    page = AppController(pipeline, instrument)
+    boxed, said, (before, after), pair, rows, why, path = page.restore(str(small_photo), None, 1.1, 1, no_progress)
     assert before.shape == after.shape == (256, 256, 3)
     assert "measured on the face" in said
     assert [caption for _, caption in pair] == ["as it is", "as restored"]
@@ -100,17 +100,17 @@ def test_restoring_shows_the_pair_its_reading_and_why(pipeline, instrument, smal
 
 def test_a_page_without_photo_or_face_says_so(pipeline, tmp_path):
     with pytest.raises(ValueError, match="Drop a photo first"):
-        Page(pipeline).restore(None, None, 1.1, 1, silent)
+        AppController(pipeline).restore(None, None, 1.1, 1, no_progress)
     Image.new("RGB", (64, 64), "grey").save(tmp_path / "grey.png")
-    _, said = Page(pipeline).look(str(tmp_path / "grey.png"), None)
+    _, said = AppController(pipeline).look(str(tmp_path / "grey.png"), None)
     assert said.startswith("No face was found.")
 
 
 def test_a_large_picture_is_shrunk_for_the_browser_with_its_boxes(pipeline, photo, tmp_path):
     large = np.kron(photo[:256, 96:352], np.ones((8, 8, 1)))  # 2048 x 2048
     Image.fromarray((large * 255).round().astype(np.uint8)).save(tmp_path / "large.png")
-    (picture, labels), _ = Page(pipeline).look(str(tmp_path / "large.png"), None)
-    assert picture.shape == (1024, 1024, 3)
+    (image, labels), _ = AppController(pipeline).look(str(tmp_path / "large.png"), None)
+    assert image.shape == (1024, 1024, 3)
     assert max(labels[0][0]) <= 1024
 
 
@@ -130,7 +130,7 @@ def test_the_server_tells_what_is_wrong_with_a_file(served, tmp_path):
     from gradio_client.exceptions import AppError
 
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n, but no more")
-    with pytest.raises(AppError, match="cannot be read as a picture"):
+    with pytest.raises(AppError, match="cannot be read as an image"):
         Client(served[0], verbose=False).predict(
             handle_file(str(tmp_path / "broken.png")), None, 1.1, 1, api_name="/restore"
         )

@@ -23,12 +23,12 @@ from face2scene.common.files import sha256_of
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.eval.baselines.adapter import Adapter, AdapterError, stems
 from face2scene.eval.baselines.methods import Bicubic, RealESRGANx4, predict_folder
-from face2scene.eval.baselines.record import doubts
-from face2scene.eval.baselines.run import commands, import_folder, run_command, run_here
-from face2scene.eval.baselines.staging import StagingError, lay_out, scale_of, take_back
+from face2scene.eval.baselines.record import compat_warnings
+from face2scene.eval.baselines.run import commands, import_folder, run_command, run_in_process
+from face2scene.eval.baselines.staging import StagingError, collect_output, lay_out, scale_of
 from face2scene.eval.scoring.score import score_folder
 from face2scene.image_io.arrays import read_tensor, resize, write_png
-from face2scene.inference.tasks import Job, find_jobs
+from face2scene.inference.tasks import RestorationTask, find_tasks
 from face2scene.models.fadex.encoder import FaDeX
 
 BASELINES = sorted(path.stem for path in (REPOSITORY / "configs/baseline").glob("*.yaml"))
@@ -66,16 +66,16 @@ if how == "scorer":
 
 
 @pytest.fixture
-def jobs(tmp_path) -> list[Job]:
-    """Three scenes of different sizes, with their truth."""
+def tasks(tmp_path) -> list[RestorationTask]:
+    """Three scenes of different sizes, with their ground truth."""
     rng = np.random.default_rng(0)
     made = []
     for name, size in (("a b.1", (48, 64)), ("a.b 1", (44, 40)), ("c", (37, 50))):
-        truth = tmp_path / "truth" / f"{name}.png"
-        write_png(truth, rng.random((*size, 3), dtype=np.float32))
+        gt = tmp_path / "truth" / f"{name}.png"
+        write_png(gt, rng.random((*size, 3), dtype=np.float32))
         path = tmp_path / "lq" / f"{name}.png"
         write_png(path, rng.random((*size, 3), dtype=np.float32))
-        made.append(Job(path, truth=truth))
+        made.append(RestorationTask(path, gt=gt))
     return made
 
 
@@ -126,16 +126,16 @@ def record(folder: Path) -> dict:
     return json.loads((folder / "baseline.json").read_text())
 
 
-def test_a_program_restores_clean_copies_and_everything_about_it_is_written_down(tmp_path, jobs, fake):
+def test_a_program_restores_clean_copies_and_everything_about_it_is_written_down(tmp_path, tasks, fake):
     out = tmp_path / "out"
-    outcome = run_command(fake(), jobs, out, seed=7, gpu="1")
+    outcome = run_command(fake(), tasks, out, seed=7, gpu="1")
     assert (
         outcome.complete
         and outcome.made == 3
-        and sorted(p.stem for p in (out / "images").iterdir()) == sorted(job.path.stem for job in jobs)
+        and sorted(p.stem for p in (out / "images").iterdir()) == sorted(task.path.stem for task in tasks)
     )
-    for job in jobs:  # the program does nothing at scale 1, so each picture must come back as it was
-        assert torch.equal(read_tensor(out / "images" / job.path.name), read_tensor(job.path))
+    for task in tasks:  # the program does nothing at scale 1, so each image must come back as it was
+        assert torch.equal(read_tensor(out / "images" / task.path.name), read_tensor(task.path))
     kept = record(out)
     (launch,) = kept["launches"]
     assert launch["command"][1:] == ["test.py", "SCRATCH/input", "SCRATCH/output", "1", "7", "good"]
@@ -147,27 +147,27 @@ def test_a_program_restores_clean_copies_and_everything_about_it_is_written_down
     assert list(kept["weights_sha256"]) == ["weights.bin"] and len(kept["weights_sha256"]["weights.bin"]) == 64
     assert "loading weights 1 1" in (out / "log.txt").read_text()
 
-    scores = score_folder(out, {job.path.stem: job.truth for job in jobs}, ["psnr"])
+    scores = score_folder(out, {task.path.stem: task.gt for task in tasks}, ["psnr"])
     assert scores["complete"] and scores["counts"]["scored"] == 3
-    again = run_command(fake(), jobs, out, seed=7, gpu="1")
+    again = run_command(fake(), tasks, out, seed=7, gpu="1")
     assert again.finished_before == 3 and again.made == 0 and len(record(out)["launches"]) == 1
     with pytest.raises(ValueError, match=r"made otherwise \(different: seed\)"):
-        run_command(fake(), jobs, out, seed=8)
+        run_command(fake(), tasks, out, seed=8)
 
 
 @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (127, 127, 127), (200, 30, 90), (201, 30, 90)])
 def test_one_colour_all_over_is_no_result(tmp_path, fake, colour):
     write_png(tmp_path / "in.png", torch.rand(3, 16, 24))
     adapter = fake()
-    (row,) = lay_out(adapter, [Job(tmp_path / "in.png")], 1)
+    (row,) = lay_out(adapter, [RestorationTask(tmp_path / "in.png")], 1)
     made = Image.new("RGB", (24, 16), colour)
     made.putpixel((3, 4), tuple(max(0, value - 1) for value in colour))  # a rounding apart
     made.save(tmp_path / "made.png")
-    image, reason = take_back(adapter, row, tmp_path / "made.png")
+    image, reason = collect_output(adapter, row, tmp_path / "made.png")
     assert image is None and "which is how NaN looks" in reason
     made.putpixel((3, 4), (colour[0], (colour[1] + 100) % 256, colour[2]))
     made.save(tmp_path / "made.png")
-    assert take_back(adapter, row, tmp_path / "made.png")[1] == ""
+    assert collect_output(adapter, row, tmp_path / "made.png")[1] == ""
 
 
 @pytest.mark.parametrize(
@@ -180,24 +180,24 @@ def test_one_colour_all_over_is_no_result(tmp_path, fake, colour):
         ("cut", 2, r"cannot be read"),
     ],
 )
-def test_a_bad_picture_is_named_and_makes_the_row_incomplete(tmp_path, jobs, fake, how, made, reason):
+def test_a_bad_picture_is_named_and_makes_the_row_incomplete(tmp_path, tasks, fake, how, made, reason):
     out = tmp_path / "out"
-    outcome = run_command(fake(how), jobs, out)
+    outcome = run_command(fake(how), tasks, out)
     assert not outcome.complete and outcome.made == made and "INCOMPLETE" in str(outcome)
     assert any(re.search(reason, sentence) for sentence in outcome.missing.values()), outcome.missing
     assert record(out)["complete"] is False and record(out)["missing"] == outcome.missing
-    scores = score_folder(out, {job.path.stem: job.truth for job in jobs}, ["psnr"])
-    assert scores["complete"] is False and scores["means"] == {}, "a mean over fewer pictures is no mean"
+    scores = score_folder(out, {task.path.stem: task.gt for task in tasks}, ["psnr"])
+    assert scores["complete"] is False and scores["means"] == {}, "a mean over fewer images is no mean"
 
 
-def test_a_bad_exit_code_with_good_pictures_is_no_failure_unless_it_is_trusted(tmp_path, jobs, fake):
-    outcome = run_command(fake("scorer"), jobs, tmp_path / "out")
+def test_a_bad_exit_code_with_good_pictures_is_no_failure_unless_it_is_trusted(tmp_path, tasks, fake):
+    outcome = run_command(fake("scorer"), tasks, tmp_path / "out")
     assert outcome.complete and record(tmp_path / "out")["launches"][0]["exit_code"] == 1
-    outcome = run_command(fake("scorer", trust_exit=True), jobs, tmp_path / "trusted")
+    outcome = run_command(fake("scorer", trust_exit=True), tasks, tmp_path / "trusted")
     assert len(outcome.missing) == 3 and "no_such_scorer" in next(iter(outcome.missing.values()))
 
 
-def test_ctrl_c_keeps_the_pictures_of_the_launch(tmp_path, jobs, fake):
+def test_ctrl_c_keeps_the_pictures_of_the_launch(tmp_path, tasks, fake):
     def interrupt():
         first = tmp_path / "scratch"
         while not [path for path in first.glob("*/output/*.png") if path.stat().st_size]:
@@ -210,7 +210,7 @@ def test_ctrl_c_keeps_the_pictures_of_the_launch(tmp_path, jobs, fake):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist's workers ignore it
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_command(fake("slow"), jobs, tmp_path / "out", scratch=tmp_path / "scratch")
+            run_command(fake("slow"), tasks, tmp_path / "out", scratch=tmp_path / "scratch")
     finally:
         signal.signal(signal.SIGINT, before)
     made = [path.stem for path in (tmp_path / "out/images").glob("*.png")]
@@ -221,29 +221,29 @@ def test_ctrl_c_keeps_the_pictures_of_the_launch(tmp_path, jobs, fake):
     assert not list((tmp_path / "scratch").iterdir())
 
 
-def test_only_what_is_missing_is_made_again(tmp_path, jobs, fake):
+def test_only_what_is_missing_is_made_again(tmp_path, tasks, fake):
     out = tmp_path / "out"
-    run_command(fake("omit"), jobs, out)
+    run_command(fake("omit"), tasks, out)
     (tmp_path / "checkout/tools/test.py").write_text(PROGRAM.replace('how == "omit"', 'how == "mended"'))
-    outcome = run_command(fake("omit"), jobs, out)
+    outcome = run_command(fake("omit"), tasks, out)
     assert outcome.complete and (outcome.made, outcome.finished_before) == (1, 2)
     assert [launch["pictures"] for launch in record(out)["launches"]] == [2, 1]
 
 
-def test_pictures_of_another_input_are_made_again(tmp_path, jobs, fake):
+def test_pictures_of_another_input_are_made_again(tmp_path, tasks, fake):
     out = tmp_path / "out"
-    run_command(fake(), jobs, out)
-    other = 1 - read_tensor(jobs[0].path)
-    write_png(jobs[0].path, other)
-    outcome = run_command(fake(), jobs, out)
+    run_command(fake(), tasks, out)
+    other = 1 - read_tensor(tasks[0].path)
+    write_png(tasks[0].path, other)
+    outcome = run_command(fake(), tasks, out)
     assert (outcome.made, outcome.finished_before) == (1, 2)
-    assert torch.equal(read_tensor(out / "images" / jobs[0].path.name), read_tensor(jobs[0].path))
+    assert torch.equal(read_tensor(out / "images" / tasks[0].path.name), read_tensor(tasks[0].path))
 
 
-def test_a_picture_of_other_references_is_made_again(tmp_path, jobs, fake):
+def test_a_picture_of_other_references_is_made_again(tmp_path, tasks, fake):
     photo = tmp_path / "photo.png"
     write_png(photo, torch.rand(3, 20, 20))
-    known = [Job(job.path, people={"ann": (photo,)}) for job in jobs[:2]]
+    known = [RestorationTask(task.path, people={"ann": (photo,)}) for task in tasks[:2]]
     adapter = fake(per_identity=True, command="{python} test.py {input} {output} {scale} {seed} {how} {references}")
     assert run_command(adapter, known, tmp_path / "out").made == 2
     assert run_command(adapter, known, tmp_path / "out").finished_before == 2
@@ -251,57 +251,57 @@ def test_a_picture_of_other_references_is_made_again(tmp_path, jobs, fake):
     assert run_command(adapter, known, tmp_path / "out").made == 2
 
 
-def test_other_weights_are_refused_files_and_folders(tmp_path, jobs, fake):
+def test_other_weights_are_refused_files_and_folders(tmp_path, tasks, fake):
     base = tmp_path / "checkout/base"
     (base / "unet").mkdir(parents=True)
     (base / "unet/w.bin").write_bytes(b"one")
     weights = [{"path": name, "source": "nowhere", "licence": "none"} for name in ("weights.bin", "base")]
     adapter = fake(weights=weights)
-    run_command(adapter, jobs, tmp_path / "out")
+    run_command(adapter, tasks, tmp_path / "out")
     (base / ".cache").mkdir()
     (base / ".cache/download").write_text("a date")
-    assert run_command(adapter, jobs, tmp_path / "out").finished_before == 3
+    assert run_command(adapter, tasks, tmp_path / "out").finished_before == 3
     (base / "unet/w.bin").write_bytes(b"two")
     with pytest.raises(ValueError, match=r"\(different: weights_sha256\.base\)\. Choose another name="):
-        run_command(adapter, jobs, tmp_path / "out")
+        run_command(adapter, tasks, tmp_path / "out")
     (base / "unet/w.bin").write_bytes(b"one")
     (tmp_path / "checkout/weights.bin").write_bytes(b"other")
     with pytest.raises(ValueError, match=r"weights_sha256\.weights\.bin"):
-        run_command(adapter, jobs, tmp_path / "out")
+        run_command(adapter, tasks, tmp_path / "out")
     licensed = fake(weights=[need | {"licence": "MIT"} for need in weights], notes=["new"], licence="MIT")
     (tmp_path / "checkout/weights.bin").write_bytes(b"weights")
-    assert run_command(licensed, jobs, tmp_path / "out").finished_before == 3, "words decide no picture"
+    assert run_command(licensed, tasks, tmp_path / "out").finished_before == 3, "words decide no image"
 
 
-def test_another_commit_or_a_change_of_the_checkout_is_refused(tmp_path, jobs, fake):
+def test_another_commit_or_a_change_of_the_checkout_is_refused(tmp_path, tasks, fake):
     place = tmp_path / "checkout"
     git = ["git", "-C", str(place), "-c", "user.name=x", "-c", "user.email=x@example.org"]
     for words in (["init", "-q"], ["add", "tools"], ["commit", "-qm", "one"]):
         subprocess.run([*git, *words], check=True)
-    run_command(fake(), jobs, tmp_path / "out")
+    run_command(fake(), tasks, tmp_path / "out")
     assert len(record(tmp_path / "out")["checkout"]["commit"]) == 40
     (place / "tools/test.py").write_text(PROGRAM + "# edited")
     with pytest.raises(ValueError, match=r"checkout\.changed_files, checkout\.changes_sha256"):
-        run_command(fake(), jobs, tmp_path / "out")
+        run_command(fake(), tasks, tmp_path / "out")
     subprocess.run([*git, "commit", "-qam", "two"], check=True)
     with pytest.raises(ValueError, match=r"checkout\.commit"):
-        run_command(fake(), jobs, tmp_path / "out")
+        run_command(fake(), tasks, tmp_path / "out")
 
 
-def test_a_run_that_made_nothing_may_be_mended(tmp_path, jobs, fake):
-    run_command(fake("crash"), jobs[:1], tmp_path / "out")  # the first picture is made
+def test_a_run_that_made_nothing_may_be_mended(tmp_path, tasks, fake):
+    run_command(fake("crash"), tasks[:1], tmp_path / "out")  # the first image is made
     with pytest.raises(ValueError, match=r"adapter\.options"):
-        run_command(fake(), jobs[:1], tmp_path / "out")
-    assert run_command(fake(output="elsewhere/{stem}.png"), jobs, tmp_path / "none").made == 0
-    assert run_command(fake(), jobs, tmp_path / "none").complete
+        run_command(fake(), tasks[:1], tmp_path / "out")
+    assert run_command(fake(output="elsewhere/{stem}.png"), tasks, tmp_path / "none").made == 0
+    assert run_command(fake(), tasks, tmp_path / "none").complete
 
 
-def test_pictures_that_no_record_tells_of_are_left_alone_and_refused(tmp_path, jobs, fake):
+def test_pictures_that_no_record_tells_of_are_left_alone_and_refused(tmp_path, tasks, fake):
     mine = tmp_path / "out/images/c.png"
     write_png(mine, torch.rand(3, 37, 50))
     before = mine.read_bytes()
-    with pytest.raises(ValueError, match=r"holds 1 pictures of whose input baseline\.json says nothing, such as c\."):
-        run_command(fake(), jobs, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"holds 1 images of whose input baseline\.json says nothing, such as c\."):
+        run_command(fake(), tasks, tmp_path / "out")
     assert mine.read_bytes() == before
 
 
@@ -309,71 +309,71 @@ def test_pictures_of_one_name_in_two_folders_stay_two(tmp_path, fake, script_run
     rng = np.random.default_rng(2)
     for place in ("p/x", "q/x"):
         write_png(tmp_path / f"nested/{place}.png", rng.random((24, 32, 3), dtype=np.float32))
-    jobs = find_jobs(tmp_path / "nested")
-    outcome = run_command(fake(), jobs, tmp_path / "out")
+    tasks = find_tasks(tmp_path / "nested")
+    outcome = run_command(fake(), tasks, tmp_path / "out")
     assert outcome.complete and outcome.made == 2
-    for job in jobs:
-        assert torch.equal(read_tensor(tmp_path / f"out/images/{job.name}.png"), read_tensor(job.path))
-    again = import_folder(tmp_path / "out/images", jobs, tmp_path / "again")
+    for task in tasks:
+        assert torch.equal(read_tensor(tmp_path / f"out/images/{task.name}.png"), read_tensor(task.path))
+    again = import_folder(tmp_path / "out/images", tasks, tmp_path / "again")
     assert again.made == 2
-    assert torch.equal(read_tensor(tmp_path / "again/images/q/x.png"), read_tensor(jobs[1].path))
+    assert torch.equal(read_tensor(tmp_path / "again/images/q/x.png"), read_tensor(tasks[1].path))
     # one file of that name, in neither place, is nobody's
-    write_png(tmp_path / "flat/x.png", read_tensor(jobs[0].path))
-    assert list(import_folder(tmp_path / "flat", jobs, tmp_path / "none").missing) == ["p/x", "q/x"]
+    write_png(tmp_path / "flat/x.png", read_tensor(tasks[0].path))
+    assert list(import_folder(tmp_path / "flat", tasks, tmp_path / "none").missing) == ["p/x", "q/x"]
 
     nested = [f"input={tmp_path}/nested", "baseline=bicubic"]
-    assert script_run(*nested, "truth=null", "name=bicubic")
-    for job in jobs:
-        assert torch.equal(read_tensor(tmp_path / f"runs/bicubic/images/{job.name}.png"), read_tensor(job.path))
-    with pytest.raises(ValueError, match=r"1 names occur more than once in input=.*such as x.*truth=null"):
-        script_run(*nested, f"truth={tmp_path}/nested")
+    assert script_run(*nested, "gt=null", "name=bicubic")
+    for task in tasks:
+        assert torch.equal(read_tensor(tmp_path / f"runs/bicubic/images/{task.name}.png"), read_tensor(task.path))
+    with pytest.raises(ValueError, match=r"1 names occur more than once in input=.*such as x.*gt=null"):
+        script_run(*nested, f"gt={tmp_path}/nested")
 
 
-def test_a_method_that_only_knows_x4_sees_a_quarter_and_gives_the_size_back(tmp_path, jobs, fake):
+def test_a_method_that_only_knows_x4_sees_a_quarter_and_gives_the_size_back(tmp_path, tasks, fake):
     out = tmp_path / "out"
-    assert run_command(fake(sizes="x4"), jobs, out).complete
-    for job in jobs:
-        made, given = read_tensor(out / "images" / job.path.name), read_tensor(job.path)
+    assert run_command(fake(sizes="x4"), tasks, out).complete
+    for task in tasks:
+        made, given = read_tensor(out / "images" / task.path.name), read_tensor(task.path)
         assert made.shape == given.shape
         assert made.std() < 0.7 * given.std(), "noise that went through a quarter of the size is not the input"
     assert (
         record(out)["shrunk_by"].startswith("antialiased bicubic") and record(out)["launches"][0]["command"][-3] == "4"
     )
-    rows = lay_out(fake(sizes="x4"), jobs, 1)
+    rows = lay_out(fake(sizes="x4"), tasks, 1)
     assert [row.size for row in rows] == [(12, 16), (11, 10), (10, 13)]
     assert rows[2].expected == (40, 52) and rows[2].kept == (37, 50)
 
 
-def test_quarters_become_four_times_as_large(tmp_path, jobs, fake):
+def test_quarters_become_four_times_as_large(tmp_path, tasks, fake):
     small = []
-    for job in jobs:
-        path = tmp_path / "small" / job.path.name
-        write_png(path, resize(read_tensor(job.path)[..., :36, :40], (9, 10)))
-        truth = tmp_path / "cut" / job.path.name
-        write_png(truth, read_tensor(job.truth)[..., :36, :40])
-        small.append(Job(path, truth=truth))
-    assert scale_of(small, None, None) == 4 and scale_of(jobs, None, None) == 1
-    with pytest.raises(StagingError, match="truth is 4 times as large as the input and scale is 1"):
+    for task in tasks:
+        path = tmp_path / "small" / task.path.name
+        write_png(path, resize(read_tensor(task.path)[..., :36, :40], (9, 10)))
+        gt = tmp_path / "cut" / task.path.name
+        write_png(gt, read_tensor(task.gt)[..., :36, :40])
+        small.append(RestorationTask(path, gt=gt))
+    assert scale_of(small, None, None) == 4 and scale_of(tasks, None, None) == 1
+    with pytest.raises(StagingError, match="ground truth is 4 times as large as the input and scale is 1"):
         scale_of(small, None, 1)
     with pytest.raises(StagingError, match=r"times as large as the input and scale is None"):
-        scale_of([small[0], jobs[0]], None, None)
+        scale_of([small[0], tasks[0]], None, None)
     for sizes in ("any", "x4"):
         assert run_command(fake(sizes=sizes), small, tmp_path / sizes, scale=4).complete
         assert read_tensor(tmp_path / sizes / "images/c.png").shape == (3, 36, 40)
         assert record(tmp_path / sizes)["shrunk_by"] is None
 
 
-def test_sides_are_padded_for_programs_that_round_them_and_another_size_may_be_resized(tmp_path, jobs, fake):
-    assert [row.size for row in lay_out(fake(multiple=8), jobs, 1)] == [(48, 64), (48, 40), (40, 56)]
+def test_sides_are_padded_for_programs_that_round_them_and_another_size_may_be_resized(tmp_path, tasks, fake):
+    assert [row.size for row in lay_out(fake(multiple=8), tasks, 1)] == [(48, 64), (48, 40), (40, 56)]
     out = tmp_path / "out"
-    outcome = run_command(fake("rounded", multiple=8, other_sizes="resize"), jobs, out)
+    outcome = run_command(fake("rounded", multiple=8, other_sizes="resize"), tasks, out)
     assert outcome.complete and outcome.notes == {"a b.1": "resized from 56 x 40"} == record(out)["notes"]
-    assert torch.equal(read_tensor(out / "images/c.png"), read_tensor(jobs[2].path))  # padded, cut, untouched
+    assert torch.equal(read_tensor(out / "images/c.png"), read_tensor(tasks[2].path))  # padded, cut, untouched
 
 
-def test_faces_go_by_person_and_scenes_are_refused(tmp_path, jobs, fake):
+def test_faces_go_by_person_and_scenes_are_refused(tmp_path, tasks, fake):
     with pytest.raises(StagingError, match=r"aligned faces.*a b\.1\.png is 64 x 48"):
-        lay_out(fake(sizes="face"), jobs, 1)
+        lay_out(fake(sizes="face"), tasks, 1)
     rng = np.random.default_rng(1)
     people = {name: tmp_path / f"{name}.png" for name in ("ann", "bob")}
     for path in people.values():
@@ -382,7 +382,7 @@ def test_faces_go_by_person_and_scenes_are_refused(tmp_path, jobs, fake):
     for number, person in enumerate(("ann", "bob", "ann")):
         path = tmp_path / f"faces/f{number}.png"
         write_png(path, rng.random((256, 256, 3), dtype=np.float32))
-        faces.append(Job(path, people={person: (people[person],)}))
+        faces.append(RestorationTask(path, people={person: (people[person],)}))
     adapter = fake(
         sizes="face",
         per_identity=True,
@@ -390,15 +390,15 @@ def test_faces_go_by_person_and_scenes_are_refused(tmp_path, jobs, fake):
         references=2,
     )
     shown = commands(adapter, lay_out(adapter, faces, 1), scale=1, seed=0)
-    assert len(shown) == 2 and shown[0].endswith("# 2 pictures") and "CUDA_VISIBLE_DEVICES=0" in shown[0]
-    with pytest.raises(StagingError, match=r"needs references, and 1 of 4 pictures have none, such as f1: say ref"):
-        run_command(adapter, [*faces, Job(faces[1].path)], tmp_path / "none")
+    assert len(shown) == 2 and shown[0].endswith("# 2 images") and "CUDA_VISIBLE_DEVICES=0" in shown[0]
+    with pytest.raises(StagingError, match=r"needs references, and 1 of 4 images have none, such as f1: say ref"):
+        run_command(adapter, [*faces, RestorationTask(faces[1].path)], tmp_path / "none")
     assert not (tmp_path / "none").exists()
     outcome = run_command(adapter, faces, tmp_path / "out")
     assert outcome.complete and read_tensor(tmp_path / "out/images/f1.png").shape == (3, 256, 256)
     assert [launch["pictures"] for launch in record(tmp_path / "out")["launches"]] == [2, 1]
     with pytest.raises(StagingError, match="needs references"):
-        run_command(fake(sizes="face", per_identity=True), [Job(faces[0].path)], tmp_path / "none")
+        run_command(fake(sizes="face", per_identity=True), [RestorationTask(faces[0].path)], tmp_path / "none")
 
 
 def test_identity_folders_hold_what_instantrestore_reads(tmp_path, fake):
@@ -421,11 +421,11 @@ def test_identity_folders_hold_what_instantrestore_reads(tmp_path, fake):
         files={"driver.py": program},
         command="{python} {scratch}/driver.py {input} {output}",
     )
-    outcome = run_command(adapter, [Job(face, people={"person": (person,)})], tmp_path / "out")
+    outcome = run_command(adapter, [RestorationTask(face, people={"person": (person,)})], tmp_path / "out")
     assert outcome.complete, outcome.missing
 
 
-def test_what_is_missing_is_listed_with_the_option_to_set_and_nothing_is_started(tmp_path, jobs, fake):
+def test_what_is_missing_is_listed_with_the_option_to_set_and_nothing_is_started(tmp_path, tasks, fake):
     adapter = fake(
         python="no-such-python",
         checkout=str(tmp_path / "elsewhere"),
@@ -436,7 +436,7 @@ def test_what_is_missing_is_listed_with_the_option_to_set_and_nothing_is_started
     assert "git clone https://example.org/x" in adapter.missing()[0] and "baseline.python=" in adapter.missing()[1]
     assert "w.pth from a release (MIT)" in adapter.missing()[2]
     with pytest.raises(AdapterError, match=r"Fake cannot be started here:\n  checkout"):
-        run_command(adapter, jobs, tmp_path / "out")
+        run_command(adapter, tasks, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -467,70 +467,72 @@ def test_stems_are_safe_and_unique_without_case():
 # --- made elsewhere -----------------------------------------------------------------------------------------
 
 
-def test_predictions_from_elsewhere_are_paired_checked_and_copied(tmp_path, jobs, fake):
+def test_predictions_from_elsewhere_are_paired_checked_and_copied(tmp_path, tasks, fake):
     folder = tmp_path / "theirs"
-    for job in jobs[:2]:
-        write_png(folder / f"{job.path.stem}_0.png", read_tensor(job.path))
+    for task in tasks[:2]:
+        write_png(folder / f"{task.path.stem}_0.png", read_tensor(task.path))
     write_png(folder / "c.png", torch.zeros(3, 37, 50))
-    outcome = import_folder(folder, jobs, tmp_path / "out", adapter=fake(), said="by hand")
+    outcome = import_folder(folder, tasks, tmp_path / "out", adapter=fake(), said="by hand")
     assert (
         outcome.made == 2 and list(outcome.missing) == ["c"] and "c.png is one colour all over" in outcome.missing["c"]
     )
     assert record(tmp_path / "out")["said"] == "by hand" and record(tmp_path / "out")["launches"] == []
-    write_png(folder / "c.png", read_tensor(jobs[2].path))
-    assert import_folder(folder, jobs, tmp_path / "out", adapter=fake(), said="by hand").complete
-    write_png(folder / "deeper/c_0.png", read_tensor(jobs[2].path))
-    write_png(folder / "other/c_0.png", read_tensor(jobs[2].path))
-    with pytest.raises(StagingError, match=r"holds 2 pictures called c_0\.png"):
-        import_folder(folder, jobs, tmp_path / "twice", adapter=fake())
+    write_png(folder / "c.png", read_tensor(tasks[2].path))
+    assert import_folder(folder, tasks, tmp_path / "out", adapter=fake(), said="by hand").complete
+    write_png(folder / "deeper/c_0.png", read_tensor(tasks[2].path))
+    write_png(folder / "other/c_0.png", read_tensor(tasks[2].path))
+    with pytest.raises(StagingError, match=r"holds 2 images called c_0\.png"):
+        import_folder(folder, tasks, tmp_path / "twice", adapter=fake())
     wrong = tmp_path / "wrong"
     write_png(wrong / "c.png", torch.rand(3, 20, 20))
-    outcome = import_folder(wrong, jobs, tmp_path / "small")
+    outcome = import_folder(wrong, tasks, tmp_path / "small")
     assert outcome.made == 0 and "c.png is 20 x 20 and should be 50 x 37" in outcome.missing["c"]
 
 
-def test_a_folder_that_was_made_again_is_imported_again(tmp_path, jobs):
+def test_a_folder_that_was_made_again_is_imported_again(tmp_path, tasks):
     folder, out = tmp_path / "theirs", tmp_path / "out"
-    for job in jobs:
-        write_png(folder / f"{job.path.stem}.png", read_tensor(job.path))
-    assert import_folder(folder, jobs, out).made == 3
-    assert import_folder(folder, jobs, out).finished_before == 3
-    write_png(folder / "c.png", 1 - read_tensor(jobs[2].path))
+    for task in tasks:
+        write_png(folder / f"{task.path.stem}.png", read_tensor(task.path))
+    assert import_folder(folder, tasks, out).made == 3
+    assert import_folder(folder, tasks, out).finished_before == 3
+    write_png(folder / "c.png", 1 - read_tensor(tasks[2].path))
     (folder / "a b.1.png").unlink()
-    outcome = import_folder(folder, jobs, out)
+    outcome = import_folder(folder, tasks, out)
     assert (outcome.made, outcome.finished_before, list(outcome.missing)) == (1, 1, ["a b.1"])
     assert torch.equal(read_tensor(out / "images/c.png"), read_tensor(folder / "c.png"))
-    assert not (out / "images/a b.1.png").exists(), "a picture of the folder of before stayed among those of now"
+    assert not (out / "images/a b.1.png").exists(), "an image of the folder of before stayed among those of now"
     with pytest.raises(ValueError, match="different: said"):
-        import_folder(folder, jobs, out, said="by others")
+        import_folder(folder, tasks, out, said="by others")
 
 
 # --- in this process ----------------------------------------------------------------------------------------
 
 
-def test_bicubic_and_a_broken_file_in_this_process(tmp_path, jobs):
+def test_bicubic_and_a_broken_file_in_this_process(tmp_path, tasks):
     bad = tmp_path / "lq/bad.png"
     bad.write_bytes(b"no picture")
-    inputs = {job.path.stem: job.path for job in [*jobs, Job(bad)]}
+    inputs = {task.path.stem: task.path for task in [*tasks, RestorationTask(bad)]}
     adapter = Adapter(title="Bicubic", kind="method", method=Bicubic())
 
     def predict():
         failed, seconds = predict_folder(adapter.method, inputs, tmp_path / "out")
         return len(inputs) - len(failed), 0, failed, seconds
 
-    outcome = run_here(adapter, [*jobs, Job(bad)], tmp_path / "out", predict, weights={"w": bad}, scale=1)
+    outcome = run_in_process(
+        adapter, [*tasks, RestorationTask(bad)], tmp_path / "out", predict, weights={"w": bad}, scale=1
+    )
     assert record(tmp_path / "out")["weights_sha256"] == {"w": sha256_of(bad)}
     assert list(outcome.missing) == ["bad"] and record(tmp_path / "out")["complete"] is False
-    assert torch.equal(read_tensor(tmp_path / "out/images/c.png"), read_tensor(jobs[2].path))
+    assert torch.equal(read_tensor(tmp_path / "out/images/c.png"), read_tensor(tasks[2].path))
     assert Bicubic()(torch.rand(3, 5, 6), 4).shape == (3, 20, 24)
 
 
-def test_rows_of_this_process_tell_their_weights_and_options_apart(tmp_path, jobs, script_run):
+def test_rows_of_this_process_tell_their_weights_and_options_apart(tmp_path, tasks, script_run):
     lq = f"input={tmp_path}/lq"
     assert script_run("baseline=bicubic", lq)
-    write_png(jobs[0].path, 1 - read_tensor(jobs[0].path))
+    write_png(tasks[0].path, 1 - read_tensor(tasks[0].path))
     assert script_run("baseline=bicubic", lq)
-    assert torch.equal(read_tensor(tmp_path / "runs/baseline/x/images/a b.1.png"), read_tensor(jobs[0].path))
+    assert torch.equal(read_tensor(tmp_path / "runs/baseline/x/images/a b.1.png"), read_tensor(tasks[0].path))
 
     ours = ["baseline=face2scene", "name=ours", "limit=1", "faces=none", "ref_fr=none", lq]
     ours += [f"restorer_weights={REPOSITORY}/checkpoints/tiny/restorer.safetensors"]
@@ -583,13 +585,13 @@ def test_real_esrgan_in_tiles_is_real_esrgan_whole(weights):
 @pytest.mark.slow
 def test_real_esrgan_with_all_its_weights_sharpens_a_photo(weights, photo, tmp_path):
     weights("real_esrgan_x4plus")
-    truth = torch.from_numpy(photo.copy()).permute(2, 0, 1)[:, 64:256, 160:352]
-    small = resize(truth, (48, 48))
+    gt = torch.from_numpy(photo.copy()).permute(2, 0, 1)[:, 64:256, 160:352]
+    small = resize(gt, (48, 48))
     made = RealESRGANx4(device="cpu")(small, 4)
     enlarged = Bicubic()(small, 4)
-    detail = [(p[..., 1:] - p[..., :-1]).abs().mean() for p in (truth, made, enlarged)]
+    detail = [(p[..., 1:] - p[..., :-1]).abs().mean() for p in (gt, made, enlarged)]
     assert detail[1] > 1.1 * detail[2], detail
-    assert (made - truth).square().mean() < 0.02
+    assert (made - gt).square().mean() < 0.02
 
 
 # --- every system the paper names ---------------------------------------------------------------------------
@@ -612,7 +614,7 @@ def test_every_system_has_an_adapter_that_can_be_shown(name, tmp_path):
     assert {"python", "checkout", "commit", "command"} <= described.keys(), "what is not there cannot be overridden"
     assert adapter.repository.startswith("https://github.com/") and adapter.environment
     (line,) = commands(adapter, [], scale=4, seed=3)
-    assert f"cd {adapter.place} && " in line and line.endswith("# 0 pictures")
+    assert f"cd {adapter.place} && " in line and line.endswith("# 0 images")
     given = {"input": "IN", "output": "OUT", "references": "REF", "scratch": "S", "scale": 4, "seed": 3}
     words = adapter.words(**given)
     texts = adapter.texts(**given)
@@ -664,7 +666,7 @@ def test_what_a_program_without_a_network_needs_of_the_hub_is_listed(name, needs
     assert {path.name for key, path in adapter_of(name).found().items()} >= {"abc"}
 
 
-def test_another_commit_or_weights_file_than_expected_is_warned_of(tmp_path, jobs, fake, caplog, script, capsys):
+def test_another_commit_or_weights_file_than_expected_is_warned_of(tmp_path, tasks, fake, caplog, script, capsys):
     place = tmp_path / "checkout"
     git = ["git", "-C", str(place), "-c", "user.name=x", "-c", "user.email=x@example.org"]
     for words in (["init", "-q"], ["add", "tools"], ["commit", "-qm", "one"]):
@@ -672,13 +674,15 @@ def test_another_commit_or_weights_file_than_expected_is_warned_of(tmp_path, job
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     need = {"path": "weights.bin", "source": "a release", "licence": "none"}
     good = fake(commit=head, weights=[need | {"sha256": sha256_of(place / "weights.bin")}])
-    assert run_command(good, jobs, tmp_path / "good").complete and not caplog.text
+    assert run_command(good, tasks, tmp_path / "good").complete and not caplog.text
     bad = fake(commit="a" * 40, weights=[need | {"sha256": "b" * 64}])
-    assert run_command(bad, jobs, tmp_path / "bad").complete
+    assert run_command(bad, tasks, tmp_path / "bad").complete
     assert f"is at {head}, and the options were read at {'a' * 40}" in caplog.text and "checkout a" in caplog.text
     assert "weights.bin is another file than a release" in caplog.text
     assert fake(commit="a" * 40, checkout=str(tmp_path / "none")).missing()
-    assert not doubts(fake(commit="a" * 40, checkout=str(tmp_path / "none"), folder=".")), "it is missing, not another"
+    assert not compat_warnings(fake(commit="a" * 40, checkout=str(tmp_path / "none"), folder=".")), (
+        "it is missing, not another"
+    )
     script.show(bad, [], 1, 0, tmp_path)
     assert capsys.readouterr().out.count("  warning  ") == 2
 
@@ -710,18 +714,18 @@ def test_the_scripts_flags_are_hydras_overrides(script):
             script.with_overrides(words)
 
 
-def test_the_script_lists_dry_runs_imports_and_scores(tmp_path, jobs, capsys, script, script_run):
+def test_the_script_lists_dry_runs_imports_and_scores(tmp_path, tasks, capsys, script, script_run):
     lines = script.listing().splitlines()
     assert len(lines) >= len(BASELINES) and any(line.startswith("supir ") and "missing" in line for line in lines)
 
     def run(*overrides: str) -> bool:
-        return script_run(f"input={tmp_path}/lq", f"truth={tmp_path}/truth", *overrides)
+        return script_run(f"input={tmp_path}/lq", f"gt={tmp_path}/ground truth", *overrides)
 
     assert run("baseline=sinsr", "dry_run=true", "baseline.python=no-such-python")
     assert "environment: no-such-python" in capsys.readouterr().out
     assert run("baseline=sinsr", "dry_run=true")
     out = capsys.readouterr().out
-    assert "missing  weights" in out and "--one_step" in out and "# 3 pictures" in out and "note     After" in out
+    assert "missing  weights" in out and "--one_step" in out and "# 3 images" in out and "note     After" in out
     write_png(tmp_path / "lone/face.png", torch.rand(3, 64, 64))
     assert script_run("baseline=faceme", "dry_run=true", f"input={tmp_path}/lone")
     out = capsys.readouterr().out
@@ -729,10 +733,10 @@ def test_the_script_lists_dry_runs_imports_and_scores(tmp_path, jobs, capsys, sc
     assert "infer.py" in out, "what is missing of the input hides neither the command nor what else is missing"
     assert not (tmp_path / "runs").exists()
     assert run("baseline=bicubic")
-    assert "3 pictures made" in capsys.readouterr().out
+    assert "3 images made" in capsys.readouterr().out
     assert json.loads((tmp_path / "runs/baseline/x/scores.json").read_text())["complete"]
     with pytest.raises(AdapterError, match="SUPIR cannot be started here"):
         run("baseline=supir")
-    write_png(tmp_path / "some/a b.1.png", read_tensor(jobs[0].path))
+    write_png(tmp_path / "some/a b.1.png", read_tensor(tasks[0].path))
     assert not run(f"import_only={tmp_path}/some", "name=imported")
     assert json.loads((tmp_path / "runs/imported/scores.json").read_text())["complete"] is False

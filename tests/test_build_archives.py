@@ -82,7 +82,7 @@ def test_an_archive_cut_in_the_middle_gives_what_came_before_the_cut(tmp_path):
         summary = built(folder, archives(tmp_path))
         left = reasons(folder)
         assert summary.quarantined == 1 and left["a.tar"][1].startswith("archive cut: after "), left
-        assert sum(summary.pictures.values()) >= (4 if size > 100 else 2)
+        assert sum(summary.images.values()) >= (4 if size > 100 else 2)
         assert {"Number 6.", "Number 7."} <= {r.prompt for r in read_manifest(folder)}
 
 
@@ -122,4 +122,4 @@ def test_bad_samples_of_an_archive_are_named(tmp_path):
         "huge.png": "too many bytes",
         "caf\\xe9.png": "the name is not UTF-8",
     }
-    assert summary.quarantined == 6 and sum(summary.pictures.values()) == 1
+    assert summary.quarantined == 6 and sum(summary.images.values()) == 1

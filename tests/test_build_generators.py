@@ -1,4 +1,4 @@
-"""What draws synthetic pictures: prompts, the worker in another interpreter, and diffusers."""
+"""What draws synthetic images: prompts, the worker in another interpreter, and diffusers."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from face2scene.data.building.prompts import PACKS, Prompts, subjects
-from face2scene.data.generators.base import DrawnPeople, GeneratorError, Job, JobFailed
+from face2scene.data.generators.base import DrawnPeople, GenerationRequest, GeneratorError, JobFailed
 from face2scene.data.generators.infiniteyou import LICENCES, InfiniteYou
 
 # Prompts
@@ -139,15 +139,15 @@ def infiniteyou(tmp_path, request):
         generator.close()
 
 
-def job(tmp_path: Path, prompt="a scene", seed=7) -> Job:
-    return Job(0, 0, seed=seed, prompt=prompt, reference=tmp_path / "photo.png")
+def job(tmp_path: Path, prompt="a scene", seed=7) -> GenerationRequest:
+    return GenerationRequest(0, 0, seed=seed, prompt=prompt, reference=tmp_path / "photo.png")
 
 
 def test_one_worker_stays_alive_and_takes_jobs(infiniteyou, tmp_path):
     generator = infiniteyou()
-    pictures = [generator.draw(job(tmp_path, seed=seed)) for seed in (7, 8, 7)]
-    assert pictures[0].shape == (72, 64, 3) and pictures[0].dtype == np.uint8
-    assert [tuple(picture[0, 0]) for picture in pictures] == [(7, 0, 30), (8, 0, 30), (7, 0, 30)]
+    images = [generator.draw(job(tmp_path, seed=seed)) for seed in (7, 8, 7)]
+    assert images[0].shape == (72, 64, 3) and images[0].dtype == np.uint8
+    assert [tuple(image[0, 0]) for image in images] == [(7, 0, 30), (8, 0, 30), (7, 0, 30)]
     assert generator.starts == 1
     assert "the libraries print what they like" in (tmp_path / "worker.log").read_text()
 
@@ -287,13 +287,13 @@ def test_any_pipeline_of_diffusers_draws_with_a_face(tmp_path):
     generator.check()
     for name, colour in (("photo", "red"), ("other", "blue")):
         Image.new("RGB", (40, 40), colour).save(tmp_path / f"{name}.png")
-    picture = generator.draw(job(tmp_path))
-    assert picture.shape == (48, 32, 3) and picture.dtype == np.uint8 and picture.std() > 0
-    assert (picture == generator.draw(job(tmp_path))).all()
-    assert (picture != generator.draw(job(tmp_path, seed=8))).any()
-    assert (picture != generator.draw(job(tmp_path, prompt="another scene"))).any()
-    other = Job(0, 0, seed=7, prompt="a scene", reference=tmp_path / "other.png")
-    assert (picture != generator.draw(other)).any()  # the face counts
+    image = generator.draw(job(tmp_path))
+    assert image.shape == (48, 32, 3) and image.dtype == np.uint8 and image.std() > 0
+    assert (image == generator.draw(job(tmp_path))).all()
+    assert (image != generator.draw(job(tmp_path, seed=8))).any()
+    assert (image != generator.draw(job(tmp_path, prompt="another scene"))).any()
+    other = GenerationRequest(0, 0, seed=7, prompt="a scene", reference=tmp_path / "other.png")
+    assert (image != generator.draw(other)).any()  # the face counts
     with pytest.raises(GeneratorError, match="there is no"):
         IPAdapterPipeline(tmp_path / "gone", tmp_path / "adapter", weight_name="x").check()
     with pytest.raises(GeneratorError, match="does not load"):
@@ -302,4 +302,4 @@ def test_any_pipeline_of_diffusers_draws_with_a_face(tmp_path):
 
 def test_generators_of_invented_people_take_the_same_jobs():
     people = DrawnPeople(side=32)
-    assert (people.draw(Job(1, 2)) == people.picture(1, 2)).all()
+    assert (people.draw(GenerationRequest(1, 2)) == people.generate(1, 2)).all()

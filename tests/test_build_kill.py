@@ -15,9 +15,9 @@ import pytest
 from face2scene.cli.main import main
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.data.building.build import Rejection, build
-from face2scene.data.building.finalize import Plan, Selection
+from face2scene.data.building.finalize import FinalizePlan, Selection
 from face2scene.data.building.identity_clusters import Grouping
-from face2scene.data.building.photo_filtering import Cut, Label, Photographs, Tools
+from face2scene.data.building.photo_filtering import CropSpec, Label, Photographs, StageContext
 from face2scene.data.records import read_manifest
 from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
 from face2scene.degradation import Space
@@ -55,7 +55,7 @@ class Traced(GeneratedPeople):
 
 
 def run_build(folder: Path, trace: Path, pause: float = 0.0) -> None:
-    plan = Plan(
+    plan = FinalizePlan(
         **{"selection": Selection({"q": "higher"}, 0.8), "grouping": Grouping(0.5), "val_share": 0.5, "report": True},
         max_references=2,
     )
@@ -127,7 +127,7 @@ def test_a_crash_between_any_two_changes_of_the_disk_loses_nothing(tmp_path):
     assert os.waitpid(pid, 0)[1] == 0
     changes = int((tmp_path / "calls").read_text())
     assert changes > 60
-    joining = changes - 45  # the pictures' own part is the same over and over: every fifth of it
+    joining = changes - 45  # the images' own part is the same over and over: every fifth of it
     for at in [*range(1, joining, 5), *range(joining, changes + 1)]:
         folder = tmp_path / f"crash{at}"
         pid = forked(crashing_build, folder, tmp_path / "trace", at, tmp_path / "calls")
@@ -157,11 +157,11 @@ def test_a_full_disk_stops_the_build_with_a_sentence_and_the_next_start_goes_on(
     run_build(tmp_path / "whole", tmp_path / "trace")
     written, real = [], module.write_png
 
-    def full(path, picture):
+    def full(path, image):
         if len(written) == 7:
             raise FullDisk
         written.append(path)
-        real(path, picture)
+        real(path, image)
 
     monkeypatch.setattr(module, "write_png", full)
     with pytest.raises(module.BuildError, match=r"disk of .* is full .*start the same\s+command again"):
@@ -202,7 +202,7 @@ def test_an_unreadable_photo_is_not_taken_for_a_full_disk(tmp_path):
             raise OSError(5, "Input/output error")
 
     (tmp_path / "a.png").write_bytes(b"x")
-    photographs = Broken(Tools(None), [], Cut(32), name="p", licence="mine")
+    photographs = Broken(StageContext(None), [], CropSpec(32), name="p", licence="mine")
     made = photographs.draft(tmp_path / "a.png", "a", Label("a.png"))
     assert made.stage == "input" and "Input/output error" in made.reason
 
@@ -222,7 +222,7 @@ def command(folder: Path, *overrides: str, processes: int = 1) -> list[str]:
     return [sys.executable, *launcher, str(REPOSITORY / "scripts/build_inscene.py"), f"data.root={folder}", *overrides]
 
 
-# Sixty pictures of twelve people each; drawn ones, and the packaged generator's if asked for.
+# Sixty images of twelve people each; drawn ones, and the packaged generator's if asked for.
 SETS = {
     "drawn": [
         *("data=tiny", "faces=none", "data.size=192", "data.sources.drawn.generator.side=384"),
@@ -279,5 +279,5 @@ def test_two_processes_of_the_command_make_the_set_of_one(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     two = command(tmp_path / "two", *options, processes=2)
     done = subprocess.run(two, cwd=tmp_path, env=environment, check=True, timeout=1200, capture_output=True, text=True)
-    assert done.stdout.count("60 pictures of 12 people") == 1  # one of them prints
+    assert done.stdout.count("60 images of 12 people") == 1  # one of them prints
     assert bytes_of(tmp_path / "two") == bytes_of(tmp_path / "one")

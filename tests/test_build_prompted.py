@@ -1,4 +1,4 @@
-"""People of photos in prompted scenes: which drawn pictures are accepted, and what becomes of the others."""
+"""People of photos in prompted scenes: which drawn images are accepted, and what becomes of the others."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from face2scene.faces.detect import Detector
 
 
 class ByColour(Detector):
-    """A face in every picture that is not plain; identity and cosine follow from the red of the first pixel."""
+    """A face in every image that is not plain; identity and cosine follow from the red of the first pixel."""
 
     def __init__(self):
         super().__init__(None)
@@ -48,20 +48,20 @@ class Scripted:
             raise wanted
         if wanted is None:
             return np.full((40, 32, 3), 90, np.uint8)
-        picture = np.full((40, 32, 3), 90, np.uint8)
-        picture[20:] = job.seed % 200
-        picture[0, 0, 0] = round(np.arccos(wanted) / (np.pi / 2) * 255)
-        return picture
+        image = np.full((40, 32, 3), 90, np.uint8)
+        image[20:] = job.seed % 200
+        image[0, 0, 0] = round(np.arccos(wanted) / (np.pi / 2) * 255)
+        return image
 
 
 @pytest.fixture
 def celebrities(tmp_path) -> Path:
     for person in ("00002", "00003"):
         for number in (1, 2, 3):
-            picture = np.full((30, 30, 3), 50 + number, np.uint8)
-            picture[0, 0] = 0
+            image = np.full((30, 30, 3), 50 + number, np.uint8)
+            image[0, 0] = 0
             (tmp_path / "celebs" / person).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(tmp_path / "celebs" / person / f"{number}.png")
+            Image.fromarray(image).save(tmp_path / "celebs" / person / f"{number}.png")
     return tmp_path / "celebs"
 
 
@@ -91,7 +91,7 @@ def test_three_are_accepted_within_ten_tries_and_the_rest_is_counted_by_reason(c
     assert first.generator["seed"] == source.generator.jobs[2].seed and first.generator["try"] == 3
     assert len({job.seed for job in source.generator.jobs}) == len(source.generator.jobs)
     assert len(first.references) == 3 and first.references[0].endswith(f"people/00002/{photo}.png")
-    assert first.face_box == (5.0, 5.0, 32.0, 35.0)  # of the largest face, inside the picture
+    assert first.face_box == (5.0, 5.0, 32.0, 35.0)  # of the largest face, inside the image
     assert (first.width, first.height) == (32, 40)
     assert {r.identity: r.split for r in records} == {"00002": "train", "00003": "val"}
     with Image.open(tmp_path / "set" / first.references[0]) as reference:

@@ -1,4 +1,4 @@
-"""RAW files: developed by a recorded recipe, with what the camera wrote down, and the pictures they must be."""
+"""RAW files: developed by a recorded recipe, with what the camera wrote down, and the images they must be."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 from face2scene.common.types import Face
 from face2scene.data.building.build import build, rejected_rows
 from face2scene.data.records import read_manifest
-from face2scene.data.sources.raw_photos import MotionBlur, RawPhotos
+from face2scene.data.sources.raw_photos import MotionBlurFilter, RawPhotos
 from face2scene.data.verify import verify
 from face2scene.faces.detect import Detector
 from face2scene.image_io.photos import read_photo
@@ -23,7 +23,7 @@ SRGB = {"gamma": (2.4, 12.92), "auto_bright": False}
 
 
 def write_dng(path: Path, rgb: np.ndarray, *, iso: int = 800, exposure=(1, 50), model="Camera") -> Path:
-    """A Bayer DNG whose truth is `rgb`, float (H, W, 3) in [0, 1], even sides."""
+    """A Bayer DNG whose ground truth is `rgb`, float (H, W, 3) in [0, 1], even sides."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     camera, bayer = linear / WHITE_BALANCE, np.empty(rgb.shape[:2])
     for (y, x), channel in {(0, 0): 0, (0, 1): 1, (1, 0): 1, (1, 1): 2}.items():
@@ -122,7 +122,7 @@ def test_single_photos_and_the_builder_develop_alike(tmp_path, photo):
 
 
 class InTheMiddle(Detector):
-    """A face in the middle; who it is, is the picture's hue."""
+    """A face in the middle; who it is, is the image's hue."""
 
     def __init__(self):
         super().__init__(None)
@@ -143,10 +143,10 @@ def test_a_folder_of_raws_becomes_a_test_set(tmp_path, photo):
     from PIL import Image
 
     red, blue = tinted(photo, (0.8, 0.1, 0.1)), tinted(photo, (0.1, 0.1, 0.8))
-    for person, picture in (("ann", red), ("ben", blue)):
+    for person, image in (("ann", red), ("ben", blue)):
         (tmp_path / "gallery" / person).mkdir(parents=True)
         for number in range(2):
-            shown = (picture * (1 - 0.1 * number) * 255).astype(np.uint8)
+            shown = (image * (1 - 0.1 * number) * 255).astype(np.uint8)
             Image.fromarray(shown).save(tmp_path / "gallery" / person / f"{number}.png")
     write_dng(tmp_path / "raws/ben/IMG_1.dng", blue, iso=1600, exposure=(1, 30))
     write_dng(tmp_path / "raws/IMG_2.dng", red, iso=800)  # in no folder: matched
@@ -184,13 +184,13 @@ def test_a_folder_of_raws_becomes_a_test_set(tmp_path, photo):
 def test_motion_is_told_from_stillness_by_the_edges(photo):
     from scipy import ndimage
 
-    from face2scene.data.building.photo_filtering import Candidate, Cut
+    from face2scene.data.building.photo_filtering import Candidate, CropSpec
 
     def flag(image, exposure=0.02):
         face = Face((0, 0, image.shape[1], image.shape[0]), 0.9, np.zeros((5, 2)))
         notes = {"exif": {"exposure_s": exposure}}
-        candidate = Candidate("x", image.astype(np.float32), Cut(None), face, notes=notes)
-        assert MotionBlur(min_exposure_s=0.008)(candidate) == ""
+        candidate = Candidate("x", image.astype(np.float32), CropSpec(None), face, notes=notes)
+        assert MotionBlurFilter(min_exposure_s=0.008)(candidate) == ""
         return candidate.notes["motion_blur"]["flag"]
 
     head = photo[40:240, 130:330]

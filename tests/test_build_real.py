@@ -12,7 +12,7 @@ from PIL import Image
 from face2scene.common.types import Face
 from face2scene.data.building.build import BuildError
 from face2scene.data.building.filters import FaceSize, HasFace, InFocus, Persons, Quality, Resolution, Sharp, Tagged
-from face2scene.data.building.finalize import Plan, Selection
+from face2scene.data.building.finalize import FinalizePlan, Selection
 from face2scene.data.building.identity_clusters import Grouping
 from face2scene.data.records import read_manifest
 from face2scene.data.sources.photo_folder import Photos
@@ -37,7 +37,7 @@ def truncated(folder: Path) -> None:
 
 
 BAD_FILES = {
-    "unreadable": (lambda f: (f / "bad.jpg").write_text("no picture"), "unreadable"),
+    "unreadable": (lambda f: (f / "bad.jpg").write_text("no image"), "unreadable"),
     "truncated": (truncated, "unreadable"),
     "empty": (lambda f: (f / "bad.png").write_bytes(b""), "unreadable"),
     "zip bomb": (lambda f: (f / "bad.png").write_bytes(png_claiming(60_000, 60_000)), "unreadable: .*3.*limit|pixels"),
@@ -53,7 +53,7 @@ def test_a_bad_file_is_quarantined_by_name_and_the_build_goes_on(tmp_path, kind)
     make, words = BAD_FILES[kind]
     make(photos)
     summary = built(tmp_path / "set", Photos(photos, ColourFaces(), strict_suffix=True, **OPTIONS))
-    assert summary.quarantined == 1 and sum(summary.pictures.values()) == 1
+    assert summary.quarantined == 1 and sum(summary.images.values()) == 1
     ((name, (stage, reason)),) = reasons(tmp_path / "set").items()
     assert name.startswith("bad.") and stage == "input"
     import re
@@ -73,7 +73,7 @@ def test_names_that_are_not_utf_8_are_quarantined(tmp_path):
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     summary = built(tmp_path / "set", Photos(photos, ColourFaces(), **OPTIONS))
-    assert summary.quarantined == 1 and summary.pictures == {"val": 1}
+    assert summary.quarantined == 1 and summary.images == {"val": 1}
     assert reasons(tmp_path / "set") == {"caf\\xe9.png": ("input", "the name is not UTF-8: rename the file")}
     assert read_manifest(tmp_path / "set")[0].generator["file"] == good.name
 
@@ -83,7 +83,7 @@ def test_people_with_too_few_photos_are_left_out_with_the_count(tmp_path):
     for number in range(3):
         photo(photos / "ann" / f"{number}.png", seed=number)
     photo(photos / "ben" / "only.png", "ben")
-    built(tmp_path / "set", Photos(photos, ColourFaces(), **OPTIONS), plan=Plan(min_photos=2))
+    built(tmp_path / "set", Photos(photos, ColourFaces(), **OPTIONS), plan=FinalizePlan(min_photos=2))
     assert {record.identity for record in read_manifest(tmp_path / "set")} == {"photos_ann"}
     said = "too few photos of this person: 1, needed are 2"
     assert reasons(tmp_path / "set") == {"ben/only.png": ("identity", said)}
@@ -146,11 +146,11 @@ def test_stages_are_asked_in_order_and_anything_with_their_form_is_one(tmp_path)
     photo(photos / "ann.png"), photo(photos / "ben.png", "ben")
     photo(photos / "small.png", size=(20, 20))
     Image.new("RGB", (80, 80), "grey").save(photos / "nobody.png")
-    tags = Tagged(lambda picture: ["a red wall", "noon"])
+    tags = Tagged(lambda image: ["a red wall", "noon"])
     persons = Persons(lambda image: [(0, 0, image.shape[1], image.shape[0] * 0.9)], min_share=0.5)
     stages = [Resolution(32), HasFace(), persons, Vetoes(), tags]
     source = Photos(photos, ColourFaces(), stages=stages, **OPTIONS)
-    built(tmp_path / "set", source, plan=Plan(report=True, thresholds={"green": 0.5}, stages=("face", "veto")))
+    built(tmp_path / "set", source, plan=FinalizePlan(report=True, thresholds={"green": 0.5}, stages=("face", "veto")))
     assert {name: stage for name, (stage, _) in reasons(tmp_path / "set").items()} == {
         "small.png": "resolution",
         "nobody.png": "face",
@@ -159,7 +159,7 @@ def test_stages_are_asked_in_order_and_anything_with_their_form_is_one(tmp_path)
     (record,) = read_manifest(tmp_path / "set")
     assert record.prompt == "A photo of a person, a red wall, noon."
     page = (tmp_path / "set" / "funnel.html").read_text()
-    assert "1 of 4 pictures stayed" in page and page.count("data:image/jpeg") == 3
+    assert "1 of 4 images stayed" in page and page.count("data:image/jpeg") == 3
     assert "too green: 1" in page and "threshold 0.5" in page and page.index("face: 1") < page.index("veto: 1")
     assert verify(tmp_path / "set") == []
 
@@ -184,7 +184,7 @@ def test_quality_metrics_have_thresholds_of_their_own_and_the_best_stay_by_their
     drawn = {}
 
     def metric(name):
-        def score(picture):
+        def score(image):
             if name == "first":
                 drawn["now"] = next(scores)
             import torch
@@ -195,7 +195,7 @@ def test_quality_metrics_have_thresholds_of_their_own_and_the_best_stay_by_their
 
     stages = [HasFace(), Quality({"first": {"max": 50}, "second": None})]
     source = Photos(tmp_path / "photos", ColourFaces(), stages=stages, metric=metric, **OPTIONS)
-    plan = Plan(selection=Selection({"first": "higher", "second": "lower"}, keep=0.4))
+    plan = FinalizePlan(selection=Selection({"first": "higher", "second": "lower"}, keep=0.4))
     built(tmp_path / "set", source, plan=plan)
     kept = [record.generator["file"] for record in read_manifest(tmp_path / "set")]
     assert kept == ["01.png", "04.png", "07.png", "09.png"]  # 9, 11, 8, 10: the four best of eleven
@@ -208,11 +208,11 @@ def test_quality_metrics_have_thresholds_of_their_own_and_the_best_stay_by_their
 def test_blurred_faces_fall_and_sharp_ones_stay_whatever_their_size(photo):
     from scipy import ndimage
 
-    from face2scene.data.building.photo_filtering import Candidate, Cut
+    from face2scene.data.building.photo_filtering import Candidate, CropSpec
 
     def verdicts(image, size):
         face = Face((0, 0, size, size), 0.9, np.zeros((5, 2)))
-        candidate = Candidate("x", image, Cut(64), face)
+        candidate = Candidate("x", image, CropSpec(64), face)
         return [stage(candidate).split(":")[0] for stage in (Sharp(60), InFocus(0.02))], candidate.measured
 
     head = photo[60:220, 140:300]  # the astronaut's, sharp
@@ -252,7 +252,7 @@ def test_people_are_found_by_their_faces_split_by_person_and_shown_for_review(tm
     photos = tmp_path / "photos"
     for number in range(18):
         photo(photos / f"{number:02d}.png", list(HUES)[number % 3], seed=number)
-    plan = Plan(grouping=Grouping(0.8), val_share=0.5)
+    plan = FinalizePlan(grouping=Grouping(0.8), val_share=0.5)
     source = Photos(photos, ColourFaces(), identity="unknown", split=None, **OPTIONS)
     built(tmp_path / "set", source, plan=plan)
     records = read_manifest(tmp_path / "set")
@@ -284,6 +284,6 @@ def test_corrections_of_the_review_are_followed():
 def test_face_size_counts_in_the_finished_picture(tmp_path):
     photo(tmp_path / "photos/ann.png", size=(320, 320))
     source = Photos(tmp_path / "photos", ColourFaces(), stages=[HasFace(), FaceSize(12)], **OPTIONS)
-    with pytest.raises(BuildError, match="No picture"):
+    with pytest.raises(BuildError, match="No image"):
         built(tmp_path / "set", source)  # a third of 32 pixels is 11
     assert reasons(tmp_path / "set")["ann.png"][1] == "face too small: 11 pixels, needed are 12"

@@ -4,8 +4,8 @@ import types
 
 import pytest
 
-from face2scene.assets import catalogue as weights
-from face2scene.cli import main as cli
+from face2scene.assets import catalogue
+from face2scene.cli import main
 
 
 def test_the_command_starts_without_torch():
@@ -16,21 +16,21 @@ def test_the_command_starts_without_torch():
 
 def test_the_list_shows_every_asset_with_its_licence_and_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
-    assert cli.main(["fetch", "--list"]) == 0
+    assert main.main(["fetch", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    for asset in weights.catalogue().values():
+    for asset in catalogue.catalogue().values():
         (line,) = (line for line in lines if line.split()[1] == asset.name and line.startswith("missing"))
         assert asset.licence in line and f"face2scene fetch {asset.name}" in line
 
 
 def test_fetch_without_a_name_says_what_to_give(capsys):
-    assert cli.main(["fetch"]) == 2
+    assert main.main(["fetch"]) == 2
     assert "--all-open" in capsys.readouterr().err
 
 
 def test_a_failed_fetch_is_a_sentence_and_not_a_traceback(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
-    assert cli.main(["fetch", "yunet", "--offline"]) == 1
+    assert main.main(["fetch", "yunet", "--offline"]) == 1
     error = capsys.readouterr().err
     assert "this run is offline" in error and "Traceback" not in error
 
@@ -38,36 +38,36 @@ def test_a_failed_fetch_is_a_sentence_and_not_a_traceback(tmp_path, monkeypatch,
 def test_a_weights_folder_that_is_a_file_is_a_sentence(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path / "file"))
-    assert cli.main(["fetch", "yunet", "--offline"]) == 1
+    assert main.main(["fetch", "yunet", "--offline"]) == 1
     assert "file" in capsys.readouterr().err
 
 
 def test_restore_hands_its_options_to_the_script(monkeypatch):
     seen = []
     done = types.SimpleNamespace(returncode=3)
-    monkeypatch.setattr(cli.subprocess, "run", lambda command, check: seen.extend(command) or done)
-    assert cli.main(["restore", "input=a.png", "output=b", "--cfg", "job"]) == 3
+    monkeypatch.setattr(main.subprocess, "run", lambda command, check: seen.extend(command) or done)
+    assert main.main(["restore", "input=a.png", "output=b", "--cfg", "job"]) == 3
     assert seen[1].endswith("scripts/restore.py") and seen[2:] == ["input=a.png", "output=b", "--cfg", "job"]
 
 
 def test_doctor_names_what_the_tiny_path_lacks(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr(cli, "_why_not_importable", lambda module: "not installed" if module == "dlib" else "")
-    assert cli.main(["doctor"]) == 1
+    monkeypatch.setattr(main, "_why_not_importable", lambda module: "not installed" if module == "dlib" else "")
+    assert main.main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "pip install 'face2scene[quickstart]'" in out and "face2scene fetch facegen" in out
     assert "device:" in out and "free memory:" in out and "Licences about to be used" in out
 
 
 def test_doctor_is_content_when_the_tiny_path_is_whole(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_why_not_importable", lambda module: "")
-    monkeypatch.setattr(cli, "_tiny_obstacles", lambda failures: [])
-    assert cli.main(["doctor"]) == 0
+    monkeypatch.setattr(main, "_why_not_importable", lambda module: "")
+    monkeypatch.setattr(main, "_tiny_obstacles", lambda failures: [])
+    assert main.main(["doctor"]) == 0
     assert "works here" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options", [["--version"], ["--help"], ["fetch", "--help"], ["restore", "--help"]])
 def test_help_and_version_end_well(options, capsys):
     with pytest.raises(SystemExit) as ended:
-        cli.main(options)
+        main.main(options)
     assert ended.value.code == 0 and capsys.readouterr().out

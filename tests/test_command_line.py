@@ -127,7 +127,7 @@ def test_old_keys_are_answered_with_their_new_names():
     for word in ("train.fadex.whiten=null", "+train.fadex.whiten.power=1", "~slack", "++slack=1"):
         with pytest.raises(RenamedKey, match=r"is now (train\.fadex\.head|identity_tolerance)"):
             refuse_renamed([word], table)
-    refuse_renamed(["train.fadex.whitening=1", "pipeline.slack=1", "slacker=1"], table)
+    refuse_renamed(["train.fadex.whitening=1", "pipeline.identity_tolerance=1", "slacker=1"], table)
     with pytest.raises(RenamedKey, match=r"of old\.yaml .* slack is now identity_tolerance"):
         refuse_renamed(keys_of({"a": {"b": 1}, "slack": {}}), table, source="old.yaml")
 

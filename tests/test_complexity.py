@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from face2scene.common.reproducibility import REPOSITORY
-from face2scene.eval.cost import complexity as cost
+from face2scene.eval.cost import complexity
 from face2scene.eval.cost.timing import drawn, figure_5, table, time_pipeline
 from face2scene.eval.tables.paper import read_texts
 from face2scene.inference.pipeline import Face2ScenePipeline
@@ -32,33 +32,33 @@ def tiny(tiny_base) -> tuple[OneStepRestorer, FaDeX]:
 
 def test_multiplications_are_those_counted_by_hand():
     convolution = nn.Conv2d(3, 8, 3, padding=1)
-    assert cost.macs(lambda: convolution(torch.rand(2, 3, 10, 12))) == 2 * 10 * 12 * 8 * 3 * 9
+    assert complexity.macs(lambda: convolution(torch.rand(2, 3, 10, 12))) == 2 * 10 * 12 * 8 * 3 * 9
     line = nn.Linear(5, 7)
-    assert cost.macs(lambda: line(torch.rand(4, 5))) == 4 * 5 * 7
-    assert cost.macs(lambda: torch.rand(4, 5) + 1) == 0
+    assert complexity.macs(lambda: line(torch.rand(4, 5))) == 4 * 5 * 7
+    assert complexity.macs(lambda: torch.rand(4, 5) + 1) == 0
 
 
 def test_seconds_leave_the_warm_up_out_and_give_median_and_spread():
     pauses = iter([0.2, 0.01, 0.03, 0.05])
-    found = cost.timed(lambda: sleep(next(pauses)), warmup=1, repeats=3)
+    found = complexity.timed(lambda: sleep(next(pauses)), warmup=1, repeats=3)
     assert 0.03 <= found.median < 0.15 and 0.01 <= found.least < 0.1 and found.median < 0.2
     assert 0.01 < found.spread < 0.15 and (found.repeats, found.warmup) == (3, 1)
     with pytest.raises(ValueError, match=r"cost\.repeats must be at least 1"):
-        cost.timed(lambda: None, repeats=0)
+        complexity.timed(lambda: None, repeats=0)
 
 
 def test_peak_memory_is_that_of_the_work_and_not_of_the_past():
     past = torch.ones(80 << 18)  # 80 MiB, gone before the measurement
     del past
-    small = cost.timed(lambda: None, warmup=0, repeats=1).peak_memory_mib
-    large = cost.timed(lambda: torch.ones(160 << 18).sum(), warmup=0, repeats=1).peak_memory_mib
+    small = complexity.timed(lambda: None, warmup=0, repeats=1).peak_memory_mib
+    large = complexity.timed(lambda: torch.ones(160 << 18).sum(), warmup=0, repeats=1).peak_memory_mib
     assert 140 < large - small < 300
 
 
 def test_a_tiny_restorer_is_measured_stage_by_stage(tiny, tmp_path):
-    before = cost.count(tiny[0])
-    found = cost.complexity(*tiny, sizes=[32, 64], face=16, model="test", warmup=0, repeats=2, faceme=False)
-    cost.write(found, tmp_path)
+    before = complexity.count(tiny[0])
+    found = complexity.complexity(*tiny, sizes=[32, 64], face=16, model="test", warmup=0, repeats=2, faceme=False)
+    complexity.write(found, tmp_path)
     found = json.loads((tmp_path / "complexity.json").read_text())
     assert found["weights"]["restorer in all"]["trainable"] == before.trainable < before.parameters
     rows = {(row["stage"], row["size"]): row for row in found["stages"]}
@@ -69,15 +69,17 @@ def test_a_tiny_restorer_is_measured_stage_by_stage(tiny, tmp_path):
     text = (tmp_path / "complexity.md").read_text()
     assert "| UNet | 32 |" in text and "spread" in text
     with pytest.raises(ValueError, match="is no multiple of"):
-        cost.stages(*tiny, size=17, face=16)
+        complexity.stages(*tiny, size=17, face=16)
 
 
 def test_the_papers_model_is_counted_without_a_weight(monkeypatch):
     """865.911 M in the UNet and 83.654 M in the VAE of SD 2.1; 1.477 + 32.434 M of LoRA and conv_in are trained."""
-    restorer, fadex = cost.paper_models("meta")
-    monkeypatch.setattr(cost, "faceme_counts", lambda: ({"SDXL UNet": cost.Weights(1, 1)}, {"SDXL UNet": 50}))
-    found = cost.complexity(
-        restorer, fadex, sizes=[512], face=64, model="paper", counted=cost.paper_models("meta", ranks=(0, 0))
+    restorer, fadex = complexity.paper_models("meta")
+    monkeypatch.setattr(
+        complexity, "faceme_counts", lambda: ({"SDXL UNet": complexity.Weights(1, 1)}, {"SDXL UNet": 50})
+    )
+    found = complexity.complexity(
+        restorer, fadex, sizes=[512], face=64, model="paper", counted=complexity.paper_models("meta", ranks=(0, 0))
     )
     lora_weights = 1_476_992 + 32_433_536
     unet = found["weights"]["UNet"]
@@ -90,21 +92,21 @@ def test_the_papers_model_is_counted_without_a_weight(monkeypatch):
     # With LoRAs that are not merged, which cost more, the same count gave 601.0, 1257.3 and 854.3 (two prompts).
     assert 500 < work["VAE encoder"] < 600.9 and work["VAE decoder"] == pytest.approx(1257.26, abs=0.01)
     assert 600 < work["UNet"] < 854
-    assert "| FaceMe: SDXL UNet, 50 steps |" in cost.table(found)
+    assert "| FaceMe: SDXL UNet, 50 steps |" in complexity.table(found)
 
 
 @pytest.mark.slow
 def test_facemes_networks_are_counted_at_their_full_size():
-    held, work = cost.faceme_counts(steps=50)
+    held, work = complexity.faceme_counts(steps=50)
     assert held["SDXL UNet"].parameters / 1e6 == pytest.approx(2567.5, abs=0.1)
     assert held["ControlNet"].parameters / 1e6 == pytest.approx(1251.0, abs=0.1)
-    assert work["SDXL UNet"] == 50 * cost.faceme_counts(steps=1)[1]["SDXL UNet"]
+    assert work["SDXL UNet"] == 50 * complexity.faceme_counts(steps=1)[1]["SDXL UNet"]
 
 
 class Slow(Copy):
     """A Stage I of known length."""
 
-    def restore(self, degraded, references, *, truth, rng):
+    def restore(self, degraded, references, *, gt, rng):
         assert len(references) == 2
         sleep(0.2)
         return degraded
@@ -146,6 +148,6 @@ def test_the_script_measures_figure_5_and_counts(tmp_path, capsys):
             script.main(compose("eval", [*options, *overrides]))
         return capsys.readouterr().out
 
-    short = ["cost.pictures=1", "cost.side=256", "cost.face=64"]
+    short = ["cost.images=1", "cost.side=256", "cost.face=64"]
     assert "| Face2Scene |" in run("figure=5", "ref_fr=faceme_tiny", *short)
     assert "| VAE decoder | 64 |" in run("complexity=tiny", "cost.sizes=[64]", "cost.repeats=1", "cost.face=64")

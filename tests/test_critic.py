@@ -6,7 +6,7 @@ from transformers import ViTConfig, ViTModel
 from face2scene.assets.convert import CONVERTERS
 from face2scene.models.restorer.discriminator import (
     VIT_B16,
-    Critic,
+    Discriminator,
     augmented,
     fill_features,
     load_features,
@@ -25,15 +25,15 @@ TINY = {
 }
 
 
-def critic(**options) -> Critic:
+def discriminator(**options) -> Discriminator:
     torch.manual_seed(0)
-    return Critic(load_features(TINY), **({"levels": (1, 2, 3), "width": 8} | options))
+    return Discriminator(load_features(TINY), **({"levels": (1, 2, 3), "width": 8} | options))
 
 
 def test_at_the_published_size_the_heads_judge_three_by_three_cells_twice_and_the_whole_once():
     with torch.device("meta"):
         vit = ViTModel(ViTConfig(**VIT_B16, image_size=224, patch_size=16), add_pooling_layer=False)
-    large = Critic(vit.to_empty(device="cpu"))
+    large = Discriminator(vit.to_empty(device="cpu"))
     shapes = [(9,), (9,), (1,)]
     with torch.no_grad():
         maps = [head(torch.zeros(1, 768, 14, 14)).flatten(1) for head in large.maps]
@@ -44,7 +44,7 @@ def test_at_the_published_size_the_heads_judge_three_by_three_cells_twice_and_th
 
 
 def test_heads_learn_and_features_do_not():
-    judge = critic()
+    judge = discriminator()
     before = {name: tensor.clone() for name, tensor in judge.features.state_dict().items()}
     assert not judge.features.training and judge.train().maps.training
     optimizer = torch.optim.SGD([p for p in judge.parameters() if p.requires_grad], lr=0.1)
@@ -62,9 +62,9 @@ def test_heads_learn_and_features_do_not():
 
 
 def test_gradients_pass_through_the_frozen_features_to_the_picture():
-    picture = torch.rand(2, 3, 40, 48, requires_grad=True)
-    multilevel_sigmoid(critic(augment=False)(picture), 0.8).sum().backward()
-    assert (picture.grad.flatten(2).abs().sum(-1) > 0).all()
+    image = torch.rand(2, 3, 40, 48, requires_grad=True)
+    multilevel_sigmoid(discriminator(augment=False)(image), 0.8).sum().backward()
+    assert (image.grad.flatten(2).abs().sum(-1) > 0).all()
 
 
 def test_the_loss_is_the_mean_of_a_head_and_the_sum_of_the_heads():
@@ -88,10 +88,10 @@ def test_dinos_weights_fit_and_give_timms_features(tmp_path):
 
     vit = ViTModel(ViTConfig(**TINY, layer_norm_eps=1e-6), add_pooling_layer=False)
     ours = fill_features(vit, load_file(tmp_path / "dino.safetensors"), source="x").eval()
-    picture = torch.rand(2, 3, 32, 32)
+    image = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        expected = theirs.get_intermediate_layers(picture, n=[0, 2], norm=True, return_prefix_tokens=True)
-        hidden = ours(picture, output_hidden_states=True).hidden_states
+        expected = theirs.get_intermediate_layers(image, n=[0, 2], norm=True, return_prefix_tokens=True)
+        hidden = ours(image, output_hidden_states=True).hidden_states
     for level, (patches, first) in zip((1, 3), expected, strict=True):
         torch.testing.assert_close(ours.layernorm(hidden[level]), torch.cat([first, patches], 1), atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match=r"x does not hold DINO's weights"):
@@ -102,39 +102,39 @@ def test_without_weights_the_command_that_fetches_them_is_named(monkeypatch, tmp
     monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="face2scene fetch dino_vitb16"):
         load_features("dino_vitb16")
-    with pytest.raises(FileNotFoundError, match=r"train\.restorer\.critic\.features"):
+    with pytest.raises(FileNotFoundError, match=r"train\.restorer\.discriminator\.features"):
         load_features(tmp_path / "nothing.safetensors")
 
 
 def test_levels_that_do_not_exist_are_refused():
     for levels in ((1, 4), (2, 1), (3,), (0, 2)):
         with pytest.raises(ValueError, match="two or more rising depths from 1 to 3"):
-            critic(levels=levels)
+            discriminator(levels=levels)
 
 
 def test_augmentation_differs_between_pictures_follows_the_seed_and_lets_gradients_through():
-    pictures = torch.rand(1, 3, 32, 40).expand(3, -1, -1, -1).clone().requires_grad_()
+    images = torch.rand(1, 3, 32, 40).expand(3, -1, -1, -1).clone().requires_grad_()
     torch.manual_seed(4)
-    one = augmented(pictures)
+    one = augmented(images)
     torch.manual_seed(4)
-    assert torch.equal(one, augmented(pictures))
+    assert torch.equal(one, augmented(images))
     assert not torch.equal(one[0], one[1])
     holes = (one == 0).all(1).flatten(1).sum(1)
     assert (holes >= 8 * 10).all()  # a quarter of a square in a corner is the least that is cut out
     one.sum().backward()
-    assert pictures.grad.abs().sum() > 0
+    assert images.grad.abs().sum() > 0
 
 
 def test_augmentation_moves_a_picture_by_whole_pixels_and_at_most_an_eighth(monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, low, high: self.fill_((low + high) / 2))  # no colour
-    picture = torch.rand(1, 3, 16, 16) + 1
-    moved = augmented(picture)
+    image = torch.rand(1, 3, 16, 16) + 1
+    moved = augmented(image)
     found = [
         (down, right)
         for down in range(-2, 3)
         for right in range(-2, 3)
-        if _same_where_both_are(F.pad(picture, (2, 2, 2, 2)), moved, down, right)
+        if _same_where_both_are(F.pad(image, (2, 2, 2, 2)), moved, down, right)
     ]
     assert len(found) == 1
 

@@ -14,7 +14,7 @@ from PIL import Image
 from face2scene.data.building.build import BuildError, build
 from face2scene.data.building.prompts import Prompts
 from face2scene.data.records import ManifestError, Record, read_manifest, write_manifest
-from face2scene.data.redegrade import damage_again
+from face2scene.data.redegrade import redegrade
 from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
 from face2scene.data.sources.photo_folder import Photos, face_crop
 from face2scene.data.verify import verify
@@ -54,7 +54,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 def test_a_built_set_is_sound_and_says_what_it_holds(tmp_path):
     summary = build_drawn(tmp_path / "set", jsonl=True)
     assert verify(tmp_path / "set") == []
-    assert summary.pictures == {"train": 4, "val": 4} and summary.people == {"train": 2, "val": 2}
+    assert summary.images == {"train": 4, "val": 4} and summary.people == {"train": 2, "val": 2}
     train, val = (read_manifest(tmp_path / "set", split) for split in ("train", "val"))
     assert all(record.lq is None for record in train) and all(record.lq and record.recipe for record in val)
     assert {r.identity for r in train}.isdisjoint(r.identity for r in val)
@@ -81,13 +81,13 @@ def test_a_finished_set_is_left_alone_and_other_settings_are_refused(tmp_path):
 
 def test_a_set_is_damaged_again_the_same_way_only(tmp_path):
     build_drawn(tmp_path / "set")
-    draw = functools.partial(damage_again, tmp_path / "set", tmp_path / "again", SMALL, settings={"a": 1})
+    draw = functools.partial(redegrade, tmp_path / "set", tmp_path / "again", SMALL, settings={"a": 1})
     assert draw() == draw() == 4
     before = bytes_of(tmp_path / "again")
-    with pytest.raises(BuildError, match="from other pictures or another degradation"):
+    with pytest.raises(BuildError, match="from other images or another degradation"):
         draw(seed=1)
     (tmp_path / "set" / "SHA256SUMS").write_text("0  rebuilt\n")  # the same records, other files
-    with pytest.raises(BuildError, match="from other pictures or another degradation"):
+    with pytest.raises(BuildError, match="from other images or another degradation"):
         draw()
     assert bytes_of(tmp_path / "again") == before
     (tmp_path / "again/build.json").unlink()
@@ -234,8 +234,8 @@ def test_every_photo_is_used_or_left_out_by_name(tmp_path):
     photo(photos / "small.png", size=(20, 60))
     Image.new("RGB", (80, 80), "grey").save(photos / "nobody.png")
     (photos / "cut.jpg").write_bytes((photos / "Ömer" / "a.jpg").read_bytes()[:900])
-    (photos / "not.jpg").write_text("no picture")
-    (photos / "notes.txt").write_text("no picture")
+    (photos / "not.jpg").write_text("no image")
+    (photos / "notes.txt").write_text("no image")
     source = Photos(photos, MiddleFaces(), name="photos", size=32, min_face=8, licence="mine")
     build_drawn(tmp_path / "set", [source])
     assert verify(tmp_path / "set") == []
@@ -247,7 +247,7 @@ def test_every_photo_is_used_or_left_out_by_name(tmp_path):
     assert len(reasons) == 6
     assert reasons["small.png"] == "too small" and reasons["nobody.png"] == "no face found"
     assert reasons["cut.jpg"] == reasons["not.jpg"] == "unreadable"
-    assert reasons["notes.txt"] == "not a picture file"
+    assert reasons["notes.txt"] == "not an image file"
     by_file = {record.generator["file"]: record for record in records}
     assert by_file["turned.jpg"].generator["photo_size"] == [60, 90]
     ann = by_file["Jo Ann/grey.png"]
@@ -264,8 +264,8 @@ def test_the_crop_keeps_scene_around_the_face_and_stays_in_the_photo():
 
 def test_pictures_of_somebody_else_are_left_out_and_counted(tmp_path):
     class Odd(DrawnPeople):
-        def picture(self, identity, shot):
-            image = super().picture(identity, 0)
+        def generate(self, identity, shot):
+            image = super().generate(identity, 0)
             return image if shot in (0, 3) else image // 8 if shot == 1 else np.full_like(image, 90)
 
     source = drawn(train_people=1, val_people=0, threshold=0.99, tries=3)
@@ -277,7 +277,7 @@ def test_pictures_of_somebody_else_are_left_out_and_counted(tmp_path):
 
 def test_a_build_without_any_picture_says_so(tmp_path):
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "notes.txt").write_text("no picture")
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
     with pytest.raises(BuildError, match=r"rejected\.jsonl"):
         build_drawn(tmp_path / "set", [Photos(tmp_path / "photos", MiddleFaces(), name="p", size=32, licence="mine")])
 
@@ -295,18 +295,18 @@ def test_prompt_n_is_always_prompt_n():
 
 def test_drawn_people_differ_and_come_again():
     people = DrawnPeople(side=32)
-    assert (people.picture(1, 0) == people.picture(1, 0)).all()
-    assert (people.picture(1, 0) != people.picture(1, 1)).any()
-    assert (people.picture(1, 0) != people.picture(2, 0)).any()
+    assert (people.generate(1, 0) == people.generate(1, 0)).all()
+    assert (people.generate(1, 0) != people.generate(1, 1)).any()
+    assert (people.generate(1, 0) != people.generate(2, 0)).any()
 
 
 def test_generated_pictures_are_the_same_for_ever(weights):
     pytest.importorskip("openvino")
     from face2scene.data.generators.facegen import FaceGenerator
 
-    picture = FaceGenerator(weights("facegen")).picture(10000, 1)
-    assert picture.shape == (1024, 1024, 3)
-    blocks = picture.reshape(4, 256, 4, 256, 3).mean((1, 3, 4)).round(1)
+    make_image = FaceGenerator(weights("facegen")).generate(10000, 1)
+    assert make_image.shape == (1024, 1024, 3)
+    blocks = make_image.reshape(4, 256, 4, 256, 3).mean((1, 3, 4)).round(1)
     expected = [
         [49.5, 93.9, 87.5, 115.0],
         [59.8, 144.4, 169.6, 98.9],

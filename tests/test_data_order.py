@@ -1,4 +1,4 @@
-"""What a training is shown: every picture once an epoch, mixed by weight, the same from wherever it goes on."""
+"""What a training is shown: every image once an epoch, mixed by weight, the same from wherever it goes on."""
 
 import pickle
 from collections import Counter
@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from face2scene.data.building.build import build
 from face2scene.data.records import Records
-from face2scene.data.sampler import Order
+from face2scene.data.sampler import MixtureSampler
 from face2scene.data.scene_batches import SceneBatches
 from face2scene.data.shards import pack, stored_path
 from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
@@ -22,16 +22,16 @@ SMALL = Space(scale=1, kernel_sizes=(7, 7), resize_probs=(0, 0, 1), resize_probs
 
 
 def test_every_picture_comes_once_an_epoch_and_in_another_order_in_the_next():
-    order = Order([["x"] * 50], seed=3)
+    order = MixtureSampler([["x"] * 50], seed=3)
     first, second = ([order[n][1] for n in range(start, start + 50)] for start in (0, 50))
     assert sorted(first) == sorted(second) == list(range(50)) and first != second != list(range(50))
-    assert first == [Order([["x"] * 50], seed=3)[n][1] for n in range(50)]
-    assert first != [Order([["x"] * 50], seed=4)[n][1] for n in range(50)]
+    assert first == [MixtureSampler([["x"] * 50], seed=3)[n][1] for n in range(50)]
+    assert first != [MixtureSampler([["x"] * 50], seed=4)[n][1] for n in range(50)]
 
 
 def test_the_papers_mix_holds_exactly_over_one_epoch():
     counts = (11_266, 16_486, 29_697)
-    order = Order([[""] * n for n in counts])
+    order = MixtureSampler([[""] * n for n in counts])
     assert order.block == sum(counts) == 57_449
     drawn = Counter(order[n] for n in range(order.block))
     assert len(drawn) == 57_449 and set(drawn.values()) == {1}
@@ -40,25 +40,25 @@ def test_the_papers_mix_holds_exactly_over_one_epoch():
 
 
 def test_weights_need_not_be_the_sets_sizes():
-    order = Order([[""] * 10, [""] * 1000], weights=[0.25, 0.75])
+    order = MixtureSampler([[""] * 10, [""] * 1000], weights=[0.25, 0.75])
     drawn = [order[n] for n in range(10_000)]
     assert Counter(part for part, _ in drawn) == {0: 2500, 1: 7500}
     small = Counter(number for part, number in drawn if part == 0)
     assert set(small.values()) == {250}  # a small set is gone through again and again, evenly
     with pytest.raises(ValueError, match="weight above 0"):
-        Order([[""], [""]], weights=[1, 0])
+        MixtureSampler([[""], [""]], weights=[1, 0])
 
 
 def test_few_archives_are_open_at_a_time():
     shards = [f"s{n // 10}" for n in range(200)]
-    order = Order([shards], window=3)
+    order = MixtureSampler([shards], window=3)
     drawn = [shards[order[n][1]] for n in range(200)]
     assert max(len(set(drawn[n : n + 30])) for n in range(0, 200, 30)) == 3
     assert len(set(drawn)) == 20
 
 
 def test_an_order_survives_the_way_into_a_worker():
-    order = Order([["x"] * 9, ["y"] * 5], seed=1)
+    order = MixtureSampler([["x"] * 9, ["y"] * 5], seed=1)
     before = [order[n] for n in range(30)]
     assert [pickle.loads(pickle.dumps(order))[n] for n in range(30)] == before
 
@@ -66,9 +66,9 @@ def test_an_order_survives_the_way_into_a_worker():
 class Grey:
     """A Stage I that needs nothing and reads its references."""
 
-    name, needs_truth = "grey", False
+    name, needs_gt = "grey", False
 
-    def restore(self, degraded, references, *, truth, rng):
+    def restore(self, degraded, references, *, gt, rng):
         for path in references:
             assert Path(path).is_file(), path
         return torch.full_like(degraded, 0.5)
@@ -88,7 +88,14 @@ def sets(tmp_path_factory) -> tuple[Path, Path]:
 
 def stream(sets, **changes) -> SceneBatches:
     mix = [{"folder": str(sets[0]), "weight": 1}, {"folder": str(sets[1]), "weight": 2}]
-    options = {"crop": 48, "face_window": (16, 16), "batch": 3, "negatives": 0.2, "dropped": 0.1, "seed": 5} | changes
+    options = {
+        "crop": 48,
+        "face_window": (16, 16),
+        "batch": 3,
+        "negative_prob": 0.2,
+        "token_dropout": 0.1,
+        "seed": 5,
+    } | changes
     return SceneBatches(mix, SMALL, Grey(), **options)
 
 

@@ -16,7 +16,7 @@ from face2scene.data.verify import verify
 pytest.importorskip("datasets")
 
 
-def picture(seed: int, size=(32, 40)) -> Image.Image:
+def make_image(seed: int, size=(32, 40)) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
 
 
@@ -37,8 +37,8 @@ def parquet(tmp_path) -> Path:
     for split, count in (("train", 5), ("validation", 3)):
         rows = [
             {
-                "target": {"bytes": png(picture(n if split == "train" else n + 10)), "path": None},
-                "input": {"bytes": png(picture(n + 100, (16, 20))), "path": None} if split != "train" else None,
+                "target": {"bytes": png(make_image(n if split == "train" else n + 10)), "path": None},
+                "input": {"bytes": png(make_image(n + 100, (16, 20))), "path": None} if split != "train" else None,
                 "caption": f"Scene {n}.",
                 "file": f"iden_{n // 2:05d}_img_7_sample_{n}_repeat_1.png",
                 "meta": {"bbox": [0.25, 0.25, 0.5, 0.5], "lmk": points},
@@ -82,10 +82,10 @@ MAPPING = {
 def test_a_mapping_turns_their_fields_into_ours(parquet, tmp_path):
     for person in ("00000", "00001"):
         (tmp_path / "celebs" / person).mkdir(parents=True)
-        picture(int(person) + 50).save(tmp_path / "celebs" / person / "7.png")
+        make_image(int(person) + 50).save(tmp_path / "celebs" / person / "7.png")
     source = Released(parquet, **MAPPING, references=tmp_path / "celebs")
     summary = build(tmp_path / "set", [source], settings={}, space=None)
-    assert dict(summary.pictures) == {"train": 3, "val": 3} and summary.pairs == 3 and summary.quarantined == 2
+    assert dict(summary.images) == {"train": 3, "val": 3} and summary.pairs == 3 and summary.quarantined == 2
     first = read_manifest(tmp_path / "set", "val")[0]
     assert (first.identity, first.prompt, first.face_box) == ("00000", "Scene 0.", (8.0, 10.0, 24.0, 30.0))
     assert len(first.landmarks_68) == 68 and first.landmarks_68[1] == pytest.approx(
@@ -94,7 +94,7 @@ def test_a_mapping_turns_their_fields_into_ours(parquet, tmp_path):
     assert first.references == ("references/people/00000/7.png",)
     assert first.recipe == {"operators": [], "origin": f"came with {parquet}"}
     with Image.open(tmp_path / "set" / first.image) as stored:
-        assert np.array_equal(np.asarray(stored), np.asarray(picture(10)))
+        assert np.array_equal(np.asarray(stored), np.asarray(make_image(10)))
     with Image.open(tmp_path / "set" / first.lq) as stored:
         assert stored.size == (32, 40)
     left = {row["name"].split("_sample_")[1][0]: row["reason"].split(":")[0] for row in rejected_rows(tmp_path / "set")}
@@ -106,7 +106,7 @@ def test_an_imagefolder_is_read_too(tmp_path):
     folder.mkdir(parents=True)
     with open(folder / "metadata.jsonl", "w") as lines:
         for number in range(3):
-            picture(number).save(folder / f"{number}.png")
+            make_image(number).save(folder / f"{number}.png")
             lines.write(json.dumps({"file_name": f"{number}.png", "who": "ann", "text": f"Scene {number}."}) + "\n")
     source = Released(
         tmp_path / "release",
@@ -121,7 +121,7 @@ def test_an_imagefolder_is_read_too(tmp_path):
 
 def test_a_wrong_mapping_says_what_there_is(parquet):
     wrong = MAPPING | {"fields": {"image": "picture"}}
-    with pytest.raises(BuildError, match=r"has the fields \['caption', 'file'.*not \['picture'\]"):
+    with pytest.raises(BuildError, match=r"has the fields \['caption', 'file'.*not \['image'\]"):
         Released(parquet, **wrong).items()
     with pytest.raises(BuildError, match=r"has the splits.*not \['test'\]"):
         Released(parquet, **MAPPING | {"splits": {"test": "val"}}).items()

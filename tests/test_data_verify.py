@@ -180,7 +180,7 @@ def test_damage_inside_an_archive_is_found(folder, tmp_path, capsys):
     packed = tmp_path / "packed"
     archive = packed / "shards/train-000000.tar"
     content = bytearray(archive.read_bytes())
-    content[700] ^= 1  # inside the first picture
+    content[700] ^= 1  # inside the first image
     archive.write_bytes(content)
     found = problems(packed, capsys)
     assert any("000000000.png is not the recorded file" in problem for problem in found)

@@ -47,7 +47,7 @@ EVERYTHING = Recipe(
 )
 
 
-def picture(height: int = 64, width: int = 64) -> torch.Tensor:
+def make_image(height: int = 64, width: int = 64) -> torch.Tensor:
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
 
 
@@ -61,21 +61,21 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def test_the_none_space_gives_the_picture_back_bit_for_bit():
-    image = picture()
-    damaged = space("none").draw(rng()).apply(image)
-    assert torch.equal(damaged, image)
-    assert damaged.data_ptr() != image.data_ptr()  # writing to the result must not reach the input
+    image = make_image()
+    degraded = space("none").draw(rng()).apply(image)
+    assert torch.equal(degraded, image)
+    assert degraded.data_ptr() != image.data_ptr()  # writing to the result must not reach the input
 
 
 def test_no_strength_is_no_change():
     recipe = Recipe((Blur("iso", 21, 0), Resize(1), GaussianNoise(0), PoissonNoise(0), RestoreSize()))
-    assert torch.equal(recipe.apply(picture()), picture())
+    assert torch.equal(recipe.apply(make_image()), make_image())
 
 
 def test_the_input_is_left_as_it_was():
-    image = picture()
+    image = make_image()
     EVERYTHING.apply(image)
-    assert torch.equal(image, picture())
+    assert torch.equal(image, make_image())
 
 
 @pytest.mark.parametrize("size", [7, 21, 41])
@@ -108,7 +108,7 @@ def test_a_low_pass_kernel_passes_below_its_cut_off_and_stops_above():
 
 
 def test_both_ways_to_convolve_agree_with_the_plain_sum_written_out():
-    image = picture(40, 53)
+    image = make_image(40, 53)
     for size, sigma in ((7, 0.9), (21, 4.0)):
         blur = Blur("aniso", size, sigma_x=sigma, sigma_y=sigma / 2, theta_rad=1.0)
         padded = torch.nn.functional.pad(image[None].double(), (size // 2,) * 4, mode="reflect")
@@ -121,7 +121,7 @@ def test_a_recipe_survives_json_with_equality_key_and_bytes():
     back = Recipe.from_json(EVERYTHING.to_json())
     assert back == EVERYTHING and hash(back) == hash(EVERYTHING) and back.key == EVERYTHING.key
     assert back.noise_seed == 5
-    assert torch.equal(back.apply(picture()), EVERYTHING.apply(picture()))
+    assert torch.equal(back.apply(make_image()), EVERYTHING.apply(make_image()))
 
 
 def test_drawn_recipes_survive_json():
@@ -144,17 +144,17 @@ def test_the_same_recipe_gives_the_same_bytes_in_another_process_after_other_pic
         [sys.executable, "-c", program, EVERYTHING.to_json()],
         capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1],
     ).stdout.strip()  # fmt: skip
-    assert hashlib.sha256(EVERYTHING.apply(picture()).numpy().tobytes()).hexdigest() == other
+    assert hashlib.sha256(EVERYTHING.apply(make_image()).numpy().tobytes()).hexdigest() == other
 
 
 def test_the_noise_seed_changes_the_grain_and_nothing_else():
     other = EVERYTHING.with_noise_seed(6)
     assert other == EVERYTHING and hash(other) == hash(EVERYTHING) and other.key == EVERYTHING.key
-    first, second = EVERYTHING.apply(picture()), other.apply(picture())
+    first, second = EVERYTHING.apply(make_image()), other.apply(make_image())
     assert not torch.equal(first, second)
     assert (first - second).mean().abs() < 0.005
     quiet = Recipe((Blur("iso", 9, 2.0), Jpeg(20)))
-    assert torch.equal(quiet.apply(picture()), quiet.with_noise_seed(9).apply(picture()))
+    assert torch.equal(quiet.apply(make_image()), quiet.with_noise_seed(9).apply(make_image()))
 
 
 def test_the_example_at_the_head_of_the_package_runs():
@@ -203,9 +203,9 @@ def test_jpeg_is_the_codecs_and_worse_at_lower_quality():
 def test_odd_sizes_come_back_in_their_size(name, size):
     generator = rng(2)
     for _ in range(12):
-        damaged = space(name).draw(generator).apply(picture(*size))
-        assert damaged.shape == (3, *size)
-        assert damaged.isfinite().all() and damaged.min() >= 0 and damaged.max() <= 1
+        degraded = space(name).draw(generator).apply(make_image(*size))
+        assert degraded.shape == (3, *size)
+        assert degraded.isfinite().all() and degraded.min() >= 0 and degraded.max() <= 1
 
 
 def test_the_paper_space_hands_out_the_small_picture_too():
@@ -213,8 +213,8 @@ def test_the_paper_space_hands_out_the_small_picture_too():
     for _ in range(20):
         recipe = space("paper").draw(generator)
         if recipe.operators:
-            assert recipe.apply(picture(256, 201)).shape == (3, 256, 201)
-            assert recipe.apply(picture(256, 201), keep_size=False).shape == (3, 64, 50)
+            assert recipe.apply(make_image(256, 201)).shape == (3, 256, 201)
+            assert recipe.apply(make_image(256, 201), keep_size=False).shape == (3, 64, 50)
 
 
 @pytest.mark.parametrize(
@@ -234,13 +234,13 @@ def test_what_is_no_picture_is_refused(bad, message):
 
 
 def test_a_picture_smaller_than_the_kernel_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"Blur.size is 21, but the picture is 8 x 8\s.*at most 15"):
-        Recipe((Blur("iso", 21, 2.0),)).apply(picture(8, 8))
+    with pytest.raises(ValueError, match=r"Blur.size is 21, but the image is 8 x 8\s.*at most 15"):
+        Recipe((Blur("iso", 21, 2.0),)).apply(make_image(8, 8))
 
 
 def test_a_recipe_that_ends_small_says_what_to_do():
     with pytest.raises(ValueError, match="keep_size=False"):
-        Recipe((Resize(0.5),)).apply(picture())
+        Recipe((Resize(0.5),)).apply(make_image())
 
 
 @pytest.mark.parametrize(
@@ -351,13 +351,13 @@ def test_the_five_configs_are_there():
 
 def test_the_presets_damage_a_photo_each_in_its_own_way():
     image = to_tensor(astronaut())
-    damaged = {name: recipe.apply(image) for name, recipe in PRESETS.items()}
-    assert set(damaged) == {"d1", "d2", "d3", "d4"}
-    names = sorted(damaged)
+    degraded = {name: recipe.apply(image) for name, recipe in PRESETS.items()}
+    assert set(degraded) == {"d1", "d2", "d3", "d4"}
+    names = sorted(degraded)
     for i, name in enumerate(names):
-        assert damaged[name].shape == image.shape and damaged[name].isfinite().all()
+        assert degraded[name].shape == image.shape and degraded[name].isfinite().all()
         for other in names[i + 1 :]:
-            assert (damaged[name] - damaged[other]).abs().mean() > 0.01
-    error = {name: (damaged[name] - image).square().mean().item() for name in names}
+            assert (degraded[name] - degraded[other]).abs().mean() > 0.01
+    error = {name: (degraded[name] - image).square().mean().item() for name in names}
     assert min(error, key=error.get) == "d3" and error["d3"] < 1e-3  # "almost-clean identity"
     assert Recipe.from_json(PRESETS["d4"].to_json()) == PRESETS["d4"]

@@ -1,4 +1,4 @@
-"""Degradations in bulk: batches, loader workers, threads and gradients give what one picture alone gets."""
+"""Degradations in bulk: batches, loader workers, threads and gradients give what one image alone gets."""
 
 import importlib
 import io
@@ -30,12 +30,11 @@ from face2scene.degradation import (
     SensorNoise,
     Sinc,
     Space,
-    SpatialBlur,
+    SpatiallyVaryingBlur,
     Webp,
     apply_batch,
 )
-from face2scene.degradation.functional import banded as bands
-from face2scene.degradation.functional import convolve, jpeg, kernels, noise, resize
+from face2scene.degradation.functional import banded, convolve, jpeg, kernels, noise, resize
 from face2scene.image_io.arrays import to_array, to_bytes, to_tensor
 
 pytestmark = pytest.mark.numerics
@@ -58,7 +57,7 @@ OPERATORS = [
 ]
 
 
-def picture(height: int = 96, width: int = 80, seed: int = 0) -> torch.Tensor:
+def make_image(height: int = 96, width: int = 80, seed: int = 0) -> torch.Tensor:
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
@@ -80,28 +79,28 @@ def threads():
     torch.set_num_threads(before)
 
 
-# One picture, a batch, an array
+# One image, a batch, an array
 
 
 def test_each_picture_of_a_batch_gets_what_its_own_recipe_gives_it_alone():
     recipes = [*drawn("paper", 3), Recipe()]
-    images = torch.stack([picture(seed=n) for n in range(4)])
+    images = torch.stack([make_image(seed=n) for n in range(4)])
     together = apply_batch(images, recipes)
     for n in (2, 0, 3, 1):
         assert torch.equal(together[n], recipes[n].apply(images[n]))
     assert torch.equal(apply_batch(images.flip(0), recipes[::-1]), together.flip(0))
-    assert torch.equal(images[0], picture(seed=0))  # left as they were
+    assert torch.equal(images[0], make_image(seed=0))  # left as they were
     assert apply_batch(images[:0], []).shape == (0, 3, 96, 80)
 
 
 def test_a_batch_of_one_operator_hands_out_the_small_pictures_too():
-    small = apply_batch(torch.stack([picture(), picture()]), drawn("paper", 2), keep_size=False)
+    small = apply_batch(torch.stack([make_image(), make_image()]), drawn("paper", 2), keep_size=False)
     assert small.shape == (2, 3, 24, 20)
 
 
 CAMERA = [
     MotionBlur(12, 0.3, bend_px=1.0),
-    SpatialBlur("aniso", 21, 3.0, 0.3, sigma_y=1.0, theta_rad=0.2),
+    SpatiallyVaryingBlur("aniso", 21, 3.0, 0.3, sigma_y=1.0, theta_rad=0.2),
     SensorNoise.at_iso(1600, red_gain=2.0),
     Webp(70),
 ]
@@ -111,7 +110,7 @@ def test_a_number_of_threads_changes_no_byte_and_stays_what_it_was(threads):
     generator = np.random.default_rng(1)
     each = [Recipe((operator, RestoreSize()), noise_seed=3) for operator in [*OPERATORS, *CAMERA]]
     for recipe in [*each, *drawn("paper", 4), *drawn("severe", 2), *drawn("mild", 2)]:
-        image = picture(*(int(side) for side in generator.integers(97, 420, 2)))
+        image = make_image(*(int(side) for side in generator.integers(97, 420, 2)))
         threads(1)
         alone = recipe.apply(image)
         for count in (2, 3):
@@ -119,20 +118,20 @@ def test_a_number_of_threads_changes_no_byte_and_stays_what_it_was(threads):
             assert torch.equal(recipe.apply(image), alone), recipe.to_json()
             assert torch.get_num_threads() == count
     with pytest.raises(ValueError, match="smaller size"):
-        Recipe((Blur("iso", 21, 3.0),)).apply(picture(5, 5))
+        Recipe((Blur("iso", 21, 3.0),)).apply(make_image(5, 5))
     assert torch.get_num_threads() == 3  # after an error too
 
 
 def test_a_large_picture_gives_the_bytes_of_memory_in_small_pages(monkeypatch):
-    image, recipe = picture(150, 170), drawn("paper", 1)[0]
+    image, recipe = make_image(150, 170), drawn("paper", 1)[0]
     usual = recipe.apply(image)
-    monkeypatch.setattr(bands, "LARGE", 1)
+    monkeypatch.setattr(banded, "LARGE", 1)
     assert torch.equal(recipe.apply(image), usual)
-    assert bands.room(3, 7).data_ptr() % (4 * bands.ALIGNED) == 0
+    assert banded.empty_aligned(3, 7).data_ptr() % (4 * banded.ALIGNED) == 0
 
 
 def test_where_in_memory_a_picture_lies_changes_no_byte():
-    image = picture(101, 97)
+    image = make_image(101, 97)
     elsewhere = torch.empty(image.numel() + 5)[5:].view(image.shape).copy_(image)
     channels_last = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     for recipe in drawn("paper", 4, seed=2):
@@ -156,7 +155,7 @@ class _Loaded(torch.utils.data.Dataset):
         return 4
 
     def __getitem__(self, number: int) -> np.ndarray:
-        return drawn("paper", 4)[number].apply_array(to_bytes(picture(seed=number)))
+        return drawn("paper", 4)[number].apply_array(to_bytes(make_image(seed=number)))
 
 
 def test_loader_workers_give_the_bytes_of_the_main_process():
@@ -187,8 +186,8 @@ def test_what_is_no_batch_is_refused(images, recipes, message):
 
 def test_a_batch_whose_results_differ_in_size_is_refused():
     recipes = [Recipe((Resize(0.5),)), Recipe((Resize(0.25),))]
-    with pytest.raises(ValueError, match=r"pictures of \(48, 40\) and \(24, 20\) pixels"):
-        apply_batch(torch.stack([picture(), picture()]), recipes, keep_size=False)
+    with pytest.raises(ValueError, match=r"images of \(48, 40\) and \(24, 20\) pixels"):
+        apply_batch(torch.stack([make_image(), make_image()]), recipes, keep_size=False)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +223,7 @@ class Lopsided:
 
 @pytest.mark.parametrize("operator", [*OPERATORS[:4], Lopsided()], ids=name_of)
 def test_every_way_to_convolve_gives_the_same(operator, monkeypatch):
-    image, kernel = picture(150, 131), kernels.trim(operator.kernel())
+    image, kernel = make_image(150, 131), kernels.trim(operator.kernel())
     ways = {
         "plain": convolve.plain(image, kernel),
         "torch": convolve.by_fourier(image, kernel),
@@ -238,7 +237,7 @@ def test_every_way_to_convolve_gives_the_same(operator, monkeypatch):
     assert torch.equal(ways["strips of windows"], ways["windows"])  # whatever the height of a strip
     monkeypatch.setattr(convolve, "LARGEST_WINDOWED", (1,))
     monkeypatch.setattr(convolve, "MAX_RANK", 21)
-    monkeypatch.setattr(bands, "STRIP", 5000)
+    monkeypatch.setattr(banded, "STRIP", 5000)
     convolve._factors.cache_clear()
     convolve._bands.cache_clear()
     ways["separable"] = convolve.convolve(image, operator)
@@ -252,12 +251,12 @@ def test_every_way_to_convolve_gives_the_same(operator, monkeypatch):
 @pytest.mark.parametrize("sizes", [((150, 131), (61, 90)), ((64, 80), (97, 111)), ((40, 30), (3, 2))])
 @pytest.mark.parametrize(("mode", "antialias"), [(m, a) for m in resize.MODES for a in (False, True)])
 def test_a_blur_and_the_resize_after_it_are_one_step_or_two(mode, antialias, sizes):
-    image, blur = picture(*sizes[0]), Blur("iso", 13, sigma_x=1.2)
+    image, blur = make_image(*sizes[0]), Blur("iso", 13, sigma_x=1.2)
     at_once = convolve.convolve_and_resize(image, blur, sizes[1], mode, antialias)
     in_turn = resize.resize(convolve.convolve(image, blur), sizes[1], mode, antialias)
     torch.testing.assert_close(at_once, in_turn, rtol=0, atol=2e-6)
-    with pytest.raises(ValueError, match=r"Blur\.size is 13, but the picture is 6 x 6"):
-        convolve.convolve_and_resize(picture(6, 6), blur, sizes[1], mode, antialias)
+    with pytest.raises(ValueError, match=r"Blur\.size is 13, but the image is 6 x 6"):
+        convolve.convolve_and_resize(make_image(6, 6), blur, sizes[1], mode, antialias)
     turned = Blur("aniso", 13, 2.0, 0.6, theta_rad=0.7)  # not separable
     assert convolve.convolve_and_resize(image, turned, sizes[1], mode, antialias) is None
 
@@ -275,7 +274,7 @@ SIZES = [((96, 80), (401, 333)), ((401, 333), (97, 80)), ((64, 64), (1, 2)), ((1
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize(("mode", "antialias"), [(m, a) for m in resize.MODES for a in (False, True)])
 def test_resizing_is_torchs(mode, antialias, sizes):
-    image = picture(*sizes[0])
+    image = make_image(*sizes[0])
     options = {} if mode == "area" else {"align_corners": False, "antialias": antialias}
     expected = F.interpolate(image[None], size=sizes[1], mode=mode, **options)[0].clamp(0, 1)
     torch.testing.assert_close(resize.resize(image, sizes[1], mode, antialias), expected, rtol=0, atol=5e-5)
@@ -286,7 +285,7 @@ def test_resizing_is_torchs(mode, antialias, sizes):
 @pytest.mark.parametrize("gradients", [False, True])
 def test_a_resize_by_factor_is_torchs_own(mode, factor, gradients):
     """As the first resize of Real-ESRGAN's and S3Diff's code; by the sizes it lies up to a pixel beside it."""
-    image = picture(65, 131).mul(0.6).add(0.2)
+    image = make_image(65, 131).mul(0.6).add(0.2)
     expected = F.interpolate(image[None], scale_factor=factor, mode=mode)[0]
     operators = [Resize(factor, mode, antialias=False, by_factor=by) for by in (True, False)]
     given = image.clone().requires_grad_(gradients)
@@ -301,35 +300,35 @@ def test_a_resize_by_factor_is_torchs_own(mode, factor, gradients):
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=name_of)
 def test_gradients_flow_on_request_and_change_the_picture_by_rounding_only(operator):
-    image = picture().mul(0.8).add(0.1)
+    image = make_image().mul(0.8).add(0.1)
     recipe = Recipe((operator, RestoreSize()))
     wanted = image.clone().requires_grad_()
-    damaged = recipe.apply(wanted, gradients=True)
+    degraded = recipe.apply(wanted, gradients=True)
     # The formula of JPEG rounds, and what another way computes may round the other way.
-    torch.testing.assert_close(damaged.detach(), recipe.apply(image), rtol=0, atol=1e-4)
+    torch.testing.assert_close(degraded.detach(), recipe.apply(image), rtol=0, atol=1e-4)
     assert not recipe.apply(wanted).requires_grad  # not asked for
-    weight = picture(seed=5)
-    (gradient,) = torch.autograd.grad((damaged * weight).sum(), wanted)
+    weight = make_image(seed=5)
+    (gradient,) = torch.autograd.grad((degraded * weight).sum(), wanted)
     assert gradient.isfinite().all() and gradient.abs().mean() > 1e-3
     if not isinstance(operator, Jpeg | PoissonNoise):  # these two round; the others are linear where nothing is cut off
-        step = 1e-2 * picture(seed=6)
+        step = 1e-2 * make_image(seed=6)
         moved = recipe.apply((image + step).requires_grad_(), gradients=True)
-        slope = ((moved - damaged) * weight).sum().item()
+        slope = ((moved - degraded) * weight).sum().item()
         assert (gradient * step).sum().item() == pytest.approx(slope, rel=0.01)
 
 
 def test_gradients_flow_through_a_batch_to_each_picture():
-    images = torch.stack([picture(), picture(seed=1)]).requires_grad_()
+    images = torch.stack([make_image(), make_image(seed=1)]).requires_grad_()
     recipes = [Recipe((OPERATORS[0], Jpeg(70, "differentiable"))), Recipe((OPERATORS[4], RestoreSize()))]
-    damaged = apply_batch(images, recipes, gradients=True)
-    (gradient,) = torch.autograd.grad(damaged[1].sum(), images)
+    degraded = apply_batch(images, recipes, gradients=True)
+    (gradient,) = torch.autograd.grad(degraded[1].sum(), images)
     assert gradient[1].abs().sum() > 0 and not gradient[0].any()
     assert not apply_batch(images, recipes).requires_grad
 
 
 def test_a_real_codec_refuses_gradients_and_says_what_to_do():
     with pytest.raises(ValueError, match=r"Jpeg.codec is 'libjpeg'.*'differentiable'"):
-        Recipe((Jpeg(50),)).apply(picture().requires_grad_(), gradients=True)
+        Recipe((Jpeg(50),)).apply(make_image().requires_grad_(), gradients=True)
 
 
 # JPEG
@@ -337,7 +336,7 @@ def test_a_real_codec_refuses_gradients_and_says_what_to_do():
 
 @pytest.mark.parametrize("quality", [1, 30, 75, 95, 100])
 def test_the_real_jpeg_is_pillows_at_the_same_quality_and_subsampling(quality, photo):
-    for image in (photo[:131, :97], to_array(picture(64, 67))):  # a photo, and noise that hardly compresses
+    for image in (photo[:131, :97], to_array(make_image(64, 67))):  # a photo, and noise that hardly compresses
         file = io.BytesIO()
         Image.fromarray(to_bytes(image)).save(file, "JPEG", quality=quality, subsampling="4:2:0")
         expected = np.asarray(Image.open(file))
@@ -363,7 +362,7 @@ def diffjpeg():
 @pytest.mark.parametrize("quality", [5, 30, 49, 50, 75, 95])
 def test_the_differentiable_jpeg_is_basicsrs_with_upright_tables(quality, photo, diffjpeg):
     image = to_tensor(photo[:160, :112])
-    # basicsr's tables are turned over their diagonal; so is a picture whose sides are exchanged.
+    # basicsr's tables are turned over their diagonal; so is an image whose sides are exchanged.
     with torch.no_grad():
         expected = diffjpeg(differentiable=True)(image.transpose(1, 2)[None].contiguous(), quality=quality)[0]
     difference = (Recipe((Jpeg(quality, "differentiable"),)).apply(image) - expected.transpose(1, 2)).abs()
@@ -397,13 +396,13 @@ def test_a_space_draws_real_qualities_for_diffjpeg_alone():
 def test_the_differentiable_jpeg_is_near_the_real_one(quality, photo):
     image = to_tensor(photo[:200, 100:300])
     real, formula = (Recipe((Jpeg(quality, c),)).apply(image) for c in jpeg.CODECS[:2])
-    damage = (real - image).square().mean()
-    assert (formula - real).square().mean() < 0.25 * damage
-    assert (formula - image).square().mean() / damage == pytest.approx(1, abs=0.25)
+    degradation = (real - image).square().mean()
+    assert (formula - real).square().mean() < 0.25 * degradation
+    assert (formula - image).square().mean() / degradation == pytest.approx(1, abs=0.25)
 
 
 def test_the_differentiable_jpeg_takes_any_size_and_the_best_quality():
-    image = picture(33, 21)
+    image = make_image(33, 21)
     best = Recipe((Jpeg(100, "differentiable"),)).apply(image)
     assert best.shape == image.shape and best.isfinite().all()
     flat = torch.full((3, 33, 21), 0.5)  # the padding must not darken the border
@@ -420,10 +419,10 @@ def test_random_bits_are_splitmix64s():
 
 
 def test_the_size_of_a_chunk_changes_no_value(monkeypatch):
-    expected = noise.gaussian(3, 9999), noise.shot(picture(), 3)[0]
+    expected = noise.gaussian(3, 9999), noise.shot(make_image(), 3)[0]
     monkeypatch.setattr(noise, "CHUNK", 250)
     assert torch.equal(noise.gaussian(3, 9999), expected[0])
-    assert torch.equal(noise.shot(picture(), 3)[0], expected[1])
+    assert torch.equal(noise.shot(make_image(), 3)[0], expected[1])
 
 
 def test_gaussian_noise_is_normal_out_to_its_tails():
@@ -452,9 +451,9 @@ def test_the_tables_of_photon_counts_hold_poissons_probabilities(photons):
 
 @pytest.mark.parametrize("level", [0, 3, 40, 200, 255])
 def test_photon_counts_are_poissons_by_chi_square(level):
-    picture = torch.full((512, 512), level / 255)
-    picture[:1, :256] = torch.arange(256) / 255  # all levels are used: white is 256 photons
-    centred, photons = noise.shot(picture, seed=level)
+    make_image = torch.full((512, 512), level / 255)
+    make_image[:1, :256] = torch.arange(256) / 255  # all levels are used: white is 256 photons
+    centred, photons = noise.shot(make_image, seed=level)
     mean = level * 256 / 255
     counts = np.round(centred[1:].numpy().ravel() + mean).astype(int)
     assert photons == 256 and np.abs(counts - mean - centred[1:].numpy().ravel()).max() < 1e-3
@@ -475,7 +474,7 @@ def test_photon_counts_are_poissons_by_chi_square(level):
 @pytest.mark.parametrize("operator", [*OPERATORS, Jpeg(60)], ids=name_of)
 def test_a_gpu_agrees_with_the_cpu_within_the_stated_tolerance(operator):
     recipe = Recipe((operator,))
-    image = picture(512, 512)
+    image = make_image(512, 512)
     there = recipe.apply(image.cuda(), keep_size=False)
     assert there.is_cuda
     here = recipe.apply(image, keep_size=False)
@@ -488,7 +487,7 @@ def test_a_gpu_agrees_with_the_cpu_within_the_stated_tolerance(operator):
 @pytest.mark.gpu
 def test_a_gpu_draws_the_bits_of_the_cpu_and_agrees_in_the_mean_over_whole_recipes():
     assert torch.equal(noise.gaussian(5, 100_001, "cuda").cpu(), noise.gaussian(5, 100_001))
-    assert torch.equal(noise.shot(picture().cuda(), 5)[0].cpu(), noise.shot(picture(), 5)[0])
-    recipes, images = drawn("paper", 4), torch.stack([picture(256, 256, seed=n) for n in range(4)])
+    assert torch.equal(noise.shot(make_image().cuda(), 5)[0].cpu(), noise.shot(make_image(), 5)[0])
+    recipes, images = drawn("paper", 4), torch.stack([make_image(256, 256, seed=n) for n in range(4)])
     there, here = apply_batch(images.cuda(), recipes), apply_batch(images, recipes)
     assert there.is_cuda and (there.cpu() - here).abs().mean() < 1e-3

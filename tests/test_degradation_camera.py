@@ -23,7 +23,7 @@ from face2scene.degradation import (
     Resize,
     SensorNoise,
     Space,
-    SpatialBlur,
+    SpatiallyVaryingBlur,
     Webp,
 )
 from face2scene.degradation.functional import kernels
@@ -33,10 +33,10 @@ from face2scene.image_io.arrays import to_tensor
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "degradation"
 SHAKE = MotionBlur(9.3, 0.8, bend_px=2.1, tremor_px=0.7, tremor_turns=1.7)
-FIELD = SpatialBlur("aniso", 15, 2.6, 0.1, power=2.4, centre_x=0.4, sigma_y=0.9, theta_rad=0.6)
+FIELD = SpatiallyVaryingBlur("aniso", 15, 2.6, 0.1, power=2.4, centre_x=0.4, sigma_y=0.9, theta_rad=0.6)
 
 
-def picture(height: int = 64, width: int = 64) -> torch.Tensor:
+def make_image(height: int = 64, width: int = 64) -> torch.Tensor:
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
 
 
@@ -137,7 +137,7 @@ def test_webp_is_pillows_own():
 def test_without_libwebp_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setattr(features, "check", lambda name: False)
     with pytest.raises(RuntimeError, match=r"WebP is not available.*--force-reinstall pillow"):
-        Recipe((Webp(80),)).apply(picture())
+        Recipe((Webp(80),)).apply(make_image())
 
 
 # The field
@@ -151,14 +151,14 @@ def test_a_constant_field_is_the_ordinary_blur(family):
         values |= {"sigma_y": 1.1, "theta_rad": 0.4}
     if kernels.has_shape(family):
         values["beta"] = 1.3
-    image = picture(90, 71)
-    field = Recipe((SpatialBlur(family, 21, centre=1.0, **values),)).apply(image)
+    image = make_image(90, 71)
+    field = Recipe((SpatiallyVaryingBlur(family, 21, centre=1.0, **values),)).apply(image)
     torch.testing.assert_close(field, Recipe((Blur(family, 21, **values),)).apply(image), rtol=0, atol=1e-6)
 
 
 @pytest.mark.numerics
 def test_a_field_is_the_sum_over_each_pixels_own_kernel():
-    image = picture(60, 90)
+    image = make_image(60, 90)
     blurred = Recipe((FIELD,)).apply(image)
     padded = F.pad(image[None], (7,) * 4, mode="reflect")[0].double()
     worst = 0.0
@@ -172,10 +172,10 @@ def test_a_field_is_the_sum_over_each_pixels_own_kernel():
 
 
 def test_a_field_keeps_what_is_flat_and_blurs_the_corners_most():
-    field = Recipe((SpatialBlur("iso", 21, 3.0, 0.2),))
+    field = Recipe((SpatiallyVaryingBlur("iso", 21, 3.0, 0.2),))
     flat = torch.full((3, 50, 70), 0.37)
     torch.testing.assert_close(field.apply(flat), flat, rtol=0, atol=1e-6)
-    blurred = field.apply(picture(256, 256))
+    blurred = field.apply(make_image(256, 256))
     rows = (torch.arange(256) - 127.5).square()
     distance = ((rows[:, None] + rows) / (2 * 127.5**2)).sqrt()
     left = [blurred[:, (distance >= r) & (distance < r + 0.2)].std().item() for r in (0, 0.2, 0.4, 0.6, 0.8)]
@@ -187,7 +187,7 @@ def test_a_field_shows_no_borders_inside_the_picture():
     # A fine grating, the same in every row: what is left of it in row y is the contrast C(y), which a field without
     # borders changes smoothly. A border is a step of C or of its slope, so its second difference shows it.
     height, width, side = 512, 33, 21
-    field = SpatialBlur("iso", side, 3.0, 0.2)
+    field = SpatiallyVaryingBlur("iso", side, 3.0, 0.2)
     grating = (0.5 + 0.5 * torch.cos(torch.arange(width) * math.pi / 4)).expand(3, height, width).contiguous()
     padded = F.pad(grating[None], (side // 2,) * 4, mode="reflect")[0, 0].double()
 
@@ -222,17 +222,17 @@ def test_the_cameras_operators_survive_json_and_give_the_same_bytes_again():
     recipe = Recipe((FIELD, SHAKE, SensorNoise(0.003, 0.002, 2.0, 1.6), Webp(70)), noise_seed=3)
     back = Recipe.from_json(recipe.to_json())
     assert back == recipe and back.key == recipe.key
-    image = picture(70, 50)
+    image = make_image(70, 50)
     first = recipe.apply(image)
     assert first.shape == image.shape and first.min() >= 0 and first.max() <= 1
-    assert torch.equal(first, back.apply(image)) and torch.equal(image, picture(70, 50))
+    assert torch.equal(first, back.apply(image)) and torch.equal(image, make_image(70, 50))
 
 
 @pytest.mark.numerics
 def test_no_strength_changes_nothing():
-    recipe = Recipe((MotionBlur(0), SensorNoise(0, 0), SpatialBlur("iso", 7, 0, 0.5)))
-    torch.testing.assert_close(recipe.apply(picture()), picture(), rtol=0, atol=1e-6)
-    assert torch.equal(Recipe(recipe.operators[:2]).apply(picture()), picture())
+    recipe = Recipe((MotionBlur(0), SensorNoise(0, 0), SpatiallyVaryingBlur("iso", 7, 0, 0.5)))
+    torch.testing.assert_close(recipe.apply(make_image()), make_image(), rtol=0, atol=1e-6)
+    assert torch.equal(Recipe(recipe.operators[:2]).apply(make_image()), make_image())
 
 
 @pytest.mark.parametrize(
@@ -244,17 +244,29 @@ def test_no_strength_changes_nothing():
         (lambda: SensorNoise(float("nan"), 0), "SensorNoise.shot is nan: it must be a number from 0 to 1"),
         (lambda: SensorNoise(0.1, 0, red_gain=0), "SensorNoise.red_gain is 0: it must be a number from 0.2 to 5"),
         (lambda: Webp(0), "Webp.quality is 0: it must be a whole number from 1 to 100"),
-        (lambda: SpatialBlur("iso", 20, 1.0, 0.5), "SpatialBlur.size is 20: it must be odd"),
-        (lambda: SpatialBlur("iso", 21, 1.0, 1.5), "SpatialBlur.centre is 1.5: it must be a number from 0 to 1"),
-        (lambda: SpatialBlur("iso", 21, 1.0, 0.5, power=0), "SpatialBlur.power is 0: it must be a number from 1 to 8"),
-        (lambda: SpatialBlur("aniso", 21, 1.0, 0.5), "SpatialBlur.sigma_y is None: it must be a number"),
+        (lambda: SpatiallyVaryingBlur("iso", 20, 1.0, 0.5), "SpatiallyVaryingBlur.size is 20: it must be odd"),
+        (
+            lambda: SpatiallyVaryingBlur("iso", 21, 1.0, 1.5),
+            "SpatiallyVaryingBlur.centre is 1.5: it must be a number from 0 to 1",
+        ),
+        (
+            lambda: SpatiallyVaryingBlur("iso", 21, 1.0, 0.5, power=0),
+            "SpatiallyVaryingBlur.power is 0: it must be a number from 1 to 8",
+        ),
+        (
+            lambda: SpatiallyVaryingBlur("aniso", 21, 1.0, 0.5),
+            "SpatiallyVaryingBlur.sigma_y is None: it must be a number",
+        ),
         (lambda: Space(motion_length=(5, 300)), "Space.motion_length is .* from 0 to 200"),
         (lambda: Space(spatial_prob=2), "Space.spatial_prob is 2: it must be a number from 0 to 1"),
         (lambda: Space(spatial_kernel_size=8), "Space.spatial_kernel_size is 8: it must be odd"),
         (lambda: Space(sensor_iso=()), "Space.sensor_iso is .* from 25 to 102400"),
         (lambda: Space(resize_modes=("lanczos",)), "Space.resize_modes is .*lanczos.*area, bilinear, bicubic"),
-        (lambda: Recipe((SHAKE,)).apply(picture(4, 4)), "MotionBlur has a kernel of side 11, but the picture is 4 x 4"),
-        (lambda: Recipe((FIELD,)).apply(picture(7, 7)), "SpatialBlur has a kernel of side 15.* at most 13"),
+        (
+            lambda: Recipe((SHAKE,)).apply(make_image(4, 4)),
+            "MotionBlur has a kernel of side 11, but the image is 4 x 4",
+        ),
+        (lambda: Recipe((FIELD,)).apply(make_image(7, 7)), "SpatiallyVaryingBlur has a kernel of side 15.* at most 13"),
     ],
 )
 def test_what_the_camera_cannot_be_is_refused_by_name_value_and_range(make, message):
@@ -301,7 +313,7 @@ def test_the_spatially_varying_space_is_the_papers_with_another_first_blur():
     for recipe in drawn("spatially_varying", 40):
         if recipe.operators:
             field = recipe.operators[0]
-            assert isinstance(field, SpatialBlur) and field.centre == pytest.approx(1 / 3, abs=1e-6)
+            assert isinstance(field, SpatiallyVaryingBlur) and field.centre == pytest.approx(1 / 3, abs=1e-6)
             assert 0.6 <= field.sigma_x <= 4.5
 
 

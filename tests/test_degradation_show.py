@@ -91,4 +91,4 @@ def test_what_cannot_be_shown_is_refused_with_what_to_change(arguments, message,
 def test_a_photo_that_is_not_there_is_named(capsys):
     with pytest.raises(SystemExit):
         main(["nowhere.png", "--recipe", "d1"])
-    assert "There is no picture at nowhere.png" in capsys.readouterr().err
+    assert "There is no image at nowhere.png" in capsys.readouterr().err

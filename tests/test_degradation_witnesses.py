@@ -112,7 +112,7 @@ def test_a_low_pass_filter_stops_a_grating_above_its_cut_off_and_passes_one_belo
 
 
 def noise_of_both(kind: str, strength: float, grey: bool, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ours and basicsr's noise (3, H, W) on one picture."""
+    """Ours and basicsr's noise (3, H, W) on one image."""
     operator = {"gaussian": GaussianNoise, "poisson": PoissonNoise}[kind](strength, grey)
     add = {"gaussian": basicsr.add_gaussian_noise_pt, "poisson": basicsr.add_poisson_noise_pt}[kind]
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Scores, tables and the quickstart's page, on tiny pictures; the metrics against published values."""
+"""Scores, tables and the quickstart's page, on tiny images; the metrics against published values."""
 
 import json
 import re
@@ -11,11 +11,11 @@ import torch
 from inscene import record
 from PIL import Image
 
-from face2scene.assets import catalogue as weights_module
+from face2scene.assets import catalogue
 from face2scene.common.files import read_json, write_json
 from face2scene.common.model_files import save_weights
 from face2scene.data.records import write_manifest
-from face2scene.eval.metrics import pyiqa_backend as engines
+from face2scene.eval.metrics import pyiqa_backend
 from face2scene.eval.metrics.pyiqa_backend import MetricMissing, Pyiqa
 from face2scene.eval.metrics.registry import METRICS, build_all, choose
 from face2scene.eval.metrics.ssim import ssim_y
@@ -23,21 +23,20 @@ from face2scene.eval.reports.quickstart import quickstart_report
 from face2scene.eval.reports.quickstart_page import findings
 from face2scene.eval.reports.table_page import printed_table
 from face2scene.eval.scoring.score import ScoreError, read_scores_csv, score_folder, score_folders
-from face2scene.eval.tables import paper as printed
-from face2scene.eval.tables import render as tables
+from face2scene.eval.tables import paper, render
 from face2scene.image_io.arrays import read_tensor, write_png
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs/eval"
-# Published with the calibration pictures (I03, I04, I06, I08, I19), four decimals.
+# Published with the calibration images (I03, I04, I06, I08, I19), four decimals.
 PUBLISHED = {
     "lpips": [0.7237, 0.2572, 0.0508, 0.0521, 0.4253],
     "dists": [0.4742, 0.1424, 0.0682, 0.0287, 0.3123],
 }
 
 
-def error(pictures, truths):
+def error(images, gts):
     """A metric for tests: the mean absolute difference."""
-    return (pictures - truths).abs().mean((1, 2, 3))
+    return (images - gts).abs().mean((1, 2, 3))
 
 
 SCORERS = {
@@ -57,10 +56,10 @@ def folder(path: Path, names, noise: float = 0.0, size=(32, 32), seed: int = 0) 
 
 @pytest.mark.numerics
 def test_lpips_and_dists_give_the_published_values_to_four_decimals(weights):
-    pictures = weights("photos_pyiqa_calibration")
+    images = weights("photos_pyiqa_calibration")
     weights("lpips"), weights("dists")
     pair = [
-        torch.stack([read_tensor(pictures / side / f"{n}.bmp") for n in ("I03", "I04", "I06", "I08", "I19")])
+        torch.stack([read_tensor(images / side / f"{n}.bmp") for n in ("I03", "I04", "I06", "I08", "I19")])
         for side in ("dist_dir", "ref_dir")
     ]
     for key, published in PUBLISHED.items():
@@ -73,15 +72,15 @@ def test_lpips_and_dists_give_the_published_values_to_four_decimals(weights):
 
 
 def test_psnr_of_a_known_error():
-    truth = torch.full((1, 3, 8, 8), 0.5)
-    assert METRICS["psnr"].build()(truth + 0.1, truth).item() == pytest.approx(20, abs=1e-4)
+    gt = torch.full((1, 3, 8, 8), 0.5)
+    assert METRICS["psnr"].build()(gt + 0.1, gt).item() == pytest.approx(20, abs=1e-4)
 
 
 def test_ssim_of_a_picture_with_itself_is_one_and_a_picture_below_the_window_is_refused():
-    picture = torch.rand(2, 3, 16, 16)
-    assert ssim_y(picture, picture).tolist() == pytest.approx([1, 1])
+    image = torch.rand(2, 3, 16, 16)
+    assert ssim_y(image, image).tolist() == pytest.approx([1, 1])
     with pytest.raises(ValueError, match="11 x 11"):
-        ssim_y(picture[..., :8], picture[..., :8])
+        ssim_y(image[..., :8], image[..., :8])
 
 
 def test_a_metric_without_weights_is_missing_with_the_command_and_nothing_is_downloaded(tmp_path, monkeypatch):
@@ -100,12 +99,12 @@ def test_an_unknown_metric_is_refused_with_the_known_ones():
 
 
 def test_scores_pair_by_name_and_the_files_hold_a_row_per_picture(tmp_path):
-    truth = folder(tmp_path / "truth", ["a", "b", "c"])
+    gt = folder(tmp_path / "truth", ["a", "b", "c"])
     made = folder(tmp_path / "made", ["a", "b", "c"], noise=0.1)
-    scores = score_folder(made, truth, ["psnr", "lpips"], tmp_path / "out", scorers=SCORERS)
+    scores = score_folder(made, gt, ["psnr", "lpips"], tmp_path / "out", scorers=SCORERS)
     rows = read_scores_csv(tmp_path / "out/scores.csv")
     assert list(rows) == ["a", "b", "c"] and list(rows["a"]) == ["psnr", "lpips"]
-    by_hand = error(read_tensor(made / "b.png")[None], read_tensor(truth / "b.png")[None]).item()
+    by_hand = error(read_tensor(made / "b.png")[None], read_tensor(gt / "b.png")[None]).item()
     assert rows["b"]["lpips"] == pytest.approx(by_hand, abs=1e-6)
     assert scores["complete"] and scores["counts"]["scored"] == 3
     assert scores["means"]["lpips"] == pytest.approx(np.mean([row["lpips"] for row in rows.values()]), abs=1e-6)
@@ -114,40 +113,40 @@ def test_scores_pair_by_name_and_the_files_hold_a_row_per_picture(tmp_path):
 
 
 def test_batching_and_scoring_rows_together_change_no_value(tmp_path):
-    truth = folder(tmp_path / "truth", "abcde")
+    gt = folder(tmp_path / "truth", "abcde")
     rows = {s: (folder(tmp_path / s, "abcde", noise=0.1, seed=n), tmp_path / f"o{s}") for n, s in enumerate("xy")}
-    together = score_folders(rows, truth, ["lpips"], scorers=SCORERS, batch_pixels=3 * 1024)
-    alone = score_folder(rows["y"][0], truth, ["lpips"], tmp_path / "alone", scorers=SCORERS, batch_pixels=1)
+    together = score_folders(rows, gt, ["lpips"], scorers=SCORERS, batch_pixels=3 * 1024)
+    alone = score_folder(rows["y"][0], gt, ["lpips"], tmp_path / "alone", scorers=SCORERS, batch_pixels=1)
     assert together["y"]["means"]["lpips"] == pytest.approx(alone["means"]["lpips"], abs=1e-7)
 
 
 def test_a_second_run_computes_only_what_changed(tmp_path):
-    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", noise=0.1)
+    gt, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", noise=0.1)
     seen = []
 
-    def counting(pictures, truths):
-        seen.append(len(pictures))
-        return error(pictures, truths)
+    def counting(images, gts):
+        seen.append(len(images))
+        return error(images, gts)
 
-    score_folder(made, truth, ["lpips"], tmp_path / "out", scorers={"lpips": counting})
+    score_folder(made, gt, ["lpips"], tmp_path / "out", scorers={"lpips": counting})
     first = (tmp_path / "out/scores.csv").read_text()
     (tmp_path / "out/scores.csv").write_text("name,lpips\na,0\n")  # edited by hand
-    score_folder(made, truth, ["lpips"], tmp_path / "out", scorers={"lpips": counting})
+    score_folder(made, gt, ["lpips"], tmp_path / "out", scorers={"lpips": counting})
     assert sum(seen) == 3 and (tmp_path / "out/scores.csv").read_text() == first
-    shutil.copy(truth / "b.png", made / "b.png")
-    again = score_folder(made, truth, ["lpips"], tmp_path / "out", scorers={"lpips": counting})
+    shutil.copy(gt / "b.png", made / "b.png")
+    again = score_folder(made, gt, ["lpips"], tmp_path / "out", scorers={"lpips": counting})
     assert sum(seen) == 4 and again["complete"]
     assert read_scores_csv(tmp_path / "out/scores.csv")["b"]["lpips"] == 0
 
 
 def test_a_metric_that_is_added_is_all_that_is_computed(tmp_path):
-    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", noise=0.1)
+    gt, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", noise=0.1)
     seen, sets = [], Sets()
     counting = {**SCORERS, "lpips": lambda x, y: (seen.append(len(x)), error(x, y))[1], "fid": sets}
-    score_folder(made, truth, ["lpips", "fid"], tmp_path / "out", scorers=counting)
+    score_folder(made, gt, ["lpips", "fid"], tmp_path / "out", scorers=counting)
     first = read_scores_csv(tmp_path / "out/scores.csv")
-    shutil.copy(truth / "b.png", made / "b.png")
-    score_folder(made, truth, ["lpips", "fid", "psnr"], tmp_path / "out", scorers=counting)
+    shutil.copy(gt / "b.png", made / "b.png")
+    score_folder(made, gt, ["lpips", "fid", "psnr"], tmp_path / "out", scorers=counting)
     assert sum(seen) == 3 + 1 and sets.seen == 6 + 2
     after = read_scores_csv(tmp_path / "out/scores.csv")
     assert after["b"]["lpips"] == 0 and after["a"]["lpips"] == first["a"]["lpips"] and "psnr" in after["c"]
@@ -155,31 +154,31 @@ def test_a_metric_that_is_added_is_all_that_is_computed(tmp_path):
 
 @pytest.mark.parametrize("what", ["pyiqa_version", "identity"])
 def test_values_of_another_version_or_of_other_weights_are_not_kept(what, tmp_path, monkeypatch):
-    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", noise=0.1)
+    gt, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", noise=0.1)
     seen = []
 
-    def counting(pictures, truths):
-        seen.append(len(pictures))
-        return error(pictures, truths)
+    def counting(images, gts):
+        seen.append(len(images))
+        return error(images, gts)
 
-    home = tmp_path / "weights/torch_home" / engines.LPIPS_ALEX
+    home = tmp_path / "weights/torch_home" / pyiqa_backend.LPIPS_ALEX
     home.parent.mkdir(parents=True)
     home.write_bytes(b"a network")
     monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path / "weights"))
     for changed, count in ((False, 3), (False, 3), (True, 6), (True, 6)):
         if changed:
-            monkeypatch.setattr(engines, what, lambda *_: "another")
-        score_folder(made, truth, ["lpips"], tmp_path / "out", scorers={"lpips": counting})
+            monkeypatch.setattr(pyiqa_backend, what, lambda *_: "another")
+        score_folder(made, gt, ["lpips"], tmp_path / "out", scorers={"lpips": counting})
         assert sum(seen) == count
 
 
 def test_a_folder_with_a_missing_picture_is_incomplete_and_has_no_mean(tmp_path):
-    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abx", noise=0.1)
-    scores = score_folder(made, truth, ["lpips"], tmp_path / "out", scorers=SCORERS)
+    gt, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abx", noise=0.1)
+    scores = score_folder(made, gt, ["lpips"], tmp_path / "out", scorers=SCORERS)
     assert not scores["complete"] and scores["means"] == {} and "lpips" in scores["means_of_scored_only"]
     assert scores["pictures"]["missing"] == ["c"] and scores["pictures"]["without_truth"] == ["x"]
-    row = tables.row_from_scores("ours", tmp_path / "out/scores.json", ["lpips"])
-    assert not row.ranked and row.cells["lpips"] == tables.NOT_MEASURED and "2 of 3" in row.note
+    row = render.row_from_scores("ours", tmp_path / "out/scores.json", ["lpips"])
+    assert not row.ranked and row.cells["lpips"] == render.NOT_MEASURED and "2 of 3" in row.note
 
 
 def speckled(*colour):
@@ -197,88 +196,88 @@ def speckled(*colour):
         (2 * speckled(0, 0, 0), "black"),
     ],
 )
-def test_a_picture_that_shows_nothing_is_flagged_and_never_averaged(picture, why, tmp_path):
-    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", noise=0.1)
-    write_png(made / "a.png", picture)
-    scores = score_folder(made, truth, ["lpips"], tmp_path / "out", scorers=SCORERS)
+def test_a_picture_that_shows_nothing_is_flagged_and_never_averaged(image, why, tmp_path):
+    gt, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", noise=0.1)
+    write_png(made / "a.png", image)
+    scores = score_folder(made, gt, ["lpips"], tmp_path / "out", scorers=SCORERS)
     assert why in scores["pictures"]["flagged"]["a"] and not scores["complete"]
     assert read_scores_csv(tmp_path / "out/scores.csv")["a"] == {}
-    write_png(truth / "a.png", picture)  # what shows nothing in the truth too is a picture like others
-    assert score_folder(made, truth, ["lpips"], tmp_path / "out", scorers=SCORERS)["complete"]
+    write_png(gt / "a.png", image)  # what shows nothing in the ground truth too is an image like others
+    assert score_folder(made, gt, ["lpips"], tmp_path / "out", scorers=SCORERS)["complete"]
 
 
 def test_a_value_that_is_not_finite_is_flagged(tmp_path):
-    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", noise=0.1)
+    gt, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", noise=0.1)
     nan = {"lpips": lambda x, y: torch.tensor([float("nan"), 1.0])[: len(x)]}
-    scores = score_folder(made, truth, ["lpips"], tmp_path / "out", scorers=nan)
+    scores = score_folder(made, gt, ["lpips"], tmp_path / "out", scorers=nan)
     assert "lpips is nan" in scores["pictures"]["flagged"]["a"] and scores["counts"]["scored"] == 1
 
 
 def test_another_size_is_refused_by_name(tmp_path):
-    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", size=(32, 36))
-    with pytest.raises(ScoreError, match=r"a\.png is 36 x 32, truth 32 x 32"):
-        score_folder(made, truth, ["lpips"], tmp_path / "out", scorers=SCORERS)
+    gt, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", size=(32, 36))
+    with pytest.raises(ScoreError, match=r"a\.png is 36 x 32, ground truth 32 x 32"):
+        score_folder(made, gt, ["lpips"], tmp_path / "out", scorers=SCORERS)
 
 
 def test_jpeg_duplicates_and_an_empty_folder_are_refused(tmp_path):
-    truth = folder(tmp_path / "truth", "ab")
+    gt = folder(tmp_path / "truth", "ab")
     made = folder(tmp_path / "made", "ab")
     Image.open(made / "a.png").save(made / "a.jpg")
     with pytest.raises(ScoreError, match=r"only PNG.*a\.jpg"):
-        score_folder(made, truth, ["lpips"], scorers=SCORERS)
+        score_folder(made, gt, ["lpips"], scorers=SCORERS)
     (made / "a.jpg").unlink()
     folder(made / "again", "a")
-    with pytest.raises(ScoreError, match=r"two pictures have one name \(made/a\.png and again/a\.png\)"):
-        score_folder(made, truth, ["lpips"], scorers=SCORERS)
+    with pytest.raises(ScoreError, match=r"two images have one name \(made/a\.png and again/a\.png\)"):
+        score_folder(made, gt, ["lpips"], scorers=SCORERS)
     (tmp_path / "none").mkdir()
     with pytest.raises(ScoreError, match="no PNG in"):
-        score_folder(tmp_path / "none", truth, ["lpips"], scorers=SCORERS)
+        score_folder(tmp_path / "none", gt, ["lpips"], scorers=SCORERS)
 
 
 class Sets:
-    """A metric of sets for tests: how far the mean colours lie apart; counts the pictures it sees."""
+    """A metric of sets for tests: how far the mean colours lie apart; counts the images it sees."""
 
     def __init__(self):
         self.seen = 0
 
-    def features(self, pictures):
-        self.seen += len(pictures)
-        return pictures.mean((2, 3))
+    def features(self, images):
+        self.seen += len(images)
+        return images.mean((2, 3))
 
     def distance(self, ours, theirs):
         return float((ours.mean(0) - theirs.mean(0)).abs().sum())
 
 
 def test_a_metric_of_sets_sees_every_picture_once_and_a_truth_once_for_all_rows(tmp_path):
-    truth = folder(tmp_path / "truth", "ab")
+    gt = folder(tmp_path / "truth", "ab")
     rows = {s: (folder(tmp_path / s, "ab", noise=0.1, seed=n), tmp_path / f"o{s}") for n, s in enumerate("xy")}
     sets = Sets()
-    first = score_folders(rows, truth, ["fid"], scorers={"fid": sets})
+    first = score_folders(rows, gt, ["fid"], scorers={"fid": sets})
     assert sets.seen == 2 + 2 * 2 and first["x"]["sets"]["fid"] > 0
-    assert score_folders(rows, truth, ["fid"], scorers={"fid": sets}) == first and sets.seen == 6
+    assert score_folders(rows, gt, ["fid"], scorers={"fid": sets}) == first and sets.seen == 6
 
 
 def test_a_table_marks_the_known_winner_in_each_direction():
     rows = [
-        tables.Row("one", {"psnr": "20.00", "lpips": "0.3000"}, "ours"),
-        tables.Row("two", {"psnr": "25.00", "lpips": "0.2000"}, "ours"),
-        tables.Row("three", {"psnr": "22.00", "lpips": "0.1000"}, "ours"),
-        tables.Row("partial", {"psnr": "99.00", "lpips": "0.0000"}, "ours", ranked=False),
+        render.Row("one", {"psnr": "20.00", "lpips": "0.3000"}, "ours"),
+        render.Row("two", {"psnr": "25.00", "lpips": "0.2000"}, "ours"),
+        render.Row("three", {"psnr": "22.00", "lpips": "0.1000"}, "ours"),
+        render.Row("partial", {"psnr": "99.00", "lpips": "0.0000"}, "ours", ranked=False),
     ]
-    text = tables.markdown(rows, ["psnr", "lpips"])
+    text = render.markdown(rows, ["psnr", "lpips"])
     line = {row.split("|")[1].strip(): row for row in text.splitlines()}
     assert "**25.00**" in line["two"] and "<u>0.2000</u>" in line["two"]
     assert "<u>22.00</u>" in line["three"] and "**0.1000**" in line["three"]
     assert "*" not in line["partial"] and "PSNR ↑" in text and "LPIPS ↓" in text
-    assert tables.csv_text(rows, ["psnr"]).splitlines()[2] == "two,ours,,25.00,,best"
+    assert render.csv_text(rows, ["psnr"]).splitlines()[2] == "two,ours,,25.00,,best"
 
 
 def test_printed_tables_keep_every_digit_and_say_what_is_not_measured(tmp_path):
     text = printed_table(CONFIGS, tmp_path, 5)
     for digits in ("22.8975", "0.6980", "**75.3739**", "4.8044", "16.9445"):
         assert digits in text
-    assert text.count(tables.NOT_MEASURED) == 6 * 10
-    _, (part,) = printed.load_printed(CONFIGS / "table_synthetic.yaml")
+    assert text.count(render.NOT_MEASURED) == 6 * 10
+    _, (part,) = paper.load_printed(CONFIGS / "table_synthetic.yaml")
     osediff = next(row for row in part.rows if row.name == "OSEDiff")
     assert osediff.cells["psnr"] == "24.2400" and osediff.values["dists"] == 0.1287
     with pytest.raises(FileNotFoundError, match=r"choose from 1, 2, .*9, main, real, synthetic"):
@@ -295,15 +294,15 @@ def test_our_row_stands_beside_the_printed_one_with_the_difference(tmp_path):
 
 @pytest.fixture
 def quickstart(tmp_path, monkeypatch):
-    """A finished quickstart of two pictures as its steps leave it, and the metrics that a test can afford."""
+    """A finished quickstart of two images as its steps leave it, and the metrics that a test can afford."""
     names = ["anna_0", "ben_0"]
     run, data, shipped = tmp_path / "runs/quickstart", tmp_path / "data", tmp_path / "checkpoints/tiny"
-    truth = folder(data / "images/val/000", names, size=(32, 32))
+    gt = folder(data / "images/val/000", names, size=(32, 32))
     folder(data / "lq/val/000", names, noise=0.3, size=(32, 32))
     operators = [{"kind": "Blur", "sigma_x": 2.0}, {"kind": "Jpeg", "quality": 40}, {"kind": "RestoreSize"}]
     records = [
         record(
-            truth / f"{n}.png",
+            gt / f"{n}.png",
             (4.0, 4.0, 20.0, 24.0),
             image=f"images/val/000/{n}.png",
             split="val",
@@ -346,7 +345,7 @@ def test_the_report_is_one_file_that_asks_nothing_of_the_network(quickstart, cap
     assert text.count('<figure class="card shot">') == 2 and text.count("data:image/jpeg;base64,") == 2 * (5 + 2)
     assert "blur 2 → JPEG 40<" in text and "&lt;b&gt;" in text and "SSIM is not measured: told to" in text
     assert text.count("<svg") == 4 and ">constant<" not in text
-    assert "the undamaged face, softened, tinted and grained" in text
+    assert "the clean face, softened, tinted and grained" in text
     assert capsys.readouterr().out.count("[yes]") == 3
     block = scores["quickstart"]
     assert read_json(run / "scores.json")["quickstart"] == block
@@ -387,7 +386,7 @@ def test_a_finding_that_fails_is_said_as_plainly_as_one_that_holds(quickstart):
     found = findings(quickstart_report(run, **places)["quickstart"])
     assert [finding.verdict for finding in found] == ["no", "no", "not measured"]
     assert found[0].note == "not in PSNR, LPIPS, DISTS"
-    assert "incomplete: 1 of 2 pictures" in (run / "report.html").read_text(encoding="utf-8")
+    assert "incomplete: 1 of 2 images" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_page_keeps_below_its_size_by_leaving_pictures_out_and_says_so(quickstart, monkeypatch):
@@ -395,7 +394,7 @@ def test_the_page_keeps_below_its_size_by_leaving_pictures_out_and_says_so(quick
     monkeypatch.setattr("face2scene.eval.reports.quickstart_page.MAX_BYTES", 9_000)
     quickstart_report(run, **places)
     text = (run / "report.html").read_text(encoding="utf-8")
-    assert text.count('<figure class="card shot">') == 1 and "1 more pictures" in text
+    assert text.count('<figure class="card shot">') == 1 and "1 more images" in text
 
 
 def test_a_picture_of_pure_noise_fits_the_page_too(quickstart):
@@ -418,17 +417,17 @@ def test_an_unfinished_quickstart_is_refused_with_the_command(step, quickstart):
 def test_fetched_files_of_a_metric_are_placed_where_pyiqa_looks(key, tmp_path, monkeypatch):
     monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
     for name in ("pyiqa", "clip_rn50", "clip_vit_b32"):
-        asset, folder = weights_module.catalogue()[name], tmp_path / f"{name}.partial"
+        asset, folder = catalogue.catalogue()[name], tmp_path / f"{name}.partial"
         folder.mkdir()
         for file in asset.files:
             (folder / file).write_text(file)
-        weights_module.install(asset, folder, tmp_path, "test")
+        catalogue.install(asset, folder, tmp_path, "test")
     for file in METRICS[key].engine.files:
-        assert engines.ready(file, engines.torch_home()).read_text() == Path(file).name
+        assert pyiqa_backend.ready(file, pyiqa_backend.torch_home()).read_text() == Path(file).name
 
 
 def test_the_file_of_a_trunk_stores_one_zero_for_the_whole_classifier(weights, tmp_path):
     weights("lpips")
-    assert engines.ready(engines.ALEXNET, tmp_path).stat().st_size < 11_000_000
+    assert pyiqa_backend.ready(pyiqa_backend.ALEXNET, tmp_path).stat().st_size < 11_000_000
     with pytest.raises(MetricMissing, match="fetch pyiqa"):
-        engines.ready("hub/pyiqa/never.pth", tmp_path)
+        pyiqa_backend.ready("hub/pyiqa/never.pth", tmp_path)

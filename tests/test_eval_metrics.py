@@ -13,7 +13,7 @@ from torch import nn
 from face2scene.assets.catalogue import MARKER, catalogue
 from face2scene.assets.convert import CONVERTERS
 from face2scene.common.files import write_json
-from face2scene.eval.metrics import pyiqa_backend as engines
+from face2scene.eval.metrics import pyiqa_backend
 from face2scene.eval.metrics.fid import Fid
 from face2scene.eval.metrics.identity import IdScore
 from face2scene.eval.metrics.perceptual import Dists, Lpips
@@ -23,7 +23,7 @@ from face2scene.eval.metrics.winograd import WinogradReLU, hasten
 from face2scene.image_io.arrays import read_tensor
 
 NAMES = ("I03", "I04", "I06", "I08", "I19")
-# Published with the five pictures: of the authors' MATLAB code, and of pyiqa with its own parameter file.
+# Published with the five images: of the authors' MATLAB code, and of pyiqa with its own parameter file.
 MATLAB_NIQE = [15.7536, 3.6549, 3.2355, 3.1840, 8.6352]
 PYIQA_NIQE = [15.6538, 3.6549, 3.2342, 3.1921, 9.0722]
 
@@ -41,9 +41,9 @@ def test_winograd_gives_the_direct_convolution_at_any_size(channels, size):
     direct = nn.Sequential(nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU())
     fast = hasten(direct)
     assert isinstance(fast[0], WinogradReLU) and len(fast) == 1
-    pictures = torch.randn(2, channels, *size)
+    images = torch.randn(2, channels, *size)
     with torch.inference_mode():
-        for given in (pictures, pictures.contiguous(memory_format=torch.channels_last)):
+        for given in (images, images.contiguous(memory_format=torch.channels_last)):
             assert torch.allclose(fast(given), direct(given), atol=2e-5)
 
 
@@ -57,12 +57,12 @@ def test_other_layers_are_left_as_they_are(layer):
 def test_our_shortcuts_keep_pyiqas_values(key, ours, pair, weights):
     weights("lpips"), weights("dists")
     plain = METRICS[key].engine.network("cpu")
-    pictures, truths = (side[:2, :, 60:220, 80:272].contiguous(memory_format=torch.channels_last) for side in pair)
+    images, gts = (side[:2, :, 60:220, 80:272].contiguous(memory_format=torch.channels_last) for side in pair)
     with torch.inference_mode():
-        theirs = plain(pictures, truths).flatten().tolist()
+        theirs = plain(images, gts).flatten().tolist()
     fast = ours(plain.net, torch.device("cpu"))
-    assert fast(pictures, truths).tolist() == pytest.approx(theirs, abs=1e-6)
-    assert fast(truths.clone(), truths).tolist() == pytest.approx([0, 0], abs=1e-6)  # with the truth's kept features
+    assert fast(images, gts).tolist() == pytest.approx(theirs, abs=1e-6)
+    assert fast(gts.clone(), gts).tolist() == pytest.approx([0, 0], abs=1e-6)  # with the ground truth's kept features
 
 
 @pytest.mark.numerics
@@ -93,12 +93,12 @@ def test_fids_network_is_the_tensorflow_one_and_its_distance_the_textbooks(weigh
     place = weights("fid_inception")
     scorer = METRICS["fid"].build()
     generator = torch.Generator().manual_seed(0)
-    pictures = (torch.rand(2, 3, 299, 299, generator=generator) * 255).round() / 255
+    images = (torch.rand(2, 3, 299, 299, generator=generator) * 255).round() / 255
     script = torch.jit.load(str(place / "default_1.pt"), map_location="cpu").eval()
     with torch.inference_mode():
-        theirs = script((pictures * 255 - 128) / 128)
+        theirs = script((images * 255 - 128) / 128)
     # Another program for the same network: at 299 x 299 nothing is resized, so both see the same values.
-    assert torch.allclose(scorer.features(pictures), theirs, atol=2e-4)
+    assert torch.allclose(scorer.features(images), theirs, atol=2e-4)
 
 
 @pytest.mark.parametrize(("ours", "theirs", "width"), [(7, 9, 12), (30, 5, 12), (40, 50, 12)])
@@ -113,17 +113,17 @@ def test_the_frechet_distance_is_that_of_the_matrix_square_root(ours, theirs, wi
     textbook = mean + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * np.trace(root)
     assert Fid.distance(a, b) == pytest.approx(textbook, rel=1e-4)
     assert Fid.distance(a, a) == pytest.approx(0, abs=1e-9)
-    with pytest.raises(ValueError, match="two pictures on each side"):
+    with pytest.raises(ValueError, match="two images on each side"):
         Fid.distance(a[:1], b)
 
 
 def test_the_identity_score_of_a_photo_is_one_with_itself_and_nothing_without_a_face(photo, weights):
     for asset in ("yunet", "dlib", "w600k_mbf"):
         weights(asset)
-    picture = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
-    blank = torch.full_like(picture, 0.5)
-    worse = torch.nn.functional.avg_pool2d(picture, 15, 1, 7)
-    found = IdScore()(torch.cat([picture, worse, picture]), torch.cat([picture, picture, blank]), [None] * 3)
+    image = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
+    blank = torch.full_like(image, 0.5)
+    worse = torch.nn.functional.avg_pool2d(image, 15, 1, 7)
+    found = IdScore()(torch.cat([image, worse, image]), torch.cat([image, image, blank]), [None] * 3)
     assert found[0] == pytest.approx(1, abs=1e-5) and found[1] < 0.9 and found[2].isnan()
 
 
@@ -133,7 +133,7 @@ def test_the_identity_score_refuses_damaged_weights(tmp_path, monkeypatch):
         facts = {"fingerprint": catalogue()[name].fingerprint, "files": {f"{name}.bin": "1" * 64}}
         write_json(tmp_path / name / MARKER, facts)
         (tmp_path / name / f"{name}.bin").write_bytes(b"damaged")
-    with pytest.raises(engines.MetricMissing, match=r"yunet\.bin has changed .* run `face2scene fetch yunet`"):
+    with pytest.raises(pyiqa_backend.MetricMissing, match=r"yunet\.bin has changed .* run `face2scene fetch yunet`"):
         METRICS["id"].build()
 
 
@@ -180,25 +180,25 @@ def test_a_metric_names_every_weights_file_with_a_hash_and_another_hash_is_anoth
 def test_weights_that_were_changed_are_refused_by_name(weights, tmp_path, monkeypatch):
     shutil.copytree(weights("dists"), tmp_path / "dists")
     monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
-    place = engines.torch_home() / engines.DISTS
-    assert engines.ready(engines.DISTS, engines.torch_home()) == place
+    place = pyiqa_backend.torch_home() / pyiqa_backend.DISTS
+    assert pyiqa_backend.ready(pyiqa_backend.DISTS, pyiqa_backend.torch_home()) == place
     content = bytearray(place.read_bytes())
     content[len(content) // 2] ^= 1
     place.write_bytes(content)
-    with pytest.raises(engines.MetricMissing, match=r"DISTS_weights-f5e65c96\.pth as it was, and its sha256 is"):
-        engines.ready(engines.DISTS, engines.torch_home())
+    with pytest.raises(pyiqa_backend.MetricMissing, match=r"DISTS_weights-f5e65c96\.pth as it was, and its sha256 is"):
+        pyiqa_backend.ready(pyiqa_backend.DISTS, pyiqa_backend.torch_home())
     known = tmp_path / "hub/pyiqa/musiq_koniq_ckpt-e95806b9.pth"  # put there by hand, with a hash that is published
     known.parent.mkdir(parents=True)
     known.write_bytes(b"another network")
-    with pytest.raises(engines.MetricMissing, match="e95806b9"):
-        engines.ready("hub/pyiqa/musiq_koniq_ckpt-e95806b9.pth", tmp_path)
+    with pytest.raises(pyiqa_backend.MetricMissing, match="e95806b9"):
+        pyiqa_backend.ready("hub/pyiqa/musiq_koniq_ckpt-e95806b9.pth", tmp_path)
 
 
 def test_a_file_of_an_earlier_fetch_is_replaced_by_a_link(weights, tmp_path):
-    place = tmp_path / engines.DISTS
+    place = tmp_path / pyiqa_backend.DISTS
     place.parent.mkdir(parents=True)
     place.write_bytes(b"made by another version")
-    assert engines.ready(engines.DISTS, tmp_path).samefile(weights("dists") / place.name)
+    assert pyiqa_backend.ready(pyiqa_backend.DISTS, tmp_path).samefile(weights("dists") / place.name)
 
 
 def test_niqes_parameters_are_the_same_on_every_machine_and_day(tmp_path, monkeypatch):
@@ -206,9 +206,9 @@ def test_niqes_parameters_are_the_same_on_every_machine_and_day(tmp_path, monkey
     for number in range(2):
         monkeypatch.setattr("os.getpid", lambda number=number: 7 + number)
         monkeypatch.setattr("time.asctime", lambda number=number: f"day {number}")
-        placed.append(engines.ready(engines.NIQE, tmp_path / f"{number}"))
+        placed.append(pyiqa_backend.ready(pyiqa_backend.NIQE, tmp_path / f"{number}"))
     assert placed[0].read_bytes() == placed[1].read_bytes()
-    assert engines.identity(placed[0]) == engines.identity(placed[1]) != engines.sha256_of(placed[0])
+    assert pyiqa_backend.identity(placed[0]) == pyiqa_backend.identity(placed[1]) != pyiqa_backend.sha256_of(placed[0])
 
 
 def test_a_converted_file_is_the_same_on_every_machine(weights, tmp_path):
@@ -221,23 +221,23 @@ def test_a_converted_file_is_the_same_on_every_machine(weights, tmp_path):
 
 
 def test_numbers_stand_for_a_placed_file_whatever_wrote_it(tmp_path):
-    files = [tmp_path / folder / engines.DISTS for folder in "abc"]
+    files = [tmp_path / folder / pyiqa_backend.DISTS for folder in "abc"]
     for file, value in zip(files, (1, 1, 2), strict=True):
         file.parent.mkdir(parents=True)
         torch.save({"alpha": torch.full((3,), value)}, file, pickle_protocol=2 + (file == files[1]))
-    same, too, other = map(engines.identity, files)
-    assert same == too != other and engines.sha256_of(files[0]) != engines.sha256_of(files[1])
+    same, too, other = map(pyiqa_backend.identity, files)
+    assert same == too != other and pyiqa_backend.sha256_of(files[0]) != pyiqa_backend.sha256_of(files[1])
 
 
 def _link_dists(home: Path) -> bytes:
-    return engines.ready(engines.DISTS, home).read_bytes()
+    return pyiqa_backend.ready(pyiqa_backend.DISTS, home).read_bytes()
 
 
 def test_processes_that_link_one_file_together_all_get_it(weights, tmp_path):
     weights("dists")
     with multiprocessing.get_context("fork").Pool(4) as pool:
         assert len(set(pool.map(_link_dists, [tmp_path] * 40, chunksize=1))) == 1
-    assert [path.name for path in (tmp_path / engines.DISTS).parent.iterdir()] == [Path(engines.DISTS).name]
+    assert [path.name for path in (tmp_path / pyiqa_backend.DISTS).parent.iterdir()] == [Path(pyiqa_backend.DISTS).name]
 
 
 def test_all_that_is_missing_is_told_in_seconds_and_no_hub_is_asked(tmp_path, monkeypatch):
@@ -249,4 +249,4 @@ def test_all_that_is_missing_is_told_in_seconds_and_no_hub_is_asked(tmp_path, mo
     assert set(ready) == {"ssim", "ssim_y"} and time.process_time() - start < 15
     assert all("face2scene fetch" in why for why in missing.values())
     assert "fetch yunet" in missing["id"] and "fetch fid_inception" in missing["fid"]
-    assert Path(engines.torch_home()).parent == tmp_path
+    assert Path(pyiqa_backend.torch_home()).parent == tmp_path

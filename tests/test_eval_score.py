@@ -24,14 +24,14 @@ from face2scene.image_io.arrays import read_tensor, write_png
 SIZE = (40, 48)
 
 
-def error(pictures, truths):
+def error(images, gts):
     """(B,) mean absolute differences. Sums of whole numbers below 2^24 are the same in any order, so in any batch."""
-    return (pictures - truths).mul(255).round().abs().sum((1, 2, 3)) / (255 * pictures[0].numel())
+    return (images - gts).mul(255).round().abs().sum((1, 2, 3)) / (255 * images[0].numel())
 
 
 class Sets:
-    def features(self, pictures):
-        return pictures.mul(255).round().sum((2, 3)) / (255 * pictures[0, 0].numel())
+    def features(self, images):
+        return images.mul(255).round().sum((2, 3)) / (255 * images[0, 0].numel())
 
     def distance(self, ours, theirs):
         return float((ours.mean(0) - theirs.mean(0)).abs().sum())
@@ -50,9 +50,9 @@ def folder(path: Path, names, noise=0.0, seed=0, size=SIZE) -> Path:
 
 
 def scored(tmp_path, name, names="abcdef", noise=0.1, seed=0, keys=KEYS, **options):
-    truth = folder(tmp_path / "truth", names)
+    gt = folder(tmp_path / "truth", names)
     made = folder(tmp_path / name, names, noise, seed)
-    return score_folder(made, truth, keys, tmp_path / f"out_{name}", scorers=SCORERS, **options)
+    return score_folder(made, gt, keys, tmp_path / f"out_{name}", scorers=SCORERS, **options)
 
 
 # --- bad input ----------------------------------------------------------------------------------------------
@@ -63,27 +63,29 @@ def scored(tmp_path, name, names="abcdef", noise=0.1, seed=0, keys=KEYS, **optio
 )
 @pytest.mark.parametrize("side", ["made", "truth"])
 def test_a_picture_in_another_colour_mode_is_refused_by_name(side, mode, told, tmp_path):
-    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab")
+    gt, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab")
     path = tmp_path / side / "a.png"
     if mode == "I;16":
         Image.fromarray(np.full(SIZE, 9000, np.uint16)).save(path)
     else:
         Image.open(path).convert(mode).save(path)
     with pytest.raises(ScoreError, match=f"no 8-bit RGB.*{'truth ' * (side == 'truth')}{told}.*Write them as RGB"):
-        score_folder(made, truth, KEYS, tmp_path / "out", scorers=SCORERS)
+        score_folder(made, gt, KEYS, tmp_path / "out", scorers=SCORERS)
 
 
 def test_a_jpeg_by_the_name_of_a_png_is_refused(tmp_path):
-    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab")
+    gt, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab")
     Image.open(made / "a.png").save(made / "a.png", format="JPEG")
     with pytest.raises(ScoreError, match=r"no PNG but by name.*predictions/a\.png is a JPEG file"):
-        score_folder(made, truth, KEYS, tmp_path / "out", scorers=SCORERS)
+        score_folder(made, gt, KEYS, tmp_path / "out", scorers=SCORERS)
 
 
 def test_pictures_of_other_names_are_refused_with_both_lists(tmp_path):
-    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", ["a_x4", "b_x4"])
-    with pytest.raises(ScoreError, match=r"no PNG in .* has the name of a truth.*a_x4, b_x4; truth: a, b"):
-        score_folder(made, truth, KEYS, tmp_path / "out", scorers=SCORERS)
+    gt, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", ["a_x4", "b_x4"])
+    with pytest.raises(
+        ScoreError, match=r"no PNG in .* has the name of a ground truth.*a_x4, b_x4; ground truth: a, b"
+    ):
+        score_folder(made, gt, KEYS, tmp_path / "out", scorers=SCORERS)
 
 
 def test_a_csv_that_was_edited_is_refused_until_the_folder_is_scored_again(tmp_path):
@@ -98,23 +100,23 @@ def test_a_csv_that_was_edited_is_refused_until_the_folder_is_scored_again(tmp_p
 
 
 def test_the_same_picture_under_two_names_is_told(tmp_path, caplog):
-    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
+    gt, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
     (made / "c.png").write_bytes((made / "a.png").read_bytes())
-    scores = score_folder(made, truth, KEYS, tmp_path / "out", scorers=SCORERS)
-    assert scores["copies"] == {"a": ["c"]} and "same picture under several names: a = c" in caplog.text
+    scores = score_folder(made, gt, KEYS, tmp_path / "out", scorers=SCORERS)
+    assert scores["copies"] == {"a": ["c"]} and "same image under several names: a = c" in caplog.text
 
 
 def test_a_missing_picture_leaves_no_mean_no_interval_and_no_set_metric(tmp_path):
-    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "ab", 0.1)
-    scores = score_folder(made, truth, KEYS, tmp_path / "out", scorers=SCORERS)
+    gt, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "ab", 0.1)
+    scores = score_folder(made, gt, KEYS, tmp_path / "out", scorers=SCORERS)
     assert not scores["complete"] and scores["means"] == scores["intervals"] == scores["sets"] == {}
     assert set(scores["means_of_scored_only"]) == {"dists", "psnr"}
 
 
 def test_a_metric_that_takes_larger_pictures_has_no_value_and_says_why(tmp_path):
-    wide = {**SCORERS, "niqe": lambda pictures: pytest.fail("the picture is too small for it")}
-    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", 0.1)
-    scores = score_folder(made, truth, ["psnr", "niqe"], tmp_path / "out", scorers=wide)
+    wide = {**SCORERS, "niqe": lambda images: pytest.fail("the image is too small for it")}
+    gt, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", 0.1)
+    scores = score_folder(made, gt, ["psnr", "niqe"], tmp_path / "out", scorers=wide)
     assert scores["complete"] and "niqe" not in scores["means"] and "psnr" in scores["means"]
     assert scores["undefined"]["niqe"]["a"] == "48 x 40, and NIQE takes 192 pixels a side"
 
@@ -122,20 +124,20 @@ def test_a_metric_that_takes_larger_pictures_has_no_value_and_says_why(tmp_path)
 def test_the_identity_score_leaves_out_and_names_pictures_whose_truth_shows_no_face(tmp_path):
     values = iter([[0.5, float("nan")], [0.7]])
     faces = {"id": lambda x, y, boxes: torch.tensor(next(values), dtype=torch.float64)}
-    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
+    gt, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
     options = {"scorers": faces, "batch_pixels": 2 * SIZE[0] * SIZE[1]}
-    scores = score_folder(made, truth, ["id"], tmp_path / "out", **options)
+    scores = score_folder(made, gt, ["id"], tmp_path / "out", **options)
     assert scores["means"] == {"id": pytest.approx(0.6)} and scores["complete"]
-    assert scores["undefined"] == {"id": {"b": "the truth shows no face there"}}
+    assert scores["undefined"] == {"id": {"b": "the ground truth shows no face there"}}
     assert read_scores(tmp_path / "out")[1]["b"] == {}
-    assert score_folder(made, truth, ["id"], tmp_path / "out", **options) == scores  # nothing is asked again
+    assert score_folder(made, gt, ["id"], tmp_path / "out", **options) == scores  # nothing is asked again
 
 
 # --- shifts -------------------------------------------------------------------------------------------------
 
 
 def shifted(right: float, down: float, size=(96, 128), seed=0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A picture with structure at every scale, as photos have, and the same one moved, both drawn exactly."""
+    """An image with structure at every scale, as photos have, and the same one moved, both drawn exactly."""
     rng = np.random.default_rng(seed)
     rates, turns, starts = np.exp(rng.uniform(-3.5, 0.9, 250)), rng.uniform(0, 2 * np.pi, 250), rng.uniform(0, 6, 250)
     y, x = np.mgrid[: size[0], : size[1]].astype(float)
@@ -156,19 +158,19 @@ def test_a_shift_is_found_to_a_tenth_of_a_pixel(move):
 
 
 def test_noise_and_blur_move_nothing_and_unrelated_pictures_have_no_shift():
-    picture, truth = shifted(0, 0)
+    image, gt = shifted(0, 0)
     generator = torch.Generator().manual_seed(0)
-    soft = torch.nn.functional.avg_pool2d(picture, 3, 1, 1, count_include_pad=False)
+    soft = torch.nn.functional.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
     noisy = soft + 0.05 * torch.randn(soft.shape, generator=generator)
-    assert np.hypot(*global_shift(noisy, truth)) < 0.1
-    assert global_shift(torch.rand(truth.shape, generator=generator), truth) is None
+    assert np.hypot(*global_shift(noisy, gt)) < 0.1
+    assert global_shift(torch.rand(gt.shape, generator=generator), gt) is None
 
 
 def test_predictions_beside_their_truth_are_warned_about(tmp_path, caplog):
     for name, move in (("a", (1, 0)), ("b", (1, 0)), ("c", (1, 0.2))):
-        picture, truth = shifted(*move)
-        write_png(tmp_path / "made" / f"{name}.png", picture)
-        write_png(tmp_path / "truth" / f"{name}.png", truth)
+        image, gt = shifted(*move)
+        write_png(tmp_path / "made" / f"{name}.png", image)
+        write_png(tmp_path / "truth" / f"{name}.png", gt)
     scores = score_folder(tmp_path / "made", tmp_path / "truth", ["dists"], tmp_path / "out", scorers=SCORERS)
     assert scores["alignment"]["median_shift"] == pytest.approx([1, 0], abs=0.1)
     assert list(scores["alignment"]["pictures"]) == ["a", "b", "c"] and "+1.0" in caplog.text
@@ -177,16 +179,16 @@ def test_predictions_beside_their_truth_are_warned_about(tmp_path, caplog):
 def test_pictures_under_each_others_names_are_warned_about(tmp_path, caplog):
     names = "abcd"
     for number, name in enumerate(names):
-        _, picture = shifted(0, 0, seed=number)
-        write_png(tmp_path / "truth" / f"{name}.png", picture)
-        write_png(tmp_path / "right" / f"{name}.png", 0.9 * picture)
-        write_png(tmp_path / "mixed" / f"{names[(number + 1) % 4]}.png", 0.9 * picture)
-    truth = tmp_path / "truth"
-    scores = score_folder(tmp_path / "right", truth, ["dists"], tmp_path / "out", scorers=SCORERS)
+        _, image = shifted(0, 0, seed=number)
+        write_png(tmp_path / "truth" / f"{name}.png", image)
+        write_png(tmp_path / "right" / f"{name}.png", 0.9 * image)
+        write_png(tmp_path / "mixed" / f"{names[(number + 1) % 4]}.png", 0.9 * image)
+    gt = tmp_path / "truth"
+    scores = score_folder(tmp_path / "right", gt, ["dists"], tmp_path / "out", scorers=SCORERS)
     assert scores["alignment"]["unlike"] == [] and "mixed up" not in caplog.text
-    scores = score_folder(tmp_path / "mixed", truth, ["dists"], tmp_path / "out_mixed", scorers=SCORERS)
+    scores = score_folder(tmp_path / "mixed", gt, ["dists"], tmp_path / "out_mixed", scorers=SCORERS)
     assert scores["alignment"]["unlike"] == list(names) and scores["alignment"]["estimated"] == 0
-    assert "4 of 4 pictures have too little in common with the truth of their name" in caplog.text
+    assert "4 of 4 images have too little in common with the ground truth of their name" in caplog.text
     caplog.clear()
     scored(tmp_path, "noise")  # below the size at which a shift can be told, nothing is said
     assert "mixed up" not in caplog.text
@@ -196,28 +198,28 @@ def test_pictures_under_each_others_names_are_warned_about(tmp_path, caplog):
 
 
 def test_face_and_background_are_scored_apart_and_add_up(tmp_path):
-    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
+    gt, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
     boxes = {name: (10.0, 5.0, 30.0, 25.0) for name in "abc"}
     options = {"scorers": SCORERS, "boxes": boxes, "regions": ("whole", "face", "background")}
-    scores = score_folder(made, truth, ["dists", "fid"], tmp_path / "out", **options)
+    scores = score_folder(made, gt, ["dists", "fid"], tmp_path / "out", **options)
     found = {region: scores["regions"][region]["means"]["dists"] for region in ("face", "background")}
     whole, share = scores["means"]["dists"], 400 / (SIZE[0] * SIZE[1])
     assert whole == pytest.approx(found["background"] + share * found["face"], abs=1e-6)
     assert read_json(tmp_path / "out/face/scores.json")["sets"]["fid"] > 0
-    assert score_folder(made, truth, ["dists", "fid"], tmp_path / "out", **options) == scores
+    assert score_folder(made, gt, ["dists", "fid"], tmp_path / "out", **options) == scores
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_picture_flagged_as_a_whole_is_averaged_in_no_region(processes, tmp_path):
-    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
+    gt, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
     write_png(made / "b.png", np.zeros((*SIZE, 3), np.float32))
     options = {"boxes": {name: (10.0, 5.0, 30.0, 25.0) for name in "abc"}, "regions": ("whole", "face", "background")}
     rows = {"it": (made, tmp_path / "out")}
     for _ in range(2):  # measured, and recalled
         if processes == 1:
-            scores = score_folders(rows, truth, ["dists"], scorers=SCORERS, **options)["it"]
+            scores = score_folders(rows, gt, ["dists"], scorers=SCORERS, **options)["it"]
         else:
-            scores = shared_out(rows, truth, ["dists"], **options)[0]["it"]
+            scores = shared_out(rows, gt, ["dists"], **options)[0]["it"]
         for region in ("face", "background"):
             found = read_json(tmp_path / "out" / region / "scores.json")
             assert list(found["pictures"]["flagged"]) == ["b"] and found["means"] == {} and not found["complete"]
@@ -226,35 +228,35 @@ def test_a_picture_flagged_as_a_whole_is_averaged_in_no_region(processes, tmp_pa
 
 
 def test_a_moved_face_box_is_scored_again(tmp_path):
-    truth, made = folder(tmp_path / "truth", "a"), folder(tmp_path / "made", "a", 0.1)
+    gt, made = folder(tmp_path / "truth", "a"), folder(tmp_path / "made", "a", 0.1)
     options = {"scorers": SCORERS, "regions": ("whole", "face")}
     means = [
-        score_folder(made, truth, ["dists"], tmp_path / "out", boxes={"a": box}, **options)["regions"]["face"]["means"]
+        score_folder(made, gt, ["dists"], tmp_path / "out", boxes={"a": box}, **options)["regions"]["face"]["means"]
         for box in ((0, 0, 10, 10), (20, 20, 40, 40))
     ]
     assert means[0] != means[1]
 
 
 def test_a_moved_face_box_changes_the_identity_score_of_the_whole_picture(tmp_path):
-    def corner(pictures, truths, boxes):
+    def corner(images, gts, boxes):
         return torch.tensor([-1.0 if box is None else box[0] / 100 for box in boxes], dtype=torch.float64)
 
-    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", 0.1)
+    gt, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab", 0.1)
     scorers = {**SCORERS, "id": corner}
     face, other = (10, 0, 40, 40), (20, 0, 40, 40)
     for boxes, mean in (({}, -1), ({"a": face, "b": other}, 0.15), ({"a": face}, -0.45)):
-        scores = score_folder(made, truth, ["id", "dists"], tmp_path / "out", scorers=scorers, boxes=boxes)
+        scores = score_folder(made, gt, ["id", "dists"], tmp_path / "out", scorers=scorers, boxes=boxes)
         assert scores["means"]["id"] == pytest.approx(mean)
-    score_folder(made, truth, ["id"], tmp_path / "other", scorers=scorers, boxes={"a": other})
+    score_folder(made, gt, ["id"], tmp_path / "other", scorers=scorers, boxes={"a": other})
     with pytest.raises(ScoreError, match=r"id of .* follow another protocol"):
         compare(tmp_path / "out", tmp_path / "other")
 
 
 def test_a_region_without_boxes_or_outside_its_picture_is_refused(tmp_path):
-    truth, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab")
+    gt, made = folder(tmp_path / "truth", "ab"), folder(tmp_path / "made", "ab")
     options = {"scorers": SCORERS, "regions": ("whole", "face")}
-    with pytest.raises(ScoreError, match=r"1 pictures have no face box.*: b\. Give a JSON file"):
-        score_folder(made, truth, ["dists"], tmp_path / "out", boxes={"a": (0, 0, 9, 9)}, **options)
+    with pytest.raises(ScoreError, match=r"1 images have no face box.*: b\. Give a JSON file"):
+        score_folder(made, gt, ["dists"], tmp_path / "out", boxes={"a": (0, 0, 9, 9)}, **options)
     with pytest.raises(ValueError, match="outside the 48 x 40"):
         cut("face", torch.zeros(3, *SIZE), torch.zeros(3, *SIZE), (60, 0, 70, 9))
     write_json(tmp_path / "boxes.json", {"a": [0, 0, 9]})
@@ -262,11 +264,11 @@ def test_a_region_without_boxes_or_outside_its_picture_is_refused(tmp_path):
         boxes_of(tmp_path, file=tmp_path / "boxes.json")
 
 
-# --- without a truth ----------------------------------------------------------------------------------------
+# --- without a ground truth ----------------------------------------------------------------------------------------
 
 
 def test_pictures_alone_are_scored_without_a_truth_and_what_needs_one_is_refused_by_name(tmp_path):
-    brightness = {"musiq": lambda pictures: pictures.mean((1, 2, 3)).double(), "psnr": SCORERS["psnr"]}
+    brightness = {"musiq": lambda images: images.mean((1, 2, 3)).double(), "psnr": SCORERS["psnr"]}
     made, fewer = folder(tmp_path / "made", "abc", 0.1, size=(64, 64)), folder(tmp_path / "fewer", "ab", size=(64, 64))
     write_png(made / "c.png", np.zeros((64, 64, 3), np.float32))
     rows = {"made": (made, tmp_path / "one"), "fewer": (fewer, tmp_path / "two")}
@@ -275,25 +277,27 @@ def test_pictures_alone_are_scored_without_a_truth_and_what_needs_one_is_refused
         assert list(scores["made"]["pictures"]["flagged"]) == ["c"] and scores["fewer"]["pictures"]["missing"] == ["c"]
         assert scores["fewer"]["means_of_scored_only"]["musiq"] == pytest.approx(0.5, abs=0.01)
         assert scores["made"]["alignment"] == {"median_shift": None, "pictures": {}, "estimated": 0, "unlike": []}
-        brightness["musiq"] = lambda pictures: 9 * pictures.mean((1, 2, 3)).double()  # only the black one is due
+        brightness["musiq"] = lambda images: 9 * images.mean((1, 2, 3)).double()  # only the black one is due
     folder(tmp_path / "made", "abc", 0.1, size=(64, 64))
     both = {"one": (made, tmp_path / "three")}
     shared = shared_out(both, None, ["musiq"], brightness)[0]["one"]
     assert shared["complete"] and shared["truth"]["pictures"] == 3
     refused = (({"metrics": ["musiq", "psnr", "id"]}, "psnr, id"), ({"regions": ("whole", "face")}, "face"))
     for options, told in refused:
-        with pytest.raises(ScoreError, match=f"nothing to compare with for {told}: give .*option truth.*of musiq"):
+        with pytest.raises(
+            ScoreError, match=f"nothing to compare with for {told}: give .*option ground truth.*of musiq"
+        ):
             score_folders(both, None, **{"metrics": ["musiq"], "scorers": brightness} | options)
 
 
 def test_a_score_without_a_truth_is_not_compared_with_one_against_it(tmp_path):
-    musiq = {"musiq": lambda pictures: pictures.mean((1, 2, 3)).double()}
-    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
-    for name, against in (("with", truth), ("without", None), ("truth", None)):
-        given = truth if name == "truth" else made
+    musiq = {"musiq": lambda images: images.mean((1, 2, 3)).double()}
+    gt, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
+    for name, against in (("with", gt), ("without", None), ("truth", None)):
+        given = gt if name == "truth" else made
         score_folder(given, against, ["musiq"], tmp_path / f"out_{name}", scorers=musiq)
-    assert compare(tmp_path / "out_without", tmp_path / "out_truth")[0].pictures == 3
-    with pytest.raises(ScoreError, match="scored against other truths"):
+    assert compare(tmp_path / "out_without", tmp_path / "out_truth")[0].images == 3
+    with pytest.raises(ScoreError, match="scored against other ground truths"):
         compare(tmp_path / "out_with", tmp_path / "out_without")
 
 
@@ -312,12 +316,12 @@ def command(*overrides: str) -> None:
 
 @pytest.mark.parametrize("lacking", ["missing", "black", "nothing"])
 def test_the_command_ends_with_1_where_pictures_are_missing_and_all_is_written(lacking, tmp_path, capsys):
-    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
+    gt, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "abc", 0.1)
     if lacking == "missing":
         (made / "b.png").unlink()
     elif lacking == "black":
         write_png(made / "b.png", np.zeros((*SIZE, 3), np.float32))
-    given = (f"predictions={made}", f"truth={truth}", f"paths.runs={tmp_path}", "name=it", "metrics=[ssim_y]")
+    given = (f"predictions={made}", f"gt={gt}", f"paths.runs={tmp_path}", "name=it", "metrics=[ssim_y]")
     if lacking == "nothing":
         command(*given)
     else:
@@ -325,7 +329,7 @@ def test_the_command_ends_with_1_where_pictures_are_missing_and_all_is_written(l
             command(*given)
         assert ended.value.code == 1
     assert read_scores(tmp_path / "it")[0]["complete"] == (lacking == "nothing")
-    assert "per picture: " in capsys.readouterr().out
+    assert "per image: " in capsys.readouterr().out
 
 
 # --- shared out, and compared -------------------------------------------------------------------------------
@@ -334,13 +338,13 @@ def test_the_command_ends_with_1_where_pictures_are_missing_and_all_is_written(l
 BATCH = 2 * SIZE[0] * SIZE[1]
 
 
-def shared_out(rows, truth, keys=KEYS, scorers=SCORERS, **options) -> dict[int, dict]:
+def shared_out(rows, gt, keys=KEYS, scorers=SCORERS, **options) -> dict[int, dict]:
     """`score_folders` by two processes, here threads."""
     barrier, found = threading.Barrier(2, timeout=600), {}
 
     def share(rank):
         places = {"rank": rank, "processes": 2, "wait": barrier.wait, "batch_pixels": BATCH}
-        found[rank] = score_folders(rows, truth, keys, scorers=scorers, **places, **options)
+        found[rank] = score_folders(rows, gt, keys, scorers=scorers, **places, **options)
 
     threads = [threading.Thread(target=share, args=(rank,)) for rank in range(2)]
     [thread.start() for thread in threads], [thread.join() for thread in threads]
@@ -350,12 +354,12 @@ def shared_out(rows, truth, keys=KEYS, scorers=SCORERS, **options) -> dict[int, 
 @pytest.mark.numerics
 def test_two_processes_give_the_results_of_one(tmp_path):
     alone = scored(tmp_path, "one", "abcdefg", batch_pixels=BATCH)
-    write_png(tmp_path / "one/d.png", np.zeros((*SIZE, 3), np.float32))  # a ruined picture is told by whoever meets it
-    truth, rows = tmp_path / "truth", {"one": (tmp_path / "one", tmp_path / "shared")}
-    found = shared_out(rows, truth)
+    write_png(tmp_path / "one/d.png", np.zeros((*SIZE, 3), np.float32))  # a ruined image is told by whoever meets it
+    gt, rows = tmp_path / "truth", {"one": (tmp_path / "one", tmp_path / "shared")}
+    found = shared_out(rows, gt)
     assert found[1] == {} and found[0]["one"]["pictures"]["flagged"].keys() == {"d"}
     folder(tmp_path / "one", "abcdefg", 0.1)  # whole again
-    found = shared_out(rows, truth)
+    found = shared_out(rows, gt)
     assert {**found[0]["one"], "predictions": ""} == {**alone, "predictions": ""}
     left = sorted(path.name for path in (tmp_path / "shared").iterdir())
     assert left == ["scores.csv", "scores.json", "scores.state.json", "scores.state.safetensors"]
@@ -364,18 +368,18 @@ def test_two_processes_give_the_results_of_one(tmp_path):
 
 @pytest.mark.numerics
 def test_a_picture_that_a_new_metric_flags_is_flagged_by_two_processes_as_by_one(tmp_path):
-    truth, made = folder(tmp_path / "truth", "abcdefg"), folder(tmp_path / "made", "abcdefg", 0.1)
+    gt, made = folder(tmp_path / "truth", "abcdefg"), folder(tmp_path / "made", "abcdefg", 0.1)
     bad = error(*(read_tensor(tmp_path / side / "d.png")[None] for side in ("made", "truth")))
 
-    def nan_of_d(pictures, truths):
-        found = error(pictures, truths)
+    def nan_of_d(images, gts):
+        found = error(images, gts)
         return torch.where(found == bad, torch.nan, found)
 
-    scorers = {**SCORERS, "psnr": nan_of_d, "niqe": lambda pictures: pytest.fail("the pictures are too small")}
+    scorers = {**SCORERS, "psnr": nan_of_d, "niqe": lambda images: pytest.fail("the images are too small")}
     rows = {name: {"it": (made, tmp_path / name)} for name in ("one", "two")}
     for keys in (["dists", "niqe"], ["dists", "niqe", "psnr"], ["dists", "niqe"]):
-        alone = score_folders(rows["one"], truth, keys, scorers=scorers, batch_pixels=BATCH)
-        assert shared_out(rows["two"], truth, keys, scorers)[0] == alone
+        alone = score_folders(rows["one"], gt, keys, scorers=scorers, batch_pixels=BATCH)
+        assert shared_out(rows["two"], gt, keys, scorers)[0] == alone
         assert list(alone["it"]["pictures"]["flagged"]) == (["d"] if "psnr" in keys else [])
         assert ("d" in alone["it"]["undefined"]["niqe"]) == ("psnr" not in keys)
         assert (tmp_path / "two/scores.json").read_bytes() == (tmp_path / "one/scores.json").read_bytes()
@@ -435,10 +439,10 @@ def test_methods_on_different_pictures_or_protocols_are_not_compared(tmp_path):
     scored(tmp_path / "x", "two", "abce", keys=("dists",))
     with pytest.raises(ScoreError, match="only the first has d, only the second e"):
         compare(tmp_path / "out_one", tmp_path / "x/out_two")
-    folder(tmp_path / "y/truth", "abcd", 0.01, seed=5)  # another truth under the same names
+    folder(tmp_path / "y/truth", "abcd", 0.01, seed=5)  # another ground truth under the same names
     for made in (tmp_path / "one", tmp_path / "y/one"):
         score_folder(tmp_path / "one", made.parent / "truth", ["dists"], made / "out", scorers=SCORERS)
-    with pytest.raises(ScoreError, match=r"scored against other truths, of 4 and 4 pictures.*option truth"):
+    with pytest.raises(ScoreError, match=r"scored against other ground truths, of 4 and 4 images.*option ground truth"):
         compare(tmp_path / "one/out", tmp_path / "y/one/out")
     scored(tmp_path, "two", "abcd", keys=("dists",))
     changed = read_json(tmp_path / "out_two/scores.json")
@@ -453,18 +457,18 @@ def test_methods_on_different_pictures_or_protocols_are_not_compared(tmp_path):
 
 
 def test_what_a_row_is_scored_against_is_its_names_truths_and_in_a_region_its_boxes(tmp_path):
-    truth, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "ab", 0.1)
+    gt, made = folder(tmp_path / "truth", "abc"), folder(tmp_path / "made", "ab", 0.1)
     options = {"scorers": SCORERS, "regions": ("whole", "face"), "batch_pixels": BATCH}
     boxes = {"a": (0, 0, 9, 9), "b": (0, 0, 9, 9), "c": (0, 0, 9, 9)}
 
     def told(boxes):
-        score_folder(made, truth, ["dists"], tmp_path / "out", boxes=boxes, **options)
+        score_folder(made, gt, ["dists"], tmp_path / "out", boxes=boxes, **options)
         return [read_json(tmp_path / "out" / place / "scores.json")["truth"] for place in ("", "face")]
 
     before, moved = told(boxes), told(boxes | {"c": (0, 0, 9, 8)})
     assert before[0] == moved[0] and before[0]["pictures"] == 3 and before[1] != moved[1]
     folder(tmp_path / "other", "abc", 0.1)
-    shutil.copy(tmp_path / "other/c.png", truth / "c.png")  # of which the row has no picture
+    shutil.copy(tmp_path / "other/c.png", gt / "c.png")  # of which the row has no image
     assert told(boxes)[0] != before[0]
 
 

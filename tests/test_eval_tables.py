@@ -85,9 +85,9 @@ def test_every_table_of_the_supplement_and_the_main_one_is_there():
     assert {(t, part.key) for t, found in parts.items() for part in found if t != "main"} == set(PRINTED)
 
 
-def ours(runs, table="4", part="synthetic", method="pasd", truth="1", **means):
+def ours(runs, table="4", part="synthetic", method="pasd", gt="1", **means):
     counts = {"scored": 3, "expected": 3}
-    scores = {"complete": True, "means": means, "sets": {}, "counts": counts, "truth": {"sha256": truth}}
+    scores = {"complete": True, "means": means, "sets": {}, "counts": counts, "truth": {"sha256": gt}}
     write_json(runs / f"table_{table}" / part / method / "scores.json", scores)
 
 
@@ -97,18 +97,18 @@ def test_a_zero_at_the_end_of_a_printed_number_is_kept(tmp_path):
 
 def test_each_form_shows_ours_beside_the_printed_row_with_the_difference_and_marks(tmp_path):
     ours(tmp_path, id=0.5)
-    assert "PASD, ours (3 pictures)" in (text := printed_table(CONFIGS, tmp_path, 4))
+    assert "PASD, ours (3 images)" in (text := printed_table(CONFIGS, tmp_path, 4))
     assert "**0.5000** (+0.0970)" in text and "<u>0.4867</u>" in text
     text = printed_table(CONFIGS, tmp_path, 4, "latex")
     assert r"\textbf{0.5000} (+0.0970) \\" in text and r"\underline{0.4867}" in text and r"ID $\uparrow$" in text
     assert text.count("{tabular}") == 4 and text.startswith("% Identity similarity")
     text = printed_table(CONFIGS, tmp_path, 4, "csv")
     assert "method,source,note,id,id_difference,id_mark\n" in text
-    assert "\nPASD,paper,,0.4030,,\nPASD,ours,3 pictures,0.5000,+0.0970,best\n" in text
+    assert "\nPASD,paper,,0.4030,,\nPASD,ours,3 images,0.5000,+0.0970,best\n" in text
     assert ",0.4867,,second\n" in text
     text = printed_table(CONFIGS, tmp_path, 4, "html")
     assert '<td class="best">0.5000 <span class="apart">(+0.0970)</span></td>' in text
-    assert '<td class="second">0.4867</td>' in text and "PASD, ours<small>3 pictures</small>" in text
+    assert '<td class="second">0.4867</td>' in text and "PASD, ours<small>3 images</small>" in text
     with pytest.raises(ValueError, match="markdown, latex, csv, html"):
         printed_table(CONFIGS, tmp_path, 4, "word")
 
@@ -127,12 +127,12 @@ def test_psnr_of_rgb_never_stands_beside_the_printed_one_and_every_form_has_the_
 
 
 def test_a_row_that_was_scored_against_another_truth_is_said_to_be_and_never_marked(tmp_path):
-    for method, truth, value in (("pasd", "1", 0.4), ("s3diff", "1", 0.5), ("face2scene", "2", 0.9)):
-        ours(tmp_path, method=method, truth=truth, id=value)
+    for method, gt, value in (("pasd", "1", 0.4), ("s3diff", "1", 0.5), ("face2scene", "2", 0.9)):
+        ours(tmp_path, method=method, gt=gt, id=value)
     lines = printed_table(CONFIGS, tmp_path, 4).splitlines()
     line = {line.split("|")[1].strip(): line for line in lines if "|" in line}
-    assert "| 0.9000 " in line["Face2Scene, ours (3 pictures, another truth than PASD's)"]
-    assert "+" in line["S3Diff, ours (3 pictures)"]
+    assert "| 0.9000 " in line["Face2Scene, ours (3 images, another ground truth than PASD's)"]
+    assert "+" in line["S3Diff, ours (3 images)"]
 
 
 def test_a_value_that_is_not_printed_is_neither_marked_nor_compared(tmp_path):

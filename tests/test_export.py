@@ -64,9 +64,9 @@ def test_a_file_that_differs_from_its_module_is_refused_and_not_written(monkeypa
 def test_the_merged_restorer_reads_back_at_the_precision_asked_for(tmp_path):
     export.export_merged(RESTORER, tmp_path / "merged.safetensors", dtype="fp32")
     merged, own = load_merged(tmp_path / "merged.safetensors"), OneStepRestorer.from_file(RESTORER)
-    picture = torch.rand(1, 3, 64, 64)
+    image = torch.rand(1, 3, 64, 64)
     tokens = own.tokens(None, 1)
-    torch.testing.assert_close(merged.restore(picture, tokens), own.merged().restore(picture, tokens))
+    torch.testing.assert_close(merged.restore(image, tokens), own.merged().restore(image, tokens))
     export.export_merged(RESTORER, tmp_path / "half.safetensors", dtype="fp16")
     assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * (tmp_path / "merged.safetensors").stat().st_size
     with pytest.raises(ValueError, match="dtype must be one of fp32, fp16, bf16, not 'fp8'"):

@@ -14,11 +14,11 @@ from transformers import CLIPImageProcessorPil
 
 from face2scene.faces.align import five_points
 from face2scene.image_io.arrays import read_image, to_bytes, write_png
-from face2scene.ref_fr.base import StageOneError, StageOneFailure, _frame, in_bytes, mirrored_points
+from face2scene.ref_fr.base import FaceRestorationError, StageOneFailure, _frame, in_bytes, mirrored_points
 from face2scene.ref_fr.faceme import model as faceme
 from face2scene.ref_fr.faceme.id_encoder import IDEncoder, Mix, clip_pixels, insert_tokens
 from face2scene.ref_fr.faceme.model import SCHEDULERS, FaceMe
-from face2scene.ref_fr.faceme.tiny import SDXL_SCHEDULE, WholePicture, tiny_parts
+from face2scene.ref_fr.faceme.tiny import SDXL_SCHEDULE, WholeImage, tiny_parts
 from face2scene.ref_fr.fingerprint import code_version
 
 pytestmark = pytest.mark.usefixtures("faceme_parts_made_once")
@@ -85,7 +85,7 @@ def test_the_word_is_the_fourth_of_the_prompt():
 @pytest.mark.numerics
 def test_a_face_is_what_the_released_recipe_makes_of_it(faces, people):
     """The released script's steps written a second time, around diffusers' own pipeline, with a negative prompt of its
-    own so that no two conditions are equal. Latents of every step agree to 1e-4, the picture to one of 255."""
+    own so that no two conditions are equal. Latents of every step agree to 1e-4, the image to one of 255."""
     model = tiny(steps=4)
     parts, plain = model.parts, model.parts.prompt
     prompt = replace(plain, negative=plain.negative.flip(0) * 0.7, negative_pooled=plain.negative_pooled.flip(0) * 0.7)
@@ -96,7 +96,7 @@ def test_a_face_is_what_the_released_recipe_makes_of_it(faces, people):
     looks, identities = [], []
     for path in people["ann"]:
         image = to_bytes(read_image(path))
-        seen = WholePicture().see(image)
+        seen = WholeImage().see(image)
         pixels = CLIPImageProcessorPil()(Image.fromarray(image).crop(seen.box))["pixel_values"][0]
         tower = parts.id_encoder.vision_model(torch.as_tensor(np.asarray(pixels))[None])[1]
         both = [parts.id_encoder.visual_projection(tower), parts.id_encoder.visual_projection_2(tower)]
@@ -214,8 +214,8 @@ def test_bfloat16_and_offloading_give_nearly_the_same_face(faces, people):
 
 def test_references_are_described_once(faces, people, monkeypatch):
     model, looks = tiny(), []
-    seeing = WholePicture.see
-    monkeypatch.setattr(WholePicture, "see", lambda self, image: (looks.append(1), seeing(self, image))[1])
+    seeing = WholeImage.see
+    monkeypatch.setattr(WholeImage, "see", lambda self, image: (looks.append(1), seeing(self, image))[1])
     for _ in range(2):
         model.restore_aligned(faces[:2], [people["ann"], people["ann"]])
     assert len(looks) == 3
@@ -255,11 +255,13 @@ def test_references_without_a_face_and_none_at_all_are_said(faces, tmp_path):
     write_png(tmp_path / "black.png", np.zeros((40, 40, 3), np.float32))
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     paths = [tmp_path / "black.png", tmp_path / "broken.jpg"]
-    with pytest.raises(StageOneError, match=r"none of the 2 reference pictures shows a face \(black.png, broken.jpg\)"):
+    with pytest.raises(
+        FaceRestorationError, match=r"none of the 2 reference images shows a face \(black.png, broken.jpg\)"
+    ):
         tiny().restore_aligned(faces[:1], [paths])
-    with pytest.raises(StageOneError, match="got none"):
+    with pytest.raises(FaceRestorationError, match="got none"):
         tiny().restore_aligned(faces[:1], [[]])
-    with pytest.raises(StageOneError, match=r"gone\.png is not there"):
+    with pytest.raises(FaceRestorationError, match=r"gone\.png is not there"):
         tiny().restore_aligned(faces[:1], [[tmp_path / "gone.png"]])
 
 

@@ -19,13 +19,12 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from face2scene.assets.catalogue import MissingWeights, WeightsError
 from face2scene.assets.convert import CONVERTERS
 from face2scene.eval.cost.complexity import SDXL
-from face2scene.ref_fr.base import StageOneError
-from face2scene.ref_fr.faceme import id_encoder as faceme_id
-from face2scene.ref_fr.faceme import loading as faceme_files
+from face2scene.ref_fr.base import FaceRestorationError
+from face2scene.ref_fr.faceme import id_encoder, loading
 from face2scene.ref_fr.faceme.id_encoder import IDEncoder, Mix, insert_tokens
 from face2scene.ref_fr.faceme.model import FaceMe
 from face2scene.ref_fr.faceme.references import Antelope
-from face2scene.ref_fr.faceme.tiny import SDXL_SCHEDULE, WholePicture, tiny_parts, tiny_unet
+from face2scene.ref_fr.faceme.tiny import SDXL_SCHEDULE, WholeImage, tiny_parts, tiny_unet
 
 pytestmark = pytest.mark.usefixtures("faceme_parts_made_once")
 
@@ -83,7 +82,7 @@ def test_a_text_encoder_is_read_and_used_as_clip_is_defined(tmp_path, kind, acti
     w = {n: 0.3 * torch.randn(s) for n, s in clip_text(width, 32, layers, projection).items()}
     text_config(width, 32, layers, 2, activation).save_pretrained(tmp_path)
     save_file(w | {"text_model.embeddings.position_ids": torch.arange(77)[None]}, tmp_path / "model.safetensors")
-    encoder = faceme_files.load_text_encoder(kind, tmp_path)
+    encoder = loading.load_text_encoder(kind, tmp_path)
     ids = torch.tensor([[49406, 320, 1125, 539, 1710, 269, 49407, *[0] * 70]])
 
     def linear(x, name):
@@ -116,14 +115,14 @@ def test_a_partial_text_encoder_is_refused_and_not_filled_with_random_numbers(tm
     shapes = clip_text(16, 32, 2, None)
     text_config(16, 32, 2, 2, "gelu").save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
-        faceme_files.load_text_encoder(CLIPTextModel, tmp_path)
+        loading.load_text_encoder(CLIPTextModel, tmp_path)
     del shapes["text_model.encoder.layers.1.mlp.fc1.weight"]
     shapes["text_model.final_layer_norm.bias"] = (4,)
     save_file({n: torch.zeros(s) for n, s in shapes.items()}, tmp_path / "model.safetensors")
     with pytest.raises(
         ValueError, match=r"layers\.1\.mlp\.fc1\.weight.*final_layer_norm\.bias \(4,\) for \(16,\)"
     ) as error:
-        faceme_files.load_text_encoder(CLIPTextModel, tmp_path)
+        loading.load_text_encoder(CLIPTextModel, tmp_path)
     assert "model.safetensors" in str(error.value)
 
 
@@ -168,7 +167,7 @@ def released_folder(folder: Path, kind: type, config: dict, change=lambda shapes
 )
 def test_full_size_files_are_accepted_by_their_names_and_shapes(tmp_path, kind, config, millions):
     assert released_folder(tmp_path, kind, config) / 1e6 == pytest.approx(millions, abs=0.1)
-    faceme_files.compare_headers(kind, tmp_path)
+    loading.compare_headers(kind, tmp_path)
 
 
 SDXL_TEXT = {  # kind, width, inner, layers, heads, activation, projection
@@ -184,7 +183,7 @@ def test_full_size_text_encoders_are_compared_by_the_released_names(tmp_path, na
     text_config(width, inner, layers, heads, activation).save_pretrained(tmp_path)
     half_safetensors(tmp_path / "model.safetensors", shapes)
     monkeypatch.setattr(kind, "from_pretrained", lambda *_, **__: torch.nn.Identity())
-    faceme_files.load_text_encoder(kind, tmp_path)
+    loading.load_text_encoder(kind, tmp_path)
     assert (
         sum(int(np.prod(s)) for s in shapes.values()) == {"text_encoder": 123060480, "text_encoder_2": 694659840}[name]
     )
@@ -225,12 +224,12 @@ def test_random_files_of_full_shape_are_written_loaded_and_run(tmp_path, people,
     written = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) / 1e9
     times = {"write": time.perf_counter() - start}
 
-    class Seer(WholePicture):
+    class Seer(WholeImage):
         def see(self, image):
             seen = super().see(image)
             return replace(seen, identity=np.resize(seen.identity, 512) / 8)
 
-    monkeypatch.setattr(faceme_files, "Antelope", lambda folder: Seer())
+    monkeypatch.setattr(loading, "Antelope", lambda folder: Seer())
     start = time.perf_counter()
     model = FaceMe.released(
         base=str(base),
@@ -293,7 +292,7 @@ def test_a_partial_controlnet_is_refused_before_it_is_read(tmp_path):
 
     released_folder(tmp_path, ControlNetModel, SDXL, spoil)
     with pytest.raises(ValueError, match=r"controlnet_mid_block\.weight.*conv_in\.weight \(320, 9, 3, 3\)") as error:
-        faceme_files.load_network(ControlNetModel, tmp_path, "controlnet")
+        loading.load_network(ControlNetModel, tmp_path, "controlnet")
     assert "diffusion_pytorch_model.safetensors" in str(error.value)
 
 
@@ -307,13 +306,13 @@ def test_the_old_names_of_a_vaes_attention_are_known(tmp_path):
                     shapes[name.replace(new, old)] = (*shape, 1, 1) if kind == "weight" else shape
 
     released_folder(tmp_path, AutoencoderKL, SDXL_VAE, age)
-    faceme_files.compare_headers(AutoencoderKL, tmp_path)
+    loading.compare_headers(AutoencoderKL, tmp_path)
 
 
 def test_a_full_shape_mixer_goes_through_its_file(tmp_path):
     mix = Mix()
     save_file({name: t.half() for name, t in mix.state_dict().items()}, tmp_path / "mix.safetensors")
-    loaded = faceme_id.load_mix(tmp_path / "mix.safetensors", Mix())
+    loaded = id_encoder.load_mix(tmp_path / "mix.safetensors", Mix())
     assert loaded(torch.randn(2, 2048), torch.randn(2, 512)).shape == (2, 2048)
     assert torch.equal(loaded.mlp1.fc1.weight, mix.mlp1.fc1.weight.half().float())
 
@@ -328,21 +327,21 @@ def test_a_full_shape_photomaker_pickle_is_read_as_tensors_only(tmp_path):
     extra["vision_model.embeddings.position_ids"] = torch.arange(257)[None]
     path = tmp_path / "photomaker-v1.bin"
     torch.save({"id_encoder": tensors | extra, "lora_weights": {}}, path)
-    read = faceme_id.read_photomaker(path)["id_encoder"]
+    read = id_encoder.read_photomaker(path)["id_encoder"]
     kept = {n: t for n, t in read.items() if n not in extra}
     assert {n: t.shape for n, t in kept.items()} == {n: t.shape for n, t in encoder.state_dict().items()}
     with pytest.raises(ValueError, match=r"id_encoder.*missing \['visual_projection_2\.weight'\]"):
-        faceme_id.load_id_encoder({n: t for n, t in read.items() if "projection_2" not in n}, encoder, source=path)
+        id_encoder.load_id_encoder({n: t for n, t in read.items() if "projection_2" not in n}, encoder, source=path)
 
 
 def test_fetching_photomaker_turns_the_pickle_into_one_file_that_reads_the_same(tmp_path):
     encoder = tiny_parts().id_encoder
     lora = {"unet.mid_block.attentions.0.to_q_lora.up.weight": torch.randn(4, 2).t()}
     torch.save({"id_encoder": encoder.state_dict(), "lora_weights": lora}, tmp_path / "photomaker-v1.bin")
-    before = faceme_id.read_photomaker(tmp_path / "photomaker-v1.bin")
+    before = id_encoder.read_photomaker(tmp_path / "photomaker-v1.bin")
     CONVERTERS["photomaker"](tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["photomaker-v1.safetensors"]
-    after = faceme_id.read_photomaker(tmp_path / "photomaker-v1.safetensors")
+    after = id_encoder.read_photomaker(tmp_path / "photomaker-v1.safetensors")
     for part in ("id_encoder", "lora_weights"):
         assert before[part].keys() == after[part].keys()
         assert all(torch.equal(before[part][name], after[part][name]) for name in before[part])
@@ -360,16 +359,16 @@ def test_what_is_no_photomaker_is_refused_with_a_sentence(tmp_path, capsys):
     path = tmp_path / "photomaker-v1.bin"
     torch.save({"id_encoder": Evil(), "lora_weights": {}}, path)
     with pytest.raises(ValueError, match="not a whole checkpoint of tensors"):
-        faceme_id.read_photomaker(path)
+        id_encoder.read_photomaker(path)
     assert "run" not in capsys.readouterr().out
     torch.save({"id_encoder": {}}, path)
     with pytest.raises(ValueError, match="lacks the part 'lora_weights'"):
-        faceme_id.read_photomaker(path)
+        id_encoder.read_photomaker(path)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match="not a whole checkpoint"):
-        faceme_id.read_photomaker(path)
+        id_encoder.read_photomaker(path)
     with pytest.raises(FileNotFoundError, match=r"ref_fr\.photomaker"):
-        faceme_id.read_photomaker(tmp_path / "nothing.bin")
+        id_encoder.read_photomaker(tmp_path / "nothing.bin")
 
 
 def test_the_photomaker_lora_is_added_only_where_it_is_asked_for_and_fits():
@@ -382,12 +381,12 @@ def test_the_photomaker_lora_is_added_only_where_it_is_asked_for_and_fits():
         for s, t in (("down", down), ("up", up))
     }
     before = {k: unet.get_submodule(f"{place}.{k}").weight.clone() for k in ("to_q", "to_k", "to_out.0")}
-    assert faceme_id.apply_photomaker_lora(unet, lora, source="x") == 2
+    assert id_encoder.apply_photomaker_lora(unet, lora, source="x") == 2
     for name, weight in before.items():
         expected = weight if name == "to_k" else weight + up @ down
         torch.testing.assert_close(unet.get_submodule(f"{place}.{name}").weight, expected)
     with pytest.raises(ValueError, match="half a pair"):
-        faceme_id.apply_photomaker_lora(unet, {f"unet.{place}.processor.to_q_lora.up.weight": up}, source="x")
+        id_encoder.apply_photomaker_lora(unet, {f"unet.{place}.processor.to_q_lora.up.weight": up}, source="x")
 
 
 @pytest.mark.numerics
@@ -402,10 +401,10 @@ def test_released_files_of_tiny_networks_make_the_same_face(tmp_path, faces, peo
     (base / "scheduler/scheduler_config.json").write_text(json.dumps(SDXL_SCHEDULE))
     save_file(parts.mix.state_dict(), tmp_path / "mix.safetensors")
     torch.save({"id_encoder": parts.id_encoder.state_dict(), "lora_weights": {}}, tmp_path / "photomaker-v1.bin")
-    monkeypatch.setattr(faceme_id, "Mix", lambda: Mix(32, 8))
-    monkeypatch.setattr(faceme_id, "IDEncoder", lambda: tiny_parts(6).id_encoder)
-    monkeypatch.setattr(faceme_files, "encode_prompts", lambda found, **texts: parts.prompt)
-    monkeypatch.setattr(faceme_files, "Antelope", lambda folder: WholePicture())
+    monkeypatch.setattr(id_encoder, "Mix", lambda: Mix(32, 8))
+    monkeypatch.setattr(id_encoder, "IDEncoder", lambda: tiny_parts(6).id_encoder)
+    monkeypatch.setattr(loading, "encode_prompts", lambda found, **texts: parts.prompt)
+    monkeypatch.setattr(loading, "Antelope", lambda folder: WholeImage())
     options = {
         "base": str(base),
         "controlnet": str(tmp_path / "controlnet"),
@@ -418,7 +417,7 @@ def test_released_files_of_tiny_networks_make_the_same_face(tmp_path, faces, peo
     # a mapped file's weights lie elsewhere in memory, where a kernel may sum in another order; then 256 values are left
     assert (made - known).abs().max() < 1.01 / 255 and (made - known).abs().mean() < 1e-5
     (tmp_path / "mix.safetensors").unlink()
-    with pytest.raises(StageOneError, match=r"ref_fr\.mix"):
+    with pytest.raises(FaceRestorationError, match=r"ref_fr\.mix"):
         FaceMe.released(**options, **settings).restore_aligned(faces[:1], [people["ann"]])
 
 
@@ -426,7 +425,7 @@ def test_weights_that_are_not_there_are_one_sentence_each_time(faces, people, mo
     monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
     model = FaceMe.released(device="cpu")
     for _ in range(2):
-        with pytest.raises(StageOneError, match="face2scene fetch realvisxl_v3"):
+        with pytest.raises(FaceRestorationError, match="face2scene fetch realvisxl_v3"):
             model.restore_aligned(torch.rand(1, 3, 512, 512), [people["ann"]])
     with pytest.raises(MissingWeights, match="face2scene fetch antelopev2"):
         Antelope().see(np.zeros((8, 8, 3), np.uint8))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from face2scene.image_io.arrays import to_bytes
 from face2scene.ref_fr.faceme.id_encoder import clip_pixels
-from face2scene.ref_fr.faceme.references import Antelope, Reference, ReferenceBook, SeenFace, choose, quality
+from face2scene.ref_fr.faceme.references import Antelope, Reference, ReferenceCache, SeenFace, choose, quality
 
 pytestmark = pytest.mark.usefixtures("faceme_parts_made_once")
 
@@ -39,7 +39,7 @@ def test_the_best_of_many_references_are_used_in_their_order():
 
 
 def test_the_book_of_references_forgets_the_oldest_and_keeps_no_pixels(people):
-    book = ReferenceBook(pages=2)
+    book = ReferenceCache(pages=2)
     for number, path in enumerate(people["ann"]):
         assert book.unknown([path, path]) == [path]
         book.write(path, reference(f"{number}", 0, 0.5))

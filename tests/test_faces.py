@@ -23,7 +23,7 @@ from face2scene.faces.align import (
 from face2scene.faces.backends.yunet_dlib import OpenBackend
 from face2scene.faces.detect import Detector
 from face2scene.faces.identity import cosine
-from face2scene.faces.matching import Known, Named
+from face2scene.faces.matching import FaceMatch, ReferenceGallery
 from face2scene.image_io.arrays import read_image, to_array, to_tensor
 
 TILTED_FACE = np.array([[110.0, 140], [170, 118], [152, 168], [140, 200], [186, 182]])
@@ -46,9 +46,9 @@ def face_with(vector, model="m") -> Face:
 
 @pytest.mark.parametrize("degrees", [0, 33, 90, 180, -120])
 def test_least_squares_finds_the_transform_that_made_the_points(degrees):
-    truth = turn(degrees, 1.7, 40, -12)
-    found = similarity(FFHQ_512, truth(FFHQ_512))
-    np.testing.assert_allclose(found.matrix, truth.matrix, atol=1e-9)
+    gt = turn(degrees, 1.7, 40, -12)
+    found = similarity(FFHQ_512, gt(FFHQ_512))
+    np.testing.assert_allclose(found.matrix, gt.matrix, atol=1e-9)
     assert found.scale == pytest.approx(1.7)
 
 
@@ -139,7 +139,7 @@ def test_pictures_under_the_minimum_and_empty_boxes_are_refused():
 
 def known(people, threshold):
     seen = {name: [(Path(f"{name}{n}.png"), face) for n, face in enumerate(faces)] for name, faces in people.items()}
-    return Known({name: tuple(path for path, _ in photos) for name, photos in seen.items()}, seen, threshold)
+    return ReferenceGallery({name: tuple(path for path, _ in photos) for name, photos in seen.items()}, seen, threshold)
 
 
 def test_faces_are_named_by_threshold_and_margin_and_else_stay_unknown():
@@ -154,9 +154,9 @@ def test_faces_are_named_by_threshold_and_margin_and_else_stay_unknown():
     ]
     found = known(people, 0.7).named(faces, margin=0.05)
     assert [m.person for m in found] == ["ann", "bea", None, None, None, None]
-    assert found[1].reference == "bea0.png" and found[4] == Named(similarity=cosine(faces[4], people["ann"][0]))
+    assert found[1].reference == "bea0.png" and found[4] == FaceMatch(similarity=cosine(faces[4], people["ann"][0]))
     assert known(people, 0.7).named(faces[::-1], margin=0.05) == found[::-1]
-    assert known({}, 0.7).named(faces) == [Named()] * 6
+    assert known({}, 0.7).named(faces) == [FaceMatch()] * 6
 
 
 def test_identities_of_two_models_are_never_compared():
@@ -169,7 +169,7 @@ def test_no_detector_finds_nothing():
 
 
 def test_pictures_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="float picture"):
+    with pytest.raises(ValueError, match="float image"):
         Detector(None).find(np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(ValueError, match=r"outside \[0, 1\]"):
         Detector(None).find(np.full((64, 64, 3), 128.0, np.float32))

@@ -7,16 +7,15 @@ import pytest
 import torch
 
 from face2scene.assets.catalogue import MissingWeights
-from face2scene.faces import embedding as recognise
+from face2scene.faces import embedding
 from face2scene.faces.align import five_points, warp
-from face2scene.faces.backends import facexlib as facex
-from face2scene.faces.backends import insightface as insight
+from face2scene.faces.backends import facexlib, insightface
 from face2scene.faces.backends.facexlib import FacexBackend, IrSe50, peaks
 from face2scene.faces.backends.insightface import InsightBackend, sixty_eight_of_106
 from face2scene.faces.backends.insightface_packs import open_pack, pack_folder
 from face2scene.faces.backends.yunet_dlib import OpenBackend
-from face2scene.faces.detect import Detector, Found
-from face2scene.faces.embedding import OnnxIdentity, Recognised, onnx_session
+from face2scene.faces.detect import Detection, Detector
+from face2scene.faces.embedding import OnnxIdentity, WithIdentityNet, onnx_session
 from face2scene.faces.identity import cosine
 from face2scene.faces.pose import upright_view
 from face2scene.image_io.arrays import read_image, resize, to_array, to_bytes, to_tensor
@@ -72,12 +71,12 @@ def test_insightface_s_68_of_106_landmarks_lie_where_dlib_s_lie(small, portraits
 def test_all_faces_of_a_picture_are_embedded_in_one_run(small, portraits, monkeypatch):
     both = np.concatenate([portraits["obama"][:480], portraits["biden"][:480]], axis=1)
     runs = []
-    real = recognise.run_batch
-    monkeypatch.setattr(recognise, "run_batch", lambda session, batch: runs.append(len(batch)) or real(session, batch))
+    real = embedding.run_batch
+    monkeypatch.setattr(embedding, "run_batch", lambda session, batch: runs.append(len(batch)) or real(session, batch))
     together = small.find(both)
     assert len(together) == 2 and runs == [2]
     for face in together:
-        place = Found(face.box, face.score, face.landmarks_5)
+        place = Detection(face.box, face.score, face.landmarks_5)
         (alone,) = small.backend.describe(both, [place], identities=True)
         assert cosine(face, alone) > 0.9999
         np.testing.assert_allclose(face.landmarks_68, alone.landmarks_68, atol=1e-3)
@@ -114,7 +113,7 @@ def test_detectors_share_the_networks_of_a_process(small, weights):
 
 
 def constant_net(path, shape, answer, outputs=1):
-    """An ONNX file that gives `answer` for every picture of `shape`."""
+    """An ONNX file that gives `answer` for every image of `shape`."""
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper, numpy_helper
 
@@ -179,11 +178,11 @@ def test_an_upright_view_turns_any_head_upright(degrees):
 
 def test_the_68_of_106_keep_the_order_of_the_outline():
     points = np.zeros((106, 2))
-    points[insight._OUTLINE] = np.stack([np.arange(33.0), np.zeros(33)], axis=1)
+    points[insightface._OUTLINE] = np.stack([np.arange(33.0), np.zeros(33)], axis=1)
     outline = sixty_eight_of_106(points)[:17, 0]
     assert (np.diff(outline) > 1).all() and outline[8] == 16
     np.testing.assert_allclose(outline + outline[::-1], 32)
-    assert sorted([*insight._OUTLINE, *insight._INNER]) == sorted({*insight._OUTLINE, *insight._INNER})
+    assert sorted([*insightface._OUTLINE, *insightface._INNER]) == sorted({*insightface._OUTLINE, *insightface._INNER})
 
 
 # --- packs that are not as they should be -------------------------------------------------------------------
@@ -279,18 +278,18 @@ def test_a_source_of_identities_that_is_no_network_is_refused():
 def test_another_identity_network_serves_the_backend_open(source, portraits, weights):
     pytest.importorskip("onnxruntime"), pytest.importorskip("dlib")
     weights("yunet"), weights("dlib"), weights(source)
-    detector = Detector(Recognised(OpenBackend(), OnnxIdentity(source)))
+    detector = Detector(WithIdentityNet(OpenBackend(), OnnxIdentity(source)))
     (one,), (two,), (other,) = (detector.find(portraits[name]) for name in ("obama", "obama2", "biden"))
     assert cosine(one, two) > detector.same_threshold > cosine(one, other)
     assert one.landmarks_68.shape == (68, 2) and one.identity_model == detector.backend.identity_model
-    place = Found(one.box, one.score, one.landmarks_5)
+    place = Detection(one.box, one.score, one.landmarks_5)
     assert detector.backend.describe(portraits["obama"], [place], identities=False)[0].identity is None
 
 
 def test_a_face_of_degenerate_landmarks_has_no_identity_and_does_not_stop_the_others(weights):
     weights("w600k_mbf")
     image = np.random.default_rng(0).uniform(size=(128, 128, 3)).astype(np.float32)
-    whole, broken = Found((30, 30, 90, 110), 1.0, UPRIGHT), Found((0, 0, 20, 20), 1.0, np.full((5, 2), 7.0))
+    whole, broken = Detection((30, 30, 90, 110), 1.0, UPRIGHT), Detection((0, 0, 20, 20), 1.0, np.full((5, 2), 7.0))
     backend = FacexBackend(network="mobile0.25", landmarks=False, identity=OnnxIdentity())
     faces = backend.describe(image, [broken, whole, broken], identities=True)
     assert [face.identity is None for face in faces] == [True, False, True]
@@ -311,9 +310,9 @@ def test_retinaface_finds_the_faces_that_scrfd_finds(retina, small, portraits, p
 
 def test_facexlib_networks_are_opened_once(retina, weights):
     retina.backend.search(np.zeros((64, 64, 3), np.uint8))
-    opened = facex._network.cache_info().misses
+    opened = facexlib._network.cache_info().misses
     FacexBackend(network="mobile0.25", score_threshold=0.5).search(np.zeros((64, 64, 3), np.uint8))
-    assert facex._network.cache_info().misses == opened
+    assert facexlib._network.cache_info().misses == opened
 
 
 def test_peaks_are_found_to_a_quarter_of_a_cell_and_at_every_border():
@@ -333,9 +332,9 @@ class FixedMaps(torch.nn.Module):
         super().__init__()
         self.cells, self.batches = cells, []
 
-    def forward(self, pictures):
-        self.batches.append(len(pictures))
-        maps = torch.zeros(len(pictures), 99, 64, 64)
+    def forward(self, images):
+        self.batches.append(len(images))
+        maps = torch.zeros(len(images), 99, 64, 64)
         for number, (x, y) in enumerate(self.cells):
             maps[:, number, y, x] = 1
         return [None, maps], None
@@ -345,8 +344,8 @@ def test_98_landmarks_become_68_in_the_picture_s_pixels(monkeypatch):
     pytest.importorskip("facexlib")
     cells = np.random.default_rng(0).integers(2, 62, (98, 2))
     net = FixedMaps(cells)
-    monkeypatch.setattr(facex, "_opened", lambda *_: net)
-    places = [Found((20.0 + n, 30 + n, 100 + n, 120 + n), 0.9, UPRIGHT + n) for n in range(10)]
+    monkeypatch.setattr(facexlib, "_opened", lambda *_: net)
+    places = [Detection((20.0 + n, 30 + n, 100 + n, 120 + n), 0.9, UPRIGHT + n) for n in range(10)]
     image = np.zeros((160, 160, 3), np.float32)
     faces = FacexBackend().describe(image, places, identities=False)
     assert net.batches == [8, 2]
@@ -367,21 +366,21 @@ def test_facexlib_s_landmark_and_identity_files_are_read_and_run_on_a_cpu(tmp_pa
     from facexlib.alignment import FAN
     from facexlib.recognition.arcface_arch import Backbone
 
-    monkeypatch.setattr(facex.weights, "folder", lambda name: tmp_path / name)
+    monkeypatch.setattr(facexlib.weights, "folder", lambda name: tmp_path / name)
     torch.manual_seed(0)
     score = np.float64(0.1)  # what a training script leaves beside the weights
     fan = FAN(num_modules=4, num_landmarks=98, device="cpu")
-    saved(tmp_path, *facex._FAN, {"state_dict": fan.state_dict(), "best": score})
-    saved(tmp_path, *facex._IR_SE50, Backbone(50, 0.6, "ir_se").state_dict())
+    saved(tmp_path, *facexlib._FAN, {"state_dict": fan.state_dict(), "best": score})
+    saved(tmp_path, *facexlib._IR_SE50, Backbone(50, 0.6, "ir_se").state_dict())
     image = np.random.default_rng(0).uniform(size=(160, 160, 3)).astype(np.float32)
-    faces = FacexBackend().describe(image, [Found((20, 30, 100, 120), 0.9, UPRIGHT)], identities=True)
+    faces = FacexBackend().describe(image, [Detection((20, 30, 100, 120), 0.9, UPRIGHT)], identities=True)
     assert all(face.landmarks_68.shape == (68, 2) and np.isfinite(face.landmarks_68).all() for face in faces)
     assert faces[0].identity.shape == (512,) and faces[0].identity_model == "facexlib_ir_se50"
     assert np.linalg.norm(faces[0].identity) == pytest.approx(1, abs=1e-5)
     crops = torch.rand(2, 3, 112, 112)
     one_by_one = np.concatenate([IrSe50().embed([crop]) for crop in crops])
     np.testing.assert_allclose(IrSe50().embed(list(crops)), one_by_one, atol=1e-4)
-    facex._network.cache_clear()  # 70 M parameters of no further use
+    facexlib._network.cache_clear()  # 70 M parameters of no further use
 
 
 def test_facexlib_s_identity_network_is_shown_blue_green_red_from_minus_one_to_one(monkeypatch):
@@ -391,7 +390,7 @@ def test_facexlib_s_identity_network_is_shown_blue_green_red_from_minus_one_to_o
         seen.append(batch)
         return torch.ones(len(batch), 512)
 
-    monkeypatch.setattr(facex, "_opened", lambda *_: net)
+    monkeypatch.setattr(facexlib, "_opened", lambda *_: net)
     crop = torch.tensor([1.0, 0.5, 0.0])[:, None, None].expand(3, 112, 112)
     IrSe50().embed([crop, crop])
     assert seen[0].shape == (2, 3, 112, 112) and seen[0][1, :, 5, 5].tolist() == [-1, 0, 1]
@@ -402,7 +401,7 @@ def test_wrong_and_damaged_and_missing_files_of_facexlib_are_named(tmp_path, wei
     good = weights("retinaface_mobile025") / "mobilenet0.25_Final.pth"
     blank = np.zeros((64, 64, 3), np.uint8)
     with monkeypatch.context() as patched:
-        patched.setattr(facex.weights, "folder", lambda name: tmp_path / name)
+        patched.setattr(facexlib.weights, "folder", lambda name: tmp_path / name)
         (tmp_path / "retinaface_resnet50").mkdir()
         path = tmp_path / "retinaface_resnet50/detection_Resnet50_Final.pth"
         shutil.copy(good, path)
@@ -424,7 +423,7 @@ def test_a_head_upside_down_is_the_same_person(small, portraits):
     height, width = flipped.shape[:2]
     points = [width - 1, height - 1] - upright.landmarks_5
     x0, y0, x1, y1 = upright.box
-    place = Found((width - x1, height - y1, width - x0, height - y0), 1.0, points)
+    place = Detection((width - x1, height - y1, width - x0, height - y0), 1.0, points)
     (turned,) = small.backend.describe(flipped, [place], identities=True)
     assert cosine(upright, turned) > 0.99
     back = [width - 1, height - 1] - turned.landmarks_68

@@ -1,4 +1,4 @@
-"""Faces as people photograph them: turned, many, large, dark; and pictures that are none."""
+"""Faces as people photograph them: turned, many, large, dark; and images that are none."""
 
 import ast
 import importlib.util
@@ -24,9 +24,9 @@ from face2scene.faces.align import (
     similarity,
     warp,
 )
-from face2scene.faces.backends import yunet_dlib as open_faces
+from face2scene.faces.backends import yunet_dlib
 from face2scene.faces.backends.yunet_dlib import OpenBackend
-from face2scene.faces.detect import Detector, Found
+from face2scene.faces.detect import Detection, Detector
 from face2scene.image_io.arrays import read_image, to_array, to_tensor
 
 BALD_GUYS = Path("/usr/share/doc/libdlib19.1/examples/faces/bald_guys.jpg")  # of Debian's package libdlib19.1
@@ -42,25 +42,25 @@ class Spots:
     def __init__(self):
         self.sizes = []
 
-    def search(self, picture: np.ndarray) -> list[Found]:
-        self.sizes.append(picture.shape[:2])
-        red = (picture[..., 0] > 200) & (picture[..., 2] < 60)
-        blue = (picture[..., 2] > 200) & (picture[..., 0] < 60)
+    def search(self, image: np.ndarray) -> list[Detection]:
+        self.sizes.append(image.shape[:2])
+        red = (image[..., 0] > 200) & (image[..., 2] < 60)
+        blue = (image[..., 2] > 200) & (image[..., 0] < 60)
         if not red.any() or not blue.any():
             return []
         (y0, x0), (y1, x1) = (np.argwhere(red | blue).min(0), np.argwhere(red | blue).max(0) + 1)
         eyes, chin = np.argwhere(red).mean(0)[::-1], np.argwhere(blue).mean(0)[::-1]
-        return [Found((x0, y0, x1, y1), 0.95, np.array([eyes, eyes, (eyes + chin) / 2, chin, chin], np.float64))]
+        return [Detection((x0, y0, x1, y1), 0.95, np.array([eyes, eyes, (eyes + chin) / 2, chin, chin], np.float64))]
 
     def describe(self, image, found, *, identities):
         return [Face(box=f.box, score=f.score, landmarks_5=f.landmarks_5) for f in found]
 
 
 def spot(height: int, width: int, x: int, y: int, side: int = 40) -> np.ndarray:
-    picture = np.full((height, width, 3), 0.5, np.float32)
-    picture[y : y + side, x : x + side] = [1, 0, 0]
-    picture[y + side - side // 4 : y + side, x : x + side] = [0, 0, 1]
-    return picture
+    image = np.full((height, width, 3), 0.5, np.float32)
+    image[y : y + side, x : x + side] = [1, 0, 0]
+    image[y + side - side // 4 : y + side, x : x + side] = [0, 0, 1]
+    return image
 
 
 def file_of_package(package: str, path: str) -> Path:
@@ -91,29 +91,29 @@ def configured(weights):
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 def test_a_face_found_in_a_turned_picture_is_mapped_back_to_the_pixel(degrees):
-    picture = spot(300, 420, 250, 60)
-    (straight,) = Detector(Spots(), second_look=False).find(picture)
-    (turned,) = Detector(Spots(), second_look=False, rotations=[degrees]).find(picture)
+    image = spot(300, 420, 250, 60)
+    (straight,) = Detector(Spots(), second_look=False).find(image)
+    (turned,) = Detector(Spots(), second_look=False, rotations=[degrees]).find(image)
     assert turned.box == straight.box == (250, 60, 290, 100)
     np.testing.assert_allclose(turned.landmarks_5, straight.landmarks_5, atol=1e-9)
 
 
 def test_a_large_photo_is_reduced_once_and_searched_in_parts_only_where_asked():
-    picture = spot(2250, 3000, 2100, 1700, side=200)
+    image = spot(2250, 3000, 2100, 1700, side=200)
     backend = Spots()
-    (face,) = Detector(backend, second_look=False).find(picture)
+    (face,) = Detector(backend, second_look=False).find(image)
     assert max(max(size) for size in backend.sizes) == 1024
     np.testing.assert_allclose(face.box, (2100, 1700, 2300, 1900), atol=6)
     backend = Spots()
-    (face,) = Detector(backend, max_side=3000, second_look=False).find(picture)
+    (face,) = Detector(backend, max_side=3000, second_look=False).find(image)
     assert max(max(size) for size in backend.sizes) == 1536
     np.testing.assert_allclose(face.box, (2100, 1700, 2300, 1900), atol=6)
 
 
 def test_smaller_faces_than_asked_are_left_out():
-    picture = spot(300, 420, 250, 60, side=14)
-    assert Detector(Spots(), second_look=False).find(picture) == []
-    assert len(Detector(Spots(), second_look=False, min_face=10).find(picture)) == 1
+    image = spot(300, 420, 250, 60, side=14)
+    assert Detector(Spots(), second_look=False).find(image) == []
+    assert len(Detector(Spots(), second_look=False, min_face=10).find(image)) == 1
 
 
 @pytest.mark.parametrize("degrees", [30, 45, 90, 135, 180, 270])
@@ -171,7 +171,7 @@ def test_the_bald_guys_are_found(configured):
 @pytest.mark.parametrize(
     ("picture", "words"),
     [
-        (np.zeros((64, 64), np.float32), "a grey picture"),
+        (np.zeros((64, 64), np.float32), "a grey image"),
         (np.zeros((64, 64, 4), np.float32), "with transparency"),
         (np.zeros((3, 64, 64), np.float32), "channels first"),
         (np.zeros((64, 64, 3), np.uint8), "uint8"),
@@ -181,9 +181,9 @@ def test_the_bald_guys_are_found(configured):
     ],
     ids=["grey", "rgba", "tensor", "8 bit", "16 bit", "16-bit values", "nan"],
 )
-def test_other_arrays_than_float_rgb_are_named_with_what_makes_one(picture, words):
+def test_other_arrays_than_float_rgb_are_named_with_what_makes_one(image, words):
     with pytest.raises(ValueError, match=words) as caught:
-        Detector(None).find(picture)
+        Detector(None).find(image)
     assert "images.read_image" in str(caught.value)
 
 
@@ -205,7 +205,7 @@ def test_a_damaged_network_is_named_with_the_command_that_replaces_it(monkeypatc
     pytest.importorskip("dlib")
     for name in ("yunet.onnx", "shape_predictor_68_face_landmarks.dat", "dlib_face_recognition_resnet_model_v1.dat"):
         (tmp_path / name).write_bytes(b"\x08\x07 no network" * 99)
-    monkeypatch.setattr(open_faces.weights, "folder", lambda name: tmp_path)
+    monkeypatch.setattr(yunet_dlib.weights, "folder", lambda name: tmp_path)
     backend = OpenBackend()
     with pytest.raises(ValueError, match=r"yunet\.onnx is not a readable YuNet network.*face2scene fetch yunet"):
         backend.search(np.zeros((64, 64, 3), np.uint8))
@@ -215,15 +215,15 @@ def test_a_damaged_network_is_named_with_the_command_that_replaces_it(monkeypatc
 
 
 def test_landmarks_outside_the_picture_are_named_and_a_face_at_the_border_is_not_refused():
-    with pytest.raises(AlignmentError, match="outside a picture of 320 x 240"):
+    with pytest.raises(AlignmentError, match="outside an image of 320 x 240"):
         align_face(torch.zeros(3, 240, 320), OUTSIDE)
-    face_transform(OUTSIDE - [510, 40], picture_size=(240, 320))  # one eye and a mouth corner at the very edge
+    face_transform(OUTSIDE - [510, 40], image_size=(240, 320))  # one eye and a mouth corner at the very edge
 
 
 def test_a_face_with_impossible_landmarks_is_still_a_face_without_an_identity(photo):
     line = np.outer(np.arange(5.0), [20, 10]) + 100
     for points in (line, OUTSIDE + 400):
-        (face,) = OpenBackend().describe(photo, [Found((90, 90, 200, 200), 0.9, points)], identities=True)
+        (face,) = OpenBackend().describe(photo, [Detection((90, 90, 200, 200), 0.9, points)], identities=True)
         assert face.identity is None and face.landmarks_68 is None and face.box == (90, 90, 200, 200)
 
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerators import forget_processes
 
 from face2scene.common.model_files import save_weights
-from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy, damage_together
+from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy, degrade_together
 from face2scene.degradation import Blur, GaussianNoise, Recipe, Space
 from face2scene.image_io.arrays import write_png
 from face2scene.models.fadex import Contrast, FaDeX, KeyQueue, MoCo, compare
@@ -37,7 +37,7 @@ def faces(tmp_path) -> list[Path]:
 
 
 def pairs(faces, **options):
-    settings = {"operators": 3, "pictures": 2, "crop": 16, "seed": 0, "margin": 4} | options
+    settings = {"operators": 3, "images": 2, "crop": 16, "seed": 0, "margin": 4} | options
     return FacePairBatches(faces, [(8, 8, 36, 36)] * len(faces), SPACE, **settings)
 
 
@@ -121,16 +121,16 @@ def test_weights_of_another_kind_or_width_are_refused(tmp_path):
 def test_the_queue_wraps_and_forgets_the_oldest_first():
     queue = KeyQueue(size=5, width=2)
     for value in range(4):
-        queue.push(torch.full((2, 2), float(value)), torch.full((2,), value))
+        queue.enqueue(torch.full((2, 2), float(value)), torch.full((2,), value))
     assert queue.keys[:, 0].tolist() == [2, 3, 3, 1, 2]
     assert queue.labels.tolist() == [2, 3, 3, 1, 2]
-    queue.push(torch.full((5, 2), 9.0), torch.full((5,), 9))
+    queue.enqueue(torch.full((5, 2), 9.0), torch.full((5,), 9))
     assert queue.labels.tolist() == [9] * 5
 
 
 def test_a_queue_smaller_than_a_step_is_refused():
     with pytest.raises(ValueError, match=r"6 keys.*queue of 5: raise fadex\.contrast\.queue_size"):
-        KeyQueue(5, 2).push(torch.zeros(6, 2), torch.zeros(6, dtype=torch.int64))
+        KeyQueue(5, 2).enqueue(torch.zeros(6, 2), torch.zeros(6, dtype=torch.int64))
 
 
 def test_the_key_encoder_is_a_moving_average():
@@ -139,7 +139,7 @@ def test_the_key_encoder_is_a_moving_average():
         module.query.body[0].weight.fill_(1.0)
         module.key.body[0].weight.fill_(0.0)
     for expected in (0.25, 0.4375):
-        module.advance(torch.zeros(2, 8), torch.zeros(2, dtype=torch.int64))
+        module.update(torch.zeros(2, 8), torch.zeros(2, dtype=torch.int64))
         assert module.key.body[0].weight.unique().tolist() == [expected]
     assert not any(p.requires_grad for p in module.key.parameters())
 
@@ -152,7 +152,7 @@ def test_forward_moves_running_statistics_only(faces):
     assert torch.equal(first.logits, second.logits)
     moved = {name.rpartition(".")[2] for name, t in module.state_dict().items() if not torch.equal(t, before[name])}
     assert moved == {"running_mean", "running_var", "num_batches_tracked"}
-    module.advance(first.keys, first.labels)
+    module.update(first.keys, first.labels)
     assert module.queue.labels[:6].tolist() == batch["labels"].tolist()
 
 
@@ -176,7 +176,7 @@ def test_the_loss_of_four_samples_by_hand():
 
 def test_masks_of_a_step_follow_the_labels(faces):
     module, batch = moco(), pairs(faces)[0]
-    module.queue.push(torch.ones(2, 8), torch.tensor([int(batch["labels"][0]), 5]))
+    module.queue.enqueue(torch.ones(2, 8), torch.tensor([int(batch["labels"][0]), 5]))
     contrast = score(module, batch)
     assert contrast.positive.sum(1).tolist() == [2] * 6  # the two keys of the operator, and none of the queue
     assert contrast.negative[0].sum() == 4 + 1 and contrast.negative[5].sum() == 4 + 2
@@ -240,18 +240,18 @@ def test_a_batch_has_every_operator_on_different_faces_in_both_views(faces):
 def test_pictures_damaged_together_are_those_damaged_alone_inside_the_margin():
     tiles = [torch.rand(3, 30, 30) for _ in range(5)]
     recipe = Recipe((Blur("iso", 7, 1.0),))
-    for tile, together in zip(tiles, damage_together(recipe, tiles), strict=True):
+    for tile, together in zip(tiles, degrade_together(recipe, tiles), strict=True):
         alone = recipe.apply(tile)
         torch.testing.assert_close(together[:, 4:-4, 4:-4], alone[:, 4:-4, 4:-4], atol=1e-5, rtol=0)
     flat = [torch.full((3, 20, 20), 0.5)] * 2
-    first, second = damage_together(Recipe((GaussianNoise(10.0),)), flat)
+    first, second = degrade_together(Recipe((GaussianNoise(10.0),)), flat)
     assert not torch.equal(first, second)
 
 
 def test_the_restored_face_is_the_truth_or_the_restorers(faces):
     rng, face = np.random.default_rng(0), torch.rand(3, 20, 20)
-    assert torch.equal(RestoredBy(Copy(), truth_share=0.0)(face, face / 2, rng), face / 2)
-    assert torch.equal(RestoredBy(Copy(), truth_share=1.0)(face, face / 2, rng), face)
+    assert torch.equal(RestoredBy(Copy(), gt_share=0.0)(face, face / 2, rng), face / 2)
+    assert torch.equal(RestoredBy(Copy(), gt_share=1.0)(face, face / 2, rng), face)
     batch = pairs(faces, restore=RestoredBy(Copy()))[0]
     assert torch.equal(batch["query_restored"], batch["query_degraded"])
 
@@ -259,12 +259,12 @@ def test_the_restored_face_is_the_truth_or_the_restorers(faces):
 def test_large_pictures_are_shrunk_with_their_boxes_and_small_ones_refused(faces):
     half = pairs(faces, side=20)
     for _ in range(2):
-        picture, box = half._picture(0)
-        assert picture.shape == (20, 22, 3) and box == (4, 4, 18, 18)
+        image, box = half._image(0)
+        assert image.shape == (20, 22, 3) and box == (4, 4, 18, 18)
     with pytest.raises(ValueError, match=r"44 x 40 pixels.*train\.fadex\.crop"):
         pairs(faces, crop=48)[0]
-    with pytest.raises(ValueError, match=r"2 x 4 different pictures.*train\.fadex\.pictures"):
-        pairs(faces, pictures=4)
+    with pytest.raises(ValueError, match=r"2 x 4 different images.*train\.fadex\.images"):
+        pairs(faces, images=4)
 
 
 # Probe and training
@@ -291,7 +291,7 @@ def run_to(folder, faces, steps, accumulate=1, queue_size=20, keep_group=False):
         lr=1e-2,
         probe_on="space",
         probe_operators=2,
-        probe_pictures=3,
+        probe_images=3,
     )
     run = Run(folder, {}, main=accelerator.is_main_process)
     train(task, accelerator, Schedule(steps=steps, validate_every=1), run, seed=0)
@@ -316,7 +316,7 @@ def test_training_leaves_an_encoder_and_its_probe(tmp_path, faces):
     again = FaDeX.from_file(tmp_path / "weights/fadex.safetensors")
     assert all(torch.equal(t, task.encoder.state_dict()[name]) for name, t in again.state_dict().items())
     found = json.loads((tmp_path / "weights/probe.json").read_text())
-    assert found["labels"] == ["g1", "g2"] and found["people"] == 6 and found["pictures"] == 3
+    assert found["labels"] == ["g1", "g2"] and found["people"] == 6 and found["images"] == 3
     assert {"same_mean", "different_mean", "matrix", "retrieval_top1"} <= found.keys()
 
 

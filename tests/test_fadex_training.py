@@ -1,4 +1,4 @@
-"""What FaDeX's data and training can be told beyond the plain case: buckets, contents, averages, mixes, pictures."""
+"""What FaDeX's data and training can be told beyond the plain case: buckets, contents, averages, mixes, images."""
 
 import copy
 from collections import Counter
@@ -17,7 +17,7 @@ from face2scene.common.reproducibility import REPOSITORY
 from face2scene.degradation import Mixture, Recipe
 from face2scene.image_io.arrays import read_image
 from face2scene.models.fadex import FaDeX, compare
-from face2scene.models.fadex.projection_head import pooled, refitted, spread
+from face2scene.models.fadex.projection_head import pooled, retrain_projection_head, spread
 from face2scene.models.fadex.visualize import cosine_map, neighbour_sheet
 from face2scene.ref_fr import Copy, GroundTruth, Mixed
 from face2scene.train.fadex_task import FaDeXTask
@@ -29,7 +29,7 @@ faces = test_fadex.faces  # a fixture
 
 
 class Nothing:
-    """Every operator leaves the picture as it is."""
+    """Every operator leaves the image as it is."""
 
     def draw(self, rng):
         return Recipe()
@@ -39,11 +39,11 @@ def test_every_batch_is_of_one_bucket_and_all_buckets_come(faces):
     data = pairs(faces, buckets={16: 3, 20: 1})
     sizes = Counter(tuple(data[n]["query_degraded"].shape) for n in range(12))
     assert set(sizes) == {(9, 3, 16, 16), (3, 3, 20, 20)} and min(sizes.values()) >= 2
-    assert data.pictures == 3  # what a queue has to hold
+    assert data.images == 3  # what a queue has to hold
     assert torch.equal(data[5]["key_degraded"], pairs(faces, buckets={16: 3, 20: 1})[5]["key_degraded"])
     with pytest.raises(ValueError, match=r"train\.fadex\.crop \(or buckets\) must be at least 16"):
         pairs(faces, buckets={12: 1})
-    with pytest.raises(ValueError, match=r"2 x 4 different pictures.*\(or buckets\)"):
+    with pytest.raises(ValueError, match=r"2 x 4 different images.*\(or buckets\)"):
         pairs(faces, buckets={16: 4})
 
 
@@ -59,18 +59,18 @@ def test_contents_vary_before_the_damage_and_alike_in_both_faces(faces):
 
 def test_a_restored_picture_is_varied_like_its_truth(faces):
     data = pairs(faces, augment=True)
-    same = pairs(faces, augment=True, restored=lambda number: data_picture(data, number))
+    same = pairs(faces, augment=True, restored=lambda number: data_image(data, number))
     data.space = same.space = Nothing()
     first = slice(0, 2)  # of one operator; for the next ones another number of draws has gone before
     torch.testing.assert_close(same[0]["query_restored"][first], data[0]["query_restored"][first])
 
 
-def data_picture(data, number):
-    return torch.from_numpy(data._picture(number)[0]).permute(2, 0, 1).float() / 255
+def data_image(data, number):
+    return torch.from_numpy(data._image(number)[0]).permute(2, 0, 1).float() / 255
 
 
 def task_of(faces, accelerator, **options):
-    settings = {"lr": 1e-2, "probe_on": "space", "probe_operators": 2, "probe_pictures": 3} | options
+    settings = {"lr": 1e-2, "probe_on": "space", "probe_operators": 2, "probe_images": 3} | options
     data = pairs(faces, buckets={16: 2, 20: 1}, augment=True)
     return FaDeXTask(moco(queue_size=20), data, pairs(faces, seed=9), accelerator, **settings)
 
@@ -108,7 +108,7 @@ def test_the_average_is_the_weighted_sum_of_the_weights_so_far(faces):
         average.update()
         keep = min(0.75, (1 + step) / (10 + step))
         expected = keep * expected + (1 - keep) * step
-    with task.shown() as encoder:
+    with task.eval_weights() as encoder:
         torch.testing.assert_close(encoder.head[0].weight.detach(), expected)
     assert weight.unique().tolist() == [29.0]
 
@@ -125,10 +125,10 @@ def test_a_training_keeps_pictures_of_every_validation(tmp_path, faces):
 def test_colours_of_the_cosine_map_and_frames_of_the_neighbours():
     a, b = torch.eye(2)
     codes = torch.stack([torch.stack([a, a]), torch.stack([b, -b])])
-    shown = cosine_map(codes)
-    assert shown.shape == (24, 24, 3)
-    assert shown[0, 0].tolist() == [178, 24, 43] and shown[12, 0].tolist() == [255] * 3
-    assert shown[12, 18].tolist() == [33, 102, 172]
+    eval_weights = cosine_map(codes)
+    assert eval_weights.shape == (24, 24, 3)
+    assert eval_weights[0, 0].tolist() == [178, 24, 43] and eval_weights[12, 0].tolist() == [255] * 3
+    assert eval_weights[12, 18].tolist() == [33, 102, 172]
     crops = torch.stack([torch.full((2, 3, 16, 16), 0.2), torch.full((2, 3, 16, 16), 0.8)])
     sheet = neighbour_sheet(crops, codes, count=2)
     assert sheet.shape == (2 * 22, 3 * 22, 3)
@@ -137,8 +137,8 @@ def test_colours_of_the_cosine_map_and_frames_of_the_neighbours():
     assert sheet[10, 32].tolist() == [51] * 3 and sheet[10, 54].tolist() == [204] * 3
 
 
-class Named:
-    needs_truth = False
+class FaceMatch:
+    needs_gt = False
 
     def __init__(self, name):
         self.name = name
@@ -146,16 +146,16 @@ class Named:
     def draw(self, rng):
         return self.name
 
-    def restore(self, degraded, references, *, truth, rng):
+    def restore(self, degraded, references, *, gt, rng):
         return self.name
 
 
 def test_mixes_draw_by_their_shares_and_refuse_what_does_not_add_up():
     shares = {"a": 0.7, "b": 0.3, "c": 0.0}
-    parts = {name: Named(name) for name in shares}
+    parts = {name: FaceMatch(name) for name in shares}
     rng = np.random.default_rng(0)
     spaces, restorers = Mixture(parts, shares), Mixed(parts, shares)
-    for draw in (spaces.draw, lambda r: restorers.restore(None, (), truth=None, rng=r)):
+    for draw in (spaces.draw, lambda r: restorers.restore(None, (), gt=None, rng=r)):
         drawn = Counter(draw(rng) for _ in range(2000))
         assert set(drawn) == {"a", "b"} and drawn["a"] / 2000 == pytest.approx(0.7, abs=0.04)
     for kind, option in ((Mixture, "degradation"), (Mixed, "ref_fr")):
@@ -163,8 +163,8 @@ def test_mixes_draw_by_their_shares_and_refuse_what_does_not_add_up():
             kind(parts, {"a": 0.7, "b": 0.7, "c": 0.0})
         with pytest.raises(ValueError, match=rf"{option}\.shares names \['a'\]"):
             kind(parts, {"a": 1.0})
-    assert Mixed({"x": GroundTruth(), "y": Copy()}, {"x": 0.5, "y": 0.5}).needs_truth
-    assert not Mixed({"y": Copy()}, {"y": 1.0}).needs_truth
+    assert Mixed({"x": GroundTruth(), "y": Copy()}, {"x": 0.5, "y": 0.5}).needs_gt
+    assert not Mixed({"y": Copy()}, {"y": 1.0}).needs_gt
 
 
 @pytest.mark.numerics
@@ -209,7 +209,7 @@ def test_compiled_convolutions_train_alike_and_are_saved_and_copied(faces):
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
 
 
-def damages(count: int, seed: int) -> torch.Tensor:
+def degradations(count: int, seed: int) -> torch.Tensor:
     """(count, 4, 8) features of operators that share a few strong directions, far from zero."""
     generator = torch.Generator().manual_seed(seed)
     scale = torch.tensor([8.0, 4, 2, 1, 1, 1, 0.5, 0.5])
@@ -224,8 +224,8 @@ def test_a_refitted_head_spreads_unseen_operators_and_leaves_the_map_alone(head_
     encoder = FaDeX((4, 8), (1, 2), embedding=8, head_norm=head_norm).eval()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     settings = {"steps": 300, "operators": 32, "temperature": 0.2, "lr": 1e-2}
-    made, again = (refitted(encoder, damages(300, 1), **settings) for _ in range(2))
-    unseen = damages(40, 2)
+    made, again = (retrain_projection_head(encoder, degradations(300, 1), **settings) for _ in range(2))
+    unseen = degradations(40, 2)
     spreads, answers = [], []
     for one in (encoder, made):
         vectors = torch.nn.functional.normalize(one.head(unseen.flatten(0, 1)), dim=1).detach()
@@ -245,11 +245,11 @@ def test_a_refitted_head_spreads_unseen_operators_and_leaves_the_map_alone(head_
 def test_a_refit_refuses_what_it_cannot_tell_apart():
     encoder = FaDeX((4, 8), (1, 2), embedding=8).eval()
     with pytest.raises(ValueError, match=r"raise train\.fadex\.head\.batches"):
-        refitted(encoder, damages(3, 1), steps=1, operators=4)
-    with pytest.raises(ValueError, match=r"two pictures at least"):
-        refitted(encoder, damages(8, 1)[:, :1], steps=1, operators=4)
+        retrain_projection_head(encoder, degradations(3, 1), steps=1, operators=4)
+    with pytest.raises(ValueError, match=r"two images at least"):
+        retrain_projection_head(encoder, degradations(8, 1)[:, :1], steps=1, operators=4)
     with pytest.raises(ValueError, match=r"a temperature above 0"):
-        refitted(encoder, damages(8, 1), steps=1, operators=4, temperature=0)
+        retrain_projection_head(encoder, degradations(8, 1), steps=1, operators=4, temperature=0)
 
 
 @pytest.mark.numerics
@@ -263,7 +263,7 @@ def test_the_head_sees_the_maps_average(faces):
 
 def test_what_is_exported_has_a_refitted_head_and_what_is_trained_has_not(tmp_path, faces):
     plain = run_to(tmp_path / "plain", faces, 2)
-    settings = {"batches": 2, "crop": 16, "pictures": 2, "steps": 3, "operators": 4}
+    settings = {"batches": 2, "crop": 16, "images": 2, "steps": 3, "operators": 4}
     other = run_to(tmp_path / "refitted", faces, 2, head=settings)
     assert all(torch.equal(t, other.moco.state_dict()[name]) for name, t in plain.moco.state_dict().items())
     states = [FaDeX.from_file(tmp_path / f"{n}/weights/fadex.safetensors").state_dict() for n in ("plain", "refitted")]

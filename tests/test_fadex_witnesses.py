@@ -50,10 +50,10 @@ def test_a_checkpoint_of_dasr_gives_the_features_of_its_published_layers(publish
     if prefix:  # its MoCo holds a key encoder of the same names beside
         state |= {name.replace("encoder_q", "encoder_k"): torch.zeros_like(t) for name, t in state.items()}
     encoder = dasr_encoder(state)
-    picture = torch.rand(2, 3, 36, 44)
+    image = torch.rand(2, 3, 36, 44)
     with torch.no_grad():
-        features, code = published(picture * 255)  # DASR's `rgb_range`
-        own = encoder(torch.rand_like(picture), picture)
+        features, code = published(image * 255)  # DASR's `rgb_range`
+        own = encoder(torch.rand_like(image), image)
     assert own.shape == (2, 256, 9, 11)
     torch.testing.assert_close(own.mean((-2, -1)), features, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(encoder.embed(own), F.normalize(code, dim=1), rtol=1e-4, atol=1e-5)
@@ -117,7 +117,7 @@ def _task(accelerator):
     from face2scene.train.fadex_task import FaDeXTask
 
     class Pairs:
-        operators, pictures, people, paths = 2, 2, 6, ()
+        operators, images, people, paths = 2, 2, 6, ()
 
         class space:
             @staticmethod

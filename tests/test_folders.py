@@ -23,13 +23,13 @@ from face2scene.image_io.arrays import to_tensor, write_png
 from face2scene.image_io.photos import ImageError, Photo, read_photo, write_photo
 from face2scene.inference import batch as folders
 from face2scene.inference.batch import OutputError, restore_folder
-from face2scene.inference.log import WHY_LOG
-from face2scene.inference.results import Measurement, Restoration
-from face2scene.inference.tasks import Job, find_jobs
+from face2scene.inference.log import RESTORATION_LOG
+from face2scene.inference.results import DegradationEstimate, Restoration
+from face2scene.inference.tasks import RestorationTask, find_tasks
 
 
 class Negative:
-    """In the pipeline's place: inverts pictures, so that a test of files needs no models."""
+    """In the pipeline's place: inverts images, so that a test of files needs no models."""
 
     ref_fr = detector = None
     fingerprint = "weights"
@@ -43,21 +43,21 @@ class Negative:
         def tokens(features, batch):
             return torch.zeros(1, 1, 1)
 
-    def measure(self, scene, **_):
+    def estimate(self, scene, **_):
         source = "pair" if "face" in scene.name else "null"
         value = float(scene.name[-1]) if scene.name[-1].isdigit() else 0.0
-        return Measurement(
+        return DegradationEstimate(
             DegradationTokens(torch.full((1, 1, 1), value), source),
             notes={"warnings": ["The learned null tokens stand in."] * (source == "null"), "no_pair": "no face"},
         )
 
-    def restore(self, scene, measurement, *, guidance=None, seed=0):
+    def restore(self, scene, estimate, *, guidance=None, seed=0):
         self.seen.append(scene.name)
-        notes = measurement.notes | {"tokens": measurement.tokens.source}
-        return Restoration(1 - scene.image, measurement, notes)
+        notes = estimate.notes | {"tokens": estimate.tokens.source}
+        return Restoration(1 - scene.image, estimate, notes)
 
 
-def picture(path: Path, value: float = 0.25, size=(6, 5)) -> Path:
+def make_image(path: Path, value: float = 0.25, size=(6, 5)) -> Path:
     write_png(path, np.full((*size, 3), value, dtype=np.float32))
     return path
 
@@ -65,13 +65,13 @@ def picture(path: Path, value: float = 0.25, size=(6, 5)) -> Path:
 @pytest.fixture
 def photos(tmp_path) -> Path:
     for name in ("a", "b", "sub/c"):
-        picture(tmp_path / f"in/{name}.png")
+        make_image(tmp_path / f"in/{name}.png")
     return tmp_path / "in"
 
 
 def header_only(path: Path, width: int, height: int) -> None:
     """A PNG that says to be large; what it would unpack to is never made."""
-    picture(path)
+    make_image(path)
     data = bytearray(path.read_bytes())
     data[16:24] = struct.pack(">II", width, height)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
@@ -79,36 +79,36 @@ def header_only(path: Path, width: int, height: int) -> None:
 
 
 def lines(output: Path) -> dict[str, dict]:
-    return {line["name"]: line for line in map(json.loads, (output / WHY_LOG).read_text().splitlines())}
+    return {line["name"]: line for line in map(json.loads, (output / RESTORATION_LOG).read_text().splitlines())}
 
 
 def test_pictures_keep_their_places_and_their_names_decide(photos, tmp_path):
-    picture(photos / "sub/a.png")  # the name of another, in another folder
+    make_image(photos / "sub/a.png")  # the name of another, in another folder
     pipeline = Negative()
-    outcome = restore_folder(pipeline, find_jobs(photos), tmp_path / "out")
+    outcome = restore_folder(pipeline, find_tasks(photos), tmp_path / "out")
     assert outcome.restored == 4 and sorted(pipeline.seen) == ["a", "b", "sub/a", "sub/c"]
     assert read_photo(tmp_path / "out/images/sub/c.png").image[0, 0, 0] == pytest.approx(0.75, abs=0.005)
     assert lines(tmp_path / "out").keys() == {"a.png", "b.png", "sub/a.png", "sub/c.png"}
 
 
 def test_an_output_inside_the_input_is_no_input_the_next_time(photos):
-    assert restore_folder(Negative(), find_jobs(photos, output=photos), photos).restored == 3
-    again = restore_folder(Negative(), find_jobs(photos, output=photos), photos)
+    assert restore_folder(Negative(), find_tasks(photos, output=photos), photos).restored == 3
+    again = restore_folder(Negative(), find_tasks(photos, output=photos), photos)
     assert (again.restored, again.skipped, again.failed) == (0, 3, {})
 
 
 def test_finished_work_is_known_by_input_settings_and_weights(photos, tmp_path):
-    out, jobs = tmp_path / "out", find_jobs(photos)
-    restore_folder(Negative(), jobs, out)
+    out, tasks = tmp_path / "out", find_tasks(photos)
+    restore_folder(Negative(), tasks, out)
     os.utime(photos / "b.png")  # touched and the same
-    picture(photos / "a.png", 0.5)
-    outcome = restore_folder(Negative(), jobs, out)
+    make_image(photos / "a.png", 0.5)
+    outcome = restore_folder(Negative(), tasks, out)
     assert outcome.skipped == 2 and "another file of that name" in outcome.failed["a.png"]
     assert "overwrite=true" in outcome.failed["a.png"]
-    assert restore_folder(Negative(), jobs, out, overwrite=True).restored == 1
-    assert len(restore_folder(Negative(), jobs, out, scale=2).failed) == 3
-    assert "other settings or weights" in restore_folder(Negative(colour="adain"), jobs, out).failed["a.png"]
-    assert restore_folder(Negative(), jobs, out, overwrite=True).skipped == 3  # finished is finished
+    assert restore_folder(Negative(), tasks, out, overwrite=True).restored == 1
+    assert len(restore_folder(Negative(), tasks, out, scale=2).failed) == 3
+    assert "other settings or weights" in restore_folder(Negative(colour="adain"), tasks, out).failed["a.png"]
+    assert restore_folder(Negative(), tasks, out, overwrite=True).skipped == 3  # finished is finished
 
 
 @dataclass(frozen=True)
@@ -119,16 +119,19 @@ class StageOne:
     name: str = "stage one"
 
 
-@pytest.mark.parametrize("what", ["dtype", "ref_fr", "detector", "reference", "truth", "old line", "output", "donor"])
+@pytest.mark.parametrize("what", ["dtype", "ref_fr", "detector", "reference", "gt", "old line", "output", "donor"])
 def test_finished_means_finished_with_this(tmp_path, what):
-    """Each changes the result, and neither the picture's file nor any name."""
-    reference, truth = picture(tmp_path / "refs/r.png"), picture(tmp_path / "truth/a.png")
-    jobs = [Job(picture(tmp_path / "in/a.png"), {"ann": (reference,)}, truth), Job(picture(tmp_path / "in/b.png"))]
+    """Each changes the result, and neither the image's file nor any name."""
+    reference, gt = make_image(tmp_path / "refs/r.png"), make_image(tmp_path / "truth/a.png")
+    tasks = [
+        RestorationTask(make_image(tmp_path / "in/a.png"), {"ann": (reference,)}, gt),
+        RestorationTask(make_image(tmp_path / "in/b.png")),
+    ]
     out, pipeline = tmp_path / "out", Negative()
     pipeline.ref_fr, pipeline.detector = StageOne(), Detector(None)
     options = {"tokens_from": "other"} if what == "donor" else {}
-    restore_folder(pipeline, jobs, out, **options)
-    assert restore_folder(pipeline, jobs, out, **options).skipped == 2
+    restore_folder(pipeline, tasks, out, **options)
+    assert restore_folder(pipeline, tasks, out, **options).skipped == 2
     if what == "dtype":
         pipeline.dtype = torch.bfloat16
     elif what == "ref_fr":
@@ -140,85 +143,85 @@ def test_finished_means_finished_with_this(tmp_path, what):
         target.write_bytes(target.read_bytes()[:-1] + b"x")  # of the same size
     elif what == "old line":
         kept = [{key: v for key, v in line.items() if key != "settings"} for line in lines(out).values()]
-        (out / WHY_LOG).write_text("".join(json.dumps(line) + "\n" for line in kept))
+        (out / RESTORATION_LOG).write_text("".join(json.dumps(line) + "\n" for line in kept))
     else:
-        picture({"reference": reference, "truth": truth, "donor": jobs[1].path}[what], 0.7)
-    outcome = restore_folder(pipeline, jobs, out, **options)
+        make_image({"reference": reference, "gt": gt, "donor": tasks[1].path}[what], 0.7)
+    outcome = restore_folder(pipeline, tasks, out, **options)
     assert outcome.restored == 0 and "say overwrite=true" in outcome.failed["a.png"]
-    assert restore_folder(pipeline, jobs, out, overwrite=True, **options).restored == len(outcome.failed)
-    assert restore_folder(pipeline, jobs, out, **options).skipped == 2
+    assert restore_folder(pipeline, tasks, out, overwrite=True, **options).restored == len(outcome.failed)
+    assert restore_folder(pipeline, tasks, out, **options).skipped == 2
 
 
 def test_a_reference_replaced_while_it_is_used_is_seen_at_the_next_start(photos, tmp_path):
-    reference = picture(tmp_path / "refs/r.png")
-    jobs = find_jobs(photos, references=reference.parent)
+    reference = make_image(tmp_path / "refs/r.png")
+    tasks = find_tasks(photos, references=reference.parent)
 
     class Replaces(Negative):
         def restore(self, *args, **options):
-            picture(reference, 0.9)
+            make_image(reference, 0.9)
             return super().restore(*args, **options)
 
-    restore_folder(Replaces(), jobs[:1], tmp_path / "out")
-    assert restore_folder(Negative(), jobs[:1], tmp_path / "out").skipped == 0
+    restore_folder(Replaces(), tasks[:1], tmp_path / "out")
+    assert restore_folder(Negative(), tasks[:1], tmp_path / "out").skipped == 0
 
 
-@pytest.mark.parametrize("damage", ["cut in a letter", "filled with NUL", "glued"])
-def test_a_damaged_log_loses_no_finished_picture(tmp_path, damage):
+@pytest.mark.parametrize("degradation", ["cut in a letter", "filled with NUL", "glued"])
+def test_a_damaged_log_loses_no_finished_picture(tmp_path, degradation):
     for name in ("ü1", "ü2", "ü3"):
-        picture(tmp_path / f"in/{name}.png")
-    jobs, out = find_jobs(tmp_path / "in"), tmp_path / "out"
-    restore_folder(Negative(), jobs, out)
-    first, second, last = (out / WHY_LOG).read_bytes().splitlines(keepends=True)
+        make_image(tmp_path / f"in/{name}.png")
+    tasks, out = find_tasks(tmp_path / "in"), tmp_path / "out"
+    restore_folder(Negative(), tasks, out)
+    first, second, last = (out / RESTORATION_LOG).read_bytes().splitlines(keepends=True)
     place = last.index("ü".encode()) + 1
     last = {"cut in a letter": last[:place], "filled with NUL": bytes(len(last)), "glued": last[:place] + second}[
-        damage
+        degradation
     ]
-    (out / WHY_LOG).write_bytes(first + second + last)
+    (out / RESTORATION_LOG).write_bytes(first + second + last)
 
     class Interrupted(Negative):
         def restore(self, *args, **options):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        restore_folder(Interrupted(), jobs, out)
-    outcome = restore_folder(Negative(), jobs, out)
+        restore_folder(Interrupted(), tasks, out)
+    outcome = restore_folder(Negative(), tasks, out)
     assert (outcome.restored, outcome.skipped, outcome.failed) == (1, 2, {})
-    assert restore_folder(Negative(), jobs, out).skipped == 3
+    assert restore_folder(Negative(), tasks, out).skipped == 3
 
 
 def test_odd_names_are_found_again(tmp_path):
     names = ["new\nline", "line\u2028sep", "nel\u0085", os.fsdecode(b"latin1-\xe9"), '{"name": "a"}']
     for name in names:
-        picture(tmp_path / "in/x.png").rename(tmp_path / "in" / f"{name}.png")
-    jobs = find_jobs(tmp_path / "in")
-    assert restore_folder(Negative(), jobs, tmp_path / "out").restored == len(names)
-    assert restore_folder(Negative(), jobs, tmp_path / "out").skipped == len(names)
+        make_image(tmp_path / "in/x.png").rename(tmp_path / "in" / f"{name}.png")
+    tasks = find_tasks(tmp_path / "in")
+    assert restore_folder(Negative(), tasks, tmp_path / "out").restored == len(names)
+    assert restore_folder(Negative(), tasks, tmp_path / "out").skipped == len(names)
     assert lines(tmp_path / "out").keys() == {f"{name}.png" for name in names}
 
 
 def test_what_somebody_else_put_there_is_not_overwritten(photos, tmp_path):
-    foreign = picture(tmp_path / "out/images/a.png", 1.0)
+    foreign = make_image(tmp_path / "out/images/a.png", 1.0)
     before = foreign.read_bytes()
-    outcome = restore_folder(Negative(), find_jobs(photos), tmp_path / "out")
-    assert outcome.restored == 2 and "the why-log does not know it" in outcome.failed["a.png"]
+    outcome = restore_folder(Negative(), find_tasks(photos), tmp_path / "out")
+    assert outcome.restored == 2 and "the restoration log does not know it" in outcome.failed["a.png"]
     assert foreign.read_bytes() == before
-    restore_folder(Negative(), find_jobs(photos), tmp_path / "out", overwrite=True)
+    restore_folder(Negative(), find_tasks(photos), tmp_path / "out", overwrite=True)
     assert foreign.read_bytes() != before
 
 
 @pytest.mark.parametrize("how", ["same folder", "hard link", "reference"])
 def test_a_file_is_never_input_and_output(tmp_path, how):
-    own = picture(tmp_path / "out/images/a.png")
+    own = make_image(tmp_path / "out/images/a.png")
     if how == "hard link":
         (tmp_path / "in").mkdir()
         os.link(own, tmp_path / "in/a.png")
-        jobs = find_jobs(tmp_path / "in")
+        tasks = find_tasks(tmp_path / "in")
     elif how == "reference":
-        jobs = [Job(picture(tmp_path / "in/a.png"), {"ann": (own,)})]
+        tasks = [RestorationTask(make_image(tmp_path / "in/a.png"), {"ann": (own,)})]
     else:
-        jobs = [Job(own)]
-    with pytest.raises(ValueError, match="would overwrite the pictures it reads"):
-        restore_folder(Negative(), jobs, tmp_path / "out", overwrite=True)
+        tasks = [RestorationTask(own)]
+    with pytest.raises(ValueError, match="would overwrite the images it reads"):
+        restore_folder(Negative(), tasks, tmp_path / "out", overwrite=True)
 
 
 def test_broken_files_stop_nothing_and_each_gets_its_sentence(photos, tmp_path):
@@ -226,11 +229,11 @@ def test_broken_files_stop_nothing_and_each_gets_its_sentence(photos, tmp_path):
     Image.effect_noise((64, 64), 50).save(whole)
     (photos / "cut.jpg").write_bytes(whole.read_bytes()[:-600])
     (photos / "empty.png").write_bytes(b"")
-    (photos / "text.jpeg").write_text("not a picture")
-    (photos / "raw.dng").write_text("not a picture")
+    (photos / "text.jpeg").write_text("not an image")
+    (photos / "raw.dng").write_text("not an image")
     header_only(photos / "bomb.png", 20_000, 20_000)
     (photos / "lies.jpg").write_bytes((photos / "a.png").read_bytes())
-    outcome = restore_folder(Negative(), find_jobs(photos), tmp_path / "out")
+    outcome = restore_folder(Negative(), find_tasks(photos), tmp_path / "out")
     assert outcome.restored == 4  # one of them under a wrong suffix
     assert outcome.failed.keys() == {"cut.jpg", "empty.png", "text.jpeg", "raw.dng", "bomb.png"}
     assert "truncated" in outcome.failed["cut.jpg"] and "20000 x 20000 pixels" in outcome.failed["bomb.png"]
@@ -241,8 +244,8 @@ def test_broken_files_stop_nothing_and_each_gets_its_sentence(photos, tmp_path):
 def test_one_pixel_and_wild_names_go_through(tmp_path):
     names = ["with space", "😀" * 60, "n" * 251, "-dash", "a%20b", "dot.dot"]
     for name in names:
-        picture(tmp_path / "in" / f"{name}.png", size=(1, 1))
-    outcome = restore_folder(Negative(), find_jobs(tmp_path / "in"), tmp_path / "out", file_format="webp")
+        make_image(tmp_path / "in" / f"{name}.png", size=(1, 1))
+    outcome = restore_folder(Negative(), find_tasks(tmp_path / "in"), tmp_path / "out", file_format="webp")
     assert outcome.failed == {} and outcome.restored == len(names)
     sizes = {read_photo(path).image.shape for path in (tmp_path / "out/images").iterdir()}
     assert sizes == {(1, 1, 3)} and len(list((tmp_path / "out/images").iterdir())) == len(names)
@@ -257,7 +260,7 @@ def test_a_name_of_300_characters_is_cut_and_stays_unique():
 def test_an_output_that_cannot_be_written_to_is_said_before_anything_is_done(photos, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="Nothing can be written to output="):
-        restore_folder(Negative(), find_jobs(photos), tmp_path / "file")
+        restore_folder(Negative(), find_tasks(photos), tmp_path / "file")
 
     def refuse(**_):
         raise OSError(errno.EROFS, "Read-only file system")
@@ -265,13 +268,13 @@ def test_an_output_that_cannot_be_written_to_is_said_before_anything_is_done(pho
     monkeypatch.setattr(folders, "TemporaryFile", refuse)
     pipeline = Negative()
     with pytest.raises(OutputError, match="Read-only file system"):
-        restore_folder(pipeline, find_jobs(photos), tmp_path / "out")
+        restore_folder(pipeline, find_tasks(photos), tmp_path / "out")
     assert pipeline.seen == []
 
 
 def test_a_disk_that_fills_up_stops_the_run_and_leaves_nothing_half_written(photos, tmp_path, monkeypatch):
     for n in range(9):
-        picture(photos / f"z{n}.png")
+        make_image(photos / f"z{n}.png")
     written = []
 
     def full(path, image, **options):
@@ -283,11 +286,11 @@ def test_a_disk_that_fills_up_stops_the_run_and_leaves_nothing_half_written(phot
 
     monkeypatch.setattr(folders, "write_photo", full)
     pipeline = Negative()
-    outcome = restore_folder(pipeline, find_jobs(photos), tmp_path / "out")
+    outcome = restore_folder(pipeline, find_tasks(photos), tmp_path / "out")
     assert outcome.restored == 2 and "No space left on device" in outcome.stopped and len(pipeline.seen) < 9
     assert sum(path.is_file() for path in (tmp_path / "out/images").rglob("*")) == 2
     monkeypatch.undo()
-    again = restore_folder(Negative(), find_jobs(photos), tmp_path / "out")
+    again = restore_folder(Negative(), find_tasks(photos), tmp_path / "out")
     assert (again.restored, again.skipped, again.failed) == (10, 2, {})
 
 
@@ -301,11 +304,11 @@ def test_reading_restoring_and_writing_go_on_at_once(photos, tmp_path, monkeypat
         return read_photo(path, **options)
 
     class Waiting(Negative):
-        def restore(self, scene, measurement, **options):
+        def restore(self, scene, estimate, **options):
             number = ["a", "b", "sub/c"].index(scene.name)
             restoring[number].set()
             assert number == 2 or read[number + 1].wait(60)  # the next one is read while this one is in the models
-            return super().restore(scene, measurement, **options)
+            return super().restore(scene, estimate, **options)
 
     def writing(path, image, **options):
         number = sum(event.is_set() for event in restoring)
@@ -314,7 +317,7 @@ def test_reading_restoring_and_writing_go_on_at_once(photos, tmp_path, monkeypat
 
     monkeypatch.setattr(folders, "read_photo", reading)
     monkeypatch.setattr(folders, "write_photo", writing)
-    outcome = restore_folder(Waiting(), find_jobs(photos), tmp_path / "out")
+    outcome = restore_folder(Waiting(), find_tasks(photos), tmp_path / "out")
     assert outcome.restored == 3 and outcome.failed == {} and 0 < outcome.seconds_models <= outcome.seconds
 
 
@@ -331,48 +334,50 @@ def test_a_burst_lends_its_tokens_and_a_share_changes_nothing(tmp_path):
     for name, second in (("face2", 1), ("face4", 2), ("back", 3), ("face8", 30)):
         taken(name, second)
     taken("other", 3, "D")
-    jobs = find_jobs(tmp_path / "in")
-    restore_folder(Negative(), jobs, tmp_path / "out", burst_seconds=2)
+    tasks = find_tasks(tmp_path / "in")
+    restore_folder(Negative(), tasks, tmp_path / "out", burst_seconds=2)
     log = lines(tmp_path / "out")
     assert log["back.jpg"]["tokens"] == "burst" and log["back.jpg"]["burst"] == ["face2.jpg", "face4.jpg"]
     assert log["other.jpg"]["tokens"] == "null" and log["face2.jpg"]["tokens"] == "pair"
     assert "because no face" in log["back.jpg"]["warnings"][-1]
-    assert jobs[0].file == "back.jpg"
-    restore_folder(Negative(), jobs, tmp_path / "share", burst_seconds=2, processes=len(jobs))
+    assert tasks[0].file == "back.jpg"
+    restore_folder(Negative(), tasks, tmp_path / "share", burst_seconds=2, processes=len(tasks))
     assert lines(tmp_path / "share")["back.jpg"]["burst"] == log["back.jpg"]["burst"]
 
 
 def test_shares_are_disjoint_and_their_logs_become_one(photos, tmp_path):
-    jobs, out = find_jobs(photos), tmp_path / "out"
-    outcomes = [restore_folder(Negative(), jobs, out, rank=rank, processes=2) for rank in (1, 0)]
+    tasks, out = find_tasks(photos), tmp_path / "out"
+    outcomes = [restore_folder(Negative(), tasks, out, rank=rank, processes=2) for rank in (1, 0)]
     assert [one.restored for one in outcomes] == [1, 2]
     assert lines(out).keys() == {"a.png", "b.png", "sub/c.png"} and not list(out.glob("restore.rank*"))
 
 
 def test_references_belong_to_a_picture_a_person_or_everybody(photos, tmp_path):
     def people(**options):
-        jobs = find_jobs(photos, **options)
-        return {job.name: {name: [path.name for path in paths] for name, paths in job.people.items()} for job in jobs}
+        tasks = find_tasks(photos, **options)
+        return {
+            task.name: {name: [path.name for path in paths] for name, paths in task.people.items()} for task in tasks
+        }
 
     refs = tmp_path / "refs"
-    picture(refs / "1.png")
+    make_image(refs / "1.png")
     assert people(references=refs)["sub/c"] == {"refs": ["1.png"]}
-    picture(refs / "ann/2.png")
-    picture(refs / "bob/3.png")
+    make_image(refs / "ann/2.png")
+    make_image(refs / "bob/3.png")
     assert people(references=refs)["a"] == {"ann": ["2.png"], "bob": ["3.png"]}
-    picture(refs / "sub/c/4.png")
+    make_image(refs / "sub/c/4.png")
     assert people(references=refs) == {"a": {}, "b": {}, "sub/c": {"c": ["4.png"]}}
-    truth = picture(tmp_path / "truth/a.png").parent
-    picture(truth / "b.png")
-    picture(truth / "c.png")  # at another place
-    with pytest.raises(FileNotFoundError, match="no picture named sub/c in truth"):
-        find_jobs(photos, truth=truth)
+    gt = make_image(tmp_path / "truth/a.png").parent
+    make_image(gt / "b.png")
+    make_image(gt / "c.png")  # at another place
+    with pytest.raises(FileNotFoundError, match="no image named sub/c in the ground truth"):
+        find_tasks(photos, gt=gt)
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
     for n in range(30):
-        picture(tmp_path / f"in/{n:02d}.png", n / 40)
-    restore_folder(Negative(), find_jobs(tmp_path / "in"), tmp_path / "whole")
+        make_image(tmp_path / f"in/{n:02d}.png", n / 40)
+    restore_folder(Negative(), find_tasks(tmp_path / "in"), tmp_path / "whole")
 
     class Slow(Negative):
         def restore(self, *args, **options):
@@ -380,7 +385,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
             return super().restore(*args, **options)
 
     # Forked, because a fresh interpreter takes longer to import torch than all of this.
-    given = (Slow(), find_jobs(tmp_path / "in"), tmp_path / "out")
+    given = (Slow(), find_tasks(tmp_path / "in"), tmp_path / "out")
     process = multiprocessing.get_context("fork").Process(target=restore_folder, args=given)
     process.start()
     deadline = time.monotonic() + 300
@@ -390,12 +395,12 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
     process.kill()
     process.join()
     done = len(lines(tmp_path / "out"))
-    outcome = restore_folder(Negative(), find_jobs(tmp_path / "in"), tmp_path / "out")
+    outcome = restore_folder(Negative(), find_tasks(tmp_path / "in"), tmp_path / "out")
     assert outcome.failed == {} and outcome.restored + outcome.skipped == 30
     assert done - 1 <= outcome.skipped <= done and outcome.restored < 30
     for path in (tmp_path / "whole/images").iterdir():
         assert (tmp_path / "out/images" / path.name).read_bytes() == path.read_bytes()
-    assert len((tmp_path / "out" / WHY_LOG).read_text().splitlines()) == 30
+    assert len((tmp_path / "out" / RESTORATION_LOG).read_text().splitlines()) == 30
 
 
 def test_a_picture_of_two_hundred_megapixels_is_refused_only_beyond_the_limit(tmp_path):
@@ -403,4 +408,4 @@ def test_a_picture_of_two_hundred_megapixels_is_refused_only_beyond_the_limit(tm
     header_only(tmp_path / "a.png", 16_320, 12_241)
     with pytest.raises(ImageError, match="more than the limit of 199"):
         read_photo(tmp_path / "a.png", max_pixels=199_000_000)
-    assert to_tensor(read_photo(picture(tmp_path / "b.png", size=(1, 1))).image).shape == (3, 1, 1)
+    assert to_tensor(read_photo(make_image(tmp_path / "b.png", size=(1, 1))).image).shape == (3, 1, 1)

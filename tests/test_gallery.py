@@ -1,4 +1,4 @@
-"""The report of scored folders: what stands in the page, and what Chromium makes of a thousand pictures."""
+"""The report of scored folders: what stands in the page, and what Chromium makes of a thousand images."""
 
 import json
 import os
@@ -21,16 +21,16 @@ NOISE = {"plain": 0.1, "Ours & more": 0.02}
 
 
 def scored(place: Path, count: int, size: int = 24) -> tuple[dict[str, Path], Path]:
-    """Two methods on noise pictures; the farther a picture is in the alphabet, the worse both restore it."""
+    """Two methods on noise images; the farther an image is in the alphabet, the worse both restore it."""
     folders = {}
     for title, noise in NOISE.items():
         made = place / f"made {title}"
         for number in range(count):
             rng = np.random.default_rng(number)
-            truth = rng.random((size, size, 3), dtype=np.float32)
-            write_png(place / "truth" / f"{number:04d}.png", truth)
-            change = rng.normal(0, noise * (1 + number / count), truth.shape).astype(np.float32)
-            write_png(made / "images" / f"{number:04d}.png", np.clip(truth + change, 0, 1))
+            gt = rng.random((size, size, 3), dtype=np.float32)
+            write_png(place / "truth" / f"{number:04d}.png", gt)
+            change = rng.normal(0, noise * (1 + number / count), gt.shape).astype(np.float32)
+            write_png(made / "images" / f"{number:04d}.png", np.clip(gt + change, 0, 1))
         folders[title] = place / f"scores {title}"
         score_folder(made, place / "truth", ["psnr"], folders[title], scorers=SCORERS)
     return folders, place / "truth"
@@ -41,11 +41,11 @@ def numbers(report: Path) -> dict:
 
 
 def test_the_page_has_every_picture_its_values_and_why(tmp_path):
-    methods, truth = scored(tmp_path, 4)
+    methods, gt = scored(tmp_path, 4)
     (tmp_path / "made plain/restore.jsonl").write_text(
         json.dumps({"name": "0001.jpg", "warnings": ["</script>"]}) + "\n"
     )
-    report = write_report(tmp_path / "report", methods, truth, title="Two & one")
+    report = write_report(tmp_path / "report", methods, gt, title="Two & one")
     data, text = numbers(report), report.read_text(encoding="utf-8")
     assert data["names"] == ["0000", "0001", "0002", "0003"]
     assert list(data["views"]) == ["plain", "ours_more", "truth"]
@@ -59,72 +59,72 @@ def test_the_page_has_every_picture_its_values_and_why(tmp_path):
 
 
 def test_all_tests_of_the_page_are_corrected_together(tmp_path):
-    methods, truth = scored(tmp_path, 8)
+    methods, gt = scored(tmp_path, 8)
     alone = compare(methods["plain"], methods["Ours & more"])[0].p
     methods["Again"] = methods["Ours & more"]
-    text = write_report(tmp_path / "report", methods, truth).read_text(encoding="utf-8")
+    text = write_report(tmp_path / "report", methods, gt).read_text(encoding="utf-8")
     assert text.count(f"<td>{2 * alone:.2g}</td>") == 2 and "correction for the 2 tests of this page" in text
 
 
 def test_thumbnails_are_made_again_only_for_a_picture_that_changed(tmp_path):
-    methods, truth = scored(tmp_path, 2)
-    report = write_report(tmp_path / "report", methods, truth)
-    thumbnails = [report.parent / f"thumbnails/truth/000{n}.jpg" for n in (0, 1)]
+    methods, gt = scored(tmp_path, 2)
+    report = write_report(tmp_path / "report", methods, gt)
+    thumbnails = [report.parent / f"thumbnails/ground truth/000{n}.jpg" for n in (0, 1)]
     for path in thumbnails:
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 50))
     old = [path.stat().st_mtime_ns for path in thumbnails]
-    os.utime(truth / "0000.png", (1, 1))  # older than its thumbnail
-    write_report(tmp_path / "report", methods, truth)
+    os.utime(gt / "0000.png", (1, 1))  # older than its thumbnail
+    write_report(tmp_path / "report", methods, gt)
     assert [path.stat().st_mtime_ns == then for path, then in zip(thumbnails, old, strict=True)] == [True, False]
 
 
 def test_a_missing_picture_is_said_to_be_missing(tmp_path):
-    methods, truth = scored(tmp_path, 3)
+    methods, gt = scored(tmp_path, 3)
     (tmp_path / "made plain/images/0002.png").unlink()
-    data = numbers(write_report(tmp_path / "report", methods, truth))
+    data = numbers(write_report(tmp_path / "report", methods, gt))
     assert data["views"]["plain"]["missing"] == ["0002"] and data["views"]["ours_more"]["missing"] == []
 
 
 def test_a_picture_is_shown_whatever_the_case_of_its_suffix(tmp_path):
-    methods, truth = scored(tmp_path, 2)
+    methods, gt = scored(tmp_path, 2)
     images = tmp_path / "made plain/images"
     (images / "0001.png").rename(images / "0001.PNG")
-    score_folder(images.parent, truth, ["psnr"], methods["plain"], scorers=SCORERS)
-    report = write_report(tmp_path / "report", methods, truth)
+    score_folder(images.parent, gt, ["psnr"], methods["plain"], scorers=SCORERS)
+    report = write_report(tmp_path / "report", methods, gt)
     view = numbers(report)["views"]["plain"]
     assert view["missing"] == [] and view["full"][1].endswith("/0001.PNG")
     assert (report.parent / "thumbnails/plain/0001.jpg").is_file()
 
 
 def test_what_cannot_be_reported_is_named(tmp_path):
-    methods, truth = scored(tmp_path, 2)
+    methods, gt = scored(tmp_path, 2)
     with pytest.raises(ScoreError, match="at least one scored folder"):
-        write_report(tmp_path / "report", {}, truth)
+        write_report(tmp_path / "report", {}, gt)
     with pytest.raises(ScoreError, match="cannot be told apart as folder names"):
-        write_report(tmp_path / "report", {"A b": methods["plain"], "a-b": methods["plain"]}, truth)
+        write_report(tmp_path / "report", {"A b": methods["plain"], "a-b": methods["plain"]}, gt)
     with pytest.raises(FileNotFoundError, match=r"scores\.json"):
-        write_report(tmp_path / "report", {"unscored": tmp_path / "truth"}, truth)
-    shutil.copy(truth / "0000.png", truth / "0002.png")
-    with pytest.raises(ScoreError, match=r"plain, Ours & more: not scored against this truth of 3 pictures"):
-        write_report(tmp_path / "report", methods, truth)
-    (truth / "0002.png").unlink()
+        write_report(tmp_path / "report", {"unscored": tmp_path / "truth"}, gt)
+    shutil.copy(gt / "0000.png", gt / "0002.png")
+    with pytest.raises(ScoreError, match=r"plain, Ours & more: not scored against this ground truth of 3 images"):
+        write_report(tmp_path / "report", methods, gt)
+    (gt / "0002.png").unlink()
     csv = methods["plain"] / "scores.csv"
     csv.write_text(csv.read_text().replace(".", "1.", 1))
     with pytest.raises(ScoreError, match=r"scores\.csv"):
-        write_report(tmp_path / "report", methods, truth)
+        write_report(tmp_path / "report", methods, gt)
     assert not (tmp_path / "report/report.html").exists()
 
 
 @pytest.mark.browser  # SCREENSHOTS=FOLDER keeps what was seen
 @pytest.mark.parametrize(("width", "height"), [(1400, 1000), (420, 900)])
 def test_a_thousand_pictures_open_at_once_and_can_be_sorted_found_and_slid(chromium, tmp_path, width, height):
-    methods, truth = scored(tmp_path, 6, size=96)
-    for folder in (truth, *(tmp_path / f"made {title}/images" for title in methods)):
+    methods, gt = scored(tmp_path, 6, size=96)
+    for folder in (gt, *(tmp_path / f"made {title}/images" for title in methods)):
         for number in range(6, 1000):  # a thousand by name, six of them painted
             shutil.copy(folder / f"{number % 6:04d}.png", folder / f"{number:04d}.png")
     for title, folder in methods.items():
-        score_folder(tmp_path / f"made {title}", truth, ["psnr"], folder, scorers=SCORERS)
-    report = write_report(tmp_path / "report", methods, truth)
+        score_folder(tmp_path / f"made {title}", gt, ["psnr"], folder, scorers=SCORERS)
+    report = write_report(tmp_path / "report", methods, gt)
 
     page = chromium.new_page(viewport={"width": width, "height": height})
     errors = []

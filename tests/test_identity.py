@@ -9,12 +9,12 @@ from PIL import Image
 from face2scene.assets.catalogue import MissingWeights
 from face2scene.common.types import Face
 from face2scene.faces.calibrate import Pairs, pairs, photos, table
-from face2scene.faces.detect import Detector, Found
+from face2scene.faces.detect import Detection, Detector
 from face2scene.faces.identity import face_similarity
 from face2scene.faces.matching import UnusableReference, known_faces, people_of, reference_face
 from face2scene.faces.pose import INDICES_68, POINTS_5, POINTS_68, head_pose, with_pose
 from face2scene.image_io.arrays import read_image, write_png
-from face2scene.inference.tasks import find_jobs
+from face2scene.inference.tasks import find_tasks
 
 FIVE = np.array([[30.0, 40], [70, 40], [50, 60], [35, 80], [65, 80]])
 
@@ -25,14 +25,14 @@ class Marks:
     identity_model = "marks"
     same_threshold = 0.9
 
-    def search(self, picture):
+    def search(self, make_image):
         found = []
-        for colour in np.unique(picture.reshape(-1, 3), axis=0):
+        for colour in np.unique(make_image.reshape(-1, 3), axis=0):
             if colour.max() > 20:
-                y, x = np.nonzero((picture == colour).all(2))
+                y, x = np.nonzero((make_image == colour).all(2))
                 side = x.max() + 1 - x.min()
                 box = (float(x.min()), float(y.min()), float(x.max() + 1), float(y.max() + 1))
-                found.append(Found(box, 1.0, FIVE / 100 * side + [x.min(), y.min()]))
+                found.append(Detection(box, 1.0, FIVE / 100 * side + [x.min(), y.min()]))
         return found
 
     def describe(self, image, found, *, identities):
@@ -52,7 +52,7 @@ class Marks:
         return faces
 
 
-def picture(*squares, size=128):
+def make_image(*squares, size=128):
     """Squares (colour, left, top, side) on black."""
     image = np.zeros((size, size, 3), np.float32)
     for colour, left, top, side in squares:
@@ -72,23 +72,23 @@ def detector():
 def album(tmp_path):
     """Reference folders with every kind of photo in them."""
     for name, image in {
-        "ann/front": picture((RED, 10, 10, 60)),
-        "ann/crowd": picture((RED, 5, 5, 50), (GREEN, 70, 70, 50)),
-        "ann/passer-by": picture((RED, 5, 5, 90), (GREEN, 108, 108, 18)),
-        "ann/wall": picture(),
-        "bea/front": picture((GREEN, 30, 30, 64)),
-        "loose": picture((WHITE, 30, 30, 64)),
+        "ann/front": make_image((RED, 10, 10, 60)),
+        "ann/crowd": make_image((RED, 5, 5, 50), (GREEN, 70, 70, 50)),
+        "ann/passer-by": make_image((RED, 5, 5, 90), (GREEN, 108, 108, 18)),
+        "ann/wall": make_image(),
+        "bea/front": make_image((GREEN, 30, 30, 64)),
+        "loose": make_image((WHITE, 30, 30, 64)),
     }.items():
         write_png(tmp_path / f"{name}.png", image)
     (tmp_path / "bea/broken.png").write_bytes((tmp_path / "bea/front.png").read_bytes()[:60])
-    (tmp_path / "bea/notes.txt").write_text("not a picture")
+    (tmp_path / "bea/notes.txt").write_text("not an image")
     return tmp_path
 
 
 def test_a_reference_photo_without_one_face_is_refused_by_name(album, detector):
     with pytest.raises(UnusableReference, match=r"No face of 16 pixels or more was found in .*wall\.png: take one"):
         reference_face(album / "ann/wall.png", detector)
-    write_png(album / "small.png", picture((GREEN, 30, 30, 14)))
+    write_png(album / "small.png", make_image((GREEN, 30, 30, 14)))
     with pytest.raises(UnusableReference, match=r"No face of 16 pixels or more was found in .*small\.png: take one"):
         reference_face(album / "small.png", detector)
     with pytest.raises(UnusableReference, match=r"crowd\.png shows 2 faces: cut it to the one person"):
@@ -105,7 +105,7 @@ def test_reference_folders_give_people_and_name_what_was_left_out(album, detecto
     for name in ("ann/crowd.png", "ann/wall.png", "bea/broken.png"):
         assert sum(str(album / name) in sentence for sentence in known.warnings) == 1
     assert len(known.warnings) == 3  # loose.png is beside the folders of people and nobody's
-    scene = detector.find(picture((GREEN, 5, 5, 50), (WHITE, 70, 70, 50), (RED, 70, 5, 40)))
+    scene = detector.find(make_image((GREEN, 5, 5, 50), (WHITE, 70, 70, 50), (RED, 70, 5, 40)))
     assert [one.person for one in known.named(scene)] == ["bea", None, "ann"]
 
 
@@ -114,9 +114,9 @@ def test_reference_folders_give_people_and_name_what_was_left_out(album, detecto
 )
 def test_folders_that_programs_leave_are_nobody(tmp_path, stray):
     for name in ("1.png", f"{stray}/thumb.png"):
-        write_png(tmp_path / "ann" / name, picture())
+        write_png(tmp_path / "ann" / name, make_image())
     assert people_of(tmp_path / "ann") == {"ann": (tmp_path / "ann/1.png",)}
-    assert [job.file for job in find_jobs(tmp_path / "ann")] == ["1.png"]
+    assert [job.file for job in find_tasks(tmp_path / "ann")] == ["1.png"]
 
 
 def test_people_of_a_photo_and_of_a_folder_of_one_person(album, monkeypatch):
@@ -130,31 +130,31 @@ def test_folders_that_hold_nobody_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no reference photo at"):
         people_of(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no picture in the folder of references"):
+    with pytest.raises(FileNotFoundError, match="no image in the folder of references"):
         people_of(tmp_path / "empty")
 
 
 def test_the_identity_score_compares_the_place_of_the_true_face(detector):
-    truth = picture((RED, 10, 10, 60), (GREEN, 80, 80, 30))
-    assert face_similarity(truth, truth, detector) == pytest.approx(1, abs=1e-5)
-    greener = picture(((1.0, 0.5, 0), 10, 10, 60), (GREEN, 80, 80, 30))
-    assert face_similarity(greener, truth, detector) == pytest.approx(1 / np.sqrt(1.25), abs=1e-3)
-    assert face_similarity(greener, truth, detector, box=(78, 78, 112, 112)) == pytest.approx(1, abs=1e-5)
-    lost = picture(((0, 0, 0.03), 10, 10, 60))  # no face to a detector; it counts all the same
-    assert face_similarity(lost, truth, detector) == pytest.approx(0, abs=1e-3)
-    assert face_similarity(truth, picture(), detector) is None
-    assert face_similarity(truth, truth, detector, box=(0, 100, 20, 120)) is None
-    with pytest.raises(ValueError, match="is 64 x 64 and its truth 128 x 128"):
-        face_similarity(picture(size=64), truth, detector)
+    gt = make_image((RED, 10, 10, 60), (GREEN, 80, 80, 30))
+    assert face_similarity(gt, gt, detector) == pytest.approx(1, abs=1e-5)
+    greener = make_image(((1.0, 0.5, 0), 10, 10, 60), (GREEN, 80, 80, 30))
+    assert face_similarity(greener, gt, detector) == pytest.approx(1 / np.sqrt(1.25), abs=1e-3)
+    assert face_similarity(greener, gt, detector, box=(78, 78, 112, 112)) == pytest.approx(1, abs=1e-5)
+    lost = make_image(((0, 0, 0.03), 10, 10, 60))  # no face to a detector; it counts all the same
+    assert face_similarity(lost, gt, detector) == pytest.approx(0, abs=1e-3)
+    assert face_similarity(gt, make_image(), detector) is None
+    assert face_similarity(gt, gt, detector, box=(0, 100, 20, 120)) is None
+    with pytest.raises(ValueError, match="is 64 x 64 and its ground truth 128 x 128"):
+        face_similarity(make_image(size=64), gt, detector)
 
 
 def test_the_identity_score_falls_as_a_real_face_is_damaged(weights, photo):
     pytest.importorskip("cv2"), pytest.importorskip("dlib"), pytest.importorskip("onnxruntime")
     from face2scene.faces.backends.yunet_dlib import OpenBackend
-    from face2scene.faces.embedding import OnnxIdentity, Recognised
+    from face2scene.faces.embedding import OnnxIdentity, WithIdentityNet
 
     weights("yunet"), weights("dlib"), weights("w600k_mbf")
-    detector = Detector(Recognised(OpenBackend(), OnnxIdentity()))
+    detector = Detector(WithIdentityNet(OpenBackend(), OnnxIdentity()))
 
     def shrunk(factor):
         small = Image.fromarray((photo * 255).round().astype(np.uint8)).resize((512 // factor,) * 2)
@@ -179,7 +179,7 @@ def test_the_equal_error_threshold_is_the_middle_of_a_gap_or_where_the_errors_cr
 
 def test_pairs_are_counted_once_and_strangers_only_against_people(tmp_path, detector):
     for name, colour in {"a1": RED, "a2": (1.0, 0.1, 0), "b1": GREEN, "s1": WHITE, "s2": (0, 0, 1.0)}.items():
-        write_png(tmp_path / f"{name}.png", picture((colour, 10, 10, 60)))
+        write_png(tmp_path / f"{name}.png", make_image((colour, 10, 10, 60)))
     people = {"ann": [tmp_path / "a1.png", tmp_path / "a2.png"], "bea": [tmp_path / "b1.png"]}
     found = pairs(people, [tmp_path / "s1.png", tmp_path / "s2.png"], detector)
     assert len(found.same) == 1 and len(found.different) == 2 + 3 * 2
@@ -187,7 +187,7 @@ def test_pairs_are_counted_once_and_strangers_only_against_people(tmp_path, dete
     assert "| marks | 1, 0.99" in table({"x": ("marks", 0.9, found)}).splitlines()[2]
     with pytest.raises(ValueError, match="two photos of one person"):
         pairs({"bea": people["bea"]}, [], detector)
-    write_png(tmp_path / "wall.png", picture())
+    write_png(tmp_path / "wall.png", make_image())
     with pytest.raises(ValueError, match=r"two photos of one person.*No face .*wall\.png"):
         pairs({"ann": [tmp_path / "wall.png"]}, [], detector)
     for blind in (Detector(None), Detector(Marks(), identities=False)):
@@ -208,7 +208,7 @@ def test_calibration_photos_are_named_by_asset(weights, monkeypatch, tmp_path):
 
 
 def seen_head(model, yaw, pitch, roll, distance=None):
-    """A head turned as `faces.pose` says, on a picture; `distance` of the camera in millimetres."""
+    """A head turned as `faces.pose` says, on an image; `distance` of the camera in millimetres."""
     y, p, r = np.radians([-yaw, -pitch, roll])
     about_x = np.array([[1, 0, 0], [0, np.cos(p), -np.sin(p)], [0, np.sin(p), np.cos(p)]])
     about_y = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
@@ -228,7 +228,7 @@ def test_the_pose_of_a_turned_head_is_found(model, angles):
 def test_the_signs_of_a_pose_are_those_that_the_picture_shows():
     straight = seen_head(POINTS_5, 0, 0, 0)
     nose = seen_head(POINTS_5, 30, 0, 0)[2] - straight[2]
-    assert nose[0] > 10 and abs(nose[1]) < 1  # yaw: to the picture's right
+    assert nose[0] > 10 and abs(nose[1]) < 1  # yaw: to the image's right
     assert (seen_head(POINTS_5, 0, 30, 0)[2] - straight[2])[1] < -10  # pitch: up
     left, right = seen_head(POINTS_5, 0, 0, 30)[:2]
     assert right[1] > left[1] + 10  # roll: clockwise
@@ -271,7 +271,7 @@ def test_a_real_head_turns_with_its_picture(weights):
 
     weights("yunet"), weights("dlib")
     detector = Detector(OpenBackend(), identities=False)
-    photo = read_image(weights("photos_face_recognition") / "obama2.jpg")[:700]  # he looks to the picture's left
+    photo = read_image(weights("photos_face_recognition") / "obama2.jpg")[:700]  # he looks to the image's left
     (face,) = detector.find(photo)
     (mirrored,) = detector.find(np.ascontiguousarray(photo[:, ::-1]))
     yaw, pitch, roll = face.pose

@@ -75,14 +75,14 @@ def test_every_mode_becomes_rgb(tmp_path, mode, colour, expected):
 
 def test_files_that_are_no_pictures_are_refused_by_name(tmp_path):
     (tmp_path / "notes.png").write_text("hello")
-    with pytest.raises(ImageError, match=r"notes\.png cannot be read as a picture"):
+    with pytest.raises(ImageError, match=r"notes\.png cannot be read as an image"):
         read_image(tmp_path / "notes.png")
     buffer = io.BytesIO()
     halves(size=(64, 64)).save(buffer, "JPEG")
     (tmp_path / "cut.jpg").write_bytes(buffer.getvalue()[:300])
     with pytest.raises(ImageError, match=r"cut\.jpg cannot be read"):
         read_image(tmp_path / "cut.jpg")
-    with pytest.raises(FileNotFoundError, match="no picture at"):
+    with pytest.raises(FileNotFoundError, match="no image at"):
         read_image(tmp_path / "missing.png")
 
 

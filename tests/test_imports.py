@@ -56,8 +56,8 @@ def test_every_module_imports_without_the_optional_packages():
 def test_a_missing_optional_package_is_named_with_its_extra():
     ask = (
         "import sys; sys.modules['rawpy'] = None\n"
-        "from face2scene.common.optional import need\n"
-        "need('rawpy', 'raw', why='Reading RAW')"
+        "from face2scene.common.optional import import_optional\n"
+        "import_optional('rawpy', 'raw', why='Reading RAW')"
     )
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=60)
     assert done.returncode != 0

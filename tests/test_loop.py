@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from face2scene.train.checkpoint import states
-from face2scene.train.loop import Phase, Schedule, only, train
+from face2scene.train.loop import Phase, Schedule, freeze_other_phases, train
 from face2scene.train.run import Run
 
 pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
@@ -23,17 +23,17 @@ class Numbers:
 
 
 class TwoSides:
-    """A small generator and critic that use each other, the critic on a frozen base."""
+    """A small generator and discriminator that use each other, the discriminator on a frozen base."""
 
     def __init__(self, poison_at=None):
         torch.manual_seed(0)
         self.maker = nn.Linear(3, 3)
-        self.critic = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 1))
-        self.critic[0].requires_grad_(False)
+        self.discriminator = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 1))
+        self.discriminator[0].requires_grad_(False)
         self.data, self.poison_at, self.calls, self.validated = Numbers(), poison_at, 0, 0
         self.phases = [
             Phase("maker", self.maker, self._optimizer(self.maker), self.make),
-            Phase("critic", self.critic, self._optimizer(self.critic), self.judge),
+            Phase("discriminator", self.discriminator, self._optimizer(self.discriminator), self.judge),
         ]
 
     @staticmethod
@@ -74,28 +74,28 @@ def run_to(folder, steps, accumulate=1, **settings):
 
 
 def tensors_of(task):
-    return {**task.maker.state_dict(), **{f"critic.{k}": v for k, v in task.critic.state_dict().items()}}
+    return {**task.maker.state_dict(), **{f"discriminator.{k}": v for k, v in task.discriminator.state_dict().items()}}
 
 
 @pytest.mark.numerics
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_stopped_run_ends_where_an_unstopped_one_does(tmp_path, accumulate):
-    whole, _ = run_to(tmp_path / "whole", 6, accumulate)
+    full_tensor, _ = run_to(tmp_path / "whole", 6, accumulate)
     run_to(tmp_path / "halves", 4, accumulate)
     halves, _ = run_to(tmp_path / "halves", 6, accumulate)
     assert halves.calls == 2 * accumulate  # it did go on and did not start again
-    for name, tensor in tensors_of(whole).items():
+    for name, tensor in tensors_of(full_tensor).items():
         assert torch.equal(tensor, tensors_of(halves)[name]), name
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "halves")]
     assert [json.loads(x)["step"] for x in lines[0]] == [json.loads(x)["step"] for x in lines[1]]
 
 
 def test_a_run_killed_between_two_states_repeats_the_lost_steps_exactly(tmp_path):
-    whole, _ = run_to(tmp_path / "whole", 6)
+    full_tensor, _ = run_to(tmp_path / "whole", 6)
     with pytest.raises(FloatingPointError):
         run_to(tmp_path / "killed", 6, poison_at=6)  # dies in step 6; the newest state is of step 4
     again, _ = run_to(tmp_path / "killed", 6)
-    assert all(torch.equal(t, tensors_of(again)[name]) for name, t in tensors_of(whole).items())
+    assert all(torch.equal(t, tensors_of(again)[name]) for name, t in tensors_of(full_tensor).items())
     steps = [json.loads(x)["step"] for x in (tmp_path / "killed/metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 2, 3, 4, 4, 5, 6, 6]  # training and validation lines, none twice
 
@@ -113,12 +113,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(tmp_path):
 
 def test_gradients_reach_one_phase_only():
     task = TwoSides()
-    maker, critic = task.phases
-    with only(maker, task.phases):
+    maker, discriminator = task.phases
+    with freeze_other_phases(maker, task.phases):
         sum(task.make(torch.randn(4, 3)).values()).backward()
     assert all(p.grad is not None for p in maker.weights)
-    assert all(p.grad is None and p.requires_grad for p in critic.weights)
-    assert not task.critic[0].weight.requires_grad  # what was frozen stays so
+    assert all(p.grad is None and p.requires_grad for p in discriminator.weights)
+    assert not task.discriminator[0].weight.requires_grad  # what was frozen stays so
 
 
 def test_a_frozen_base_is_not_in_the_state_and_statistics_are(tmp_path):
@@ -154,13 +154,13 @@ def test_a_schedule_warms_up_and_decays():
 
 def test_phases_may_share_a_model_and_its_optimiser(tmp_path):
     task = TwoSides()
-    maker, critic = task.phases
+    maker, discriminator = task.phases
     again = Phase(
         "again", maker.model, maker.optimizer, lambda batch: {"far": 0.1 * maker.model(batch).square().mean()}
     )
-    task.phases = [maker, critic, again]
-    with only(again, task.phases):
-        assert all(w.requires_grad for w in maker.weights) and not any(w.requires_grad for w in critic.weights)
+    task.phases = [maker, discriminator, again]
+    with freeze_other_phases(again, task.phases):
+        assert all(w.requires_grad for w in maker.weights) and not any(w.requires_grad for w in discriminator.weights)
     train(task, Accelerator(cpu=True), Schedule(steps=2, log_every=1), Run(tmp_path, {}), seed=0)
     assert again.model is maker.model and again.optimizer is maker.optimizer
     assert maker.optimizer.optimizer.state[maker.weights[0]]["step"] == 4  # two phases of two steps

@@ -7,7 +7,7 @@ from PIL import Image
 
 from face2scene.common.types import Face
 from face2scene.image_io.arrays import write_png
-from face2scene.ref_fr import Copy, StageOneError
+from face2scene.ref_fr import Copy, FaceRestorationError
 
 
 class Crowd:
@@ -47,10 +47,10 @@ class Recorded(Copy):
     def __init__(self):
         object.__setattr__(self, "given", [])
 
-    def restore(self, degraded, references, *, truth, rng):
+    def restore(self, degraded, references, *, gt, rng):
         self.given.append([path.name for path in references])
         if not references:
-            raise StageOneError("it got no photos")
+            raise FaceRestorationError("it got no photos")
         return degraded * 0.9
 
 
@@ -73,18 +73,18 @@ NOISE = torch.rand(3, 56, 64, generator=torch.Generator().manual_seed(0))
 
 
 def test_everybody_is_restored_by_own_photos_and_the_log_names_them(make_pipeline, two):
-    pipeline = crowd(make_pipeline, somebody(LARGE, BOB + 0.1), somebody(SMALL, ANN), tokens="mean")
+    pipeline = crowd(make_pipeline, somebody(LARGE, BOB + 0.1), somebody(SMALL, ANN), token_aggregation="mean")
     pipeline.detector.describe = lambda image, found, identities: [
         somebody(found[0].box, {2: BOB, 36: ANN}[found[0].box[0]])
     ]
     result = pipeline(NOISE, two)
     assert pipeline.ref_fr.given == [["bob.png"], ["ann.png"]] and result.notes["warnings"] == []
     assert [(f["person"], f["reference"]) for f in result.notes["faces"]] == [("bob", "bob.png"), ("ann", "ann.png")]
-    assert [reading.person for reading in result.measurement.readings] == ["bob", "ann"]
+    assert [reading.person for reading in result.estimate.face_estimates] == ["bob", "ann"]
     areas = torch.tensor([(b[2] - b[0]) ** 2.0 for b in result.notes["token_faces"]])
-    parts = [reading.tokens for reading in result.measurement.readings]
+    parts = [reading.tokens for reading in result.estimate.face_estimates]
     mean = (areas[0] * parts[0] + areas[1] * parts[1]) / areas.sum()
-    torch.testing.assert_close(result.measurement.tokens.tokens, mean)
+    torch.testing.assert_close(result.estimate.tokens.tokens, mean)
 
 
 def test_the_largest_known_face_goes_before_a_larger_stranger(make_pipeline, two):
@@ -95,15 +95,17 @@ def test_the_largest_known_face_goes_before_a_larger_stranger(make_pipeline, two
 
 
 def test_nearest_keeps_one_set_of_tokens_for_each_face(make_pipeline, two):
-    pipeline = crowd(make_pipeline, somebody(LARGE, BOB), somebody(SMALL, ANN), tokens="nearest", slack=2)
-    tokens = pipeline.measure(pipeline.scene(NOISE, two)[0]).tokens
+    pipeline = crowd(
+        make_pipeline, somebody(LARGE, BOB), somebody(SMALL, ANN), token_aggregation="nearest", identity_tolerance=2
+    )
+    tokens = pipeline.estimate(pipeline.scene(NOISE, two)[0]).tokens
     assert len(tokens.tokens) == 2 and torch.equal(tokens.near((0, 0, 8, 8)), tokens.tokens[:1])
     assert torch.equal(tokens.near((40, 40, 64, 56)), tokens.tokens[1:])
 
 
 def test_references_of_nobody_in_the_picture_are_said_and_not_used(make_pipeline, two):
     result = crowd(make_pipeline, somebody(LARGE, 2.5))(NOISE, two)
-    assert result.token_source == "null" and "show nobody in the picture" in result.notes["warnings"][0]
+    assert result.token_source == "null" and "show nobody in the image" in result.notes["warnings"][0]
     assert "it got no photos" in result.notes["warnings"][-1]
 
 
@@ -111,7 +113,7 @@ def test_a_damaged_face_may_resemble_its_person_less_but_the_log_says_so(make_pi
     doubtful = float(np.arccos(0.87))  # of 0.9
     result = crowd(make_pipeline, somebody(LARGE, doubtful))(NOISE, two["ann"])
     assert result.token_source == "pair" and "was taken for that person" in result.notes["warnings"][0]
-    strict = crowd(make_pipeline, somebody(LARGE, doubtful), slack=0.0)(NOISE, two["ann"])
+    strict = crowd(make_pipeline, somebody(LARGE, doubtful), identity_tolerance=0.0)(NOISE, two["ann"])
     assert strict.token_source == "null" and "show nobody" in strict.notes["warnings"][0]
 
 

@@ -14,7 +14,7 @@ from face2scene.image_io.metadata import shot_of
 from face2scene.image_io.photos import ImageError, Photo, read_photo, write_photo
 
 RNG = np.random.default_rng(0)
-PICTURE = RNG.random((7, 9, 3)).astype(np.float32)  # odd sides
+IMAGE = RNG.random((7, 9, 3)).astype(np.float32)  # odd sides
 
 
 def display_p3() -> bytes:
@@ -36,9 +36,9 @@ def test_every_format_comes_back_near_what_was_written(tmp_path, suffix):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_sixteen_bits_survive_to_the_last_one(tmp_path, suffix, channels):
     like = Photo(
-        PICTURE, alpha=RNG.random((7, 9)).astype(np.float32) if channels == 4 else None, bits=16, grey=channels == 1
+        IMAGE, alpha=RNG.random((7, 9)).astype(np.float32) if channels == 4 else None, bits=16, grey=channels == 1
     )
-    image = np.repeat(PICTURE[..., :1], 3, 2) if channels == 1 else PICTURE
+    image = np.repeat(IMAGE[..., :1], 3, 2) if channels == 1 else IMAGE
     write_photo(tmp_path / f"a{suffix}", image, like=like)
     back = read_photo(tmp_path / f"a{suffix}")
     assert back.bits == 16 and back.grey == (channels == 1)
@@ -49,17 +49,17 @@ def test_sixteen_bits_survive_to_the_last_one(tmp_path, suffix, channels):
 
 def test_an_independent_reader_sees_the_sixteen_bits(tmp_path):
     tifffile = pytest.importorskip("tifffile")
-    write_photo(tmp_path / "a.tif", PICTURE, like=Photo(PICTURE, bits=16))
+    write_photo(tmp_path / "a.tif", IMAGE, like=Photo(IMAGE, bits=16))
     levels = tifffile.imread(tmp_path / "a.tif")
     assert levels.dtype == np.uint16
-    np.testing.assert_allclose(levels / 65535, PICTURE, atol=0.51 / 65535)
+    np.testing.assert_allclose(levels / 65535, IMAGE, atol=0.51 / 65535)
 
 
 def test_transparency_is_kept_apart_and_put_back(tmp_path):
     alpha = np.linspace(0, 1, 63, dtype=np.float32).reshape(7, 9)
-    write_photo(tmp_path / "a.png", PICTURE, like=Photo(PICTURE, alpha))
+    write_photo(tmp_path / "a.png", IMAGE, like=Photo(IMAGE, alpha))
     back = read_photo(tmp_path / "a.png")
-    np.testing.assert_allclose(back.image, PICTURE, atol=0.51 / 255)
+    np.testing.assert_allclose(back.image, IMAGE, atol=0.51 / 255)
     np.testing.assert_allclose(back.alpha, alpha, atol=0.51 / 255)
     assert back.on_white()[0, 0].tolist() == [1, 1, 1]  # clear: the white below shows
     write_photo(tmp_path / "a.webp", back.image, like=back)
@@ -111,11 +111,11 @@ def test_every_exif_orientation_is_applied_once_and_the_rest_of_exif_stays(tmp_p
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = orientation, "A Camera"
     path = tmp_path / "a.png"
-    write_photo(path, PICTURE, like=Photo(PICTURE, bits=bits, exif=exif.tobytes()))
+    write_photo(path, IMAGE, like=Photo(IMAGE, bits=bits, exif=exif.tobytes()))
     photo = read_photo(path)
     with Image.open(path) as stored:
         stored.load()
-        pillow = Image.fromarray((PICTURE * 255).round().astype(np.uint8))
+        pillow = Image.fromarray((IMAGE * 255).round().astype(np.uint8))
         turned = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(orientation)
         expected = pillow if turned is None else pillow.transpose(Image.Transpose(turned))
     np.testing.assert_allclose(photo.image * 255, np.asarray(expected), atol=0.51)
@@ -128,7 +128,7 @@ def test_sixteen_bits_with_a_profile_say_that_the_depth_is_lost(tmp_path):
     import cv2
 
     path = tmp_path / "a.png"
-    ok, encoded = cv2.imencode(".png", (PICTURE * 65535).astype(np.uint16))
+    ok, encoded = cv2.imencode(".png", (IMAGE * 65535).astype(np.uint16))
     assert ok
     import struct
     import zlib
@@ -168,11 +168,11 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path):
     (tmp_path / "lies.jpg").write_bytes(buffer.getvalue())
     assert read_photo(tmp_path / "lies.jpg").image.shape == (4, 4, 3)  # the content decides, not the suffix
     with pytest.raises(ImageError, match="suffix must be one of"):
-        write_photo(tmp_path / "a.gif", PICTURE)
+        write_photo(tmp_path / "a.gif", IMAGE)
     with pytest.raises(ImageError, match="NaN"):
-        write_photo(tmp_path / "a.png", PICTURE * np.nan)
+        write_photo(tmp_path / "a.png", IMAGE * np.nan)
     with pytest.raises(ImageError, match="transparency has"):
-        write_photo(tmp_path / "a.png", PICTURE, like=Photo(PICTURE, np.ones((2, 2), np.float32)))
+        write_photo(tmp_path / "a.png", IMAGE, like=Photo(IMAGE, np.ones((2, 2), np.float32)))
     assert not (tmp_path / "a.png").exists()
 
 
@@ -188,7 +188,7 @@ def test_where_and_when_stay_with_the_photo_and_what_is_no_longer_true_goes(tmp_
     }
     exif[0x8825] = {1: "N", 2: (48.0, 8.0, 7.5), 3: "E", 4: (11.0, 34.0, 30.0)}
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" dc:creator="Ann"/></x:xmpmeta>'
-    Image.fromarray((PICTURE * 255).astype(np.uint8)).save(tmp_path / "a.jpg", exif=exif, xmp=xmp)
+    Image.fromarray((IMAGE * 255).astype(np.uint8)).save(tmp_path / "a.jpg", exif=exif, xmp=xmp)
     photo = read_photo(tmp_path / "a.jpg")
     assert photo.image.shape == (9, 7, 3)  # turned
     larger = np.zeros((18, 14, 3), np.float32)
@@ -225,7 +225,7 @@ def test_a_photo_knows_its_shot():
 @pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"GIF89a", b"\xff\xd8\xff"])
 def test_other_kinds_of_file_under_a_photo_s_name_are_refused(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
-    with pytest.raises(ImageError, match=r"a\.jpg cannot be read as a picture"):
+    with pytest.raises(ImageError, match=r"a\.jpg cannot be read as an image"):
         read_photo(tmp_path / "a.jpg")
 
 

@@ -10,10 +10,10 @@ from face2scene.common.types import Face, Scene
 from face2scene.image_io.arrays import read_image, read_tensor, resize, to_tensor, write_png
 from face2scene.image_io.photos import Photo, read_photo, write_photo
 from face2scene.inference.batch import restore_folder
-from face2scene.inference.degradation_estimator import telling_squares
-from face2scene.inference.log import WHY_LOG
+from face2scene.inference.degradation_estimator import select_textured_patches
+from face2scene.inference.log import RESTORATION_LOG
 from face2scene.inference.pipeline import Face2ScenePipeline
-from face2scene.inference.tasks import Job, find_jobs, passed_over
+from face2scene.inference.tasks import RestorationTask, find_tasks, passed_over
 from face2scene.ref_fr import Copy, GroundTruth, Perturbed, face_pair
 
 BOX = (8.0, 8.0, 32.0, 32.0)
@@ -49,7 +49,7 @@ def test_a_scene_keeps_its_size_and_says_how_it_was_restored(make_pipeline, phot
     assert result.image.shape == (3, 40, 48)
     assert result.notes["tokens"] == "pair" and result.notes["faces"][0]["box"] == list(BOX)
     assert result.notes["warnings"] == [] and result.notes["tiles"]["rows"] == 1
-    json.dumps(result.notes)  # goes into the why-log as it is
+    json.dumps(result.notes)  # goes into the restoration log as it is
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_scene_keeps_its_size_and_says_how_it_was_restored(make_pipeline, phot
     [
         ({}, "there is no Stage I"),
         ({"ref_fr": Copy()}, "no face detector is set"),
-        ({"ref_fr": GroundTruth(), "detector": OneFace()}, "made from the undamaged picture and none was given"),
+        ({"ref_fr": GroundTruth(), "detector": OneFace()}, "made from the clean image and none was given"),
     ],
 )
 def test_without_a_face_pair_the_null_tokens_stand_in_and_the_log_says_why(make_pipeline, photos, options, reason):
@@ -67,21 +67,21 @@ def test_without_a_face_pair_the_null_tokens_stand_in_and_the_log_says_why(make_
 
 
 def test_the_face_pair_lies_where_the_face_is(photos):
-    image, truth = scene(photos, "a").image, scene(photos, "b").image
-    pair = face_pair(GroundTruth(), image, BOX, truth=truth, rng=np.random.default_rng(0))
-    assert torch.equal(pair.degraded, image[:, 8:32, 8:32]) and torch.equal(pair.restored, truth[:, 8:32, 8:32])
+    image, gt = scene(photos, "a").image, scene(photos, "b").image
+    pair = face_pair(GroundTruth(), image, BOX, gt=gt, rng=np.random.default_rng(0))
+    assert torch.equal(pair.degraded, image[:, 8:32, 8:32]) and torch.equal(pair.restored, gt[:, 8:32, 8:32])
 
 
 def test_a_perturbed_face_is_near_the_truth_and_not_it(photos):
-    truth = scene(photos).image
-    restored = Perturbed().restore(truth, (), truth=truth, rng=np.random.default_rng(0))
-    again = Perturbed().restore(truth, (), truth=truth, rng=np.random.default_rng(0))
-    assert torch.equal(restored, again) and restored.shape == truth.shape
-    assert 0.005 < (restored - truth).abs().mean() < 0.25
-    plain = Perturbed(softness=1, tint=0, grain=0).restore(truth, (), truth=truth, rng=np.random.default_rng(0))
-    torch.testing.assert_close(plain, truth, atol=1e-4, rtol=0)
-    with pytest.raises(ValueError, match="give truth=FOLDER"):
-        Perturbed().restore(truth, (), truth=None, rng=np.random.default_rng(0))
+    gt = scene(photos).image
+    restored = Perturbed().restore(gt, (), gt=gt, rng=np.random.default_rng(0))
+    again = Perturbed().restore(gt, (), gt=gt, rng=np.random.default_rng(0))
+    assert torch.equal(restored, again) and restored.shape == gt.shape
+    assert 0.005 < (restored - gt).abs().mean() < 0.25
+    plain = Perturbed(softness=1, tint=0, grain=0).restore(gt, (), gt=gt, rng=np.random.default_rng(0))
+    torch.testing.assert_close(plain, gt, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="give gt=FOLDER"):
+        Perturbed().restore(gt, (), gt=None, rng=np.random.default_rng(0))
 
 
 def test_a_large_scene_is_restored_tile_by_tile(make_pipeline, photos):
@@ -92,18 +92,18 @@ def test_a_large_scene_is_restored_tile_by_tile(make_pipeline, photos):
 
 
 def test_the_largest_face_is_cut_to_its_middle(make_pipeline):
-    pipeline = make_pipeline(ref_fr=Copy(), largest_face=16)
-    pair = pipeline.measure(Scene("x", torch.rand(3, 64, 64)), box=(0, 0, 64, 64)).pair
+    pipeline = make_pipeline(ref_fr=Copy(), max_face_size=16)
+    pair = pipeline.estimate(Scene("x", torch.rand(3, 64, 64)), box=(0, 0, 64, 64)).pair
     assert pair.box == (24, 24, 40, 40)
 
 
 def test_a_blind_estimate_is_made_of_the_picture_and_named(make_pipeline, photos):
-    pipeline = make_pipeline(fallback="blind", largest_face=16)
+    pipeline = make_pipeline(fallback="blind", max_face_size=16)
     result = pipeline(scene(photos))
-    assert result.token_source == "blind" and "4 square(s) of the picture" in result.notes["warnings"][0]
-    assert result.measurement.pair is None and len(result.measurement.readings) == 4
+    assert result.token_source == "blind" and "4 square(s) of the image" in result.notes["warnings"][0]
+    assert result.estimate.pair is None and len(result.estimate.face_estimates) == 4
     null = make_pipeline()(scene(photos))
-    assert not torch.equal(result.measurement.tokens.tokens, null.measurement.tokens.tokens)
+    assert not torch.equal(result.estimate.tokens.tokens, null.estimate.tokens.tokens)
     tiny = pipeline(torch.rand(3, 5, 9))  # too small for FaDeX
     assert tiny.token_source == "null" and tiny.image.shape == (3, 5, 9)
 
@@ -111,8 +111,8 @@ def test_a_blind_estimate_is_made_of_the_picture_and_named(make_pipeline, photos
 def test_the_squares_with_the_strongest_edges_tell_most():
     image = torch.full((3, 40, 60), 0.5)
     image[:, 22:38, 41:57] = torch.rand(3, 16, 16)
-    assert telling_squares(image, 20, 1) == [(40, 20, 60, 40)]
-    assert len(telling_squares(image, 20, 99)) == 6
+    assert select_textured_patches(image, 20, 1) == [(40, 20, 60, 40)]
+    assert len(select_textured_patches(image, 20, 99)) == 6
 
 
 @pytest.mark.numerics
@@ -150,15 +150,15 @@ def test_a_list_gives_what_each_gives_alone_in_any_order(make_pipeline, photos):
     alone = [pipeline(path, seed=3) for path in paths]
     together = pipeline(list(reversed(paths)), seed=3)[::-1]
     assert all(torch.equal(one.image, other.image) for one, other in zip(alone, together, strict=True))
-    assert not torch.equal(pipeline(paths[0], seed=4).measurement.pair.restored, alone[0].measurement.pair.restored)
-    with pytest.raises(ValueError, match="belong to one picture"):
+    assert not torch.equal(pipeline(paths[0], seed=4).estimate.pair.restored, alone[0].estimate.pair.restored)
+    with pytest.raises(ValueError, match="belong to one image"):
         pipeline(paths, name="x")
 
 
 class Noisy(Copy):
     """Stage I with randomness of its own."""
 
-    def restore(self, degraded, references, *, truth, rng):
+    def restore(self, degraded, references, *, gt, rng):
         return (degraded + torch.from_numpy(rng.normal(0, 0.1, degraded.shape).astype(np.float32))).clamp(0, 1)
 
 
@@ -175,7 +175,7 @@ def test_transparency_and_depth_come_back_and_odd_sizes_stay(make_pipeline, tmp_
 
 def test_a_saved_pipeline_needs_no_base_and_restores_the_same(files, photos, tmp_path):
     pipeline = Face2ScenePipeline.from_pretrained(
-        files, ref_fr=Copy(), detector=OneFace(), tokens="mean", tile=32, overlap=8
+        files, ref_fr=Copy(), detector=OneFace(), token_aggregation="mean", tile=32, overlap=8
     )
     before = pipeline(scene(photos))
     pipeline.save_pretrained(tmp_path / "saved")
@@ -225,28 +225,28 @@ def test_an_unknown_option_is_refused_at_once(make_pipeline, options):
         make_pipeline(**options)
 
 
-def restored(pipeline, jobs, output, **options):
-    return restore_folder(pipeline, jobs, output, **options), [
-        json.loads(line) for line in (output / WHY_LOG).read_text().splitlines()
+def restored(pipeline, tasks, output, **options):
+    return restore_folder(pipeline, tasks, output, **options), [
+        json.loads(line) for line in (output / RESTORATION_LOG).read_text().splitlines()
     ]
 
 
 def test_a_broken_file_stops_nothing_else_and_is_named(make_pipeline, photos, tmp_path):
     (photos / "broken.jpg").write_bytes(b"\xff\xd8 not a photo")
     pipeline = make_pipeline()
-    outcome, log = restored(pipeline, find_jobs(photos), tmp_path / "out")
-    assert outcome.restored == 3 and "cannot be read as a picture" in outcome.failed["broken.jpg"]
+    outcome, log = restored(pipeline, find_tasks(photos), tmp_path / "out")
+    assert outcome.restored == 3 and "cannot be read as an image" in outcome.failed["broken.jpg"]
     assert [line["name"] for line in log] == ["a.png", "b.png", "c.png"]
 
 
 def test_finished_pictures_are_skipped_and_a_cut_log_line_is_done_again(make_pipeline, photos, tmp_path):
     pipeline, out = make_pipeline(), tmp_path / "out"
-    restored(pipeline, find_jobs(photos), out)
+    restored(pipeline, find_tasks(photos), out)
     before = (out / "images/a.png").stat().st_mtime_ns
-    text = (out / WHY_LOG).read_text()
-    (out / WHY_LOG).write_text(text[:-20])  # as a kill would leave it
+    text = (out / RESTORATION_LOG).read_text()
+    (out / RESTORATION_LOG).write_text(text[:-20])  # as a kill would leave it
     (out / "images/b.png").unlink()
-    outcome, log = restored(pipeline, find_jobs(photos), out)
+    outcome, log = restored(pipeline, find_tasks(photos), out)
     assert (outcome.restored, outcome.skipped) == (2, 1)
     assert (out / "images/a.png").stat().st_mtime_ns == before
     assert sorted({line["name"] for line in log}) == ["a.png", "b.png", "c.png"]
@@ -255,82 +255,82 @@ def test_finished_pictures_are_skipped_and_a_cut_log_line_is_done_again(make_pip
 @pytest.mark.numerics
 def test_order_and_company_do_not_change_a_picture(make_pipeline, photos, tmp_path):
     pipeline = make_pipeline(ref_fr=Perturbed(), detector=OneFace())
-    jobs = find_jobs(photos, truth=photos)
-    restore_folder(pipeline, jobs, tmp_path / "all")
-    restore_folder(pipeline, list(reversed(jobs))[:2], tmp_path / "two")
+    tasks = find_tasks(photos, gt=photos)
+    restore_folder(pipeline, tasks, tmp_path / "all")
+    restore_folder(pipeline, list(reversed(tasks))[:2], tmp_path / "two")
     assert (tmp_path / "all/images/c.png").read_bytes() == (tmp_path / "two/images/c.png").read_bytes()
     assert (tmp_path / "all/faces/c_restored.png").exists()
 
 
 def test_anothers_tokens_are_anothers(make_pipeline, photos, tmp_path):
     pipeline = make_pipeline(ref_fr=Perturbed(), detector=OneFace())
-    jobs = find_jobs(photos, truth=photos)
-    _, log = restored(pipeline, jobs, tmp_path / "other", tokens_from="other")
+    tasks = find_tasks(photos, gt=photos)
+    _, log = restored(pipeline, tasks, tmp_path / "other", tokens_from="other")
     assert [line["tokens_from"] for line in log] == ["b.png", "c.png", "a.png"]
     with pytest.raises(ValueError, match="own, other or null"):
-        restore_folder(pipeline, jobs, tmp_path / "x", tokens_from="mine")
+        restore_folder(pipeline, tasks, tmp_path / "x", tokens_from="mine")
 
 
 def test_input_that_cannot_be_right_is_refused(make_pipeline, photos, tmp_path):
     pipeline = make_pipeline()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no picture in"):
-        find_jobs(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match="no picture named a in truth"):
-        find_jobs(photos, truth=tmp_path / "empty")
-    with pytest.raises(ValueError, match="would overwrite the pictures it reads"):
-        restore_folder(pipeline, [Job(tmp_path / "out/images/a.png")], tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="no image in"):
+        find_tasks(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="no image named a in the ground truth"):
+        find_tasks(photos, gt=tmp_path / "empty")
+    with pytest.raises(ValueError, match="would overwrite the images it reads"):
+        restore_folder(pipeline, [RestorationTask(tmp_path / "out/images/a.png")], tmp_path / "out")
     for name in ("a.jpg", "a_png.png"):
         Image.new("RGB", (8, 8)).save(photos / name)
     with pytest.raises(ValueError, match=r"more than once.*\['a_png'\]"):
-        find_jobs(photos)
+        find_tasks(photos)
 
 
 def test_pictures_that_differ_in_the_suffix_alone_are_all_restored(make_pipeline, tmp_path):
     (tmp_path / "in/sub").mkdir(parents=True)
     for name in ("IMG_1.JPG", "IMG_1.png", "IMG_2.jpeg", "sub/IMG_1.JPG"):
         Image.new("RGB", (24, 24), "red").save(tmp_path / "in" / name)
-    outcome, _ = restored(make_pipeline(), find_jobs(tmp_path / "in"), tmp_path / "out")
+    outcome, _ = restored(make_pipeline(), find_tasks(tmp_path / "in"), tmp_path / "out")
     made = [path.relative_to(tmp_path / "out/images").as_posix() for path in (tmp_path / "out/images").rglob("*.png")]
     assert outcome.restored == 4
     assert sorted(made) == ["IMG_1_jpg.png", "IMG_1_png.png", "IMG_2.png", "sub/IMG_1.png"]
 
 
 def test_formats_by_any_suffix_are_read_and_the_rest_is_counted(tmp_path):
-    picture = Image.fromarray(np.full((24, 32, 3), 200, np.uint8))
+    image = Image.fromarray(np.full((24, 32, 3), 200, np.uint8))
     kinds = {"jfif": "JPEG", "jpe": "JPEG", "gif": "GIF", "bmp": "BMP", "avif": "AVIF"}
     for suffix, kind in kinds.items():
-        picture.save(tmp_path / f"{suffix}.{suffix}", format=kind)
+        image.save(tmp_path / f"{suffix}.{suffix}", format=kind)
     for name in ("notes.txt", "more.TXT", "raw.nrw", "README", "Thumbs.db"):
         (tmp_path / name).write_text("x")
-    jobs = find_jobs(tmp_path)
-    assert sorted(job.name for job in jobs) == sorted(kinds)
-    assert all(np.abs(read_image(job.path) - 200 / 255).max() < 3 / 255 for job in jobs)  # JPEG and AVIF are lossy
+    tasks = find_tasks(tmp_path)
+    assert sorted(task.name for task in tasks) == sorted(kinds)
+    assert all(np.abs(read_image(task.path) - 200 / 255).max() < 3 / 255 for task in tasks)  # JPEG and AVIF are lossy
     assert passed_over(tmp_path) == "passed over: 1 without suffix, 2 .txt, 1 .nrw"
     (tmp_path / "only").mkdir()
     (tmp_path / "only/raw.nrw").write_text("x")
-    with pytest.raises(FileNotFoundError, match=r"no picture in .*only \(input\); passed over: 1 \.nrw"):
-        find_jobs(tmp_path / "only")
+    with pytest.raises(FileNotFoundError, match=r"no image in .*only \(input\); passed over: 1 \.nrw"):
+        find_tasks(tmp_path / "only")
 
 
 def test_names_with_spaces_and_other_scripts_survive(make_pipeline, tmp_path):
     name = "Ünï — 写真 😀 photo"
     write_png(tmp_path / "in" / f"{name}.png", np.full((24, 24, 3), 0.5, dtype=np.float32))
     pipeline = make_pipeline()
-    outcome, _ = restored(pipeline, find_jobs(tmp_path / "in"), tmp_path / "out")
+    outcome, _ = restored(pipeline, find_tasks(tmp_path / "in"), tmp_path / "out")
     assert outcome.restored == 1 and (tmp_path / "out/images" / f"{name}.png").exists()
 
 
 def test_the_output_is_the_input_s_kind_of_file_and_has_its_size_times_the_scale(make_pipeline, tmp_path):
     (tmp_path / "in").mkdir()
     rng = np.random.default_rng(0)
-    picture = rng.random((21, 35, 3), dtype=np.float32)
+    image = rng.random((21, 35, 3), dtype=np.float32)
     alpha = np.linspace(0, 1, 21 * 35, dtype=np.float32).reshape(21, 35)
-    write_photo(tmp_path / "in/deep.tif", picture, like=Photo(picture, alpha, bits=16))
-    write_photo(tmp_path / "in/grey.jpg", picture, like=Photo(picture, grey=True))
+    write_photo(tmp_path / "in/deep.tif", image, like=Photo(image, alpha, bits=16))
+    write_photo(tmp_path / "in/grey.jpg", image, like=Photo(image, grey=True))
     Image.new("RGB", (35, 21), (90, 9, 9)).save(tmp_path / "in/old.bmp")
     pipeline = make_pipeline()
-    outcome, log = restored(pipeline, find_jobs(tmp_path / "in"), tmp_path / "out", scale=1.5, file_format="same")
+    outcome, log = restored(pipeline, find_tasks(tmp_path / "in"), tmp_path / "out", scale=1.5, file_format="same")
     assert outcome.failed == {}
     assert [line["output"] for line in log] == ["images/deep.tif", "images/grey.jpg", "images/old.png"]
     deep, grey = read_photo(tmp_path / "out/images/deep.tif"), read_photo(tmp_path / "out/images/grey.jpg")
@@ -339,7 +339,7 @@ def test_the_output_is_the_input_s_kind_of_file_and_has_its_size_times_the_scale
     assert np.abs(back - alpha).mean() < 0.05  # enlarged and shrunk again, in its own place
     for option in ({"scale": 0}, {"file_format": "gif"}):
         with pytest.raises(ValueError, match=r"it must be above 0|choose one of png"):
-            restore_folder(pipeline, find_jobs(tmp_path / "in"), tmp_path / "x", **option)
+            restore_folder(pipeline, find_tasks(tmp_path / "in"), tmp_path / "x", **option)
 
 
 def test_a_weights_file_of_another_kind_is_refused(files):

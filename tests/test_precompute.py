@@ -25,7 +25,7 @@ STEPS = 60
 
 @pytest.fixture
 def inscene(tmp_path) -> Path:
-    """Four training pictures, the last with the first one's content, and a fixed pair."""
+    """Four training images, the last with the first one's content, and a fixed pair."""
     folder, rng = tmp_path / "data/set", np.random.default_rng(0)
     records = []
     for number in range(5):

@@ -15,7 +15,7 @@ from face2scene.eval.probe.faces import faces_of_photos, faces_of_set
 from face2scene.eval.probe.probe import FaDeXProbe
 from face2scene.eval.probe.report import summary
 from face2scene.image_io.arrays import write_png
-from face2scene.models.fadex import FaDeX, Readout, leakage, retrieval
+from face2scene.models.fadex import FaDeX, LinearProbe, nuisance_retrieval, retrieval
 from face2scene.models.fadex.linear_readout import FACTORS, factors
 from face2scene.ref_fr import Copy, GroundTruth
 
@@ -32,22 +32,27 @@ def codes(*rows):
 def test_codes_that_know_the_operator_alone_are_found_and_give_no_picture_away():
     own = codes([[1.0, 0, 0.0]] * 3, [[0.0, 1, 0.0]] * 3)
     assert retrieval(own) == {"retrieval_top1": 1, "map": 1, "one_picture_top1": 1, "chance": 0.5}
-    found = leakage(codes([[1, 0.01, 0], [1, 0, 0.01], [1, 0, 0]], [[0, 1, 0.01], [0.01, 1, 0], [0, 1, 0]]), "aab")
+    found = nuisance_retrieval(
+        codes([[1, 0.01, 0], [1, 0, 0.01], [1, 0, 0]], [[0, 1, 0.01], [0.01, 1, 0], [0, 1, 0]]), "aab"
+    )
     assert found["picture_chance"] == pytest.approx(1 / 3) and found["identity_chance"] == 0.5
 
 
 def test_codes_that_know_the_picture_alone_are_caught():
     own = codes(*[[[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]] * 4)
-    found = leakage(own, ["a", "a", "b"])
+    found = nuisance_retrieval(own, ["a", "a", "b"])
     assert found["picture"] == 1
     twins = codes(*[[[1.0, 0, 0], [1, 0.1, 0], [0, 0, 1], [0, 0.1, 1]]] * 2)
-    assert leakage(twins, list("aabb"))["identity"] == 1 and leakage(twins, list("abab"))["identity"] == 0
-    assert leakage(twins, list("aabb"))["identity_chance"] == pytest.approx(1 / 3)
-    assert leakage(twins, list("abcd"))["identity"] is None
+    assert (
+        nuisance_retrieval(twins, list("aabb"))["identity"] == 1
+        and nuisance_retrieval(twins, list("abab"))["identity"] == 0
+    )
+    assert nuisance_retrieval(twins, list("aabb"))["identity_chance"] == pytest.approx(1 / 3)
+    assert nuisance_retrieval(twins, list("abcd"))["identity"] is None
 
 
 def test_retrieval_of_four_codes_by_hand():
-    # Operator 0 on pictures 0, 1 and operator 1 on both: each asks among the two embeddings of the other picture.
+    # Operator 0 on images 0, 1 and operator 1 on both: each asks among the two embeddings of the other image.
     angles = [[0, 20], [90, 30]]  # degrees
     own = torch.tensor([[[math.cos(math.radians(a)), math.sin(math.radians(a))] for a in row] for row in angles])
     found = retrieval(own)
@@ -67,7 +72,7 @@ def test_factors_of_a_recipe_are_its_own_numbers():
         )
     )
     found = factors(recipe)
-    assert found["blur"] == pytest.approx(math.sqrt(9 + (1 + 0.25) / 2 * 16))  # 1 pixel of the small picture is 4
+    assert found["blur"] == pytest.approx(math.sqrt(9 + (1 + 0.25) / 2 * 16))  # 1 pixel of the small image is 4
     assert found["jpeg_quality"] == 80 and found["scale"] == 0.25 and found["noise"] < 0.5
     assert factors(Recipe((GaussianNoise(20.0),)))["noise"] == pytest.approx(20, rel=0.03)
     assert factors(Recipe()) == {"blur": 0, "noise": 0, "jpeg_quality": 100, "scale": 1}
@@ -76,15 +81,15 @@ def test_factors_of_a_recipe_are_its_own_numbers():
 def test_a_readout_finds_the_lines_that_are_there_and_comes_back_from_its_file(tmp_path):
     rng = np.random.default_rng(0)
     recipes = [SPACE.draw(rng) for _ in range(60)]
-    truth = torch.tensor([[factors(r)[name] for name in FACTORS] for r in recipes])
-    truth[:, 3] = truth[:, 3].log2()
-    embeddings = truth / truth.std(0) + 0.01 * torch.randn(60, 4)
-    readout = Readout.fitted(embeddings[:40], recipes[:40])
+    gt = torch.tensor([[factors(r)[name] for name in FACTORS] for r in recipes])
+    gt[:, 3] = gt[:, 3].log2()
+    embeddings = gt / gt.std(0) + 0.01 * torch.randn(60, 4)
+    readout = LinearProbe.fitted(embeddings[:40], recipes[:40])
     assert all(value > 0.99 for value in readout.r_squared(embeddings[40:], recipes[40:]).values())
     shuffled = readout.r_squared(embeddings[40:].flip(0), recipes[40:])
     assert all(value < 0.6 for value in shuffled.values())
     readout.save(tmp_path / "readout.safetensors")
-    again = Readout.from_file(tmp_path / "readout.safetensors")
+    again = LinearProbe.from_file(tmp_path / "readout.safetensors")
     found = again(embeddings[50])
     assert found == readout(embeddings[50][None]) and list(found) == list(FACTORS)
     assert found["jpeg_quality"] == pytest.approx(factors(recipes[50])["jpeg_quality"], abs=3)
@@ -100,7 +105,7 @@ def test_a_readout_finds_the_lines_that_are_there_and_comes_back_from_its_file(t
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Six pictures of four people in `val`, two in `train`; the faces have 32 to 40 pixels."""
+    """Six images of four people in `val`, two in `train`; the faces have 32 to 40 pixels."""
     rng = np.random.default_rng(0)
     records = []
     for number, person in enumerate("aabcddef"):
@@ -157,7 +162,7 @@ def test_the_probe_writes_what_others_read(tmp_path, probe):
     d1 = next(r for r in rows if (r["encoder"], r["measure"], r["name"]) == ("pair", "same", "d1"))
     assert float(d1["value"]) == pytest.approx(stored["same"]["d1"], abs=1e-4) and d1["paper"] == "0.89"
     assert (tmp_path / "run/images/probe.png").stat().st_size > 10_000
-    assert Readout.from_file(tmp_path / "run/readout.safetensors").config == {"embedding": 8}
+    assert LinearProbe.from_file(tmp_path / "run/readout.safetensors").config == {"embedding": 8}
     assert "paper within +-0.06" in summary(found)
     assert probe()(tmp_path / "again") == found  # nothing is drawn from elsewhere
     with pytest.raises(ValueError, match=r"probe\.operators"):
@@ -169,11 +174,11 @@ def test_people_come_before_their_second_pictures_and_faces_keep_their_size(data
     assert [face.identity for face in faces] == ["a", "b", "c", "d", "a", "d"]
     sides = [face.inner[0].stop - face.inner[0].start for face in faces]
     assert sides == [34, 36, 36, 36, 35, 36]  # at most the crop; 1.4 times the box below it
-    assert faces[0].truth[:, *faces[0].inner].shape == (3, 34, 34)
+    assert faces[0].gt[:, *faces[0].inner].shape == (3, 34, 34)
 
 
 class FirstRowTells:
-    """A detector that finds a face where the picture's first pixel is bright."""
+    """A detector that finds a face where the image's first pixel is bright."""
 
     def find(self, photo):
         return [Face((10.0, 10.0, 40.0, 40.0), 1.0, np.zeros((5, 2)))] if photo[0, 0, 0] > 0.5 else []
@@ -185,7 +190,7 @@ def test_own_photos_are_probed_and_those_without_a_face_named(tmp_path, probe):
         photo = rng.random((60, 64, 3), dtype=np.float32)
         photo[0, 0] = first
         write_png(tmp_path / "photos" / name, photo)
-    (tmp_path / "photos/notes.txt").write_text("no picture")
+    (tmp_path / "photos/notes.txt").write_text("no image")
     found = probe(photos=tmp_path / "photos", detector=FirstRowTells())(tmp_path / "run")
     assert found["names"] == ["a.png", "b.png", "holiday/me.png"] and found["people"] == 3
     assert {"name": "holiday/tree.png", "reason": "no face found"} in found["left_out"]
@@ -193,7 +198,7 @@ def test_own_photos_are_probed_and_those_without_a_face_named(tmp_path, probe):
     assert found["leakage"]["identity"] is None
     (tmp_path / "photos/a.png").unlink()
     (tmp_path / "photos/holiday/me.png").unlink()
-    with pytest.raises(ValueError, match=r"has 1: holiday/tree\.png: no face found; notes\.txt: not a picture"):
+    with pytest.raises(ValueError, match=r"has 1: holiday/tree\.png: no face found; notes\.txt: not an image"):
         faces_of_photos(tmp_path / "photos", FirstRowTells(), crop=32, margin=4, count=5)
     with pytest.raises(FileNotFoundError, match=r"probe\.photos="):
         faces_of_photos(tmp_path / "nowhere", FirstRowTells(), crop=32, margin=4, count=5)

@@ -9,7 +9,7 @@ from negative import Negative, faces
 from PIL import Image
 
 from face2scene.image_io.arrays import read_tensor, write_png
-from face2scene.ref_fr import Copy, GroundTruth, Imitation, Perturbed, StageOneError, face_pair
+from face2scene.ref_fr import CalibratedPerturbation, Copy, FaceRestorationError, GroundTruth, Perturbed, face_pair
 from face2scene.ref_fr.base import StageOneFailure, in_bytes
 from face2scene.ref_fr.cache import Cached
 from face2scene.ref_fr.faceme.model import FaceMe
@@ -19,26 +19,26 @@ from face2scene.ref_fr.no_reference import SpandrelFace
 
 
 def test_copy_and_ground_truth_are_what_they_say():
-    damaged, truth = faces(2)
+    degraded, gt = faces(2)
     rng = np.random.default_rng(0)
-    assert torch.equal(Copy().restore(damaged, (), truth=truth, rng=rng), damaged)
-    assert torch.equal(GroundTruth().restore(damaged, (), truth=truth, rng=rng), truth)
+    assert torch.equal(Copy().restore(degraded, (), gt=gt, rng=rng), degraded)
+    assert torch.equal(GroundTruth().restore(degraded, (), gt=gt, rng=rng), gt)
 
 
 def test_the_imitation_is_the_truth_where_nothing_is_blended_in_and_moves_features_where_it_is():
-    truth = torch.zeros(3, 64, 64)
-    truth[:, 32, :] = 1
-    given = {"truth": truth, "rng": np.random.default_rng(0)}
-    assert torch.equal(Imitation(0, 2, 2, 0.1).restore(truth, (), **given), truth)
+    gt = torch.zeros(3, 64, 64)
+    gt[:, 32, :] = 1
+    given = {"gt": gt, "rng": np.random.default_rng(0)}
+    assert torch.equal(CalibratedPerturbation(0, 2, 2, 0.1).restore(gt, (), **given), gt)
     places = torch.linspace(0, 1, 128)
     ramps = torch.stack([places.expand(128, 128), places[:, None].expand(128, 128), torch.full((128, 128), 0.5)])
-    moved = Imitation(1, 0, 3, 0).restore(ramps, (), truth=ramps, rng=np.random.default_rng(0))
+    moved = CalibratedPerturbation(1, 0, 3, 0).restore(ramps, (), gt=ramps, rng=np.random.default_rng(0))
     path = ((moved - ramps) * 127)[:, 8:-8, 8:-8].square().sum(0).mean().sqrt()
     assert path == pytest.approx(3, rel=0.25)
-    soft = Imitation(1, 2, 0, 0).restore(truth, (), **given)
+    soft = CalibratedPerturbation(1, 2, 0, 0).restore(gt, (), **given)
     assert soft[0, 32, 32] == pytest.approx(1 / (2 * (2 * np.pi) ** 0.5), abs=0.01)
-    with pytest.raises(ValueError, match="give truth=FOLDER"):
-        Imitation(1, 0, 0, 0).restore(truth, (), truth=None, rng=np.random.default_rng(0))
+    with pytest.raises(ValueError, match="give gt=FOLDER"):
+        CalibratedPerturbation(1, 0, 0, 0).restore(gt, (), gt=None, rng=np.random.default_rng(0))
 
 
 TABLE_6 = {"good": (0.219, 0.375, 25.65), "medium": (0.227, 0.403, 24.73), "bad": (0.238, 0.452, 22.98)}
@@ -57,18 +57,18 @@ def test_the_imitations_are_near_the_rows_of_table_6_on_packaged_faces(weights):
     from face2scene.faces.detect import Detector
     from face2scene.image_io.arrays import resize, to_array
 
-    finder, truths = Detector(OpenBackend(), landmarks=False, identities=False), []
+    finder, gts = Detector(OpenBackend(), landmarks=False, identities=False), []
     for name in ("obama.jpg", "obama2.jpg", "obama3.jpg", "biden.jpg"):
         image = read_tensor(weights("photos_face_recognition") / name)
         box = square_crop_box(finder.find(to_array(image))[0].box, tuple(image.shape[-2:]))
-        truths.append(resize(crop(image, box), (256, 256)))
+        gts.append(resize(crop(image, box), (256, 256)))
     scorers = [METRICS[key].build("cpu") for key in ("dists", "lpips", "psnr")]
     rows = []
     for level in TABLE_6:
         restorer = instantiate(OmegaConf.load(REPOSITORY / f"configs/ref_fr/perturbed_{level}.yaml"))
-        made = [restorer.restore(t, (), truth=t, rng=np.random.default_rng(n)) for n, t in enumerate(truths)]
+        made = [restorer.restore(t, (), gt=t, rng=np.random.default_rng(n)) for n, t in enumerate(gts)]
         with torch.no_grad():
-            pair = in_bytes(torch.stack(made)), torch.stack(truths)
+            pair = in_bytes(torch.stack(made)), torch.stack(gts)
             rows.append([float(torch.as_tensor(scorer(*pair)).mean()) for scorer in scorers])
     assert rows[0][0] < rows[1][0] < rows[2][0] and rows[0][1] < rows[1][1] < rows[2][1]
     assert rows[0][2] > rows[1][2] > rows[2][2]
@@ -126,7 +126,7 @@ def test_a_refused_face_is_remembered_and_spoils_no_other(tmp_path, photo_files)
     assert cache.fill(images, [photo_files, []]) == 2
     assert cache.fill(images, [photo_files, []]) == 0 and inner.calls == [1]
     assert torch.equal(cache.restore_aligned(images[:1], [photo_files])[0].image, in_bytes(1 - images[0]))
-    with pytest.raises(StageOneError, match="there are no references"):
+    with pytest.raises(FaceRestorationError, match="there are no references"):
         cache.restore_aligned(images[1:], [[]])
 
 
@@ -150,7 +150,7 @@ def test_what_is_no_faces_fault_is_tried_again(tmp_path, photo_files):
 def test_what_cannot_be_loaded_is_no_faces_fault_and_leaves_no_trace(tmp_path, photo_files):
     missing = SpandrelFace("codeformer", str(tmp_path / "no.pth"), device="cpu")
     missing.__dict__["fingerprint"] = "x"
-    with pytest.raises(StageOneError, match="cannot be loaded"):
+    with pytest.raises(FaceRestorationError, match="cannot be loaded"):
         Cached(missing, tmp_path / "cache").fill(faces(1, 512), [photo_files])
     assert not list((tmp_path / "cache").rglob("*.*"))
 
@@ -191,7 +191,7 @@ def test_faceme_from_the_cache_is_faceme(tmp_path, photo_files):
 
 def test_a_plain_crop_is_restored_too(photo_files):
     crop = torch.rand(3, 40, 40)
-    restored = Negative().restore(crop, photo_files, truth=None, rng=np.random.default_rng(0))
+    restored = Negative().restore(crop, photo_files, gt=None, rng=np.random.default_rng(0))
     assert restored.shape == crop.shape
     pair = face_pair(Negative(), crop, (0, 0, 40, 40), references=photo_files, rng=np.random.default_rng(0))
     assert torch.equal(pair.restored, restored) and pair.notes == ("2 references",)

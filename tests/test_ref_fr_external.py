@@ -8,7 +8,7 @@ import pytest
 import torch
 from negative import faces
 
-from face2scene.ref_fr import StageOneError
+from face2scene.ref_fr import FaceRestorationError
 from face2scene.ref_fr.base import StageOneFailure
 from face2scene.ref_fr.external import External
 
@@ -58,19 +58,19 @@ RESULT = 'target / "out" / (path.stem + "_r.png")'
     ],
 )
 def test_what_a_program_leaves_is_looked_at(program, photo_files, spoil, reason):
-    with pytest.raises(StageOneError, match=reason):
+    with pytest.raises(FaceRestorationError, match=reason):
         program(2, spoil).restore_aligned(faces(1), [photo_files])
 
 
 def test_a_program_that_hangs_is_ended_and_one_that_is_not_there_is_named(program, photo_files):
     start = time.monotonic()
-    with pytest.raises(StageOneError, match="longer than 1 s"):
+    with pytest.raises(FaceRestorationError, match="longer than 1 s"):
         program(2, "import time; time.sleep(60)", timeout=1).restore_aligned(faces(1), [photo_files])
     assert time.monotonic() - start < 20
     slow = "if path.stem.endswith('1'):\n    import time; time.sleep(60)"
     with pytest.raises(StageOneFailure, match="longer than 3 s"):  # no face's fault, so no cache remembers it
         program(2, slow, timeout=3).restore_aligned(faces(2), [photo_files] * 2)
-    with pytest.raises(StageOneError, match="no_such_program cannot be run"):
+    with pytest.raises(FaceRestorationError, match="no_such_program cannot be run"):
         External("no_such_program {input} {output}", version="1", size=32).restore_aligned(faces(1), [photo_files])
     with pytest.raises(ValueError, match="has to hold"):
         External("program", version="1")
@@ -93,5 +93,5 @@ def test_instantrestores_folders_are_staged_as_it_reads_them(tmp_path, photo_fil
     assert torch.equal(adapter.restore_aligned(image, [photo_files])[0].image, image[0])
     conditioning = [f"face_0000/conditioning/reference_{n:02d}.png" for n in range(4)]
     assert listing.read_text().split() == [*conditioning, "face_0000/degraded.png", "face_0000/gt.png"]
-    with pytest.raises(StageOneError, match="needs references"):
+    with pytest.raises(FaceRestorationError, match="needs references"):
         adapter.restore_aligned(image, [[]])

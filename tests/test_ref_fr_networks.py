@@ -28,18 +28,18 @@ def test_the_packaged_real_esrgan_equals_basicsrs_network(weights):
 
 
 def test_the_packaged_real_esrgan_sharpens_a_photo(weights, photo):
-    truth = torch.from_numpy(photo[60:156, 180:276].copy()).permute(2, 0, 1)
+    gt = torch.from_numpy(photo[60:156, 180:276].copy()).permute(2, 0, 1)
     restorer = RealESRGAN(weights("real_esrgan_x4plus"), device="cpu")
-    restored = restorer.restore(truth, (), truth=None, rng=np.random.default_rng(0))
-    assert restored.shape == truth.shape
-    small = torch.nn.functional.interpolate(truth[None], size=(24, 24), mode="bicubic", antialias=True)
+    restored = restorer.restore(gt, (), gt=None, rng=np.random.default_rng(0))
+    assert restored.shape == gt.shape
+    small = torch.nn.functional.interpolate(gt[None], size=(24, 24), mode="bicubic", antialias=True)
     bicubic = torch.nn.functional.interpolate(small, size=(96, 96), mode="bicubic")[0]
 
     def detail(image):
         return (image[:, 1:] - image[:, :-1]).abs().mean()
 
     assert detail(restored) > 1.2 * detail(bicubic)
-    assert (restored - truth).square().mean() < 0.02
+    assert (restored - gt).square().mean() < 0.02
     with pytest.raises(ValueError, match="between 1 and 4"):
         RealESRGAN(shrink=5)
 

@@ -1,4 +1,4 @@
-"""Whatever goes wrong in Stage I, the scene is restored and the why-log says what it was."""
+"""Whatever goes wrong in Stage I, the scene is restored and the restoration log says what it was."""
 
 import json
 from pathlib import Path
@@ -46,19 +46,19 @@ def pipeline(tiny_base):
 
 def test_a_refused_face_falls_back_to_the_null_tokens_and_the_why_log_says_why(pipeline, photo_files):
     pipeline.ref_fr, pipeline.detector = FaceMe.tiny(size=64, steps=1, device="cpu"), Finder()
-    picture = torch.rand(3, 96, 96)
-    result = pipeline(Scene("a", picture, people={"ann": tuple(photo_files)}))
-    assert result.notes["tokens"] == "pair" and result.measurement.pair.restored.shape == (3, 39, 39)
-    assert not torch.equal(result.measurement.pair.restored, result.measurement.pair.degraded)
+    image = torch.rand(3, 96, 96)
+    result = pipeline(Scene("a", image, people={"ann": tuple(photo_files)}))
+    assert result.notes["tokens"] == "pair" and result.estimate.pair.restored.shape == (3, 39, 39)
+    assert not torch.equal(result.estimate.pair.restored, result.estimate.pair.degraded)
     black = photo_files[0].with_name("black.png")
     write_png(black, np.zeros((40, 30, 3), np.float32))
     for references, reason in [
         ((), "got none"),
         ((photo_files[0].with_name("gone.png"),), "gone.png is not there"),
-        ((black,), "none of the 1 reference pictures shows a face (black.png)"),
+        ((black,), "none of the 1 reference images shows a face (black.png)"),
     ]:
-        plain = pipeline(Scene("a", picture, people={"ann": references}))
-        assert plain.image.shape == picture.shape and plain.notes["tokens"] == "null"
+        plain = pipeline(Scene("a", image, people={"ann": references}))
+        assert plain.image.shape == image.shape and plain.notes["tokens"] == "null"
         (warning,) = plain.notes["warnings"]
         assert reason in warning and warning.startswith("The learned null tokens stand in") and "\n" not in warning
 
@@ -134,16 +134,15 @@ def test_the_scene_is_restored_whatever_is_wrong_with_faceme(
 ):
     import shutil
 
-    from face2scene.ref_fr.faceme import id_encoder as faceme_id
-    from face2scene.ref_fr.faceme import loading as faceme_files
+    from face2scene.ref_fr.faceme import id_encoder, loading
     from face2scene.ref_fr.faceme.id_encoder import Mix
     from face2scene.ref_fr.faceme.tiny import tiny_parts
 
     parts = tiny_parts()
-    monkeypatch.setattr(faceme_id, "Mix", lambda: Mix(32, 8))
-    monkeypatch.setattr(faceme_id, "IDEncoder", lambda: tiny_parts().id_encoder)
+    monkeypatch.setattr(id_encoder, "Mix", lambda: Mix(32, 8))
+    monkeypatch.setattr(id_encoder, "IDEncoder", lambda: tiny_parts().id_encoder)
     if "text_encoder" not in file:
-        monkeypatch.setattr(faceme_files, "encode_prompts", lambda found, **texts: parts.prompt)
+        monkeypatch.setattr(loading, "encode_prompts", lambda found, **texts: parts.prompt)
     folder = tmp_path / "released"
     shutil.copytree(released, folder)
     (folder / "antelope").mkdir()

@@ -15,13 +15,13 @@ from face2scene.data.records import write_manifest
 from face2scene.data.scene_batches import SceneBatches, held_out
 from face2scene.degradation import Space
 from face2scene.image_io.arrays import write_png
-from face2scene.ref_fr import StageOneError
+from face2scene.ref_fr import FaceRestorationError
 from face2scene.ref_fr.cache import Cached
 
 
 @pytest.fixture
 def inscene(tmp_path) -> Path:
-    """Four training pictures, two of one content, and a fixed pair; every face in the middle."""
+    """Four training images, two of one content, and a fixed pair; every face in the middle."""
     folder, rng = tmp_path / "set", np.random.default_rng(0)
     landmarks = np.zeros((68, 2))
     landmarks[36:42], landmarks[42:48] = (40, 44), (56, 44)
@@ -51,7 +51,7 @@ def test_a_precomputed_set_feeds_training_and_validation_without_the_restorer(tm
     shares = [faces_of(inscene, space, **everything, rank=rank, processes=2) for rank in range(2)]
     assert sum(map(len, shares)) == 2 * 4 + 1
     summaries = [fill(cache, share, batch=3) for share in shares]
-    assert sum(s.new for s in summaries) == 2 * 3 + 1, "two pictures of one content need one restoration"
+    assert sum(s.new for s in summaries) == 2 * 3 + 1, "two images of one content need one restoration"
     again = [fill(cache, share, batch=2) for share in shares]
     assert sum(s.new for s in again) == 0 and not any(s.problems for s in again)
     before = list(inner.calls)
@@ -79,21 +79,21 @@ def test_fadex_trains_on_precomputed_faces_without_the_restorer(tmp_path, inscen
     options = {"operators": 2, "pictures": 2, "crop": 16, "seed": 5, "margin": 4}
     restored = FacePairBatches.from_manifest(inscene, "train", space, **options, restore=RestoredBy(reader))[0]
     assert inner.calls == before
-    truths = FacePairBatches.from_manifest(inscene, "train", space, **options)[0]
+    gts = FacePairBatches.from_manifest(inscene, "train", space, **options)[0]
     for side in ("query", "key"):
-        a, b = restored[f"{side}_restored"], truths[f"{side}_restored"]
+        a, b = restored[f"{side}_restored"], gts[f"{side}_restored"]
         assert a.shape == b.shape and (a - b).abs().mean() > 0.1
         if side == "query":
-            assert torch.equal(restored["query_degraded"][:2], truths["query_degraded"][:2])
-    always = RestoredBy(reader, truth_share=1.0)
+            assert torch.equal(restored["query_degraded"][:2], gts["query_degraded"][:2])
+    always = RestoredBy(reader, gt_share=1.0)
     same = FacePairBatches.from_manifest(inscene, "train", space, **options, restore=always)[0]
-    assert torch.equal(same["query_restored"][:2], truths["query_restored"][:2])
+    assert torch.equal(same["query_restored"][:2], gts["query_restored"][:2])
 
 
 def test_a_face_that_stage_one_refuses_is_trained_on_with_the_null_tokens(inscene):
     class Never(Negative):
         def restore_aligned(self, faces, references):
-            raise StageOneError("no")
+            raise FaceRestorationError("no")
 
     options = {"crop": 64, "face_window": (16, 24), "batch": 3, "negatives": 0.0, "dropped": 0.0, "seed": 3}
     batch = SceneBatches(inscene, Space(), Never(), **options)[0]
@@ -103,7 +103,7 @@ def test_a_face_that_stage_one_refuses_is_trained_on_with_the_null_tokens(inscen
 def test_refusals_and_damage_are_summed_up(tmp_path, inscene):
     class Never(Negative):
         def restore_aligned(self, faces, references):
-            raise StageOneError("no face in them")
+            raise FaceRestorationError("no face in them")
 
     cache = Cached(Never(), tmp_path / "cache")
     jobs = faces_of(inscene, Space(), size=32, recipes=1, splits=("val",))

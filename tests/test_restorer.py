@@ -11,7 +11,7 @@ from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer import lora
 from face2scene.models.restorer.base_model import load_base
 from face2scene.models.restorer.one_step import NEGATIVE, POSITIVE, OneStepRestorer
-from face2scene.train.loop import only
+from face2scene.train.loop import freeze_other_phases
 
 pytestmark = pytest.mark.numerics
 
@@ -208,7 +208,7 @@ def test_a_phase_can_freeze_and_give_back_the_restorer(make):
 
     one, two = phase(make()), phase(nn.Linear(2, 2))
     before = {n for n, p in one.model.named_parameters() if p.requires_grad}
-    with only(two, [one, two]):
+    with freeze_other_phases(two, [one, two]):
         assert not any(p.requires_grad for p in one.model.parameters())
     assert {n for n, p in one.model.named_parameters() if p.requires_grad} == before
 
@@ -296,20 +296,20 @@ def test_a_restoration_that_runs_out_of_memory_names_the_options(make):
 
 def test_the_posteriors_noise_belongs_to_the_picture_and_not_to_the_batch(make):
     restorer = shaken(make()).eval().requires_grad_(False)
-    pictures, tokens = torch.rand(3, 3, 16, 16), torch.randn(1, 21, 32).expand(3, -1, -1)
+    images, tokens = torch.rand(3, 3, 16, 16), torch.randn(1, 21, 32).expand(3, -1, -1)
     seeds = torch.tensor([5, 6, 7])
-    together = restorer(pictures, tokens, seeds=seeds)
-    alone = restorer(pictures[1:2], tokens[:1], seeds=seeds[1:2])
+    together = restorer(images, tokens, seeds=seeds)
+    alone = restorer(images[1:2], tokens[:1], seeds=seeds[1:2])
     torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
-    torch.testing.assert_close(restorer(pictures, tokens), restorer(pictures, tokens))  # the mean is not random
-    assert (restorer(pictures, tokens, seeds=seeds + 1) - together).abs().max() > 1e-4
+    torch.testing.assert_close(restorer(images, tokens), restorer(images, tokens))  # the mean is not random
+    assert (restorer(images, tokens, seeds=seeds + 1) - together).abs().max() > 1e-4
 
 
 def test_the_posteriors_sample_has_the_posteriors_mean_and_deviation(make):
     restorer = make().eval().requires_grad_(False)
-    picture = torch.rand(1, 3, 16, 16)
-    posterior = restorer.vae.encode(picture * 2 - 1).latent_dist
-    drawn = restorer._encode(picture.expand(400, -1, -1, -1), torch.arange(400)) / restorer.vae.config.scaling_factor
+    image = torch.rand(1, 3, 16, 16)
+    posterior = restorer.vae.encode(image * 2 - 1).latent_dist
+    drawn = restorer._encode(image.expand(400, -1, -1, -1), torch.arange(400)) / restorer.vae.config.scaling_factor
     deviation = posterior.std[0]
     assert ((drawn.mean(0) - posterior.mean[0]) / deviation).abs().mean() < 0.08  # 1 / sqrt(400) = 0.05
     assert (drawn.std(0) / deviation - 1).abs().mean() < 0.08

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer import lora
-from face2scene.models.restorer.acceleration import doubled_convolution, fold_upsampling
-from face2scene.models.restorer.base_model import clean_latent, load_base
+from face2scene.models.restorer.acceleration import doubled_convolution, fuse_upsample_conv
+from face2scene.models.restorer.base_model import load_base, predict_x0
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.random_base import SD_TURBO, networks
 
@@ -28,7 +28,7 @@ def test_the_closed_form_is_the_schedulers_own_step(kind):
     noisy, prediction = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
     expected = scheduler.step(prediction, 999, noisy).prev_sample
     alpha = scheduler.alphas_cumprod[999].item()
-    torch.testing.assert_close(clean_latent(noisy, prediction, alpha, kind), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(predict_x0(noisy, prediction, alpha, kind), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_folded_doubling_is_the_doubling_and_the_convolution(height, width):
 @pytest.mark.numerics
 def test_a_folded_network_computes_the_same_with_the_same_names(tiny_base):
     base, plain = load_base(tiny_base), load_base(tiny_base)
-    assert fold_upsampling(base.vae) == 1 and fold_upsampling(base.unet) == 2
+    assert fuse_upsample_conv(base.vae) == 1 and fuse_upsample_conv(base.unet) == 2
     assert base.vae.state_dict().keys() == plain.vae.state_dict().keys()
     latent, context = torch.randn(1, 4, 8, 12), torch.randn(1, 98, 32)
     with torch.no_grad():

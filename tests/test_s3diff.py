@@ -115,7 +115,7 @@ def test_a_half_precision_base_trains_in_single(files):
     output = model(image, seeds=seeds)
     output.square().mean().backward()
     with torch.no_grad():
-        assert torch.allclose(output[1:], model(image[1:], seeds=seeds[1:]), atol=0.05)  # a seed is the picture's own
+        assert torch.allclose(output[1:], model(image[1:], seeds=seeds[1:]), atol=0.05)  # a seed is the image's own
     other = S3Diff.from_file(files[2])
     exact = other.restore(image, posterior="mean")
     half = model.restore(image, posterior="mean")
@@ -147,7 +147,7 @@ def test_training_and_inference_without_guidance_are_one_computation(model):
 def test_the_modulation_leaves_nothing_behind(model):
     image = torch.rand(1, 3, 64, 64)
     model.restore(image)
-    with pytest.raises(ValueError, match="scores of 3 pictures were given for a batch of 1"):
+    with pytest.raises(ValueError, match="scores of 3 images were given for a batch of 1"):
         model.restore(image, scores=torch.rand(3, 2))
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -257,7 +257,7 @@ def test_the_schedules_bound_on_clean_latents_is_kept(base_folder, tmp_path):
 
 
 def test_the_baseline_is_the_released_program(model, files):
-    """Scores of the small picture, the whole picture at once, eight bits that are cut off; a seed of the picture."""
+    """Scores of the small image, the whole image at once, eight bits that are cut off; a seed of the image."""
     image = torch.rand(3, 40, 56)
     method = S3DiffAsReleased(files[2], device="cpu")
     made = method(image, 4)

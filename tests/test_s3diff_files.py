@@ -8,7 +8,7 @@ from accelerate import init_empty_weights
 from torch import nn
 from witness_s3diff import BLOCKS, place_by_hand, released, released_scores, write_base, write_released
 
-from face2scene.assets import convert as converters
+from face2scene.assets import convert
 from face2scene.assets.catalogue import WeightsError
 from face2scene.common.model_files import load_weights
 from face2scene.models.restorer.random_base import SD_TURBO, networks
@@ -52,7 +52,7 @@ def test_the_released_files_fit_the_full_size_by_name_and_shape(tmp_path):
         content[part] = {n: torch.zeros(1).expand(t.shape) for n, t in content[part].items()}
     torch.save(content, tmp_path / "s3diff.pkl")
     torch.save(released_scores(), tmp_path / "de_net.pth")
-    converters._s3diff(tmp_path)
+    convert._s3diff(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["de_net.safetensors", "s3diff.safetensors"]
     tensors, config, _ = load_weights(tmp_path / "s3diff.safetensors", kind="s3diff")
     assert (len(config["vae_layers"]), len(config["unet_layers"])) == (31, 257)
@@ -100,15 +100,15 @@ def test_a_wrong_pickle_says_which_key(files, tmp_path, spoil, message):
     torch.save(content, tmp_path / "s3diff.pkl")
     torch.save(files[1], tmp_path / "de_net.pth")
     with pytest.raises(WeightsError, match=message):
-        converters.convert_s3diff(tmp_path / "s3diff.pkl", tmp_path / "de_net.pth", tmp_path / "o.safetensors")
+        convert.convert_s3diff(tmp_path / "s3diff.pkl", tmp_path / "de_net.pth", tmp_path / "o.safetensors")
     assert not (tmp_path / "o.safetensors").exists()
 
 
 def test_a_pickle_that_runs_code_is_refused(files, tmp_path):
     torch.save({"w": print}, tmp_path / "s3diff.pkl")
     with pytest.raises(WeightsError, match="not a torch pickle of plain tensors"):
-        converters.convert_s3diff(tmp_path / "s3diff.pkl", tmp_path / "none.pth", tmp_path / "o.safetensors")
+        convert.convert_s3diff(tmp_path / "s3diff.pkl", tmp_path / "none.pth", tmp_path / "o.safetensors")
     state = files[1] | {"body.1.8.conv2.bias": torch.zeros(64)}
     torch.save(state, tmp_path / "de_net.pth")
     with pytest.raises(WeightsError, match=r"'body.1.8.conv2.bias' of it is \(64,\) instead of \(128,\)"):
-        converters.convert_score_net(tmp_path / "de_net.pth", tmp_path / "o.safetensors")
+        convert.convert_score_net(tmp_path / "de_net.pth", tmp_path / "o.safetensors")

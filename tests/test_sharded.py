@@ -14,13 +14,13 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from face2scene.common.types import FacePair
-from face2scene.data.scene_batches import HeldOut
+from face2scene.data.scene_batches import ValidationPair
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer import lora
 from face2scene.models.restorer.base_model import load_base
-from face2scene.models.restorer.discriminator import Critic, load_features
+from face2scene.models.restorer.discriminator import Discriminator, load_features
 from face2scene.models.restorer.one_step import OneStepRestorer
-from face2scene.train import fsdp as sharded
+from face2scene.train import fsdp
 from face2scene.train.loop import Schedule, train
 from face2scene.train.restorer_task import RestorerTask
 from face2scene.train.run import Run
@@ -41,10 +41,10 @@ def build(base):
     mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
     layers = lora.VAE_ENCODER[:6]
     restorer = OneStepRestorer(load_base(base), mapnet, vae_rank=2, unet_rank=2, vae_layers=layers)
-    critic = Critic(load_features(VIT), levels=(1, 2), width=4)
+    discriminator = Discriminator(load_features(VIT), levels=(1, 2), width=4)
     image = torch.rand(3, 16, 16)
-    held = [HeldOut(None, image, image, FacePair(restored=image, degraded=image, box=(0, 0, 16, 16)))]
-    settings = {"lr": 1e-3, "critic": critic, "ema": 0.9, "device": torch.device("cpu"), "about": {}}
+    held = [ValidationPair(None, image, image, FacePair(restored=image, degraded=image, box=(0, 0, 16, 16)))]
+    settings = {"lr": 1e-3, "discriminator": discriminator, "ema": 0.9, "device": torch.device("cpu"), "about": {}}
     return RestorerTask(restorer, Measure(), Distance(), Scenes(), held, **settings)
 
 
@@ -62,13 +62,13 @@ def _one_of_two(base, folder):
     task = run_to(base, folder / "sharded", 2, LEAST)
     units = [m for m in task.phases[0].model.modules() if isinstance(m, FSDPModule)]
     parts = sum(p.to_local().numel() for p in task.phases[0].model.parameters())
-    whole = sum(p.numel() for p in task.phases[0].model.parameters())
+    full_tensor = sum(p.numel() for p in task.phases[0].model.parameters())
     run_to(base, folder / "halves", 1, LEAST)
     run_to(base, folder / "halves", 2, LEAST)
     run_to(base, folder / "mixed", 1, None)  # whole copies on both, and sharded from their state on
     run_to(base, folder / "mixed", 2, LEAST)
     if torch.distributed.get_rank() == 0:
-        (folder / "units.json").write_text(json.dumps([len(units), parts / whole]))
+        (folder / "units.json").write_text(json.dumps([len(units), parts / full_tensor]))
 
 
 LAUNCH = """
@@ -103,16 +103,16 @@ def test_a_sharded_training_is_the_copied_one_and_goes_on_bit_for_bit(tmp_path, 
 
 def test_the_launch_files_wish_is_taken_from_accelerate(monkeypatch):
     monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
-    assert sharded.taken_over() is None
+    assert fsdp.fsdp_min_params() is None
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_MIN_NUM_PARAMS", "5000")
-    assert sharded.taken_over() == 5000
-    assert sharded.taken_over() is None
+    assert fsdp.fsdp_min_params() == 5000
+    assert fsdp.fsdp_min_params() is None
 
 
 def test_one_process_alone_cannot_shard():
     forget_processes()
     model = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"two processes or more and there is one: give --num_processes"):
-        sharded.shard(Accelerator(cpu=True), model, torch.optim.SGD(model.parameters(), 0.1), least=1)
+        fsdp.shard(Accelerator(cpu=True), model, torch.optim.SGD(model.parameters(), 0.1), least=1)
     forget_processes()

@@ -18,12 +18,12 @@ from face2scene.common.processes import run_group
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.common.types import Scene
 from face2scene.data.records import read_manifest
-from face2scene.eval.sweeps.plan import Plan, Step, Sweep, SweepError, plan
+from face2scene.eval.sweeps.plan import Step, Sweep, SweepError, SweepPlan, plan
 from face2scene.eval.sweeps.run import pending, run_steps, submit_steps
 from face2scene.eval.sweeps.table import section
 from face2scene.image_io.arrays import read_image, read_tensor, write_png
 from face2scene.inference.batch import restore_folder
-from face2scene.inference.tasks import find_jobs
+from face2scene.inference.tasks import find_tasks
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.loading import load_restorer
 from face2scene.models.mapnet import MapNet
@@ -34,7 +34,7 @@ CONFIGS = REPOSITORY / "configs"
 SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))
 TINY = ["data=tiny", "degradation=tiny", "faces=none", "fadex=tiny", "mapnet=tiny", "restorer=tiny", "train=tiny"]
 RANKS = ((4, 4), (8, 8), (16, 16), (16, 32), (32, 32))
-SHORT = ["train.fadex.schedule.steps=1", "train.restorer.schedule.steps=1", "train.restorer.critic=null"]
+SHORT = ["train.fadex.schedule.steps=1", "train.restorer.schedule.steps=1", "train.restorer.discriminator=null"]
 
 
 def composed(root: str, overrides: list[str]):
@@ -97,7 +97,7 @@ def sweep(folder: Path, key: str, *more: str, runner=in_this_process) -> tuple[i
     return script("sweep").sweep(cfg, given, "perturbed", runner), folder / "runs" / cfg.name
 
 
-def pictures(folder: Path) -> dict[str, bytes]:
+def images(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "images").glob("*.png"))}
 
 
@@ -115,7 +115,7 @@ def test_nine_guidances_cost_one_unet_call_a_picture(home, monkeypatch, capsys):
 
         monkeypatch.setattr(OneStepRestorer, name, counted)
     code, folder = sweep(home, "cfg", *trained(home))
-    timed = 2  # each picture is restored once more, alone, to say what was saved
+    timed = 2  # each image is restored once more, alone, to say what was saved
     assert code == 0 and calls == {"_predict": 2 + timed, "_decode": 2 * 9 + timed}
     result = json.loads((folder / "sweep.json").read_text())
     rows = result["variants"]
@@ -131,7 +131,7 @@ def test_nine_guidances_cost_one_unet_call_a_picture(home, monkeypatch, capsys):
     assert '<img src="data:image/svg+xml;base64,' in page and page.count("<tr>") == 10
     assert "restorations would take 9 times" in page
 
-    alone = home / "alone"  # the same guidance by itself gives the same pictures
+    alone = home / "alone"  # the same guidance by itself gives the same images
     options = [*TINY, *paths(home), f"input={home}/data/tiny", f"output={alone}", "guidance=1.16"]
     weights = [f"fadex_weights={home}/fadex.safetensors", f"restorer_weights={home}/restorer.safetensors"]
     script("restore").main(composed("restore", ["ref_fr=perturbed", *options, *weights]))
@@ -146,7 +146,7 @@ def test_a_restorer_is_trained_for_each_number_of_tokens_and_the_sweep_goes_on_w
     counts = {}
     for label in ("1_token", "5_tokens", "21_tokens"):
         counts[label] = load_restorer(folder / label / "restorer/weights/restorer.safetensors").mapnet.num_tokens
-        assert len(pictures(folder / label)) == 2
+        assert len(images(folder / label)) == 2
     assert list(counts.values()) == [1, 5, 21]
 
     def nothing(*_):
@@ -161,24 +161,24 @@ def test_a_restorer_is_trained_for_each_number_of_tokens_and_the_sweep_goes_on_w
 
 
 def test_damage_tokens_and_stage_i_are_varied_with_given_weights(home):
-    code, damaged = sweep(home, "spatially_varying", *trained(home))
+    code, degraded = sweep(home, "spatially_varying", *trained(home))
     assert code == 0
-    recipes = [read_manifest(damaged / name / "damage", "val") for name in ("face2scene_uniform", "face2scene")]
+    recipes = [read_manifest(degraded / name / "degradation", "val") for name in ("face2scene_uniform", "face2scene")]
     kinds = [{operator["kind"] for record in records for operator in record.recipe["operators"]} for records in recipes]
     assert kinds[0] != kinds[1] and [r.sha256 for r in recipes[0]] == [r.sha256 for r in recipes[1]]
-    assert pictures(damaged / "face2scene_uniform") != pictures(damaged / "face2scene")
+    assert images(degraded / "face2scene_uniform") != images(degraded / "face2scene")
 
     code, quality = sweep(home, "ref_quality", *trained(home))
     result = json.loads((quality / "sweep.json").read_text())
     assert code == 0 and result["left_out"] == {"S3Diff": "s3diff"}
-    made = {row["label"]: pictures(quality / row["folder"]) for row in result["variants"]}
+    made = {row["label"]: images(quality / row["folder"]) for row in result["variants"]}
     assert [label.split()[-1] for label in made] == ["truth", "good", "medium", "bad", "copy"] and made[
         "truth"
     ] != made["copy"]
 
     code, used = sweep(home, "tokens_used", *trained(home), "limit=1")
     assert code == 0
-    made = [pictures(used / f"tokens_{count}") for count in (0, 1, 5, 21)]
+    made = [images(used / f"tokens_{count}") for count in (0, 1, 5, 21)]
     assert all(len(one) == 1 for one in made) and len({str(one) for one in made}) == 4
     assert json.loads((used / "sweep.json").read_text())["variants"][0]["counts"]["expected"] == 1
 
@@ -218,7 +218,7 @@ def test_every_sweep_runs_through_its_own_commands(home, key):
 def test_a_lost_product_makes_all_that_was_made_of_it_pending(tmp_path):
     needs = {"fadex": (), "a/restorer": ("fadex",), "a/restore": ("a/restorer",), "b/restore": ()}
     steps = tuple(Step(name, ("python", name), before, tmp_path / name) for name, before in needs.items())
-    laid_out = Plan(tmp_path, steps, (), {}, {})
+    laid_out = SweepPlan(tmp_path, steps, (), {}, {})
 
     def make(step, said, environment):
         step.product.mkdir(parents=True)
@@ -236,7 +236,7 @@ def test_a_step_of_files_that_were_replaced_is_not_finished(tmp_path, change):
         (tmp_path / name).write_text("1")
     words = ("python", f"restorer_weights={tmp_path / 'w.safetensors'}", "x=" + "y" * 5000)
     step = Step("restore", words, (), tmp_path / "sweep/images")
-    laid_out = Plan(tmp_path / "sweep", (step,), (), {}, {}, tmp_path / "data")
+    laid_out = SweepPlan(tmp_path / "sweep", (step,), (), {}, {}, tmp_path / "data")
     make = lambda *_: step.product.mkdir(parents=True) or ""  # noqa: E731
     assert run_steps(laid_out, pending(laid_out), runner=make, say=str) == {}
     assert pending(laid_out) == []
@@ -259,7 +259,7 @@ def test_a_step_whose_marker_is_damaged_is_done_again(tmp_path, text):
 # --- plans --------------------------------------------------------------------------------------------------
 
 
-def planned(key: str, **options) -> Plan:
+def planned(key: str, **options) -> SweepPlan:
     data = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"sweep/{key}.yaml"))
     return plan(Sweep.from_dict(data), **{"name": key, "runs": "runs", "data": "data/x"} | options)
 
@@ -324,13 +324,13 @@ def test_a_dry_run_prints_the_commands_and_starts_none(home, capsys):
 # --- running ------------------------------------------------------------------------------------------------
 
 
-def steps_of(folder: Path, *rows: tuple[str, str, tuple[str, ...]]) -> Plan:
+def steps_of(folder: Path, *rows: tuple[str, str, tuple[str, ...]]) -> SweepPlan:
     """Steps of one line of Python each; `product` is a file of the step's name."""
     made = [
         Step(name, (sys.executable, "-S", "-c", code, str(folder / name)), needs, folder / name)
         for name, code, needs in rows
     ]
-    return Plan(folder, tuple(made), (), {}, {})
+    return SweepPlan(folder, tuple(made), (), {}, {})
 
 
 TOUCH = "import sys; open(sys.argv[1], 'w').close()"
@@ -416,7 +416,7 @@ def test_slurm_keeps_the_order_by_dependencies(tmp_path, monkeypatch):
 
         def submit(self, function, plan, step, cluster):
             handed.append((step.name, self.given))
-            return type("Job", (), {"job_id": str(40 + len(handed))})
+            return type("RestorationTask", (), {"job_id": str(40 + len(handed))})
 
     monkeypatch.setattr(submitit, "AutoExecutor", Cluster)
     todo = steps_of(tmp_path, ("a", TOUCH, ()), ("b", TOUCH, ("a",)))
@@ -429,7 +429,7 @@ def test_slurm_keeps_the_order_by_dependencies(tmp_path, monkeypatch):
 
 
 def together(pipeline, folder, output, **options):
-    return restore_folder(pipeline, find_jobs(folder), output, **options)
+    return restore_folder(pipeline, find_tasks(folder), output, **options)
 
 
 def test_values_restored_together_are_those_restored_alone(make_pipeline, photo, tmp_path):
@@ -437,11 +437,11 @@ def test_values_restored_together_are_those_restored_alone(make_pipeline, photo,
     pipeline, out = make_pipeline(), tmp_path / "out"
     assert together(pipeline, tmp_path / "in", out, guidance=[1.0, 1.1]).restored == 1
     assert together(pipeline, tmp_path / "in", out, guidance=[1.0, 1.1]).skipped == 1
-    pictures = [out / f"guidance_{value}/images/a.png" for value in ("1.00", "1.10")]
-    assert sorted(out.glob("*/images/a.png")) == pictures and pictures[0].read_bytes() != pictures[1].read_bytes()
+    images = [out / f"guidance_{value}/images/a.png" for value in ("1.00", "1.10")]
+    assert sorted(out.glob("*/images/a.png")) == images and images[0].read_bytes() != images[1].read_bytes()
     scene = Scene("a", read_tensor(tmp_path / "in/a.png"))
-    for guidance, path in zip((1.0, 1.1), pictures, strict=True):
-        expected = pipeline.restore(scene, pipeline.measure(scene), guidance=guidance).image
+    for guidance, path in zip((1.0, 1.1), images, strict=True):
+        expected = pipeline.restore(scene, pipeline.estimate(scene), guidance=guidance).image
         assert (read_tensor(path) - expected).abs().max() <= 0.5 / 255 + 1e-6
     (line,) = (out / "restore.jsonl").read_text().splitlines()
     assert json.loads(line)["guidance"] == [1.0, 1.1]
@@ -455,8 +455,8 @@ def test_numbers_of_tokens_restored_together_are_those_restored_alone(make_pipel
     assert together(pipeline, tmp_path / "in", out, token_counts=[1, 5]).failed == {}
     scene = Scene("a", read_tensor(tmp_path / "in/a.png"))
     for count in (1, 5):
-        alone = make_pipeline(most_tokens=count)
-        expected = alone.restore(scene, alone.measure(scene)).image
+        alone = make_pipeline(max_tokens=count)
+        expected = alone.restore(scene, alone.estimate(scene)).image
         assert (read_tensor(out / f"tokens_{count}/images/a.png") - expected).abs().max() <= 0.5 / 255 + 1e-6
 
 

@@ -1,4 +1,4 @@
-"""Large pictures: what a plan is, and what tiles differ in from the whole."""
+"""Large images: what a plan is, and what tiles differ in from the whole."""
 
 from itertools import pairwise
 
@@ -73,16 +73,16 @@ def test_cells_cover_a_picture_once_and_lie_inside_their_squares():
 
 def test_few_squares_stand_for_all_content_wherever_it_lies():
     for y, x in ((0, 0), (150, 130), (300, 60), (210, 320)):
-        picture = torch.ones(1, 3, 448, 448)
+        image = torch.ones(1, 3, 448, 448)
         detail = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-        picture[..., y : y + 96, x : x + 96] = 0.3 * detail
-        squares = strata(picture, (448, 448), 64, 16, 16)
+        image[..., y : y + 96, x : x + 96] = 0.3 * detail
+        squares = strata(image, (448, 448), 64, 16, 16)
         assert len(squares) <= 16 and sum(square.share for square in squares) == pytest.approx(1)
         mean = 0.0
         for (x0, y0, _, _), (left, top, right, bottom), share in ((s.box, s.core, s.share) for s in squares):
-            part = picture[..., y0 + int(64 * top) : y0 + int(64 * bottom), x0 + int(64 * left) : x0 + int(64 * right)]
+            part = image[..., y0 + int(64 * top) : y0 + int(64 * bottom), x0 + int(64 * left) : x0 + int(64 * right)]
             mean += share * float(part.mean())
-        assert mean == pytest.approx(float(picture.mean()), abs=0.01)  # corner squares alone say 1 where it is 0.96
+        assert mean == pytest.approx(float(image.mean()), abs=0.01)  # corner squares alone say 1 where it is 0.96
     even = strata(torch.ones(1, 3, 448, 448), (448, 448), 64, 16, 16)
     assert len(even) <= 2 and sum(square.share for square in even) == pytest.approx(1)
 
@@ -163,33 +163,33 @@ GROUNDS = [(1.0, 1.0, 1.0), (0.02, 0.02, 0.03), (0.35, 0.6, 0.95), (0.5, 0.5, 0.
 def on_a_ground(photo, number: int) -> torch.Tensor:
     """A photo of 112 pixels on an even ground of 448, most of them outside four corner squares of 144."""
     ground = torch.tensor(GROUNDS[number % len(GROUNDS)]).view(1, 3, 1, 1)
-    picture = ground.expand(1, 3, 448, 448).clone()
+    image = ground.expand(1, 3, 448, 448).clone()
     y, x = PLACES[number]
-    picture[..., y : y + 112, x : x + 112] = resize(torch.from_numpy(photo.copy()).permute(2, 0, 1), (112, 112))
-    return picture
+    image[..., y : y + 112, x : x + 112] = resize(torch.from_numpy(photo.copy()).permute(2, 0, 1), (112, 112))
+    return image
 
 
 @pytest.mark.parametrize("number", range(len(PLACES)))
 def test_the_vae_in_tiles_is_as_good_as_whole_with_content_anywhere(shipped, photo, number):
-    picture = on_a_ground(photo, number)
-    chosen = plan(shipped, picture, tile=144, overlap=48)
-    output = picture
+    image = on_a_ground(photo, number)
+    chosen = plan(shipped, image, tile=144, overlap=48)
+    output = image
     for network, work in ((shipped.vae.encoder, shipped.encode), (shipped.vae.decoder, shipped.decode)):
         run = {"work": lambda part, _, work=work: work(part), "x": output, "plan": chosen}
         output = tiling.network_in_tiles("", network, device="cpu", progress=None, **run)
-    whole = shipped.decode(shipped.encode(picture))
-    assert psnr(output, picture) > psnr(whole, picture) - 0.3
+    whole = shipped.decode(shipped.encode(image))
+    assert psnr(output, image) > psnr(whole, image) - 0.3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(PLACES)))
 def test_restored_in_tiles_is_as_good_as_whole_with_content_anywhere(shipped, photo, number):
-    picture, tokens = on_a_ground(photo, number), shipped.tokens(None, 1)
+    image, tokens = on_a_ground(photo, number), shipped.tokens(None, 1)
     whole, output = (
-        restore_in_tiles(shipped, picture, lambda box: tokens, plan(shipped, picture, tile=tile, overlap=48))
+        restore_in_tiles(shipped, image, lambda box: tokens, plan(shipped, image, tile=tile, overlap=48))
         for tile in (None, 144)
     )
-    assert psnr(output, picture) > psnr(whole, picture) - 0.3
+    assert psnr(output, image) > psnr(whole, image) - 0.3
 
 
 def test_a_restored_scene_in_tiles_is_near_the_whole_and_shows_no_seams(shipped, scene):
@@ -269,7 +269,7 @@ def test_the_tile_is_chosen_by_the_free_memory(shipped, monkeypatch):
 
 
 def test_memory_is_bounded_by_the_tile(shipped):
-    """Of what the networks are shown; the picture itself and its result lie in memory once."""
+    """Of what the networks are shown; the image itself and its result lie in memory once."""
     shown = []
     hook = shipped.vae.decoder.conv_in.register_forward_hook(lambda m, given, o: shown.append(given[0].shape))
     scene, tokens = torch.rand(1, 3, 64, 480), shipped.tokens(None, 1)

@@ -22,7 +22,7 @@ def pairs(tmp_path):
         for number in range(2):
             write_png(tmp_path / f"photos/{number}.png", rng.random((40, 48, 3)).astype(np.float32))
         files = sorted((tmp_path / "photos").glob("*.png"))
-        kinds = [tiny_base.Pictures(files[:1], 0.5), tiny_base.Pictures(files[1:], 0.5)]
+        kinds = [tiny_base.Images(files[:1], 0.5), tiny_base.Images(files[1:], 0.5)]
         space = Space(scale=1, no_degradation_prob=0.0, kernel_sizes=(3, 5))
         return tiny_base.Pairs(kinds, **{"crop": 32, "batch": 2, "space": space, "seed": 0} | options)
 
@@ -54,13 +54,13 @@ def test_a_batch_is_its_number_and_a_picture_larger_than_asked_is_shrunk(pairs, 
     assert all(torch.equal(one[name], same[name]) for name in ("image", "truth"))
     assert not torch.equal(one["truth"], other["truth"])
     assert one["truth"].shape == (2, 3, 32, 32) and (one["image"] - one["truth"]).abs().mean() > 0.01
-    (shrunk,) = tiny_base.Pictures([tmp_path / "photos/0.png"], 1.0, longest=24).load()
+    (shrunk,) = tiny_base.Images([tmp_path / "photos/0.png"], 1.0, longest=24).load()
     assert shrunk.shape == (20, 24, 3)
 
 
 def test_shares_that_are_not_a_whole_are_refused(pairs):
     with pytest.raises(ValueError, match=r"must sum to 1, not \[0\.7\]"):
-        tiny_base.Pairs([tiny_base.Pictures([], 0.7)], crop=8, batch=1, space=Space(), seed=0)
+        tiny_base.Pairs([tiny_base.Images([], 0.7)], crop=8, batch=1, space=Space(), seed=0)
 
 
 def test_an_untrained_base_gives_its_input_back(task):
@@ -84,6 +84,6 @@ def test_what_is_exported_is_what_was_trained(task, tmp_path):
     again = load_restorer(folder / "restorer.safetensors", source=folder / "base")
     assert again.skips and again.residual and again.guidance == 1.0
     assert (expected - image).abs().max() > 1e-3
-    for tokens in (again.tokens(None, 1), again.tokens(torch.randn(1, 8, 8, 8), 1)):  # no damage is measured yet
+    for tokens in (again.tokens(None, 1), again.tokens(torch.randn(1, 8, 8, 8), 1)):  # no degradation is measured yet
         torch.testing.assert_close(again.restore(image, tokens), expected, atol=5e-3, rtol=0)  # half precision
     assert {"validation/psnr", "validation/input_lpips"} <= task.validate().keys()

@@ -9,7 +9,7 @@ from face2scene.common.reproducibility import REPOSITORY
 from face2scene.image_io.arrays import read_image
 from face2scene.train.run import open_run
 
-PICTURE = np.zeros((8, 6, 3), np.uint8) + np.array([255, 0, 51], np.uint8)
+IMAGE = np.zeros((8, 6, 3), np.uint8) + np.array([255, 0, 51], np.uint8)
 
 
 def run_of(tmp_path, tracker):
@@ -23,10 +23,10 @@ def test_jsonl_is_always_written_and_pictures_lie_in_the_runs_folder(tmp_path):
     run = run_of(tmp_path, "jsonl")
     assert run.trackers == ()
     run.log({"loss": 0.5}, 3)
-    run.show({"pairs": PICTURE}, 3)
+    run.show({"pairs": IMAGE}, 3)
     assert json.loads((tmp_path / "part/a/metrics.jsonl").read_text()) == {"step": 3, "loss": 0.5}
     stored = read_image(tmp_path / "part/a/validation/000003/pairs.png")
-    assert np.array_equal((stored * 255).round().astype(np.uint8), PICTURE)
+    assert np.array_equal((stored * 255).round().astype(np.uint8), IMAGE)
 
 
 def test_tensorboard_gets_numbers_and_pictures_and_a_resumed_run_hides_what_was_lost(tmp_path):
@@ -35,13 +35,13 @@ def test_tensorboard_gets_numbers_and_pictures_and_a_resumed_run_hides_what_was_
     run = run_of(tmp_path, "tensorboard")
     for step in (1, 2, 3):
         run.log({"fadex/contrast": 10.0 * step}, step)
-    run.show({"pairs": PICTURE}, 3)
+    run.show({"pairs": IMAGE}, 3)
     run = run_of(tmp_path, "tensorboard")  # goes on from the state of step 1
     run.log({"fadex/contrast": 21.0}, 2)
     events = EventAccumulator(str(tmp_path / "part/a/tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("fadex/contrast")] == [(1, 10.0), (2, 21.0)]
     fresh = run_of(tmp_path / "fresh", "tensorboard")
-    fresh.show({"pairs": PICTURE}, 3)
+    fresh.show({"pairs": IMAGE}, 3)
     events = EventAccumulator(str(tmp_path / "fresh/part/a/tensorboard")).Reload()
     assert (events.Images("pairs")[0].width, events.Images("pairs")[0].height) == (6, 8)
 
@@ -52,11 +52,11 @@ def test_wandb_gets_numbers_and_pictures_and_is_offline_unless_told(tmp_path, mo
     fake.init = lambda **options: types.SimpleNamespace(
         log=lambda values, step: seen.append((step, values)), options=seen.append(options)
     )
-    fake.Image = lambda picture: picture.shape
+    fake.Image = lambda image: image.shape
     monkeypatch.setitem(sys.modules, "wandb", fake)
     run = run_of(tmp_path, "wandb")
     run.log({"loss": 1}, 7)
-    run.show({"pairs": PICTURE}, 7)
-    options, line, picture = seen
+    run.show({"pairs": IMAGE}, 7)
+    options, line, image = seen
     assert (options["id"], options["mode"], options["dir"]) == ("part-a", "offline", str(tmp_path / "part/a"))
-    assert line == (7, {"loss": 1.0}) and picture == (7, {"pairs": (8, 6, 3)})
+    assert line == (7, {"loss": 1.0}) and image == (7, {"pairs": (8, 6, 3)})

@@ -14,14 +14,14 @@ from torch.nn import functional as F
 from face2scene.common.model_files import load_weights
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.common.types import FacePair
-from face2scene.data.scene_batches import HeldOut
+from face2scene.data.scene_batches import ValidationPair
 from face2scene.image_io.arrays import read_tensor
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer import lora
 from face2scene.models.restorer.base_model import load_base
-from face2scene.models.restorer.discriminator import Critic, load_features, multilevel_sigmoid
+from face2scene.models.restorer.discriminator import Discriminator, load_features, multilevel_sigmoid
 from face2scene.models.restorer.one_step import OneStepRestorer
-from face2scene.train.loop import Phase, Schedule, only, step, train
+from face2scene.train.loop import Phase, Schedule, freeze_other_phases, step, train
 from face2scene.train.restorer_task import RestorerTask
 from face2scene.train.run import Run
 
@@ -38,16 +38,16 @@ VIT = {
 
 
 class Scenes:
-    """Batch `index` is a function of `index` alone; the first picture of two is a negative."""
+    """Batch `index` is a function of `index` alone; the first image of two is a negative."""
 
     def __getitem__(self, index):
         rng = torch.Generator().manual_seed(index)
-        image, truth = torch.rand(2, 2, 3, 16, 16, generator=rng)
+        image, gt = torch.rand(2, 2, 3, 16, 16, generator=rng)
         negative = torch.tensor([True, False])
         return {
             "image": image,
-            "truth": truth,
-            "target": torch.where(negative.view(2, 1, 1, 1), image, truth),
+            "gt": gt,
+            "target": torch.where(negative.view(2, 1, 1, 1), image, gt),
             "restored": torch.rand(2, 3, 16, 16, generator=rng),
             "degraded": torch.rand(2, 3, 16, 16, generator=rng),
             "negative": negative,
@@ -83,10 +83,16 @@ def make(base):
         restorer = OneStepRestorer(base(), mapnet, vae_rank=2, unet_rank=2, vae_layers=lora.VAE_ENCODER[:6])
         if checkpointing:
             restorer.checkpoint_gradients()
-        critic = Critic(load_features(VIT), levels=(1, 2), width=4) if with_critic else None
+        discriminator = Discriminator(load_features(VIT), levels=(1, 2), width=4) if with_critic else None
         image = torch.rand(3, 16, 16)
-        held = [HeldOut(None, image, image, FacePair(restored=image, degraded=image, box=(0, 0, 16, 16)))]
-        settings = {"lr": 1e-3, "critic": critic, "ema": ema, "device": torch.device("cpu"), "about": {}} | options
+        held = [ValidationPair(None, image, image, FacePair(restored=image, degraded=image, box=(0, 0, 16, 16)))]
+        settings = {
+            "lr": 1e-3,
+            "discriminator": discriminator,
+            "ema": ema,
+            "device": torch.device("cpu"),
+            "about": {},
+        } | options
         return RestorerTask(restorer, Measure(), Distance(), Scenes(), held, **settings)
 
     return build
@@ -103,7 +109,7 @@ def steps(task: RestorerTask, count: int = 1) -> list[dict[str, torch.Tensor]]:
 
 
 def trained(task: RestorerTask) -> dict[str, torch.Tensor]:
-    models = {"generator": task.phases[0].model, "critic": task.phases[-1].model}
+    models = {"generator": task.phases[0].model, "discriminator": task.phases[-1].model}
     return {f"{m}.{n}": p.detach().clone() for m, x in models.items() for n, p in x.named_parameters()}
 
 
@@ -116,7 +122,7 @@ def test_a_step_moves_the_heads_and_the_adapters_and_nothing_frozen(make):
     before = trained(task)
     (report,) = steps(task)
     moved = changed(before, trained(task))
-    assert {name.split("/")[0] for name in report} == {"generator", "critic"}
+    assert {name.split("/")[0] for name in report} == {"generator", "discriminator"}
     assert {"generator/l2", "generator/lpips", "generator/gan", "critic/real", "critic/made"} <= set(report)
     assert any(n.startswith("critic.maps") for n in moved) and any("lora_B" in n for n in moved)
     assert not any(n.startswith("critic.features") or "decoder" in n for n in moved)
@@ -140,16 +146,16 @@ def test_negatives_take_no_part_in_the_adversarial_losses(make):
     batch = task.data[0]
     torch.manual_seed(0)
     losses = task.phases[0].losses(batch)
-    made = task._made.clone()
+    fake = task._fake.clone()
     torch.manual_seed(0)
     judge = task.phases[1].model
     judge.augment = False
     told = task.phases[1].losses(batch)
     with torch.no_grad():
-        logits = judge.eval()(torch.cat([batch["truth"][1:] * 2 - 1, made[1:]]))
+        logits = judge.eval()(torch.cat([batch["gt"][1:] * 2 - 1, fake[1:]]))
     expected = [0.5 * multilevel_sigmoid([x[n : n + 1] for x in logits], t).mean() for n, t in ((0, 0.8), (1, 0.0))]
     torch.testing.assert_close(told["real"], expected[0], atol=1e-3, rtol=1e-2)  # spectral norms moved in between
-    torch.testing.assert_close(told["made"], expected[1], atol=1e-3, rtol=1e-2)
+    torch.testing.assert_close(told["fake"], expected[1], atol=1e-3, rtol=1e-2)
     everything = batch | {"negative": torch.tensor([True, True])}
     assert task.phases[1].losses(everything)["real"] == 0 and task.phases[0].losses(everything)["gan"] == 0
     assert losses["gan"] > 0
@@ -158,7 +164,7 @@ def test_negatives_take_no_part_in_the_adversarial_losses(make):
 @pytest.mark.numerics
 def test_the_generators_losses_leave_no_gradient_in_the_critic(make):
     task = make(order="published")
-    with only(task.phases[1], task.phases):
+    with freeze_other_phases(task.phases[1], task.phases):
         sum(task.phases[1].losses(task.data[0]).values()).backward()
     assert all(p.grad is None for p in task.phases[2].model.parameters())
     assert any(p.grad is not None for p in task.phases[1].weights)
@@ -178,13 +184,13 @@ def run_to(make, folder, count, **options):
 @pytest.mark.parametrize("order", ["one_forward", "published"])
 def test_a_resumed_training_with_a_critic_ends_bit_for_bit_where_an_unbroken_one_does(make, tmp_path, order):
     options = {"order": order, "ema": 0.9}
-    whole = run_to(make, tmp_path / "whole", 4, **options)
+    full_tensor = run_to(make, tmp_path / "whole", 4, **options)
     run_to(make, tmp_path / "halves", 2, **options)
     halves = run_to(make, tmp_path / "halves", 4, **options)
-    assert changed(trained(whole), trained(halves)) == set()
-    state = [dict(task.phases[-1].model.named_buffers()) for task in (whole, halves)]
+    assert changed(trained(full_tensor), trained(halves)) == set()
+    state = [dict(task.phases[-1].model.named_buffers()) for task in (full_tensor, halves)]
     assert all(torch.equal(tensor, state[1][name]) for name, tensor in state[0].items())  # spectral norms too
-    assert all(torch.equal(v, halves.average.values[n]) for n, v in whole.average.values.items())
+    assert all(torch.equal(v, halves.ema_weights.values[n]) for n, v in full_tensor.ema_weights.values.items())
     files = [load_file(tmp_path / name / "weights/restorer.safetensors") for name in ("whole", "halves")]
     assert changed(*files) == set()
     lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "halves")]
@@ -208,13 +214,13 @@ def test_validation_writes_damaged_restored_and_undamaged_side_by_side(make, tmp
     task = make(with_critic=False)
     tracker = Mock()
     train(task, Accelerator(cpu=True), Schedule(steps=1), Run(tmp_path, {}, trackers=(tracker,)), seed=0)
-    (picture,) = (tmp_path / "validation/000001").iterdir()
-    shown = read_tensor(picture)
-    assert picture.name == "validation_0.png" and shown.shape == (3, 16, 48)
+    (make_image,) = (tmp_path / "validation/000001").iterdir()
+    eval_weights = read_tensor(make_image)
+    assert make_image.name == "validation_0.png" and eval_weights.shape == (3, 16, 48)
     held = task.validation[0]
-    torch.testing.assert_close(shown[..., :16], held.image, atol=1 / 255, rtol=0)
-    torch.testing.assert_close(shown[..., 32:], held.truth, atol=1 / 255, rtol=0)
-    assert not torch.allclose(shown[..., 16:32], held.image, atol=0.1)
+    torch.testing.assert_close(eval_weights[..., :16], held.image, atol=1 / 255, rtol=0)
+    torch.testing.assert_close(eval_weights[..., 32:], held.gt, atol=1 / 255, rtol=0)
+    assert not torch.allclose(eval_weights[..., 16:32], held.image, atol=0.1)
     assert tracker.show.call_args.args[1] == 1
 
 
@@ -235,9 +241,9 @@ def test_the_average_is_the_recursion_written_out_and_is_what_is_exported(make, 
         steps(task)
         keep = min(0.5, (1 + count) / (10 + count))
         expected = keep * expected + (1 - keep) * weight.detach()
-    torch.testing.assert_close(task.average.values["null_tokens"], expected, atol=1e-7, rtol=1e-5)
+    torch.testing.assert_close(task.ema_weights.values["null_tokens"], expected, atol=1e-7, rtol=1e-5)
     own = weight.detach().clone()
-    with task.shown():
+    with task.eval_weights():
         task.export(tmp_path, 3)
     tensors, _, _ = load_weights(tmp_path / "restorer.safetensors", kind="restorer")
     torch.testing.assert_close(tensors["null_tokens"].float(), expected, atol=1e-5, rtol=1e-2)
@@ -281,12 +287,12 @@ def test_an_unknown_setting_is_named(make, options):
 
 @pytest.mark.slow
 def test_one_picture_is_learned_to_more_than_30_db(photo):
-    """On the shipped tiny base, whose frozen decoder alone gives 26.6 dB; the damaged picture has 28.4."""
+    """On the shipped tiny base, whose frozen decoder alone gives 26.6 dB; the degraded image has 28.4."""
     torch.manual_seed(0)
-    truth = torch.from_numpy(photo[110:142, 200:232].copy()).permute(2, 0, 1)[None]
-    half = F.interpolate(truth, scale_factor=0.5, mode="area")
-    damaged = F.interpolate(half, scale_factor=2, mode="bicubic").clamp(0, 1)
-    damaged = (damaged + 0.03 * torch.randn(damaged.shape)).clamp(0, 1)
+    gt = torch.from_numpy(photo[110:142, 200:232].copy()).permute(2, 0, 1)[None]
+    half = F.interpolate(gt, scale_factor=0.5, mode="area")
+    degraded = F.interpolate(half, scale_factor=2, mode="bicubic").clamp(0, 1)
+    degraded = (degraded + 0.03 * torch.randn(degraded.shape)).clamp(0, 1)
     mapnet = MapNet(in_channels=64, channels=128, heads=4, width=32)
     ranks = {"vae_rank": 8, "unet_rank": 16, "lora_alpha": 16, "vae_layers": lora.VAE_ENCODER[:6]}
     restorer = OneStepRestorer(load_base(REPOSITORY / "checkpoints/tiny/base"), mapnet, **ranks)
@@ -294,18 +300,19 @@ def test_one_picture_is_learned_to_more_than_30_db(photo):
     optimizer = torch.optim.AdamW([p for p in restorer.parameters() if p.requires_grad], lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, count)
     for _ in range(count):
-        (restorer(damaged, restorer.tokens(features, 1)) - truth).square().mean().backward()
+        (restorer(degraded, restorer.tokens(features, 1)) - gt).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    output = restorer.eval().restore(damaged, restorer.tokens(features, 1), guidance=1.0)
-    psnr = [-10 * (picture - truth).square().mean().log10().item() for picture in (damaged, output)]
+    output = restorer.eval().restore(degraded, restorer.tokens(features, 1), guidance=1.0)
+    psnr = [-10 * (make_image - gt).square().mean().log10().item() for make_image in (degraded, output)]
     assert psnr[0] < 29 and psnr[1] > 30
 
 
 @pytest.mark.slow
 def test_tokens_matter_more_after_training_than_before():
-    """Half of the pictures are dark and half bright in truth, and only the faces' pair tells which: tokens must.
+    """Half of the images are dark and half bright in the ground truth, and only the faces' pair tells which: tokens
+    must.
 
     On the shipped tiny base, whose cross-attention has been trained; on a random one they came to nothing in 150 steps.
     """
@@ -316,19 +323,19 @@ def test_tokens_matter_more_after_training_than_before():
     optimizer = torch.optim.AdamW([p for p in restorer.parameters() if p.requires_grad], lr=1e-3)
     maps = torch.stack([torch.ones(8, 8, 8), -torch.ones(8, 8, 8)])
 
-    def picture(seed: int) -> torch.Tensor:
+    def make_image(seed: int) -> torch.Tensor:
         coarse = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
         return F.interpolate(coarse, size=(32, 32), mode="bicubic").clamp(0, 1).expand(2, -1, -1, -1)
 
     def brightness() -> float:
-        """Of the second over the first; it is 0.5 in truth."""
+        """Of the second over the first; it is 0.5 in the ground truth."""
         with torch.no_grad():
-            dark, bright = restorer.eval()(picture(10**6), restorer.tokens(maps, 2))
+            dark, bright = restorer.eval()(make_image(10**6), restorer.tokens(maps, 2))
         return (bright - dark).mean().item()
 
     before = brightness()
     for number in range(150):
-        image = picture(number)
+        image = make_image(number)
         target = torch.stack([image[0] / 2, 1 - (1 - image[1]) / 2])
         (restorer.train()(image, restorer.tokens(maps, 2)) - target).square().mean().backward()
         optimizer.step()

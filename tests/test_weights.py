@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from face2scene.assets import catalogue as weights
-from face2scene.assets import convert as converters
+from face2scene.assets import convert
 from face2scene.assets.catalogue import MissingWeights, WeightsError, is_ready, parse_asset, verify
 from face2scene.assets.download import fetch
 
@@ -150,10 +150,10 @@ def test_a_cut_archive_is_called_cut(tmp_path, archive):
 
 @pytest.mark.parametrize("name", ["toy-1.0-py3-none-any.whl", "toy-1.0.tar.gz"])
 def test_a_damaged_archive_of_unknown_hash_is_called_damaged(tmp_path, archive, name):
-    damaged = tmp_path / name
-    damaged.write_bytes(archive.read_bytes()[:200])
+    degraded = tmp_path / name
+    degraded.write_bytes(archive.read_bytes()[:200])
     assets = toy(archive, archive=name, sha256="unknown", size="unknown")
-    assert f"{name} is cut or damaged" in refusal(tmp_path / "w", assets, FakePip(damaged))
+    assert f"{name} is cut or corrupt" in refusal(tmp_path / "w", assets, FakePip(degraded))
 
 
 def test_a_member_that_is_missing_is_named(tmp_path, archive):
@@ -355,7 +355,7 @@ def test_the_catalogue_is_complete():
         assert set(members) <= set(assets), group
     for asset in assets.values():
         assert asset.purpose.endswith(".") and asset.licence and asset.sources
-        assert not asset.convert or (asset.convert in converters.CONVERTERS and asset.produces)
+        assert not asset.convert or (asset.convert in convert.CONVERTERS and asset.produces)
         for source in asset.sources:
             if source.verified:
                 assert source.sha256 and all(facts.sha256 and facts.size for facts in asset.files.values())
@@ -374,7 +374,7 @@ def test_nothing_non_commercial_is_called_open():
 def test_pickles_of_anything_but_numpy_are_refused(tmp_path):
     (tmp_path / "a.ckpt").write_bytes(pickle.dumps(io.BytesIO))
     with pytest.raises(WeightsError, match=r"asks for _io\.BytesIO"):
-        converters._numpy_pickle(tmp_path / "a.ckpt")
+        convert._numpy_pickle(tmp_path / "a.ckpt")
 
 
 def test_the_vgg_trunk_is_torchvisions(weights):

@@ -98,7 +98,7 @@ def test_build_train_train_restore_and_score(built, weights):
 
     scored = [
         f"predictions={built}/restored/images",
-        f"truth={built}/data/tiny",
+        f"gt={built}/data/tiny",
         "name=scores",
         "metrics=[psnr,ssim_y]",
         *paths(built),

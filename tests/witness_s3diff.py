@@ -11,11 +11,11 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from face2scene.assets import convert as converters
+from face2scene.assets import convert
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.models.restorer.base_model import load_base
 from face2scene.models.s3diff.degradation_scores import ScoreNet
-from face2scene.train import tiny_base as make_base
+from face2scene.train import tiny_base
 
 RANKS = {"vae": 2, "unet": 4}
 # the released targets, as they stand in the pickle
@@ -65,13 +65,13 @@ def released_scores() -> dict[str, Tensor]:
     shapes = {name: tensor.shape for name, tensor in ScoreNet().state_dict().items()}
     back = {ours: theirs for theirs, ours in names.items()}
     state = {back[n.split(".")[0]] + n[n.index(".") :]: small(*s) for n, s in shapes.items()}
-    for k in range(2):  # scores far from 0 and 1, where all pictures look alike
+    for k in range(2):  # scores far from 0 and 1, where all images look alike
         state[f"fc_degree.{k}.2.weight"] *= 0.5
         state[f"fc_degree.{k}.2.bias"] *= 0
     return state
 
 
-# --- the released computation, for one picture --------------------------------------------------------------
+# --- the released computation, for one image --------------------------------------------------------------
 
 
 def scores_by_hand(state: dict[str, Tensor], image: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def place_by_hand(net: str, name: str) -> int:
 
 
 def write_into(network: nn.Module, content: dict, net: str, adapter: str, scores: Tensor) -> None:
-    """For one picture a modulated LoRA is a change of weights: W + s B M^T A."""
+    """For one image a modulated LoRA is a change of weights: W + s B M^T A."""
     matrices = matrices_by_hand(content, net, scores)
     state = content[f"state_dict_{net}"]
     for name in [n.removesuffix(f".lora_A.{adapter}.weight") for n in state if ".lora_A." in n]:
@@ -198,7 +198,7 @@ def write_base(folder: Path) -> Path:
         attention_head_dim=2,
         use_linear_projection=True,
     ).save_pretrained(folder / "unet")
-    make_base.tiny_text_encoder(text_width=32).save_pretrained(folder / "text_encoder")
+    tiny_base.tiny_text_encoder(text_width=32).save_pretrained(folder / "text_encoder")
     DDPMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -217,5 +217,5 @@ def write_released(folder: Path, base_folder: Path) -> tuple[dict, dict[str, Ten
     torch.save(content, folder / "s3diff.pkl")
     torch.save(scores, folder / "de_net.pth")
     converted = folder / "s3diff.safetensors"
-    converters.convert_s3diff(folder / "s3diff.pkl", folder / "de_net.pth", converted, source=str(base_folder))
+    convert.convert_s3diff(folder / "s3diff.pkl", folder / "de_net.pth", converted, source=str(base_folder))
     return content, scores, converted

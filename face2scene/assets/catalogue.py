@@ -28,7 +28,7 @@ class MissingWeights(FileNotFoundError):
 
 
 class WeightsError(RuntimeError):
-    """An asset that could not be fetched or is damaged; one sentence per source that was tried."""
+    """An asset that could not be fetched or is degraded; one sentence per source that was tried."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def recorded(name: str) -> dict[str, str]:
 
 
 def verify(name: str, *, root: Path | None = None, assets: Mapping[str, Asset] | None = None) -> list[str]:
-    """Read every file of a fetched asset again and compare. Returns one sentence per damaged file."""
+    """Read every file of a fetched asset again and compare. Returns one sentence per corrupt file."""
     asset = (catalogue() if assets is None else assets)[name]
     place = (root or weights_root()) / name
     if not is_ready(asset, root):

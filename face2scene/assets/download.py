@@ -252,7 +252,7 @@ def _extract(asset: Asset, source: Source, archive: Path, partial: Path) -> None
                     with opened() as stream:
                         _write_member(asset, stream, partial, str(target))
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
-        raise WeightsError(f"{archive.name} is cut or damaged ({error}).") from error
+        raise WeightsError(f"{archive.name} is cut or corrupt ({error}).") from error
     if missing := [inside for inside in source.members if inside not in found]:
         raise WeightsError(f"{archive.name} does not hold {', '.join(missing)}.")
 

@@ -1,6 +1,6 @@
 """The web page: drop a photo and photos of the person, see what was found, what it says and what became of it.
 
-The page only shows what `Face2ScenePipeline` does: a downloaded picture has the bytes that `scripts/restore.py` writes
+The page only shows what `Face2ScenePipeline` does: a downloaded image has the bytes that `scripts/restore.py` writes
 for the same photo, seed and settings.
 """
 
@@ -15,21 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from face2scene.common.optional import need
+from face2scene.common.optional import import_optional
 from face2scene.common.types import FacePair
 from face2scene.image_io.arrays import to_array
 from face2scene.image_io.photos import SUFFIXES
 from face2scene.inference.pipeline import Face2ScenePipeline
-from face2scene.inference.results import Measurement
+from face2scene.inference.results import DegradationEstimate
 from face2scene.models.fadex import FaDeX
-from face2scene.models.fadex.linear_readout import FACTORS, Readout
+from face2scene.models.fadex.linear_readout import FACTORS, LinearProbe
 
 log = logging.getLogger(__name__)
 
 SHOWN = 1600  # pixels: longer sides are shrunk for the browser; the download is not
 TITLE = "Face2Scene"
 INTRODUCTION = """# Face2Scene
-The face in a damaged photo measures the damage, and the whole photo is restored with it.
+The face in a degraded photo measures the degradation, and the whole photo is restored with it.
 Drop a photo; photos of the people in it help, where Stage I uses them. Nothing leaves this machine."""
 CSS = """
 #read-out table, #faces-found table {font-variant-numeric: tabular-nums}
@@ -39,19 +39,19 @@ CSS = """
 """
 
 
-class Instrument:
-    """FaDeX with its linear heads: a face pair in, the strengths of its damage out.
+class DegradationReadout:
+    """FaDeX with its linear heads: a face pair in, the strengths of its degradation out.
 
     Args:
         fadex: weights file of the encoder.
-        heads: weights file of the `Readout` that was fitted on it.
+        heads: weights file of the `LinearProbe` that was fitted on it.
 
     Raises:
         FileNotFoundError, ValueError: from reading either.
     """
 
     def __init__(self, fadex: str | Path, heads: str | Path):
-        self.fadex, self.heads = FaDeX.from_file(fadex), Readout.from_file(heads)
+        self.fadex, self.heads = FaDeX.from_file(fadex), LinearProbe.from_file(heads)
 
     @torch.inference_mode()
     def __call__(self, pair: FacePair) -> list[list[str]]:
@@ -61,16 +61,16 @@ class Instrument:
         return [[name.replace("_", " "), f"{value:.2f}", FACTORS[name][0]] for name, value in read.items()]
 
 
-class Page:
+class AppController:
     """What happens when somebody presses a button.
 
     Args:
         pipeline: restores.
-        instrument: reads the damage off the pair that was measured; None hides that table.
+        instrument: reads the corruption off the pair that was measured; None hides that table.
         seed: with the photo's name, of everything random, as in `scripts/restore.py`.
     """
 
-    def __init__(self, pipeline: Face2ScenePipeline, instrument: Instrument | None = None, *, seed: int = 0):
+    def __init__(self, pipeline: Face2ScenePipeline, instrument: DegradationReadout | None = None, *, seed: int = 0):
         self.pipeline, self.instrument, self.seed = pipeline, instrument, seed
         self._made = tempfile.TemporaryDirectory(prefix="face2scene-app-")  # gone with the page
 
@@ -78,13 +78,13 @@ class Page:
         """Find and name the faces, before anything is restored.
 
         Returns:
-            picture and its labelled boxes; a sentence.
+            image and its labelled boxes; a sentence.
         """
         if not photo:
             return None, ""
         scene, _ = self.pipeline.scene(photo, _named(references))
-        measured = self.pipeline.meter.look(scene)
-        return _boxed(scene.image, measured), _said_of_faces(measured)
+        estimate = self.pipeline.estimator.look(scene)
+        return _boxed(scene.image, estimate), _said_of_faces(estimate)
 
     def restore(
         self,
@@ -97,11 +97,11 @@ class Page:
         """Restore a photo.
 
         Returns:
-            boxed faces, sentence, (before, after), face pair, read-out rows, why-log, path of the download.
+            boxed faces, sentence, (before, after), face pair, read-out rows, restoration log, path of the download.
 
         Raises:
             ValueError: nothing was given.
-            what the pipeline raises for pictures that cannot be used.
+            what the pipeline raises for images that cannot be used.
         """
         if not photo:
             raise ValueError("Drop a photo first.")
@@ -121,13 +121,13 @@ class Page:
         path = folder / f"{Path(photo).stem}.png"
         result.save(path)
         before, _ = self.pipeline.scene(photo, scale=scale)
-        pair = result.measurement.readings[0].pair if result.measurement.readings else None
+        pair = result.estimate.face_estimates[0].pair if result.estimate.face_estimates else None
         gallery = [(_small(pair.degraded), "as it is"), (_small(pair.restored), "as restored")] if pair else []
         rows = self.instrument(pair) if self.instrument and pair else []
         why = json.loads(json.dumps({"name": Path(photo).name} | result.notes, default=str))
         return (
-            _boxed(before.image, result.measurement),
-            _said_of_tokens(result.measurement),
+            _boxed(before.image, result.estimate),
+            _said_of_tokens(result.estimate),
             (_small(before.image), _small(result.image)),
             gallery,
             rows,
@@ -137,15 +137,15 @@ class Page:
 
 
 def read_out(rows: Sequence[Sequence[str]]) -> str:
-    """The damage as a table in Markdown, which wraps in any window; nothing where nothing was read."""
+    """The corruption as a table in Markdown, which wraps in any window; nothing where nothing was read."""
     lines = ["| what FaDeX reads | value | unit |", "|:---|---:|:---|", *(f"| {n} | {v} | {u} |" for n, v, u in rows)]
     return "\n".join(lines) if rows else ""
 
 
-def build(page: Page, *, guidance: float) -> Any:
+def build(page: AppController, *, guidance: float) -> Any:
     """The page as a `gradio.Blocks`; `launch` serves it."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    gr = need("gradio", "app", why="The web page")
+    gr = import_optional("gradio", "app", why="The web page")
 
     def told(work: Callable[..., Any]) -> Callable[..., Any]:
         def run(*given: Any) -> Any:
@@ -171,7 +171,7 @@ def build(page: Page, *, guidance: float) -> Any:
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.Markdown(INTRODUCTION)
-        with gr.Row():
+        with gr.ReadoutRow():
             with gr.Column(scale=1, min_width=300):
                 photo = gr.File(label="Photo", file_types=list(SUFFIXES), elem_id="photo")
                 references = gr.File(
@@ -219,7 +219,7 @@ def launch(blocks: Any, *, host: str, port: int, waiting: int, largest_mb: int, 
     Raises:
         OSError: the port is taken.
     """
-    gr = need("gradio", "app", why="The web page")
+    gr = import_optional("gradio", "app", why="The web page")
     blocks.queue(max_size=waiting, default_concurrency_limit=1)
     system = ["system-ui", "sans-serif"]  # gradio's own fonts would be asked for on the internet
     _, address, _ = blocks.launch(
@@ -231,7 +231,7 @@ def launch(blocks: Any, *, host: str, port: int, waiting: int, largest_mb: int, 
         quiet=True,
         show_error=True,
         footer_links=[],
-        theme=gr.themes.Base(font=system, font_mono=["ui-monospace", "monospace"]),
+        theme=gr.themes.DiffusionBase(font=system, font_mono=["ui-monospace", "monospace"]),
         css=CSS,
     )
     if wait:
@@ -251,11 +251,11 @@ def _small(image: Any) -> np.ndarray:
     return (array[::step, ::step] * 255).round().astype(np.uint8)
 
 
-def _boxed(image: Any, measured: Measurement) -> tuple[np.ndarray, list[tuple[tuple[int, ...], str]]]:
+def _boxed(image: Any, estimate: DegradationEstimate) -> tuple[np.ndarray, list[tuple[tuple[int, ...], str]]]:
     shown = _small(image)
     shrunk = shown.shape[1] / image.shape[-1]
     labels = []
-    for number, note in enumerate(measured.notes["faces"], 1):
+    for number, note in enumerate(estimate.notes["faces"], 1):
         box = tuple(round(v * shrunk) for v in note["box"])
         name = note.get("person") or ("unknown" if note.get("similarity") is not None else "face")
         near = f" {note['similarity']:.2f}" if note.get("similarity") is not None else ""
@@ -263,18 +263,18 @@ def _boxed(image: Any, measured: Measurement) -> tuple[np.ndarray, list[tuple[tu
     return shown, labels
 
 
-def _said_of_faces(measured: Measurement) -> str:
-    count = len(measured.notes["faces"])
+def _said_of_faces(estimate: DegradationEstimate) -> str:
+    count = len(estimate.notes["faces"])
     found = "No face was found." if not count else f"{count} face{'s' * (count > 1)} found."
-    return "\n".join([found, *(f"- {sentence}" for sentence in measured.notes["warnings"])])
+    return "\n".join([found, *(f"- {sentence}" for sentence in estimate.notes["warnings"])])
 
 
-def _said_of_tokens(measured: Measurement) -> str:
+def _said_of_tokens(estimate: DegradationEstimate) -> str:
     sources = {
-        "pair": "The damage was measured on the face.",
-        "blind": "The damage was estimated without a restored face.",
-        "null": "The damage was not measured: the learned null tokens were used.",
+        "pair": "The degradation was measured on the face.",
+        "blind": "The degradation was estimated without a restored face.",
+        "null": "The degradation was not measured: the learned null tokens were used.",
     }
-    source = measured.tokens.source
+    source = estimate.tokens.source
     sentence = sources.get(source, f"Tokens: {source}.")
-    return "\n".join([f"**{sentence}**", *(f"- {warning}" for warning in measured.notes["warnings"])])
+    return "\n".join([f"**{sentence}**", *(f"- {warning}" for warning in estimate.notes["warnings"])])

@@ -17,7 +17,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from face2scene import __version__
-from face2scene.assets import catalogue as weights
+from face2scene.assets import catalogue
 from face2scene.assets.download import fetch
 
 # import names; which distribution brings them is the business of pyproject.toml
@@ -108,11 +108,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     verifier.add_argument("folder")
     verifier.set_defaults(run=_verify_data)
-    packer = actions.add_parser("pack", help="copy a dataset with one split's pictures in tar archives")
+    packer = actions.add_parser("pack", help="copy a dataset with one split's images in tar archives")
     packer.add_argument("folder")
     packer.add_argument("out")
     packer.add_argument("--split", default="train")
-    packer.add_argument("--per-shard", type=int, default=1000, help="pictures per archive (default %(default)s)")
+    packer.add_argument("--per-shard", type=int, default=1000, help="images per archive (default %(default)s)")
     packer.set_defaults(run=_pack_data)
 
     restore = commands.add_parser("restore", help="restore photos: input=PHOTO references=FOLDER output=FOLDER")
@@ -130,7 +130,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
     if arguments.list:
         for line in _asset_lines():
             print(line)
-        for group, members in weights.groups().items():
+        for group, members in catalogue.groups().items():
             print(f"group {group}: {' '.join(members)}")
         return 0
     names = [*arguments.names, *(["open"] if arguments.all_open else [])]
@@ -138,15 +138,15 @@ def _fetch(arguments: argparse.Namespace) -> int:
         print("face2scene fetch: name an asset or a group, or use --all-open or --list.", file=sys.stderr)
         return 2
     fetch(names, offline=True if arguments.offline else None, given=arguments.given)
-    wanted = weights.resolve(names)
-    print(f"{len(wanted)} assets are ready in {weights.weights_root()}.")
+    wanted = catalogue.resolve(names)
+    print(f"{len(wanted)} assets are ready in {catalogue.weights_root()}.")
     return 0
 
 
 def _asset_lines() -> list[str]:
     lines = []
-    for asset in weights.catalogue().values():
-        state = "ready  " if weights.is_ready(asset) else "missing"
+    for asset in catalogue.catalogue().values():
+        state = "ready  " if catalogue.is_ready(asset) else "missing"
         size = f"{asset.bytes_on_disk / 1e6:9.1f} MB" if asset.bytes_on_disk else "   unknown  "
         command = "" if state == "ready  " else f"  -> face2scene fetch {asset.name}"
         lines.append(f"{state} {asset.name:26}{size}  {asset.licence}{command}")
@@ -212,12 +212,12 @@ def _doctor(_: argparse.Namespace) -> int:
         command = "pip install face2scene" if extra == "core" else f"pip install 'face2scene[{extra}]'"
         print(f"  {extra:10}{'; '.join(missing) + '  -> ' + command if missing else 'works'}")
 
-    print(f"\nWeights and photos in {weights.weights_root()}")
+    print(f"\nWeights and photos in {catalogue.weights_root()}")
     for line in _asset_lines():
         print(f"  {line}")
 
     print("\nLicences about to be used, of the assets that are here")
-    ready = [asset for asset in weights.catalogue().values() if weights.is_ready(asset)]
+    ready = [asset for asset in catalogue.catalogue().values() if catalogue.is_ready(asset)]
     by_licence: dict[str, list[str]] = {}
     for asset in ready:
         by_licence.setdefault(asset.licence, []).append(asset.name)
@@ -274,7 +274,7 @@ def _machine_lines() -> list[str]:
 
         lines.append(f"free memory: {free_memory() / 2**30:.1f} GiB")
     lines.append(f"cores: {len(os.sched_getaffinity(0))}")
-    place = next(p for p in (weights.weights_root(), *weights.weights_root().parents) if p.exists())
+    place = next(p for p in (catalogue.weights_root(), *catalogue.weights_root().parents) if p.exists())
     lines.append(f"free disk: {shutil.disk_usage(place).free / 2**30:.1f} GiB at {place}")
     return lines
 
@@ -293,7 +293,7 @@ def _tiny_obstacles(failures: dict[str, str]) -> list[str]:
         )
     obstacles += [
         f"{asset.purpose} `face2scene fetch {name}`"
-        for name in weights.groups()["quickstart"]
-        if not weights.is_ready(asset := weights.catalogue()[name])
+        for name in catalogue.groups()["quickstart"]
+        if not catalogue.is_ready(asset := catalogue.catalogue()[name])
     ]
     return obstacles

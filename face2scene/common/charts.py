@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from face2scene.common.files import atomic_write
-from face2scene.common.optional import need
+from face2scene.common.optional import import_optional
 from face2scene.common.pages import fragment
 
 BLUE, ORANGE, GREY, PALE = "#2166ac", "#e08214", "#8a919c", "#9ecae1"  # told apart by every common eye
@@ -66,7 +66,9 @@ class Histogram:
 
 def new_figure(width: float, height: float) -> Any:
     """A matplotlib figure of a size in inches; raises ModuleNotFoundError naming the extra."""
-    return need("matplotlib.figure", "report", why="Figures").Figure(figsize=(width, height), layout="constrained")
+    return import_optional("matplotlib.figure", "report", why="Figures").Figure(
+        figsize=(width, height), layout="constrained"
+    )
 
 
 def save_figure(figure: Any, stem: Path) -> list[Path]:

@@ -169,7 +169,7 @@ class Ledger:
         self.path = self.whole if rank == 0 else self.whole.with_name(f"{self.whole.stem}.rank{rank}.jsonl")
         self._lock = threading.Lock()
         self.lines: dict[str, dict[str, Any]] = {}
-        self.damaged = False  # a line was lost with its name, so an unknown result may be one of ours
+        self.degraded = False  # a line was lost with its name, so an unknown result may be one of ours
 
     def read(self) -> "Ledger":
         """Take up what is written; of a line that was cut through the name alone is kept, with `unfinished`."""
@@ -182,7 +182,7 @@ class Ledger:
         """Make one whole file of all, by rank 0, while nobody writes; `at_end` without what was cut through."""
         self.read()
         kept = [line for line in self.lines.values() if not (at_end and line.get("unfinished"))]
-        lost = [{"name": "", "unfinished": True}] if self.damaged and not at_end else []  # the next start has to know
+        lost = [{"name": "", "unfinished": True}] if self.degraded and not at_end else []  # the next start has to know
         if kept or lost or self.whole.is_file():
             with atomic_write(self.whole) as partial, open(partial, "w", encoding="utf-8") as file:
                 file.writelines(map(_text, [*kept, *lost]))
@@ -203,7 +203,7 @@ class Ledger:
     def _read_row(self, row: bytes) -> None:
         # Lines may be glued together, the first of them cut; bytes may be NUL, or the half of a letter.
         text = row.decode("utf-8", "replace").strip("\0 \t\r")
-        self.damaged |= b"\0" in row
+        self.degraded |= b"\0" in row
         place = 0
         while place < len(text):
             try:
@@ -217,7 +217,7 @@ class Ledger:
                 if cut and cut[1] and cut.end() <= end and "\ufffd" not in cut[1]:
                     self._take({"name": json.loads(cut[1]), "unfinished": True})
                 else:
-                    self.damaged = True
+                    self.degraded = True
                 place = end
 
     def _take(self, line: Any) -> None:
@@ -225,7 +225,7 @@ class Ledger:
         if isinstance(name, str) and name:
             self.lines[name] = line
         else:
-            self.damaged = True
+            self.degraded = True
 
     def _others(self) -> list[Path]:
         return sorted(self.whole.parent.glob(f"{self.whole.stem}.rank*.jsonl"))

@@ -4,7 +4,7 @@ import importlib
 from types import ModuleType
 
 
-def need(module: str, extra: str, *, why: str) -> ModuleType:
+def import_optional(module: str, extra: str, *, why: str) -> ModuleType:
     """Import `module`, or say which extra brings it.
 
     Args:

@@ -12,7 +12,7 @@ from time import monotonic, perf_counter, sleep
 
 
 @dataclass(frozen=True)
-class Ended:
+class ProcessResult:
     """How a program ended."""
 
     code: int | None  # None: it could not be started
@@ -33,7 +33,7 @@ def run_group(
     folder: str | Path | None = None,
     environment: Mapping[str, str] | None = None,
     timeout: float | None = None,
-) -> Ended:
+) -> ProcessResult:
     """Run a program without a shell, in a process group of its own, and wait for it.
 
     What it says is appended to `log`. When the wait ends for any reason (time, Ctrl-C, an error here), the whole
@@ -59,7 +59,7 @@ def run_group(
                 start_new_session=True,
             )
         except OSError as error:
-            return Ended(None, 0.0, None, None, f"{words[0]} cannot be run ({error.strerror})")
+            return ProcessResult(None, 0.0, None, None, f"{words[0]} cannot be run ({error.strerror})")
         watch = _GpuWatch(process.pid)
         reason, peak = "", 0
         try:
@@ -74,7 +74,7 @@ def run_group(
             peak_gpu = watch.stop()
             _kill_rest(process.pid)
     said_last = reason or last_line(log, begin)
-    return Ended(
+    return ProcessResult(
         process.returncode, perf_counter() - start, peak // 1024 or None, peak_gpu, said_last, timed_out=bool(reason)
     )
 

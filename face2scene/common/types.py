@@ -1,7 +1,7 @@
 """The nouns that pass between modules.
 
-Pictures are float32 RGB in [0, 1]: tensors (3, H, W), arrays (H, W, 3). Boxes are (x0, y0, x1, y1) in the
-picture's own pixels, x1 and y1 exclusive. N tokens of width D.
+Images are float32 RGB in [0, 1]: tensors (3, H, W), arrays (H, W, 3). Boxes are (x0, y0, x1, y1) in the
+image's own pixels, x1 and y1 exclusive. N tokens of width D.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ Progress = Callable[[str, int, int], None]  # told the stage, what is done of it
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """One face of a picture and what is known of it."""
+    """One face of an image and what is known of it."""
 
     box: Box
     score: float  # of the detector, 0 to 1
-    landmarks_5: np.ndarray  # (5, 2) x, y: left eye, right eye, nose, mouth corners, as seen in the picture
+    landmarks_5: np.ndarray  # (5, 2) x, y: left eye, right eye, nose, mouth corners, as seen in the image
     landmarks_68: np.ndarray | None = None  # (68, 2), iBUG order
     identity: np.ndarray | None = None  # (D,) unit length
     identity_model: str = ""  # identities of different models are never compared
@@ -41,14 +41,14 @@ class FacePair:
     restored: Tensor  # (3, h, w)
     degraded: Tensor  # (3, h, w)
     box: Box  # where both lie in the scene, whole pixels
-    notes: tuple[str, ...] = ()  # what the restorer has to say, for the why-log
+    notes: tuple[str, ...] = ()  # what the restorer has to say, for the restoration log
 
 
 @dataclass(frozen=True, eq=False)
 class DegradationTokens:
-    """What a face pair says about the damage, ready for cross-attention.
+    """What a face pair says about the degradation, ready for cross-attention.
 
-    One set for the whole scene, or, where the damage varies over it, one set for each of several places.
+    One set for the whole scene, or, where the degradation varies over it, one set for each of several places.
     """
 
     tokens: Tensor  # (1, N, D), or (P, N, D) for P places
@@ -67,10 +67,10 @@ class DegradationTokens:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture to restore, with the faces found in it and the photos that show the same people."""
+    """An image to restore, with the faces found in it and the photos that show the same people."""
 
     name: str
     image: Tensor  # (3, H, W)
     faces: tuple[Face, ...] = ()
     people: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)  # reference photos by name
-    notes: dict[str, object] = field(default_factory=dict)  # goes into the why-log
+    notes: dict[str, object] = field(default_factory=dict)  # goes into the restoration log

@@ -1,7 +1,7 @@
 """Batches for FaDeX: several operators, each on several faces, seen twice (supplement 2.1).
 
 Everything random in batch `index` follows from (seed, index), so that order, workers and a resumed training
-change nothing. Shapes: O operators, P pictures, c pixels of a square crop.
+change nothing. Shapes: O operators, P images, c pixels of a square crop.
 """
 
 import copy
@@ -22,47 +22,47 @@ from face2scene.data.records import Record, read_manifest
 from face2scene.data.scene_batches import points_of, recipe_of
 from face2scene.faces.align import paste_back, square_crop_box
 from face2scene.image_io.arrays import read_tensor, resize, to_bytes, to_tensor
-from face2scene.ref_fr import AlignedRefFR, StageOneError
+from face2scene.ref_fr import AlignedRefFR, FaceRestorationError
 from face2scene.ref_fr.base import aligned_face
 
-# (truth, degraded, generator) -> the face as a restorer believes it to look; all (3, h, w) in [0, 1].
+# (ground truth, degraded, generator) -> the face as a restorer believes it to look; all (3, h, w) in [0, 1].
 Restore = Callable[[Tensor, Tensor, np.random.Generator], Tensor]
 
 
-class Space(Protocol):
+class RecipeSource(Protocol):
     """What draws recipes; `degradation.space` has the real ones."""
 
     def draw(self, rng: np.random.Generator) -> Any: ...
 
 
-def ground_truth(truth: Tensor, degraded: Tensor, rng: np.random.Generator) -> Tensor:
+def ground_truth(gt: Tensor, degraded: Tensor, rng: np.random.Generator) -> Tensor:
     """The perfect restorer."""
-    return truth
+    return gt
 
 
 @dataclass(frozen=True)
 class RestoredBy:
-    """What a restorer of `ref_fr` makes of a face, and the truth itself now and then.
+    """What a restorer of `ref_fr` makes of a face, and the ground truth itself now and then.
 
     The paper trains FaDeX on restored faces and on true ones, for robustness (facts 1.2).
 
     Args:
-        restorer: has `restore(degraded, references, truth=, rng=)`.
-        truth_share: share of faces shown as they were; the paper's is unknown.
+        restorer: has `restore(degraded, references, gt=, rng=)`.
+        gt_share: share of faces shown as they were; the paper's is unknown.
     """
 
     restorer: Any
-    truth_share: float = 0.0
+    gt_share: float = 0.0
 
-    def __call__(self, truth: Tensor, degraded: Tensor, rng: np.random.Generator) -> Tensor:
-        if rng.random() < self.truth_share:
-            return truth
-        return self.restorer.restore(degraded, (), truth=truth, rng=rng)
+    def __call__(self, gt: Tensor, degraded: Tensor, rng: np.random.Generator) -> Tensor:
+        if rng.random() < self.gt_share:
+            return gt
+        return self.restorer.restore(degraded, (), gt=gt, rng=rng)
 
 
 @dataclass(frozen=True, eq=False)
-class RestoredPictures:
-    """The pictures of a set, each with its face as a restorer makes it from the picture under its operator 0.
+class RestoredImages:
+    """The images of a set, each with its face as a restorer makes it from the image under its operator 0.
 
     A face that the restorer refuses stays as it is.
     """
@@ -73,58 +73,58 @@ class RestoredPictures:
     restorer: AlignedRefFR
 
     def __call__(self, number: int) -> Tensor:
-        """Picture `number`, (3, H, W) in [0, 1]."""
+        """Image `number`, (3, H, W) in [0, 1]."""
         record = self.records[number]
-        truth = to_tensor(to_bytes(read_tensor(self.folder / record.image)))
+        gt = to_tensor(to_bytes(read_tensor(self.folder / record.image)))
         fixed = record.split != "train" and record.lq
-        damaged = read_tensor(self.folder / record.lq) if fixed else recipe_of(self.space, record, 0).apply(truth)
+        degraded = read_tensor(self.folder / record.lq) if fixed else recipe_of(self.space, record, 0).apply(gt)
         box = square_crop_box(record.face_box, (record.height, record.width))
-        face, transform, _ = aligned_face(damaged, box, points_of(record), self.restorer.size)
+        face, transform, _ = aligned_face(degraded, box, points_of(record), self.restorer.size)
         references = [self.folder / name for name in record.references]
         try:
             made = self.restorer.restore_aligned(face[None], [references])[0]
-        except StageOneError:
-            return truth
-        return paste_back(truth, made.image.to(truth), transform)
+        except FaceRestorationError:
+            return gt
+        return paste_back(gt, made.image.to(gt), transform)
 
 
 class FacePairBatches(Dataset):
     """An endless stream of face pairs: batch `index` has O new operators on P faces for queries and for keys.
 
-    The faces of queries and keys under one operator are 2 P different pictures, so that only the damage is
-    shared. All crops of one operator are laid side by side and damaged at once: it is faster, each gets its
+    The faces of queries and keys under one operator are 2 P different images, so that only the degradation is
+    shared. All crops of one operator are laid side by side and degraded at once: it is faster, each gets its
     own noise, and a kernel always fits. A margin around every crop keeps its neighbours out of the result.
 
     Args:
-        paths, boxes: pictures, and the face in each: (x0, y0, x1, y1) in its pixels.
+        paths, boxes: images, and the face in each: (x0, y0, x1, y1) in its pixels.
         space: draws recipes.
-        operators, pictures: O and P.
+        operators, images: O and P.
         crop: side of the crops in pixels, from 16 on.
         seed: of everything drawn.
-        restore: makes the restored face; the default is the truth.
-        buckets: pictures by crop, such as {48: 3, 96: 1}; every batch is of one of them, drawn from its number, in
-            place of `crop` and `pictures`. So the encoder meets several sizes, and a batch has one.
+        restore: makes the restored face; the default is the ground truth.
+        buckets: images by crop, such as {48: 3, 96: 1}; every batch is of one of them, drawn from its number, in
+            place of `crop` and `images`. So the encoder meets several sizes, and a batch has one.
         augment: crops are mirrored and turned by quarters, a third of them shrunk to half, and brightness and colours
-            vary, all before the damage, so that few pictures are many contents (ours).
-        restored: gives picture `number` (3, H, W) with its face restored, for restorers that need the whole face and
-            references; used in place of `restore`, but for the `truth_share` of a `RestoredBy`.
-        margin: pixels around a crop that are damaged with it and cut off.
-        side: shrink pictures whose shorter side is longer to this many pixels; None keeps them.
-        identities: who is on each picture; only counted.
-        cache_mib: pictures are kept in memory as bytes up to this many MiB per process.
+            vary, all before the degradation, so that few images are many contents (ours).
+        restored: gives image `number` (3, H, W) with its face restored, for restorers that need the whole face and
+            references; used in place of `restore`, but for the `gt_share` of a `RestoredBy`.
+        margin: pixels around a crop that are corrupt with it and cut off.
+        side: shrink images whose shorter side is longer to this many pixels; None keeps them.
+        identities: who is on each image; only counted.
+        cache_mib: images are kept in memory as bytes up to this many MiB per process.
 
     Raises:
-        ValueError: too few pictures, operators or pixels.
+        ValueError: too few images, operators or pixels.
     """
 
     def __init__(
         self,
         paths: Sequence[str | Path],
         boxes: Sequence[Box],
-        space: Space,
+        space: RecipeSource,
         *,
         operators: int,
-        pictures: int,
+        images: int,
         crop: int,
         seed: int,
         restore: Restore = ground_truth,
@@ -136,16 +136,16 @@ class FacePairBatches(Dataset):
         buckets: Mapping[int, int] | None = None,
         augment: bool = False,
     ):
-        self.buckets = [(int(c), int(p)) for c, p in (buckets or {crop: pictures}).items()]
-        crop, pictures = min(c for c, _ in self.buckets), max(p for _, p in self.buckets)
+        self.buckets = [(int(c), int(p)) for c, p in (buckets or {crop: images}).items()]
+        crop, images = min(c for c, _ in self.buckets), max(p for _, p in self.buckets)
         if operators < 2:
             raise ValueError(
                 f"{operators} operator gives nothing to tell apart: raise train.fadex.operators to 2 or more."
             )
-        if pictures < 1 or 2 * pictures > len(paths):
+        if images < 1 or 2 * images > len(paths):
             raise ValueError(
-                f"A batch needs 2 x {pictures} different pictures for queries and keys, and there are "
-                f"{len(paths)}: lower train.fadex.pictures (or buckets), or give more pictures with data."
+                f"A batch needs 2 x {images} different images for queries and keys, and there are "
+                f"{len(paths)}: lower train.fadex.images (or buckets), or give more images with data."
             )
         if crop < 16 or margin < 0:
             raise ValueError(
@@ -156,24 +156,24 @@ class FacePairBatches(Dataset):
         self.people = len(set(identities)) if identities is not None else len(self.paths)
         self.space, self.restore, self.restored = space, restore, restored
         self.operators, self.margin, self.augment = operators, margin, augment
-        self.pictures, self.crop = pictures, max(c for c, _ in self.buckets)  # the most of both
+        self.images, self.crop = images, max(c for c, _ in self.buckets)  # the most of both
         self.seed, self.side = seed, side
-        # bytes, and how far they were shrunk; of a picture as it is, or with its face restored
+        # bytes, and how far they were shrunk; of an image as it is, or with its face restored
         self._cache: dict[tuple[int, bool], tuple[np.ndarray, float]] = {}
         self._room = cache_mib * 2**20
 
     @classmethod
-    def from_manifest(cls, folder: str | Path, split: str, space: Space, **options: Any) -> "FacePairBatches":
-        """The pictures of one split of an InScene folder.
+    def from_manifest(cls, folder: str | Path, split: str, space: RecipeSource, **options: Any) -> "FacePairBatches":
+        """The images of one split of an InScene folder.
 
-        A restorer that wants the aligned face and references (FaceMe) is shown each picture once, under its operator
+        A restorer that wants the aligned face and references (FaceMe) is shown each image once, under its operator
         0 of `scenes.recipe_of`, which `scripts/precompute_ref_fr.py` covers: what it believes the face to look like
-        then stands beside the damage of every batch (ours; the paper does not say).
+        then stands beside the degradation of every batch (ours; the paper does not say).
         """
         records = read_manifest(folder, split)
         restore = options.get("restore")
         if isinstance(restore, RestoredBy) and isinstance(restore.restorer, AlignedRefFR):
-            options["restored"] = RestoredPictures(Path(folder), records, space, restore.restorer)
+            options["restored"] = RestoredImages(Path(folder), records, space, restore.restorer)
         return cls(
             [Path(folder) / r.image for r in records],
             [r.face_box for r in records],
@@ -182,10 +182,10 @@ class FacePairBatches(Dataset):
             **options,
         )
 
-    def at(self, crop: int, pictures: int) -> "FacePairBatches":
-        """The same pictures, operators and seed in batches of another size."""
+    def at(self, crop: int, images: int) -> "FacePairBatches":
+        """The same images, operators and seed in batches of another size."""
         other = copy.copy(self)
-        other.buckets, other.crop, other.pictures = [(crop, pictures)], crop, pictures
+        other.buckets, other.crop, other.images = [(crop, images)], crop, images
         return other
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
@@ -213,19 +213,18 @@ class FacePairBatches(Dataset):
             "labels": torch.tensor(labels).repeat_interleave(count),
         }
 
-    def grid(self, recipes: Sequence[Any], pictures: int, *, seed: int) -> tuple[Tensor, Tensor]:
-        """Every recipe on the same crops of the same pictures, for the probe.
+    def grid(self, recipes: Sequence[Any], images: int, *, seed: int) -> tuple[Tensor, Tensor]:
+        """Every recipe on the same crops of the same images, for the probe.
 
         Returns:
             restored, degraded: (O, P, 3, c, c).
         """
-        if pictures > len(self.paths):
+        if images > len(self.paths):
             raise ValueError(
-                f"The probe wants {pictures} pictures and there are {len(self.paths)}: "
-                "lower train.fadex.probe_pictures."
+                f"The probe wants {images} images and there are {len(self.paths)}: lower train.fadex.probe_images."
             )
         rng = np.random.default_rng(seed_from(seed, "grid"))
-        tiles = [self._tile(int(p), self.crop, rng) for p in rng.choice(len(self.paths), pictures, replace=False)]
+        tiles = [self._tile(int(p), self.crop, rng) for p in rng.choice(len(self.paths), images, replace=False)]
         rows = [
             self._pairs(recipe.with_noise_seed(seed_from(seed, "grid noise", number)), tiles, self.crop, rng)
             for number, recipe in enumerate(recipes)
@@ -234,25 +233,25 @@ class FacePairBatches(Dataset):
         return restored, degraded
 
     def _pairs(self, recipe: Any, tiles: list[tuple], crop: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        truths = [truth for truth, _ in tiles]
-        damaged = damage_together(recipe, truths)
+        gts = [gt for gt, _ in tiles]
+        degraded = degrade_together(recipe, gts)
         if self.restored is None:
-            restored = [self.restore(t, d, rng) for t, d in zip(truths, damaged, strict=True)]
+            restored = [self.restore(t, d, rng) for t, d in zip(gts, degraded, strict=True)]
         else:
-            share = getattr(self.restore, "truth_share", 0.0)
-            restored = [truth if rng.random() < share else made for truth, made in tiles]
+            share = getattr(self.restore, "gt_share", 0.0)
+            restored = [gt if rng.random() < share else made for gt, made in tiles]
         inner = slice(self.margin, self.margin + crop)
-        return torch.stack(restored)[..., inner, inner], torch.stack(damaged)[..., inner, inner]
+        return torch.stack(restored)[..., inner, inner], torch.stack(degraded)[..., inner, inner]
 
     def _tile(self, number: int, crop: int, rng: np.random.Generator) -> tuple[Tensor, Tensor | None]:
-        """A random crop of the face with its margin, mirrored where the picture ends; and the same crop restored."""
-        picture, (x0, y0, x1, y1) = self._picture(number)
-        height, width = picture.shape[:2]
+        """A random crop of the face with its margin, mirrored where the image ends; and the same crop restored."""
+        image, (x0, y0, x1, y1) = self._image(number)
+        height, width = image.shape[:2]
         margin, half = self.margin, False
         if min(height, width) < max(crop, margin + 1):
             raise ValueError(
                 f"{self.paths[number]} has {width} x {height} pixels, too few for a crop of {crop} with "
-                f"a margin of {margin}: lower train.fadex.crop, or leave the picture out."
+                f"a margin of {margin}: lower train.fadex.crop, or leave the image out."
             )
         if self.augment:
             half = bool(rng.random() < 1 / 3) and min(height, width) >= 2 * max(crop, margin + 1)
@@ -260,40 +259,40 @@ class FacePairBatches(Dataset):
         rows = _around(_start(y0, y1, wanted, height, rng), wanted, around, height)
         columns = _around(_start(x0, x1, wanted, width, rng), wanted, around, width)
         place = np.ix_(rows, columns)
-        tiles = [torch.from_numpy(picture[place]).permute(2, 0, 1).float().div_(255)]
+        tiles = [torch.from_numpy(image[place]).permute(2, 0, 1).float().div_(255)]
         if self.restored is not None:
-            tiles.append(to_tensor(self._picture(number, restored=True)[0][place]))
+            tiles.append(to_tensor(self._image(number, restored=True)[0][place]))
         if half:
             tiles = [F.avg_pool2d(tile, 2) for tile in tiles]
         if self.augment:
             tiles = _augmented(tiles, rng)
         return tiles[0], (tiles[1] if len(tiles) > 1 else None)
 
-    def _picture(self, number: int, restored: bool = False) -> tuple[np.ndarray, Box]:
-        picture, scale = self._cache.get((number, restored), (None, 1.0))
-        if picture is None:
+    def _image(self, number: int, restored: bool = False) -> tuple[np.ndarray, Box]:
+        image, scale = self._cache.get((number, restored), (None, 1.0))
+        if image is None:
             full = self.restored(number) if restored else read_tensor(self.paths[number])
             shorter = min(full.shape[-2:])
             if self.side and shorter > self.side:
                 scale = self.side / shorter
                 full = resize(full, (round(full.shape[-2] * scale), round(full.shape[-1] * scale)))
-            picture = to_bytes(full)
-            if picture.nbytes <= self._room:
-                self._room -= picture.nbytes
-                self._cache[number, restored] = picture, scale
-        return picture, tuple(v * scale for v in self.boxes[number])
+            image = to_bytes(full)
+            if image.nbytes <= self._room:
+                self._room -= image.nbytes
+                self._cache[number, restored] = image, scale
+        return image, tuple(v * scale for v in self.boxes[number])
 
 
-def damage_together(recipe: Any, tiles: Sequence[Tensor]) -> list[Tensor]:
-    """Apply one recipe to several pictures (3, h, w) of one size, laid out as one; noise differs in each."""
+def degrade_together(recipe: Any, tiles: Sequence[Tensor]) -> list[Tensor]:
+    """Apply one recipe to several images (3, h, w) of one size, laid out as one; noise differs in each."""
     rows = int(np.sqrt(len(tiles)))
     columns = -(-len(tiles) // rows)
     full = [*tiles, *tiles[: rows * columns - len(tiles)]]  # the last row is filled up with what is there
     sheet = torch.cat([torch.cat(full[r * columns : (r + 1) * columns], dim=2) for r in range(rows)], dim=1)
     height, width = tiles[0].shape[-2:]
-    damaged = recipe.apply(sheet)
+    degraded = recipe.apply(sheet)
     return [
-        damaged[:, r * height : (r + 1) * height, c * width : (c + 1) * width]
+        degraded[:, r * height : (r + 1) * height, c * width : (c + 1) * width]
         for r in range(rows)
         for c in range(columns)
     ][: len(tiles)]

@@ -14,12 +14,12 @@ from face2scene.data.scene_batches import points_of, recipe_of
 from face2scene.degradation import Space
 from face2scene.faces.align import square_crop_box
 from face2scene.image_io.arrays import read_image, read_tensor, to_bytes, to_tensor
-from face2scene.ref_fr.base import StageOneError, aligned_face
+from face2scene.ref_fr.base import FaceRestorationError, aligned_face
 from face2scene.ref_fr.cache import Cached
 
 
 @dataclass(frozen=True)
-class Summary:
+class PrecomputeSummary:
     """What one process did."""
 
     seen: int
@@ -43,9 +43,9 @@ class Faces(Dataset):
         if recipe is None:
             scene = read_tensor(self.folder / record.lq)
         else:
-            # through bytes, as SceneBatches keeps its pictures
-            truth = to_tensor(to_bytes(read_image(self.folder / record.image)))
-            scene = recipe_of(self.space, record, recipe).apply(truth)
+            # through bytes, as SceneBatches keeps its images
+            gt = to_tensor(to_bytes(read_image(self.folder / record.image)))
+            scene = recipe_of(self.space, record, recipe).apply(gt)
         box = square_crop_box(record.face_box, (record.height, record.width))
         face, _, _ = aligned_face(scene, box, points_of(record), self.size)
         return face, [self.folder / r for r in record.references]
@@ -61,12 +61,12 @@ def faces_of(
     rank: int = 0,
     processes: int = 1,
 ) -> Faces:
-    """One process's share of a set: every training picture under each of its operators, every fixed pair once.
+    """One process's share of a set: every training image under each of its operators, every fixed pair once.
 
     Args:
         space: the training's; its recipes are those of `scenes.recipe_of`.
-        recipes: operators per training picture, `train.restorer.batches.recipes`.
-        splits: of `train`, `val`, `test`; the last two have fixed degraded pictures.
+        recipes: operators per training image, `train.restorer.batches.recipes`.
+        splits: of `train`, `val`, `test`; the last two have fixed degraded images.
     """
     jobs: list[tuple[Record, int | None]] = []
     for record in read_manifest(folder):
@@ -79,7 +79,9 @@ def faces_of(
     return Faces(Path(folder), jobs, space, size)
 
 
-def fill(cache: Cached, faces: Faces, *, batch: int, progress: Callable[[int], object] = lambda count: None) -> Summary:
+def fill(
+    cache: Cached, faces: Faces, *, batch: int, progress: Callable[[int], object] = lambda count: None
+) -> PrecomputeSummary:
     """Put every face into the cache and read it back.
 
     Args:
@@ -97,8 +99,8 @@ def fill(cache: Cached, faces: Faces, *, batch: int, progress: Callable[[int], o
     for key in dict.fromkeys(keys):
         try:
             cache.read(key)
-        except StageOneError as error:
+        except FaceRestorationError as error:
             reasons[str(error)] += 1
         except (ValueError, OSError) as error:
             problems.append(str(error))
-    return Summary(len(keys), new, sum(reasons.values()), reasons, tuple(problems))
+    return PrecomputeSummary(len(keys), new, sum(reasons.values()), reasons, tuple(problems))

@@ -1,6 +1,6 @@
-"""What an InScene dataset holds: one record per picture, written and read.
+"""What an InScene dataset holds: one record per image, written and read.
 
-A dataset is a folder with `metadata.parquet` (and `metadata.jsonl` on request), the pictures that it names,
+A dataset is a folder with `metadata.parquet` (and `metadata.jsonl` on request), the images that it names,
 and what the build left beside it. Every path in a record is relative to the folder. `verify.py` checks one.
 """
 
@@ -34,7 +34,7 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """One picture of an InScene dataset."""
+    """One image of an InScene dataset."""
 
     image: str
     split: str
@@ -43,15 +43,15 @@ class Record:
     shot: str  # mid-up, full-body or close-up
     face_box: Box
     landmarks_68: tuple[tuple[float, float], ...] | None  # None where no landmark network ran
-    references: tuple[str, ...]  # other pictures of the same person
+    references: tuple[str, ...]  # other images of the same person
     similarity: float | None  # identity cosine to the first reference
     width: int
     height: int
     sha256: str  # of the file at `image`
     source: str
     licence: str
-    generator: dict[str, Any]  # what made or cut the picture, with every setting and seed
-    lq: str | None = None  # the fixed degraded picture of a validation pair
+    generator: dict[str, Any]  # what made or cut the image, with every setting and seed
+    lq: str | None = None  # the fixed degraded image of a validation pair
     recipe: dict[str, Any] | None = None  # how `lq` was made
 
 
@@ -125,7 +125,7 @@ class Records(Sequence[Record]):
 
     Raises:
         FileNotFoundError: when there is no dataset; the message has the command that builds one.
-        ManifestError: for metadata that cannot be read, lack fields, or have no picture in `split`.
+        ManifestError: for metadata that cannot be read, lack fields, or have no image in `split`.
     """
 
     def __init__(self, folder: str | Path, split: str | None = None):
@@ -139,7 +139,7 @@ class Records(Sequence[Record]):
             chosen = table.filter(pc.equal(table["split"], split))
             if not chosen.num_rows:
                 there = sorted(set(table["split"].to_pylist()))
-                raise ManifestError(f"{folder} has no picture in the split {split!r}; it has {there} (option split).")
+                raise ManifestError(f"{folder} has no image in the split {split!r}; it has {there} (option split).")
             table = chosen
         self.table = table.combine_chunks()
 

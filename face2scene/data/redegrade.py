@@ -1,4 +1,4 @@
-"""The validation pictures of a set under another damage: same truth, same references, new LQ."""
+"""The validation images of a set under another degradation: same ground truth, same references, new LQ."""
 
 import dataclasses
 import os
@@ -10,15 +10,15 @@ from tqdm import tqdm
 
 from face2scene.common.ledger import claim
 from face2scene.common.reproducibility import seed_from
-from face2scene.data.building.build import BuildError, Space
+from face2scene.data.building.build import BuildError, RecipeSource
 from face2scene.data.records import METADATA, SETTINGS, read_manifest, version_of, write_manifest
 from face2scene.image_io.arrays import read_tensor, write_png
 
 
-def damage_again(folder: str | Path, out: str | Path, space: Space, *, settings: dict, seed: int = 0) -> int:
-    """Write the fixed pairs of `folder` to `out` with damages drawn from `space`; returns how many there are.
+def redegrade(folder: str | Path, out: str | Path, space: RecipeSource, *, settings: dict, seed: int = 0) -> int:
+    """Write the fixed pairs of `folder` to `out` with degradations drawn from `space`; returns how many there are.
 
-    A picture's draw follows from the seed and its name, as in `data.build`. Pictures are linked where the file system
+    An image's draw follows from the seed and its name, as in `data.build`. Images are linked where the file system
     can, else copied. The same call again finds its work done.
 
     Args:
@@ -34,17 +34,17 @@ def damage_again(folder: str | Path, out: str | Path, space: Space, *, settings:
     except FileExistsError as error:
         raise BuildError(f"{out} holds files that were not written here. Choose an empty folder.") from error
     if changed:
-        raise BuildError(f"{out} was made from other pictures or another degradation. Choose another folder.")
+        raise BuildError(f"{out} was made from other images or another degradation. Choose another folder.")
     if (out / METADATA).is_file():
         return len(records)
     made = []
-    for record in tqdm(records, desc=f"damaging {folder.name} again", unit="picture"):
+    for record in tqdm(records, desc=f"degrading {folder.name} again", unit="image"):
         for name in {record.image, *record.references}:
             _link(folder / name, out / name)
         stem = Path(record.image).stem
         rng = np.random.default_rng(seed_from("validation", seed, stem))
         drawn = space.draw(rng)
-        for _ in range(8):  # as in build: a picture that stays as it is would measure nothing
+        for _ in range(8):  # as in build: an image that stays as it is would measure nothing
             if drawn.operators:
                 break
             drawn = space.draw(rng)

@@ -1,4 +1,4 @@
-"""In which order a training sees its pictures: every picture once an epoch, sets mixed by weight, shards kept together.
+"""In which order a training sees its images: every image once an epoch, sets mixed by weight, shards kept together.
 
 Sample number i is a pure function of i and the seed. So a training goes on at the exact sample wherever it was stopped,
 with any number of workers and processes, and nothing about the order has to be saved.
@@ -14,18 +14,18 @@ from face2scene.common.reproducibility import seed_from
 _BLOCK = 10_000  # samples over which weights that are no whole numbers hold exactly
 
 
-class Order:
-    """An endless order over the pictures of several sets.
+class MixtureSampler:
+    """An endless order over the images of several sets.
 
     Within every block of samples each set has its exact share; the block is as long as the sum of the weights if these
     are whole numbers (the paper's 11,266, 16,486 and 29,697 make one epoch of the three sets), else 10,000. A set's
-    pictures come in a new order every epoch: its shards shuffled, and the pictures of `window` shards that lie next to
+    images come in a new order every epoch: its shards shuffled, and the images of `window` shards that lie next to
     each other in that order shuffled together, so that few archives are open at a time.
 
     Args:
-        shards: of every set and each of its pictures, the shard it lies in; equal ones are one shard. All equal: the
+        shards: of every set and each of its images, the shard it lies in; equal ones are one shard. All equal: the
             set is shuffled as a whole.
-        weights: of the sets; None is their numbers of pictures.
+        weights: of the sets; None is their numbers of images.
         seed: of the order.
         window: shards that are read at the same time.
 
@@ -43,7 +43,7 @@ class Order:
     ):
         self.counts = [len(of) for of in shards]
         if not self.counts or min(self.counts) == 0:
-            raise ValueError("A mix needs sets with at least one picture each.")
+            raise ValueError("A mix needs sets with at least one image each.")
         weights = list(self.counts if weights is None else weights)
         if len(weights) != len(shards) or min(weights) <= 0:
             raise ValueError(f"A mix needs a weight above 0 for each of its {len(shards)} sets, not {weights}.")
@@ -63,7 +63,7 @@ class Order:
         self._epochs = lru_cache(maxsize=2 * len(self.counts))(self._epoch)
 
     def __getitem__(self, sample: int) -> tuple[int, int]:
-        """Set and number of the picture that sample number `sample` shows."""
+        """Set and number of the image that sample number `sample` shows."""
         block, place = divmod(sample, self.block)
         sets, ranks = self._mixed(block)
         part = int(sets[place])

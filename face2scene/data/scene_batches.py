@@ -1,4 +1,4 @@
-"""Batches for the restorer: crops of damaged scenes, each with the face pair that measures its damage.
+"""Batches for the restorer: crops of degraded scenes, each with the face pair that measures its degradation.
 
 Everything random in batch number `index` follows from (seed, index). B scenes, c pixels of a square scene crop,
 f pixels of a square window of the face, the same for one batch.
@@ -17,16 +17,16 @@ from torch.utils.data import Dataset
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box, FacePair
 from face2scene.data.records import Record, Records, read_manifest
-from face2scene.data.sampler import Order
+from face2scene.data.sampler import MixtureSampler
 from face2scene.data.shards import read_stored, shard_of, stored_path
 from face2scene.degradation import Recipe, Space
 from face2scene.faces.align import crop, five_points, square_crop_box
 from face2scene.image_io.arrays import read_tensor, to_bytes, to_tensor
-from face2scene.ref_fr import RefFR, StageOneError, face_pair
+from face2scene.ref_fr import FaceRestorationError, RefFR, face_pair
 from face2scene.ref_fr.base import mirrored_points, upright_points
 from face2scene.ref_fr.stand_ins import GroundTruth
 
-_TRUTH = GroundTruth()
+_GT = GroundTruth()
 
 
 class SceneBatches(Dataset):
@@ -34,33 +34,33 @@ class SceneBatches(Dataset):
 
     Args:
         folder: an InScene dataset, or a mix of several: `{"folder": ..., "weight": ...}` each. A mix shows every
-            picture once an epoch, see `Order`.
-        space: draws one operator per scene; the face is cut from the scene it damaged.
+            image once an epoch, see `MixtureSampler`.
+        space: draws one operator per scene; the face is cut from the scene it degraded.
         ref_fr: Stage I.
         crop: c, a multiple of what the restorer needs.
         face_window: smallest and largest f; FaDeX sees a random window of the face, so that a batch has one size
             and every size is met.
         batch: B.
-        negatives: p_n, share of scenes whose target is the damaged picture itself, under the negative prompt
+        negative_prob: p_n, share of scenes whose target is the degraded image itself, under the negative prompt
             (supplement 2.2).
-        dropped: share of scenes whose tokens are replaced by the null tokens, so that a scene without a face can be
-            restored (ours).
-        truth_share: share of scenes whose restored face is the true one instead of Stage I's; the paper mixes both
+        token_dropout: share of scenes whose tokens are replaced by the null tokens, so that a scene without a face can
+            be restored (ours).
+        gt_share: share of scenes whose restored face is the true one instead of Stage I's; the paper mixes both
             for FaDeX and does not say what the restorer is trained with.
-        truth_without_references: pictures without references always take the true face, as the paper's 29,697 must
+        gt_without_references: images without references always take the true face, as the paper's 29,697 must
             have; false asks Stage I for them too.
         seed: of everything drawn.
-        recipes: 0 draws a new operator for every scene; a number gives every picture so many operators of its own
-            (`recipe_of`) and mirrors it after the damage, so that Stage I can be precomputed for all of them.
-        order: `random` draws pictures with replacement; `epochs` shows each once an epoch and reads archives one
+        recipes: 0 draws a new operator for every scene; a number gives every image so many operators of its own
+            (`recipe_of`) and mirrors it after the degradation, so that Stage I can be precomputed for all of them.
+        order: `random` draws images with replacement; `epochs` shows each once an epoch and reads archives one
             after the other; None is `random` for one set of loose files, else `epochs`.
         small_faces: what becomes of faces under the window: `refuse` the set, or `surround` them with scene.
-        cache_mib: pictures are kept in memory as bytes up to this many MiB per process.
+        cache_mib: images are kept in memory as bytes up to this many MiB per process.
 
     A face that Stage I refuses is trained on with the null tokens.
 
     Raises:
-        ValueError: pictures smaller than the crop, or a face smaller than the window.
+        ValueError: images smaller than the crop, or a face smaller than the window.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class SceneBatches(Dataset):
         crop: int,
         face_window: tuple[int, int],
         batch: int,
-        negatives: float,
-        dropped: float,
-        truth_share: float = 0.0,
-        truth_without_references: bool = False,
+        negative_prob: float,
+        token_dropout: float,
+        gt_share: float = 0.0,
+        gt_without_references: bool = False,
         seed: int,
         split: str = "train",
         recipes: int = 0,
@@ -93,7 +93,7 @@ class SceneBatches(Dataset):
         mix = [{"folder": folder}] if isinstance(folder, str | Path) else list(folder)
         self.folders = [Path(part["folder"]) for part in mix]
         self.sets = [Records(part, split) for part in self.folders]
-        self.first = np.cumsum([0, *map(len, self.sets)])  # number of every set's first picture
+        self.first = np.cumsum([0, *map(len, self.sets)])  # number of every set's first image
         sizes = [pair for s in self.sets for pair in zip(s.column("height"), s.column("width"), strict=True)]
         found = [box for s in self.sets for box in s.column("face_box")]
         self.boxes = np.array([square_crop_box(box, size) for box, size in zip(found, sizes, strict=True)], np.int32)
@@ -101,36 +101,41 @@ class SceneBatches(Dataset):
         if order is None:
             order = "epochs" if len(mix) > 1 or any(map(any, shards)) else "random"
         weights = [part["weight"] for part in mix] if all("weight" in part for part in mix) else None
-        self.order = Order(shards, weights, seed=seed) if order == "epochs" else None
+        self.order = MixtureSampler(shards, weights, seed=seed) if order == "epochs" else None
         self.space, self.ref_fr, self.crop, self.batch = space, ref_fr, crop, batch
-        self.window, self.negatives, self.dropped, self.seed = tuple(face_window), negatives, dropped, seed
-        self.truth_share, self.truth_without_references = truth_share, truth_without_references
+        self.window, self.negative_prob, self.token_dropout, self.seed = (
+            tuple(face_window),
+            negative_prob,
+            token_dropout,
+            seed,
+        )
+        self.gt_share, self.gt_without_references = gt_share, gt_without_references
         smallest = min(map(min, sizes))
         face = int((self.boxes[:, 2] - self.boxes[:, 0]).min()) if small_faces == "refuse" else smallest
         if crop > smallest:
             raise ValueError(
-                f"A crop of {crop} does not fit a picture of {smallest} pixels: lower train.restorer.batches.crop."
+                f"A crop of {crop} does not fit an image of {smallest} pixels: lower train.restorer.batches.crop."
             )
         if self.window[1] > face or self.window[0] < 16 or self.window[0] > self.window[1]:
             raise ValueError(
                 f"train.restorer.batches.face_window {list(self.window)} must rise from at least 16 to at most the "
                 f"smallest face of the set, {face:g} pixels, or train.restorer.batches.small_faces be surround."
             )
-        self._pictures: dict[int, np.ndarray] = {}
+        self._images: dict[int, np.ndarray] = {}
         self._room = cache_mib * 2**20
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Batch `index`.
 
         Returns:
-            image, target, truth: (B, 3, c, c) in [0, 1], the last two alike but for negatives; restored, degraded:
+            image, target, gt: (B, 3, c, c) in [0, 1], the last two alike but for negatives; restored, degraded:
             (B, 3, f, f); negative, drop: (B,) bool; seed: (B,) int64, of whatever else is random about a scene.
         """
         rng = np.random.default_rng(seed_from(self.seed, "scenes", index))
         window = int(rng.integers(self.window[0] // 8, self.window[1] // 8 + 1)) * 8
-        negative, drop = rng.random(self.batch) < self.negatives, rng.random(self.batch) < self.dropped
+        negative, drop = rng.random(self.batch) < self.negative_prob, rng.random(self.batch) < self.token_dropout
         rows = [self._one(self._chosen(index, row, rng), window, bool(bad), rng) for row, bad in enumerate(negative)]
-        names = ("image", "target", "truth", "restored", "degraded", "refused")
+        names = ("image", "target", "gt", "restored", "degraded", "refused")
         batch = {name: torch.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
         seeds = [seed_from(self.seed, "scene", index, row) for row in range(self.batch)]
         drop = torch.from_numpy(drop) | batch.pop("refused")
@@ -148,49 +153,49 @@ class SceneBatches(Dataset):
 
     def _one(self, number: int, window: int, negative: bool, rng: np.random.Generator) -> tuple[Tensor, ...]:
         folder, record = self._record(number)
-        truth = to_tensor(self._picture(number, folder, record))
+        gt = to_tensor(self._image(number, folder, record))
         mirror = rng.random() < 0.5
-        first = mirror and not self.recipes  # mirrored before the damage
+        first = mirror and not self.recipes  # mirrored before the degradation
         if first:
-            truth = truth.flip(-1)
+            gt = gt.flip(-1)
         kept = recipe_of(self.space, record, int(rng.integers(self.recipes))) if self.recipes else self.space.draw(rng)
-        damaged = kept.apply(truth)
+        degraded = kept.apply(gt)
         x0, y0, x1, y1 = map(int, self.boxes[number])
         points = points_of(record)
         if first:
-            width = truth.shape[-1]
+            width = gt.shape[-1]
             x0, x1 = width - x1, width - x0
             points = mirrored_points(points, width)
-        inner = _window(rng, _around((x0, y0, x1, y1), window, truth.shape[-2:]), window)
+        inner = _window(rng, _around((x0, y0, x1, y1), window, gt.shape[-2:]), window)
         references = [stored_path(folder, r) for r in record.references]
-        true = self.truth_share > 0 and rng.random() < self.truth_share
-        true = true or (self.truth_without_references and not references)
-        given = {"references": references, "truth": truth, "landmarks": points, "rng": rng}
+        true = self.gt_share > 0 and rng.random() < self.gt_share
+        true = true or (self.gt_without_references and not references)
+        given = {"references": references, "gt": gt, "landmarks": points, "rng": rng}
         try:
-            pair, refused = face_pair(_TRUTH if true else self.ref_fr, damaged, inner, **given), False
-        except StageOneError:
-            face = crop(damaged, inner)
+            pair, refused = face_pair(_GT if true else self.ref_fr, degraded, inner, **given), False
+        except FaceRestorationError:
+            face = crop(degraded, inner)
             pair, refused = FacePair(restored=face, degraded=face, box=inner), True
-        height, width = truth.shape[-2:]
+        height, width = gt.shape[-2:]
         place = _window(rng, (0, 0, width, height), self.crop)
-        image, clean = crop(damaged, place), crop(truth, place)
+        image, clean = crop(degraded, place), crop(gt, place)
         rows = [image, image if negative else clean, clean, pair.restored, pair.degraded]
         if mirror and not first:
             rows = [row.flip(-1) for row in rows]
         return *rows, torch.tensor(refused)
 
-    def _picture(self, number: int, folder: Path, record: Record) -> np.ndarray:
-        picture = self._pictures.get(number)
-        if picture is None:
-            picture = to_bytes(read_stored(folder, record.image))
-            if picture.nbytes <= self._room:
-                self._room -= picture.nbytes
-                self._pictures[number] = picture
-        return picture
+    def _image(self, number: int, folder: Path, record: Record) -> np.ndarray:
+        image = self._images.get(number)
+        if image is None:
+            image = to_bytes(read_stored(folder, record.image))
+            if image.nbytes <= self._room:
+                self._room -= image.nbytes
+                self._images[number] = image
+        return image
 
 
 def _around(box: tuple[int, int, int, int], side: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    # A box of at least `side`, grown about its middle and pushed into the picture (height, width).
+    # A box of at least `side`, grown about its middle and pushed into the image (height, width).
     x0, y0, x1, y1 = box
     if x1 - x0 >= side:
         return box
@@ -206,7 +211,7 @@ def _window(rng: np.random.Generator, box: Box, side: int) -> tuple[int, int, in
 
 
 def recipe_of(space: Space, record: Record, number: int) -> Recipe:
-    """Operator `number` of a picture: of the picture's content and nothing else, whatever the run."""
+    """Operator `number` of an image: of the image's content and nothing else, whatever the run."""
     return space.draw(np.random.default_rng(seed_from("recipe", record.sha256, number)))
 
 
@@ -218,23 +223,23 @@ def points_of(record: Record) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class HeldOut:
-    """One validation pair with the face pair of its damage."""
+class ValidationPair:
+    """One validation pair with the face pair of its degradation."""
 
     record: Record
-    image: Tensor  # (3, H, W), damaged
-    truth: Tensor  # (3, H, W)
+    image: Tensor  # (3, H, W), degraded
+    gt: Tensor  # (3, H, W)
     pair: FacePair
 
 
-def held_out(folder: str | Path, ref_fr: RefFR, *, count: int, seed: int) -> Sequence[HeldOut]:
+def held_out(folder: str | Path, ref_fr: RefFR, *, count: int, seed: int) -> Sequence[ValidationPair]:
     """The first `count` validation pairs of an InScene dataset."""
     folder, rows = Path(folder), []
     for record in [r for r in read_manifest(folder, "val") if r.lq][:count]:
-        image, truth = read_tensor(folder / record.lq), read_tensor(folder / record.image)
+        image, gt = read_tensor(folder / record.lq), read_tensor(folder / record.image)
         box = square_crop_box(record.face_box, (record.height, record.width))
         rng = np.random.default_rng(seed_from(seed, record.image))
-        given = {"references": [folder / r for r in record.references], "truth": truth, "landmarks": points_of(record)}
+        given = {"references": [folder / r for r in record.references], "gt": gt, "landmarks": points_of(record)}
         pair = face_pair(ref_fr, image, box, **given, rng=rng)
-        rows.append(HeldOut(record, image, truth, pair))
+        rows.append(ValidationPair(record, image, gt, pair))
     return rows

@@ -1,7 +1,7 @@
-"""Pictures in tar archives (webdataset shards), for sets that are too large for loose files.
+"""Images in tar archives (webdataset shards), for sets that are too large for loose files.
 
-A packed set is an InScene dataset whose picture names lead into archives: `shards/train-000012.tar/000123.png`. An
-archive's table of contents is read once and its members directly, so that any picture can be had in any order.
+A packed set is an InScene dataset whose image names lead into archives: `shards/train-000012.tar/000123.png`. An
+archive's table of contents is read once and its members directly, so that any image can be had in any order.
 """
 
 import io
@@ -36,7 +36,7 @@ _EXTRACTED = 512  # members kept as files by one process, for readers that want 
 
 
 def read_stored(folder: Path, name: str) -> np.ndarray:
-    """A picture of a set, loose or in an archive: float32 (H, W, 3) in [0, 1]."""
+    """An image of a set, loose or in an archive: float32 (H, W, 3) in [0, 1]."""
     if _INSIDE not in name:
         return read_image(folder / name)
     with Image.open(io.BytesIO(read_member(folder, name))) as image:
@@ -44,7 +44,7 @@ def read_stored(folder: Path, name: str) -> np.ndarray:
 
 
 def read_member(folder: Path, name: str) -> bytes:
-    """The bytes of a picture in an archive.
+    """The bytes of an image in an archive.
 
     Raises:
         FileNotFoundError: the archive or the member is not there.
@@ -62,7 +62,7 @@ def read_member(folder: Path, name: str) -> bytes:
 
 
 def stored_path(folder: Path, name: str) -> Path:
-    """A path that holds a picture of a set: its own, or that of a copy outside its archive."""
+    """A path that holds an image of a set: its own, or that of a copy outside its archive."""
     if _INSIDE not in name:
         return folder / name
     place = _extracted()
@@ -77,7 +77,7 @@ def stored_path(folder: Path, name: str) -> Path:
 
 
 def is_stored(folder: Path, name: str) -> bool:
-    """Whether a picture of a set is there."""
+    """Whether an image of a set is there."""
     if _INSIDE not in name:
         return (folder / name).is_file()
     archive, member = archive_and_member(folder, name)
@@ -94,7 +94,7 @@ def archive_and_member(folder: Path, name: str) -> tuple[Path, str]:
 
 
 def shard_of(name: str) -> str:
-    """The archive of a picture, or nothing for a loose one."""
+    """The archive of an image, or nothing for a loose one."""
     return name.partition(_INSIDE)[0] if _INSIDE in name else ""
 
 
@@ -115,9 +115,9 @@ _EXTRACTED_PLACES: list[tempfile.TemporaryDirectory] = []
 
 
 def pack(folder: str | Path, packed: str | Path, *, split: str = "train", per_shard: int = 1000) -> int:
-    """Copy a finished set with the pictures of one split in archives, each beside its record as JSON.
+    """Copy a finished set with the images of one split in archives, each beside its record as JSON.
 
-    Other splits, degraded pictures and reports stay loose files. References that are pictures of the split lead into
+    Other splits, degraded images and reports stay loose files. References that are images of the split lead into
     the archives too. The same set gives the same bytes; a stopped packing goes on at the last whole archive.
 
     Returns:
@@ -171,7 +171,7 @@ def pack(folder: str | Path, packed: str | Path, *, split: str = "train", per_sh
 
 
 def members_of(folder: Path, name: str) -> Iterator[str]:
-    """Names of the pictures in an archive of a set, as records name them; none of a damaged one."""
+    """Names of the images in an archive of a set, as records name them; none of a degraded one."""
     try:
         contents = _contents(folder / name)
     except tarfile.TarError:
@@ -182,6 +182,6 @@ def members_of(folder: Path, name: str) -> Iterator[str]:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)  # no time, no owner: the same picture, the same bytes
+    info = tarfile.TarInfo(name)  # no time, no owner: the same image, the same bytes
     info.size = len(content)
     tar.addfile(info, io.BytesIO(content))

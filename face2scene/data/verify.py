@@ -1,7 +1,7 @@
 """Whether a dataset is what its metadata say: every file there, whole, in its place, and no other.
 
 The build leaves `SHA256SUMS` beside the metadata, in the format of `sha256sum -c`, so that references, degraded
-pictures, reports and the metadata themselves are checked as well as the pictures, whose sums stand in the records.
+images, reports and the metadata themselves are checked as well as the images, whose sums stand in the records.
 """
 
 import hashlib
@@ -78,11 +78,11 @@ def _problems_of(folder: Path, record: Record) -> Iterator[str]:
         yield f"{record.image} is not the recorded file (wrong sha256)."
     else:
         try:
-            with Image.open(io.BytesIO(content)) as picture:
-                if picture.size != (record.width, record.height):
-                    yield f"{record.image} is {picture.size}, recorded as {(record.width, record.height)}."
+            with Image.open(io.BytesIO(content)) as image:
+                if image.size != (record.width, record.height):
+                    yield f"{record.image} is {image.size}, recorded as {(record.width, record.height)}."
         except (OSError, Image.DecompressionBombError) as error:
-            yield f"{record.image} is no picture ({error})."
+            yield f"{record.image} is no image ({error})."
     x0, y0, x1, y1 = record.face_box
     if not (0 <= x0 < x1 <= record.width and 0 <= y0 < y1 <= record.height):
         size = f"{record.width} x {record.height}"
@@ -93,9 +93,9 @@ def _problems_of(folder: Path, record: Record) -> Iterator[str]:
         if name == record.image:
             yield f"{record.image} is its own reference."
     if (record.lq is None) != (record.recipe is None):
-        yield f"{record.image} has an LQ picture without a recipe, or a recipe without one."
+        yield f"{record.image} has an LQ image without a recipe, or a recipe without one."
     if record.lq and not (folder / record.lq).is_file():
-        yield f"{record.image}: its LQ picture {record.lq} is missing."
+        yield f"{record.image}: its LQ image {record.lq} is missing."
 
 
 def _content(folder: Path, name: str) -> bytes | None:

@@ -2,9 +2,9 @@
 
 The supplement gives words, not numbers. Each line below quotes the words it renders; the values are our
 reading of them, within or near Real-ESRGAN's ranges. The order inside a stage is the pipeline's: blur,
-resize, noise, JPEG. Resize factors are relative to the picture's own size, so a stage that "keeps the
+resize, noise, JPEG. Resize factors are relative to the image's own size, so a stage that "keeps the
 resolution" has no Resize. Where the stages change it, the closing RestoreSize is ours, so that the experiment compares
-pictures of one size; `apply(..., keep_size=False)` leaves it out.
+images of one size; `apply(..., keep_size=False)` leaves it out.
 
 They are fixed: tests/degradation_presets.json holds them a second time, and a test compares.
 """

@@ -1,7 +1,7 @@
-"""Damage as a value: a Recipe is an ordered tuple of operators with every number in it.
+"""Degradation as a value: a Recipe is an ordered tuple of operators with every number in it.
 
-Drawn once (space.py), stored as JSON, applied to any number of pictures of any size. Two recipes are equal when they
-name the same operator; the seed of the noise realisation is kept apart, so the same damage can hit two pictures with
+Drawn once (space.py), stored as JSON, applied to any number of images of any size. Two recipes are equal when they
+name the same operator; the seed of the noise realisation is kept apart, so the same degradation can hit two images with
 different grain.
 """
 
@@ -30,16 +30,17 @@ from face2scene.degradation.operators.basic import (
     Sinc,
 )
 from face2scene.degradation.operators.camera import MotionBlur, SensorNoise, Webp
-from face2scene.degradation.operators.spatial_blur import SpatialBlur
+from face2scene.degradation.operators.spatial_blur import SpatiallyVaryingBlur
 from face2scene.image_io.arrays import to_array, to_bytes, to_tensor
 
 SCHEMA = 1
 # The names that JSON knows them by: a name, once stored, stays.
+_STORED_NAMES = {SpatiallyVaryingBlur: "SpatialBlur"}  # where the class is called otherwise today
 OPERATORS: dict[str, type] = {
-    kind.__name__: kind
+    _STORED_NAMES.get(kind, kind.__name__): kind
     for kind in (
         Blur, Sinc, Resize, RestoreSize, GaussianNoise, PoissonNoise, Jpeg,
-        SpatialBlur, MotionBlur, SensorNoise, Webp,
+        SpatiallyVaryingBlur, MotionBlur, SensorNoise, Webp,
     )
 }  # fmt: skip
 
@@ -49,7 +50,7 @@ class Recipe:
     """An ordered degradation. Equality, hash and `key` are the operator's; the noise seed does not count.
 
     Operator number n draws its noise from a generator seeded by (noise_seed, n) alone: the same recipe on the
-    same picture gives the same bytes in any process, order, batch or number of threads of one platform.
+    same image gives the same bytes in any process, order, batch or number of threads of one platform.
     """
 
     operators: tuple[Operator, ...] = ()
@@ -62,7 +63,7 @@ class Recipe:
             raise ValueError(f"Recipe.schema is {self.schema!r}: this version of the code reads {SCHEMA} only.")
         object.__setattr__(self, "noise_seed", _seed(self.noise_seed))
         for operator in self.operators:
-            if type(operator).__name__ not in OPERATORS:
+            if type(operator) not in OPERATORS.values():
                 raise TypeError(f"Recipe.operators holds {operator!r}: it must be one of {', '.join(OPERATORS)}.")
 
     @property
@@ -76,65 +77,65 @@ class Recipe:
         return replace(self, noise_seed=noise_seed)
 
     def apply(self, image: Tensor, *, keep_size: bool = True, gradients: bool = False) -> Tensor:
-        """Damage a picture (3, H, W), float32 in [0, 1], on its device; the input is left as it was.
+        """Degradation an image (3, H, W), float32 in [0, 1], on its device; the input is left as it was.
 
         On the CPU one core works, whatever `torch.set_num_threads` says: what threads share out ends in other last
-        digits. Several pictures take several cores by a loader's workers.
+        digits. Several images take several cores by a loader's workers.
 
         On a GPU everything but the real JPEG codec stays on it, and random bits are the same as on a CPU. What a GPU
-        computes in another order differs by at most 1e-4 after any one operator on pictures up to 2000 pixels a side
+        computes in another order differs by at most 1e-4 after any one operator on images up to 2000 pixels a side
         (the resizes; the others keep to 1e-5); over a whole recipe a difference can tip an 8-bit or a JPEG rounding,
         so there the two agree in the mean (1e-3), not pixel by pixel.
 
         Args:
             keep_size: the result has the input's size. False leaves out the closing `RestoreSize`, which
-                gives the small picture that a super-resolution method reads.
+                gives the small image that a super-resolution method reads.
             gradients: let gradients flow from the result to `image`; computed another way, equal to within the
                 same 1e-4 an operator.
 
         Raises:
-            ValueError: not such a picture; too small for a kernel at some stage; the recipe ends at another
+            ValueError: not such an image; too small for a kernel at some stage; the recipe ends at another
                 size; gradients through a real codec.
         """
-        _check_picture(image)
+        _check_image(image)
         with torch.set_grad_enabled(gradients), _one_thread():
-            return self._damaged(image, keep_size)
+            return self._degraded(image, keep_size)
 
     def apply_array(self, image: np.ndarray, *, keep_size: bool = True) -> np.ndarray:
-        """`apply` for a NumPy picture (H, W, 3), uint8 or float in [0, 1], as loaders have them.
+        """`apply` for a NumPy image (H, W, 3), uint8 or float in [0, 1], as loaders have them.
 
         Returns:
-            uint8 (rounded to nearest) for uint8, else float32: the values of `apply` on the same picture.
+            uint8 (rounded to nearest) for uint8, else float32: the values of `apply` on the same image.
         """
         if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
             got = image.shape if isinstance(image, np.ndarray) else type(image).__name__
-            raise ValueError(f"A picture is an array (H, W, 3), got {got}: repeat a grey one to three channels.")
+            raise ValueError(f"An image is an array (H, W, 3), got {got}: repeat a grey one to three channels.")
         if image.dtype != np.uint8 and image.dtype.kind != "f":
-            raise ValueError(f"A picture is uint8, or float in [0, 1], got {image.dtype}: divide by its full scale.")
-        damaged = self.apply(to_tensor(image), keep_size=keep_size)
-        return to_bytes(damaged) if image.dtype == np.uint8 else to_array(damaged)
+            raise ValueError(f"An image is uint8, or float in [0, 1], got {image.dtype}: divide by its full scale.")
+        degraded = self.apply(to_tensor(image), keep_size=keep_size)
+        return to_bytes(degraded) if image.dtype == np.uint8 else to_array(degraded)
 
-    def _damaged(self, image: Tensor, keep_size: bool) -> Tensor:
+    def _degraded(self, image: Tensor, keep_size: bool) -> Tensor:
         size = (int(image.shape[-2]), int(image.shape[-1]))
         operators = self.operators
         if not keep_size and operators and isinstance(operators[-1], RestoreSize):
             operators = operators[:-1]
-        damaged, position = image, 0
+        degraded, position = image, 0
         while position < len(operators):
             operator, *following = operators[position : position + 2]
-            at_once = _blurred_and_resized(damaged, operator, *following, size=size) if following else None
+            at_once = _blurred_and_resized(degraded, operator, *following, size=size) if following else None
             if at_once is None:
-                damaged = operator(damaged, _generator(self.noise_seed, position), size)
+                degraded = operator(degraded, _generator(self.noise_seed, position), size)
                 position += 1
             else:
-                damaged = at_once
+                degraded = at_once
                 position += 2
-        if keep_size and damaged.shape != image.shape:
+        if keep_size and degraded.shape != image.shape:
             raise ValueError(
-                f"The recipe makes {tuple(damaged.shape[-2:])} pixels of {size}: "
+                f"The recipe makes {tuple(degraded.shape[-2:])} pixels of {size}: "
                 "end it with RestoreSize, or apply it with keep_size=False."
             )
-        return damaged.clone() if damaged is image else damaged
+        return degraded.clone() if degraded is image else degraded
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -182,32 +183,34 @@ class Recipe:
 def apply_batch(
     images: Tensor, recipes: Sequence[Recipe], *, keep_size: bool = True, gradients: bool = False
 ) -> Tensor:
-    """Damage a batch (B, 3, H, W), on its device, each picture by its own recipe.
+    """Degradation a batch (B, 3, H, W), on its device, each image by its own recipe.
 
-    Picture number n is `recipes[n].apply(images[n])`, byte for byte, whatever else is in the batch. Options and
+    Image number n is `recipes[n].apply(images[n])`, byte for byte, whatever else is in the batch. Options and
     errors are `apply`'s.
 
     Raises:
-        ValueError: not one recipe per picture; results of different sizes (only where `keep_size` is False).
+        ValueError: not one recipe per image; results of different sizes (only where `keep_size` is False).
     """
     if not isinstance(images, Tensor) or images.dim() != 4 or len(images) != len(recipes):
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"A batch is a tensor (B, 3, H, W) with B recipes, got {got} and {len(recipes)} recipes.")
     result = images.clone() if len(images) == 0 else None
     for number, (recipe, image) in enumerate(zip(recipes, images, strict=True)):
-        damaged = recipe.apply(image, keep_size=keep_size, gradients=gradients)
+        degraded = recipe.apply(image, keep_size=keep_size, gradients=gradients)
         if result is None:
-            result = damaged.new_empty(len(images), *damaged.shape)
-        if damaged.shape != result.shape[1:]:
-            sizes = f"{tuple(result.shape[-2:])} and {tuple(damaged.shape[-2:])}"
-            raise ValueError(f"The recipes of one batch make pictures of {sizes} pixels: apply them one by one.")
-        result[number] = damaged
+            result = degraded.new_empty(len(images), *degraded.shape)
+        if degraded.shape != result.shape[1:]:
+            sizes = f"{tuple(result.shape[-2:])} and {tuple(degraded.shape[-2:])}"
+            raise ValueError(f"The recipes of one batch make images of {sizes} pixels: apply them one by one.")
+        result[number] = degraded
     return result
 
 
 def _operator_to_dict(operator: Operator) -> dict[str, Any]:
     values = {f.name: getattr(operator, f.name) for f in fields(operator)}
-    return {"kind": type(operator).__name__} | {name: v for name, v in values.items() if v is not None}
+    return {"kind": _STORED_NAMES.get(type(operator), type(operator).__name__)} | {
+        name: v for name, v in values.items() if v is not None
+    }
 
 
 def _operator_from_dict(values: Any) -> Operator:
@@ -226,7 +229,7 @@ def _operator_from_dict(values: Any) -> Operator:
 
 
 def _blurred_and_resized(image: Tensor, blur: Operator, following: Operator, size: tuple[int, int]) -> Tensor | None:
-    """A blur and the resize after it in one, where that is faster: two passes over the picture less."""
+    """A blur and the resize after it in one, where that is faster: two passes over the image less."""
     if not isinstance(blur, Blur) or not isinstance(following, Resize):
         return None
     target, steps = following.target(image, size), following.steps(image, size)
@@ -249,19 +252,17 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _check_picture(image: Tensor) -> None:
+def _check_image(image: Tensor) -> None:
     if not isinstance(image, Tensor) or image.dim() != 3 or image.shape[0] != 3:
         got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise ValueError(f"A picture is a tensor (3, H, W), got {got}: repeat a grey one to three channels.")
+        raise ValueError(f"An image is a tensor (3, H, W), got {got}: repeat a grey one to three channels.")
     if image.dtype != torch.float32:
-        raise ValueError(
-            f"A picture is float32 in [0, 1], got {image.dtype}: see face2scene.image_io.arrays.to_tensor."
-        )
+        raise ValueError(f"An image is float32 in [0, 1], got {image.dtype}: see face2scene.image_io.arrays.to_tensor.")
     if image.numel() == 0:
-        raise ValueError(f"A picture has at least one pixel, got {tuple(image.shape)}.")
+        raise ValueError(f"An image has at least one pixel, got {tuple(image.shape)}.")
     low, high = (float(v) for v in torch.aminmax(image.detach()))
     if not (low >= 0 and high <= 1):  # false for NaN too
-        raise ValueError(f"A picture's values lie in [0, 1], got {low:g} to {high:g}: scale or clean it first.")
+        raise ValueError(f"An image's values lie in [0, 1], got {low:g} to {high:g}: scale or clean it first.")
 
 
 def _seed(seed: Any) -> int:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from face2scene.degradation.functional import jpeg, kernels
-from face2scene.degradation.operators import validation as checks
+from face2scene.degradation.operators import validation
 from face2scene.degradation.operators.basic import (
     MODES,
     Blur,
@@ -23,14 +23,14 @@ from face2scene.degradation.operators.basic import (
     Sinc,
 )
 from face2scene.degradation.operators.camera import MotionBlur, SensorNoise, Webp
-from face2scene.degradation.operators.spatial_blur import SpatialBlur
+from face2scene.degradation.operators.spatial_blur import SpatiallyVaryingBlur
 from face2scene.degradation.operators.validation import Checked, Number, OneOf, Pair
 from face2scene.degradation.recipe import Recipe
 
 Range = tuple[float, float]
 
 
-Prob = Annotated[float, checks.Probability()]
+Prob = Annotated[float, validation.Probability()]
 
 
 DIRECTIONS = ("up", "down", "keep")
@@ -68,22 +68,22 @@ class Space(Checked):
     is our addition, 1 in the original, and so are hand shake (after the first blur), the field in place of the
     first blur, the sensor's noise in place of the first noise and WebP in place of the last JPEG, all 0 there.
 
-    A draw in which every step is switched off is drawn again: the untouched picture is
+    A draw in which every step is switched off is drawn again: the untouched image is
     `no_degradation_prob`'s. A probability of 0 draws nothing, so a space without a step does not depend on it.
 
     Attributes:
-        scale: the small picture has 1/scale of the sides; 1 keeps the size.
+        scale: the small image has 1/scale of the sides; 1 keeps the size.
         no_degradation_prob: share of recipes that change nothing.
         antialias: which filters resize, see `Resize`; S3Diff's alias.
         by_factor: the first resize goes by its factor and not by the sizes, see `Resize`, as in Real-ESRGAN's and
             S3Diff's code; not where `antialias` is on.
         kernel_sizes: smallest and largest kernel side, both odd.
         kernel_probs, kernel_probs2: share of each family of `kernels.FAMILIES`; what is not named has none.
-        blur_sigma: width in pixels of the picture at that stage. beta_generalized, beta_plateau: exponents.
+        blur_sigma: width in pixels of the image at that stage. beta_generalized, beta_plateau: exponents.
         split_beta: half of the exponents lie below 1 and half above, each half uniform, as in Real-ESRGAN's code
             (a range that begins at 1 so has it in half of its draws); else they are uniform over the range.
         sinc_prob: share of blurs that are a low-pass.
-        spatial_prob: share of first blurs, low-pass apart, that are a `SpatialBlur` about the picture's middle;
+        spatial_prob: share of first blurs, low-pass apart, that are a `SpatiallyVaryingBlur` about the image's middle;
             then `blur_sigma` is the width in the corners, and the kernel's side is `spatial_kernel_size`.
             spatial_centre, spatial_power: as there.
         motion_prob: share with a `MotionBlur`. motion_length: pixels. motion_bend: share of the length, to either
@@ -107,58 +107,58 @@ class Space(Checked):
     no_degradation_prob: Prob = 0.01
     antialias: bool = False
     by_factor: bool = True
-    kernel_sizes: Annotated[tuple[int, int], Pair(checks.SIDE)] = (7, 21)
+    kernel_sizes: Annotated[tuple[int, int], Pair(validation.SIDE)] = (7, 21)
 
     blur_prob: Prob = 1.0
     kernel_probs: Mapping[str, float] = field(default_factory=KERNEL_PROBS.copy)
     sinc_prob: Prob = 0.1
-    blur_sigma: Annotated[Range, Pair(checks.SIGMA_PX)] = (0.2, 1.5)
-    beta_generalized: Annotated[Range, Pair(checks.BETA)] = (0.5, 2.0)
-    beta_plateau: Annotated[Range, Pair(checks.BETA)] = (1.0, 1.5)
+    blur_sigma: Annotated[Range, Pair(validation.SIGMA_PX)] = (0.2, 1.5)
+    beta_generalized: Annotated[Range, Pair(validation.BETA)] = (0.5, 2.0)
+    beta_plateau: Annotated[Range, Pair(validation.BETA)] = (1.0, 1.5)
     split_beta: bool = True
     spatial_prob: Prob = 0.0
-    spatial_kernel_size: Annotated[int, checks.ODD_SIDE] = 21
-    spatial_centre: Annotated[Range, Pair(checks.SHARE)] = (0.2, 0.6)
-    spatial_power: Annotated[Range, Pair(checks.POWER)] = (2.0, 2.0)
+    spatial_kernel_size: Annotated[int, validation.ODD_SIDE] = 21
+    spatial_centre: Annotated[Range, Pair(validation.SHARE)] = (0.2, 0.6)
+    spatial_power: Annotated[Range, Pair(validation.POWER)] = (2.0, 2.0)
     motion_prob: Prob = 0.0
-    motion_length: Annotated[Range, Pair(checks.LENGTH_PX)] = (2.0, 16.0)
+    motion_length: Annotated[Range, Pair(validation.LENGTH_PX)] = (2.0, 16.0)
     motion_bend: Annotated[Range, Pair(Number(0, 0.5))] = (0.0, 0.2)
-    motion_tremor: Annotated[Range, Pair(checks.TREMOR_PX)] = (0.0, 1.0)
-    motion_turns: Annotated[Range, Pair(checks.TURNS)] = (0.5, 2.0)
+    motion_tremor: Annotated[Range, Pair(validation.TREMOR_PX)] = (0.0, 1.0)
+    motion_turns: Annotated[Range, Pair(validation.TURNS)] = (0.5, 2.0)
     resize_probs: tuple[float, float, float] = (0.2, 0.7, 0.1)
     resize_range: Annotated[Range, Pair(Number(1 / 16, 8))] = (0.3, 1.5)
     resize_modes: tuple[str, ...] = MODES
     shrink_evenly: bool = False
     noise_prob: Prob = 1.0
     gaussian_prob: Prob = 0.5
-    gaussian_sigma: Annotated[Range, Pair(checks.GREY_LEVELS)] = (1.0, 15.0)
-    poisson_scale: Annotated[Range, Pair(checks.SHOT_SCALE)] = (0.05, 2.0)
+    gaussian_sigma: Annotated[Range, Pair(validation.GREY_LEVELS)] = (1.0, 15.0)
+    poisson_scale: Annotated[Range, Pair(validation.SHOT_SCALE)] = (0.05, 2.0)
     grey_prob: Prob = 0.4
     sensor_prob: Prob = 0.0
     sensor_iso: tuple[float, ...] = (800, 1600, 3200)
-    sensor_red_gain: Annotated[Range, Pair(checks.GAIN)] = (1.9, 2.4)
-    sensor_blue_gain: Annotated[Range, Pair(checks.GAIN)] = (1.5, 1.9)
+    sensor_red_gain: Annotated[Range, Pair(validation.GAIN)] = (1.9, 2.4)
+    sensor_blue_gain: Annotated[Range, Pair(validation.GAIN)] = (1.5, 1.9)
     jpeg_prob: Prob = 1.0
-    jpeg_quality: Annotated[tuple[int, int], Pair(checks.QUALITY)] = (60, 95)
+    jpeg_quality: Annotated[tuple[int, int], Pair(validation.QUALITY)] = (60, 95)
     jpeg_codec: Annotated[str, OneOf(jpeg.CODECS)] = "libjpeg"
 
     blur_prob2: Prob = 0.5
     kernel_probs2: Mapping[str, float] = field(default_factory=KERNEL_PROBS.copy)
     sinc_prob2: Prob = 0.1
-    blur_sigma2: Annotated[Range, Pair(checks.SIGMA_PX)] = (0.2, 1.0)
-    beta_generalized2: Annotated[Range, Pair(checks.BETA)] = (0.5, 2.0)
-    beta_plateau2: Annotated[Range, Pair(checks.BETA)] = (1.0, 1.5)
+    blur_sigma2: Annotated[Range, Pair(validation.SIGMA_PX)] = (0.2, 1.0)
+    beta_generalized2: Annotated[Range, Pair(validation.BETA)] = (0.5, 2.0)
+    beta_plateau2: Annotated[Range, Pair(validation.BETA)] = (1.0, 1.5)
     resize_probs2: tuple[float, float, float] = (0.3, 0.4, 0.3)
     resize_range2: Annotated[Range, Pair(Number(1 / 16, 8))] = (0.6, 1.2)
     noise_prob2: Prob = 1.0
     gaussian_prob2: Prob = 0.5
-    gaussian_sigma2: Annotated[Range, Pair(checks.GREY_LEVELS)] = (1.0, 12.0)
-    poisson_scale2: Annotated[Range, Pair(checks.SHOT_SCALE)] = (0.05, 1.0)
+    gaussian_sigma2: Annotated[Range, Pair(validation.GREY_LEVELS)] = (1.0, 12.0)
+    poisson_scale2: Annotated[Range, Pair(validation.SHOT_SCALE)] = (0.05, 1.0)
     grey_prob2: Prob = 0.4
     jpeg_prob2: Prob = 1.0
-    jpeg_quality2: Annotated[tuple[int, int], Pair(checks.QUALITY)] = (60, 100)
+    jpeg_quality2: Annotated[tuple[int, int], Pair(validation.QUALITY)] = (60, 100)
     webp_prob2: Prob = 0.0
-    webp_quality2: Annotated[tuple[int, int], Pair(checks.QUALITY)] = (50, 95)
+    webp_quality2: Annotated[tuple[int, int], Pair(validation.QUALITY)] = (50, 95)
     final_sinc_prob: Prob = 0.8
 
     def __post_init__(self) -> None:
@@ -241,7 +241,7 @@ class Space(Checked):
             values["beta"] = self._beta(rng, getattr(self, f"{kind}{stage}"))
         if not stage and self.spatial_prob and rng.random() < self.spatial_prob:
             values |= {"centre": rng.uniform(*self.spatial_centre), "power": rng.uniform(*self.spatial_power)}
-            return [SpatialBlur(family, self.spatial_kernel_size, **values)]
+            return [SpatiallyVaryingBlur(family, self.spatial_kernel_size, **values)]
         return [Blur(family, size, **values)]
 
     def _beta(self, rng: np.random.Generator, limits: Range) -> float:
@@ -326,7 +326,7 @@ def _shares(name: str, shares: dict[str, float], names: tuple[str, ...]) -> dict
 
 @dataclass(frozen=True)
 class Mixture:
-    """Draws from one of several spaces, for a training that has to know more than one kind of damage.
+    """Draws from one of several spaces, for a training that has to know more than one kind of degradation.
 
     Args:
         spaces: by name.

@@ -4,7 +4,7 @@
     python -m face2scene.degradation.visualize PHOTO --recipe recipe.json paper --seed 3
 
 A recipe is one of the presets d1 to d4, a JSON file, or a space of configs/degradation, which is drawn from with the
-seed. Each cell has the whole picture, a detail enlarged pixel by pixel, and the step's fields by their names in the
+seed. Each cell has the whole image, a detail enlarged pixel by pixel, and the step's fields by their names in the
 JSON.
 """
 
@@ -62,7 +62,7 @@ def find_recipe(name: str, rng: np.random.Generator) -> Recipe:
 
 
 def stages(recipe: Recipe, image: Tensor) -> list[Tensor]:
-    """The picture (3, h, w) after each of the recipe's operators."""
+    """The image (3, h, w) after each of the recipe's operators."""
     return [
         # Each from the start: the result of a shorter recipe, so nothing here can differ from what `apply` does.
         Recipe(recipe.operators[:count], recipe.noise_seed).apply(
@@ -93,12 +93,12 @@ def sheet(image: Tensor, recipes: Sequence[tuple[str, Recipe]], *, title: str, c
 
 def _recipe_block(name: str, recipe: Recipe, image: Tensor, box: tuple[float, ...], columns: int) -> Image.Image:
     cells = [_cell("The photo", [f"{image.shape[-1]} x {image.shape[-2]} px"], image, box)]
-    for number, (operator, damaged) in enumerate(zip(recipe.operators, stages(recipe, image), strict=True), start=1):
-        size = f"{damaged.shape[-1]} x {damaged.shape[-2]} px"
-        if damaged.shape == image.shape:
-            error = (damaged - image).square().mean().item()
+    for number, (operator, degraded) in enumerate(zip(recipe.operators, stages(recipe, image), strict=True), start=1):
+        size = f"{degraded.shape[-1]} x {degraded.shape[-2]} px"
+        if degraded.shape == image.shape:
+            error = (degraded - image).square().mean().item()
             size += f", {-10 * math.log10(error):.1f} dB PSNR to the photo" if error else ", the photo bit for bit"
-        cells.append(_cell(f"{number}  {_title(operator)}", [*_values(operator), size], damaged, box))
+        cells.append(_cell(f"{number}  {_title(operator)}", [*_values(operator), size], degraded, box))
     columns = math.ceil(len(cells) / math.ceil(len(cells) / columns))  # lines of about the same length
     lines = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     heights = [max(cell.height for cell in line) for line in lines]
@@ -116,17 +116,17 @@ def _recipe_block(name: str, recipe: Recipe, image: Tensor, box: tuple[float, ..
 
 
 def _cell(title: str, notes: Sequence[str], image: Tensor, box: tuple[float, ...]) -> Image.Image:
-    picture = Image.fromarray(to_bytes(image))
-    shown_height = round(CELL * picture.height / picture.width)
-    grown = picture.width < CELL
-    shown = picture.resize((CELL, shown_height), Image.Resampling.NEAREST if grown else Image.Resampling.LANCZOS)
+    rendered = Image.fromarray(to_bytes(image))
+    shown_height = round(CELL * rendered.height / rendered.width)
+    grown = rendered.width < CELL
+    shown = rendered.resize((CELL, shown_height), Image.Resampling.NEAREST if grown else Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(shown)
     place = [box[0] * CELL, box[1] * shown_height, box[2] * CELL, box[3] * shown_height]
     draw.rectangle(place, outline=MARK, width=2)
-    inset = picture.resize(
+    inset = rendered.resize(
         (INSET, INSET),
         Image.Resampling.NEAREST,
-        box=(box[0] * picture.width, box[1] * picture.height, box[2] * picture.width, box[3] * picture.height),
+        box=(box[0] * rendered.width, box[1] * rendered.height, box[2] * rendered.width, box[3] * rendered.height),
     )
     left = 0 if box[0] + box[2] > 1 else CELL - INSET  # beside what it enlarges, not on it
     draw.rectangle((left - 2, shown_height - INSET - 2, left + INSET + 1, shown_height), fill=MARK)

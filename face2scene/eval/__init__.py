@@ -1,1 +1,1 @@
-"""Predictions, then scores, then tables: pictures in a folder become rows, rows become the paper's tables."""
+"""Predictions, then scores, then tables: images in a folder become rows, rows become the paper's tables."""

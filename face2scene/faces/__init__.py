@@ -1,1 +1,1 @@
-"""Faces: found in a picture, recognised, brought into a standard pose and put back."""
+"""Faces: found in an image, recognised, brought into a standard pose and put back."""

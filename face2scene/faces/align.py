@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from face2scene.common.types import Box
 
-# Left eye, right eye, nose tip, left and right mouth corner, as seen in the picture.
+# Left eye, right eye, nose tip, left and right mouth corner, as seen in the image.
 FFHQ_512 = np.array(  # the means of FFHQ's own alignment, as the face restorers of this field use them
     [[192.98138, 239.94708], [318.90277, 240.1936], [256.63416, 314.01935], [201.26117, 371.41043],
      [313.08905, 371.15118]]
@@ -25,7 +25,7 @@ ARCFACE_112 = np.array(
 
 
 class AlignmentError(ValueError):
-    """Landmarks or a picture from which no aligned face can be made; the message says why."""
+    """Landmarks or an image from which no aligned face can be made; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,19 +86,19 @@ def similarity(source: np.ndarray, target: np.ndarray) -> Similarity:
 
 
 def face_transform(
-    landmarks_5: np.ndarray, size: int = 512, template: str = "ffhq", *, picture_size: tuple[int, int] | None = None
+    landmarks_5: np.ndarray, size: int = 512, template: str = "ffhq", *, image_size: tuple[int, int] | None = None
 ) -> Similarity:
-    """From a picture to the `size` x `size` aligned face.
+    """From an image to the `size` x `size` aligned face.
 
     Args:
         landmarks_5: (5, 2), see `records.Face`.
         size: side of the aligned face in pixels.
         template: `ffhq` (head and shoulders) or `arcface` (the tight crop of identity networks).
-        picture_size: height and width; where given, the landmarks' middle must lie in the picture. Single ones may lie
+        image_size: height and width; where given, the landmarks' middle must lie in the image. Single ones may lie
             outside, as in a face that the border cuts.
 
     Raises:
-        AlignmentError: for degenerate landmarks: collinear, on one point, not finite, or outside the picture.
+        AlignmentError: for degenerate landmarks: collinear, on one point, not finite, or outside the image.
     """
     points = np.asarray(landmarks_5, dtype=np.float64)
     if points.shape != (5, 2):
@@ -107,11 +107,11 @@ def face_transform(
         wide, narrow = np.linalg.svd(points - points.mean(0), compute_uv=False)
         if narrow < 0.02 * wide:  # our setting: true profiles stay above 0.1
             raise AlignmentError("The five landmarks lie on one line, which no face seen by a camera does.")
-    if picture_size is not None and np.isfinite(points).all():
-        (x, y), (height, width) = points.mean(0), picture_size
+    if image_size is not None and np.isfinite(points).all():
+        (x, y), (height, width) = points.mean(0), image_size
         if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
             raise AlignmentError(
-                f"The landmarks lie around ({x:.0f}, {y:.0f}), outside a picture of {width} x {height}."
+                f"The landmarks lie around ({x:.0f}, {y:.0f}), outside an image of {width} x {height}."
             )
     if template == "ffhq":
         return similarity(points, _resized(FFHQ_512, size / 512))
@@ -142,9 +142,9 @@ def warp(image: Tensor, transform: Similarity, size: tuple[int, int]) -> Tensor:
 
 
 def _sample(image: Tensor, points: np.ndarray, shrink: float) -> Tensor:
-    # Values of (C, H, W) at points (N, 2): (C, N). Only the part of the picture that is looked at is touched.
+    # Values of (C, H, W) at points (N, 2): (C, N). Only the part of the image that is looked at is touched.
     height, width = image.shape[-2:]
-    step = max(1, int(shrink))  # picture pixels per result pixel
+    step = max(1, int(shrink))  # image pixels per result pixel
     corner = np.floor(points.min(0)).astype(int) - step - 1
     far = np.ceil(points.max(0)).astype(int) + step + 2
     x0, y0 = np.clip(corner, 0, [width - 1, height - 1])
@@ -166,12 +166,12 @@ def align_face(image: Tensor, landmarks_5: np.ndarray, size: int = 512, template
     """Cut the aligned face out of (3, H, W).
 
     Returns:
-        The face (3, size, size) and the transform from the picture to it, as `paste_back` wants it.
+        The face (3, size, size) and the transform from the image to it, as `paste_back` wants it.
 
     Raises:
         AlignmentError: see `face_transform`.
     """
-    transform = face_transform(landmarks_5, size, template, picture_size=tuple(image.shape[-2:]))
+    transform = face_transform(landmarks_5, size, template, image_size=tuple(image.shape[-2:]))
     return warp(image, transform, (size, size)), transform
 
 
@@ -186,10 +186,10 @@ def paste_back(scene: Tensor, face: Tensor, transform: Similarity, *, feather: f
         scene: (3, H, W).
         face: (3, h, w).
         transform: from the scene to the face.
-        feather: width of the soft edge as a share of the face picture's shorter side; 0 is a hard edge.
+        feather: width of the soft edge as a share of the face image's shorter side; 0 is a hard edge.
 
     Returns:
-        A new (3, H, W); outside the face picture it is `scene` bit for bit.
+        A new (3, H, W); outside the face image it is `scene` bit for bit.
     """
     height, width = face.shape[-2:]
     edges = np.array([[-0.5, -0.5], [width - 0.5, -0.5], [-0.5, height - 0.5], [width - 0.5, height - 0.5]])
@@ -201,7 +201,7 @@ def paste_back(scene: Tensor, face: Tensor, transform: Similarity, *, feather: f
         return scene.clone()
     y, x = np.mgrid[y0:y1, x0:x1].astype(np.float64)
     points = transform(np.stack([x.ravel(), y.ravel()], axis=1))
-    # Pixels of the face picture to its nearest edge.
+    # Pixels of the face image to its nearest edge.
     inside = np.minimum(points + 0.5, [width - 0.5, height - 0.5] - points).min(1)
     soft = feather * min(height, width)
     weight = (inside / soft).clip(0, 1) if soft > 0 else (inside >= 0).astype(np.float64)
@@ -214,27 +214,27 @@ def paste_back(scene: Tensor, face: Tensor, transform: Similarity, *, feather: f
 
 
 def square_crop_box(face_box: Box, image_size: tuple[int, int], margin: float = 0.2, minimum: int = 16) -> Box:
-    """The square around a face at the picture's own scale, in whole pixels.
+    """The square around a face at the image's own scale, in whole pixels.
 
     Args:
-        face_box: (x0, y0, x1, y1), may reach out of the picture.
+        face_box: (x0, y0, x1, y1), may reach out of the image.
         image_size: height and width.
         margin: added on every side, as a share of the longer side of the box.
         minimum: smallest side; FaDeX needs 16 (paper, supplement 4.3).
 
     Returns:
-        Whole numbers (x0, y0, x1, y1), square, inside the picture: pushed in at the borders, and made smaller
-        only where the picture is.
+        Whole numbers (x0, y0, x1, y1), square, inside the image: pushed in at the borders, and made smaller
+        only where the image is.
 
     Raises:
-        AlignmentError: when the box is empty or the picture itself is smaller than `minimum`.
+        AlignmentError: when the box is empty or the image itself is smaller than `minimum`.
     """
     height, width = image_size
     x0, y0, x1, y1 = face_box
     if not (np.isfinite(face_box).all() and x1 > x0 and y1 > y0):
         raise AlignmentError(f"The face box {tuple(face_box)} is empty.")
     if min(height, width) < minimum:
-        raise AlignmentError(f"The picture is {width} x {height}; a face crop needs at least {minimum} pixels a side.")
+        raise AlignmentError(f"The image is {width} x {height}; a face crop needs at least {minimum} pixels a side.")
     side = int(min(max(round(max(x1 - x0, y1 - y0) * (1 + 2 * margin)), minimum), height, width))
     left = int(np.clip(round((x0 + x1 - side) / 2), 0, width - side))
     top = int(np.clip(round((y0 + y1 - side) / 2), 0, height - side))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from face2scene.assets import catalogue as weights
+from face2scene.assets import catalogue
 from face2scene.faces.detect import Detector
 from face2scene.faces.identity import cosine
 from face2scene.faces.matching import known_faces
@@ -67,11 +67,11 @@ def pairs(people: Mapping[str, Sequence[Path]], others: Sequence[Path], detector
 
 
 def photos(places: Sequence[str]) -> list[Path]:
-    """Files behind `ASSET/PATH`, where PATH is a picture or a folder of pictures of a photo set of the catalogue."""
+    """Files behind `ASSET/PATH`, where PATH is an image or a folder of images of a photo set of the catalogue."""
     found: list[Path] = []
     for place in places:
         asset, _, inside = place.partition("/")
-        path = weights.folder(asset) / inside
+        path = catalogue.folder(asset) / inside
         found += [path] if path.is_file() else list_images(path)
     return found
 

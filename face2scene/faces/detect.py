@@ -1,6 +1,6 @@
-"""Who is where: face boxes, five and 68 landmarks, and an identity vector for every face of a picture.
+"""Who is where: face boxes, five and 68 landmarks, and an identity vector for every face of an image.
 
-A `Backend` is a set of networks; the `Detector` decides what they are shown: the picture at halving sizes, other looks
+A `Backend` is a set of networks; the `Detector` decides what they are shown: the image at halving sizes, other looks
 at it where nothing was found, and every doubtful or tilted face a second time, alone and upright.
 """
 
@@ -17,16 +17,16 @@ from face2scene.faces.align import Similarity, warp
 from face2scene.faces.pose import with_pose
 from face2scene.image_io.arrays import resize, to_bytes, to_tensor
 
-_PADDING = 0.25  # of a face that fills its picture; detectors want some background
+_PADDING = 0.25  # of a face that fills its image; detectors want some background
 _TILE, _OVERLAP = 1536, 256  # pixels; a larger level is searched in parts, to bound the networks' memory
-_CHIP, _CHIP_FACE = 160, 72  # sides of the picture of one face, and of the face in it
-_SURE = 0.92  # score from which a face is not looked at again; upright undamaged ones have 0.93 in the median
+_CHIP, _CHIP_FACE = 160, 72  # sides of the image of one face, and of the face in it
+_SURE = 0.92  # score from which a face is not looked at again; upright clean ones have 0.93 in the median
 _TURNS = (0, 40, -40, 180, 90, -90, 140, -140)  # degrees by which a doubtful face is turned, in this order
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """A face that was found and not yet described, in pixels of the picture that was searched."""
+class Detection:
+    """A face that was found and not yet described, in pixels of the image that was searched."""
 
     box: Box
     score: float  # 0 to 1
@@ -39,21 +39,21 @@ class Found:
 
     @property
     def roll(self) -> float:
-        """Radians by which the head is turned clockwise in the picture, by eyes and mouth."""
+        """Radians by which the head is turned clockwise in the image, by eyes and mouth."""
         across, down = self.landmarks_5[3:].mean(0) - self.landmarks_5[:2].mean(0)
         return float(np.arctan2(-across, down))
 
-    def moved(self, scale: tuple[float, float] = (1.0, 1.0), shift: tuple[float, float] = (0.0, 0.0)) -> "Found":
-        """The same face where the picture is `scale` times larger (x, y) and then shifted by `shift`."""
+    def moved(self, scale: tuple[float, float] = (1.0, 1.0), shift: tuple[float, float] = (0.0, 0.0)) -> "Detection":
+        """The same face where the image is `scale` times larger (x, y) and then shifted by `shift`."""
         scales, shifts = np.array(scale), np.array(shift)
         box = np.array(self.box).reshape(2, 2) * scales + shifts
-        return Found(tuple(float(v) for v in box.flatten()), self.score, self.landmarks_5 * scales + shifts)
+        return Detection(tuple(float(v) for v in box.flatten()), self.score, self.landmarks_5 * scales + shifts)
 
-    def turned_back(self, quarters: int, size: tuple[int, int]) -> "Found":
-        """The same face in the picture of which `np.rot90(picture, quarters)` was searched; exact.
+    def turned_back(self, quarters: int, size: tuple[int, int]) -> "Detection":
+        """The same face in the image of which `np.rot90(image, quarters)` was searched; exact.
 
         Args:
-            size: height and width of the picture before it was turned.
+            size: height and width of the image before it was turned.
         """
         height, width = size if quarters % 2 == 0 else size[::-1]  # of what was searched
         box, points = np.array(self.box).reshape(2, 2), self.landmarks_5
@@ -63,7 +63,7 @@ class Found:
             points = np.stack([height - 1 - points[:, 1], points[:, 0]], axis=1)
             height, width = width, height
         box = np.stack([box.min(0), box.max(0)])
-        return Found(tuple(float(v) for v in box.flatten()), self.score, points)
+        return Detection(tuple(float(v) for v in box.flatten()), self.score, points)
 
 
 class Backend(Protocol):
@@ -79,11 +79,11 @@ class Backend(Protocol):
     identity_model: str
     same_threshold: float
 
-    def search(self, picture: np.ndarray) -> list[Found]:
-        """Faces of a picture as it is: uint8 RGB (H, W, 3)."""
+    def search(self, image: np.ndarray) -> list[Detection]:
+        """Faces of an image as it is: uint8 RGB (H, W, 3)."""
         ...
 
-    def describe(self, image: np.ndarray, found: Sequence[Found], *, identities: bool) -> list[Face]:
+    def describe(self, image: np.ndarray, found: Sequence[Detection], *, identities: bool) -> list[Face]:
         """Add the 68 landmarks and, if asked, the identity, in order.
 
         Args:
@@ -97,15 +97,15 @@ class Detector:
 
     Args:
         backend: the networks; None finds no face in anything.
-        max_side: longer side in pixels of the largest picture that the backend sees. A larger photo is reduced to it
+        max_side: longer side in pixels of the largest image that the backend sees. A larger photo is reduced to it
             once and never enlarged back; its small faces need more (a 12-megapixel photo at 1024: from 40 pixels).
-        min_face: smallest longer side of a face in pixels of the picture (our setting: FaDeX needs 16).
+        min_face: smallest longer side of a face in pixels of the image (our setting: FaDeX needs 16).
         landmarks: also find 68 landmarks (needed for identities).
         identities: also compute identity vectors.
         same_threshold: None is the backend's own.
         min_score: faces below it, after the second look, are no faces. The backend's own threshold may then be lower.
         retry_score: the same for faces that only a retry finds.
-        rotations: degrees by which the picture is turned and searched, of 0, 90, 180 and 270.
+        rotations: degrees by which the image is turned and searched, of 0, 90, 180 and 270.
         retries: what to try, in order, until something is found where the first search found nothing: see `RETRIES`.
         second_look: see doubtful and tilted faces again, alone and upright. Detectors find many upside-down and tilted
             heads, but give them the landmarks of upright ones.
@@ -127,7 +127,7 @@ class Detector:
         second_look: bool = True,
     ):
         if max_side < 64:
-            raise ValueError(f"faces.max_side is {max_side}; the detector needs pictures of at least 64 pixels.")
+            raise ValueError(f"faces.max_side is {max_side}; the detector needs images of at least 64 pixels.")
         if not rotations or not set(rotations) <= {0, 90, 180, 270}:
             raise ValueError(f"faces.rotations is {list(rotations)}; choose from 0, 90, 180 and 270 degrees.")
         if unknown := [name for name in retries if name not in RETRIES]:
@@ -146,16 +146,16 @@ class Detector:
         self.second_look = second_look
 
     def find(self, image: np.ndarray) -> list[Face]:
-        """All faces of a picture, largest first.
+        """All faces of an image, largest first.
 
         Args:
             image: float (H, W, 3) in [0, 1].
 
         Raises:
-            ValueError: for another shape, type or range; the message says what makes such a picture.
+            ValueError: for another shape, type or range; the message says what makes such an image.
             MissingWeights: when a network is not there; the message names the fetch command.
         """
-        _check_picture(image)
+        _check_image(image)
         if self.backend is None or min(image.shape[:2]) < self.min_face:
             return []
         height, width = image.shape[:2]
@@ -174,8 +174,8 @@ class Detector:
 
     def _faces(
         self, shown: np.ndarray, rotations: Sequence[int], scale: tuple[float, float], min_score: float
-    ) -> list[Found]:
-        # Faces in pixels of `shown`, which is the picture reduced by `scale`.
+    ) -> list[Detection]:
+        # Faces in pixels of `shown`, which is the image reduced by `scale`.
         found = self._turned(shown, rotations)
         if self.second_look:
             found = self._looked_again(shown, found)
@@ -187,16 +187,16 @@ class Detector:
         large = [f for f in found if f.moved(scale).side >= self.min_face and f.score >= min_score]
         return [f for f in large if _inside(f, width, height)]
 
-    def _turned(self, shown: np.ndarray, rotations: Sequence[int]) -> list[Found]:
-        found: list[Found] = []
+    def _turned(self, shown: np.ndarray, rotations: Sequence[int]) -> list[Detection]:
+        found: list[Detection] = []
         for degrees in rotations:
             turned = np.ascontiguousarray(np.rot90(shown, degrees // 90))
             found += [face.turned_back(degrees // 90, shown.shape[:2]) for face in self._search(turned)]
         return _best_of_overlapping(found)
 
-    def _search(self, shown: np.ndarray) -> list[Found]:
-        # Detectors see faces of about 10 to 300 pixels, so the picture is shown at halving sizes.
-        found: list[Found] = []
+    def _search(self, shown: np.ndarray) -> list[Detection]:
+        # Detectors see faces of about 10 to 300 pixels, so the image is shown at halving sizes.
+        found: list[Detection] = []
         height, width = shown.shape[:2]
         level = shown
         while True:
@@ -208,7 +208,7 @@ class Detector:
             half = max(1, level.shape[0] // 2), max(1, level.shape[1] // 2)
             level = to_bytes(resize(to_tensor(level), half))
 
-    def _retry(self, shown: np.ndarray, name: str, scale: tuple[float, float]) -> list[Found]:
+    def _retry(self, shown: np.ndarray, name: str, scale: tuple[float, float]) -> list[Detection]:
         score = max(self.min_score, self.retry_score)
         if name == "turned":
             return self._faces(shown, [d for d in (90, 270, 180) if d not in self.rotations], scale, score)
@@ -220,13 +220,13 @@ class Detector:
         found = [face.moved(shift=(-shift, -shift)).moved((1 / factor, 1 / factor)) for face in found]
         return [face for face in found if _inside(face, shown.shape[1], shown.shape[0])]
 
-    def _looked_again(self, shown: np.ndarray, found: list[Found]) -> list[Found]:
+    def _looked_again(self, shown: np.ndarray, found: list[Detection]) -> list[Detection]:
         if not found:
             return []
-        picture = to_tensor(shown)
-        return _best_of_overlapping([self._again(picture, face) for face in found])
+        image = to_tensor(shown)
+        return _best_of_overlapping([self._again(image, face) for face in found])
 
-    def _again(self, picture: Tensor, face: Found) -> Found:
+    def _again(self, image: Tensor, face: Detection) -> Detection:
         # Landmarks do not tell the tilt (YuNet draws nearly upright ones into a head tilted by 45 degrees), scores do:
         # the face is turned until it looks most like one.
         if face.score >= _SURE:
@@ -234,7 +234,7 @@ class Detector:
         best = seen_at = None
         for turn in _TURNS:
             roll = face.roll + np.radians(turn)
-            look = self._look_at(picture, face, roll)
+            look = self._look_at(image, face, roll)
             if look is not None and (best is None or look.score > best.score + 0.01):
                 best, seen_at = look, roll
             if best is not None and best.score >= _SURE:
@@ -242,18 +242,18 @@ class Detector:
         if best is None:
             return face
         if abs(_turn_between(best.roll, seen_at)) > np.radians(8):  # what tilt is left is seen too small, but seen
-            best = self._look_at(picture, best, best.roll) or best
+            best = self._look_at(image, best, best.roll) or best
         # Both looks count, or anything that once looks a little like a face would get many more chances.
         return replace(best, score=(best.score + face.score) / 2)
 
-    def _look_at(self, picture: Tensor, face: Found, roll: float) -> Found | None:
-        # The face in the middle of a small picture, turned back by `roll` radians.
+    def _look_at(self, image: Tensor, face: Detection, roll: float) -> Detection | None:
+        # The face in the middle of a small image, turned back by `roll` radians.
         scale = _CHIP_FACE / max(face.side, 1.0)
         cos, sin = scale * np.cos(roll), scale * np.sin(roll)
         linear = np.array([[cos, sin], [-sin, cos]])
         middle = np.array([face.box[0] + face.box[2], face.box[1] + face.box[3]]) / 2 - 0.5
         transform = Similarity(np.column_stack([linear, (_CHIP - 1) / 2 - linear @ middle]))
-        chip = to_bytes(warp(picture, transform, (_CHIP, _CHIP)))
+        chip = to_bytes(warp(image, transform, (_CHIP, _CHIP)))
         # Only the same face counts: its middle where it was, and of about the size.
         seen = [f for f in self.backend.search(chip) if _is_in_the_middle(f)]
         if not seen:
@@ -265,10 +265,10 @@ class Detector:
         if abs(sin) > abs(cos):
             width, height = height, width
         box = (float(x - width), float(y - height), float(x + width), float(y + height))
-        return Found(box, best.score, back(best.landmarks_5))
+        return Detection(box, best.score, back(best.landmarks_5))
 
 
-def _is_in_the_middle(face: Found) -> bool:
+def _is_in_the_middle(face: Detection) -> bool:
     off = np.array(face.box).reshape(2, 2).mean(0) - _CHIP / 2
     return bool(np.abs(off).max() < 0.35 * _CHIP_FACE and 0.6 < face.side / _CHIP_FACE < 1.6)
 
@@ -277,7 +277,7 @@ _Other = tuple[np.ndarray, int, float] | None
 
 
 def _padded(shown: np.ndarray) -> _Other:
-    # For faces that fill the picture, so half its size does for a large one.
+    # For faces that fill the image, so half its size does for a large one.
     factor = 0.5 if max(shown.shape) > 640 else 1.0
     if factor < 1:
         shown = to_bytes(resize(to_tensor(shown), (max(1, shown.shape[0] // 2), max(1, shown.shape[1] // 2))))
@@ -286,7 +286,7 @@ def _padded(shown: np.ndarray) -> _Other:
 
 
 def _brightened(shown: np.ndarray) -> _Other:
-    # Dark pictures only: the brightest twentieth becomes nearly white, and the mean a middle grey.
+    # Dark images only: the brightest twentieth becomes nearly white, and the mean a middle grey.
     light = shown.max(2)
     top = max(float(np.percentile(light, 95)), 1.0)
     if light.mean() > 80:
@@ -296,9 +296,9 @@ def _brightened(shown: np.ndarray) -> _Other:
     return to_bytes(steps ** min(1.0, np.log(0.45) / np.log(min(mean, 0.99))))[shown], 0, 1.0
 
 
-# What can be tried where nothing was found. Each gives another picture, how far the old one lies inside it (pixels) and
+# What can be tried where nothing was found. Each gives another image, how far the old one lies inside it (pixels) and
 # how much larger it is there, or None where it is of no use; `turned` searches the quarter turns. Blurring and
-# enlarging were tried too: in 43 damaged pictures without a find they found nothing that these do not.
+# enlarging were tried too: in 43 degraded images without a find they found nothing that these do not.
 RETRIES: dict[str, Callable[[np.ndarray], _Other]] = {
     "padded": _padded,
     "turned": lambda shown: None,
@@ -306,21 +306,21 @@ RETRIES: dict[str, Callable[[np.ndarray], _Other]] = {
 }
 
 
-def _check_picture(image: np.ndarray) -> None:
+def _check_image(image: np.ndarray) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or not np.issubdtype(image.dtype, np.floating):
         kind = f"{image.dtype} {image.shape}"
         if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
-            kind = f"a grey picture, {kind}"
+            kind = f"a grey image, {kind}"
         elif image.ndim == 3 and image.shape[2] == 4:
-            kind = f"a picture with transparency, {kind}"
+            kind = f"an image with transparency, {kind}"
         elif image.ndim == 3 and image.shape[0] == 3:
             kind = f"channels first, {kind} (`images.to_array` turns a tensor round)"
         raise ValueError(
-            f"A float picture (H, W, 3) in [0, 1] is needed, got {kind}: `images.read_image` makes one of any file."
+            f"A float image (H, W, 3) in [0, 1] is needed, got {kind}: `images.read_image` makes one of any file."
         )
     if image.size and not (image.min() >= -0.001 and image.max() <= 1.001):  # NaN fails both
         raise ValueError(
-            f"The picture holds values outside [0, 1] or NaN ({image.min():g} to {image.max():g}); divide 8 bit by 255 "
+            f"The image holds values outside [0, 1] or NaN ({image.min():g} to {image.max():g}); divide 8 bit by 255 "
             "and 16 bit by 65535, as `images.read_image` does."
         )
 
@@ -351,21 +351,21 @@ def _turn_between(a: float, b: float) -> float:
     return float((a - b + np.pi) % (2 * np.pi) - np.pi)
 
 
-def _clipped(face: Found, width: int, height: int) -> Found:
+def _clipped(face: Detection, width: int, height: int) -> Detection:
     x0, y0, x1, y1 = face.box
     box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
-    return Found(box, face.score, face.landmarks_5)
+    return Detection(box, face.score, face.landmarks_5)
 
 
-def _inside(face: Found, width: int, height: int) -> bool:
-    # At least half of the box is in the picture; padding can invent faces beside it.
+def _inside(face: Detection, width: int, height: int) -> bool:
+    # At least half of the box is in the image; padding can invent faces beside it.
     return _shared(face.box, (0, 0, width, height)) >= 0.5 * _area(face.box)
 
 
-def _best_of_overlapping(found: list[Found], limit: float = 0.4) -> list[Found]:
+def _best_of_overlapping(found: list[Detection], limit: float = 0.4) -> list[Detection]:
     # Greedy non-maximum suppression over the pyramid's levels, by score. Shared area counts over the smaller box, so
     # that a part of a face is not another face.
-    kept: list[Found] = []
+    kept: list[Detection] = []
     for face in sorted(found, key=lambda f: -f.score):
         smaller = [min(_area(face.box), _area(other.box)) for other in kept]
         if all(_shared(face.box, k.box) < limit * max(a, 1e-9) for k, a in zip(kept, smaller, strict=True)):

@@ -1,4 +1,4 @@
-"""Identity networks: aligned faces in, unit vectors out, all faces of a picture in one batch."""
+"""Identity networks: aligned faces in, unit vectors out, all faces of an image in one batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from face2scene.assets import catalogue as weights
-from face2scene.common.optional import need
+from face2scene.assets import catalogue
+from face2scene.common.optional import import_optional
 from face2scene.common.types import Face
 from face2scene.faces.align import AlignmentError, align_face, five_points
-from face2scene.faces.detect import Backend, Found
+from face2scene.faces.detect import Backend, Detection
 from face2scene.image_io.arrays import to_tensor
 
 CPU = ("CPUExecutionProvider",)
@@ -69,8 +69,8 @@ class OnnxIdentity:
     ):
         self.source = source
         self.providers = tuple(providers)
-        in_catalogue = str(source) in weights.catalogue()
-        files = weights.catalogue()[str(source)].ready_files if in_catalogue else (str(source),)
+        in_catalogue = str(source) in catalogue.catalogue()
+        files = catalogue.catalogue()[str(source)].ready_files if in_catalogue else (str(source),)
         onnx = [name for name in files if name.endswith(".onnx")]
         if len(onnx) != 1:
             raise ValueError(
@@ -84,14 +84,14 @@ class OnnxIdentity:
         self.same_threshold = facts.same_threshold if same_threshold is None else same_threshold
 
     def embed(self, crops: Sequence[Tensor]) -> np.ndarray:
-        path = weights.folder(str(self.source)) / self._file if self._file else Path(self.source)
+        path = catalogue.folder(str(self.source)) / self._file if self._file else Path(self.source)
         session = onnx_session(path, self.providers)
         pixels = np.stack([crop.numpy() for crop in crops]).astype(np.float32) * 255
         vectors = run_batch(session, (pixels - self.mean) / self.std).reshape(len(crops), -1)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-class Recognised:
+class WithIdentityNet:
     """A backend whose identities come from another network.
 
     The 68 landmarks, where the backend has them, give the five points of the alignment: they lie nearer to the eyes and
@@ -104,10 +104,10 @@ class Recognised:
         self.identity_model = identity.name
         self.same_threshold = identity.same_threshold
 
-    def search(self, picture: np.ndarray) -> list[Found]:
-        return self.backend.search(picture)
+    def search(self, image: np.ndarray) -> list[Detection]:
+        return self.backend.search(image)
 
-    def describe(self, image: np.ndarray, found: Sequence[Found], *, identities: bool) -> list[Face]:
+    def describe(self, image: np.ndarray, found: Sequence[Detection], *, identities: bool) -> list[Face]:
         faces = self.backend.describe(image, found, identities=False)
         if not identities:
             return faces
@@ -124,11 +124,11 @@ def with_identities(
         image: float RGB (H, W, 3) in [0, 1].
         landmarks_5: (5, 2) for each face, what it is aligned by.
     """
-    picture = to_tensor(image)
+    tensor = to_tensor(image)
     crops: dict[int, Tensor] = {}
     for number, points in enumerate(landmarks_5):
         try:
-            crops[number] = align_face(picture, points, 112, "arcface")[0]
+            crops[number] = align_face(tensor, points, 112, "arcface")[0]
         except AlignmentError:
             continue  # nonsense for eyes: a face in that place, of nobody
     if not crops:
@@ -148,7 +148,7 @@ def onnx_session(path: Path, providers: Sequence[str] = CPU) -> Any:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: for a damaged file or a provider that this ONNX Runtime does not have.
+        ValueError: for a corrupt file or a provider that this ONNX Runtime does not have.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no network at {path}.")
@@ -159,7 +159,7 @@ def onnx_session(path: Path, providers: Sequence[str] = CPU) -> Any:
 @lru_cache(maxsize=32)
 def _session(path: str, providers: tuple[str, ...], *_stamp: int) -> Any:
     # The stamp lets a file that was replaced be read again.
-    runtime = need("onnxruntime", "faces", why="Reading ONNX networks")
+    runtime = import_optional("onnxruntime", "faces", why="Reading ONNX networks")
     offered = runtime.get_available_providers()
     if missing := [name for name in providers if name not in offered]:
         raise ValueError(f"ONNX Runtime has no {', '.join(missing)} here: choose faces providers from {offered}.")
@@ -179,7 +179,7 @@ def _session(path: str, providers: tuple[str, ...], *_stamp: int) -> Any:
 def _one_input(path: str) -> bytes:
     # SFace's quantiser left the names of the weights among the inputs, where nothing reads them any more, and ONNX
     # Runtime asks for them all the same.
-    onnx = need("onnx", "faces", why=f"Reading {path}")
+    onnx = import_optional("onnx", "faces", why=f"Reading {path}")
     model = onnx.load(path)
     known = {weight.name for weight in model.graph.initializer}
     read = {name for node in model.graph.node for name in node.input}
@@ -189,9 +189,9 @@ def _one_input(path: str) -> bytes:
 
 
 def unreadable(path: Path, error: Exception) -> ValueError:
-    """The sentence about a file that is damaged or something else than its name says."""
+    """The sentence about a file that is corrupt or something else than its name says."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-    asset = path.parent.name if path.parent.name in weights.catalogue() else None
+    asset = path.parent.name if path.parent.name in catalogue.catalogue() else None
     cure = f"remove {path.parent} and run `face2scene fetch {asset}`" if asset else "replace it with a whole copy"
     return ValueError(f"{path} is not a readable network ({reason}): {cure}.")
 

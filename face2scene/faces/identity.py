@@ -1,9 +1,9 @@
-"""How much two faces resemble each other, and the identity score of a restored picture."""
+"""How much two faces resemble each other, and the identity score of a restored image."""
 
 import numpy as np
 
 from face2scene.common.types import Box, Face
-from face2scene.faces.detect import Detector, Found
+from face2scene.faces.detect import Detection, Detector
 
 
 def cosine(a: Face, b: Face) -> float:
@@ -25,36 +25,34 @@ def cosine(a: Face, b: Face) -> float:
     return float(np.dot(a.identity, b.identity) / (np.linalg.norm(a.identity) * np.linalg.norm(b.identity)))
 
 
-def face_similarity(
-    output: np.ndarray, truth: np.ndarray, detector: Detector, *, box: Box | None = None
-) -> float | None:
-    """How much the person in a restored picture looks like the person in its truth.
+def face_similarity(output: np.ndarray, gt: np.ndarray, detector: Detector, *, box: Box | None = None) -> float | None:
+    """How much the person in a restored image looks like the person in its ground truth.
 
-    The face is looked for in the truth alone and cut out of both pictures at that place, so that a face which a bad
-    restoration made unrecognisable counts with its low cosine and is not passed over.
+    The face is looked for in the ground truth alone and cut out of both images at that place, so that a face which a
+    bad restoration made unrecognisable counts with its low cosine and is not passed over.
 
     Args:
-        output, truth: float RGB (H, W, 3) in [0, 1], the same picture.
+        output, gt: float RGB (H, W, 3) in [0, 1], the same image.
         detector: must compute identities.
         box: of the face in question; None takes the largest.
 
     Returns:
-        The cosine, -1 to 1, or None when the truth shows no face there.
+        The cosine, -1 to 1, or None when the ground truth shows no face there.
 
     Raises:
-        ValueError: when the pictures differ in size.
+        ValueError: when the images differ in size.
     """
-    if output.shape != truth.shape:
+    if output.shape != gt.shape:
         raise ValueError(
-            f"The restored picture is {output.shape[1]} x {output.shape[0]} and its truth {truth.shape[1]} x "
-            f"{truth.shape[0]}: the identity score compares the same place in both."
+            f"The restored image is {output.shape[1]} x {output.shape[0]} and its ground truth {gt.shape[1]} x "
+            f"{gt.shape[0]}: the identity score compares the same place in both."
         )
-    faces = detector.find(truth)
+    faces = detector.find(gt)
     if box is not None:
         faces = sorted((f for f in faces if _overlap(f.box, box) > 0), key=lambda f: -_overlap(f.box, box))
     if not faces or faces[0].identity is None:
         return None
-    place = Found(faces[0].box, faces[0].score, faces[0].landmarks_5)
+    place = Detection(faces[0].box, faces[0].score, faces[0].landmarks_5)
     (restored,) = detector.backend.describe(output, [place], identities=True)
     return None if restored.identity is None else cosine(restored, faces[0])
 

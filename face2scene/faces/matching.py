@@ -21,7 +21,7 @@ def people_of(place: str | Path) -> dict[str, tuple[Path, ...]]:
     A person has the name of the folder in which the photos are; photos beside sub-folders belong to nobody.
 
     Raises:
-        FileNotFoundError: nothing is there, or no picture is in the folder.
+        FileNotFoundError: nothing is there, or no image is in the folder.
     """
     place = Path(place)
     photos = photos_in(place)
@@ -40,7 +40,7 @@ def photos_in(place: str | Path) -> tuple[Path, ...]:
     """A photo, or all those of a folder and its sub-folders.
 
     Raises:
-        FileNotFoundError: nothing is there, or no picture is in the folder.
+        FileNotFoundError: nothing is there, or no image is in the folder.
     """
     place = Path(place)
     if place.is_file():
@@ -49,7 +49,7 @@ def photos_in(place: str | Path) -> tuple[Path, ...]:
         raise FileNotFoundError(f"There is no reference photo at {place}.")
     photos = tuple(list_images(place))
     if not photos:
-        raise FileNotFoundError(f"There is no picture in the folder of references {place}.")
+        raise FileNotFoundError(f"There is no image in the folder of references {place}.")
     return photos
 
 
@@ -62,7 +62,7 @@ class Finder(Protocol):
 
 
 @dataclass(frozen=True)
-class Named:
+class FaceMatch:
     """What the references say about one face of a scene."""
 
     person: str | None = None
@@ -72,14 +72,14 @@ class Named:
 
 @dataclass(frozen=True)
 class Matches:
-    """One `Named` for each face, in order, and what the why-log should know."""
+    """One `FaceMatch` for each face, in order, and what the restoration log should know."""
 
-    of: list[Named]
+    of: list[FaceMatch]
     warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Known:
+class ReferenceGallery:
     """The people whose photos came with a scene."""
 
     photos: Mapping[str, tuple[Path, ...]]
@@ -100,26 +100,26 @@ class Known:
         """The faces in them."""
         return [face for _, face in self.seen.get(person, [])] if person is not None else []
 
-    def match(self, faces: Sequence[Face], slack: float) -> Matches:
+    def match(self, faces: Sequence[Face], identity_tolerance: float) -> Matches:
         """Give the faces of a scene their names.
 
-        Where nobody is near enough and the photos show one person, the nearest face within `slack` of the threshold
-        is taken for that person, because damage takes likeness away; a person without any identity to compare gets
-        the largest face, because somebody said that the photos belong to the scene.
+        Where nobody is near enough and the photos show one person, the nearest face within `identity_tolerance` of the
+        threshold is taken for that person, because degradation takes likeness away; a person without any identity to
+        compare gets the largest face, because somebody said that the photos belong to the scene.
         """
         if not faces or not self.photos:
-            return Matches([Named() for _ in faces])
+            return Matches([FaceMatch() for _ in faces])
         if not any(self.seen.values()) or all(face.identity is None for face in faces):
             if self.only is None:
                 sentence = "The references show several people and no identity can be compared: nobody was named."
-                return Matches([Named() for _ in faces], [sentence])
-            return Matches([Named(self.only), *[Named() for _ in faces[1:]]])
+                return Matches([FaceMatch() for _ in faces], [sentence])
+            return Matches([FaceMatch(self.only), *[FaceMatch() for _ in faces[1:]]])
         named = self.named(faces)
         if any(one.person for one in named):
             return Matches(named)
         best = max(range(len(faces)), key=lambda n: -2.0 if named[n].similarity is None else named[n].similarity)
         near = named[best].similarity
-        if self.only is not None and near >= self.threshold - slack:
+        if self.only is not None and near >= self.threshold - identity_tolerance:
             named[best] = self._ranked(faces[best])[0]
             sentence = (
                 f"The face at {_place(faces[best])} resembles the references by {near:.3f}, less than the "
@@ -127,10 +127,10 @@ class Known:
                 "is nearer."
             )
             return Matches(named, [sentence])
-        sentence = f"The references show nobody in the picture: the nearest face resembles them by {near:.3f}, "
+        sentence = f"The references show nobody in the image: the nearest face resembles them by {near:.3f}, "
         return Matches(named, [sentence + f"{self.threshold:.3f} are needed."])
 
-    def named(self, faces: Sequence[Face], margin: float = MARGIN) -> list[Named]:
+    def named(self, faces: Sequence[Face], margin: float = MARGIN) -> list[FaceMatch]:
         """Name the faces that are near enough; the others have their similarity alone.
 
         A face is a person when the nearest of that person's photos is at least `threshold` near and nearer by
@@ -139,28 +139,28 @@ class Known:
         rows = []
         for face in faces:
             ranked = self._ranked(face)
-            first = ranked[0] if ranked else Named()
+            first = ranked[0] if ranked else FaceMatch()
             second = next((one for one in ranked if one.person != first.person), None)
             sure = first.person is not None and first.similarity >= self.threshold
             sure = sure and (second is None or first.similarity - second.similarity >= margin)
-            rows.append(first if sure else Named(similarity=first.similarity))
+            rows.append(first if sure else FaceMatch(similarity=first.similarity))
         for person in self.seen:
             claims = [n for n, row in enumerate(rows) if row.person == person]
             for n in sorted(claims, key=lambda n: -rows[n].similarity)[1:]:
-                rows[n] = Named(similarity=rows[n].similarity)
+                rows[n] = FaceMatch(similarity=rows[n].similarity)
         return rows
 
-    def _ranked(self, face: Face) -> list[Named]:
+    def _ranked(self, face: Face) -> list[FaceMatch]:
         """One for every photo, the nearest first; none for a face without identity."""
         if face.identity is None:
             return []
-        near = [Named(name, path.name, cosine(face, one)) for name, seen in self.seen.items() for path, one in seen]
+        near = [FaceMatch(name, path.name, cosine(face, one)) for name, seen in self.seen.items() for path, one in seen]
         return sorted(near, key=lambda one: -one.similarity)
 
 
 def known_faces(
     photos: Mapping[str, Sequence[Path]], detector: Finder | None, cache: MutableMapping[Path, Face | str]
-) -> Known:
+) -> ReferenceGallery:
     """The people of photos by name; a photo that does not show one face is named in the warnings.
 
     Args:
@@ -179,7 +179,7 @@ def known_faces(
                 warnings.append(cache[path])
             else:
                 seen[name].append((path, cache[path]))
-    return Known(photos, seen, threshold, warnings)
+    return ReferenceGallery(photos, seen, threshold, warnings)
 
 
 class UnusableReference(ValueError):

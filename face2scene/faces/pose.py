@@ -1,7 +1,7 @@
-"""Where a head points, from the landmarks of one picture, and the view that sets it upright.
+"""Where a head points, from the landmarks of one image, and the view that sets it upright.
 
 Yaw, pitch and roll in degrees; all zero is a face that looks into the camera. Yaw is positive when the nose points to
-the picture's right, pitch when it points up, roll when the head leans clockwise. Roll is taken off first, so yaw and
+the image's right, pitch when it points up, roll when the head leans clockwise. Roll is taken off first, so yaw and
 pitch of a tilted or upside-down head are those of the head held upright. Order: R = roll (pitch first, then yaw).
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from face2scene.common.types import Box, Face
 from face2scene.faces.align import Similarity
 
-# A head in millimetres, rounded from averages of adults: x to the picture's right, y down, z away from the camera,
+# A head in millimetres, rounded from averages of adults: x to the image's right, y down, z away from the camera,
 # from the middle between the pupils. Frontal, its five points have the shape of the ArcFace template.
 POINTS_5 = np.array([[-31.5, 0, -4], [31.5, 0, -4], [0, 36, -38], [-26, 73, -12], [26, 73, -12]], dtype=np.float64)
 # Of the 68 those that keep their place when a face speaks and blinks, and the corners of the mouth.
@@ -40,7 +40,7 @@ def head_pose(seen: np.ndarray, model: np.ndarray) -> tuple[float, float, float]
     """Yaw, pitch and roll of `model` that bring it nearest to the points seen, in least squares.
 
     The camera is taken to be far away (scaled orthography), which errs by some degrees where a face fills the
-    picture of a phone held close.
+    image of a phone held close.
 
     Args:
         seen: (N, 2) pixels, N at least 4.
@@ -101,7 +101,7 @@ def _angles(rotation: np.ndarray) -> tuple[float, float, float]:
 
 
 def upright_view(box: Box, landmarks_5: np.ndarray, size: int, margin: float) -> Similarity:
-    """From a picture to the `size` x `size` square around a face box, turned so that the head is upright.
+    """From an image to the `size` x `size` square around a face box, turned so that the head is upright.
 
     Args:
         landmarks_5: (5, 2), see `records.Face`; degenerate ones turn nothing.

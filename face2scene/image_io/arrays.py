@@ -1,4 +1,4 @@
-"""Pictures inside the package: float32 RGB in [0, 1], upright, in sRGB. Ranges, sizes and colour are settled here.
+"""Images inside the package: float32 RGB in [0, 1], upright, in sRGB. Ranges, sizes and colour are settled here.
 
 What files hold besides is the business of `face2scene.image_io.photos`.
 """
@@ -18,14 +18,14 @@ COLOURS = ("none", "wavelet", "adain")
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read a picture upright, in sRGB, transparency laid on white; see `photos.read_photo` for what files may hold.
+    """Read an image upright, in sRGB, transparency laid on white; see `photos.read_photo` for what files may hold.
 
     Returns:
         float32 (H, W, 3) in [0, 1].
 
     Raises:
         FileNotFoundError: no such file.
-        ImageError: not a picture, cut short, or more than `max_pixels` pixels.
+        ImageError: not an image, cut short, or more than `max_pixels` pixels.
     """
     return read_photo(path, max_pixels=max_pixels).on_white()
 
@@ -37,11 +37,11 @@ def write_png(path: str | Path, image: np.ndarray | Tensor) -> None:
 
 
 def to_bytes(image: np.ndarray | Tensor) -> np.ndarray:
-    """[0, 1] picture, array (H, W, 3) or tensor (3, H, W), to uint8 (H, W, 3), rounded to nearest."""
+    """[0, 1] image, array (H, W, 3) or tensor (3, H, W), to uint8 (H, W, 3), rounded to nearest."""
     if isinstance(image, Tensor):
         image = to_array(image)
     if not np.isfinite(image).all():
-        raise ImageError("A picture holds NaN or infinite values and cannot be written.")
+        raise ImageError("An image holds NaN or infinite values and cannot be written.")
     return quantize(image, 8)
 
 
@@ -67,9 +67,9 @@ BLACK = 2.5 / 255  # ours
 
 
 def nothing_in(image: Tensor) -> str:
-    """Why a (3, H, W) picture shows nothing: `one colour all over`, `black`, or an empty string where it does not.
+    """Why a (3, H, W) image shows nothing: `one colour all over`, `black`, or an empty string where it does not.
 
-    A step of 8 bits is allowed within each channel, so that dither does not pass for a picture.
+    A step of 8 bits is allowed within each channel, so that dither does not pass for an image.
     """
     if float((image.amax((-2, -1)) - image.amin((-2, -1))).max()) <= STEP:
         return "one colour all over"
@@ -82,7 +82,7 @@ STRAY_FILES = frozenset({"thumbs.db", "desktop.ini"})
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """Picture files directly in `folder` or below it, by suffix, sorted by path; hidden and stray ones are left out.
+    """Image files directly in `folder` or below it, by suffix, sorted by path; hidden and stray ones are left out.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -110,7 +110,7 @@ def pad_to_multiple(image: Tensor, multiple: int) -> tuple[Tensor, tuple[int, in
     """Pad (B, 3, H, W) on the right and bottom to a multiple of `multiple`, mirrored where it can be.
 
     Returns:
-        The padded picture and the (H, W) to crop back to.
+        The padded image and the (H, W) to crop back to.
     """
     height, width = image.shape[-2:]
     down, right = -height % multiple, -width % multiple
@@ -121,9 +121,9 @@ def pad_to_multiple(image: Tensor, multiple: int) -> tuple[Tensor, tuple[int, in
 
 
 def output_size(size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
-    """The size contract: (height, width) of the restoration of a picture of `size`, seen upright as EXIF says.
+    """The size contract: (height, width) of the restoration of an image of `size`, seen upright as EXIF says.
 
-    Every picture keeps its size, odd sides too; `scale` multiplies both sides and rounds to the nearest pixel, half to
+    Every image keeps its size, odd sides too; `scale` multiplies both sides and rounds to the nearest pixel, half to
     even, at least 1. What is padded on the way is cut off again.
 
     Raises:
@@ -156,7 +156,7 @@ def align_colour(image: Tensor, reference: Tensor, method: str) -> Tensor:
         return ((image - mean) / std * to_std + to_mean).clamp(0, 1)
     if method == "wavelet":
         result = torch.empty_like(image)
-        for top in range(0, image.shape[-2], _STRIP):  # of a large picture every copy counts
+        for top in range(0, image.shape[-2], _STRIP):  # of a large image every copy counts
             start, end = max(top - _REACH, 0), top + _STRIP + _REACH
             part, other = image[..., start:end, :], reference[..., start:end, :]
             aligned = (part - _low_frequencies(part) + _low_frequencies(other)).clamp(0, 1)

@@ -1,7 +1,7 @@
 """What a photo's file says about the photo: camera, time, place, author; kept through a restoration.
 
-Of EXIF everything is kept that is still true of the restored picture. Left out: the orientation, which was applied;
-the thumbnail, which shows the damaged picture; and how the old file was laid out.
+Of EXIF everything is kept that is still true of the restored image. Left out: the orientation, which was applied;
+the thumbnail, which shows the degraded image; and how the old file was laid out.
 """
 
 import re
@@ -35,7 +35,7 @@ class Metadata(NamedTuple):
 
 
 def metadata_of(image: Image.Image) -> Metadata:
-    """Of an open picture, before it is turned upright."""
+    """Of an open image, before it is turned upright."""
     xmp = image.info.get("xmp") or image.info.get(XMP_OF_PNG)
     xmp = xmp.encode() if isinstance(xmp, str) else xmp
     if isinstance(xmp, bytes):
@@ -60,7 +60,7 @@ def _kept(exif: Image.Exif) -> bytes | None:
 
 
 def for_size(exif: bytes | None, width: int, height: int) -> bytes | None:
-    """The same block, with the size it states, if it states one, set to the picture's."""
+    """The same block, with the size it states, if it states one, set to the image's."""
     if exif is None:
         return None
     loaded = Image.Exif()
@@ -97,7 +97,7 @@ def shot_of(path: str | Path) -> Shot | None:
         taken = datetime.strptime(str(inner[_Base.DateTimeOriginal]), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
         fraction = str(inner.get(_Base.SubsecTimeOriginal, "")).strip()
         time = taken.timestamp() + (float(f"0.{fraction}") if fraction.isdigit() else 0.0)
-    except Exception:  # no EXIF, no date, no picture: no shot
+    except Exception:  # no EXIF, no date, no image: no shot
         return None
     return Shot(time, (str(exif.get(_Base.Make, "")).strip(), str(exif.get(_Base.Model, "")).strip()))
 

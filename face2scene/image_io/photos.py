@@ -1,6 +1,6 @@
 """Photo files as they really are: what a file holds besides its pixels is kept beside them and put back on writing.
 
-Inside, every picture is float32 RGB in [0, 1], upright, in sRGB. What a file may have and a network cannot use is a
+Inside, every image is float32 RGB in [0, 1], upright, in sRGB. What a file may have and a network cannot use is a
 field of `Photo`: transparency, 16 bits, a colour profile, being grey, EXIF.
 """
 
@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, features
 from PIL.PngImagePlugin import PngInfo
 
 from face2scene.common.files import atomic_write
-from face2scene.common.optional import need
+from face2scene.common.optional import import_optional
 from face2scene.image_io.metadata import XMP_OF_PNG, for_size, into_png, into_tiff, metadata_of
 from face2scene.image_io.raw import RawError, develop
 
@@ -35,12 +35,12 @@ _DEEP = ("png", "tiff")  # formats that hold 16 bits
 
 
 class ImageError(ValueError):
-    """A file that cannot be used as a picture; the message names the file and the reason."""
+    """A file that cannot be used as an image; the message names the file and the reason."""
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """A picture and what its file knew about it."""
+    """An image and what its file knew about it."""
 
     image: np.ndarray  # float32 (H, W, 3) in [0, 1], sRGB, upright; transparency not applied
     alpha: np.ndarray | None = None  # float32 (H, W), 1 is opaque
@@ -52,38 +52,38 @@ class Photo:
     warnings: tuple[str, ...] = ()
 
     def on_white(self) -> np.ndarray:
-        """The picture with its transparent parts laid on white."""
+        """The image with its transparent parts laid on white."""
         if self.alpha is None:
             return self.image
         return self.image * self.alpha[..., None] + (1 - self.alpha[..., None])
 
 
 def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
-    """Read a picture upright and in sRGB, and keep the rest.
+    """Read an image upright and in sRGB, and keep the rest.
 
     PNG, JPEG, WebP, BMP, GIF, TIFF; AVIF where Pillow has it; HEIC where pillow-heif is installed; camera RAW where
     rawpy is, developed as the camera would (its white balance, 16 bits).
 
     Raises:
         FileNotFoundError: no such file.
-        ImageError: not a picture, cut short, or more than `max_pixels` pixels.
+        ImageError: not an image, cut short, or more than `max_pixels` pixels.
         ModuleNotFoundError: the format needs a package that is missing; the message names it.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no picture at {path}.")
+        raise FileNotFoundError(f"There is no image at {path}.")
     if path.suffix.lower() in RAW_SUFFIXES:
         return _read_raw(path, max_pixels)
     if _is_heif(path):  # phones and messengers also name such files .jpg
-        need("pillow_heif", "photos", why=f"Reading {path.name}").register_heif_opener()
+        import_optional("pillow_heif", "photos", why=f"Reading {path.name}").register_heif_opener()
     try:
         with _opened(path) as image:
             _check_size(path, image.size, max_pixels)
             return _from_pillow(path, image)
     except (ImageError, ModuleNotFoundError):
         raise
-    except Exception as error:  # Pillow's readers raise almost anything on damaged files
-        raise ImageError(f"{path} cannot be read as a picture ({type(error).__name__}: {error}).") from error
+    except Exception as error:  # Pillow's readers raise almost anything on corrupt files
+        raise ImageError(f"{path} cannot be read as an image ({type(error).__name__}: {error}).") from error
 
 
 def photo_of(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Photo:
@@ -92,22 +92,22 @@ def photo_of(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Photo:
     Raises:
         ImageError: more than `max_pixels` pixels.
     """
-    _check_size(Path(getattr(image, "filename", "") or "the picture"), image.size, max_pixels)
+    _check_size(Path(getattr(image, "filename", "") or "the image"), image.size, max_pixels)
     return _from_pillow(None, image)
 
 
 def write_photo(path: str | Path, image: np.ndarray, *, like: Photo | None = None, quality: int = JPEG_QUALITY) -> None:
-    """Write a picture in the format of the path's suffix; whole or not at all.
+    """Write an image in the format of the path's suffix; whole or not at all.
 
     Args:
         image: float (H, W, 3) in [0, 1], sRGB.
         like: whose transparency, depth, greyness, profile and EXIF the file gets, as far as the format can hold them;
-            its `alpha` must have the picture's size. Where a format holds no transparency, the picture is laid on
+            its `alpha` must have the image's size. Where a format holds no transparency, the image is laid on
             white.
         quality: of JPEG and WebP, 1 to 100.
 
     Raises:
-        ImageError: an unknown suffix, values that are not finite, a picture of another size than `like.alpha`.
+        ImageError: an unknown suffix, values that are not finite, an image of another size than `like.alpha`.
     """
     path = Path(path)
     like = like or Photo(image)
@@ -115,9 +115,9 @@ def write_photo(path: str | Path, image: np.ndarray, *, like: Photo | None = Non
     if path.suffix.lower() not in kind:
         raise ImageError(f"{path} cannot be written: its suffix must be one of {', '.join(kind)}.")
     if not np.isfinite(image).all():
-        raise ImageError("A picture holds NaN or infinite values and cannot be written.")
+        raise ImageError("An image holds NaN or infinite values and cannot be written.")
     if like.alpha is not None and like.alpha.shape != image.shape[:2]:
-        raise ImageError(f"The transparency has {like.alpha.shape} pixels, the picture {image.shape[:2]}.")
+        raise ImageError(f"The transparency has {like.alpha.shape} pixels, the image {image.shape[:2]}.")
     fmt = kind[path.suffix.lower()]
     alpha = like.alpha
     if alpha is not None and fmt == "jpeg":
@@ -129,13 +129,13 @@ def write_photo(path: str | Path, image: np.ndarray, *, like: Photo | None = Non
         if deep:
             partial.write_bytes(_encode_16_bit(fmt, image, alpha, like))
             return
-        picture = Image.fromarray(quantize(image, 8))
+        pil_image = Image.fromarray(quantize(image, 8))
         if like.profile:
-            picture = _convert(picture, _srgb(), ImageCms.ImageCmsProfile(io.BytesIO(like.profile)))
+            pil_image = _convert(pil_image, _srgb(), ImageCms.ImageCmsProfile(io.BytesIO(like.profile)))
         if like.grey:
-            picture = picture.convert("L")
+            pil_image = pil_image.convert("L")
         if alpha is not None:
-            picture.putalpha(Image.fromarray(quantize(alpha, 8)))
+            pil_image.putalpha(Image.fromarray(quantize(alpha, 8)))
         options: dict[str, Any] = {"png": {"compress_level": 3}, "tiff": {"compression": "tiff_adobe_deflate"}}.get(
             fmt, {"quality": quality}
         )
@@ -143,10 +143,10 @@ def write_photo(path: str | Path, image: np.ndarray, *, like: Photo | None = Non
             options["subsampling"] = "4:4:4"
         if like.profile and not like.grey:
             options["icc_profile"] = like.profile
-        exif = for_size(like.exif, *picture.size)
+        exif = for_size(like.exif, *pil_image.size)
         if fmt == "tiff":
             buffer = io.BytesIO()
-            picture.save(buffer, format="TIFF", **options)
+            pil_image.save(buffer, format="TIFF", **options)
             partial.write_bytes(into_tiff(buffer.getvalue(), exif, like.xmp))
             return
         if exif and (fmt != "jpeg" or len(exif) < _JPEG_MARKER):
@@ -156,7 +156,7 @@ def write_photo(path: str | Path, image: np.ndarray, *, like: Photo | None = Non
             options["pnginfo"].add_itxt(XMP_OF_PNG, like.xmp.decode(errors="replace"))
         elif like.xmp and (fmt != "jpeg" or len(like.xmp) < _JPEG_MARKER):
             options["xmp"] = like.xmp
-        picture.save(partial, format=fmt.upper(), **options)
+        pil_image.save(partial, format=fmt.upper(), **options)
 
 
 def quantize(image: np.ndarray, bits: int) -> np.ndarray:
@@ -317,10 +317,10 @@ def _convert(image: Image.Image, source: Any, target: Any) -> Image.Image:
 
 
 def _decode_16_bit(path: Path) -> np.ndarray:
-    cv2 = need("cv2", "photos", why=f"Reading 16 bits of {path.name}")
+    cv2 = import_optional("cv2", "photos", why=f"Reading 16 bits of {path.name}")
     levels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if levels is None or levels.ndim != 3:
-        raise ImageError(f"{path} cannot be read as a 16-bit picture.")
+        raise ImageError(f"{path} cannot be read as a 16-bit image.")
     order = [2, 1, 0, 3][: levels.shape[2]]
     return levels[..., order].astype(np.float32) / 65535
 
@@ -330,7 +330,7 @@ def _encode_16_bit(fmt: str, image: np.ndarray, alpha: np.ndarray | None, like: 
     exif = for_size(like.exif, levels.shape[1], levels.shape[0])
     if fmt == "tiff":
         buffer = io.BytesIO()
-        need("tifffile", "photos", why="Writing a 16-bit TIFF").imwrite(
+        import_optional("tifffile", "photos", why="Writing a 16-bit TIFF").imwrite(
             buffer,
             levels[..., 0] if like.grey else levels,
             photometric="minisblack" if like.grey else "rgb",
@@ -341,7 +341,7 @@ def _encode_16_bit(fmt: str, image: np.ndarray, alpha: np.ndarray | None, like: 
             bigtiff=False,
         )
         return into_tiff(buffer.getvalue(), exif, like.xmp)
-    cv2 = need("cv2", "photos", why="Writing a 16-bit PNG")
+    cv2 = import_optional("cv2", "photos", why="Writing a 16-bit PNG")
     ok, encoded = cv2.imencode(".png", levels if like.grey else levels[..., [2, 1, 0, 3][: levels.shape[2]]])
     if not ok:
         raise ImageError("OpenCV could not write a 16-bit PNG.")

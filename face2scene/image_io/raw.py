@@ -1,4 +1,4 @@
-"""Camera RAW to pictures: every option of the developing by name, and what the camera wrote down.
+"""Camera RAW to images: every option of the developing by name, and what the camera wrote down.
 
 LibRaw develops (`rawpy`); what it does not tell, the camera's name, ExifRead reads.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from face2scene.common.optional import need
+from face2scene.common.optional import import_optional
 
 _DEMOSAIC = ("LINEAR", "VNG", "PPG", "AHD", "DCB", "MODIFIED_AHD", "AFD", "VCD", "LMMSE", "AMAZE", "DHT", "AAHD")
 _HIGHLIGHTS = {"clip": 0, "ignore": 1, "blend": 2, "reconstruct": 5}
@@ -29,7 +29,7 @@ class RawError(ValueError):
 
 @dataclass(frozen=True)
 class Development:
-    """How a RAW file becomes a picture; LibRaw's postprocessing. Defaults are what `photos.read_photo` does.
+    """How a RAW file becomes an image; LibRaw's postprocessing. Defaults are what `photos.read_photo` does.
 
     Args:
         white_balance: `camera` (as shot), `auto`, `daylight`, or four multipliers for R, G, B, G.
@@ -40,7 +40,7 @@ class Development:
         brightness: factor on everything.
         exposure_shift: linear factor before demosaicing, 0.25 to 8; None leaves it out.
         highlights: `clip`, `ignore`, `blend` or `reconstruct`.
-        colour: of the output; pictures of a set are sRGB.
+        colour: of the output; images of a set are sRGB.
         output_bps: 8 or 16 bits.
         noise_threshold: wavelet denoising; None is none. LibRaw 0.22 aborted with it on a file of 160 pixels a side:
             another reason for `develop_apart`.
@@ -135,7 +135,7 @@ def develop(path: str | Path, how: Development = _AS_SHOT, *, max_pixels: int = 
     """Develop a RAW file.
 
     Raises:
-        RawError: not a RAW file that LibRaw knows, damaged, or more than `max_pixels` pixels.
+        RawError: not a RAW file that LibRaw knows, corrupt, or more than `max_pixels` pixels.
         ModuleNotFoundError: without rawpy; the message names the extra.
     """
     levels, facts = _levels(Path(path), how, max_pixels)
@@ -147,7 +147,7 @@ def _as_float(levels: np.ndarray) -> np.ndarray:
 
 
 def _levels(path: Path, how: Development, max_pixels: int) -> tuple[np.ndarray, dict[str, Any]]:
-    rawpy = need("rawpy", "raw", why=f"Developing {path.name}")
+    rawpy = import_optional("rawpy", "raw", why=f"Developing {path.name}")
     try:
         with rawpy.imread(str(path)) as raw:
             width, height = raw.sizes.width, raw.sizes.height

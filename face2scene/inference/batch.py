@@ -1,8 +1,8 @@
 """A folder of photos through the pipeline: finished work is skipped, a broken file stops nothing else.
 
-Three things go on at once: the next pictures are read, one is in the models, the last ones are written. The why-log
-(see `why_log`) has one line a picture and is also the list of finished work, so the same command again goes on where it
-was stopped, whatever stopped it. Nothing that the log does not know is overwritten without being told.
+Three things go on at once: the next images are read, one is in the models, the last ones are written. The restoration
+log (see `restoration_log`) has one line an image and is also the list of finished work, so the same command again goes
+on where it was stopped, whatever stopped it. Nothing that the log does not know is overwritten without being told.
 """
 
 import errno
@@ -27,14 +27,14 @@ from face2scene.image_io.arrays import output_size, read_tensor, resize, to_arra
 from face2scene.image_io.photos import FORMATS, MAX_PIXELS, Photo, read_photo, write_photo
 from face2scene.inference.bursts import Bursts
 from face2scene.inference.inputs import enlarged
-from face2scene.inference.log import WHY_LOG
+from face2scene.inference.log import RESTORATION_LOG
 from face2scene.inference.pipeline import Face2ScenePipeline
-from face2scene.inference.results import Measurement, Restoration
-from face2scene.inference.tasks import Job, variant_folder
+from face2scene.inference.results import DegradationEstimate, Restoration
+from face2scene.inference.tasks import RestorationTask, variant_folder
 
 log = logging.getLogger(__name__)
-_AHEAD = 2  # pictures that are read ahead, and that wait to be written
-_LARGE = 50_000_000  # pixels; beside such a picture none is read ahead, for the memory's sake
+_AHEAD = 2  # images that are read ahead, and that wait to be written
+_LARGE = 50_000_000  # pixels; beside such an image none is read ahead, for the memory's sake
 # Nothing can be written any more: going on would only spend time.
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
@@ -44,17 +44,17 @@ class OutputError(OSError):
 
 
 @dataclass
-class Outcome:
+class BatchResult:
     """What became of a folder."""
 
     restored: int = 0
     skipped: int = 0
     failed: dict[str, str] = field(default_factory=dict)  # file to sentence
     seconds_models: float = 0.0  # in faces, Stage I, FaDeX and the restorer
-    seconds: float = 0.0  # from the first picture to the last
+    seconds: float = 0.0  # from the first image to the last
     stopped: str = ""  # why not all were tried
 
-    def add(self, other: "Outcome") -> None:
+    def add(self, other: "BatchResult") -> None:
         """Take in what became of another process's share."""
         self.restored += other.restored
         self.skipped += other.skipped
@@ -83,9 +83,9 @@ class Settings:
         if self.file_format not in (*FORMATS, "same"):
             raise ValueError(f"format is {self.file_format!r}: choose one of {', '.join(FORMATS)} or same.")
         if self.token_counts and isinstance(self.guidance, tuple):
-            raise ValueError("Several values are restored of guidance or of pipeline.most_tokens, not of both.")
+            raise ValueError("Several values are restored of guidance or of pipeline.max_tokens, not of both.")
         if not self.folders or len(set(self.folders)) < len(self.folders):
-            raise ValueError("Of guidance or pipeline.most_tokens give at least one value, and none twice (to 0.01).")
+            raise ValueError("Of guidance or pipeline.max_tokens give at least one value, and none twice (to 0.01).")
         output_size((1, 1), self.scale)
 
     @property
@@ -99,7 +99,7 @@ class Settings:
 
 def restore_folder(
     pipeline: Face2ScenePipeline,
-    jobs: Sequence[Job],
+    tasks: Sequence[RestorationTask],
     output: str | Path,
     *,
     tokens_from: str = "own",
@@ -114,25 +114,25 @@ def restore_folder(
     rank: int = 0,
     processes: int = 1,
     wait: Callable[[], None] = lambda: None,
-) -> Outcome:
-    """Restore pictures into `output`/images, at their places in the input; face pairs go to `output`/faces.
+) -> BatchResult:
+    """Restore images into `output`/images, at their places in the input; face pairs go to `output`/faces.
 
-    A picture's size is `images.output_size` of its input's, and it has the input's transparency, depth, greyness,
+    An image's size is `images.output_size` of its input's, and it has the input's transparency, depth, greyness,
     colour profile and metadata as far as its format holds them.
 
     At several values what they share is done once, and each has a folder of its own (`variant_folder`) with `images`
-    in it. What that saves goes to `output`/sharing.json: median seconds of a picture at all values and at one.
+    in it. What that saves goes to `output`/sharing.json: median seconds of an image at all values and at one.
 
     Args:
-        tokens_from: `own` is the method; `other` takes the tokens of another picture of the list and `null` the
+        tokens_from: `own` is the method; `other` takes the tokens of another image of the list and `null` the
             learned null tokens, to see what the tokens are worth.
         guidance: of classifier-free guidance, or several, which share all but the VAE's decoder; None: the restorer's.
-        token_counts: several numbers of tokens, the first so many of each picture's own; they share Stage I and FaDeX.
+        token_counts: several numbers of tokens, the first so many of each image's own; they share Stage I and FaDeX.
         scale: enlarge before restoring (bicubic); 1 keeps the size.
         file_format: one of `photos.FORMATS`, or `same` for the input's own where it can be written, else PNG.
-        burst_seconds: a picture without a usable face takes the mean tokens of those that the same camera took within
+        burst_seconds: an image without a usable face takes the mean tokens of those that the same camera took within
             so many seconds and that have one; 0 looks for none.
-        max_pixels: a larger picture is refused before it is unpacked.
+        max_pixels: a larger image is refused before it is unpacked.
         overwrite: replace what is there from other settings, of another input, or from somebody else.
         rank, processes: this process's number, and how many there are; each takes its share.
         wait: returns when every process has called it.
@@ -148,49 +148,49 @@ def restore_folder(
     counts = tuple(token_counts)
     settings = Settings(tokens_from, seed, guidance, counts, scale, file_format, burst_seconds, max_pixels)
     output = Path(output)
-    _check_output(output, jobs, settings)
+    _check_output(output, tasks, settings)
     if rank == 0:
-        Ledger(output / WHY_LOG).gather()
+        Ledger(output / RESTORATION_LOG).gather()
     wait()
-    run = _Run(pipeline, jobs, output, settings, overwrite, Ledger(output / WHY_LOG, rank).read())
+    run = _Run(pipeline, tasks, output, settings, overwrite, Ledger(output / RESTORATION_LOG, rank).read())
     finished = False
     try:
-        outcome = run.all(range(rank, len(jobs), processes))
+        outcome = run.all(range(rank, len(tasks), processes))
         finished = not outcome.stopped
         return outcome
     finally:
         wait()
         if rank == 0:
-            Ledger(output / WHY_LOG).gather(at_end=finished)
+            Ledger(output / RESTORATION_LOG).gather(at_end=finished)
 
 
 class _Run:
     def __init__(
         self,
         pipeline: Face2ScenePipeline,
-        jobs: Sequence[Job],
+        tasks: Sequence[RestorationTask],
         output: Path,
         settings: Settings,
         overwrite: bool,
         ledger: Ledger,
     ):
-        self.pipeline, self.jobs, self.output, self.settings = pipeline, jobs, output, settings
+        self.pipeline, self.tasks, self.output, self.settings = pipeline, tasks, output, settings
         self.overwrite, self.ledger = overwrite, ledger
-        self.outcome = Outcome()
-        self.bursts = Bursts(jobs, settings.burst_seconds)
-        self.seconds: list[tuple[float, float]] = []  # of each picture: at one value, at all of several
-        # The limit decides whether a picture is read and not what becomes of it.
+        self.outcome = BatchResult()
+        self.bursts = Bursts(tasks, settings.burst_seconds)
+        self.seconds: list[tuple[float, float]] = []  # of each image: at one value, at all of several
+        # The limit decides whether an image is read and not what becomes of it.
         options = {name: value for name, value in vars(settings).items() if name != "max_pixels"}
         parts = [pipeline.options, pipeline.fingerprint, getattr(pipeline, "dtype", None)]
         self.digest = digest([options, *parts, pipeline.ref_fr, pipeline.detector])
 
-    def all(self, share: Sequence[int]) -> Outcome:
-        open_jobs = [number for number in share if self._is_open(number)]
-        bar = tqdm(total=len(open_jobs), desc="restoring", unit="picture", disable=len(open_jobs) < 2)
+    def all(self, share: Sequence[int]) -> BatchResult:
+        open_tasks = [number for number in share if self._is_open(number)]
+        bar = tqdm(total=len(open_tasks), desc="restoring", unit="image", disable=len(open_tasks) < 2)
         start, written = perf_counter(), []
         with ThreadPoolExecutor(_AHEAD) as readers, ThreadPoolExecutor(1) as writer:
             try:
-                for number, photo, facts in self._read_ahead(open_jobs, readers):
+                for number, photo, facts in self._read_ahead(open_tasks, readers):
                     written.append(self._restore(number, photo, facts, writer))
                     while len([one for one in written if not one.done()]) > _AHEAD:  # memory: they wait to be written
                         next(one for one in written if not one.done()).result()
@@ -208,16 +208,16 @@ class _Run:
         return self.outcome
 
     def _is_open(self, number: int) -> bool:
-        job = self.jobs[number]
-        targets, line = self._targets(job), self.ledger.lines.get(job.file)
+        task = self.tasks[number]
+        targets, line = self._targets(task), self.ledger.lines.get(task.file)
         there = [target for target in targets if target.exists()]
-        if not there or (self.ledger.damaged if line is None else line.get("unfinished")):
+        if not there or (self.ledger.degraded if line is None else line.get("unfinished")):
             return True
         if line is None:
-            why = "the why-log does not know it"
+            why = "the restoration log does not know it"
         elif line.get("settings") != self._settings_of(number):
             why = "it was restored from other settings or weights, references or ground truth"
-        elif not unchanged(job.path, line.get("input")):
+        elif not unchanged(task.path, line.get("input")):
             why = "it was restored from another file of that name"
         elif len(there) < len(targets):
             return True
@@ -229,21 +229,21 @@ class _Run:
         if self.overwrite:
             return True
         sentence = f"{there[0]} is already there, and {why}: say overwrite=true, or choose another output folder."
-        self._failed(job, sentence)
+        self._failed(task, sentence)
         return False
 
     def _settings_of(self, number: int) -> str:
-        """Digest of everything that decides what becomes of a picture, its own file apart."""
-        job = self.jobs[number]
+        """Digest of everything that decides what becomes of an image, its own file apart."""
+        task = self.tasks[number]
         donor = self._donor(number)
-        others = self.bursts.siblings(job) if donor is job else [donor, *self.bursts.siblings(donor)]
-        return digest([self.digest, job.name, job.contents, [[content(one.path), one.contents] for one in others]])
+        others = self.bursts.siblings(task) if donor is task else [donor, *self.bursts.siblings(donor)]
+        return digest([self.digest, task.name, task.contents, [[content(one.path), one.contents] for one in others]])
 
-    def _donor(self, number: int) -> Job:
-        """Whose tokens a picture gets."""
+    def _donor(self, number: int) -> RestorationTask:
+        """Whose tokens an image gets."""
         if self.settings.tokens_from == "other":
-            return self.jobs[(number + max(1, len(self.jobs) // 2)) % len(self.jobs)]
-        return self.jobs[number]
+            return self.tasks[(number + max(1, len(self.tasks) // 2)) % len(self.tasks)]
+        return self.tasks[number]
 
     def _read_ahead(
         self, numbers: Sequence[int], readers: ThreadPoolExecutor
@@ -259,81 +259,88 @@ class _Run:
             try:
                 photo, facts = future.result()
             except Exception as error:  # whatever is wrong with one file, the next may be fine
-                self._failed(self.jobs[number], error)
+                self._failed(self.tasks[number], error)
                 continue
             pixels = photo.image.size // 3
             yield number, photo, facts
 
     def _read_with_facts(self, number: int) -> tuple[Photo, dict[str, Any]]:
         # Facts first: where a file is replaced meanwhile, they are of the older one, and the next start sees it.
-        job = self.jobs[number]
-        facts = {"settings": self._settings_of(number), "input": facts_of(job.path)}
-        return self._read(job), facts
+        task = self.tasks[number]
+        facts = {"settings": self._settings_of(number), "input": facts_of(task.path)}
+        return self._read(task), facts
 
-    def _read(self, job: Job) -> Photo:
-        return enlarged(read_photo(job.path, max_pixels=self.settings.max_pixels), self.settings.scale)
+    def _read(self, task: RestorationTask) -> Photo:
+        return enlarged(read_photo(task.path, max_pixels=self.settings.max_pixels), self.settings.scale)
 
     def _restore(self, number: int, photo: Photo, facts: dict[str, Any], writer: ThreadPoolExecutor) -> Future:
-        job, start = self.jobs[number], perf_counter()
+        task, start = self.tasks[number], perf_counter()
         try:
-            scene = Scene(job.name, to_tensor(photo.image), people=job.people)
-            donor, measurement = self._measure(number, scene)
-            made = self._at_each_value(scene, measurement)
+            scene = Scene(task.name, to_tensor(photo.image), people=task.people)
+            donor, estimate = self._measure(number, scene)
+            made = self._at_each_value(scene, estimate)
             results = [next(made)]
             one = perf_counter() - start
             results += made
             if self.settings.folders != [""]:
                 self.seconds.append((one, perf_counter() - start))
         except Exception as error:
-            self._failed(job, error)
+            self._failed(task, error)
             done: Future = Future()
             done.set_result(None)
             return done
         finally:
             self.outcome.seconds_models += perf_counter() - start
-        return writer.submit(self._write, job, donor, photo, facts, results)
+        return writer.submit(self._write, task, donor, photo, facts, results)
 
-    def _at_each_value(self, scene: Scene, measurement: Measurement) -> Iterator[Restoration]:
+    def _at_each_value(self, scene: Scene, estimate: DegradationEstimate) -> Iterator[Restoration]:
         guidance, seed = self.settings.guidance, self.settings.seed
         if isinstance(guidance, tuple):
-            yield from self.pipeline.restore_at(scene, measurement, guidance, seed=seed)
+            yield from self.pipeline.restore_at(scene, estimate, guidance, seed=seed)
             return
-        parts = [measurement.tokens.tokens[:, :count] for count in self.settings.token_counts]
-        cut = [replace(measurement, tokens=replace(measurement.tokens, tokens=part)) for part in parts]
-        for one in cut or [measurement]:
+        parts = [estimate.tokens.tokens[:, :count] for count in self.settings.token_counts]
+        cut = [replace(estimate, tokens=replace(estimate.tokens, tokens=part)) for part in parts]
+        for one in cut or [estimate]:
             yield self.pipeline.restore(scene, one, guidance=guidance, seed=seed)
 
-    def _measure(self, number: int, scene: Scene) -> tuple[Job, Measurement]:
-        job = self._donor(number)
+    def _measure(self, number: int, scene: Scene) -> tuple[RestorationTask, DegradationEstimate]:
+        task = self._donor(number)
         if self.settings.tokens_from == "null":
-            return job, Measurement(DegradationTokens(self.pipeline.restorer.tokens(None, 1), "null"))
-        measurement = self._measured(job, scene if self.settings.tokens_from == "own" else None)
-        if self.settings.burst_seconds and measurement.tokens.source != "pair":
-            measurement = self.bursts.averaged(job, measurement, self._measured)
-        return job, measurement
+            return task, DegradationEstimate(DegradationTokens(self.pipeline.restorer.tokens(None, 1), "null"))
+        estimate = self._measured(task, scene if self.settings.tokens_from == "own" else None)
+        if self.settings.burst_seconds and estimate.tokens.source != "pair":
+            estimate = self.bursts.averaged(task, estimate, self._measured)
+        return task, estimate
 
-    def _measured(self, job: Job, scene: Scene | None = None) -> Measurement:
+    def _measured(self, task: RestorationTask, scene: Scene | None = None) -> DegradationEstimate:
         if scene is None:
-            scene = Scene(job.name, to_tensor(self._read(job).image), people=job.people)
+            scene = Scene(task.name, to_tensor(self._read(task).image), people=task.people)
         scale = self.settings.scale
-        truth = read_tensor(job.truth) if job.truth else None
-        if truth is not None and scale != 1:
-            truth = resize(truth, output_size(tuple(truth.shape[-2:]), scale))
-        box = None if job.box is None else tuple(v * scale for v in job.box)
-        return self.pipeline.measure(scene, truth=truth, box=box, seed=self.settings.seed)
+        gt = read_tensor(task.gt) if task.gt else None
+        if gt is not None and scale != 1:
+            gt = resize(gt, output_size(tuple(gt.shape[-2:]), scale))
+        box = None if task.box is None else tuple(v * scale for v in task.box)
+        return self.pipeline.estimate(scene, gt=gt, box=box, seed=self.settings.seed)
 
-    def _write(self, job: Job, donor: Job, photo: Photo, facts: dict[str, Any], results: Sequence[Restoration]) -> None:
-        targets, result = self._targets(job), results[0]
+    def _write(
+        self,
+        task: RestorationTask,
+        donor: RestorationTask,
+        photo: Photo,
+        facts: dict[str, Any],
+        results: Sequence[Restoration],
+    ) -> None:
+        targets, result = self._targets(task), results[0]
         outputs = [target.relative_to(self.output).as_posix() for target in targets]
-        line: dict[str, Any] = {"name": job.file, "output": outputs[0] if self.settings.folders == [""] else outputs}
+        line: dict[str, Any] = {"name": task.file, "output": outputs[0] if self.settings.folders == [""] else outputs}
         line |= {"tokens_from": donor.file} | result.notes
         if isinstance(self.settings.guidance, tuple):
             line["guidance"] = self.settings.guidance
         line["warnings"] = [*photo.warnings, *result.notes.get("warnings", [])]
         try:
-            if donor is job and result.token_source == "pair":
-                for number, reading in enumerate(result.measurement.readings):
-                    self._write_pair(job, number, reading.pair)
+            if donor is task and result.token_source == "pair":
+                for number, face_estimate in enumerate(result.estimate.face_estimates):
+                    self._write_pair(task, number, face_estimate.pair)
             with ExitStack() as files:
                 partials = [files.enter_context(atomic_write(target)) for target in targets]
                 for partial, one in zip(partials, results, strict=True):
@@ -342,10 +349,10 @@ class _Run:
                         os.fsync(file.fileno())
                 written = list(map(facts_of, partials))
                 line |= facts | {"output_bytes": sum(one["bytes"] for one in written), "written": written}
-                # The line is on the disk before the picture has its name: a kill in between is seen at the next start.
+                # The line is on the disk before the image has its name: a kill in between is seen at the next start.
                 self.ledger.append(line)
         except Exception as error:
-            self._failed(job, error)
+            self._failed(task, error)
             if isinstance(error, OSError) and error.errno in _FATAL:
                 self.outcome.stopped = (
                     f"Stopped: {self.output} takes nothing more ({error.strerror}). What is there is whole; make room "
@@ -353,39 +360,39 @@ class _Run:
                 )
             return
         for warning in line["warnings"]:
-            log.info("%s: %s", job.file, warning)
+            log.info("%s: %s", task.file, warning)
         self.outcome.restored += 1
 
-    def _write_pair(self, job: Job, number: int, pair: FacePair) -> None:
-        folder, stem = self.output / "faces" / job.inside, job.stem + (f"_{number + 1}" if number else "")
+    def _write_pair(self, task: RestorationTask, number: int, pair: FacePair) -> None:
+        folder, stem = self.output / "faces" / task.relative_dir, task.stem + (f"_{number + 1}" if number else "")
         for kind, image in (("degraded", pair.degraded), ("restored", pair.restored)):
             write_png(folder / fitting_name(stem, f"_{kind}.png"), image)
 
-    def _targets(self, job: Job) -> list[Path]:
-        return _targets(self.output, job, self.settings)
+    def _targets(self, task: RestorationTask) -> list[Path]:
+        return _targets(self.output, task, self.settings)
 
-    def _failed(self, job: Job, reason: Exception | str) -> None:
+    def _failed(self, task: RestorationTask, reason: Exception | str) -> None:
         sentence = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
-        self.outcome.failed[job.file] = sentence
-        log.warning("%s was not restored. %s", job.file, sentence)
+        self.outcome.failed[task.file] = sentence
+        log.warning("%s was not restored. %s", task.file, sentence)
 
 
-def _targets(output: Path, job: Job, settings: Settings) -> list[Path]:
-    suffix = job.path.suffix.lower()
+def _targets(output: Path, task: RestorationTask, settings: Settings) -> list[Path]:
+    suffix = task.path.suffix.lower()
     if settings.file_format != "same" or suffix not in (*FORMATS.values(), ".jpeg", ".tiff"):
         suffix = FORMATS["png" if settings.file_format == "same" else settings.file_format]
-    name = fitting_name(job.stem, suffix)
-    return [output / folder / "images" / job.inside / name for folder in settings.folders]
+    name = fitting_name(task.stem, suffix)
+    return [output / folder / "images" / task.relative_dir / name for folder in settings.folders]
 
 
-def _check_output(output: Path, jobs: Sequence[Job], settings: Settings) -> None:
-    inputs = {job.path.resolve() for job in jobs} | {job.truth.resolve() for job in jobs if job.truth}
-    inputs |= {path.resolve() for job in jobs for paths in job.people.values() for path in paths}
-    for job in jobs:
-        for target in _targets(output, job, settings):
-            if target.resolve() in inputs or (target.exists() and target.samefile(job.path)):
+def _check_output(output: Path, tasks: Sequence[RestorationTask], settings: Settings) -> None:
+    inputs = {task.path.resolve() for task in tasks} | {task.gt.resolve() for task in tasks if task.gt}
+    inputs |= {path.resolve() for task in tasks for paths in task.people.values() for path in paths}
+    for task in tasks:
+        for target in _targets(output, task, settings):
+            if target.resolve() in inputs or (target.exists() and target.samefile(task.path)):
                 raise ValueError(
-                    f"output={output} would overwrite the pictures it reads ({target}). Choose another folder."
+                    f"output={output} would overwrite the images it reads ({target}). Choose another folder."
                 )
     places = [output, *(output / folder / "images" for folder in settings.folders)]
     try:

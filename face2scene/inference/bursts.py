@@ -1,32 +1,32 @@
-"""Pictures that one camera took at one time: they share their damage, and a face in one measures it for all."""
+"""Images that one camera took at one time: they share their degradation, and a face in one measures it for all."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from face2scene.image_io.metadata import Shot, shot_of
-from face2scene.inference.results import Measurement, averaged
-from face2scene.inference.tasks import Job
+from face2scene.inference.results import DegradationEstimate, averaged
+from face2scene.inference.tasks import RestorationTask
 
 
 class Bursts:
     """The bursts among some jobs.
 
     Args:
-        jobs: all of them, whatever share this process takes, so that a share changes nothing.
-        seconds: between two pictures of a burst, at most; 0 is no bursts.
+        tasks: all of them, whatever share this process takes, so that a share changes nothing.
+        seconds: between two images of a burst, at most; 0 is no bursts.
     """
 
-    def __init__(self, jobs: Sequence[Job], seconds: float):
-        self.jobs, self.seconds = jobs, seconds
+    def __init__(self, tasks: Sequence[RestorationTask], seconds: float):
+        self.tasks, self.seconds = tasks, seconds
         self._shots: dict[str, Shot | None] = {}
-        self._measured: dict[str, Measurement] = {}
+        self._measured: dict[str, DegradationEstimate] = {}
 
-    def siblings(self, job: Job) -> list[Job]:
-        """Pictures in the same folder, of the same camera, near in time; in the order of the jobs, without `job`."""
-        shot = self._shot(job)
+    def siblings(self, task: RestorationTask) -> list[RestorationTask]:
+        """Images in the same folder, of the same camera, near in time; in the order of the jobs, without `task`."""
+        shot = self._shot(task)
         if shot is None or not self.seconds:
             return []
-        others = [other for other in self.jobs if other.inside == job.inside and other.path != job.path]
+        others = [other for other in self.tasks if other.relative_dir == task.relative_dir and other.path != task.path]
         return [
             other
             for other in others
@@ -35,29 +35,34 @@ class Bursts:
             and abs(taken.time - shot.time) <= self.seconds
         ]
 
-    def averaged(self, job: Job, own: Measurement, measure: Callable[[Job], Measurement]) -> Measurement:
-        """The measurement of a picture without a usable face: its siblings' mean, or its own where they have none."""
-        siblings = self.siblings(job)
+    def averaged(
+        self,
+        task: RestorationTask,
+        own: DegradationEstimate,
+        estimate: Callable[[RestorationTask], DegradationEstimate],
+    ) -> DegradationEstimate:
+        """The measurement of an image without a usable face: its siblings' mean, or its own where they have none."""
+        siblings = self.siblings(task)
         if not siblings:
             return own
         for sibling in siblings:
             if sibling.file not in self._measured:
-                measured = measure(sibling)
-                self._measured[sibling.file] = replace(measured, readings=(), faces=())  # the tokens are small
+                estimate = estimate(sibling)
+                self._measured[sibling.file] = replace(estimate, face_estimates=(), faces=())  # the tokens are small
         known = [other for other in siblings if self._measured[other.file].tokens.source == "pair"]
         if not known:
-            own.notes["warnings"].append(f"No face could be used in the {len(siblings)} other pictures of its burst.")
+            own.notes["warnings"].append(f"No face could be used in the {len(siblings)} other images of its burst.")
             return own
         names = ", ".join(other.file for other in known[:4]) + (" ..." if len(known) > 4 else "")
         mean = averaged([self._measured[other.file] for other in known], own)
         mean.notes["warnings"][-1] = (  # it said what stood in
-            f"The tokens are the mean of {len(known)} other picture(s) of its burst ({names}), because "
+            f"The tokens are the mean of {len(known)} other image(s) of its burst ({names}), because "
             f"{own.notes['no_pair']}."
         )
         mean.notes["burst"] = [other.file for other in known]
         return mean
 
-    def _shot(self, job: Job) -> Shot | None:
-        if job.file not in self._shots:
-            self._shots[job.file] = shot_of(job.path)
-        return self._shots[job.file]
+    def _shot(self, task: RestorationTask) -> Shot | None:
+        if task.file not in self._shots:
+            self._shots[task.file] = shot_of(task.path)
+        return self._shots[task.file]

@@ -1,9 +1,9 @@
-"""The first half of the road: the faces of a scene say how the scene was damaged.
+"""The first half of the road: the faces of a scene say how the scene was degraded.
 
     scene -> faces -> whose they are -> each restored (Stage I) -> FaDeX -> MapNet's tokens -> one set, or one per place
 
 A scene without a usable face is measured by what stands in: see `PipelineOptions.fallback`. Every decision leaves its
-reason in the notes, which become the picture's line of the why-log.
+reason in the notes, which become the image's line of the restoration log.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,24 +20,24 @@ from torch.nn import functional as F
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box, DegradationTokens, Face, FacePair, Progress, Scene
 from face2scene.faces.align import AlignmentError, crop, square_crop_box
-from face2scene.faces.detect import Found
+from face2scene.faces.detect import Detection
 from face2scene.faces.identity import cosine
-from face2scene.faces.matching import Finder, Known, Named, known_faces
+from face2scene.faces.matching import FaceMatch, Finder, ReferenceGallery, known_faces
 from face2scene.image_io.arrays import COLOURS, to_array
-from face2scene.inference.results import Measurement, Reading
+from face2scene.inference.results import DegradationEstimate, FaceEstimate
 from face2scene.models.fadex.encoder import MINIMUM_SIZE, FaDeX
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.s3diff.model import S3Diff
-from face2scene.ref_fr import RefFR, StageOneError, face_pair
+from face2scene.ref_fr import FaceRestorationError, RefFR, face_pair
 from face2scene.ref_fr.base import upright_points
 
-POLICIES = ("largest", "mean", "nearest")
+TOKEN_AGGREGATIONS = ("largest", "mean", "nearest")
 
 
 FALLBACKS = ("null", "blind")
 
 
-def silent(stage: str, done: int, total: int) -> None:
+def no_progress(stage: str, done: int, total: int) -> None:
     """Nobody watches."""
 
 
@@ -46,42 +46,43 @@ class PipelineOptions:
     """Settings of the pipeline that are plain values; what a bundle keeps beside the weights.
 
     Args:
-        tokens: whose (ours): of the `largest` usable face, the `mean` of all weighted by area, or for every tile
-            those of the `nearest` face, so that the restoration varies over the picture.
+        token_aggregation: whose tokens (ours): of the `largest` usable face, the `mean` of all weighted by area, or for
+            every tile those of the `nearest` face, so that the restoration varies over the image.
         fallback: what stands in where no face can be used: the learned `null` tokens, or a `blind` estimate.
         colour: `none`, `wavelet` or `adain`: alignment with the input (not public; see `images.align_colour`).
-        tile: pixels; a larger picture is restored in tiles. `auto` chooses by the free memory, None never tiles.
+        tile: pixels; a larger image is restored in tiles. `auto` chooses by the free memory, None never tiles.
         overlap: of the tiles, pixels.
         statistics: of normalisation over tiles, `shared` or `tile`; see `restorer.tiling`.
-        largest_face: pixels; of a larger face the middle is measured, at its native scale (ours: attention over a
+        max_face_size: pixels; of a larger face the middle is measured, at its native scale (ours: attention over a
             whole close-up costs more than it tells).
-        most_faces: of one scene, the largest first (ours).
-        most_tokens: of a measurement, coarse to fine, the first so many (an ablation of ours); None is all.
-        slack: by how much a damaged or restored face may resemble its person less than two good photos do (ours).
+        max_faces: of one scene, the largest first (ours).
+        max_tokens: of a measurement, coarse to fine, the first so many (an ablation of ours); None is all.
+        identity_tolerance: by how much a degraded or restored face may resemble its person less than two good photos do
+            (ours).
 
     Raises:
-        ValueError: unknown tokens, fallback or colour.
+        ValueError: unknown token_aggregation, fallback or colour.
     """
 
-    tokens: str = "largest"
+    token_aggregation: str = "largest"
     fallback: str = "null"
     colour: str = "none"
     tile: int | str | None = 512
     overlap: int = 64
     statistics: str = "shared"
-    largest_face: int = 256
-    most_faces: int = 8
-    most_tokens: int | None = None
-    slack: float = 0.05
+    max_face_size: int = 256
+    max_faces: int = 8
+    max_tokens: int | None = None
+    identity_tolerance: float = 0.05
 
     def __post_init__(self) -> None:
-        for name, known in (("tokens", POLICIES), ("fallback", FALLBACKS), ("colour", COLOURS)):
+        for name, known in (("token_aggregation", TOKEN_AGGREGATIONS), ("fallback", FALLBACKS), ("colour", COLOURS)):
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} is {value!r}: choose one of {', '.join(known)} (option pipeline.{name}).")
 
 
-class Meter:
+class DegradationEstimator:
     """Measures scenes.
 
     Args:
@@ -107,62 +108,62 @@ class Meter:
         self._photos: dict[Path, Face | str] = {}  # reference photos, each read once
 
     @torch.inference_mode()
-    def measure(
+    def estimate(
         self,
         scene: Scene,
         *,
-        truth: Tensor | None = None,
+        gt: Tensor | None = None,
         box: Box | None = None,
         seed: int = 0,
-        progress: Progress = silent,
-    ) -> Measurement:
-        """Faces, Stage I, FaDeX and MapNet; see `Face2ScenePipeline.measure`."""
-        faces, people, named, notes = self._found(scene, search=box is None, progress=progress)
+        progress: Progress = no_progress,
+    ) -> DegradationEstimate:
+        """Faces, Stage I, FaDeX and MapNet; see `Face2ScenePipeline.estimate`."""
+        faces, people, named, notes = self._detect_faces(scene, search=box is None, progress=progress)
 
         reason = ""
         if self.ref_fr is None:
             reason = "there is no Stage I (ref_fr=none)"
-        elif self.ref_fr.needs_truth and truth is None:
-            reason = f"ref_fr={self.ref_fr.name} is made from the undamaged picture and none was given (truth=FOLDER)"
+        elif self.ref_fr.needs_gt and gt is None:
+            reason = f"ref_fr={self.ref_fr.name} is made from the clean image and none was given (gt=FOLDER)"
         elif not faces and box is None:
             reason = "no face was found" if self.detector else "no face detector is set (faces=none)"
         if reason:
-            return self._instead(scene, reason, faces, notes)
+            return self._without_face(scene, reason, faces, notes)
 
         start = perf_counter()
         rng = np.random.default_rng(seed_from(seed, scene.name))
         places: list[tuple[Face | None, str | None]] = [(None, people.only)]
         if box is None:
             by_face = [(face, one.person) for face, one in zip(faces, named, strict=True)]
-            # Whom the references show comes first; a stranger is as damaged as a friend.
-            places = sorted(by_face[: self.options.most_faces], key=lambda place: place[1] is None)
-        readings: list[Reading] = []
+            # Whom the references show comes first; a stranger is as degraded as a friend.
+            places = sorted(by_face[: self.options.max_faces], key=lambda place: place[1] is None)
+        face_estimates: list[FaceEstimate] = []
         refused: list[str] = []
         for number, (face, person) in enumerate(places):
             progress("stage one", number, len(places))
             try:
-                readings.append(self._read(scene, face, box, person, people, truth, rng, notes))
-            except (StageOneError, AlignmentError) as error:
+                face_estimates.append(self._read(scene, face, box, person, people, gt, rng, notes))
+            except (FaceRestorationError, AlignmentError) as error:
                 refused.append(str(error).rstrip("."))
                 continue
-            if self.options.tokens == "largest":
+            if self.options.token_aggregation == "largest":
                 break
         notes["seconds_ref_fr"] = round(perf_counter() - start - notes.get("seconds_tokens", 0.0), 3)
-        if not readings:
-            return self._instead(scene, "; ".join(dict.fromkeys(refused)), faces, notes)
+        if not face_estimates:
+            return self._without_face(scene, "; ".join(dict.fromkeys(refused)), faces, notes)
         notes["warnings"] += [f"A face was not used, because {reason}." for reason in dict.fromkeys(refused)]
-        notes["token_faces"] = [[int(v) for v in reading.pair.box] for reading in readings]
-        return Measurement(self._joined(readings), tuple(faces), tuple(readings), notes)
+        notes["token_faces"] = [[int(v) for v in face_estimate.pair.box] for face_estimate in face_estimates]
+        return DegradationEstimate(self._joined(face_estimates), tuple(faces), tuple(face_estimates), notes)
 
     @torch.inference_mode()
-    def look(self, scene: Scene) -> Measurement:
-        """The faces and whose they are, nothing measured: null tokens, and the notes of `measure` up to there."""
-        faces, _, _, notes = self._found(scene, search=True, progress=silent)
-        return Measurement(DegradationTokens(self._tokens(None), "null"), tuple(faces), (), notes)
+    def find_faces(self, scene: Scene) -> DegradationEstimate:
+        """The faces and whose they are, nothing measured: null tokens, and the notes of `estimate` up to there."""
+        faces, _, _, notes = self._detect_faces(scene, search=True, progress=no_progress)
+        return DegradationEstimate(DegradationTokens(self._tokens(None), "null"), tuple(faces), (), notes)
 
-    def _found(
+    def _detect_faces(
         self, scene: Scene, *, search: bool, progress: Progress
-    ) -> tuple[list[Face], Known, list[Named], dict[str, Any]]:
+    ) -> tuple[list[Face], ReferenceGallery, list[FaceMatch], dict[str, Any]]:
         """Faces, the people of the references, a name for each face, and the notes so far."""
         start = perf_counter()
         faces = list(scene.faces)
@@ -170,7 +171,7 @@ class Meter:
             progress("faces", 0, 1)
             faces = self.detector.find(to_array(scene.image))
         people = known_faces(scene.people, self.detector if faces else None, self._photos)
-        matches = people.match(faces, self.options.slack)
+        matches = people.match(faces, self.options.identity_tolerance)
         notes: dict[str, Any] = {"warnings": [*people.warnings, *matches.warnings]}
         notes["faces"] = [described(face, one) for face, one in zip(faces, matches.of, strict=True)]
         notes["seconds_faces"] = round(perf_counter() - start, 3)
@@ -182,35 +183,37 @@ class Meter:
         face: Face | None,
         box: Box | None,
         person: str | None,
-        people: Known,
-        truth: Tensor | None,
+        people: ReferenceGallery,
+        gt: Tensor | None,
         rng: np.random.Generator,
         notes: dict[str, Any],
-    ) -> Reading:
+    ) -> FaceEstimate:
         whole = square_crop_box(box or face.box, tuple(scene.image.shape[-2:]))
-        square = _middle(whole, self.options.largest_face)
+        square = _middle(whole, self.options.max_face_size)
         points = face.landmarks_5 if face is not None else upright_points(whole)
-        given = {"references": people.files(person), "truth": truth, "landmarks": points, "rng": rng}
+        given = {"references": people.files(person), "gt": gt, "landmarks": points, "rng": rng}
         pair = face_pair(self.ref_fr, scene.image, square, **given)
         notes["warnings"] += pair.notes
-        if face is not None and not self.ref_fr.needs_truth:  # what is made from the truth is nobody else
+        if face is not None and not self.ref_fr.needs_gt:  # what is made from the ground truth is nobody else
             self._check_identity(scene, face, person, pair, people)
         start = perf_counter()
-        reading = self._reading(pair, face, person)
+        face_estimate = self._reading(pair, face, person)
         notes["seconds_tokens"] = round(notes.get("seconds_tokens", 0.0) + perf_counter() - start, 3)
-        return reading
+        return face_estimate
 
-    def _reading(self, pair: FacePair, face: Face | None = None, person: str | None = None) -> Reading:
+    def _reading(self, pair: FacePair, face: Face | None = None, person: str | None = None) -> FaceEstimate:
         device = next(self.fadex.parameters()).device
         features = self.fadex(pair.restored[None].to(device), pair.degraded[None].to(device))
         tokens = self._tokens(features.to(self.restorer.text.device))
-        return Reading(pair, features.cpu(), tokens, face, person)
+        return FaceEstimate(pair, features.cpu(), tokens, face, person)
 
     def _tokens(self, features: Tensor | None) -> Tensor:
-        return self.restorer.tokens(features, 1)[:, : self.options.most_tokens]
+        return self.restorer.tokens(features, 1)[:, : self.options.max_tokens]
 
-    def _check_identity(self, scene: Scene, face: Face, person: str | None, pair: FacePair, people: Known) -> None:
-        # Stage I may hallucinate: a face that no longer looks like its person measures an imagined damage.
+    def _check_identity(
+        self, scene: Scene, face: Face, person: str | None, pair: FacePair, people: ReferenceGallery
+    ) -> None:
+        # Stage I may hallucinate: a face that no longer looks like its person measures an imagined degradation.
         theirs = people.faces(person)
         backend = getattr(self.detector, "backend", None)
         if not theirs or backend is None or not getattr(self.detector, "identities", False):
@@ -218,61 +221,63 @@ class Meter:
         x0, y0, x1, y1 = (int(v) for v in pair.box)
         pasted = scene.image.clone()
         pasted[:, y0:y1, x0:x1] = pair.restored
-        place = Found(face.box, face.score, face.landmarks_5)
+        place = Detection(face.box, face.score, face.landmarks_5)
         (restored,) = backend.describe(to_array(pasted), [place], identities=True)
         if restored.identity is None:
             return
         near = max(cosine(restored, other) for other in theirs)
-        needed = self.detector.same_threshold - self.options.slack
+        needed = self.detector.same_threshold - self.options.identity_tolerance
         if near < needed:
-            raise StageOneError(
+            raise FaceRestorationError(
                 f"what Stage I made of it resembles {person or 'the references'} by {near:.3f} only, and "
-                f"{needed:.3f} are needed (pipeline.slack)"
+                f"{needed:.3f} are needed (pipeline.identity_tolerance)"
             )
 
-    def _joined(self, readings: Sequence[Reading]) -> DegradationTokens:
-        tokens = torch.cat([reading.tokens for reading in readings])
-        boxes = [reading.pair.box for reading in readings]
-        if self.options.tokens == "nearest":
+    def _joined(self, face_estimates: Sequence[FaceEstimate]) -> DegradationTokens:
+        tokens = torch.cat([face_estimate.tokens for face_estimate in face_estimates])
+        boxes = [face_estimate.pair.box for face_estimate in face_estimates]
+        if self.options.token_aggregation == "nearest":
             places = tuple(((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in boxes)
             return DegradationTokens(tokens, "pair", places)
         area = tokens.new_tensor([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes])
         return DegradationTokens((tokens * (area / area.sum()).view(-1, 1, 1)).sum(0, keepdim=True), "pair")
 
-    def _instead(self, scene: Scene, reason: str, faces: Sequence[Face], notes: dict[str, Any]) -> Measurement:
+    def _without_face(
+        self, scene: Scene, reason: str, faces: Sequence[Face], notes: dict[str, Any]
+    ) -> DegradationEstimate:
         notes["no_pair"] = reason
         if self.options.fallback == "blind" and min(scene.image.shape[-2:]) >= MINIMUM_SIZE:
             start = perf_counter()
-            readings = self._blind(scene.image, faces)
+            face_estimates = self._blind(scene.image, faces)
             notes["seconds_tokens"] = round(perf_counter() - start, 3)
             notes["warnings"].append(
-                f"The damage was estimated from {len(readings)} square(s) of the picture and their own restoration, "
+                f"The degradation was estimated from {len(face_estimates)} square(s) of the image and their own restoration, "
                 f"because {reason}."
             )
-            tokens = torch.cat([reading.tokens for reading in readings]).mean(0, keepdim=True)
-            return Measurement(DegradationTokens(tokens, "blind"), tuple(faces), readings, notes)
+            tokens = torch.cat([face_estimate.tokens for face_estimate in face_estimates]).mean(0, keepdim=True)
+            return DegradationEstimate(DegradationTokens(tokens, "blind"), tuple(faces), face_estimates, notes)
         notes["warnings"].append(f"The learned null tokens stand in for the face's, because {reason}.")
-        return Measurement(DegradationTokens(self._tokens(None), "null"), tuple(faces), (), notes)
+        return DegradationEstimate(DegradationTokens(self._tokens(None), "null"), tuple(faces), (), notes)
 
-    def _blind(self, image: Tensor, faces: Sequence[Face]) -> tuple[Reading, ...]:
+    def _blind(self, image: Tensor, faces: Sequence[Face]) -> tuple[FaceEstimate, ...]:
         # Our estimate where Stage I is silent: the restorer's own first pass, with the null tokens, plays Stage I on
         # the faces, or where there is none on the squares with the most detail. With the tiny weights it does not pay:
-        # on six held-out pictures of the quickstart 26.15 dB and LPIPS 0.211, the null tokens 26.18 and 0.205, the
+        # on six held-out images of the quickstart 26.15 dB and LPIPS 0.211, the null tokens 26.18 and 0.205, the
         # face pair 26.22 and 0.204. So it is an option and not the default.
         size = tuple(image.shape[-2:])
-        boxes = [_middle(square_crop_box(face.box, size), self.options.largest_face) for face in faces[:4]]
-        boxes = boxes or telling_squares(image, min(self.options.largest_face, *size), 4)
-        readings = []
+        boxes = [_middle(square_crop_box(face.box, size), self.options.max_face_size) for face in faces[:4]]
+        boxes = boxes or select_textured_patches(image, min(self.options.max_face_size, *size), 4)
+        face_estimates = []
         for box in boxes:
             degraded = crop(image, box)
             null = self._tokens(None)
             restored = self.first_pass(degraded[None].to(null.device), null)[0].cpu()
-            readings.append(self._reading(FacePair(restored, degraded, box)))
-        return tuple(readings)
+            face_estimates.append(self._reading(FacePair(restored, degraded, box)))
+        return tuple(face_estimates)
 
 
-def described(face: Face, match: Named) -> dict[str, Any]:
-    """A face as the why-log shows it."""
+def described(face: Face, match: FaceMatch) -> dict[str, Any]:
+    """A face as the restoration log shows it."""
     row: dict[str, Any] = {
         "box": [round(float(v), 1) for v in face.box],
         "score": round(float(face.score), 3),
@@ -289,7 +294,7 @@ def _middle(box: Box, largest: int) -> Box:
     return (x0 + cut, y0 + cut, x1 - cut, y1 - cut)
 
 
-def telling_squares(image: Tensor, side: int, count: int) -> list[Box]:
+def select_textured_patches(image: Tensor, side: int, count: int) -> list[Box]:
     """Up to `count` squares of `side` pixels that do not overlap, those with the strongest edges first.
 
     An edge shows blur, sharpening and compression; in a flat place only noise is seen, and a clipped one shows nothing.

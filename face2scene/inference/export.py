@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from face2scene.common import model_files as checkpoints
+from face2scene.common import model_files
 from face2scene.common.files import atomic_write
-from face2scene.common.optional import need
+from face2scene.common.optional import import_optional
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.loading import save_merged
 from face2scene.models.mapnet import MapNet
@@ -58,8 +58,8 @@ def _cell_means(size: int, cells: int, like: Tensor) -> Tensor:
     """(cells, size): row i averages from floor(i size / cells) to ceil((i + 1) size / cells), as torch pools."""
     cell = torch.arange(cells, device=like.device)[:, None]
     place = torch.arange(size, device=like.device)[None]
-    inside = (place >= cell * size // cells) & (place < -(-(cell + 1) * size // cells))
-    return inside.to(like) / inside.sum(1, keepdim=True).to(like)
+    relative_dir = (place >= cell * size // cells) & (place < -(-(cell + 1) * size // cells))
+    return relative_dir.to(like) / relative_dir.sum(1, keepdim=True).to(like)
 
 
 def load_mapnet(restorer_weights: str | Path, *, onnx: bool = False) -> MapNet:
@@ -71,10 +71,10 @@ def load_mapnet(restorer_weights: str | Path, *, onnx: bool = False) -> MapNet:
     Raises:
         FileNotFoundError, ValueError: no such file, or not a restorer's.
     """
-    tensors, config, _ = checkpoints.load_weights(restorer_weights, kind="restorer")
+    tensors, config, _ = model_files.load_weights(restorer_weights, kind="restorer")
     mapnet = (_TokensOfAnySize if onnx else MapNet)(**config["mapnet"])
     own = {name.removeprefix("mapnet."): t for name, t in tensors.items() if name.startswith("mapnet.")}
-    checkpoints.fit(mapnet, own, expected=set(mapnet.state_dict()), source=restorer_weights)
+    model_files.fit(mapnet, own, expected=set(mapnet.state_dict()), source=restorer_weights)
     return mapnet.eval().requires_grad_(False)
 
 
@@ -195,7 +195,7 @@ def _run_program(path: Path, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
 def _onnx_writer(
     module: nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...], traced: tuple[Tensor, ...]
 ) -> Callable[[Path], None]:
-    need("onnxscript", "export", why="ONNX export")
+    import_optional("onnxscript", "export", why="ONNX export")
 
     def write(path: Path) -> None:
         sizes = {name: {0: "batch", 2: "height", 3: "width"} for name in inputs}
@@ -217,7 +217,7 @@ def _onnx_writer(
 
 
 def _run_onnx(path: Path, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    session = need("onnxruntime", "export", why="Checking an ONNX file").InferenceSession(
+    session = import_optional("onnxruntime", "export", why="Checking an ONNX file").InferenceSession(
         str(path), providers=["CPUExecutionProvider"]
     )
     return tuple(map(torch.from_numpy, session.run(None, {name: t.numpy() for name, t in given.items()})))

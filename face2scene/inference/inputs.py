@@ -1,7 +1,7 @@
 """What a caller may hand to the pipeline, and what becomes of it.
 
-A picture is a path, a PIL image, an array, a tensor, or a `Scene` made elsewhere. References are photos of one person
-(paths or pictures, or a folder of them) or of several (a dict from names to these, or a folder of folders).
+An image is a path, a PIL image, an array, a tensor, or a `Scene` made elsewhere. References are photos of one person
+(paths or images, or a folder of them) or of several (a dict from names to these, or a folder of folders).
 """
 
 import hashlib
@@ -20,14 +20,14 @@ from face2scene.faces.matching import people_of, photos_in
 from face2scene.image_io.arrays import output_size, resize, to_array, to_tensor
 from face2scene.image_io.photos import MAX_PIXELS, ImageError, Photo, photo_of, read_photo
 
-Picture = str | Path | Image.Image | np.ndarray | Tensor
+ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 
 
-def as_photo(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Photo:
-    """Read or wrap one picture.
+def as_photo(image: ImageInput, *, max_pixels: int = MAX_PIXELS) -> Photo:
+    """Read or wrap one image.
 
     Args:
-        picture: a path; a PIL image; an array (H, W), (H, W, 3) or (H, W, 4) of bytes, of 16-bit levels, or of floats
+        image: a path; a PIL image; an array (H, W), (H, W, 3) or (H, W, 4) of bytes, of 16-bit levels, or of floats
             in [0, 1]; a tensor (3, H, W) of floats in [0, 1].
 
     Raises:
@@ -35,18 +35,18 @@ def as_photo(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Photo:
         FileNotFoundError: no such file.
         TypeError: none of these.
     """
-    if isinstance(picture, str | Path):
-        return read_photo(picture, max_pixels=max_pixels)
-    if isinstance(picture, Image.Image):
-        return photo_of(picture, max_pixels=max_pixels)
-    if isinstance(picture, Tensor):
-        if picture.dim() != 3 or picture.shape[0] != 3 or not picture.is_floating_point():
-            raise ImageError(f"A tensor must be (3, H, W) of floats in [0, 1], not {tuple(picture.shape)}.")
-        picture = to_array(picture)
-    if isinstance(picture, np.ndarray):
-        return _from_array(picture)
+    if isinstance(image, str | Path):
+        return read_photo(image, max_pixels=max_pixels)
+    if isinstance(image, Image.Image):
+        return photo_of(image, max_pixels=max_pixels)
+    if isinstance(image, Tensor):
+        if image.dim() != 3 or image.shape[0] != 3 or not image.is_floating_point():
+            raise ImageError(f"A tensor must be (3, H, W) of floats in [0, 1], not {tuple(image.shape)}.")
+        image = to_array(image)
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
     raise TypeError(
-        f"A picture is a path, a PIL image, an array, a tensor or a Scene, not {type(picture).__name__}. "
+        f"An image is a path, a PIL image, an array, a tensor or a Scene, not {type(image).__name__}. "
         "Several go in one list."
     )
 
@@ -67,10 +67,10 @@ def _from_array(array: np.ndarray) -> Photo:
     return Photo(np.ascontiguousarray(colour), alpha, bits=16 if top == 65535 else 8, grey=channels == 1)
 
 
-def name_of(picture: Picture, photo: Photo) -> str:
+def name_of(image: ImageInput, photo: Photo) -> str:
     """A path's stem, else a digest of the pixels: the name decides the seed, never the place in a list."""
-    if isinstance(picture, str | Path):
-        return Path(picture).stem
+    if isinstance(image, str | Path):
+        return Path(image).stem
     return hashlib.sha256(np.ascontiguousarray(photo.image).tobytes()).hexdigest()[:16]
 
 
@@ -86,7 +86,7 @@ def enlarged(photo: Photo, scale: float) -> Photo:
 
 
 class References:
-    """Turns references into files by person; pictures without a file are written to a folder that goes with this."""
+    """Turns references into files by person; images without a file are written to a folder that goes with this."""
 
     def __init__(self):
         self._folder: TemporaryDirectory | None = None
@@ -99,7 +99,7 @@ class References:
                 folders holds one person in each.
 
         Raises:
-            FileNotFoundError: no such file or folder, or a folder without pictures.
+            FileNotFoundError: no such file or folder, or a folder without images.
             TypeError, ImageError: see `as_photo`.
         """
         if given is None:
@@ -118,13 +118,13 @@ class References:
             given = [given]
         return tuple(path for one in given for path in self._file(one))
 
-    def _file(self, picture: Picture) -> tuple[Path, ...]:
-        if isinstance(picture, str | Path):
-            return photos_in(picture)
-        photo = as_photo(picture)
+    def _file(self, image: ImageInput) -> tuple[Path, ...]:
+        if isinstance(image, str | Path):
+            return photos_in(image)
+        photo = as_photo(image)
         if self._folder is None:
             self._folder = TemporaryDirectory(prefix="face2scene-references-")
-        path = Path(self._folder.name) / f"{name_of(picture, photo)}.png"
+        path = Path(self._folder.name) / f"{name_of(image, photo)}.png"
         if not path.exists():
             pixels = (photo.on_white() * 255).round().astype(np.uint8)
             with atomic_write(path) as partial:

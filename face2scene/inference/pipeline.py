@@ -1,4 +1,4 @@
-"""Face2Scene from end to end: a damaged photo and other photos of the people become a restored photo.
+"""Face2Scene from end to end: a degraded photo and other photos of the people become a restored photo.
 
     scene -> faces -> the face restored (Stage I) -> FaDeX -> MapNet's tokens -> the scene restored (Stage II)
 
@@ -6,7 +6,7 @@
     result = pipeline("party.jpg", references={"Ann": "photos/ann", "Bob": ["bob1.jpg", "bob2.jpg"]})
     result.save("party_restored.jpg")
 
-`measure` is the first half, `restore` the second, and calling the pipeline is both.
+`estimate` is the first half, `restore` the second, and calling the pipeline is both.
 """
 
 import logging
@@ -26,10 +26,10 @@ from face2scene.common.types import Box, Progress, Scene
 from face2scene.faces.matching import Finder
 from face2scene.image_io.arrays import align_colour, to_tensor
 from face2scene.image_io.photos import MAX_PIXELS, Photo
-from face2scene.inference import pretrained as bundle
-from face2scene.inference.degradation_estimator import Meter, PipelineOptions, silent
-from face2scene.inference.inputs import Picture, References, as_photo, enlarged, name_of
-from face2scene.inference.results import Measurement, Restoration
+from face2scene.inference import pretrained
+from face2scene.inference.degradation_estimator import DegradationEstimator, PipelineOptions, no_progress
+from face2scene.inference.inputs import ImageInput, References, as_photo, enlarged, name_of
+from face2scene.inference.results import DegradationEstimate, Restoration
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.loading import load_restorer
 from face2scene.models.restorer.base_model import precision
@@ -45,11 +45,11 @@ class Face2ScenePipeline:
     """The method, for inference.
 
     Args:
-        restorer: Stage II; its LoRAs are merged here. An S3Diff takes no tokens: it measures the picture itself.
+        restorer: Stage II; its LoRAs are merged here. An S3Diff takes no tokens: it measures the image itself.
         fadex: the degradation encoder.
         ref_fr: Stage I; None restores every scene without a face pair.
         detector: finds faces; None also leads to the fallback, unless a box is given.
-        options: fields of `measure.PipelineOptions`.
+        options: fields of `estimate.PipelineOptions`.
     """
 
     def __init__(
@@ -64,7 +64,9 @@ class Face2ScenePipeline:
     ):
         self.restorer, self.fadex = restorer.merged(), fadex.eval()
         self.options = PipelineOptions(**options)
-        self.meter = Meter(self.restorer, self.fadex, ref_fr, detector, self.options, self._first_pass)
+        self.estimator = DegradationEstimator(
+            self.restorer, self.fadex, ref_fr, detector, self.options, self._first_pass
+        )
         self.enable_tiling(self.options.tile, self.options.overlap, self.options.statistics)
         self._references = References()
         self._offloaded = False
@@ -103,11 +105,11 @@ class Face2ScenePipeline:
 
         Raises:
             FileNotFoundError: nothing there; the message says what was looked for.
-            ValueError: weights of another kind, damaged, or an option that does not exist.
+            ValueError: weights of another kind, corrupt, or an option that does not exist.
         """
-        folder = bundle.find(folder)
-        options = bundle.read_options(folder) | options
-        return cls.from_files(folder / bundle.RESTORER, folder / bundle.FADEX, **options)
+        folder = pretrained.find(folder)
+        options = pretrained.read_options(folder) | options
+        return cls.from_files(folder / pretrained.RESTORER, folder / pretrained.FADEX, **options)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the merged restorer with its base, FaDeX, the options and a model card; `from_pretrained` reads them.
@@ -115,32 +117,32 @@ class Face2ScenePipeline:
         Stage I and the detector are named in the card and not written.
         """
         options = asdict(self.options)
-        bundle.write(folder, self.restorer, self.fadex, options, ref_fr=self.ref_fr, detector=self.detector)
+        pretrained.write(folder, self.restorer, self.fadex, options, ref_fr=self.ref_fr, detector=self.detector)
 
     files: tuple[Path, ...] = ()  # where the weights came from
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the weights, to tell whether a picture was restored by the same."""
-        return bundle.fingerprint(self.files, self.restorer, self.fadex)
+        """Digest of the weights, to tell whether an image was restored by the same."""
+        return pretrained.fingerprint(self.files, self.restorer, self.fadex)
 
     @property
     def ref_fr(self) -> RefFR | None:
         """Stage I."""
-        return self.meter.ref_fr
+        return self.estimator.ref_fr
 
     @ref_fr.setter
     def ref_fr(self, ref_fr: RefFR | None) -> None:
-        self.meter.ref_fr = ref_fr
+        self.estimator.ref_fr = ref_fr
 
     @property
     def detector(self) -> Finder | None:
         """What finds faces."""
-        return self.meter.detector
+        return self.estimator.detector
 
     @detector.setter
     def detector(self, detector: Finder | None) -> None:
-        self.meter.detector = detector
+        self.estimator.detector = detector
 
     # Where and how it runs
 
@@ -151,7 +153,7 @@ class Face2ScenePipeline:
         """
         for one in where:
             if isinstance(one, torch.dtype):
-                bundle.cast(self.restorer, one)
+                pretrained.cast(self.restorer, one)
             else:
                 self.device, self._offloaded = torch.device(one), False
                 self.restorer.to(self.device)
@@ -166,13 +168,13 @@ class Face2ScenePipeline:
     def enable_tiling(
         self, tile: int | str | None = 512, overlap: int = 64, statistics: str = "shared"
     ) -> "Face2ScenePipeline":
-        """Restore pictures that are larger than `tile` in tiles, see `restorer.tiling`."""
+        """Restore images that are larger than `tile` in tiles, see `restorer.tiling`."""
         TilePlan.of((1, 1), self.restorer, tile=tile, overlap=overlap, statistics=statistics)  # refuses what cannot be
         self.options = replace(self.options, tile=tile, overlap=overlap, statistics=statistics)
         return self
 
     def disable_tiling(self) -> "Face2ScenePipeline":
-        """Restore every picture whole; memory then grows with the picture."""
+        """Restore every image whole; memory then grows with the image."""
         return self.enable_tiling(None)
 
     def enable_model_cpu_offload(self, device: str | torch.device = "cuda") -> "Face2ScenePipeline":
@@ -187,27 +189,27 @@ class Face2ScenePipeline:
 
     def __call__(
         self,
-        picture: Scene | Picture | Sequence[Scene | Picture],
+        image: Scene | ImageInput | Sequence[Scene | ImageInput],
         references: Any = None,
         *,
         name: str | None = None,
         scale: float = 1.0,
-        truth: Tensor | None = None,
+        gt: Tensor | None = None,
         box: Box | None = None,
         seed: int = 0,
         guidance: float | None = None,
-        progress: Progress = silent,
+        progress: Progress = no_progress,
         max_pixels: int = MAX_PIXELS,
     ) -> Restoration | list[Restoration]:
-        """Restore one picture, or each of a list.
+        """Restore one image, or each of a list.
 
         Args:
-            picture: a path, a PIL image, an array, a tensor or a `Scene` (see `inputs`), or a list of them.
-            references: photos of the people in it, see `inputs.References`; for a list, of all its pictures.
-            name: of the picture; with `seed` it decides all randomness. None is the file's stem, or a digest of the
+            image: a path, a PIL image, an array, a tensor or a `Scene` (see `inputs`), or a list of them.
+            references: photos of the people in it, see `inputs.References`; for a list, of all its images.
+            name: of the image; with `seed` it decides all randomness. None is the file's stem, or a digest of the
                 pixels, so that neither order nor company changes a result.
             scale: see `images.output_size`.
-            truth, box: see `measure`; of a single picture.
+            gt, box: see `estimate`; of a single image.
             guidance: see `restore`.
             progress: called with a stage's name, how much of it is done, and of how much; an exception raised there
                 stops the work.
@@ -215,18 +217,18 @@ class Face2ScenePipeline:
         Returns:
             One `Restoration`, or a list of them in order.
         """
-        if isinstance(picture, list | tuple):
-            if name is not None or truth is not None or box is not None:
-                raise ValueError("name, truth and box belong to one picture: restore them one at a time.")
+        if isinstance(image, list | tuple):
+            if name is not None or gt is not None or box is not None:
+                raise ValueError("name, ground truth and box belong to one image: restore them one at a time.")
             shared = {"scale": scale, "seed": seed, "guidance": guidance, "max_pixels": max_pixels}
-            return [self(one, references, progress=progress, **shared) for one in picture]
-        scene, photo = self.scene(picture, references, name=name, scale=scale, max_pixels=max_pixels)
-        measured = self.measure(scene, truth=truth, box=box, seed=seed, progress=progress)
-        return replace(self.restore(scene, measured, guidance=guidance, seed=seed, progress=progress), photo=photo)
+            return [self(one, references, progress=progress, **shared) for one in image]
+        scene, photo = self.scene(image, references, name=name, scale=scale, max_pixels=max_pixels)
+        estimate = self.estimate(scene, gt=gt, box=box, seed=seed, progress=progress)
+        return replace(self.restore(scene, estimate, guidance=guidance, seed=seed, progress=progress), photo=photo)
 
     def scene(
         self,
-        picture: Scene | Picture,
+        image: Scene | ImageInput,
         references: Any = None,
         *,
         name: str | None = None,
@@ -234,39 +236,39 @@ class Face2ScenePipeline:
         max_pixels: int = MAX_PIXELS,
     ) -> tuple[Scene, Photo | None]:
         """What `__call__` makes of its input: the scene at the size of its restoration, and what its file knew."""
-        if isinstance(picture, Scene):
-            return (picture if references is None else replace(picture, people=self._references(references))), None
-        photo = as_photo(picture, max_pixels=max_pixels)
-        name = name_of(picture, photo) if name is None else name
+        if isinstance(image, Scene):
+            return (image if references is None else replace(image, people=self._references(references))), None
+        photo = as_photo(image, max_pixels=max_pixels)
+        name = name_of(image, photo) if name is None else name
         photo = enlarged(photo, scale)
         return Scene(name, to_tensor(photo.image), people=self._references(references)), photo
 
-    def measure(
+    def estimate(
         self,
         scene: Scene,
         *,
-        truth: Tensor | None = None,
+        gt: Tensor | None = None,
         box: Box | None = None,
         seed: int = 0,
-        progress: Progress = silent,
-    ) -> Measurement:
+        progress: Progress = no_progress,
+    ) -> DegradationEstimate:
         """Faces, Stage I, FaDeX and MapNet.
 
         Args:
-            truth: (3, H, W), the scene undamaged: only for stand-ins of Stage I that are made from it.
+            gt: (3, H, W), the scene clean: only for stand-ins of Stage I that are made from it.
             box: the face, where it is known; the detector is then not asked.
             seed: with the scene's name, of Stage I's randomness.
         """
-        return self.meter.measure(scene, truth=truth, box=box, seed=seed, progress=progress)
+        return self.estimator.estimate(scene, gt=gt, box=box, seed=seed, progress=progress)
 
     def restore(
         self,
         scene: Scene,
-        measurement: Measurement,
+        estimate: DegradationEstimate,
         *,
         guidance: float | None = None,
         seed: int = 0,
-        progress: Progress = silent,
+        progress: Progress = no_progress,
     ) -> Restoration:
         """Stage II with given tokens, in tiles where the scene is larger than one.
 
@@ -274,18 +276,18 @@ class Face2ScenePipeline:
             guidance: lambda of classifier-free guidance; None is the restorer's own.
             seed: with the scene's name, of what the restorer draws, if it draws anything.
         """
-        return next(self.restore_at(scene, measurement, [guidance], seed=seed, progress=progress))
+        return next(self.restore_at(scene, estimate, [guidance], seed=seed, progress=progress))
 
     def restore_at(
         self,
         scene: Scene,
-        measurement: Measurement,
+        estimate: DegradationEstimate,
         guidances: Sequence[float | None],
         *,
         seed: int = 0,
-        progress: Progress = silent,
+        progress: Progress = no_progress,
     ) -> Iterator[Restoration]:
-        """`restore` at several guidances one after the other; see `TrainedRestorer.restore_tiled` for what they share.
+        """`restore` at several guidances one after the other; see `RestorerBase.restore_tiled` for what they share.
 
         The seconds of what is shared are counted to the first.
         """
@@ -296,20 +298,20 @@ class Face2ScenePipeline:
         strengths = [self.restorer.guidance if guidance is None else guidance for guidance in guidances]
         outputs = self.restorer.restore_tiled(
             image,
-            lambda box: measurement.tokens.near(box).to(self.device),
+            lambda box: estimate.tokens.near(box).to(self.device),
             plan,
             strengths,
             seed=seed_from(seed, scene.name),
             device=self.device,
             offload=self._offloaded,
-            progress=None if progress is silent else progress,  # then a bar over the tiles is shown
+            progress=None if progress is no_progress else progress,  # then a bar over the tiles is shown
         )
         for guidance, output in zip(strengths, outputs, strict=True):
             aligned = align_colour(output, image, self.options.colour)[0]
-            notes = measurement.notes | {
+            notes = estimate.notes | {
                 "width": image.shape[-1],
                 "height": image.shape[-2],
-                "tokens": measurement.tokens.source,
+                "tokens": estimate.tokens.source,
                 "ref_fr": getattr(self.ref_fr, "name", "none"),
                 "guidance": guidance,
                 "tiles": plan.notes,
@@ -317,7 +319,7 @@ class Face2ScenePipeline:
                 "seconds_restore": round(perf_counter() - start, 3),
                 "peak_memory_mib": peak_memory(self.device) // 2**20,
             }
-            yield Restoration(aligned, measurement, notes)
+            yield Restoration(aligned, estimate, notes)
             start = perf_counter()
 
     def _first_pass(self, image: Tensor, tokens: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ tags: [image-restoration, face, one-step-diffusion]
 ---
 # A Face2Scene pipeline
 
-The face in a damaged photo measures the damage, and the whole photo is restored with it.
+The face in a degraded photo measures the degradation, and the whole photo is restored with it.
 
 ```python
 from face2scene.inference.pipeline import Face2ScenePipeline

@@ -15,8 +15,8 @@ from face2scene.image_io.photos import Photo, write_photo
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
-    """What one face, or one square of the picture in its place, says."""
+class FaceEstimate:
+    """What one face, or one square of the image in its place, says."""
 
     pair: FacePair
     features: Tensor  # (1, C, h, w) FaDeX's map, on the CPU
@@ -26,52 +26,52 @@ class Reading:
 
 
 @dataclass(frozen=True, eq=False)
-class Measurement:
-    """What a scene says about its damage."""
+class DegradationEstimate:
+    """What a scene says about its degradation."""
 
     tokens: DegradationTokens
     faces: tuple[Face, ...] = ()
-    readings: tuple[Reading, ...] = ()  # the tokens were made of these
-    notes: dict[str, Any] = field(default_factory=dict)  # for the why-log
+    face_estimates: tuple[FaceEstimate, ...] = ()  # the tokens were made of these
+    notes: dict[str, Any] = field(default_factory=dict)  # for the restoration log
 
     @property
     def pair(self) -> FacePair | None:
-        """Of the first face that was read; squares of the picture are no face pairs."""
-        return self.readings[0].pair if self.readings and self.tokens.source == "pair" else None
+        """Of the first face that was read; squares of the image are no face pairs."""
+        return self.face_estimates[0].pair if self.face_estimates and self.tokens.source == "pair" else None
 
 
-def averaged(measurements: Sequence[Measurement], of: Measurement) -> Measurement:
-    """The measurement of a picture without a usable face, with the mean tokens of its burst's siblings.
+def averaged(estimates: Sequence[DegradationEstimate], of: DegradationEstimate) -> DegradationEstimate:
+    """The measurement of an image without a usable face, with the mean tokens of its burst's siblings.
 
     Raises:
         ValueError: no sibling was measured by a face.
     """
-    tokens = [one.tokens.tokens.mean(0, keepdim=True) for one in measurements if one.tokens.source == "pair"]
+    tokens = [one.tokens.tokens.mean(0, keepdim=True) for one in estimates if one.tokens.source == "pair"]
     if not tokens:
-        raise ValueError("No picture of the burst shows a face that could be used.")
+        raise ValueError("No image of the burst shows a face that could be used.")
     notes = of.notes | {"warnings": list(of.notes.get("warnings", []))}
     mean = torch.cat(tokens).mean(0, keepdim=True)
-    return Measurement(DegradationTokens(mean, "burst"), of.faces, of.readings, notes)
+    return DegradationEstimate(DegradationTokens(mean, "burst"), of.faces, of.face_estimates, notes)
 
 
 @dataclass(frozen=True, eq=False)
 class Restoration:
-    """A restored picture and how it came about."""
+    """A restored image and how it came about."""
 
     image: Tensor  # (3, H, W) in [0, 1], on the CPU; its size is `images.output_size` of the input's
-    measurement: Measurement
-    notes: dict[str, Any]  # one line of the why-log, without the file names
+    estimate: DegradationEstimate
+    notes: dict[str, Any]  # one line of the restoration log, without the file names
     photo: Photo | None = None  # the input: its transparency, depth, profile and EXIF go with what is saved
 
     @property
     def faces(self) -> tuple[Face, ...]:
         """The faces found, largest first; `notes["faces"]` says whose they are."""
-        return self.measurement.faces
+        return self.estimate.faces
 
     @property
     def token_source(self) -> str:
         """`pair` (of faces), `burst`, `blind` or `null`; the reason is among `notes["warnings"]`."""
-        return self.measurement.tokens.source
+        return self.estimate.tokens.source
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -80,7 +80,7 @@ class Restoration:
 
     @property
     def pil(self) -> Image.Image:
-        """The picture in 8 bits, without what its file knew."""
+        """The image in 8 bits, without what its file knew."""
         return Image.fromarray(to_bytes(self.image))
 
     def save(self, path: str | Path) -> None:

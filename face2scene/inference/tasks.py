@@ -1,4 +1,4 @@
-"""What there is to restore: the pictures of a file, a folder or a dataset, each with what belongs to it."""
+"""What there is to restore: the images of a file, a folder or a dataset, each with what belongs to it."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from face2scene.image_io.photos import SUFFIXES
 
 
 @dataclass(frozen=True)
-class Job:
-    """One picture to restore, with what belongs to it."""
+class RestorationTask:
+    """One image to restore, with what belongs to it."""
 
     path: Path
     people: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)  # photos of whom it shows, by name
-    truth: Path | None = None  # the same picture undamaged
+    gt: Path | None = None  # the same image clean
     box: Box | None = None  # of the face, where it is known
-    inside: Path = Path()  # of the input folder: where the picture lies in it, and its restoration in the output
-    label: str = ""  # name of the restoration, without the suffix; empty is that of the picture
+    relative_dir: Path = Path()  # of the input folder: where the image lies in it, and its restoration in the output
+    label: str = ""  # name of the restoration, without the suffix; empty is that of the image
 
     @property
     def stem(self) -> str:
@@ -32,8 +32,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Unique among the jobs; with the run's seed it decides the picture's randomness."""
-        return (self.inside / self.stem).as_posix()
+        """Unique among the jobs; with the run's seed it decides the image's randomness."""
+        return (self.relative_dir / self.stem).as_posix()
 
     @property
     def references(self) -> tuple[Path, ...]:
@@ -44,12 +44,12 @@ class Job:
     def contents(self) -> dict[str, Any]:
         """Of what belongs to it, by digests: references in their order by person, ground truth, and the box."""
         people = {name: list(map(content, paths)) for name, paths in self.people.items()}
-        return {"people_sha256": people, "truth_sha256": content(self.truth) if self.truth else None, "box": self.box}
+        return {"people_sha256": people, "truth_sha256": content(self.gt) if self.gt else None, "box": self.box}
 
     @property
     def file(self) -> str:
-        """The same with the suffix, as the why-log names it."""
-        return (self.inside / self.path.name).as_posix()
+        """The same with the suffix, as the restoration log names it."""
+        return (self.relative_dir / self.path.name).as_posix()
 
 
 def variant_folder(setting: str, value: float) -> str:
@@ -57,47 +57,49 @@ def variant_folder(setting: str, value: float) -> str:
     return f"guidance_{value:.2f}" if setting == "guidance" else f"tokens_{value:d}"
 
 
-def find_jobs(
+def find_tasks(
     source: str | Path,
     *,
     references: str | Path | None = None,
-    truth: str | Path | None = None,
+    gt: str | Path | None = None,
     output: str | Path | None = None,
-) -> list[Job]:
-    """The pictures of a file, a folder and its sub-folders, or an InScene dataset (its validation pairs).
+) -> list[RestorationTask]:
+    """The images of a file, a folder and its sub-folders, or an InScene dataset (its validation pairs).
 
     Args:
         references: a folder of photos of one person, or with a sub-folder for each of several; or a folder with a
-            sub-folder for each picture, named like it, which holds either.
-        truth: a folder of undamaged pictures at the same places, for stand-ins of Stage I.
+            sub-folder for each image, named like it, which holds either.
+        gt: a folder of clean images at the same places, for stand-ins of Stage I.
         output: where the restorations go; what lies there is no input.
 
     Raises:
-        FileNotFoundError: no picture, a picture without its truth, or a folder that is not there.
-        ValueError: two pictures that would get one name.
+        FileNotFoundError: no image, an image without its ground truth, or a folder that is not there.
+        ValueError: two images that would get one name.
 
-    Pictures that differ in the suffix alone, such as a camera's IMG_1.DNG and IMG_1.JPG, are restored as IMG_1_dng and
+    Images that differ in the suffix alone, such as a camera's IMG_1.DNG and IMG_1.JPG, are restored as IMG_1_dng and
     IMG_1_jpg.
     """
     source = Path(source)
     if (source / METADATA).is_file():
-        jobs = [
-            Job(source / r.lq, {r.identity: tuple(source / p for p in r.references)}, source / r.image, r.face_box)
+        tasks = [
+            RestorationTask(
+                source / r.lq, {r.identity: tuple(source / p for p in r.references)}, source / r.image, r.face_box
+            )
             for r in read_manifest(source, "val")
             if r.lq
         ]
     else:
-        jobs = _jobs_of_files(source, references, truth, output)
-    if not jobs:
+        tasks = _jobs_of_files(source, references, gt, output)
+    if not tasks:
         others = passed_over(source)
-        raise FileNotFoundError(f"There is no picture in {source} (input){f'; {others}' if others else ''}.")
-    count = Counter(job.name for job in jobs)
-    jobs = [job if count[job.name] == 1 else replace(job, label=_with_suffix(job.path)) for job in jobs]
+        raise FileNotFoundError(f"There is no image in {source} (input){f'; {others}' if others else ''}.")
+    count = Counter(task.name for task in tasks)
+    tasks = [task if count[task.name] == 1 else replace(task, label=_with_suffix(task.path)) for task in tasks]
     seen: set[str] = set()
-    twice = sorted({job.name for job in jobs if job.name in seen or seen.add(job.name)})
+    twice = sorted({task.name for task in tasks if task.name in seen or seen.add(task.name)})
     if twice:
         raise ValueError(f"These names occur more than once and would overwrite each other: {twice[:5]}. Rename them.")
-    return jobs
+    return tasks
 
 
 def _with_suffix(path: Path) -> str:
@@ -105,7 +107,7 @@ def _with_suffix(path: Path) -> str:
 
 
 def passed_over(source: str | Path) -> str:
-    """How many files of a folder are no pictures that can be read, by suffix; empty where there are none."""
+    """How many files of a folder are no images that can be read, by suffix; empty where there are none."""
     if not Path(source).is_dir():
         return ""
     count = Counter(path.suffix.lower() for path in list_files(source) if path.suffix.lower() not in SUFFIXES)
@@ -114,21 +116,21 @@ def passed_over(source: str | Path) -> str:
 
 
 def _jobs_of_files(
-    source: Path, references: str | Path | None, truth: str | Path | None, output: str | Path | None
-) -> list[Job]:
+    source: Path, references: str | Path | None, gt: str | Path | None, output: str | Path | None
+) -> list[RestorationTask]:
     root = source.parent if source.is_file() else source
     paths = [source] if source.is_file() else _inputs(source, output)
-    truths = None
-    if truth is not None:
-        truths = {path.relative_to(truth).with_suffix("").as_posix(): path for path in list_images(truth)}
+    gts = None
+    if gt is not None:
+        gts = {path.relative_to(gt).with_suffix("").as_posix(): path for path in list_images(gt)}
     places = [path.relative_to(root) for path in paths]
-    jobs = []
+    tasks = []
     for path, place, people in zip(paths, places, _people(references, places), strict=True):
         name = place.with_suffix("").as_posix()
-        if truths is not None and name not in truths:
-            raise FileNotFoundError(f"There is no picture named {name} in truth={truth}.")
-        jobs.append(Job(path, people, truths[name] if truths else None, inside=place.parent))
-    return jobs
+        if gts is not None and name not in gts:
+            raise FileNotFoundError(f"There is no image named {name} in gt={gt}.")
+        tasks.append(RestorationTask(path, people, gts[name] if gts else None, relative_dir=place.parent))
+    return tasks
 
 
 def _inputs(source: Path, output: str | Path | None) -> list[Path]:
@@ -142,7 +144,7 @@ def _inputs(source: Path, output: str | Path | None) -> list[Path]:
 
 
 def _people(references: str | Path | None, places: list[Path]) -> list[dict[str, tuple[Path, ...]]]:
-    """The references of each picture, every folder read once."""
+    """The references of each image, every folder read once."""
     if references is None:
         return [{}] * len(places)
     own = [Path(references) / place.with_suffix("") for place in places]

@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
-from face2scene.common import model_files as checkpoints
+from face2scene.common import model_files
 from face2scene.models.mapnet import MapNet
-from face2scene.models.restorer.base_model import StoredBase
+from face2scene.models.restorer.base_model import PackagedBase
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.s3diff.model import S3Diff
 
@@ -36,12 +36,12 @@ def load_restorer(
         FileNotFoundError: no such file, or no base model.
         ValueError: not restorer weights, or of another rank than expected.
     """
-    named = checkpoints.kind_of(path)
+    named = model_files.kind_of(path)
     if named == "merged_restorer":
         return load_merged(path)
     kind = S3Diff if named == S3Diff.kind else OneStepRestorer
     if expected:
-        config = _OLDER | checkpoints.load_weights(path, kind=kind.kind)[1]
+        config = _OLDER | model_files.load_weights(path, kind=kind.kind)[1]
         other = [k for k in _SHAPES if k in expected and k in config and config[k] != expected[k]]
         if other:
             told = ", ".join(f"{k}={config[k]} (asked for: {expected[k]})" for k in other)
@@ -63,23 +63,23 @@ def save_merged(restorer: OneStepRestorer, path: str | Path, *, about: Mapping[s
     networks = {name: json.dumps(dict(getattr(restorer, name).config), default=str) for name in ("vae", "unet")}
     config = restorer.config | networks | {"alpha": restorer.alpha, "prediction": restorer.prediction}
     tensors = restorer.state_dict() | {"text": restorer.text}
-    checkpoints.save_weights(path, tensors, kind="merged_restorer", config=config, about=about)
+    model_files.save_weights(path, tensors, kind="merged_restorer", config=config, about=about)
 
 
 def load_merged(path: str | Path) -> OneStepRestorer:
     """Rebuild from a file of `save_merged`, in its precision; no base model is read."""
-    tensors, config, _ = checkpoints.load_weights(path, kind="merged_restorer")
+    tensors, config, _ = model_files.load_weights(path, kind="merged_restorer")
     networks = {}
     for name, kind in (("vae", AutoencoderKL), ("unet", UNet2DConditionModel)):
         weight = next(tensor for key, tensor in tensors.items() if key.startswith(f"{name}."))
         network = kind.from_config(json.loads(config.pop(name))).requires_grad_(False)
         networks[name] = nn.Module.to(network, weight.dtype)
     alphas = torch.full((config["timestep"] + 1,), config.pop("alpha"), dtype=torch.float64)
-    base = StoredBase(**networks, text=tensors.pop("text"), alphas=alphas, prediction=config.pop("prediction"))
+    base = PackagedBase(**networks, text=tensors.pop("text"), alphas=alphas, prediction=config.pop("prediction"))
     mapnet = MapNet(**config.pop("mapnet"))
     nothing_to_adapt = {"vae_rank": 0, "unet_rank": 0, "full": False}
     config |= nothing_to_adapt | {"prompts": tuple(config["prompts"])}
     restorer = OneStepRestorer(base, mapnet, **config)
     nn.Module.to(restorer.unet, restorer.unet_dtype)
-    checkpoints.fit(restorer, tensors, expected=set(restorer.state_dict()), source=path)
+    model_files.fit(restorer, tensors, expected=set(restorer.state_dict()), source=path)
     return restorer.merged()  # nothing is left to merge; it computes as the one that was saved

@@ -16,31 +16,31 @@ from face2scene.faces.align import FFHQ_512, AlignmentError, Similarity, crop, f
 _BOX_CENTRE, _BOX_SIDE, _SQUARE = (0.515, 0.575), 0.53, 1.4
 
 
-class StageOneError(ValueError):
+class FaceRestorationError(ValueError):
     """A face that cannot be restored, in one sentence; the scene is then restored without its tokens."""
 
 
-class StageOneFailure(StageOneError):
+class StageOneFailure(FaceRestorationError):
     """What is no face's fault, such as missing weights or memory: a cache does not remember it."""
 
 
 class RefFR(Protocol):
     """Turns a degraded face into a restored one, pixel for pixel aligned with it.
 
-    `needs_truth` marks the stand-ins of experiments: they are given the undamaged face and cannot serve a photo
-    whose truth nobody has.
+    `needs_gt` marks the stand-ins of experiments: they are given the clean face and cannot serve a photo
+    whose ground truth nobody has.
     """
 
     name: str
-    needs_truth: bool
+    needs_gt: bool
 
     def restore(
-        self, degraded: Tensor, references: Sequence[Path], *, truth: Tensor | None, rng: np.random.Generator
+        self, degraded: Tensor, references: Sequence[Path], *, gt: Tensor | None, rng: np.random.Generator
     ) -> Tensor:
         """(3, h, w) in [0, 1] to the same shape.
 
         Raises:
-            ValueError: it needs the truth, or references, and got none.
+            ValueError: it needs the ground truth, or references, and got none.
         """
         ...
 
@@ -50,7 +50,7 @@ class RestoredFace:
     """An aligned face after Stage I."""
 
     image: Tensor  # (3, size, size) in [0, 1]
-    notes: tuple[str, ...] = ()  # sentences for the why-log
+    notes: tuple[str, ...] = ()  # sentences for the restoration log
 
 
 class AlignedRefFR:
@@ -62,7 +62,7 @@ class AlignedRefFR:
     """
 
     name: str
-    needs_truth: bool = False
+    needs_gt: bool = False
     size: int = 512  # side of the aligned face
 
     @property
@@ -71,24 +71,25 @@ class AlignedRefFR:
         raise NotImplementedError
 
     def restore_aligned(self, faces: Tensor, references: Sequence[Sequence[Path]]) -> list[RestoredFace]:
-        """Faces (B, 3, size, size) in [0, 1], each with the pictures of its person.
+        """Faces (B, 3, size, size) in [0, 1], each with the images of its person.
 
         Raises:
-            StageOneError: one of them cannot be restored.
+            FaceRestorationError: one of them cannot be restored.
         """
         raise NotImplementedError
 
     def restore(
-        self, degraded: Tensor, references: Sequence[Path], *, truth: Tensor | None, rng: np.random.Generator
+        self, degraded: Tensor, references: Sequence[Path], *, gt: Tensor | None, rng: np.random.Generator
     ) -> Tensor:
-        """A crop as `square_crop_box` makes it, of an upright face; see `RefFR.restore`. Truth and rng are not used."""
+        """A crop as `square_crop_box` makes it, of an upright face; see `RefFR.restore`. Ground truth and rng are not
+        used."""
         return self.restore_in(degraded, (0, 0, degraded.shape[-1], degraded.shape[-2]), None, references)[0]
 
     def ready(self) -> None:
         """Load what is loaded late.
 
         Raises:
-            StageOneError: it cannot be.
+            FaceRestorationError: it cannot be.
         """
 
     def restore_in(
@@ -110,7 +111,7 @@ def aligned_face(
         box, landmarks: see `face_pair`.
 
     Returns:
-        The face, the transform from the scene to it, and notes for the why-log.
+        The face, the transform from the scene to it, and notes for the restoration log.
     """
     transform, notes = _frame(box, landmarks, size)
     return in_bytes(warp(scene, transform, (size, size))), transform, notes
@@ -141,7 +142,7 @@ def upright_points(square: Box) -> np.ndarray:
 
 
 def mirrored_points(landmarks_5: np.ndarray, width: int) -> np.ndarray:
-    """The five points of the picture mirrored left to right; left stays what is left in the picture."""
+    """The five points of the image mirrored left to right; left stays what is left in the image."""
     points = np.asarray(landmarks_5, dtype=np.float64)[[1, 0, 2, 4, 3]].copy()
     points[:, 0] = width - 1 - points[:, 0]
     return points
@@ -153,29 +154,29 @@ def face_pair(
     box: Box,
     *,
     references: Sequence[Path] = (),
-    truth: Tensor | None = None,
+    gt: Tensor | None = None,
     landmarks: np.ndarray | None = None,
     rng: np.random.Generator,
 ) -> FacePair:
     """Cut the face out of a scene at its native size and restore it.
 
     Args:
-        scene: (3, H, W) in [0, 1], damaged.
+        scene: (3, H, W) in [0, 1], degraded.
         box: whole-pixel square inside the scene, as `faces.align.square_crop_box` makes it.
-        truth: the same scene undamaged, for the stand-ins that need it.
+        gt: the same scene clean, for the stand-ins that need it.
         landmarks: (5, 2) in the scene, see `records.Face`; a restorer that wants an aligned face takes it from the
             scene by them, and an upright face in the middle of `box` without them.
         rng: of the restorer's own randomness.
 
     Raises:
-        StageOneError: the face cannot be restored.
+        FaceRestorationError: the face cannot be restored.
     """
     degraded = crop(scene, box)
     if hasattr(restorer, "restore_in"):
         restored, notes = restorer.restore_in(scene, box, landmarks, references)
         return FacePair(restored=restored, degraded=degraded, box=box, notes=notes)
-    known = None if truth is None else crop(truth, box)
-    restored = restorer.restore(degraded, references, truth=known, rng=rng)
+    known = None if gt is None else crop(gt, box)
+    restored = restorer.restore(degraded, references, gt=known, rng=rng)
     return FacePair(restored=restored, degraded=degraded, box=box)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from face2scene.common.files import atomic_write, read_json, write_json
 from face2scene.common.ledger import content
 from face2scene.image_io.arrays import to_bytes, to_tensor
-from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneError, StageOneFailure, in_bytes
+from face2scene.ref_fr.base import AlignedRefFR, FaceRestorationError, RestoredFace, StageOneFailure, in_bytes
 
 
 class Cached(AlignedRefFR):
@@ -82,14 +82,14 @@ class Cached(AlignedRefFR):
             try:
                 digest.update(content(path).encode())
             except OSError as error:
-                raise StageOneError(f"the reference {path} is not there") from error
+                raise FaceRestorationError(f"the reference {path} is not there") from error
         return digest.hexdigest()[:40]
 
     def restore_aligned(self, faces: Tensor, references: Sequence[Sequence[Path]]) -> list[RestoredFace]:
         """See `AlignedRefFR`.
 
         Raises:
-            StageOneError: a face that is, or was before, refused.
+            FaceRestorationError: a face that is, or was before, refused.
             FileNotFoundError: `refuse`, and a face is not there.
         """
         self.fill(faces, references)
@@ -126,7 +126,7 @@ class Cached(AlignedRefFR):
             made = self.restorer.restore_aligned(in_bytes(faces[rows]), [references[n] for n in rows])
         except StageOneFailure:
             raise  # the next run, or the next machine, may do better
-        except StageOneError as error:
+        except FaceRestorationError as error:
             if len(wanted) > 1:  # one of them spoils the batch: each by itself
                 for key, number in wanted.items():
                     self._compute({key: number}, faces, references)
@@ -140,20 +140,20 @@ class Cached(AlignedRefFR):
         """One face of the cache.
 
         Raises:
-            StageOneError: it was refused; the sentence of that time.
-            ValueError: the file is damaged.
+            FaceRestorationError: it was refused; the sentence of that time.
+            ValueError: the file is corrupt.
         """
         if self._refusal(key).is_file():
-            raise StageOneError(read_json(self._refusal(key))["refused"])
+            raise FaceRestorationError(read_json(self._refusal(key))["refused"])
         path = self._image(key)
         try:
             with Image.open(path) as file:
                 pixels, info = np.array(file.convert("RGB")), file.text
             whole = info["pixels"] == hashlib.sha256(pixels.tobytes()).hexdigest()
         except (OSError, KeyError, SyntaxError) as error:
-            raise ValueError(f"{path} is damaged ({error}): remove it and precompute again.") from error
+            raise ValueError(f"{path} is degraded ({error}): remove it and precompute again.") from error
         if not whole:
-            raise ValueError(f"{path} is damaged (its pixels are not those written): remove it and precompute again.")
+            raise ValueError(f"{path} is degraded (its pixels are not those written): remove it and precompute again.")
         return RestoredFace(to_tensor(pixels), tuple(json.loads(info["notes"])))
 
     def _write(self, key: str, face: RestoredFace) -> None:

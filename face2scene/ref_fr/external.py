@@ -12,10 +12,10 @@ from pathlib import Path
 from torch import Tensor
 
 from face2scene.common.ledger import content
-from face2scene.common.processes import Ended, run_group
+from face2scene.common.processes import ProcessResult, run_group
 from face2scene.image_io.arrays import nothing_in
 from face2scene.ref_fr import base
-from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneError, StageOneFailure, in_bytes
+from face2scene.ref_fr.base import AlignedRefFR, FaceRestorationError, RestoredFace, StageOneFailure, in_bytes
 from face2scene.ref_fr.external_programs import LAYOUTS, read_result, stage_input, stage_references
 from face2scene.ref_fr.fingerprint import code_version, digest
 
@@ -74,7 +74,7 @@ class External(AlignedRefFR):
         """See `AlignedRefFR`.
 
         Raises:
-            StageOneError: the command leaves a face missing, unreadable, of another size or without any detail.
+            FaceRestorationError: the command leaves a face missing, unreadable, of another size or without any detail.
             StageOneFailure: the command is not there, takes too long, or fails and leaves nothing.
         """
         people: dict[tuple[str, ...], list[int]] = {}
@@ -88,7 +88,7 @@ class External(AlignedRefFR):
 
     def _launch(self, faces: Tensor, references: Sequence[Path]) -> list[Tensor]:
         if self.references and not references:
-            raise StageOneError(f"ref_fr={self.name} needs references and got none (references=FOLDER)")
+            raise FaceRestorationError(f"ref_fr={self.name} needs references and got none (references=FOLDER)")
         with tempfile.TemporaryDirectory(prefix="face2scene_") as scratch:
             places = {name: Path(scratch) / name for name in _FIELDS}
             for place in places.values():
@@ -110,10 +110,10 @@ class External(AlignedRefFR):
                 log.warning("ref_fr=%s: %s", self.name, ended)
             return [self._result(path, ended) for path in results]
 
-    def _result(self, path: Path, ended: Ended) -> Tensor:
+    def _result(self, path: Path, ended: ProcessResult) -> Tensor:
         image, reason = read_result(path, (self.size, self.size))
         if image is not None and (nothing := nothing_in(image)):
             image, reason = None, f"{path.name} is {nothing}, which is how NaN looks"
         if image is None:
-            raise StageOneError(f"ref_fr={self.name}: {reason} ({ended})")
+            raise FaceRestorationError(f"ref_fr={self.name}: {reason} ({ended})")
         return in_bytes(image)

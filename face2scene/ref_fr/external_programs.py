@@ -1,4 +1,4 @@
-"""What other programs read and leave: pictures staged in the two layouts that are known, and results read back."""
+"""What other programs read and leave: images staged in the two layouts that are known, and results read back."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +13,11 @@ LAYOUTS = ("flat", "identity")
 def stage_input(
     folder: Path, stem: str, image: Tensor, *, layout: str, references: Sequence[Path] = (), count: int = 0
 ) -> None:
-    """Write one picture (3, H, W) in [0, 1] below a program's input folder, as 8-bit PNG.
+    """Write one image (3, H, W) in [0, 1] below a program's input folder, as 8-bit PNG.
 
     Args:
         layout: `flat` is {stem}.png. `identity` (InstantRestore's) is a folder {stem}/ with degraded.png, gt.png (the
-            degraded picture again, since nobody knows the ground truth) and conditioning/ with the references.
+            degraded image again, since nobody knows the ground truth) and conditioning/ with the references.
         references, count: see `stage_references`; of the layout `identity`.
     """
     if layout == "flat":
@@ -40,7 +40,7 @@ def stage_references(references: Sequence[Path], folder: Path, count: int = 0) -
 
 
 def read_result(path: Path, size: tuple[int, int] | None = None) -> tuple[Tensor | None, str]:
-    """The picture (3, H, W) that a program left, or None and the reason.
+    """The image (3, H, W) that a program left, or None and the reason.
 
     Args:
         size: (H, W) that it must have; None takes any.

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from face2scene.assets import catalogue as weights
+from face2scene.assets import catalogue
 from face2scene.common.files import read_json, sha256_of
 
 
-def place_of(option: str, value: str) -> Path:
+def resolve_path(option: str, value: str) -> Path:
     """A path, or a name of the weights catalogue and a path in its folder.
 
     Args:
@@ -22,8 +22,8 @@ def place_of(option: str, value: str) -> Path:
         MissingWeights, FileNotFoundError: not fetched; nothing is there.
     """
     asset, _, inside = value.partition("/")
-    if not Path(value).exists() and asset in weights.catalogue():
-        return weights.folder(asset) / inside
+    if not Path(value).exists() and asset in catalogue.catalogue():
+        return catalogue.folder(asset) / inside
     if not Path(value).exists():
         raise FileNotFoundError(f"There is nothing at {value} (ref_fr.{option}).")
     return Path(value)
@@ -54,7 +54,7 @@ def files_version(place: Path) -> str:
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file() and p.name[0] != ".")
     recorded: dict[Path, str] = {}
     for parent in (place, *place.parents):
-        if (parent / weights.MARKER).is_file():
-            recorded = {parent / name: sha for name, sha in read_json(parent / weights.MARKER)["files"].items()}
+        if (parent / catalogue.MARKER).is_file():
+            recorded = {parent / name: sha for name, sha in read_json(parent / catalogue.MARKER)["files"].items()}
             break
     return digest(*(f"{file.name} {recorded.get(file) or sha256_of(file)}" for file in files))

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from face2scene.assets import catalogue as weights
-from face2scene.common.optional import need
+from face2scene.assets import catalogue
+from face2scene.common.optional import import_optional
 from face2scene.image_io.arrays import resize
 from face2scene.ref_fr import base
 from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneFailure, in_bytes
-from face2scene.ref_fr.fingerprint import code_version, digest, files_version, place_of
+from face2scene.ref_fr.fingerprint import code_version, digest, files_version, resolve_path
 
 _HALF = 0x01306B47  # what ncnn writes before weights in half precision
 _SLOPE = 0.2
@@ -107,7 +107,7 @@ def load_real_esrgan(folder: str | Path | None = None) -> RRDBNet:
     Raises:
         MissingWeights, ValueError: not fetched; not this network.
     """
-    place = Path(folder) if folder is not None else weights.folder("real_esrgan_x4plus")
+    place = Path(folder) if folder is not None else catalogue.folder("real_esrgan_x4plus")
     layers = read_ncnn(place / "realesrgan-x4plus.param", place / "realesrgan-x4plus.bin")
     network = RRDBNet()
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
@@ -126,13 +126,13 @@ class RealESRGAN:
 
     Args:
         folder: of the ncnn files; None is the asset.
-        shrink: how much smaller the network sees the crop, 1 to 4. At 4, which its author advises for damaged
-            pictures that were brought to full size, it gives the crop's own size.
+        shrink: how much smaller the network sees the crop, 1 to 4. At 4, which its author advises for degraded
+            images that were brought to full size, it gives the crop's own size.
         device: None is CUDA where there is one.
     """
 
     name = "real_esrgan"
-    needs_truth = False
+    needs_gt = False
 
     def __init__(self, folder: str | Path | None = None, *, shrink: float = 4.0, device: str | None = None):
         if not 1 <= shrink <= 4:
@@ -146,7 +146,7 @@ class RealESRGAN:
 
     @torch.inference_mode()
     def restore(
-        self, degraded: Tensor, references: Sequence[Path], *, truth: Tensor | None, rng: np.random.Generator
+        self, degraded: Tensor, references: Sequence[Path], *, gt: Tensor | None, rng: np.random.Generator
     ) -> Tensor:
         """See `RefFR.restore`; only the degraded face is used."""
         height, width = degraded.shape[-2:]
@@ -174,23 +174,25 @@ class SpandrelFace(AlignedRefFR):
     @cached_property
     def fingerprint(self) -> str:
         code = code_version(sys.modules[__name__], base)
-        return digest(self.name, files_version(place_of("weights_file", self.weights_file)), str(self.fidelity), code)
+        return digest(
+            self.name, files_version(resolve_path("weights_file", self.weights_file)), str(self.fidelity), code
+        )
 
     def ready(self) -> None:
         """Load the network now."""
         try:
             _ = self._network
-        except (OSError, ValueError, ModuleNotFoundError, weights.WeightsError) as error:
+        except (OSError, ValueError, ModuleNotFoundError, catalogue.WeightsError) as error:
             raise StageOneFailure(f"ref_fr={self.name} cannot be loaded: {error}") from error
 
     @cached_property
     def _network(self) -> nn.Module:
-        spandrel = need("spandrel", "restorers", why=f"ref_fr={self.name}")
+        spandrel = import_optional("spandrel", "restorers", why=f"ref_fr={self.name}")
         loader = spandrel.ModelLoader()
         if self.name == "codeformer":
-            extra = need("spandrel_extra_arches", "restorers", why="ref_fr=codeformer")
+            extra = import_optional("spandrel_extra_arches", "restorers", why="ref_fr=codeformer")
             extra.install(ignore_duplicates=True)
-        path = place_of("weights_file", self.weights_file)
+        path = resolve_path("weights_file", self.weights_file)
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

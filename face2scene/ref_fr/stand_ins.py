@@ -11,26 +11,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def _known(truth: Tensor | None, name: str) -> Tensor:
-    if truth is None:
+def _known(gt: Tensor | None, name: str) -> Tensor:
+    if gt is None:
         raise ValueError(
-            f"ref_fr={name} is made from the undamaged face and there is none: give truth=FOLDER with pictures of the "
+            f"ref_fr={name} is made from the clean face and there is none: give gt=FOLDER with images of the "
             "same names, or choose another ref_fr."
         )
-    return truth
+    return gt
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The undamaged face itself: the best that Stage I could do."""
+    """The clean face itself: the best that Stage I could do."""
 
     name: str = "ground_truth"
-    needs_truth: bool = True
+    needs_gt: bool = True
 
     def restore(
-        self, degraded: Tensor, references: Sequence[Path], *, truth: Tensor | None, rng: np.random.Generator
+        self, degraded: Tensor, references: Sequence[Path], *, gt: Tensor | None, rng: np.random.Generator
     ) -> Tensor:
-        return _known(truth, self.name)
+        return _known(gt, self.name)
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class Copy:
     """The degraded face unchanged: Stage I that does nothing."""
 
     name: str = "copy"
-    needs_truth: bool = False
+    needs_gt: bool = False
 
     def restore(
-        self, degraded: Tensor, references: Sequence[Path], *, truth: Tensor | None, rng: np.random.Generator
+        self, degraded: Tensor, references: Sequence[Path], *, gt: Tensor | None, rng: np.random.Generator
     ) -> Tensor:
         return degraded
 
 
 @dataclass(frozen=True)
 class Perturbed:
-    """The undamaged face as an imperfect restorer would give it: a little soft, a little off in colour.
+    """The clean face as an imperfect restorer would give it: a little soft, a little off in colour.
 
     A stand-in for FaceMe where its weights are missing (supplement 4.6 perturbs Stage I the same way to vary its
     quality; the amounts here are ours).
@@ -63,28 +63,28 @@ class Perturbed:
     tint: float = 0.02
     grain: float = 0.01
     name: str = "perturbed"
-    needs_truth: bool = True
+    needs_gt: bool = True
 
     def restore(
-        self, degraded: Tensor, references: Sequence[Path], *, truth: Tensor | None, rng: np.random.Generator
+        self, degraded: Tensor, references: Sequence[Path], *, gt: Tensor | None, rng: np.random.Generator
     ) -> Tensor:
-        truth = _known(truth, self.name)
-        height, width = truth.shape[-2:]
+        gt = _known(gt, self.name)
+        height, width = gt.shape[-2:]
         factor = rng.uniform(1, self.softness)
         small = (max(8, round(height / factor)), max(8, round(width / factor)))
-        soft = F.interpolate(truth[None], size=small, mode="bicubic", antialias=True, align_corners=False)
+        soft = F.interpolate(gt[None], size=small, mode="bicubic", antialias=True, align_corners=False)
         soft = F.interpolate(soft, size=(height, width), mode="bicubic", align_corners=False)[0]
         shift = torch.from_numpy(rng.uniform(-self.tint, self.tint, (3, 1, 1)).astype(np.float32))
-        noise = torch.from_numpy(rng.standard_normal(truth.shape, dtype=np.float32))
+        noise = torch.from_numpy(rng.standard_normal(gt.shape, dtype=np.float32))
         return (soft + shift + self.grain * noise).clamp(0, 1)
 
 
 @dataclass(frozen=True)
-class Imitation:
-    """The undamaged face as FaceMe gives it in one row of the paper's Table 6: a controlled perturbation.
+class CalibratedPerturbation:
+    """The clean face as FaceMe gives it in one row of the paper's Table 6: a controlled perturbation.
 
-    The truth is blended with a version of itself that is low-passed, shifted in identity (its features moved by a
-    smooth random field, the same in all channels) and noised. The paper names no more than "a controlled synthetic
+    The ground truth is blended with a version of itself that is low-passed, shifted in identity (its features moved by
+    a smooth random field, the same in all channels) and noised. The paper names no more than "a controlled synthetic
     perturbation"; form and amounts are ours, calibrated on its row of DISTS, LPIPS and PSNR at faces of 256 pixels.
 
     Args:
@@ -103,18 +103,18 @@ class Imitation:
     grain_size: float = 0.0
     scale: float = 48.0
     name: str = "perturbed"
-    needs_truth: bool = True
+    needs_gt: bool = True
 
     def restore(
-        self, degraded: Tensor, references: Sequence[Path], *, truth: Tensor | None, rng: np.random.Generator
+        self, degraded: Tensor, references: Sequence[Path], *, gt: Tensor | None, rng: np.random.Generator
     ) -> Tensor:
-        truth = _known(truth, self.name)
-        field = self._field(truth.shape[-2:], rng)
-        noise = torch.from_numpy(rng.standard_normal(truth.shape, dtype=np.float32))
+        gt = _known(gt, self.name)
+        field = self._field(gt.shape[-2:], rng)
+        noise = torch.from_numpy(rng.standard_normal(gt.shape, dtype=np.float32))
         noise = _blurred(noise, self.grain_size)
         noise = noise / noise.square().mean().sqrt()
-        moved = _moved(_blurred(truth, self.blur), field)
-        return ((1 - self.blend) * truth + self.blend * (moved + self.grain * noise)).clamp(0, 1)
+        moved = _moved(_blurred(gt, self.blur), field)
+        return ((1 - self.blend) * gt + self.blend * (moved + self.grain * noise)).clamp(0, 1)
 
     def _field(self, size: tuple[int, int], rng: np.random.Generator) -> Tensor:
         height, width = size
@@ -149,7 +149,7 @@ class Mixed:
     The paper trains FaDeX on restored and on true faces (facts 1.2); the shares, and a mix of qualities, are ours.
 
     Args:
-        restorers: by name; each has `restore(degraded, references, truth=, rng=)` and keeps the crop's size.
+        restorers: by name; each has `restore(degraded, references, gt=, rng=)` and keeps the crop's size.
         shares: of the faces, by the same names; they sum to 1.
 
     Raises:
@@ -170,13 +170,13 @@ class Mixed:
             raise ValueError(f"ref_fr.shares must be at least 0 and sum to 1, got {dict(self.shares)}.")
 
     @property
-    def needs_truth(self) -> bool:
-        return any(restorer.needs_truth for restorer in self.restorers.values())
+    def needs_gt(self) -> bool:
+        return any(restorer.needs_gt for restorer in self.restorers.values())
 
     def restore(
-        self, degraded: Tensor, references: Sequence[Path], *, truth: Tensor | None, rng: np.random.Generator
+        self, degraded: Tensor, references: Sequence[Path], *, gt: Tensor | None, rng: np.random.Generator
     ) -> Tensor:
         names = list(self.shares)
         place = np.searchsorted(np.cumsum([self.shares[name] for name in names]), rng.random(), side="right")
         chosen = self.restorers[names[min(int(place), len(names) - 1)]]
-        return chosen.restore(degraded, references, truth=truth, rng=rng)
+        return chosen.restore(degraded, references, gt=gt, rng=rng)

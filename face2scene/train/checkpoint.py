@@ -9,7 +9,7 @@ from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import load_file
 from torch import nn
 
-from face2scene.train.fsdp import part_of, whole
+from face2scene.train.fsdp import full_tensor, shard_like
 from face2scene.train.run import Run
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def keep_trained_only(models: list[nn.Module], weights: list[dict], folder: str)
         for name in list(state):
             tensor, plain = state.pop(name), name if inner is model else name.removeprefix("module.")
             if plain not in frozen or plain.startswith(keep):
-                state[plain] = whole(tensor)
+                state[plain] = full_tensor(tensor)
 
 
 def load_trained(models: list[nn.Module], folder: str) -> None:
@@ -34,7 +34,7 @@ def load_trained(models: list[nn.Module], folder: str) -> None:
         inner = extract_model_from_parallel(models.pop())
         path = Path(folder) / f"model{f'_{len(models)}' if models else ''}.safetensors"
         own = inner.state_dict(keep_vars=True)
-        stored = {name: part_of(t, own[name]) if name in own else t for name, t in load_file(path).items()}
+        stored = {name: shard_like(t, own[name]) if name in own else t for name, t in load_file(path).items()}
         missing, unknown = inner.load_state_dict(stored, strict=False)
         trained = {name for name, p in inner.named_parameters() if p.requires_grad}
         lost = sorted(trained.intersection(missing))

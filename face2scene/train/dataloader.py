@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
-class _From(Sampler):
+class InfiniteSampler(Sampler):
     """Positions first, first + stride, ... without end."""
 
     def __init__(self, first: int, stride: int):
@@ -28,7 +28,7 @@ def batches(data: Dataset, accelerator: Accelerator, first: int, workers: int) -
     loader = DataLoader(
         data,
         batch_size=None,  # `data` makes whole batches
-        sampler=_From(first * ranks + rank, ranks),
+        sampler=InfiniteSampler(first * ranks + rank, ranks),
         num_workers=workers,
         pin_memory=accelerator.device.type == "cuda",
         worker_init_fn=_one_thread,

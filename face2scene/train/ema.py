@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from face2scene.train.fsdp import part_of, whole
+from face2scene.train.fsdp import full_tensor, shard_like
 
 
-class Average:
+class EMA:
     """Exponential moving average of some weights.
 
     Args:
@@ -37,10 +37,10 @@ class Average:
         self.steps += 1
         keep = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for name, weight in self._weights():
-            self.values[name].lerp_(whole(weight), 1 - keep)
+            self.values[name].lerp_(full_tensor(weight), 1 - keep)
 
     @contextmanager
-    def swapped(self) -> Iterator[None]:
+    def average_parameters(self) -> Iterator[None]:
         """The averaged values are in the weights' place inside this block; with sharded weights, before a gathering."""
         own = {name: weight.detach().clone() for name, weight in self._weights()}
         self._put(self.values)
@@ -53,7 +53,7 @@ class Average:
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, weight in self._weights():
             value = values[name]
-            weight.copy_(value if isinstance(value, DTensor) else part_of(value, weight))
+            weight.copy_(value if isinstance(value, DTensor) else shard_like(value, weight))
 
     def _weights(self) -> list[tuple[str, Tensor]]:
         everything = chain(self.module.named_parameters(), self.module.named_buffers())

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict, AutoencoderKL)  # their parts are called, they are not
 
 
-def taken_over() -> int | None:
+def fsdp_min_params() -> int | None:
     """What the launch file asks for: shard modules from this many weights on; None shards nothing.
 
     To be called before `Accelerator()`, from which the wish is then hidden.
@@ -60,17 +60,17 @@ def shard(
     now = dict(model.named_parameters())
     for group in optimizer.param_groups:
         group["params"] = [now[names[id(p)]] for p in group["params"]]
-    optimizer.register_state_dict_post_hook(lambda _, state: _mapped(state, whole))
+    optimizer.register_state_dict_post_hook(lambda _, state: _mapped(state, full_tensor))
     optimizer.register_load_state_dict_pre_hook(_shard_state)
     return model, accelerator.prepare(optimizer)
 
 
-def whole(tensor: Any) -> Any:
+def full_tensor(tensor: Any) -> Any:
     """The gathered tensor of a DTensor, on every process; all of them must ask. Anything else as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def part_of(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """What `like` would be if it held `tensor`: this process's part where `like` is sharded. Nothing is sent."""
     if not isinstance(like, DTensor):
         return tensor
@@ -78,7 +78,7 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 @contextmanager
-def gathered(*models: nn.Module) -> Iterator[None]:
+def summon_full_params(*models: nn.Module) -> Iterator[None]:
     """Inside, every sharded weight of `models` is whole on every process, to be read and not to be trained.
 
     Gradients and optimisers belong outside, and so does `state_dict`, which takes the weights apart again. Without
@@ -126,7 +126,7 @@ def _shard_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dic
     for number, parameter in enumerate(parameters):
         values = state["state"].get(number, {})
         sharded[number] = {
-            key: part_of(value, parameter)
+            key: shard_like(value, parameter)
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.dim()
             else value
             for key, value in values.items()

@@ -1,9 +1,9 @@
 """The one training loop: contrastive, adversarial or plain, on one process or many.
 
 A *phase* is one backward pass and one optimiser step on one set of weights: FaDeX trains in one phase, the
-restorer in two (generator, critic), or in S3Diff's four, two on each set of weights. Time is counted in optimiser
-steps. The data are an endless stream that can be entered at any position, and all randomness follows from that
-position, so a run that was stopped and resumed ends with bit for bit the weights of one that was not.
+restorer in two (generator, discriminator), or in S3Diff's four, two on each set of weights. Time is counted in
+optimiser steps. The data are an endless stream that can be entered at any position, and all randomness follows from
+that position, so a run that was stopped and resumed ends with bit for bit the weights of one that was not.
 """
 
 import logging
@@ -23,7 +23,7 @@ from face2scene.common.memory import explained
 from face2scene.common.reproducibility import seed_from
 from face2scene.train.checkpoint import keep_trained_only, load_trained, resume, save
 from face2scene.train.dataloader import batches
-from face2scene.train.fsdp import shard, whole
+from face2scene.train.fsdp import full_tensor, shard
 from face2scene.train.run import Run
 from face2scene.train.schedule import Progress, Schedule
 
@@ -60,9 +60,9 @@ class Task(Protocol):
 
     `data[index]` is a whole batch of one process, and everything random in it follows from `index`. A task may also
     have `stateful`, a list of objects with state_dict and load_state_dict that are saved and resumed with the rest;
-    `memory_advice`, the options that lower its memory; `shown()`, a context that every process enters and in which the
-    weights are those to validate and to share; `pictures()`, uint8 (H, W, 3) by name, to be kept with every
-    validation; and `count(batch)`, the pictures of a batch, for the bar's throughput.
+    `memory_advice`, the options that lower its memory; `eval_weights()`, a context that every process enters and in
+    which the weights are those to validate and to share; `images()`, uint8 (H, W, 3) by name, to be kept with every
+    validation; and `count(batch)`, the images of a batch, for the bar's throughput.
     """
 
     phases: Sequence[Phase]
@@ -107,7 +107,7 @@ def train(
             )
         phase.model, phase.optimizer = prepared[key]
         phase.weights = [p for p in phase.model.parameters() if p.requires_grad]  # sharding replaces them
-    shown = getattr(task, "shown", nullcontext)
+    eval_weights = getattr(task, "shown", nullcontext)
     accelerator.register_for_checkpointing(progress, *getattr(task, "stateful", ()))
     accelerator.register_save_state_pre_hook(keep_trained_only)
     accelerator.register_load_state_pre_hook(load_trained)
@@ -137,18 +137,18 @@ def train(
         if progress.due(schedule.log_every) or progress.step == schedule.steps:
             values = {name: value.item() for name, value in report.items()}
             run.log(values, progress.step)
-            told = {name.split("/")[-1]: f"{value:.3g}" for name, value in values.items()}
+            postfix = {name.split("/")[-1]: f"{value:.3g}" for name, value in values.items()}
             if count:  # not in the metrics, which are the same for a run that was stopped and one that was not
-                told["pictures/s"] = f"{seen / (perf_counter() - since):.3g}"
+                postfix["images/s"] = f"{seen / (perf_counter() - since):.3g}"
                 seen, since = 0, perf_counter()
-            bar.set_postfix(told)
+            bar.set_postfix(postfix)
         if progress.due(schedule.validate_every) or progress.step == schedule.steps:
-            with shown():
-                with undisturbed():
+            with eval_weights():
+                with preserve_rng_state():
                     values = task.validate()
-                    pictures = task.pictures() if hasattr(task, "pictures") else {}
+                    images = task.images() if hasattr(task, "images") else {}
                 run.log(values, progress.step)
-                run.show(pictures, progress.step)
+                run.show(images, progress.step)
                 if schedule.improves(values, progress.best):
                     progress.best = values[schedule.best]
                     if accelerator.is_main_process:
@@ -157,7 +157,7 @@ def train(
             save(accelerator, run, progress.step, schedule.keep_states)
     bar.close()
 
-    with shown():
+    with eval_weights():
         if accelerator.is_main_process:
             task.export(run.folder / "weights", progress.step)
     accelerator.wait_for_everyone()
@@ -168,13 +168,13 @@ def step(task: Task, batch: Any, accelerator: Accelerator, max_norm: float) -> d
     report = {}
     with accelerator.accumulate(*{id(phase.model): phase.model for phase in task.phases}.values()):
         for phase in task.phases:
-            with only(phase, task.phases):
+            with freeze_other_phases(phase, task.phases):
                 terms = phase.losses(batch)
                 total = torch.stack(list(terms.values())).sum()
                 accelerator.backward(total)
             if accelerator.sync_gradients:
-                norm = whole(torch.as_tensor(accelerator.clip_grad_norm_(phase.weights, max_norm)))
-                stop_unless_finite(phase.name, total, norm, terms)
+                norm = full_tensor(torch.as_tensor(accelerator.clip_grad_norm_(phase.weights, max_norm)))
+                check_finite(phase.name, total, norm, terms)
                 report[f"{phase.name}/grad_norm"] = norm
             phase.optimizer.step()
             phase.optimizer.zero_grad()
@@ -183,7 +183,7 @@ def step(task: Task, batch: Any, accelerator: Accelerator, max_norm: float) -> d
 
 
 @contextmanager
-def only(phase: Phase, phases: Sequence[Phase]) -> Iterator[None]:
+def freeze_other_phases(phase: Phase, phases: Sequence[Phase]) -> Iterator[None]:
     """Gradients reach this phase's weights and no other phase's."""
     own = {id(weight) for weight in phase.weights}
     others = [w for other in phases for w in other.weights if id(w) not in own]
@@ -196,7 +196,7 @@ def only(phase: Phase, phases: Sequence[Phase]) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-def stop_unless_finite(phase: str, total: Tensor, norm: Tensor, terms: dict[str, Tensor]) -> None:
+def check_finite(phase: str, total: Tensor, norm: Tensor, terms: dict[str, Tensor]) -> None:
     """Raise before the optimiser moves when the loss or the gradient norm is not finite."""
     if torch.isfinite(total.detach()) and torch.isfinite(norm):
         return
@@ -208,7 +208,7 @@ def stop_unless_finite(phase: str, total: Tensor, norm: Tensor, terms: dict[str,
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """Validation draws from a forked generator, so that it cannot change the training."""
     with torch.random.fork_rng(), torch.no_grad():
         yield

@@ -1,4 +1,5 @@
-"""What a step of the restorer's training is: reconstruct, under the prompt that fits the target, and fool a critic."""
+"""What a step of the restorer's training is: reconstruct, under the prompt that fits the target, and fool a
+discriminator."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,17 +12,17 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from face2scene.data.scene_batches import HeldOut
+from face2scene.data.scene_batches import ValidationPair
 from face2scene.image_io.arrays import to_bytes
 from face2scene.models.fadex.encoder import FaDeX
-from face2scene.models.restorer.discriminator import Critic, multilevel_sigmoid
+from face2scene.models.restorer.discriminator import Discriminator, multilevel_sigmoid
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.restorer_base import WEIGHTS_FILE
-from face2scene.train.ema import Average
-from face2scene.train.fsdp import gathered
+from face2scene.train.ema import EMA
+from face2scene.train.fsdp import summon_full_params
 from face2scene.train.loop import Phase
 
-_SHOWN = 4  # held-out pictures that are written at every validation
+_SHOWN = 4  # held-out images that are written at every validation
 _TOKENS_PATH = ("mapnet.", "null_tokens", ".attn2.")
 
 
@@ -36,12 +37,14 @@ class _Step(nn.Module):
 
 
 class RestorerTask:
-    """Online negatives, L2 and LPIPS on the whole crop, and a critic (supplement 2.2; weights 2.0, 5.0, 0.5).
+    """Online negatives, L2 and LPIPS on the whole crop, and a discriminator (supplement 2.2; weights 2.0, 5.0, 0.5).
 
-    The critic judges what was prompted positively and never a negative target. With `order` one_forward (ours) a step
-    restores once and takes two optimiser steps: one for all of the generator's losses, one for the critic's two. With
-    `published` it is S3Diff's loop: a reconstruction step, a second restoration of the same pictures, all under the
-    positive prompt, for the adversarial step, then a critic step on real and one on made pictures. What is not copied
+    The discriminator judges what was prompted positively and never a negative target. With `order` one_forward (ours) a
+    step
+    restores once and takes two optimiser steps: one for all of the generator's losses, one for the discriminator's two.
+    With `published` it is S3Diff's loop: a reconstruction step, a second restoration of the same images, all under the
+    positive prompt, for the adversarial step, then a discriminator step on real and one on made images. What is not
+    copied
     from there: its warm-up counts the generator's optimiser steps, ours the loop's.
 
     Args:
@@ -52,12 +55,12 @@ class RestorerTask:
         validation: held-out pairs; the second half of the figure pair restores each with its neighbour's tokens.
         lr, tokens_lr: of AdamW; the second, if given, of what the tokens pass through (MapNet and the UNet's
             cross-attention), which starts from nothing while the rest starts from a trained base (ours).
-        critic: None trains without one.
-        critic_lr: None is `lr`, as in S3Diff.
-        gan_weight: of all adversarial losses, the critic's too, as in S3Diff.
-        real_target: what a real picture is to be called; S3Diff's is 0.8.
+        discriminator: None trains without one.
+        discriminator_lr: None is `lr`, as in S3Diff.
+        gan_weight: of all adversarial losses, the discriminator's too, as in S3Diff.
+        real_target: what a real image is to be called; S3Diff's is 0.8.
         order: `one_forward` or `published`.
-        posterior: `sample` (S3Diff's) from the VAE's posterior, seeded per picture, or its `mean`.
+        posterior: `sample` (S3Diff's) from the VAE's posterior, seeded per image, or its `mean`.
         ema: decay of an average of the trained weights, which is then what is validated and exported; None keeps none.
         about: goes into the header of the exported weights.
     """
@@ -73,15 +76,15 @@ class RestorerTask:
         fadex: FaDeX,
         perceptual: nn.Module,
         data: Dataset,
-        validation: Sequence[HeldOut],
+        validation: Sequence[ValidationPair],
         *,
         lr: float,
         tokens_lr: float | None = None,
         weight_decay: float = 1e-2,
         l2_weight: float = 2.0,
         lpips_weight: float = 5.0,
-        critic: Critic | None = None,
-        critic_lr: float | None = None,
+        discriminator: Discriminator | None = None,
+        discriminator_lr: float | None = None,
         gan_weight: float = 0.5,
         real_target: float = 0.8,
         order: Literal["one_forward", "published"] = "one_forward",
@@ -112,28 +115,28 @@ class RestorerTask:
             [{"params": groups[True], "lr": tokens_lr or lr}, {"params": groups[False], "lr": lr}],
             weight_decay=weight_decay,
         )
-        self._made: Tensor | None = None  # by the generator in this step, without gradients
-        if critic is None:
+        self._fake: Tensor | None = None  # by the generator in this step, without gradients
+        if discriminator is None:
             self.phases = [Phase("generator", step, optimizer, self._reconstruct, shards=True)]
         else:
-            critic = critic.to(device)
-            heads = [p for p in critic.parameters() if p.requires_grad]
-            judge = torch.optim.AdamW(heads, lr=critic_lr or lr, weight_decay=weight_decay)
+            discriminator = discriminator.to(device)
+            heads = [p for p in discriminator.parameters() if p.requires_grad]
+            judge = torch.optim.AdamW(heads, lr=discriminator_lr or lr, weight_decay=weight_decay)
             if order == "one_forward":
                 self.phases = [
-                    Phase("generator", step, optimizer, self._reconstruct_and_fool, shards=True),
-                    Phase("critic", critic, judge, self._tell),
+                    Phase("generator", step, optimizer, self._g_loss, shards=True),
+                    Phase("discriminator", discriminator, judge, self._d_loss),
                 ]
             else:
                 self.phases = [
                     Phase("generator", step, optimizer, self._reconstruct, shards=True),
-                    Phase("adversary", step, optimizer, self._fool, shards=True),
-                    Phase("critic_real", critic, judge, self._tell_real),
-                    Phase("critic_made", critic, judge, self._tell_made),
+                    Phase("generator_adversarial", step, optimizer, self._g_adv_loss, shards=True),
+                    Phase("discriminator_real", discriminator, judge, self._d_loss_real),
+                    Phase("discriminator_fake", discriminator, judge, self._d_loss_fake),
                 ]
-        self.average = None if ema is None else Average(self.restorer, ema)
-        self._seen: dict[str, Tensor] = {}  # pictures of the last validation
-        self.stateful = [self.average] if self.average else []
+        self.ema_weights = None if ema is None else EMA(self.restorer, ema)
+        self._seen: dict[str, Tensor] = {}  # images of the last validation
+        self.stateful = [self.ema_weights] if self.ema_weights else []
 
     def _restored(self, batch: Mapping[str, Tensor], negative: Tensor, second: bool = False) -> Tensor:
         """(B, 3, c, c) in [-1, 1], the range the weights of the losses are for."""
@@ -143,7 +146,7 @@ class RestorerTask:
         output = self.phases[0].model(batch["image"], features, negative, batch["drop"], seeds)
         return output.float() * 2 - 1
 
-    def _nearness(self, output: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _reconstruction_loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         target = batch["target"] * 2 - 1
         return {
             "l2": self.l2_weight * (output - target).square().mean(),
@@ -151,59 +154,64 @@ class RestorerTask:
         }
 
     def _reconstruct(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self._nearness(self._restored(batch, batch["negative"]), batch)
+        return self._reconstruction_loss(self._restored(batch, batch["negative"]), batch)
 
-    def _reconstruct_and_fool(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _g_loss(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         output = self._restored(batch, batch["negative"])
-        return self._nearness(output, batch) | self._adversarial(output, ~batch["negative"])
+        return self._reconstruction_loss(output, batch) | self._adversarial(output, ~batch["negative"])
 
-    def _fool(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _g_adv_loss(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         everything = torch.ones_like(batch["negative"])
         return self._adversarial(self._restored(batch, ~everything, second=True), everything)
 
     def _adversarial(self, output: Tensor, positive: Tensor) -> dict[str, Tensor]:
-        # Not through the wrapped critic: its processes would wait for gradients that this phase does not make.
-        critic = extract_model_from_parallel(self.phases[-1].model)
-        self._made = output.detach()
-        return {"gan": self._judged(critic(output), positive, self.real_target)}
+        # Not through the wrapped discriminator: its processes would wait for gradients that this phase does not make.
+        discriminator = extract_model_from_parallel(self.phases[-1].model)
+        self._fake = output.detach()
+        return {"gan": self._adversarial_loss(discriminator(output), positive, self.real_target)}
 
-    def _tell(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        logits = self.phases[-1].model(torch.cat([batch["truth"] * 2 - 1, self._made]))  # one call for both
-        real, made = zip(*(each.chunk(2) for each in logits), strict=True)
+    def _d_loss(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        logits = self.phases[-1].model(torch.cat([batch["gt"] * 2 - 1, self._fake]))  # one call for both
+        real, fake = zip(*(each.chunk(2) for each in logits), strict=True)
         positive = ~batch["negative"]
         return {
-            "real": self._judged(real, positive, self.real_target),
-            "made": self._judged(made, positive, 0.0),
+            "real": self._adversarial_loss(real, positive, self.real_target),
+            "fake": self._adversarial_loss(fake, positive, 0.0),
         }
 
-    def _tell_real(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _d_loss_real(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         everything = torch.ones_like(batch["negative"])
-        return {"real": self._judged(self.phases[-1].model(batch["truth"] * 2 - 1), everything, self.real_target)}
+        return {
+            "real": self._adversarial_loss(self.phases[-1].model(batch["gt"] * 2 - 1), everything, self.real_target)
+        }
 
-    def _tell_made(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _d_loss_fake(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         everything = torch.ones_like(batch["negative"])
-        return {"made": self._judged(self.phases[-1].model(self._made), everything, 0.0)}
+        return {"fake": self._adversarial_loss(self.phases[-1].model(self._fake), everything, 0.0)}
 
-    def _judged(self, logits: Sequence[Tensor], chosen: Tensor, target: float) -> Tensor:
+    def _adversarial_loss(self, logits: Sequence[Tensor], chosen: Tensor, target: float) -> Tensor:
         losses = multilevel_sigmoid([each.float() for each in logits], target)  # (B,)
         return self.gan_weight * (losses * chosen).sum() / chosen.sum().clamp(min=1)
 
     def after_step(self) -> None:
         """The average takes in the new weights."""
-        if self.average:
-            self.average.update()
+        if self.ema_weights:
+            self.ema_weights.update()
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
+    def eval_weights(self) -> Iterator[None]:
         """Inside, the weights are whole on every process, and the average where there is one; see `train.loop.Task`."""
-        with self.average.swapped() if self.average else nullcontext(), gathered(self.phases[0].model):
+        with (
+            self.ema_weights.average_parameters() if self.ema_weights else nullcontext(),
+            summon_full_params(self.phases[0].model),
+        ):
             yield
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """PSNR (dB) and LPIPS of held-out pictures, restored with their own and with their neighbour's tokens.
+        """PSNR (dB) and LPIPS of held-out images, restored with their own and with their neighbour's tokens.
 
-        The first few are shown, see `pictures`.
+        The first few are shown, see `images`.
         """
         if not self.validation:
             return {}
@@ -216,21 +224,21 @@ class RestorerTask:
             psnr, lpips = [], []
             for n, held in enumerate(self.validation):
                 output = self.restorer.restore(held.image[None].to(self.device), tokens[(n + shift) % len(tokens)])
-                truth = held.truth[None].to(self.device)
+                gt = held.gt[None].to(self.device)
                 if which == "own" and n < _SHOWN:
-                    rows = [held.image, output[0].cpu(), held.truth]
+                    rows = [held.image, output[0].cpu(), held.gt]
                     self._seen[f"validation_{n}"] = torch.cat(rows, dim=2)
-                psnr.append(-10 * (output - truth).square().mean().log10())
-                lpips.append(self.perceptual(output * 2 - 1, truth * 2 - 1))
+                psnr.append(-10 * (output - gt).square().mean().log10())
+                lpips.append(self.perceptual(output * 2 - 1, gt * 2 - 1))
             values[f"validation/psnr_{which}_tokens"] = torch.stack(psnr).mean().item()
             values[f"validation/lpips_{which}_tokens"] = torch.stack(lpips).mean().item()
         return values
 
-    def pictures(self) -> dict[str, np.ndarray]:
-        """Of the last validation, side by side: damaged, restored with their own tokens, undamaged."""
-        return {name: to_bytes(picture) for name, picture in self._seen.items()}
+    def images(self) -> dict[str, np.ndarray]:
+        """Of the last validation, side by side: degraded, restored with their own tokens, clean."""
+        return {name: to_bytes(image) for name, image in self._seen.items()}
 
     def export(self, folder: Path, step: int) -> None:
-        """Write restorer.safetensors: the average where there is one and `shown` is on."""
+        """Write restorer.safetensors: the average where there is one and `eval_weights` is on."""
         about = self.about | {"steps": step}
         self.restorer.save(folder / WEIGHTS_FILE, about=about, dtype=torch.float16)

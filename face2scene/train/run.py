@@ -37,7 +37,7 @@ class Run:
         folder: `runs/<name>`.
         config: the resolved configuration as plain containers; a folder with another one is refused.
         main: whether this process writes.
-        trackers: extra receivers, each with `log(values, step)` and, for pictures, `picture(name, picture, step)`.
+        trackers: extra receivers, each with `log(values, step)` and, for images, `image(name, image, step)`.
         allow_config_change: continue a folder although its configuration differs; the new one is written.
 
     Raises:
@@ -85,17 +85,17 @@ class Run:
         for tracker in self.trackers:
             tracker.log(values, step)
 
-    def show(self, pictures: Mapping[str, np.ndarray], step: int) -> None:
-        """Write pictures by name, uint8 (H, W, 3), to validation/STEP/NAME.png, and to trackers that show them."""
+    def show(self, images: Mapping[str, np.ndarray], step: int) -> None:
+        """Write images by name, uint8 (H, W, 3), to validation/STEP/NAME.png, and to trackers that show them."""
         from face2scene.image_io.arrays import write_png  # here, because torch comes with it
 
-        if not self.main or not pictures:
+        if not self.main or not images:
             return
-        for name, picture in pictures.items():
-            write_png(self.folder / f"validation/{step:06d}/{name}.png", picture.astype(np.float32) / 255)
+        for name, image in images.items():
+            write_png(self.folder / f"validation/{step:06d}/{name}.png", image.astype(np.float32) / 255)
         for tracker in self.trackers:
             if hasattr(tracker, "show"):
-                tracker.show(pictures, step)
+                tracker.show(images, step)
 
     def part(self, name: str) -> "Run":
         """A run inside this one, for a training that is one of several: its own folder, state and metrics."""

@@ -1,11 +1,11 @@
-"""Pretraining of the tiny base as a blind restorer: from random weights to one step that corrects a damaged picture.
+"""Pretraining of the tiny base as a blind restorer: from random weights to one step that corrects a degraded image.
 
 It plays SD-Turbo's part where no weights can be had: the same classes at a small size. VAE, UNet and the joins between
 encoder and decoder learn together, under the positive prompt and the null tokens, what the restorer does with them
 afterwards: restored = input + decoded. The text encoder stays as it was.
 
 Its noise schedule ends at half signal instead of almost none, because a small network cannot carry a prediction that
-is then multiplied by 14.6: it removes noise and damage in one step, it does not make pictures from nothing.
+is then multiplied by 14.6: it removes noise and degradation in one step, it does not make images from nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from face2scene.common import model_files as checkpoints
+from face2scene.common import model_files
 from face2scene.common.reproducibility import seed_from
 from face2scene.degradation import Mixture, Space
 from face2scene.image_io.arrays import to_bytes, to_tensor
 from face2scene.models.mapnet import MapNet
-from face2scene.models.restorer.base_model import CLIP_VOCABULARY, Base
+from face2scene.models.restorer.base_model import CLIP_VOCABULARY, DiffusionBase
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.restorer_base import WEIGHTS_FILE
-from face2scene.train.ema import Average
+from face2scene.train.ema import EMA
 from face2scene.train.loop import Phase
 
 _OWN = ("mapnet.", "null_tokens", "unet.conv_in.", "vae.skips.")  # in a restorer's file beside adapters
@@ -51,7 +51,7 @@ def tiny_vae(*, channels: Sequence[int], latent_channels: int) -> AutoencoderKL:
 
 
 def tiny_unet(*, channels: Sequence[int], latent_channels: int, text_width: int, heads: int) -> UNet2DConditionModel:
-    """A UNet whose finest level is convolutional; the others attend to picture and text."""
+    """A UNet whose finest level is convolutional; the others attend to image and text."""
     depth = len(channels) - 1
     return UNet2DConditionModel(
         sample_size=128,
@@ -97,13 +97,13 @@ def tiny_schedule() -> DDPMScheduler:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures of one kind, in memory.
+class Images:
+    """Images of one kind, in memory.
 
     Args:
         files: their paths.
         share: of the crops; all kinds sum to 1.
-        longest: pixels of the longer side that a larger picture is shrunk to, so that crops are sharp.
+        longest: pixels of the longer side that a larger image is shrunk to, so that crops are sharp.
     """
 
     files: Sequence[Path]
@@ -116,59 +116,64 @@ class Pictures:
 
 
 def _read(file: Path, longest: int) -> np.ndarray:
-    picture = Image.open(file).convert("RGB")
-    if max(picture.size) > longest:
-        factor = longest / max(picture.size)
-        size = round(picture.width * factor), round(picture.height * factor)
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    return np.asarray(picture)
+    image = Image.open(file).convert("RGB")
+    if max(image.size) > longest:
+        factor = longest / max(image.size)
+        size = round(image.width * factor), round(image.height * factor)
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(image)
 
 
 class Pairs(Dataset):
-    """Batches of damaged crops and what they were; batch `index` is always the same batch.
+    """Batches of degraded crops and what they were; batch `index` is always the same batch.
 
     Args:
         kinds: whose shorter sides are at least `crop` pixels.
         space: where the recipes are drawn from.
         zoom: a crop is cut from at most this many times its side, so that faces of all sizes occur.
 
-    Returns per batch: `image` and `truth`, (B, 3, crop, crop) in [0, 1].
+    Returns per batch: `image` and `gt`, (B, 3, crop, crop) in [0, 1].
     """
 
     def __init__(
-        self, kinds: Sequence[Pictures], *, crop: int, batch: int, space: Space | Mixture, seed: int, zoom: float = 4.0
+        self, kinds: Sequence[Images], *, crop: int, batch: int, space: Space | Mixture, seed: int, zoom: float = 4.0
     ):
-        self.pictures = [kind.load() for kind in kinds]
+        self.images = [kind.load() for kind in kinds]
         shares = np.array([kind.share for kind in kinds])
         if abs(shares.sum() - 1) > 1e-6:
-            raise ValueError(f"The shares of the pictures must sum to 1, not {shares.tolist()} (pictures.*.share).")
-        # A large picture has more to show than a small one.
-        self.places = [np.sqrt([p.shape[0] * p.shape[1] for p in kind]) for kind in self.pictures]
+            raise ValueError(f"The shares of the images must sum to 1, not {shares.tolist()} (images.*.share).")
+        # A large image has more to show than a small one.
+        self.places = [np.sqrt([p.shape[0] * p.shape[1] for p in kind]) for kind in self.images]
         self.shares, self.crop, self.batch, self.space = shares, crop, batch, space
         self.seed, self.zoom = seed, zoom
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng(seed_from(self.seed, "pairs", index))
-        truths = [self._crop(rng) for _ in range(self.batch)]
-        images = [self.space.draw(rng).apply(truth) for truth in truths]
-        return {"image": torch.stack(images), "truth": torch.stack(truths)}
+        gts = [self._crop(rng) for _ in range(self.batch)]
+        images = [self.space.draw(rng).apply(gt) for gt in gts]
+        return {"image": torch.stack(images), "gt": torch.stack(gts)}
 
     def _crop(self, rng: np.random.Generator) -> Tensor:
         kind = rng.choice(len(self.shares), p=self.shares)
         place = self.places[kind]
-        picture = Image.fromarray(self.pictures[kind][rng.choice(len(place), p=place / place.sum())])
-        largest = min(min(picture.size) / self.crop, self.zoom)
-        side = min(round(self.crop * largest ** rng.random()), *picture.size)
-        x, y = (int(rng.integers(0, full - side + 1)) for full in picture.size)
+        image = Image.fromarray(self.images[kind][rng.choice(len(place), p=place / place.sum())])
+        largest = min(min(image.size) / self.crop, self.zoom)
+        side = min(round(self.crop * largest ** rng.random()), *image.size)
+        x, y = (int(rng.integers(0, full - side + 1)) for full in image.size)
         box = (x, y, x + side, y + side)
-        cut = picture.crop(box).resize((self.crop, self.crop), Image.Resampling.BICUBIC)
+        cut = image.crop(box).resize((self.crop, self.crop), Image.Resampling.BICUBIC)
         image = to_tensor(np.asarray(cut))
         return image.flip(-1) if rng.random() < 0.5 else image
 
 
 def untrained(
-    shipped: Base, *, vae_channels: Sequence[int], unet_channels: Sequence[int], latent_channels: int, heads: int
-) -> Base:
+    shipped: DiffusionBase,
+    *,
+    vae_channels: Sequence[int],
+    unet_channels: Sequence[int],
+    latent_channels: int,
+    heads: int,
+) -> DiffusionBase:
     """VAE and UNet of random weights under the text encoder and tokenizer of a base that ships."""
     vae = tiny_vae(channels=vae_channels, latent_channels=latent_channels)
     vae.register_to_config(scaling_factor=1.0)
@@ -180,10 +185,10 @@ def untrained(
     width = shipped.unet.config.cross_attention_dim
     unet = tiny_unet(channels=unet_channels, latent_channels=latent_channels, text_width=width, heads=heads)
     alphas = tiny_schedule().alphas_cumprod.float()
-    return Base(vae, unet, shipped.text_encoder, shipped.tokenizer, alphas, "epsilon")
+    return DiffusionBase(vae, unet, shipped.text_encoder, shipped.tokenizer, alphas, "epsilon")
 
 
-def started(base: Base, mapnet: MapNet, source: str) -> OneStepRestorer:
+def started(base: DiffusionBase, mapnet: MapNet, source: str) -> OneStepRestorer:
     """The restorer whose VAE, UNet and joins are trained, all of them; MapNet and null tokens are not."""
     restorer = OneStepRestorer(
         base, mapnet, vae_rank=0, unet_rank=0, skips=True, residual=True, guidance=1.0, source=source
@@ -206,7 +211,7 @@ class _Restoring(nn.Module):
 
 
 class RestoringTask:
-    """L1 and LPIPS of restored crops, both on pictures in [-1, 1].
+    """L1 and LPIPS of restored crops, both on images in [-1, 1].
 
     Args:
         base: of random weights, its text encoder and tokenizer apart.
@@ -217,7 +222,7 @@ class RestoringTask:
 
     def __init__(
         self,
-        base: Base,
+        base: DiffusionBase,
         mapnet: MapNet,
         perceptual: nn.Module,
         data: Pairs,
@@ -235,12 +240,12 @@ class RestoringTask:
         trained = [p for p in model.parameters() if p.requires_grad]
         self.phase = Phase("restoring", model, torch.optim.AdamW(trained, lr=lr, weight_decay=0.0), self._losses)
         self.phases = [self.phase]
-        self.average = Average(self.restorer, ema)
+        self.average = EMA(self.restorer, ema)
         self.stateful = [self.average]
 
     def _losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        output, truth = self.phase.model(batch["image"]).float() * 2 - 1, batch["truth"] * 2 - 1
-        return {"l1": (output - truth).abs().mean(), "lpips": self.lpips_weight * self.perceptual(output, truth)}
+        output, gt = self.phase.model(batch["image"]).float() * 2 - 1, batch["gt"] * 2 - 1
+        return {"l1": (output - gt).abs().mean(), "lpips": self.lpips_weight * self.perceptual(output, gt)}
 
     def after_step(self) -> None:
         self.average.update()
@@ -248,7 +253,7 @@ class RestoringTask:
     def count(self, batch: Mapping[str, Tensor]) -> int:
         return len(batch["image"])
 
-    def shown(self) -> AbstractContextManager:
+    def eval_weights(self) -> AbstractContextManager:
         return self.average.swapped()
 
     def validate(self) -> dict[str, float]:
@@ -257,15 +262,15 @@ class RestoringTask:
         restored = self.phase.model(batch["image"]).float().clamp(0, 1)
         values = {}
         for name, image in (("", restored), ("input_", batch["image"])):
-            error = (image - batch["truth"]).square().mean((1, 2, 3)).clamp_min(1e-6)  # an untouched crop counts 60 dB
+            error = (image - batch["gt"]).square().mean((1, 2, 3)).clamp_min(1e-6)  # an untouched crop counts 60 dB
             values[f"validation/{name}psnr"] = (-10 * error.log10()).mean().item()
-            values[f"validation/{name}lpips"] = self.perceptual(image * 2 - 1, batch["truth"] * 2 - 1).item()
+            values[f"validation/{name}lpips"] = self.perceptual(image * 2 - 1, batch["gt"] * 2 - 1).item()
         return values
 
-    def pictures(self) -> dict[str, np.ndarray]:
+    def images(self) -> dict[str, np.ndarray]:
         batch = self.validation[0]
         image = batch["image"][:8].to(self.restorer.null_tokens.device)
-        rows = [image.cpu(), self.phase.model(image).float().cpu().clamp(0, 1), batch["truth"][:8]]
+        rows = [image.cpu(), self.phase.model(image).float().cpu().clamp(0, 1), batch["gt"][:8]]
         return {"input_restored_truth": to_bytes(torch.cat([torch.cat(list(row), 2) for row in rows], 1))}
 
     @torch.no_grad()
@@ -283,7 +288,7 @@ class RestoringTask:
         self.base.tokenizer.save_pretrained(base / "tokenizer")
         tiny_schedule().save_pretrained(base / "scheduler")
         own = {n: t for n, t in self.restorer.state_dict().items() if n.startswith(_OWN)}
-        checkpoints.save_weights(
+        model_files.save_weights(
             folder / WEIGHTS_FILE,
             own,
             kind=self.restorer.kind,

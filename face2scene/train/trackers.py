@@ -1,4 +1,4 @@
-"""Receivers of a run's metrics and pictures beside metrics.jsonl and validation/. Each works without a network."""
+"""Receivers of a run's metrics and images beside metrics.jsonl and validation/. Each works without a network."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from face2scene.common.optional import need
+from face2scene.common.optional import import_optional
 
 
 class Wandb:
@@ -31,7 +31,7 @@ class Wandb:
         project: str = "face2scene",
         mode: str = "offline",
     ):
-        self._wandb = need("wandb", "log", why="tracker=wandb")
+        self._wandb = import_optional("wandb", "log", why="tracker=wandb")
         identity = name.replace("/", "-")
         where = {"dir": str(folder)} if folder is not None else {}
         options = {"id": identity, "name": name, "config": dict(config), "mode": mode, "resume": "allow"}
@@ -40,9 +40,9 @@ class Wandb:
     def log(self, values: Mapping[str, float], step: int) -> None:
         self.run.log({key: float(value) for key, value in values.items()}, step=step)
 
-    def show(self, pictures: Mapping[str, np.ndarray], step: int) -> None:
-        """Pictures by name, uint8 (H, W, 3)."""
-        self.run.log({name: self._wandb.Image(picture) for name, picture in pictures.items()}, step=step)
+    def show(self, images: Mapping[str, np.ndarray], step: int) -> None:
+        """Images by name, uint8 (H, W, 3)."""
+        self.run.log({name: self._wandb.Image(image) for name, image in images.items()}, step=step)
 
 
 class Tensorboard:
@@ -59,7 +59,7 @@ class Tensorboard:
     """
 
     def __init__(self, *, name: str, config: Mapping[str, Any], folder: str | Path):
-        need("tensorboard", "log", why="tracker=tensorboard")
+        import_optional("tensorboard", "log", why="tracker=tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
         self._make, self._folder, self._writer = SummaryWriter, Path(folder) / "tensorboard", None
@@ -70,11 +70,11 @@ class Tensorboard:
             writer.add_scalar(key, float(value), step)
         writer.flush()
 
-    def show(self, pictures: Mapping[str, np.ndarray], step: int) -> None:
-        """Pictures by name, uint8 (H, W, 3)."""
+    def show(self, images: Mapping[str, np.ndarray], step: int) -> None:
+        """Images by name, uint8 (H, W, 3)."""
         writer = self._at(step)
-        for name, picture in pictures.items():
-            writer.add_image(name, picture, step, dataformats="HWC")
+        for name, image in images.items():
+            writer.add_image(name, image, step, dataformats="HWC")
         writer.flush()
 
     def _at(self, step: int) -> Any:

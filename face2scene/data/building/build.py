@@ -1,8 +1,8 @@
 """How a dataset folder comes to be: items made one by one, each with a side-car, joined at the end.
 
 An item is done when its side-car in `parts/` is there; everything is written whole or not at all, and an
-item's pictures depend on nothing but its settings. So a build may be stopped at any moment and started
-again, and any number of processes write the same set. `join.py` makes one set of the side-cars.
+item's images depend on nothing but its settings. So a build may be stopped at any moment and started
+again, and any number of processes write the same set. `finalize.py` makes one set of the side-cars.
 """
 
 import base64
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from face2scene.common.files import sha256_of, write_json
 from face2scene.common.ledger import claim
 from face2scene.common.types import Box, Face
-from face2scene.data.building.finalize import PARTS, BuildError, Plan, Space, degrade, join
+from face2scene.data.building.finalize import PARTS, BuildError, FinalizePlan, RecipeSource, degrade, finalize
 from face2scene.data.building.names import safe
 from face2scene.data.records import METADATA, SETTINGS, SUMS, stream_manifest
 from face2scene.image_io.arrays import write_png
@@ -37,12 +37,12 @@ BAD_INPUT = "input"  # the stage that quarantines what cannot be read
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A picture on its way into the set, before the other pictures of its person are known."""
+class RecordCandidate:
+    """An image on its way into the set, before the other images of its person are known."""
 
     name: str  # unique in the set, without suffix
-    picture: np.ndarray  # (H, W, 3) uint8 or float [0, 1]
-    reference: np.ndarray | None  # how it looks as a reference of others; None: like `picture`
+    image: np.ndarray  # (H, W, 3) uint8 or float [0, 1]
+    reference: np.ndarray | None  # how it looks as a reference of others; None: like `image`
     split: str | None  # None: drawn by identity when all are known
     identity: str | None  # None: found by comparing faces when all are known
     prompt: str
@@ -54,14 +54,14 @@ class Draft:
     licence: str
     generator: dict[str, Any]
     measured: Mapping[str, float] = field(default_factory=dict)  # what stages measured, for selection and report
-    references: Sequence[tuple[str, np.ndarray]] = ()  # photos of the person from outside the set: name, picture
+    references: Sequence[tuple[str, np.ndarray]] = ()  # photos of the person from outside the set: name, image
     similarity: float | None = None  # to the first of these
-    lq: np.ndarray | None = None  # a degraded picture that came with it
+    lq: np.ndarray | None = None  # a degraded image that came with it
     recipe: dict[str, Any] | None = None  # and what is known of how
 
 
 class Rejection(NamedTuple):
-    """A picture that was left out."""
+    """An image that was left out."""
 
     name: str
     reason: str  # what kind, then a colon and the particulars
@@ -71,18 +71,18 @@ class Rejection(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Made:
+class BuildResult:
     """What came of one item, or of a portion of one."""
 
-    drafts: Sequence[Draft] = ()
+    drafts: Sequence[RecordCandidate] = ()
     rejected: Sequence[Rejection] = ()
 
 
-class Source(Protocol):
-    """Where pictures come from: generated people, photos.
+class ImageSource(Protocol):
+    """Where images come from: generated people, photos.
 
-    A source whose items are long (an archive) also has `portions(item, start)`: it yields a `Made` for every portion
-    from number `start` on, and the same portion always has the same pictures. `make` is then not called.
+    A source whose items are long (an archive) also has `chunks(item, start)`: it yields a `BuildResult` for every
+    portion from number `start` on, and the same portion always has the same images. `make` is then not called.
     """
 
     def listing(self) -> Any:
@@ -94,16 +94,16 @@ class Source(Protocol):
     def key(self, item: Any) -> str:
         """A file name for the item, unique over all sources."""
 
-    def make(self, item: Any) -> Made:
+    def make(self, item: Any) -> BuildResult:
         """Do one item; the same item gives the same bytes."""
 
 
 @dataclass
-class Summary:
+class BuildSummary:
     """What a set holds, for printing."""
 
     folder: Path
-    pictures: Counter = field(default_factory=Counter)  # by split
+    images: Counter = field(default_factory=Counter)  # by split
     people: Counter = field(default_factory=Counter)
     sources: Counter = field(default_factory=Counter)
     rejected: Counter = field(default_factory=Counter)  # by reason
@@ -112,8 +112,8 @@ class Summary:
     built: bool = True
 
     def __str__(self) -> str:
-        lines = [f"{self.folder}: {sum(self.pictures.values())} pictures of {sum(self.people.values())} people"]
-        lines += [f"  {s}: {self.pictures[s]} pictures of {self.people[s]} people" for s in sorted(self.pictures)]
+        lines = [f"{self.folder}: {sum(self.images.values())} images of {sum(self.people.values())} people"]
+        lines += [f"  {s}: {self.images[s]} images of {self.people[s]} people" for s in sorted(self.images)]
         lines += [f"  from {source}: {count}" for source, count in sorted(self.sources.items())]
         lines.append(f"  fixed LQ pairs: {self.pairs}")
         lines += [f"  left out, {reason}: {count}" for reason, count in sorted(self.rejected.items())]
@@ -121,32 +121,32 @@ class Summary:
             lines.append(f"  every file left out is named in {self.folder / 'rejected.jsonl'}")
         if self.quarantined:
             lines.append(f"  {self.quarantined} of them could not be read: they are quarantined there as bad input")
-        return "\n".join(lines)
+        return "\n".finalize(lines)
 
 
 def build(
     folder: str | Path,
-    sources: Sequence[Source],
+    sources: Sequence[ImageSource],
     *,
     settings: Mapping[str, Any],
-    space: Space | None,
+    space: RecipeSource | None,
     seed: int = 0,
-    plan: Plan | None = None,
+    plan: FinalizePlan | None = None,
     jsonl: bool = False,
     overwrite: bool = False,
     rank: int = 0,
     processes: int = 1,
     wait: Callable[[], None] = lambda: None,
-) -> Summary:
+) -> BuildSummary:
     """Build a dataset, go on with one, or find it finished.
 
     Args:
         folder: where; must be new, empty, or written by this function with equal `settings`.
         sources: in the order of the records.
-        settings: everything that the pictures depend on, for JSON; compared with those of an earlier start.
-        space: of the fixed degradations of validation pictures; None makes no pairs.
+        settings: everything that the images depend on, for JSON; compared with those of an earlier start.
+        space: of the fixed degradations of validation images; None makes no pairs.
         seed: of the degradations, and of the splits that no source fixes.
-        plan: what is decided when all pictures are known; None decides nothing.
+        plan: what is decided when all images are known; None decides nothing.
         jsonl: write `metadata.jsonl` too.
         overwrite: throw away what an earlier build wrote here.
         rank, processes: this process does every item whose number is `rank` modulo `processes`.
@@ -181,12 +181,12 @@ def build(
         wait()
         if rank == 0:
             keys = (source.key(item) for source in sources for item in source.items())
-            join(folder, keys, plan or Plan(), space=space, seed=seed, jsonl=jsonl)
+            finalize(folder, keys, plan or FinalizePlan(), space=space, seed=seed, jsonl=jsonl)
     wait()
     return summarise(folder)
 
 
-def _do(folder: Path, source: Source, number: int, item: Any, space: Space | None, seed: int) -> None:
+def _do(folder: Path, source: ImageSource, number: int, item: Any, space: RecipeSource | None, seed: int) -> None:
     key = source.key(item)
     part = folder / PARTS / f"{key}.json"
     if part.is_file():
@@ -197,7 +197,7 @@ def _do(folder: Path, source: Source, number: int, item: Any, space: Space | Non
     start = 0
     while (folder / PARTS / key / f"{start:06d}.json").is_file():
         start += 1
-    for portion, made in enumerate(source.portions(item, start), start):
+    for portion, made in enumerate(source.chunks(item, start), start):
         shard = f"{number:05d}-{portion // 4:03d}"
         write_json(folder / PARTS / key / f"{portion:06d}.json", _stored(folder, made, shard, space, seed))
         start = portion + 1
@@ -215,13 +215,13 @@ def _open_folder(folder: Path, settings: dict, overwrite: bool) -> None:
         raise BuildError(sentence) from error
     if changed:
         raise BuildError(
-            f"{folder} was built with other settings (different: {', '.join(changed)}). "
+            f"{folder} was built with other settings (different: {', '.finalize(changed)}). "
             "Choose another data.root, or say data.overwrite=true to build it anew."
         )
 
 
-def _stored(folder: Path, made: Made, shard: str, space: Space | None, seed: int) -> dict[str, Any]:
-    # Write the pictures of an item; returns its side-car.
+def _stored(folder: Path, made: BuildResult, shard: str, space: RecipeSource | None, seed: int) -> dict[str, Any]:
+    # Write the images of an item; returns its side-car.
     return {
         "rows": [_store(folder, draft, shard, space, seed) for draft in made.drafts],
         "rejected": [
@@ -237,15 +237,15 @@ def _stored(folder: Path, made: Made, shard: str, space: Space | None, seed: int
     }
 
 
-def _store(folder: Path, draft: Draft, shard: str, space: Space | None, seed: int) -> dict[str, Any]:
-    # Write one picture and what belongs to it; returns the record's fields plus what joining needs. A picture whose
+def _store(folder: Path, draft: RecordCandidate, shard: str, space: RecipeSource | None, seed: int) -> dict[str, Any]:
+    # Write one image and what belongs to it; returns the record's fields plus what joining needs. An image whose
     # split is not known yet waits among the candidates.
     def where(kind: str) -> str:
         place = f"{kind}/{draft.split}" if draft.split else f"candidates/{kind}"
         return f"{place}/{shard}/{draft.name}.png"
 
     image = where("images")
-    write_png(folder / image, _as_float(draft.picture))
+    write_png(folder / image, _as_float(draft.image))
     sums = {image: sha256_of(folder / image)}
     reference = image
     if draft.reference is not None:
@@ -253,14 +253,14 @@ def _store(folder: Path, draft: Draft, shard: str, space: Space | None, seed: in
         write_png(folder / reference, _as_float(draft.reference))
         sums[reference] = sha256_of(folder / reference)
     given = []
-    for name, picture in draft.references:
+    for name, reference_image in draft.references:
         given.append(f"references/people/{safe(draft.identity)}/{name}.png")
-        if not (folder / given[-1]).is_file():  # whole, and the same: pictures of one person share them
-            write_png(folder / given[-1], _as_float(picture))
+        if not (folder / given[-1]).is_file():  # whole, and the same: images of one person share them
+            write_png(folder / given[-1], _as_float(reference_image))
         sums[given[-1]] = sha256_of(folder / given[-1])
     lq = recipe = None
     if draft.lq is not None:
-        lq, recipe = where("lq"), draft.recipe or {"operators": [], "origin": "came with the picture"}
+        lq, recipe = where("lq"), draft.recipe or {"operators": [], "origin": "came with the image"}
         write_png(folder / lq, _as_float(draft.lq))
         sums[lq] = sha256_of(folder / lq)
     elif draft.split == "val" and space is not None:
@@ -278,8 +278,8 @@ def _store(folder: Path, draft: Draft, shard: str, space: Space | None, seed: in
             "shot": draft.shot,
             "face_box": [round(float(v), 2) for v in draft.face_box],
             "landmarks_68": None if points is None else np.round(points, 2).tolist(),
-            "width": draft.picture.shape[1],
-            "height": draft.picture.shape[0],
+            "width": draft.image.shape[1],
+            "height": draft.image.shape[0],
             "sha256": sums[image],
             "source": draft.source,
             "licence": draft.licence,
@@ -296,8 +296,8 @@ def _store(folder: Path, draft: Draft, shard: str, space: Space | None, seed: in
     }
 
 
-def _as_float(picture: np.ndarray) -> np.ndarray:
-    return picture.astype(np.float32) / 255 if picture.dtype == np.uint8 else picture
+def _as_float(image: np.ndarray) -> np.ndarray:
+    return image.astype(np.float32) / 255 if image.dtype == np.uint8 else image
 
 
 @contextmanager
@@ -314,13 +314,13 @@ def _disk_full_said(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def summarise(folder: str | Path) -> Summary:
+def summarise(folder: str | Path) -> BuildSummary:
     """Count what a finished set holds."""
     folder = Path(folder)
-    summary = Summary(folder)
+    summary = BuildSummary(folder)
     people: set[tuple[str, str]] = set()
     for record in stream_manifest(folder):
-        summary.pictures[record.split] += 1
+        summary.images[record.split] += 1
         summary.sources[record.source] += 1
         summary.pairs += record.lq is not None
         people.add((record.split, record.identity))

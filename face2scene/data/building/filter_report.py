@@ -1,6 +1,6 @@
-"""What became of a collection: how many pictures each stage left out and why, with examples and distributions.
+"""What became of a collection: how many images each stage left out and why, with examples and distributions.
 
-The page is one file. The histograms show every picture that was measured, dropped or kept, with the thresholds in red.
+The page is one file. The histograms show every image that was measured, dropped or kept, with the thresholds in red.
 """
 
 import io
@@ -28,10 +28,10 @@ class Table(Protocol):
     def measured(self) -> Iterable[tuple[int, dict[str, float]]]: ...
 
 
-def thumbnail(picture: np.ndarray) -> bytes:
-    """A small JPEG of a picture (H, W, 3), float in [0, 1]."""
-    step = max(1, min(picture.shape[:2]) // (2 * THUMBNAIL))
-    image = Image.fromarray((picture[::step, ::step].clip(0, 1) * 255).round().astype(np.uint8))
+def thumbnail(pixels: np.ndarray) -> bytes:
+    """A small JPEG of an image (H, W, 3), float in [0, 1]."""
+    step = max(1, min(pixels.shape[:2]) // (2 * THUMBNAIL))
+    image = Image.fromarray((pixels[::step, ::step].clip(0, 1) * 255).round().astype(np.uint8))
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
@@ -73,7 +73,7 @@ def write_funnel(path: Path, table: Table, thresholds: Mapping[str, Any], order:
         path,
         "funnel.html.j2",
         style="collection.css",
-        title="What became of the pictures",
+        title="What became of the images",
         kept=kept,
         total=total,
         left=bars,

@@ -11,7 +11,7 @@ import numpy as np
 
 from face2scene.common.types import Box
 from face2scene.data.building.build import BuildError, largest
-from face2scene.data.building.photo_filtering import Candidate, Scorer, Tools
+from face2scene.data.building.photo_filtering import Candidate, Scorer, StageContext
 from face2scene.data.building.sharpness import edge_blur, laplacian_variance
 from face2scene.image_io.arrays import to_tensor
 
@@ -55,7 +55,7 @@ class HasFace:
         self.min_score, self.max_faces, self.alone = min_score, max_faces, alone
         self.thresholds = {"face_score": min_score} if min_score else {}
 
-    def prepare(self, tools: Tools) -> None:
+    def prepare(self, tools: StageContext) -> None:
         self.detector = tools.detector
 
     def __call__(self, candidate: Candidate) -> str:
@@ -76,10 +76,10 @@ class HasFace:
 
 
 class FaceSize:
-    """Stage 2: the face is large enough in the finished picture, and in the photo.
+    """Stage 2: the face is large enough in the finished image, and in the photo.
 
     Args:
-        min_pixels: longer side of the face in the finished picture.
+        min_pixels: longer side of the face in the finished image.
         min_photo_pixels: and in the photo, so that nothing is enlarged much.
     """
 
@@ -143,12 +143,12 @@ class InFocus:
 
 
 class Quality:
-    """Stage 3: image quality metrics on the finished picture, each with its own threshold.
+    """Stage 3: image quality metrics on the finished image, each with its own threshold.
 
     Args:
         metrics: name to `{min: ...}`, `{max: ...}` or None, which only measures (for `data.selection`); False takes
-            out one that a configuration inherits. Names are those of face2scene/eval/metrics/registry.py (musiq, clipiqa,
-            maniqa, niqe, ...), or pyiqa's after `pyiqa:`.
+            out one that a configuration inherits. Names are those of face2scene/eval/metrics/registry.py (musiq,
+            clipiqa, maniqa, niqe, ...), or pyiqa's after `pyiqa:`.
     """
 
     name = "quality"
@@ -160,7 +160,7 @@ class Quality:
         self.thresholds = {name: list(limits.values()) for name, limits in self.limits.items()}
         self._scorers: dict[str, Scorer] = {}
 
-    def prepare(self, tools: Tools) -> None:
+    def prepare(self, tools: StageContext) -> None:
         missing = []
         for name in self.limits:
             try:
@@ -177,9 +177,9 @@ class Quality:
         self.device = tools.device
 
     def __call__(self, candidate: Candidate) -> str:
-        picture = to_tensor(candidate.picture)[None].to(self.device)
+        image = to_tensor(candidate.image)[None].to(self.device)
         for name, scorer in self._scorers.items():
-            value = float(np.asarray(scorer(picture).cpu()).reshape(-1)[0])
+            value = float(np.asarray(scorer(image).cpu()).reshape(-1)[0])
             if not np.isfinite(value):
                 return f"no quality: {name} is {value}"
             candidate.measured[name] = value
@@ -195,7 +195,7 @@ class Persons:
 
     Args:
         find: photo (H, W, 3) in [0, 1] to person boxes, such as a YOLO model wrapped in a function.
-        min_share: of the picture's area that the person with the face takes.
+        min_share: of the image's area that the person with the face takes.
     """
 
     name = "person"
@@ -222,7 +222,7 @@ class Tagged:
     """A tagger as a stage: what it sees becomes the prompt. It leaves nothing out.
 
     Args:
-        tags: finished picture (H, W, 3) in [0, 1] to words, most certain first, such as RAM wrapped in a function.
+        tags: finished image (H, W, 3) in [0, 1] to words, most certain first, such as RAM wrapped in a function.
         most: words in the prompt.
     """
 
@@ -232,7 +232,7 @@ class Tagged:
         self.tags, self.most, self.thresholds = tags, most, {}
 
     def __call__(self, candidate: Candidate) -> str:
-        words = list(self.tags(candidate.picture))[: self.most]
+        words = list(self.tags(candidate.image))[: self.most]
         candidate.prompt = f"A photo of a person, {', '.join(words)}." if words else None
         return ""
 

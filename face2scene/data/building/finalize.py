@@ -1,4 +1,4 @@
-"""How the pictures that a build made become one set: what is decided only when all of them are known.
+"""How the images that a build made become one set: what is decided only when all of them are known.
 
 Doubles, the selection by quality, who is who, the splits, and everybody's references. Decisions follow from the
 side-cars alone, so they may be made again after a crash. What is compared lies in a scratch database on disk, and
@@ -27,21 +27,21 @@ class BuildError(RuntimeError):
     """A dataset that cannot be built as asked; the message names the option to change."""
 
 
-class Space(Protocol):
-    """Where the recipes of validation pairs are drawn from: `face2scene.degradation.Space`."""
+class RecipeSource(Protocol):
+    """Where the recipes of validation pairs are drawn from: `face2scene.degradation.RecipeSource`."""
 
     def draw(self, rng: np.random.Generator) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The best of all pictures by several measures at once, as HQ-ACF does it (OSDHuman, ICML 2025; shares are ours).
+    """The best of all images by several measures at once, as HQ-ACF does it (OSDHuman, ICML 2025; shares are ours).
 
-    Every measure is z-scored over the pictures that have all of them; a picture's score is the mean.
+    Every measure is z-scored over the images that have all of them; an image's score is the mean.
 
     Args:
         measures: name to `higher` or `lower`, which is better; False takes out one that a configuration inherits.
-        keep: share of the pictures that stays, 0 to 1.
+        keep: share of the images that stays, 0 to 1.
     """
 
     measures: Mapping[str, str | bool]
@@ -56,16 +56,16 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is decided when all pictures are known.
+class FinalizePlan:
+    """What is decided when all images are known.
 
     Args:
-        max_references: per picture.
-        reference_threshold: lowest identity cosine of a picture to its references; None takes all of the identity.
-        selection: which pictures stay; None keeps all.
-        grouping: finds out who is on pictures of unknown people; None leaves each a person of its own.
-        min_photos: people with fewer pictures are left out.
-        val_share: share of the people, by seed, whose pictures are held out, where the source says no split.
+        max_references: per image.
+        reference_threshold: lowest identity cosine of an image to its references; None takes all of the identity.
+        selection: which images stay; None keeps all.
+        grouping: finds out who is on images of unknown people; None leaves each a person of its own.
+        min_photos: people with fewer images are left out.
+        val_share: share of the people, by seed, whose images are held out, where the source says no split.
         report: write `funnel.html`.
         thresholds: by measure, drawn into the report.
         stages: names of the filter's stages in order, for the report.
@@ -82,11 +82,11 @@ class Plan:
     stages: tuple[str, ...] = ()
 
 
-def degrade(image: Path, lq: Path, name: str, space: Space, seed: int) -> dict[str, Any]:
-    """Write the fixed degraded picture of a validation picture; returns its recipe."""
+def degrade(image: Path, lq: Path, name: str, space: RecipeSource, seed: int) -> dict[str, Any]:
+    """Write the fixed degraded image of a validation image; returns its recipe."""
     rng = np.random.default_rng(seed_from("validation", seed, name))
     drawn = space.draw(rng)
-    for _ in range(8):  # spaces leave some pictures as they are; such a pair would measure nothing
+    for _ in range(8):  # spaces leave some images as they are; such a pair would measure nothing
         if drawn.operators:
             break
         drawn = space.draw(rng)
@@ -95,11 +95,13 @@ def degrade(image: Path, lq: Path, name: str, space: Space, seed: int) -> dict[s
     return drawn.to_dict()
 
 
-def join(folder: Path, keys: Iterable[str], plan: Plan, *, space: Space | None, seed: int, jsonl: bool) -> None:
+def finalize(
+    folder: Path, keys: Iterable[str], plan: FinalizePlan, *, space: RecipeSource | None, seed: int, jsonl: bool
+) -> None:
     """Make the set of the side-cars in `parts/`, and remove them.
 
     Raises:
-        BuildError: no picture was accepted.
+        BuildError: no image was accepted.
     """
     table = JoinTable(folder / PARTS / "join.sqlite")
     table.fill(folder, keys)
@@ -113,7 +115,7 @@ def join(folder: Path, keys: Iterable[str], plan: Plan, *, space: Space | None, 
         for row in table.rejected():
             lines.write(json.dumps({k: row[k] for k in ("name", "reason", "stage")}, ensure_ascii=False) + "\n")
     if not table.kept():
-        raise BuildError(f"No picture was accepted; {folder / 'rejected.jsonl'} says why for each.")
+        raise BuildError(f"No image was accepted; {folder / 'rejected.jsonl'} says why for each.")
     if plan.report:
         write_funnel(folder / "funnel.html", table, plan.thresholds, plan.stages)
     if plan.grouping:
@@ -134,7 +136,7 @@ def join(folder: Path, keys: Iterable[str], plan: Plan, *, space: Space | None, 
 
 def _drop_doubles(table: JoinTable) -> None:
     table.db.execute(
-        "update rows set stage = 'doubles', reason = 'same picture as: ' || "
+        "update rows set stage = 'doubles', reason = 'same image as: ' || "
         "(select first.image from rows first where first.sha = rows.sha and first.stage is null order by n limit 1) "
         "where stage is null and n > (select min(first.n) from rows first where first.sha = rows.sha)"
     )
@@ -174,7 +176,7 @@ def _select(table: JoinTable, selection: Selection) -> None:
         )
 
 
-def _name_people(table: JoinTable, plan: Plan) -> None:
+def _name_people(table: JoinTable, plan: FinalizePlan) -> None:
     unknown = table.db.execute("select count(*) from rows where stage is null and identity is null").fetchone()[0]
     if unknown and plan.grouping:
         rows = table.db.execute(
@@ -202,7 +204,7 @@ def _name_people(table: JoinTable, plan: Plan) -> None:
         )
 
 
-def _split(table: JoinTable, plan: Plan, seed: int) -> None:
+def _split(table: JoinTable, plan: FinalizePlan, seed: int) -> None:
     people = table.db.execute(
         "select distinct identity from rows where split is null and stage is null order by identity"
     ).fetchall()
@@ -211,7 +213,7 @@ def _split(table: JoinTable, plan: Plan, seed: int) -> None:
         table.db.execute("update rows set split = ? where split is null and identity = ?", (split, identity))
 
 
-def _settle_files(folder: Path, table: JoinTable, space: Space | None, seed: int) -> None:
+def _settle_files(folder: Path, table: JoinTable, space: RecipeSource | None, seed: int) -> None:
     # Candidates move to their split, what was dropped is removed; any of it may have happened before a crash.
     table.db.commit()
     for n, name, image, reference, lq, stage, split in table.files():
@@ -236,7 +238,7 @@ def _settle_files(folder: Path, table: JoinTable, space: Space | None, seed: int
     table.db.commit()
 
 
-def _records(table: JoinTable, plan: Plan) -> Iterator[Record]:
+def _records(table: JoinTable, plan: FinalizePlan) -> Iterator[Record]:
     threshold, limit = plan.reference_threshold, plan.max_references
     for n, fields, vector, given, similarity in table.kept_rows():
         chosen: list[tuple[str, float | None]] = [(name, similarity if not i else None) for i, name in enumerate(given)]

@@ -9,7 +9,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 
 from face2scene.common.pages import write_page
 
-_SHOWN = 24  # pictures of a group on the sheet
+_SHOWN = 24  # images of a group on the sheet
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Grouping:
     Args:
         threshold: mean cosine between two groups from which they are one person.
         max_faces: refuse more: all are compared with all, which takes 4 bytes times the square of their number.
-        together: lists of picture names that show one person, whatever their vectors say.
-        apart: lists of picture names; each list is a person of its own.
-        out: names of pictures that are left out.
+        together: lists of image names that show one person, whatever their vectors say.
+        apart: lists of image names; each list is a person of its own.
+        out: names of images that are left out.
     """
 
     threshold: float
@@ -40,10 +40,10 @@ class Grouping:
 
         Args:
             vectors: (N, D), unit length.
-            names: of the N pictures, as the corrections name them.
+            names: of the N images, as the corrections name them.
 
         Raises:
-            ValueError: more than `max_faces`, or a correction names a picture that is not there.
+            ValueError: more than `max_faces`, or a correction names an image that is not there.
         """
         if len(vectors) > self.max_faces:
             raise ValueError(
@@ -53,7 +53,7 @@ class Grouping:
         place = {name: number for number, name in enumerate(names)}
         listed = [*self.out, *(name for group in (*self.together, *self.apart) for name in group)]
         if unknown := sorted(set(listed) - place.keys()):
-            raise ValueError(f"data.grouping corrects pictures that are not in the collection: {unknown[:5]}.")
+            raise ValueError(f"data.grouping corrects images that are not in the collection: {unknown[:5]}.")
         labels = list(self._clusters(vectors))
         for group in self.together:
             joined = {labels[place[name]] for name in group}
@@ -84,10 +84,10 @@ def _condensed(square: np.ndarray) -> np.ndarray:
 def write_review(
     path: Path, groups: Iterable[tuple[str, list[tuple[str, str, np.ndarray | None]]]], grouping: Grouping
 ) -> None:
-    """A page with every group's pictures, its least like member, and other groups that may be the same person.
+    """A page with every group's images, its least like member, and other groups that may be the same person.
 
     Args:
-        groups: identity, and of its pictures the name, the path beside the page and the vector.
+        groups: identity, and of its images the name, the path beside the page and the vector.
     """
     people, centres, names = [], [], []
     for identity, members in groups:
@@ -96,11 +96,11 @@ def write_review(
             centre = vectors.mean(0)
             centres.append(centre / np.linalg.norm(centre))
             names.append(identity)
-        pictures = [
+        images = [
             (name, image, float(vector @ centres[-1]) if vector is not None and len(vectors) > 1 else 1.0)
             for name, image, vector in members[:_SHOWN]
         ]
-        people.append({"identity": identity, "count": len(members), "pictures": pictures})
+        people.append({"identity": identity, "count": len(members), "pictures": images})
     maybe = _near_pairs(np.array(centres), names, grouping.threshold - grouping.doubt) if len(names) > 1 else {}
     values = {"people": people, "maybe": maybe, "threshold": grouping.threshold}
     write_page(path, "identities.html.j2", style="collection.css", title="Who is who", **values)

@@ -1,4 +1,4 @@
-"""From a photo to a picture of the set: read, judged stage by stage, cut around the largest face.
+"""From a photo to an image of the set: read, judged stage by stage, cut around the largest face.
 
 Every source of real photos works this way; they differ in where the files come from.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from face2scene.common.types import Box, Face
-from face2scene.data.building.build import BAD_INPUT, Draft, Rejection
+from face2scene.data.building.build import BAD_INPUT, RecordCandidate, Rejection
 from face2scene.data.building.filter_report import thumbnail
 from face2scene.data.building.names import printable, safe
 from face2scene.data.building.prompts import plain_prompt, shot_of
@@ -22,11 +22,11 @@ from face2scene.image_io.arrays import SUFFIXES, ImageError, read_image
 from face2scene.image_io.photos import HEIF_SUFFIXES, RAW_SUFFIXES, read_photo
 
 Scorer = Callable[[Any], Any]
-"""A picture metric: f(pictures (B, 3, H, W) in [0, 1]) -> (B,)."""
+"""An image metric: f(images (B, 3, H, W) in [0, 1]) -> (B,)."""
 
 
 @dataclass(frozen=True)
-class Tools:
+class StageContext:
     """What stages may use.
 
     Args:
@@ -46,37 +46,37 @@ class Candidate:
 
     name: str
     photo: np.ndarray  # float32 (H, W, 3) in [0, 1]
-    cut: "Cut"
+    cut: "CropSpec"
     face: Face | None = None
     prompt: str | None = None
     measured: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)  # go into the record's `generator`
-    _picture: np.ndarray | None = None
+    _image: np.ndarray | None = None
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """The part of the photo that becomes the picture."""
+        """The part of the photo that becomes the image."""
         return self.cut.box(self.face, self.photo.shape[:2])
 
     @property
     def factor(self) -> float:
-        """How much larger the picture is than its part of the photo."""
+        """How much larger the image is than its part of the photo."""
         x0, y0, x1, y1 = self.box
         return self.cut.factor(x1 - x0, y1 - y0)
 
     @property
-    def picture(self) -> np.ndarray:
+    def image(self) -> np.ndarray:
         """What goes into the set if nothing speaks against it."""
-        if self._picture is None:
+        if self._image is None:
             x0, y0, x1, y1 = self.box
             size = self.cut.size_of(x1 - x0, y1 - y0)
             part = self.photo[y0:y1, x0:x1]
             same = size == (x1 - x0, y1 - y0) and self.cut.side is None
-            self._picture = part if same else resized(part, size)
-        return self._picture
+            self._image = part if same else resized(part, size)
+        return self._image
 
 
-class Stage(Protocol):
+class FilterStage(Protocol):
     """One look at a photo. Any class with these three can stand in the list `stages` of a configuration.
 
     It may also have `prepare(tools)`, which is called before any work and raises if something is missing.
@@ -91,11 +91,11 @@ class Stage(Protocol):
 
 
 @dataclass(frozen=True)
-class Cut:
+class CropSpec:
     """How a photo is cut: a square around the face with scene around it, or not at all.
 
     Args:
-        side: of the square picture in pixels; None keeps the whole photo.
+        side: of the square image in pixels; None keeps the whole photo.
         max_side: a whole photo is reduced to this longest side.
         face_share: side of the face over side of the square, where the photo allows it (our setting: 1/3).
     """
@@ -140,17 +140,17 @@ class Photographs:
     Args:
         tools, stages, cut: see there.
         name: of the source.
-        reference_size: longest side of the pictures as references of others; None takes the pictures.
-        licence: recorded with every picture that has none of its own.
+        reference_size: longest side of the images as references of others; None takes the images.
+        licence: recorded with every image that has none of its own.
         strict_suffix: a file whose content is another format than its suffix says is quarantined.
         max_bytes: larger files are quarantined unread.
     """
 
     def __init__(
         self,
-        tools: Tools,
-        stages: Sequence[Stage],
-        cut: Cut,
+        tools: StageContext,
+        stages: Sequence[FilterStage],
+        cut: CropSpec,
         *,
         name: str,
         reference_size: int | None = None,
@@ -169,13 +169,13 @@ class Photographs:
             getattr(stage, "prepare", lambda tools: None)(self.tools)
         self._prepared = True
 
-    def draft(self, path: Path, name: str, label: Label) -> Draft | Rejection:
-        """The picture of a photo, or why there is none."""
+    def draft(self, path: Path, name: str, label: Label) -> RecordCandidate | Rejection:
+        """The image of a photo, or why there is none."""
         shown = f"{self.name}/{printable(label.file)}"
         if printable(label.file) != label.file:
             return Rejection(shown, "the name is not UTF-8: rename the file", BAD_INPUT)
         if Path(label.file).suffix.lower() not in SUFFIXES:
-            return Rejection(shown, f"not a picture file: the suffix is none of {' '.join(SUFFIXES)}", "suffix")
+            return Rejection(shown, f"not an image file: the suffix is none of {' '.join(SUFFIXES)}", "suffix")
         try:
             if path.stat().st_size > self.max_bytes:
                 return Rejection(shown, f"too many bytes: more than {self.max_bytes / 1e6:g} million", BAD_INPUT)
@@ -202,10 +202,10 @@ class Photographs:
         """The photo, float32 (H, W, 3) in [0, 1], and what its record says of how it was read."""
         return read_photo(path).on_white(), {"name": "photo"}
 
-    def _drafted(self, candidate: Candidate, name: str, label: Label) -> Draft:
+    def _drafted(self, candidate: Candidate, name: str, label: Label) -> RecordCandidate:
         height, width = candidate.photo.shape[:2]
         x0, y0, x1, y1 = box = candidate.box
-        size = candidate.picture.shape[1], candidate.picture.shape[0]
+        size = candidate.image.shape[1], candidate.image.shape[0]
         face, factor = candidate.face, candidate.factor
         moved = tuple(
             min(max((value - origin) * factor, 0), limit)
@@ -217,9 +217,9 @@ class Photographs:
         shot = shot_of(moved, size[1])
         reference = reduced(candidate.photo[y0:y1, x0:x1], self.reference_size) if self.reference_size else None
         about = {**candidate.notes, "file": label.file, "photo_size": [width, height], "crop": list(box)}
-        return Draft(
+        return RecordCandidate(
             name=name,
-            picture=candidate.picture,
+            image=candidate.image,
             reference=reference,
             split=label.split,
             identity=label.identity,
@@ -237,7 +237,7 @@ class Photographs:
 
 
 def copies(photos: Sequence[Path], side: int | None) -> list[tuple[str, np.ndarray]]:
-    """Reference photos of one person as a draft carries them: a name that no other of them has, and the picture."""
+    """Reference photos of one person as a draft carries them: a name that no other of them has, and the image."""
     stems = [path.stem for path in photos]
     return [
         (safe(path.stem if stems.count(path.stem) == 1 else path.name), reduced(read_image(path), side))
@@ -248,26 +248,26 @@ def copies(photos: Sequence[Path], side: int | None) -> list[tuple[str, np.ndarr
 def face_crop(face_box: Box, image_size: tuple[int, int], face_share: float, minimum: int) -> tuple[int, ...]:
     """The whole-pixel square in which a face takes `face_share` of the side, at least `minimum`.
 
-    The square is made smaller where the picture is; `image_size` is (height, width).
+    The square is made smaller where the image is; `image_size` is (height, width).
     """
     return square_crop_box(face_box, image_size, margin=(1 / face_share - 1) / 2, minimum=minimum)
 
 
-def resized(picture: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """A picture (H, W, 3), uint8 or float in [0, 1], in another size (width, height), by Lanczos; same type."""
+def resized(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """An image (H, W, 3), uint8 or float in [0, 1], in another size (width, height), by Lanczos; same type."""
     size = (size, size) if isinstance(size, int) else size
-    if picture.dtype == np.uint8:
-        return np.asarray(Image.fromarray(picture).resize(size, Image.LANCZOS))
+    if image.dtype == np.uint8:
+        return np.asarray(Image.fromarray(image).resize(size, Image.LANCZOS))
     # Float channels one by one: Pillow resizes 8-bit colour or float grey, and 8 bit would round twice.
-    channels = [Image.fromarray(picture[..., c]).resize(size, Image.LANCZOS) for c in range(3)]
+    channels = [Image.fromarray(image[..., c]).resize(size, Image.LANCZOS) for c in range(3)]
     return np.stack([np.asarray(channel) for channel in channels], axis=-1).clip(0, 1)
 
 
-def reduced(picture: np.ndarray, side: int | None) -> np.ndarray:
-    """A picture whose longer side is at most `side`; None leaves it."""
-    height, width = picture.shape[:2]
-    size = Cut(None, max_side=side).size_of(width, height)
-    return picture if size == (width, height) else resized(picture, size)
+def reduced(image: np.ndarray, side: int | None) -> np.ndarray:
+    """An image whose longer side is at most `side`; None leaves it."""
+    height, width = image.shape[:2]
+    size = CropSpec(None, max_side=side).size_of(width, height)
+    return image if size == (width, height) else resized(image, size)
 
 
 def _mislabelled(path: Path) -> str:

@@ -141,12 +141,12 @@ def subjects(path: str | Path | None) -> dict[str, str]:
 
 
 def shot_of(face_box: Box, height: int) -> str:
-    """The shot of a picture that no prompt asked for, by the face's share of its height (ours)."""
+    """The shot of an image that no prompt asked for, by the face's share of its height (ours)."""
     share = (face_box[3] - face_box[1]) / height
     return "close-up" if share > 0.45 else "mid-up" if share > 0.15 else "full-body"
 
 
 def plain_prompt(shot: str) -> str:
-    """What can be said of such a picture without inventing anything."""
+    """What can be said of such an image without inventing anything."""
     words = {"close-up": "A close-up photo", **_SHOT_WORDS}
     return f"{words[shot]} of a person."

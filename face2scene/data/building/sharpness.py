@@ -13,9 +13,9 @@ _REBLUR = 1.5  # pixels
 _EDGES = 0.05  # share of the pixels, those of the steepest gradients, that count as edges
 
 
-def luma(picture: np.ndarray) -> np.ndarray:
-    """Brightness 0 to 255 of a picture (H, W, 3) in [0, 1]."""
-    return picture @ _LUMA * 255
+def luma(image: np.ndarray) -> np.ndarray:
+    """Brightness 0 to 255 of an image (H, W, 3) in [0, 1]."""
+    return image @ _LUMA * 255
 
 
 def laplacian_variance(face: np.ndarray, side: int = 160) -> float:
@@ -33,23 +33,23 @@ def laplacian_variance(face: np.ndarray, side: int = 160) -> float:
     return float(ndimage.laplace(grey, mode="nearest").var())
 
 
-def edge_blur(picture: np.ndarray) -> float:
+def edge_blur(image: np.ndarray) -> float:
     """Standard deviation in pixels of the blur at the sharpest edges (Zhuo and Sim, Pattern Recognition 2011).
 
     An edge is blurred again by a known amount: the ratio of both gradients tells how blurred it was. The median over
-    the steepest pixels is taken; a picture without any edge gives infinity.
+    the steepest pixels is taken; an image without any edge gives infinity.
     """
-    return _blur_at(*_gradients(picture))
+    return _blur_at(*_gradients(image))
 
 
-def directional_blur(picture: np.ndarray, directions: int = 8) -> tuple[float, float, float]:
+def directional_blur(image: np.ndarray, directions: int = 8) -> tuple[float, float, float]:
     """How much the blur differs with direction, as motion makes it.
 
     Returns:
         The largest blur over the smallest across edges of `directions` directions, the largest in pixels, and its
         direction in degrees (0 is horizontal motion). (1, blur, 0) where too few directions have edges.
     """
-    first, second = _gradients(picture)
+    first, second = _gradients(image)
     angle = np.degrees(np.arctan2(first[0], first[1])) % 180
     steep = np.hypot(*first)
     found = []
@@ -60,13 +60,13 @@ def directional_blur(picture: np.ndarray, directions: int = 8) -> tuple[float, f
             found.append((_blur_at([g * near for g in first], [g * near for g in second]), centre))
     found = [pair for pair in found if np.isfinite(pair[0])]
     if len(found) < directions / 2:
-        return 1.0, edge_blur(picture), 0.0
+        return 1.0, edge_blur(image), 0.0
     (low, _), (high, direction) = min(found), max(found)
     return max(high, 0.3) / max(low, 0.3), high, direction
 
 
-def _gradients(picture: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    grey = luma(picture)
+def _gradients(pixels: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    grey = luma(pixels)
     again = ndimage.gaussian_filter(grey, _REBLUR, mode="nearest")
     return [
         [ndimage.gaussian_filter(image, 0.5, order=o, mode="nearest") for o in ((1, 0), (0, 1))]

@@ -14,7 +14,7 @@ PARTS = "parts"
 
 
 class JoinTable:
-    """The side-cars as a database on disk: `rows` of pictures, `left_out` of rejections, `sums` of files."""
+    """The side-cars as a database on disk: `rows` of images, `left_out` of rejections, `sums` of files."""
 
     def __init__(self, path: Path):
         path.unlink(missing_ok=True)  # a crash may have left one; all of it is made again

@@ -1,4 +1,4 @@
-"""What draws the pictures of a synthetic set: one interface, and the generator that tests use.
+"""What draws the images of a synthetic set: one interface, and the generator that tests use.
 
 `facegen.py` has the packaged network, `infiniteyou.py` the paper's generator in its own interpreter,
 `ip_adapter.py` any text-to-image pipeline of diffusers with IP-Adapter.
@@ -16,33 +16,33 @@ class GeneratorError(RuntimeError):
 
 
 class JobFailed(RuntimeError):
-    """One picture that the generator could not make; the others may still succeed."""
+    """One image that the generator could not make; the others may still succeed."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One picture to draw. A generator uses what it understands; the same job gives the same picture."""
+class GenerationRequest:
+    """One image to draw. A generator uses what it understands; the same job gives the same image."""
 
     person: int  # generators of invented people: who
-    number: int  # and which picture of them
+    number: int  # and which image of them
     seed: int = 0
     prompt: str = ""
     reference: Path | None = None  # a photo of the person
 
 
 class Generator(Protocol):
-    """Draws pictures of people.
+    """Draws images of people.
 
     A generator may also have `check()`, which raises GeneratorError before any work if something is missing, and
     `about()`, the settings and versions that go into the records.
     """
 
-    def draw(self, job: Job) -> np.ndarray:
+    def draw(self, job: GenerationRequest) -> np.ndarray:
         """uint8 (H, W, 3).
 
         Raises:
             GeneratorError: it cannot work at all.
-            JobFailed: this picture cannot be made; the message says why.
+            JobFailed: this image cannot be made; the message says why.
         """
         ...
 
@@ -53,11 +53,11 @@ class DrawnPeople:
     def __init__(self, *, side: int = 128):
         self.side = side
 
-    def draw(self, job: Job) -> np.ndarray:
-        return self.picture(job.person, job.number)
+    def draw(self, job: GenerationRequest) -> np.ndarray:
+        return self.generate(job.person, job.number)
 
-    def picture(self, identity: int, shot: int) -> np.ndarray:
-        """uint8 (side, side, 3); the same numbers give the same picture."""
+    def generate(self, identity: int, shot: int) -> np.ndarray:
+        """uint8 (side, side, 3); the same numbers give the same image."""
         person = np.random.default_rng([identity, 7])
         scene = np.random.default_rng([identity, shot, 8])
         y, x = np.mgrid[0 : self.side, 0 : self.side] / self.side

@@ -1,8 +1,8 @@
-"""People who do not exist: the packaged MobileStyleGAN as a source of identities with several pictures each.
+"""People who do not exist: the packaged MobileStyleGAN as a source of identities with several images each.
 
-An identity is a style vector. Another picture of the same person is that vector drifted a little toward a
+An identity is a style vector. Another image of the same person is that vector drifted a little toward a
 random other one, which changes pose, light and expression more than the face (identity cosine 0.79 to 0.93
-at the default drift). Everything follows from two integers, so picture N of person M is always that picture.
+at the default drift). Everything follows from two integers, so image N of person M is always that image.
 """
 
 from collections.abc import Sequence
@@ -11,24 +11,24 @@ from pathlib import Path
 
 import numpy as np
 
-from face2scene.assets import catalogue as weights
-from face2scene.data.generators.base import Job
+from face2scene.assets import catalogue
+from face2scene.data.generators.base import GenerationRequest
 
 _MEAN_SAMPLES = 256  # styles averaged for the truncation trick
 
 
 def facegen(*, truncation: float = 0.7, drift: float = 0.25, threads: int = 0) -> "FaceGenerator":
     """The packaged generator with its weights from the catalogue; see `FaceGenerator`."""
-    return FaceGenerator(weights.folder("facegen"), truncation=truncation, drift=drift, threads=threads)
+    return FaceGenerator(catalogue.folder("facegen"), truncation=truncation, drift=drift, threads=threads)
 
 
 class FaceGenerator:
-    """Pictures of generated people, 1024 x 1024.
+    """Images of generated people, 1024 x 1024.
 
     Args:
         folder: where `MappingNetwork.xml` and `SynthesisNetwork.xml` (OpenVINO IR) lie.
         truncation: how far an identity may be from the mean face, 0 to 1; higher is more varied and less real.
-        drift: how far a picture may leave its identity, as a share of the way to a random other style.
+        drift: how far an image may leave its identity, as a share of the way to a random other style.
         threads: CPU threads for the network; 0 leaves the choice to OpenVINO.
 
     Raises:
@@ -71,12 +71,12 @@ class FaceGenerator:
     def _mean(self) -> np.ndarray:
         return np.mean([self._style((0, n)) for n in range(_MEAN_SAMPLES)], axis=0)
 
-    def draw(self, job: Job) -> np.ndarray:
-        """The picture that a job's two numbers stand for."""
-        return self.picture(job.person, job.number)
+    def draw(self, job: GenerationRequest) -> np.ndarray:
+        """The image that a job's two numbers stand for."""
+        return self.generate(job.person, job.number)
 
-    def picture(self, identity: int, shot: int) -> np.ndarray:
-        """Picture number `shot` of person number `identity`: uint8 RGB, (1024, 1024, 3)."""
+    def generate(self, identity: int, shot: int) -> np.ndarray:
+        """Image number `shot` of person number `identity`: uint8 RGB, (1024, 1024, 3)."""
         style = self._mean + self.truncation * (self._style((1, identity)) - self._mean)
         style = style + self.drift * (self._style((2, identity, shot)) - self._mean)
         image = self._networks[1]([style])[0][0]  # (3, 1024, 1024) in [-1, 1]

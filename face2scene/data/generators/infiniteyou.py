@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from face2scene.data.generators.base import GeneratorError, Job, JobFailed
+from face2scene.data.generators.base import GenerationRequest, GeneratorError, JobFailed
 
 WORKER = Path(__file__).parent / "infiniteyou_worker.py"
 LICENCES = {
@@ -139,7 +139,7 @@ class InfiniteYou:
         """For the records."""
         return {"name": "infiniteyou", "version": self.version, "anti_blur": self.lora_weight, **self.call}
 
-    def draw(self, job: Job) -> np.ndarray:
+    def draw(self, job: GenerationRequest) -> np.ndarray:
         """uint8 (height, width, 3); see `generators.Generator`."""
         if job.reference is None:
             raise GeneratorError("InfiniteYou draws a person from a photo, and this job has none.")
@@ -157,8 +157,8 @@ class InfiniteYou:
                     continue
                 if not reply["ok"]:
                     raise JobFailed(reply["error"])
-                with Image.open(output) as picture:
-                    return np.asarray(picture.convert("RGB"))
+                with Image.open(output) as image:
+                    return np.asarray(image.convert("RGB"))
         raise JobFailed(f"{len(reasons)} workers in a row were lost with this job ({reasons[-1]})")
 
     def close(self) -> None:

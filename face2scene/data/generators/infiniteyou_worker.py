@@ -36,11 +36,11 @@ def main():
         job = json.loads(line)
         try:
             with Image.open(job["reference"]) as photo:
-                picture = pipeline(
+                image = pipeline(
                     id_image=photo.convert("RGB"), prompt=job["prompt"], seed=job["seed"], **settings["call"]
                 )
             partial = job["output"] + ".partial"
-            picture.convert("RGB").save(partial, format="PNG", compress_level=1)
+            image.convert("RGB").save(partial, format="PNG", compress_level=1)
             os.replace(partial, job["output"])
         except Exception as error:
             traceback.print_exc()

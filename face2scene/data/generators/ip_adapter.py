@@ -1,4 +1,4 @@
-"""Any text-to-image pipeline of diffusers with IP-Adapter, in this process: a face photo conditions the picture."""
+"""Any text-to-image pipeline of diffusers with IP-Adapter, in this process: a face photo conditions the image."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from face2scene.data.generators.base import GeneratorError, Job, JobFailed
+from face2scene.data.generators.base import GenerationRequest, GeneratorError, JobFailed
 from face2scene.faces.align import square_crop_box
 from face2scene.faces.detect import Detector
 from face2scene.image_io.arrays import read_image, to_bytes
@@ -70,7 +70,7 @@ class IPAdapterPipeline:
         adapter = {"adapter": Path(self.adapter).name, "weights": self.weight_name, "scale": self.scale}
         return {"name": "diffusers", "pipeline": Path(self.pipeline_name).name, **adapter, **self.call}
 
-    def draw(self, job: Job) -> np.ndarray:
+    def draw(self, job: GenerationRequest) -> np.ndarray:
         """uint8 (height, width, 3); see `generators.Generator`. The seed is the job's, and drawn on the CPU."""
         if job.reference is None:
             raise GeneratorError("IP-Adapter draws a person from a photo, and this job has none.")
@@ -84,7 +84,7 @@ class IPAdapterPipeline:
             **self.options,
         ).images[0]
         if not np.isfinite(made).all():
-            raise JobFailed("the picture holds NaN: try generator.dtype=float32")
+            raise JobFailed("the image holds NaN: try generator.dtype=float32")
         return to_bytes(made.astype(np.float32))
 
     def _face(self, reference: Path) -> Image.Image:

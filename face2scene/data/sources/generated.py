@@ -1,4 +1,4 @@
-"""Invented people as a source of InScene pictures: several pictures of each, accepted if they look alike."""
+"""Invented people as a source of InScene images: several images of each, accepted if they look alike."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,39 +8,39 @@ from typing import Any
 import numpy as np
 
 from face2scene.common.types import Box
-from face2scene.data.building.build import Draft, Made, Rejection, largest
+from face2scene.data.building.build import BuildResult, RecordCandidate, Rejection, largest
 from face2scene.data.building.photo_filtering import resized
 from face2scene.data.building.prompts import plain_prompt, shot_of
-from face2scene.data.generators.base import DrawnPeople, Generator, Job
+from face2scene.data.generators.base import DrawnPeople, GenerationRequest, Generator
 from face2scene.data.generators.facegen import facegen
 from face2scene.faces.detect import Detector
 
 __all__ = ["DrawnPeople", "GeneratedPeople", "facegen"]  # configurations name all three here
 
-# Where the face lies in a picture of the packaged generator, as a share of the side: mean of YuNet's boxes
-# over 120 pictures, which differ by about 0.04.
+# Where the face lies in an image of the packaged generator, as a share of the side: mean of YuNet's boxes
+# over 120 images, which differ by about 0.04.
 FACEGEN_BOX: Box = (0.22, 0.18, 0.78, 0.94)
 
 
 class GeneratedPeople:
-    """So many people with so many pictures each, as a build source. One item is one person.
+    """So many people with so many images each, as a build source. One item is one person.
 
-    The first picture with a face is the person's anchor. Another is accepted when its largest face has at
+    The first image with a face is the person's anchor. Another is accepted when its largest face has at
     least `threshold` identity cosine to the anchor's; otherwise the next number is tried.
 
     Args:
-        generator: returns the generator; called when the first picture is needed.
-        detector: finds and describes faces; None takes every picture and puts `face_box` on it.
-        name: of the source; pictures are called `name_PERSON_SHOT`.
+        generator: returns the generator; called when the first image is needed.
+        detector: finds and describes faces; None takes every image and puts `face_box` on it.
+        name: of the source; images are called `name_PERSON_SHOT`.
         train_people, val_people: people are numbered from `first_person`, training first.
-        train_shots, val_shots: accepted pictures per person.
-        size: side of the pictures in pixels.
-        reference_size: side of the pictures as references of others; None takes the pictures themselves.
+        train_shots, val_shots: accepted images per person.
+        size: side of the images in pixels.
+        reference_size: side of the images as references of others; None takes the images themselves.
         threshold: lowest identity cosine to the anchor; None is the detector's `same_threshold`.
-        tries: pictures drawn per shot at most (the public generator's 10).
+        tries: images drawn per shot at most (the public generator's 10).
         face_box: as a share of the side, where no detector runs.
-        licence: recorded with every picture.
-        settings: recorded with every picture beside the two numbers.
+        licence: recorded with every image.
+        settings: recorded with every image beside the two numbers.
     """
 
     def __init__(
@@ -81,15 +81,15 @@ class GeneratedPeople:
 
     @cached_property
     def _worker(self) -> ThreadPoolExecutor:
-        # One thread draws the next picture while this one looks at the last: most generators leave a core
+        # One thread draws the next image while this one looks at the last: most generators leave a core
         # idle.
         return ThreadPoolExecutor(max_workers=1)
 
     def _draw(self, person: int, number: int) -> np.ndarray:
-        return self.generator.draw(Job(person, number))
+        return self.generator.draw(GenerationRequest(person, number))
 
     def listing(self) -> None:
-        """Nothing beside the settings: every picture follows from its numbers."""
+        """Nothing beside the settings: every image follows from its numbers."""
 
     def items(self) -> Sequence[int]:
         return range(len(self.people))
@@ -97,10 +97,10 @@ class GeneratedPeople:
     def key(self, item: int) -> str:
         return f"{self.name}_{self.first_person + item:05d}"
 
-    def make(self, item: int) -> Made:
+    def make(self, item: int) -> BuildResult:
         split, shots = self.people[item]
         person = self.first_person + item
-        drafts: list[Draft] = []
+        drafts: list[RecordCandidate] = []
         rejected: list[Rejection] = []
         ahead = {number: self._worker.submit(self._draw, person, number) for number in range(shots)}
         for shot in range(shots):
@@ -112,16 +112,16 @@ class GeneratedPeople:
                     drafts.append(draft)
                     break
                 rejected.append(Rejection(f"{self.key(item)}_{number}", reason))
-        return Made(drafts, rejected)
+        return BuildResult(drafts, rejected)
 
     def _judge(
-        self, full: np.ndarray, split: str, person: int, number: int, anchor: Draft | None
-    ) -> tuple[Draft | None, str]:
-        picture = resized(full, self.size)
+        self, full: np.ndarray, split: str, person: int, number: int, anchor: RecordCandidate | None
+    ) -> tuple[RecordCandidate | None, str]:
+        image = resized(full, self.size)
         box = tuple(v * self.size for v in self.face_box)
         points = vector = None
         if self.detector is not None:
-            face = largest(self.detector.find(picture.astype(np.float32) / 255))
+            face = largest(self.detector.find(image.astype(np.float32) / 255))
             if face is None:
                 return None, "no face found"
             box, points, vector = face.box, face.landmarks_68, face.identity
@@ -133,9 +133,9 @@ class GeneratedPeople:
         shot = shot_of(box, self.size)
         key = f"{self.name}_{person:05d}"
         return (
-            Draft(
+            RecordCandidate(
                 name=f"{key}_{number}",
-                picture=picture,
+                image=image,
                 reference=resized(full, self.reference_size) if self.reference_size else None,
                 split=split,
                 identity=key,

@@ -1,6 +1,6 @@
 """Photos in webdataset archives, as a build source: read as they come, never listed.
 
-Members that share everything up to the first dot of their file name are one sample: a picture, and perhaps a `.json`
+Members that share everything up to the first dot of their file name are one sample: an image, and perhaps a `.json`
 with what is known of it and a `.txt` with its caption.
 """
 
@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from face2scene.data.building.build import BAD_INPUT, BuildError, Draft, Made, Rejection
+from face2scene.data.building.build import BAD_INPUT, BuildError, BuildResult, RecordCandidate, Rejection
 from face2scene.data.building.names import printable, safe
 from face2scene.data.building.photo_filtering import Label
 from face2scene.data.sources.photo_folder import PhotoSource
@@ -24,7 +24,7 @@ _BESIDE = (".json", ".txt")
 _LARGEST_TEXT = 1_000_000  # bytes of a sample's JSON or caption
 
 
-class Cut(Exception):
+class TruncatedArchive(Exception):
     """An archive that ends too early or is none; the message says where."""
 
 
@@ -33,7 +33,7 @@ class Sample:
     """One sample of an archive, its files still in it."""
 
     key: str
-    picture: str = ""  # member name
+    image: str = ""  # member name
     too_large: bool = False
     texts: dict[str, bytes] = field(default_factory=dict)
 
@@ -96,12 +96,12 @@ class PhotoArchives(PhotoSource):
     def key(self, item: int) -> str:
         return f"{self.name}_{item:05d}_{safe(self.files[item].stem)}"
 
-    def make(self, item: int) -> Made:
-        """The whole archive at once; builds go by `portions`."""
-        parts = list(self.portions(item, 0))
-        return Made([d for part in parts for d in part.drafts], [r for part in parts for r in part.rejected])
+    def make(self, item: int) -> BuildResult:
+        """The whole archive at once; builds go by `chunks`."""
+        parts = list(self.chunks(item, 0))
+        return BuildResult([d for part in parts for d in part.drafts], [r for part in parts for r in part.rejected])
 
-    def portions(self, item: int, start: int) -> Iterator[Made]:
+    def chunks(self, item: int, start: int) -> Iterator[BuildResult]:
         """The archive's samples, `portion` at a time, from portion `start` on; the samples before are passed over."""
         archive, collected, number = self.files[item], [], 0
         first = start * self.portion
@@ -112,22 +112,22 @@ class PhotoArchives(PhotoSource):
                     if len(collected) == self.portion:
                         yield self.made(iter(collected))
                         collected = []
-            except Cut as error:
+            except TruncatedArchive as error:
                 collected.append(
                     Rejection(f"{self.name}/{printable(archive.name)}", f"archive cut: {error}", BAD_INPUT)
                 )
         if collected:
             yield self.made(iter(collected))
 
-    def _judged(self, item: int, number: int, sample: Sample, file: Path | None) -> Draft | Rejection:
-        shown = f"{printable(self.files[item].name)}/{printable(sample.picture or sample.key)}"
+    def _judged(self, item: int, number: int, sample: Sample, file: Path | None) -> RecordCandidate | Rejection:
+        shown = f"{printable(self.files[item].name)}/{printable(sample.image or sample.key)}"
         if sample.too_large:
             said = f"too many bytes: more than {self.max_bytes / 1e6:g} million"
             return Rejection(f"{self.name}/{shown}", said, BAD_INPUT)
         if file is None:
-            said = "not what the metadata say: there is no picture of this key"
+            said = "not what the metadata say: there is no image of this key"
             return Rejection(f"{self.name}/{shown}", said, BAD_INPUT)
-        if printable(sample.picture) != sample.picture:
+        if printable(sample.image) != sample.image:
             return Rejection(f"{self.name}/{shown}", "the name is not UTF-8: rename the member", BAD_INPUT)
         try:
             known = json.loads(sample.texts.get(".json", b"{}"))
@@ -147,10 +147,10 @@ class PhotoArchives(PhotoSource):
 
 
 def samples(archive: Path, place: Path, first: int, max_bytes: int) -> Iterator[tuple[int, Sample, Path | None]]:
-    """The samples of an archive from number `first` on, each with its picture as a file in `place` until the next.
+    """The samples of an archive from number `first` on, each with its image as a file in `place` until the next.
 
     Raises:
-        Cut: the archive is damaged from here on; what came before is good.
+        Cut: the archive is corrupt from here on; what came before is good.
     """
     number, sample, file = -1, None, None
     try:
@@ -170,12 +170,12 @@ def samples(archive: Path, place: Path, first: int, max_bytes: int) -> Iterator[
                     continue
                 if suffix in _BESIDE and member.size <= _LARGEST_TEXT:
                     sample.texts[suffix] = tar.extractfile(member).read()
-                elif f".{suffix.rsplit('.', 1)[-1]}" in SUFFIXES and not sample.picture:
-                    sample.picture = member.name
+                elif f".{suffix.rsplit('.', 1)[-1]}" in SUFFIXES and not sample.image:
+                    sample.image = member.name
                     if member.size > max_bytes:
                         sample.too_large = True
                         continue
-                    file = place / f"picture.{suffix.rsplit('.', 1)[-1]}"
+                    file = place / f"image.{suffix.rsplit('.', 1)[-1]}"
                     content = tar.extractfile(member).read()
                     if len(content) != member.size:
                         raise tarfile.ReadError(f"{member.name} has {len(content)} of {member.size} bytes")
@@ -184,6 +184,6 @@ def samples(archive: Path, place: Path, first: int, max_bytes: int) -> Iterator[
             if archive.suffix == ".tar" and archive.stat().st_size < end + tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("the end of the archive is missing")
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise Cut(f"after {max(number, 0)} samples ({error})") from error
+        raise TruncatedArchive(f"after {max(number, 0)} samples ({error})") from error
     if sample is not None and number >= first:
         yield number, sample, file

@@ -1,4 +1,4 @@
-"""Real photos as sources of InScene pictures: a folder, a table, or webdataset archives.
+"""Real photos as sources of InScene images: a folder, a table, or webdataset archives.
 
 Every file is used or left out by name with the reason; nothing stops a build.
 """
@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from face2scene.assets import catalogue as weights
-from face2scene.common.optional import need
-from face2scene.data.building.build import Draft, Made
+from face2scene.assets import catalogue
+from face2scene.common.optional import import_optional
+from face2scene.data.building.build import BuildResult, RecordCandidate
 from face2scene.data.building.filters import FaceSize, HasFace, Resolution
 from face2scene.data.building.names import printable, safe
-from face2scene.data.building.photo_filtering import Cut, Label, Photographs, Stage, Tools, face_crop
+from face2scene.data.building.photo_filtering import CropSpec, FilterStage, Label, Photographs, StageContext, face_crop
 from face2scene.faces.detect import Detector
 
 __all__ = ["Photos", "face_crop", "photo_folder"]
@@ -36,12 +36,12 @@ def photo_folder(where: str | Path | None) -> Path:
     package, _, inside = str(where).partition("/")
     if inside and package in _PACKAGES:
         extra, root_of = _PACKAGES[package]
-        return Path(root_of(need(package, extra, why=f"The photos of {where}"))) / inside
+        return Path(root_of(import_optional(package, extra, why=f"The photos of {where}"))) / inside
     if Path(where).is_dir():
         return Path(where)
-    if str(where) in weights.catalogue():
-        return weights.folder(str(where))
-    sets = sorted(name for name in weights.catalogue() if name.startswith("photos"))
+    if str(where) in catalogue.catalogue():
+        return catalogue.folder(str(where))
+    sets = sorted(name for name in catalogue.catalogue() if name.startswith("photos"))
     raise FileNotFoundError(
         f"data.photos: {where} is neither a folder nor one of the photo sets {sets} of `face2scene fetch`."
     )
@@ -52,17 +52,17 @@ class PhotoSource:
 
     Args:
         detector: finds and describes faces.
-        name: of the source; pictures are called `name_FILE`.
-        size: side of the pictures in pixels; smaller photos are left out. None keeps whole photos.
+        name: of the source; images are called `name_FILE`.
+        size: side of the images in pixels; smaller photos are left out. None keeps whole photos.
         max_side: whole photos are reduced to it.
-        reference_size: longest side of the pictures as references of others; None takes the pictures
+        reference_size: longest side of the images as references of others; None takes the images
             themselves.
         stages: the filter, in order; None is the smallest sensible one: large enough, a face, a face large enough.
-        face_share: side of the face over side of the picture, where the photo allows it (our setting: 1/3).
-        min_face: smallest face in the finished picture, in pixels (our setting), where `stages` is None.
-        licence: recorded with every picture.
+        face_share: side of the face over side of the image, where the photo allows it (our setting: 1/3).
+        min_face: smallest face in the finished image, in pixels (our setting), where `stages` is None.
+        licence: recorded with every image.
         strict_suffix: quarantine files whose content is another format than their suffix says.
-        metric, device: see `photographs.Tools`.
+        metric, device: see `photographs.StageContext`.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class PhotoSource:
         licence: str,
         max_side: int | None = None,
         reference_size: int | None = None,
-        stages: Sequence[Stage] | None = None,
+        stages: Sequence[FilterStage] | None = None,
         face_share: float = 1 / 3,
         min_face: int = 32,
         strict_suffix: bool = False,
@@ -85,9 +85,9 @@ class PhotoSource:
         if stages is None:
             stages = [Resolution(size or 1), HasFace(), FaceSize(min_face)]
         self.photographs = self._photographs(
-            Tools(detector, metric, device),
+            StageContext(detector, metric, device),
             stages,
-            Cut(size, face_share, max_side),
+            CropSpec(size, face_share, max_side),
             name=self.name,
             reference_size=reference_size,
             licence=licence,
@@ -97,14 +97,15 @@ class PhotoSource:
     _photographs: Any = Photographs
 
     @property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[FilterStage]:
         return self.photographs.stages
 
-    def made(self, photos: Iterator[Draft | Any]) -> Made:
+    def made(self, photos: Iterator[RecordCandidate | Any]) -> BuildResult:
         """Drafts and rejections, apart."""
         both = list(photos)
-        return Made(
-            [one for one in both if isinstance(one, Draft)], [one for one in both if not isinstance(one, Draft)]
+        return BuildResult(
+            [one for one in both if isinstance(one, RecordCandidate)],
+            [one for one in both if not isinstance(one, RecordCandidate)],
         )
 
 
@@ -170,7 +171,7 @@ class Photos(PhotoSource):
             name += f"_{self._numbers[item]:04d}"  # a.jpg and a.png, or names that differ in odd letters
         return name
 
-    def make(self, item: str) -> Made:
+    def make(self, item: str) -> BuildResult:
         return self.made(iter([self.photographs.draft(self.folder / item, self.key(item), self.label(item))]))
 
     def label(self, item: str) -> Label:

@@ -1,4 +1,4 @@
-"""Photos that a table names, as a build source: a CSV with a row per picture."""
+"""Photos that a table names, as a build source: a CSV with a row per image."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from face2scene.common.files import sha256_of
-from face2scene.data.building.build import BAD_INPUT, BuildError, Draft, Made, Rejection
+from face2scene.data.building.build import BAD_INPUT, BuildError, BuildResult, RecordCandidate, Rejection
 from face2scene.data.building.names import printable, safe
 from face2scene.data.building.photo_filtering import Label
 from face2scene.data.sources.photo_folder import PhotoSource
@@ -89,9 +89,9 @@ class PhotoTable(PhotoSource):
     def key(self, item: int) -> str:
         return f"{self.name}_{item:06d}"
 
-    def make(self, item: int) -> Made:
+    def make(self, item: int) -> BuildResult:
         if item == len(self._starts):
-            return Made(rejected=list(self._unnamed()))
+            return BuildResult(rejected=list(self._unnamed()))
         return self.made(self._rows(item))
 
     def _lines(self, item: int) -> Iterator[tuple[int, bytes]]:
@@ -106,7 +106,7 @@ class PhotoTable(PhotoSource):
                 yield item * self.block + found, line
                 found += 1
 
-    def _rows(self, item: int) -> Iterator[Draft | Rejection]:
+    def _rows(self, item: int) -> Iterator[RecordCandidate | Rejection]:
         for number, line in self._lines(item):
             row, said = self._row(line)
             if said:

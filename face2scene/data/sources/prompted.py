@@ -1,4 +1,4 @@
-"""Pictures of real identities in invented scenes: the paper's synthetic part, from photos of people and prompts."""
+"""Images of real identities in invented scenes: the paper's synthetic part, from photos of people and prompts."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -9,11 +9,11 @@ import numpy as np
 
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Face
-from face2scene.data.building.build import BAD_INPUT, BuildError, Draft, Made, Rejection, largest
+from face2scene.data.building.build import BAD_INPUT, BuildError, BuildResult, RecordCandidate, Rejection, largest
 from face2scene.data.building.filter_report import thumbnail
 from face2scene.data.building.photo_filtering import copies, resized
 from face2scene.data.building.prompts import Prompts, subjects
-from face2scene.data.generators.base import Generator, Job, JobFailed
+from face2scene.data.generators.base import GenerationRequest, Generator, JobFailed
 from face2scene.faces.detect import Detector
 from face2scene.image_io.arrays import ImageError, list_images, read_image
 
@@ -28,7 +28,7 @@ def celebref_split() -> dict[str, str]:
 class PromptedPeople:
     """Every person of a photo folder in several scenes, as a build source. One item is one prompt about one person.
 
-    For each prompt up to `repeats` pictures are accepted within `tries` draws. A picture is accepted when its largest
+    For each prompt up to `repeats` images are accepted within `tries` draws. An image is accepted when its largest
     face has at least `threshold` identity cosine to the reference it was drawn from, and kept when it has
     `strict_threshold`: the public generator stops drawing at 0.45, and the paper's account speaks of 0.55.
 
@@ -41,16 +41,16 @@ class PromptedPeople:
         gender_map: file that maps identities to man, woman or person; None calls everybody a person.
         split: `celebref` (the published list), `train`, `val`, or None: by seed, with the others of the set.
         prompts_per_person: items per person (ours; the paper's set has about four).
-        repeats: accepted pictures per prompt at most (public: 3).
+        repeats: accepted images per prompt at most (public: 3).
         tries: draws per prompt at most (public: 10).
         threshold, strict_threshold: see above; both are ArcFace's (faces=antelopev2 or insightface) and mean something
             else with another identity network.
-        size: of the finished pictures (width, height); None keeps the generator's.
+        size: of the finished images (width, height); None keeps the generator's.
         reference_size: longest side of the copied photos.
-        max_references: photos per picture that are copied into the set, the one drawn from first.
+        max_references: photos per image that are copied into the set, the one drawn from first.
         people: only the first so many, to try things out; None takes all.
         seed: of everything drawn: photo, prompt, generator's seeds.
-        licence: recorded with every picture.
+        licence: recorded with every image.
     """
 
     def __init__(
@@ -128,12 +128,14 @@ class PromptedPeople:
     def key(self, item: tuple[str, int]) -> str:
         return f"{self.name}_{item[0]}_{item[1]:04d}"
 
-    def make(self, item: tuple[str, int]) -> Made:
+    def make(self, item: tuple[str, int]) -> BuildResult:
         person, number = item
         references, bad = self._photos(person)
         rejected = list(bad) if number == 0 else []  # named once, with the person's first prompt
         if not references:
-            return Made(rejected=[*rejected, Rejection(self.key(item), "no photo of this person is usable", BAD_INPUT)])
+            return BuildResult(
+                rejected=[*rejected, Rejection(self.key(item), "no photo of this person is usable", BAD_INPUT)]
+            )
         rng = np.random.default_rng(seed_from("reference", self.seed, person, number))
         chosen = int(rng.integers(len(references)))
         path, face = references[chosen]
@@ -141,7 +143,7 @@ class PromptedPeople:
         prompt = self.prompts(prompt_number, subject=self._subjects.get(person, "person"))
         others = [other for other, _ in references[chosen + 1 :] + references[:chosen]]
         copied = copies([path, *others][: self.max_references], self.reference_size)
-        drafts: list[Draft] = []
+        drafts: list[RecordCandidate] = []
         accepted = 0
         for attempt in range(self.tries):
             if accepted == self.repeats:
@@ -151,13 +153,15 @@ class PromptedPeople:
             tried = f"iden_{person}_img_{path.stem}_sample_{number}_try_{attempt + 1}"
             try:
                 drawn = self.generator.draw(
-                    Job(person=self.people.index(person), number=attempt, seed=seed, prompt=prompt.text, reference=path)
+                    GenerationRequest(
+                        person=self.people.index(person), number=attempt, seed=seed, prompt=prompt.text, reference=path
+                    )
                 )
             except JobFailed as error:
                 rejected.append(Rejection(tried, f"the generator failed: {error}", "generation"))
                 continue
-            picture = drawn if self.size is None else resized(drawn, self.size)
-            shown = picture.astype(np.float32) / 255
+            image = drawn if self.size is None else resized(drawn, self.size)
+            shown = image.astype(np.float32) / 255
             found = largest(self.detector.find(shown))
             reason, near = self._judge(found, face)
             if reason:
@@ -170,15 +174,15 @@ class PromptedPeople:
                 continue
             about = {"person": person, "photo": path.name, "prompt_number": prompt_number, "try": attempt + 1}
             drafts.append(
-                Draft(
+                RecordCandidate(
                     name=name,
-                    picture=picture,
+                    image=image,
                     reference=None,
                     split=self._split_of.get(person),
                     identity=person,
                     prompt=prompt.text,
                     shot=prompt.shot,
-                    face_box=_clipped(found.box, picture.shape[:2]),
+                    face_box=_clipped(found.box, image.shape[:2]),
                     landmarks_68=found.landmarks_68,
                     vector=found.identity,
                     source=self.name,
@@ -189,7 +193,7 @@ class PromptedPeople:
                     similarity=near["similarity"],
                 )
             )
-        return Made(drafts, rejected)
+        return BuildResult(drafts, rejected)
 
     def _judge(self, found: Face | None, reference: Face) -> tuple[str, dict[str, float]]:
         if found is None:

@@ -1,6 +1,6 @@
-"""Camera RAW files as a build source: the paper's real test set, real damage without a truth.
+"""Camera RAW files as a build source: the paper's real test set, real corruption without a ground truth.
 
-Every record holds how the file was developed and what the camera wrote down, and whether the picture is motion-blurred.
+Every record holds how the file was developed and what the camera wrote down, and whether the image is motion-blurred.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from face2scene.data.building.build import BuildError, Draft, Made, Rejection, largest
+from face2scene.data.building.build import BuildError, BuildResult, RecordCandidate, Rejection, largest
 from face2scene.data.building.filters import HasFace
 from face2scene.data.building.names import safe
 from face2scene.data.building.photo_filtering import Candidate, Photographs, copies
@@ -24,7 +24,7 @@ from face2scene.image_io.raw import Development, RawError, develop_apart
 
 
 class _Developing(Photographs):
-    # Reads RAW files by their recipe; other pictures as they are.
+    # Reads RAW files by their recipe; other images as they are.
     develop: Development = Development()
 
     def read(self, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
@@ -37,13 +37,13 @@ class _Developing(Photographs):
         return made.image, {"name": "raw", "develop": self.develop.as_record(), "exif": dict(made.facts)}
 
 
-class MotionBlur:
-    """A stage that leaves nothing out: it notes whether a picture is motion-blurred.
+class MotionBlurFilter:
+    """A stage that leaves nothing out: it notes whether an image is motion-blurred.
 
     Args:
         listed: file patterns that are; None measures instead.
         ratio: blur along over blur across, from which edges say motion (ours).
-        pixels: and the blur along, in pixels of the finished picture's face.
+        pixels: and the blur along, in pixels of the finished image's face.
         min_exposure_s: shorter exposures are never called motion-blurred by measurement.
     """
 
@@ -81,17 +81,17 @@ class MotionBlur:
 
 
 class RawPhotos(Photos):
-    """The RAW files of a folder. One item is one file; pictures are whole photos unless `size` says otherwise.
+    """The RAW files of a folder. One item is one file; images are whole photos unless `size` says otherwise.
 
     Args:
         where, detector, name: see `Photos`; the person is the name of the sub-folder.
         develop: options of `raw.Development`.
         gallery: folder with a sub-folder of reference photos per person. A file that lies in no sub-folder of its own
-            gets the person whose photos are nearest, and every picture gets that person's photos as references.
+            gets the person whose photos are nearest, and every image gets that person's photos as references.
         match_threshold: lowest cosine to be matched; None is the detector's `same_threshold`.
-        motion_blur: see `MotionBlur`; options of it.
-        references: photos of the gallery per picture at most.
-        raw_only: other pictures in the folder are left out.
+        motion_blur: see `MotionBlurFilter`; options of it.
+        references: photos of the gallery per image at most.
+        raw_only: other images in the folder are left out.
         options: see `Photos` and `PhotoSource`.
     """
 
@@ -115,7 +115,7 @@ class RawPhotos(Photos):
     ):
         stages = options.pop("stages", None)
         if stages is None:
-            stages = [HasFace(), MotionBlur(**(motion_blur or {}))]
+            stages = [HasFace(), MotionBlurFilter(**(motion_blur or {}))]
         super().__init__(where, detector, name=name, size=size, split=split, stages=stages, **options)
         self.photographs.develop = Development(**(develop or {}))
         self.detector = detector
@@ -148,15 +148,15 @@ class RawPhotos(Photos):
         )
         return [super().listing(), photos]
 
-    def make(self, item: str) -> Made:
+    def make(self, item: str) -> BuildResult:
         if self.raw_only and Path(item).suffix.lower() not in RAW_SUFFIXES:
             said = f"not a RAW file: the suffix is none of {' '.join(RAW_SUFFIXES)}"
-            return Made(rejected=[Rejection(f"{self.name}/{item}", said, "suffix")])
+            return BuildResult(rejected=[Rejection(f"{self.name}/{item}", said, "suffix")])
         made = super().make(item)
-        return Made([self._known(draft, item) for draft in made.drafts], made.rejected) if self._people else made
+        return BuildResult([self._known(draft, item) for draft in made.drafts], made.rejected) if self._people else made
 
-    def _known(self, draft: Draft, item: str) -> Draft:
-        # Whose picture it is, and the person's photos.
+    def _known(self, draft: RecordCandidate, item: str) -> RecordCandidate:
+        # Whose image it is, and the person's photos.
         folder = item.split("/")[0] if "/" in item else None
         person, near = folder if folder in self._people else None, None
         if draft.vector is not None:
@@ -174,7 +174,7 @@ class RawPhotos(Photos):
             photos = sorted(photos, key=lambda pair: -float(draft.vector @ pair[1]))
         chosen = [path for path, _ in photos[: self.references]]
         copied = copies(chosen, self.photographs.reference_size)
-        return Draft(
+        return RecordCandidate(
             **{
                 **vars(draft),
                 "identity": f"{self.name}_{safe(person)}",

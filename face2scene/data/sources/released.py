@@ -1,4 +1,4 @@
-"""The released InScene, or any published set of pictures with faces, as a build source, read through `datasets`.
+"""The released InScene, or any published set of images with faces, as a build source, read through `datasets`.
 
 Field names, box convention and split names of the release are not public: all of them are a small mapping in the
 configuration. What comes out is the same record as everywhere.
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from face2scene.common.optional import need
-from face2scene.data.building.build import BAD_INPUT, BuildError, Draft, Made, Rejection
+from face2scene.common.optional import import_optional
+from face2scene.data.building.build import BAD_INPUT, BuildError, BuildResult, RecordCandidate, Rejection
 from face2scene.data.building.names import printable, safe
 from face2scene.data.building.photo_filtering import copies
 from face2scene.data.building.prompts import plain_prompt, shot_of
@@ -34,11 +34,11 @@ class Released:
         splits: theirs to ours.
         box: `xyxy` or `xywh`.
         units: `pixels`, or `relative` to width and height; of box and landmarks.
-        identity_pattern: finds the identity in the picture's name where no field says it; its first group.
-        references: folder with a sub-folder of photos per identity (CelebRef-HQ); None takes the set's own pictures.
+        identity_pattern: finds the identity in the image's name where no field says it; its first group.
+        references: folder with a sub-folder of photos per identity (CelebRef-HQ); None takes the set's own images.
         max_references, reference_size: of these photos.
         name, licence: of the source.
-        portion: pictures per side-car.
+        portion: images per side-car.
         revision: of the hub repository.
         options: more arguments of `datasets.load_dataset`.
     """
@@ -64,7 +64,7 @@ class Released:
         if unknown := sorted(fields.keys() - set(FIELDS)):
             raise ValueError(f"fields has unknown names {unknown}: choose from {', '.join(FIELDS)}.")
         if not fields.get("image"):
-            raise ValueError("fields.image must name the field that holds the picture.")
+            raise ValueError("fields.image must name the field that holds the image.")
         if box not in ("xyxy", "xywh") or units not in ("pixels", "relative"):
             raise ValueError(f"box must be xyxy or xywh and units pixels or relative, not {box!r} and {units!r}.")
         self.source, self.name = str(source), safe(name)
@@ -79,7 +79,7 @@ class Released:
 
     @cached_property
     def _sets(self) -> dict[str, Any]:
-        datasets = need("datasets", "data", why="Reading a published set")
+        datasets = import_optional("datasets", "data", why="Reading a published set")
         given = {"revision": self.revision} if self.revision else {}
         try:
             found = datasets.load_dataset(self.source, streaming=True, **given, **self.options)
@@ -114,11 +114,11 @@ class Released:
     def key(self, item: tuple[str, int, int]) -> str:
         return f"{self.name}_{safe(item[0])}_{item[1]:05d}"
 
-    def make(self, item: tuple[str, int, int]) -> Made:
-        parts = list(self.portions(item, 0))
-        return Made([d for part in parts for d in part.drafts], [r for part in parts for r in part.rejected])
+    def make(self, item: tuple[str, int, int]) -> BuildResult:
+        parts = list(self.chunks(item, 0))
+        return BuildResult([d for part in parts for d in part.drafts], [r for part in parts for r in part.rejected])
 
-    def portions(self, item: tuple[str, int, int], start: int) -> Iterator[Made]:
+    def chunks(self, item: tuple[str, int, int], start: int) -> Iterator[BuildResult]:
         """The rows of one file, `portion` at a time."""
         split, number, count = item
         rows = self._sets[split].shard(num_shards=count, index=number).skip(start * self.portion)
@@ -127,23 +127,23 @@ class Released:
             made = self._draft(row, split, f"{self.key(item)}_{place:06d}")
             (rejected if isinstance(made, Rejection) else drafts).append(made)
             if len(drafts) + len(rejected) == self.portion:
-                yield Made(drafts, rejected)
+                yield BuildResult(drafts, rejected)
                 drafts, rejected = [], []
         if drafts or rejected:
-            yield Made(drafts, rejected)
+            yield BuildResult(drafts, rejected)
 
-    def _draft(self, row: Mapping[str, Any], split: str, key: str) -> Draft | Rejection:
+    def _draft(self, row: Mapping[str, Any], split: str, key: str) -> RecordCandidate | Rejection:
         theirs = {ours: _at(row, field) for ours, field in self.fields.items()}
         image = theirs["image"]
         said = theirs.get("name") or (Path(image["path"]).name if isinstance(image, dict) and image.get("path") else "")
         shown = f"{self.name}/{printable(str(said or key))}"
         try:
-            picture = _decoded(image)
+            pixels = _decoded(image)
             lq = _decoded(theirs["lq"]) if theirs.get("lq") is not None else None
         except (ImageError, OSError, ValueError) as error:
             return Rejection(shown, f"unreadable: {error}", BAD_INPUT)
-        height, width = picture.shape[:2]
-        if lq is not None and lq.shape != picture.shape:
+        height, width = pixels.shape[:2]
+        if lq is not None and lq.shape != pixels.shape:
             lq = np.asarray(Image.fromarray(lq).resize((width, height), Image.BICUBIC))
         try:
             box, points = self._geometry(theirs, width, height)
@@ -156,9 +156,9 @@ class Released:
             return Rejection(shown, "bad metadata: no identity (options fields.identity, identity_pattern)", BAD_INPUT)
         shot = theirs.get("shot") or shot_of(box, height)
         similarity = theirs.get("similarity")
-        return Draft(
+        return RecordCandidate(
             name=key,
-            picture=picture,
+            image=pixels,
             reference=None,
             split=self.splits[split],
             identity=str(identity),
@@ -197,7 +197,7 @@ class Released:
         return tuple(box), points * (np.array([width, height]) if self.units == "relative" else 1.0)
 
     def _photos(self, identity: str) -> list[tuple[str, np.ndarray]]:
-        # Pictures of one person follow each other in most sets.
+        # Images of one person follow each other in most sets.
         if self.references is None:
             return []
         if self._copied[0] != identity:
@@ -215,7 +215,7 @@ def _at(row: Mapping[str, Any], field: str) -> Any:
 
 
 def _decoded(value: Any) -> np.ndarray:
-    """uint8 (H, W, 3) of what `datasets` gives for a picture: bytes, a path, or bytes and a path."""
+    """uint8 (H, W, 3) of what `datasets` gives for an image: bytes, a path, or bytes and a path."""
     content = value.get("bytes") if isinstance(value, Mapping) else value
     if content is None and isinstance(value, Mapping):
         content = Path(value["path"]).read_bytes()

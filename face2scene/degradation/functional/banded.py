@@ -1,4 +1,4 @@
-"""Linear maps along the rows and the columns of a picture, fast on one core.
+"""Linear maps along the rows and the columns of an image, fast on one core.
 
 A blur by a separable kernel, a mirrored border and every way of resizing are the same thing: each output row is a
 weighted sum of a few neighbouring input rows, and the same along the columns. Written as one matrix per axis, that
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 BLOCK = 32  # outputs a block at least; measured: smaller ones are all overhead, larger ones multiply more zeros
-STRIP = 512  # rows worked on at a time, which bounds the memory of a large picture; fewer make enlarging slower
+STRIP = 512  # rows worked on at a time, which bounds the memory of a large image; fewer make enlarging slower
 LARGE = 2**20  # values from which memory comes in large pages
 ALIGNED = 16  # float32 values; the last digits of a product may depend on where its rows begin
 
 
 @dataclass(frozen=True)
-class Block:
+class Band:
     """Outputs `start` to `stop` from inputs `low` to `high`: `rank` float32 matrices (stop - start, high - low)."""
 
     start: int
@@ -35,7 +35,7 @@ class Block:
 class Bands:
     """Linear maps of one length to another, as many as the rank of what they are part of, in blocks of about a size."""
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[Band, ...]
 
     @property
     def rank(self) -> int:
@@ -64,14 +64,14 @@ class Bands:
         band = weight.new_zeros(rank, blocks, block, width).scatter_add_(3, place, weight).float()
         return cls(
             tuple(
-                Block(start, stop, low, low + width, tuple(band[:, number, : stop - start].unbind()))
+                Band(start, stop, low, low + width, tuple(band[:, number, : stop - start].unbind()))
                 for number, (start, stop, low) in enumerate(zip(starts[:-1], starts[1:], lows.tolist(), strict=True))
             )
         )
 
 
 def transform(image: Tensor, rows: Bands, columns: Bands) -> Tensor:
-    """Sum over the ranks of (rows x picture x columns transposed), clamped to [0, 1].
+    """Sum over the ranks of (rows x image x columns transposed), clamped to [0, 1].
 
     Args:
         image: float32 (C, h, w) on the CPU.
@@ -81,7 +81,7 @@ def transform(image: Tensor, rows: Bands, columns: Bands) -> Tensor:
         A new contiguous tensor (C, height, width).
     """
     image = image.contiguous()
-    result = room(len(image), rows.length_out, columns.length_out)
+    result = empty_aligned(len(image), rows.length_out, columns.length_out)
     for channel, out in zip(image, result, strict=True):
         for strip in _strips(rows.blocks):
             low, start = strip[0].low, strip[0].start
@@ -101,7 +101,7 @@ def transform(image: Tensor, rows: Bands, columns: Bands) -> Tensor:
     return result
 
 
-def room(*shape: int, device: torch.device | str = "cpu") -> Tensor:
+def empty_aligned(*shape: int, device: torch.device | str = "cpu") -> Tensor:
     """Uninitialised float32 memory.
 
     Where it is large and on the CPU, NumPy asks the system for large pages, and touching them for the first time takes
@@ -115,7 +115,7 @@ def room(*shape: int, device: torch.device | str = "cpu") -> Tensor:
     return torch.from_numpy(memory[start : start + count]).view(shape)
 
 
-def _strips(blocks: tuple[Block, ...]) -> Iterator[tuple[Block, ...]]:
+def _strips(blocks: tuple[Band, ...]) -> Iterator[tuple[Band, ...]]:
     step = max(1, STRIP // (blocks[0].stop - blocks[0].start))
     for first in range(0, len(blocks), step):
         yield blocks[first : first + step]

@@ -1,4 +1,4 @@
-"""Convolution of a picture with an operator's kernel, mirrored at the border, by the fastest exact way.
+"""Convolution of an image with an operator's kernel, mirrored at the border, by the fastest exact way.
 
 On a core, a kernel that is a sum of up to `MAX_RANK` separable ones (its singular value decomposition, cut where what
 is left weighs less than `RESIDUE`) is two passes of `bands.transform` for each of them; any other that is small is
@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from face2scene.degradation.functional import kernels
-from face2scene.degradation.functional.banded import Bands, room, transform
+from face2scene.degradation.functional.banded import Bands, empty_aligned, transform
 from face2scene.degradation.functional.resize import taps
 
-RESIDUE = 1e-6  # the largest error that the cut makes in a picture in [0, 1]; a step of 16 bits is fifteen times that
+RESIDUE = 1e-6  # the largest error that the cut makes in an image in [0, 1]; a step of 16 bits is fifteen times that
 MAX_RANK = 3  # one more takes longer than the Fourier transform, measured on one core
 WINDOW = 8  # outputs that lie side by side and are one product with the window they read
 LARGEST_WINDOWED = (1, 7, 9, 13)  # side up to which windows are fastest, for a kernel of rank 1, 2, 3, more; measured
@@ -40,7 +40,7 @@ def convolve(image: Tensor, operator: Kernel) -> Tensor:
     """(C, h, w) in [0, 1] convolved with the operator's kernel, clamped to [0, 1].
 
     Raises:
-        ValueError: the kernel is larger than the mirrored picture; the message names the operator's `size`.
+        ValueError: the kernel is larger than the mirrored image; the message names the operator's `size`.
     """
     height, width = image.shape[-2:]
     _check_size(image, operator)
@@ -88,9 +88,9 @@ def _check_size(image: Tensor, operator: Kernel) -> None:
     height, width = image.shape[-2:]
     if operator.size // 2 >= min(height, width):
         raise ValueError(
-            f"{type(operator).__name__}.size is {operator.size}, but the picture is {height} x {width} "
+            f"{type(operator).__name__}.size is {operator.size}, but the image is {height} x {width} "
             f"pixels at this stage, which allows at most {2 * min(height, width) - 1}: "
-            "use a larger picture or a smaller size."
+            "use a larger image or a smaller size."
         )
 
 
@@ -121,7 +121,7 @@ def by_scipy(image: Tensor, kernel: Tensor) -> Tensor:
     grid = tuple(scipy.fft.next_fast_len(length + side - 1, real=True) for length in (step, width))
     # Of the kernel's rows only the first `side` are not zero.
     response = scipy.fft.fft(scipy.fft.rfft(kernel.float().numpy(), n=grid[1]), n=grid[0], axis=0)
-    result = room(*image.shape)
+    result = empty_aligned(*image.shape)
     for start in range(0, height, step):
         stop = min(start + step, height)
         low, high = max(start - pad, 0), min(stop + pad, height)
@@ -137,10 +137,10 @@ def by_scipy(image: Tensor, kernel: Tensor) -> Tensor:
 
 
 def by_windows(image: Tensor, kernel: Tensor) -> Tensor:
-    """The sum as it is written down, on the CPU, `WINDOW` neighbouring outputs at a time; some rows of the picture.
+    """The sum as it is written down, on the CPU, `WINDOW` neighbouring outputs at a time; some rows of the image.
 
     To a convolution with that stride the neighbours are channels, which processors are good at, and laid out with the
-    channels last they are the rows of a picture.
+    channels last they are the rows of an image.
     """
     side = kernel.shape[-1]
     pad = side // 2
@@ -152,7 +152,7 @@ def by_windows(image: Tensor, kernel: Tensor) -> Tensor:
         window[0, :, place : place + side] = flipped
     windows = windows.as_strided(windows.shape, (side * reach, 1, reach, 1))  # channels last, which one leaves open
     step = min(height, max(TILE // width, 4 * side))
-    result = room(*image.shape)
+    result = empty_aligned(*image.shape)
     for start in range(0, height, step):
         stop = min(start + step, height)
         low, high = max(start - pad, 0), min(stop + pad, height)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from face2scene.degradation.functional.banded import room
+from face2scene.degradation.functional.banded import empty_aligned
 
 STRIP = 2**16  # pixels that change their form at a time; they fit a core's cache
 CODECS = ("libjpeg", "differentiable", "diffjpeg")
@@ -39,7 +39,7 @@ def codec(image: Tensor, quality: int) -> Tensor:
     """(3, h, w) in [0, 1], read in 8-bit steps, through libjpeg; on the CPU whatever the device, no gradient."""
     image = image.detach()
     height, width = image.shape[-2:]
-    steps = range(0, height, max(1, STRIP // width))  # a large picture is held once as bytes, not as floats
+    steps = range(0, height, max(1, STRIP // width))  # a large image is held once as bytes, not as floats
     # Pillow takes a row's three channels one after the other, which is cheaper than pixel by pixel.
     lines = np.empty((height, 3, width), dtype=np.uint8)
     for start in steps:
@@ -47,23 +47,23 @@ def codec(image: Tensor, quality: int) -> Tensor:
         # NumPy cuts off the fraction in a seventh of torch's time.
         lines[part] = image[:, part].mul(255).add_(0.5).transpose(0, 1).cpu().numpy()
     file = io.BytesIO()
-    picture = Image.frombytes("RGB", (width, height), lines, "raw", "RGB;L")
+    encoded = Image.frombytes("RGB", (width, height), lines, "raw", "RGB;L")
     del lines
-    picture.save(file, format="JPEG", quality=quality, subsampling="4:2:0")
-    del picture
-    result = room(3, height, width, device=image.device)
+    encoded.save(file, format="JPEG", quality=quality, subsampling="4:2:0")
+    del encoded
+    result = empty_aligned(3, height, width, device=image.device)
     file.seek(0)
     with Image.open(file, formats=("JPEG",)) as stored:
         stored.load()
         for start in steps:
             part = stored.crop((0, start, width, min(start + steps.step, height)))
-            damaged = torch.from_numpy(np.array(part)).to(image.device)
-            result[:, start : start + steps.step].copy_(damaged.permute(2, 0, 1)).div_(255)
+            degraded = torch.from_numpy(np.array(part)).to(image.device)
+            result[:, start : start + steps.step].copy_(degraded.permute(2, 0, 1)).div_(255)
     return result
 
 
 def differentiable(image: Tensor, quality: float, *, published: bool = False) -> Tensor:
-    """(3, h, w) in [0, 1] through the formula, on the picture's device; a pixel's value need not be a 8-bit step.
+    """(3, h, w) in [0, 1] through the formula, on the image's device; a pixel's value need not be a 8-bit step.
 
     Args:
         published: as basicsr's DiffJPEG(differentiable=False) has it, with which Real-ESRGAN and S3Diff were trained:

@@ -1,7 +1,7 @@
-"""Noise that is a function of a seed and of the place in the picture, on any device.
+"""Noise that is a function of a seed and of the place in the image, on any device.
 
 Random bits are SplitMix64's (Steele, Lea and Flood 2014): output i is a hash of seed + (i + 1) * GOLDEN, whole-number
-arithmetic alone, so a CPU and a GPU draw the same bits and no picture, thread or order changes them. Numbers are
+arithmetic alone, so a CPU and a GPU draw the same bits and no image, thread or order changes them. Numbers are
 looked up in tables with these bits.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from face2scene.degradation.functional.banded import room
+from face2scene.degradation.functional.banded import empty_aligned
 
 CHUNK = 32768  # words of 64 bits, each the randomness of two values: on a CPU, these stay in a core's cache
 LARGE_CHUNK = 2**22  # on a GPU
@@ -57,7 +57,7 @@ def gaussian(seed: int, count: int, device: torch.device | str = "cpu") -> Tenso
     beyond 6.1 never.
     """
     table = _quantiles(str(device))
-    values = room(count, device=device)
+    values = empty_aligned(count, device=device)
     for start, part in _chunks(values):
         bits = _words(seed, start, len(part), device)
         first = table.index_select(0, bits & 0xFFFF)
@@ -67,9 +67,9 @@ def gaussian(seed: int, count: int, device: torch.device | str = "cpu") -> Tenso
 
 
 def shot(intensity: Tensor, seed: int) -> tuple[Tensor, int]:
-    """Photon noise of a picture that is read in 8-bit steps.
+    """Photon noise of an image that is read in 8-bit steps.
 
-    White counts as many photons as the picture has different levels, rounded up to a power of two. A level's mean
+    White counts as many photons as the image has different levels, rounded up to a power of two. A level's mean
     count takes 256 values only, so each level has a table (Walker's alias method, 1974) from which one look-up draws
     a Poisson count; probabilities are exact to 2^-31.
 
@@ -87,7 +87,7 @@ def shot(intensity: Tensor, seed: int) -> tuple[Tensor, int]:
             break  # more make no difference
     photons = 2 ** math.ceil(math.log2(found))
     alias, offset = _poisson_tables(photons, str(flat.device))
-    noise = room(len(flat), device=flat.device)
+    noise = empty_aligned(len(flat), device=flat.device)
     for start, part in _chunks(noise):
         level = _levels(flat[start : start + len(part)])
         bits = _words(seed, start, len(part), flat.device)

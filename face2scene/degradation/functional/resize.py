@@ -1,7 +1,7 @@
 """Resizing by area, bilinear and bicubic interpolation: torch's definitions, several times as fast on one core.
 
 The weights are those of `torch.nn.functional.interpolate` with `align_corners=False`, in float64 where torch has
-float32; on pictures of a thousand pixels a side the two differ by less than 1e-4, on 512 pixels by 2e-5. On a GPU and
+float32; on images of a thousand pixels a side the two differ by less than 1e-4, on 512 pixels by 2e-5. On a GPU and
 where gradients are wanted torch's own function runs.
 """
 
@@ -19,11 +19,11 @@ MODES = ("area", "bilinear", "bicubic")
 def resize(
     image: Tensor, size: tuple[int, int], mode: str, antialias: bool, steps: tuple[float, float] | None = None
 ) -> Tensor:
-    """(3, h, w) to (3, *size), clamped to [0, 1]; the picture itself where that is its size.
+    """(3, h, w) to (3, *size), clamped to [0, 1]; the image itself where that is its size.
 
     Args:
         steps: input pixels from one output row and column to the next; None is the ratio of the sizes, which leaves
-            the picture in its place. Not for `area` and the antialiased filters, which go by the sizes.
+            the image in its place. Not for `area` and the antialiased filters, which go by the sizes.
     """
     (height_in, width_in), (height, width) = image.shape[-2:], size
     if (height_in, width_in) == (height, width):
@@ -35,12 +35,12 @@ def resize(
         options = {} if mode == "area" else {"align_corners": False, "antialias": antialias}
         return F.interpolate(image[None], size=(height, width), mode=mode, **options)[0].clamp(0, 1)
     down, right = steps or (None, None)
-    rows = bands(height_in, height, mode, antialias, down)
-    return transform(image, rows, bands(width_in, width, mode, antialias, right))
+    rows = banded_matmul(height_in, height, mode, antialias, down)
+    return transform(image, rows, banded_matmul(width_in, width, mode, antialias, right))
 
 
 @lru_cache(maxsize=64)
-def bands(length_in: int, length_out: int, mode: str, antialias: bool, step: float | None = None) -> Bands:
+def banded_matmul(length_in: int, length_out: int, mode: str, antialias: bool, step: float | None = None) -> Bands:
     """The weights of one axis."""
     index, weight = taps(length_in, length_out, mode, antialias, step)
     return Bands.of(index, weight[None], length_in)

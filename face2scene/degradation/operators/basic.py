@@ -1,6 +1,6 @@
-"""What a recipe is made of: one step of damage each, every number a field.
+"""What a recipe is made of: one step of degradation each, every number a field.
 
-Pictures are float32 RGB tensors (3, H, W) in [0, 1]. How the heavy ones are computed is in convolve.py, resize.py,
+Images are float32 RGB tensors (3, H, W) in [0, 1]. How the heavy ones are computed is in convolve.py, resize.py,
 noise.py and jpeg.py.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from face2scene.degradation.functional import jpeg, kernels, noise
 from face2scene.degradation.functional.convolve import convolve
 from face2scene.degradation.functional.resize import MODES, resize
-from face2scene.degradation.operators import validation as checks
+from face2scene.degradation.operators import validation
 from face2scene.degradation.operators.validation import Checked, Number, OneOf
 
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's and basicsr's grey
@@ -23,10 +23,10 @@ Size = tuple[int, int]  # height, width
 
 
 class Operator(Protocol):
-    """One step of damage: a picture (3, h, w) in [0, 1] becomes another, all numbers being fields.
+    """One step of degradation: an image (3, h, w) in [0, 1] becomes another, all numbers being fields.
 
     `generator` is on the CPU; its seed stands for the noise realisation. `size` is the height and width of the
-    picture the recipe started from; left out, it is `image`'s own.
+    image the recipe started from; left out, it is `image`'s own.
     """
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor: ...
@@ -39,11 +39,11 @@ class OfFamily(Checked):
         super().__post_init__()
         rounded, shaped = kernels.is_round(self.family), kernels.has_shape(self.family)
         needed = {"sigma_y": not rounded, "theta_rad": not rounded, "beta": shaped}
-        for name, _, check in checks.declared(type(self)):
+        for name, _, check in validation.declared(type(self)):
             if needed.get(name):
                 check(self, name)
             elif name in needed and getattr(self, name) is not None:
-                checks.refuse(self, name, f"left out for the family {self.family!r}")
+                validation.refuse(self, name, f"left out for the family {self.family!r}")
 
     def scaled_kernel(self, width: float) -> Tensor:
         """The kernel of `width` times the sigmas: (size, size) float64, sum 1."""
@@ -62,12 +62,12 @@ class Blur(OfFamily):
     plateau families. What a family does not have is left out.
     """
 
-    family: Annotated[str, checks.FAMILY]
-    size: Annotated[int, checks.ODD_SIDE]
-    sigma_x: Annotated[float, checks.SIGMA_PX]
-    sigma_y: Annotated[float | None, checks.SIGMA_PX] = None
-    theta_rad: Annotated[float | None, checks.ANGLE] = None
-    beta: Annotated[float | None, checks.BETA] = None
+    family: Annotated[str, validation.FAMILY]
+    size: Annotated[int, validation.ODD_SIDE]
+    sigma_x: Annotated[float, validation.SIGMA_PX]
+    sigma_y: Annotated[float | None, validation.SIGMA_PX] = None
+    theta_rad: Annotated[float | None, validation.ANGLE] = None
+    beta: Annotated[float | None, validation.BETA] = None
 
     def kernel(self) -> Tensor:
         """(size, size) float64, sum 1."""
@@ -82,7 +82,7 @@ class Sinc(Checked):
     """Circular low-pass filter: rings at edges, as sharpening and resampling in cameras and viewers do."""
 
     cutoff_rad: Annotated[float, Number(0.01, math.pi)]  # radians per pixel, pi is the grid's limit
-    size: Annotated[int, checks.ODD_SIDE]
+    size: Annotated[int, validation.ODD_SIDE]
 
     def kernel(self) -> Tensor:
         """(size, size) float64, sum 1, with negative lobes."""
@@ -94,7 +94,7 @@ class Sinc(Checked):
 
 @dataclass(frozen=True)
 class Resize(Checked):
-    """Resize to `factor` times the sides of the picture the recipe started from, rounded down.
+    """Resize to `factor` times the sides of the image the recipe started from, rounded down.
 
     Relative to the start and not to the previous step, as in Real-ESRGAN, so that rounding does not add up.
     `antialias` takes torch's antialiased filters, the ones of `face2scene.image_io.arrays.resize`; without it
@@ -103,13 +103,13 @@ class Resize(Checked):
 
     `by_factor` steps by exactly 1 / `factor` where the rounded sizes would have it a little otherwise, as the first
     resize of that code does (`interpolate(scale_factor=...)`): the content moves towards the lower right by up to
-    one pixel of the small picture at the far border. Only bilinear and bicubic without antialias know it.
+    one pixel of the small image at the far border. Only bilinear and bicubic without antialias know it.
     """
 
     factor: Annotated[float, Number(1 / 64, 8)]
     mode: Annotated[str, OneOf(MODES)] = "bicubic"
     antialias: bool = True
-    by_factor: Annotated[bool | None, checks.flag] = None  # None is False, and what stored recipes say of it
+    by_factor: Annotated[bool | None, validation.flag] = None  # None is False, and what stored recipes say of it
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
         return resize(image, self.target(image, size), self.mode, self.antialias, self.steps(image, size))
@@ -131,7 +131,7 @@ class Resize(Checked):
 
 @dataclass(frozen=True)
 class RestoreSize(Checked):
-    """Back to the size of the picture the recipe started from; `mode` and `antialias` as in `Resize`."""
+    """Back to the size of the image the recipe started from; `mode` and `antialias` as in `Resize`."""
 
     mode: Annotated[str, OneOf(MODES)] = "bicubic"
     antialias: bool = True
@@ -144,7 +144,7 @@ class RestoreSize(Checked):
 class GaussianNoise(Checked):
     """White noise of `sigma` grey levels (of 255); `grey` puts the same on all channels."""
 
-    sigma: Annotated[float, checks.GREY_LEVELS]
+    sigma: Annotated[float, validation.GREY_LEVELS]
     grey: bool = False
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
@@ -159,12 +159,12 @@ class GaussianNoise(Checked):
 class PoissonNoise(Checked):
     """Shot noise as Real-ESRGAN has it: the noise of a photon count, times `scale`.
 
-    Intensity is read in 8-bit steps; white counts as many photons as the picture has different levels,
+    Intensity is read in 8-bit steps; white counts as many photons as the image has different levels,
     rounded up to a power of two. `grey` counts the luminance and puts the same noise on all channels. A
     gradient passes the noise by.
     """
 
-    scale: Annotated[float, checks.SHOT_SCALE]
+    scale: Annotated[float, validation.SHOT_SCALE]
     grey: bool = False
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
@@ -181,7 +181,7 @@ class Jpeg(Checked):
 
     Attributes:
         codec: "libjpeg" is the real one, on the CPU, and refuses gradients; "differentiable" is a formula of it, on
-            the picture's device, see `jpeg.differentiable`; "diffjpeg" is the published trainings' formula, of which
+            the image's device, see `jpeg.differentiable`; "diffjpeg" is the published trainings' formula, of which
             the quality may be any number.
     """
 
@@ -190,7 +190,7 @@ class Jpeg(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        replace(checks.QUALITY, whole=self.codec != "diffjpeg")(self, "quality")
+        replace(validation.QUALITY, whole=self.codec != "diffjpeg")(self, "quality")
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
         if self.codec != "libjpeg":
@@ -206,6 +206,6 @@ def _luma(image: Tensor) -> Tensor:
 
 
 def _add_noise(image: Tensor, grain: Tensor, strength: float) -> Tensor:
-    # In place on the noise where it has the picture's shape: a large picture is not held once more.
+    # In place on the noise where it has the image's shape: a large image is not held once more.
     grain = grain.mul_(strength)
     return (grain.add_(image) if grain.shape == image.shape else image + grain).clamp_(0, 1)

@@ -15,8 +15,8 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
-from face2scene.degradation.functional.banded import room
-from face2scene.degradation.operators import validation as checks
+from face2scene.degradation.functional.banded import empty_aligned
+from face2scene.degradation.operators import validation
 from face2scene.degradation.operators.basic import Size
 from face2scene.degradation.operators.spatial_blur import convolve
 from face2scene.degradation.operators.validation import Checked, Number
@@ -28,24 +28,24 @@ MAX_WEBP_SIDE = 16383  # the format's own limit
 
 @dataclass(frozen=True)
 class MotionBlur(Checked):
-    """Hand shake: the mean, in linear light, of the picture shifted along a path during the exposure.
+    """Hand shake: the mean, in linear light, of the image shifted along a path during the exposure.
 
     With t from -1/2 to 1/2, the path is `length_px` t along its direction and
     `bend_px` (4 t^2 - 1/3) + `tremor_px` sin(2 pi `tremor_turns` t) across it: a drift, its curve, and the tremor of a
-    hand on top. Its mean is 0, so the picture stays where it is. Shifts by parts of a pixel are bilinear.
+    hand on top. Its mean is 0, so the image stays where it is. Shifts by parts of a pixel are bilinear.
 
     Attributes:
         length_px: 0 to 200. bend_px: how far the middle lags behind the ends, -100 to 100. tremor_px: amplitude, 0 to
-            50. All in pixels of the picture at that stage.
+            50. All in pixels of the image at that stage.
         theta_rad: direction of the drift, from right to down.
         tremor_turns: swings within the exposure; a hand makes about 10 a second.
     """
 
-    length_px: Annotated[float, checks.LENGTH_PX]
-    theta_rad: Annotated[float, checks.ANGLE] = 0.0
+    length_px: Annotated[float, validation.LENGTH_PX]
+    theta_rad: Annotated[float, validation.ANGLE] = 0.0
     bend_px: Annotated[float, Number(-100, 100)] = 0.0
-    tremor_px: Annotated[float, checks.TREMOR_PX] = 0.0
-    tremor_turns: Annotated[float, checks.TURNS] = 1.0
+    tremor_px: Annotated[float, validation.TREMOR_PX] = 0.0
+    tremor_turns: Annotated[float, validation.TURNS] = 1.0
 
     def path(self, moments: int) -> Tensor:
         """(moments, 2) float64: right and down in pixels, at evenly spaced moments of the exposure."""
@@ -95,10 +95,10 @@ class SensorNoise(Checked):
         red_gain, blue_gain: of the white balance, green being 1; 0.2 to 5.
     """
 
-    shot: Annotated[float, checks.SHARE]
-    read: Annotated[float, checks.SHARE]
-    red_gain: Annotated[float, checks.GAIN] = 1.0
-    blue_gain: Annotated[float, checks.GAIN] = 1.0
+    shot: Annotated[float, validation.SHARE]
+    read: Annotated[float, validation.SHARE]
+    red_gain: Annotated[float, validation.GAIN] = 1.0
+    blue_gain: Annotated[float, validation.GAIN] = 1.0
 
     # Our setting for a phone of the 2020s whose small pixels are read in groups: white is 5000 electrons at ISO 100,
     # and in proportion fewer above, read with an error of 1.2 electrons. ISO 800 to 3200 then lie inside the ranges
@@ -120,7 +120,7 @@ class SensorNoise(Checked):
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
         if self.shot == 0 and self.read == 0:
             return image
-        noisy = room(*image.shape, device=image.device)
+        noisy = empty_aligned(*image.shape, device=image.device)
         for channel, gain in enumerate((self.red_gain, 1.0, self.blue_gain)):  # one at a time, for the memory
             light = to_linear(image[channel])
             deviation = (light * (gain * self.shot)).add_((gain * self.read) ** 2).sqrt_()
@@ -133,7 +133,7 @@ class SensorNoise(Checked):
 class Webp(Checked):
     """A round trip through libwebp, lossy, at `quality` 1 to 100."""
 
-    quality: Annotated[int, checks.QUALITY]
+    quality: Annotated[int, validation.QUALITY]
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
         if not features.check("webp"):
@@ -143,8 +143,8 @@ class Webp(Checked):
             )
         if max(image.shape[-2:]) > MAX_WEBP_SIDE:
             raise ValueError(
-                f"The picture is {image.shape[-2]} x {image.shape[-1]} pixels, but WebP holds at most {MAX_WEBP_SIDE} "
-                "a side: use a smaller picture or Jpeg."
+                f"The image is {image.shape[-2]} x {image.shape[-1]} pixels, but WebP holds at most {MAX_WEBP_SIDE} "
+                "a side: use a smaller image or Jpeg."
             )
         file = io.BytesIO()
         Image.fromarray(to_bytes(image)).save(file, format="WEBP", quality=self.quality, method=4)

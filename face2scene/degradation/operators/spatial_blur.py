@@ -1,12 +1,12 @@
-"""Blur that changes over the picture: a field of point-spread functions (supplement, section 4.8).
+"""Blur that changes over the image: a field of point-spread functions (supplement, section 4.8).
 
-A lens draws sharper in its middle than in its corners. The field is a function of the place, relative to the picture,
+A lens draws sharper in its middle than in its corners. The field is a function of the place, relative to the image,
 so one recipe fits every size. It is never evaluated pixel by pixel: the kernels of a hundred widths, taken apart into
 their mean and a few principal kernels, give
 
     k(u) = mean + sum_j w_j(u) e_j          and so          blurred(u) = (mean * I)(u) + sum_j w_j(u) (e_j * I)(u)
 
-with one Fourier transform of the picture, one back for every two kernels, and weights w_j that are smooth functions of
+with one Fourier transform of the image, one back for every two kernels, and weights w_j that are smooth functions of
 the place. There are no cells, hence no borders between them. (The transforms are made in tiles with the overlap that
 makes them exact: they stay in the processor's cache.)
 """
@@ -24,8 +24,8 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 from torch.nn import functional as F
 
-from face2scene.degradation.functional.banded import room
-from face2scene.degradation.operators import validation as checks
+from face2scene.degradation.functional.banded import empty_aligned
+from face2scene.degradation.operators import validation
 from face2scene.degradation.operators.basic import OfFamily, Size
 
 WIDTHS = 97  # at which the field's kernel is computed
@@ -36,11 +36,11 @@ TOLERANCE = 0.25 / 255  # the most that leaving principal kernels out may change
 
 
 @dataclass(frozen=True)
-class SpatialBlur(OfFamily):
+class SpatiallyVaryingBlur(OfFamily):
     """Blur by a kernel that is widest in the corner farthest from the optical centre.
 
     At the distance r from the optical centre, 1 being that corner, the widths are centre + (1 - centre) r^power times
-    the given ones. Each pixel gathers with the kernel of its own place, so a flat picture stays flat; with `centre` 1
+    the given ones. Each pixel gathers with the kernel of its own place, so a flat image stays flat; with `centre` 1
     it is `Blur`. Lin et al. (Learning Lens Blur Fields, 2025) measure such fields; this is our parametric form of what
     the supplement says of its own: milder near the centre, progressively stronger towards the corners.
 
@@ -54,23 +54,23 @@ class SpatialBlur(OfFamily):
         centre_x, centre_y: the optical centre as shares of width and height.
     """
 
-    family: Annotated[str, checks.FAMILY]
-    size: Annotated[int, checks.ODD_SIDE]
-    sigma_x: Annotated[float, checks.SIGMA_PX]
-    centre: Annotated[float, checks.SHARE]
-    power: Annotated[float, checks.POWER] = 2.0
-    centre_x: Annotated[float, checks.SHARE] = 0.5
-    centre_y: Annotated[float, checks.SHARE] = 0.5
-    sigma_y: Annotated[float | None, checks.SIGMA_PX] = None
-    theta_rad: Annotated[float | None, checks.ANGLE] = None
-    beta: Annotated[float | None, checks.BETA] = None
+    family: Annotated[str, validation.FAMILY]
+    size: Annotated[int, validation.ODD_SIDE]
+    sigma_x: Annotated[float, validation.SIGMA_PX]
+    centre: Annotated[float, validation.SHARE]
+    power: Annotated[float, validation.POWER] = 2.0
+    centre_x: Annotated[float, validation.SHARE] = 0.5
+    centre_y: Annotated[float, validation.SHARE] = 0.5
+    sigma_y: Annotated[float | None, validation.SIGMA_PX] = None
+    theta_rad: Annotated[float | None, validation.ANGLE] = None
+    beta: Annotated[float | None, validation.BETA] = None
 
     def kernel_at(self, x: float, y: float, aspect: float = 1.0) -> Tensor:
         """The kernel of one place: (size, size) float64, sum 1.
 
         Args:
             x, y: shares of the width and the height, 0 to 1.
-            aspect: the picture's width over its height; the field is round in pixels.
+            aspect: the image's width over its height; the field is round in pixels.
         """
         farthest = max(self.centre_x, 1 - self.centre_x) * aspect, max(self.centre_y, 1 - self.centre_y)
         distance = math.hypot((x - self.centre_x) * aspect, y - self.centre_y) / math.hypot(*farthest)
@@ -111,33 +111,33 @@ def convolve(
     *,
     owner: object,
 ) -> Tensor:
-    """The picture convolved with the first kernel, plus, weighted from place to place, with each of the others.
+    """The image convolved with the first kernel, plus, weighted from place to place, with each of the others.
 
     A kernel's pixel at (row, column) from its middle moves light by that much, down and right.
 
     Args:
         image: (3, H, W), mirrored at the border.
         stack: the kernels (n, k, k), k odd.
-        weights: for a block of the picture the n - 1 maps of weights of the second kernel and the following.
+        weights: for a block of the image the n - 1 maps of weights of the second kernel and the following.
         owner: the operator that an error names.
 
     Raises:
-        ValueError: the picture has no such border to mirror.
+        ValueError: the image has no such border to mirror.
     """
     height, width = image.shape[-2:]
     side = stack.shape[-1]
     if side // 2 >= min(height, width):
         raise ValueError(
-            f"{type(owner).__name__} has a kernel of side {side}, but the picture is {height} x {width} pixels at this "
-            f"stage, which allows at most {2 * min(height, width) - 1}: use a larger picture or a smaller kernel."
+            f"{type(owner).__name__} has a kernel of side {side}, but the image is {height} x {width} pixels at this "
+            f"stage, which allows at most {2 * min(height, width) - 1}: use a larger image or a smaller kernel."
         )
     padded = F.pad(image[None], (side // 2,) * 4, mode="reflect")[0]
     blocks = [_blocks(length, max(TILE, 4 * side) - side + 1) for length in (height, width)]
     grid = tuple(next_fast_len(max(b.stop - b.start for b in along) + side - 1) for along in blocks)
-    # The picture is real, so two real kernels travel as one complex and part again: half the transforms.
+    # The image is real, so two real kernels travel as one complex and part again: half the transforms.
     evens, odds = stack[::2], torch.cat([stack[1::2], torch.zeros_like(stack[: len(stack) % 2])])
     pairs = torch.fft.fft2(torch.complex(evens, odds), s=grid).to(device=image.device, dtype=torch.complex64)
-    result = room(*image.shape, device=image.device)
+    result = empty_aligned(*image.shape, device=image.device)
     for rows in blocks[0]:
         for columns in blocks[1]:
             # Circular on a grid that holds the tile: what wraps around falls in the rows and columns cut off.
@@ -165,7 +165,7 @@ def _blocks(length: int, at_most: int) -> list[slice]:
 
 
 @lru_cache(maxsize=64)
-def _taken_apart(field: SpatialBlur) -> tuple[Tensor, Tensor, Tensor]:
+def _taken_apart(field: SpatiallyVaryingBlur) -> tuple[Tensor, Tensor, Tensor]:
     """Mean kernel (k, k), principal kernels (n, k, k), and the weights of these over the squared distance (n, STEPS).
 
     The principal kernels sum to zero, so whatever is left out, every place's kernel sums to one.

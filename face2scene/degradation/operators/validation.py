@@ -22,7 +22,7 @@ def refuse(owner: object, name: str, allowed: str) -> None:
 
 @dataclass(frozen=True)
 class Number:
-    """A number within closed limits; `whole` takes 2.0 and not 2.5, no text and no truth value."""
+    """A number within closed limits; `whole` takes 2.0 and not 2.5, no text and no ground truth value."""
 
     low: float
     high: float
@@ -42,7 +42,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Probability:
-    """A number from 0 to 1, no text and no truth value."""
+    """A number from 0 to 1, no text and no ground truth value."""
 
     def __call__(self, owner: object, name: str) -> None:
         value = getattr(owner, name)

@@ -51,8 +51,8 @@ class Adapter:
         title: its row's name in the paper's tables.
         kind: `command` starts a program; `method` is a function of ours in this process (`method` names it);
             `pipeline` is scripts/restore.py in this process.
-        sizes: `any` runs at scale 1 on pictures of full size and at 4 on quarters; `x4` only knows 4, so that a
-            picture of full size is shown to it shrunk by 4; `face` wants squares of 512 pixels that show one face.
+        sizes: `any` runs at scale 1 on images of full size and at 4 on quarters; `x4` only knows 4, so that a
+            image of full size is shown to it shrunk by 4; `face` wants squares of 512 pixels that show one face.
         repository, licence, environment: in words.
         commit: where its options were read; None is not known. Another is recorded, and warned of.
         python: interpreter of its environment.
@@ -61,7 +61,7 @@ class Adapter:
         command: template, split as a shell would but run without one; fields: those of `FIELDS` and of `options`.
         options: name -> value of further fields, such as the folder of a base model.
         files: name -> text, written to {scratch} before a launch; the same fields, doubled braces stand for one.
-        output: where a picture lies below {output}, with {stem}.
+        output: where an image lies below {output}, with {stem}.
         multiple: staged sides are padded to multiples of this, and the result is cut back.
         other_sizes: `refuse` a result of another size than expected, or `resize` it (and say so).
         layout: `flat` {input}/NAME.png, or `identity` {input}/NAME/degraded.png with gt.png and conditioning/.
@@ -70,7 +70,7 @@ class Adapter:
         variables: of the environment, beside CUDA_VISIBLE_DEVICES and the hub's offline switch.
         weights: what has to be there.
         seedable: whether {seed} fixes its result.
-        trust_exit: whether a bad exit code means bad pictures; results are judged by the pictures either way.
+        trust_exit: whether a bad exit code means bad images; results are judged by the images either way.
         settings: steps, version, guidance and whatever else makes the number, for the record.
         notes: what bites, shown by a dry run.
         tried: what of this has been run.
@@ -226,12 +226,12 @@ def _is_program(name: str) -> bool:
 def stems(names: Sequence[str]) -> dict[str, str]:
     """Name -> a stem that every program bears: letters, digits and underscores, unique also without case.
 
-    Programs tell pictures apart by what is before the first dot, flatten folders, or append an index.
+    Programs tell images apart by what is before the first dot, flatten folders, or append an index.
     """
     made: dict[str, str] = {}
     used: set[str] = set()
     for number, name in enumerate(names):
-        stem = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") or "picture"
+        stem = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") or "image"
         if stem.lower() in used:
             stem = f"{stem}_n{number:05d}"
         used.add(stem.lower())

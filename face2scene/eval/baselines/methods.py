@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from face2scene.assets import catalogue as weights
+from face2scene.assets import catalogue
 from face2scene.common.memory import explained
 from face2scene.common.reproducibility import seed_from
 from face2scene.image_io.arrays import align_colour, read_tensor, resize, write_png
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Method(Protocol):
-    """A restorer of pictures that needs nothing but the picture."""
+    """A restorer of images that needs nothing but the image."""
 
     def __call__(self, image: Tensor, scale: int) -> Tensor:
         """(3, H, W) in [0, 1] to (3, scale H, scale W) in [0, 1]."""
@@ -45,8 +45,8 @@ class Bicubic:
 class RealESRGANx4:
     """Real-ESRGAN x4plus (packaged weights) on whole scenes, in tiles.
 
-    At scale 4 as it is. At scale 1 the picture is shrunk to a quarter first, which its author advises for damaged
-    pictures of full size; the other side of the table gets the same picture whole.
+    At scale 4 as it is. At scale 1 the image is shrunk to a quarter first, which its author advises for degraded
+    images of full size; the other side of the table gets the same image whole.
 
     Args:
         folder: of the ncnn files; None is the asset `real_esrgan_x4plus`.
@@ -86,14 +86,14 @@ class RealESRGANx4:
 class S3DiffAsReleased:
     """S3Diff as its released program runs it, by `restorer=s3diff`'s code.
 
-    The whole picture at once, scored before it is enlarged, fp32, a draw from the VAE's posterior, colours by wavelets
-    of eight-bit pictures whose fractions are cut off. Not as released: the draw's seed follows from the picture and not
+    The whole image at once, scored before it is enlarged, fp32, a draw from the VAE's posterior, colours by wavelets
+    of eight-bit images whose fractions are cut off. Not as released: the draw's seed follows from the image and not
     from its place in the folder, and the VAE is not tiled (the program tiles it above 1088 pixels).
 
     Args:
         path: safetensors file; None is the asset `s3diff`.
         base: arguments of `load_base`, where the base is not the one that the file names.
-        seed: with the picture's values, of the draw; the program's own is 123.
+        seed: with the image's values, of the draw; the program's own is 123.
         device: None is CUDA where there is one.
     """
 
@@ -110,7 +110,7 @@ class S3DiffAsReleased:
 
     @cached_property
     def network(self) -> S3Diff:
-        path = Path(self.path) if self.path else weights.folder("s3diff") / "s3diff.safetensors"
+        path = Path(self.path) if self.path else catalogue.folder("s3diff") / "s3diff.safetensors"
         return S3Diff.from_file(path, **{"dtype": "fp32"} | self.base).merged().to(self.device)
 
     @torch.inference_mode()
@@ -129,10 +129,10 @@ def predict_folder(
     """Write `output`/images/NAME.png for every input; finished ones are left.
 
     Returns:
-        Name to reason of the pictures that failed, and the seconds that the method itself took.
+        Name to reason of the images that failed, and the seconds that the method itself took.
     """
     images, failed, seconds = Path(output) / "images", {}, 0.0
-    for name, path in tqdm(inputs.items(), desc="predicting", unit="picture", disable=len(inputs) < 2):
+    for name, path in tqdm(inputs.items(), desc="predicting", unit="image", disable=len(inputs) < 2):
         target = images / f"{name}.png"
         if target.is_file():
             continue
@@ -142,7 +142,7 @@ def predict_folder(
             made = method(image, scale)
             seconds += perf_counter() - start
             write_png(target, made)
-        except Exception as error:  # whatever is wrong with one picture, the next may be fine
+        except Exception as error:  # whatever is wrong with one image, the next may be fine
             failed[name] = f"{type(error).__name__}: {error}"
             log.warning("%s was not restored. %s", name, error)
     return failed, seconds

@@ -1,7 +1,7 @@
 """What stands beside a method's predictions, `baseline.json`: how they came to be, and whether they may stay.
 
-All pictures of a folder come of one method, one set of weights and one checkout; others are refused. Each belongs to
-the input, and the references, whose digests stand in the record; a picture of another input is made again.
+All images of a folder come of one method, one set of weights and one checkout; others are refused. Each belongs to
+the input, and the references, whose digests stand in the record; an image of another input is made again.
 """
 
 import hashlib
@@ -24,35 +24,35 @@ from face2scene.common.reproducibility import REPOSITORY, commit
 from face2scene.eval.baselines.adapter import Adapter
 from face2scene.eval.baselines.staging import SHRINK
 from face2scene.eval.scoring.score import versions
-from face2scene.inference.tasks import Job
+from face2scene.inference.tasks import RestorationTask
 
 log = logging.getLogger(__name__)
 RECORD = "baseline.json"
-# What of an adapter decides its pictures; weights and checkout are compared by content.
+# What of an adapter decides its images; weights and checkout are compared by content.
 _DECIDES = ("kind", "sizes", "folder", "command", "options", "files", "output", "multiple", "other_sizes", "layout")
 _DECIDES += ("per_identity", "references", "variables", "method", "pipeline")
 
 
-class Record:
+class PredictionRecord:
     """The record of a folder, opened before anything is made.
 
-    From here on a picture in `images` belongs to what the record says: one of another input, of other references or
+    From here on an image in `images` belongs to what the record says: one of another input, of other references or
     of another file that was imported is removed, and the record is written before the first one is made.
 
     Args:
-        pictures: name -> what it depends on, see `inputs_of`.
+        images: name -> what it depends on, see `inputs_of`.
         weights: name -> file or folder; their digests are compared.
-        facts: scale, seed and whatever else decides the pictures.
+        facts: scale, seed and whatever else decides the images.
 
     Raises:
-        ValueError: the folder holds pictures that were made otherwise, or that no record tells of.
+        ValueError: the folder holds images that were made otherwise, or that no record tells of.
     """
 
     def __init__(
         self,
         folder: Path,
         adapter: Adapter,
-        pictures: Mapping[str, Mapping[str, Any]],
+        images: Mapping[str, Mapping[str, Any]],
         *,
         weights: Mapping[str, Path],
         checkout: Mapping[str, Any] | None = None,
@@ -79,21 +79,21 @@ class Record:
                     "another name=..., or remove the folder."
                 )
             before, known = {}, {}  # nothing came of it
-        there = [name for name in pictures if self.target(name).is_file()]
+        there = [name for name in images if self.target(name).is_file()]
         if foreign := [name for name in there if name not in known]:
             raise ValueError(
-                f"{folder} holds {len(foreign)} pictures of whose input {RECORD} says nothing, such as {foreign[0]}. "
+                f"{folder} holds {len(foreign)} images of whose input {RECORD} says nothing, such as {foreign[0]}. "
                 "Choose another name=..., or remove the folder."
             )
-        pictures = plain(pictures)
-        stale = [name for name in there if known[name] != pictures[name]]
+        images = plain(images)
+        stale = [name for name in there if known[name] != images[name]]
         if stale:
-            log.warning("%d pictures of before are of another input and go, such as %s.", len(stale), stale[0])
+            log.warning("%d images of before are of another input and go, such as %s.", len(stale), stale[0])
         for name in stale:
             self.target(name).unlink()
         launches = {"launches": before.get("launches", [])}
         notes = {name: note for name, note in before.get("notes", {}).items() if name not in stale}
-        self.values = wanted | {"pictures": known | pictures, "notes": notes} | launches
+        self.values = wanted | {"pictures": known | images, "notes": notes} | launches
         self.write(complete=False, missing={})
 
     def target(self, name: str) -> Path:
@@ -110,23 +110,23 @@ class Record:
         """Write it down.
 
         Args:
-            missing: picture -> reason.
-            notes: picture -> what was done to its result.
+            missing: image -> reason.
+            notes: image -> what was done to its result.
         """
         self.values["notes"] |= dict(notes or {})
         state = {"complete": complete, "missing": dict(missing), "face2scene": commit(), "versions": versions()}
         write_json(self.folder / RECORD, self.values | state)
 
 
-def inputs_of(adapter: Adapter, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
-    """Name -> digests of all that one picture is made of."""
+def inputs_of(adapter: Adapter, tasks: Sequence[RestorationTask]) -> dict[str, dict[str, Any]]:
+    """Name -> digests of all that one image is made of."""
     found: dict[str, dict[str, Any]] = {}
-    for job in jobs:
-        found[job.name] = {"input_sha256": content(job.path)}
+    for task in tasks:
+        found[task.name] = {"input_sha256": content(task.path)}
         if adapter.kind == "pipeline":
-            found[job.name] |= job.contents
+            found[task.name] |= task.contents
         elif adapter.uses_references:
-            found[job.name]["references_sha256"] = [content(path) for path in job.references]
+            found[task.name]["references_sha256"] = [content(path) for path in task.references]
     return found
 
 
@@ -146,7 +146,7 @@ def checkout_of(adapter: Adapter) -> dict[str, Any] | None:
     }
 
 
-def doubts(adapter: Adapter) -> list[str]:
+def compat_warnings(adapter: Adapter) -> list[str]:
     """Where what is on this machine is not what the adapter was written for; one sentence each, without its stop."""
     found = []
     there = adapter.place is not None and adapter.place.is_dir()
@@ -166,7 +166,7 @@ def doubts(adapter: Adapter) -> list[str]:
 
 
 def interpreter_of(adapter: Adapter) -> dict[str, str] | None:
-    """Version of the program's Python and of the packages that decide its pictures."""
+    """Version of the program's Python and of the packages that decide its images."""
     if adapter.kind != "command" or shutil.which(adapter.python) is None:
         return None
     ask = (
@@ -211,7 +211,7 @@ def here(device: torch.device | str) -> dict[str, Any]:
 
 
 def _deciding(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """What of a record decides the pictures; `adapter` by those of its fields that do."""
+    """What of a record decides the images; `adapter` by those of its fields that do."""
     adapter = values.get("adapter", {})
     return {key: values.get(key) for key in keys} | {"adapter": {key: adapter.get(key) for key in _DECIDES}}
 

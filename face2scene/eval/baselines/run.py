@@ -1,4 +1,4 @@
-"""Other people's methods on our pictures: staged, started, judged by what they leave, recorded.
+"""Other people's methods on our images: staged, started, judged by what they leave, recorded.
 
     runs/<name>/  images/*.png  baseline.json  log.txt  scores.csv  scores.json
 
@@ -21,12 +21,20 @@ from typing import Any
 import torch
 
 from face2scene.common.files import sha256_of
-from face2scene.common.processes import Ended, run_group
+from face2scene.common.processes import ProcessResult, run_group
 from face2scene.eval.baselines.adapter import Adapter, AdapterError
-from face2scene.eval.baselines.record import Record, checkout_of, doubts, gpu_model, here, inputs_of, interpreter_of
-from face2scene.eval.baselines.staging import Staged, StagingError, lay_out, stage, take_back
+from face2scene.eval.baselines.record import (
+    PredictionRecord,
+    checkout_of,
+    compat_warnings,
+    gpu_model,
+    here,
+    inputs_of,
+    interpreter_of,
+)
+from face2scene.eval.baselines.staging import Staged, StagingError, collect_output, lay_out, stage
 from face2scene.image_io.arrays import list_images, write_png
-from face2scene.inference.tasks import Job
+from face2scene.inference.tasks import RestorationTask
 from face2scene.ref_fr.external_programs import stage_references
 
 log = logging.getLogger(__name__)
@@ -34,41 +42,41 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFL
 
 
 @dataclass
-class Outcome:
+class BaselineResult:
     """What became of a run of a method."""
 
     made: int = 0
     finished_before: int = 0
-    missing: dict[str, str] = field(default_factory=dict)  # picture -> reason
-    notes: dict[str, str] = field(default_factory=dict)  # picture -> what was done to its result
+    missing: dict[str, str] = field(default_factory=dict)  # image -> reason
+    notes: dict[str, str] = field(default_factory=dict)  # image -> what was done to its result
 
     @property
     def complete(self) -> bool:
         return not self.missing
 
-    def write(self, record: Record) -> None:
+    def write(self, record: PredictionRecord) -> None:
         record.write(complete=self.complete, missing=self.missing, notes=self.notes)
 
     def __str__(self) -> str:
         total = self.made + self.finished_before + len(self.missing)
-        state = "complete" if self.complete else f"INCOMPLETE, {len(self.missing)} of {total} pictures are missing"
-        return f"{self.made} pictures made, {self.finished_before} were there before; {state}."
+        state = "complete" if self.complete else f"INCOMPLETE, {len(self.missing)} of {total} images are missing"
+        return f"{self.made} images made, {self.finished_before} were there before; {state}."
 
 
 def commands(adapter: Adapter, rows: Sequence[Staged], *, scale: int, seed: int) -> list[str]:
-    """What would be started, one line per launch (one without pictures too), with the scratch folder as `SCRATCH`."""
+    """What would be started, one line per launch (one without images too), with the scratch folder as `SCRATCH`."""
     lines = []
     for group in _launches(adapter, rows) or [[]]:
         words = adapter.words(**_values(adapter, Path("SCRATCH"), scale=scale, seed=seed))
         place = f"cd {shlex.quote(str(adapter.place))} && " if adapter.place else ""
         variables = " ".join(f"{key}={shlex.quote(value)}" for key, value in _variables(adapter, "0").items())
-        lines.append(f"{place}{variables} {shlex.join(words)}   # {len(group)} pictures")
+        lines.append(f"{place}{variables} {shlex.join(words)}   # {len(group)} images")
     return lines
 
 
 def run_command(
     adapter: Adapter,
-    jobs: Sequence[Job],
+    tasks: Sequence[RestorationTask],
     output: str | Path,
     *,
     scale: int = 1,
@@ -76,11 +84,11 @@ def run_command(
     gpu: str = "0",
     timeout: float | None = None,
     scratch: str | Path | None = None,
-) -> Outcome:
+) -> BaselineResult:
     """Make the predictions that are not there yet with an external program.
 
-    The program is judged by its pictures: each must be there, open, have the size that follows from its input, and
-    show something. What fails is named in the record, and the row is incomplete. Pictures of these inputs that were
+    The program is judged by its images: each must be there, open, have the size that follows from its input, and
+    show something. What fails is named in the record, and the row is incomplete. Images of these inputs that were
     made before stay, and so do those that a launch has left when it is stopped.
 
     Args:
@@ -90,18 +98,20 @@ def run_command(
 
     Raises:
         AdapterError: something that it needs is not on this machine.
-        StagingError: pictures that do not fit the method.
+        StagingError: images that do not fit the method.
         ValueError: `output` holds predictions made otherwise.
     """
-    output, rows = Path(output), lay_out(adapter, jobs, scale)
+    output, rows = Path(output), lay_out(adapter, tasks, scale)
     if absent := adapter.missing():
         raise AdapterError(f"{adapter.title} cannot be started here:\n  " + "\n  ".join(absent))
-    for doubt in doubts(adapter):
+    for doubt in compat_warnings(adapter):
         log.warning("%s: %s.", adapter.title, doubt)
     facts = {"weights": adapter.found(), "checkout": checkout_of(adapter), "scale": scale, "seed": seed}
-    record = Record(output, adapter, inputs_of(adapter, jobs), **facts)
+    record = PredictionRecord(output, adapter, inputs_of(adapter, tasks), **facts)
     todo = [row for row in rows if not record.is_done(row.name)]
-    outcome = Outcome(finished_before=len(rows) - len(todo), missing={row.name: "it was not tried" for row in todo})
+    outcome = BaselineResult(
+        finished_before=len(rows) - len(todo), missing={row.name: "it was not tried" for row in todo}
+    )
     where = {"gpu": gpu, "gpu_model": gpu_model(gpu), "interpreter": interpreter_of(adapter)} if todo else {}
     for group in _launches(adapter, todo):
         with tempfile.TemporaryDirectory(prefix="face2scene_", dir=scratch) as temporary:
@@ -110,7 +120,7 @@ def run_command(
             # PYTHONPATH is ours and would put our packages in front of theirs
             variables = {"PYTHONPATH": ""} | _variables(adapter, gpu)
             place = {"folder": adapter.place, "environment": variables, "timeout": timeout}
-            start, ended = perf_counter(), Ended(None, 0.0, None, None, "it was stopped before its end")
+            start, ended = perf_counter(), ProcessResult(None, 0.0, None, None, "it was stopped before its end")
             try:
                 ended = run_group(words, log=output / "log.txt", **place)
             finally:  # after Ctrl-C too: what it has left by then may be hours of work
@@ -123,33 +133,33 @@ def run_command(
     return outcome
 
 
-def run_here(
+def run_in_process(
     adapter: Adapter,
-    jobs: Sequence[Job],
+    tasks: Sequence[RestorationTask],
     output: str | Path,
     predict: Callable[[], tuple[int, int, dict[str, str], float]],
     *,
     weights: Mapping[str, Path],
     device: torch.device | str = "cpu",
     **facts: Any,
-) -> Outcome:
+) -> BaselineResult:
     """The same record for a method of this process.
 
     Args:
-        predict: returns how many pictures were made and were there before, what failed, and seconds of the method.
+        predict: returns how many images were made and were there before, what failed, and seconds of the method.
         weights: name -> file or folder that it reads.
         device: where it computes.
-        facts: scale, seed, options and whatever else decides its pictures.
+        facts: scale, seed, options and whatever else decides its images.
 
     Raises:
         ValueError: `output` holds predictions made otherwise.
     """
-    record = Record(Path(output), adapter, inputs_of(adapter, jobs), weights=weights, **facts)
+    record = PredictionRecord(Path(output), adapter, inputs_of(adapter, tasks), weights=weights, **facts)
     made, before, failed, seconds = predict()
-    outcome = Outcome(made, before, failed)
-    per_picture = round(seconds / made, 3) if made else None
+    outcome = BaselineResult(made, before, failed)
+    per_image = round(seconds / made, 3) if made else None
     if made or failed:
-        launch = {"pictures": made, "seconds": round(seconds, 2), "seconds_per_picture": per_picture}
+        launch = {"pictures": made, "seconds": round(seconds, 2), "seconds_per_picture": per_image}
         record.add_launch(launch | {"seconds_are": "without loading the method", **here(device)})
     outcome.write(record)
     return outcome
@@ -157,16 +167,16 @@ def run_here(
 
 def import_folder(
     folder: str | Path,
-    jobs: Sequence[Job],
+    tasks: Sequence[RestorationTask],
     output: str | Path,
     *,
     adapter: Adapter | None = None,
     scale: int = 1,
     said: str = "",
-) -> Outcome:
+) -> BaselineResult:
     """Take predictions that were made elsewhere: names and sizes are checked, nothing is started.
 
-    A picture is looked for under the adapter's output pattern and under its plain name: at its own place below
+    An image is looked for under the adapter's output pattern and under its plain name: at its own place below
     `folder`, and anywhere below it where no other input has its name. One that has changed since is taken again, one
     that is gone goes here too.
 
@@ -175,7 +185,7 @@ def import_folder(
 
     Raises:
         FileNotFoundError: no such folder.
-        StagingError: two files could be the same picture.
+        StagingError: two files could be the same image.
         ValueError: `output` holds predictions made otherwise.
     """
     folder, output = Path(folder), Path(output)
@@ -185,8 +195,8 @@ def import_folder(
         found.setdefault(path.relative_to(folder).as_posix(), []).append(path)
         found.setdefault(path.name, []).append(path)
     plain = Adapter(title=shown.title, kind="method", other_sizes=shown.other_sizes)
-    stems = Counter(job.path.stem for job in jobs)
-    rows, outcome = lay_out(plain, jobs, scale), Outcome()
+    stems = Counter(task.path.stem for task in tasks)
+    rows, outcome = lay_out(plain, tasks, scale), BaselineResult()
     sources: dict[str, Path | None] = {}
     for row in rows:
         names = [shown.output.format(stem=row.name), f"{row.name}.png"]
@@ -194,22 +204,20 @@ def import_folder(
             names += [Path(name).name for name in names]
         here = next((found[name] for name in names if name in found), [])
         if len(set(here)) > 1:
-            raise StagingError(
-                f"{folder} holds {len(set(here))} pictures called {here[0].name}: give the folder of one."
-            )
+            raise StagingError(f"{folder} holds {len(set(here))} images called {here[0].name}: give the folder of one.")
         sources[row.name] = here[0] if here else None
         if not here:
             outcome.missing[row.name] = f"no {names[0]} or {names[1]} in {folder}"
     digests = {name: {"source_sha256": sha256_of(path) if path else None} for name, path in sources.items()}
-    pictures = {name: one | digests[name] for name, one in inputs_of(plain, jobs).items()}
-    record = Record(output, shown, pictures, weights={}, scale=scale, imported=str(folder.resolve()), said=said)
+    images = {name: one | digests[name] for name, one in inputs_of(plain, tasks).items()}
+    record = PredictionRecord(output, shown, images, weights={}, scale=scale, imported=str(folder.resolve()), said=said)
     for row in rows:
         if record.is_done(row.name):
             outcome.finished_before += 1
             continue
         if sources[row.name] is None:
             continue
-        image, note = take_back(plain, row, sources[row.name])
+        image, note = collect_output(plain, row, sources[row.name])
         if image is None:
             outcome.missing[row.name] = note
             continue
@@ -253,12 +261,12 @@ def _prepare(adapter: Adapter, group: Sequence[Staged], home: Path, *, scale: in
     for name, text in adapter.texts(**values).items():
         (home / name).write_text(text, encoding="utf-8")
     words = adapter.words(**values)
-    log.info("%s: %d pictures, %s", adapter.title, len(group), shlex.join(words))
+    log.info("%s: %d images, %s", adapter.title, len(group), shlex.join(words))
     return words
 
 
-def _told(ended: Ended, seconds: float, times: Sequence[float]) -> dict[str, Any]:
-    """What the record says of a launch whose pictures were left at these times."""
+def _told(ended: ProcessResult, seconds: float, times: Sequence[float]) -> dict[str, Any]:
+    """What the record says of a launch whose images were left at these times."""
     gaps = [after - before for before, after in pairwise(sorted(times))]
     return {
         "pictures": len(times),
@@ -266,7 +274,7 @@ def _told(ended: Ended, seconds: float, times: Sequence[float]) -> dict[str, Any
         "seconds": round(seconds, 2),
         "seconds_per_picture": round(seconds / len(times), 3) if times else None,
         "seconds_are": "with starting and loading it",
-        # without loading, of a program that writes each picture as soon as it is made
+        # without loading, of a program that writes each image as soon as it is made
         "seconds_between_pictures": round(median(gaps), 3) if len(gaps) > 1 else None,
         "peak_memory_mib": ended.peak_memory_mib,
         "peak_gpu_memory_mib": ended.peak_gpu_memory_mib,
@@ -275,14 +283,19 @@ def _told(ended: Ended, seconds: float, times: Sequence[float]) -> dict[str, Any
 
 
 def _collect(
-    adapter: Adapter, group: Sequence[Staged], home: Path, record: Record, outcome: Outcome, ended: Ended
+    adapter: Adapter,
+    group: Sequence[Staged],
+    home: Path,
+    record: PredictionRecord,
+    outcome: BaselineResult,
+    ended: ProcessResult,
 ) -> list[float]:
-    """Take the pictures that are good; returns when each was left."""
+    """Take the images that are good; returns when each was left."""
     times = []
     for row in group:
         # a pattern may lead out of the output folder, since one program writes beside its input
         path = Path(os.path.normpath(home / "output" / adapter.output.format(stem=row.stem)))
-        image, note = take_back(adapter, row, path)
+        image, note = collect_output(adapter, row, path)
         if image is None:
             outcome.missing[row.name] = f"{note} ({ended})"
             continue

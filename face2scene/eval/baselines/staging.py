@@ -1,4 +1,4 @@
-"""Pictures on their way to somebody else's program and back: clean copies in, checked pictures out.
+"""Images on their way to somebody else's program and back: clean copies in, checked images out.
 
 input --(pad, shrink where it only knows x4, square where it only knows faces)--> staged PNG
 what the program left --(cut, size checked, not one colour)--> prediction of the input's name
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from face2scene.eval.baselines.adapter import Adapter, stems
 from face2scene.image_io.arrays import ImageError, nothing_in, pad_to_multiple, read_tensor, resize
-from face2scene.inference.tasks import Job
+from face2scene.inference.tasks import RestorationTask
 from face2scene.ref_fr.external_programs import read_result, stage_input
 
 FACE = 512  # side of an aligned face, as all these methods were trained
@@ -21,16 +21,16 @@ SHRINK = "antialiased bicubic (torch), to a quarter"
 
 
 class StagingError(ValueError):
-    """Pictures that do not fit a method or its size mode."""
+    """Images that do not fit a method or its size mode."""
 
 
 @dataclass(frozen=True)
 class Staged:
-    """One picture as the program sees it, and the way back.
+    """One image as the program sees it, and the way back.
 
     Args:
         name: its place in the input folder, without the suffix; the prediction has the same among the predictions.
-        stem: its name among the staged pictures.
+        stem: its name among the staged images.
         size: (H, W) staged.
         expected: (H, W) that the program's result must have.
         kept: (H, W) of the part of it that is kept; the rest was padding.
@@ -47,17 +47,17 @@ class Staged:
     references: tuple[Path, ...] = ()
 
 
-def scale_of(jobs: Sequence[Job], truths: Mapping[str, Path] | None, scale: int | None) -> int:
-    """The factor from input to prediction, 1 or 4: as asked, else as the truth has it, else 1.
+def scale_of(tasks: Sequence[RestorationTask], gts: Mapping[str, Path] | None, scale: int | None) -> int:
+    """The factor from input to prediction, 1 or 4: as asked, else as the ground truth has it, else 1.
 
     Raises:
-        StagingError: the sizes say something else, or differ from picture to picture.
+        StagingError: the sizes say something else, or differ from image to image.
     """
     found = set()
-    for job in jobs:
-        truth = (truths or {}).get(job.path.stem) or job.truth
-        if truth is not None:
-            (high, wide), (height, width) = _size(truth), _size(job.path)
+    for task in tasks:
+        gt = (gts or {}).get(task.path.stem) or task.gt
+        if gt is not None:
+            (high, wide), (height, width) = _size(gt), _size(task.path)
             found.add((high / height, wide / width))
     if scale is None and not found:
         return 1
@@ -68,25 +68,25 @@ def scale_of(jobs: Sequence[Job], truths: Mapping[str, Path] | None, scale: int 
         return scale
     shown = sorted(f"{f:.3g}" for f in factors)
     raise StagingError(
-        f"The truth is {', '.join(shown) or '?'} times as large as the input and scale is {scale}: 1 (same size) and 4 "
+        f"The ground truth is {', '.join(shown) or '?'} times as large as the input and scale is {scale}: 1 (same size) and 4 "
         "(the input is a quarter) are the two size modes (option scale)."
     )
 
 
-def lay_out(adapter: Adapter, jobs: Sequence[Job], scale: int) -> list[Staged]:
-    """How every picture will be staged, without writing anything.
+def lay_out(adapter: Adapter, tasks: Sequence[RestorationTask], scale: int) -> list[Staged]:
+    """How every image will be staged, without writing anything.
 
     Raises:
-        StagingError: a face method was given pictures that are no squares, or no references where it needs some.
+        StagingError: a face method was given images that are no squares, or no references where it needs some.
     """
-    names = stems([job.name for job in jobs])
+    names = stems([task.name for task in tasks])
     rows, wrong = [], []
-    for job in jobs:
-        height, width = _size(job.path)
+    for task in tasks:
+        height, width = _size(task.path)
         target = (scale * height, scale * width)
         if adapter.sizes == "face":
             if height != width:
-                wrong.append(f"{job.path.name} is {width} x {height}")
+                wrong.append(f"{task.path.name} is {width} x {height}")
             size = expected = kept = (FACE, FACE)
         else:
             multiple = adapter.multiple * (4 if adapter.sizes == "x4" and scale == 1 else 1)
@@ -94,8 +94,8 @@ def lay_out(adapter: Adapter, jobs: Sequence[Job], scale: int) -> list[Staged]:
             shrunk = adapter.sizes == "x4" and scale == 1
             size = tuple(side // 4 for side in padded) if shrunk else padded
             expected, kept = tuple(scale * side for side in padded), target
-        given = {"size": size, "expected": expected, "kept": kept, "target": target, "references": job.references}
-        rows.append(Staged(job.name, names[job.name], job.path, **given))
+        given = {"size": size, "expected": expected, "kept": kept, "target": target, "references": task.references}
+        rows.append(Staged(task.name, names[task.name], task.path, **given))
     if wrong:
         raise StagingError(
             f"{adapter.title} restores aligned faces, squares that show one face; {', '.join(wrong[:4])}. "
@@ -104,14 +104,14 @@ def lay_out(adapter: Adapter, jobs: Sequence[Job], scale: int) -> list[Staged]:
     alone = [row.name for row in rows if not row.references] if adapter.uses_references else []
     if alone:
         raise StagingError(
-            f"{adapter.title} needs references, and {len(alone)} of {len(rows)} pictures have none, such as "
+            f"{adapter.title} needs references, and {len(alone)} of {len(rows)} images have none, such as "
             f"{alone[0]}: say references=FOLDER, or input an InScene set."
         )
     return rows
 
 
 def stage(adapter: Adapter, row: Staged, folder: Path) -> None:
-    """Write one picture below the program's input folder, 8-bit sRGB PNG."""
+    """Write one image below the program's input folder, 8-bit sRGB PNG."""
     image = read_tensor(row.path)
     if adapter.sizes == "face":
         image = resize(image, (FACE, FACE)) if image.shape[-1] != FACE else image
@@ -123,7 +123,7 @@ def stage(adapter: Adapter, row: Staged, folder: Path) -> None:
     stage_input(folder, row.stem, image, layout=adapter.layout, **people)
 
 
-def take_back(adapter: Adapter, row: Staged, path: Path) -> tuple[Tensor | None, str]:
+def collect_output(adapter: Adapter, row: Staged, path: Path) -> tuple[Tensor | None, str]:
     """The prediction made of what the program left at `path`, or None and the reason."""
     image, note = read_result(path, row.expected if adapter.other_sizes == "refuse" else None)
     if image is None:
@@ -145,4 +145,4 @@ def _size(path: Path) -> tuple[int, int]:
             width, height = image.size
             return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)
     except Exception as error:
-        raise ImageError(f"{path} cannot be read as a picture ({type(error).__name__}: {error}).") from error
+        raise ImageError(f"{path} cannot be read as an image ({type(error).__name__}: {error}).") from error

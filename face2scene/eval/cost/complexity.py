@@ -26,7 +26,7 @@ from face2scene.common.reproducibility import commit
 from face2scene.eval.scoring.score import versions
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.mapnet import MapNet
-from face2scene.models.restorer.base_model import StoredBase
+from face2scene.models.restorer.base_model import PackagedBase
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.random_base import SD_TURBO, networks
 
@@ -66,7 +66,7 @@ class Timing:
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class CostStage:
     """One part of the work, ready to be run again and again."""
 
     name: str
@@ -87,7 +87,7 @@ def paper_models(
         vae, unet, _ = networks(SD_TURBO)
         alphas = torch.linspace(0.999, 0.00466, 1000, device="cpu")  # only its last value is used
         text = torch.randn(2, 77, unet.config.cross_attention_dim)
-        base = StoredBase(vae.requires_grad_(False), unet.requires_grad_(False), text, alphas, "epsilon")
+        base = PackagedBase(vae.requires_grad_(False), unet.requires_grad_(False), text, alphas, "epsilon")
         restorer = OneStepRestorer(base, MapNet(), vae_rank=ranks[0], unet_rank=ranks[1])
         fadex = FaDeX()
     restorer.eval(), fadex.eval()
@@ -177,7 +177,7 @@ def _peak(device: torch.device) -> float:
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
-def stages(restorer: OneStepRestorer, fadex: FaDeX, *, size: int, face: int, guidance: bool = True) -> list[Stage]:
+def stages(restorer: OneStepRestorer, fadex: FaDeX, *, size: int, face: int, guidance: bool = True) -> list[CostStage]:
     """The parts of one restoration of a square scene of `size` pixels with a face of `face` pixels.
 
     Scenes are taken whole, without tiles. `guidance` runs the UNet for both prompts.
@@ -192,23 +192,23 @@ def stages(restorer: OneStepRestorer, fadex: FaDeX, *, size: int, face: int, gui
     prompts = 2 if guidance else 1
     autocast = restorer._autocast
 
-    def inside(work: Callable[[], Any]) -> Callable[[], Any]:
+    def relative_dir(work: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> Any:
             with torch.no_grad(), autocast():
                 return work()
 
         return run
 
-    features = inside(lambda: fadex(crop, crop))()
-    latent = inside(lambda: restorer._encode(image))()
-    tokens = inside(lambda: restorer.tokens(features, 1))().expand(prompts, -1, -1)
+    features = relative_dir(lambda: fadex(crop, crop))()
+    latent = relative_dir(lambda: restorer._encode(image))()
+    tokens = relative_dir(lambda: restorer.tokens(features, 1))().expand(prompts, -1, -1)
     text, noisy = restorer.text[:prompts].to(device), latent.repeat(prompts, 1, 1, 1)
     return [
-        Stage("FaDeX", inside(lambda: fadex(crop, crop))),
-        Stage("MapNet", inside(lambda: restorer.mapnet(features))),
-        Stage("VAE encoder", inside(lambda: restorer._encode(image))),
-        Stage("UNet", inside(lambda: restorer._predict(noisy, text, tokens))),
-        Stage("VAE decoder", inside(lambda: restorer._decode(latent))),
+        CostStage("FaDeX", relative_dir(lambda: fadex(crop, crop))),
+        CostStage("MapNet", relative_dir(lambda: restorer.mapnet(features))),
+        CostStage("VAE encoder", relative_dir(lambda: restorer._encode(image))),
+        CostStage("UNet", relative_dir(lambda: restorer._predict(noisy, text, tokens))),
+        CostStage("VAE decoder", relative_dir(lambda: restorer._decode(latent))),
     ]
 
 
@@ -229,8 +229,8 @@ def faceme_counts(steps: int = FACEME_STEPS) -> tuple[dict[str, Weights], dict[s
         face = torch.rand(1, 3, FACE, FACE)
 
         def control() -> Any:
-            picture = face.expand(2, -1, -1, -1)
-            return controlnet(noisy, 1, context, controlnet_cond=picture, added_cond_kwargs=added, return_dict=False)
+            image = face.expand(2, -1, -1, -1)
+            return controlnet(noisy, 1, context, controlnet_cond=image, added_cond_kwargs=added, return_dict=False)
 
         per_face = {
             "SDXL UNet": steps * macs(lambda: unet(noisy, 1, context, added_cond_kwargs=added)),

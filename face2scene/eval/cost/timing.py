@@ -1,7 +1,7 @@
-"""The protocol of the paper's Figure 5: one picture after the other, 1024 x 1024, the two stages apart.
+"""The protocol of the paper's Figure 5: one image after the other, 1024 x 1024, the two stages apart.
 
 Stage I is what comes before FaDeX (the face found and restored), Stage II is FaDeX, MapNet and the restorer. Models
-are loaded before the clock starts and pictures are in memory; nothing is written.
+are loaded before the clock starts and images are in memory; nothing is written.
 """
 
 import statistics
@@ -24,7 +24,7 @@ from face2scene.inference.pipeline import Face2ScenePipeline
 
 
 def drawn_scene(number: int, side: int) -> Tensor:
-    """A smooth random picture (3, side, side): what a picture shows changes no time when the face's place is given."""
+    """A smooth random image (3, side, side): what an image shows changes no time when the face's place is given."""
     generator = torch.Generator().manual_seed(seed_from("figure 5", number))
     coarse = torch.rand(3, 16, 16, generator=generator)
     return resize(coarse, (side, side))
@@ -41,7 +41,7 @@ def time_pipeline(
     """Seconds of every scene by stage.
 
     Args:
-        box: where the face is, for pictures that show none; None asks the detector.
+        box: where the face is, for images that show none; None asks the detector.
         warmup: scenes that are restored first and do not count.
 
     Returns:
@@ -51,7 +51,7 @@ def time_pipeline(
     rows: list[tuple[float, float]] = []
     without = 0
     order = [*scenes[:1] * warmup, *scenes]
-    for number, scene in enumerate(tqdm(order, desc="figure 5", unit="picture", disable=not progress)):
+    for number, scene in enumerate(tqdm(order, desc="figure 5", unit="image", disable=not progress)):
         first, second, pair = _seconds(pipeline, scene, box)
         if number >= warmup:
             rows.append((first, second))
@@ -83,14 +83,14 @@ def _seconds(pipeline: Face2ScenePipeline, scene: Scene, box: Box | None) -> tup
     try:
         synchronise(device)
         start = perf_counter()
-        measurement = pipeline.measure(scene, box=box)
-        pipeline.restore(scene, measurement)
+        estimate = pipeline.estimate(scene, box=box)
+        pipeline.restore(scene, estimate)
         synchronise(device)
         end = perf_counter()
     finally:
         handle.remove()
     between = marks[0] if marks else start
-    return between - start, end - between, measurement.pair is not None
+    return between - start, end - between, estimate.pair is not None
 
 
 def figure_5(
@@ -99,7 +99,7 @@ def figure_5(
     printed: Mapping[str, Any],
     *,
     side: int = 1024,
-    pictures: int = 100,
+    images: int = 100,
     face: int = 256,
     scratch: str | Path | None = None,
     records: Sequence[Path] = (),
@@ -110,14 +110,14 @@ def figure_5(
         load: makes the pipeline and says what its weights are; what it takes is reported apart.
         printed: the bars of the paper, as `configs/eval/figure_5.yaml` has them.
         face: side of the face in pixels; Stage I and FaDeX follow it.
-        scratch: where the reference pictures of drawn people are written; None is `folder`.
+        scratch: where the reference images of drawn people are written; None is `folder`.
         records: baseline.json of methods that were run with scripts/run_baseline.py.
     """
     folder = Path(folder)
     start = perf_counter()
     pipeline, weights = load()
     loading = perf_counter() - start
-    scenes = list(drawn(pictures, side, Path(scratch or folder)))
+    scenes = list(drawn(images, side, Path(scratch or folder)))
     middle = (side - face) // 2
     box = (float(middle), float(middle), float(middle + face), float(middle + face))
     methods = {"Face2Scene": time_pipeline(pipeline, scenes, box=box) | {"weights": weights}}
@@ -129,7 +129,7 @@ def figure_5(
             loading_too = record["adapter"]["kind"] == "command"
             methods[title] = {"pictures": count, "total": {"mean": seconds / count}, "with_loading": loading_too}
     result = {
-        "protocol": f"{side} x {side}, {pictures} pictures one by one, models loaded, face of {face} pixels given",
+        "protocol": f"{side} x {side}, {images} images one by one, models loaded, face of {face} pixels given",
         "seconds_to_load": loading,
         "methods": methods,
         "printed": {

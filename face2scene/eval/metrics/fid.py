@@ -1,4 +1,4 @@
-"""FID over pyiqa's Inception: each picture once, and no square root of a 2048 x 2048 matrix."""
+"""FID over pyiqa's Inception: each image once, and no square root of a 2048 x 2048 matrix."""
 
 import numpy as np
 import torch
@@ -22,9 +22,9 @@ class Fid:
         self.device = device
 
     @torch.inference_mode()
-    def features(self, pictures: Tensor) -> Tensor:
-        """Pooled features (B, 2048), float32 on the CPU, of 8-bit pictures (B, 3, H, W) in [0, 1]."""
-        resized = torch.from_numpy(np.stack([_resized(to_bytes(picture)) for picture in pictures]))
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features (B, 2048), float32 on the CPU, of 8-bit images (B, 3, H, W) in [0, 1]."""
+        resized = torch.from_numpy(np.stack([_resized(to_bytes(image)) for image in images]))
         batch = (resized.permute(0, 3, 1, 2).to(self.device) - 128) / 128  # stays channels last
         return self.inception(batch, False, False)[0].flatten(1).float().cpu()
 
@@ -36,10 +36,10 @@ class Fid:
         (centred ours)(centred theirs)^T over sqrt((N - 1)(M - 1)), an N x M matrix.
 
         Raises:
-            ValueError: one side has fewer than two pictures.
+            ValueError: one side has fewer than two images.
         """
         if min(len(ours), len(theirs)) < 2:
-            raise ValueError(f"FID needs two pictures on each side, got {len(ours)} and {len(theirs)}.")
+            raise ValueError(f"FID needs two images on each side, got {len(ours)} and {len(theirs)}.")
         sides = [features.double().numpy() for features in (ours, theirs)]
         means = [side.mean(0) for side in sides]
         roots = []
@@ -51,6 +51,6 @@ class Fid:
         return float(apart @ apart + sum((root**2).sum() for root in roots) - 2 * shared)
 
 
-def _resized(picture: np.ndarray) -> np.ndarray:
-    channels = [Image.fromarray(picture[..., c].astype(np.float32)) for c in range(3)]
+def _resized(image: np.ndarray) -> np.ndarray:
+    channels = [Image.fromarray(image[..., c].astype(np.float32)) for c in range(3)]
     return np.stack([np.asarray(c.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)).clip(0, 255) for c in channels], -1)

@@ -1,28 +1,28 @@
-"""The identity score as a metric: ArcFace's cosine between a restored face and its truth."""
+"""The identity score as a metric: ArcFace's cosine between a restored face and its ground truth."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from face2scene.common.optional import need
+from face2scene.common.optional import import_optional
 from face2scene.common.types import Box
 from face2scene.eval.metrics.pyiqa_backend import fetched
 from face2scene.faces.backends.yunet_dlib import OpenBackend
 from face2scene.faces.detect import Detector
-from face2scene.faces.embedding import OnnxIdentity, Recognised
+from face2scene.faces.embedding import OnnxIdentity, WithIdentityNet
 from face2scene.faces.identity import face_similarity
 from face2scene.image_io.arrays import to_array
 
 WEIGHTS = ("yunet", "dlib", "w600k_mbf")  # detector, landmarks, ArcFace
-NO_FACE = "the truth shows no face there"
+NO_FACE = "the ground truth shows no face there"
 
 
 class IdScore:
-    """ArcFace MobileFaceNet on the face that YuNet finds in the truth; see `faces.identity.face_similarity`.
+    """ArcFace MobileFaceNet on the face that YuNet finds in the ground truth; see `faces.identity.face_similarity`.
 
     Raises:
-        MetricMissing, ModuleNotFoundError: a network is not here or damaged, or its package is not here; with the
+        MetricMissing, ModuleNotFoundError: a network is not here or degraded, or its package is not here; with the
             command that gets it.
     """
 
@@ -30,13 +30,13 @@ class IdScore:
         for asset in WEIGHTS:
             fetched(asset)
         for package in ("cv2", "dlib", "onnxruntime"):
-            need(package, "faces", why="The identity score")
-        self.detector = Detector(Recognised(OpenBackend(), OnnxIdentity("w600k_mbf")), identities=True)
+            import_optional(package, "faces", why="The identity score")
+        self.detector = Detector(WithIdentityNet(OpenBackend(), OnnxIdentity("w600k_mbf")), identities=True)
 
-    def __call__(self, pictures: Tensor, truths: Tensor, boxes: Sequence[Box | None]) -> Tensor:
-        """(B,) in float64; NaN where the truth shows no face in the box (anywhere, where the box is None)."""
+    def __call__(self, images: Tensor, gts: Tensor, boxes: Sequence[Box | None]) -> Tensor:
+        """(B,) in float64; NaN where the ground truth shows no face in the box (anywhere, where the box is None)."""
         found = [
-            face_similarity(to_array(picture), to_array(truth), self.detector, box=box)
-            for picture, truth, box in zip(pictures, truths, boxes, strict=True)
+            face_similarity(to_array(image), to_array(gt), self.detector, box=box)
+            for image, gt, box in zip(images, gts, boxes, strict=True)
         ]
         return torch.tensor([float("nan") if value is None else value for value in found], dtype=torch.float64)

@@ -1,7 +1,7 @@
 """LPIPS and DISTS over pyiqa's networks: the same values in less time.
 
-The features of a truth are kept while several methods are compared with it, convolutions go by Winograd on a CPU, and
-statistics are taken in one pass. B pictures of one size, float32 RGB in [0, 1].
+The features of a ground truth are kept while several methods are compared with it, convolutions go by Winograd on a
+CPU, and statistics are taken in one pass. B images of one size, float32 RGB in [0, 1].
 """
 
 import torch
@@ -16,17 +16,19 @@ class _Compared:
     """A metric that compares features; subclasses say which and how."""
 
     def __init__(self) -> None:
-        self._kept: tuple[Tensor, list[Tensor]] | None = None  # the newest truth itself, so that `is` tells the truth
+        self._kept: tuple[Tensor, list[Tensor]] | None = (
+            None  # the newest ground truth itself, so that `is` tells the ground truth
+        )
 
     @torch.inference_mode()
-    def __call__(self, pictures: Tensor, truths: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, gts: Tensor) -> Tensor:
         """(B,) in float64."""
-        if self._kept is None or self._kept[0] is not truths:
-            self._kept = None  # or the features of two truths would be held at once
-            self._kept = (truths, self.features(truths))
-        return self.distance(self.features(pictures), self._kept[1])
+        if self._kept is None or self._kept[0] is not gts:
+            self._kept = None  # or the features of two ground truths would be held at once
+            self._kept = (gts, self.features(gts))
+        return self.distance(self.features(images), self._kept[1])
 
-    def features(self, pictures: Tensor) -> list[Tensor]:
+    def features(self, images: Tensor) -> list[Tensor]:
         raise NotImplementedError
 
     def distance(self, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
@@ -44,8 +46,8 @@ class Lpips(_Compared):
         # A head is a 1 x 1 convolution to one channel: a weighted sum over channels.
         self.heads = [head.model[-1].weight.detach().reshape(1, -1, 1, 1) for head in net.lins]
 
-    def features(self, pictures: Tensor) -> list[Tensor]:
-        layer, found = self.scaling(2 * pictures - 1), []
+    def features(self, images: Tensor) -> list[Tensor]:
+        layer, found = self.scaling(2 * images - 1), []
         for stage in self.stages:
             layer = stage(layer)
             found.append(layer / (torch.linalg.vector_norm(layer, dim=1, keepdim=True) + 1e-10))
@@ -66,8 +68,8 @@ class Dists(_Compared):
         total = (net.alpha.sum() + net.beta.sum()).detach()
         self.alpha, self.beta = ((w.detach() / total).flatten().double().split(net.chns) for w in (net.alpha, net.beta))
 
-    def features(self, pictures: Tensor) -> list[Tensor]:
-        layer, found = (pictures - self.mean) / self.std, [pictures]
+    def features(self, images: Tensor) -> list[Tensor]:
+        layer, found = (images - self.mean) / self.std, [images]
         for stage in self.stages:
             layer = stage(layer)
             found.append(layer)

@@ -5,7 +5,7 @@ fixed file names and downloads what it does not find. Here they are links in `to
 the files of fetched assets, which the converters make: the same bytes on every machine. A metric with a file missing
 or changed is named before pyiqa is asked. Nothing is downloaded and no hub is retried.
 
-B pictures of one size (H, W), float32 RGB in [0, 1].
+B images of one size (H, W), float32 RGB in [0, 1].
 """
 
 import contextlib
@@ -25,17 +25,18 @@ from torch import Tensor, nn
 
 from face2scene.assets.catalogue import catalogue, folder, recorded, verify, weights_root
 from face2scene.common.files import atomic_write, sha256_of
-from face2scene.common.optional import need
+from face2scene.common.optional import import_optional
 
-PerPicture = Callable[..., Tensor]
-"""`pair`: f(pictures, truths) -> (B,); `alone`: f(pictures) -> (B,); `faces`: f(pictures, truths, boxes) -> (B,)."""
+PerImage = Callable[..., Tensor]
+"""`pair`: f(images, ground truths) -> (B,); `alone`: f(images) -> (B,); `faces`: f(images, ground truths, boxes) ->
+(B,)."""
 
 
 class SetScorer(Protocol):
-    """A metric of two sets of pictures."""
+    """A metric of two sets of images."""
 
-    def features(self, pictures: Tensor) -> Tensor:
-        """What stands for each picture, (B, D)."""
+    def features(self, images: Tensor) -> Tensor:
+        """What stands for each image, (B, D)."""
         ...
 
     def distance(self, ours: Tensor, theirs: Tensor) -> float:
@@ -43,7 +44,7 @@ class SetScorer(Protocol):
         ...
 
 
-Scorer = PerPicture | SetScorer
+Scorer = PerImage | SetScorer
 
 
 class MetricMissing(RuntimeError):
@@ -84,7 +85,7 @@ class Pyiqa:
 
     def check(self, home: Path) -> None:
         """Raise MetricMissing unless everything this metric needs is at hand and whole; places what can be made."""
-        need("pyiqa", "metrics", why=f"The metric {self.name}")
+        import_optional("pyiqa", "metrics", why=f"The metric {self.name}")
         for file in self.files:
             ready(file, home)
         for repository in set(self.hub) - self.paths(home).keys():
@@ -111,9 +112,9 @@ class Pyiqa:
             return self.wrap(model.net, torch.device(device))
         model.to(memory_format=torch.channels_last)
 
-        def score(*pictures: Tensor) -> Tensor:
+        def score(*images: Tensor) -> Tensor:
             with torch.inference_mode():
-                return model(*pictures).double().reshape(len(pictures[0]))
+                return model(*images).double().reshape(len(images[0]))
 
         return score
 
@@ -235,8 +236,8 @@ def fetched(name: str) -> Path:
         place = folder(name)
     except FileNotFoundError as error:
         raise MetricMissing(str(error)) from error
-    if damaged := verify(name):
-        raise MetricMissing(damaged[0])
+    if degraded := verify(name):
+        raise MetricMissing(degraded[0])
     return place
 
 

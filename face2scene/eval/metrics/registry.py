@@ -1,6 +1,6 @@
 """Metrics as data: what each one is called, which way is better, and what must be held fixed.
 
-How they are computed is in `engines`. B pictures of one size (H, W), float32 RGB in [0, 1].
+How they are computed is in `engines`. B images of one size (H, W), float32 RGB in [0, 1].
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from face2scene.assets.catalogue import MissingWeights, recorded
-from face2scene.eval.metrics import pyiqa_backend as engines
+from face2scene.eval.metrics import pyiqa_backend
 from face2scene.eval.metrics.fid import Fid
 from face2scene.eval.metrics.identity import NO_FACE, WEIGHTS, IdScore
 from face2scene.eval.metrics.perceptual import Dists, Lpips
@@ -26,14 +26,16 @@ class Metric:
     key: str
     title: str  # as printed in the paper
     better: Literal["higher", "lower"]
-    compares: Literal["pair", "alone", "faces", "sets"]  # with the truth, with nothing, the truth's face, both sets
+    compares: Literal[
+        "pair", "alone", "faces", "sets"
+    ]  # with the ground truth, with nothing, the ground truth's face, both sets
     engine: Pyiqa | Callable[[torch.device | str], Scorer]
     network: str = "none"  # and what it was trained on
     colour: str = "RGB"
     resize: str = "none"
     bounds: tuple[float | None, float | None] = (0, None)  # of its values; None is unbounded
     least: int = 1  # pixels, smallest side that it takes
-    undefined: str = ""  # why a value may be missing without anything being wrong; such pictures are left out by name
+    undefined: str = ""  # why a value may be missing without anything being wrong; such images are left out by name
     assets: tuple[str, ...] = ()  # of the catalogue, whose files an engine of ours reads
 
     def build(self, device: torch.device | str = "cpu") -> Scorer:
@@ -43,7 +45,7 @@ class Metric:
     def weights(self) -> dict[str, str]:
         """What stands for the weight files behind it, by name; see `engines.identity`."""
         paths = self.engine.paths(torch_home()) if isinstance(self.engine, Pyiqa) else {}
-        found = {name: engines.identity(path) for name, path in paths.items() if path.is_file()}
+        found = {name: pyiqa_backend.identity(path) for name, path in paths.items() if path.is_file()}
         return found | {name: digest for asset in self.assets for name, digest in recorded(asset).items()}
 
     @property
@@ -72,7 +74,7 @@ class Metric:
             "crop": "none",
             "range": list(self.bounds),
             "engine": str(self.engine) if isinstance(self.engine, Pyiqa) else "face2scene",
-            "engine_version": engines.pyiqa_version() if isinstance(self.engine, Pyiqa) else "",
+            "engine_version": pyiqa_backend.pyiqa_version() if isinstance(self.engine, Pyiqa) else "",
             "weights_sha256": self.weights(),
         }
 
@@ -93,7 +95,7 @@ METRICS: dict[str, Metric] = {
             "DISTS",
             "lower",
             "pair",
-            Pyiqa("dists", files=(engines.VGG16, engines.DISTS), wrap=Dists),
+            Pyiqa("dists", files=(pyiqa_backend.VGG16, pyiqa_backend.DISTS), wrap=Dists),
             network="VGG16",
             bounds=(0, 1),
         ),
@@ -102,7 +104,7 @@ METRICS: dict[str, Metric] = {
             "LPIPS",
             "lower",
             "pair",
-            Pyiqa("lpips", files=(engines.ALEXNET, engines.LPIPS_ALEX), wrap=Lpips),
+            Pyiqa("lpips", files=(pyiqa_backend.ALEXNET, pyiqa_backend.LPIPS_ALEX), wrap=Lpips),
             network="v0.1, AlexNet",
             least=32,
         ),
@@ -111,7 +113,7 @@ METRICS: dict[str, Metric] = {
             "LPIPS-VGG",
             "lower",
             "pair",
-            Pyiqa("lpips-vgg", files=(engines.VGG16, engines.LPIPS_VGG), wrap=Lpips),
+            Pyiqa("lpips-vgg", files=(pyiqa_backend.VGG16, pyiqa_backend.LPIPS_VGG), wrap=Lpips),
             network="v0.1, VGG16",
             least=16,
         ),
@@ -142,7 +144,7 @@ METRICS: dict[str, Metric] = {
             "FID",
             "lower",
             "sets",
-            Pyiqa("fid", files=(engines.INCEPTION,), wrap=Fid),
+            Pyiqa("fid", files=(pyiqa_backend.INCEPTION,), wrap=Fid),
             network="Inception of 2015, 2048 features",
             resize="clean-fid's resize to 299 x 299",
         ),
@@ -161,7 +163,7 @@ METRICS: dict[str, Metric] = {
             "C-IQA",
             "higher",
             "alone",
-            Pyiqa("clipiqa", files=(engines.CLIP_R50,)),
+            Pyiqa("clipiqa", files=(pyiqa_backend.CLIP_R50,)),
             network="CLIP RN50, the prompts Good photo and Bad photo",
             bounds=(0, 1),
         ),
@@ -185,7 +187,7 @@ METRICS: dict[str, Metric] = {
             "LIQE",
             "higher",
             "alone",
-            Pyiqa("liqe", files=(engines.CLIP_B32, "hub/pyiqa/liqe_koniq.pt")),
+            Pyiqa("liqe", files=(pyiqa_backend.CLIP_B32, "hub/pyiqa/liqe_koniq.pt")),
             network=f"CLIP ViT-B/32, {_KONIQ}",
             resize=_LIQE_SIDE,
             bounds=(1, 5),
@@ -196,7 +198,7 @@ METRICS: dict[str, Metric] = {
             "LIQE-mix",
             "higher",
             "alone",
-            Pyiqa("liqe_mix", files=(engines.CLIP_B32, "hub/pyiqa/liqe_mix.pt")),
+            Pyiqa("liqe_mix", files=(pyiqa_backend.CLIP_B32, "hub/pyiqa/liqe_mix.pt")),
             network=f"CLIP ViT-B/32, {_MULTITASK}",
             resize=_LIQE_SIDE,
             bounds=(1, 5),
@@ -221,7 +223,7 @@ METRICS: dict[str, Metric] = {
             "NIQE",
             "lower",
             "alone",
-            Pyiqa("niqe", files=(engines.NIQE,)),
+            Pyiqa("niqe", files=(pyiqa_backend.NIQE,)),
             # With the same parameters its code is up to 5 % away from the authors' MATLAB code, by its own calibration.
             network="the published pristine model, pyiqa's implementation",
             colour="Y of YIQ in 8 bit",
@@ -233,7 +235,7 @@ METRICS: dict[str, Metric] = {
             "higher",
             "faces",
             IdScore,
-            network="ArcFace MobileFaceNet (w600k_mbf) on the face that YuNet finds in the truth",
+            network="ArcFace MobileFaceNet (w600k_mbf) on the face that YuNet finds in the ground truth",
             resize="aligned to 112 x 112",
             bounds=(-1, 1),
             undefined=NO_FACE,

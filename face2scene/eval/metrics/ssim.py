@@ -9,25 +9,25 @@ from torch import Tensor
 _WINDOW, _SIGMA = 11, 1.5  # pixels
 
 
-def ssim_y(pictures: Tensor, truths: Tensor) -> Tensor:
+def ssim_y(images: Tensor, gts: Tensor) -> Tensor:
     """SSIM of the Y of BT.601 YCbCr, rounded to 8 bit.
 
     Raises:
         ValueError: a side is under 11 pixels, the window's.
     """
-    weights = torch.tensor([65.481, 128.553, 24.966], device=pictures.device).view(3, 1, 1)
-    return _ssim(*((side * weights).sum(1, keepdim=True) + 16 for side in (pictures, truths)))
+    weights = torch.tensor([65.481, 128.553, 24.966], device=images.device).view(3, 1, 1)
+    return _ssim(*((side * weights).sum(1, keepdim=True) + 16 for side in (images, gts)))
 
 
-def ssim_rgb(pictures: Tensor, truths: Tensor) -> Tensor:
+def ssim_rgb(images: Tensor, gts: Tensor) -> Tensor:
     """Mean SSIM of R, G and B; raises as `ssim_y`."""
-    return _ssim(pictures * 255, truths * 255)
+    return _ssim(images * 255, gts * 255)
 
 
 def _ssim(x: Tensor, y: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     if min(height, width) < _WINDOW:
-        raise ValueError(f"SSIM needs {_WINDOW} x {_WINDOW} pixels, the picture has {width} x {height}.")
+        raise ValueError(f"SSIM needs {_WINDOW} x {_WINDOW} pixels, the image has {width} x {height}.")
     x, y = x.round().double(), y.round().double()
     window = torch.exp(-((torch.arange(_WINDOW, device=x.device, dtype=x.dtype) - 5) ** 2) / (2 * _SIGMA**2))
     window = (window / window.sum()).tolist()

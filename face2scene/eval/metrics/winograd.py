@@ -31,18 +31,18 @@ class WinogradReLU(nn.Module):
             square = torch.tensor(matrix, dtype=torch.float64)
             self.register_buffer(name, torch.kron(square, square).float())
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """(B, in, H, W) to (B, out, H, W), in memory as channels last."""
-        batch, channels, height, width = pictures.shape
+        batch, channels, height, width = images.shape
         wide, high, outputs = -(-width // 4), -(-height // 4), self.kernels.shape[2]
-        channels_last = pictures.permute(0, 2, 3, 1).contiguous()
+        channels_last = images.permute(0, 2, 3, 1).contiguous()
         padded = F.pad(channels_last, (0, 0, 1, 4 * wide + 1 - width, 1, 4 * high + 1 - height)).contiguous()
         result = padded.new_empty(batch, 4 * high, 4 * wide, outputs)
         strip = max(1, min(high, _PATCHES // wide))  # rows of patches
-        per_picture, per_row, per_column, _ = padded.stride()
+        per_image, per_row, per_column, _ = padded.stride()
         strides = (per_row, per_column, 4 * per_row, 4 * per_column, 1)
         work: dict[int, list[Tensor]] = {}
-        for picture in range(batch):
+        for image in range(batch):
             for top in range(0, high, strip):
                 rows = min(strip, high - top)
                 count = rows * wide
@@ -50,14 +50,14 @@ class WinogradReLU(nn.Module):
                     shapes = ((6, 6, rows, wide, channels), (36, count * channels), (36, count, outputs))
                     work[rows] = [padded.new_empty(shape) for shape in (*shapes, (16, count * outputs))]
                 patches, spread, products, gathered = work[rows]
-                start = picture * per_picture + 4 * top * per_row
+                start = image * per_image + 4 * top * per_row
                 patches.copy_(padded.as_strided((6, 6, rows, wide, channels), strides, start))
                 torch.mm(self.into, patches.view(36, -1), out=spread)
                 torch.bmm(spread.view(36, count, channels), self.kernels, out=products)
                 torch.mm(self.out_of, products.view(36, -1), out=gathered)
                 made = gathered.view(4, 4, rows, wide, outputs)
                 made.add_(self.bias).clamp_min_(0)
-                target = result[picture, 4 * top : 4 * (top + rows)].view(rows, 4, wide, 4, outputs)
+                target = result[image, 4 * top : 4 * (top + rows)].view(rows, 4, wide, 4, outputs)
                 target.copy_(made.permute(2, 0, 3, 1, 4))
         return result[:, :height, :width].permute(0, 3, 1, 2)
 

@@ -1,4 +1,4 @@
-"""The faces that FaDeX is probed on: crops of a built set's pictures, or of a folder of somebody's own photos."""
+"""The faces that FaDeX is probed on: crops of a built set's images, or of a folder of somebody's own photos."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -21,18 +21,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class ProbeFace:
-    """One undamaged face with a margin around it that is damaged too and then cut off."""
+    """One clean face with a margin around it that is degraded too and then cut off."""
 
     name: str
     identity: str
-    truth: Tensor  # (3, H, W) in [0, 1]
+    gt: Tensor  # (3, H, W) in [0, 1]
     inner: tuple[slice, slice]  # where the face crop lies in it
 
 
 def faces_of_set(folder: str | Path, split: str, *, crop: int, margin: int, count: int) -> list[ProbeFace]:
     """Faces of a built set, at their native size but at most `crop` pixels a side.
 
-    As many people as there are come first, the sources taking turns, then their other pictures.
+    As many people as there are come first, the sources taking turns, then their other images.
 
     Raises:
         FileNotFoundError, ManifestError: no such set or split.
@@ -78,7 +78,7 @@ def faces_of_photos(
             break
         name = path.relative_to(folder).as_posix()
         if path.suffix.lower() not in SUFFIXES:
-            left_out.append((name, "not a picture file"))
+            left_out.append((name, "not an image file"))
             continue
         try:
             photo = read_image(path)
@@ -93,29 +93,27 @@ def faces_of_photos(
         faces.append(_cut(to_tensor(photo), face.box, name, person, crop, margin))
     if len(faces) < 2:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out) or "the folder is empty"
-        raise ValueError(f"The probe compares two pictures at least, and {folder} has {len(faces)}: {reasons}.")
+        raise ValueError(f"The probe compares two images at least, and {folder} has {len(faces)}: {reasons}.")
     return faces, left_out
 
 
-def _cut(picture: Tensor, box: Box, name: str, identity: str, crop: int, margin: int) -> ProbeFace:
-    height, width = picture.shape[-2:]
+def _cut(image: Tensor, box: Box, name: str, identity: str, crop: int, margin: int) -> ProbeFace:
+    height, width = image.shape[-2:]
     x0, y0, x1, y1 = (int(v) for v in square_crop_box(box, (height, width)))
     side = min(x1 - x0, crop)
     left, top = (x0 + x1 - side) // 2, (y0 + y1 - side) // 2
     x, y = max(left - margin, 0), max(top - margin, 0)
-    truth = picture[:, y : min(top + side + margin, height), x : min(left + side + margin, width)].clone()
-    return ProbeFace(name, identity, truth, (slice(top - y, top - y + side), slice(left - x, left - x + side)))
+    gt = image[:, y : min(top + side + margin, height), x : min(left + side + margin, width)].clone()
+    return ProbeFace(name, identity, gt, (slice(top - y, top - y + side), slice(left - x, left - x + side)))
 
 
-def damaged(
+def degraded_and_restored(
     face: ProbeFace, recipe: Any, restorers: dict[str, Any], rng_of: Callable[[str], np.random.Generator], seed: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A face crop under one recipe, and what each restorer believes it to be; all (3, side, side)."""
-    after = recipe.with_noise_seed(seed).apply(face.truth)
-    truth, degraded = face.truth[:, *face.inner], after[:, *face.inner]
-    restored = {
-        name: restorer.restore(degraded, (), truth=truth, rng=rng_of(name)) for name, restorer in restorers.items()
-    }
+    after = recipe.with_noise_seed(seed).apply(face.gt)
+    gt, degraded = face.gt[:, *face.inner], after[:, *face.inner]
+    restored = {name: restorer.restore(degraded, (), gt=gt, rng=rng_of(name)) for name, restorer in restorers.items()}
     return degraded, restored
 
 

@@ -1,9 +1,9 @@
-"""FaDeX measured like an instrument: does it see the damage, all of it, and nothing else? (supplement 2.4)
+"""FaDeX measured like an instrument: does it see the degradation, all of it, and nothing else? (supplement 2.4)
 
-Five questions, each with what chance or the paper gives beside the answer: are embeddings of one damage close and of
-several damages far apart (the paper's experiment); is one operator found again among a hundred; can blur, noise, JPEG
-quality and scale be read off with straight lines; does the embedding know the picture or the person; and how much do
-the restored face, and its quality, matter.
+Five questions, each with what chance or the paper gives beside the answer: are embeddings of one degradation close and
+of several degradations far apart (the paper's experiment); is one operator found again among a hundred; can blur,
+noise, JPEG quality and scale be read off with straight lines; does the embedding know the image or the person; and how
+much do the restored face, and its quality, matter.
 """
 
 import logging
@@ -20,9 +20,9 @@ from tqdm import tqdm
 from face2scene.common.files import write_json
 from face2scene.common.reproducibility import seed_from
 from face2scene.degradation import PRESETS, Recipe
-from face2scene.eval.probe.faces import ProbeFace, damaged, faces_of_photos, faces_of_set, people_of
+from face2scene.eval.probe.faces import ProbeFace, degraded_and_restored, faces_of_photos, faces_of_set, people_of
 from face2scene.eval.probe.report import write_report
-from face2scene.models.fadex import FaDeX, Readout, compare, leakage, retrieval
+from face2scene.models.fadex import FaDeX, LinearProbe, compare, nuisance_retrieval, retrieval
 
 log = logging.getLogger(__name__)
 _BATCH = 12  # crops embedded together
@@ -36,22 +36,22 @@ class FaDeXProbe:
         weights: of the encoder.
         against: other encoders by name, such as `lq_only`, that are asked the same questions; null is skipped.
         data, split: a built set, and the part of it that no encoder was trained on.
-        fit_split: the part whose pictures the linear heads are fitted on; people of `split` are not in it.
-        photos: a folder of own photos in place of the set; the undamaged state is the photo as it is.
+        fit_split: the part whose images the linear heads are fitted on; people of `split` are not in it.
+        photos: a folder of own photos in place of the set; the clean state is the photo as it is.
         detector: finds the faces of `photos`.
         restorer: plays Ref-FR for every result but the comparison of restorers.
         restorers: what is compared there, by name.
         space: the operators of the retrieval and of the linear heads are drawn from it.
         wide: a second space, that of the training: heads are fitted on it too, and these are the ones to share.
-        pictures, operators: N and how many operators are told apart.
+        images, operators: N and how many operators are told apart.
         wide_operators: how many of the wide space the heads that are shared are measured on.
         fit_operators: operators that the linear heads are fitted on, none of them among `operators`.
         fit_crop: largest side of the crops that they are fitted on; small ones pay for many operators, without which
             the heads are no better than the mean.
         restorer_operators: operators for the comparison of restorers beside the presets.
-        leak_pictures: pictures that content leakage is measured on, with several of one person among them.
+        nuisance_images: images that content leakage is measured on, with several of one person among them.
         crop: largest side of a face crop in pixels; smaller faces keep their size.
-        margin: pixels around it that are damaged and cut off.
+        margin: pixels around it that are corrupt and cut off.
         seed: of every draw.
     """
 
@@ -66,13 +66,13 @@ class FaDeXProbe:
     restorers: Mapping[str, Any] = field(default_factory=dict)
     space: Any
     wide: Any
-    pictures: int = 10
+    images: int = 10
     operators: int = 100
     wide_operators: int = 40
     fit_operators: int = 400
     fit_crop: int = 128
     restorer_operators: int = 24
-    leak_pictures: int = 24
+    nuisance_images: int = 24
     crop: int = 192
     margin: int = 32
     seed: int = 0
@@ -82,17 +82,17 @@ class FaDeXProbe:
 
         Raises:
             FileNotFoundError: weights, set or photos are missing.
-            ValueError: too few pictures or operators, or a file of another kind.
+            ValueError: too few images or operators, or a file of another kind.
         """
         encoders = {"pair": FaDeX.from_file(self.weights)}
         encoders |= {name: FaDeX.from_file(path) for name, path in self.against.items() if path}
-        faces, left_out = self._faces(max(self.pictures, self.leak_pictures))
+        faces, left_out = self._faces(max(self.images, self.nuisance_images))
         if len(faces) < 2 or self.operators < 2:
             raise ValueError(
-                f"The probe compares two pictures and two operators at least, got {len(faces)} and {self.operators}: "
-                "see probe.pictures, probe.operators and probe.data."
+                f"The probe compares two images and two operators at least, got {len(faces)} and {self.operators}: "
+                "see probe.images, probe.operators and probe.data."
             )
-        probed = faces[: self.pictures]
+        probed = faces[: self.images]
         presets, drawn = list(PRESETS.values()), self._draw(self.space, self.operators, "operators")
 
         main = {"main": self.restorer}
@@ -112,7 +112,7 @@ class FaDeXProbe:
                 **retrieval(own[len(presets) :]),
                 "linear": _linear(fits["paper"][name], own[len(presets) :], drawn),
                 "linear_wide": _linear(fits["wide"][name], wide_embedded[name, "main"], wide),
-                "leakage": leakage(everybody, [face.identity for face in faces]),
+                "leakage": nuisance_retrieval(everybody, [face.identity for face in faces]),
             }
         found = answers["pair"] | {
             "pictures": len(probed),
@@ -125,7 +125,7 @@ class FaDeXProbe:
             "names": [face.name for face in probed],
             "protocol": self._protocol(probed),
         }
-        readout: Readout = fits["wide"]["pair"]
+        readout: LinearProbe = fits["wide"]["pair"]
         readout.save(folder / "readout.safetensors", about={"weights": Path(self.weights).name})
         write_json(folder / "probe.json", found)
         write_report(folder, found, embedded["pair", "main"][: len(presets)])
@@ -141,13 +141,13 @@ class FaDeXProbe:
         rng = np.random.default_rng(seed_from(self.seed, "probe", what))
         return [space.draw(rng) for _ in range(count)]
 
-    def _fit(self, encoders: Mapping[str, FaDeX], space: Any, what: str) -> dict[str, Readout]:
-        """Heads fitted on other operators and other pictures than they are asked about, one picture for each."""
+    def _fit(self, encoders: Mapping[str, FaDeX], space: Any, what: str) -> dict[str, LinearProbe]:
+        """Heads fitted on other operators and other images than they are asked about, one image for each."""
         size = {"crop": min(self.fit_crop, self.crop), "margin": self.margin, "count": 64}
         if self.photos is None:
             faces = faces_of_set(self.data, self.fit_split, **size)
-        else:  # own photos are all there is: other operators, the same pictures
-            faces = self._faces(self.pictures)[0]
+        else:  # own photos are all there is: other operators, the same images
+            faces = self._faces(self.images)[0]
         recipes = self._draw(space, self.fit_operators, f"fit {what}")
         rows: dict[str, list[Tensor]] = {name: [] for name in encoders}
         for number in range(len(faces)):
@@ -156,7 +156,7 @@ class FaDeXProbe:
                 for (name, _), values in self._embed([faces[number]], own, encoders, {"main": self.restorer}).items():
                     rows[name].append(values[:, 0])
         order = [recipe for number in range(len(faces)) for recipe in recipes[number :: len(faces)]]
-        return {name: Readout.fitted(torch.cat(parts), order) for name, parts in rows.items()}
+        return {name: LinearProbe.fitted(torch.cat(parts), order) for name, parts in rows.items()}
 
     def _restorers(
         self, encoder: FaDeX, faces: Sequence[ProbeFace], presets: list[Recipe], drawn: list[Recipe]
@@ -189,7 +189,7 @@ class FaDeXProbe:
         for face in tqdm(faces, desc=f"{len(recipes)} operators", unit="face", leave=False, disable=len(faces) < 2):
             column: dict[tuple[str, str], list[Tensor]] = {key: [] for key in rows}
             for first in range(0, len(recipes), _BATCH):
-                made = [self._damaged(face, recipe, restorers) for recipe in recipes[first : first + _BATCH]]
+                made = [self._degraded(face, recipe, restorers) for recipe in recipes[first : first + _BATCH]]
                 degraded = torch.stack([pair[0] for pair in made])
                 for restorer in restorers:
                     restored = torch.stack([pair[1][restorer] for pair in made])
@@ -203,11 +203,13 @@ class FaDeXProbe:
             for key, parts in rows.items()
         }
 
-    def _damaged(self, face: ProbeFace, recipe: Recipe, restorers: Mapping[str, Any]) -> tuple[Tensor, dict]:
+    def _degraded(self, face: ProbeFace, recipe: Recipe, restorers: Mapping[str, Any]) -> tuple[Tensor, dict]:
         def rng_of(restorer: str) -> np.random.Generator:
             return np.random.default_rng(seed_from(self.seed, "restored", face.name, recipe.key, restorer))
 
-        return damaged(face, recipe, dict(restorers), rng_of, seed_from(self.seed, "noise", face.name, recipe.key))
+        return degraded_and_restored(
+            face, recipe, dict(restorers), rng_of, seed_from(self.seed, "noise", face.name, recipe.key)
+        )
 
     def _protocol(self, faces: Sequence[ProbeFace]) -> dict[str, Any]:
         sides = sorted(face.inner[0].stop - face.inner[0].start for face in faces)
@@ -224,7 +226,7 @@ class FaDeXProbe:
         }
 
 
-def _linear(readout: Readout, embeddings: Tensor, recipes: Sequence[Recipe]) -> dict[str, float]:
-    operators, pictures, width = embeddings.shape
-    repeated = [recipe for recipe in recipes for _ in range(pictures)]
-    return readout.r_squared(embeddings.reshape(operators * pictures, width), repeated)
+def _linear(readout: LinearProbe, embeddings: Tensor, recipes: Sequence[Recipe]) -> dict[str, float]:
+    operators, images, width = embeddings.shape
+    repeated = [recipe for recipe in recipes for _ in range(images)]
+    return readout.r_squared(embeddings.reshape(operators * images, width), repeated)

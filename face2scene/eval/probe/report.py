@@ -1,4 +1,4 @@
-"""The probe's answers as a table, a CSV file and one picture, the paper's figures beside ours."""
+"""The probe's answers as a table, a CSV file and one image, the paper's figures beside ours."""
 
 import csv
 import io
@@ -11,14 +11,14 @@ from torch import Tensor
 from face2scene.common.charts import new_figure
 from face2scene.common.files import atomic_write
 
-# Read off the paper's poster: ten pictures, mean cosine of different pictures under one preset; every mean of one
-# picture under two presets lies within the band.
+# Read off the paper's poster: ten images, mean cosine of different images under one preset; every mean of one
+# image under two presets lies within the band.
 PAPER_SAME = {"d1": 0.89, "d2": 0.83, "d3": 0.93, "d4": 0.94}
 PAPER_CROSS = 0.06
 _SCALARS = {
-    "retrieval_top1": "one operator among all, nearest of all other pictures",
+    "retrieval_top1": "one operator among all, nearest of all other images",
     "map": "the same, mean average precision",
-    "one_picture_top1": "one operator among all, on one other picture",
+    "one_picture_top1": "one operator among all, on one other image",
 }
 
 
@@ -36,7 +36,7 @@ def rows_of(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             for name, value in answers[measure].items():
                 yield _row(encoder, measure, name, value, None, None, 0.0)
         leak = answers["leakage"]
-        for name in ("picture", "picture_centred", "identity"):
+        for name in ("image", "picture_centred", "identity"):
             chance = leak["identity_chance" if name == "identity" else "picture_chance"]
             yield _row(encoder, "leakage", name, leak[name], None, None, chance)
     for restorer, answers in found["restorers"].items():
@@ -75,20 +75,20 @@ def write_report(folder: Path, found: Mapping[str, Any], embeddings: Tensor) -> 
 
 def summary(found: Mapping[str, Any]) -> str:
     """What a terminal shows."""
-    lines = [f"{found['pictures']} pictures of {found['people']} people, faces of {found['protocol']['crop_sides']} px"]
+    lines = [f"{found['pictures']} images of {found['people']} people, faces of {found['protocol']['crop_sides']} px"]
     lines += [f"left out: {row['name']} ({row['reason']})" for row in found["left_out"]]
     for encoder, answers in {"pair": found, **found["against"]}.items():
         same = "  ".join(f"{k} {v:.3f} (paper {PAPER_SAME[k]})" for k, v in answers["same"].items() if k in PAPER_SAME)
         cross = "  ".join(f"{k} {v:+.3f}" for k, v in answers["cross"].items())
         leak = answers["leakage"]
         lines += [
-            f"{encoder}: same preset, other picture: {same}",
-            f"  same picture, other preset: {cross} (paper within +-{PAPER_CROSS})",
-            f"  retrieval top-1 {answers['retrieval_top1']:.3f}, mAP {answers['map']:.3f}, on one picture "
+            f"{encoder}: same preset, other image: {same}",
+            f"  same image, other preset: {cross} (paper within +-{PAPER_CROSS})",
+            f"  retrieval top-1 {answers['retrieval_top1']:.3f}, mAP {answers['map']:.3f}, on one image "
             f"{answers['one_picture_top1']:.3f} (chance {answers['chance']:.3f})",
             "  R squared, paper's space: " + "  ".join(f"{k} {v:.3f}" for k, v in answers["linear"].items()),
             "  R squared, wide space: " + "  ".join(f"{k} {v:.3f}" for k, v in answers["linear_wide"].items()),
-            f"  content: picture {leak['picture']:.3f}, centred {leak['picture_centred']:.3f} (chance "
+            f"  content: image {leak['picture']:.3f}, centred {leak['picture_centred']:.3f} (chance "
             f"{leak['picture_chance']:.3f})"
             + (
                 ""
@@ -105,20 +105,20 @@ def summary(found: Mapping[str, Any]) -> str:
 
 
 def probe_figure(found: Mapping[str, Any], embeddings: Tensor) -> Any:
-    """The cosine matrix of all pictures under all presets, and the means with their spread beside the paper's."""
-    labels, pictures = found["labels"], embeddings.shape[1]
+    """The cosine matrix of all images under all presets, and the means with their spread beside the paper's."""
+    labels, images = found["labels"], embeddings.shape[1]
     figure = new_figure(15, 4.6)
     matrix, same, cross = figure.subplots(1, 3, width_ratios=(1.15, 1, 1.2))
     flat = embeddings.flatten(0, 1).float()
-    shown = matrix.imshow((flat @ flat.T).numpy(), vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
-    middles = [pictures * (number + 0.5) - 0.5 for number in range(len(labels))]
+    eval_weights = matrix.imshow((flat @ flat.T).numpy(), vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
+    middles = [images * (number + 0.5) - 0.5 for number in range(len(labels))]
     for ticks in (matrix.set_xticks, matrix.set_yticks):
         ticks(middles, labels)
     for number in range(1, len(labels)):
         for line in (matrix.axhline, matrix.axvline):
-            line(pictures * number - 0.5, color="black", linewidth=0.6)
-    matrix.set_title(f"cosines of {pictures} pictures under {len(labels)} presets")
-    figure.colorbar(shown, ax=matrix, shrink=0.85)
+            line(images * number - 0.5, color="black", linewidth=0.6)
+    matrix.set_title(f"cosines of {images} images under {len(labels)} presets")
+    figure.colorbar(eval_weights, ax=matrix, shrink=0.85)
 
     places = range(len(labels))
     spread = [found["same_spread"][name] for name in labels]
@@ -128,7 +128,7 @@ def probe_figure(found: Mapping[str, Any], embeddings: Tensor) -> Any:
     )
     same.set_xticks(places, labels)
     same.set_ylim(min(0, *found["same"].values()), 1.05)
-    same.set_title("same preset, different pictures")
+    same.set_title("same preset, different images")
     same.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2)  # below: bars reach everywhere above
 
     names = list(found["cross"])
@@ -138,7 +138,7 @@ def probe_figure(found: Mapping[str, Any], embeddings: Tensor) -> Any:
     cross.axhline(0, color="black", linewidth=0.6)
     cross.set_xticks(range(len(names)), names)
     cross.set_ylim(-1, 1)
-    cross.set_title("same picture, different presets")
+    cross.set_title("same image, different presets")
     cross.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2)
     for axis in (same, cross):
         axis.set_ylabel("cosine: mean and standard deviation")

@@ -6,11 +6,11 @@ from typing import Any
 
 from face2scene.common.charts import BLUE, GREY, ORANGE, PALE, new_figure, save_figure
 from face2scene.common.files import read_json
-from face2scene.common.optional import need
+from face2scene.common.optional import import_optional
 from face2scene.eval.metrics.registry import METRICS
 from face2scene.eval.sweeps.table import draw_variants
 from face2scene.eval.tables.paper import load_printed, read_texts
-from face2scene.eval.tables.render import Row
+from face2scene.eval.tables.render import TableRow
 
 FIGURES = ("5", "6", "fadex", "tradeoff")
 _STAGES = {"stage_1": "Stage I (face)", "stage_2": "Stage II (scene)"}
@@ -74,8 +74,11 @@ def draw_times(printed: Mapping[str, Any], measured: Mapping[str, Any] | None, f
         axes.set_title(title, fontsize=8.5, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(axis="x", labelsize=8)
-    grid[-1].set_xlabel("seconds for one picture", fontsize=9)
-    handles = [need("matplotlib.patches", "report", why="Figures").Patch(color=c, label=k) for k, c in colours.items()]
+    grid[-1].set_xlabel("seconds for one image", fontsize=9)
+    handles = [
+        import_optional("matplotlib.patches", "report", why="Figures").Patch(color=c, label=k)
+        for k, c in colours.items()
+    ]
     grid[0].legend(handles=handles, fontsize=8, loc="upper right", frameon=False)
     return save_figure(figure, folder / "figure_5")
 
@@ -97,8 +100,8 @@ def draw_cosines(probe: Mapping[str, Any], printed: Mapping[str, Any], folder: P
     figure = new_figure(7.2, 3.4)
     same, cross = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": [len(probe["same"]), 6]})
     for axes, key, title in (
-        (same, "same", "different pictures, one degradation"),
-        (cross, "cross", "one picture, two"),
+        (same, "same", "different images, one degradation"),
+        (cross, "cross", "one image, two"),
     ):
         names = list(probe[key])
         spread = probe.get(f"{key}_spread", {})
@@ -126,7 +129,7 @@ def draw_cosines(probe: Mapping[str, Any], printed: Mapping[str, Any], folder: P
     return save_figure(figure, folder / "figure_fadex")
 
 
-def draw_tradeoff(rows: Sequence[Row], folder: Path) -> list[Path]:
+def draw_tradeoff(rows: Sequence[TableRow], folder: Path) -> list[Path]:
     """Perception against distortion (Blau and Michaeli 2018), a point for each method; better is up and right."""
     figure = new_figure(4.3 * len(_PLANES), 4.1)
     for axes, (x, y) in zip(figure.subplots(1, len(_PLANES)), _PLANES, strict=True):
@@ -148,7 +151,7 @@ def draw_tradeoff(rows: Sequence[Row], folder: Path) -> list[Path]:
     return save_figure(figure, folder / "figure_tradeoff")
 
 
-def _label(axes: Any, points: Sequence[tuple[float, float, Row]]) -> None:
+def _label(axes: Any, points: Sequence[tuple[float, float, TableRow]]) -> None:
     """A name beside every point, moved away from names that are there already."""
     axes.figure.draw_without_rendering()
     taken: list[tuple[float, float, float, float]] = []
@@ -161,8 +164,8 @@ def _label(axes: Any, points: Sequence[tuple[float, float, Row]]) -> None:
             left = px + dx * scale - (wide if dx < 0 else 0)
             box = (left, py + dy * scale, left + wide, py + dy * scale + high)
             others = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots if (x, y) != (px, py)]
-            inside = frame.x0 < box[0] and box[2] < frame.x1 + 0.1 * frame.width
-            if inside and not any(_meet(box, other) for other in [*taken, *others]):
+            relative_dir = frame.x0 < box[0] and box[2] < frame.x1 + 0.1 * frame.width
+            if relative_dir and not any(_meet(box, other) for other in [*taken, *others]):
                 break
         taken.append(box)
         align = "right" if dx < 0 else "left"

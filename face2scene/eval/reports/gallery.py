@@ -1,7 +1,7 @@
-"""The report of an evaluation: any methods on one truth, in one page with tables, plots and a gallery.
+"""The report of an evaluation: any methods on one ground truth, in one page with tables, plots and a gallery.
 
-The page holds numbers only; pictures are small JPEGs in `thumbnails/` beside it, loaded when they come into view, so
-that a thousand pictures open at once.
+The page holds numbers only; images are small JPEGs in `thumbnails/` beside it, loaded when they come into view, so
+that a thousand images open at once.
 """
 
 import json
@@ -20,53 +20,57 @@ from face2scene.common.charts import spread_svg
 from face2scene.common.files import atomic_write, sha256_of
 from face2scene.common.pages import write_page
 from face2scene.eval.metrics.registry import METRICS
-from face2scene.eval.scoring import significance as compare
-from face2scene.eval.scoring.pairing import ScoreError, named_truth
-from face2scene.eval.scoring.results import SHIFT, read_scores, truth_digest
-from face2scene.eval.tables.render import Row, html_table, one_truth, row_from_scores, slug
+from face2scene.eval.scoring import significance
+from face2scene.eval.scoring.pairing import ScoreError, named_gt
+from face2scene.eval.scoring.results import SHIFT, gt_digest, read_scores
+from face2scene.eval.tables.render import TableRow, html_table, row_from_scores, same_gt, slug
 from face2scene.image_io.arrays import list_images, read_image, to_bytes
-from face2scene.inference.log import WHY_LOG
+from face2scene.inference.log import RESTORATION_LOG
 
 THUMBNAIL = 448  # pixels, longer side (ours)
 QUALITY = 82  # of their JPEG (ours)
 
 
 @dataclass(frozen=True)
-class Method:
+class GalleryMethod:
     """One scored folder of the report."""
 
     title: str
     folder: Path  # with scores.json and scores.csv
     scores: Mapping[str, Any]
     values: Mapping[str, Mapping[str, float]]
-    why: Mapping[str, Mapping[str, Any]]  # the why-log by name, where there is one
-    pictures: Mapping[str, Path]  # by name
+    why: Mapping[str, Mapping[str, Any]]  # the restoration log by name, where there is one
+    images: Mapping[str, Path]  # by name
 
     @classmethod
-    def read(cls, title: str, folder: Path) -> "Method":
+    def read(cls, title: str, folder: Path) -> "GalleryMethod":
         """Raises FileNotFoundError or ScoreError, see `results.read_scores`."""
         scores, values = read_scores(folder)
-        logs = [path for path in (folder / WHY_LOG, Path(scores["predictions"]).parent / WHY_LOG) if path.is_file()]
+        logs = [
+            path
+            for path in (folder / RESTORATION_LOG, Path(scores["predictions"]).parent / RESTORATION_LOG)
+            if path.is_file()
+        ]
         lines = logs[0].read_text(encoding="utf-8").splitlines() if logs else []
         why = {Path(line["name"]).stem: line for line in map(json.loads, filter(str.strip, lines))}
         made = Path(scores["predictions"])
-        pictures = {path.stem: path for path in list_images(made)} if made.is_dir() else {}
-        return cls(title, folder, scores, values, why, pictures)
+        images = {path.stem: path for path in list_images(made)} if made.is_dir() else {}
+        return cls(title, folder, scores, values, why, images)
 
 
 def write_report(
-    run: str | Path, methods: Mapping[str, str | Path], truth: str | Path | Mapping[str, Path], *, title: str = ""
+    run: str | Path, methods: Mapping[str, str | Path], gt: str | Path | Mapping[str, Path], *, title: str = ""
 ) -> Path:
-    """Write `run`/report.html and its thumbnails; thumbnails newer than their picture are kept.
+    """Write `run`/report.html and its thumbnails; thumbnails newer than their image are kept.
 
     Args:
         run: the report's folder.
         methods: title -> scored folder; the first is what the others are tested against.
-        truth: as for `score.score_folders`.
+        gt: as for `score.score_folders`.
 
     Raises:
         ScoreError: no method, titles that cannot be told apart as folders, a method that was scored against another
-            truth, or a CSV that was changed.
+            ground truth, or a CSV that was changed.
         FileNotFoundError: a folder is not scored.
     """
     run = Path(run)
@@ -74,25 +78,25 @@ def write_report(
         raise ScoreError("A report needs at least one scored folder (option methods).")
     if len({slug(name) for name in methods}) < len(methods) or "truth" in map(slug, methods):
         raise ScoreError(f"The titles {list(methods)} cannot be told apart as folder names: rename one.")
-    read = [Method.read(name, Path(folder)) for name, folder in methods.items()]
-    truths = named_truth(truth)
-    against = truth_digest({name: sha256_of(path) for name, path in truths.items()})
+    read = [GalleryMethod.read(name, Path(folder)) for name, folder in methods.items()]
+    gts = named_gt(gt)
+    against = gt_digest({name: sha256_of(path) for name, path in gts.items()})
     if others := [method.title for method in read if method.scores.get("truth") != against]:
         raise ScoreError(
-            f"{', '.join(others)}: not scored against this truth of {against['pictures']} pictures. Score them again, "
-            "or give the truth that they were scored against (option truth)."
+            f"{', '.join(others)}: not scored against this ground truth of {against['pictures']} images. Score them again, "
+            "or give the ground truth that they were scored against (option ground truth)."
         )
-    names = [name for name in truths if any(name in method.pictures for method in read)]
+    names = [name for name in gts if any(name in method.images for method in read)]
     views = {slug(method.title): method for method in read}
-    jobs = [
-        (run / "thumbnails" / view / f"{name}.jpg", method.pictures[name])
+    tasks = [
+        (run / "thumbnails" / view / f"{name}.jpg", method.images[name])
         for view, method in views.items()
         for name in names
-        if name in method.pictures
+        if name in method.images
     ]
-    jobs += [(run / "thumbnails/truth" / f"{name}.jpg", truths[name]) for name in names]
+    tasks += [(run / "thumbnails/truth" / f"{name}.jpg", gts[name]) for name in names]
     with ThreadPoolExecutor(2) as pool:
-        sizes = dict(tqdm(pool.map(thumbnail, jobs), total=len(jobs), desc="thumbnails", unit="picture"))
+        sizes = dict(tqdm(pool.map(thumbnail, tasks), total=len(tasks), desc="thumbnails", unit="image"))
     data = {
         "names": names,
         "sizes": [sizes.get(run / "thumbnails/truth" / f"{name}.jpg") for name in names],
@@ -104,8 +108,8 @@ def write_report(
                     "values": {key: [method.values.get(n, {}).get(key) for n in names] for key in _columns([method])},
                     "why": [method.why.get(n) for n in names] if method.why else None,
                     "flagged": method.scores["pictures"]["flagged"],
-                    "missing": [n for n in names if n not in method.pictures],
-                    "full": [os.path.relpath(method.pictures[n], run) if n in method.pictures else None for n in names],
+                    "missing": [n for n in names if n not in method.images],
+                    "full": [os.path.relpath(method.images[n], run) if n in method.images else None for n in names],
                 }
                 for view, method in views.items()
             },
@@ -115,12 +119,12 @@ def write_report(
     return _write_page(run / "report.html", title or run.name, read, data)
 
 
-def _columns(methods: Sequence[Method]) -> list[str]:
+def _columns(methods: Sequence[GalleryMethod]) -> list[str]:
     keys = [key for method in methods for row in method.values.values() for key in row]
     return [key for key in METRICS if key in set(keys)]
 
 
-def _write_page(path: Path, title: str, methods: Sequence[Method], data: Mapping[str, Any]) -> Path:
+def _write_page(path: Path, title: str, methods: Sequence[GalleryMethod], data: Mapping[str, Any]) -> Path:
     keys = [key for key in METRICS if any(key in method.scores["protocol"] for method in methods)]
     rows = [row_from_scores(method.title, method.folder / "scores.json", keys) for method in methods]
     plots = []
@@ -134,7 +138,7 @@ def _write_page(path: Path, title: str, methods: Sequence[Method], data: Mapping
         scripts=("page.js", "gallery.js"),
         title=f"{title}: report",
         heading=title,
-        facts=[f"{len(data['names'])} pictures", f"{len(methods)} {'methods' if len(methods) > 1 else 'method'}"],
+        facts=[f"{len(data['names'])} images", f"{len(methods)} {'methods' if len(methods) > 1 else 'method'}"],
         table=html_table(rows, keys),
         warnings=_warnings(methods),
         regions=_regions(methods, keys),
@@ -147,7 +151,7 @@ def _write_page(path: Path, title: str, methods: Sequence[Method], data: Mapping
     return path
 
 
-def _warnings(methods: Sequence[Method]) -> list[str]:
+def _warnings(methods: Sequence[GalleryMethod]) -> list[str]:
     warnings = [
         f"{METRICS[key].title} is not measured: {why}"
         for key, why in {k: w for m in methods for k, w in m.scores["not_measured"].items()}.items()
@@ -155,39 +159,39 @@ def _warnings(methods: Sequence[Method]) -> list[str]:
     for method in methods:
         alignment = method.scores.get("alignment", {})
         if 2 * len(unlike := alignment.get("unlike", [])) > alignment.get("estimated", 0) + len(unlike):
-            warnings.append(f"{method.title}: {len(unlike)} pictures are unlike the truth of their name.")
+            warnings.append(f"{method.title}: {len(unlike)} images are unlike the ground truth of their name.")
         shift = alignment.get("median_shift")
         if shift and (shift[0] ** 2 + shift[1] ** 2) ** 0.5 > SHIFT:
-            warnings.append(f"{method.title} lies beside its truth by {shift[0]:+.2f}, {shift[1]:+.2f} pixels.")
+            warnings.append(f"{method.title} lies beside its ground truth by {shift[0]:+.2f}, {shift[1]:+.2f} pixels.")
         for key, names in method.scores.get("undefined", {}).items():
-            warnings.append(f"{METRICS[key].title} of {method.title} has no value for {len(names)} pictures.")
+            warnings.append(f"{METRICS[key].title} of {method.title} has no value for {len(names)} images.")
     return warnings
 
 
-def _regions(methods: Sequence[Method], keys: Sequence[str]) -> dict[str, Markup]:
+def _regions(methods: Sequence[GalleryMethod], keys: Sequence[str]) -> dict[str, Markup]:
     # A table for each region, by its title.
-    regions: dict[str, list[Row]] = {}
+    regions: dict[str, list[TableRow]] = {}
     for method in methods:
         for region, found in method.scores.get("regions", {}).items():
             row = row_from_scores(method.title, method.folder / region / "scores.json", keys)
             regions.setdefault(f"{region}: {found['about']}", []).append(row)
-    return {title: html_table(one_truth(rows), keys) for title, rows in regions.items()}
+    return {title: html_table(same_gt(rows), keys) for title, rows in regions.items()}
 
 
-def _tests(methods: Sequence[Method]) -> list[tuple[str, list[Any], str]]:
+def _tests(methods: Sequence[GalleryMethod]) -> list[tuple[str, list[Any], str]]:
     # Of every other method: title, its differences from the first with metric and verdict, or why there are none.
     first, *others = methods
     tests: list[tuple[str, list[Any], str]] = []
-    for other, found in zip(others, compare.compare_all(first.folder, [o.folder for o in others]), strict=True):
+    for other, found in zip(others, significance.compare_all(first.folder, [o.folder for o in others]), strict=True):
         failed = isinstance(found, ScoreError)
-        rows = [] if failed else [(d, METRICS[d.metric], compare.said(d, first.title, other.title)) for d in found]
+        rows = [] if failed else [(d, METRICS[d.metric], significance.said(d, first.title, other.title)) for d in found]
         tests.append((f"{other.title} against {first.title}", rows, str(found) if failed else ""))
     return tests
 
 
-def thumbnail(job: tuple[Path, Path]) -> tuple[Path, tuple[int, int]]:
+def thumbnail(task: tuple[Path, Path]) -> tuple[Path, tuple[int, int]]:
     """Write the small JPEG of (target, source) unless it is newer; returns the target and its (width, height)."""
-    target, source = job
+    target, source = task
     if target.is_file() and target.stat().st_mtime > source.stat().st_mtime:
         with Image.open(target) as image:
             return target, image.size

@@ -12,7 +12,7 @@ from face2scene.data.records import read_manifest
 from face2scene.eval.reports.quickstart_page import HEADLINE, Figures, findings, page
 from face2scene.eval.scoring.score import DEFAULT_METRICS, score_folders
 from face2scene.image_io.arrays import read_image, write_png
-from face2scene.inference.log import WHY_LOG
+from face2scene.inference.log import RESTORATION_LOG
 
 RESTORED = ("trained_here", "restored", "wrong_tokens")  # folders of the run, each an output of scripts/restore.py
 
@@ -31,8 +31,8 @@ def quickstart_report(
     Args:
         run: the folder with `fadex/` and `restorer/` (trainings), and with `trained_here/`, `restored/` and
             `wrong_tokens/` (restored with this run's weights, with the shipped ones, and with these under another
-            picture's tokens); `input/` is filled, seconds.json is shown where it is there.
-        dataset: the InScene folder whose fixed pairs of `split` are input and truth.
+            image's tokens); `input/` is filled, seconds.json is shown where it is there.
+        dataset: the InScene folder whose fixed pairs of `split` are input and ground truth.
         shipped: the folder with the shipped restorer.safetensors, fadex.safetensors and probe.json.
 
     Returns:
@@ -46,9 +46,9 @@ def quickstart_report(
     records = {Path(record.image).stem: record for record in read_manifest(dataset, split=split) if record.lq}
     for name, record in records.items():  # a row like the others, and never older than the set
         write_png(run / "input/images" / f"{name}.png", read_image(dataset / str(record.lq)))
-    truths = {name: dataset / record.image for name, record in records.items()}
+    gts = {name: dataset / record.image for name, record in records.items()}
     folders = {row: (run / row, run / row) for row in ("input", *RESTORED)}
-    rows = score_folders(folders, truths, metrics, device=device)
+    rows = score_folders(folders, gts, metrics, device=device)
 
     probes = {"fadex": read_json(run / "fadex/weights/probe.json"), "fadex_shipped": read_json(shipped / "probe.json")}
     seconds = run / "seconds.json"  # scripts/quickstart.py writes it; single commands do not
@@ -88,7 +88,7 @@ def quickstart_report(
 
 def _refuse_unfinished(run: Path) -> None:
     weights = [run / "fadex/weights/fadex.safetensors", run / "restorer/weights/restorer.safetensors"]
-    for needed in (*weights, *(run / row / WHY_LOG for row in RESTORED)):
+    for needed in (*weights, *(run / row / RESTORATION_LOG for row in RESTORED)):
         if not needed.is_file():
             raise FileNotFoundError(f"{needed} is not there yet: `make demo` makes it, and goes on where it stopped.")
 

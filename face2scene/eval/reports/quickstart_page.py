@@ -1,6 +1,6 @@
-"""The quickstart's page: what was found, the scores behind it, every picture, and what it took.
+"""The quickstart's page: what was found, the scores behind it, every image, and what it took.
 
-One HTML file that asks nothing of the network: pictures are data URIs, plots inline SVG.
+One HTML file that asks nothing of the network: images are data URIs, plots inline SVG.
 """
 
 import base64
@@ -25,9 +25,9 @@ from face2scene.eval.scoring.results import read_scores
 from face2scene.eval.sweeps.table import section
 from face2scene.eval.tables.render import html_table, row_from_scores
 from face2scene.image_io.arrays import read_image, to_bytes
-from face2scene.inference.log import WHY_LOG
+from face2scene.inference.log import RESTORATION_LOG
 
-MARGIN = 0.3  # how far same-damage cosines should be above different ones: the quickstart's own target
+MARGIN = 0.3  # how far same-degradation cosines should be above different ones: the quickstart's own target
 
 
 HEADLINE = ("psnr", "lpips", "dists")
@@ -53,7 +53,7 @@ def findings(block: Mapping[str, Any]) -> list[Finding]:
     """Restoring, FaDeX and the tokens: three answers from the block `quickstart` of `scores.json`."""
     return [
         _comparison(
-            "Restored pictures are closer to the truth than the degraded ones",
+            "Restored images are closer to the ground truth than the degraded ones",
             ("input", "restored, shipped weights"),
             block["input"],
             block["restored"],
@@ -61,7 +61,7 @@ def findings(block: Mapping[str, Any]) -> list[Finding]:
         ),
         _cosines(block["fadex"], block["fadex_shipped"]),
         _comparison(
-            "A picture's own tokens restore it better than another's",
+            "An image's own tokens restore it better than another's",
             ("another's", "its own"),
             block["wrong_tokens"],
             block["restored"],
@@ -98,18 +98,18 @@ def _cosines(here: Mapping[str, float], shipped: Mapping[str, float]) -> Finding
     )
     gap = here["same"] - here["different"]
     note = f"apart by {gap:.3f} in this run, at least {MARGIN} was asked"
-    columns = ("same damage", "different")
+    columns = ("same degradation", "different")
     return Finding("FaDeX tells degradations apart", "yes" if gap >= MARGIN else "no", columns, figures, note)
 
 
-MAX_BYTES = 11_000_000  # of the pictures; our setting: a page that a phone opens
+MAX_BYTES = 11_000_000  # of the images; our setting: a page that a phone opens
 
 
-VIEWS = {  # the pictures to compare, and what a slider calls them
+VIEWS = {  # the images to compare, and what a slider calls them
     "input": "input",
     "trained_here": "trained in this run",
     "restored": "restored, shipped weights",
-    "wrong_tokens": "another picture's tokens",
+    "wrong_tokens": "another image's tokens",
     "truth": "truth",
 }
 
@@ -118,7 +118,7 @@ TRAININGS = {"fadex": "FaDeX", "restorer": "Restorer"}  # folders of the run
 
 
 STAND_INS = {
-    "perturbed": "FaceMe's part, Stage I, was played by a stand-in (ref_fr=perturbed: the undamaged face, softened, "
+    "perturbed": "FaceMe's part, Stage I, was played by a stand-in (ref_fr=perturbed: the clean face, softened, "
     "tinted and grained), because FaceMe's weights need a model hub.",
 }
 
@@ -138,9 +138,9 @@ class Figures:
     """What the page is made of.
 
     Args:
-        run: the quickstart's folder, with a folder of pictures and scores for every view but the truth.
+        run: the quickstart's folder, with a folder of images and scores for every view but the ground truth.
         dataset: the InScene folder that `records` are relative to.
-        records: the held-out pictures by name.
+        records: the held-out images by name.
         scores: the contents of the run's scores.json.
         findings: in the order to show.
         probes: the contents of the FaDeX probes, `fadex` (this run's) and `fadex_shipped`.
@@ -165,11 +165,11 @@ class Figures:
             "input": "degraded input",
             "trained_here": f"restored, weights trained in this run ({steps['trained_here']} steps)",
             "restored": f"restored, weights trained longer, shipped ({steps['restored']} steps)",
-            "wrong_tokens": "restored, shipped weights, tokens of another picture's damage",
+            "wrong_tokens": "restored, shipped weights, tokens of another image's degradation",
             "truth": "truth",
         }
 
-    def picture(self, view: str, name: str) -> Path:
+    def image(self, view: str, name: str) -> Path:
         if view == "truth":
             return self.dataset / self.records[name].image
         return self.run / view / "images" / f"{name}.png"
@@ -177,9 +177,9 @@ class Figures:
 
 def page(figures: Figures) -> str:
     """The whole HTML document."""
-    why = {Path(line["name"]).stem: line for line in _json_lines(figures.run / "restored" / WHY_LOG)}
+    why = {Path(line["name"]).stem: line for line in _json_lines(figures.run / "restored" / RESTORATION_LOG)}
     seconds = figures.block["seconds"]
-    facts = [f"{figures.block['pictures']} held-out pictures", f"commit {figures.scores['commit'][:10]}"]
+    facts = [f"{figures.block['pictures']} held-out images", f"commit {figures.scores['commit'][:10]}"]
     if seconds:
         facts.insert(1, f"{_minutes(sum(seconds.values()))} in all")
     sweeps = [section(path.parent) for path in sorted(figures.run.glob("sweep/*/sweep.json"))]
@@ -221,12 +221,12 @@ def _score_table(figures: Figures) -> Markup:
 
 
 def _shots(figures: Figures, why: Mapping[str, Mapping[str, Any]]) -> tuple[list[dict[str, Any]], int]:
-    # What the gallery shows of each picture until the page is full, and how many were left out.
-    names = [n for n in figures.records if all(figures.picture(view, n).is_file() for view in VIEWS)]
+    # What the gallery shows of each image until the page is full, and how many were left out.
+    names = [n for n in figures.records if all(figures.image(view, n).is_file() for view in VIEWS)]
     tables = {row: read_scores(figures.run / row)[1] for row in ("input", "restored")}
     shots: list[dict[str, Any]] = []
     size = 0
-    for name in tqdm(names, desc="report", unit="picture"):
+    for name in tqdm(names, desc="report", unit="image"):
         shots.append(_shot(figures, name, {row: table.get(name, {}) for row, table in tables.items()}, why[name]))
         size += sum(map(len, [*shots[-1]["pictures"].values(), *shots[-1]["faces"].values()]))
         if size > MAX_BYTES:
@@ -247,15 +247,15 @@ def _shot(
     return {
         "name": name,
         "record": figures.records[name],
-        "degradation": _damage(figures.records[name].recipe),
-        "pictures": {view: _data_uri(read_image(figures.picture(view, name))) for view in VIEWS},
+        "degradation": _degradation(figures.records[name].recipe),
+        "pictures": {view: _data_uri(read_image(figures.image(view, name))) for view in VIEWS},
         "faces": {side: _data_uri(read_image(path)) for side, path in faces.items()},
         "numbers": numbers,
         "log": "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in why.items()),
     }
 
 
-def _damage(recipe: Mapping[str, Any]) -> str:
+def _degradation(recipe: Mapping[str, Any]) -> str:
     words = []
     for operator in recipe["operators"]:
         if operator["kind"] != "RestoreSize":  # it only undoes a change of size
@@ -276,7 +276,7 @@ def _curves(metrics: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def _data_uri(image: np.ndarray, quality: int = 92) -> str:
-    """A picture (H, W, 3) in [0, 1] as a JPEG without colour subsampling, inside the page."""
+    """An image (H, W, 3) in [0, 1] as a JPEG without colour subsampling, inside the page."""
     out = io.BytesIO()
     Image.fromarray(to_bytes(image)).save(out, format="JPEG", quality=quality, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

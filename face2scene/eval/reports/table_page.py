@@ -15,7 +15,7 @@ _SHOTS = 4  # thumbnails of a row
 
 
 def table_page(title: str, parts: Sequence[Printed], runs: Path) -> str:
-    """HTML for a file in `runs`; small pictures are written to `runs/thumbnails/`."""
+    """HTML for a file in `runs`; small images are written to `runs/thumbnails/`."""
     sections, shown = {}, {}
     for part in parts:
         rows, key = part.beside(runs), slug(f"{part.table} {part.key}")
@@ -38,9 +38,9 @@ def _shots(part: Printed, method: str, runs: Path) -> list[str]:
         return []
     folder = read_json(scores).get("predictions")
     made = []
-    for picture in list_images(folder)[:_SHOTS] if folder and Path(folder).is_dir() else ():
-        target = runs / "thumbnails" / f"table_{part.table}" / part.key / slug(method) / f"{picture.stem}.jpg"
-        thumbnail((target, picture))
+    for image in list_images(folder)[:_SHOTS] if folder and Path(folder).is_dir() else ():
+        target = runs / "thumbnails" / f"table_{part.table}" / part.key / slug(method) / f"{image.stem}.jpg"
+        thumbnail((target, image))
         made.append(os.path.relpath(target, runs))
     return made
 

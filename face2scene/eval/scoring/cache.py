@@ -14,25 +14,25 @@ from safetensors.torch import load_file, save_file
 
 from face2scene.common.files import atomic_write, read_json, write_json
 from face2scene.eval.metrics.registry import METRICS
-from face2scene.eval.scoring.pairing import Row
+from face2scene.eval.scoring.pairing import ScoreRow
 
 log = logging.getLogger(__name__)
 STATE = "scores.state.json"
-SAVE_EVERY = 16  # pictures of one folder between two writes, at least
+SAVE_EVERY = 16  # images of one folder between two writes, at least
 
 
-def recall(row: Row) -> None:
+def recall(row: ScoreRow) -> None:
     """Take over what earlier runs found for exactly these files, boxes, protocols and weights."""
     for path in [row.out / STATE, *sorted(row.out.glob("scores.state.*.json"))]:
         if path.is_file():
             _read(row, path)
 
 
-def save(row: Row, rank: int | None) -> None:
+def save(row: ScoreRow, rank: int | None) -> None:
     """Write what the row knows; `rank` names the part of one process."""
     path = row.out / (STATE if rank is None else f"scores.state.{rank}.json")
     names = row.values.keys() | row.shifts.keys() | {name for found in row.undefined.values() for name in found}
-    pictures = {
+    images = {
         name: {
             "sha256": list(row.hashes[name]),
             "box": _box(row, name),
@@ -50,14 +50,14 @@ def save(row: Row, rank: int | None) -> None:
     held = {key for found in row.values.values() for key in found} | {key.split("/", 1)[0] for key in row.features}
     protocol = {key: METRICS[key].identity for key in METRICS if key in held or row.undefined.get(key)}
     flagged = {name: {"sha256": list(row.hashes[name]), "why": why} for name, why in row.flagged.items()}
-    write_json(path, {"protocol": protocol, "pictures": pictures, "flagged": flagged})
+    write_json(path, {"protocol": protocol, "pictures": images, "flagged": flagged})
     row.unsaved = 0
 
 
-def gather(row: Row, processes: int) -> None:
+def gather(row: ScoreRow, processes: int) -> None:
     """Take over every process's part, write them as one and remove them.
 
-    Only this run's processes say what is flagged: values that a picture has from earlier runs, of other metrics, speak
+    Only this run's processes say what is flagged: values that an image has from earlier runs, of other metrics, speak
     neither for nor against it.
     """
     parts = [path for path in row.out.glob("scores.state.*.json") if path.stem.rsplit(".", 1)[-1].isdigit()]
@@ -75,7 +75,7 @@ def gather(row: Row, processes: int) -> None:
         part.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
-def with_regions(row: Row, found: dict[str, Any], regions: Mapping[str, Any]) -> dict[str, Any]:
+def with_regions(row: ScoreRow, found: dict[str, Any], regions: Mapping[str, Any]) -> dict[str, Any]:
     """`found` with the other regions' means in it, written again where there are any."""
     if not regions:
         return found
@@ -84,7 +84,7 @@ def with_regions(row: Row, found: dict[str, Any], regions: Mapping[str, Any]) ->
     return found
 
 
-def _read(row: Row, path: Path) -> None:
+def _read(row: ScoreRow, path: Path) -> None:
     try:
         stored = read_json(path)
         # Metrics that are not asked for this time are kept too, for the next time they are.
@@ -113,10 +113,10 @@ def _read(row: Row, path: Path) -> None:
                 row.features[key] = tensor
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, SafetensorError) as error:
         row.values.clear(), row.undefined.clear(), row.shifts.clear(), row.features.clear()
-        log.warning("%s is damaged and is written anew (%s)", path, error)
+        log.warning("%s is degraded and is written anew (%s)", path, error)
 
 
-def _box(row: Row, name: str) -> list[float] | None:
+def _box(row: ScoreRow, name: str) -> list[float] | None:
     return [round(float(value), 3) for value in row.boxes[name]] if name in row.boxes else None
 
 

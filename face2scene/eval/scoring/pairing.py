@@ -1,4 +1,4 @@
-"""Folders of predictions and their truth: paired by name, checked before any model is loaded.
+"""Folders of predictions and their ground truth: paired by name, checked before any model is loaded.
 
 What cannot be compared is refused with the names; what is merely missing is named and makes a row incomplete.
 """
@@ -22,46 +22,46 @@ from face2scene.eval.scoring.regions import Region
 from face2scene.image_io.arrays import ImageError, list_images
 
 log = logging.getLogger(__name__)
-LEAST = 48  # pixels a side for a shift; a smaller picture has too few low frequencies
-_SIDE = 512  # pixels to which a larger picture is reduced before its shift is estimated
+LEAST = 48  # pixels a side for a shift; a smaller image has too few low frequencies
+_SIDE = 512  # pixels to which a larger image is reduced before its shift is estimated
 _CUTOFF = 0.15  # cycles per pixel, ours: what restoring adds or removes lies above
 _SURE = 0.1  # share of the ideal peak from which a shift is believed, and at least
-_NOISE = 7.5  # times what one of the independent low frequencies adds: unrelated pictures stay below it
+_NOISE = 7.5  # times what one of the independent low frequencies adds: unrelated images stay below it
 
 
 class ScoreError(ValueError):
-    """Folders that cannot be compared as they are; the message names the pictures."""
+    """Folders that cannot be compared as they are; the message names the images."""
 
 
 @dataclass
-class Row:
+class ScoreRow:
     """One folder on its way through the scoring."""
 
     title: str
     folder: Path
     out: Path
     paths: dict[str, Path]
-    extra: list[str]  # without a truth
+    extra: list[str]  # without a ground truth
     missing: list[str] = field(default_factory=list)
-    flagged: dict[str, str] = field(default_factory=dict)  # pictures that are no restoration, with the reason
-    undefined: dict[str, dict[str, str]] = field(default_factory=dict)  # metric -> picture -> why it has no value
+    flagged: dict[str, str] = field(default_factory=dict)  # images that are no restoration, with the reason
+    undefined: dict[str, dict[str, str]] = field(default_factory=dict)  # metric -> image -> why it has no value
     values: dict[str, dict[str, float]] = field(default_factory=dict)
     shifts: dict[str, tuple[float, float]] = field(default_factory=dict)
-    features: dict[str, Tensor] = field(default_factory=dict)  # of `fid`: ours/NAME and truth/NAME
-    hashes: dict[str, tuple[str, str]] = field(default_factory=dict)  # of the prediction and of its truth
-    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # (H, W) of the truths
+    features: dict[str, Tensor] = field(default_factory=dict)  # of `fid`: ours/NAME and ground truth/NAME
+    hashes: dict[str, tuple[str, str]] = field(default_factory=dict)  # of the prediction and of its ground truth
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # (H, W) of the ground truths
     region: Region = "whole"
     boxes: Mapping[str, Box] = field(default_factory=dict)
     unsaved: int = 0
 
     def expect(self, names: Iterable[str]) -> None:
-        """Tell which pictures of `names`, in whose order it is scored, are missing."""
+        """Tell which images of `names`, in whose order it is scored, are missing."""
         names = list(names)
         self.paths = {name: self.paths[name] for name in names if name in self.paths}
         self.missing = [name for name in names if name not in self.paths]
         if self.missing:
             told = some(self.missing)
-            log.warning("%s: incomplete, %d pictures are missing: %s", self.title, len(self.missing), told)
+            log.warning("%s: incomplete, %d images are missing: %s", self.title, len(self.missing), told)
 
     def counts(self, expected: int) -> dict[str, int]:
         return {
@@ -73,22 +73,22 @@ class Row:
         }
 
 
-def named_truth(truth: str | Path | Mapping[str, Path]) -> dict[str, Path]:
+def named_gt(gt: str | Path | Mapping[str, Path]) -> dict[str, Path]:
     """name -> file of a folder, or of a mapping whose files are checked; raises ScoreError."""
-    if isinstance(truth, Mapping):
-        found = {str(name): Path(path) for name, path in truth.items()}
+    if isinstance(gt, Mapping):
+        found = {str(name): Path(path) for name, path in gt.items()}
         absent = [str(path) for path in found.values() if not path.is_file()]
         if absent:
-            raise ScoreError(f"The truth lacks {len(absent)} files: {some(absent)}.")
+            raise ScoreError(f"The ground truth lacks {len(absent)} files: {some(absent)}.")
     else:
-        found = _by_name(list_images(truth), f"truth {truth}")
+        found = _by_name(list_images(gt), f"ground truth {gt}")
     if not found:
-        raise ScoreError(f"There are no pictures in {truth} to compare with (option truth).")
+        raise ScoreError(f"There are no images in {gt} to compare with (option ground truth).")
     return found
 
 
-def truth_of(folder: str | Path, split: str = "val") -> str | Path | dict[str, Path]:
-    """The truth in `folder`: an InScene folder's pictures of `split` by name, any other folder as it is."""
+def gt_of(folder: str | Path, split: str = "val") -> str | Path | dict[str, Path]:
+    """The ground truth in `folder`: an InScene folder's images of `split` by name, any other folder as it is."""
     if not (Path(folder) / METADATA).is_file():
         return folder
     return {Path(record.image).stem: Path(folder) / record.image for record in read_manifest(folder, split=split)}
@@ -110,45 +110,45 @@ def boxes_of(folder: str | Path, split: str = "val", file: str | Path | None = N
         raise ScoreError(f'{file} does not map names to boxes, {{"NAME": [x0, y0, x1, y1]}} ({error}).') from error
 
 
-def open_row(title: str, folder: Path, out: Path, truths: Mapping[str, Path]) -> Row:
-    """A folder of PNGs, or with `images/` of them, beside its truth where there is one; raises ScoreError."""
+def open_row(title: str, folder: Path, out: Path, gts: Mapping[str, Path]) -> ScoreRow:
+    """A folder of PNGs, or with `images/` of them, beside its ground truth where there is one; raises ScoreError."""
     folder = folder / "images" if (folder / "images").is_dir() else folder
     if not folder.is_dir():
         raise ScoreError(f"{title}: there is no folder {folder} (option predictions).")
-    pictures = list_images(folder)
-    other = [path.name for path in pictures if path.suffix.lower() != ".png"]
+    images = list_images(folder)
+    other = [path.name for path in images if path.suffix.lower() != ".png"]
     if other:
         raise ScoreError(f"{title}: only PNG is scored, since lossy files change the numbers; found {some(other)}.")
-    found = _by_name(pictures, title)
+    found = _by_name(images, title)
     if not found:
         raise ScoreError(f"{title}: there is no PNG in {folder} (option predictions).")
-    if not truths:
-        return Row(title, folder, out, found, [])
-    paths = {name: found[name] for name in truths if name in found}
+    if not gts:
+        return ScoreRow(title, folder, out, found, [])
+    paths = {name: found[name] for name in gts if name in found}
     if not paths:
         raise ScoreError(
-            f"{title}: no PNG in {folder} has the name of a truth. Predictions: {some(found)}; truth: {some(truths)}."
+            f"{title}: no PNG in {folder} has the name of a ground truth. Predictions: {some(found)}; ground truth: {some(gts)}."
         )
-    row = Row(title, folder, out, paths, [n for n in found if n not in truths])
+    row = ScoreRow(title, folder, out, paths, [n for n in found if n not in gts])
     if row.extra:
-        log.warning("%s: %d pictures have no truth and are left out: %s", title, len(row.extra), some(row.extra))
+        log.warning("%s: %d images have no ground truth and are left out: %s", title, len(row.extra), some(row.extra))
     return row
 
 
-def checked_sizes(rows: Iterable[Row], truths: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
-    """(H, W) of every truth in use; without any, of the first row's pictures.
+def checked_sizes(rows: Iterable[ScoreRow], gts: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
+    """(H, W) of every ground truth in use; without any, of the first row's images.
 
     Raises:
-        ScoreError: a prediction of another size than its truth or the first row's, or that is no PNG; a picture in
-            another colour mode than RGB.
+        ScoreError: a prediction of another size than its ground truth or the first row's, or that is no PNG; an image
+            in another colour mode than RGB.
         ImageError: a file that cannot be read.
     """
     rows = list(rows)
     first: dict[str, Path] = {}
     for row in rows:
         first = row.paths | first
-    heads = {name: _header(truths.get(name, path)) for name, path in first.items()}
-    against = "truth" if truths else "the first row's"
+    heads = {name: _header(gts.get(name, path)) for name, path in first.items()}
+    against = "truth" if gts else "the first row's"
     sizes = {name: head.size for name, head in heads.items()}
     wrong, modes, formats = [], [], []
     for row in rows:
@@ -161,48 +161,49 @@ def checked_sizes(rows: Iterable[Row], truths: Mapping[str, Path]) -> dict[str, 
                 modes.append(f"{row.title}/{path.name} is {head.mode}")
             if head.format != "PNG":
                 formats.append(f"{row.title}/{path.name} is a {head.format} file")
-    used = heads if truths else {}
-    modes += [f"truth {truths[name].name} is {head.mode}" for name, head in used.items() if head.mode != "RGB"]
+    used = heads if gts else {}
+    modes += [f"ground truth {gts[name].name} is {head.mode}" for name, head in used.items() if head.mode != "RGB"]
     if formats:
         raise ScoreError(
-            f"{len(formats)} pictures are no PNG but by name, and lossy files change the numbers: {some(formats)}. "
+            f"{len(formats)} images are no PNG but by name, and lossy files change the numbers: {some(formats)}. "
             "Write them as PNG from the start."
         )
     if wrong:
-        raise ScoreError(f"{len(wrong)} pictures have another size than what they stand beside: {some(wrong)}.")
+        raise ScoreError(f"{len(wrong)} images have another size than what they stand beside: {some(wrong)}.")
     if modes:
         raise ScoreError(
-            f"{len(modes)} pictures are no 8-bit RGB, and what a reader makes of them would change the numbers: "
+            f"{len(modes)} images are no 8-bit RGB, and what a reader makes of them would change the numbers: "
             f"{some(modes)}. Write them as RGB."
         )
     return sizes
 
 
-def warn_of_copies(row: Row) -> dict[str, list[str]]:
-    """Pictures of one row with the same bytes under several names, by the first name; logged."""
+def warn_of_copies(row: ScoreRow) -> dict[str, list[str]]:
+    """Images of one row with the same bytes under several names, by the first name; logged."""
     by_hash: dict[str, list[str]] = {}
     for name, path in row.paths.items():
         by_hash.setdefault(row.hashes[name][0] if name in row.hashes else sha256_of(path), []).append(name)
     copies = {names[0]: names[1:] for names in by_hash.values() if len(names) > 1}
     if copies:
         told = some(f"{first} = {', '.join(rest)}" for first, rest in copies.items())
-        log.warning("%s: the same picture under several names: %s", row.title, told)
+        log.warning("%s: the same image under several names: %s", row.title, told)
     return copies
 
 
-def global_shift(picture: Tensor, truth: Tensor) -> tuple[float, float] | None:
-    """How far a picture lies beside its truth, (right, down) in pixels; None where they have too little in common.
+def global_shift(image: Tensor, gt: Tensor) -> tuple[float, float] | None:
+    """How far an image lies beside its ground truth, (right, down) in pixels; None where they have too little in
+    common.
 
     Phase correlation of low frequencies under a Hann window (Kuglin and Hines 1975), the peak read to a fraction of a
     pixel from the three values around it.
 
     Args:
-        picture, truth: (3, H, W) in [0, 1], one size.
+        image, gt: (3, H, W) in [0, 1], one size.
     """
-    if min(truth.shape[-2:]) < LEAST:
+    if min(gt.shape[-2:]) < LEAST:
         return None
-    factor = max(1, min(truth.shape[-2:]) // _SIDE)
-    sides = [side.float().mean(0, keepdim=True) for side in (picture, truth)]
+    factor = max(1, min(gt.shape[-2:]) // _SIDE)
+    sides = [side.float().mean(0, keepdim=True) for side in (image, gt)]
     if factor > 1:
         sides = [torch.nn.functional.avg_pool2d(side, factor) for side in sides]
     height, width = sides[0].shape[-2:]
@@ -238,7 +239,7 @@ def _by_name(paths: Iterable[Path], what: str) -> dict[str, Path]:
             twice.append(" and ".join(f"{p.parent.name}/{p.name}" for p in (found[path.stem], path)))
         found[path.stem] = path
     if twice:
-        raise ScoreError(f"{what}: two pictures have one name ({some(twice)}). Names must be unique to be paired.")
+        raise ScoreError(f"{what}: two images have one name ({some(twice)}). Names must be unique to be paired.")
     return found
 
 
@@ -259,7 +260,7 @@ def _header(path: Path) -> _Header:
             size, mode = (height, width) if upright else (width, height), image.mode
             return _Header(size, f"{mode} of 16 bit" if deep else mode, str(image.format))
     except Exception as error:
-        raise ImageError(f"{path} cannot be read as a picture ({type(error).__name__}: {error}).") from error
+        raise ImageError(f"{path} cannot be read as an image ({type(error).__name__}: {error}).") from error
 
 
 def _depth(path: Path) -> int:

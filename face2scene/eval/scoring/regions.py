@@ -1,4 +1,4 @@
-"""Parts of a picture that are scored apart: the face, and everything else."""
+"""Parts of an image that are scored apart: the face, and everything else."""
 
 import math
 from typing import Literal
@@ -9,29 +9,29 @@ from face2scene.common.types import Box
 
 Region = Literal["whole", "face", "background"]
 REGIONS: dict[str, str] = {
-    "whole": "the whole picture",
-    "face": "the face box alone, cut out of both pictures",
-    # The protocol of the paper's main text: every method is given the truth's face, and the rest decides.
-    "background": "the whole picture, with the truth's face box pasted into the prediction",
+    "whole": "the whole image",
+    "face": "the face box alone, cut out of both images",
+    # The protocol of the paper's main text: every method is given the ground truth's face, and the rest decides.
+    "background": "the whole image, with the ground truth's face box pasted into the prediction",
 }
 
 
-def cut(region: Region, picture: Tensor, truth: Tensor, box: Box | None) -> tuple[Tensor, Tensor]:
-    """What of a prediction and its truth is compared; both (3, H, W).
+def cut(region: Region, image: Tensor, gt: Tensor, box: Box | None) -> tuple[Tensor, Tensor]:
+    """What of a prediction and its ground truth is compared; both (3, H, W).
 
     Raises:
-        ValueError: a region that needs a box without one, or with one outside the picture.
+        ValueError: a region that needs a box without one, or with one outside the image.
     """
     if region == "whole":
-        return picture, truth
+        return image, gt
     if box is None:
         raise ValueError(f"The region {region} needs a face box.")
-    place = _place(box, *truth.shape[-2:])
+    place = _place(box, *gt.shape[-2:])
     if region == "face":
-        return picture[place], truth[place]
-    pasted = picture.clone()
-    pasted[place] = truth[place]
-    return pasted, truth
+        return image[place], gt[place]
+    pasted = image.clone()
+    pasted[place] = gt[place]
+    return pasted, gt
 
 
 def size_of(region: Region, size: tuple[int, int], box: Box | None) -> tuple[int, int]:
@@ -48,5 +48,5 @@ def _place(box: Box, height: int, width: int) -> tuple[slice, slice, slice]:
     x0, y0, x1, y1 = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
     rows, columns = slice(max(0, y0), min(height, y1)), slice(max(0, x0), min(width, x1))
     if rows.start >= rows.stop or columns.start >= columns.stop:
-        raise ValueError(f"The face box {tuple(round(v, 1) for v in box)} is outside the {width} x {height} picture.")
+        raise ValueError(f"The face box {tuple(round(v, 1) for v in box)} is outside the {width} x {height} image.")
     return slice(None), rows, columns

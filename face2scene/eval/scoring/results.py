@@ -1,4 +1,4 @@
-"""The two files of a scored folder: `scores.csv`, a row per picture, and `scores.json`, what they come to."""
+"""The two files of a scored folder: `scores.csv`, a row per image, and `scores.json`, what they come to."""
 
 import csv
 import hashlib
@@ -18,7 +18,7 @@ from face2scene import __version__
 from face2scene.common.files import atomic_write, read_json, sha256_of, write_json
 from face2scene.common.types import Box
 from face2scene.eval.metrics.registry import Metric, Scorer
-from face2scene.eval.scoring.pairing import LEAST, Row, ScoreError, some
+from face2scene.eval.scoring.pairing import LEAST, ScoreError, ScoreRow, some
 
 log = logging.getLogger(__name__)
 SHIFT = 0.5  # pixels from which a shift is told
@@ -26,32 +26,32 @@ _DRAWS = 2000  # of the bootstrap, ours
 
 
 def write_results(
-    row: Row,
+    row: ScoreRow,
     measured: Sequence[Metric],
     ready: Mapping[str, Scorer],
     missing: Mapping[str, str],
     chosen: Sequence[Metric],
-    truth: Mapping[str, Any],
+    gt: Mapping[str, Any],
     region: str,
     copies: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     """Write both files of a row and return the contents of `scores.json`.
 
-    A mean is given where every picture of the truth has a value. The identity score alone leaves out the pictures whose
-    truth shows no face, as the paper does, and names them.
+    A mean is given where every image of the ground truth has a value. The identity score alone leaves out the images
+    whose ground truth shows no face, as the paper does, and names them.
 
     Args:
-        truth: `pictures` and `sha256` of what the row is scored against, see `truth_digest`.
+        gt: `images` and `sha256` of what the row is scored against, see `gt_digest`.
     """
-    expected = truth["pictures"]
+    expected = gt["pictures"]
     names = [name for name in row.paths if name not in row.flagged]
     flagged = {name: row.flagged[name] for name in row.paths if name in row.flagged}
     complete = len(names) == expected
-    per_picture = [m for m in measured if m.compares != "sets"]
-    columns = {m.key: [row.values[n][m.key] for n in names if m.key in row.values.get(n, {})] for m in per_picture}
+    per_image = [m for m in measured if m.compares != "sets"]
+    columns = {m.key: [row.values[n][m.key] for n in names if m.key in row.values.get(n, {})] for m in per_image}
     whole = {
         m.key: bool(columns[m.key]) and complete and (len(columns[m.key]) == len(names) or bool(m.undefined))
-        for m in per_picture
+        for m in per_image
     }
     means = {key: math.fsum(values) / len(values) for key, values in columns.items() if values}
     sets: dict[str, float] = {}
@@ -68,28 +68,28 @@ def write_results(
         open(partial, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(["name", *(m.key for m in per_picture)])
+        writer.writerow(["name", *(m.key for m in per_image)])
         for name in row.paths:
             found = {} if name in row.flagged else row.values.get(name, {})
-            writer.writerow([name, *(_cell(found.get(m.key)) for m in per_picture)])
+            writer.writerow([name, *(_cell(found.get(m.key)) for m in per_image)])
     undefined = {}
     for metric in measured:
         why = row.undefined.get(metric.key, {})
         if told := {name: why[name] for name in names if name in why}:
             undefined[metric.key] = told
-    for key, pictures in undefined.items():
-        log.warning("%s: %s has no value for %s", row.title, key, some(f"{n} ({why})" for n, why in pictures.items()))
+    for key, images in undefined.items():
+        log.warning("%s: %s has no value for %s", row.title, key, some(f"{n} ({why})" for n, why in images.items()))
     partly = {key: mean for key, mean in means.items() if not whole[key]}
     scores = {
         "complete": complete,
         "region": region,
         "means": {key: mean for key, mean in means.items() if whole[key]},
         "intervals": {key: interval(columns[key]) for key in means if whole[key]},
-        # A mean over fewer pictures is another quantity, so it stands under another name.
+        # A mean over fewer images is another quantity, so it stands under another name.
         **({"means_of_scored_only": partly} if partly else {}),
         "sets": sets,
         "counts": row.counts(expected),
-        "truth": dict(truth),
+        "truth": dict(gt),
         "pictures": {"missing": row.missing, "flagged": flagged, "without_truth": row.extra},
         "undefined": undefined,
         "copies": dict(copies),
@@ -121,7 +121,7 @@ def read_scores_csv(path: str | Path) -> dict[str, dict[str, float]]:
 
 
 def read_scores(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-    """Both files of a scored folder: the contents of `scores.json`, and values by picture.
+    """Both files of a scored folder: the contents of `scores.json`, and values by image.
 
     Raises:
         FileNotFoundError: the folder is not scored.
@@ -140,19 +140,19 @@ def read_scores(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[str,
     return scores, read_scores_csv(folder / "scores.csv")
 
 
-def truth_digest(hashes: Mapping[str, str], boxes: Mapping[str, Box] | None = None) -> dict[str, Any]:
-    """What two rows must have in common to stand side by side: number and sha256 of names, truths and boxes.
+def gt_digest(hashes: Mapping[str, str], boxes: Mapping[str, Box] | None = None) -> dict[str, Any]:
+    """What two rows must have in common to stand side by side: number and sha256 of names, ground truths and boxes.
 
     Args:
-        hashes: name -> sha256 of the truth.
-        boxes: of the pictures, where a part of them is scored.
+        hashes: name -> sha256 of the ground truth.
+        boxes: of the images, where a part of them is scored.
     """
     told = [[n, digest, *map(float, (boxes or {}).get(n, ()))] for n, digest in sorted(hashes.items())]
     return {"pictures": len(told), "sha256": hashlib.sha256(json.dumps(told).encode()).hexdigest()}
 
 
 def interval(values: Sequence[float], *, level: float = 0.95) -> list[float]:
-    """Bootstrap percentile interval of the mean over pictures, [low, high]; the same values give the same interval."""
+    """Bootstrap percentile interval of the mean over images, [low, high]; the same values give the same interval."""
     data = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(0)
     means = [float(data[rng.integers(0, len(data), len(data))].mean()) for _ in range(_DRAWS)]
@@ -171,13 +171,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _alignment(row: Row) -> dict[str, Any]:
+def _alignment(row: ScoreRow) -> dict[str, Any]:
     shifts = {n: row.shifts[n] for n in row.paths if n in row.shifts and n not in row.flagged}
     known = {n: shift for n, shift in shifts.items() if math.isfinite(shift[0])}
     unlike = [n for n in shifts if n not in known and min(row.sizes[n]) >= LEAST]
     if 2 * len(unlike) > len(known) + len(unlike):
         log.warning(
-            "%s: %d of %d pictures have too little in common with the truth of their name to tell how they lie on it: "
+            "%s: %d of %d images have too little in common with the ground truth of their name to tell how they lie on it: "
             "%s. Names may be mixed up.",
             row.title,
             len(unlike),
@@ -189,7 +189,7 @@ def _alignment(row: Row) -> dict[str, Any]:
     median = [statistics.median(shift[axis] for shift in known.values()) for axis in (0, 1)]
     if math.hypot(*median) > SHIFT:
         log.warning(
-            "%s: predictions lie beside their truth by %+.2f px (right) and %+.2f px (down) in the median: "
+            "%s: predictions lie beside their ground truth by %+.2f px (right) and %+.2f px (down) in the median: "
             "size, crop or pairing differ, and metrics that compare pixels measure that.",
             row.title,
             *median,
@@ -197,11 +197,11 @@ def _alignment(row: Row) -> dict[str, Any]:
     off = {n: [round(v, 3) for v in shift] for n, shift in known.items() if math.hypot(*shift) > SHIFT}
     if off:
         told = some(f"{name} ({x:+.1f}, {y:+.1f})" for name, (x, y) in off.items())
-        log.warning("%s: %d pictures are shifted by more than half a pixel: %s", row.title, len(off), told)
+        log.warning("%s: %d images are shifted by more than half a pixel: %s", row.title, len(off), told)
     return {"median_shift": [round(v, 3) for v in median], "pictures": off, "estimated": len(known), "unlike": unlike}
 
 
-def _faces(metric: Metric, row: Row) -> dict[str, str]:
+def _faces(metric: Metric, row: ScoreRow) -> dict[str, str]:
     """The digest of the boxes that a metric of faces looks into."""
     if metric.compares != "faces":
         return {}
@@ -209,7 +209,7 @@ def _faces(metric: Metric, row: Row) -> dict[str, str]:
     return {"boxes": hashlib.sha256(json.dumps(boxes).encode()).hexdigest()}
 
 
-def _stacked(row: Row, key: str, side: str, names: Sequence[str]) -> Any:
+def _stacked(row: ScoreRow, key: str, side: str, names: Sequence[str]) -> Any:
     import torch
 
     return torch.stack([row.features[f"{key}/{side}/{name}"] for name in names])

@@ -1,7 +1,7 @@
-"""Pictures in folders to numbers: PNGs only, paired by name, one row per picture.
+"""Images in folders to numbers: PNGs only, paired by name, one row per image.
 
 Ours or anybody's predictions are scored the same way. What cannot be scored is named, and a folder with a
-missing or ruined picture is marked incomplete: its means stand under another name, away from whole ones.
+missing or ruined image is marked incomplete: its means stand under another name, away from whole ones.
 """
 
 import logging
@@ -19,23 +19,23 @@ from tqdm import tqdm
 from face2scene.common.files import sha256_of
 from face2scene.common.types import Box
 from face2scene.eval.metrics.registry import METRICS, Metric, Scorer, build_all, choose
-from face2scene.eval.scoring import cache as state
+from face2scene.eval.scoring import cache
 from face2scene.eval.scoring.pairing import (
-    Row,
     ScoreError,
+    ScoreRow,
     checked_sizes,
     global_shift,
-    named_truth,
+    gt_of,
+    named_gt,
     open_row,
     some,
-    truth_of,
     warn_of_copies,
 )
 from face2scene.eval.scoring.regions import REGIONS, Region, cut, size_of
-from face2scene.eval.scoring.results import read_scores_csv, truth_digest, versions, write_results
+from face2scene.eval.scoring.results import gt_digest, read_scores_csv, versions, write_results
 from face2scene.image_io.arrays import nothing_in, read_tensor
 
-__all__ = ["ScoreError", "read_scores_csv", "score_folder", "score_folders", "truth_of", "versions"]
+__all__ = ["ScoreError", "gt_of", "read_scores_csv", "score_folder", "score_folders", "versions"]
 log = logging.getLogger(__name__)
 DEFAULT_METRICS = ("psnr", "ssim_y", "lpips", "dists")
 BATCH_PIXELS = 4 * 256 * 256  # our setting: VGG16's feature maps take about 0.3 GB; more is no faster
@@ -43,19 +43,19 @@ BATCH_PIXELS = 4 * 256 * 256  # our setting: VGG16's feature maps take about 0.3
 
 def score_folder(
     predictions: str | Path,
-    truth: str | Path | Mapping[str, Path] | None,
+    gt: str | Path | Mapping[str, Path] | None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     out: str | Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Score one folder of PNGs, see `score_folders`; results go to `out`, by default `predictions` itself."""
     rows = {"predictions": (Path(predictions), Path(out or predictions))}
-    return score_folders(rows, truth, metrics, **options)["predictions"]
+    return score_folders(rows, gt, metrics, **options)["predictions"]
 
 
 def score_folders(
     rows: Mapping[str, tuple[Path, Path]],
-    truth: str | Path | Mapping[str, Path] | None,
+    gt: str | Path | Mapping[str, Path] | None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     *,
     device: torch.device | str = "cpu",
@@ -67,21 +67,21 @@ def score_folders(
     processes: int = 1,
     wait: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, Any]]:
-    """Score folders of PNGs against one truth, together: models and the truth's features are had once.
+    """Score folders of PNGs against one ground truth, together: models and the ground truth's features are had once.
 
-    Writes `scores.csv` (a row per picture: `name`, then a column per metric) and `scores.json` to each row's
-    output folder, and of every region but the whole picture to a folder of its name in it. The same call again computes
-    only what is new: values are kept with both pictures' hashes, and with the face box where it decides.
+    Writes `scores.csv` (a row per image: `name`, then a column per metric) and `scores.json` to each row's
+    output folder, and of every region but the whole image to a folder of its name in it. The same call again computes
+    only what is new: values are kept with both images' hashes, and with the face box where it decides.
 
     Args:
         rows: title -> (folder of predictions, or of `images/` with them; folder for the results).
-        truth: a folder, or name -> file. A prediction belongs to the truth of the same name, less the suffix. None is
-            for metrics of the pictures alone; a row is then complete with all names that any row has.
+        gt: a folder, or name -> file. A prediction belongs to the ground truth of the same name, less the suffix. None
+            is for metrics of the images alone; a row is then complete with all names that any row has.
         metrics: keys of `metrics.METRICS`.
-        batch_pixels: pictures of one size are scored together up to this many pixels.
+        batch_pixels: images of one size are scored together up to this many pixels.
         scorers: functions to use instead of building the metrics (tests, other engines).
         boxes: name -> face box, for the regions and for the identity score.
-        regions: of `regions.REGIONS`, the whole picture among them.
+        regions: of `regions.REGIONS`, the whole image among them.
         rank, processes, wait: of a distributed run: each process takes its share of the batches, `wait` is the barrier,
             and process 0 writes the results, which are the same as those of one process.
 
@@ -89,21 +89,21 @@ def score_folders(
         The contents of each `scores.json`, by title; of the other processes an empty dictionary.
 
     Raises:
-        ScoreError: an empty folder, predictions that are not PNG, pictures that are not RGB, two of one name, a size
-            unlike the truth's, a region without boxes, a metric or region that needs a truth without one.
-        ImageError: a picture that cannot be read.
+        ScoreError: an empty folder, predictions that are not PNG, images that are not RGB, two of one name, a size
+            unlike the ground truth's, a region without boxes, a metric or region that needs a ground truth without one.
+        ImageError: an image that cannot be read.
     """
     chosen = choose(metrics)
-    if truth is None:
+    if gt is None:
         _check_alone(chosen, regions)
-    truths = {} if truth is None else named_truth(truth)
+    gts = {} if gt is None else named_gt(gt)
     boxes = dict(boxes or {})
-    _check_regions(regions, truths, boxes)
-    work = {title: open_row(title, folder, out, truths) for title, (folder, out) in rows.items()}
-    names = list(truths or dict.fromkeys(name for row in work.values() for name in row.paths))
+    _check_regions(regions, gts, boxes)
+    work = {title: open_row(title, folder, out, gts) for title, (folder, out) in rows.items()}
+    names = list(gts or dict.fromkeys(name for row in work.values() for name in row.paths))
     for row in work.values():
         row.expect(names)
-    sizes = checked_sizes(work.values(), truths)
+    sizes = checked_sizes(work.values(), gts)
 
     if scorers is None:
         ready, missing = build_all(chosen, device)
@@ -114,7 +114,7 @@ def score_folders(
         log.warning("%s is not measured: %s", key, reason)
     measured = [m for m in chosen if m.key in ready]
 
-    hashes = {name: sha256_of(truths[name]) if truths else "" for name in names}
+    hashes = {name: sha256_of(gts[name]) if gts else "" for name in names}
     for row in work.values():
         row.hashes = {name: (sha256_of(path), hashes[name]) for name, path in row.paths.items()}
     copies = {title: warn_of_copies(row) for title, row in work.items()} if rank == 0 else {}
@@ -139,23 +139,23 @@ def score_folders(
         }
         sizes_here = {name: size_of(region, size, boxes.get(name)) for name, size in sizes.items()}
         for row in part.values():
-            state.recall(row)
+            cache.recall(row)
         wait()  # until everybody has read what is done, or the shares would differ
-        job = _Job(part, truths, sizes_here, boxes, region, measured, ready, device, batch_pixels)
-        job.run(rank, processes)
+        task = _Job(part, gts, sizes_here, boxes, region, measured, ready, device, batch_pixels)
+        task.run(rank, processes)
         for row in part.values():
-            state.save(row, rank if processes > 1 else None)
+            cache.save(row, rank if processes > 1 else None)
         wait()
         if rank != 0:
             continue
         for title, row in part.items():
             if processes > 1:
-                state.gather(row, processes)
+                cache.gather(row, processes)
             if region == "whole":
                 work[title].flagged = row.flagged
             else:
                 row.flagged |= work[title].flagged
-            against = truth_digest(hashes, boxes if region != "whole" else None)
+            against = gt_digest(hashes, boxes if region != "whole" else None)
             found = write_results(row, measured, ready, missing, chosen, against, region, copies[title])
             if region == "whole":
                 results[title] = found
@@ -163,7 +163,7 @@ def score_folders(
             shown = ("complete", "means", "means_of_scored_only", "sets", "counts")
             parts[title][region] = {"about": REGIONS[region]} | {key: found[key] for key in shown if key in found}
     for title, found in results.items():
-        results[title] = state.with_regions(work[title], found, parts[title])
+        results[title] = cache.with_regions(work[title], found, parts[title])
     wait()
     return results
 
@@ -173,21 +173,21 @@ def _check_alone(chosen: Sequence[Metric], regions: Sequence[Region]) -> None:
     if needing:
         alone = ", ".join(m.key for m in METRICS.values() if m.compares == "alone")
         raise ScoreError(
-            f"Without a truth there is nothing to compare with for {', '.join(needing)}: give pictures of the same "
-            f"names (option truth), or ask for metrics of the pictures alone, of {alone} (options metrics, regions)."
+            f"Without a ground truth there is nothing to compare with for {', '.join(needing)}: give images of the same "
+            f"names (option ground truth), or ask for metrics of the images alone, of {alone} (options metrics, regions)."
         )
 
 
-def _check_regions(regions: Sequence[Region], truths: Mapping[str, Path], boxes: Mapping[str, Box]) -> None:
+def _check_regions(regions: Sequence[Region], gts: Mapping[str, Path], boxes: Mapping[str, Box]) -> None:
     unknown = [region for region in regions if region not in REGIONS]
     if unknown or "whole" not in regions:
         raise ScoreError(
-            f"Regions are {', '.join(REGIONS)}, the whole picture among them; got {list(regions)} (option regions)."
+            f"Regions are {', '.join(REGIONS)}, the whole image among them; got {list(regions)} (option regions)."
         )
-    without = [name for name in truths if name not in boxes]
+    without = [name for name in gts if name not in boxes]
     if len(regions) > 1 and without:
         raise ScoreError(
-            f"{len(without)} pictures have no face box, so their face and background cannot be told apart: "
+            f"{len(without)} images have no face box, so their face and background cannot be told apart: "
             f"{some(without)}. Give a JSON file that maps names to boxes (option boxes)."
         )
 
@@ -197,8 +197,8 @@ class _Job:
 
     def __init__(
         self,
-        work: Mapping[str, Row],
-        truths: Mapping[str, Path],
+        work: Mapping[str, ScoreRow],
+        gts: Mapping[str, Path],
         sizes: Mapping[str, tuple[int, int]],
         boxes: Mapping[str, Box],
         region: Region,
@@ -207,18 +207,18 @@ class _Job:
         device: torch.device | str,
         batch_pixels: int,
     ):
-        self.work, self.truths, self.sizes, self.boxes = work, truths, sizes, boxes
+        self.work, self.gts, self.sizes, self.boxes = work, gts, sizes, boxes
         self.region: Region = region
         self.metrics, self.ready, self.device, self.batch_pixels = metrics, ready, device, batch_pixels
         self.due = {title: {n for n in row.paths if self._is_due(row, n)} for title, row in work.items()}
-        self.truth_features: dict[tuple[str, str], Tensor] = {}
+        self.gt_features: dict[tuple[str, str], Tensor] = {}
 
-    def _is_due(self, row: Row, name: str) -> bool:
-        placed = name in row.shifts or self.region != "whole" or not self.truths
+    def _is_due(self, row: ScoreRow, name: str) -> bool:
+        placed = name in row.shifts or self.region != "whole" or not self.gts
         return not placed or any(self._lacks(row, metric, name) for metric in self.metrics)
 
     @staticmethod
-    def _lacks(row: Row, metric: Metric, name: str) -> bool:
+    def _lacks(row: ScoreRow, metric: Metric, name: str) -> bool:
         if metric.compares == "sets":
             return any(f"{metric.key}/{side}/{name}" not in row.features for side in ("ours", "truth"))
         return metric.key not in row.values.get(name, {}) and name not in row.undefined.get(metric.key, {})
@@ -229,17 +229,17 @@ class _Job:
         batches = self._batches(names)[rank::processes]
         total = sum(len(due & set(batch)) for batch in batches for due in self.due.values())
         with (
-            tqdm(total=total, desc=f"scoring {self.region}", unit="picture", disable=not total or rank > 0) as bar,
+            tqdm(total=total, desc=f"scoring {self.region}", unit="image", disable=not total or rank > 0) as bar,
             ThreadPoolExecutor(1) as ahead,
         ):
             for batch, true, loaded in self._loaded(batches, ahead):
                 for title, row in self.work.items():
                     if mine := [index for index, name in enumerate(batch) if name in self.due[title]]:
-                        # The very same tensor for every row keeps the truth's features; see perceptual.
-                        truth = true if true is None or len(mine) == len(batch) else true[mine]
-                        self._score(row, [batch[i] for i in mine], loaded[title], truth)
-                        if row.unsaved >= max(state.SAVE_EVERY, len(row.values) // 20):
-                            state.save(row, rank if processes > 1 else None)
+                        # The very same tensor for every row keeps the ground truth's features; see perceptual.
+                        gt = true if true is None or len(mine) == len(batch) else true[mine]
+                        self._score(row, [batch[i] for i in mine], loaded[title], gt)
+                        if row.unsaved >= max(cache.SAVE_EVERY, len(row.values) // 20):
+                            cache.save(row, rank if processes > 1 else None)
                         bar.update(len(mine))
 
     def _batches(self, names: Sequence[str]) -> list[list[str]]:
@@ -262,58 +262,58 @@ class _Job:
             yield (batch, *now)
 
     def _read(self, batch: Sequence[str]) -> tuple[Tensor | None, dict[str, Tensor]]:
-        truths = {name: read_tensor(self.truths[name]) for name in batch if self.truths}
-        true = [cut(self.region, truth, truth, self.boxes.get(name))[1] for name, truth in truths.items()]
+        gts = {name: read_tensor(self.gts[name]) for name in batch if self.gts}
+        true = [cut(self.region, gt, gt, self.boxes.get(name))[1] for name, gt in gts.items()]
         loaded = {}
         for title, row in self.work.items():
             mine = [name for name in batch if name in self.due[title]]
             if mine:
-                pictures = {name: read_tensor(row.paths[name]) for name in mine}
+                images = {name: read_tensor(row.paths[name]) for name in mine}
                 cuts = (
-                    cut(self.region, picture, truths.get(name, picture), self.boxes.get(name))[0]
-                    for name, picture in pictures.items()
+                    cut(self.region, image, gts.get(name, image), self.boxes.get(name))[0]
+                    for name, image in images.items()
                 )
                 loaded[title] = self._stack(list(cuts))
         return self._stack(true) if true else None, loaded
 
-    def _stack(self, pictures: Sequence[Tensor]) -> Tensor:
-        return torch.stack(list(pictures)).to(self.device).contiguous(memory_format=torch.channels_last)
+    def _stack(self, images: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(images)).to(self.device).contiguous(memory_format=torch.channels_last)
 
-    def _score(self, row: Row, names: Sequence[str], pictures: Tensor, truth: Tensor | None) -> None:
-        for name, picture, target in zip(names, pictures, [None] * len(names) if truth is None else truth, strict=True):
-            if (nothing := nothing_in(picture)) and (target is None or not nothing_in(target)):
+    def _score(self, row: ScoreRow, names: Sequence[str], images: Tensor, gt: Tensor | None) -> None:
+        for name, image, target in zip(names, images, [None] * len(names) if gt is None else gt, strict=True):
+            if (nothing := nothing_in(image)) and (target is None or not nothing_in(target)):
                 row.flagged[name] = f"{nothing}: not a restoration"
             if self.region == "whole" and target is not None:
-                found = global_shift(picture, target)
+                found = global_shift(image, target)
                 row.shifts[name] = (math.nan, math.nan) if found is None else found
         for metric in self.metrics:
             lacking = [index for index, name in enumerate(names) if self._lacks(row, metric, name)]
             if len(lacking) == len(names):
-                self._measure(metric, row, names, pictures, truth)
+                self._measure(metric, row, names, images, gt)
             elif lacking:
-                targets = None if truth is None else truth[lacking]
-                self._measure(metric, row, [names[n] for n in lacking], pictures[lacking], targets)
+                targets = None if gt is None else gt[lacking]
+                self._measure(metric, row, [names[n] for n in lacking], images[lacking], targets)
         for name in row.flagged:
             row.values.pop(name, None)
         row.unsaved += len(names)
 
-    def _measure(self, metric: Metric, row: Row, names: Sequence[str], pictures: Tensor, truth: Tensor | None) -> None:
-        scorer, (height, width) = self.ready[metric.key], pictures.shape[-2:]
+    def _measure(self, metric: Metric, row: ScoreRow, names: Sequence[str], images: Tensor, gt: Tensor | None) -> None:
+        scorer, (height, width) = self.ready[metric.key], images.shape[-2:]
         if min(height, width) < metric.least:
             for name in names:
                 why = f"{width} x {height}, and {metric.title} takes {metric.least} pixels a side"
                 row.undefined.setdefault(metric.key, {})[name] = why
             return
         if metric.compares == "sets":
-            self._describe(metric, row, names, pictures, truth)
+            self._describe(metric, row, names, images, gt)
             return
         if metric.compares == "pair":
-            values = scorer(pictures, truth)
+            values = scorer(images, gt)
         elif metric.compares == "faces":
             boxes = [self.boxes.get(name) if self.region != "face" else None for name in names]
-            values = scorer(pictures, truth, boxes)
+            values = scorer(images, gt, boxes)
         else:
-            values = scorer(pictures)
+            values = scorer(images)
         for name, value in zip(names, values.tolist(), strict=True):
             if math.isfinite(value):
                 row.values.setdefault(name, {})[metric.key] = value
@@ -322,12 +322,12 @@ class _Job:
             else:
                 row.flagged.setdefault(name, f"{metric.key} is {value}")
 
-    def _describe(self, metric: Metric, row: Row, names: Sequence[str], pictures: Tensor, truth: Tensor) -> None:
+    def _describe(self, metric: Metric, row: ScoreRow, names: Sequence[str], images: Tensor, gt: Tensor) -> None:
         scorer = self.ready[metric.key]
-        fresh = [index for index, name in enumerate(names) if (metric.key, names[index]) not in self.truth_features]
+        fresh = [index for index, name in enumerate(names) if (metric.key, names[index]) not in self.gt_features]
         if fresh:
-            found = scorer.features(truth[fresh])
-            self.truth_features |= {(metric.key, names[i]): f for i, f in zip(fresh, found, strict=True)}
-        for name, ours in zip(names, scorer.features(pictures), strict=True):
+            found = scorer.features(gt[fresh])
+            self.gt_features |= {(metric.key, names[i]): f for i, f in zip(fresh, found, strict=True)}
+        for name, ours in zip(names, scorer.features(images), strict=True):
             row.features[f"{metric.key}/ours/{name}"] = ours
-            row.features[f"{metric.key}/truth/{name}"] = self.truth_features[metric.key, name]
+            row.features[f"{metric.key}/ground truth/{name}"] = self.gt_features[metric.key, name]

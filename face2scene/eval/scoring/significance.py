@@ -1,4 +1,4 @@
-"""Whether two methods differ: paired tests over the pictures that both were scored on."""
+"""Whether two methods differ: paired tests over the images that both were scored on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,16 +18,16 @@ LEVEL = 0.05  # of the tests, after Holm's correction
 
 @dataclass(frozen=True)
 class Difference:
-    """How two methods differ in one metric, over pictures that both have."""
+    """How two methods differ in one metric, over images that both have."""
 
     metric: str
     means: tuple[float, float]
-    interval: tuple[float, float]  # 95 % of the mean of (second - first), by bootstrap over pictures
+    interval: tuple[float, float]  # 95 % of the mean of (second - first), by bootstrap over images
     ranks: float  # signed ranks of (second - first), from -1, where all are below 0, to 1
     p: float  # Wilcoxon's test of these ranks, two-sided
     p_holm: float  # corrected for the number of tests
-    better: float  # share of pictures where the second is better; equal ones count half
-    pictures: int
+    better: float  # share of images where the second is better; equal ones count half
+    images: int
 
     @property
     def verdict(self) -> str:
@@ -43,8 +43,8 @@ def compare(first: str | Path, second: str | Path) -> list[Difference]:
     """Two scored folders, metric by metric.
 
     Raises:
-        ScoreError: the folders hold other pictures, were scored against another truth or by another protocol, have no
-            metric in common, or a CSV was changed.
+        ScoreError: the folders hold other images, were scored against another ground truth or by another protocol, have
+            no metric in common, or a CSV was changed.
         FileNotFoundError: a folder is not scored.
     """
     return corrected([_differences(first, second)])[0]
@@ -78,17 +78,17 @@ def _differences(first: str | Path, second: str | Path) -> list[Difference]:
     apart = [sorted(tables[0].keys() - tables[1].keys()), sorted(tables[1].keys() - tables[0].keys())]
     if any(apart):
         raise ScoreError(
-            f"{first} and {second} were not scored on the same pictures: only the first has "
+            f"{first} and {second} were not scored on the same images: only the first has "
             f"{some(apart[0]) or 'none'}, only the second {some(apart[1]) or 'none'}. Score both on one set."
         )
-    truths = [scores.get("truth") for scores, _ in sides]
-    for folder, truth in zip((first, second), truths, strict=True):
-        if truth is None:
+    gts = [scores.get("truth") for scores, _ in sides]
+    for folder, gt in zip((first, second), gts, strict=True):
+        if gt is None:
             raise ScoreError(f"{folder} does not say what it was scored against: score it again.")
-    if truths[0] != truths[1]:
+    if gts[0] != gts[1]:
         raise ScoreError(
-            f"{first} and {second} were scored against other truths, of {truths[0]['pictures']} and "
-            f"{truths[1]['pictures']} pictures: score both against one (option truth)."
+            f"{first} and {second} were scored against other ground truths, of {gts[0]['pictures']} and "
+            f"{gts[1]['pictures']} images: score both against one (option ground truth)."
         )
     protocols = [scores["protocol"] for scores, _ in sides]
     for key in protocols[0].keys() & protocols[1].keys():
@@ -100,11 +100,11 @@ def _differences(first: str | Path, second: str | Path) -> list[Difference]:
         if names:
             found.append(_difference(key, *(np.array([table[n][key] for n in names]) for table in tables)))
     if not found:
-        raise ScoreError(f"{first} and {second} have no metric of single pictures in common (option metrics).")
+        raise ScoreError(f"{first} and {second} have no metric of single images in common (option metrics).")
     return found
 
 
-def said(difference: Difference, first: str, second: str) -> str:
+def describe(difference: Difference, first: str, second: str) -> str:
     """The verdict in words."""
     words = {
         "first": f"{first} is better",
@@ -123,10 +123,10 @@ def table(differences: Sequence[Difference], first: str, second: str) -> str:
     for d in differences:
         metric, (a, b) = METRICS[d.metric], d.means
         low, high = (f"{value:+.4f}" for value in d.interval)
-        verdict = said(d, first, second)
+        verdict = describe(d, first, second)
         lines.append(
             f"| {metric.title} {metric.arrow} | {shown(d.metric, a)} | {shown(d.metric, b)} "
-            f"| {b - a:+.4f} [{low}, {high}] | {d.p:.2g}, {d.p_holm:.2g} | {d.better:.0%} of {d.pictures} | {verdict} |"
+            f"| {b - a:+.4f} [{low}, {high}] | {d.p:.2g}, {d.p_holm:.2g} | {d.better:.0%} of {d.images} | {verdict} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -16,14 +16,14 @@ from face2scene.eval.tables.render import slug
 from face2scene.inference.tasks import variant_folder
 
 TRAININGS = ("fadex", "restorer")
-KINDS = (*TRAININGS, "damage", "restore")
+KINDS = (*TRAININGS, "degradation", "restore")
 _SCRIPTS = {
     "fadex": "train_fadex.py",
     "restorer": "train_restorer.py",
-    "damage": "damage_again.py",
+    "degradation": "redegrade.py",
     "restore": "restore.py",
 }
-TOGETHER = {"guidance": "guidance", "tokens": "pipeline.most_tokens"}  # setting -> the option of restore.py
+TOGETHER = {"guidance": "guidance", "tokens": "pipeline.max_tokens"}  # setting -> the option of restore.py
 _ONE_PROCESS = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
 
 
@@ -124,7 +124,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """What a sweep comes to under the options given."""
 
     folder: Path
@@ -147,7 +147,7 @@ def plan(
     launch: str | None = None,
     limit: int | None = None,
     device: str | None = None,
-) -> Plan:
+) -> SweepPlan:
     """Lay out a sweep below `runs`/`name`.
 
     Args:
@@ -156,7 +156,7 @@ def plan(
         each: kind of step -> more overrides for all steps of it.
         use: `fadex`, `restorer`, `s3diff` -> weights that are there, instead of training them.
         launch: file of configs/accelerate; None trains in one process.
-        limit: restore the first so many pictures.
+        limit: restore the first so many images.
         device: of restoring; None is the script's own choice.
 
     Raises:
@@ -180,14 +180,14 @@ def plan(
                 needs.append(draw.shared(kind, variant, given, needs, f"weights/{kind}.safetensors"))
                 weights[f"{kind}_weights"] = str(needs[-1].product)
         datasets[variant.label] = Path(data)
-        if "damage" in variant.overrides:
-            needs.append(draw.shared("damage", variant, [], [], "metadata.parquet"))
+        if "degradation" in variant.overrides:
+            needs.append(draw.shared("degradation", variant, [], [], "metadata.parquet"))
             datasets[variant.label] = needs[-1].product.parent
         given = [f"input={datasets[variant.label]}", *(f"{key}={value}" for key, value in weights.items())]
         given += [f"limit={limit}"] if limit else []
         given += [f"device={device}"] if device else []
         draw.restore(variant, given, needs, together=sweep.together)
-    return Plan(folder, tuple(draw.steps.values()), variants, datasets, left_out, Path(data))
+    return SweepPlan(folder, tuple(draw.steps.values()), variants, datasets, left_out, Path(data))
 
 
 class _Drawing:

@@ -10,10 +10,10 @@ from typing import Any
 
 from face2scene.common.files import read_json, write_json
 from face2scene.common.ledger import content, differences
-from face2scene.common.optional import need
+from face2scene.common.optional import import_optional
 from face2scene.common.processes import run_group
 from face2scene.data.records import version_of
-from face2scene.eval.sweeps.plan import Plan, Step, SweepError
+from face2scene.eval.sweeps.plan import Step, SweepError, SweepPlan
 
 log = logging.getLogger(__name__)
 Runner = Callable[[Step, Path, Mapping[str, str]], str]  # step, log, environment -> why it failed, or nothing
@@ -25,7 +25,7 @@ def in_a_process_group(step: Step, said: Path, environment: Mapping[str, str]) -
     return "" if ended.code == 0 else f"{ended} ({said})"
 
 
-def pending(plan: Plan) -> list[Step]:
+def pending(plan: SweepPlan) -> list[Step]:
     """The steps that are not finished, and all that need one of them: what they made is of another product.
 
     Raises:
@@ -53,15 +53,15 @@ def pending(plan: Plan) -> list[Step]:
 
 
 def run_steps(
-    plan: Plan,
+    plan: SweepPlan,
     steps: Sequence[Step],
     *,
-    jobs: int = 1,
+    tasks: int = 1,
     gpus: Sequence[str] | None = None,
     runner: Runner = in_a_process_group,
     say: Callable[[str], None] = print,
 ) -> dict[str, str]:
-    """Run steps in the order of their needs, `jobs` at a time.
+    """Run steps in the order of their needs, `tasks` at a time.
 
     A step that fails takes those that need it with it; all others go on.
 
@@ -72,7 +72,7 @@ def run_steps(
         Name of a step -> why it failed or was not started.
     """
     slots: SimpleQueue[Mapping[str, str]] = SimpleQueue()
-    for place in gpus or [None] * jobs:
+    for place in gpus or [None] * tasks:
         slots.put({} if place is None else {"CUDA_VISIBLE_DEVICES": str(place)})
     waiting, names = list(steps), {step.name for step in steps}
     failed: dict[str, str] = {}
@@ -86,14 +86,14 @@ def run_steps(
         finally:
             slots.put(environment)
 
-    with ThreadPoolExecutor(len(gpus) if gpus else jobs) as pool:
+    with ThreadPoolExecutor(len(gpus) if gpus else tasks) as pool:
         while waiting or running:
             for step in list(waiting):
                 lost = [name for name in step.needs if name in failed]
                 if lost:
                     failed[step.name] = f"not started, because {lost[0]} failed"
                 elif all(name in done or name not in names for name in step.needs):
-                    if len(running) >= slots_of(gpus, jobs):
+                    if len(running) >= slots_of(gpus, tasks):
                         break
                     say(f"[{len(done) + len(failed) + len(running) + 1}/{len(names)}] {step.name}")
                     running[pool.submit(carry_out, step)] = step
@@ -112,12 +112,12 @@ def run_steps(
     return failed
 
 
-def slots_of(gpus: Sequence[str] | None, jobs: int) -> int:
+def slots_of(gpus: Sequence[str] | None, tasks: int) -> int:
     """How many commands run at the same time."""
-    return len(gpus) if gpus else jobs
+    return len(gpus) if gpus else tasks
 
 
-def perform(plan: Plan, step: Step, environment: Mapping[str, str], runner: Runner = in_a_process_group) -> str:
+def perform(plan: SweepPlan, step: Step, environment: Mapping[str, str], runner: Runner = in_a_process_group) -> str:
     """Run one step and mark it finished; returns why it is not, or nothing."""
     identity = _identity(plan, step)  # of the files as they are at the start
     reason = runner(step, _marker(plan, step).with_suffix(".txt"), environment)
@@ -129,7 +129,7 @@ def perform(plan: Plan, step: Step, environment: Mapping[str, str], runner: Runn
 
 
 def submit_steps(
-    plan: Plan, steps: Sequence[Step], *, cluster: str, parameters: Mapping[str, Any], wait_for_all: bool = True
+    plan: SweepPlan, steps: Sequence[Step], *, cluster: str, parameters: Mapping[str, Any], wait_for_all: bool = True
 ) -> dict[str, str]:
     """Hand every step to submitit as a job of its own.
 
@@ -145,7 +145,7 @@ def submit_steps(
     Raises:
         SweepError: an unknown cluster, or one that is not here.
     """
-    submitit = need("submitit", "slurm", why="Handing a sweep to a cluster")
+    submitit = import_optional("submitit", "slurm", why="Handing a sweep to a cluster")
     if cluster not in ("slurm", "local", "debug"):
         raise SweepError(f"submit is {cluster!r}: choose slurm, local or debug.")
     given = {key: value for key, value in parameters.items() if value is not None}
@@ -155,7 +155,7 @@ def submit_steps(
         before = [handed[name] for name in step.needs if name in handed]
         extra = dict(given)
         if cluster == "slurm" and before:
-            order = {"dependency": "afterok:" + ":".join(job.job_id for job in before), "kill_on_invalid_dep": "yes"}
+            order = {"dependency": "afterok:" + ":".join(task.job_id for task in before), "kill_on_invalid_dep": "yes"}
             extra["slurm_additional_parameters"] = {**given.get("slurm_additional_parameters", {}), **order}
         elif cluster != "slurm":
             lost = [name for name in step.needs if name in handed and _outcome(handed[name])]
@@ -169,26 +169,26 @@ def submit_steps(
         executor.update_parameters(name=f"{plan.folder.name}-{step.name}".replace("/", "-"), **extra)
         handed[step.name] = executor.submit(_job, plan, step, cluster)
     if wait_for_all:
-        failed |= {name: reason for name, job in handed.items() if (reason := _outcome(job))}
+        failed |= {name: reason for name, task in handed.items() if (reason := _outcome(task))}
     return failed
 
 
-def _job(plan: Plan, step: Step, cluster: str) -> str:
+def _job(plan: SweepPlan, step: Step, cluster: str) -> str:
     reason = perform(plan, step, {})
     if reason and cluster == "slurm":
         raise RuntimeError(reason)  # a job that ends badly is what keeps the cluster from starting those after it
     return reason
 
 
-def _outcome(job: Any) -> str:
+def _outcome(task: Any) -> str:
     try:
-        return job.result()
+        return task.result()
     except Exception as error:  # whatever became of it on the cluster, the others are still waited for
         said = [line for line in str(error).splitlines() if "Error: " in line] or [type(error).__name__]
-        return f"job {job.job_id}: {said[-1].strip()}"
+        return f"job {task.job_id}: {said[-1].strip()}"
 
 
-def _identity(plan: Plan, step: Step) -> dict[str, Any]:
+def _identity(plan: SweepPlan, step: Step) -> dict[str, Any]:
     """What decides a step's product: the command without the interpreter, which may move, and what it reads.
 
     That is the set, and the files that the command names; what the sweep itself has made is not among them, since a
@@ -200,7 +200,7 @@ def _identity(plan: Plan, step: Step) -> dict[str, Any]:
     return {"command": list(step.words[1:]), "files": data | files}
 
 
-def _finished(plan: Plan, step: Step) -> dict[str, Any] | None:
+def _finished(plan: SweepPlan, step: Step) -> dict[str, Any] | None:
     """The identity with which a step was finished; a marker that was cut through counts as none."""
     try:
         before = read_json(_marker(plan, step)) if step.product.exists() else {}
@@ -209,5 +209,5 @@ def _finished(plan: Plan, step: Step) -> dict[str, Any] | None:
         return None
 
 
-def _marker(plan: Plan, step: Step) -> Path:
+def _marker(plan: SweepPlan, step: Step) -> Path:
     return plan.folder / "steps" / f"{step.name.replace('/', '.')}.json"

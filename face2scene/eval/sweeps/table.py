@@ -1,4 +1,4 @@
-"""What came of a sweep: every variant scored against the same truth, a table, small plots, and sweep.json."""
+"""What came of a sweep: every variant scored against the same ground truth, a table, small plots, and sweep.json."""
 
 import base64
 import math
@@ -16,15 +16,15 @@ from face2scene.common.reproducibility import commit
 from face2scene.data.records import read_manifest
 from face2scene.eval.metrics.registry import METRICS
 from face2scene.eval.scoring.score import score_folders
-from face2scene.eval.sweeps.plan import Plan, Sweep
-from face2scene.eval.tables.render import markdown, one_truth, row_from_scores
+from face2scene.eval.sweeps.plan import Sweep, SweepPlan
+from face2scene.eval.tables.render import markdown, row_from_scores, same_gt
 
 COLUMNS = 5  # of small plots, as in the paper's Figure 6
 
 
 def collect(
     sweep: Sweep,
-    plan: Plan,
+    plan: SweepPlan,
     *,
     metrics: Sequence[str] = ("psnr_y", "ssim_y", "lpips", "dists"),
     limit: int | None = None,
@@ -33,7 +33,7 @@ def collect(
 ) -> dict[str, Any]:
     """Score what the steps left, write sweep.json, sweep.md, and (with matplotlib) sweep.svg and sweep.png.
 
-    A variant with missing pictures is marked incomplete and shown without numbers, one without any as not measured.
+    A variant with missing images is marked incomplete and shown without numbers, one without any as not measured.
 
     Args:
         limit: the first so many pairs were restored.
@@ -42,19 +42,19 @@ def collect(
     Returns:
         The contents of sweep.json.
     """
-    truths: dict[Path, dict[str, Path]] = {}
+    gts: dict[Path, dict[str, Path]] = {}
     for folder in dict.fromkeys(plan.datasets.values()):
         if (folder / "metadata.parquet").is_file():
             records = [record for record in read_manifest(folder, "val") if record.lq][:limit]
-            truths[folder] = {Path(str(record.lq)).stem: folder / record.image for record in records}
-    for folder, truth in truths.items():
+            gts[folder] = {Path(str(record.lq)).stem: folder / record.image for record in records}
+    for folder, gt in gts.items():
         rows = {
             v.label: (plan.folder / v.folder, plan.folder / v.folder)
             for v in plan.variants
             if plan.datasets[v.label] == folder and any((plan.folder / v.folder / "images").glob("*.png"))
         }
         if rows:
-            score_folders(rows, truth, metrics, device=device)
+            score_folders(rows, gt, metrics, device=device)
     result = {
         "key": sweep.key,
         "title": sweep.title,
@@ -82,18 +82,18 @@ def collect(
     return result
 
 
-def _row(plan: Plan, label: str, folder: str) -> dict[str, Any]:
+def _row(plan: SweepPlan, label: str, folder: str) -> dict[str, Any]:
     scores = plan.folder / folder / "scores.json"
     return {"label": label, "folder": folder, "scores": read_json(scores) if scores.is_file() else None}
 
 
-def table(sweep: Sweep, plan: Plan, columns: Sequence[str]) -> str:
+def table(sweep: Sweep, plan: SweepPlan, columns: Sequence[str]) -> str:
     """The sweep as a Markdown table, the paper's choice marked with a star."""
     rows = []
     for variant in plan.variants:
         row = row_from_scores(variant.label, plan.folder / variant.folder / "scores.json", columns)
         rows.append(replace(row, name=f"{row.name} *") if variant.label == sweep.chosen else row)
-    lines = [f"{sweep.title} ({sweep.source})\n", markdown(one_truth(rows), columns)]
+    lines = [f"{sweep.title} ({sweep.source})\n", markdown(same_gt(rows), columns)]
     if sweep.chosen is not None:
         lines.append(f"* the paper's choice; rows: {sweep.axis}\n")
     lines += [f"{label} is left out: it needs use.{option}=WEIGHTS\n" for label, option in plan.left_out.items()]
@@ -107,7 +107,7 @@ def sharing_sentence(result: Mapping[str, Any]) -> str:
         return ""
     count = f"{found['values']:.0f}"
     return (
-        f"{count} variants of a picture took {found['together']:.2f} s and one took {found['one']:.2f} s: "
+        f"{count} variants of an image took {found['together']:.2f} s and one took {found['one']:.2f} s: "
         f"{found['ratio']:.2f} times as long, where {count} restorations would take {count} times."
     )
 
@@ -136,10 +136,10 @@ def draw_variants(
 def section(folder: str | Path) -> Markup:
     """HTML of a sweep that was collected in `folder`, for a report: plot, table, and what it took."""
     result = read_json(Path(folder) / "sweep.json")
-    picture = Path(folder) / "sweep.svg"
-    plot = base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else ""
+    image = Path(folder) / "sweep.svg"
+    plot = base64.b64encode(image.read_bytes()).decode() if image.is_file() else ""
     counts = [row["counts"]["scored"] for row in result["variants"] if row["complete"]]
-    facts = [f"Source: {result['source']}.", f"{counts[0]} pictures." if counts else "Nothing was measured."]
+    facts = [f"Source: {result['source']}.", f"{counts[0]} images." if counts else "Nothing was measured."]
     facts += [f"* the paper's choice; rows: {result['axis']}."] if result["chosen"] is not None else []
     facts += [sharing_sentence(result), result.get("note", "")]
     return fragment("parts.html.j2", "sweep", result, [METRICS[key] for key in result["protocol"]], plot, facts)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from face2scene.eval.metrics.registry import choose
-from face2scene.eval.tables.render import Row, decimals, one_truth, row_from_scores, slug
+from face2scene.eval.tables.render import TableRow, decimals, row_from_scores, same_gt, slug
 
 # Printed PSNR is of the Y channel in this family of papers, so ours of Y stands beside it, and never that of RGB.
 _INSTEAD = {"psnr": "psnr_y"}
@@ -25,13 +25,13 @@ class Printed:
     key: str
     title: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     note: str = ""
 
-    def beside(self, runs: Path) -> list[Row]:
+    def beside(self, runs: Path) -> list[TableRow]:
         """Every printed row followed by ours, read from `runs/table_<table>/<key>/<method>/scores.json`."""
         files = [self.folder(runs, row.name) / "scores.json" for row in self.rows]
-        ours = one_truth(
+        ours = same_gt(
             [
                 row_from_scores(row.name, file, self.columns, _INSTEAD)
                 for row, file in zip(self.rows, files, strict=True)
@@ -78,7 +78,7 @@ def load_printed(path: str | Path) -> tuple[str, list[Printed]]:
             if len(cells) != len(columns):
                 raise ValueError(f"{path.name}: {method} has {len(cells)} values for {len(columns)} columns.")
             note = part.get("notes", {}).get(method, "")
-            rows.append(Row(method, dict(zip(columns, cells, strict=True)), "paper", note))
+            rows.append(TableRow(method, dict(zip(columns, cells, strict=True)), "paper", note))
         parts.append(Printed(table, key, part["title"], columns, tuple(rows), part.get("note", "")))
     return title, parts
 
@@ -90,14 +90,14 @@ def read_texts(path: Path) -> Any:
     return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
 
 
-def notes(part: Printed, rows: Sequence[Row]) -> list[str]:
+def notes(part: Printed, rows: Sequence[TableRow]) -> list[str]:
     """Sentences to stand under a part."""
     measured = any(row.source == "ours" and row.ranked for row in rows)
     found = [part.note, PSNR_NOTE if "psnr" in part.columns else "", "" if measured else part.hint()]
     return [note for note in found if note]
 
 
-def _with_difference(ours: Row, paper: Row) -> Row:
+def _with_difference(ours: TableRow, paper: TableRow) -> TableRow:
     if not ours.ranked:
         return ours
     cells = {

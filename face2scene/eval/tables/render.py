@@ -22,7 +22,7 @@ DECIMALS = {"psnr": 2, "psnr_y": 2, "fid": 2, "musiq": 2, "niqe": 2}  # others 4
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One method's line: `cells` holds what is shown, `values` what is compared."""
 
     name: str
@@ -30,51 +30,53 @@ class Row:
     source: str  # "paper" or "ours"
     note: str = ""
     ranked: bool = True  # an incomplete or unmeasured row is shown and never marked
-    truth: str = ""  # sha256 of what ours was scored against, see `results.truth_digest`
+    gt: str = ""  # sha256 of what ours was scored against, see `results.gt_digest`
 
     @property
     def values(self) -> dict[str, float]:
         return {key: float(cell.split()[0]) for key, cell in self.cells.items() if _is_number(cell)}
 
 
-def row_from_scores(name: str, scores: Path, columns: Sequence[str], instead: Mapping[str, str] | None = None) -> Row:
+def row_from_scores(
+    name: str, scores: Path, columns: Sequence[str], instead: Mapping[str, str] | None = None
+) -> TableRow:
     """Our row from a run's `scores.json`; a file that is not there gives a row that says so.
 
     Args:
         instead: column -> key whose value is shown in it; where only the column's own was measured, a note says so.
     """
     if not scores.is_file():
-        return Row(name, {key: NOT_MEASURED for key in columns}, "ours", ranked=False)
+        return TableRow(name, {key: NOT_MEASURED for key in columns}, "ours", ranked=False)
     found = read_json(scores)
     if not found["complete"]:
         counts = found["counts"]
-        note = f"incomplete: {counts['scored']} of {counts['expected']} pictures"
-        return Row(name, {key: NOT_MEASURED for key in columns}, "ours", note, ranked=False)
+        note = f"incomplete: {counts['scored']} of {counts['expected']} images"
+        return TableRow(name, {key: NOT_MEASURED for key in columns}, "ours", note, ranked=False)
     values = {**found["means"], **found["sets"]}
     instead = instead or {}
     picked = {key: values.get(instead.get(key, key)) for key in columns}
-    notes = [f"{found['counts']['scored']} pictures"]
+    notes = [f"{found['counts']['scored']} images"]
     notes += [
         f"{METRICS[key].title} was measured without {instead[key]} (option metrics)"
         for key in columns
         if picked[key] is None and key in values
     ]
     cells = {key: NOT_MEASURED if value is None else shown(key, value) for key, value in picked.items()}
-    truth = found.get("truth", {}).get("sha256", "")
-    return Row(name, cells, "ours", ", ".join(notes), truth=truth)
+    gt = found.get("truth", {}).get("sha256", "")
+    return TableRow(name, cells, "ours", ", ".join(notes), gt=gt)
 
 
-def one_truth(rows: Sequence[Row]) -> list[Row]:
-    """The rows, those of ours that were scored against another truth than most marked so and not ranked."""
+def same_gt(rows: Sequence[TableRow]) -> list[TableRow]:
+    """The rows, those of ours that were scored against another ground truth than most marked so and not ranked."""
     ours = [row for row in rows if row.source == "ours" and row.ranked]
-    counts = Counter(row.truth for row in ours)
+    counts = Counter(row.gt for row in ours)
     if len(counts) < 2:
         return list(rows)
     most = counts.most_common(1)[0][0]
-    named = next(row.name for row in ours if row.truth == most)
+    named = next(row.name for row in ours if row.gt == most)
     return [
-        replace(row, note=f"{row.note}, another truth than {named}'s", ranked=False)
-        if row in ours and row.truth != most
+        replace(row, note=f"{row.note}, another ground truth than {named}'s", ranked=False)
+        if row in ours and row.gt != most
         else row
         for row in rows
     ]
@@ -94,7 +96,7 @@ def decimals(key: str) -> int:
     return DECIMALS.get(key, 4)
 
 
-def ranks(rows: Iterable[Row], key: str) -> tuple[float | None, float | None]:
+def ranks(rows: Iterable[TableRow], key: str) -> tuple[float | None, float | None]:
     """Best and second best value of a column among ranked rows; equal values share a place."""
     values = {row.values[key] for row in rows if row.ranked and key in row.values}
     ordered = sorted(values, reverse=METRICS[key].better == "higher")
@@ -102,7 +104,7 @@ def ranks(rows: Iterable[Row], key: str) -> tuple[float | None, float | None]:
     return best, second
 
 
-def markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
+def markdown(rows: Sequence[TableRow], columns: Sequence[str]) -> str:
     """A Markdown table: **best** and <u>second best</u> of what is measured; arrows show the better way."""
     header = ["Method", *(f"{METRICS[key].title} {METRICS[key].arrow}" for key in columns)]
     lines = [header, *_cells(rows, columns, "**{}**", "<u>{}</u>", str)]
@@ -112,7 +114,7 @@ def markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return "\n".join([drawn[0], rule, *drawn[1:]]) + "\n"
 
 
-def latex(rows: Sequence[Row], columns: Sequence[str]) -> str:
+def latex(rows: Sequence[TableRow], columns: Sequence[str]) -> str:
     """The same table for LaTeX with the package booktabs."""
     arrows = {"higher": r"$\uparrow$", "lower": r"$\downarrow$"}
     titles = [f"{_tex(METRICS[key].title)} {arrows[METRICS[key].better]}" for key in columns]
@@ -131,7 +133,7 @@ def latex(rows: Sequence[Row], columns: Sequence[str]) -> str:
     )
 
 
-def csv_text(rows: Sequence[Row], columns: Sequence[str]) -> str:
+def csv_text(rows: Sequence[TableRow], columns: Sequence[str]) -> str:
     """The same table as CSV: numbers only, an unmeasured cell is empty; then differences, and marks (best, second)."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -145,17 +147,17 @@ def csv_text(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 
 def html_table(
-    rows: Sequence[Row],
+    rows: Sequence[TableRow],
     columns: Sequence[str],
     *,
-    contenders: Sequence[Row] | None = None,
+    contenders: Sequence[TableRow] | None = None,
     thumbnails: Mapping[str, Sequence[str]] | None = None,
 ) -> Markup:
     """The same table as an HTML `<table class="scores">`.
 
     Args:
         contenders: the rows that marks are given among, all by default.
-        thumbnails: row name -> addresses of pictures shown under the name of our row.
+        thumbnails: row name -> addresses of images shown under the name of our row.
     """
     mixed = len({row.source for row in rows}) > 1
     lines = [
@@ -172,8 +174,8 @@ def html_table(
 
 
 def _marked(
-    rows: Sequence[Row], columns: Sequence[str], contenders: Sequence[Row] | None = None
-) -> Iterator[tuple[Row, str, list[tuple[str, str, str]]]]:
+    rows: Sequence[TableRow], columns: Sequence[str], contenders: Sequence[TableRow] | None = None
+) -> Iterator[tuple[TableRow, str, list[tuple[str, str, str]]]]:
     """Each row, its name as shown, and its cells: mark (best, second or empty), number, what follows in brackets."""
     contenders = rows if contenders is None else contenders
     marks = {key: ranks(contenders, key) for key in columns}
@@ -190,7 +192,7 @@ def _marked(
 
 
 def _cells(
-    rows: Sequence[Row], columns: Sequence[str], best: str, second: str, escape: Callable[[str], str]
+    rows: Sequence[TableRow], columns: Sequence[str], best: str, second: str, escape: Callable[[str], str]
 ) -> list[list[str]]:
     forms = {"best": best, "second": second, "": "{}"}
     return [

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from face2scene.assets import catalogue as weights
-from face2scene.common.optional import need
+from face2scene.assets import catalogue
+from face2scene.common.optional import import_optional
 from face2scene.common.types import Face
 from face2scene.faces.align import warp
-from face2scene.faces.detect import Found
+from face2scene.faces.detect import Detection
 from face2scene.faces.embedding import ARCFACE_SAME, IdentityNet, unreadable, with_identities
 from face2scene.faces.pose import upright_view
 from face2scene.image_io.arrays import to_tensor
@@ -29,7 +29,7 @@ _RETINAFACE = {
 }
 _FAN = ("wflw_fan", "alignment_WFLW_4HG.pth")
 _IR_SE50 = ("arcface_ir_se50", "recognition_arcface_ir_se50.pth")
-_FAN_SIDE, _FAN_CELL = 256, 4  # pixels of its picture, and of one cell of its heat maps
+_FAN_SIDE, _FAN_CELL = 256, 4  # pixels of its image, and of one cell of its heat maps
 _FAN_MARGIN = 1.1  # our setting: side of what it sees over the face box
 _FAN_BATCH = 8  # faces at once; 70 MB of heat maps and features each
 
@@ -91,13 +91,13 @@ class FacexBackend:
         return self.identity.same_threshold
 
     @torch.inference_mode()
-    def search(self, picture: np.ndarray) -> list[Found]:
+    def search(self, image: np.ndarray) -> list[Detection]:
         net = _opened(self.network, *_RETINAFACE[self.network], self.device)
-        bgr = np.ascontiguousarray(picture[..., ::-1])
+        bgr = np.ascontiguousarray(image[..., ::-1])
         rows = net.detect_faces(bgr, conf_threshold=self.score_threshold).astype(np.float64)
-        return [Found(tuple(float(v) for v in row[:4]), float(row[4]), row[5:].reshape(5, 2)) for row in rows]
+        return [Detection(tuple(float(v) for v in row[:4]), float(row[4]), row[5:].reshape(5, 2)) for row in rows]
 
-    def describe(self, image: np.ndarray, found: Sequence[Found], *, identities: bool) -> list[Face]:
+    def describe(self, image: np.ndarray, found: Sequence[Detection], *, identities: bool) -> list[Face]:
         if not found:
             return []
         points = self._landmarks(image, found) if self.landmarks else [None] * len(found)
@@ -110,12 +110,12 @@ class FacexBackend:
         return with_identities(image, faces, [f.landmarks_5 for f in found], self.identity)
 
     @torch.inference_mode()
-    def _landmarks(self, image: np.ndarray, found: Sequence[Found]) -> list[np.ndarray]:
+    def _landmarks(self, image: np.ndarray, found: Sequence[Detection]) -> list[np.ndarray]:
         net = _opened("fan", *_FAN, self.device)
-        to_68 = need("facexlib.alignment", "faces", why="The 68 landmarks of facexlib").landmark_98_to_68
-        picture = to_tensor(image)
+        to_68 = import_optional("facexlib.alignment", "faces", why="The 68 landmarks of facexlib").landmark_98_to_68
+        tensor = to_tensor(image)
         views = [upright_view(face.box, face.landmarks_5, _FAN_SIDE, _FAN_MARGIN) for face in found]
-        crops = torch.stack([warp(picture, view, (_FAN_SIDE, _FAN_SIDE)) for view in views])
+        crops = torch.stack([warp(tensor, view, (_FAN_SIDE, _FAN_SIDE)) for view in views])
         maps = [net(part.to(self.device))[0][-1][:, :-1].float().cpu() for part in crops.split(_FAN_BATCH)]
         points = peaks(torch.cat(maps).numpy()) * _FAN_CELL - 0.5
         return [view.inverse()(to_68(p).astype(np.float64)) for view, p in zip(views, points, strict=True)]
@@ -149,7 +149,7 @@ def peaks(maps: np.ndarray) -> np.ndarray:
 
 def _opened(kind: str, asset: str, file: str, device: str) -> nn.Module:
     # One network in the process for a file and its device; a file that was replaced is read again.
-    path = weights.folder(asset) / file
+    path = catalogue.folder(asset) / file
     facts = path.stat()
     return _network(kind, str(path), device, facts.st_mtime_ns, facts.st_size)
 
@@ -160,13 +160,13 @@ def _network(kind: str, path: str, device: str, *_stamp: int) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's about an argument that facexlib passes
         if kind in _RETINAFACE:
-            module = need("facexlib.detection.retinaface", "faces", why=why)
+            module = import_optional("facexlib.detection.retinaface", "faces", why=why)
             net = module.RetinaFace(network_name=kind, device=torch.device(device))
         elif kind == "fan":
-            module = need("facexlib.alignment", "faces", why=why)
+            module = import_optional("facexlib.alignment", "faces", why=why)
             net = module.FAN(num_modules=4, num_landmarks=98, device=torch.device(device))
         else:
-            module = need("facexlib.recognition.arcface_arch", "faces", why=why)
+            module = import_optional("facexlib.recognition.arcface_arch", "faces", why=why)
             net = module.Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se")
     state = _state(Path(path))
     try:
@@ -184,5 +184,5 @@ def _state(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(number):
             state = torch.load(path, map_location="cpu", weights_only=True)
         return state.get("state_dict", state)
-    except Exception as error:  # torch raises many kinds for a damaged file
+    except Exception as error:  # torch raises many kinds for a corrupt file
         raise unreadable(path, error) from error

@@ -13,7 +13,7 @@ import torch
 from face2scene.common.types import Face
 from face2scene.faces.align import warp
 from face2scene.faces.backends.insightface_packs import Pack, open_pack
-from face2scene.faces.detect import Found
+from face2scene.faces.detect import Detection
 from face2scene.faces.embedding import ARCFACE_SAME, CPU, run_batch, with_identities
 from face2scene.faces.pose import upright_view
 from face2scene.image_io.arrays import to_tensor
@@ -26,7 +26,7 @@ class InsightBackend:
 
     Args:
         pack: an asset of the catalogue (`buffalo_l`, `antelopev2`, `insightface_small`) or a folder of ONNX files.
-        det_size: side in pixels of the square that the detector sees. A larger picture is shrunk to it, a smaller one
+        det_size: side in pixels of the square that the detector sees. A larger image is shrunk to it, a smaller one
             is padded and never enlarged. Explicit, since InsightFace 2 changed its own default from 640 to 128 and
             640 together.
         score_threshold: lowest detector score, 0 to 1.
@@ -58,23 +58,23 @@ class InsightBackend:
     def _networks(self) -> Pack:
         return open_pack(self.pack, self.providers)
 
-    def search(self, picture: np.ndarray) -> list[Found]:
-        side = min(self.det_size, -(-max(picture.shape[:2]) // 32) * 32)
-        # SCRFD fits the longer side of its picture to the square: padding keeps a smaller one at its size.
-        height, width = picture.shape[:2]
-        shown = picture
+    def search(self, image: np.ndarray) -> list[Detection]:
+        side = min(self.det_size, -(-max(image.shape[:2]) // 32) * 32)
+        # SCRFD fits the longer side of its image to the square: padding keeps a smaller one at its size.
+        height, width = image.shape[:2]
+        shown = image
         if max(height, width) < side:
             shown = np.zeros((side, side, 3), np.uint8)
-            shown[:height, :width] = picture
+            shown[:height, :width] = image
         rows, points = self._networks.detector.detect(
             np.ascontiguousarray(shown[..., ::-1]), input_size=(side, side), det_thresh=self.score_threshold
         )
         return [
-            Found(tuple(float(v) for v in row[:4]), float(row[4]), np.asarray(five, dtype=np.float64))
+            Detection(tuple(float(v) for v in row[:4]), float(row[4]), np.asarray(five, dtype=np.float64))
             for row, five in zip(rows, points, strict=True)
         ]
 
-    def describe(self, image: np.ndarray, found: Sequence[Found], *, identities: bool) -> list[Face]:
+    def describe(self, image: np.ndarray, found: Sequence[Detection], *, identities: bool) -> list[Face]:
         if not found:
             return []
         points = self._landmarks(image, found)
@@ -86,24 +86,24 @@ class InsightBackend:
             return faces
         return with_identities(image, faces, [f.landmarks_5 for f in found], self._networks.identity)
 
-    def _landmarks(self, image: np.ndarray, found: Sequence[Found]) -> list[np.ndarray | None]:
+    def _landmarks(self, image: np.ndarray, found: Sequence[Detection]) -> list[np.ndarray | None]:
         net = self._networks.landmarks
         if net is None:
             return [None] * len(found)
-        picture = to_tensor(image)
+        tensor = to_tensor(image)
         views = [upright_view(face.box, face.landmarks_5, net.size, _LANDMARK_MARGIN) for face in found]
-        crops = torch.stack([warp(picture, view, (net.size, net.size)) for view in views]).numpy() * 255
+        crops = torch.stack([warp(tensor, view, (net.size, net.size)) for view in views]).numpy() * 255
         answers = run_batch(net.session, ((crops - net.mean) / net.std).astype(np.float32))
         result = []
         for view, answer in zip(views, answers, strict=True):
             points = answer.reshape(-1, net.dimensions)[-net.count :, :2].astype(np.float64)
-            points = (points + 1) * (net.size / 2) - 0.5  # from -1 to 1 across the picture, edge to edge
+            points = (points + 1) * (net.size / 2) - 0.5  # from -1 to 1 across the image, edge to edge
             points = points if net.count == 68 else sixty_eight_of_106(points)
             result.append(view.inverse()(points))
         return result
 
 
-# The outline of the 106 from the picture's left ear over the chin (number 16 here) to the other.
+# The outline of the 106 from the image's left ear over the chin (number 16 here) to the other.
 _OUTLINE = [1, *range(9, 17), *range(2, 9), 0, *range(24, 17, -1), *range(32, 24, -1), 17]
 # The others of the 68, from 17 (brows, nose, eyes, mouth), as points of the 106.
 _INNER = [

@@ -6,8 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from face2scene.assets import catalogue as weights
-from face2scene.common.optional import need
+from face2scene.assets import catalogue
+from face2scene.common.optional import import_optional
 from face2scene.faces.embedding import CPU, OnnxIdentity, onnx_session, unreadable
 
 
@@ -16,7 +16,7 @@ class Landmarks:
     """A landmark network and what it wants and gives."""
 
     session: Any
-    size: int  # of its picture
+    size: int  # of its image
     mean: float
     std: float
     count: int
@@ -37,7 +37,7 @@ def open_pack(pack: str | Path, providers: Sequence[str] = CPU) -> Pack:
 
     Raises:
         MissingWeights: when a pack of the catalogue is not there.
-        ValueError: for a folder that is empty or holds something else, and for damaged files.
+        ValueError: for a folder that is empty or holds something else, and for corrupt files.
     """
     folder = pack_folder(pack)
     files = sorted(folder.glob("*.onnx"))
@@ -47,7 +47,7 @@ def open_pack(pack: str | Path, providers: Sequence[str] = CPU) -> Pack:
 
 @lru_cache(maxsize=4)
 def _opened(folder: Path, providers: tuple[str, ...], stamps: tuple[tuple[str, int, int], ...]) -> Pack:
-    zoo = need("insightface.model_zoo", "faces", why="The faces backend insightface")
+    zoo = import_optional("insightface.model_zoo", "faces", why="The faces backend insightface")
     roles: dict[str, Any] = {}
     names: dict[str, str] = {}
     for name, *_ in stamps:
@@ -106,18 +106,18 @@ def pack_folder(pack: str | Path) -> Path:
     Raises:
         MissingWeights, ValueError: see `open_pack`.
     """
-    asset = weights.catalogue().get(str(pack))
+    asset = catalogue.catalogue().get(str(pack))
     if asset is None:
         if not Path(pack).is_dir():
             known = ", ".join(("buffalo_l", "antelopev2", "insightface_small"))
             raise ValueError(f"faces.backend.pack={pack} is neither a folder nor one of the packs {known}.")
         return _where_onnx_lies(Path(pack))
-    folder = weights.weights_root() / asset.name
+    folder = catalogue.weights_root() / asset.name
     for root in (folder.parent, folder):
-        if weights.is_ready(asset, root) or weights.adopt(asset, root):
+        if catalogue.is_ready(asset, root) or catalogue.adopt(asset, root):
             return root / asset.name
     if not folder.is_dir():
-        return weights.folder(asset.name)  # raises: it names the command that fetches it
+        return catalogue.folder(asset.name)  # raises: it names the command that fetches it
     inner = _where_onnx_lies(folder)
     missing = [name for name in asset.files if not (inner / name).is_file()]
     what = f"{', '.join(missing)} missing" if missing else "a file has other bytes"

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from face2scene.assets import catalogue as weights
-from face2scene.common.optional import need
+from face2scene.assets import catalogue
+from face2scene.common.optional import import_optional
 from face2scene.common.types import Face
 from face2scene.faces.align import AlignmentError, face_transform, warp
-from face2scene.faces.detect import Found
+from face2scene.faces.detect import Detection
 from face2scene.image_io.arrays import to_bytes, to_tensor
 
 _FRAME = 384  # side of the upright face that the dlib networks see; five-point FFHQ alignment
@@ -42,24 +42,24 @@ class OpenBackend:
     def __init__(self, *, score_threshold: float = 0.7):
         self.score_threshold = score_threshold
 
-    def search(self, picture: np.ndarray) -> list[Found]:
-        size = picture.shape[1], picture.shape[0]
+    def search(self, image: np.ndarray) -> list[Detection]:
+        size = image.shape[1], image.shape[0]
         with _quiet(self._cv2):
             self._yunet.setInputSize(size)
-            rows = self._yunet.detect(np.ascontiguousarray(picture[..., ::-1]))[1]
+            rows = self._yunet.detect(np.ascontiguousarray(image[..., ::-1]))[1]
         found = []
         for row in () if rows is None else rows.astype(np.float64):
             x, y, width, height = row[:4]
-            found.append(Found((x, y, x + width, y + height), min(float(row[14]), 1.0), row[4:14].reshape(5, 2)))
+            found.append(Detection((x, y, x + width, y + height), min(float(row[14]), 1.0), row[4:14].reshape(5, 2)))
         return found
 
-    def describe(self, image: np.ndarray, found: Sequence[Found], *, identities: bool) -> list[Face]:
+    def describe(self, image: np.ndarray, found: Sequence[Detection], *, identities: bool) -> list[Face]:
         return [self._describe(image, face, identities) for face in found]
 
-    def _describe(self, image: np.ndarray, found: Found, identities: bool) -> Face:
+    def _describe(self, image: np.ndarray, found: Detection, identities: bool) -> Face:
         face = Face(box=found.box, score=found.score, landmarks_5=found.landmarks_5)
         try:
-            transform = face_transform(found.landmarks_5, _FRAME, picture_size=image.shape[:2])
+            transform = face_transform(found.landmarks_5, _FRAME, image_size=image.shape[:2])
         except AlignmentError:
             return face  # a face with nonsense for eyes is still a face in that place; it has no identity
         upright = np.ascontiguousarray(to_bytes(warp(to_tensor(image), transform, (_FRAME, _FRAME))))
@@ -78,11 +78,11 @@ class OpenBackend:
 
     @cached_property
     def _cv2(self):
-        return need("cv2", "faces", why="Face detection")
+        return import_optional("cv2", "faces", why="Face detection")
 
     @cached_property
     def _yunet(self):
-        path = _only_file(weights.folder("yunet"), "*.onnx")
+        path = _only_file(catalogue.folder("yunet"), "*.onnx")
         with _quiet(self._cv2):
             try:
                 return self._cv2.FaceDetectorYN.create(str(path), "", (320, 320), self.score_threshold, 0.3, 5000)
@@ -94,7 +94,7 @@ class OpenBackend:
 
     @cached_property
     def _dlib(self):
-        return need("dlib", "faces", why="Finding 68 landmarks")
+        return import_optional("dlib", "faces", why="Finding 68 landmarks")
 
     @cached_property
     def _predictor(self):
@@ -105,7 +105,7 @@ class OpenBackend:
         return self._open_dlib(self._dlib.face_recognition_model_v1, "dlib_face_recognition_resnet_model_v1.dat")
 
     def _open_dlib(self, kind, name: str):
-        path = _only_file(weights.folder("dlib"), name)
+        path = _only_file(catalogue.folder("dlib"), name)
         try:
             return kind(str(path))
         except RuntimeError as error:

@@ -1,8 +1,8 @@
-"""FaDeX, the face degradation extractor: it looks at one face twice and says what happened to the picture."""
+"""FaDeX, the face degradation extractor: it looks at one face twice and says what happened to the image."""
 
-from face2scene.models.fadex.cosine_probe import compare, leakage, probe, retrieval
+from face2scene.models.fadex.cosine_probe import compare, nuisance_retrieval, probe, retrieval
 from face2scene.models.fadex.encoder import MINIMUM_SIZE, FaDeX
-from face2scene.models.fadex.linear_readout import Readout
+from face2scene.models.fadex.linear_readout import LinearProbe
 from face2scene.models.fadex.moco import Contrast, KeyQueue, MoCo
 
 __all__ = [
@@ -10,10 +10,10 @@ __all__ = [
     "Contrast",
     "FaDeX",
     "KeyQueue",
+    "LinearProbe",
     "MoCo",
-    "Readout",
     "compare",
-    "leakage",
+    "nuisance_retrieval",
     "probe",
     "retrieval",
 ]

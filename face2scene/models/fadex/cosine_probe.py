@@ -1,4 +1,4 @@
-"""The cosine experiment: does the embedding know the damage and not the face? (supplement 2.4)"""
+"""The cosine experiment: does the embedding know the degradation and not the face? (supplement 2.4)"""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -11,10 +11,10 @@ from face2scene.models.fadex.encoder import FaDeX
 
 
 def probe(encoder: FaDeX, restored: Tensor, degraded: Tensor, labels: Sequence[str]) -> dict[str, Any]:
-    """Embed O operators x P pictures and compare.
+    """Embed O operators x P images and compare.
 
     Args:
-        restored, degraded: (O, P, 3, H, W) in [0, 1]; [o, p] is picture p under operator o.
+        restored, degraded: (O, P, 3, H, W) in [0, 1]; [o, p] is image p under operator o.
         labels: O names.
 
     Returns:
@@ -35,34 +35,34 @@ def embed_all(encoder: FaDeX, restored: Tensor, degraded: Tensor) -> Tensor:
 
 
 def compare(embeddings: Tensor, labels: Sequence[str]) -> dict[str, Any]:
-    """Cosines between operators and between pictures.
+    """Cosines between operators and between images.
 
     Args:
-        embeddings: (O, P, D) unit vectors, two operators and two pictures at least.
+        embeddings: (O, P, D) unit vectors, two operators and two images at least.
         labels: O names.
 
     Returns:
-        matrix: O x O; on the diagonal the mean cosine of different pictures under one operator, elsewhere of
-            the same picture under two operators (the supplement's two cases).
+        matrix: O x O; on the diagonal the mean cosine of different images under one operator, elsewhere of
+            the same image under two operators (the supplement's two cases).
         same, same_spread: by label, mean and standard deviation of the diagonal case.
         cross, cross_spread: by `a-b`, likewise of the other.
         same_mean, different_mean: means over operators and over pairs of operators.
-        retrieval_top1: how often the nearest embedding of another picture has the same operator.
-        labels, pictures.
+        retrieval_top1: how often the nearest embedding of another image has the same operator.
+        labels, images.
 
     Raises:
-        ValueError: fewer than two operators or pictures.
+        ValueError: fewer than two operators or images.
     """
-    operators, pictures = embeddings.shape[:2]
-    if operators < 2 or pictures < 2 or len(labels) != operators:
+    operators, images = embeddings.shape[:2]
+    if operators < 2 or images < 2 or len(labels) != operators:
         raise ValueError(
-            f"The probe compares at least two operators and two pictures, got {operators} and {pictures} "
-            f"with labels {list(labels)}: see train.fadex.probe_operators and train.fadex.probe_pictures."
+            f"The probe compares at least two operators and two images, got {operators} and {images} "
+            f"with labels {list(labels)}: see train.fadex.probe_operators and train.fadex.probe_images."
         )
     embeddings = embeddings.detach().double().cpu()
     cosines = torch.einsum("apd,bqd->abpq", embeddings, embeddings)  # (O, O, P, P)
-    other_picture = ~torch.eye(pictures, dtype=torch.bool)
-    same_values = [cosines[o, o][other_picture] for o in range(operators)]
+    other_image = ~torch.eye(images, dtype=torch.bool)
+    same_values = [cosines[o, o][other_image] for o in range(operators)]
     pairs = list(combinations(range(operators), 2))
     cross_values = [cosines[a, b].diagonal() for a, b in pairs]
 
@@ -72,8 +72,8 @@ def compare(embeddings: Tensor, labels: Sequence[str]) -> dict[str, Any]:
     for (a, b), values in zip(pairs, cross_values, strict=True):
         matrix[a, b] = matrix[b, a] = values.mean()
 
-    # For each (operator, picture): the best among all operators on all other pictures.
-    ranked = cosines.masked_fill(~other_picture, -2).permute(0, 2, 1, 3).flatten(2).argmax(2) // pictures
+    # For each (operator, image): the best among all operators on all other images.
+    ranked = cosines.masked_fill(~other_image, -2).permute(0, 2, 1, 3).flatten(2).argmax(2) // images
     hits = ranked == torch.arange(operators)[:, None]
     crosses = [f"{labels[a]}-{labels[b]}" for a, b in pairs]
     return {
@@ -86,34 +86,34 @@ def compare(embeddings: Tensor, labels: Sequence[str]) -> dict[str, Any]:
         "same_mean": float(torch.stack([v.mean() for v in same_values]).mean()),
         "different_mean": float(torch.stack([v.mean() for v in cross_values]).mean()),
         "retrieval_top1": float(hits.double().mean()),
-        "pictures": pictures,
+        "pictures": images,
     }
 
 
 def retrieval(embeddings: Tensor) -> dict[str, float]:
-    """Find the pictures that the same operator damaged, among all operators' and all other pictures.
+    """Find the images that the same operator degraded, among all operators' and all other images.
 
     Args:
-        embeddings: (O, P, D) unit vectors, two operators and two pictures at least.
+        embeddings: (O, P, D) unit vectors, two operators and two images at least.
 
     Returns:
-        retrieval_top1: how often the nearest of the O (P - 1) embeddings of other pictures has the same operator.
+        retrieval_top1: how often the nearest of the O (P - 1) embeddings of other images has the same operator.
         map: mean average precision over the same ranking, in which P - 1 are right.
-        one_picture_top1: the same as the first with the O embeddings of one other picture, mean over pairs of pictures.
+        one_image_top1: the same as the first with the O embeddings of one other image, mean over pairs of images.
         chance: of the first and the last, 1 / O.
     """
-    operators, pictures = embeddings.shape[:2]
+    operators, images = embeddings.shape[:2]
     flat = embeddings.detach().double().cpu().flatten(0, 1)  # (O P, D)
-    operator = torch.arange(operators).repeat_interleave(pictures)
-    picture = torch.arange(pictures).repeat(operators)
+    operator = torch.arange(operators).repeat_interleave(images)
+    image = torch.arange(images).repeat(operators)
     cosines = flat @ flat.T
-    other = picture[:, None] != picture[None, :]
-    order = cosines.masked_fill(~other, -2).argsort(1, descending=True)[:, : operators * (pictures - 1)]
+    other = image[:, None] != image[None, :]
+    order = cosines.masked_fill(~other, -2).argsort(1, descending=True)[:, : operators * (images - 1)]
     right = operator[order] == operator[:, None]  # (O P, O (P - 1))
     found = right.cumsum(1) / torch.arange(1, right.shape[1] + 1)
     precision = (found * right).sum(1) / right.sum(1)
-    nearest = cosines.view(operators * pictures, operators, pictures).argmax(1)  # (O P, P): operator, by picture
-    hits = (nearest == operator[:, None])[picture[:, None] != torch.arange(pictures)]
+    nearest = cosines.view(operators * images, operators, images).argmax(1)  # (O P, P): operator, by image
+    hits = (nearest == operator[:, None])[image[:, None] != torch.arange(images)]
     return {
         "retrieval_top1": float(right[:, 0].double().mean()),
         "map": float(precision.mean()),
@@ -122,43 +122,43 @@ def retrieval(embeddings: Tensor) -> dict[str, float]:
     }
 
 
-def leakage(embeddings: Tensor, identities: Sequence[str]) -> dict[str, float | None]:
-    """Does the embedding know whose face it was, or which picture? Each with what chance would give.
+def nuisance_retrieval(embeddings: Tensor, identities: Sequence[str]) -> dict[str, float | None]:
+    """Does the embedding know whose face it was, or which image? Each with what chance would give.
 
     Args:
-        embeddings: (O, P, D) unit vectors, two operators and two pictures at least.
-        identities: who is on each of the P pictures.
+        embeddings: (O, P, D) unit vectors, two operators and two images at least.
+        identities: who is on each of the P images.
 
     Returns:
-        picture: how often the nearest embedding of another operator is of the same picture; its chance is 1 / P.
-        picture_centred: the same after each operator's mean is taken out, which leaves what is not the operator.
-        identity: how often the nearest embedding of another picture under the same operator is of the same person, over
-            the pictures whose person has another; None where nobody has.
+        image: how often the nearest embedding of another operator is of the same image; its chance is 1 / P.
+        image_centred: the same after each operator's mean is taken out, which leaves what is not the operator.
+        identity: how often the nearest embedding of another image under the same operator is of the same person, over
+            the images whose person has another; None where nobody has.
     """
-    pictures = embeddings.shape[1]
+    images = embeddings.shape[1]
     vectors = embeddings.detach().double().cpu()
     names = list(identities)
-    same_person = torch.tensor([[a == b for b in names] for a in names]) & ~torch.eye(pictures, dtype=torch.bool)
+    same_person = torch.tensor([[a == b for b in names] for a in names]) & ~torch.eye(images, dtype=torch.bool)
     partnered = same_person.any(1)
-    within = torch.einsum("opd,oqd->opq", vectors, vectors).masked_fill(torch.eye(pictures, dtype=torch.bool), -2)
-    hits = same_person[torch.arange(pictures), within.argmax(2)][:, partnered]  # (O, partnered)
-    share = same_person[partnered].double().sum(1) / (pictures - 1)
+    within = torch.einsum("opd,oqd->opq", vectors, vectors).masked_fill(torch.eye(images, dtype=torch.bool), -2)
+    hits = same_person[torch.arange(images), within.argmax(2)][:, partnered]  # (O, partnered)
+    share = same_person[partnered].double().sum(1) / (images - 1)
     centred = torch.nn.functional.normalize(vectors - vectors.mean(1, keepdim=True), dim=2)
     return {
-        "picture": _same_picture(vectors),
-        "picture_centred": _same_picture(centred),
-        "picture_chance": 1 / pictures,
+        "image": _same_image(vectors),
+        "picture_centred": _same_image(centred),
+        "picture_chance": 1 / images,
         "identity": float(hits.double().mean()) if bool(partnered.any()) else None,
         "identity_chance": float(share.mean()) if bool(partnered.any()) else None,
     }
 
 
-def _same_picture(vectors: Tensor) -> float:
-    operators, pictures = vectors.shape[:2]
+def _same_image(vectors: Tensor) -> float:
+    operators, images = vectors.shape[:2]
     cosines = torch.einsum("apd,bqd->apbq", vectors, vectors)
     own = torch.eye(operators, dtype=torch.bool)[:, None, :, None]
-    nearest = cosines.masked_fill(own, -2).flatten(2).argmax(2) % pictures  # (O, P)
-    return float((nearest == torch.arange(pictures)).double().mean())
+    nearest = cosines.masked_fill(own, -2).flatten(2).argmax(2) % images  # (O, P)
+    return float((nearest == torch.arange(images)).double().mean())
 
 
 def _by(names: Sequence[str], values: Sequence[Tensor], reduce: Any) -> dict[str, float]:

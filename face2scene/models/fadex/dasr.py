@@ -13,10 +13,10 @@ STRIDES = (1, 1, 2, 1, 2, 1)
 
 
 def dasr_encoder(state: Mapping[str, Tensor]) -> FaDeX:
-    """A frozen FaDeX that sees the degraded picture alone and gives what DASR's encoder gives.
+    """A frozen FaDeX that sees the degraded image alone and gives what DASR's encoder gives.
 
     DASR's convolutions have biases in front of batch norms, FaDeX's have none: the norm's running mean takes them over.
-    DASR reads pictures in [0, 255] (its `rgb_range`), FaDeX in [0, 1]: the first convolution takes the factor over.
+    DASR reads images in [0, 255] (its `rgb_range`), FaDeX in [0, 1]: the first convolution takes the factor over.
 
     Args:
         state: of DASR's `Encoder` (keys `E.0.weight`, `mlp.0.weight`, ...), its MoCo, or its whole BlindSR; read it

@@ -17,7 +17,7 @@ MINIMUM_SIZE = 16  # pixels; stride 2 here and 2 in MapNet leave the 4 x 4 grid 
 
 
 class FaDeX(nn.Module):
-    """Tells how a picture was damaged from one face of it, seen restored and as it is (supplement 2.1).
+    """Tells how an image was degraded from one face of it, seen restored and as it is (supplement 2.1).
 
     A stack of 3x3 convolution, batch norm and leaky ReLU makes the map that conditions the restorer. A head
     (global average, linear, leaky ReLU, linear) turns it into a unit vector, for training and measuring.

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from face2scene.common.model_files import fit, load_weights, save_weights
-from face2scene.degradation import Blur, Jpeg, Recipe, Resize, SpatialBlur, Webp
+from face2scene.degradation import Blur, Jpeg, Recipe, Resize, SpatiallyVaryingBlur, Webp
 
 # What each factor is measured in, and the smallest and largest value that exists.
 FACTORS: dict[str, tuple[str, float, float]] = {
-    "blur": ("pixels: sigma of all blur kernels together, at the picture's full size", 0.0, math.inf),
-    "noise": ("grey levels of 255: standard deviation that is left of a mid-grey picture", 0.0, math.inf),
+    "blur": ("pixels: sigma of all blur kernels together, at the image's full size", 0.0, math.inf),
+    "noise": ("grey levels of 255: standard deviation that is left of a mid-grey image", 0.0, math.inf),
     "jpeg_quality": ("quality of the last JPEG or WebP, 100 for none", 1.0, 100.0),
     "scale": ("smallest size on the way as a share of the full size, at most 1", 1 / 64, 1.0),
 }
 RIDGES = tuple(10.0**n for n in range(-6, 3))
-_FLAT = 128  # side of the mid-grey picture in pixels
+_FLAT = 128  # side of the mid-grey image in pixels
 
 
 def factors(recipe: Recipe) -> dict[str, float]:
@@ -35,7 +35,7 @@ def factors(recipe: Recipe) -> dict[str, float]:
         if isinstance(operator, Resize):
             size = operator.factor
             smallest = min(smallest, size)
-        elif isinstance(operator, Blur | SpatialBlur):
+        elif isinstance(operator, Blur | SpatiallyVaryingBlur):
             across = operator.sigma_x if operator.sigma_y is None else operator.sigma_y
             variance += (operator.sigma_x**2 + across**2) / 2 / size**2
         elif isinstance(operator, Jpeg | Webp):
@@ -45,7 +45,7 @@ def factors(recipe: Recipe) -> dict[str, float]:
     return {"blur": math.sqrt(variance), "noise": noise, "jpeg_quality": quality, "scale": smallest}
 
 
-class Readout(nn.Module):
+class LinearProbe(nn.Module):
     """Reads the factors off embeddings of one FaDeX.
 
     Args:
@@ -72,12 +72,14 @@ class Readout(nn.Module):
         return {name: min(max(value, FACTORS[name][1]), FACTORS[name][2]) for name, value in found.items()}
 
     @classmethod
-    def fitted(cls, embeddings: Tensor, recipes: Sequence[Recipe], *, ridges: Sequence[float] = RIDGES) -> "Readout":
+    def fitted(
+        cls, embeddings: Tensor, recipes: Sequence[Recipe], *, ridges: Sequence[float] = RIDGES
+    ) -> "LinearProbe":
         """Least squares with a ridge, of every factor the one that leaves the least error on left-out rows.
 
         Args:
-            embeddings: (N, D), of one picture each.
-            recipes: the N that damaged them.
+            embeddings: (N, D), of one image each.
+            recipes: the N that degraded them.
             ridges: weights of the squared slopes to choose from, relative to the embeddings' mean scatter (ours).
 
         Raises:
@@ -117,7 +119,7 @@ class Readout(nn.Module):
         save_weights(path, self.state_dict(), kind="fadex_readout", config=self.config, about=about)
 
     @classmethod
-    def from_file(cls, path: str | Path) -> "Readout":
+    def from_file(cls, path: str | Path) -> "LinearProbe":
         """The heads of a file of `save`, frozen.
 
         Raises:

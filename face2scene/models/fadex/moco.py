@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from face2scene.models.fadex.encoder import FaDeX
 
-NOBODY = -1  # the label of a slot that was never filled
+EMPTY = -1  # the label of a slot that was never filled
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Contrast:
     logits: Tensor  # (B, N + K) cosines over the temperature, float32
     positive: Tensor  # (B, N + K) bool: same operator, same step
     negative: Tensor  # (B, N + K) bool: another operator, of this step or of the queue
-    keys: Tensor  # (N, D), of every process, for `MoCo.advance`
+    keys: Tensor  # (N, D), of every process, for `MoCo.update`
     labels: Tensor  # (N,)
 
     def loss(self, *, mean_over_positives: bool = False) -> Tensor:
@@ -55,11 +55,11 @@ class KeyQueue(nn.Module):
         if size < 1:
             raise ValueError(f"A queue needs at least one slot, not {size}: raise fadex.contrast.queue_size.")
         self.register_buffer("keys", torch.zeros(size, width))
-        self.register_buffer("labels", torch.full((size,), NOBODY, dtype=torch.int64))
+        self.register_buffer("labels", torch.full((size,), EMPTY, dtype=torch.int64))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def push(self, keys: Tensor, labels: Tensor) -> None:
+    def enqueue(self, keys: Tensor, labels: Tensor) -> None:
         """Store (N, D) keys with their (N,) labels; any N up to the size.
 
         Raises:
@@ -69,7 +69,7 @@ class KeyQueue(nn.Module):
         if count > size:
             raise ValueError(
                 f"{count} keys of one step do not fit a queue of {size}: raise fadex.contrast.queue_size, or "
-                "lower train.fadex.operators, train.fadex.pictures, train.fadex.accumulate or the processes."
+                "lower train.fadex.operators, train.fadex.images, train.fadex.accumulate or the processes."
             )
         slots = (self.cursor + torch.arange(count, device=keys.device)) % size
         self.keys[slots] = keys.to(self.keys.dtype)
@@ -81,7 +81,7 @@ class MoCo(nn.Module):
     """Pulls together what one operator did to different faces, and pushes away what other operators did.
 
     `forward` moves the running statistics of the batch norms in training mode, and nothing else. Key encoder and queue
-    move only in `advance`, once per optimiser step.
+    move only in `update`, once per optimiser step.
 
     Args:
         encoder: the query encoder; the key encoder starts as its copy.
@@ -137,13 +137,13 @@ class MoCo(nn.Module):
             keys, recent_labels = self.key.embed(self.key(*key_pair)), labels  # (N, D), (N,)
             if self.gather is not None:
                 keys, recent_labels = self.gather(keys, labels)
-        # Concatenation copies: `advance` cannot change what a backward pass still needs.
+        # Concatenation copies: `update` cannot change what a backward pass still needs.
         everyone = torch.cat([keys, self.queue.keys])  # (N + K, D)
         names = torch.cat([recent_labels, self.queue.labels])
         same = labels[:, None] == names[None, :]
         recent = torch.arange(len(names), device=names.device) < len(keys)
         # A queued key of this very operator is no negative; positives come from the batch alone (supplement).
-        negative = ~same & (names != NOBODY)
+        negative = ~same & (names != EMPTY)
         with torch.autocast(queries.device.type, enabled=False):
             logits = queries @ everyone.T / self.temperature
         return Contrast(logits, same & recent, negative, keys, recent_labels)
@@ -153,7 +153,7 @@ class MoCo(nn.Module):
         return contrast.loss(mean_over_positives=self.mean_over_positives)
 
     @torch.no_grad()
-    def advance(self, keys: Tensor, labels: Tensor) -> None:
+    def update(self, keys: Tensor, labels: Tensor) -> None:
         """After an optimiser step: move the key encoder, store the step's keys.
 
         Args:
@@ -161,4 +161,4 @@ class MoCo(nn.Module):
         """
         for slow, fast in zip(self.key.parameters(), self.query.parameters(), strict=True):
             slow.lerp_(fast, 1 - self.momentum)
-        self.queue.push(keys, labels)
+        self.queue.enqueue(keys, labels)

@@ -1,10 +1,10 @@
 """The head of a trained encoder, trained once more on frozen maps (ours; the map stays as it is).
 
-A short contrastive training of the whole encoder leaves an embedding that lives on a few directions: damages that it
-tells apart well still have large cosines, of either sign. On frozen maps a step costs a few small matrix products, so
-that the head can be shown a hundred operators at once, from larger crops, a thousand times over.
+A short contrastive training of the whole encoder leaves an embedding that lives on a few directions: degradations that
+it tells apart well still have large cosines, of either sign. On frozen maps a step costs a few small matrix products,
+so that the head can be shown a hundred operators at once, from larger crops, a thousand times over.
 
-Shapes: O operators, P pictures under each, C channels of the map, D width of the embedding.
+Shapes: O operators, P images under each, C channels of the map, D width of the embedding.
 """
 
 import copy
@@ -23,7 +23,7 @@ def pooled(encoder: FaDeX, restored: Tensor, degraded: Tensor) -> Tensor:
     return encoder(restored, degraded).mean((-2, -1)).float()
 
 
-def refitted(
+def retrain_projection_head(
     encoder: FaDeX,
     features: Tensor,
     *,
@@ -36,26 +36,26 @@ def refitted(
 ) -> FaDeX:
     """A copy of the encoder, in evaluation mode, whose head started anew on these features.
 
-    The loss is the encoder's own, `Contrast.loss` with the factor 1/|P|, among the pictures of a step.
+    The loss is the encoder's own, `Contrast.loss` with the factor 1/|P|, among the images of a step.
 
     Args:
         encoder: a trained one, in the mode and on the device that `features` were made with.
-        features: (O, P, C) of `pooled`, every row another operator on P different pictures.
+        features: (O, P, C) of `pooled`, every row another operator on P different images.
         steps: of AdamW, whose learning rate falls along a cosine.
         operators: rows of a step.
-        temperature: of the softmax. A low one looks for the nearest others, a high one draws pictures of one operator
+        temperature: of the softmax. A low one looks for the nearest others, a high one draws images of one operator
             together and holds the mean cosine of different ones near zero.
         lr, weight_decay: of AdamW.
         seed: of the start and of the rows of each step.
 
     Raises:
-        ValueError: too few operators or pictures, or settings outside their range.
+        ValueError: too few operators or images, or settings outside their range.
     """
-    rows, pictures = features.shape[:2]
-    if pictures < 2 or operators < 2 or rows < operators:
+    rows, images = features.shape[:2]
+    if images < 2 or operators < 2 or rows < operators:
         raise ValueError(
-            f"The head is refitted on two operators and two pictures at least, got {rows} operators of {pictures} "
-            f"pictures and steps of {operators}: raise train.fadex.head.batches or lower train.fadex.head.operators."
+            f"The head is refitted on two operators and two images at least, got {rows} operators of {images} "
+            f"images and steps of {operators}: raise train.fadex.head.batches or lower train.fadex.head.operators."
         )
     if steps < 1 or temperature <= 0:
         raise ValueError(f"train.fadex.head needs a step and a temperature above 0, not {steps} and {temperature}.")
@@ -71,7 +71,7 @@ def refitted(
         weights = [p.requires_grad_() for p in head.parameters()]
         optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        labels = torch.arange(operators, device=features.device).repeat_interleave(pictures)
+        labels = torch.arange(operators, device=features.device).repeat_interleave(images)
         same = labels[:, None] == labels[None, :]
         positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=features.device)
         for _ in range(steps):

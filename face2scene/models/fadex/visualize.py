@@ -12,7 +12,7 @@ _RIGHT, _WRONG = (40, 160, 70), (200, 50, 40)
 
 
 def pair_sheet(restored: Tensor, degraded: Tensor, *, columns: int = 4) -> np.ndarray:
-    """One row an operator, its first pictures in it, each restored and degraded side by side.
+    """One row an operator, its first images in it, each restored and degraded side by side.
 
     Args:
         restored, degraded: (O, P, 3, h, w) in [0, 1].
@@ -41,7 +41,7 @@ def cosine_map(embeddings: Tensor) -> np.ndarray:
 
 
 def neighbour_sheet(degraded: Tensor, embeddings: Tensor, *, count: int = 4) -> np.ndarray:
-    """One row an operator: its first picture, then the nearest others of other pictures.
+    """One row an operator: its first image, then the nearest others of other images.
 
     A green frame is the same operator, a red one another.
 
@@ -49,22 +49,22 @@ def neighbour_sheet(degraded: Tensor, embeddings: Tensor, *, count: int = 4) -> 
         degraded: (O, P, 3, h, w) in [0, 1].
         embeddings: (O, P, D) unit vectors.
     """
-    operators, pictures = embeddings.shape[:2]
+    operators, images = embeddings.shape[:2]
     flat = embeddings.detach().float().cpu().flatten(0, 1)
     crops = degraded.cpu().flatten(0, 1)
-    other = torch.arange(operators * pictures) % pictures != 0
+    other = torch.arange(operators * images) % images != 0
     rows = []
     for operator in range(operators):
-        asked = operator * pictures
+        asked = operator * images
         near = (flat @ flat[asked]).masked_fill(~other, -2).argsort(descending=True)[:count].tolist()
         tiles = [_framed(to_bytes(crops[asked]), (128, 128, 128))]
-        tiles += [_framed(to_bytes(crops[n]), _RIGHT if n // pictures == operator else _WRONG) for n in near]
+        tiles += [_framed(to_bytes(crops[n]), _RIGHT if n // images == operator else _WRONG) for n in near]
         rows.append(np.concatenate(tiles, axis=1))
     return np.concatenate(rows, axis=0)
 
 
-def _framed(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    height, width = picture.shape[:2]
+def _framed(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    height, width = image.shape[:2]
     framed = np.full((height + 2 * _FRAME, width + 2 * _FRAME, 3), colour, np.uint8)
-    framed[_FRAME:-_FRAME, _FRAME:-_FRAME] = picture
+    framed[_FRAME:-_FRAME, _FRAME:-_FRAME] = image
     return framed

@@ -1,8 +1,8 @@
 """Enlarge and convolve at once, 2.25 times cheaper: over a quarter of the decoder's work, and some of the UNet's.
 
-A 3 x 3 convolution of a picture that was doubled by repeating pixels reads each pixel several times. For each of the
+A 3 x 3 convolution of an image that was doubled by repeating pixels reads each pixel several times. For each of the
 four places within a doubled pixel the taps that meet the same pixel add up, and a 2 x 2 convolution of the small
-picture is left (16 products in place of 36). The result is the same but for rounding.
+image is left (16 products in place of 36). The result is the same but for rounding.
 """
 
 import logging
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 _FOLD = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
 
 
-def fold_upsampling(network: nn.Module) -> int:
+def fuse_upsample_conv(network: nn.Module) -> int:
     """Let every doubling of `network` be computed this way; weights and their names stay.
 
     For inference: it is as differentiable as before, but nothing was measured for training.
@@ -63,7 +63,7 @@ class _Folded(Upsample2D):
 log = logging.getLogger(__name__)
 
 
-def finite(stage: str, network: nn.Module, run: Callable[[], Tensor]) -> Tensor:
+def run_with_fp32_fallback(stage: str, network: nn.Module, run: Callable[[], Tensor]) -> Tensor:
     """What `run` gives; with `network` in float32 where half precision gave values that are not finite.
 
     Args:
@@ -82,8 +82,8 @@ def finite(stage: str, network: nn.Module, run: Callable[[], Tensor]) -> Tensor:
             output = run()
     if not torch.isfinite(output).all():
         raise FloatingPointError(
-            f"The {stage} gives values that are not finite, in float32 too: the picture or the weights "
-            "(restorer_weights) are damaged."
+            f"The {stage} gives values that are not finite, in float32 too: the image or the weights "
+            "(restorer_weights) are degraded."
         )
     return output
 

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 
-from face2scene.assets import catalogue as weights
+from face2scene.assets import catalogue
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.models.restorer.random_base import has, is_random, random_parts
 from face2scene.models.restorer.skips import Skips
@@ -23,7 +23,7 @@ CLIP_VOCABULARY = 49408
 
 
 @dataclass(frozen=True, eq=False)
-class Base:
+class DiffusionBase:
     """A loaded base model, on the CPU, in eval mode and without gradients."""
 
     vae: AutoencoderKL
@@ -49,7 +49,7 @@ class Base:
 
 
 @dataclass(frozen=True, eq=False)
-class StoredBase:
+class PackagedBase:
     """What is left of a base in a merged restorer's file, whose prompts were encoded when it was made."""
 
     vae: AutoencoderKL
@@ -68,14 +68,16 @@ def base_folder(source: str) -> str:
     Raises:
         MissingWeights: not fetched yet.
     """
-    if source in weights.catalogue():
-        return str(weights.folder(source))
+    if source in catalogue.catalogue():
+        return str(catalogue.folder(source))
     if not Path(source).exists() and (REPOSITORY / source).is_dir():
         return str(REPOSITORY / source)  # what ships with the checkout is found from any folder
     return source
 
 
-def load_base(source: str | Path, *, revision: str | None = None, dtype: str | torch.dtype = torch.float32) -> Base:
+def load_base(
+    source: str | Path, *, revision: str | None = None, dtype: str | torch.dtype = torch.float32
+) -> DiffusionBase:
     """Read a base model.
 
     Args:
@@ -126,12 +128,12 @@ def _checked(
     text_encoder: CLIPTextModel,
     tokenizer: PreTrainedTokenizerBase,
     schedule: DDPMScheduler,
-) -> Base:
+) -> DiffusionBase:
     # transformers hands out an empty tokenizer, without a word, when its files are missing
     if len(tokenizer) != CLIP_VOCABULARY:
         raise ValueError(
             f"The tokenizer of {where} has {len(tokenizer)} entries instead of {CLIP_VOCABULARY}: its files are "
-            "missing or damaged. Fetch the base again, or set restorer.base.source to a whole copy."
+            "missing or degraded. Fetch the base again, or set restorer.base.source to a whole copy."
         )
     width, needed = text_encoder.config.hidden_size, unet.config.cross_attention_dim
     if width != needed or unet.config.in_channels != vae.config.latent_channels:
@@ -152,7 +154,7 @@ def _checked(
         part.eval().requires_grad_(False)
     clip = schedule.config.clip_sample_range if schedule.config.clip_sample else None
     alphas, kind = schedule.alphas_cumprod.float(), schedule.config.prediction_type
-    return Base(vae, unet, text_encoder, tokenizer, alphas, kind, clip)
+    return DiffusionBase(vae, unet, text_encoder, tokenizer, alphas, kind, clip)
 
 
 _ASKED_OF_OTHERS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "num_class_embeds")
@@ -172,8 +174,8 @@ def precision(name: str | torch.dtype) -> torch.dtype:
     return known[name]
 
 
-def picture_noise(seeds: Tensor, like: Tensor) -> Tensor:
-    """Gaussian noise of the shape of `like` (B, ...), each picture's from its own seed (B,), whatever the batch.
+def per_sample_noise(seeds: Tensor, like: Tensor) -> Tensor:
+    """Gaussian noise of the shape of `like` (B, ...), each image's from its own seed (B,), whatever the batch.
 
     Drawn on the CPU, so that every device gets the same.
     """
@@ -181,7 +183,7 @@ def picture_noise(seeds: Tensor, like: Tensor) -> Tensor:
     return torch.stack(drawn).to(like)
 
 
-def clean_latent(noisy: Tensor, prediction: Tensor, alpha: float, kind: str) -> Tensor:
+def predict_x0(noisy: Tensor, prediction: Tensor, alpha: float, kind: str) -> Tensor:
     """The clean latent in closed form, x0 of DDPM, computed in float32.
 
     At SD 2.1's last timestep (alpha = 0.00466) an error of the prediction is multiplied by 14.6, which bf16

@@ -1,4 +1,4 @@
-"""The critic of the adversarial loss: frozen DINO features, small trained heads at several depths.
+"""The discriminator of the adversarial loss: frozen DINO features, small trained heads at several depths.
 
 The paper takes S3Diff's, which is the DINO discriminator of the package vision_aided_loss (MIT). Its numbers are
 here, its code is not: the features are a ViT of transformers, blur and augmentation are written anew.
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 from transformers import ViTConfig, ViTModel
 
-from face2scene.assets import catalogue as weights
+from face2scene.assets import catalogue
 
 # As published: CLIP's mean with ImageNet's deviation, although the features are DINO's.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -23,17 +23,17 @@ _DEVIATION = (0.229, 0.224, 0.225)
 VIT_B16 = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 
 
-class Critic(nn.Module):
-    """Tells pictures of the world from pictures of the restorer.
+class Discriminator(nn.Module):
+    """Tells images of the world from images of the restorer.
 
-    B pictures, D width of the features, t tokens along a side of the ViT's picture.
+    B images, D width of the features, t tokens along a side of the ViT's image.
 
     Args:
         features: a ViT; frozen here and always in eval mode.
         levels: depths at which it is read, counted in blocks: all but the last as maps (B, D, t, t), the last as its
             class token (B, D). S3Diff's are 5, 9 and 12 of 12.
         width: of the heads' one hidden layer; S3Diff's is 128.
-        augment: change colour, place and a square of every picture before it is looked at, as vision_aided_loss does
+        augment: change colour, place and a square of every image before it is looked at, as vision_aided_loss does
             (DiffAugment); draws from torch's global generator, which the loop seeds for every step.
 
     Raises:
@@ -47,7 +47,7 @@ class Critic(nn.Module):
         depth, channels = features.config.num_hidden_layers, features.config.hidden_size
         if len(levels) < 2 or list(levels) != sorted(set(levels)) or not 1 <= levels[0] <= levels[-1] <= depth:
             raise ValueError(
-                f"train.restorer.critic.levels must be two or more rising depths from 1 to {depth}, not {list(levels)}."
+                f"train.restorer.discriminator.levels must be two or more rising depths from 1 to {depth}, not {list(levels)}."
             )
         self.features = features.eval().requires_grad_(False)
         self.levels, self.augment = tuple(levels), augment
@@ -69,7 +69,7 @@ class Critic(nn.Module):
         self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(_DEVIATION).view(3, 1, 1), persistent=False)
 
-    def train(self, mode: bool = True) -> "Critic":
+    def train(self, mode: bool = True) -> "Discriminator":
         """As usual, but the features stay in eval mode."""
         super().train(mode)
         self.features.eval()
@@ -92,8 +92,8 @@ class Critic(nn.Module):
 def multilevel_sigmoid(logits: Sequence[Tensor], target: float) -> Tensor:
     """Cross-entropy of every head with one target, mean over its cells and summed over the heads: (B,).
 
-    S3Diff's targets are 0.8 for real pictures, and for made ones when the restorer is to fool the critic; 0 for made
-    ones when the critic learns.
+    S3Diff's targets are 0.8 for real images, and for made ones when the restorer is to fool the discriminator; 0 for
+    made ones when the discriminator learns.
     """
     losses = [
         F.binary_cross_entropy_with_logits(each, torch.full_like(each, target), reduction="none").mean(1)
@@ -103,7 +103,7 @@ def multilevel_sigmoid(logits: Sequence[Tensor], target: float) -> Tensor:
 
 
 def load_features(source: str | Path | Mapping[str, Any]) -> ViTModel:
-    """The critic's frozen ViT.
+    """The discriminator's frozen ViT.
 
     Args:
         source: a name of the weights catalogue (`dino_vitb16`) or a file with DINO's ViT-B/16 under DINO's names, as
@@ -117,10 +117,10 @@ def load_features(source: str | Path | Mapping[str, Any]) -> ViTModel:
         return ViTModel(ViTConfig(**source), add_pooling_layer=False)
     from safetensors.torch import load_file
 
-    path = weights.folder(str(source)) / "dino.safetensors" if str(source) in weights.catalogue() else Path(source)
+    path = catalogue.folder(str(source)) / "dino.safetensors" if str(source) in catalogue.catalogue() else Path(source)
     if not path.is_file():
         raise FileNotFoundError(
-            f"There is no file {path}: set train.restorer.critic.features to dino_vitb16 "
+            f"There is no file {path}: set train.restorer.discriminator.features to dino_vitb16 "
             "(face2scene fetch dino_vitb16) or to a file that its converter wrote."
         )
     vit = ViTModel(ViTConfig(**VIT_B16, image_size=224, patch_size=16, layer_norm_eps=1e-6), add_pooling_layer=False)
@@ -165,7 +165,7 @@ _IN_BLOCK = {"norm1.": "layernorm_before.", "norm2.": "layernorm_after.", "attn.
 
 
 class _Blur(nn.Module):
-    # A binomial low-pass before a stride, so that a picture moved by a pixel is judged alike.
+    # A binomial low-pass before a stride, so that an image moved by a pixel is judged alike.
     def __init__(self, channels: int, *, pad: int):
         super().__init__()
         line = torch.tensor([1.0, 3.0, 3.0, 1.0])
@@ -178,7 +178,7 @@ class _Blur(nn.Module):
 
 
 def augmented(images: Tensor) -> Tensor:
-    """DiffAugment's colour, translation and cutout, drawn anew for every picture; (B, 3, H, W) to the same.
+    """DiffAugment's colour, translation and cutout, drawn anew for every image; (B, 3, H, W) to the same.
 
     Brightness by up to 0.5, saturation times 0 to 2, contrast times 0.5 to 1.5, moved by up to an eighth of a side
     over black, and a square of half the side set to 0 (Zhao et al., arXiv 2006.10738).

@@ -1,6 +1,6 @@
-"""The restorer: one UNet evaluation turns a damaged scene into a restored one.
+"""The restorer: one UNet evaluation turns a degraded scene into a restored one.
 
-B pictures, N tokens of width D. Pictures come and go as RGB in [0, 1].
+B images, N tokens of width D. Images come and go as RGB in [0, 1].
 """
 
 import logging
@@ -13,16 +13,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from face2scene.common import model_files as checkpoints
+from face2scene.common import model_files
 from face2scene.common.files import atomic_write
 from face2scene.common.memory import explained
 from face2scene.common.types import Box, Progress
 from face2scene.image_io.arrays import pad_to_multiple
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer import lora
-from face2scene.models.restorer.acceleration import finite, fold_upsampling
-from face2scene.models.restorer.base_model import Base, StoredBase, clean_latent, picture_noise
-from face2scene.models.restorer.restorer_base import TrainedRestorer
+from face2scene.models.restorer.acceleration import fuse_upsample_conv, run_with_fp32_fallback
+from face2scene.models.restorer.base_model import DiffusionBase, PackagedBase, per_sample_noise, predict_x0
+from face2scene.models.restorer.restorer_base import RestorerBase
 from face2scene.models.restorer.skips import attach, channels_of
 from face2scene.models.restorer.tiling import TilePlan, network_in_tiles, on_device
 
@@ -31,7 +31,7 @@ POSITIVE = "a high-resolution, 8K, ultra-realistic sharp image, vibrant colors, 
 NEGATIVE = "oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, oversmooth"
 
 
-class OneStepRestorer(TrainedRestorer):
+class OneStepRestorer(RestorerBase):
     """VAE encoder (LoRA) -> UNet (LoRA) once, guided by text and degradation tokens -> VAE decoder (frozen).
 
     Trained parts: the two LoRAs, the UNet's first convolution, MapNet, and the null tokens that stand in where no
@@ -59,10 +59,10 @@ class OneStepRestorer(TrainedRestorer):
 
     kind = "restorer"
 
-    @checkpoints.recorded("base")
+    @model_files.recorded("base")
     def __init__(
         self,
-        base: Base | StoredBase,
+        base: DiffusionBase | PackagedBase,
         mapnet: MapNet,
         *,
         vae_rank: int = 16,
@@ -129,7 +129,7 @@ class OneStepRestorer(TrainedRestorer):
 
     @property
     def multiple(self) -> int:
-        """Sides of a picture must be multiples of this: the VAE's factor times the UNet's."""
+        """Sides of an image must be multiples of this: the VAE's factor times the UNet's."""
         vae, unet = len(self.vae.config.block_out_channels) - 1, len(self.unet.config.block_out_channels) - 1
         return 2 ** (vae + unet)
 
@@ -149,8 +149,8 @@ class OneStepRestorer(TrainedRestorer):
         Args:
             image: (B, 3, H, W) in [0, 1], sides multiples of `multiple`.
             tokens: (B, N, D).
-            negative: (B,) bool, which pictures are prompted negatively; None is none of them.
-            seeds: (B,) int64, one per picture, of the sample from the VAE's posterior; None takes its mean.
+            negative: (B,) bool, which images are prompted negatively; None is none of them.
+            seeds: (B,) int64, one per image, of the sample from the VAE's posterior; None takes its mean.
 
         Returns:
             (B, 3, H, W), about [0, 1] and not clamped, so that gradients survive.
@@ -168,13 +168,13 @@ class OneStepRestorer(TrainedRestorer):
     def restore(
         self, image: Tensor, tokens: Tensor, *, guidance: float | None = None, seeds: Tensor | None = None
     ) -> Tensor:
-        """Restore pictures of any size with classifier-free guidance (supplement 2.2).
+        """Restore images of any size with classifier-free guidance (supplement 2.2).
 
         z_neg + guidance * (z_pos - z_neg) on the UNet's output, both prompts in one call; 1 skips the negative one.
         A network that gives values that are not finite in half precision is run again in float32, and the log says so.
 
         Args:
-            seeds: (B,) int64, one per picture, of the sample where `posterior` is one; None is 0 for each.
+            seeds: (B,) int64, one per image, of the sample where `posterior` is one; None is 0 for each.
 
         Returns:
             (B, 3, H, W) in [0, 1], the size of `image`.
@@ -202,9 +202,9 @@ class OneStepRestorer(TrainedRestorer):
         offload: bool = False,
         progress: Progress | None = None,
     ) -> Iterator[Tensor]:
-        """See `TrainedRestorer`; each network goes over all tiles before the next one starts.
+        """See `RestorerBase`; each network goes over all tiles before the next one starts.
 
-        All but the VAE's decoder is done once for all guidances. A sample is of the whole picture's latent, so that
+        All but the VAE's decoder is done once for all guidances. A sample is of the whole image's latent, so that
         tiles do not show.
         """
         padded, (height, width) = pad_to_multiple(image, plan.unit)
@@ -231,7 +231,7 @@ class OneStepRestorer(TrainedRestorer):
             output = through("decoding", self.vae, self.vae if self.reads_input else self.vae.decoder, decode, one)
             yield output[..., :height, :width]
 
-    # The three steps of `restore`, for whoever takes a large picture through each of them in tiles.
+    # The three steps of `restore`, for whoever takes a large image through each of them in tiles.
 
     @torch.inference_mode()
     def encode(self, image: Tensor) -> Tensor:
@@ -240,7 +240,9 @@ class OneStepRestorer(TrainedRestorer):
         Means and spreads; the means alone, (B, C, h, w), where `restore` takes those.
         """
         with self._autocast():
-            return finite("VAE encoder", self.vae, lambda: torch.cat(self._posterior(image)[: 1 + self.samples], dim=1))
+            return run_with_fp32_fallback(
+                "VAE encoder", self.vae, lambda: torch.cat(self._posterior(image)[: 1 + self.samples], dim=1)
+            )
 
     def draw(self, posterior: Tensor, seeds: Tensor | None = None) -> Tensor:
         """The latent (B, C, h, w) of what `encode` gives; seeds as of `restore`."""
@@ -248,7 +250,7 @@ class OneStepRestorer(TrainedRestorer):
             return posterior
         mean, spread = posterior.chunk(2, dim=1)
         seeds = torch.zeros(len(mean), dtype=torch.long) if seeds is None else seeds
-        return mean + spread * picture_noise(seeds, mean)
+        return mean + spread * per_sample_noise(seeds, mean)
 
     @torch.inference_mode()
     def denoise(self, latent: Tensor, tokens: Tensor, *, guidances: Sequence[float]) -> list[Tensor]:
@@ -264,7 +266,7 @@ class OneStepRestorer(TrainedRestorer):
             tokens = torch.cat([tokens, tokens if self.negative_tokens else null])
         noisy = latent.repeat(len(text) // len(latent), 1, 1, 1)
         with self._autocast():
-            prediction = finite("UNet", self.unet, lambda: self._predict(noisy, text, tokens))
+            prediction = run_with_fp32_fallback("UNet", self.unet, lambda: self._predict(noisy, text, tokens))
         positive, negative = prediction[: len(latent)], prediction[len(latent) :]
         guided = [
             positive if guidance == 1 else negative.float() + guidance * (positive.float() - negative.float())
@@ -274,18 +276,18 @@ class OneStepRestorer(TrainedRestorer):
 
     @torch.inference_mode()
     def decode(self, latent: Tensor, image: Tensor | None = None) -> Tensor:
-        """A clean latent (B, C, h, w) to the picture (B, 3, H, W) in [0, 1], float32.
+        """A clean latent (B, C, h, w) to the image (B, 3, H, W) in [0, 1], float32.
 
         Args:
             image: what was encoded, (B, 3, H, W); needed where the restorer `reads_input`.
         """
         with self._autocast():
-            output = finite("VAE decoder", self.vae, lambda: self._decode(latent, image))
+            output = run_with_fp32_fallback("VAE decoder", self.vae, lambda: self._decode(latent, image))
         return output.clamp(0, 1).float()
 
     @property
     def reads_input(self) -> bool:
-        """Whether `decode` needs the picture that was encoded: for the joins, or to correct it."""
+        """Whether `decode` needs the image that was encoded: for the joins, or to correct it."""
         return self.skips or self.residual
 
     @property
@@ -314,7 +316,7 @@ class OneStepRestorer(TrainedRestorer):
 
     def _encode(self, image: Tensor, seeds: Tensor | None = None) -> Tensor:
         mean, spread = self._posterior(image)
-        return mean if seeds is None else mean + spread * picture_noise(seeds, mean)
+        return mean if seeds is None else mean + spread * per_sample_noise(seeds, mean)
 
     def _predict(self, latent: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
         context = torch.cat([text, tokens.to(text)], dim=1)  # 77 + 21 = 98 tokens
@@ -322,7 +324,7 @@ class OneStepRestorer(TrainedRestorer):
         return self.unet(latent.to(dtype), self.timestep, encoder_hidden_states=context.to(dtype)).sample
 
     def _clean(self, latent: Tensor, prediction: Tensor) -> Tensor:
-        return clean_latent(latent, prediction, self.alpha, self.prediction)
+        return predict_x0(latent, prediction, self.alpha, self.prediction)
 
     def _decode(self, latent: Tensor, image: Tensor | None) -> Tensor:
         scaled = (latent / self.vae.config.scaling_factor).to(self.vae_dtype)
@@ -336,14 +338,14 @@ class OneStepRestorer(TrainedRestorer):
     def save(self, path: str | Path, *, about: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
         """Write every trained part into one safetensors file whose header rebuilds the restorer."""
         config = self.config | {"skip_channels": channels_of(self.vae) if self.skips else None}
-        checkpoints.save_weights(path, self._stored(), kind=self.kind, config=config, about=about, dtype=dtype)
+        model_files.save_weights(path, self._stored(), kind=self.kind, config=config, about=about, dtype=dtype)
 
     @classmethod
-    def _built(cls, base: Base, config: dict[str, Any]) -> "OneStepRestorer":
+    def _built(cls, base: DiffusionBase, config: dict[str, Any]) -> "OneStepRestorer":
         return cls(base, MapNet(**config.pop("mapnet")), **config)
 
     def _stored(self) -> dict[str, Tensor]:
-        return checkpoints.trained_tensors(self)
+        return model_files.trained_tensors(self)
 
     def save_lora(self, folder: str | Path) -> None:
         """Write both adapters for plain diffusers (see `lora.save_lora`): `unet/`, `vae/`, and `conv_in.safetensors`.
@@ -373,7 +375,7 @@ class OneStepRestorer(TrainedRestorer):
     def merged(self, dtype: torch.dtype | None = None) -> "OneStepRestorer":
         """Fold both LoRAs into the base for inference; the restorer can no longer be trained or saved.
 
-        Enlarging and convolving are also made one (see `upsampling`). The picture stays as it was, but for rounding.
+        Enlarging and convolving are also made one (see `upsampling`). The image stays as it was, but for rounding.
 
         Args:
             dtype: of VAE and UNet afterwards; None is the base's. The sum itself is done in float32: in bf16 a small
@@ -384,7 +386,7 @@ class OneStepRestorer(TrainedRestorer):
             nn.Module.float(network)  # diffusers' own casts warn of nothing
             lora.merge_lora(network)
             nn.Module.to(network, dtype)
-            fold_upsampling(network)
+            fuse_upsample_conv(network)
         # Wide maps of few channels: on a processor with AMX half the time in bf16, two thirds in fp32; elsewhere the
         # same. The UNet's narrow maps of many channels gain nothing.
         self.vae.to(memory_format=torch.channels_last)

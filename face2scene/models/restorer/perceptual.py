@@ -1,13 +1,13 @@
-"""What the restorer is trained against: pixels, perception, and a critic."""
+"""What the restorer is trained against: pixels, perception, and a discriminator."""
 
 import torch
 from torch import Tensor, nn
 
-from face2scene.assets import catalogue as weights
+from face2scene.assets import catalogue
 
 
 class Perceptual(nn.Module):
-    """LPIPS v0.1 on pictures in [-1, 1], mean over the batch, with frozen trunk and heads.
+    """LPIPS v0.1 on images in [-1, 1], mean over the batch, with frozen trunk and heads.
 
     Args:
         network: `vgg`, as the paper's ancestor trains with, or the lighter `alex`.
@@ -22,7 +22,7 @@ class Perceptual(nn.Module):
         from safetensors.torch import load_file
 
         self.network = lpips.LPIPS(net=network, pnet_rand=True, verbose=False).eval().requires_grad_(False)
-        file = weights.folder("lpips") / {"vgg": "vgg16.safetensors", "alex": "alexnet.safetensors"}[network]
+        file = catalogue.folder("lpips") / {"vgg": "vgg16.safetensors", "alex": "alexnet.safetensors"}[network]
         trunk = load_file(file)  # features.N.weight, features.N.bias of the convolutions, in order
         convolutions = [m for m in self.network.net.modules() if isinstance(m, nn.Conv2d)]
         indices = sorted({int(name.split(".")[1]) for name in trunk})

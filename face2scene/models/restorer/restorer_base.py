@@ -8,9 +8,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
-from face2scene.common import model_files as checkpoints
+from face2scene.common import model_files
 from face2scene.common.types import Box, Progress
-from face2scene.models.restorer.base_model import Base, load_base
+from face2scene.models.restorer.base_model import DiffusionBase, load_base
 
 if TYPE_CHECKING:  # tiling reads what restorers share
     from face2scene.models.restorer.tiling import TilePlan
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # tiling reads what restorers share
 WEIGHTS_FILE = "restorer.safetensors"  # in a folder of trained weights
 
 
-class TrainedRestorer(nn.Module):
+class RestorerBase(nn.Module):
     """VAE and UNet of a base, parts of both trained; each restorer says what its file holds."""
 
     kind: ClassVar[str]  # of its file, see `checkpoints`
@@ -47,13 +47,13 @@ class TrainedRestorer(nn.Module):
         offload: bool = False,
         progress: Progress | None = None,
     ) -> Iterator[Tensor]:
-        """Restore a picture by a plan at several guidances; one tile is `restore`.
+        """Restore an image by a plan at several guidances; one tile is `restore`.
 
-        The picture, the latents and the result stay where `image` is; only tiles and samples go to `device`.
+        The image, the latents and the result stay where `image` is; only tiles and samples go to `device`.
 
         Args:
             image: (1, 3, H, W) in [0, 1].
-            tokens_at: (1, N, D) for a tile's box, in pixels of the picture.
+            tokens_at: (1, N, D) for a tile's box, in pixels of the image.
             guidances: see `restore`.
             seed: of the sample from the VAE's posterior, where one is taken.
             offload: keep a network on `device` only while it works, and else on the CPU.
@@ -77,16 +77,16 @@ class TrainedRestorer(nn.Module):
         Args:
             dtype: of the base; what was trained is float32.
         """
-        tensors, config, _ = checkpoints.load_weights(path, kind=cls.kind)
+        tensors, config, _ = model_files.load_weights(path, kind=cls.kind)
         where = str(source) if source else config["source"]
         if "prompts" in config:
             config["prompts"] = tuple(config["prompts"])
         restorer = cls._built(load_base(where, dtype=dtype), config | {"source": where})
-        checkpoints.fit(restorer, tensors, expected=set(restorer._stored()), source=path)
+        model_files.fit(restorer, tensors, expected=set(restorer._stored()), source=path)
         return restorer.eval().requires_grad_(False)
 
     @classmethod
-    def _built(cls, base: Base, config: dict[str, Any]) -> Self:
+    def _built(cls, base: DiffusionBase, config: dict[str, Any]) -> Self:
         """A restorer of the settings in a file's header."""
         raise NotImplementedError
 

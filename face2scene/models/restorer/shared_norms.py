@@ -1,14 +1,14 @@
-"""Group normalisation with the statistics of the whole picture, measured from samples of it.
+"""Group normalisation with the statistics of the whole image, measured from samples of it.
 
-A GroupNorm takes mean and spread over all places of a picture. In a tile it would take the tile's, and every layer
+A GroupNorm takes mean and spread over all places of an image. In a tile it would take the tile's, and every layer
 after it would see other values than in the whole. Here the statistics are measured once, before the tiles: squares that
-stand for all of the picture's content (see `strata`) go through the network as one batch, and every GroupNorm
-normalises all of them by what it sees in all of them together, each counting for its share of the picture. That keeps
+stand for all of the image's content (see `strata`) go through the network as one batch, and every GroupNorm
+normalises all of them by what it sees in all of them together, each counting for its share of the image. That keeps
 the order of cause and effect (a layer's statistics are taken where the layers before it already use the shared ones)
-and the picture's own scale (a shrunken copy has other noise and other edges). Afterwards every tile is normalised by
+and the image's own scale (a shrunken copy has other noise and other edges). Afterwards every tile is normalised by
 these numbers.
 
-With the picture's true statistics the tiles of VAE encoder and decoder equal the whole to the last digits; what is left
+With the image's true statistics the tiles of VAE encoder and decoder equal the whole to the last digits; what is left
 is the sampling. Sweeps over all tiles that correct the sampled statistics were tried and make them worse: the error of
 one layer grows in those behind it.
 """
@@ -41,7 +41,7 @@ class SharedNorms:
         """Inside, a batch of squares for each variant is normalised together, and what is seen is kept.
 
         Args:
-            shares: how much of the picture each square stands for; they sum to 1.
+            shares: how much of the image each square stands for; they sum to 1.
             cores: what counts of each square: beyond it the zeros outside the square have changed too much.
         """
         with self._instead({norm: partial(self._measure, norm, shares, cores) for norm in self.norms}):
@@ -52,7 +52,7 @@ class SharedNorms:
         """Inside, everything is normalised by what was kept; a norm that measured nothing goes on by itself.
 
         Args:
-            share: of the picture that a tile covers. The whole's variance is at least as much of the tile's, and no
+            share: of the image that a tile covers. The whole's variance is at least as much of the tile's, and no
                 smaller one is used: what the squares have missed does not come out as too strong a contrast.
         """
         with self._instead({norm: partial(self._apply, norm, share=share) for norm in self._statistics}):

@@ -1,7 +1,7 @@
-"""Squares that stand for a whole picture: where the statistics that its tiles share are measured.
+"""Squares that stand for a whole image: where the statistics that its tiles share are measured.
 
-The picture is divided into cells. Cells of like content (mean, spread and detail of each channel) form a stratum; the
-most typical cell of each stratum is measured and counts for as much of the picture as the stratum covers. So an even
+The image is divided into cells. Cells of like content (mean, spread and detail of each channel) form a stratum; the
+most typical cell of each stratum is measured and counts for as much of the image as the stratum covers. So an even
 ground costs one square however large it is, and what lies on it is measured wherever it lies.
 """
 
@@ -19,7 +19,7 @@ CORE = 0.75  # of a square's side counts as its cell; what lies nearer to its bo
 
 @dataclass(frozen=True)
 class Square:
-    """A square of a picture, in pixels; its core as shares of its sides, and the share of the picture it stands for."""
+    """A square of an image, in pixels; its core as shares of its sides, and the share of the image it stands for."""
 
     box: Box
     core: Core
@@ -27,11 +27,11 @@ class Square:
 
 
 def strata(x: Tensor, size: tuple[int, int], side: int, count: int, unit: int) -> list[Square]:
-    """At most `count` squares that stand for a picture; all cells where they are no more.
+    """At most `count` squares that stand for an image; all cells where they are no more.
 
     Args:
-        x: (1, C, h, w), the picture or a map of it; h and w divide `size`.
-        size: (height, width) of the picture, multiples of `unit`.
+        x: (1, C, h, w), the image or a map of it; h and w divide `size`.
+        size: (height, width) of the image, multiples of `unit`.
         side: of a square, a multiple of `unit`.
     """
     shrunk = size[0] // x.shape[-2]
@@ -51,9 +51,9 @@ def strata(x: Tensor, size: tuple[int, int], side: int, count: int, unit: int) -
 
 
 def _cells(length: int, side: int, unit: int) -> list[tuple[int, int, int]]:
-    """Along one side of the picture: where a square begins, and from where to where its cell goes.
+    """Along one side of the image: where a square begins, and from where to where its cell goes.
 
-    The cells meet without a gap, and the outermost reach the picture's border.
+    The cells meet without a gap, and the outermost reach the image's border.
     """
     if length <= side:
         return [(0, 0, length)]

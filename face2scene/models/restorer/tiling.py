@@ -1,11 +1,11 @@
-"""Large pictures in overlapping tiles, so that memory is bounded by the tile and not by the picture.
+"""Large images in overlapping tiles, so that memory is bounded by the tile and not by the image.
 
-Each network goes over the whole picture before the next one starts: tiles of the picture are encoded and blended into
+Each network goes over the whole image before the next one starts: tiles of the image are encoded and blended into
 one latent, tiles of the latent are denoised and blended, tiles of the clean latent are decoded and blended.
 
 What makes a tile differ from the same place of the whole is, before all, group normalisation: its means and spreads
 would be the tile's own, so that a tile of sky and one of hair come out with different colours (the shift of plain VAE
-tiling). `shared` statistics are measured once for the whole picture and used by every tile: see `norms`.
+tiling). `shared` statistics are measured once for the whole image and used by every tile: see `norms`.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from face2scene.common.memory import free_memory
 from face2scene.common.types import Box, Progress
-from face2scene.models.restorer.restorer_base import TrainedRestorer
+from face2scene.models.restorer.restorer_base import RestorerBase
 from face2scene.models.restorer.shared_norms import SharedNorms
 from face2scene.models.restorer.strata import Square, strata
 
@@ -30,10 +30,10 @@ SAMPLES = 4  # tiles' area that the shared statistics are measured on at once (o
 
 @dataclass(frozen=True)
 class TilePlan:
-    """How a picture is cut up.
+    """How an image is cut up.
 
     Args:
-        height, width: of the picture, padded to multiples of `unit`.
+        height, width: of the image, padded to multiples of `unit`.
         tile, overlap: pixels, multiples of `unit` where there is more than one tile.
         unit: sides and corners of tiles are multiples of it, so that every layer halves the same pixels as in the
             whole.
@@ -51,13 +51,13 @@ class TilePlan:
     def of(
         cls,
         size: tuple[int, int],
-        restorer: TrainedRestorer,
+        restorer: RestorerBase,
         *,
         tile: int | str | None,
         overlap: int = 64,
         statistics: str = "shared",
     ) -> "TilePlan":
-        """Of a picture (height, width).
+        """Of an image (height, width).
 
         Args:
             tile: pixels, `auto` for the largest that the free memory holds, None for no tiles.
@@ -97,7 +97,7 @@ class TilePlan:
 
     @property
     def boxes(self) -> list[Box]:
-        """The tiles, row by row, in pixels of the padded picture."""
+        """The tiles, row by row, in pixels of the padded image."""
         return [
             (x, y, min(x + self.tile, self.width), min(y + self.tile, self.height))
             for y in self.rows
@@ -111,7 +111,7 @@ class TilePlan:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """For the why-log."""
+        """For the restoration log."""
         plan = {"rows": len(self.rows), "columns": len(self.columns), "size": self.tile, "overlap": self.overlap}
         return plan | {"statistics": self.statistics}
 
@@ -134,7 +134,7 @@ def network_in_tiles(
     device: torch.device | str,
     progress: Progress | None,
 ) -> Tensor:
-    """One network over (1, C, h, w), which may be smaller than the picture by a whole factor; blended on x's device."""
+    """One network over (1, C, h, w), which may be smaller than the image by a whole factor; blended on x's device."""
     boxes, shrunk = plan.boxes, plan.height // x.shape[-2]
 
     def run(places: list[Box]) -> Tensor:
@@ -157,7 +157,7 @@ def network_in_tiles(
         bar = tqdm(boxes, desc=name, unit="tile", leave=False, disable=progress is not None or len(boxes) < 4)
         for number, box in enumerate(bar):
             part = run([box])
-            shrinks = (box[3] - box[1]) // part.shape[-2]  # what comes out may be smaller than the picture, too
+            shrinks = (box[3] - box[1]) // part.shape[-2]  # what comes out may be smaller than the image, too
             if total is None:
                 size = (plan.height // shrinks, plan.width // shrinks)
                 total = part.new_zeros(1, part.shape[1], *size)
@@ -173,7 +173,7 @@ def network_in_tiles(
 
 
 def in_tiles(work: Callable[[Tensor], Tensor], image: Tensor, *, tile: int, overlap: int, scale: int = 1) -> Tensor:
-    """Apply a network without normalisation over the picture, such as Real-ESRGAN, to tiles, and blend the results.
+    """Apply a network without normalisation over the image, such as Real-ESRGAN, to tiles, and blend the results.
 
     Args:
         work: (1, 3, h, w) to (1, 3, scale h, scale w).
@@ -201,7 +201,7 @@ def in_tiles(work: Callable[[Tensor], Tensor], image: Tensor, *, tile: int, over
 def _ramp(start: int, end: int, length: int, overlap: int) -> Tensor:
     """Weights of a tile along one side: one inside, falling over the overlap, none in its outer quarter.
 
-    What lies nearest to a border that is not the picture's own has seen zeros beyond it.
+    What lies nearest to a border that is not the image's own has seen zeros beyond it.
     """
     weight = torch.ones(end - start)
     dead = overlap // 4
@@ -222,11 +222,11 @@ def on_device(network: nn.Module, device: torch.device | str) -> Iterator[None]:
         nn.Module.to(network, "cpu")
 
 
-def fitting_tile(restorer: TrainedRestorer) -> int:
+def fitting_tile(restorer: RestorerBase) -> int:
     """The largest tile of 128 to 1024 pixels, in steps of 128, whose samples fit into half of the free memory.
 
     The decoder's last level decides, see `MAPS`. The steps are coarse, so that a little less memory at the
-    next start seldom changes the plan, and with it the pictures.
+    next start seldom changes the plan, and with it the images.
     """
     weight = restorer.vae.decoder.conv_in.weight
     widest = max(restorer.vae.config.block_out_channels[:2])  # the last level is given what the one before made

@@ -1,4 +1,4 @@
-"""How blurred and how noisy a picture is: the degradation-score network that S3Diff conditions on."""
+"""How blurred and how noisy an image is: the degradation-score network that S3Diff conditions on."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from face2scene.assets import catalogue as weights
-from face2scene.common import model_files as checkpoints
+from face2scene.assets import catalogue
+from face2scene.common import model_files
 
 
 class ScoreNet(nn.Module):
@@ -19,12 +19,12 @@ class ScoreNet(nn.Module):
         hidden: width of the head.
         num_scores: MM-RealSR's two are blur and noise.
 
-    Shapes: picture (B, 3, H, W) in [0, 1], of any size -> scores (B, num_scores) in (0, 1).
+    Shapes: image (B, 3, H, W) in [0, 1], of any size -> scores (B, num_scores) in (0, 1).
     """
 
     config: dict[str, Any]  # the arguments
 
-    @checkpoints.recorded()
+    @model_files.recorded()
     def __init__(
         self,
         *,
@@ -57,14 +57,14 @@ class ScoreNet(nn.Module):
 
     def save(self, path: str | Path, *, about: Mapping[str, Any]) -> None:
         """Write the weights, with a header that rebuilds the network."""
-        checkpoints.save_weights(path, self.state_dict(), kind="score_net", config=self.config, about=about)
+        model_files.save_weights(path, self.state_dict(), kind="score_net", config=self.config, about=about)
 
     @classmethod
     def from_file(cls, path: str | Path) -> "ScoreNet":
         """Rebuild from a file of `save` or of the converter, frozen."""
-        tensors, config, _ = checkpoints.load_weights(path, kind="score_net")
+        tensors, config, _ = model_files.load_weights(path, kind="score_net")
         network = cls(**config)
-        checkpoints.fit(network, tensors, expected=set(network.state_dict()), source=path)
+        model_files.fit(network, tensors, expected=set(network.state_dict()), source=path)
         return network.eval().requires_grad_(False)
 
     @classmethod
@@ -74,7 +74,7 @@ class ScoreNet(nn.Module):
         Raises:
             MissingWeights: they have not been fetched; the message holds the command.
         """
-        return cls.from_file(weights.folder("s3diff") / "de_net.safetensors")
+        return cls.from_file(catalogue.folder("s3diff") / "de_net.safetensors")
 
 
 def _body(widths: Sequence[int], blocks: Sequence[int], strides: Sequence[int]) -> nn.Sequential:

@@ -1,10 +1,10 @@
 """S3Diff, the restorer's ancestor and the baseline of the paper's Table 5 (arXiv 2409.17058).
 
 The same base, layers and ranks as `OneStepRestorer`; instead of tokens in the context, two degradation scores of
-the picture turn every LoRA layer: between its two factors stands an r x r matrix made from the scores and from the
-number of the layer's block. Written after the released code, so that its weights give its pictures.
+the image turn every LoRA layer: between its two factors stands an r x r matrix made from the scores and from the
+number of the layer's block. Written after the released code, so that its weights give its images.
 
-B pictures, r the LoRA's rank. Pictures come and go as RGB in [0, 1].
+B images, r the LoRA's rank. Images come and go as RGB in [0, 1].
 """
 
 import logging
@@ -19,14 +19,14 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from face2scene.common import model_files as checkpoints
+from face2scene.common import model_files
 from face2scene.common.memory import explained
 from face2scene.common.types import Box, Progress
 from face2scene.image_io.arrays import pad_to_multiple
 from face2scene.models.restorer import lora
-from face2scene.models.restorer.acceleration import finite
-from face2scene.models.restorer.base_model import Base, clean_latent, picture_noise
-from face2scene.models.restorer.restorer_base import TrainedRestorer
+from face2scene.models.restorer.acceleration import run_with_fp32_fallback
+from face2scene.models.restorer.base_model import DiffusionBase, per_sample_noise, predict_x0
+from face2scene.models.restorer.restorer_base import RestorerBase
 from face2scene.models.restorer.tiling import TilePlan
 from face2scene.models.s3diff.degradation_scores import ScoreNet
 from face2scene.models.s3diff.latent_tiles import in_latent_tiles
@@ -40,15 +40,15 @@ VAE_BLOCKS, UNET_BLOCKS = 6, 10  # down 0 to 3, middle, (up 0 to 3,) the rest: f
 MULTIPLE = 64  # pixels; S3Diff pads to this whatever the base
 
 
-class S3Diff(TrainedRestorer):
-    """VAE encoder -> UNet once -> VAE decoder, with LoRAs that the picture's degradation scores modulate.
+class S3Diff(RestorerBase):
+    """VAE encoder -> UNet once -> VAE decoder, with LoRAs that the image's degradation scores modulate.
 
     Has the surface of `OneStepRestorer`, so that pipeline and training take either; `tokens` is empty here, because
-    the picture itself is measured. Trained parts: both LoRAs, the UNet's first convolution, both modulations.
+    the image itself is measured. Trained parts: both LoRAs, the UNet's first convolution, both modulations.
 
     Args:
         base: what `load_base` returned.
-        score_net: scores of the picture; frozen unless `train_scores`.
+        score_net: scores of the image; frozen unless `train_scores`.
         vae_rank, unet_rank, lora_alpha, timestep, prompts, guidance: the defaults are S3Diff's.
         latent_tile, latent_overlap: larger latents are predicted in overlapping tiles; S3Diff's numbers.
         posterior: what `restore` takes of the VAE's posterior, a `sample` as S3Diff does, or its `mean`.
@@ -59,10 +59,10 @@ class S3Diff(TrainedRestorer):
     kind = "s3diff"
     multiple = MULTIPLE
 
-    @checkpoints.recorded("base")
+    @model_files.recorded("base")
     def __init__(
         self,
-        base: Base,
+        base: DiffusionBase,
         score_net: ScoreNet,
         *,
         vae_rank: int = 16,
@@ -115,7 +115,7 @@ class S3Diff(TrainedRestorer):
         log.info("S3Diff: %.2f M weights trained, %d layers adapted.", trained / 1e6, len(vae_names + unet_names))
 
     def tokens(self, features: Tensor | None, batch: int, drop: Tensor | None = None) -> Tensor:
-        """No tokens (B, 0, D): where a `OneStepRestorer` listens to a face, this one measures the picture."""
+        """No tokens (B, 0, D): where a `OneStepRestorer` listens to a face, this one measures the image."""
         return self.text.new_zeros(batch, 0, self.text.shape[-1])
 
     def matrices(self, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,8 +136,8 @@ class S3Diff(TrainedRestorer):
         Args:
             image: (B, 3, H, W) in [0, 1], sides multiples of what VAE and UNet halve.
             tokens: not used; see `tokens`.
-            negative: (B,) bool, which pictures are prompted negatively; None is none of them.
-            seeds: (B,) int64, one per picture, of the sample from the VAE's posterior; None does what `posterior` says.
+            negative: (B,) bool, which images are prompted negatively; None is none of them.
+            seeds: (B,) int64, one per image, of the sample from the VAE's posterior; None does what `posterior` says.
 
         Returns:
             (B, 3, H, W), clamped to [0, 1], as S3Diff does in training too.
@@ -148,7 +148,7 @@ class S3Diff(TrainedRestorer):
             posterior = self._encode(image, vae_matrices)
             latent = self._draw(posterior, self.posterior if seeds is None else "sample", seeds)
             prediction = self._predict(latent, self.text[which], unet_matrices)
-        return _picture(self._decode(latent, prediction))
+        return _image(self._decode(latent, prediction))
 
     @torch.inference_mode()
     def restore(
@@ -162,7 +162,7 @@ class S3Diff(TrainedRestorer):
         posterior: Literal["sample", "mean"] | None = None,
         seeds: Tensor | None = None,
     ) -> Tensor:
-        """Restore pictures of any size as S3Diff's inference does, before its colour alignment.
+        """Restore images of any size as S3Diff's inference does, before its colour alignment.
 
         Values that are not finite in half precision are computed again in float32, and the log says so.
 
@@ -173,7 +173,7 @@ class S3Diff(TrainedRestorer):
             scale: bilinear enlargement before the VAE; S3Diff's own use is 4.
             scores: (B, 2); None measures `image`, before it is enlarged.
             posterior: `sample` or `mean`; None is the model's own.
-            seeds: (B,) int64, one per picture, of the sample; None draws from torch's own generator, as S3Diff does.
+            seeds: (B,) int64, one per image, of the sample; None draws from torch's own generator, as S3Diff does.
 
         Returns:
             (B, 3, scale H, scale W) in [0, 1].
@@ -201,11 +201,13 @@ class S3Diff(TrainedRestorer):
 
         with explained("lower pipeline.tile, set guidance=1, or restore with a bf16 base"):
             with self._autocast():
-                latent = finite("VAE encoder", self.vae, encode)
+                latent = run_with_fp32_fallback("VAE encoder", self.vae, encode)
                 tiles = {"tile": self.latent_tile, "overlap": self.latent_overlap}
-                prediction = finite("UNet", self.unet, lambda: in_latent_tiles(predict, latent, **tiles))
-            output = finite("VAE decoder", self.vae, lambda: self._decode(latent, prediction))
-        return _picture(output)[..., :height, :width].float()
+                prediction = run_with_fp32_fallback(
+                    "UNet", self.unet, lambda: in_latent_tiles(predict, latent, **tiles)
+                )
+            output = run_with_fp32_fallback("VAE decoder", self.vae, lambda: self._decode(latent, prediction))
+        return _image(output)[..., :height, :width].float()
 
     def restore_tiled(
         self,
@@ -219,9 +221,9 @@ class S3Diff(TrainedRestorer):
         offload: bool = False,
         progress: Progress | None = None,
     ) -> Iterator[Tensor]:
-        """See `TrainedRestorer`; everything is done again for each guidance, as the UNet's calls are kept as released.
+        """See `RestorerBase`; everything is done again for each guidance, as the UNet's calls are kept as released.
 
-        `tokens_at` and `offload` are not used: the picture itself is measured, and each tile takes all networks.
+        `tokens_at` and `offload` are not used: the image itself is measured, and each tile takes all networks.
         """
         padded, (height, width) = pad_to_multiple(image, plan.unit)
         for guidance in guidances:
@@ -249,7 +251,7 @@ class S3Diff(TrainedRestorer):
         elif seeds is None:
             latent = posterior.sample()
         else:
-            latent = posterior.mean + posterior.std * picture_noise(seeds, posterior.mean)
+            latent = posterior.mean + posterior.std * per_sample_noise(seeds, posterior.mean)
         return latent * self.vae.config.scaling_factor
 
     def _predict(self, latent: Tensor, text: Tensor, matrices: Tensor) -> Tensor:
@@ -258,7 +260,7 @@ class S3Diff(TrainedRestorer):
             return self.unet(latent.to(dtype), self.timestep, encoder_hidden_states=text.to(dtype)).sample
 
     def _decode(self, latent: Tensor, prediction: Tensor) -> Tensor:
-        clean = clean_latent(latent, prediction, self.alpha, self.prediction)
+        clean = predict_x0(latent, prediction, self.alpha, self.prediction)
         if self.clip is not None:
             clean = clean.clamp(-self.clip, self.clip)
         scaled = (clean / self.vae.config.scaling_factor).to(self.vae.decoder.conv_in.weight.dtype)
@@ -274,16 +276,16 @@ class S3Diff(TrainedRestorer):
             name: t.to(dtype) if name.startswith(("vae.", "unet.")) and dtype else t
             for name, t in self._stored().items()
         }
-        checkpoints.save_weights(path, tensors, kind=self.kind, config=self.config, about=about)
+        model_files.save_weights(path, tensors, kind=self.kind, config=self.config, about=about)
 
     @classmethod
-    def _built(cls, base: Base, config: dict[str, Any]) -> "S3Diff":
+    def _built(cls, base: DiffusionBase, config: dict[str, Any]) -> "S3Diff":
         return cls(base, ScoreNet(**config.pop("score_net")), **config)
 
     def _stored(self) -> dict[str, Tensor]:
         return {
             name: tensor
-            for name, tensor in checkpoints.all_tensors(self).items()
+            for name, tensor in model_files.all_tensors(self).items()
             if not name.startswith(("vae.", "unet.")) or ".lora_" in name or name.startswith("unet.conv_in.")
         }
 
@@ -296,7 +298,7 @@ class S3Diff(TrainedRestorer):
         return self.train()
 
     def merged(self, dtype: torch.dtype | None = None) -> "S3Diff":
-        """The model for inference; its LoRAs stay apart, because every picture turns them differently.
+        """The model for inference; its LoRAs stay apart, because every image turns them differently.
 
         Args:
             dtype: of the base; None leaves it. LoRAs and conv_in stay float32 and run under autocast.
@@ -308,7 +310,7 @@ class S3Diff(TrainedRestorer):
         return self.eval().requires_grad_(False)
 
 
-def _picture(output: Tensor) -> Tensor:
+def _image(output: Tensor) -> Tensor:
     return (output.clamp(-1, 1) + 1) / 2
 
 

@@ -1,6 +1,6 @@
-"""What stands between the two factors of S3Diff's LoRA layers: an r x r matrix per picture and block.
+"""What stands between the two factors of S3Diff's LoRA layers: an r x r matrix per image and block.
 
-B pictures, r the LoRA's rank, K blocks, F frequencies.
+B images, r the LoRA's rank, K blocks, F frequencies.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Modulation(nn.Module):
-    """Matrices (B, K, r, r), one per picture and block, from the waves (B, 4 F) of its two scores.
+    """Matrices (B, K, r, r), one per image and block, from the waves (B, 4 F) of its two scores.
 
     Args:
         start: `near_zero` is S3Diff's, with all weights scaled by 1e-5: its LoRAs wake up slowly. `identity` adds the
@@ -90,7 +90,7 @@ def _checkpointed(again: Callable[[], AbstractContextManager], block: Callable, 
 
 def _multiply(_: nn.Module, __: Any, output: Tensor, *, matrix: Tensor) -> Tensor:
     if len(matrix) != len(output):
-        raise ValueError(f"Degradation scores of {len(matrix)} pictures were given for a batch of {len(output)}.")
+        raise ValueError(f"Degradation scores of {len(matrix)} images were given for a batch of {len(output)}.")
     matrix = matrix.to(output.dtype)
     if output.dim() == 4:  # of a convolution: (B, r, h, w)
         return (matrix.mT @ output.flatten(2)).unflatten(2, output.shape[2:])

@@ -1,4 +1,4 @@
-"""S3Diff over tiles of a picture: whole runs of the model, because every layer depends on the picture's scores."""
+"""S3Diff over tiles of an image: whole runs of the model, because every layer depends on the image's scores."""
 
 from collections.abc import Callable
 
@@ -18,11 +18,11 @@ def restore_whole_tiles(
     device: torch.device | str,
     progress: Progress | None,
 ) -> Tensor:
-    """Restore each tile with the scores of the whole picture, so that tiles differ in their statistics alone.
+    """Restore each tile with the scores of the whole image, so that tiles differ in their statistics alone.
 
     Args:
         restore: a tile (1, 3, h, w) and scores (1, 2), or None where there is one tile, to (1, 3, h, w).
-        score_net: measures squares that stand for the picture, see `strata`.
+        score_net: measures squares that stand for the image, see `strata`.
         image: (1, 3, H, W), padded to the plan.
     """
     scores = None

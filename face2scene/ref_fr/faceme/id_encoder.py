@@ -32,7 +32,7 @@ VIT_L_14 = {
 }
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """LayerNorm, two linear layers with GELU between them, and the input added where its width is kept."""
 
     def __init__(self, width_in: int, width_out: int, *, residual: bool):
@@ -52,10 +52,10 @@ class IdentityLift(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.mlp1 = Block(width, 2 * width, residual=False)
-        self.mlp2 = Block(2 * width, 2 * width, residual=True)
-        self.mlp3 = Block(2 * width, 4 * width, residual=False)
-        self.mlp4 = Block(4 * width, 4 * width, residual=True)
+        self.mlp1 = TransformerBlock(width, 2 * width, residual=False)
+        self.mlp2 = TransformerBlock(2 * width, 2 * width, residual=True)
+        self.mlp3 = TransformerBlock(2 * width, 4 * width, residual=False)
+        self.mlp4 = TransformerBlock(4 * width, 4 * width, residual=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mlp4(self.mlp3(self.mlp2(self.mlp1(x))))
@@ -76,8 +76,8 @@ class Mix(nn.Module):
                 f"The mixer lifts the identity to four times its length: {identity} does not make {width}."
             )
         self.pro_id = IdentityLift(identity)
-        self.mlp1 = Block(2 * width, width, residual=False)
-        self.mlp2 = Block(width, width, residual=True)
+        self.mlp1 = TransformerBlock(2 * width, width, residual=False)
+        self.mlp2 = TransformerBlock(width, width, residual=True)
         self.norm1 = nn.LayerNorm(width)
 
     def forward(self, appearance: Tensor, identity: Tensor) -> Tensor:
@@ -104,9 +104,9 @@ class IDEncoder(CLIPVisionModelWithProjection):
 
 
 def clip_pixels(image: np.ndarray, box: tuple[float, float, float, float], size: int = 224) -> Tensor:
-    """The face of a uint8 picture (H, W, 3) as CLIP's tower wants it: (3, size, size).
+    """The face of a uint8 image (H, W, 3) as CLIP's tower wants it: (3, size, size).
 
-    The box is rounded to whole pixels and may reach out of the picture, which is black there; the shorter side is
+    The box is rounded to whole pixels and may reach out of the image, which is black there; the shorter side is
     brought to `size` by Pillow's bicubic filter and the middle is cut out, as CLIP's own processor does.
     """
     face = Image.fromarray(image).crop(tuple(round(float(v)) for v in box))
@@ -135,7 +135,7 @@ def load_mix(path: str | Path, mix: Mix | None = None) -> Mix:
     """Read `mix.safetensors`.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; damaged; other names or shapes than FaceMe's.
+        FileNotFoundError, ValueError: no such file; degraded; other names or shapes than FaceMe's.
     """
     path, mix = Path(path), mix or Mix()
     if not path.is_file():

@@ -22,7 +22,7 @@ CLIP_VOCABULARY = 49408
 
 
 @dataclass(frozen=True, eq=False)
-class Prompt:
+class TextPrompt:
     """The two prompts through both text encoders of SDXL."""
 
     positive: Tensor  # (L, D)
@@ -41,7 +41,7 @@ class Parts:
     controlnet: ControlNetModel
     id_encoder: IDEncoder
     mix: Mix
-    prompt: Prompt
+    prompt: TextPrompt
     schedule: dict[str, Any]  # the base model's scheduler_config.json
     describer: Describer
 
@@ -182,7 +182,7 @@ def _renamed(name: str) -> str:
     return name
 
 
-def encode_prompts(found: Path, *, prompt: str, negative: str, word: str) -> Prompt:
+def encode_prompts(found: Path, *, prompt: str, negative: str, word: str) -> TextPrompt:
     """Both prompts through both text encoders, in float32 on the CPU; the encoders are not kept.
 
     Raises:
@@ -208,7 +208,9 @@ def encode_prompts(found: Path, *, prompt: str, negative: str, word: str) -> Pro
 
 
 @torch.no_grad()
-def encode_with(tokenizers: Sequence[Any], encoders: Sequence[Any], *, prompt: str, negative: str, word: str) -> Prompt:
+def encode_with(
+    tokenizers: Sequence[Any], encoders: Sequence[Any], *, prompt: str, negative: str, word: str
+) -> TextPrompt:
     """See `encode_prompts`. The second to last layer of both, side by side; the pooled vector of the second."""
     found = []
     for text in (prompt, negative):
@@ -226,4 +228,4 @@ def encode_with(tokenizers: Sequence[Any], encoders: Sequence[Any], *, prompt: s
     places = (found[0][2] == token[0]).nonzero().flatten().tolist()
     if len(token) != 1 or not places:
         raise ValueError(f"ref_fr.word {word!r} has to be one token of ref_fr.prompt {prompt!r}.")
-    return Prompt(found[0][0], found[0][1], found[1][0], found[1][1], places[0])
+    return TextPrompt(found[0][0], found[0][1], found[1][0], found[1][1], places[0])

@@ -26,13 +26,11 @@ from face2scene.common.reproducibility import seed_from
 from face2scene.image_io.arrays import align_colour
 from face2scene.ref_fr import base
 from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneFailure, in_bytes
-from face2scene.ref_fr.faceme import id_encoder as faceme_id
-from face2scene.ref_fr.faceme import loading as faceme_files
-from face2scene.ref_fr.faceme import references
+from face2scene.ref_fr.faceme import id_encoder, loading, references
 from face2scene.ref_fr.faceme.id_encoder import insert_tokens
 from face2scene.ref_fr.faceme.loading import Parts, load_released
-from face2scene.ref_fr.faceme.references import Antelope, ReferenceBook, choose, describe
-from face2scene.ref_fr.fingerprint import code_version, digest, files_version, place_of
+from face2scene.ref_fr.faceme.references import Antelope, ReferenceCache, choose, describe
+from face2scene.ref_fr.fingerprint import code_version, digest, files_version, resolve_path
 
 # All of them work on latents whose variance is kept, as the noised start is; Euler's kind does not.
 SCHEDULERS = {
@@ -52,7 +50,7 @@ class FaceMe(AlignedRefFR):
 
     Args:
         load: makes the parts from `dtype` and `vae_dtype`; called once, at the first face. What it cannot find is the
-            reason in the why-log.
+            reason in the restoration log.
         weights_version: hex digest of all weights, for caches; called when one is used.
         steps: of the scheduler, 1 to 1000; the released code's is 50.
         scheduler: `ddpm` (the released code's), `ddim`, `dpmpp` or `unipc`.
@@ -118,7 +116,7 @@ class FaceMe(AlignedRefFR):
         self.dtype = getattr(torch, dtype) if dtype else torch.float16 if self.device.type == "cuda" else torch.float32
         self.vae_dtype = getattr(torch, vae_dtype)
         self._failure = ""
-        self._book = ReferenceBook()
+        self._book = ReferenceCache()
 
     @classmethod
     def released(
@@ -148,11 +146,11 @@ class FaceMe(AlignedRefFR):
         texts = {"prompt": prompt, "negative": negative, "word": word}
 
         def load(dtype: torch.dtype, vae_dtype: torch.dtype) -> Parts:
-            places = {option: place_of(option, value) for option, value in options.items()}
+            places = {option: resolve_path(option, value) for option, value in options.items()}
             return load_released(places, antelope, photomaker_lora, **texts, dtype=dtype, vae_dtype=vae_dtype)
 
         def version() -> str:
-            places = [place_of(option, value) for option, value in options.items()]
+            places = [resolve_path(option, value) for option, value in options.items()]
             seen = Antelope(antelope).version
             return digest(*map(files_version, places), seen, str(photomaker_lora), json.dumps(texts))
 
@@ -172,7 +170,7 @@ class FaceMe(AlignedRefFR):
         names = ("steps", "scheduler", "spacing", "guidance", "control", "colour", "max_references", "same_person")
         settings = {name: getattr(self, name) for name in (*names, "size", "seed")}
         settings |= {"dtype": str(self.dtype), "vae_dtype": str(self.vae_dtype), "name": self.name}
-        modules = (base, faceme_files, faceme_id, references, inspect.getmodule(FaceMe))
+        modules = (base, loading, id_encoder, references, inspect.getmodule(FaceMe))
         code = code_version(*modules, align_colour)
         return digest(self._weights_version(), json.dumps(settings, sort_keys=True), code)
 
@@ -226,10 +224,10 @@ class FaceMe(AlignedRefFR):
     # --- references
 
     def reference_tokens(self, paths: Sequence[Path]) -> tuple[Tensor, tuple[str, ...]]:
-        """The chosen references of one person as prompt tokens (N, D) on the CPU, and notes for the why-log.
+        """The chosen references of one person as prompt tokens (N, D) on the CPU, and notes for the restoration log.
 
         Raises:
-            StageOneError: no reference, none with a face, or a network is missing.
+            FaceRestorationError: no reference, none with a face, or a network is missing.
         """
         parts = self.parts
         if new := self._book.unknown(paths):

@@ -10,11 +10,11 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from face2scene.assets import catalogue as weights
-from face2scene.common.optional import need
+from face2scene.assets import catalogue
+from face2scene.common.optional import import_optional
 from face2scene.faces.backends.insightface_packs import pack_folder
 from face2scene.image_io.arrays import ImageError, read_image, to_bytes
-from face2scene.ref_fr.base import StageOneError
+from face2scene.ref_fr.base import FaceRestorationError
 from face2scene.ref_fr.faceme.id_encoder import clip_pixels
 
 
@@ -22,7 +22,7 @@ from face2scene.ref_fr.faceme.id_encoder import clip_pixels
 class SeenFace:
     """The face of one reference, as the identity network saw it."""
 
-    box: tuple[float, float, float, float]  # may reach out of the picture
+    box: tuple[float, float, float, float]  # may reach out of the image
     points: np.ndarray  # (5, 2), see `records.Face`
     identity: np.ndarray  # (D,) unit length
 
@@ -38,7 +38,7 @@ class Reference:
 
 
 Seen: TypeAlias = Reference | ImageError | None
-"""Of one reference: what it tells, the error of a file that is no picture, or None where there is no face."""
+"""Of one reference: what it tells, the error of a file that is no image, or None where there is no face."""
 
 
 class Describer(Protocol):
@@ -56,7 +56,7 @@ class Antelope:
 
     The order is a slip of the released code, made in preprocessing, training and inference alike, so that the
     weights know embeddings of this kind only. The largest face is taken, as in its preprocessing. The detector sees
-    the picture at 512, then 640 down to 256 pixels in steps of 64, until it finds a face.
+    the image at 512, then 640 down to 256 pixels in steps of 64, until it finds a face.
 
     Args:
         folder: with scrfd_10g_bnkps.onnx and glintr100.onnx; None is the asset `antelopev2`.
@@ -72,14 +72,16 @@ class Antelope:
 
     @property
     def version(self) -> str:
-        return f"antelopev2 rgb {weights.catalogue()['antelopev2'].fingerprint if self.folder is None else self.folder}"
+        return (
+            f"antelopev2 rgb {catalogue.catalogue()['antelopev2'].fingerprint if self.folder is None else self.folder}"
+        )
 
     def ready(self) -> None:
         """Load the networks now."""
         _ = self._networks
 
     def see(self, image: np.ndarray) -> SeenFace | None:
-        """The largest face of a uint8 RGB picture (H, W, 3)."""
+        """The largest face of a uint8 RGB image (H, W, 3)."""
         detector, recogniser = self._networks
         for size in self.sizes:
             boxes, points = detector.detect(image, input_size=(size, size))
@@ -94,7 +96,7 @@ class Antelope:
     @cached_property
     def _networks(self):
         place = Path(self.folder) if self.folder is not None else pack_folder("antelopev2")
-        zoo = need("insightface.model_zoo", "faces", why="FaceMe's identity of a reference")
+        zoo = import_optional("insightface.model_zoo", "faces", why="FaceMe's identity of a reference")
         files = [place / "scrfd_10g_bnkps.onnx", place / "glintr100.onnx"]
         for file in files:
             if not file.is_file():
@@ -139,7 +141,7 @@ def quality(face: SeenFace, pixels: Tensor) -> float:
 
 
 def describe(path: Path, describer: Describer, embed: Callable[[Tensor], Tensor]) -> Seen:
-    """Read and describe one reference; None where it shows no face, the error where it is no picture.
+    """Read and describe one reference; None where it shows no face, the error where it is no image.
 
     Args:
         embed: makes `Reference.looks` of the face as `faceme_id.clip_pixels` gives it.
@@ -155,7 +157,7 @@ def describe(path: Path, describer: Describer, embed: Callable[[Tensor], Tensor]
     return Reference(path, face.identity, embed(pixels), quality(face, pixels))
 
 
-class ReferenceBook:
+class ReferenceCache:
     """What was seen in the references so far, so that a photo is described once; a page is about 12 KB.
 
     A page is found by path, time of change and size. The pages read longest ago are torn out when there are too many.
@@ -172,16 +174,16 @@ class ReferenceBook:
         """Those that have no page, each once.
 
         Raises:
-            StageOneError: one of them is not there.
+            FaceRestorationError: one of them is not there.
         """
         return list({key: path for path in paths if (key := self._key(path)) not in self._seen}.values())
 
     def write(self, path: Path, seen: Seen) -> None:
-        """Keep what was seen in a picture."""
+        """Keep what was seen in an image."""
         self._seen[self._key(path)] = seen
 
     def read(self, paths: Sequence[Path]) -> list[Seen]:
-        """What was seen in pictures that all have a page."""
+        """What was seen in images that all have a page."""
         keys = [self._key(path) for path in paths]
         for key in keys:
             self._seen.move_to_end(key)
@@ -195,32 +197,34 @@ class ReferenceBook:
         try:
             facts = Path(path).stat()
         except OSError as error:
-            raise StageOneError(f"the reference {path} is not there") from error
+            raise FaceRestorationError(f"the reference {path} is not there") from error
         return (str(path), facts.st_mtime_ns, facts.st_size)
 
 
 def choose(
     paths: Sequence[Path], described: Sequence[Seen], *, most: int, same_person: float
 ) -> tuple[list[Reference], tuple[str, ...]]:
-    """The references to use, and what the why-log should know.
+    """The references to use, and what the restoration log should know.
 
-    The largest group of pictures of one person is kept (of two equal ones the better), and of it the `most` best by
+    The largest group of images of one person is kept (of two equal ones the better), and of it the `most` best by
     `quality`, in the order they came.
 
     Args:
-        described: for every path its reference, None without a face, or the error of a file that is no picture.
+        described: for every path its reference, None without a face, or the error of a file that is no image.
         same_person: cosine of identities from which two faces are taken for one person.
 
     Raises:
-        StageOneError: there is no reference, or none shows a face.
+        FaceRestorationError: there is no reference, or none shows a face.
     """
     if not paths:
-        raise StageOneError("ref_fr=faceme restores a face after photos of the person and got none (references=FOLDER)")
+        raise FaceRestorationError(
+            "ref_fr=faceme restores a face after photos of the person and got none (references=FOLDER)"
+        )
     usable = [one for one in described if isinstance(one, Reference)]
     names = [p.name for p, one in zip(paths, described, strict=True) if not isinstance(one, Reference)]
     if not usable:
-        raise StageOneError(
-            f"none of the {len(paths)} reference pictures shows a face ({_listed(names)}): give photos in which the "
+        raise FaceRestorationError(
+            f"none of the {len(paths)} reference images shows a face ({_listed(names)}): give photos in which the "
             "face is seen (references=FOLDER)"
         )
     notes = [f"References without a face, or unreadable, were left out: {_listed(names)}."] if names else []

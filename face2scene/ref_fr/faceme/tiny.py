@@ -24,10 +24,10 @@ SDXL_SCHEDULE = {
 }
 
 
-class WholePicture:
-    """Takes the middle of any picture for a face and its mean colours for an identity; black pictures show nobody."""
+class WholeImage:
+    """Takes the middle of any image for a face and its mean colours for an identity; black images show nobody."""
 
-    version = "whole picture"
+    version = "whole image"
 
     def ready(self) -> None:
         """Nothing to load."""
@@ -94,7 +94,7 @@ def tiny_parts(seed: int = 0) -> Parts:
     prompt = encode_with([tokenizer, tokenizer], encoders, prompt=same, negative=same, word="face")
     for network in (unet, controlnet, vae, id_encoder, mix):
         network.eval().requires_grad_(False)
-    return Parts(vae, unet, controlnet, id_encoder, mix, prompt, dict(SDXL_SCHEDULE), WholePicture())
+    return Parts(vae, unet, controlnet, id_encoder, mix, prompt, dict(SDXL_SCHEDULE), WholeImage())
 
 
 def _text(width: int) -> CLIPTextConfig:
