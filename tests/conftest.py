@@ -108,7 +108,7 @@ def photo_files(tmp_path) -> list[Path]:
 @pytest.fixture
 def no_accelerator_of_another_test():
     """For tests that train in this process."""
-    from accelerators import forget_processes
+    from accelerate_state import forget_processes
 
     forget_processes()
     yield

@@ -6,7 +6,7 @@ resize, noise, JPEG. Resize factors are relative to the image's own size, so a s
 resolution" has no Resize. Where the stages change it, the closing RestoreSize is ours, so that the experiment compares
 images of one size; `apply(..., keep_size=False)` leaves it out.
 
-They are fixed: tests/degradation_presets.json holds them a second time, and a test compares.
+They are fixed: tests/degradation/presets.json holds them a second time, and a test compares.
 """
 
 import math

@@ -1,0 +1,174 @@
+"""The web page: what its buttons do, and the same through its own server."""
+
+import hashlib
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from face2scene.cli.app import AppController, DegradationReadout, build, launch
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.faces.backends.yunet_dlib import OpenBackend
+from face2scene.faces.detect import Detector
+from face2scene.inference.batch import restore_folder
+from face2scene.inference.pipeline import Face2ScenePipeline
+from face2scene.inference.tasks import find_tasks
+from face2scene.models.fadex import FaDeX
+from face2scene.models.fadex.linear_readout import FACTORS, LinearProbe
+from face2scene.ref_fr import Copy
+
+TINY_WEIGHTS = REPOSITORY / "checkpoints/tiny"
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return Face2ScenePipeline.from_pretrained(TINY_WEIGHTS, ref_fr=Copy(), detector=Detector(OpenBackend()))
+
+
+@pytest.fixture(scope="module")
+def small_photo(photo, tmp_path_factory):
+    path = tmp_path_factory.mktemp("photos") / "an astronaut.png"
+    Image.fromarray((photo[:256, 96:352] * 255).round().astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def readout(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("instrument")
+    fadex = FaDeX(widths=[8, 8], strides=[2, 1], embedding=8)
+    fadex.save(folder / "fadex.safetensors")
+    heads = LinearProbe(8)
+    heads.save(folder / "readout.safetensors")
+    return DegradationReadout(folder / "fadex.safetensors", folder / "readout.safetensors")
+
+
+@pytest.fixture(scope="module")
+def expected_png(pipeline, small_photo, tmp_path_factory):
+    output = tmp_path_factory.mktemp("restored")
+    restore_folder(pipeline, find_tasks(small_photo), output)
+    (written,) = (output / "images").iterdir()
+    return written.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def served_app(pipeline, readout, expected_png):
+    blocks = build(AppController(pipeline, readout), guidance=pipeline.restorer.guidance)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = launch(blocks, host="127.0.0.1", port=port, waiting=2, largest_mb=20, wait=False)
+    yield address, expected_png
+    blocks.close()
+
+
+def no_progress(share: float, stage: str) -> None:
+    assert 0 <= share <= 1
+    assert stage
+
+
+def test_preview_boxes_face_before_restoring(pipeline, small_photo):
+    (image, labels), said = AppController(pipeline).look(str(small_photo), None)
+    assert image.shape == (256, 256, 3)
+    assert said.startswith("1 face found.")
+    ((x0, y0, x1, y1), name) = labels[0]
+    assert 0 <= x0 < x1 <= 256
+    assert 0 <= y0 < y1 <= 256
+    assert name.startswith("1: ")
+
+
+def test_face_is_matched_to_references(pipeline, small_photo):
+    (_, labels), _ = AppController(pipeline).look(str(small_photo), [str(small_photo)])
+    assert labels[0][1].startswith("1: the person ")
+
+
+def test_restore_returns_pair_readout_and_log(pipeline, readout, small_photo):
+    page = AppController(pipeline, readout)
+    boxed, said, (before, after), pair, rows, why, path = page.restore(str(small_photo), None, 1.1, 1, no_progress)
+    assert before.shape == after.shape == (256, 256, 3)
+    assert "measured on the face" in said
+    assert [caption for _, caption in pair] == ["as it is", "as restored"]
+    assert [row[0] for row in rows] == [name.replace("_", " ") for name in FACTORS]
+    assert why["name"] == small_photo.name
+    assert why["tokens"] == "pair"
+    assert len(boxed[1]) == 1
+    assert Image.open(path).size == (256, 256)
+
+
+def test_missing_photo_or_face_is_reported(pipeline, tmp_path):
+    with pytest.raises(ValueError, match="Drop a photo first"):
+        AppController(pipeline).restore(None, None, 1.1, 1, no_progress)
+    Image.new("RGB", (64, 64), "grey").save(tmp_path / "grey.png")
+    _, said = AppController(pipeline).look(str(tmp_path / "grey.png"), None)
+    assert said.startswith("No face was found.")
+
+
+def test_preview_and_boxes_are_downscaled(pipeline, photo, tmp_path):
+    large = np.kron(photo[:256, 96:352], np.ones((8, 8, 1)))  # 2048 x 2048
+    Image.fromarray((large * 255).round().astype(np.uint8)).save(tmp_path / "large.png")
+    (image, labels), _ = AppController(pipeline).look(str(tmp_path / "large.png"), None)
+    assert image.shape == (1024, 1024, 3)
+    assert max(labels[0][0]) <= 1024
+
+
+def test_download_equals_cli_output(served_app, small_photo):
+    from gradio_client import Client, handle_file
+
+    address, expected_png = served_app
+    client = Client(address, verbose=False)
+    *_, download = client.predict(handle_file(str(small_photo)), None, 1.1, 1, api_name="/restore")
+    path = download["value"] if isinstance(download, dict) else download
+    with open(path, "rb") as file:
+        assert file.read() == expected_png
+
+
+def test_server_reports_unreadable_image(served_app, tmp_path):
+    from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
+
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n, but no more")
+    with pytest.raises(AppError, match="cannot be read as an image"):
+        Client(served_app[0], verbose=False).predict(
+            handle_file(str(tmp_path / "broken.png")), None, 1.1, 1, api_name="/restore"
+        )
+
+
+def test_readout_reports_all_factors_with_units(readout):
+    from face2scene.common.types import FacePair
+
+    rows = readout(FacePair(torch.rand(3, 32, 32), torch.rand(3, 32, 32), (0, 0, 32, 32)))
+    assert [row[2] for row in rows] == [unit for unit, _, _ in FACTORS.values()]
+
+
+@pytest.mark.browser  # with Chromium and `pip install playwright`; SCREENSHOTS=FOLDER keeps what was seen
+@pytest.mark.parametrize(("width", "height"), [(1400, 1000), (420, 900)])
+def test_browser_upload_slider_download(chromium, served_app, small_photo, tmp_path, width, height):
+    address, expected_png = served_app
+    page = chromium.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(300_000)
+    page.goto(address)
+    page.set_input_files("#photo input[type=file]", str(small_photo))
+    page.get_by_text("found.").first.wait_for()
+    page.click("#restore")
+    page.wait_for_selector("#slider img")
+    page.wait_for_function("() => !document.querySelector('#download')?.disabled")
+    with page.expect_download() as waiting:
+        page.click("#download")
+    got = Path(waiting.value.path()).read_bytes()
+    assert hashlib.sha256(got).hexdigest() == hashlib.sha256(expected_png).hexdigest()
+
+    page.locator("#slider").scroll_into_view_if_needed()
+    handle = page.locator("#slider .inner").first
+    box = page.locator("#slider .slider-wrap, #slider [class*=slider]").first.bounding_box()
+    before = handle.bounding_box()["x"]
+    page.mouse.move(before + 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] / 2, steps=5)
+    page.mouse.up()
+    assert handle.bounding_box()["x"] < before - 10
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=str(Path(folder) / f"app_{width}.png"), full_page=True)
+    page.close()

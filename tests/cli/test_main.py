@@ -1,0 +1,73 @@
+import subprocess
+import sys
+import types
+
+import pytest
+
+from face2scene.assets import catalogue
+from face2scene.cli import main
+
+
+def test_startup_does_not_import_torch():
+    ask = "import sys, face2scene.cli.main; print('torch' in sys.modules, 'tqdm' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_fetch_list_shows_licence_and_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
+    assert main.main(["fetch", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for asset in catalogue.catalogue().values():
+        (line,) = (line for line in lines if line.split()[1] == asset.name and line.startswith("missing"))
+        assert asset.licence in line and f"face2scene fetch {asset.name}" in line
+
+
+def test_fetch_without_name_prints_usage(capsys):
+    assert main.main(["fetch"]) == 2
+    assert "--all-open" in capsys.readouterr().err
+
+
+def test_failed_fetch_prints_no_traceback(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
+    assert main.main(["fetch", "yunet", "--offline"]) == 1
+    error = capsys.readouterr().err
+    assert "this run is offline" in error and "Traceback" not in error
+
+
+def test_weights_folder_is_a_file(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path / "file"))
+    assert main.main(["fetch", "yunet", "--offline"]) == 1
+    assert "file" in capsys.readouterr().err
+
+
+def test_restore_forwards_overrides(monkeypatch):
+    seen = []
+    done = types.SimpleNamespace(returncode=3)
+    monkeypatch.setattr(main.subprocess, "run", lambda command, check: seen.extend(command) or done)
+    assert main.main(["restore", "input=a.png", "output=b", "--cfg", "job"]) == 3
+    assert seen[1].endswith("scripts/restore.py") and seen[2:] == ["input=a.png", "output=b", "--cfg", "job"]
+
+
+def test_doctor_lists_missing_parts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(main, "_why_not_importable", lambda module: "not installed" if module == "dlib" else "")
+    assert main.main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "pip install 'face2scene[quickstart]'" in out and "face2scene fetch facegen" in out
+    assert "device:" in out and "free memory:" in out and "Licences about to be used" in out
+
+
+def test_doctor_passes_when_complete(monkeypatch, capsys):
+    monkeypatch.setattr(main, "_why_not_importable", lambda module: "")
+    monkeypatch.setattr(main, "_tiny_obstacles", lambda failures: [])
+    assert main.main(["doctor"]) == 0
+    assert "works here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [["--version"], ["--help"], ["fetch", "--help"], ["restore", "--help"]])
+def test_help_and_version_exit_zero(options, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main.main(options)
+    assert ended.value.code == 0 and capsys.readouterr().out

@@ -1,0 +1,283 @@
+"""A build that is killed, at any moment, and started again ends in the folder of one that was not."""
+
+import os
+import random
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from face2scene.cli.main import main
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.data.building.build import Rejection, build
+from face2scene.data.building.finalize import FinalizePlan, Selection
+from face2scene.data.building.identity_clusters import Grouping
+from face2scene.data.building.photo_filtering import CropSpec, Label, Photographs, StageContext
+from face2scene.data.records import read_manifest
+from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
+from face2scene.degradation import Space
+
+SMALL = Space(scale=1, kernel_sizes=(7, 7), resize_probs=(0, 0, 1), resize_probs2=(0, 0, 1), final_sinc_prob=0)
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+class TracedSource(GeneratedPeople):
+    """Writes down what it makes; everything a build can decide at the end has something to decide."""
+
+    def __init__(self, trace: Path, pause: float = 0.0, **options):
+        sizes = {"train_people": 6, "train_shots": 3, "val_people": 2, "val_shots": 2, "size": 24, "reference_size": 32}
+        super().__init__(lambda: DrawnPeople(side=32), None, name="drawn", licence="CC0-1.0", **sizes)
+        self.trace, self.pause = trace, pause
+
+    def make(self, item):
+        with open(self.trace, "a") as file:
+            file.write(f"{self.key(item)}\n")
+        time.sleep(self.pause)
+        made = super().make(item)
+        for n, draft in enumerate(made.drafts):
+            import numpy as np
+
+            unknown = {"split": None, "identity": None} if item >= 4 else {}
+            vector = np.eye(8)[item] * 0.9 + 0.01
+            about = {"measured": {"q": float((7 * item + n) % 11)}, "vector": vector / np.linalg.norm(vector)}
+            object.__setattr__(draft, "__dict__", vars(draft) | about | unknown)
+        rejected = [Rejection(f"odd_{item}", "odd: on purpose", measured={"q": 1.0})] if item % 3 == 0 else []
+        return type(made)(made.drafts, rejected)
+
+
+def run_build(folder: Path, trace: Path, pause: float = 0.0) -> None:
+    plan = FinalizePlan(
+        **{"selection": Selection({"q": "higher"}, 0.8), "grouping": Grouping(0.5), "val_share": 0.5, "report": True},
+        max_references=2,
+    )
+    build(folder, [TracedSource(trace, pause)], settings={"a": 1}, space=SMALL, plan=plan)
+
+
+def fork_call(work, *arguments) -> int:
+    """Run `work` in a copy of this process; returns its id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        import torch
+
+        torch.set_num_threads(1)  # the parent's worker threads do not exist here
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        work(*arguments)
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+
+
+def test_killed_build_resumes_to_same_bytes(tmp_path):
+    run_build(tmp_path / "whole", tmp_path / "trace_whole")
+    dice, kills, folder, trace = random.Random(7), 0, tmp_path / "killed", tmp_path / "trace"
+    while kills < 10:
+        done_before = {path.stem for path in (folder / "parts").glob("*.json")} if folder.exists() else set()
+        traced_before = len(trace.read_text().splitlines()) if trace.exists() else 0
+        pid = fork_call(run_build, folder, trace, 0.05)
+        time.sleep(dice.uniform(0.02, 0.25))
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        kills += os.WIFSIGNALED(status)
+        made = trace.read_text().splitlines()[traced_before:] if trace.exists() else []
+        assert not done_before & set(made)  # what was finished was never begun again
+        if (folder / "metadata.parquet").exists():
+            shutil.rmtree(folder)  # it got through: the next kills meet a new build
+    run_build(folder, trace)
+    assert folder_bytes(folder) == folder_bytes(tmp_path / "whole")
+    assert main(["data", "verify", str(folder)]) == 0
+
+
+def build_crashing_at(folder: Path, trace: Path, at: int, counter: Path) -> None:
+    """A build whose process ends, without any clean-up, at its `at`-th change of the file system."""
+    calls = 0
+
+    def ends(function):
+        def wrapped(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                os._exit(9)
+            return function(*arguments, **options)
+
+        return wrapped
+
+    os.replace, os.unlink = ends(os.replace), ends(os.unlink)
+    Path.replace, Path.unlink = ends(Path.replace), ends(Path.unlink)
+    shutil.rmtree = ends(shutil.rmtree)
+    run_build(folder, trace)
+    counter.write_text(str(calls))
+
+
+def test_crash_at_any_file_change_is_safe(tmp_path):
+    run_build(tmp_path / "whole", tmp_path / "trace")
+    whole = folder_bytes(tmp_path / "whole")
+    pid = fork_call(build_crashing_at, tmp_path / "count", tmp_path / "trace", -1, tmp_path / "calls")
+    assert os.waitpid(pid, 0)[1] == 0
+    changes = int((tmp_path / "calls").read_text())
+    assert changes > 60
+    joining = changes - 45  # the images' own part is the same over and over: every fifth of it
+    for at in [*range(1, joining, 5), *range(joining, changes + 1)]:
+        folder = tmp_path / f"crash{at}"
+        pid = fork_call(build_crashing_at, folder, tmp_path / "trace", at, tmp_path / "calls")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9, at
+        run_build(folder, tmp_path / "trace")
+        assert folder_bytes(folder) == whole, at
+        shutil.rmtree(folder)
+
+
+def test_build_fixture_covers_all_decisions(tmp_path):
+    summary = str(run_build(tmp_path / "whole", tmp_path / "trace") or "")
+    records = read_manifest(tmp_path / "whole")
+    assert {r.split for r in records} == {"train", "val"} and any(r.references for r in records)
+    assert any(r.identity.startswith("drawn_p") for r in records) and any(r.lq for r in records)
+    rejected = (tmp_path / "whole" / "rejected.jsonl").read_text()
+    assert '"selection"' in rejected and "odd: on purpose" in rejected and summary == ""
+
+
+class FullDisk(OSError):
+    def __init__(self):
+        super().__init__(28, "No space left on device")
+
+
+def test_full_disk_stops_and_resumes(tmp_path, monkeypatch):
+    from face2scene.data.building import build as module
+
+    run_build(tmp_path / "whole", tmp_path / "trace")
+    written, real = [], module.write_png
+
+    def full(path, image):
+        if len(written) == 7:
+            raise FullDisk
+        written.append(path)
+        real(path, image)
+
+    monkeypatch.setattr(module, "write_png", full)
+    with pytest.raises(module.BuildError, match=r"disk of .* is full .*start the same\s+command again"):
+        run_build(tmp_path / "set", tmp_path / "trace")
+    assert not list((tmp_path / "set").rglob("*.partial*"))
+    monkeypatch.setattr(module, "write_png", real)
+    run_build(tmp_path / "set", tmp_path / "trace")
+    assert folder_bytes(tmp_path / "set") == folder_bytes(tmp_path / "whole")
+
+
+def test_full_tmpfs_is_reported(tmp_path):
+    """On a file system of 256 KiB, where this machine lets one be mounted."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = shutil.which("mount") and os.geteuid() == 0
+    if (
+        not mounted
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("no small file system can be mounted here")
+    try:
+        from face2scene.data.building.build import BuildError
+
+        people = {"train_people": 20, "train_shots": 3, "size": 64}
+        source = GeneratedPeople(lambda: DrawnPeople(side=64), None, name="drawn", licence="CC0-1.0", **people)
+        with pytest.raises(BuildError, match="is full"):
+            build(place / "set", [source], settings={}, space=None)
+        assert not list(place.rglob("*.partial*"))
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_read_error_is_not_full_disk(tmp_path):
+    class Broken(Photographs):
+        def read(self, path):
+            raise OSError(5, "Input/output error")
+
+    (tmp_path / "a.png").write_bytes(b"x")
+    photographs = Broken(StageContext(None), [], CropSpec(32), name="p", licence="mine")
+    made = photographs.draft(tmp_path / "a.png", "a", Label("a.png"))
+    assert made.stage == "input" and "Input/output error" in made.reason
+
+
+# The same from the command line, with real processes; minutes.
+
+
+def build_command(folder: Path, *overrides: str, processes: int = 1) -> list[str]:
+    launcher = []
+    if processes > 1:
+        launcher = [
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(REPOSITORY / "configs/accelerate/cpu_two.yaml"),
+        ]
+    return [sys.executable, *launcher, str(REPOSITORY / "scripts/build_inscene.py"), f"data.root={folder}", *overrides]
+
+
+# Sixty images of twelve people each; drawn ones, and the packaged generator's if asked for.
+BUILD_OVERRIDES = {
+    "drawn": [
+        *("data=tiny", "faces=none", "data.size=192", "data.sources.drawn.generator.side=384"),
+        *("data.sources.drawn.train_people=9", "data.sources.drawn.train_shots=5"),
+        *("data.sources.drawn.val_people=3", "data.sources.drawn.val_shots=5", "+data.report=true"),
+    ],
+    "facegen": ["data=inscene_facegen", "data.size=256"],
+}
+
+
+def run_build_script(*arguments: str) -> None:
+    """The command in this process, which has its imports behind it: a start costs a second and not fifteen."""
+    sys.argv = [str(REPOSITORY / "scripts/build_inscene.py"), *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", os.environ.get("FACE2SCENE_KILL_SETS", "drawn").split(","))
+def test_killed_command_resumes_to_same_bytes(tmp_path, kind):
+    runpy.run_path(str(REPOSITORY / "scripts/build_inscene.py"))  # imports
+    start = time.monotonic()
+    whole = fork_call(run_build_script, f"data.root={tmp_path}/whole", *BUILD_OVERRIDES[kind])
+    assert os.waitpid(whole, 0)[1] == 0
+    length, dice = time.monotonic() - start, random.Random(11)
+    folder, kills, seen = tmp_path / "killed", 0, {}
+    while kills < 10:
+        pid = fork_call(run_build_script, f"data.root={folder}", *BUILD_OVERRIDES[kind])
+        while not (folder / "build.json").exists():
+            time.sleep(0.02)  # a kill before the first write would prove nothing
+        time.sleep(dice.uniform(0.0, length / 2))
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        if not os.WIFSIGNALED(status):  # it got through: the next kills meet a new build
+            assert status == 0
+            shutil.rmtree(folder)
+            seen = {}
+            continue
+        kills += 1
+        print("killed with", len(list((folder / "parts").glob("*.json"))), "items done")
+        now = {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in (folder / "parts").glob("*.json")}
+        assert all(now.get(name, state) == state for name, state in seen.items())  # no finished item was written again
+        seen = now
+    last = fork_call(run_build_script, f"data.root={folder}", *BUILD_OVERRIDES[kind])
+    assert os.waitpid(last, 0)[1] == 0
+    assert folder_bytes(folder) == folder_bytes(tmp_path / "whole")
+    assert len(read_manifest(folder)) == 60 and len({r.identity for r in read_manifest(folder)}) == 12
+    assert main(["data", "verify", str(folder)]) == 0
+
+
+@pytest.mark.slow
+def test_two_process_command_equals_one(tmp_path):
+    options = BUILD_OVERRIDES["drawn"]
+    subprocess.run(build_command(tmp_path / "one", *options), cwd=tmp_path, check=True, timeout=1200)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    two = build_command(tmp_path / "two", *options, processes=2)
+    done = subprocess.run(two, cwd=tmp_path, env=environment, check=True, timeout=1200, capture_output=True, text=True)
+    assert done.stdout.count("60 images of 12 people") == 1  # one of them prints
+    assert folder_bytes(tmp_path / "two") == folder_bytes(tmp_path / "one")

@@ -1,0 +1,505 @@
+"""Sweeps: planned from their files, carried out by the public scripts (here in this process), scored, drawn."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from face2scene.common.processes import run_group
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.common.types import Scene
+from face2scene.data.records import read_manifest
+from face2scene.eval.sweeps.plan import Step, Sweep, SweepError, SweepPlan, plan
+from face2scene.eval.sweeps.run import pending, run_steps, submit_steps
+from face2scene.eval.sweeps.table import section
+from face2scene.image_io.arrays import read_image, read_tensor, write_png
+from face2scene.inference.batch import restore_folder
+from face2scene.inference.tasks import find_tasks
+from face2scene.models.fadex.encoder import FaDeX
+from face2scene.models.loading import load_restorer
+from face2scene.models.mapnet import MapNet
+from face2scene.models.restorer.base_model import load_base
+from face2scene.models.restorer.one_step import OneStepRestorer
+
+CONFIGS = REPOSITORY / "configs"
+SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))
+TINY = ["data=tiny", "degradation=tiny", "faces=none", "fadex=tiny", "mapnet=tiny", "restorer=tiny", "train=tiny"]
+LORA_RANKS = ((4, 4), (8, 8), (16, 16), (16, 32), (32, 32))
+SHORT = ["train.fadex.schedule.steps=1", "train.restorer.schedule.steps=1", "train.restorer.discriminator=null"]
+
+
+def composed(root: str, overrides: list[str]):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(root, overrides)
+
+
+def load_script(name: str):
+    found = importlib.util.spec_from_file_location(f"script_{name}", REPOSITORY / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def run_in_process(step: Step, said: Path, environment) -> str:
+    """The scripts' own `main`, without the half minute that an interpreter takes to start."""
+    at = next(n for n, word in enumerate(step.words) if word.endswith(".py"))
+    name = Path(step.words[at]).stem
+    try:
+        load_script(name).main(composed(name, list(step.words[at + 1 :])))
+    except SystemExit as error:
+        return str(error.code) if error.code else ""
+    return ""
+
+
+@pytest.fixture(scope="module")
+def trained_models(tmp_path_factory) -> Path:
+    """A tiny set, and an untrained FaDeX and restorer that fit each other."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    load_script("build_inscene").main(composed("build_inscene", [*TINY, *paths(folder)]))
+    torch.manual_seed(0)
+    tiny = composed("train_restorer", [*TINY, *paths(folder)])
+    encoder = OmegaConf.to_container(tiny.fadex.encoder)
+    encoder.pop("_target_")
+    FaDeX(**encoder).save(folder / "fadex.safetensors", about={"steps": 0})
+    mapnet = OmegaConf.to_container(tiny.mapnet)
+    mapnet.pop("_target_")
+    base = tiny.restorer.base.source
+    adapters = OmegaConf.to_container(tiny.restorer.adapters)
+    restorer = OneStepRestorer(load_base(base), MapNet(**mapnet), source=base, **adapters)
+    torch.nn.init.normal_(restorer.null_tokens)
+    for name, parameter in restorer.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    restorer.save(folder / "restorer.safetensors", about={"steps": 0})
+    return folder
+
+
+def paths(folder: Path) -> list[str]:
+    return [f"paths.data={folder}/data", f"paths.runs={folder}/runs", f"paths.shipped={REPOSITORY}/checkpoints"]
+
+
+def use_trained(folder: Path) -> list[str]:
+    return [f"use.fadex={folder}/fadex.safetensors", f"use.restorer={folder}/restorer.safetensors"]
+
+
+def run_sweep(folder: Path, key: str, *more: str, runner=run_in_process) -> tuple[int, Path]:
+    given = [f"sweep={key}", *TINY, *SHORT, *paths(folder), "metrics=[psnr,ssim_y]", *more]
+    cfg = composed("sweep", given)
+    return load_script("sweep").sweep(cfg, given, "perturbed", runner), folder / "runs" / cfg.name
+
+
+def images(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "images").glob("*.png"))}
+
+
+# --- end to end ---------------------------------------------------------------------------------------------
+
+
+def test_guidance_sweep_shares_unet_calls(trained_models, monkeypatch, capsys):
+    calls = {"_predict": 0, "_decode": 0}
+    for name in calls:
+        original = getattr(OneStepRestorer, name)
+
+        def counted(self, *args, name=name, original=original):
+            calls[name] += 1
+            return original(self, *args)
+
+        monkeypatch.setattr(OneStepRestorer, name, counted)
+    code, folder = run_sweep(trained_models, "cfg", *use_trained(trained_models))
+    timed = 2  # each image is restored once more, alone, to say what was saved
+    assert code == 0 and calls == {"_predict": 2 + timed, "_decode": 2 * 9 + timed}
+    result = json.loads((folder / "sweep.json").read_text())
+    rows = result["variants"]
+    assert [row["label"] for row in rows] == [f"{1 + n / 50:.2f}" for n in range(9)]
+    assert all(row["complete"] and row["counts"]["scored"] == 2 for row in rows)
+    assert len({row["means"]["psnr"] for row in rows}) == 9, "the guidance changes nothing"
+    assert result["sharing"]["values"] == 9 and 0 < result["sharing"]["ratio"] < 9
+    assert (
+        "1.10 *" in (folder / "sweep.md").read_text() and "restorations would take 9 times" in capsys.readouterr().out
+    )
+    assert (folder / "sweep.png").stat().st_size > 5000
+    page = section(folder)
+    assert '<img src="data:image/svg+xml;base64,' in page and page.count("<tr>") == 10
+    assert "restorations would take 9 times" in page
+
+    alone = trained_models / "alone"  # the same guidance by itself gives the same images
+    options = [*TINY, *paths(trained_models), f"input={trained_models}/data/tiny", f"output={alone}", "guidance=1.16"]
+    weights = [
+        f"fadex_weights={trained_models}/fadex.safetensors",
+        f"restorer_weights={trained_models}/restorer.safetensors",
+    ]
+    load_script("restore").main(composed("restore", ["ref_fr=perturbed", *options, *weights]))
+    for path in (alone / "images").glob("*.png"):
+        ours = read_image(folder / "guidance_1.16/images" / path.name)
+        assert abs(ours - read_image(path)).max() < 1.5 / 255
+
+
+def test_token_sweep_trains_and_resumes(trained_models, capsys):
+    code, folder = run_sweep(trained_models, "tokens", f"use.fadex={trained_models}/fadex.safetensors")
+    assert code == 0
+    counts = {}
+    for label in ("1_token", "5_tokens", "21_tokens"):
+        counts[label] = load_restorer(folder / label / "restorer/weights/restorer.safetensors").mapnet.num_tokens
+        assert len(images(folder / label)) == 2
+    assert list(counts.values()) == [1, 5, 21]
+
+    def nothing(*_):
+        raise AssertionError("a finished step was started again")
+
+    code, _ = run_sweep(trained_models, "tokens", f"use.fadex={trained_models}/fadex.safetensors", runner=nothing)
+    assert code == 0 and "0 of 6 steps to do" in capsys.readouterr().out
+    with pytest.raises(SweepError, match=r"1_token/restorer was run with fewer.*train\.restorer\.lr=1\.0.*name="):
+        run_sweep(
+            trained_models,
+            "tokens",
+            f"use.fadex={trained_models}/fadex.safetensors",
+            "train.restorer.lr=1.0",
+            runner=nothing,
+        )
+    with pytest.raises(SweepError, match=r"leave use\.restorer out"):
+        run_sweep(trained_models, "tokens", *use_trained(trained_models), "name=other", runner=nothing)
+
+
+def test_sweeps_vary_with_given_weights(trained_models):
+    code, degraded = run_sweep(trained_models, "spatially_varying", *use_trained(trained_models))
+    assert code == 0
+    recipes = [read_manifest(degraded / name / "degradation", "val") for name in ("face2scene_uniform", "face2scene")]
+    kinds = [{operator["kind"] for record in records for operator in record.recipe["operators"]} for records in recipes]
+    assert kinds[0] != kinds[1] and [r.sha256 for r in recipes[0]] == [r.sha256 for r in recipes[1]]
+    assert images(degraded / "face2scene_uniform") != images(degraded / "face2scene")
+
+    code, quality = run_sweep(trained_models, "ref_quality", *use_trained(trained_models))
+    result = json.loads((quality / "sweep.json").read_text())
+    assert code == 0 and result["left_out"] == {"S3Diff": "s3diff"}
+    made = {row["label"]: images(quality / row["folder"]) for row in result["variants"]}
+    assert [label.split()[-1] for label in made] == ["truth", "good", "medium", "bad", "copy"] and made[
+        "truth"
+    ] != made["copy"]
+
+    code, used = run_sweep(trained_models, "tokens_used", *use_trained(trained_models), "limit=1")
+    assert code == 0
+    made = [images(used / f"tokens_{count}") for count in (0, 1, 5, 21)]
+    assert all(len(one) == 1 for one in made) and len({str(one) for one in made}) == 4
+    assert json.loads((used / "sweep.json").read_text())["variants"][0]["counts"]["expected"] == 1
+
+
+def test_failed_variant_is_reported(trained_models, capsys):
+    def broken(step, said, environment):
+        if step.name == "face2scene_bad/restore":
+            return "the disk is full"
+        return run_in_process(step, said, environment)
+
+    code, folder = run_sweep(trained_models, "ref_quality", *use_trained(trained_models), "name=broken", runner=broken)
+    out = capsys.readouterr()
+    assert code == 1 and "face2scene_bad/restore: the disk is full" in out.err
+    result = json.loads((folder / "sweep.json").read_text())
+    assert result["failed"] == {"face2scene_bad/restore": "the disk is full"}
+    assert [row["label"] for row in result["variants"] if not row["complete"]] == ["Face2Scene bad"]
+    (line,) = [line for line in (folder / "sweep.md").read_text().splitlines() if line.startswith("| Face2Scene bad")]
+    assert line.count("not measured") == 2
+    code, _ = run_sweep(
+        trained_models, "ref_quality", *use_trained(trained_models), "name=broken"
+    )  # mended: only that step is done
+    assert code == 0 and "1 of 5 steps to do" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", SWEEPS)
+def test_every_sweep_runs_as_commands(trained_models, key):
+    """Each step an interpreter of its own, as a user starts them."""
+    given = [f"sweep={key}", *TINY, *SHORT, *paths(trained_models), "metrics=[psnr]", f"name=commands/{key}"]
+    if key in ("cfg", "ref_quality", "spatially_varying", "tokens_used"):
+        given += use_trained(trained_models)
+    command = [sys.executable, str(REPOSITORY / "scripts/sweep.py"), *given]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3000, cwd=trained_models)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    result = json.loads((trained_models / "runs/commands" / key / "sweep.json").read_text())
+    assert result["variants"] and all(row["complete"] for row in result["variants"])
+
+
+def test_lost_product_requeues_dependents(tmp_path):
+    needs = {"fadex": (), "a/restorer": ("fadex",), "a/restore": ("a/restorer",), "b/restore": ()}
+    steps = tuple(Step(name, ("python", name), before, tmp_path / name) for name, before in needs.items())
+    laid_out = SweepPlan(tmp_path, steps, (), {}, {})
+
+    def make(step, said, environment):
+        step.product.mkdir(parents=True)
+        return ""
+
+    assert run_steps(laid_out, pending(laid_out), runner=make, say=str) == {} and pending(laid_out) == []
+    (tmp_path / "fadex").rmdir()
+    assert [step.name for step in pending(laid_out)] == ["fadex", "a/restorer", "a/restore"]
+
+
+@pytest.mark.parametrize("change", ["set", "weights", "old marker"])
+def test_a_step_of_files_that_were_replaced_is_not_finished(tmp_path, change):
+    for name in ("data/metadata.parquet", "data/SHA256SUMS", "w.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    words = ("python", f"restorer_weights={tmp_path / 'w.safetensors'}", "x=" + "y" * 5000)
+    step = Step("restore", words, (), tmp_path / "sweep/images")
+    laid_out = SweepPlan(tmp_path / "sweep", (step,), (), {}, {}, tmp_path / "data")
+    make = lambda *_: step.product.mkdir(parents=True) or ""  # noqa: E731
+    assert run_steps(laid_out, pending(laid_out), runner=make, say=str) == {}
+    assert pending(laid_out) == []
+    if change == "old marker":
+        (tmp_path / "sweep/steps/restore.json").write_text(json.dumps({"command": list(words[1:])}))
+    else:
+        (tmp_path / {"set": "data/SHA256SUMS", "weights": "w.safetensors"}[change]).write_text("2")
+    with pytest.raises(SweepError, match=r"since restore was run, these files were replaced.*remove the folder"):
+        pending(laid_out)
+
+
+@pytest.mark.parametrize("text", ["", '{"comma', "[]", "null", "\0\0"])
+def test_a_step_whose_marker_is_damaged_is_done_again(tmp_path, text):
+    todo = plan_of_steps(tmp_path, ("a", TOUCH, ()))
+    assert run_steps(todo, pending(todo), say=lambda _: None) == {} and pending(todo) == []
+    (tmp_path / "steps/a.json").write_text(text)
+    assert pending(todo) == list(todo.steps)
+
+
+# --- plans --------------------------------------------------------------------------------------------------
+
+
+def plan_of(key: str, **options) -> SweepPlan:
+    data = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"sweep/{key}.yaml"))
+    return plan(Sweep.from_dict(data), **{"name": key, "runs": "runs", "data": "data/x"} | options)
+
+
+@pytest.mark.parametrize("key", SWEEPS)
+def test_every_sweep_config_composes(key):
+    run_sweep = plan_of(key, use={"s3diff": "s3diff.safetensors"})
+    seen = set()
+    for step in run_sweep.steps:
+        at = next(n for n, word in enumerate(step.words) if word.endswith(".py"))
+        root = Path(step.words[at]).stem
+        keys = (root, *(word.partition("=")[0] for word in step.words[at + 1 :]))
+        if keys not in seen:  # other values of the same keys
+            seen.add(keys)
+            composed(root, list(step.words[at + 1 :]))
+    assert run_sweep.steps and {row.label for row in run_sweep.variants} >= (
+        {"21 tokens"} if key == "tokens" else set()
+    )
+
+
+def test_shared_training_runs_once():
+    steps = {step.name: step for step in plan_of("lora_rank").steps}
+    trainings = [name for name in steps if not name.endswith("restore")]
+    assert trainings == ["fadex", *(f"vae_{a}_unet_{b}/restorer" for a, b in LORA_RANKS)]
+    assert steps["vae_8_unet_8/restorer"].needs == ("fadex",)
+    steps = {step.name: step for step in plan_of("conditioning").steps}
+    assert [name for name in steps if "restorer" in name] == ["trained_without/restorer", "null_tokens/restorer"]
+    assert "null_tokens/restorer" in steps["its_own/restore"].needs
+    steps = {step.name: step for step in plan_of("code_source").steps}
+    assert steps["degraded_face_alone/restorer"].needs == ("degraded_face_alone/fadex",)
+    assert any("degraded_face_alone/fadex/weights" in word for word in steps["degraded_face_alone/restore"].words)
+
+
+def test_variant_option_overrides_common():
+    step = plan_of("ref_quality", common=["experiment=quickstart", "ref_fr=copy"]).steps[0]
+    assert [word for word in step.words if word.startswith("ref_fr=")] == ["ref_fr=ground_truth"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"chosen": "7"}, "marks '7', which is none of its variants"),
+        ({"variants": {"a b": {}, "a-b": {}}}, "need different names"),
+        ({"variants": {"a": {"restor": []}}}, r"unknown keys \['restor'\]"),
+        ({"colour": 1}, r"unknown keys or trainings: \['colour'\]"),
+    ],
+)
+def test_invalid_sweep_raises(change, sentence):
+    data = {"key": "x", "title": "", "source": "", "axis": "", "variants": {"a": {}}}
+    with pytest.raises(SweepError, match=sentence):
+        Sweep.from_dict(data | change)
+
+
+def test_dry_run_starts_nothing(trained_models, capsys):
+    def nothing(*_):
+        raise AssertionError("a dry run started a command")
+
+    code, folder = run_sweep(trained_models, "lora_rank", "dry_run=true", "name=dry", runner=nothing)
+    out = capsys.readouterr().out
+    assert code == 0 and not folder.exists()
+    assert "$ " in out and "restorer.adapters.unet_rank=32" in out and "(after fadex)" in out and "dry_run" not in out
+
+
+# --- running ------------------------------------------------------------------------------------------------
+
+
+def plan_of_steps(folder: Path, *rows: tuple[str, str, tuple[str, ...]]) -> SweepPlan:
+    """Steps of one line of Python each; `product` is a file of the step's name."""
+    made = [
+        Step(name, (sys.executable, "-S", "-c", code, str(folder / name)), needs, folder / name)
+        for name, code, needs in rows
+    ]
+    return SweepPlan(folder, tuple(made), (), {}, {})
+
+
+TOUCH = "import sys; open(sys.argv[1], 'w').close()"
+
+
+def test_steps_run_in_parallel_on_gpus(tmp_path):
+    note = (
+        "import os, sys, time; mine = sys.argv[1]; open(mine, 'w').write(os.environ['CUDA_VISIBLE_DEVICES']);"
+        "other = mine[:-1] + ('b' if mine[-1] == 'a' else 'a'); end = time.time() + 60\n"
+        "while not os.path.exists(other):\n"
+        "    assert time.time() < end, 'the other was not started meanwhile'\n"
+        "    time.sleep(0.01)\n"
+    )
+    todo = plan_of_steps(tmp_path, ("a", note, ()), ("b", note, ()), ("c", TOUCH, ("a", "b")))
+    assert run_steps(todo, pending(todo), gpus=["0,1", "2"], say=lambda _: None) == {}
+    assert {(tmp_path / name).read_text() for name in "ab"} == {"0,1", "2"} and (tmp_path / "c").exists()
+    assert pending(todo) == []
+
+
+def test_failed_step_stops_dependents(tmp_path):
+    wrong = "print('first'); print('out of disk'); raise SystemExit(3)"
+    todo = plan_of_steps(
+        tmp_path, ("a", wrong, ()), ("b", TOUCH, ("a",)), ("c", TOUCH, ("b",)), ("d", TOUCH, ()), ("e", "pass", ())
+    )
+    failed = run_steps(todo, pending(todo), say=lambda _: None)
+    assert list(failed) == ["a", "b", "c", "e"] and (tmp_path / "d").exists()
+    assert "exit code 3, last line: out of disk" in failed["a"] and failed["b"] == "not started, because a failed"
+    assert "left no" in failed["e"]
+    assert [step.name for step in pending(todo)] == ["a", "b", "c", "e"]
+
+
+def test_timeout_kills_process_group(tmp_path):
+    child = "import sys, time, os; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
+    code = (
+        "import subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-S', '-c', {child!r}, sys.argv[1]])\n"
+        "time.sleep(600)"
+    )
+    place = tmp_path / "pid"
+    ended = run_group([sys.executable, "-S", "-c", code, str(place)], log=tmp_path / "log.txt", timeout=3)
+    assert ended.code == -signal.SIGKILL and "longer than 3 s" in ended.last_line
+    child_id = int(place.read_text())
+    for _ in range(200):
+        if not Path(f"/proc/{child_id}").exists() or "Z" in Path(f"/proc/{child_id}/stat").read_text().split(")")[1]:
+            return
+        time.sleep(0.05)
+    os.kill(child_id, signal.SIGKILL)
+    raise AssertionError("a child outlived its program")
+
+
+def test_process_memory_and_output(tmp_path):
+    code = "block = bytearray(60 << 20); block[::4096] = b'x' * len(block[::4096]); print('made it');"
+    code += "import time; time.sleep(0.5)"  # it is looked at now and then
+    ended = run_group([sys.executable, "-S", "-c", code], log=tmp_path / "log.txt")
+    assert ended.code == 0 and ended.last_line == "made it" and 60 <= ended.peak_memory_mib < 200
+    assert run_group(["no-such-program"], log=tmp_path / "log.txt").last_line.startswith(
+        "no-such-program cannot be run"
+    )
+
+
+@pytest.mark.parametrize("cluster", [pytest.param("local", marks=pytest.mark.slow), "debug"])
+def test_submitit_respects_dependencies(tmp_path, cluster):
+    after = "import os, sys; assert os.path.exists(os.path.dirname(sys.argv[1]) + '/a'); open(sys.argv[1], 'w').close()"
+    wrong = "raise SystemExit(2)"
+    todo = plan_of_steps(tmp_path, ("a", TOUCH, ()), ("b", after, ("a",)), ("x", wrong, ()), ("y", TOUCH, ("x",)))
+    parameters = {"timeout_min": 5, "slurm_partition": None, "slurm_account": "somebody"}
+    failed = submit_steps(todo, pending(todo), cluster=cluster, parameters=parameters)
+    assert set(failed) == {"x", "y"} and "exit code 2" in failed["x"] and failed["y"] == "not started, because x failed"
+    assert (tmp_path / "b").exists() and [step.name for step in pending(todo)] == ["x", "y"]
+
+
+def test_slurm_dependencies_are_set(tmp_path, monkeypatch):
+    import submitit
+
+    handed = []
+
+    class Cluster:
+        def __init__(self, folder, cluster):
+            assert cluster == "slurm"
+
+        def update_parameters(self, **given):
+            self.given = given
+
+        def submit(self, function, plan, step, cluster):
+            handed.append((step.name, self.given))
+            return type("RestorationTask", (), {"job_id": str(40 + len(handed))})
+
+    monkeypatch.setattr(submitit, "AutoExecutor", Cluster)
+    todo = plan_of_steps(tmp_path, ("a", TOUCH, ()), ("b", TOUCH, ("a",)))
+    submit_steps(todo, pending(todo), cluster="slurm", parameters={"timeout_min": 5}, wait_for_all=False)
+    (_, first), (_, second) = handed
+    assert first == {"name": f"{tmp_path.name}-a", "timeout_min": 5}
+    assert second["slurm_additional_parameters"] == {"dependency": "afterok:41", "kill_on_invalid_dep": "yes"}
+    with pytest.raises(SweepError, match="choose slurm, local or debug"):
+        submit_steps(todo, pending(todo), cluster="slrum", parameters={})
+
+
+def together(pipeline, folder, output, **options):
+    return restore_folder(pipeline, find_tasks(folder), output, **options)
+
+
+def test_values_restored_together_are_those_restored_alone(make_pipeline, photo, tmp_path):
+    write_png(tmp_path / "in/a.png", photo[:64, :80])
+    pipeline, out = make_pipeline(), tmp_path / "out"
+    assert together(pipeline, tmp_path / "in", out, guidance=[1.0, 1.1]).restored == 1
+    assert together(pipeline, tmp_path / "in", out, guidance=[1.0, 1.1]).skipped == 1
+    images = [out / f"guidance_{value}/images/a.png" for value in ("1.00", "1.10")]
+    assert sorted(out.glob("*/images/a.png")) == images and images[0].read_bytes() != images[1].read_bytes()
+    scene = Scene("a", read_tensor(tmp_path / "in/a.png"))
+    for guidance, path in zip((1.0, 1.1), images, strict=True):
+        expected = pipeline.restore(scene, pipeline.estimate(scene), guidance=guidance).image
+        assert (read_tensor(path) - expected).abs().max() <= 0.5 / 255 + 1e-6
+    (line,) = (out / "restore.jsonl").read_text().splitlines()
+    assert json.loads(line)["guidance"] == [1.0, 1.1]
+    sharing = json.loads((out / "sharing.json").read_text())
+    assert sharing["values"] == 2 and sharing["together"] >= sharing["one"] > 0
+
+
+def test_numbers_of_tokens_restored_together_are_those_restored_alone(make_pipeline, photo, tmp_path):
+    write_png(tmp_path / "in/a.png", photo[:64, :80])
+    pipeline, out = make_pipeline(), tmp_path / "out"
+    assert together(pipeline, tmp_path / "in", out, token_counts=[1, 5]).failed == {}
+    scene = Scene("a", read_tensor(tmp_path / "in/a.png"))
+    for count in (1, 5):
+        alone = make_pipeline(max_tokens=count)
+        expected = alone.restore(scene, alone.estimate(scene)).image
+        assert (read_tensor(out / f"tokens_{count}/images/a.png") - expected).abs().max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("change", ["input", "weights", "one is gone", "no log"])
+def test_values_restored_together_are_finished_with_this_only(make_pipeline, photo, tmp_path, monkeypatch, change):
+    write_png(tmp_path / "in/a.png", photo[:48, :48])
+    pipeline, out = make_pipeline(), tmp_path / "out"
+    together(pipeline, tmp_path / "in", out, guidance=[1.0, 1.1])
+    made = {path: path.read_bytes() for path in out.glob("*/images/a.png")}
+    if change == "one is gone":
+        min(made).unlink()
+        assert together(pipeline, tmp_path / "in", out, guidance=[1.0, 1.1]).restored == 1
+        assert {path: path.read_bytes() for path in out.glob("*/images/a.png")} == made
+        return
+    if change == "input":
+        write_png(tmp_path / "in/a.png", photo[8:56, :48])
+    elif change == "weights":
+        monkeypatch.setattr(pipeline, "fingerprint", "of a training that was repeated")
+    else:
+        (out / "restore.jsonl").unlink()
+    outcome = together(pipeline, tmp_path / "in", out, guidance=[1.0, 1.1])
+    assert outcome.skipped == outcome.restored == 0 and "say overwrite=true" in outcome.failed["a.png"]
+    assert {path: path.read_bytes() for path in made} == made
+    assert together(pipeline, tmp_path / "in", out, guidance=[1.0, 1.1], overwrite=True).restored == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"guidance": []}, {"guidance": [1.0, 1.001]}, {"guidance": [1], "token_counts": [1]}]
+)
+def test_values_that_cannot_be_told_apart_are_refused(make_pipeline, photo, tmp_path, options):
+    write_png(tmp_path / "in/a.png", photo[:16, :16])
+    with pytest.raises(ValueError, match=r"none twice|not of both"):
+        together(make_pipeline(), tmp_path / "in", tmp_path / "out", **options)

@@ -1,0 +1,413 @@
+"""A folder of photos: what is finished, what is refused, and what happens when something breaks."""
+
+import errno
+import json
+import multiprocessing
+import os
+import struct
+import threading
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from face2scene.common.files import fitting_name
+from face2scene.common.types import DegradationTokens
+from face2scene.faces.detect import Detector
+from face2scene.image_io.arrays import to_tensor, write_png
+from face2scene.image_io.photos import ImageError, Photo, read_photo, write_photo
+from face2scene.inference import batch as folders
+from face2scene.inference.batch import OutputError, restore_folder
+from face2scene.inference.log import RESTORATION_LOG
+from face2scene.inference.results import DegradationEstimate, Restoration
+from face2scene.inference.tasks import RestorationTask, find_tasks
+
+
+class InvertingPipeline:
+    """In the pipeline's place: inverts images, so that a test of files needs no models."""
+
+    ref_fr = detector = None
+    fingerprint = "weights"
+
+    def __init__(self, **options):
+        self.options = options
+        self.seen: list[str] = []
+
+    class restorer:
+        @staticmethod
+        def tokens(features, batch):
+            return torch.zeros(1, 1, 1)
+
+    def estimate(self, scene, **_):
+        source = "pair" if "face" in scene.name else "null"
+        value = float(scene.name[-1]) if scene.name[-1].isdigit() else 0.0
+        return DegradationEstimate(
+            DegradationTokens(torch.full((1, 1, 1), value), source),
+            notes={"warnings": ["The learned null tokens stand in."] * (source == "null"), "no_pair": "no face"},
+        )
+
+    def restore(self, scene, estimate, *, guidance=None, seed=0):
+        self.seen.append(scene.name)
+        notes = estimate.notes | {"tokens": estimate.tokens.source}
+        return Restoration(1 - scene.image, estimate, notes)
+
+
+def make_image(path: Path, value: float = 0.25, size=(6, 5)) -> Path:
+    write_png(path, np.full((*size, 3), value, dtype=np.float32))
+    return path
+
+
+@pytest.fixture
+def photo_folder(tmp_path) -> Path:
+    for name in ("a", "b", "sub/c"):
+        make_image(tmp_path / f"in/{name}.png")
+    return tmp_path / "in"
+
+
+def write_oversized_header(path: Path, width: int, height: int) -> None:
+    """A PNG that says to be large; what it would unpack to is never made."""
+    make_image(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+
+
+def log_entries(output: Path) -> dict[str, dict]:
+    return {line["name"]: line for line in map(json.loads, (output / RESTORATION_LOG).read_text().splitlines())}
+
+
+def test_outputs_keep_relative_paths(photo_folder, tmp_path):
+    make_image(photo_folder / "sub/a.png")  # the name of another, in another folder
+    pipeline = InvertingPipeline()
+    outcome = restore_folder(pipeline, find_tasks(photo_folder), tmp_path / "out")
+    assert outcome.restored == 4 and sorted(pipeline.seen) == ["a", "b", "sub/a", "sub/c"]
+    assert read_photo(tmp_path / "out/images/sub/c.png").image[0, 0, 0] == pytest.approx(0.75, abs=0.005)
+    assert log_entries(tmp_path / "out").keys() == {"a.png", "b.png", "sub/a.png", "sub/c.png"}
+
+
+def test_output_inside_input_is_not_reread(photo_folder):
+    assert (
+        restore_folder(InvertingPipeline(), find_tasks(photo_folder, output=photo_folder), photo_folder).restored == 3
+    )
+    again = restore_folder(InvertingPipeline(), find_tasks(photo_folder, output=photo_folder), photo_folder)
+    assert (again.restored, again.skipped, again.failed) == (0, 3, {})
+
+
+def test_stale_outputs_need_overwrite(photo_folder, tmp_path):
+    out, tasks = tmp_path / "out", find_tasks(photo_folder)
+    restore_folder(InvertingPipeline(), tasks, out)
+    os.utime(photo_folder / "b.png")  # touched and the same
+    make_image(photo_folder / "a.png", 0.5)
+    outcome = restore_folder(InvertingPipeline(), tasks, out)
+    assert outcome.skipped == 2 and "another file of that name" in outcome.failed["a.png"]
+    assert "overwrite=true" in outcome.failed["a.png"]
+    assert restore_folder(InvertingPipeline(), tasks, out, overwrite=True).restored == 1
+    assert len(restore_folder(InvertingPipeline(), tasks, out, scale=2).failed) == 3
+    assert "other settings or weights" in restore_folder(InvertingPipeline(colour="adain"), tasks, out).failed["a.png"]
+    assert restore_folder(InvertingPipeline(), tasks, out, overwrite=True).skipped == 3  # finished is finished
+
+
+@dataclass(frozen=True)
+class StageOne:
+    """A Stage I with an option."""
+
+    softness: float = 1.0
+    name: str = "stage one"
+
+
+@pytest.mark.parametrize("what", ["dtype", "ref_fr", "detector", "reference", "gt", "old line", "output", "donor"])
+def test_finished_means_finished_with_this(tmp_path, what):
+    """Each changes the result, and neither the image's file nor any name."""
+    reference, gt = make_image(tmp_path / "refs/r.png"), make_image(tmp_path / "truth/a.png")
+    tasks = [
+        RestorationTask(make_image(tmp_path / "in/a.png"), {"ann": (reference,)}, gt),
+        RestorationTask(make_image(tmp_path / "in/b.png")),
+    ]
+    out, pipeline = tmp_path / "out", InvertingPipeline()
+    pipeline.ref_fr, pipeline.detector = StageOne(), Detector(None)
+    options = {"tokens_from": "other"} if what == "donor" else {}
+    restore_folder(pipeline, tasks, out, **options)
+    assert restore_folder(pipeline, tasks, out, **options).skipped == 2
+    if what == "dtype":
+        pipeline.dtype = torch.bfloat16
+    elif what == "ref_fr":
+        pipeline.ref_fr = StageOne(20.0)
+    elif what == "detector":
+        pipeline.detector = Detector(None, min_face=20)
+    elif what == "output":
+        target = out / "images/a.png"
+        target.write_bytes(target.read_bytes()[:-1] + b"x")  # of the same size
+    elif what == "old line":
+        kept = [{key: v for key, v in line.items() if key != "settings"} for line in log_entries(out).values()]
+        (out / RESTORATION_LOG).write_text("".join(json.dumps(line) + "\n" for line in kept))
+    else:
+        make_image({"reference": reference, "gt": gt, "donor": tasks[1].path}[what], 0.7)
+    outcome = restore_folder(pipeline, tasks, out, **options)
+    assert outcome.restored == 0 and "say overwrite=true" in outcome.failed["a.png"]
+    assert restore_folder(pipeline, tasks, out, overwrite=True, **options).restored == len(outcome.failed)
+    assert restore_folder(pipeline, tasks, out, **options).skipped == 2
+
+
+def test_a_reference_replaced_while_it_is_used_is_seen_at_the_next_start(photo_folder, tmp_path):
+    reference = make_image(tmp_path / "refs/r.png")
+    tasks = find_tasks(photo_folder, references=reference.parent)
+
+    class Replaces(InvertingPipeline):
+        def restore(self, *args, **options):
+            make_image(reference, 0.9)
+            return super().restore(*args, **options)
+
+    restore_folder(Replaces(), tasks[:1], tmp_path / "out")
+    assert restore_folder(InvertingPipeline(), tasks[:1], tmp_path / "out").skipped == 0
+
+
+@pytest.mark.parametrize("degradation", ["cut in a letter", "filled with NUL", "glued"])
+def test_a_damaged_log_loses_no_finished_picture(tmp_path, degradation):
+    for name in ("ü1", "ü2", "ü3"):
+        make_image(tmp_path / f"in/{name}.png")
+    tasks, out = find_tasks(tmp_path / "in"), tmp_path / "out"
+    restore_folder(InvertingPipeline(), tasks, out)
+    first, second, last = (out / RESTORATION_LOG).read_bytes().splitlines(keepends=True)
+    place = last.index("ü".encode()) + 1
+    last = {"cut in a letter": last[:place], "filled with NUL": bytes(len(last)), "glued": last[:place] + second}[
+        degradation
+    ]
+    (out / RESTORATION_LOG).write_bytes(first + second + last)
+
+    class Interrupted(InvertingPipeline):
+        def restore(self, *args, **options):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore_folder(Interrupted(), tasks, out)
+    outcome = restore_folder(InvertingPipeline(), tasks, out)
+    assert (outcome.restored, outcome.skipped, outcome.failed) == (1, 2, {})
+    assert restore_folder(InvertingPipeline(), tasks, out).skipped == 3
+
+
+def test_odd_names_are_found_again(tmp_path):
+    names = ["new\nline", "line\u2028sep", "nel\u0085", os.fsdecode(b"latin1-\xe9"), '{"name": "a"}']
+    for name in names:
+        make_image(tmp_path / "in/x.png").rename(tmp_path / "in" / f"{name}.png")
+    tasks = find_tasks(tmp_path / "in")
+    assert restore_folder(InvertingPipeline(), tasks, tmp_path / "out").restored == len(names)
+    assert restore_folder(InvertingPipeline(), tasks, tmp_path / "out").skipped == len(names)
+    assert log_entries(tmp_path / "out").keys() == {f"{name}.png" for name in names}
+
+
+def test_foreign_files_are_not_overwritten(photo_folder, tmp_path):
+    foreign = make_image(tmp_path / "out/images/a.png", 1.0)
+    before = foreign.read_bytes()
+    outcome = restore_folder(InvertingPipeline(), find_tasks(photo_folder), tmp_path / "out")
+    assert outcome.restored == 2 and "the restoration log does not know it" in outcome.failed["a.png"]
+    assert foreign.read_bytes() == before
+    restore_folder(InvertingPipeline(), find_tasks(photo_folder), tmp_path / "out", overwrite=True)
+    assert foreign.read_bytes() != before
+
+
+@pytest.mark.parametrize("how", ["same folder", "hard link", "reference"])
+def test_input_is_never_overwritten(tmp_path, how):
+    own = make_image(tmp_path / "out/images/a.png")
+    if how == "hard link":
+        (tmp_path / "in").mkdir()
+        os.link(own, tmp_path / "in/a.png")
+        tasks = find_tasks(tmp_path / "in")
+    elif how == "reference":
+        tasks = [RestorationTask(make_image(tmp_path / "in/a.png"), {"ann": (own,)})]
+    else:
+        tasks = [RestorationTask(own)]
+    with pytest.raises(ValueError, match="would overwrite the images it reads"):
+        restore_folder(InvertingPipeline(), tasks, tmp_path / "out", overwrite=True)
+
+
+def test_corrupt_files_fail_individually(photo_folder, tmp_path):
+    whole = tmp_path / "whole.jpg"
+    Image.effect_noise((64, 64), 50).save(whole)
+    (photo_folder / "cut.jpg").write_bytes(whole.read_bytes()[:-600])
+    (photo_folder / "empty.png").write_bytes(b"")
+    (photo_folder / "text.jpeg").write_text("not an image")
+    (photo_folder / "raw.dng").write_text("not an image")
+    write_oversized_header(photo_folder / "bomb.png", 20_000, 20_000)
+    (photo_folder / "lies.jpg").write_bytes((photo_folder / "a.png").read_bytes())
+    outcome = restore_folder(InvertingPipeline(), find_tasks(photo_folder), tmp_path / "out")
+    assert outcome.restored == 4  # one of them under a wrong suffix
+    assert outcome.failed.keys() == {"cut.jpg", "empty.png", "text.jpeg", "raw.dng", "bomb.png"}
+    assert "truncated" in outcome.failed["cut.jpg"] and "20000 x 20000 pixels" in outcome.failed["bomb.png"]
+    assert all(name in sentence for name, sentence in outcome.failed.items())
+    assert not list((tmp_path / "out").rglob("*partial*"))
+
+
+def test_one_pixel_and_odd_names_work(tmp_path):
+    names = ["with space", "😀" * 60, "n" * 251, "-dash", "a%20b", "dot.dot"]
+    for name in names:
+        make_image(tmp_path / "in" / f"{name}.png", size=(1, 1))
+    outcome = restore_folder(InvertingPipeline(), find_tasks(tmp_path / "in"), tmp_path / "out", file_format="webp")
+    assert outcome.failed == {} and outcome.restored == len(names)
+    sizes = {read_photo(path).image.shape for path in (tmp_path / "out/images").iterdir()}
+    assert sizes == {(1, 1, 3)} and len(list((tmp_path / "out/images").iterdir())) == len(names)
+
+
+def test_long_names_are_cut_and_unique():
+    one, two = fitting_name("ü" * 300 + "1", ".png"), fitting_name("ü" * 300 + "2", ".png")
+    assert one != two and len(os.fsencode(one)) <= 255 and one.endswith(".png")
+    assert fitting_name("short", ".png") == "short.png"
+
+
+def test_unwritable_output_fails_before_work(photo_folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="Nothing can be written to output="):
+        restore_folder(InvertingPipeline(), find_tasks(photo_folder), tmp_path / "file")
+
+    def refuse(**_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(folders, "TemporaryFile", refuse)
+    pipeline = InvertingPipeline()
+    with pytest.raises(OutputError, match="Read-only file system"):
+        restore_folder(pipeline, find_tasks(photo_folder), tmp_path / "out")
+    assert pipeline.seen == []
+
+
+def test_full_disk_leaves_no_partial_files(photo_folder, tmp_path, monkeypatch):
+    for n in range(9):
+        make_image(photo_folder / f"z{n}.png")
+    written = []
+
+    def full(path, image, **options):
+        if len(written) == 2:
+            Path(path).write_bytes(b"half of a")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        write_photo(path, image, **options)
+
+    monkeypatch.setattr(folders, "write_photo", full)
+    pipeline = InvertingPipeline()
+    outcome = restore_folder(pipeline, find_tasks(photo_folder), tmp_path / "out")
+    assert outcome.restored == 2 and "No space left on device" in outcome.stopped and len(pipeline.seen) < 9
+    assert sum(path.is_file() for path in (tmp_path / "out/images").rglob("*")) == 2
+    monkeypatch.undo()
+    again = restore_folder(InvertingPipeline(), find_tasks(photo_folder), tmp_path / "out")
+    assert (again.restored, again.skipped, again.failed) == (10, 2, {})
+
+
+def test_read_restore_write_overlap(photo_folder, tmp_path, monkeypatch):
+    """Each waits for what only another thread can do meanwhile: one after the other, this would never end."""
+    read, restoring = [threading.Event() for _ in range(3)], [threading.Event() for _ in range(3)]
+    order = [photo_folder / "a.png", photo_folder / "b.png", photo_folder / "sub/c.png"]
+
+    def reading(path, **options):
+        read[order.index(path)].set()
+        return read_photo(path, **options)
+
+    class Waiting(InvertingPipeline):
+        def restore(self, scene, estimate, **options):
+            number = ["a", "b", "sub/c"].index(scene.name)
+            restoring[number].set()
+            assert number == 2 or read[number + 1].wait(60)  # the next one is read while this one is in the models
+            return super().restore(scene, estimate, **options)
+
+    def writing(path, image, **options):
+        number = sum(event.is_set() for event in restoring)
+        assert number == 3 or restoring[number].wait(60)  # the next one is in the models while this one is written
+        write_photo(path, image, **options)
+
+    monkeypatch.setattr(folders, "read_photo", reading)
+    monkeypatch.setattr(folders, "write_photo", writing)
+    outcome = restore_folder(Waiting(), find_tasks(photo_folder), tmp_path / "out")
+    assert outcome.restored == 3 and outcome.failed == {} and 0 < outcome.seconds_models <= outcome.seconds
+
+
+def test_no_face_image_uses_burst_tokens(tmp_path):
+    def taken(name: str, second: int, camera: str = "C") -> None:
+        exif = Image.Exif()
+        exif[0x0110] = camera
+        exif[0x8769] = {0x9003: f"2026:05:01 12:00:{second:02d}", 0x9291: "50"}
+        image = np.full((8, 8, 3), 0.5, np.float32)
+        path = tmp_path / f"in/{name}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        write_photo(path, image, like=Photo(image, exif=exif.tobytes()))
+
+    for name, second in (("face2", 1), ("face4", 2), ("back", 3), ("face8", 30)):
+        taken(name, second)
+    taken("other", 3, "D")
+    tasks = find_tasks(tmp_path / "in")
+    restore_folder(InvertingPipeline(), tasks, tmp_path / "out", burst_seconds=2)
+    log = log_entries(tmp_path / "out")
+    assert log["back.jpg"]["tokens"] == "burst" and log["back.jpg"]["burst"] == ["face2.jpg", "face4.jpg"]
+    assert log["other.jpg"]["tokens"] == "null" and log["face2.jpg"]["tokens"] == "pair"
+    assert "because no face" in log["back.jpg"]["warnings"][-1]
+    assert tasks[0].file == "back.jpg"
+    restore_folder(InvertingPipeline(), tasks, tmp_path / "share", burst_seconds=2, processes=len(tasks))
+    assert log_entries(tmp_path / "share")["back.jpg"]["burst"] == log["back.jpg"]["burst"]
+
+
+def test_shards_are_disjoint_and_logs_merge(photo_folder, tmp_path):
+    tasks, out = find_tasks(photo_folder), tmp_path / "out"
+    outcomes = [restore_folder(InvertingPipeline(), tasks, out, rank=rank, processes=2) for rank in (1, 0)]
+    assert [one.restored for one in outcomes] == [1, 2]
+    assert log_entries(out).keys() == {"a.png", "b.png", "sub/c.png"} and not list(out.glob("restore.rank*"))
+
+
+def test_reference_folder_layouts(photo_folder, tmp_path):
+    def people(**options):
+        tasks = find_tasks(photo_folder, **options)
+        return {
+            task.name: {name: [path.name for path in paths] for name, paths in task.people.items()} for task in tasks
+        }
+
+    refs = tmp_path / "refs"
+    make_image(refs / "1.png")
+    assert people(references=refs)["sub/c"] == {"refs": ["1.png"]}
+    make_image(refs / "ann/2.png")
+    make_image(refs / "bob/3.png")
+    assert people(references=refs)["a"] == {"ann": ["2.png"], "bob": ["3.png"]}
+    make_image(refs / "sub/c/4.png")
+    assert people(references=refs) == {"a": {}, "b": {}, "sub/c": {"c": ["4.png"]}}
+    gt = make_image(tmp_path / "truth/a.png").parent
+    make_image(gt / "b.png")
+    make_image(gt / "c.png")  # at another place
+    with pytest.raises(FileNotFoundError, match="no image named sub/c in the ground truth"):
+        find_tasks(photo_folder, gt=gt)
+
+
+def test_resume_after_kill_is_bitwise_exact(tmp_path):
+    for n in range(30):
+        make_image(tmp_path / f"in/{n:02d}.png", n / 40)
+    restore_folder(InvertingPipeline(), find_tasks(tmp_path / "in"), tmp_path / "whole")
+
+    class Slow(InvertingPipeline):
+        def restore(self, *args, **options):
+            time.sleep(0.05)
+            return super().restore(*args, **options)
+
+    # Forked, because a fresh interpreter takes longer to import torch than all of this.
+    given = (Slow(), find_tasks(tmp_path / "in"), tmp_path / "out")
+    process = multiprocessing.get_context("fork").Process(target=restore_folder, args=given)
+    process.start()
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "out/images/03.png").exists():
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    done = len(log_entries(tmp_path / "out"))
+    outcome = restore_folder(InvertingPipeline(), find_tasks(tmp_path / "in"), tmp_path / "out")
+    assert outcome.failed == {} and outcome.restored + outcome.skipped == 30
+    assert done - 1 <= outcome.skipped <= done and outcome.restored < 30
+    for path in (tmp_path / "whole/images").iterdir():
+        assert (tmp_path / "out/images" / path.name).read_bytes() == path.read_bytes()
+    assert len((tmp_path / "out" / RESTORATION_LOG).read_text().splitlines()) == 30
+
+
+def test_header_over_pixel_limit_raises(tmp_path):
+    """Sides as cameras have them; refused by the header, in no time and no memory."""
+    write_oversized_header(tmp_path / "a.png", 16_320, 12_241)
+    with pytest.raises(ImageError, match="more than the limit of 199"):
+        read_photo(tmp_path / "a.png", max_pixels=199_000_000)
+    assert to_tensor(read_photo(make_image(tmp_path / "b.png", size=(1, 1))).image).shape == (3, 1, 1)

@@ -1,0 +1,352 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from face2scene.common.types import Face, Scene
+from face2scene.image_io.arrays import read_image, read_tensor, resize, to_tensor, write_png
+from face2scene.image_io.photos import Photo, read_photo, write_photo
+from face2scene.inference.batch import restore_folder
+from face2scene.inference.degradation_estimator import select_textured_patches
+from face2scene.inference.log import RESTORATION_LOG
+from face2scene.inference.pipeline import Face2ScenePipeline
+from face2scene.inference.tasks import RestorationTask, find_tasks, passed_over
+from face2scene.ref_fr import Copy, GroundTruth, Perturbed, face_pair
+
+BOX = (8.0, 8.0, 32.0, 32.0)
+
+
+class FixedFaceDetector:
+    """Finds the same face everywhere."""
+
+    def find(self, image: np.ndarray) -> list[Face]:
+        return [Face(BOX, 0.9, np.zeros((5, 2)), identity=np.array([1.0, 0.0]), identity_model="test")]
+
+
+@pytest.fixture
+def model_folder(tiny_pipeline, tmp_path):
+    return shutil.copytree(tiny_pipeline, tmp_path / "model")
+
+
+@pytest.fixture
+def photo_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        write_png(tmp_path / "photos" / f"{name}.png", rng.random((40, 48, 3), dtype=np.float32))
+    return tmp_path / "photos"
+
+
+def scene(photo_folder, name="a") -> Scene:
+    return Scene(name, read_tensor(photo_folder / f"{name}.png"))
+
+
+def test_output_keeps_size_and_notes(make_pipeline, photo_folder):
+    pipeline = make_pipeline(ref_fr=Copy(), detector=FixedFaceDetector())
+    result = pipeline(scene(photo_folder))
+    assert result.image.shape == (3, 40, 48)
+    assert result.notes["tokens"] == "pair" and result.notes["faces"][0]["box"] == list(BOX)
+    assert result.notes["warnings"] == [] and result.notes["tiles"]["rows"] == 1
+    json.dumps(result.notes)  # goes into the restoration log as it is
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "there is no Stage I"),
+        ({"ref_fr": Copy()}, "no face detector is set"),
+        ({"ref_fr": GroundTruth(), "detector": FixedFaceDetector()}, "made from the clean image and none was given"),
+    ],
+)
+def test_null_tokens_replace_missing_pair(make_pipeline, photo_folder, options, reason):
+    pipeline = make_pipeline(**options)
+    result = pipeline(scene(photo_folder))
+    assert result.notes["tokens"] == "null" and reason in result.notes["warnings"][0]
+
+
+def test_face_pair_is_cut_at_box(photo_folder):
+    image, gt = scene(photo_folder, "a").image, scene(photo_folder, "b").image
+    pair = face_pair(GroundTruth(), image, BOX, gt=gt, rng=np.random.default_rng(0))
+    assert torch.equal(pair.degraded, image[:, 8:32, 8:32]) and torch.equal(pair.restored, gt[:, 8:32, 8:32])
+
+
+def test_perturbed_face_is_near_gt(photo_folder):
+    gt = scene(photo_folder).image
+    restore_and_read_log = Perturbed().restore(gt, (), gt=gt, rng=np.random.default_rng(0))
+    again = Perturbed().restore(gt, (), gt=gt, rng=np.random.default_rng(0))
+    assert torch.equal(restore_and_read_log, again) and restore_and_read_log.shape == gt.shape
+    assert 0.005 < (restore_and_read_log - gt).abs().mean() < 0.25
+    plain = Perturbed(softness=1, tint=0, grain=0).restore(gt, (), gt=gt, rng=np.random.default_rng(0))
+    torch.testing.assert_close(plain, gt, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="give gt=FOLDER"):
+        Perturbed().restore(gt, (), gt=None, rng=np.random.default_rng(0))
+
+
+def test_large_image_is_tiled(make_pipeline, photo_folder):
+    pipeline = make_pipeline(tile=32, overlap=8)
+    result = pipeline(scene(photo_folder))
+    assert result.notes["tiles"] == {"rows": 2, "columns": 2, "size": 32, "overlap": 8, "statistics": "shared"}
+    assert result.image.shape == (3, 40, 48) and torch.isfinite(result.image).all()
+
+
+def test_max_face_size_crops_centre(make_pipeline):
+    pipeline = make_pipeline(ref_fr=Copy(), max_face_size=16)
+    pair = pipeline.estimate(Scene("x", torch.rand(3, 64, 64)), box=(0, 0, 64, 64)).pair
+    assert pair.box == (24, 24, 40, 40)
+
+
+def test_no_face_estimate_uses_image_patches(make_pipeline, photo_folder):
+    pipeline = make_pipeline(fallback="blind", max_face_size=16)
+    result = pipeline(scene(photo_folder))
+    assert result.token_source == "blind" and "4 square(s) of the image" in result.notes["warnings"][0]
+    assert result.estimate.pair is None and len(result.estimate.face_estimates) == 4
+    null = make_pipeline()(scene(photo_folder))
+    assert not torch.equal(result.estimate.tokens.tokens, null.estimate.tokens.tokens)
+    tiny = pipeline(torch.rand(3, 5, 9))  # too small for FaDeX
+    assert tiny.token_source == "null" and tiny.image.shape == (3, 5, 9)
+
+
+def test_textured_patches_are_selected():
+    image = torch.full((3, 40, 60), 0.5)
+    image[:, 22:38, 41:57] = torch.rand(3, 16, 16)
+    assert select_textured_patches(image, 20, 1) == [(40, 20, 60, 40)]
+    assert len(select_textured_patches(image, 20, 99)) == 6
+
+
+@pytest.mark.numerics
+def test_input_types_give_same_result(make_pipeline, photo_folder):
+    pipeline = make_pipeline()
+    path = photo_folder / "a.png"
+    levels = np.asarray(Image.open(path))
+    kinds = [
+        path,
+        str(path),
+        Image.open(path),
+        levels,
+        levels.astype(np.float32) / 255,
+        to_tensor(levels),
+        scene(photo_folder),
+    ]
+    results = [pipeline(kind) for kind in kinds]
+    assert all(torch.equal(results[0].image, other.image) for other in results[1:])
+    for wrong, reason in (
+        (levels.astype(np.float32), "divide bytes by 255"),
+        (levels[..., :2], r"must be \(H, W\)"),
+        (levels.astype(np.int64), "uint8, uint16 or floats"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            pipeline(wrong)
+    with pytest.raises(TypeError, match="Several go in one list"):
+        pipeline({"a": path})
+
+
+@pytest.mark.numerics
+def test_list_matches_single_calls(make_pipeline, photo_folder):
+    pipeline = make_pipeline(ref_fr=Perturbed(), detector=FixedFaceDetector())
+    pipeline.ref_fr = NoisyStageOne()
+    paths = [photo_folder / f"{name}.png" for name in "abc"]
+    alone = [pipeline(path, seed=3) for path in paths]
+    together = pipeline(list(reversed(paths)), seed=3)[::-1]
+    assert all(torch.equal(one.image, other.image) for one, other in zip(alone, together, strict=True))
+    assert not torch.equal(pipeline(paths[0], seed=4).estimate.pair.restored, alone[0].estimate.pair.restored)
+    with pytest.raises(ValueError, match="belong to one image"):
+        pipeline(paths, name="x")
+
+
+class NoisyStageOne(Copy):
+    """Stage I with randomness of its own."""
+
+    def restore(self, degraded, references, *, gt, rng):
+        return (degraded + torch.from_numpy(rng.normal(0, 0.1, degraded.shape).astype(np.float32))).clamp(0, 1)
+
+
+def test_alpha_depth_and_odd_sizes_are_kept(make_pipeline, tmp_path):
+    image = np.random.default_rng(0).random((23, 41, 4)).astype(np.float32)
+    result = make_pipeline()((image * 65535).astype(np.uint16), scale=1.5)
+    result.save(tmp_path / "a.png")
+    back = read_photo(tmp_path / "a.png")
+    assert back.image.shape == (34, 62, 3) and back.bits == 16 and back.alpha.shape == (34, 62)
+    assert result.pil.size == (62, 34) and result.seconds.keys() >= {"faces", "restore"}
+    for size in ((1, 1), (1, 33), (33, 1)):
+        assert make_pipeline()(torch.rand(3, *size)).image.shape == (3, *size)
+
+
+def test_save_pretrained_round_trip(model_folder, photo_folder, tmp_path):
+    pipeline = Face2ScenePipeline.from_pretrained(
+        model_folder, ref_fr=Copy(), detector=FixedFaceDetector(), token_aggregation="mean", tile=32, overlap=8
+    )
+    before = pipeline(scene(photo_folder))
+    pipeline.save_pretrained(tmp_path / "saved")
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {
+        *("README.md", "face2scene.json", "restorer.safetensors", "fadex.safetensors")
+    }
+    card = (tmp_path / "saved/README.md").read_text()
+    assert "library_name: face2scene" in card and "was `copy`" in card and "| `tile` | 32 |" in card
+    again = Face2ScenePipeline.from_pretrained(tmp_path / "saved", ref_fr=Copy(), detector=FixedFaceDetector())
+    assert again.options == pipeline.options
+    torch.testing.assert_close(again(scene(photo_folder)).image, before.image)
+    assert Face2ScenePipeline.from_pretrained(tmp_path / "saved", tile=None).options.tile is None
+    with pytest.raises(FileNotFoundError, match=r"no restorer\.safetensors and no fadex\.safetensors"):
+        Face2ScenePipeline.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="could not be had from the hub"):
+        Face2ScenePipeline.from_pretrained("nobody/nothing")
+
+
+def test_cast_and_offload_keep_output(model_folder, photo_folder):
+    pipeline = Face2ScenePipeline.from_pretrained(model_folder)
+    before = pipeline(scene(photo_folder)).image
+    assert pipeline.enable_model_cpu_offload("cpu") is pipeline
+    torch.testing.assert_close(pipeline(scene(photo_folder)).image, before)
+    half = pipeline.to("cpu", torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and next(half.fadex.parameters()).dtype == torch.float32
+    assert (half(scene(photo_folder)).image - before).abs().mean() < 0.05
+    assert Face2ScenePipeline.from_pretrained(model_folder, dtype="bf16").dtype == torch.bfloat16
+
+
+def test_progress_reports_stages_and_aborts(make_pipeline, photo_folder):
+    pipeline = make_pipeline(ref_fr=Copy(), detector=FixedFaceDetector())
+    seen = []
+    pipeline(photo_folder / "a.png", progress=lambda *step: seen.append(step))
+    assert [step[0] for step in seen] == ["faces", "stage one", "encoding", "denoising", "decoding"]
+
+    def enough(stage, done, total):
+        if stage == "encoding":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline(photo_folder / "a.png", progress=enough)
+
+
+@pytest.mark.parametrize("options", [{"tokens": "best"}, {"fallback": "guess"}, {"colour": "histogram"}])
+def test_unknown_option_raises(make_pipeline, options):
+    with pytest.raises(ValueError, match="choose"):
+        make_pipeline(**options)
+
+
+def restore_and_read_log(pipeline, tasks, output, **options):
+    return restore_folder(pipeline, tasks, output, **options), [
+        json.loads(line) for line in (output / RESTORATION_LOG).read_text().splitlines()
+    ]
+
+
+def test_corrupt_file_fails_alone(make_pipeline, photo_folder, tmp_path):
+    (photo_folder / "broken.jpg").write_bytes(b"\xff\xd8 not a photo")
+    pipeline = make_pipeline()
+    outcome, log = restore_and_read_log(pipeline, find_tasks(photo_folder), tmp_path / "out")
+    assert outcome.restored == 3 and "cannot be read as an image" in outcome.failed["broken.jpg"]
+    assert [line["name"] for line in log] == ["a.png", "b.png", "c.png"]
+
+
+def test_truncated_log_line_is_redone(make_pipeline, photo_folder, tmp_path):
+    pipeline, out = make_pipeline(), tmp_path / "out"
+    restore_and_read_log(pipeline, find_tasks(photo_folder), out)
+    before = (out / "images/a.png").stat().st_mtime_ns
+    text = (out / RESTORATION_LOG).read_text()
+    (out / RESTORATION_LOG).write_text(text[:-20])  # as a kill would leave it
+    (out / "images/b.png").unlink()
+    outcome, log = restore_and_read_log(pipeline, find_tasks(photo_folder), out)
+    assert (outcome.restored, outcome.skipped) == (2, 1)
+    assert (out / "images/a.png").stat().st_mtime_ns == before
+    assert sorted({line["name"] for line in log}) == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.numerics
+def test_result_is_independent_of_order(make_pipeline, photo_folder, tmp_path):
+    pipeline = make_pipeline(ref_fr=Perturbed(), detector=FixedFaceDetector())
+    tasks = find_tasks(photo_folder, gt=photo_folder)
+    restore_folder(pipeline, tasks, tmp_path / "all")
+    restore_folder(pipeline, list(reversed(tasks))[:2], tmp_path / "two")
+    assert (tmp_path / "all/images/c.png").read_bytes() == (tmp_path / "two/images/c.png").read_bytes()
+    assert (tmp_path / "all/faces/c_restored.png").exists()
+
+
+def test_tokens_can_come_from_other_image(make_pipeline, photo_folder, tmp_path):
+    pipeline = make_pipeline(ref_fr=Perturbed(), detector=FixedFaceDetector())
+    tasks = find_tasks(photo_folder, gt=photo_folder)
+    _, log = restore_and_read_log(pipeline, tasks, tmp_path / "other", tokens_from="other")
+    assert [line["tokens_from"] for line in log] == ["b.png", "c.png", "a.png"]
+    with pytest.raises(ValueError, match="own, other or null"):
+        restore_folder(pipeline, tasks, tmp_path / "x", tokens_from="mine")
+
+
+def test_invalid_input_raises(make_pipeline, photo_folder, tmp_path):
+    pipeline = make_pipeline()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no image in"):
+        find_tasks(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="no image named a in the ground truth"):
+        find_tasks(photo_folder, gt=tmp_path / "empty")
+    with pytest.raises(ValueError, match="would overwrite the images it reads"):
+        restore_folder(pipeline, [RestorationTask(tmp_path / "out/images/a.png")], tmp_path / "out")
+    for name in ("a.jpg", "a_png.png"):
+        Image.new("RGB", (8, 8)).save(photo_folder / name)
+    with pytest.raises(ValueError, match=r"more than once.*\['a_png'\]"):
+        find_tasks(photo_folder)
+
+
+def test_pictures_that_differ_in_the_suffix_alone_are_all_restored(make_pipeline, tmp_path):
+    (tmp_path / "in/sub").mkdir(parents=True)
+    for name in ("IMG_1.JPG", "IMG_1.png", "IMG_2.jpeg", "sub/IMG_1.JPG"):
+        Image.new("RGB", (24, 24), "red").save(tmp_path / "in" / name)
+    outcome, _ = restore_and_read_log(make_pipeline(), find_tasks(tmp_path / "in"), tmp_path / "out")
+    made = [path.relative_to(tmp_path / "out/images").as_posix() for path in (tmp_path / "out/images").rglob("*.png")]
+    assert outcome.restored == 4
+    assert sorted(made) == ["IMG_1_jpg.png", "IMG_1_png.png", "IMG_2.png", "sub/IMG_1.png"]
+
+
+def test_formats_by_any_suffix_are_read_and_the_rest_is_counted(tmp_path):
+    image = Image.fromarray(np.full((24, 32, 3), 200, np.uint8))
+    kinds = {"jfif": "JPEG", "jpe": "JPEG", "gif": "GIF", "bmp": "BMP", "avif": "AVIF"}
+    for suffix, kind in kinds.items():
+        image.save(tmp_path / f"{suffix}.{suffix}", format=kind)
+    for name in ("notes.txt", "more.TXT", "raw.nrw", "README", "Thumbs.db"):
+        (tmp_path / name).write_text("x")
+    tasks = find_tasks(tmp_path)
+    assert sorted(task.name for task in tasks) == sorted(kinds)
+    assert all(np.abs(read_image(task.path) - 200 / 255).max() < 3 / 255 for task in tasks)  # JPEG and AVIF are lossy
+    assert passed_over(tmp_path) == "passed over: 1 without suffix, 2 .txt, 1 .nrw"
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only/raw.nrw").write_text("x")
+    with pytest.raises(FileNotFoundError, match=r"no image in .*only \(input\); passed over: 1 \.nrw"):
+        find_tasks(tmp_path / "only")
+
+
+def test_unicode_names_are_kept(make_pipeline, tmp_path):
+    name = "Ünï — 写真 😀 photo"
+    write_png(tmp_path / "in" / f"{name}.png", np.full((24, 24, 3), 0.5, dtype=np.float32))
+    pipeline = make_pipeline()
+    outcome, _ = restore_and_read_log(pipeline, find_tasks(tmp_path / "in"), tmp_path / "out")
+    assert outcome.restored == 1 and (tmp_path / "out/images" / f"{name}.png").exists()
+
+
+def test_output_keeps_format_and_scales_size(make_pipeline, tmp_path):
+    (tmp_path / "in").mkdir()
+    rng = np.random.default_rng(0)
+    image = rng.random((21, 35, 3), dtype=np.float32)
+    alpha = np.linspace(0, 1, 21 * 35, dtype=np.float32).reshape(21, 35)
+    write_photo(tmp_path / "in/deep.tif", image, like=Photo(image, alpha, bits=16))
+    write_photo(tmp_path / "in/grey.jpg", image, like=Photo(image, grey=True))
+    Image.new("RGB", (35, 21), (90, 9, 9)).save(tmp_path / "in/old.bmp")
+    pipeline = make_pipeline()
+    outcome, log = restore_and_read_log(
+        pipeline, find_tasks(tmp_path / "in"), tmp_path / "out", scale=1.5, file_format="same"
+    )
+    assert outcome.failed == {}
+    assert [line["output"] for line in log] == ["images/deep.tif", "images/grey.jpg", "images/old.png"]
+    deep, grey = read_photo(tmp_path / "out/images/deep.tif"), read_photo(tmp_path / "out/images/grey.jpg")
+    assert deep.bits == 16 and deep.alpha.shape == deep.image.shape[:2] == (32, 52) and grey.grey
+    back = resize(to_tensor(deep.alpha[..., None].repeat(3, 2)), (21, 35))[0].numpy()
+    assert np.abs(back - alpha).mean() < 0.05  # enlarged and shrunk again, in its own place
+    for option in ({"scale": 0}, {"file_format": "gif"}):
+        with pytest.raises(ValueError, match=r"it must be above 0|choose one of png"):
+            restore_folder(pipeline, find_tasks(tmp_path / "in"), tmp_path / "x", **option)
+
+
+def test_wrong_or_truncated_weights_raise(model_folder):
+    with pytest.raises(ValueError, match="holds 'fadex', not 'restorer'"):
+        Face2ScenePipeline.from_files(model_folder / "fadex.safetensors", model_folder / "fadex.safetensors")
+    (model_folder / "restorer.safetensors").write_bytes((model_folder / "restorer.safetensors").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        Face2ScenePipeline.from_pretrained(model_folder)

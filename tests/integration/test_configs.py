@@ -1,0 +1,118 @@
+"""Every option of every group composes, and names only arguments that exist."""
+
+import importlib.util
+import inspect
+from collections.abc import Iterator
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.inference.pipeline import Face2ScenePipeline
+from face2scene.models.mapnet import MapNet
+from face2scene.models.restorer.one_step import OneStepRestorer
+from face2scene.models.s3diff.model import S3Diff
+from face2scene.train.loop import Schedule
+
+CONFIGS = REPOSITORY / "configs"
+ROOTS = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "base")
+GROUPS = [
+    "data",
+    "degradation",
+    "faces",
+    "ref_fr",
+    "fadex",
+    "mapnet",
+    "restorer",
+    "train",
+    "experiment",
+    "paths",
+    "tracker",
+]
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
+
+
+def compose_config(root: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(root, list(overrides))
+
+
+def iter_targets(node: object, path: str = "") -> Iterator[tuple[str, dict]]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from iter_targets(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from iter_targets(value, f"{path}[{number}]")
+
+
+def unknown_arguments(config: DictConfig) -> list[str]:
+    plain = OmegaConf.to_container(config, resolve=True)
+    complaints = []
+    for path, node in iter_targets(plain):
+        accepted = inspect.signature(get_object(node["_target_"])).parameters
+        given = {key for key in node if not key.startswith("_")}
+        if given - accepted.keys() and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+            complaints.append(f"{path}: {node['_target_']} has no {sorted(given - accepted.keys())}")
+    return complaints
+
+
+@pytest.mark.parametrize("root", ROOTS)
+@pytest.mark.parametrize("experiment", [None, *sorted(p.stem for p in (CONFIGS / "experiment").glob("*.yaml"))])
+def test_root_composes_with_experiment(root, experiment):
+    overrides = [] if experiment is None else [f"experiment={experiment}"]
+    assert unknown_arguments(compose_config(root, *overrides)) == []
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_option_has_only_known_arguments(group, option):
+    assert unknown_arguments(compose_config("train_restorer", f"{group}={option}")) == []
+
+
+@pytest.mark.parametrize("option", sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml")))
+def test_sweep_composes(option):
+    assert compose_config("sweep", f"sweep={option}").sweep.key == option
+
+
+@pytest.mark.parametrize("option", [o for g, o in OPTIONS if g == "train"])
+def test_train_option_has_valid_schedule(option):
+    train = compose_config("train_restorer", f"train={option}").train
+    for part in ("fadex", "restorer"):
+        Schedule(**train[part].schedule)
+
+
+@pytest.mark.parametrize("option", [o for g, o in OPTIONS if g == "restorer"])
+def test_restorer_option_has_valid_adapters(option):
+    config = compose_config("train_restorer", f"restorer={option}").restorer
+    kind = S3Diff if "score_net" in config else OneStepRestorer
+    assert set(config.adapters) <= inspect.signature(kind).parameters.keys()
+
+
+def test_pipeline_options_match_signature():
+    given = set(compose_config("restore").pipeline)
+    assert given <= inspect.signature(Face2ScenePipeline).parameters.keys()
+
+
+@pytest.mark.parametrize("name", ["paper", "tiny"])
+def test_mapnet_width_matches_fadex(name):
+    config = compose_config("train_restorer", f"mapnet={name}", f"fadex={name}")
+    mapnet: MapNet = instantiate(config.mapnet)
+    assert mapnet.config["in_channels"] == config.fadex.encoder.widths[-1]
+
+
+def test_misspelt_argument_is_reported():
+    config = compose_config("train_restorer", "+mapnet.widht=3")
+    assert unknown_arguments(config) == ["mapnet: face2scene.models.mapnet.MapNet has no ['widht']"]
+
+
+def test_an_option_that_is_gone_is_answered():
+    path = REPOSITORY / "scripts/train_restorer.py"
+    spec = importlib.util.spec_from_file_location("train_restorer", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    with pytest.raises(ValueError, match=r"train\.restorer\.leaks is no longer an option.*order=published"):
+        script.main(compose_config("train_restorer", "train=tiny", "+train.restorer.leaks=false"))

@@ -1,0 +1,356 @@
+import copy
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate_state import forget_processes
+
+from face2scene.common.model_files import save_weights
+from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy, degrade_together
+from face2scene.degradation import Blur, GaussianNoise, Recipe, Space
+from face2scene.image_io.arrays import write_png
+from face2scene.models.fadex import Contrast, FaDeX, KeyQueue, MoCo, compare
+from face2scene.ref_fr import Copy
+from face2scene.train.fadex_task import FaDeXTask
+from face2scene.train.loop import Schedule, train
+from face2scene.train.run import Run
+
+pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
+
+SMALL_ENCODER = {"widths": (4, 8), "strides": (1, 2), "embedding": 8}
+SPACE = Space(scale=1, no_degradation_prob=0, kernel_sizes=(3, 5), poisson_scale=(0.05, 0.1))
+
+
+@pytest.fixture
+def face_files(tmp_path) -> list[Path]:
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for path in paths:
+        write_png(path, rng.random((40, 44, 3), dtype=np.float32))
+    return paths
+
+
+def pairs(face_files, **options):
+    settings = {"operators": 3, "images": 2, "crop": 16, "seed": 0, "margin": 4} | options
+    return FacePairBatches(face_files, [(8, 8, 36, 36)] * len(face_files), SPACE, **settings)
+
+
+def small_moco(**options):
+    torch.manual_seed(0)
+    return MoCo(FaDeX(**SMALL_ENCODER), **({"queue_size": 12} | options))
+
+
+def contrast_of(module, batch):
+    query, key = ((batch[f"{view}_restored"], batch[f"{view}_degraded"]) for view in ("query", "key"))
+    return module(query, key, batch["labels"])
+
+
+# Encoder
+
+
+@pytest.mark.numerics
+def test_equal_pair_zeroes_first_layer():
+    face = torch.rand(2, 3, 20, 20)
+    for order in ("restored_first", "degraded_first"):
+        encoder = FaDeX(**SMALL_ENCODER, order=order)
+        assert encoder.body[0](torch.cat([face, face], dim=1)).abs().max() < 1e-6
+    plain = FaDeX(**SMALL_ENCODER, start="random")
+    assert plain.body[0](torch.cat([face, face], dim=1)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 31), (48, 20)])
+def test_map_has_half_the_input_size(size):
+    encoder = FaDeX().eval()
+    features = encoder(torch.rand(1, 3, *size), torch.rand(1, 3, *size))
+    assert features.shape == (1, 256, math.ceil(size[0] / 2), math.ceil(size[1] / 2))
+    assert encoder.embed(features).norm(dim=1).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_invalid_crops_and_options_raise():
+    encoder = FaDeX(**SMALL_ENCODER)
+    with pytest.raises(ValueError, match=r"15 x 40 pixels.*needs 16.*train\.fadex\.crop"):
+        encoder(torch.rand(1, 3, 40, 15), torch.rand(1, 3, 40, 15))
+    with pytest.raises(ValueError, match="one size"):
+        encoder(torch.rand(1, 3, 20, 20), torch.rand(1, 3, 20, 24))
+    with pytest.raises(ValueError, match=r"fadex\.encoder\.inputs must be one of pair, lq_only"):
+        FaDeX(inputs="both")
+    with pytest.raises(ValueError, match=r"fadex\.encoder\.strides"):
+        FaDeX(widths=(4, 8), strides=(1,))
+
+
+def test_lq_only_ignores_restored_face():
+    encoder = FaDeX(**SMALL_ENCODER, inputs="lq_only").eval()
+    degraded = torch.rand(1, 3, 16, 16)
+    assert torch.equal(encoder(torch.rand_like(degraded), degraded), encoder(degraded, degraded))
+
+
+@pytest.mark.numerics
+def test_encoder_save_load_round_trip(tmp_path):
+    encoder = FaDeX(**SMALL_ENCODER, head_norm=True, order="degraded_first")
+    for _ in range(2):
+        encoder.embed(encoder(torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16)))
+    encoder.save(tmp_path / "fadex.safetensors")
+    again = FaDeX.from_file(tmp_path / "fadex.safetensors")
+    pair = torch.rand(2, 3, 3, 18, 18)
+    assert again.config == encoder.config and not again.training
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in encoder.state_dict().items())
+    # one is frozen and the other is not, for which there may be two kernels
+    torch.testing.assert_close(again.embed(again(*pair)), encoder.eval().embed(encoder(*pair)), atol=1e-6, rtol=0)
+
+
+def test_wrong_kind_or_width_raises(tmp_path):
+    encoder = FaDeX(**SMALL_ENCODER)
+    save_weights(tmp_path / "a.safetensors", encoder.state_dict(), kind="mapnet", config=encoder.config)
+    with pytest.raises(ValueError, match="holds 'mapnet', not 'fadex'"):
+        FaDeX.from_file(tmp_path / "a.safetensors")
+    wider = {**encoder.config, "widths": [4, 16]}
+    save_weights(tmp_path / "b.safetensors", encoder.state_dict(), kind="fadex", config=wider)
+    with pytest.raises(ValueError, match="does not fit FaDeX"):
+        FaDeX.from_file(tmp_path / "b.safetensors")
+
+
+# Contrast
+
+
+def test_queue_overwrites_oldest_keys():
+    queue = KeyQueue(size=5, width=2)
+    for value in range(4):
+        queue.enqueue(torch.full((2, 2), float(value)), torch.full((2,), value))
+    assert queue.keys[:, 0].tolist() == [2, 3, 3, 1, 2]
+    assert queue.labels.tolist() == [2, 3, 3, 1, 2]
+    queue.enqueue(torch.full((5, 2), 9.0), torch.full((5,), 9))
+    assert queue.labels.tolist() == [9] * 5
+
+
+def test_enqueue_beyond_queue_size_raises():
+    with pytest.raises(ValueError, match=r"6 keys.*queue of 5: raise fadex\.contrast\.queue_size"):
+        KeyQueue(5, 2).enqueue(torch.zeros(6, 2), torch.zeros(6, dtype=torch.int64))
+
+
+def test_key_encoder_is_ema_of_query():
+    module = small_moco(momentum=0.75)
+    with torch.no_grad():
+        module.query.body[0].weight.fill_(1.0)
+        module.key.body[0].weight.fill_(0.0)
+    for expected in (0.25, 0.4375):
+        module.update(torch.zeros(2, 8), torch.zeros(2, dtype=torch.int64))
+        assert module.key.body[0].weight.unique().tolist() == [expected]
+    assert not any(p.requires_grad for p in module.key.parameters())
+
+
+@pytest.mark.numerics
+def test_forward_moves_running_statistics_only(face_files):
+    module, batch = small_moco(), pairs(face_files)[0]
+    before = copy.deepcopy(module.state_dict())
+    first, second = contrast_of(module, batch), contrast_of(module, batch)
+    assert torch.equal(first.logits, second.logits)
+    moved = {name.rpartition(".")[2] for name, t in module.state_dict().items() if not torch.equal(t, before[name])}
+    assert moved == {"running_mean", "running_var", "num_batches_tracked"}
+    module.update(first.keys, first.labels)
+    assert module.queue.labels[:6].tolist() == batch["labels"].tolist()
+
+
+@pytest.mark.numerics
+def test_contrast_loss_matches_by_hand():
+    # Operators 0 0 1 1 against keys 0 0 1 1 and three slots of the queue: operator 0, another one, empty.
+    labels, names = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1, 0, 7, -1])
+    logits = torch.arange(28.0).reshape(4, 7).sin() * 3
+    same = labels[:, None] == names
+    batch = torch.arange(7) < 4
+    contrast = Contrast(logits, same & batch, ~same & (names != -1), torch.zeros(4, 2), labels)
+    partners = {0: ([0, 1], [2, 3, 5]), 1: ([2, 3], [0, 1, 4, 5])}  # positives, negatives
+    sums = []
+    for row, label in enumerate(labels.tolist()):
+        positives, negatives = partners[label]
+        whole = sum(math.exp(logits[row, a]) for a in positives + negatives)
+        sums.append(sum(-math.log(math.exp(logits[row, p]) / whole) for p in positives))
+    assert contrast.loss().item() == pytest.approx(sum(sums) / 4, rel=1e-6)
+    assert contrast.loss(mean_over_positives=True).item() == pytest.approx(sum(sums) / 8, rel=1e-6)
+
+
+def test_contrast_masks_follow_labels(face_files):
+    module, batch = small_moco(), pairs(face_files)[0]
+    module.queue.enqueue(torch.ones(2, 8), torch.tensor([int(batch["labels"][0]), 5]))
+    contrast = contrast_of(module, batch)
+    assert contrast.positive.sum(1).tolist() == [2] * 6  # the two keys of the operator, and none of the queue
+    assert contrast.negative[0].sum() == 4 + 1 and contrast.negative[5].sum() == 4 + 2
+    assert not contrast.negative[:, 8:].any()  # slots that were never filled
+
+
+@pytest.mark.numerics
+def test_loss_is_order_and_view_invariant():
+    torch.manual_seed(0)
+    q, k = (torch.nn.functional.normalize(torch.randn(6, 4), dim=1) for _ in range(2))
+    labels = torch.tensor([3, 3, 5, 5, 8, 8])
+
+    def loss(a, b, names):
+        same = names[:, None] == labels[None]
+        return Contrast(a @ b.T, same, ~same, b, names).loss()
+
+    order = torch.tensor([4, 0, 2, 5, 1, 3])
+    torch.testing.assert_close(loss(q[order], k, labels[order]), loss(q, k, labels))
+    torch.testing.assert_close(loss(q, q, labels), loss(-q, -q, labels))
+    same_views = loss(k, k, labels)
+    torch.testing.assert_close(same_views, loss(k.clone(), k, labels))
+
+
+def test_equal_codes_give_log_of_pair_count():
+    labels = torch.tensor([0, 0, 1, 1])
+    same = labels[:, None] == labels
+    contrast = Contrast(torch.full((4, 4), 3.0), same, ~same, torch.zeros(4, 2), labels)
+    assert contrast.loss(mean_over_positives=True).item() == pytest.approx(math.log(4))
+
+
+def test_single_operator_raises(face_files):
+    batch = pairs(face_files)[0]
+    with pytest.raises(ValueError, match=r"one operator.*train\.fadex\.operators"):
+        contrast_of(small_moco(), {**batch, "labels": torch.zeros(6, dtype=torch.int64)})
+    with pytest.raises(ValueError, match=r"raise train\.fadex\.operators"):
+        pairs(face_files, operators=1)
+
+
+# Pairs
+
+
+def test_batch_depends_only_on_index(face_files):
+    one, two = pairs(face_files), pairs(face_files)
+    one[0]
+    again, other = two[3], one[3]
+    assert all(torch.equal(again[name], other[name]) for name in again)
+    assert not torch.equal(one[4]["query_degraded"], other["query_degraded"])
+    assert not torch.equal(pairs(face_files, seed=1)[3]["labels"], other["labels"])
+
+
+def test_operator_faces_are_distinct(face_files):
+    batch = pairs(face_files, cache_mib=0)[0]
+    assert batch["query_restored"].shape == batch["key_degraded"].shape == (6, 3, 16, 16)
+    assert len(batch["labels"].unique()) == 3 and torch.equal(batch["labels"][::2], batch["labels"][1::2])
+    first = torch.cat([batch["query_restored"][:2], batch["key_restored"][:2]])
+    assert len(first.flatten(1).unique(dim=0)) == 4
+    assert not torch.equal(batch["query_restored"], batch["query_degraded"])
+
+
+@pytest.mark.numerics
+def test_joint_degradation_matches_single():
+    tiles = [torch.rand(3, 30, 30) for _ in range(5)]
+    recipe = Recipe((Blur("iso", 7, 1.0),))
+    for tile, together in zip(tiles, degrade_together(recipe, tiles), strict=True):
+        alone = recipe.apply(tile)
+        torch.testing.assert_close(together[:, 4:-4, 4:-4], alone[:, 4:-4, 4:-4], atol=1e-5, rtol=0)
+    flat = [torch.full((3, 20, 20), 0.5)] * 2
+    first, second = degrade_together(Recipe((GaussianNoise(10.0),)), flat)
+    assert not torch.equal(first, second)
+
+
+def test_restored_face_is_gt_or_stage_one(face_files):
+    rng, face = np.random.default_rng(0), torch.rand(3, 20, 20)
+    assert torch.equal(RestoredBy(Copy(), gt_share=0.0)(face, face / 2, rng), face / 2)
+    assert torch.equal(RestoredBy(Copy(), gt_share=1.0)(face, face / 2, rng), face)
+    batch = pairs(face_files, restore=RestoredBy(Copy()))[0]
+    assert torch.equal(batch["query_restored"], batch["query_degraded"])
+
+
+def test_large_images_shrink_small_ones_raise(face_files):
+    half = pairs(face_files, side=20)
+    for _ in range(2):
+        image, box = half._image(0)
+        assert image.shape == (20, 22, 3) and box == (4, 4, 18, 18)
+    with pytest.raises(ValueError, match=r"44 x 40 pixels.*train\.fadex\.crop"):
+        pairs(face_files, crop=48)[0]
+    with pytest.raises(ValueError, match=r"2 x 4 different images.*train\.fadex\.images"):
+        pairs(face_files, images=4)
+
+
+# Probe and training
+
+
+def test_cosine_probe_matches_by_hand():
+    a, b, c = torch.eye(3)
+    found = compare(torch.stack([torch.stack([a, a, a]), torch.stack([b, b, c])]), ["d1", "d2"])
+    assert found["same"] == pytest.approx({"d1": 1, "d2": 1 / 3})
+    assert found["cross"] == {"d1-d2": 0} and found["different_mean"] == 0
+    assert found["same_mean"] == pytest.approx(2 / 3) and found["matrix"][0] == [1, 0]
+    assert found["retrieval_top1"] == pytest.approx(5 / 6)  # c has no partner; of equals the first is d1's
+    with pytest.raises(ValueError, match="two operators"):
+        compare(torch.rand(1, 3, 4), ["d1"])
+
+
+def train_to(folder, face_files, steps, accumulate=1, queue_size=20, keep_group=False):
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
+    task = FaDeXTask(
+        small_moco(queue_size=queue_size, momentum=0.5),
+        pairs(face_files),
+        pairs(face_files, seed=9),
+        accelerator,
+        lr=1e-2,
+        probe_on="space",
+        probe_operators=2,
+        probe_images=3,
+    )
+    run = Run(folder, {}, main=accelerator.is_main_process)
+    train(task, accelerator, Schedule(steps=steps, validate_every=1), run, seed=0)
+    if not keep_group:
+        forget_processes()  # the next training of this process is another one
+    return task
+
+
+@pytest.mark.numerics
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resume_is_bitwise_exact(tmp_path, face_files, accumulate):
+    whole = train_to(tmp_path / "whole", face_files, 4, accumulate).moco.state_dict()
+    train_to(tmp_path / "halves", face_files, 2, accumulate)
+    halves = train_to(tmp_path / "halves", face_files, 4, accumulate).moco.state_dict()
+    assert all(torch.equal(t, halves[name]) for name, t in whole.items())
+    assert halves["queue.cursor"] == 4 * accumulate * 6 % 20  # the keys of every accumulated batch are there
+    assert not torch.equal(whole["key.head.0.weight"], whole["query.head.0.weight"])
+
+
+def test_training_exports_encoder_and_probe(tmp_path, face_files):
+    task = train_to(tmp_path, face_files, 2)
+    again = FaDeX.from_file(tmp_path / "weights/fadex.safetensors")
+    assert all(torch.equal(t, task.encoder.state_dict()[name]) for name, t in again.state_dict().items())
+    found = json.loads((tmp_path / "weights/probe.json").read_text())
+    assert found["labels"] == ["g1", "g2"] and found["people"] == 6 and found["images"] == 3
+    assert {"same_mean", "different_mean", "matrix", "retrieval_top1"} <= found.keys()
+
+
+def test_queue_overflow_raises_before_training(face_files):
+    with pytest.raises(ValueError, match=r"enqueues 6 keys.*holds 5: raise fadex\.contrast\.queue_size"):
+        FaDeXTask(small_moco(queue_size=5), pairs(face_files), pairs(face_files), Accelerator(cpu=True), lr=1e-3)
+
+
+def _train_rank(folder, face_files):
+    state = train_to(folder, face_files, 2, queue_size=40, keep_group=True).moco.state_dict()
+    torch.save(state, folder / f"rank{torch.distributed.get_rank()}.pt")
+
+
+LAUNCH_TWO = """
+import sys
+from pathlib import Path
+from accelerate import debug_launcher
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/../support"]
+from test_fadex import _one_of_two
+debug_launcher(_one_of_two, (Path(sys.argv[2]), [Path(p) for p in sys.argv[3:]]), num_processes=2)
+"""
+
+
+def test_two_processes_share_queue_and_encoder(tmp_path, face_files):
+    # In an interpreter of its own: this one has started OpenMP threads by now, and a fork of it would wait for them.
+    words = [sys.executable, "-c", LAUNCH_TWO, str(Path(__file__).parent), str(tmp_path), *map(str, face_files)]
+    subprocess.run(words, check=True, timeout=300)
+    one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    for name, tensor in one.items():
+        if "running" not in name:  # each keeps the statistics of its own batches until the next broadcast
+            assert torch.equal(tensor, two[name]), name
+    # Step 1 stored batches 0 and 1, step 2 batches 2 and 3, each in the order of the ranks.
+    expected = torch.cat([pairs(face_files)[number]["labels"] for number in range(4)])
+    assert one["queue.labels"].tolist() == expected.tolist() + [-1] * 16
+
+    alone = train_to(tmp_path, face_files, 3, queue_size=40).moco  # one process goes on from the state of two
+    assert alone.queue.labels[:24].tolist() == expected.tolist() and alone.queue.cursor == 30

@@ -1,0 +1,168 @@
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate_state import forget_processes
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from face2scene.train.checkpoint import states
+from face2scene.train.loop import Phase, Schedule, freeze_other_phases, train
+from face2scene.train.run import Run
+
+pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
+
+
+class SeededBatches:
+    """Batch `index` is a function of `index` alone."""
+
+    def __getitem__(self, index):
+        return torch.randn(4, 3, generator=torch.Generator().manual_seed(index))
+
+
+class TinyAdversarialTask:
+    """A small generator and discriminator that use each other, the discriminator on a frozen base."""
+
+    def __init__(self, poison_at=None):
+        torch.manual_seed(0)
+        self.maker = nn.Linear(3, 3)
+        self.discriminator = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 1))
+        self.discriminator[0].requires_grad_(False)
+        self.data, self.poison_at, self.calls, self.validated = SeededBatches(), poison_at, 0, 0
+        self.phases = [
+            Phase("maker", self.maker, self._optimizer(self.maker), self.make),
+            Phase("discriminator", self.discriminator, self._optimizer(self.discriminator), self.judge),
+        ]
+
+    @staticmethod
+    def _optimizer(model):
+        return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+
+    def make(self, batch):
+        self.calls += 1
+        made = self.phases[0].model(batch + 0.1 * torch.randn_like(batch))
+        factor = float("nan") if self.calls == self.poison_at else 1.0
+        near = (made - batch).square().mean()
+        return {"near": factor * near, "fool": -0.1 * self.phases[1].model(made).mean()}
+
+    def judge(self, batch):
+        made = self.phases[0].model(batch)
+        return {"tell": self.phases[1].model(made).mean() - self.phases[1].model(batch).tanh().mean()}
+
+    def after_step(self):
+        pass
+
+    def validate(self):
+        self.validated += 1
+        return {"validation/noise": float(torch.randn(()))}  # must not disturb the training
+
+    def export(self, folder, step):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "step.txt").write_text(str(step))
+
+
+def train_to(folder, steps, accumulate=1, **settings):
+    forget_processes()
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
+    task = TinyAdversarialTask(**settings)
+    schedule = Schedule(steps=steps, log_every=1, validate_every=2, save_every=2, warmup=3, keep_states=2)
+    run = Run(folder, {"accumulate": accumulate})
+    train(task, accelerator, schedule, run, seed=5)
+    return task, run
+
+
+def all_tensors(task):
+    return {**task.maker.state_dict(), **{f"discriminator.{k}": v for k, v in task.discriminator.state_dict().items()}}
+
+
+@pytest.mark.numerics
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resume_is_bitwise_exact(tmp_path, accumulate):
+    full_tensor, _ = train_to(tmp_path / "whole", 6, accumulate)
+    train_to(tmp_path / "halves", 4, accumulate)
+    halves, _ = train_to(tmp_path / "halves", 6, accumulate)
+    assert halves.calls == 2 * accumulate  # it did go on and did not start again
+    for name, tensor in all_tensors(full_tensor).items():
+        assert torch.equal(tensor, all_tensors(halves)[name]), name
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "halves")]
+    assert [json.loads(x)["step"] for x in lines[0]] == [json.loads(x)["step"] for x in lines[1]]
+
+
+def test_lost_steps_are_repeated_exactly(tmp_path):
+    full_tensor, _ = train_to(tmp_path / "whole", 6)
+    with pytest.raises(FloatingPointError):
+        train_to(tmp_path / "killed", 6, poison_at=6)  # dies in step 6; the newest state is of step 4
+    again, _ = train_to(tmp_path / "killed", 6)
+    assert all(torch.equal(t, all_tensors(again)[name]) for name, t in all_tensors(full_tensor).items())
+    steps = [json.loads(x)["step"] for x in (tmp_path / "killed/metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 2, 3, 4, 4, 5, 6, 6]  # training and validation lines, none twice
+
+
+def test_non_finite_loss_keeps_weights(tmp_path):
+    before, _ = train_to(tmp_path / "before", 2)
+    expected = {name: t.clone() for name, t in before.maker.state_dict().items()}
+    forget_processes()
+    task = TinyAdversarialTask(poison_at=3)
+    with pytest.raises(FloatingPointError, match=r"'maker' is not finite.*near=nan.*unchanged"):
+        schedule = Schedule(steps=3, warmup=3, validate_every=2)
+        train(task, Accelerator(cpu=True), schedule, Run(tmp_path / "poisoned", {}), seed=5)
+    assert all(torch.equal(t, expected[name]) for name, t in task.maker.state_dict().items())
+
+
+def test_other_phases_get_no_gradients():
+    task = TinyAdversarialTask()
+    maker, discriminator = task.phases
+    with freeze_other_phases(maker, task.phases):
+        sum(task.make(torch.randn(4, 3)).values()).backward()
+    assert all(p.grad is not None for p in maker.weights)
+    assert all(p.grad is None and p.requires_grad for p in discriminator.weights)
+    assert not task.discriminator[0].weight.requires_grad  # what was frozen stays so
+
+
+def test_checkpoint_omits_frozen_weights(tmp_path):
+    _, run = train_to(tmp_path / "run", 2)
+    with safe_open(states(run)[-1] / "model_1.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert not any(name.startswith("0.") for name in names)
+    assert {"1.running_mean", "2.weight"} <= names
+
+
+def test_mismatched_checkpoint_raises(tmp_path):
+    _, run = train_to(tmp_path / "run", 2)
+    path = states(run)[-1] / "model.safetensors"
+    save_file({"another": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"not fit Linear: missing \['bias', 'weight'\], unknown \['another'\]"):
+        train_to(tmp_path / "run", 4)
+
+
+def test_only_newest_checkpoints_are_kept(tmp_path):
+    _, run = train_to(tmp_path / "run", 8)
+    assert [path.name for path in states(run)] == ["6", "8"]
+    assert (run.folder / "weights/step.txt").read_text() == "8"
+
+
+def test_schedule_warms_up_and_decays():
+    schedule = Schedule(steps=100, warmup=10, decay="cosine")
+    assert schedule.rate(0) == pytest.approx(0.1, rel=1e-3)
+    assert schedule.rate(50) == pytest.approx(0.505)
+    assert 0.01 <= schedule.rate(99) < 0.011
+    with pytest.raises(ValueError, match="decay must be constant or cosine"):
+        Schedule(steps=1, decay="linear")
+
+
+def test_phases_can_share_model_and_optimizer(tmp_path):
+    task = TinyAdversarialTask()
+    maker, discriminator = task.phases
+    again = Phase(
+        "again", maker.model, maker.optimizer, lambda batch: {"far": 0.1 * maker.model(batch).square().mean()}
+    )
+    task.phases = [maker, discriminator, again]
+    with freeze_other_phases(again, task.phases):
+        assert all(w.requires_grad for w in maker.weights) and not any(w.requires_grad for w in discriminator.weights)
+    train(task, Accelerator(cpu=True), Schedule(steps=2, log_every=1), Run(tmp_path, {}), seed=0)
+    assert again.model is maker.model and again.optimizer is maker.optimizer
+    assert maker.optimizer.optimizer.state[maker.weights[0]]["step"] == 4  # two phases of two steps
+    names = [path.name for path in states(Run(tmp_path, {}))[-1].iterdir() if path.suffix == ".safetensors"]
+    assert sorted(names) == ["model.safetensors", "model_1.safetensors"]

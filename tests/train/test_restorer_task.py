@@ -1,0 +1,343 @@
+"""The restorer's training at tiny size: its phases, what each moves, and going on."""
+
+import json
+from unittest.mock import Mock
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate_state import forget_processes
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+
+from face2scene.common.model_files import load_weights
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.common.types import FacePair
+from face2scene.data.scene_batches import ValidationPair
+from face2scene.image_io.arrays import read_tensor
+from face2scene.models.mapnet import MapNet
+from face2scene.models.restorer import lora
+from face2scene.models.restorer.base_model import load_base
+from face2scene.models.restorer.discriminator import Discriminator, load_features, multilevel_sigmoid
+from face2scene.models.restorer.one_step import OneStepRestorer
+from face2scene.train.loop import Phase, Schedule, freeze_other_phases, step, train
+from face2scene.train.restorer_task import RestorerTask
+from face2scene.train.run import Run
+
+pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
+
+TINY_VIT = {
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "intermediate_size": 8,
+    "image_size": 16,
+    "patch_size": 4,
+}
+
+
+class SeededSceneBatches:
+    """Batch `index` is a function of `index` alone; the first image of two is a negative."""
+
+    def __getitem__(self, index):
+        rng = torch.Generator().manual_seed(index)
+        image, gt = torch.rand(2, 2, 3, 16, 16, generator=rng)
+        negative = torch.tensor([True, False])
+        return {
+            "image": image,
+            "gt": gt,
+            "target": torch.where(negative.view(2, 1, 1, 1), image, gt),
+            "restored": torch.rand(2, 3, 16, 16, generator=rng),
+            "degraded": torch.rand(2, 3, 16, 16, generator=rng),
+            "negative": negative,
+            "drop": torch.tensor([False, index % 2 == 0]),
+            "seed": torch.tensor([index, index + 1000]),
+        }
+
+
+class StubEncoder(nn.Module):
+    """In FaDeX's place."""
+
+    def forward(self, restored, degraded):
+        return torch.cat([restored, degraded, restored - degraded], 1)[:, :8, ::2, ::2]
+
+
+class StubPerceptualLoss(nn.Module):
+    """In LPIPS' place."""
+
+    def forward(self, output, target):
+        return (output - target).abs().mean()
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base):
+    return lambda: load_base(tiny_base)
+
+
+@pytest.fixture
+def make_task(base):
+    def build(with_critic=True, ema=None, checkpointing=False, **options) -> RestorerTask:
+        torch.manual_seed(0)
+        mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
+        restorer = OneStepRestorer(base(), mapnet, vae_rank=2, unet_rank=2, vae_layers=lora.VAE_ENCODER[:6])
+        if checkpointing:
+            restorer.checkpoint_gradients()
+        discriminator = Discriminator(load_features(TINY_VIT), levels=(1, 2), width=4) if with_critic else None
+        image = torch.rand(3, 16, 16)
+        held = [ValidationPair(None, image, image, FacePair(restored=image, degraded=image, box=(0, 0, 16, 16)))]
+        settings = {
+            "lr": 1e-3,
+            "discriminator": discriminator,
+            "ema": ema,
+            "device": torch.device("cpu"),
+            "about": {},
+        } | options
+        return RestorerTask(restorer, StubEncoder(), StubPerceptualLoss(), SeededSceneBatches(), held, **settings)
+
+    return build
+
+
+def steps(task: RestorerTask, count: int = 1) -> list[dict[str, torch.Tensor]]:
+    accelerator = Accelerator(cpu=True)
+    reports = []
+    for index in range(count):
+        torch.manual_seed(index)
+        reports.append(step(task, task.data[index], accelerator, 1.0))
+        task.after_step()
+    return reports
+
+
+def trained_tensors(task: RestorerTask) -> dict[str, torch.Tensor]:
+    models = {"generator": task.phases[0].model, "discriminator": task.phases[-1].model}
+    return {f"{m}.{n}": p.detach().clone() for m, x in models.items() for n, p in x.named_parameters()}
+
+
+def changed_names(before, after) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_step_updates_only_trained_weights(make_task):
+    task = make_task()
+    before = trained_tensors(task)
+    (report,) = steps(task)
+    moved = changed_names(before, trained_tensors(task))
+    assert {name.split("/")[0] for name in report} == {"generator", "discriminator"}
+    assert {"generator/l2", "generator/lpips", "generator/gan", "critic/real", "critic/made"} <= set(report)
+    assert any(n.startswith("critic.maps") for n in moved) and any("lora_B" in n for n in moved)
+    assert not any(n.startswith("critic.features") or "decoder" in n for n in moved)
+
+
+@pytest.mark.parametrize(("order", "calls", "moves"), [("one_forward", 1, 2), ("published", 2, 4)])
+def test_order_sets_forward_and_step_counts(make_task, order, calls, moves):
+    task = make_task(order=order)
+    seen, stepped = [], []
+    task.phases[0].model.register_forward_hook(lambda *_: seen.append(1))
+    for optimizer in {id(p.optimizer): p.optimizer for p in task.phases}.values():
+        optimizer.register_step_post_hook(lambda *_: stepped.append(1))
+    (report,) = steps(task)
+    assert (len(seen), len(stepped), len(task.phases)) == (calls, moves, moves)
+    assert all(torch.isfinite(value) for value in report.values())
+
+
+@pytest.mark.numerics
+def test_negatives_skip_adversarial_losses(make_task):
+    task = make_task()
+    batch = task.data[0]
+    torch.manual_seed(0)
+    losses = task.phases[0].losses(batch)
+    fake = task._fake.clone()
+    torch.manual_seed(0)
+    judge = task.phases[1].model
+    judge.augment = False
+    told = task.phases[1].losses(batch)
+    with torch.no_grad():
+        logits = judge.eval()(torch.cat([batch["gt"][1:] * 2 - 1, fake[1:]]))
+    expected = [0.5 * multilevel_sigmoid([x[n : n + 1] for x in logits], t).mean() for n, t in ((0, 0.8), (1, 0.0))]
+    torch.testing.assert_close(told["real"], expected[0], atol=1e-3, rtol=1e-2)  # spectral norms moved in between
+    torch.testing.assert_close(told["fake"], expected[1], atol=1e-3, rtol=1e-2)
+    everything = batch | {"negative": torch.tensor([True, True])}
+    assert task.phases[1].losses(everything)["real"] == 0 and task.phases[0].losses(everything)["gan"] == 0
+    assert losses["gan"] > 0
+
+
+@pytest.mark.numerics
+def test_the_generators_losses_leave_no_gradient_in_the_critic(make_task):
+    task = make_task(order="published")
+    with freeze_other_phases(task.phases[1], task.phases):
+        sum(task.phases[1].losses(task.data[0]).values()).backward()
+    assert all(p.grad is None for p in task.phases[2].model.parameters())
+    assert any(p.grad is not None for p in task.phases[1].weights)
+
+
+def train_to(make_task, folder, count, **options):
+    forget_processes()
+    task = make_task(**options)
+    schedule = Schedule(
+        steps=count, log_every=1, validate_every=2, save_every=2, best="validation/psnr_own_tokens", best_is="highest"
+    )
+    train(task, Accelerator(cpu=True), schedule, Run(folder, {}), seed=3)
+    return task
+
+
+@pytest.mark.numerics
+@pytest.mark.parametrize("order", ["one_forward", "published"])
+def test_resume_is_bitwise_exact(make_task, tmp_path, order):
+    options = {"order": order, "ema": 0.9}
+    full_tensor = train_to(make_task, tmp_path / "whole", 4, **options)
+    train_to(make_task, tmp_path / "halves", 2, **options)
+    halves = train_to(make_task, tmp_path / "halves", 4, **options)
+    assert changed_names(trained_tensors(full_tensor), trained_tensors(halves)) == set()
+    state = [dict(task.phases[-1].model.named_buffers()) for task in (full_tensor, halves)]
+    assert all(torch.equal(tensor, state[1][name]) for name, tensor in state[0].items())  # spectral norms too
+    assert all(torch.equal(v, halves.ema_weights.values[n]) for n, v in full_tensor.ema_weights.values.items())
+    files = [load_file(tmp_path / name / "weights/restorer.safetensors") for name in ("whole", "halves")]
+    assert changed_names(*files) == set()
+    lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "halves")]
+    assert lines[0] == lines[1]
+
+
+def test_best_and_last_weights_are_exported(make_task, tmp_path):
+    task = make_task(with_critic=False)
+    numbers = iter([5.0, 9.0, 7.0])
+    task.validate = lambda: {"validation/psnr": next(numbers)}
+    schedule = Schedule(steps=3, validate_every=1, best="validation/psnr", best_is="highest")
+    train(task, Accelerator(cpu=True), schedule, Run(tmp_path, {}), seed=3)
+    about = [
+        load_weights(tmp_path / f"weights/{name}restorer.safetensors", kind="restorer")[2] for name in ("best/", "")
+    ]
+    assert [a["steps"] for a in about] == [2, 3]
+    assert [json.loads(x)["step"] for x in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 3]
+
+
+def test_validation_images_are_side_by_side(make_task, tmp_path):
+    task = make_task(with_critic=False)
+    tracker = Mock()
+    train(task, Accelerator(cpu=True), Schedule(steps=1), Run(tmp_path, {}, trackers=(tracker,)), seed=0)
+    (make_image,) = (tmp_path / "validation/000001").iterdir()
+    eval_weights = read_tensor(make_image)
+    assert make_image.name == "validation_0.png" and eval_weights.shape == (3, 16, 48)
+    held = task.validation[0]
+    torch.testing.assert_close(eval_weights[..., :16], held.image, atol=1 / 255, rtol=0)
+    torch.testing.assert_close(eval_weights[..., 32:], held.gt, atol=1 / 255, rtol=0)
+    assert not torch.allclose(eval_weights[..., 16:32], held.image, atol=0.1)
+    assert tracker.show.call_args.args[1] == 1
+
+
+def test_unknown_best_metric_raises():
+    schedule = Schedule(steps=1, best="validation/psnr")
+    with pytest.raises(ValueError, match=r"best=validation/psnr is not among.*validation/ssim"):
+        schedule.improves({"validation/ssim": 1.0}, None)
+    with pytest.raises(ValueError, match="best_is must be lowest or highest"):
+        Schedule(steps=1, best_is="largest")
+
+
+@pytest.mark.numerics
+def test_ema_matches_recursion_and_is_exported(make_task, tmp_path):
+    task = make_task(with_critic=False, ema=0.5)
+    weight = task.restorer.null_tokens
+    expected = weight.detach().clone()
+    for count in range(1, 4):
+        steps(task)
+        keep = min(0.5, (1 + count) / (10 + count))
+        expected = keep * expected + (1 - keep) * weight.detach()
+    torch.testing.assert_close(task.ema_weights.values["null_tokens"], expected, atol=1e-7, rtol=1e-5)
+    own = weight.detach().clone()
+    with task.eval_weights():
+        task.export(tmp_path, 3)
+    tensors, _, _ = load_weights(tmp_path / "restorer.safetensors", kind="restorer")
+    torch.testing.assert_close(tensors["null_tokens"].float(), expected, atol=1e-5, rtol=1e-2)
+    assert torch.equal(weight, own) and not torch.allclose(own, expected)
+
+
+@pytest.mark.numerics
+def test_checkpointing_keeps_gradients(make_task):
+    gradients = []
+    for checkpointing in (False, True):
+        task = make_task(with_critic=False, checkpointing=checkpointing)
+        blocks = [m for m in task.restorer.unet.modules() if getattr(m, "gradient_checkpointing", False)]
+        assert bool(blocks) == checkpointing
+        for block in blocks:
+            block._gradient_checkpointing_func = Mock(wraps=block._gradient_checkpointing_func)
+        sum(task.phases[0].losses(task.data[0]).values()).backward()
+        gradients.append({n: p.grad for n, p in task.restorer.named_parameters() if p.grad is not None})
+        assert sum(block._gradient_checkpointing_func.called for block in blocks) >= len(blocks) - 2
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_out_of_memory_names_options(make_task, tmp_path):
+    task = make_task(with_critic=False)
+
+    def exhaust(batch):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    task.phases[0] = Phase("generator", task.phases[0].model, task.phases[0].optimizer, exhaust)
+    with pytest.raises(torch.OutOfMemoryError, match=r"batches\.batch.*gradient_checkpointing=true.*base\.dtype=bf16"):
+        train(task, Accelerator(cpu=True), Schedule(steps=1), Run(tmp_path, {}), seed=0)
+
+
+@pytest.mark.parametrize("options", [{"order": "backwards"}, {"posterior": "median"}])
+def test_unknown_setting_raises(make_task, options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=rf"train\.restorer\.{name} must be \w+ or \w+, not '{value}'"):
+        make_task(**options)
+
+
+@pytest.mark.slow
+def test_one_image_overfits_above_30_db(photo):
+    """On the shipped tiny base, whose frozen decoder alone gives 26.6 dB; the degraded image has 28.4."""
+    torch.manual_seed(0)
+    gt = torch.from_numpy(photo[110:142, 200:232].copy()).permute(2, 0, 1)[None]
+    half = F.interpolate(gt, scale_factor=0.5, mode="area")
+    degraded = F.interpolate(half, scale_factor=2, mode="bicubic").clamp(0, 1)
+    degraded = (degraded + 0.03 * torch.randn(degraded.shape)).clamp(0, 1)
+    mapnet = MapNet(in_channels=64, channels=128, heads=4, width=32)
+    ranks = {"vae_rank": 8, "unet_rank": 16, "lora_alpha": 16, "vae_layers": lora.VAE_ENCODER[:6]}
+    restorer = OneStepRestorer(load_base(REPOSITORY / "checkpoints/tiny/base"), mapnet, **ranks)
+    features, count = torch.randn(1, 64, 16, 16), 400
+    optimizer = torch.optim.AdamW([p for p in restorer.parameters() if p.requires_grad], lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, count)
+    for _ in range(count):
+        (restorer(degraded, restorer.tokens(features, 1)) - gt).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    output = restorer.eval().restore(degraded, restorer.tokens(features, 1), guidance=1.0)
+    psnr = [-10 * (make_image - gt).square().mean().log10().item() for make_image in (degraded, output)]
+    assert psnr[0] < 29 and psnr[1] > 30
+
+
+@pytest.mark.slow
+def test_tokens_matter_after_training():
+    """Half of the images are dark and half bright in the ground truth, and only the faces' pair tells which: tokens
+    must.
+
+    On the shipped tiny base, whose cross-attention has been trained; on a random one they came to nothing in 150 steps.
+    """
+    torch.manual_seed(0)
+    mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
+    base = load_base(REPOSITORY / "checkpoints/tiny/base")
+    restorer = OneStepRestorer(base, mapnet, vae_rank=4, unet_rank=8, vae_layers=lora.VAE_ENCODER[:6])
+    optimizer = torch.optim.AdamW([p for p in restorer.parameters() if p.requires_grad], lr=1e-3)
+    maps = torch.stack([torch.ones(8, 8, 8), -torch.ones(8, 8, 8)])
+
+    def make_image(seed: int) -> torch.Tensor:
+        coarse = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+        return F.interpolate(coarse, size=(32, 32), mode="bicubic").clamp(0, 1).expand(2, -1, -1, -1)
+
+    def brightness() -> float:
+        """Of the second over the first; it is 0.5 in the ground truth."""
+        with torch.no_grad():
+            dark, bright = restorer.eval()(make_image(10**6), restorer.tokens(maps, 2))
+        return (bright - dark).mean().item()
+
+    before = brightness()
+    for number in range(150):
+        image = make_image(number)
+        target = torch.stack([image[0] / 2, 1 - (1 - image[1]) / 2])
+        (restorer.train()(image, restorer.tokens(maps, 2)) - target).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert abs(before) < 0.02 and 0.4 < brightness() < 0.6
