@@ -169,7 +169,7 @@ def test_bald_guys_photo_face_count(open_detector):
 
 
 @pytest.mark.parametrize(
-    ("picture", "words"),
+    ("image", "words"),
     [
         (np.zeros((64, 64), np.float32), "a grey image"),
         (np.zeros((64, 64, 4), np.float32), "with transparency"),
