@@ -205,7 +205,7 @@ def test_corrupt_network_names_fetch_command(monkeypatch, tmp_path):
     pytest.importorskip("dlib")
     for name in ("yunet.onnx", "shape_predictor_68_face_landmarks.dat", "dlib_face_recognition_resnet_model_v1.dat"):
         (tmp_path / name).write_bytes(b"\x08\x07 no network" * 99)
-    monkeypatch.setattr(yunet_dlib.weights, "folder", lambda name: tmp_path)
+    monkeypatch.setattr(yunet_dlib.catalogue, "folder", lambda name: tmp_path)
     backend = OpenBackend()
     with pytest.raises(ValueError, match=r"yunet\.onnx is not a readable YuNet network.*face2scene fetch yunet"):
         backend.search(np.zeros((64, 64, 3), np.uint8))

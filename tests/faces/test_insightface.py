@@ -369,7 +369,7 @@ def test_landmark_and_identity_files_run(tmp_path, monkeypatch):
     from facexlib.alignment import FAN
     from facexlib.recognition.arcface_arch import Backbone
 
-    monkeypatch.setattr(facexlib.weights, "folder", lambda name: tmp_path / name)
+    monkeypatch.setattr(facexlib.catalogue, "folder", lambda name: tmp_path / name)
     torch.manual_seed(0)
     score = np.float64(0.1)  # what a training script leaves beside the weights
     fan = FAN(num_modules=4, num_landmarks=98, device="cpu")
@@ -404,7 +404,7 @@ def test_bad_weights_files_are_reported(tmp_path, weights, monkeypatch):
     good = weights("retinaface_mobile025") / "mobilenet0.25_Final.pth"
     blank = np.zeros((64, 64, 3), np.uint8)
     with monkeypatch.context() as patched:
-        patched.setattr(facexlib.weights, "folder", lambda name: tmp_path / name)
+        patched.setattr(facexlib.catalogue, "folder", lambda name: tmp_path / name)
         (tmp_path / "retinaface_resnet50").mkdir()
         path = tmp_path / "retinaface_resnet50/detection_Resnet50_Final.pth"
         shutil.copy(good, path)
