@@ -43,22 +43,6 @@ from face2scene.degradation.recipe import Recipe, apply_batch
 from face2scene.degradation.space import Mixture, Space
 
 __all__ = [
-    "OPERATORS",
-    "PRESETS",
-    "Blur",
-    "GaussianNoise",
-    "Jpeg",
-    "Mixture",
-    "MotionBlur",
-    "Operator",
-    "PoissonNoise",
-    "Recipe",
-    "Resize",
-    "RestoreSize",
-    "SensorNoise",
-    "Sinc",
-    "Space",
-    "SpatiallyVaryingBlur",
-    "Webp",
-    "apply_batch",
-]
+    "OPERATORS", "PRESETS", "Blur", "GaussianNoise", "Jpeg", "Mixture", "MotionBlur", "Operator", "PoissonNoise",
+    "Recipe", "Resize", "RestoreSize", "SensorNoise", "Sinc", "Space", "SpatiallyVaryingBlur", "Webp", "apply_batch",
+]  # fmt: skip

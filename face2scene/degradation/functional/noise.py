@@ -93,8 +93,8 @@ def shot(intensity: Tensor, seed: int) -> tuple[Tensor, int]:
         bits = _words(seed, start, len(part), flat.device)
         outcome = bits & (OUTCOMES - 1)
         entry = alias.index_select(0, torch.add(outcome, level, alpha=OUTCOMES))
-        # Below the entry's threshold the outcome stands, else it is its alias, the entry's last bits. In integers, since
-        # a comparison and a selection take ten times as long: `below` is all ones or all zeros.
+        # Below the entry's threshold the outcome stands, else it is its alias, the entry's last bits. In integers:
+        # a comparison and a selection take ten times as long. `below` is all ones or all zeros.
         bits.bitwise_right_shift_(1).bitwise_and_(0x7FFFFFFF)
         below = bits.sub_(entry.bitwise_and(~(OUTCOMES - 1))).bitwise_right_shift_(31)
         entry.bitwise_and_(OUTCOMES - 1)

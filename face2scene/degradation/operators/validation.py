@@ -87,7 +87,8 @@ class Checked:
     """Base of dataclasses whose fields are checked as their types declare; a default of None allows None."""
 
     def __post_init__(self) -> None:
-        for name, default, check in declared_checks(type(self)):
+        kind: type = type(self)
+        for name, default, check in declared_checks(kind):
             if default is not None or getattr(self, name) is not None:
                 check(self, name)
 
