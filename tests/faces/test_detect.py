@@ -184,7 +184,7 @@ def test_bald_guys_photo_face_count(open_detector):
 def test_invalid_image_names_reader(image, words):
     with pytest.raises(ValueError, match=words) as caught:
         Detector(None).find(image)
-    assert "images.read_image" in str(caught.value)
+    assert "arrays.read_image" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -207,10 +207,10 @@ def test_corrupt_network_names_fetch_command(monkeypatch, tmp_path):
         (tmp_path / name).write_bytes(b"\x08\x07 no network" * 99)
     monkeypatch.setattr(yunet_dlib.catalogue, "folder", lambda name: tmp_path)
     backend = OpenBackend()
-    with pytest.raises(ValueError, match=r"yunet\.onnx is not a readable YuNet network.*face2scene fetch yunet"):
+    with pytest.raises(ValueError, match=r"yunet\.onnx is not a readable network.*face2scene fetch yunet"):
         backend.search(np.zeros((64, 64, 3), np.uint8))
     for part in ("_predictor", "_embedder"):
-        with pytest.raises(ValueError, match=r"\.dat cannot be read.*face2scene fetch dlib"):
+        with pytest.raises(ValueError, match=r"\.dat is not a readable network.*face2scene fetch dlib"):
             getattr(backend, part)
 
 

@@ -203,7 +203,7 @@ def test_nested_pack_of_the_catalogue_is_read_where_it_lies(tmp_path, weights, m
     assert pack_folder("insightface_small") == inner
     assert [path.name for path in inner.parent.iterdir()] == [inner.name]
     assert {path.name: path.read_bytes() for path in inner.iterdir() if path.name != ".complete"} == before
-    assert open_pack("insightface_small").landmarks.count == 106
+    assert open_pack("insightface_small").landmarks.lmk_num == 106
 
 
 def test_nested_pack_with_other_bytes_is_refused(tmp_path, weights, monkeypatch):
