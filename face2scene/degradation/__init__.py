@@ -11,16 +11,11 @@
     >>> other_grain == recipe, PRESETS["d1"] == recipe
     (True, False)
 
-- `Space` has the ranges and probabilities of the two-stage pipeline and of a camera's own degradations; those of
-  configs/degradation have the published numbers. `Space.draw` gives a `Recipe`.
-- `Recipe` is an ordered tuple of operators, a schema version and a noise seed. Equality, hash and
-  `key` ignore the seed.
-- `apply` takes a tensor, `apply_array` a NumPy image, `apply_batch` a batch with a recipe for every image.
-- `PRESETS` are d1 to d4 of the paper's supplement; `python -m face2scene.degradation.visualize` draws what any recipe
-  does.
-
-A value outside its physical range, an invalid image and an incomplete recipe are refused with a `ValueError` that names
-the field and what is allowed.
+A `Space` has the ranges and probabilities of the two-stage pipeline and of a camera's own degradations; those of
+configs/degradation have the published numbers. `PRESETS` are d1 to d4 of the paper's supplement. `apply_batch` takes a
+recipe for every image of a batch, and `python -m face2scene.degradation.visualize` draws the effect of recipes. A value
+outside its physical range, an invalid image and an incomplete recipe raise a `ValueError` that names the field and what
+is allowed.
 """
 
 from face2scene.degradation.operators import (

@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, replace
-from operator import index
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from face2scene.common.reproducibility import seed_from
 from face2scene.degradation.functional.convolve import convolve_and_resize
 from face2scene.degradation.operators import OPERATORS, STORED_NAMES
 from face2scene.degradation.operators.basic import Blur, Operator, Resize, RestoreSize, Size
+from face2scene.degradation.operators.validation import Number
 from face2scene.image_io.arrays import to_array, to_bytes, to_tensor
 
 SCHEMA = 1
@@ -40,7 +40,7 @@ class Recipe:
         object.__setattr__(self, "operators", tuple(self.operators))
         if self.schema != SCHEMA:
             raise ValueError(f"Recipe.schema is {self.schema!r}: this version of the code reads {SCHEMA} only.")
-        object.__setattr__(self, "noise_seed", _check_seed(self.noise_seed))
+        Number(0, 2**63 - 1, whole=True)(self, "noise_seed")
         for operator in self.operators:
             if type(operator) not in STORED_NAMES:
                 raise TypeError(f"Recipe.operators holds {operator!r}: it must be one of {', '.join(OPERATORS)}.")
@@ -59,22 +59,18 @@ class Recipe:
         """Degrade an image (3, H, W), float32 in [0, 1], on its device; the input is not modified.
 
         On the CPU one thread computes, whatever `torch.set_num_threads` says, since the last digits depend on the
-        number of threads. Several images use several cores through a loader's workers.
-
-        On a GPU everything but the real JPEG codec stays on it, and random bits are the same as on a CPU. The other
-        order of its sums changes the result of any one operator by at most 1e-4 on images up to 2000 pixels a side
-        (resizes; the others 1e-5). Over a whole recipe a difference can change an 8-bit or a JPEG rounding, so there
-        the two agree in the mean (1e-3), not pixel by pixel.
+        number of threads; use several cores through a loader's workers. On a GPU everything but the real JPEG codec
+        stays on it, and random bits are those of the CPU. One operator differs by at most 1e-4 there on images up to
+        2000 pixels a side (resizes; the others 1e-5). Over a whole recipe that can change an 8-bit or a JPEG rounding,
+        so the two agree in the mean (1e-3), not pixel by pixel.
 
         Args:
-            keep_size: the result has the input's size. False leaves out the closing `RestoreSize`, which
-                gives the small image that a super-resolution method reads.
-            gradients: let gradients flow from the result to `image`; computed another way, equal to within the
-                same 1e-4 an operator.
+            keep_size: False leaves out the closing `RestoreSize`: the small input of a super-resolution method.
+            gradients: let gradients flow to `image`; computed another way, equal to within 1e-4 an operator.
 
         Raises:
-            ValueError: not such an image; too small for a kernel at some stage; the recipe ends at another
-                size; gradients through a real codec.
+            ValueError: not such an image; too small for a kernel at some stage; the recipe ends at another size;
+                gradients through a real codec.
         """
         _check_image(image)
         with torch.set_grad_enabled(gradients), _one_thread():
@@ -239,13 +235,3 @@ def _check_image(image: Tensor) -> None:
     low, high = (float(v) for v in torch.aminmax(image.detach()))
     if not (low >= 0 and high <= 1):  # false for NaN too
         raise ValueError(f"An image's values lie in [0, 1], got {low:g} to {high:g}: scale or clean it first.")
-
-
-def _check_seed(seed: Any) -> int:
-    try:
-        whole = index(seed)  # NumPy's integers too
-    except TypeError:
-        whole = -1
-    if isinstance(seed, bool) or not 0 <= whole < 2**63:
-        raise ValueError(f"Recipe.noise_seed is {seed!r}: it must be a whole number from 0 to {2**63 - 1}.")
-    return whole

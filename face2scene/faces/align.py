@@ -22,6 +22,7 @@ FFHQ_512 = np.array(  # the mean landmarks of FFHQ's alignment, as face restorer
 ARCFACE_112 = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
+TEMPLATES = {"ffhq": (FFHQ_512, 512), "arcface": (ARCFACE_112, 112)}  # and the side in pixels they are made for
 
 
 class AlignmentError(ValueError):
@@ -86,14 +87,12 @@ def similarity(source: np.ndarray, target: np.ndarray) -> Similarity:
 def face_transform(
     landmarks_5: np.ndarray, size: int = 512, template: str = "ffhq", *, image_size: tuple[int, int] | None = None
 ) -> Similarity:
-    """From an image to the `size` x `size` aligned face.
+    """From an image to the aligned face of `size` x `size` pixels.
 
     Args:
         landmarks_5: (5, 2), see `types.Face`.
-        size: side of the aligned face in pixels.
         template: `ffhq` (head and shoulders) or `arcface` (the tight crop of identity networks).
-        image_size: height and width; where given, the landmarks' mean must lie in the image. Single ones may lie
-            outside, in a face cut by the border.
+        image_size: height and width; where given, the landmarks' mean must lie in the image.
 
     Raises:
         AlignmentError: for degenerate landmarks: collinear, on one point, not finite, or outside the image.
@@ -101,38 +100,25 @@ def face_transform(
     points = np.asarray(landmarks_5, dtype=np.float64)
     if points.shape != (5, 2):
         raise AlignmentError(f"Five landmarks (5, 2) are needed, got {points.shape}.")
-    if np.isfinite(points).all():
-        wide, narrow = np.linalg.svd(points - points.mean(0), compute_uv=False)
-        if narrow < 0.02 * wide:  # our setting: true profiles stay above 0.1
-            raise AlignmentError("The five landmarks lie on one line, which those of a face never do.")
-    if image_size is not None and np.isfinite(points).all():
+    if not np.isfinite(points).all():
+        raise AlignmentError("Landmarks hold NaN or infinite values.")
+    wide, narrow = np.linalg.svd(points - points.mean(0), compute_uv=False)
+    if narrow < 0.02 * wide:  # our setting: true profiles stay above 0.1
+        raise AlignmentError("The five landmarks lie on one line, which those of a face never do.")
+    if image_size is not None:
         (x, y), (height, width) = points.mean(0), image_size
         if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
             raise AlignmentError(
                 f"The landmarks lie around ({x:.0f}, {y:.0f}), outside an image of {width} x {height}."
             )
-    if template == "ffhq":
-        return similarity(points, _resized(FFHQ_512, size / 512))
-    if template == "arcface":
-        return similarity(points, _resized(ARCFACE_112, size / 112))
-    raise AlignmentError(f"Unknown template {template!r}: choose ffhq or arcface.")
-
-
-def _resized(points: np.ndarray, factor: float) -> np.ndarray:
-    return (points + 0.5) * factor - 0.5  # pixel centres to edges and back
+    if template not in TEMPLATES:
+        raise AlignmentError(f"Unknown template {template!r}: choose {' or '.join(TEMPLATES)}.")
+    wanted, side = TEMPLATES[template]
+    return similarity(points, (wanted + 0.5) * (size / side) - 0.5)  # pixel centres to edges and back
 
 
 def warp(image: Tensor, transform: Similarity, size: tuple[int, int]) -> Tensor:
-    """`image` transformed: bilinear, averaged first where it shrinks, edges repeated.
-
-    Args:
-        image: (3, H, W).
-        transform: from `image` to the result.
-        size: height and width of the result.
-
-    Returns:
-        (3, *size), same type and device.
-    """
+    """`image` (3, H, W) transformed to (3, *size): bilinear, averaged first where it shrinks, edges repeated."""
     height, width = size
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     points = transform.inverse()(np.stack([x.ravel(), y.ravel()], axis=1))
@@ -155,9 +141,8 @@ def _sample(image: Tensor, points: np.ndarray, shrink: float) -> Tensor:
         points = (points - (step - 1) / 2) / step
     reach = np.maximum(np.array(part.shape[:0:-1]) - 1, 1)
     grid = torch.from_numpy(points / reach * 2 - 1).to(part)
-    return F.grid_sample(part[None], grid[None, None], mode="bilinear", padding_mode="border", align_corners=True)[
-        0, :, 0
-    ]
+    values = F.grid_sample(part[None], grid[None, None], mode="bilinear", padding_mode="border", align_corners=True)
+    return values[0, :, 0]
 
 
 def align_face(
@@ -183,9 +168,7 @@ def paste_back(scene: Tensor, face: Tensor, transform: Similarity, *, feather: f
     one pixel wide). The transform itself is exact to 1e-9 pixels.
 
     Args:
-        scene: (3, H, W).
-        face: (3, h, w).
-        transform: from the scene to the face.
+        scene: (3, H, W). face: (3, h, w). transform: from the scene to the face.
         feather: width of the soft edge as a share of the face image's shorter side; 0 is a hard edge.
 
     Returns:
@@ -217,8 +200,7 @@ def square_crop_box(face_box: Box, image_size: tuple[int, int], margin: float = 
     """The square crop around a face, in whole pixels of the image.
 
     Args:
-        face_box: (x0, y0, x1, y1), may extend beyond the image.
-        image_size: height and width.
+        face_box: (x0, y0, x1, y1), may extend beyond the image. image_size: height and width.
         margin: added on every side, as a share of the longer side of the box.
         minimum: smallest side; FaDeX needs 16 (paper, supplement 4.3).
 

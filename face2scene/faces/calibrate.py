@@ -23,10 +23,7 @@ class Pairs:
     skipped: tuple[str, ...] = ()  # photos that could not be used, a sentence each
 
     def equal_error(self) -> tuple[float, float]:
-        """The threshold at which as many same pairs fail as different ones pass, and that share.
-
-        Without an overlap it is the middle of the gap, and the share is 0.
-        """
+        """The threshold at which as many same pairs fail as different ones pass (or amid the gap), and that share."""
         low, high = self.different.max(), self.same.min()
         if low < high:
             return float(low + high) / 2, 0.0

@@ -5,7 +5,7 @@ found, and to every uncertain or tilted face a second time, alone and upright.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -95,6 +95,7 @@ class Backend(Protocol):
         ...
 
 
+@dataclass(eq=False)
 class Detector:
     """Detects and describes faces.
 
@@ -114,39 +115,29 @@ class Detector:
             tilted heads, but give them the landmarks of upright ones.
     """
 
-    def __init__(
-        self,
-        backend: Backend | None,
-        *,
-        max_side: int = 1024,
-        min_face: int = 16,
-        landmarks: bool = True,
-        identities: bool = True,
-        same_threshold: float | None = None,
-        min_score: float = 0.0,
-        retry_score: float = 0.82,
-        rotations: Sequence[int] = (0,),
-        retries: Sequence[str] = ("padded", "turned", "brightened"),
-        second_look: bool = True,
-    ):
-        if max_side < 64:
-            raise ValueError(f"faces.max_side is {max_side}; the detector needs images of at least 64 pixels.")
-        if not rotations or not set(rotations) <= {0, 90, 180, 270}:
-            raise ValueError(f"faces.rotations is {list(rotations)}; choose from 0, 90, 180 and 270 degrees.")
-        if unknown := [name for name in retries if name not in RETRIES]:
+    backend: Backend | None
+    _: KW_ONLY
+    max_side: int = 1024
+    min_face: int = 16
+    landmarks: bool = True
+    identities: bool = True
+    same_threshold: float | None = None
+    min_score: float = 0.0
+    retry_score: float = 0.82
+    rotations: Sequence[int] = (0,)
+    retries: Sequence[str] = ("padded", "turned", "brightened")
+    second_look: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_side < 64:
+            raise ValueError(f"faces.max_side is {self.max_side}; the detector needs images of at least 64 pixels.")
+        if not self.rotations or not set(self.rotations) <= {0, 90, 180, 270}:
+            raise ValueError(f"faces.rotations is {list(self.rotations)}; choose from 0, 90, 180 and 270 degrees.")
+        if unknown := [name for name in self.retries if name not in RETRIES]:
             raise ValueError(f"faces.retries names {unknown}; choose from {list(RETRIES)}.")
-        self.backend = backend
-        self.max_side = max_side
-        self.min_face = min_face
-        self.landmarks = landmarks or identities
-        self.identities = identities
-        own = 1.0 if backend is None else backend.same_threshold
-        self.same_threshold = own if same_threshold is None else same_threshold
-        self.min_score = min_score
-        self.retry_score = retry_score
-        self.rotations = tuple(rotations)
-        self.retries = tuple(retries)
-        self.second_look = second_look
+        self.landmarks = self.landmarks or self.identities
+        if self.same_threshold is None:
+            self.same_threshold = 1.0 if self.backend is None else self.backend.same_threshold
 
     def find(self, image: np.ndarray) -> list[Face]:
         """All faces of an image, largest first.
@@ -244,7 +235,8 @@ class Detector:
                 break
         if best is None:
             return face
-        if abs(_angle_between(best.roll, seen_at)) > np.radians(8):  # the landmarks show less tilt than there is left
+        tilt = (best.roll - seen_at + np.pi) % (2 * np.pi) - np.pi  # what is left; the landmarks show less than that
+        if abs(tilt) > np.radians(8):
             best = self._search_chip(image, best, best.roll) or best
         # The mean of both, since the maximum over many turns would raise the scores of false positives.
         return replace(best, score=(best.score + face.score) / 2)
@@ -309,9 +301,9 @@ RETRIES: dict[str, Callable[[np.ndarray], _Variant]] = {
 def _check_image(image: np.ndarray) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or not np.issubdtype(image.dtype, np.floating):
         kind = f"{image.dtype} {image.shape}"
-        if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
+        if image.ndim == 2 or image.shape[2:] == (1,):
             kind = f"a grey image, {kind}"
-        elif image.ndim == 3 and image.shape[2] == 4:
+        elif image.shape[2:] == (4,):
             kind = f"an image with transparency, {kind}"
         elif image.ndim == 3 and image.shape[0] == 3:
             kind = f"channels first, {kind} (`arrays.to_array` converts a tensor)"
@@ -345,10 +337,6 @@ def _tiles(level: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
     for y in ys:
         for x in xs:
             yield level[y : y + _TILE, x : x + _TILE], (x, y)
-
-
-def _angle_between(a: float, b: float) -> float:
-    return float((a - b + np.pi) % (2 * np.pi) - np.pi)
 
 
 def _clipped(face: Detection, width: int, height: int) -> Detection:

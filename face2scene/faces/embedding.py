@@ -1,7 +1,7 @@
 """Identity networks: unit vectors of aligned faces, all faces of an image in one batch."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,6 +42,7 @@ _KNOWN = {
 }
 
 
+@dataclass(eq=False)
 class OnnxIdentity:
     """ArcFace and its kin as ONNX files.
 
@@ -51,28 +52,24 @@ class OnnxIdentity:
         providers: of ONNX Runtime, in order of preference.
     """
 
-    def __init__(
-        self,
-        source: str | Path = "w600k_mbf",
-        *,
-        mean: float | None = None,
-        std: float | None = None,
-        providers: Sequence[str] = CPU,
-    ):
-        self.source = source
-        self.providers = tuple(providers)
-        in_catalogue = str(source) in catalogue.catalogue()
-        files = catalogue.catalogue()[str(source)].ready_files if in_catalogue else (str(source),)
-        onnx = [name for name in files if name.endswith(".onnx")]
+    source: str | Path = "w600k_mbf"
+    _: KW_ONLY
+    mean: float | None = None
+    std: float | None = None
+    providers: Sequence[str] = CPU
+
+    def __post_init__(self) -> None:
+        asset = catalogue.catalogue().get(str(self.source))
+        onnx = [name for name in (asset.ready_files if asset else [str(self.source)]) if name.endswith(".onnx")]
         if len(onnx) != 1:
             raise ValueError(
-                f"{source} is neither an ONNX file nor an asset of one: choose w600k_mbf, sface or a file."
+                f"{self.source} is neither an ONNX file nor an asset of one: choose w600k_mbf, sface or a file."
             )
         self.name = Path(onnx[0]).stem
-        self._file = onnx[0] if in_catalogue else None
-        known_mean, known_std, self.same_threshold = _KNOWN.get(self.name, _ARCFACE)
-        self.mean = known_mean if mean is None else mean
-        self.std = known_std if std is None else std
+        self._file = onnx[0] if asset else None
+        mean, std, self.same_threshold = _KNOWN.get(self.name, _ARCFACE)
+        self.mean = mean if self.mean is None else self.mean
+        self.std = std if self.std is None else self.std
 
     def embed(self, crops: Sequence[Tensor]) -> np.ndarray:
         path = catalogue.folder(str(self.source)) / self._file if self._file else Path(self.source)
@@ -82,6 +79,7 @@ class OnnxIdentity:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+@dataclass(eq=False)
 class WithIdentityNet:
     """A backend whose identities come from another network.
 
@@ -89,11 +87,12 @@ class WithIdentityNet:
     small detector.
     """
 
-    def __init__(self, backend: Backend, identity: IdentityNet):
-        self.backend = backend
-        self.identity = identity
-        self.identity_model = identity.name
-        self.same_threshold = identity.same_threshold
+    backend: Backend
+    identity: IdentityNet
+
+    def __post_init__(self) -> None:
+        self.identity_model = self.identity.name
+        self.same_threshold = self.identity.same_threshold
 
     def search(self, image: np.ndarray) -> list[Detection]:
         return self.backend.search(image)
@@ -129,9 +128,6 @@ def with_identities(
         replace(face, identity=vectors[n], identity_model=net.name) if n in vectors else face
         for n, face in enumerate(faces)
     ]
-
-
-# --- ONNX files ---------------------------------------------------------------------------------------------
 
 
 def onnx_session(path: Path, providers: Sequence[str] = CPU) -> Any:

@@ -71,14 +71,6 @@ class FaceMatch:
 
 
 @dataclass(frozen=True)
-class Matches:
-    """One `FaceMatch` for each face, in order, and warnings for the restoration log."""
-
-    of: list[FaceMatch]
-    warnings: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class ReferenceGallery:
     """The people of a scene's reference photos."""
 
@@ -94,47 +86,47 @@ class ReferenceGallery:
 
     def files(self, person: str | None) -> tuple[Path, ...]:
         """All photos of a person, usable or not."""
-        return self.photos.get(person, ()) if person is not None else ()
+        return self.photos.get(person or "", ())
 
     def faces(self, person: str | None) -> list[Face]:
         """The faces of a person's usable photos."""
-        return [face for _, face in self.seen.get(person, [])] if person is not None else []
+        return [face for _, face in self.seen.get(person or "", [])]
 
-    def match(self, faces: Sequence[Face], identity_tolerance: float) -> Matches:
-        """Identify the faces of a scene, the largest first.
+    def match(self, faces: Sequence[Face], identity_tolerance: float) -> tuple[list[FaceMatch], list[str]]:
+        """One match for each face of a scene, given the largest first, and warnings for the restoration log.
 
         If none reaches the threshold and the photos show one person, the most similar face within `identity_tolerance`
         below the threshold is that person, since degradation lowers similarity. Without identities to compare the one
         person is the largest face, since the photos were given for this scene.
         """
         if not faces or not self.photos:
-            return Matches([FaceMatch() for _ in faces])
+            return [FaceMatch() for _ in faces], []
         if not any(self.seen.values()) or all(face.identity is None for face in faces):
             if self.only is None:
                 sentence = "The references show several people and no identity can be compared: nobody was named."
-                return Matches([FaceMatch() for _ in faces], [sentence])
-            return Matches([FaceMatch(self.only), *[FaceMatch() for _ in faces[1:]]])
+                return [FaceMatch() for _ in faces], [sentence]
+            return [FaceMatch(self.only), *[FaceMatch() for _ in faces[1:]]], []
         named = self.named(faces)
         if any(one.person for one in named):
-            return Matches(named)
+            return named, []
         best = max(range(len(faces)), key=lambda n: -2.0 if named[n].similarity is None else named[n].similarity)
         near = named[best].similarity
         if self.only is not None and near >= self.threshold - identity_tolerance:
             named[best] = self._ranked(faces[best])[0]
             sentence = (
-                f"The face at {_place(faces[best])} resembles the references by {near:.3f}, less than the "
-                f"{self.threshold:.3f} of two good photos of one person; it was taken for that person, as no other "
-                "face is more similar."
+                f"The face at ({faces[best].box[0]:.0f}, {faces[best].box[1]:.0f}) resembles the references by "
+                f"{near:.3f}, less than the {self.threshold:.3f} of two good photos of one person; it was taken for "
+                "that person, as no other face is more similar."
             )
-            return Matches(named, [sentence])
+            return named, [sentence]
         sentence = f"The references show nobody in the image: the most similar face has a cosine of {near:.3f}, "
-        return Matches(named, [sentence + f"{self.threshold:.3f} are needed."])
+        return named, [sentence + f"{self.threshold:.3f} are needed."]
 
-    def named(self, faces: Sequence[Face], margin: float = MARGIN) -> list[FaceMatch]:
+    def named(self, faces: Sequence[Face]) -> list[FaceMatch]:
         """Identify the faces that are similar enough; the others have their similarity alone.
 
         A face is a person when the cosine to the most similar of that person's photos is at least `threshold` and
-        exceeds that of any other person by `margin`. A person is in a scene once: the most similar face has the name.
+        exceeds that of any other person by `MARGIN`. A person is in a scene once: the most similar face has the name.
         """
         rows = []
         for face in faces:
@@ -142,7 +134,7 @@ class ReferenceGallery:
             first = ranked[0] if ranked else FaceMatch()
             second = next((one for one in ranked if one.person != first.person), None)
             sure = first.person is not None and first.similarity >= self.threshold
-            sure = sure and (second is None or first.similarity - second.similarity >= margin)
+            sure = sure and (second is None or first.similarity - second.similarity >= MARGIN)
             rows.append(first if sure else FaceMatch(similarity=first.similarity))
         for person in self.seen:
             claims = [n for n, row in enumerate(rows) if row.person == person]
@@ -174,7 +166,10 @@ def known_faces(
     for name, paths in photos.items():
         for path in paths if getattr(detector, "identities", False) else ():
             if path not in cache:
-                cache[path] = _face_or_reason(path, detector)
+                try:
+                    cache[path] = reference_face(path, detector)
+                except (UnusableReference, ImageError, OSError) as error:
+                    cache[path] = str(error)
             if isinstance(cache[path], str):
                 warnings.append(cache[path])
             else:
@@ -208,14 +203,3 @@ def reference_face(path: str | Path, detector: Finder) -> Face:
             f"The face in the reference photo {path} has no usable landmarks and so no identity: take another photo."
         )
     return faces[0]
-
-
-def _face_or_reason(path: Path, detector: Finder) -> Face | str:
-    try:
-        return reference_face(path, detector)
-    except (UnusableReference, ImageError, OSError) as error:
-        return str(error)
-
-
-def _place(face: Face) -> str:
-    return f"({face.box[0]:.0f}, {face.box[1]:.0f})"

@@ -7,7 +7,6 @@ speed of a core.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,8 +86,10 @@ def banded_matmul(image: Tensor, rows: BandedMatrix, columns: BandedMatrix) -> T
     """
     image = image.contiguous()
     result = empty_aligned(len(image), rows.length_out, columns.length_out)
+    step = max(1, STRIP // (rows.blocks[0].stop - rows.blocks[0].start))
+    strips = [rows.blocks[first : first + step] for first in range(0, len(rows.blocks), step)]
     for channel, out in zip(image, result, strict=True):
-        for strip in _strips(rows.blocks):
+        for strip in strips:
             low, start = strip[0].low, strip[0].start
             source = channel[low : strip[-1].high]
             middle = image.new_empty(len(source), columns.length_out)
@@ -118,9 +119,3 @@ def empty_aligned(*shape: int, device: torch.device | str = "cpu") -> Tensor:
     memory = np.empty(count + ALIGNED, dtype=np.float32)
     start = -(memory.ctypes.data // memory.itemsize) % ALIGNED
     return torch.from_numpy(memory[start : start + count]).view(shape)
-
-
-def _strips(blocks: tuple[BandedBlock, ...]) -> Iterator[tuple[BandedBlock, ...]]:
-    step = max(1, STRIP // (blocks[0].stop - blocks[0].start))
-    for first in range(0, len(blocks), step):
-        yield blocks[first : first + step]

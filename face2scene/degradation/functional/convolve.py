@@ -87,7 +87,7 @@ def convolve_and_resize(
 
 
 def check_mirrorable(image: Tensor, side: int, subject: str) -> None:
-    """Refuse an image too small to be mirrored for a kernel of `side` pixels, in a sentence that begins `subject`."""
+    """Refuse an image that is too small for the mirrored border of a kernel; `subject` begins the message."""
     height, width = image.shape[-2:]
     if side // 2 >= min(height, width):
         raise ValueError(

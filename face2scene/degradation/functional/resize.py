@@ -65,7 +65,7 @@ def taps(
         last = (centre + support + 0.5).long().clamp(max=length_in)
         index = first[:, None] + torch.arange(int((last - first).max()))
         distance = (index - centre[:, None] + 0.5).abs() / stretch
-        weight = _triangle(distance) if mode == "bilinear" else _cubic(distance, -0.5)
+        weight = (1 - distance).clamp(min=0) if mode == "bilinear" else _cubic(distance, -0.5)
         weight = weight * (index < last[:, None])
         weight /= weight.sum(dim=1, keepdim=True)
     else:
@@ -73,12 +73,8 @@ def taps(
         first = position.floor().long() - (0 if mode == "bilinear" else 1)
         index = first[:, None] + torch.arange(2 if mode == "bilinear" else 4)
         distance = (index - position[:, None]).abs()
-        weight = _triangle(distance) if mode == "bilinear" else _cubic(distance, -0.75)
+        weight = (1 - distance).clamp(min=0) if mode == "bilinear" else _cubic(distance, -0.75)
     return index.clamp(0, length_in - 1), weight
-
-
-def _triangle(distance: Tensor) -> Tensor:
-    return (1 - distance).clamp(min=0)
 
 
 def _cubic(distance: Tensor, a: float) -> Tensor:

@@ -13,18 +13,10 @@ from face2scene.degradation.operators.basic import (
 from face2scene.degradation.operators.camera import MotionBlur, SensorNoise, Webp
 from face2scene.degradation.operators.spatial_blur import SpatiallyVaryingBlur
 
-# Stored recipes hold these names, so a name stays when its class is renamed.
+# By the names of stored recipes: a name stays when its class is renamed.
 OPERATORS: dict[str, type[Operator]] = {
-    "Blur": Blur,
-    "Sinc": Sinc,
-    "Resize": Resize,
-    "RestoreSize": RestoreSize,
-    "GaussianNoise": GaussianNoise,
-    "PoissonNoise": PoissonNoise,
-    "Jpeg": Jpeg,
+    **{kind.__name__: kind for kind in (Blur, Sinc, Resize, RestoreSize, GaussianNoise, PoissonNoise, Jpeg)},
     "SpatialBlur": SpatiallyVaryingBlur,
-    "MotionBlur": MotionBlur,
-    "SensorNoise": SensorNoise,
-    "Webp": Webp,
+    **{kind.__name__: kind for kind in (MotionBlur, SensorNoise, Webp)},
 }
 STORED_NAMES = {kind: name for name, kind in OPERATORS.items()}

@@ -107,9 +107,7 @@ class Sinc(Operator):
 
 @dataclass(frozen=True)
 class Resize(Operator):
-    """Resize to `factor` times the sides of the recipe's input, rounded down.
-
-    Relative to the input and not to the previous step, as in Real-ESRGAN, so that rounding does not accumulate.
+    """Resize to `factor` times the sides of the recipe's input, rounded down; as Real-ESRGAN, not of the last step.
 
     Attributes:
         antialias: torch's antialiased filters, as in `face2scene.image_io.arrays.resize`. Without it bilinear and
@@ -183,7 +181,10 @@ class PoissonNoise(Operator):
         if self.scale == 0:
             return image
         counted = image.detach()
-        grain, photons = noise.shot(_luma(counted) if self.grey else counted, generator.initial_seed())
+        if self.grey:
+            red, green, blue = LUMA
+            counted = (red * counted[:1]).add_(counted[1:2], alpha=green).add_(counted[2:], alpha=blue)
+        grain, photons = noise.shot(counted, generator.initial_seed())
         return _add_noise(image, grain, self.scale / photons)
 
 
@@ -210,11 +211,6 @@ class Jpeg(Operator):
         if torch.is_grad_enabled() and image.requires_grad:
             raise ValueError("Jpeg.codec is 'libjpeg', which has no gradient: make it 'differentiable'.")
         return jpeg.codec(image, int(self.quality))
-
-
-def _luma(image: Tensor) -> Tensor:
-    red, green, blue = LUMA
-    return (red * image[:1]).add_(image[1:2], alpha=green).add_(image[2:], alpha=blue)
 
 
 def _add_noise(image: Tensor, grain: Tensor, strength: float) -> Tensor:

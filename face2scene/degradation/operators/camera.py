@@ -152,9 +152,7 @@ class Webp(Operator):
             return to_tensor(np.asarray(decoded.convert("RGB"))).to(image)
 
 
-@lru_cache(maxsize=256)
-def _kernel(motion: MotionBlur) -> Tensor:
-    return motion.kernel()
+_kernel = lru_cache(maxsize=256)(MotionBlur.kernel)
 
 
 def to_linear(image: Tensor) -> Tensor:

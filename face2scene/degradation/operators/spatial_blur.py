@@ -40,11 +40,9 @@ class SpatiallyVaryingBlur(FamilyBlur):
     """Blur by a kernel that is widest in the corner farthest from the optical centre.
 
     At the distance r from the optical centre, 1 being that corner, the widths are centre + (1 - centre) r^power times
-    the given ones. Each pixel is a weighted mean with the kernel of its own position, so a flat image stays flat; with
-    `centre` 1 it is `Blur`. Lin et al. (Learning Lens Blur Fields, 2025) measure such fields; this is our parametric
-    form of the supplement's "milder near the centre, progressively stronger towards the corners".
-
-    The result is within a quarter of an 8-bit level (`TOLERANCE`) of the sum over each pixel's own kernel.
+    the given ones; with `centre` 1 it is `Blur`. Each pixel is a weighted mean with the kernel of its own position, to
+    within a quarter of an 8-bit level (`TOLERANCE`). Lin et al. (Learning Lens Blur Fields, 2025) measure such fields;
+    this is our parametric form of the supplement's words, milder near the centre and stronger towards the corners.
 
     Attributes:
         family, size, sigma_x, sigma_y, theta_rad, beta: as in `Blur`, for the corner.
@@ -63,17 +61,6 @@ class SpatiallyVaryingBlur(FamilyBlur):
     sigma_y: Annotated[float | None, validation.SIGMA_PX] = None
     theta_rad: Annotated[float | None, validation.ANGLE] = None
     beta: Annotated[float | None, validation.BETA] = None
-
-    def kernel_at(self, x: float, y: float, aspect: float = 1.0) -> Tensor:
-        """The kernel at one position: (size, size) float64, sum 1.
-
-        Args:
-            x, y: shares of the width and the height, 0 to 1.
-            aspect: the image's width over its height; the field is round in pixels.
-        """
-        farthest = max(self.centre_x, 1 - self.centre_x) * aspect, max(self.centre_y, 1 - self.centre_y)
-        distance = math.hypot((x - self.centre_x) * aspect, y - self.centre_y) / math.hypot(*farthest)
-        return self.scaled_kernel(self.centre + (1 - self.centre) * distance**self.power)
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
         mean, principal, tables = _decomposed(self)

@@ -6,6 +6,7 @@ landmark decoding fails under current NumPy (`np.float`, and an index past the l
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,14 +35,13 @@ _FAN_MARGIN = 1.1  # our setting: side of its crop over the face box
 _FAN_BATCH = 8  # faces at once; 70 MB of heat maps and features each
 
 
+@dataclass(eq=False, kw_only=True)
 class IrSe50:
     """facexlib's ArcFace, an `embedding.IdentityNet`; InfiniteYou is conditioned on its vectors."""
 
     name = "facexlib_ir_se50"
     same_threshold = ARCFACE_SAME  # not measured: the weights are on no package index
-
-    def __init__(self, *, device: str = "cpu"):
-        self.device = device
+    device: str = "cpu"
 
     @torch.inference_mode()
     def embed(self, crops: Sequence[Tensor]) -> np.ndarray:
@@ -50,6 +50,7 @@ class IrSe50:
         return nn.functional.normalize(net(batch.to(self.device))).float().cpu().numpy()
 
 
+@dataclass(eq=False, kw_only=True)
 class FacexBackend:
     """The networks of facexlib; see `faces.detect.Backend`.
 
@@ -61,30 +62,18 @@ class FacexBackend:
         device: of torch.
     """
 
-    def __init__(
-        self,
-        *,
-        network: str = "resnet50",
-        landmarks: bool = True,
-        identity: IdentityNet | None = None,
-        score_threshold: float = 0.8,
-        device: str = "cpu",
-    ):
-        if network not in _RETINAFACE:
-            raise ValueError(f"faces.backend.network is {network!r}: choose {' or '.join(_RETINAFACE)}.")
-        self.network = network
-        self.landmarks = landmarks
-        self.identity = IrSe50(device=device) if identity is None else identity
-        self.score_threshold = score_threshold
-        self.device = device
+    network: str = "resnet50"
+    landmarks: bool = True
+    identity: IdentityNet | None = None
+    score_threshold: float = 0.8
+    device: str = "cpu"
 
-    @property
-    def identity_model(self) -> str:
-        return self.identity.name
-
-    @property
-    def same_threshold(self) -> float:
-        return self.identity.same_threshold
+    def __post_init__(self) -> None:
+        if self.network not in _RETINAFACE:
+            raise ValueError(f"faces.backend.network is {self.network!r}: choose {' or '.join(_RETINAFACE)}.")
+        self.identity = self.identity or IrSe50(device=self.device)
+        self.identity_model = self.identity.name
+        self.same_threshold = self.identity.same_threshold
 
     @torch.inference_mode()
     def search(self, image: np.ndarray) -> list[Detection]:
@@ -133,9 +122,6 @@ def peaks(maps: np.ndarray) -> np.ndarray:
     aside = np.sign(at(y, x + 1) - at(y, x - 1)) * ((x > 0) & (x < width - 1))
     below = np.sign(at(y + 1, x) - at(y - 1, x)) * ((y > 0) & (y < height - 1))
     return (np.stack([x + 0.25 * aside, y + 0.25 * below], axis=1) + 0.5).reshape(number, points, 2)
-
-
-# --- files --------------------------------------------------------------------------------------------------
 
 
 def _opened(kind: str, asset: str, file: str, device: str) -> nn.Module:

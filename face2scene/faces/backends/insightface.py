@@ -5,6 +5,7 @@ landmarks give the 68 landmarks. The weights are for non-commercial research onl
 """
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from face2scene.image_io.arrays import to_tensor
 _LANDMARK_MARGIN = 1.5  # side of a landmark network's crop over the face box, as InsightFace trains them
 
 
+@dataclass(eq=False)
 class InsightBackend:
     """Networks of one InsightFace pack; see `faces.detect.Backend`.
 
@@ -33,21 +35,15 @@ class InsightBackend:
     """
 
     same_threshold = ARCFACE_SAME
+    pack: str | Path = "buffalo_l"
+    _: KW_ONLY
+    det_size: int = 1280
+    score_threshold: float = 0.5
+    providers: Sequence[str] = CPU
 
-    def __init__(
-        self,
-        pack: str | Path = "buffalo_l",
-        *,
-        det_size: int = 1280,
-        score_threshold: float = 0.5,
-        providers: Sequence[str] = CPU,
-    ):
-        if det_size < 64 or det_size % 32:
-            raise ValueError(f"faces.backend.det_size is {det_size}; SCRFD needs a multiple of 32, at least 64.")
-        self.pack = pack
-        self.det_size = det_size
-        self.score_threshold = score_threshold
-        self.providers = tuple(providers)
+    def __post_init__(self) -> None:
+        if self.det_size < 64 or self.det_size % 32:
+            raise ValueError(f"faces.backend.det_size is {self.det_size}; SCRFD needs a multiple of 32, at least 64.")
 
     @property
     def identity_model(self) -> str:

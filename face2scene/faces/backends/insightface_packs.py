@@ -41,8 +41,8 @@ def _opened(folder: Path, providers: tuple[str, ...], stamps: tuple[tuple[str, i
     for name, *_ in stamps:
         session = onnx_session(folder / name, providers)
         role = _role(session)
-        if role is None:
-            continue  # age and sex, or anything else that is not used
+        if role is None:  # age and sex, or anything else that is not used
+            continue
         if role in names:
             raise ValueError(f"{folder} holds two networks for {role}, {names[role]} and {name}: keep one of them.")
         names[role] = name
@@ -96,7 +96,7 @@ def pack_folder(pack: str | Path) -> Path:
     asset = catalogue.catalogue().get(str(pack))
     if asset is None:
         if not Path(pack).is_dir():
-            known = ", ".join(("buffalo_l", "antelopev2", "insightface_small"))
+            known = "buffalo_l, antelopev2, insightface_small"
             raise ValueError(f"faces.backend.pack={pack} is neither a folder nor one of the packs {known}.")
         return _folder_with_onnx(Path(pack))
     folder = catalogue.weights_root() / asset.name

@@ -6,7 +6,7 @@ is an upright crop of one size, so a tilt of the head makes no difference.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +26,7 @@ _FRAME = 384  # side in pixels of the crop for the dlib networks; five-point FFH
 _FRAME_BOX = (0.25, 0.31, 0.78, 0.84)
 
 
+@dataclass(eq=False, kw_only=True)
 class OpenBackend:
     """YuNet and dlib; see `faces.detect.Backend`.
 
@@ -39,9 +40,7 @@ class OpenBackend:
     # sixty generated people (truncation 0.7) 97 percent of same pairs pass and 4 percent of different ones, since
     # generated faces are more alike.
     same_threshold = 0.93
-
-    def __init__(self, *, score_threshold: float = 0.7):
-        self.score_threshold = score_threshold
+    score_threshold: float = 0.7
 
     def search(self, image: np.ndarray) -> list[Detection]:
         size = image.shape[1], image.shape[0]
