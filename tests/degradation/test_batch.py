@@ -1,4 +1,4 @@
-"""Degradations in bulk: batches, loader workers, threads and gradients give what one image alone gets."""
+"""Batches, loader workers, threads and gradients give the result of one image alone."""
 
 import importlib
 import io

@@ -1,4 +1,4 @@
-"""Faces: alignment is exact, detection and identity work on real photos, bad input is named."""
+"""Alignment, and detection and identity on real photos."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Faces as people photograph them: turned, many, large, dark; and images that are none."""
+"""Detection of turned, many, large and dark faces; invalid images."""
 
 import ast
 import importlib.util
@@ -34,7 +34,7 @@ OUTSIDE = np.array([[510.0, 40], [560, 40], [535, 70], [515, 95], [555, 95]])
 
 
 class SpotBackend:
-    """A backend whose faces are red squares with a blue chin: a witness that needs no network."""
+    """A backend whose faces are red squares with a blue chin, without a network."""
 
     identity_model = "spots"
     same_threshold = 1.0
@@ -137,7 +137,7 @@ def test_inverted_group_is_found(open_detector, weights):
 
 
 def test_second_look_is_needed_when_inverted(open_detector, weights):
-    # What the second look is for. If this ever fails, the detector has learned to do without.
+    # The reason for the second look: if this fails, it may no longer be needed.
     photo = read_image(weights("photos_face_api") / "sample5.jpg")[::2, ::2]
     plain = Detector(open_detector.backend, landmarks=False, identities=False, second_look=False, retries=[])
     faces = plain.find(photo[::-1, ::-1])

@@ -1,4 +1,4 @@
-"""The backends beside `open`: real networks where a package index has them, same-shaped ones where it has not."""
+"""The backends insightface and facexlib: real networks where a package index has them, else of the same shapes."""
 
 import shutil
 
@@ -185,7 +185,7 @@ def test_68_of_106_keep_outline_order():
     assert sorted([*insightface._OUTLINE, *insightface._INNER]) == sorted({*insightface._OUTLINE, *insightface._INNER})
 
 
-# --- packs that are not as they should be -------------------------------------------------------------------
+# --- incomplete and nested packs ----------------------------------------------------------------------------
 
 
 def write_nested_pack(root, weights, name="insightface_small"):
@@ -329,7 +329,7 @@ def test_heatmap_peaks_at_quarter_cell():
 
 
 class FixedMaps(torch.nn.Module):
-    """Stands for the landmark network: heat maps with one peak for each point, whatever it is shown."""
+    """In place of the landmark network: heat maps with one peak for each point, whatever the input."""
 
     def __init__(self, cells):
         super().__init__()
