@@ -31,10 +31,11 @@ demo: $(STAMP) ## Run the whole method at CPU scale; ends in runs/quickstart/rep
 	$(VENV)/bin/face2scene fetch quickstart
 	$(VENV)/bin/python scripts/quickstart.py $(if $(PHOTOS),data.photos=$(PHOTOS) data.overwrite=true)
 
-test: $(STAMP) ## Check the style and run the tests, the numerical ones on three instruction sets
+test: $(STAMP) ## Check style and types, and run the tests, the numerical ones on three instruction sets
 	$(VENV)/bin/face2scene fetch tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -n 2
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(NUMERICS)
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(NUMERICS)
@@ -44,7 +45,7 @@ lint: $(STAMP) ## Repair the style where that can be done by a machine
 	$(VENV)/bin/ruff format .
 
 clean: ## Remove .venv and caches; weights, data and runs stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pyiqa brings opencv-python-headless and, through facexlib, opencv-python. Both own the same folder, and the second one

@@ -74,8 +74,8 @@ class AppController:
         self.pipeline, self.instrument, self.seed = pipeline, instrument, seed
         self._made = tempfile.TemporaryDirectory(prefix="face2scene-app-")  # gone with the page
 
-    def look(self, photo: str | None, references: Sequence[str] | None) -> tuple[Any, str]:
-        """Find and name the faces, before anything is restored.
+    def find_faces(self, photo: str | None, references: Sequence[str] | None) -> tuple[Any, str]:
+        """Find and identify the faces, before anything is restored.
 
         Returns:
             image and its labelled boxes; a sentence.
@@ -83,7 +83,7 @@ class AppController:
         if not photo:
             return None, ""
         scene, _ = self.pipeline.scene(photo, _named(references))
-        estimate = self.pipeline.estimator.look(scene)
+        estimate = self.pipeline.estimator.find_faces(scene)
         return _boxed(scene.image, estimate), _said_of_faces(estimate)
 
     def restore(
@@ -156,8 +156,8 @@ def build(page: AppController, *, guidance: float) -> Any:
 
         return run
 
-    def look(photo: str | None, references: list[str] | None) -> tuple[Any, str]:
-        return told(page.look)(photo, references)
+    def find_faces(photo: str | None, references: list[str] | None) -> tuple[Any, str]:
+        return told(page.find_faces)(photo, references)
 
     def restore(
         photo: str | None,
@@ -171,7 +171,7 @@ def build(page: AppController, *, guidance: float) -> Any:
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.Markdown(INTRODUCTION)
-        with gr.ReadoutRow():
+        with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 photo = gr.File(label="Photo", file_types=list(SUFFIXES), elem_id="photo")
                 references = gr.File(
@@ -196,7 +196,7 @@ def build(page: AppController, *, guidance: float) -> Any:
                 with gr.Accordion("Why: everything that was decided", open=False):
                     why = gr.JSON(label="restore.jsonl", elem_id="why")
         for part in (photo, references):
-            part.change(look, [photo, references], [boxed, said], concurrency_id="model", api_name="look")
+            part.change(find_faces, [photo, references], [boxed, said], concurrency_id="model", api_name="look")
         button.click(
             restore,
             [photo, references, strength, scale],
@@ -231,7 +231,7 @@ def launch(blocks: Any, *, host: str, port: int, waiting: int, largest_mb: int, 
         quiet=True,
         show_error=True,
         footer_links=[],
-        theme=gr.themes.DiffusionBase(font=system, font_mono=["ui-monospace", "monospace"]),
+        theme=gr.themes.Base(font=system, font_mono=["ui-monospace", "monospace"]),
         css=CSS,
     )
     if wait:

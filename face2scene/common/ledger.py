@@ -106,8 +106,8 @@ def described(value: Any) -> Any:
 
 def _settings(value: Any) -> dict[str, Any]:
     kept = getattr(value, "__dict__", {})
-    asked = inspect.signature(type(value).__init__).parameters.values()
-    asked = [one.name for one in asked if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)][1:]
+    parameters = inspect.signature(type(value).__init__).parameters.values()
+    asked = [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)][1:]
     known = {name: kept.get(name, kept.get(f"_{name}")) for name in asked if name in kept or f"_{name}" in kept}
     if len(known) < len(asked):
         own = {name: one for name, one in kept.items() if not name.startswith("_")}

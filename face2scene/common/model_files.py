@@ -32,7 +32,7 @@ def recorded(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., No
         parameters = signature(init)
 
         @wraps(init)
-        def recording(self: nn.Module, *args: Any, **options: Any) -> None:
+        def recording(self: Any, *args: Any, **options: Any) -> None:
             given = parameters.bind(self, *args, **options)
             given.apply_defaults()
             init(self, *args, **options)
@@ -55,7 +55,7 @@ def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
 
     Buffers (BatchNorm's statistics) count as trained when their own submodule has a trained parameter.
     """
-    tensors = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    tensors: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for prefix, child in module.named_modules():
         if any(p.requires_grad for p in child.parameters(recurse=False)):
             tensors |= {f"{prefix}.{name}" if prefix else name: b for name, b in _stored_buffers(child)}

@@ -137,6 +137,7 @@ class _GpuWatch:
             self._thread.start()
 
     def _look(self) -> None:
+        assert self.tool
         query = [self.tool, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
         while not self._end.wait(0.5):
             try:
