@@ -1,6 +1,5 @@
 """Every option of every group composes, and names only arguments that exist."""
 
-import importlib.util
 import inspect
 from collections.abc import Iterator
 
@@ -107,12 +106,3 @@ def test_mapnet_width_matches_fadex(name):
 def test_misspelt_argument_is_reported():
     config = compose_config("train_restorer", "+mapnet.widht=3")
     assert unknown_arguments(config) == ["mapnet: face2scene.models.mapnet.MapNet has no ['widht']"]
-
-
-def test_an_option_that_is_gone_is_answered():
-    path = REPOSITORY / "scripts/train_restorer.py"
-    spec = importlib.util.spec_from_file_location("train_restorer", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    with pytest.raises(ValueError, match=r"train\.restorer\.leaks is no longer an option.*order=published"):
-        script.main(compose_config("train_restorer", "train=tiny", "+train.restorer.leaks=false"))
