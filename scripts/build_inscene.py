@@ -74,15 +74,7 @@ def _sources(data: DictConfig, detector: Detector, metric: Callable[[str], Any])
         sources.append(instantiate(source, **given, _convert_="all"))
     folders = OmegaConf.to_container(OmegaConf.create({"photos": data.get("photos")}))["photos"] or []
     for number, folder in enumerate([folders] if isinstance(folders, str) else folders):
-        sources.append(
-            Photos(
-                folder,
-                name=f"photos{number}",
-                split=data.photos_split,
-                licence="the owner's",
-                **common,
-            )
-        )
+        sources.append(Photos(folder, name=f"photos{number}", split=data.photos_split, licence="the owner's", **common))
     return sources
 
 

@@ -59,11 +59,7 @@ class Source:
 
     @property
     def title(self) -> str:
-        place = {
-            "pypi": f"{self.package}=={self.version}",
-            "npm": f"{self.package}@{self.version}",
-            "url": self.url,
-        }
+        place = {"pypi": f"{self.package}=={self.version}", "npm": f"{self.package}@{self.version}", "url": self.url}
         return f"{self.kind} {place.get(self.kind, self.repo or self.note)}"
 
 

@@ -110,12 +110,7 @@ class AppController:
             progress(done / max(total, 1), f"{stage} {done} of {total}" if total > 1 else stage)
 
         result = self.pipeline(
-            photo,
-            _named(references),
-            scale=scale,
-            seed=self.seed,
-            guidance=guidance,
-            progress=watch,
+            photo, _named(references), scale=scale, seed=self.seed, guidance=guidance, progress=watch
         )
         folder = Path(tempfile.mkdtemp(dir=self._made.name))
         path = folder / f"{Path(photo).stem}.png"

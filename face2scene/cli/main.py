@@ -40,27 +40,8 @@ EXTRAS = {
 }
 TINY_NEEDS = ("cv2", "dlib", "openvino", "pyiqa", "matplotlib")
 DISTRIBUTIONS = (
-    *(
-        "torch",
-        "torchvision",
-        "diffusers",
-        "transformers",
-        "peft",
-        "accelerate",
-        "hydra-core",
-        "omegaconf",
-        "numpy",
-    ),
-    *(
-        "opencv-python-headless",
-        "opencv-python",
-        "basicsr",
-        "facexlib",
-        "insightface",
-        "pyiqa",
-        "rawpy",
-        "wandb",
-    ),
+    *("torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "hydra-core", "omegaconf", "numpy"),
+    *("opencv-python-headless", "opencv-python", "basicsr", "facexlib", "insightface", "pyiqa", "rawpy", "wandb"),
     *("openvino", "dlib-bin"),
 )
 

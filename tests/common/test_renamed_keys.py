@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from face2scene.cli.command_line import CONFIGS
 from face2scene.common.renamed_keys import REMOVED, RENAMED, RenamedKey, keys_of, refuse_renamed, with_new_names
+from face2scene.common.reproducibility import REPOSITORY
 
 COMPOSED = [
     *(("restore",), ("app",), ("run_baseline",), ("eval", "probe=fadex"), ("sweep", "sweep=spatially_varying")),
@@ -50,6 +51,12 @@ def test_new_keys_exist(keys_in_use):
 def test_no_key_in_use_is_refused(keys_in_use):
     assert len(keys_in_use) > 300
     refuse_renamed(keys_in_use)
+
+
+def test_changelog_lists_every_key():
+    text = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert [old for old, new in RENAMED.items() if f"| `{old}` | `{new}` |" not in text] == []
+    assert [old for old in REMOVED if f"| `{old}` | gone: " not in text] == []
 
 
 def test_keys_that_only_look_alike_are_accepted():
