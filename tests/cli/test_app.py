@@ -38,7 +38,7 @@ def small_photo(photo, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def readout(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("instrument")
+    folder = tmp_path_factory.mktemp("readout")
     fadex = FaDeX(widths=[8, 8], strides=[2, 1], embedding=8)
     fadex.save(folder / "fadex.safetensors")
     heads = LinearProbe(8)
