@@ -225,7 +225,7 @@ def _torch_pickle(path: Path, *, mmap: bool = False) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = (str(error).strip().splitlines() or ["truncated"])[0][:200]
-        raise WeightsError(f"{path} is not a torch pickle of plain tensors ({reason}).") from error
+        raise WeightsError(f"{path} is not a torch pickle of plain tensors ({reason}): refused.") from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__} instead of named tensors.")
     return dict(content)

@@ -115,15 +115,8 @@ class AppController:
         gallery = [(_small(pair.degraded), "as it is"), (_small(pair.restored), "as restored")] if pair else []
         rows = self.readout(pair) if self.readout and pair else []
         why = json.loads(json.dumps({"name": Path(photo).name} | result.notes, default=str))
-        return (
-            _boxed(before.image, result.estimate),
-            _tokens_text(result.estimate),
-            (_small(before.image), _small(result.image)),
-            gallery,
-            rows,
-            why,
-            str(path),
-        )
+        boxed, sentence = _boxed(before.image, result.estimate), _tokens_text(result.estimate)
+        return boxed, sentence, (_small(before.image), _small(result.image)), gallery, rows, why, str(path)
 
 
 def read_out(rows: Sequence[Sequence[str]]) -> str:
@@ -257,11 +250,10 @@ def _faces_text(estimate: DegradationEstimate) -> str:
 
 
 def _tokens_text(estimate: DegradationEstimate) -> str:
-    sources = {
+    source = estimate.tokens.source
+    sentence = {
         "pair": "The degradation was estimated from the face pair.",
         "blind": "The degradation was estimated without a restored face.",
         "null": "The degradation was not estimated: the learned null tokens were used.",
-    }
-    source = estimate.tokens.source
-    sentence = sources.get(source, f"Tokens: {source}.")
+    }.get(source, f"Tokens: {source}.")
     return "\n".join([f"**{sentence}**", *(f"- {warning}" for warning in estimate.notes["warnings"])])

@@ -5,7 +5,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
@@ -56,15 +57,11 @@ def script(
             codes: list[int] = []
             job = functools.partial(_run, task, required=required, level=level, codes=codes)
             job.__module__ = config  # the name that Hydra gives the job
-            try:
+            with _user_errors(codes):
                 if cfg is None:
                     _by_hydra(job, config)
                 else:
                     job(cfg)
-            except Exception as error:
-                if FULL_ERROR in os.environ or not is_user_error(error):
-                    raise
-                codes.append(_print_error(error))
             if any(codes):
                 sys.exit(max(codes))
 
@@ -86,17 +83,24 @@ def _run(
     keep_freed_memory()
     logging.basicConfig(level=level, format="%(message)s")
     try:
-        refuse_renamed(keys_of(OmegaConf.to_container(cfg)), source=f"the configuration's files{_chosen()}")
-        for key in required:
-            if OmegaConf.is_missing(cfg, key):
-                raise ValueError(f"{key}=... is missing: give it on the command line.")
-        _own_folder(cfg)
-        task(cfg)
+        with _user_errors(codes):
+            refuse_renamed(keys_of(OmegaConf.to_container(cfg)), source=f"the configuration's files{_chosen()}")
+            for key in required:
+                if OmegaConf.is_missing(cfg, key):
+                    raise ValueError(f"{key}=... is missing: give it on the command line.")
+            _own_folder(cfg)
+            task(cfg)
     except KeyboardInterrupt:
         print("Stopped. Every file written is complete; the same command goes on from there.", file=sys.stderr)
         sys.exit(130)
     except SystemExit as end:  # the other runs of -m are still carried out
         codes.append(end.code if isinstance(end.code, int) else _print_error(end) if end.code else 0)
+
+
+@contextmanager
+def _user_errors(codes: list[int]) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
         if FULL_ERROR in os.environ or not is_user_error(error):
             raise
@@ -104,7 +108,7 @@ def _run(
 
 
 def _chosen() -> str:
-    words = [] if not HydraConfig.initialized() else HydraConfig.get().overrides.task
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     groups = [word for word in words if (CONFIGS / word.partition("=")[0].lstrip("+")).is_dir()]
     return f" ({', '.join(groups)})" if groups else ""
 

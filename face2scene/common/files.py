@@ -13,7 +13,7 @@ from typing import Any
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path`, with its suffix, to write to; move it to `path` on success, remove it on any error."""
+    """Yield a path beside `path`, with its suffix, to write to; move it to `path` on success, remove it on an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = f".{os.getpid()}.partial{path.suffix}"
