@@ -375,8 +375,7 @@ def _bar(asset: Asset, source: Source, partial: Path) -> Iterator[None]:
 
 def _bytes_below(place: Path) -> int:
     total = 0
-    for parent, _, files in os.walk(place):
-        for file in files:
-            with suppress(OSError):  # removed meanwhile
-                total += os.stat(os.path.join(parent, file)).st_size
+    for path in place.rglob("*"):
+        with suppress(OSError):  # removed meanwhile
+            total += path.stat().st_size if path.is_file() else 0
     return total

@@ -116,8 +116,10 @@ def _chosen() -> str:
 def _print_error(error: BaseException) -> int:
     cause = error.__cause__ if isinstance(error, InstantiationException) else None
     sentence = str(cause or error)
-    if isinstance(error, OmegaConfBaseException):
-        sentence = sentence.partition("\n")[0]  # the rest is about OmegaConf's nodes
+    if isinstance(error, OmegaConfBaseException) or isinstance(cause, ImportError):
+        sentence = sentence.partition("\n")[0]  # the rest is about OmegaConf's nodes, or the search for a module
+    if isinstance(cause, ImportError) and "'face2scene." in sentence:
+        sentence += " There is no such module or class; CHANGELOG.md lists those that were renamed."
     print(sentence, file=sys.stderr)
     return 1
 
@@ -125,7 +127,7 @@ def _print_error(error: BaseException) -> int:
 def is_user_error(error: BaseException) -> bool:
     """Whether a user can cause and correct it (files, values, packages, options), so that no traceback is needed."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        return is_user_error(error.__cause__)
+        return isinstance(error.__cause__, ImportError) or is_user_error(error.__cause__)
     kinds = (OSError, ValueError, ModuleNotFoundError, OmegaConfBaseException)
     return isinstance(error, kinds) or type(error).__module__.startswith("face2scene.")
 

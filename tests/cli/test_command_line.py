@@ -82,6 +82,15 @@ def test_user_error_below_instantiate_is_reported_by_its_cause(call, capsys):
     assert not is_user_error(TypeError()) and not is_user_error(ZeroDivisionError())
 
 
+def test_moved_class_is_reported_with_the_list_of_new_places(call, capsys):
+    moved = OmegaConf.create({"_target_": "face2scene.data.real.Photos", "where": "x"})
+    with pytest.raises(SystemExit):
+        call(lambda cfg: instantiate(moved))
+    error = capsys.readouterr().err
+    assert error.startswith("Error loading 'face2scene.data.real.Photos'") and error.count("\n") == 1
+    assert "CHANGELOG.md lists those that were renamed" in error
+
+
 def test_other_errors_are_raised_and_hydra_full_error_raises_all(call, monkeypatch):
     def task(cfg):
         raise {}[cfg.seed] if cfg.seed else ValueError("a sentence")
