@@ -78,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     fetcher.add_argument("--offline", action="store_true", help="use no network; fails for what is not here")
     fetcher.set_defaults(run=_fetch)
 
-    doctor = commands.add_parser("doctor", help="what works on this machine, what is missing, and how to get it")
-    doctor.set_defaults(run=_doctor)
+    about = "what works on this machine, what is missing, and how to get it"
+    commands.add_parser("doctor", help=about).set_defaults(run=_doctor)
 
     data = commands.add_parser("data", help="datasets: verify FOLDER checks one, pack FOLDER OUT puts it into archives")
     actions = data.add_subparsers(title="actions", required=True, metavar="verify | pack")
@@ -93,11 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     packer.add_argument("--per-shard", type=int, default=1000, help="images per archive (default %(default)s)")
     packer.set_defaults(run=_pack_data)
 
-    restore = commands.add_parser("restore", help="restore photos: input=PHOTO references=FOLDER output=FOLDER")
-    restore.set_defaults(run=lambda _: _script("restore", []))
-
-    app = commands.add_parser("app", help="the web page: port=7860 host=127.0.0.1, and the options of restore")
-    app.set_defaults(run=lambda _: _script("app", []))
+    # `main` runs these two itself; here they are listed by --help
+    commands.add_parser("restore", help="restore photos: input=PHOTO references=FOLDER output=FOLDER")
+    commands.add_parser("app", help="the web page: port=7860 host=127.0.0.1, and the options of restore")
     return parser
 
 
