@@ -1,7 +1,7 @@
 """Build an InScene dataset: `accelerate launch scripts/build_inscene.py data=quickstart`.
 
-Stop it at any moment and start it again with the same command; a finished set is left as it is. The exit code is 0, or
-1 when it could not be built, or data.quarantine_exit when it was and some input could not be read.
+It can be stopped at any moment; the same command goes on from there, and leaves a finished set as it is. The exit code
+is 0, 1 when the set could not be built, or data.quarantine_exit when some input could not be read.
 """
 
 import sys
@@ -24,7 +24,7 @@ from face2scene.data.sources.photo_folder import Photos
 from face2scene.eval.metrics.registry import METRICS, Pyiqa
 from face2scene.faces.detect import Detector
 
-# What the images do not depend on; two builds that differ only here are the same build.
+# Settings that do not decide the images: builds that differ only here are the same.
 _FREE = ("root", "overwrite", "name", "jsonl", "quarantine_exit")
 
 
@@ -32,7 +32,7 @@ _FREE = ("root", "overwrite", "name", "jsonl", "quarantine_exit")
 def main(cfg: DictConfig) -> None:
     """Sources from the configuration, one build, one printed summary."""
     start = perf_counter()
-    state = Accelerator(cpu=not torch.cuda.is_available())  # or two processes on a CPU would not meet
+    state = Accelerator(cpu=not torch.cuda.is_available())  # without cpu=True, CPU processes would not join
     data = cfg.data
     if "mix" in data:
         raise ValueError(
@@ -70,19 +70,11 @@ def _sources(data: DictConfig, detector: Detector, metric: Callable[[str], Any])
     sources = []
     for source in filter(None, (data.get("sources") or {}).values()):
         given = common | ({"metric": metric} if "stages" in source else {})
-        given = {key: value for key, value in given.items() if key not in source}  # a source may say null
+        given = {key: value for key, value in given.items() if key not in source}  # a source's option wins
         sources.append(instantiate(source, **given, _convert_="all"))
     folders = OmegaConf.to_container(OmegaConf.create({"photos": data.get("photos")}))["photos"] or []
     for number, folder in enumerate([folders] if isinstance(folders, str) else folders):
-        sources.append(
-            Photos(
-                folder,
-                name=f"photos{number}",
-                split=data.photos_split,
-                licence="the owner's",
-                **common,
-            )
-        )
+        sources.append(Photos(folder, name=f"photos{number}", split=data.photos_split, licence="the owner's", **common))
     return sources
 
 

@@ -178,7 +178,7 @@ WAYS = {  # option -> how it is said, and what it does
 
 @script("eval")
 def main(cfg: DictConfig) -> None:
-    """Do the one thing that was asked for; exit code 1 also when a row is incomplete."""
+    """Carry out the one task that was chosen; exit code 1 also when a row is incomplete."""
     asked = [do for key, (_, do) in WAYS.items() if cfg.get(key) is not None]
     if len(asked) != 1:
         raise ValueError(f"Say one of: {', '.join(words for words, _ in WAYS.values())}.")

@@ -1,6 +1,6 @@
 """An ablation sweep: `python scripts/sweep.py sweep=cfg [experiment=...] [key=value ...] [--dry-run]`.
 
-Every command of it is a process group of its own. The same call again goes on where it stopped, and ends in a table.
+Every command is a process group of its own. The same command goes on where it stopped, and ends in a table.
 """
 
 import shlex
