@@ -724,7 +724,7 @@ def test_script_list_dry_run_import_score(tmp_path, tasks, capsys, baseline_scri
     assert len(lines) >= len(BASELINES) and any(line.startswith("supir ") and "missing" in line for line in lines)
 
     def run(*overrides: str) -> bool:
-        return run_baseline_script(f"input={tmp_path}/lq", f"gt={tmp_path}/ground truth", *overrides)
+        return run_baseline_script(f"input={tmp_path}/lq", f"gt={tmp_path}/truth", *overrides)
 
     assert run("baseline=sinsr", "dry_run=true", "baseline.python=no-such-python")
     assert "environment: no-such-python" in capsys.readouterr().out

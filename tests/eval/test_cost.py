@@ -127,7 +127,7 @@ def test_figure_5_times_each_stage(tiny_models, tmp_path):
     launches = [{"pictures": 2, "seconds": 30.0}, {"pictures": 0, "seconds": 9}]
     record = {"adapter": {"title": "SUPIR", "kind": "command"}, "launches": launches}
     (tmp_path / "supir/baseline.json").write_text(json.dumps(record))
-    options = {"side": 64, "pictures": 1, "face": 32, "records": [tmp_path / "supir/baseline.json"]}
+    options = {"side": 64, "images": 1, "face": 32, "records": [tmp_path / "supir/baseline.json"]}
     printed = read_texts(REPOSITORY / "configs/eval/figure_5.yaml")
     result = figure_5(lambda: (pipeline, "random"), tmp_path, printed, **options)
     assert json.loads((tmp_path / "figure_5.json").read_text())["methods"]["SUPIR"]["total"]["mean"] == 15

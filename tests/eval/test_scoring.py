@@ -188,7 +188,7 @@ def near_uniform_image(*colour):
 
 
 @pytest.mark.parametrize(
-    ("picture", "why"),
+    ("image", "why"),
     [
         (np.zeros((32, 32, 3), np.float32), "one colour"),
         (np.full((32, 32, 3), (0.9, 0.2, 0.5), np.float32), "one colour"),
@@ -260,10 +260,10 @@ def test_set_metric_reads_each_image_once(tmp_path):
 
 def test_table_marks_best_and_second():
     rows = [
-        render.Row("one", {"psnr": "20.00", "lpips": "0.3000"}, "ours"),
-        render.Row("two", {"psnr": "25.00", "lpips": "0.2000"}, "ours"),
-        render.Row("three", {"psnr": "22.00", "lpips": "0.1000"}, "ours"),
-        render.Row("partial", {"psnr": "99.00", "lpips": "0.0000"}, "ours", ranked=False),
+        render.TableRow("one", {"psnr": "20.00", "lpips": "0.3000"}, "ours"),
+        render.TableRow("two", {"psnr": "25.00", "lpips": "0.2000"}, "ours"),
+        render.TableRow("three", {"psnr": "22.00", "lpips": "0.1000"}, "ours"),
+        render.TableRow("partial", {"psnr": "99.00", "lpips": "0.0000"}, "ours", ranked=False),
     ]
     text = render.markdown(rows, ["psnr", "lpips"])
     line = {row.split("|")[1].strip(): row for row in text.splitlines()}

@@ -192,23 +192,23 @@ def stages(restorer: OneStepRestorer, fadex: FaDeX, *, size: int, face: int, gui
     prompts = 2 if guidance else 1
     autocast = restorer._autocast
 
-    def relative_dir(work: Callable[[], Any]) -> Callable[[], Any]:
+    def no_grad(work: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> Any:
             with torch.no_grad(), autocast():
                 return work()
 
         return run
 
-    features = relative_dir(lambda: fadex(crop, crop))()
-    latent = relative_dir(lambda: restorer._encode(image))()
-    tokens = relative_dir(lambda: restorer.tokens(features, 1))().expand(prompts, -1, -1)
+    features = no_grad(lambda: fadex(crop, crop))()
+    latent = no_grad(lambda: restorer._encode(image))()
+    tokens = no_grad(lambda: restorer.tokens(features, 1))().expand(prompts, -1, -1)
     text, noisy = restorer.text[:prompts].to(device), latent.repeat(prompts, 1, 1, 1)
     return [
-        CostStage("FaDeX", relative_dir(lambda: fadex(crop, crop))),
-        CostStage("MapNet", relative_dir(lambda: restorer.mapnet(features))),
-        CostStage("VAE encoder", relative_dir(lambda: restorer._encode(image))),
-        CostStage("UNet", relative_dir(lambda: restorer._predict(noisy, text, tokens))),
-        CostStage("VAE decoder", relative_dir(lambda: restorer._decode(latent))),
+        CostStage("FaDeX", no_grad(lambda: fadex(crop, crop))),
+        CostStage("MapNet", no_grad(lambda: restorer.mapnet(features))),
+        CostStage("VAE encoder", no_grad(lambda: restorer._encode(image))),
+        CostStage("UNet", no_grad(lambda: restorer._predict(noisy, text, tokens))),
+        CostStage("VAE decoder", no_grad(lambda: restorer._decode(latent))),
     ]
 
 

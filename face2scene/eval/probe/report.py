@@ -36,7 +36,7 @@ def rows_of(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             for name, value in answers[measure].items():
                 yield _row(encoder, measure, name, value, None, None, 0.0)
         leak = answers["leakage"]
-        for name in ("image", "picture_centred", "identity"):
+        for name in ("picture", "picture_centred", "identity"):
             chance = leak["identity_chance" if name == "identity" else "picture_chance"]
             yield _row(encoder, "leakage", name, leak[name], None, None, chance)
     for restorer, answers in found["restorers"].items():
@@ -110,7 +110,7 @@ def probe_figure(found: Mapping[str, Any], embeddings: Tensor) -> Any:
     figure = new_figure(15, 4.6)
     matrix, same, cross = figure.subplots(1, 3, width_ratios=(1.15, 1, 1.2))
     flat = embeddings.flatten(0, 1).float()
-    eval_weights = matrix.imshow((flat @ flat.T).numpy(), vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
+    image = matrix.imshow((flat @ flat.T).numpy(), vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
     middles = [images * (number + 0.5) - 0.5 for number in range(len(labels))]
     for ticks in (matrix.set_xticks, matrix.set_yticks):
         ticks(middles, labels)
@@ -118,7 +118,7 @@ def probe_figure(found: Mapping[str, Any], embeddings: Tensor) -> Any:
         for line in (matrix.axhline, matrix.axvline):
             line(images * number - 0.5, color="black", linewidth=0.6)
     matrix.set_title(f"cosines of {images} images under {len(labels)} presets")
-    figure.colorbar(eval_weights, ax=matrix, shrink=0.85)
+    figure.colorbar(image, ax=matrix, shrink=0.85)
 
     places = range(len(labels))
     spread = [found["same_spread"][name] for name in labels]

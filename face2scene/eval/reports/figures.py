@@ -164,8 +164,8 @@ def _label(axes: Any, points: Sequence[tuple[float, float, TableRow]]) -> None:
             left = px + dx * scale - (wide if dx < 0 else 0)
             box = (left, py + dy * scale, left + wide, py + dy * scale + high)
             others = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots if (x, y) != (px, py)]
-            relative_dir = frame.x0 < box[0] and box[2] < frame.x1 + 0.1 * frame.width
-            if relative_dir and not any(_meet(box, other) for other in [*taken, *others]):
+            in_frame = frame.x0 < box[0] and box[2] < frame.x1 + 0.1 * frame.width
+            if in_frame and not any(_meet(box, other) for other in [*taken, *others]):
                 break
         taken.append(box)
         align = "right" if dx < 0 else "left"

@@ -113,7 +113,7 @@ def write_report(
                 }
                 for view, method in views.items()
             },
-            "truth": {"title": "truth", "values": {}, "why": None, "flagged": {}, "missing": [], "full": None},
+            "truth": {"title": "ground truth", "values": {}, "why": None, "flagged": {}, "missing": [], "full": None},
         },
     }
     return _write_page(run / "report.html", title or run.name, read, data)
@@ -184,7 +184,7 @@ def _tests(methods: Sequence[GalleryMethod]) -> list[tuple[str, list[Any], str]]
     tests: list[tuple[str, list[Any], str]] = []
     for other, found in zip(others, significance.compare_all(first.folder, [o.folder for o in others]), strict=True):
         failed = isinstance(found, ScoreError)
-        rows = [] if failed else [(d, METRICS[d.metric], significance.said(d, first.title, other.title)) for d in found]
+        rows = [] if failed else [(d, METRICS[d.metric], significance.describe(d, first.title, other.title)) for d in found]
         tests.append((f"{other.title} against {first.title}", rows, str(found) if failed else ""))
     return tests
 

@@ -110,7 +110,7 @@ VIEWS = {  # the images to compare, and what a slider calls them
     "trained_here": "trained in this run",
     "restored": "restored, shipped weights",
     "wrong_tokens": "another image's tokens",
-    "truth": "truth",
+    "truth": "ground truth",
 }
 
 
@@ -166,7 +166,7 @@ class Figures:
             "trained_here": f"restored, weights trained in this run ({steps['trained_here']} steps)",
             "restored": f"restored, weights trained longer, shipped ({steps['restored']} steps)",
             "wrong_tokens": "restored, shipped weights, tokens of another image's degradation",
-            "truth": "truth",
+            "truth": "ground truth",
         }
 
     def image(self, view: str, name: str) -> Path:
@@ -228,7 +228,7 @@ def _shots(figures: Figures, why: Mapping[str, Mapping[str, Any]]) -> tuple[list
     size = 0
     for name in tqdm(names, desc="report", unit="image"):
         shots.append(_shot(figures, name, {row: table.get(name, {}) for row, table in tables.items()}, why[name]))
-        size += sum(map(len, [*shots[-1]["pictures"].values(), *shots[-1]["faces"].values()]))
+        size += sum(map(len, [*shots[-1]["images"].values(), *shots[-1]["faces"].values()]))
         if size > MAX_BYTES:
             break
     return shots, len(names) - len(shots)
@@ -248,7 +248,7 @@ def _shot(
         "name": name,
         "record": figures.records[name],
         "degradation": _degradation(figures.records[name].recipe),
-        "pictures": {view: _data_uri(read_image(figures.image(view, name))) for view in VIEWS},
+        "images": {view: _data_uri(read_image(figures.image(view, name))) for view in VIEWS},
         "faces": {side: _data_uri(read_image(path)) for side, path in faces.items()},
         "numbers": numbers,
         "log": "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in why.items()),
@@ -261,7 +261,7 @@ def _degradation(recipe: Mapping[str, Any]) -> str:
         if operator["kind"] != "RestoreSize":  # it only undoes a change of size
             word, strength = OPERATORS[operator["kind"]]
             words.append(f"{word} {operator[strength]:.3g}")
-    return " → ".join(words) or "undamaged"
+    return " → ".join(words) or "not degraded"
 
 
 def _curves(metrics: Path) -> dict[str, list[tuple[float, float]]]:

@@ -113,7 +113,7 @@ def _read(row: ScoreRow, path: Path) -> None:
                 row.features[key] = tensor
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, SafetensorError) as error:
         row.values.clear(), row.undefined.clear(), row.shifts.clear(), row.features.clear()
-        log.warning("%s is degraded and is written anew (%s)", path, error)
+        log.warning("%s cannot be read and is written anew (%s)", path, error)
 
 
 def _box(row: ScoreRow, name: str) -> list[float] | None:

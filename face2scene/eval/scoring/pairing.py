@@ -47,7 +47,7 @@ class ScoreRow:
     undefined: dict[str, dict[str, str]] = field(default_factory=dict)  # metric -> image -> why it has no value
     values: dict[str, dict[str, float]] = field(default_factory=dict)
     shifts: dict[str, tuple[float, float]] = field(default_factory=dict)
-    features: dict[str, Tensor] = field(default_factory=dict)  # of `fid`: ours/NAME and ground truth/NAME
+    features: dict[str, Tensor] = field(default_factory=dict)  # of `fid`: ours/NAME and truth/NAME
     hashes: dict[str, tuple[str, str]] = field(default_factory=dict)  # of the prediction and of its ground truth
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # (H, W) of the ground truths
     region: Region = "whole"
@@ -148,7 +148,7 @@ def checked_sizes(rows: Iterable[ScoreRow], gts: Mapping[str, Path]) -> dict[str
     for row in rows:
         first = row.paths | first
     heads = {name: _header(gts.get(name, path)) for name, path in first.items()}
-    against = "truth" if gts else "the first row's"
+    against = "ground truth" if gts else "the first row's"
     sizes = {name: head.size for name, head in heads.items()}
     wrong, modes, formats = [], [], []
     for row in rows:

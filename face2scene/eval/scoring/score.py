@@ -330,4 +330,4 @@ class _Job:
             self.gt_features |= {(metric.key, names[i]): f for i, f in zip(fresh, found, strict=True)}
         for name, ours in zip(names, scorer.features(images), strict=True):
             row.features[f"{metric.key}/ours/{name}"] = ours
-            row.features[f"{metric.key}/ground truth/{name}"] = self.gt_features[metric.key, name]
+            row.features[f"{metric.key}/truth/{name}"] = self.gt_features[metric.key, name]

@@ -56,12 +56,12 @@ def run_steps(
     plan: SweepPlan,
     steps: Sequence[Step],
     *,
-    tasks: int = 1,
+    jobs: int = 1,
     gpus: Sequence[str] | None = None,
     runner: Runner = in_a_process_group,
     say: Callable[[str], None] = print,
 ) -> dict[str, str]:
-    """Run steps in the order of their needs, `tasks` at a time.
+    """Run steps in the order of their needs, `jobs` at a time.
 
     A step that fails takes those that need it with it; all others go on.
 
@@ -72,7 +72,7 @@ def run_steps(
         Name of a step -> why it failed or was not started.
     """
     slots: SimpleQueue[Mapping[str, str]] = SimpleQueue()
-    for place in gpus or [None] * tasks:
+    for place in gpus or [None] * jobs:
         slots.put({} if place is None else {"CUDA_VISIBLE_DEVICES": str(place)})
     waiting, names = list(steps), {step.name for step in steps}
     failed: dict[str, str] = {}
@@ -86,14 +86,14 @@ def run_steps(
         finally:
             slots.put(environment)
 
-    with ThreadPoolExecutor(len(gpus) if gpus else tasks) as pool:
+    with ThreadPoolExecutor(len(gpus) if gpus else jobs) as pool:
         while waiting or running:
             for step in list(waiting):
                 lost = [name for name in step.needs if name in failed]
                 if lost:
                     failed[step.name] = f"not started, because {lost[0]} failed"
                 elif all(name in done or name not in names for name in step.needs):
-                    if len(running) >= slots_of(gpus, tasks):
+                    if len(running) >= slots_of(gpus, jobs):
                         break
                     say(f"[{len(done) + len(failed) + len(running) + 1}/{len(names)}] {step.name}")
                     running[pool.submit(carry_out, step)] = step
@@ -112,9 +112,9 @@ def run_steps(
     return failed
 
 
-def slots_of(gpus: Sequence[str] | None, tasks: int) -> int:
+def slots_of(gpus: Sequence[str] | None, jobs: int) -> int:
     """How many commands run at the same time."""
-    return len(gpus) if gpus else tasks
+    return len(gpus) if gpus else jobs
 
 
 def perform(plan: SweepPlan, step: Step, environment: Mapping[str, str], runner: Runner = in_a_process_group) -> str:
