@@ -53,7 +53,7 @@ def plain(folder: Path, out: Path) -> None:
     specs = {key: METRICS[key].engine for key in KEYS if key != "ssim_y"}
     from face2scene.eval.metrics.pyiqa_backend import Pyiqa
 
-    specs["ssim_y"] = Pyiqa("ssim", {"color_space": "ycbcr"})
+    specs["ssim_y"] = Pyiqa("ssim", options={"color_space": "ycbcr"})
     models = {key: spec.network("cpu") for key, spec in specs.items()}
     loaded, cpu = perf_counter(), process_time()
     values: dict[str, dict[str, dict[str, float]]] = {}

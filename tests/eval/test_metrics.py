@@ -17,9 +17,9 @@ from face2scene.eval.metrics import pyiqa_backend
 from face2scene.eval.metrics.fid import Fid
 from face2scene.eval.metrics.identity import IdScore
 from face2scene.eval.metrics.perceptual import Dists, Lpips
+from face2scene.eval.metrics.psnr_ssim import ssim_rgb, ssim_y
 from face2scene.eval.metrics.registry import METRICS, build_all, choose
-from face2scene.eval.metrics.ssim import ssim_rgb, ssim_y
-from face2scene.eval.metrics.winograd import WinogradReLU, hasten
+from face2scene.eval.metrics.winograd import WinogradReLU, use_winograd
 from face2scene.image_io.arrays import read_tensor
 
 CALIBRATION_NAMES = ("I03", "I04", "I06", "I08", "I19")
@@ -42,7 +42,7 @@ def calibration_pair(weights):
 def test_winograd_matches_direct_convolution(channels, size):
     torch.manual_seed(0)
     direct = nn.Sequential(nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU())
-    fast = hasten(direct)
+    fast = use_winograd(direct)
     assert isinstance(fast[0], WinogradReLU) and len(fast) == 1
     images = torch.randn(2, channels, *size)
     with torch.inference_mode():
@@ -52,7 +52,7 @@ def test_winograd_matches_direct_convolution(channels, size):
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(64, 8, 3), nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(64, 8, 1)])
 def test_other_layers_are_unchanged(layer):
-    assert next(iter(hasten(nn.Sequential(layer, nn.ReLU())))) is layer
+    assert next(iter(use_winograd(nn.Sequential(layer, nn.ReLU())))) is layer
 
 
 @pytest.mark.numerics

@@ -17,9 +17,9 @@ from face2scene.common.model_files import save_weights
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.data.records import write_manifest
 from face2scene.eval.metrics import pyiqa_backend
+from face2scene.eval.metrics.psnr_ssim import ssim_y
 from face2scene.eval.metrics.pyiqa_backend import MetricMissing, Pyiqa
 from face2scene.eval.metrics.registry import METRICS, build_all, choose
-from face2scene.eval.metrics.ssim import ssim_y
 from face2scene.eval.reports.quickstart import quickstart_report
 from face2scene.eval.reports.quickstart_page import findings
 from face2scene.eval.reports.table_page import printed_table
@@ -68,13 +68,36 @@ def test_lpips_dists_published_values(weights):
         # half of the fourth decimal, and 1e-5 for float32 sums in another order
         assert measured == pytest.approx(published, abs=6e-5), key
     crops = [side[:2, :, 100:196, 100:228] for side in pair]
-    theirs = Pyiqa("ssim", {"color_space": "ycbcr"}).build("cpu")(*crops)
+    theirs = Pyiqa("ssim", options={"color_space": "ycbcr"}).build("cpu")(*crops)
     assert ssim_y(*crops).tolist() == pytest.approx(theirs.tolist(), abs=1e-6)
 
 
-def test_psnr_of_known_error():
-    gt = torch.full((1, 3, 8, 8), 0.5)
-    assert METRICS["psnr"].build()(gt + 0.1, gt).item() == pytest.approx(20, abs=1e-4)
+@pytest.mark.parametrize("key", ["psnr", "psnr_y"])
+def test_psnr_of_known_error(key):
+    gt = torch.full((1, 3, 8, 8), 100 / 255)
+    luma = 219 / 255 if key == "psnr_y" else 1  # the range of Y is 16 to 235
+    error = round(51 * luma)
+    assert METRICS[key].build()(gt + 51 / 255, gt).item() == pytest.approx(20 * np.log10(255 / error), abs=1e-9)
+
+
+def test_psnr_has_no_ceiling():
+    gt = torch.rand(1, 3, 256, 256).mul(255).round() / 255
+    image = gt.clone()
+    image[0, 0, 0, 0] = (gt[0, 0, 0, 0] * 255 + (1 if gt[0, 0, 0, 0] < 0.5 else -1)) / 255
+    assert METRICS["psnr"].build()(image, gt).item() == pytest.approx(101.0668, abs=1e-4)  # one level in 196,608
+    assert METRICS["psnr"].build()(gt, gt).item() == METRICS["psnr_y"].build()(gt, gt).item() == float("inf")
+
+
+def test_equal_image_is_left_out_of_mean_psnr(tmp_path):
+    gt, made = write_images(tmp_path / "truth", "abc"), write_images(tmp_path / "made", "abc", noise=0.1)
+    shutil.copy(gt / "b.png", made / "b.png")
+    for _ in range(2):  # measured, and recalled
+        scores = score_folder(made, gt, ["psnr", "psnr_y", "ssim"], tmp_path / "out")
+        rows = read_scores_csv(tmp_path / "out/scores.csv")
+        assert scores["complete"] and scores["undefined"]["psnr"].keys() == {"b"} and rows["b"] == {"ssim": 1}
+        assert scores["means"]["psnr"] == pytest.approx((rows["a"]["psnr"] + rows["c"]["psnr"]) / 2, abs=1e-6)
+    scores = score_folder(gt, gt, ["psnr"], tmp_path / "same")
+    assert scores["complete"] and scores["means"] == {} and len(scores["undefined"]["psnr"]) == 3
 
 
 def test_ssim_of_identical_images_is_one():

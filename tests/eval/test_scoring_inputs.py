@@ -291,9 +291,7 @@ def test_scoring_without_gt(tmp_path):
     assert shared["complete"] and shared["truth"]["pictures"] == 3
     refused = (({"metrics": ["musiq", "psnr", "id"]}, "psnr, id"), ({"regions": ("whole", "face")}, "face"))
     for options, told in refused:
-        with pytest.raises(
-            ScoreError, match=f"nothing to compare with for {told}: give .*option ground truth.*of musiq"
-        ):
+        with pytest.raises(ScoreError, match=f"nothing to compare with for {told}: give .*option gt.*of musiq"):
             score_folders(both, None, **{"metrics": ["musiq"], "scorers": brightness} | options)
 
 
@@ -447,7 +445,7 @@ def test_unlike_scores_are_not_compared(tmp_path):
     write_images(tmp_path / "y/truth", "abcd", 0.01, seed=5)  # another ground truth under the same names
     for made in (tmp_path / "one", tmp_path / "y/one"):
         score_folder(tmp_path / "one", made.parent / "truth", ["dists"], made / "out", scorers=SCORERS)
-    with pytest.raises(ScoreError, match=r"scored against other ground truths, of 4 and 4 images.*option ground truth"):
+    with pytest.raises(ScoreError, match=r"scored against other ground truths, of 4 and 4 images.*option gt"):
         compare(tmp_path / "one/out", tmp_path / "y/one/out")
     score_images(tmp_path, "two", "abcd", keys=("dists",))
     changed = read_json(tmp_path / "out_two/scores.json")

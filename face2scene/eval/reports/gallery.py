@@ -84,7 +84,7 @@ def write_report(
     if others := [method.title for method in read if method.scores.get("truth") != against]:
         raise ScoreError(
             f"{', '.join(others)}: not scored against this ground truth of {against['pictures']} images. Score them again, "
-            "or give the ground truth that they were scored against (option ground truth)."
+            "or give the ground truth that they were scored against (option gt)."
         )
     names = [name for name in gts if any(name in method.images for method in read)]
     views = {slug(method.title): method for method in read}
@@ -184,7 +184,11 @@ def _tests(methods: Sequence[GalleryMethod]) -> list[tuple[str, list[Any], str]]
     tests: list[tuple[str, list[Any], str]] = []
     for other, found in zip(others, significance.compare_all(first.folder, [o.folder for o in others]), strict=True):
         failed = isinstance(found, ScoreError)
-        rows = [] if failed else [(d, METRICS[d.metric], significance.describe(d, first.title, other.title)) for d in found]
+        rows = (
+            []
+            if failed
+            else [(d, METRICS[d.metric], significance.describe(d, first.title, other.title)) for d in found]
+        )
         tests.append((f"{other.title} against {first.title}", rows, str(found) if failed else ""))
     return tests
 

@@ -11,13 +11,13 @@ Region = Literal["whole", "face", "background"]
 REGIONS: dict[str, str] = {
     "whole": "the whole image",
     "face": "the face box alone, cut out of both images",
-    # The protocol of the paper's main text: every method is given the ground truth's face, and the rest decides.
+    # As in the paper's main text: every method gets the ground truth's face, so that the rest of the image decides.
     "background": "the whole image, with the ground truth's face box pasted into the prediction",
 }
 
 
 def cut(region: Region, image: Tensor, gt: Tensor, box: Box | None) -> tuple[Tensor, Tensor]:
-    """What of a prediction and its ground truth is compared; both (3, H, W).
+    """The parts of a prediction and its ground truth that are compared; all (3, H, W).
 
     Raises:
         ValueError: a region that needs a box without one, or with one outside the image.

@@ -61,7 +61,7 @@ def row_from_scores(
         for key in columns
         if picked[key] is None and key in values
     ]
-    cells = {key: NOT_MEASURED if value is None else shown(key, value) for key, value in picked.items()}
+    cells = {key: NOT_MEASURED if value is None else formatted(key, value) for key, value in picked.items()}
     gt = found.get("truth", {}).get("sha256", "")
     return TableRow(name, cells, "ours", ", ".join(notes), gt=gt)
 
@@ -87,7 +87,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
-def shown(key: str, value: float) -> str:
+def formatted(key: str, value: float) -> str:
     """One of our own values, with as many digits as its metric is printed with."""
     return f"{value:.{decimals(key)}f}"
 
