@@ -463,7 +463,7 @@ def test_stems_are_safe_and_unique():
         "a.b": "a_b",
         "A b": "A_b_n00001",
         "a_b": "a_b_n00002",
-        "ü": "picture",
+        "ü": "image",
     }
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.eval.cost import complexity
 from face2scene.eval.cost.timing import drawn, figure_5, table, time_pipeline
-from face2scene.eval.tables.paper import read_texts
+from face2scene.eval.tables.paper_tables import read_texts
 from face2scene.inference.pipeline import Face2ScenePipeline
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.mapnet import MapNet

@@ -3,28 +3,33 @@
 import json
 import re
 import shutil
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from inscene_records import record
+from omegaconf import OmegaConf
 from PIL import Image
 
 from face2scene.assets import catalogue
 from face2scene.common.files import read_json, write_json
 from face2scene.common.model_files import save_weights
 from face2scene.common.reproducibility import REPOSITORY
-from face2scene.data.records import write_manifest
+from face2scene.data.records import read_manifest, write_manifest
+from face2scene.degradation.recipe import OPERATORS
 from face2scene.eval.metrics import pyiqa_backend
 from face2scene.eval.metrics.psnr_ssim import ssim_y
 from face2scene.eval.metrics.pyiqa_backend import MetricMissing, Pyiqa
 from face2scene.eval.metrics.registry import METRICS, build_all, choose
+from face2scene.eval.reports import quickstart_page
 from face2scene.eval.reports.quickstart import quickstart_report
 from face2scene.eval.reports.quickstart_page import findings
-from face2scene.eval.reports.table_page import printed_table
+from face2scene.eval.reports.table_page import paper_table
 from face2scene.eval.scoring.score import ScoreError, read_scores_csv, score_folder, score_folders
-from face2scene.eval.tables import paper, render
+from face2scene.eval.tables import paper_tables, render
 from face2scene.image_io.arrays import read_tensor, write_png
 
 CONFIGS = REPOSITORY / "configs/eval"
@@ -297,22 +302,22 @@ def test_table_marks_best_and_second():
 
 
 def test_paper_table_keeps_digits_and_gaps(tmp_path):
-    text = printed_table(CONFIGS, tmp_path, 5)
+    text = paper_table(CONFIGS, tmp_path, 5)
     for digits in ("22.8975", "0.6980", "**75.3739**", "4.8044", "16.9445"):
         assert digits in text
     assert text.count(render.NOT_MEASURED) == 6 * 10
-    _, (part,) = paper.load_printed(CONFIGS / "table_synthetic.yaml")
+    _, (part,) = paper_tables.load_table(CONFIGS / "table_synthetic.yaml")
     osediff = next(row for row in part.rows if row.name == "OSEDiff")
     assert osediff.cells["psnr"] == "24.2400" and osediff.values["dists"] == 0.1287
     with pytest.raises(FileNotFoundError, match=r"choose from 1, 2, .*9, main, real, synthetic"):
-        printed_table(CONFIGS, tmp_path, 77)
+        paper_table(CONFIGS, tmp_path, 77)
 
 
 def test_our_row_shows_difference(tmp_path):
     place = tmp_path / "table_5/synthetic/face2scene/scores.json"
     means = {"dists": 0.0907, "psnr": 20.0, "psnr_y": 23.904}
     write_json(place, {"complete": True, "means": means, "sets": {}, "counts": {"scored": 3, "expected": 3}})
-    text = printed_table(CONFIGS, tmp_path, 5)
+    text = paper_table(CONFIGS, tmp_path, 5)
     assert "**0.0907** (-0.0100)" in text and "**23.90** (+1.00)" in text
 
 
@@ -369,7 +374,7 @@ def test_report_is_self_contained(quickstart_run, capsys):
     assert text.count('<figure class="card shot">') == 2 and text.count("data:image/jpeg;base64,") == 2 * (5 + 2)
     assert "blur 2 → JPEG 40<" in text and "&lt;b&gt;" in text and "SSIM is not measured: told to" in text
     assert text.count("<svg") == 4 and ">constant<" not in text
-    assert "the clean face, softened, tinted and grained" in text
+    assert "the ground-truth face with blur, a tint and grain" in text
     assert capsys.readouterr().out.count("[yes]") == 3
     block = scores["quickstart"]
     assert read_json(run / "scores.json")["quickstart"] == block
@@ -411,6 +416,20 @@ def test_failed_findings_are_reported(quickstart_run):
     assert [finding.verdict for finding in found] == ["no", "no", "not measured"]
     assert found[0].note == "not in PSNR, LPIPS, DISTS"
     assert "incomplete: 1 of 2 images" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_page_names_every_operator(quickstart_run):
+    run, places = quickstart_run
+    assert quickstart_page.OPERATOR_WORDS.keys() == OPERATORS.keys() - {"RestoreSize"}
+    for kind, (_, number) in quickstart_page.OPERATOR_WORDS.items():
+        assert number in {one.name for one in fields(OPERATORS[kind])}
+    phone = OmegaConf.to_container(OmegaConf.load(REPOSITORY / "configs/degradation/phone.yaml"))
+    space, rng = instantiate(phone | {"motion_prob": 1.0}), np.random.default_rng(0)
+    records = [replace(one, recipe=space.draw(rng).to_dict()) for one in read_manifest(places["dataset"], "val")]
+    write_manifest(places["dataset"], records)
+    quickstart_report(run, **places)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert text.count("motion blur ") == 2 and text.count("sensor noise ") == 2
 
 
 def test_page_size_limit_drops_images(quickstart_run, monkeypatch):

@@ -34,7 +34,7 @@ class IdScore:
         self.detector = Detector(WithIdentityNet(OpenBackend(), OnnxIdentity("w600k_mbf")), identities=True)
 
     def __call__(self, images: Tensor, gts: Tensor, boxes: Sequence[Box | None]) -> Tensor:
-        """Cosines (B,) in float64; NaN where the ground truth shows no face in the box, or anywhere where the box is None."""
+        """Cosines (B,) in float64; NaN where the ground truth shows no face in its box (or at all, without a box)."""
         found = [
             face_similarity(to_array(image), to_array(gt), self.detector, box=box)
             for image, gt, box in zip(images, gts, boxes, strict=True)

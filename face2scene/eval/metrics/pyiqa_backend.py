@@ -143,7 +143,7 @@ def pyiqa_version() -> str:
 
 
 def torch_home() -> Path:
-    """The torch home folder for pyiqa: among this project's weights, so that the user's own torch cache is left alone."""
+    """The torch home folder for pyiqa: among this project's weights, apart from the user's own torch cache."""
     return weights_root() / "torch_home"
 
 
@@ -164,7 +164,7 @@ def ready(file: str, home: Path) -> Path:
     """A file of the torch home, linked there if need be.
 
     Raises:
-        MetricMissing: its asset is not fetched, or its content is neither what was fetched nor what the catalogue names.
+        MetricMissing: its asset is not fetched, or its content is neither what was fetched nor as in the catalogue.
     """
     path, assets = home / file, _ASSETS.get(file, ("pyiqa",))
     if not path.is_file() or (not path.is_symlink() and any(map(recorded, assets))):
