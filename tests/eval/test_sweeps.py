@@ -235,7 +235,7 @@ def test_lost_product_requeues_dependents(tmp_path):
         step.product.mkdir(parents=True)
         return ""
 
-    assert run_steps(laid_out, pending(laid_out), runner=make, say=str) == {} and pending(laid_out) == []
+    assert run_steps(laid_out, pending(laid_out), runner=make, report=str) == {} and pending(laid_out) == []
     (tmp_path / "fadex").rmdir()
     assert [step.name for step in pending(laid_out)] == ["fadex", "a/restorer", "a/restore"]
 
@@ -249,7 +249,7 @@ def test_a_step_of_files_that_were_replaced_is_not_finished(tmp_path, change):
     step = Step("restore", words, (), tmp_path / "sweep/images")
     laid_out = SweepPlan(tmp_path / "sweep", (step,), (), {}, {}, tmp_path / "data")
     make = lambda *_: step.product.mkdir(parents=True) or ""  # noqa: E731
-    assert run_steps(laid_out, pending(laid_out), runner=make, say=str) == {}
+    assert run_steps(laid_out, pending(laid_out), runner=make, report=str) == {}
     assert pending(laid_out) == []
     if change == "old marker":
         (tmp_path / "sweep/steps/restore.json").write_text(json.dumps({"command": list(words[1:])}))
@@ -262,7 +262,7 @@ def test_a_step_of_files_that_were_replaced_is_not_finished(tmp_path, change):
 @pytest.mark.parametrize("text", ["", '{"comma', "[]", "null", "\0\0"])
 def test_a_step_whose_marker_is_damaged_is_done_again(tmp_path, text):
     todo = plan_of_steps(tmp_path, ("a", TOUCH, ()))
-    assert run_steps(todo, pending(todo), say=lambda _: None) == {} and pending(todo) == []
+    assert run_steps(todo, pending(todo), report=lambda _: None) == {} and pending(todo) == []
     (tmp_path / "steps/a.json").write_text(text)
     assert pending(todo) == list(todo.steps)
 
@@ -358,7 +358,7 @@ def test_steps_run_in_parallel_on_gpus(tmp_path):
         "    time.sleep(0.01)\n"
     )
     todo = plan_of_steps(tmp_path, ("a", note, ()), ("b", note, ()), ("c", TOUCH, ("a", "b")))
-    assert run_steps(todo, pending(todo), gpus=["0,1", "2"], say=lambda _: None) == {}
+    assert run_steps(todo, pending(todo), gpus=["0,1", "2"], report=lambda _: None) == {}
     assert {(tmp_path / name).read_text() for name in "ab"} == {"0,1", "2"} and (tmp_path / "c").exists()
     assert pending(todo) == []
 
@@ -368,7 +368,7 @@ def test_failed_step_stops_dependents(tmp_path):
     todo = plan_of_steps(
         tmp_path, ("a", wrong, ()), ("b", TOUCH, ("a",)), ("c", TOUCH, ("b",)), ("d", TOUCH, ()), ("e", "pass", ())
     )
-    failed = run_steps(todo, pending(todo), say=lambda _: None)
+    failed = run_steps(todo, pending(todo), report=lambda _: None)
     assert list(failed) == ["a", "b", "c", "e"] and (tmp_path / "d").exists()
     assert "exit code 3, last line: out of disk" in failed["a"] and failed["b"] == "not started, because a failed"
     assert "left no" in failed["e"]

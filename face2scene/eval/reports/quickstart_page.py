@@ -39,7 +39,7 @@ VIEWS = {  # the images to compare, and their short names in a slider
 }
 TRAININGS = {"fadex": "FaDeX", "restorer": "Restorer"}  # folders of the run
 STAND_INS = {
-    "perturbed": "FaceMe (Stage I) was replaced by ref_fr=perturbed, the ground-truth face with blur, a tint and grain, "
+    "perturbed": "Stage I was not FaceMe but ref_fr=perturbed, the ground-truth face with blur, a tint and grain, "
     "because FaceMe's weights need a model hub.",
 }
 OPERATOR_WORDS = {  # stored name of a recipe's operator -> word, and the number shown

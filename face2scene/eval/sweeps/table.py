@@ -1,4 +1,4 @@
-"""What came of a sweep: every variant scored against the same ground truth, a table, small plots, and sweep.json."""
+"""The result of a sweep: every variant scored against the same ground truth, a table, small plots, and sweep.json."""
 
 import base64
 import math
@@ -31,9 +31,9 @@ def collect(
     device: str = "cpu",
     failed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Score what the steps left, write sweep.json, sweep.md, and (with matplotlib) sweep.svg and sweep.png.
+    """Score the restored images, write sweep.json, sweep.md, and (with matplotlib) sweep.svg and sweep.png.
 
-    A variant with missing images is marked incomplete and shown without numbers, one without any as not measured.
+    A variant with missing images is incomplete and has no numbers.
 
     Args:
         limit: the first so many pairs were restored.
@@ -55,36 +55,29 @@ def collect(
         }
         if rows:
             score_folders(rows, gt, metrics, device=device)
+    files = [plan.folder / v.folder / "scores.json" for v in plan.variants]
+    scores = [read_json(file) if file.is_file() else {"complete": False} for file in files]
+    kept = ("complete", "means", "sets", "counts")
+    measured = [found for found in scores if "protocol" in found]
+    sharing = plan.folder / "sharing.json"
     result = {
-        "key": sweep.key,
-        "title": sweep.title,
-        "source": sweep.source,
-        "axis": sweep.axis,
-        "chosen": sweep.chosen,
-        "variants": [_row(plan, variant.label, variant.folder) for variant in plan.variants],
+        **{key: getattr(sweep, key) for key in ("key", "title", "source", "axis", "chosen")},
+        "variants": [
+            {"label": v.label, "folder": v.folder} | {key: found[key] for key in kept if key in found}
+            for v, found in zip(plan.variants, scores, strict=True)
+        ],
         "left_out": dict(plan.left_out),
         "failed": dict(failed or {}),
         "commit": commit(),
+        **({"sharing": read_json(sharing)} if sharing.is_file() else {}),
+        "protocol": measured[0]["protocol"] if measured else {},
+        "versions": measured[0]["versions"] if measured else {},
     }
-    sharing = plan.folder / "sharing.json"
-    if sharing.is_file():
-        result["sharing"] = read_json(sharing)
-    measured = [row["scores"] for row in result["variants"] if row["scores"]]
-    result["protocol"] = measured[0]["protocol"] if measured else {}
-    result["versions"] = measured[0]["versions"] if measured else {}
-    for row in result["variants"]:
-        scores = row.pop("scores")
-        row |= {key: scores[key] for key in ("complete", "means", "sets", "counts")} if scores else {"complete": False}
     write_json(plan.folder / "sweep.json", result)
     with atomic_write(plan.folder / "sweep.md") as partial:
         partial.write_text(table(sweep, plan, list(result["protocol"])), encoding="utf-8")
     draw(result, plan.folder)
     return result
-
-
-def _row(plan: SweepPlan, label: str, folder: str) -> dict[str, Any]:
-    scores = plan.folder / folder / "scores.json"
-    return {"label": label, "folder": folder, "scores": read_json(scores) if scores.is_file() else None}
 
 
 def table(sweep: Sweep, plan: SweepPlan, columns: Sequence[str]) -> str:
@@ -101,7 +94,7 @@ def table(sweep: Sweep, plan: SweepPlan, columns: Sequence[str]) -> str:
 
 
 def sharing_sentence(result: Mapping[str, Any]) -> str:
-    """What restoring all variants together has saved, or nothing."""
+    """How much time restoring all variants together has saved; empty where they were restored apart."""
     found = result.get("sharing")
     if not found:
         return ""
@@ -134,7 +127,7 @@ def draw_variants(
 
 
 def section(folder: str | Path) -> Markup:
-    """HTML of a sweep that was collected in `folder`, for a report: plot, table, and what it took."""
+    """HTML of a sweep that was collected in `folder`, for a report: plot, table and facts."""
     result = read_json(Path(folder) / "sweep.json")
     image = Path(folder) / "sweep.svg"
     plot = base64.b64encode(image.read_bytes()).decode() if image.is_file() else ""
