@@ -175,7 +175,7 @@ def test_figure_6_has_nine_plots(tmp_path):
 
 def test_cosine_figure_shows_poster_values(tmp_path):
     probe = {"same": {f"d{n}": 0.8 for n in range(1, 5)}, "cross": {"d1-d2": 0.1}, "same_spread": {"d1": 0.1}}
-    _, svg = draw_cosines(probe, read_texts(CONFIGS / "figure_fadex.yaml"), tmp_path)
+    _, svg = draw_cosines(probe, tmp_path)
     assert "poster" in svg.read_text()
 
 

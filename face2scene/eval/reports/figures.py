@@ -8,6 +8,7 @@ from face2scene.common.charts import BLUE, GREY, ORANGE, PALE, new_figure, save_
 from face2scene.common.files import read_json
 from face2scene.common.optional import import_optional
 from face2scene.eval.metrics.registry import METRICS
+from face2scene.eval.probe.report import draw_cosines
 from face2scene.eval.sweeps.table import draw_variants
 from face2scene.eval.tables.paper_tables import load_table, read_texts
 from face2scene.eval.tables.render import TableRow
@@ -36,7 +37,7 @@ def draw_figure(figure: str, configs: Path, runs: Path, run: Path) -> list[Path]
         return draw_sweep(sweep, layout["metrics"], layout["chosen"], run)
     if figure == "fadex":
         probe = _read(run / "probe.json", "measure FaDeX first (probe=fadex), and name its run")
-        return draw_cosines(probe, read_texts(configs / "figure_fadex.yaml"), run)
+        return draw_cosines(probe, run)
     if figure == "tradeoff":
         _, (part,) = load_table(configs / "table_synthetic.yaml")
         return draw_tradeoff(part.with_ours(runs), run)
@@ -89,40 +90,6 @@ def draw_sweep(sweep: Mapping[str, Any], metrics: Sequence[str], chosen: str, fo
         raise ValueError(f"The sweep in {folder} has no complete variant with a metric: run scripts/sweep.py on.")
     columns = min(5, len(keys)) if len(keys) > 9 else min(3, len(keys))
     return draw_variants(rows, keys, chosen, "guidance scale", columns, folder / "figure_6")
-
-
-def draw_cosines(probe: Mapping[str, Any], printed: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Mean cosines of every degradation with itself and of every two, with spread, and those of the poster."""
-    figure = new_figure(7.2, 3.4)
-    same, cross = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": [len(probe["same"]), 6]})
-    for axes, key, title in (
-        (same, "same", "different images, one degradation"),
-        (cross, "cross", "one image, two"),
-    ):
-        names = list(probe[key])
-        spread = probe.get(f"{key}_spread", {})
-        axes.bar(
-            range(len(names)),
-            [probe[key][name] for name in names],
-            yerr=[spread.get(name, 0) for name in names],
-            color=BLUE if key == "same" else PALE,
-            capsize=3,
-            width=0.62,
-        )
-        axes.set_xticks(range(len(names)), names, fontsize=8)
-        axes.set_title(title, fontsize=9, loc="left")
-        axes.axhline(0, color="#444", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-    places = [(n, float(printed["same"][name])) for n, name in enumerate(probe["same"]) if name in printed["same"]]
-    if places:
-        same.plot(*zip(*places, strict=True), "D", color=ORANGE, markersize=6, label="the paper's poster", zorder=3)
-        same.legend(fontsize=8, frameon=False, loc="lower left")
-    low, high = (float(value) for value in printed["cross"])
-    cross.axhspan(low, high, color=ORANGE, alpha=0.35, label="the paper's means lie here", zorder=0)
-    cross.legend(fontsize=8, frameon=False, loc="upper right")
-    same.set_ylabel("cosine", fontsize=9)
-    same.set_ylim(-0.5, 1.05)
-    return save_figure(figure, folder / "figure_fadex")
 
 
 def draw_tradeoff(rows: Sequence[TableRow], folder: Path) -> list[Path]:
