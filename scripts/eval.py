@@ -10,7 +10,8 @@ from face2scene.cli.command_line import script
 from face2scene.common.files import atomic_write, read_json
 from face2scene.eval.reports.quickstart import quickstart_report
 from face2scene.eval.reports.table_page import paper_table
-from face2scene.eval.scoring.score import gt_of, score_folder
+from face2scene.eval.scoring.pairing import boxes_of, gt_of
+from face2scene.eval.scoring.score import score_folder
 from face2scene.eval.tables.render import markdown, row_from_scores
 
 CONFIGS = ROOTS / "eval"
@@ -19,8 +20,6 @@ CONFIGS = ROOTS / "eval"
 def _predictions(cfg: DictConfig, run: Path) -> None:
     import torch
     from accelerate import PartialState
-
-    from face2scene.eval.scoring.pairing import boxes_of
 
     state = PartialState(cpu=not torch.cuda.is_available())
     if state.num_processes == 1 and cfg.threads:

@@ -28,7 +28,9 @@ from face2scene.eval.reports import quickstart_page
 from face2scene.eval.reports.quickstart import quickstart_report
 from face2scene.eval.reports.quickstart_page import findings
 from face2scene.eval.reports.table_page import paper_table
-from face2scene.eval.scoring.score import ScoreError, read_scores_csv, score_folder, score_folders
+from face2scene.eval.scoring.pairing import ScoreError
+from face2scene.eval.scoring.results import read_scores_csv
+from face2scene.eval.scoring.score import score_folder, score_folders
 from face2scene.eval.tables import paper_tables, render
 from face2scene.image_io.arrays import read_tensor, write_png
 

@@ -17,8 +17,12 @@ from face2scene.assets.catalogue import weights_root
 from face2scene.ref_fr.external_programs import LAYOUTS
 
 FIELDS = ("python", "input", "output", "references", "scale", "seed", "scratch", "checkout")
-SIZES = ("any", "x4", "face")
-KINDS = ("command", "method", "pipeline")
+_CHOICES = {
+    "kind": ("command", "method", "pipeline"),
+    "sizes": ("any", "x4", "face"),
+    "layout": LAYOUTS,
+    "other_sizes": ("refuse", "resize"),
+}
 
 
 class AdapterError(ValueError):
@@ -106,13 +110,8 @@ class Adapter:
     pipeline: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key, value, allowed in (
-            ("kind", self.kind, KINDS),
-            ("sizes", self.sizes, SIZES),
-            ("layout", self.layout, LAYOUTS),
-            ("other_sizes", self.other_sizes, ("refuse", "resize")),
-        ):
-            if value not in allowed:
+        for key, allowed in _CHOICES.items():
+            if (value := getattr(self, key)) not in allowed:
                 raise AdapterError(f"{self.title}: {key} is {value!r}; choose {', '.join(allowed)}.")
         if self.kind != "command":
             return

@@ -23,7 +23,7 @@ from face2scene.common.memory import peak_memory
 from face2scene.common.reproducibility import REPOSITORY, commit
 from face2scene.eval.baselines.adapter import Adapter
 from face2scene.eval.baselines.staging import SHRINK
-from face2scene.eval.scoring.score import versions
+from face2scene.eval.scoring.results import versions
 from face2scene.inference.tasks import RestorationTask
 
 log = logging.getLogger(__name__)

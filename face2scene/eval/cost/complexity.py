@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from face2scene.common.files import write_json
 from face2scene.common.memory import release_freed_memory
 from face2scene.common.reproducibility import commit
-from face2scene.eval.scoring.score import versions
+from face2scene.eval.scoring.results import versions
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer.base_model import PackagedBase

@@ -16,21 +16,7 @@ from face2scene.eval.metrics.fid import Fid
 from face2scene.eval.metrics.identity import NO_FACE, WEIGHTS, IdScore
 from face2scene.eval.metrics.perceptual import Dists, Lpips
 from face2scene.eval.metrics.psnr_ssim import psnr_rgb, psnr_y, ssim_rgb, ssim_y
-from face2scene.eval.metrics.pyiqa_backend import (
-    ALEXNET,
-    CLIP_B32,
-    CLIP_R50,
-    DISTS,
-    INCEPTION,
-    LPIPS_ALEX,
-    LPIPS_VGG,
-    NIQE,
-    VGG16,
-    MetricMissing,
-    Pyiqa,
-    Scorer,
-    torch_home,
-)
+from face2scene.eval.metrics.pyiqa_backend import MetricMissing, Pyiqa, Scorer, torch_home
 
 
 @dataclass(frozen=True)
@@ -114,21 +100,22 @@ _PROMPTS = "CLIP RN50, the prompts Good photo and Bad photo"
 _CLEAN_FID = "clean-fid's resize to 299 x 299"
 _SIZES = "to 384 and 224 beside the full size"
 # By pyiqa's own calibration up to 5 % away from the authors' MATLAB code, with the same parameters.
-_NIQE = "the published pristine model, pyiqa's implementation"
+_PRISTINE = "the published pristine model, pyiqa's implementation"
 _SSIM = {"bounds": (0, 1), "min_size": 11}
 _LIQE = {"resize": "at least 224 pixels a side, fifteen crops of 224", "bounds": (1, 5), "min_size": 224}
 _ID = {"resize": "aligned to 112 x 112", "bounds": (-1, 1), "undefined": NO_FACE, "assets": WEIGHTS}
 
-_DISTS = Pyiqa("dists", (VGG16, DISTS), wrap=Dists)
-_LPIPS = Pyiqa("lpips", (ALEXNET, LPIPS_ALEX), wrap=Lpips)
-_LPIPS_VGG = Pyiqa("lpips-vgg", (VGG16, LPIPS_VGG), wrap=Lpips)
-_FID = Pyiqa("fid", (INCEPTION,), wrap=Fid)
+_DISTS = Pyiqa("dists", (pyiqa_backend.VGG16, pyiqa_backend.DISTS), wrap=Dists)
+_LPIPS = Pyiqa("lpips", (pyiqa_backend.ALEXNET, pyiqa_backend.LPIPS_ALEX), wrap=Lpips)
+_LPIPS_VGG = Pyiqa("lpips-vgg", (pyiqa_backend.VGG16, pyiqa_backend.LPIPS_VGG), wrap=Lpips)
+_FID = Pyiqa("fid", (pyiqa_backend.INCEPTION,), wrap=Fid)
 _MUSIQ = Pyiqa("musiq", ("hub/pyiqa/musiq_koniq_ckpt-e95806b9.pth",))
 _MANIQA = Pyiqa("maniqa", ("hub/pyiqa/ckpt_koniq10k.pt",), ("timm/vit_base_patch8_224.augreg2_in21k_ft_in1k",))
 _TOPIQ = Pyiqa("topiq_nr", ("hub/pyiqa/cfanet_nr_koniq_res50-9a73138b.pth",), ("timm/resnet50.a1_in1k",))
-_CLIPIQA = Pyiqa("clipiqa", (CLIP_R50,))
-_LIQE_KONIQ = Pyiqa("liqe", (CLIP_B32, "hub/pyiqa/liqe_koniq.pt"))
-_LIQE_MIX = Pyiqa("liqe_mix", (CLIP_B32, "hub/pyiqa/liqe_mix.pt"))
+_NIQE = Pyiqa("niqe", (pyiqa_backend.NIQE,))
+_CLIPIQA = Pyiqa("clipiqa", (pyiqa_backend.CLIP_R50,))
+_LIQE_KONIQ = Pyiqa("liqe", (pyiqa_backend.CLIP_B32, "hub/pyiqa/liqe_koniq.pt"))
+_LIQE_MIX = Pyiqa("liqe_mix", (pyiqa_backend.CLIP_B32, "hub/pyiqa/liqe_mix.pt"))
 _ALL = (
     Metric("dists", "DISTS", "lower", "pair", _DISTS, "VGG16", bounds=(0, 1)),
     Metric("lpips", "LPIPS", "lower", "pair", _LPIPS, "v0.1, AlexNet", min_size=32),
@@ -144,7 +131,9 @@ _ALL = (
     Metric("liqe", "LIQE", "higher", "alone", _LIQE_KONIQ, f"CLIP ViT-B/32, {_KONIQ}", **_LIQE),
     Metric("liqe_mix", "LIQE-mix", "higher", "alone", _LIQE_MIX, "CLIP ViT-B/32, multitask weights", **_LIQE),
     Metric("topiq", "TOPIQ", "higher", "alone", _TOPIQ, f"topiq_nr, ResNet-50, {_KONIQ}", bounds=(0, 1), min_size=32),
-    Metric("niqe", "NIQE", "lower", "alone", Pyiqa("niqe", (NIQE,)), _NIQE, "Y of YIQ in 8 bit", min_size=192),
+    Metric(
+        "niqe", "NIQE", "lower", "alone", Pyiqa("niqe", (pyiqa_backend.NIQE,)), _NIQE, "Y of YIQ in 8 bit", min_size=192
+    ),
     Metric("id", "ID", "higher", "faces", IdScore, _ARCFACE, **_ID),
 )
 METRICS: dict[str, Metric] = {metric.key: metric for metric in _ALL}

@@ -18,23 +18,12 @@ from tqdm import tqdm
 from face2scene.common.files import sha256_of, write_json
 from face2scene.common.types import Box
 from face2scene.eval.metrics.registry import METRICS, Metric, Scorer, build_all, choose
-from face2scene.eval.scoring import cache
-from face2scene.eval.scoring.pairing import (
-    ScoreError,
-    ScoreRow,
-    checked_sizes,
-    global_shift,
-    gt_of,
-    named_gt,
-    open_row,
-    some,
-    warn_of_copies,
-)
+from face2scene.eval.scoring import cache, pairing
+from face2scene.eval.scoring.pairing import ScoreError, ScoreRow, some
 from face2scene.eval.scoring.regions import REGIONS, Region, cut, size_of
-from face2scene.eval.scoring.results import gt_digest, read_scores_csv, versions, write_results
+from face2scene.eval.scoring.results import gt_digest, write_results
 from face2scene.image_io.arrays import nothing_in, read_tensor
 
-__all__ = ["ScoreError", "gt_of", "read_scores_csv", "score_folder", "score_folders", "versions"]
 log = logging.getLogger(__name__)
 DEFAULT_METRICS = ("psnr", "ssim_y", "lpips", "dists")
 BATCH_PIXELS = 4 * 256 * 256  # our setting: VGG16's feature maps take about 0.3 GB; larger batches are no faster
@@ -93,14 +82,14 @@ def score_folders(
         ImageError: an image that cannot be read.
     """
     chosen = choose(metrics)
-    gts = {} if gt is None else named_gt(gt)
+    gts = {} if gt is None else pairing.named_gt(gt)
     boxes = dict(boxes or {})
     _check_request(chosen, regions, None if gt is None else gts, boxes)
-    work = {title: open_row(title, folder, out, gts) for title, (folder, out) in rows.items()}
+    work = {title: pairing.open_row(title, folder, out, gts) for title, (folder, out) in rows.items()}
     names = list(gts or dict.fromkeys(name for row in work.values() for name in row.paths))
     for row in work.values():
         row.expect(names)
-    sizes = checked_sizes(work.values(), gts)
+    sizes = pairing.checked_sizes(work.values(), gts)
 
     if scorers is None:
         ready, missing = build_all(chosen, device)
@@ -114,7 +103,7 @@ def score_folders(
     hashes = {name: sha256_of(gts[name]) if gts else "" for name in names}
     for row in work.values():
         row.hashes = {name: (sha256_of(path), hashes[name]) for name, path in row.paths.items()}
-    copies = {title: warn_of_copies(row) for title, row in work.items()} if rank == 0 else {}
+    copies = {title: pairing.warn_of_copies(row) for title, row in work.items()} if rank == 0 else {}
 
     results: dict[str, dict[str, Any]] = {}
     # The whole image comes first: an image flagged there is flagged in the other regions.
@@ -148,10 +137,7 @@ def score_folders(
 
 
 def _check_request(
-    chosen: Sequence[Metric],
-    regions: Sequence[Region],
-    gts: Mapping[str, Path] | None,
-    boxes: Mapping[str, Box],
+    chosen: Sequence[Metric], regions: Sequence[Region], gts: Mapping[str, Path] | None, boxes: Mapping[str, Box]
 ) -> None:
     needing = [m.key for m in chosen if m.compares != "alone"] + [r for r in regions if r != "whole"]
     if gts is None and needing:
@@ -262,7 +248,7 @@ class _RegionScoring:
             if (nothing := nothing_in(image)) and (target is None or not nothing_in(target)):
                 row.flagged[name] = f"{nothing}: not a restoration"
             if self.region == "whole" and target is not None:
-                found = global_shift(image, target)
+                found = pairing.global_shift(image, target)
                 row.shifts[name] = (math.nan, math.nan) if found is None else found
         for metric in self.metrics:
             lacking = [index for index, name in enumerate(names) if self._lacks(row, metric, name)]

@@ -13,7 +13,7 @@ from face2scene.common.charts import save_figure, small_plots
 from face2scene.common.files import atomic_write, read_json, write_json
 from face2scene.common.pages import fragment
 from face2scene.common.reproducibility import commit
-from face2scene.data.records import read_manifest
+from face2scene.data.records import METADATA, read_manifest
 from face2scene.eval.metrics.registry import METRICS
 from face2scene.eval.scoring.score import score_folders
 from face2scene.eval.sweeps.plan import Sweep, SweepPlan
@@ -42,18 +42,12 @@ def collect(
     Returns:
         The contents of sweep.json.
     """
-    gts: dict[Path, dict[str, Path]] = {}
-    for folder in dict.fromkeys(plan.datasets.values()):
-        if (folder / "metadata.parquet").is_file():
-            records = [record for record in read_manifest(folder, "val") if record.lq][:limit]
-            gts[folder] = {Path(str(record.lq)).stem: folder / record.image for record in records}
-    for folder, gt in gts.items():
-        rows = {
-            v.label: (plan.folder / v.folder, plan.folder / v.folder)
-            for v in plan.variants
-            if plan.datasets[v.label] == folder and any((plan.folder / v.folder / "images").glob("*.png"))
-        }
-        if rows:
+    for dataset in dict.fromkeys(plan.datasets.values()):
+        folders = {v.label: plan.folder / v.folder for v in plan.variants if plan.datasets[v.label] == dataset}
+        rows = {label: (place, place) for label, place in folders.items() if any(place.glob("images/*.png"))}
+        if rows and (dataset / METADATA).is_file():
+            records = [record for record in read_manifest(dataset, "val") if record.lq][:limit]
+            gt = {Path(str(record.lq)).stem: dataset / record.image for record in records}
             score_folders(rows, gt, metrics, device=device)
     files = [plan.folder / v.folder / "scores.json" for v in plan.variants]
     scores = [read_json(file) if file.is_file() else {"complete": False} for file in files]
