@@ -30,7 +30,7 @@ class Metric:
         network: which one, and what it was trained on.
         bounds: of the values; None is unbounded.
         min_size: smallest side of an image in pixels.
-        undefined: why an image may have no finite value without being wrong; such images are left out and named.
+        undefined: why an image may have no value (NaN of `faces`, else infinity); such images are left out and named.
         assets: of the catalogue, whose files an engine of this project reads.
     """
 
@@ -131,9 +131,7 @@ _ALL = (
     Metric("liqe", "LIQE", "higher", "alone", _LIQE_KONIQ, f"CLIP ViT-B/32, {_KONIQ}", **_LIQE),
     Metric("liqe_mix", "LIQE-mix", "higher", "alone", _LIQE_MIX, "CLIP ViT-B/32, multitask weights", **_LIQE),
     Metric("topiq", "TOPIQ", "higher", "alone", _TOPIQ, f"topiq_nr, ResNet-50, {_KONIQ}", bounds=(0, 1), min_size=32),
-    Metric(
-        "niqe", "NIQE", "lower", "alone", Pyiqa("niqe", (pyiqa_backend.NIQE,)), _NIQE, "Y of YIQ in 8 bit", min_size=192
-    ),
+    Metric("niqe", "NIQE", "lower", "alone", _NIQE, _PRISTINE, "Y of YIQ in 8 bit", min_size=192),
     Metric("id", "ID", "higher", "faces", IdScore, _ARCFACE, **_ID),
 )
 METRICS: dict[str, Metric] = {metric.key: metric for metric in _ALL}

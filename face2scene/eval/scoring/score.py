@@ -281,7 +281,7 @@ class _RegionScoring:
         for name, value in zip(names, values.tolist(), strict=True):
             if math.isfinite(value):
                 row.values.setdefault(name, {})[metric.key] = value
-            elif metric.undefined:
+            elif metric.undefined and (math.isinf(value) or metric.compares == "faces"):
                 undefined[name] = metric.undefined
             else:
                 row.flagged.setdefault(name, f"{metric.key} is {value}")
