@@ -1,13 +1,16 @@
-"""Methods without references that run in this process: bicubic, Real-ESRGAN, S3Diff as released."""
+"""Methods without references that run in this process: bicubic, Real-ESRGAN, S3Diff as released.
+
+Each maps an image (3, H, W) in [0, 1] and a scale to an image (3, scale H, scale W) in [0, 1].
+"""
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,13 +25,6 @@ from face2scene.models.s3diff.model import S3Diff
 from face2scene.ref_fr.no_reference import load_real_esrgan
 
 log = logging.getLogger(__name__)
-
-
-class RestorationMethod(Protocol):
-    """A restorer that needs nothing but the image."""
-
-    def __call__(self, image: Tensor, scale: int) -> Tensor:
-        """(3, H, W) in [0, 1] to (3, scale H, scale W) in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ class S3DiffAsReleased:
 
 
 def predict_folder(
-    method: RestorationMethod, inputs: Mapping[str, Path], output: str | Path, *, scale: int = 1
+    method: Callable[[Tensor, int], Tensor], inputs: Mapping[str, Path], output: str | Path, *, scale: int = 1
 ) -> tuple[dict[str, str], float]:
     """Write `output`/images/NAME.png for every input that has none yet.
 

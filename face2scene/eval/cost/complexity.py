@@ -65,14 +65,6 @@ class Timing:
     peak_memory_mib: float  # on CUDA of the tensors, elsewhere of the whole process during the calls
 
 
-@dataclass(frozen=True, eq=False)
-class CostStage:
-    """One part of a restoration, as a call that can be repeated."""
-
-    name: str
-    run: Callable[[], Any]
-
-
 def paper_models(
     device: str | torch.device, dtype: torch.dtype = torch.float32, ranks: tuple[int, int] = (16, 32)
 ) -> tuple[OneStepRestorer, FaDeX]:
@@ -176,8 +168,8 @@ def _peak(device: torch.device) -> float:
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
-def stages(restorer: OneStepRestorer, fadex: FaDeX, *, size: int, face: int) -> list[CostStage]:
-    """The stages of restoring a square image of `size` pixels, without tiles, with a face of `face` pixels.
+def stages(restorer: OneStepRestorer, fadex: FaDeX, *, size: int, face: int) -> dict[str, Callable[[], Any]]:
+    """The stages of a restoration as calls: a square image of `size` pixels, no tiles, a face of `face` pixels.
 
     The UNet runs for both prompts.
 
@@ -189,25 +181,24 @@ def stages(restorer: OneStepRestorer, fadex: FaDeX, *, size: int, face: int) -> 
     device = restorer.null_tokens.device
     image, crop = torch.rand(1, 3, size, size, device=device), torch.rand(1, 3, face, face, device=device)
 
-    def stage(name: str, work: Callable[[], Any]) -> CostStage:
+    def part(work: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> Any:
             with torch.no_grad(), restorer._autocast():
                 return work()
 
-        return CostStage(name, run)
+        return run
 
-    extract = stage("FaDeX", lambda: fadex(crop, crop))
-    encode = stage("VAE encoder", lambda: restorer._encode(image))
-    features, latent = extract.run(), encode.run()
-    tokens = stage("tokens", lambda: restorer.tokens(features, 1)).run().expand(2, -1, -1)
+    extract, encode = part(lambda: fadex(crop, crop)), part(lambda: restorer._encode(image))
+    features, latent = extract(), encode()
+    tokens = part(lambda: restorer.tokens(features, 1))().expand(2, -1, -1)
     text, noisy = restorer.text[:2].to(device), latent.repeat(2, 1, 1, 1)
-    return [
-        extract,
-        stage("MapNet", lambda: restorer.mapnet(features)),
-        encode,
-        stage("UNet", lambda: restorer._predict(noisy, text, tokens)),
-        stage("VAE decoder", lambda: restorer._decode(latent, image)),
-    ]
+    return {
+        "FaDeX": extract,
+        "MapNet": part(lambda: restorer.mapnet(features)),
+        "VAE encoder": encode,
+        "UNet": part(lambda: restorer._predict(noisy, text, tokens)),
+        "VAE decoder": part(lambda: restorer._decode(latent, image)),
+    }
 
 
 def faceme_counts(steps: int = FACEME_STEPS) -> tuple[dict[str, Weights], dict[str, int]]:
@@ -267,9 +258,9 @@ def complexity(
     for size in sizes:
         parts = stages(fast, fadex, size=size, face=face)
         alike = stages(*counted, size=size, face=face) if counted else parts
-        for part, like in zip(parts, alike, strict=True):
-            seconds = timed(part.run, device=device, warmup=warmup, repeats=repeats) if measured else None
-            row = {"stage": part.name, "size": size, "macs": macs(like.run)}
+        for name, run in parts.items():
+            seconds = timed(run, device=device, warmup=warmup, repeats=repeats) if measured else None
+            row = {"stage": name, "size": size, "macs": macs(alike[name])}
             rows.append(row | {"seconds": asdict(seconds) if seconds else None})
     found: dict[str, Any] = {"model": model, "face": face, "weights": weights, "stages": rows}
     if faceme:

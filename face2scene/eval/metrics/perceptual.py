@@ -13,7 +13,7 @@ _PIXELS = 2048  # summed in float32 before the sums go on in float64
 
 
 class _FeatureMetric:
-    """A metric that compares features; subclasses compute and compare them."""
+    """A metric that compares features; subclasses have `features` of images and the `distance` of two sets of them."""
 
     def __init__(self) -> None:
         self._kept: tuple[Tensor, list[Tensor]] | None = None  # the last ground truth, and its features
@@ -25,12 +25,6 @@ class _FeatureMetric:
             self._kept = None  # frees its memory before the next features are computed
             self._kept = (gts, self.features(gts))
         return self.distance(self.features(images), self._kept[1])
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        raise NotImplementedError
-
-    def distance(self, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
-        raise NotImplementedError
 
 
 class Lpips(_FeatureMetric):

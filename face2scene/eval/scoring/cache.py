@@ -36,7 +36,7 @@ def save(row: ScoreRow, rank: int | None) -> None:
             "box": _box(row, name),
             "values": row.values.get(name, {}),
             "undefined": {key: found[name] for key, found in row.undefined.items() if name in found},
-            **({"shift": _shift(row.shifts[name])} if name in row.shifts else {}),
+            **({"shift": shift if math.isfinite(shift[0]) else None} if (shift := row.shifts.get(name)) else {}),
         }
         for name in row.paths
         if name in names and name not in row.flagged
@@ -106,7 +106,3 @@ def _read(row: ScoreRow, path: Path) -> None:
 
 def _box(row: ScoreRow, name: str) -> list[float] | None:
     return [round(float(value), 3) for value in row.boxes[name]] if name in row.boxes else None
-
-
-def _shift(shift: tuple[float, float]) -> list[float] | None:
-    return list(shift) if math.isfinite(shift[0]) else None

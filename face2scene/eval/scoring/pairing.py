@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from face2scene.common.files import read_json, sha256_of
+from face2scene.common.files import read_json
 from face2scene.common.types import Box
 from face2scene.data.records import METADATA, read_manifest
 from face2scene.eval.scoring.regions import Region
@@ -184,8 +184,8 @@ def checked_sizes(rows: Iterable[ScoreRow], gts: Mapping[str, Path]) -> dict[str
 def warn_of_copies(row: ScoreRow) -> dict[str, list[str]]:
     """Images of one row with the same bytes under several names, by the first name; logged."""
     by_hash: dict[str, list[str]] = {}
-    for name, path in row.paths.items():
-        by_hash.setdefault(row.hashes[name][0] if name in row.hashes else sha256_of(path), []).append(name)
+    for name in row.paths:
+        by_hash.setdefault(row.hashes[name][0], []).append(name)
     copies = {names[0]: names[1:] for names in by_hash.values() if len(names) > 1}
     if copies:
         listed = some(f"{first} = {', '.join(rest)}" for first, rest in copies.items())

@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from graphlib import TopologicalSorter
+from itertools import count
 from os.path import isfile  # unlike Path's, it takes text of any length
 from pathlib import Path
 from queue import SimpleQueue
@@ -74,41 +76,37 @@ def run_steps(
     visible = gpus or [None] * jobs
     for devices in visible:
         slots.put({} if devices is None else {"CUDA_VISIBLE_DEVICES": str(devices)})
-    waiting, names = list(steps), {step.name for step in steps}
+    by_name, started = {step.name: step for step in steps}, count(1)
     failed: dict[str, str] = {}
-    done: set[str] = set()
-    running: dict[Future[str], Step] = {}
+    running: dict[Future[str], str] = {}
 
     def carry_out(step: Step) -> str:
         environment = slots.get()
         try:
+            report(f"[{next(started)}/{len(steps)}] {step.name}")
             return perform(plan, step, environment, runner)
         finally:
             slots.put(environment)
 
-    with ThreadPoolExecutor(len(visible)) as pool:
-        while waiting or running:
-            for step in list(waiting):
-                lost = [name for name in step.needs if name in failed]
-                if lost:
-                    failed[step.name] = f"not started, because {lost[0]} failed"
-                elif all(name in done or name not in names for name in step.needs):
-                    if len(running) >= len(visible):
-                        break
-                    report(f"[{len(done) + len(failed) + len(running) + 1}/{len(names)}] {step.name}")
-                    running[pool.submit(carry_out, step)] = step
+    order = TopologicalSorter({step.name: [n for n in step.needs if n in by_name] for step in steps})
+    order.prepare()
+    pool = ThreadPoolExecutor(len(visible))
+    try:
+        while order.is_active():
+            for name in order.get_ready():
+                if lost := [need for need in by_name[name].needs if need in failed]:
+                    failed[name] = f"not started, because {lost[0]} failed"
+                    order.done(name)
                 else:
-                    continue
-                waiting.remove(step)
-            if running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    step = running.pop(future)
-                    reason = future.result()
-                    if reason:
-                        failed[step.name] = reason
-                        report(f"{step.name} failed: {reason}")
-                    else:
-                        done.add(step.name)
+                    running[pool.submit(carry_out, by_name[name])] = name
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name = running.pop(future)
+                if reason := future.result():
+                    failed[name] = reason
+                    report(f"{name} failed: {reason}")
+                order.done(name)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is started
     return failed
 
 
