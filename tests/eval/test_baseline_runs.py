@@ -302,7 +302,7 @@ def test_unrecorded_images_are_refused(tmp_path, tasks, make_adapter):
     mine = tmp_path / "out/images/c.png"
     write_png(mine, torch.rand(3, 37, 50))
     before = mine.read_bytes()
-    with pytest.raises(ValueError, match=r"holds 1 images of whose input baseline\.json says nothing, such as c\."):
+    with pytest.raises(ValueError, match=r"holds 1 images whose input is not in baseline\.json, such as c\."):
         run_command(make_adapter(), tasks, tmp_path / "out")
     assert mine.read_bytes() == before
 

@@ -181,7 +181,7 @@ def test_sweeps_vary_with_given_weights(trained_models):
     assert code == 0 and result["left_out"] == {"S3Diff": "s3diff"}
     made = {row["label"]: images(quality / row["folder"]) for row in result["variants"]}
     assert [label.split()[-1] for label in made] == ["truth", "good", "medium", "bad", "copy"] and made[
-        "truth"
+        "ground truth"
     ] != made["copy"]
 
     code, used = run_sweep(trained_models, "tokens_used", *use_trained(trained_models), "limit=1")

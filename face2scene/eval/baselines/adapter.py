@@ -70,7 +70,7 @@ class Adapter:
         layout: `flat` {input}/NAME.png, or `identity` {input}/NAME/degraded.png with gt.png and conditioning/.
         per_identity: one launch for each person, whose references (at least one) are staged in {references}.
         references: so many are staged, repeated when there are fewer; 0 stages all.
-        variables: of the environment, beside CUDA_VISIBLE_DEVICES and the hub's offline switch.
+        variables: of the environment, in addition to CUDA_VISIBLE_DEVICES and the hub's offline switch.
         weights: files and folders that it needs.
         seedable: whether {seed} fixes its result.
         trust_exit: whether a bad exit code makes all images of a launch bad.

@@ -81,7 +81,7 @@ class PredictionRecord:
         there = [name for name in images if self.target(name).is_file()]
         if foreign := [name for name in there if name not in known]:
             raise ValueError(
-                f"{folder} holds {len(foreign)} images of whose input {RECORD} says nothing, such as {foreign[0]}. "
+                f"{folder} holds {len(foreign)} images whose input is not in {RECORD}, such as {foreign[0]}. "
                 "Choose another name=..., or remove the folder."
             )
         images = plain(images)

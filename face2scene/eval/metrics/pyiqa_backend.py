@@ -2,7 +2,7 @@
 
 pyiqa looks for its weights in a torch home folder under fixed file names and downloads what it does not find. Here the
 folder is `torch_home` among this project's weights, and the files in it are links to those of fetched assets. A missing
-or changed file is named before pyiqa is asked; nothing is downloaded.
+or changed file is reported before pyiqa is called; nothing is downloaded.
 
 Images are (B, 3, H, W), float32 RGB in [0, 1], of one size.
 """

@@ -38,7 +38,7 @@ class FaDeXProbe:
         fit_split: the part whose images the linear probes are fitted on; people of `split` are not in it.
         photos: a folder of photos in place of the set, which count as clean.
         detector: finds the faces of `photos`.
-        restorer: stands for Stage I in every measurement but the comparison of restorers.
+        restorer: takes the part of Stage I in every measurement but the comparison of restorers.
         restorers: the compared restorers by name.
         space: of the operators for retrieval and linear probes.
         wide: a second space, that of the training; the linear probes fitted on it are written to readout.safetensors.
@@ -47,7 +47,7 @@ class FaDeXProbe:
         fit_operators: number of operators that linear probes are fitted on, none of them among those tested.
         fit_crop: largest side of the crops that they are fitted on; small, so that many operators are affordable,
             without which the linear probes are no better than the mean.
-        restorer_operators: operators for the comparison of restorers beside the presets.
+        restorer_operators: operators for the comparison of restorers, in addition to the presets.
         nuisance_images: images for the retrieval of image and person, several of one person among them.
         crop: largest side of a face crop in pixels; smaller faces keep their size.
         margin: pixels around it that are degraded too and cropped afterwards.

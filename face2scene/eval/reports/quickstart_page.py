@@ -235,8 +235,8 @@ def _shot(
 
 def _degradation(recipe: Mapping[str, Any]) -> str:
     operators = [one for one in recipe["operators"] if one["kind"] != "RestoreSize"]  # which undoes a resize
-    shown = [(*OPERATOR_WORDS[one["kind"]], one) for one in operators]
-    return " → ".join(f"{word} {one[strength]:.3g}" for word, strength, one in shown) or "not degraded"
+    words = [(*OPERATOR_WORDS[one["kind"]], one) for one in operators]
+    return " → ".join(f"{word} {one[strength]:.3g}" for word, strength, one in words) or "not degraded"
 
 
 def _curves(metrics: Path) -> dict[str, list[tuple[float, float]]]:

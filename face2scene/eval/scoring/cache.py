@@ -75,7 +75,7 @@ def gather(row: ScoreRow, processes: int) -> None:
 def _read(row: ScoreRow, path: Path) -> None:
     try:
         stored = read_json(path)
-        # Metrics that are not asked for this time are kept too, for the next time they are.
+        # Values of other metrics than those of this call are kept too.
         known = [key for key, of in stored["protocol"].items() if key in METRICS and METRICS[key].identity == of]
         current = set()
         for name, entry in stored["pictures"].items():

@@ -172,7 +172,7 @@ def checked_sizes(rows: Iterable[ScoreRow], gts: Mapping[str, Path]) -> dict[str
             "Write them as PNG from the start."
         )
     if wrong:
-        raise ScoreError(f"{len(wrong)} images have another size than what they stand beside: {some(wrong)}.")
+        raise ScoreError(f"{len(wrong)} images have another size than what they are compared with: {some(wrong)}.")
     if modes:
         raise ScoreError(
             f"{len(modes)} images are no 8-bit RGB, and what a reader makes of them would change the numbers: "

@@ -1,6 +1,6 @@
 """Tables of scores as Markdown, LaTeX, CSV or HTML, the best and the second best value marked.
 
-Numbers of the paper stay text, so that every digit is shown as printed; see `paper`.
+Numbers of the paper stay text, so that every digit is shown as printed; see `paper_tables`.
 """
 
 import csv
