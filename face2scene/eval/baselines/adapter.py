@@ -165,20 +165,16 @@ class Adapter:
 
     def missing(self) -> list[str]:
         """One sentence for everything that it needs and this machine has not."""
-        absent = self._missing_program() if self.kind == "command" else []
-        needs = [(self._path(need), need) for need in self.weights]
-        return absent + [f"weights: {p} from {need.source} ({need.licence})" for p, need in needs if not p.exists()]
-
-    def _missing_program(self) -> list[str]:
         absent = []
-        if self.checkout is not None and not self.place.is_dir():
+        if self.kind == "command" and self.checkout is not None and not self.place.is_dir():
             where = f"git clone {self.repository} {self.checkout}" if self.repository else self.checkout
             where += f" && git -C {self.checkout} checkout {self.commit}" if self.repository and self.commit else ""
             absent.append(f"checkout: there is no folder {self.place} ({where}; baseline.checkout=FOLDER)")
-        if shutil.which(self.python) is None:
+        if self.kind == "command" and shutil.which(self.python) is None:
             packages = self.environment or "its packages"
             absent.append(f"environment: {self.python} is no program here ({packages}; baseline.python=ENV/bin/python)")
-        return absent
+        needs = [(self._path(need), need) for need in self.weights]
+        return absent + [f"weights: {p} from {need.source} ({need.licence})" for p, need in needs if not p.exists()]
 
     def found(self) -> dict[str, Path]:
         """The weights on this machine, by their path in the adapter."""

@@ -24,6 +24,7 @@ from face2scene.common.files import write_json
 from face2scene.common.memory import release_freed_memory
 from face2scene.common.reproducibility import commit
 from face2scene.eval.scoring.results import versions
+from face2scene.eval.tables.render import plain_markdown
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer.base_model import PackagedBase
@@ -283,21 +284,23 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def table(found: Mapping[str, Any]) -> str:
     """The record as Markdown."""
-    lines = [f"{found['model']}, face of {found['face']} pixels, {found['machine']['device']}", ""]
-    lines += ["| network | weights, M | trained, M |", "| --- | ---: | ---: |"]
-    held = dict(found["weights"]) | {f"FaceMe: {k}": v for k, v in found.get("faceme", {}).get("weights", {}).items()}
-    for name, value in held.items():
-        lines.append(f"| {name} | {value['parameters'] / 1e6:.3f} | {value['trainable'] / 1e6:.3f} |")
-    lines += ["", "| stage | size | GMACs | seconds (median) | spread | peak memory, MiB |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
+    faceme = found.get("faceme", {"weights": {}, "macs_per_face": {}})
+    held = dict(found["weights"]) | {f"FaceMe: {name}": value for name, value in faceme["weights"].items()}
+    counts = [
+        [name, *(f"{value[key] / 1e6:.3f}" for key in ("parameters", "trainable"))] for name, value in held.items()
+    ]
+    lines = []
     for row in found["stages"]:
-        spent = row["seconds"]
-        spent = "{median:.4f} | {spread:.4f} | {peak_memory_mib:.0f}".format(**spent) if spent else "- | - | -"
-        lines.append(f"| {row['stage']} | {row['size']} | {row['macs'] / 1e9:.2f} | {spent} |")
-    for name, work in found.get("faceme", {}).get("macs_per_face", {}).items():
-        steps = found["faceme"]["steps"]
-        lines.append(f"| FaceMe: {name}, {steps} steps | {FACE} | {work / 1e9:.2f} | - | - | - |")
-    return "\n".join(lines) + "\n"
+        spent = (
+            "{median:.4f} {spread:.4f} {peak_memory_mib:.0f}".format(**row["seconds"]) if row["seconds"] else "- - -"
+        )
+        lines.append([row["stage"], str(row["size"]), f"{row['macs'] / 1e9:.2f}", *spent.split()])
+    for name, work in faceme["macs_per_face"].items():
+        lines.append([f"FaceMe: {name}, {faceme['steps']} steps", str(FACE), f"{work / 1e9:.2f}", "-", "-", "-"])
+    title = f"{found['model']}, face of {found['face']} pixels, {found['machine']['device']}"
+    networks = plain_markdown(["network", "parameters, M", "trained, M"], counts)
+    header = ["stage", "size", "GMACs", "seconds (median)", "spread", "peak memory, MiB"]
+    return "\n".join([title + "\n", networks, plain_markdown(header, lines)])
 
 
 def write(found: Mapping[str, Any], folder: str | Path) -> None:

@@ -19,6 +19,7 @@ from face2scene.common.reproducibility import commit, seed_from
 from face2scene.common.types import Box, Scene
 from face2scene.eval.cost.complexity import machine, spread_of, synchronise
 from face2scene.eval.scoring.results import versions
+from face2scene.eval.tables.render import plain_markdown
 from face2scene.image_io.arrays import resize, write_png
 from face2scene.inference.pipeline import Face2ScenePipeline
 
@@ -56,11 +57,8 @@ def time_pipeline(
             rows.append((first, second))
             without += not pair
     found: dict[str, Any] = {"pictures": len(rows), "without_pair": without, "warmup": warmup}
-    for key, values in (
-        ("stage_1", [row[0] for row in rows]),
-        ("stage_2", [row[1] for row in rows]),
-        ("total", [sum(row) for row in rows]),
-    ):
+    first, second = zip(*rows, strict=True)
+    for key, values in (("stage_1", first), ("stage_2", second), ("total", [sum(row) for row in rows])):
         mean, median = statistics.fmean(values), statistics.median(values)
         found[key] = {"mean": mean, "median": median, "spread": spread_of(values)}
     return found
@@ -151,15 +149,15 @@ def drawn(count: int, side: int, folder: Path) -> Iterator[Scene]:
 
 def table(result: Mapping[str, Any]) -> str:
     """Our times and the paper's, which were measured on another machine, as Markdown."""
-    lines = [result["protocol"], "", "| method | Stage I, s | Stage II, s | total, s | printed, s |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    lines = []
     for title in dict.fromkeys([*result["printed"], *result["methods"]]):
         ours, printed = result["methods"].get(title, {}), result["printed"].get(title, {})
         cells = [f"{ours[key]['mean']:.3f}" if key in ours else "-" for key in ("stage_1", "stage_2", "total")]
         paper = f"{printed['total']}" if printed else "-"
         if "stage_1" in printed:
             paper += f" ({printed['stage_1']} + {printed['stage_2']})"
-        lines.append(f"| {title} | {' | '.join(cells)} | {paper} |")
+        lines.append([title, *cells, paper])
+    rows = plain_markdown(["method", "Stage I, s", "Stage II, s", "total, s", "printed, s"], lines)
     where = result["machine"].get("card", result["machine"]["device"])
-    lines += ["", f"Ours on {where}, printed on {result['printed_on']}: compare the proportions, not the values."]
-    return "\n".join(lines) + "\n"
+    machines = f"Ours on {where}, printed on {result['printed_on']}: compare the proportions, not the values."
+    return f"{result['protocol']}\n\n{rows}\n{machines}\n"

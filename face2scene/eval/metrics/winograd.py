@@ -65,13 +65,11 @@ class WinogradReLU(nn.Module):
 def use_winograd(layers: nn.Sequential) -> nn.Sequential:
     """The same layers with every suitable convolution and the ReLU after it replaced."""
     replaced: list[nn.Module] = []
-    remaining = list(layers)
-    while remaining:
-        layer = remaining.pop(0)
-        if _suits(layer) and remaining and isinstance(remaining[0], nn.ReLU):
-            remaining.pop(0)
-            layer = WinogradReLU(layer)
-        replaced.append(layer)
+    for layer in layers:
+        if isinstance(layer, nn.ReLU) and replaced and _suits(replaced[-1]):
+            replaced[-1] = WinogradReLU(replaced[-1])
+        else:
+            replaced.append(layer)
     return nn.Sequential(*replaced)
 
 

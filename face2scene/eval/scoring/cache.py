@@ -57,11 +57,11 @@ def gather(row: ScoreRow, processes: int) -> None:
 
     Flags are taken from this run's processes alone: parts of earlier runs may be of other metrics.
     """
-    parts = [path for path in row.out.glob("scores.state.*.json") if path.stem.rsplit(".", 1)[-1].isdigit()]
+    ranks = {path: path.stem.rpartition(".")[2] for path in row.out.glob("scores.state.*.json")}
+    parts = {path: int(rank) for path, rank in ranks.items() if rank.isdigit()}
     recall(row)
-    for part in parts:
-        flagged = read_json(part)["flagged"] if int(part.stem.rsplit(".", 1)[-1]) < processes else {}
-        for name, flag in flagged.items():
+    for part, rank in parts.items():
+        for name, flag in read_json(part)["flagged"].items() if rank < processes else ():
             if name in row.hashes and tuple(flag["sha256"]) == row.hashes[name]:
                 row.flagged[name] = flag["why"]
     for name in row.flagged:

@@ -67,11 +67,11 @@ def write_results(
         for name in row.paths:
             found = {} if name in row.flagged else row.values.get(name, {})
             writer.writerow([name, *(f"{found[key]:.6f}" if key in found else "" for key in columns)])
-    undefined = {m.key: {n: row.undefined.get(m.key, {}).get(n) for n in names} for m in measured}
-    undefined = {key: {n: why for n, why in images.items() if why} for key, images in undefined.items()}
-    undefined = {key: images for key, images in undefined.items() if images}
-    for key, images in undefined.items():
-        log.warning("%s: %s has no value for %s", row.title, key, some(f"{n} ({why})" for n, why in images.items()))
+    undefined = {}
+    for key, reasons in ((m.key, row.undefined.get(m.key, {})) for m in measured):
+        if images := {name: reasons[name] for name in names if name in reasons}:
+            undefined[key] = images
+            log.warning("%s: %s has no value for %s", row.title, key, some(f"{n} ({w})" for n, w in images.items()))
     partly = {key: mean for key, mean in means.items() if key not in whole}
     scores = {
         "complete": complete,

@@ -10,7 +10,7 @@ from scipy.stats import rankdata, wilcoxon
 from face2scene.eval.metrics.registry import METRICS
 from face2scene.eval.scoring.pairing import ScoreError, some
 from face2scene.eval.scoring.results import interval, read_scores
-from face2scene.eval.tables.render import formatted
+from face2scene.eval.tables.render import formatted, plain_markdown
 
 _PROTOCOL = ("protocol", "weights_sha256", "boxes")
 LEVEL = 0.05  # of the tests, after Holm's correction
@@ -115,19 +115,15 @@ def describe(difference: Difference, first: str, second: str) -> str:
 
 def table(differences: Sequence[Difference], first: str, second: str) -> str:
     """The differences as a Markdown table."""
-    lines = [
-        f"| metric | {first} | {second} | difference, 95 % interval | p (Wilcoxon), Holm's | {second} better in | |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
-    ]
+    header = ["metric", first, second, "difference, 95 % interval", "p (Wilcoxon), Holm's", f"{second} better in", ""]
+    lines = []
     for d in differences:
-        metric, (a, b) = METRICS[d.metric], d.means
-        low, high = (f"{value:+.4f}" for value in d.interval)
-        verdict = describe(d, first, second)
-        lines.append(
-            f"| {metric.title} {metric.arrow} | {formatted(d.metric, a)} | {formatted(d.metric, b)} "
-            f"| {b - a:+.4f} [{low}, {high}] | {d.p:.2g}, {d.p_holm:.2g} | {d.better:.0%} of {d.images} | {verdict} |"
-        )
-    return "\n".join(lines) + "\n"
+        metric, (a, b), (low, high) = METRICS[d.metric], d.means, d.interval
+        apart, p = f"{b - a:+.4f} [{low:+.4f}, {high:+.4f}]", f"{d.p:.2g}, {d.p_holm:.2g}"
+        means = (formatted(d.metric, a), formatted(d.metric, b))
+        share, verdict = f"{d.better:.0%} of {d.images}", describe(d, first, second)
+        lines.append([f"{metric.title} {metric.arrow}", *means, apart, p, share, verdict])
+    return plain_markdown(header, lines)
 
 
 def _difference(key: str, a: np.ndarray, b: np.ndarray) -> Difference:

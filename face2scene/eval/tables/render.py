@@ -115,6 +115,12 @@ def markdown(rows: Sequence[TableRow], columns: Sequence[str]) -> str:
     return "\n".join([drawn[0], rule, *drawn[1:]]) + "\n"
 
 
+def plain_markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table without marks or padding; columns after the first are aligned to the right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [header, rule, *lines])
+
+
 def latex(rows: Sequence[TableRow], columns: Sequence[str]) -> str:
     """The same table for LaTeX with the package booktabs."""
     arrows = {"higher": r"$\uparrow$", "lower": r"$\downarrow$"}
