@@ -14,9 +14,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from scipy.stats import iqr
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -131,13 +131,7 @@ def timed(work: Callable[[], Any], *, device: str | torch.device = "cpu", warmup
         synchronise(device)
         if number >= warmup:
             seconds.append(perf_counter() - start)
-    return Timing(statistics.median(seconds), spread_of(seconds), min(seconds), repeats, warmup, _peak(device))
-
-
-def spread_of(values: Sequence[float]) -> float:
-    """The interquartile range."""
-    low, high = np.quantile(values, (0.25, 0.75))
-    return float(high - low)
+    return Timing(statistics.median(seconds), float(iqr(seconds)), min(seconds), repeats, warmup, _peak(device))
 
 
 def synchronise(device: torch.device) -> None:

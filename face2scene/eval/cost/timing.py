@@ -11,13 +11,14 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from scipy.stats import iqr
 from torch import Tensor
 from tqdm import tqdm
 
 from face2scene.common.files import read_json, write_json
 from face2scene.common.reproducibility import commit, seed_from
 from face2scene.common.types import Box, Scene
-from face2scene.eval.cost.complexity import machine, spread_of, synchronise
+from face2scene.eval.cost.complexity import machine, synchronise
 from face2scene.eval.scoring.results import versions
 from face2scene.eval.tables.render import plain_markdown
 from face2scene.image_io.arrays import resize, write_png
@@ -60,7 +61,7 @@ def time_pipeline(
     first, second = zip(*rows, strict=True)
     for key, values in (("stage_1", first), ("stage_2", second), ("total", [sum(row) for row in rows])):
         mean, median = statistics.fmean(values), statistics.median(values)
-        found[key] = {"mean": mean, "median": median, "spread": spread_of(values)}
+        found[key] = {"mean": mean, "median": median, "spread": float(iqr(values))}
     return found
 
 

@@ -15,8 +15,7 @@ _PIXELS = 2048  # summed in float32 before the sums go on in float64
 class _FeatureMetric:
     """A metric that compares features; subclasses have `features` of images and the `distance` of two sets of them."""
 
-    def __init__(self) -> None:
-        self._kept: tuple[Tensor, list[Tensor]] | None = None  # the last ground truth, and its features
+    _kept: tuple[Tensor, list[Tensor]] | None = None  # the last ground truth, and its features
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, gts: Tensor) -> Tensor:
@@ -31,8 +30,7 @@ class Lpips(_FeatureMetric):
     """LPIPS (Zhang et al. 2018) by pyiqa's network `net`."""
 
     def __init__(self, net: nn.Module, device: torch.device):
-        super().__init__()
-        self.scaling, self.chns = net.scaling_layer, net.chns
+        self.scaling = net.scaling_layer
         stages = [getattr(net.net, f"slice{number}") for number in range(1, 6)]
         self.stages = [_prepared(stage, device) for stage in stages]
         # A head is a 1 x 1 convolution to one channel: a weighted sum over channels.
@@ -54,7 +52,6 @@ class Dists(_FeatureMetric):
     """DISTS (Ding et al. 2020) by pyiqa's network `net`."""
 
     def __init__(self, net: nn.Module, device: torch.device):
-        super().__init__()
         self.mean, self.std = net.mean, net.std
         self.stages = [_prepared(getattr(net, f"stage{number}"), device) for number in range(1, 6)]
         total = (net.alpha.sum() + net.beta.sum()).detach()

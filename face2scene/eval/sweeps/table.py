@@ -19,8 +19,6 @@ from face2scene.eval.scoring.score import score_folders
 from face2scene.eval.sweeps.plan import Sweep, SweepPlan
 from face2scene.eval.tables.render import markdown, row_from_scores, same_gt
 
-COLUMNS = 5  # of small plots, as in the paper's Figure 6
-
 
 def collect(
     sweep: Sweep,
@@ -100,13 +98,13 @@ def sharing_sentence(result: Mapping[str, Any]) -> str:
 
 
 def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """One small plot per metric into sweep.svg and sweep.png; nothing where there are no numbers or no matplotlib."""
+    """One small plot per metric, five a row, in sweep.svg and .png; none without numbers or without matplotlib."""
     rows = [row for row in result["variants"] if row["complete"]]
     keys = [key for key in result["protocol"] if any(key in {**row["means"], **row["sets"]} for row in rows)]
     if not keys:
         return []
     try:
-        return draw_variants(rows, keys, result["chosen"], result["axis"], min(COLUMNS, len(keys)), folder / "sweep")
+        return draw_variants(rows, keys, result["chosen"], result["axis"], min(5, len(keys)), folder / "sweep")
     except ModuleNotFoundError:
         return []
 

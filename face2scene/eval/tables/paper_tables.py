@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from face2scene.eval.metrics.registry import choose
-from face2scene.eval.tables.render import TableRow, decimals, row_from_scores, same_gt, slug
+from face2scene.eval.tables.render import DECIMALS, TableRow, row_from_scores, same_gt, slug
 
 # Papers of this family print the PSNR of the Y channel, so ours of Y is shown beside it, never that of RGB.
 _INSTEAD = {"psnr": "psnr_y"}
@@ -93,5 +93,5 @@ def _with_difference(ours: TableRow, paper: TableRow) -> TableRow:
     if not ours.ranked:
         return ours
     both = ours.values.keys() & paper.values.keys()
-    differences = {key: f" ({ours.values[key] - paper.values[key]:+.{decimals(key)}f})" for key in both}
+    differences = {key: f" ({ours.values[key] - paper.values[key]:+.{DECIMALS.get(key, 4)}f})" for key in both}
     return replace(ours, cells={key: cell + differences.get(key, "") for key, cell in ours.cells.items()})

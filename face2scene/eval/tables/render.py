@@ -90,11 +90,7 @@ def slug(name: str) -> str:
 
 def formatted(key: str, value: float) -> str:
     """One of our own values, with as many digits as its metric is printed with."""
-    return f"{value:.{decimals(key)}f}"
-
-
-def decimals(key: str) -> int:
-    return DECIMALS.get(key, 4)
+    return f"{value:.{DECIMALS.get(key, 4)}f}"
 
 
 def ranks(rows: Iterable[TableRow], key: str) -> tuple[float | None, float | None]:
