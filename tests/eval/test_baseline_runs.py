@@ -1,4 +1,4 @@
-"""Other people's methods through one door: staged, started as a process, judged by what they leave."""
+"""Other methods: staged, started as a process, their images checked, the run recorded."""
 
 import argparse
 import importlib.util
@@ -392,8 +392,8 @@ def test_face_method_groups_by_identity(tmp_path, tasks, make_adapter):
         command="{python} test.py {input} {output} {scale} {seed} {how} {references}",
         references=2,
     )
-    shown = commands(adapter, lay_out(adapter, faces, 1), scale=1, seed=0)
-    assert len(shown) == 2 and shown[0].endswith("# 2 images") and "CUDA_VISIBLE_DEVICES=0" in shown[0]
+    lines = commands(adapter, lay_out(adapter, faces, 1), scale=1, seed=0)
+    assert len(lines) == 2 and lines[0].endswith("# 2 images") and "CUDA_VISIBLE_DEVICES=0" in lines[0]
     with pytest.raises(StagingError, match=r"needs references, and 1 of 4 images have none, such as f1: say ref"):
         run_command(adapter, [*faces, RestorationTask(faces[1].path)], tmp_path / "none")
     assert not (tmp_path / "none").exists()
@@ -513,7 +513,7 @@ def test_changed_folder_is_reimported(tmp_path, tasks):
 
 def test_in_process_run_skips_unreadable_file(tmp_path, tasks):
     bad = tmp_path / "lq/bad.png"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     inputs = {task.path.stem: task.path for task in [*tasks, RestorationTask(bad)]}
     adapter = Adapter(title="Bicubic", kind="method", method=Bicubic())
 

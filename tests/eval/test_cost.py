@@ -1,4 +1,4 @@
-"""What a restoration costs: counts by hand and against published ones, times that are times."""
+"""The cost of a restoration: counts by hand and against published ones, and times."""
 
 import json
 from time import sleep

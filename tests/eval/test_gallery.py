@@ -1,4 +1,4 @@
-"""The report of scored folders: what stands in the page, and what Chromium makes of a thousand images."""
+"""The report of scored folders: its contents, and a thousand images in Chromium."""
 
 import json
 import os

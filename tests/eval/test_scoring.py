@@ -233,7 +233,7 @@ def test_uniform_prediction_is_flagged(image, why, tmp_path):
     scores = score_folder(made, gt, ["lpips"], tmp_path / "out", scorers=SCORERS)
     assert why in scores["pictures"]["flagged"]["a"] and not scores["complete"]
     assert read_scores_csv(tmp_path / "out/scores.csv")["a"] == {}
-    write_png(gt / "a.png", image)  # what shows nothing in the ground truth too is an image like others
+    write_png(gt / "a.png", image)  # fine where the ground truth is of one colour too
     assert score_folder(made, gt, ["lpips"], tmp_path / "out", scorers=SCORERS)["complete"]
 
 
@@ -362,7 +362,7 @@ def quickstart_run(tmp_path, monkeypatch):
     write_json(shipped / "probe.json", probe | {"same_mean": 0.9})
     write_json(run / "seconds.json", {"train FaDeX": 12.5, "restore, shipped weights": 70.0})
     monkeypatch.setattr(
-        "face2scene.eval.scoring.score.build_all", lambda chosen, device: (SCORERS, {"ssim_y": "told to"})
+        "face2scene.eval.scoring.score.build_all", lambda chosen, device: (SCORERS, {"ssim_y": "left out"})
     )
     return run, {"dataset": data, "shipped": shipped}
 
@@ -374,7 +374,7 @@ def test_report_is_self_contained(quickstart_run, capsys):
     assert not re.search(r"""(src|href|action|srcset)\s*=(?!["'](#|data:))""", text)
     assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttpRequest|WebSocket|sendBeacon|import\(", text)
     assert text.count('<figure class="card shot">') == 2 and text.count("data:image/jpeg;base64,") == 2 * (5 + 2)
-    assert "blur 2 → JPEG 40<" in text and "&lt;b&gt;" in text and "SSIM is not measured: told to" in text
+    assert "blur 2 → JPEG 40<" in text and "&lt;b&gt;" in text and "SSIM is not measured: left out" in text
     assert text.count("<svg") == 4 and ">constant<" not in text
     assert "the ground-truth face with blur, a tint and grain" in text
     assert capsys.readouterr().out.count("[yes]") == 3

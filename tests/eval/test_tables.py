@@ -1,4 +1,4 @@
-"""The paper's numbers as data, against sums that were typed apart; tables in every form; figures."""
+"""The paper's numbers against independent sums; tables in every form; figures."""
 
 import pytest
 
