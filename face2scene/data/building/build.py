@@ -121,7 +121,7 @@ class BuildSummary:
             lines.append(f"  every file left out is named in {self.folder / 'rejected.jsonl'}")
         if self.quarantined:
             lines.append(f"  {self.quarantined} of them could not be read: they are quarantined there as bad input")
-        return "\n".finalize(lines)
+        return "\n".join(lines)
 
 
 def build(
@@ -191,7 +191,7 @@ def _do(folder: Path, source: ImageSource, number: int, item: Any, space: Recipe
     part = folder / PARTS / f"{key}.json"
     if part.is_file():
         return
-    if not hasattr(source, "portions"):
+    if not hasattr(source, "chunks"):
         write_json(part, _stored(folder, source.make(item), f"{number // 1000:03d}", space, seed))
         return
     start = 0
@@ -201,7 +201,7 @@ def _do(folder: Path, source: ImageSource, number: int, item: Any, space: Recipe
         shard = f"{number:05d}-{portion // 4:03d}"
         write_json(folder / PARTS / key / f"{portion:06d}.json", _stored(folder, made, shard, space, seed))
         start = portion + 1
-    write_json(part, {"portions": start})
+    write_json(part, {"chunks": start})
 
 
 def _open_folder(folder: Path, settings: dict, overwrite: bool) -> None:
@@ -215,7 +215,7 @@ def _open_folder(folder: Path, settings: dict, overwrite: bool) -> None:
         raise BuildError(sentence) from error
     if changed:
         raise BuildError(
-            f"{folder} was built with other settings (different: {', '.finalize(changed)}). "
+            f"{folder} was built with other settings (different: {', '.join(changed)}). "
             "Choose another data.root, or say data.overwrite=true to build it anew."
         )
 

@@ -163,7 +163,7 @@ def _dropped(row: tuple) -> dict[str, Any]:
 def _parts(folder: Path, keys: Iterable[str]) -> Iterator[dict[str, Any]]:
     for key in keys:
         part = read_json(folder / PARTS / f"{key}.json")
-        if "portions" not in part:
+        if "chunks" not in part:
             yield part
-        for portion in range(part.get("portions", 0)):
-            yield read_json(folder / PARTS / key / f"{portion:06d}.json")
+        for chunk in range(part.get("chunks", 0)):
+            yield read_json(folder / PARTS / key / f"{chunk:06d}.json")
