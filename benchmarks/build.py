@@ -70,7 +70,7 @@ def plain(folder: Path, count: int) -> float:
 
 
 class Simulated:
-    """Portions of records like those of a real set (68 landmarks, a 128-number identity), with images of no size."""
+    """Chunks of records like those of a real set (68 landmarks, a 128-number identity), with images of no size."""
 
     def __init__(self, count: int):
         self.count = count
@@ -86,9 +86,9 @@ class Simulated:
 
     def chunks(self, item: int, start: int) -> Iterator[BuildResult]:
         for first in range(start * 250, self.count, 250):
-            yield BuildResult([self.draft(n) for n in range(first, min(first + 250, self.count))])
+            yield BuildResult([self.candidate(n) for n in range(first, min(first + 250, self.count))])
 
-    def draft(self, n: int) -> RecordCandidate:
+    def candidate(self, n: int) -> RecordCandidate:
         rng = np.random.default_rng(n)
         vector = rng.standard_normal(128)
         about = {"name": "simulated", "seed": n, "file": f"{n:09d}.jpg"}

@@ -12,11 +12,12 @@ from colour_identities import MiddleFaces
 from PIL import Image
 
 from face2scene.data.building.build import BuildError, build
+from face2scene.data.building.photo_filtering import face_crop
 from face2scene.data.building.prompts import Prompts
 from face2scene.data.records import ManifestError, Record, read_manifest, write_manifest
 from face2scene.data.redegrade import redegrade
 from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
-from face2scene.data.sources.photo_folder import Photos, face_crop
+from face2scene.data.sources.photo_folder import Photos
 from face2scene.data.verify import verify
 from face2scene.degradation import Space
 
@@ -79,7 +80,7 @@ def test_finished_build_is_not_overwritten(tmp_path):
     assert build_drawn(tmp_path / "set", settings={"a": 2}, overwrite=True).built
 
 
-def test_a_set_is_damaged_again_the_same_way_only(tmp_path):
+def test_redegraded_set_refuses_other_settings(tmp_path):
     build_drawn(tmp_path / "set")
     draw = functools.partial(redegrade, tmp_path / "set", tmp_path / "again", SMALL, settings={"a": 1})
     assert draw() == draw() == 4
@@ -271,7 +272,7 @@ def test_wrong_identity_is_rejected(tmp_path):
     source = drawn_source(train_people=1, val_people=0, threshold=0.99, tries=3)
     source.make_generator, source.detector = lambda: Odd(side=64), MiddleFaces()
     made = source.make(0)
-    assert [draft.generator["shot"] for draft in made.drafts] == [0, 3]
+    assert [one.generator["shot"] for one in made.candidates] == [0, 3]
     assert [one.reason.split(":")[0] for one in made.rejected] == ["looks like somebody else"]
 
 

@@ -102,7 +102,7 @@ def test_accepts_three_and_counts_rejects(celebrities, tmp_path):
 def test_prompt_is_dropped_after_ten_tries(celebrities):
     source = make_source(celebrities, [0.1] * 20)
     made = source.make(("00002", 0))
-    assert not made.drafts and len(made.rejected) == len(source.generator.jobs) == 10
+    assert not made.candidates and len(made.rejected) == len(source.generator.jobs) == 10
 
 
 def test_unusable_photos_are_quarantined(celebrities, tmp_path):

@@ -77,7 +77,7 @@ MAPPING = {
     "units": "relative",
     "identity_pattern": r"iden_(\d+)_",
     "licence": "as published",
-    "portion": 2,
+    "chunk_size": 2,
 }
 
 
@@ -122,8 +122,8 @@ def test_imagefolder_is_read(tmp_path):
 
 
 def test_wrong_mapping_lists_fields(parquet_folder):
-    wrong = MAPPING | {"fields": {"image": "picture"}}
-    with pytest.raises(BuildError, match=r"has the fields \['caption', 'file'.*not \['image'\]"):
+    wrong = MAPPING | {"fields": {"image": "photo"}}
+    with pytest.raises(BuildError, match=r"has the fields \['caption', 'file'.*not \['photo'\]"):
         Released(parquet_folder, **wrong).items()
     with pytest.raises(BuildError, match=r"has the splits.*not \['test'\]"):
         Released(parquet_folder, **MAPPING | {"splits": {"test": "val"}}).items()

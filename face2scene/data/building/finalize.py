@@ -1,8 +1,8 @@
-"""How the images that a build made become one set: what is decided only when all of them are known.
+"""Turns the images of a build into one set: everything that is decided only when all images are known.
 
-Doubles, the selection by quality, who is who, the splits, and everybody's references. Decisions follow from the
-side-cars alone, so they may be made again after a crash. What is compared lies in a scratch database on disk, and
-memory does not grow with the set, but for the grouping of unknown people, which compares all faces with all.
+Duplicates, selection by quality, identities, splits, and references. Decisions follow from the side-cars alone, so they
+can be made again after a crash. Rows are compared in a scratch database on disk: memory does not grow with the set,
+except for the grouping of unknown people, which compares all faces with all.
 """
 
 import json
@@ -10,16 +10,17 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from face2scene.common.files import atomic_write, sha256_of
 from face2scene.common.reproducibility import seed_from
-from face2scene.data.building.filter_report import write_funnel
+from face2scene.data.building.filter_report import write_filter_report
 from face2scene.data.building.identity_clusters import Grouping, write_review
-from face2scene.data.building.staging_db import PARTS, JoinTable
+from face2scene.data.building.staging_db import PARTS, StagingDB
 from face2scene.data.records import Record, write_manifest, write_sums
+from face2scene.degradation import Mixture, Space
 from face2scene.image_io.arrays import read_tensor, write_png
 
 
@@ -27,21 +28,15 @@ class BuildError(RuntimeError):
     """A dataset that cannot be built as asked; the message names the option to change."""
 
 
-class RecipeSource(Protocol):
-    """Where the recipes of validation pairs are drawn from: `face2scene.degradation.RecipeSource`."""
-
-    def draw(self, rng: np.random.Generator) -> Any: ...
-
-
 @dataclass(frozen=True)
 class Selection:
-    """The best of all images by several measures at once, as HQ-ACF does it (OSDHuman, ICML 2025; shares are ours).
+    """Keeps the best images by several measures, as HQ-ACF does (OSDHuman, ICML 2025; the shares are ours).
 
-    Every measure is z-scored over the images that have all of them; an image's score is the mean.
+    Every measure is z-scored over the images that have all of them; an image's score is the mean of its z-scores.
 
     Args:
-        measures: name to `higher` or `lower`, which is better; False takes out one that a configuration inherits.
-        keep: share of the images that stays, 0 to 1.
+        measures: name to the better direction, `higher` or `lower`; False removes an inherited one.
+        keep: share of the images that is kept, in (0, 1].
     """
 
     measures: Mapping[str, str | bool]
@@ -57,17 +52,17 @@ class Selection:
 
 @dataclass(frozen=True)
 class FinalizePlan:
-    """What is decided when all images are known.
+    """Decisions that need all images.
 
     Args:
         max_references: per image.
         reference_threshold: lowest identity cosine of an image to its references; None takes all of the identity.
-        selection: which images stay; None keeps all.
-        grouping: finds out who is on images of unknown people; None leaves each a person of its own.
+        selection: None keeps all images.
+        grouping: identifies images of unknown identity; None gives each an identity of its own.
         min_photos: people with fewer images are left out.
-        val_share: share of the people, by seed, whose images are held out, where the source says no split.
-        report: write `funnel.html`.
-        thresholds: by measure, drawn into the report.
+        val_share: share of the people, by seed, in the validation split, where the source gives no split.
+        report: write the filter report, `funnel.html`.
+        thresholds: by measure, shown in the report.
         stages: names of the filter's stages in order, for the report.
     """
 
@@ -82,11 +77,11 @@ class FinalizePlan:
     stages: tuple[str, ...] = ()
 
 
-def degrade(image: Path, lq: Path, name: str, space: RecipeSource, seed: int) -> dict[str, Any]:
+def degrade(image: Path, lq: Path, name: str, space: Space | Mixture, seed: int) -> dict[str, Any]:
     """Write the fixed degraded image of a validation image; returns its recipe."""
     rng = np.random.default_rng(seed_from("validation", seed, name))
     drawn = space.draw(rng)
-    for _ in range(8):  # spaces leave some images as they are; such a pair would measure nothing
+    for _ in range(8):  # a space may draw no operator at all; such a pair would measure nothing
         if drawn.operators:
             break
         drawn = space.draw(rng)
@@ -96,31 +91,31 @@ def degrade(image: Path, lq: Path, name: str, space: RecipeSource, seed: int) ->
 
 
 def finalize(
-    folder: Path, keys: Iterable[str], plan: FinalizePlan, *, space: RecipeSource | None, seed: int, jsonl: bool
+    folder: Path, keys: Iterable[str], plan: FinalizePlan, *, space: Space | Mixture | None, seed: int, jsonl: bool
 ) -> None:
-    """Make the set of the side-cars in `parts/`, and remove them.
+    """Make one set from the side-cars in `parts/`, and remove them.
 
     Raises:
         BuildError: no image was accepted.
     """
-    table = JoinTable(folder / PARTS / "join.sqlite")
+    table = StagingDB(folder / PARTS / "join.sqlite")
     table.fill(folder, keys)
-    _drop_doubles(table)
+    _drop_duplicates(table)
     if plan.selection:
         _select(table, plan.selection)
-    _name_people(table, plan)
+    _assign_identities(table, plan)
     _split(table, plan, seed)
-    _settle_files(folder, table, space, seed)
+    _move_files(folder, table, space, seed)
     with atomic_write(folder / "rejected.jsonl") as partial, open(partial, "w", encoding="utf-8") as lines:
         for row in table.rejected():
             lines.write(json.dumps({k: row[k] for k in ("name", "reason", "stage")}, ensure_ascii=False) + "\n")
     if not table.kept():
         raise BuildError(f"No image was accepted; {folder / 'rejected.jsonl'} says why for each.")
     if plan.report:
-        write_funnel(folder / "funnel.html", table, plan.thresholds, plan.stages)
+        write_filter_report(folder / "funnel.html", table, plan.thresholds, plan.stages)
     if plan.grouping:
         write_review(folder / "identities.html", table.groups(), plan.grouping)
-    for _ in _records(table, plan):  # the first run only finds which references anybody needs; the others go
+    for _ in _records(table, plan):  # a first pass only marks the references in use; the others are removed
         pass
     for name in table.unneeded_references():
         (folder / name).unlink(missing_ok=True)
@@ -129,12 +124,12 @@ def finalize(
         path.unlink()  # left by a killed process
     beside = [name for name in ("rejected.jsonl", "funnel.html", "identities.html") if (folder / name).is_file()]
     write_sums(folder, (*table.sums(), *((name, sha256_of(folder / name)) for name in beside)))
-    write_manifest(folder, _records(table, plan), jsonl=jsonl)  # last: this file says that the set is finished
+    write_manifest(folder, _records(table, plan), jsonl=jsonl)  # last: this file marks the set as finished
     table.close()
     shutil.rmtree(folder / PARTS)
 
 
-def _drop_doubles(table: JoinTable) -> None:
+def _drop_duplicates(table: StagingDB) -> None:
     table.db.execute(
         "update rows set stage = 'doubles', reason = 'same image as: ' || "
         "(select first.image from rows first where first.sha = rows.sha and first.stage is null order by n limit 1) "
@@ -142,8 +137,8 @@ def _drop_doubles(table: JoinTable) -> None:
     )
 
 
-def _select(table: JoinTable, selection: Selection) -> None:
-    # Mean and spread in one pass (Welford), scores in a second; the cut is a row number of the sorted scores.
+def _select(table: StagingDB, selection: Selection) -> None:
+    # Mean and variance in one pass (Welford), scores in a second; the cut is a row number of the sorted scores.
     names = list(selection.measures)
     count, mean, spread = 0, np.zeros(len(names)), np.zeros(len(names))
     for _, measured in table.measured():
@@ -176,19 +171,16 @@ def _select(table: JoinTable, selection: Selection) -> None:
         )
 
 
-def _name_people(table: JoinTable, plan: FinalizePlan) -> None:
+def _assign_identities(table: StagingDB, plan: FinalizePlan) -> None:
     unknown = table.db.execute("select count(*) from rows where stage is null and identity is null").fetchone()[0]
     if unknown and plan.grouping:
         rows = table.db.execute(
             "select n, source, name, vector from rows where stage is null and identity is null and vector is not null "
             "order by n"
-        )
-        found = [(n, source, name, np.frombuffer(vector)) for n, source, name, vector in rows]
-        for (n, source, _, _), group in zip(
-            found,
-            plan.grouping.groups(np.array([vector for *_, vector in found]), [name for _, _, name, _ in found]),
-            strict=True,
-        ):
+        ).fetchall()
+        vectors = np.array([np.frombuffer(vector) for *_, vector in rows])
+        groups = plan.grouping.groups(vectors, [name for _, _, name, _ in rows])
+        for (n, source, _, _), group in zip(rows, groups, strict=True):
             if group is None:
                 table.drop(n, "identity", "taken out in the review: corrections.out names it")
             else:
@@ -204,7 +196,7 @@ def _name_people(table: JoinTable, plan: FinalizePlan) -> None:
         )
 
 
-def _split(table: JoinTable, plan: FinalizePlan, seed: int) -> None:
+def _split(table: StagingDB, plan: FinalizePlan, seed: int) -> None:
     people = table.db.execute(
         "select distinct identity from rows where split is null and stage is null order by identity"
     ).fetchall()
@@ -213,8 +205,8 @@ def _split(table: JoinTable, plan: FinalizePlan, seed: int) -> None:
         table.db.execute("update rows set split = ? where split is null and identity = ?", (split, identity))
 
 
-def _settle_files(folder: Path, table: JoinTable, space: RecipeSource | None, seed: int) -> None:
-    # Candidates move to their split, what was dropped is removed; any of it may have happened before a crash.
+def _move_files(folder: Path, table: StagingDB, space: Space | Mixture | None, seed: int) -> None:
+    # Candidates move to their split, rejected ones are removed; any of it may have happened before a crash.
     table.db.commit()
     for n, name, image, reference, lq, stage, split in table.files():
         if stage is not None:
@@ -238,7 +230,7 @@ def _settle_files(folder: Path, table: JoinTable, space: RecipeSource | None, se
     table.db.commit()
 
 
-def _records(table: JoinTable, plan: FinalizePlan) -> Iterator[Record]:
+def _records(table: StagingDB, plan: FinalizePlan) -> Iterator[Record]:
     threshold, limit = plan.reference_threshold, plan.max_references
     for n, fields, vector, given, similarity in table.kept_rows():
         chosen: list[tuple[str, float | None]] = [(name, similarity if not i else None) for i, name in enumerate(given)]

@@ -1,5 +1,6 @@
-"""The side-cars of a build as a database on disk, so that they can be compared without lying in memory."""
+"""The side-cars of a build as a database on disk, so that rows are compared without holding them in memory."""
 
+import heapq
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,13 +12,14 @@ import numpy as np
 from face2scene.common.files import read_json
 
 PARTS = "parts"
+_REJECTED = ("name", "reason", "stage", "measured", "thumbnail")
 
 
-class JoinTable:
-    """The side-cars as a database on disk: `rows` of images, `left_out` of rejections, `sums` of files."""
+class StagingDB:
+    """SQLite tables: `rows` of images, `left_out` of rejections, `sums` of files, `needed` references."""
 
     def __init__(self, path: Path):
-        path.unlink(missing_ok=True)  # a crash may have left one; all of it is made again
+        path.unlink(missing_ok=True)  # of a crashed run; it is filled again
         path.parent.mkdir(parents=True, exist_ok=True)
         # No other process uses it, and some network file systems cannot lock.
         self.db = sqlite3.connect(f"{path.absolute().as_uri()}?nolock=1", uri=True)
@@ -74,7 +76,7 @@ class JoinTable:
     def close(self) -> None:
         self.db.close()
 
-    # What is read back; every query walks the table in the order of the sources.
+    # Queries, all in the order of the sources.
 
     def kept(self) -> int:
         return self.db.execute("select count(*) from rows where stage is null").fetchone()[0]
@@ -84,7 +86,7 @@ class JoinTable:
             yield n, json.loads(measured)
 
     def files(self) -> Iterator[tuple]:
-        yield from self._walk("select n, name, image, reference, lq, stage, split from rows {}")
+        return self._walk("select n, name, image, reference, lq, stage, split from rows {}")
 
     def kept_rows(self) -> Iterator[tuple[int, dict[str, Any], np.ndarray | None, list[str], float | None]]:
         query = "select n, record, image, lq, identity, split, vector, given, similarity from rows {} and stage is null"
@@ -93,45 +95,27 @@ class JoinTable:
             yield n, fields, _vector(vector), json.loads(given), similarity
 
     def of(self, identity: str, split: str) -> Iterator[tuple[int, str, np.ndarray | None]]:
-        rows = self.db.execute(
-            "select n, reference, vector from rows where identity = ? and split = ? and stage is null order by n",
-            (identity, split),
-        )
-        for n, reference, vector in rows:
+        query = "select n, reference, vector from rows where identity = ? and split = ? and stage is null order by n"
+        for n, reference, vector in self.db.execute(query, (identity, split)):
             yield n, reference, _vector(vector)
 
     def groups(self) -> Iterator[tuple[str, list[tuple[str, str, np.ndarray | None]]]]:
-        for (identity,) in self.db.execute(
-            "select identity from rows where stage is null group by identity order by min(n)"
-        ).fetchall():
-            rows = self.db.execute(
-                "select name, image, vector from rows where identity = ? and stage is null order by n", (identity,)
-            )
-            yield identity, [(name, image, _vector(vector)) for name, image, vector in rows]
+        people = "select identity from rows where stage is null group by identity order by min(n)"
+        query = "select name, image, vector from rows where identity = ? and stage is null order by n"
+        for (identity,) in self.db.execute(people).fetchall():
+            yield identity, [(name, image, _vector(v)) for name, image, v in self.db.execute(query, (identity,))]
 
     def rejected(self) -> Iterator[dict[str, Any]]:
-        """Everything left out, in order: what a source rejected, and what was dropped here under its file's name."""
+        """Everything left out, in order: rejections of the sources, and rows dropped here under their file's name."""
+        kept = "select n, name, reason, stage, measured, thumbnail from left_out order by n, rowid"
         dropped = "select n, source, record, reason, stage, measured from rows where stage is not null order by n"
-        rows = iter(self.db.execute(dropped))
-        row = next(rows, None)
-        for left in self.db.execute(
-            "select n, name, reason, stage, measured, thumbnail from left_out order by n, rowid"
-        ):
-            while row is not None and row[0] < left[0]:
-                yield _dropped(row)
-                row = next(rows, None)
-            yield dict(zip(("name", "reason", "stage", "measured", "thumbnail"), left[1:], strict=True))
-        while row is not None:
-            yield _dropped(row)
-            row = next(rows, None)
+        left = ((row[0], dict(zip(_REJECTED, row[1:], strict=True))) for row in self.db.execute(kept))
+        # A rejection at n stands before the row n.
+        yield from (row for _, row in heapq.merge(left, map(_dropped, self.db.execute(dropped)), key=lambda r: r[0]))
 
     def unneeded_references(self) -> list[str]:
-        return [
-            name
-            for (name,) in self.db.execute(
-                "select name from sums where name like 'references/%' and name not in (select name from needed)"
-            )
-        ]
+        query = "select name from sums where name like 'references/%' and name not in (select name from needed)"
+        return [name for (name,) in self.db.execute(query)]
 
     def sums(self) -> Iterator[tuple[str, str]]:
         gone = "select image from rows where stage is not null union select lq from rows where stage is not null"
@@ -141,7 +125,7 @@ class JoinTable:
         )
 
     def _walk(self, query: str) -> Iterator[tuple]:
-        # In portions, so that rows may be changed while they are walked.
+        # In chunks, so that rows can be changed during the iteration.
         last = -1
         while rows := self.db.execute(query.format("where n > ?") + " order by n limit 1000", (last,)).fetchall():
             yield from rows
@@ -152,12 +136,11 @@ def _vector(blob: bytes | None) -> np.ndarray | None:
     return None if blob is None else np.frombuffer(blob)
 
 
-def _dropped(row: tuple) -> dict[str, Any]:
-    _, source, record, reason, stage, measured = row
+def _dropped(row: tuple) -> tuple[int, dict[str, Any]]:
+    n, source, record, *rest = row
     fields = json.loads(record)
     file = fields["generator"].get("file")
-    shown = f"{source}/{file}" if file else fields["image"]
-    return {"name": shown, "reason": reason, "stage": stage, "measured": measured, "thumbnail": None}
+    return n, dict(zip(_REJECTED, (f"{source}/{file}" if file else fields["image"], *rest, None), strict=True))
 
 
 def _parts(folder: Path, keys: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Images of real identities in invented scenes: the paper's synthetic part, from photos of people and prompts."""
+"""Generated scenes with real identities: the paper's synthetic part, from photos of people and prompts."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -21,35 +21,34 @@ CELEBREF_VALIDATION = Path(__file__).parent / "celebref_validation.txt"
 
 
 def celebref_split() -> dict[str, str]:
-    """The published split of CelebRef-HQ: its 100 validation identities; everybody else is for training."""
+    """The published split of CelebRef-HQ: its 100 validation identities; the others are for training."""
     return dict.fromkeys(CELEBREF_VALIDATION.read_text().split(), "val")
 
 
 class PromptedPeople:
-    """Every person of a photo folder in several scenes, as a build source. One item is one prompt about one person.
+    """Every person of a photo folder in several scenes. One item is one prompt for one person.
 
     For each prompt up to `repeats` images are accepted within `tries` draws. An image is accepted when its largest
-    face has at least `threshold` identity cosine to the reference it was drawn from, and kept when it has
-    `strict_threshold`: the public generator stops drawing at 0.45, and the paper's account speaks of 0.55.
+    face has at least `threshold` identity cosine to its reference photo, and kept from `strict_threshold`: the public
+    generator stops at 0.45, the paper states 0.55.
 
     Args:
         folder: one sub-folder of photos per person, CelebRef-HQ's layout; the sub-folder's name is the identity.
-        generator: see `generators.Generator`; `check()` is called before any work.
-        detector: finds and describes faces.
-        prompts: the series that prompts are drawn from.
+        generator: see `generators.base.Generator`; `check()` is called before any work.
+        prompts: None is the package's prompts, by `seed`.
         name: of the source.
-        gender_map: file that maps identities to man, woman or person; None calls everybody a person.
-        split: `celebref` (the published list), `train`, `val`, or None: by seed, with the others of the set.
+        gender_map: file that maps identities to man, woman or person; None makes everybody a person.
+        split: `celebref` (the published list), `train`, `val`, or None: by seed, in `finalize`.
         prompts_per_person: items per person (ours; the paper's set has about four).
         repeats: accepted images per prompt at most (public: 3).
         tries: draws per prompt at most (public: 10).
-        threshold, strict_threshold: see above; both are ArcFace's (faces=antelopev2 or insightface) and mean something
-            else with another identity network.
+        threshold, strict_threshold: see above; for ArcFace (faces=antelopev2 or insightface), other identity networks
+            need others.
         size: of the finished images (width, height); None keeps the generator's.
         reference_size: longest side of the copied photos.
-        max_references: photos per image that are copied into the set, the one drawn from first.
-        people: only the first so many, to try things out; None takes all.
-        seed: of everything drawn: photo, prompt, generator's seeds.
+        max_references: photos per image that are copied into the set, the one in use first.
+        people: use the first people only; None takes all.
+        seed: of the choice of photos and prompts and of the generator's seeds.
         licence: recorded with every image.
     """
 
@@ -131,11 +130,10 @@ class PromptedPeople:
     def make(self, item: tuple[str, int]) -> BuildResult:
         person, number = item
         references, bad = self._photos(person)
-        rejected = list(bad) if number == 0 else []  # named once, with the person's first prompt
+        rejected = list(bad) if number == 0 else []  # once, with the person's first prompt
         if not references:
-            return BuildResult(
-                rejected=[*rejected, Rejection(self.key(item), "no photo of this person is usable", BAD_INPUT)]
-            )
+            reason = "no photo of this person is usable"
+            return BuildResult(rejected=[*rejected, Rejection(self.key(item), reason, BAD_INPUT)])
         rng = np.random.default_rng(seed_from("reference", self.seed, person, number))
         chosen = int(rng.integers(len(references)))
         path, face = references[chosen]
@@ -143,39 +141,34 @@ class PromptedPeople:
         prompt = self.prompts(prompt_number, subject=self._subjects.get(person, "person"))
         others = [other for other, _ in references[chosen + 1 :] + references[:chosen]]
         copied = copies([path, *others][: self.max_references], self.reference_size)
-        drafts: list[RecordCandidate] = []
+        candidates: list[RecordCandidate] = []
         accepted = 0
+        stem, index = f"iden_{person}_img_{path.stem}_sample_{number}", self.people.index(person)
         for attempt in range(self.tries):
             if accepted == self.repeats:
                 break
-            seed = seed_from("draw", self.seed, person, number, attempt) % 2**32
-            name = f"iden_{person}_img_{path.stem}_sample_{number}_repeat_{accepted + 1}"
-            tried = f"iden_{person}_img_{path.stem}_sample_{number}_try_{attempt + 1}"
+            seed, tried = seed_from("draw", self.seed, person, number, attempt) % 2**32, f"{stem}_try_{attempt + 1}"
             try:
-                drawn = self.generator.draw(
-                    GenerationRequest(
-                        person=self.people.index(person), number=attempt, seed=seed, prompt=prompt.text, reference=path
-                    )
-                )
+                drawn = self.generator.draw(GenerationRequest(index, attempt, seed, prompt.text, path))
             except JobFailed as error:
                 rejected.append(Rejection(tried, f"the generator failed: {error}", "generation"))
                 continue
             image = drawn if self.size is None else resized(drawn, self.size)
-            shown = image.astype(np.float32) / 255
-            found = largest(self.detector.find(shown))
-            reason, near = self._judge(found, face)
+            pixels = image.astype(np.float32) / 255
+            found = largest(self.detector.find(pixels))
+            reason, measured = self._judge(found, face)
+            if not reason:
+                accepted += 1
+                similarity = measured["similarity"]
+                if self.strict_threshold is not None and similarity < self.strict_threshold:
+                    reason = f"not alike enough to keep: cosine {similarity:.3f} is under {self.strict_threshold}"
             if reason:
-                rejected.append(Rejection(tried, reason, measured=near, thumbnail=thumbnail(shown)))
-                continue
-            accepted += 1
-            if self.strict_threshold is not None and near["similarity"] < self.strict_threshold:
-                said = f"not alike enough to keep: cosine {near['similarity']:.3f} is under {self.strict_threshold}"
-                rejected.append(Rejection(tried, said, measured=near, thumbnail=thumbnail(shown)))
+                rejected.append(Rejection(tried, reason, measured=measured, thumbnail=thumbnail(pixels)))
                 continue
             about = {"person": person, "photo": path.name, "prompt_number": prompt_number, "try": attempt + 1}
-            drafts.append(
+            candidates.append(
                 RecordCandidate(
-                    name=name,
+                    name=f"{stem}_repeat_{accepted}",
                     image=image,
                     reference=None,
                     split=self._split_of.get(person),
@@ -188,25 +181,25 @@ class PromptedPeople:
                     source=self.name,
                     licence=self.licence,
                     generator={**self.settings, **getattr(self.generator, "about", dict)(), **about, "seed": seed},
-                    measured=near,
+                    measured=measured,
                     references=copied,
-                    similarity=near["similarity"],
+                    similarity=similarity,
                 )
             )
-        return BuildResult(drafts, rejected)
+        return BuildResult(candidates, rejected)
 
     def _judge(self, found: Face | None, reference: Face) -> tuple[str, dict[str, float]]:
         if found is None:
             return "no face found", {}
         if found.identity is None:
             return "the face has no usable landmarks", {}
-        near = float(found.identity @ reference.identity)
-        if near < self.threshold:
-            return f"looks like somebody else: cosine {near:.3f} is under {self.threshold}", {"similarity": near}
-        return "", {"similarity": near}
+        cosine = float(found.identity @ reference.identity)
+        different = cosine < self.threshold
+        reason = f"looks like somebody else: cosine {cosine:.3f} is under {self.threshold}" if different else ""
+        return reason, {"similarity": cosine}
 
     def _photos(self, person: str) -> tuple[list[tuple[Path, Face]], list[Rejection]]:
-        # The photos of a person that show a face, and those that do not. Prompts of one person follow each other.
+        """Photos of a person with their faces, and rejections of the others; kept for the person's next prompt."""
         if self._references is None or self._references[0] != person:
             usable, bad = [], []
             for path in list_images(self.folder / person):
@@ -214,8 +207,8 @@ class PromptedPeople:
                 try:
                     face = largest(self.detector.find(read_image(path)))
                 except (ImageError, OSError) as error:
-                    said = str(error).replace(f"{self.folder}/", "")
-                    bad.append(Rejection(shown, f"unreadable: {said}", BAD_INPUT))
+                    reason = str(error).replace(f"{self.folder}/", "")
+                    bad.append(Rejection(shown, f"unreadable: {reason}", BAD_INPUT))
                     continue
                 if face is None or face.identity is None:
                     bad.append(Rejection(shown, "no face found on this photo of a person", "reference"))

@@ -1,13 +1,13 @@
-"""The released InScene, or any published set of images with faces, as a build source, read through `datasets`.
+"""The released InScene, or any published set of images with faces, read through `datasets`.
 
-Field names, box convention and split names of the release are not public: all of them are a small mapping in the
-configuration. What comes out is the same record as everywhere.
+Field names, box convention and split names of the release are not public; the configuration maps them to ours.
 """
 
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,22 @@ FIELDS = ("image", "lq", "name", "identity", "prompt", "shot", "face_box", "land
 
 
 class Released:
-    """A published set. One item is one of its files (a shard of a split), done in portions.
+    """A published set. One item is one of its files (a shard of a split), done in chunks.
 
     Args:
-        source: hub id, or a local folder that `datasets` understands (parquet, imagefolder, webdataset).
-        fields: ours to theirs; a dot leads into a nested field. Only `image` is needed.
-        splits: theirs to ours.
+        source: hub id, or a local folder that `datasets` can load (parquet, imagefolder, webdataset).
+        fields: our field to theirs; a dot leads into a nested field. Only `image` is required.
+        splits: their split to ours.
         box: `xyxy` or `xywh`.
-        units: `pixels`, or `relative` to width and height; of box and landmarks.
-        identity_pattern: finds the identity in the image's name where no field says it; its first group.
+        units: of box and landmarks: `pixels`, or `relative` to width and height.
+        identity_pattern: its first group is the identity in the image's name, where no field holds it.
         references: folder with a sub-folder of photos per identity (CelebRef-HQ); None takes the set's own images.
         max_references, reference_size: of these photos.
         name, licence: of the source.
-        portion: images per side-car.
+        chunk_size: images per side-car.
         revision: of the hub repository.
         options: more arguments of `datasets.load_dataset`.
+        size, detector: not used, images and boxes are those of the set; every source is given them.
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class Released:
         max_references: int = 4,
         reference_size: int | None = None,
         licence: str,
-        portion: int = 100,
+        chunk_size: int = 100,
         revision: str | None = None,
         options: Mapping[str, Any] | None = None,
+        size: int | None = None,
+        detector: Any = None,
     ):
         if unknown := sorted(fields.keys() - set(FIELDS)):
             raise ValueError(f"fields has unknown names {unknown}: choose from {', '.join(FIELDS)}.")
@@ -73,7 +76,7 @@ class Released:
         self.identity_pattern = re.compile(identity_pattern) if identity_pattern else None
         self.references = Path(references) if references else None
         self.max_references, self.reference_size = max_references, reference_size
-        self.licence, self.portion = licence, portion
+        self.licence, self.chunk_size = licence, chunk_size
         self.revision, self.options = revision, dict(options or {})
         self._copied: tuple[str, list[tuple[str, np.ndarray]]] = ("", [])
 
@@ -84,15 +87,14 @@ class Released:
         try:
             found = datasets.load_dataset(self.source, streaming=True, **given, **self.options)
         except Exception as error:  # the hub's, the file system's and the readers' own errors
-            raise BuildError(
-                f"{self.source} cannot be read as a published set ({type(error).__name__}: {error})."
-            ) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise BuildError(f"{self.source} cannot be read as a published set ({reason}).") from error
         if missing := sorted(self.splits.keys() - found.keys()):
             raise BuildError(f"{self.source} has the splits {sorted(found)}, not {missing} (option splits).")
         sets = {}
         for split in self.splits:
             rows = found[split]
-            if rows.features is None:  # known only from the first row on
+            if rows.features is None:  # resolved from the first row
                 rows = rows._resolve_features()
             if absent := sorted({f.split(".")[0] for f in self.fields.values()} - rows.features.keys()):
                 raise BuildError(
@@ -105,7 +107,7 @@ class Released:
         return sets
 
     def listing(self) -> Any:
-        """What was asked for; the hub's revision is a setting."""
+        """Source and revision; the files of the hub are not listed."""
         return [self.source, self.revision]
 
     def items(self) -> Sequence[tuple[str, int, int]]:
@@ -114,29 +116,20 @@ class Released:
     def key(self, item: tuple[str, int, int]) -> str:
         return f"{self.name}_{safe(item[0])}_{item[1]:05d}"
 
-    def make(self, item: tuple[str, int, int]) -> BuildResult:
-        parts = list(self.chunks(item, 0))
-        return BuildResult([d for part in parts for d in part.drafts], [r for part in parts for r in part.rejected])
-
     def chunks(self, item: tuple[str, int, int], start: int) -> Iterator[BuildResult]:
-        """The rows of one file, `portion` at a time."""
+        """The rows of one file, `chunk_size` at a time, from chunk `start` on."""
         split, number, count = item
-        rows = self._sets[split].shard(num_shards=count, index=number).skip(start * self.portion)
-        drafts, rejected = [], []
-        for place, row in enumerate(rows, start * self.portion):
-            made = self._draft(row, split, f"{self.key(item)}_{place:06d}")
-            (rejected if isinstance(made, Rejection) else drafts).append(made)
-            if len(drafts) + len(rejected) == self.portion:
-                yield BuildResult(drafts, rejected)
-                drafts, rejected = [], []
-        if drafts or rejected:
-            yield BuildResult(drafts, rejected)
+        first = start * self.chunk_size
+        rows = self._sets[split].shard(num_shards=count, index=number).skip(first)
+        results = (self._result(row, split, f"{self.key(item)}_{n:06d}") for n, row in enumerate(rows, first))
+        while chunk := list(islice(results, self.chunk_size)):
+            yield BuildResult.of(chunk)
 
-    def _draft(self, row: Mapping[str, Any], split: str, key: str) -> RecordCandidate | Rejection:
+    def _result(self, row: Mapping[str, Any], split: str, key: str) -> RecordCandidate | Rejection:
         theirs = {ours: _at(row, field) for ours, field in self.fields.items()}
         image = theirs["image"]
-        said = theirs.get("name") or (Path(image["path"]).name if isinstance(image, dict) and image.get("path") else "")
-        shown = f"{self.name}/{printable(str(said or key))}"
+        file = theirs.get("name") or (Path(image["path"]).name if isinstance(image, dict) and image.get("path") else "")
+        shown = f"{self.name}/{printable(str(file or key))}"
         try:
             pixels = _decoded(image)
             lq = _decoded(theirs["lq"]) if theirs.get("lq") is not None else None
@@ -150,7 +143,7 @@ class Released:
         except (TypeError, ValueError) as error:
             return Rejection(shown, f"bad metadata: {error}", BAD_INPUT)
         identity = theirs.get("identity")
-        if identity is None and self.identity_pattern and (found := self.identity_pattern.search(str(said))):
+        if identity is None and self.identity_pattern and (found := self.identity_pattern.search(str(file))):
             identity = found.group(1)
         if identity is None:
             return Rejection(shown, "bad metadata: no identity (options fields.identity, identity_pattern)", BAD_INPUT)
@@ -169,7 +162,7 @@ class Released:
             vector=None,
             source=self.name,
             licence=self.licence,
-            generator={"name": "released", "from": self.source, "revision": self.revision, "file": str(said or key)},
+            generator={"name": "released", "from": self.source, "revision": self.revision, "file": str(file or key)},
             references=self._photos(str(identity)),
             similarity=None if similarity is None else float(similarity),
             lq=lq,
@@ -182,10 +175,10 @@ class Released:
             raise ValueError(f"the face box is {box.tolist()}, four numbers are needed")
         if self.box == "xywh":
             box[2:] += box[:2]
-        scale = (
-            np.array([width, height], float) if self.units == "relative" and theirs.get("face_box") is not None else 1.0
-        )
-        box = (box.reshape(2, 2) * scale).clip(0, [width, height]).reshape(4)
+        scale = np.array([width, height], float) if self.units == "relative" else np.ones(2)
+        if theirs.get("face_box") is not None:
+            box *= np.tile(scale, 2)
+        box = box.reshape(2, 2).clip(0, [width, height]).reshape(4)
         if not (box[2] > box[0] and box[3] > box[1]):
             raise ValueError(f"the face box {box.tolist()} is empty or outside {width} x {height}")
         points = theirs.get("landmarks_68")
@@ -194,10 +187,10 @@ class Released:
         points = np.array(points, float).reshape(-1, 2)
         if points.shape != (68, 2):
             raise ValueError(f"{len(points)} landmarks, 68 are needed")
-        return tuple(box), points * (np.array([width, height]) if self.units == "relative" else 1.0)
+        return tuple(box), points * scale
 
     def _photos(self, identity: str) -> list[tuple[str, np.ndarray]]:
-        # Images of one person follow each other in most sets.
+        # Kept for the next image: most sets are sorted by person.
         if self.references is None:
             return []
         if self._copied[0] != identity:
@@ -215,7 +208,7 @@ def _at(row: Mapping[str, Any], field: str) -> Any:
 
 
 def _decoded(value: Any) -> np.ndarray:
-    """uint8 (H, W, 3) of what `datasets` gives for an image: bytes, a path, or bytes and a path."""
+    """uint8 (H, W, 3) of an undecoded image of `datasets`: bytes, or a mapping with `bytes` or `path`."""
     content = value.get("bytes") if isinstance(value, Mapping) else value
     if content is None and isinstance(value, Mapping):
         content = Path(value["path"]).read_bytes()
