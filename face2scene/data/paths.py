@@ -9,7 +9,7 @@ class OutsideFolder(ValueError):
 
 
 class FolderPaths:
-    """Paths of names inside a folder, such as a set made by somebody else.
+    """Paths of names inside a folder, such as a set of unknown origin.
 
     Refused are absolute names, names with `..`, backslashes or NUL, and links that lead out of the folder. The folder
     itself may be reached through a link.

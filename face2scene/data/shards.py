@@ -68,7 +68,7 @@ def stored_path(folder: Path, name: str) -> Path:
     """The path of an image of a set, of a temporary copy where it is in an archive."""
     if _INSIDE not in name:
         return folder / name
-    place = _extracted()
+    place = Path(_extracted().name)
     archive, member = _archive_and_member(folder, name)
     copy = place / f"{archive.stem}-{member.replace('/', '-')}"
     if not copy.is_file():
@@ -107,13 +107,8 @@ def _contents(archive: Path) -> dict[str, tuple[int, int]]:
 
 
 @lru_cache(maxsize=1)
-def _extracted() -> Path:
-    place = tempfile.TemporaryDirectory(prefix="face2scene-")
-    _EXTRACTED_PLACES.append(place)  # removed with the process
-    return Path(place.name)
-
-
-_EXTRACTED_PLACES: list[tempfile.TemporaryDirectory] = []
+def _extracted() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="face2scene-")  # removed at the end of the process
 
 
 def pack(folder: str | Path, packed: str | Path, *, split: str = "train", per_shard: int = 1000) -> int:

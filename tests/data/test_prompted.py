@@ -78,10 +78,10 @@ def test_accepts_three_and_counts_rejects(celebrities, tmp_path):
     assert len(records) == 2 * 2 * 2  # of three accepted, one is between 0.45 and 0.55
     assert [job.number for job in source.generator.jobs[:7]] == [0, 1, 2, 3, 4, 5, 0]  # and no try after the third
     assert dict(summary.rejected) == {
-        "looks like somebody else": 4,
+        "another person": 4,
         "no face found": 4,
         "the generator failed": 4,
-        "not alike enough to keep": 4,
+        "not similar enough to keep": 4,
     }
     first = records[0]
     photo = first.generator["photo"].split(".")[0]

@@ -5,7 +5,8 @@ No threshold of the paper is public; all numbers are settings and ours. The conf
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,19 +17,17 @@ from face2scene.data.building.sharpness import edge_blur, laplacian_variance
 from face2scene.image_io.arrays import to_tensor
 
 
+@dataclass
 class Resolution:
-    """Stage 1: enough pixels, and not too elongated.
+    """Stage 1: enough pixels, and not too elongated."""
 
-    Args:
-        min_side: smallest shorter side in pixels.
-        max_aspect: largest ratio of longer to shorter side; None takes all.
-    """
+    min_side: int  # smallest shorter side in pixels
+    max_aspect: float | None = None  # largest ratio of longer to shorter side; None takes all
+    name: ClassVar = "resolution"
 
-    name = "resolution"
-
-    def __init__(self, min_side: int, max_aspect: float | None = None):
-        self.min_side, self.max_aspect = min_side, max_aspect
-        self.thresholds = {"side": min_side}
+    @property
+    def thresholds(self) -> dict[str, float]:
+        return {"side": self.min_side}
 
     def __call__(self, candidate: Candidate) -> str:
         height, width = candidate.photo.shape[:2]
@@ -40,20 +39,18 @@ class Resolution:
         return ""
 
 
+@dataclass
 class HasFace:
-    """Stage 1: a face with a high detection score; the largest is taken.
+    """Stage 1: a face with a high detection score; the largest is taken."""
 
-    Args:
-        min_score: lowest score, above the detector's own threshold.
-        max_faces: photos with more are left out; None takes all.
-        alone: largest size of the second largest face as a share of the largest; None takes all.
-    """
+    min_score: float = 0.0  # lowest score, above the detector's own threshold
+    max_faces: int | None = None  # photos with more are left out; None takes all
+    alone: float | None = None  # largest size of the second largest face, as a share of the largest; None takes all
+    name: ClassVar = "face"
 
-    name = "face"
-
-    def __init__(self, min_score: float = 0.0, max_faces: int | None = None, alone: float | None = None):
-        self.min_score, self.max_faces, self.alone = min_score, max_faces, alone
-        self.thresholds = {"face_score": min_score} if min_score else {}
+    @property
+    def thresholds(self) -> dict[str, float]:
+        return {"face_score": self.min_score} if self.min_score else {}
 
     def prepare(self, context: StageContext) -> None:
         self.detector = context.detector
@@ -75,19 +72,17 @@ class HasFace:
         return ""
 
 
+@dataclass
 class FaceSize:
-    """Stage 2: the face is large enough.
+    """Stage 2: the face is large enough."""
 
-    Args:
-        min_pixels: longer side of the face in the finished image.
-        min_photo_pixels: longer side in the photo, so that faces are not enlarged much.
-    """
+    min_pixels: int = 32  # longer side of the face in the finished image
+    min_photo_pixels: int = 0  # longer side in the photo, so that faces are not enlarged much
+    name: ClassVar = "face size"
 
-    name = "face size"
-
-    def __init__(self, min_pixels: int = 32, min_photo_pixels: int = 0):
-        self.min_pixels, self.min_photo_pixels = min_pixels, min_photo_pixels
-        self.thresholds = {"face_pixels": min_pixels}
+    @property
+    def thresholds(self) -> dict[str, float]:
+        return {"face_pixels": self.min_pixels}
 
     def __call__(self, candidate: Candidate) -> str:
         size = candidate.face.size * candidate.factor
@@ -99,19 +94,17 @@ class FaceSize:
         return ""
 
 
+@dataclass
 class Sharp:
-    """Stage 2: the face is not blurred, see `laplacian_variance`.
+    """Stage 2: the face is not blurred, see `laplacian_variance`."""
 
-    Args:
-        min_variance: of the Laplacian of the luma (0 to 255).
-        side: faces are reduced to this many pixels first.
-    """
+    min_variance: float  # of the Laplacian of the luma (0 to 255)
+    side: int = 160  # faces are reduced to this many pixels first
+    name: ClassVar = "sharpness"
 
-    name = "sharpness"
-
-    def __init__(self, min_variance: float, side: int = 160):
-        self.min_variance, self.side = min_variance, side
-        self.thresholds = {"laplacian": min_variance}
+    @property
+    def thresholds(self) -> dict[str, float]:
+        return {"laplacian": self.min_variance}
 
     def __call__(self, candidate: Candidate) -> str:
         value = laplacian_variance(candidate.face_pixels, self.side)
@@ -120,18 +113,16 @@ class Sharp:
         return f"blurred face: Laplacian {value:.1f} is under {self.min_variance:g}" if blurred else ""
 
 
+@dataclass
 class InFocus:
-    """Stage 2: the sharpest edges of the face are sharp, so that noise does not hide defocus; see `edge_blur`.
+    """Stage 2: the sharpest edges of the face are sharp, so that noise does not hide defocus; see `edge_blur`."""
 
-    Args:
-        max_blur: standard deviation of the edges' blur as a share of the face's longer side.
-    """
+    max_blur: float  # standard deviation of the edges' blur as a share of the face's longer side
+    name: ClassVar = "focus"
 
-    name = "focus"
-
-    def __init__(self, max_blur: float):
-        self.max_blur = max_blur
-        self.thresholds = {"edge_blur": max_blur}
+    @property
+    def thresholds(self) -> dict[str, float]:
+        return {"edge_blur": self.max_blur}
 
     def __call__(self, candidate: Candidate) -> str:
         value = min(edge_blur(candidate.face_pixels) / candidate.face.size, 1.0)
@@ -188,19 +179,17 @@ class Quality:
         return ""
 
 
+@dataclass
 class Persons:
-    """A person detector as a stage: the person with the largest face is large enough.
+    """A person detector as a stage: the person with the largest face is large enough."""
 
-    Args:
-        find: photo (H, W, 3) in [0, 1] to person boxes, such as a YOLO model wrapped in a function.
-        min_share: smallest share of the photo's area that the person takes.
-    """
+    find: Callable[[np.ndarray], Sequence[Box]]  # photo (H, W, 3) in [0, 1] to person boxes, such as a wrapped YOLO
+    min_share: float = 0.0  # smallest share of the photo's area that the person takes
+    name: ClassVar = "person"
 
-    name = "person"
-
-    def __init__(self, find: Callable[[np.ndarray], Sequence[Box]], min_share: float = 0.0):
-        self.find, self.min_share = find, min_share
-        self.thresholds = {"person_share": min_share}
+    @property
+    def thresholds(self) -> dict[str, float]:
+        return {"person_share": self.min_share}
 
     def __call__(self, candidate: Candidate) -> str:
         x0, y0, x1, y1 = candidate.face.box
@@ -215,18 +204,14 @@ class Persons:
         return f"person too small: {share:.3f} of the photo, under {self.min_share:g}" if small else ""
 
 
+@dataclass
 class Tagged:
-    """A tagger as a stage: its tags become the prompt. It leaves nothing out.
+    """A tagger as a stage: its tags become the prompt. It leaves nothing out."""
 
-    Args:
-        tags: finished image (H, W, 3) in [0, 1] to words, most certain first, such as RAM wrapped in a function.
-        max_tags: words in the prompt.
-    """
-
-    name = "tags"
-
-    def __init__(self, tags: Callable[[np.ndarray], Sequence[str]], max_tags: int = 12):
-        self.tags, self.max_tags, self.thresholds = tags, max_tags, {}
+    tags: Callable[[np.ndarray], Sequence[str]]  # image (H, W, 3) in [0, 1] to words, most certain first, such as RAM
+    max_tags: int = 12
+    name: ClassVar = "tags"
+    thresholds: ClassVar = {}
 
     def __call__(self, candidate: Candidate) -> str:
         words = list(self.tags(candidate.image))[: self.max_tags]

@@ -1,14 +1,15 @@
 """Turns the images of a build into one set: everything that is decided only when all images are known.
 
 Duplicates, selection by quality, identities, splits, and references. Decisions follow from the side-cars alone, so they
-can be made again after a crash. Rows are compared in a scratch database on disk: memory does not grow with the set,
-except for the grouping of unknown people, which compares all faces with all.
+can be made again after a crash. Rows are compared in a scratch database on disk; in memory are only the measures for
+the selection, 8 bytes each, and the grouping of unknown people, which compares all faces with all.
 """
 
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,12 @@ class Selection:
     """Keeps the best images by several measures, as HQ-ACF does (OSDHuman, ICML 2025; the shares are ours).
 
     Every measure is z-scored over the images that have all of them; an image's score is the mean of its z-scores.
-
-    Args:
-        measures: name to the better direction, `higher` or `lower`; False removes an inherited one.
-        keep: share of the images that is kept, in (0, 1].
     """
 
-    measures: Mapping[str, str | bool]
-    keep: float = 1 / 3
+    measures: Mapping[
+        str, str | bool
+    ]  # name to the better direction, `higher` or `lower`; False removes an inherited one
+    keep: float = 1 / 3  # share of the images that is kept, in (0, 1]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "measures", {name: way for name, way in self.measures.items() if way is not False})
@@ -52,29 +51,17 @@ class Selection:
 
 @dataclass(frozen=True)
 class FinalizePlan:
-    """Decisions that need all images.
+    """Decisions that need all images."""
 
-    Args:
-        max_references: per image.
-        reference_threshold: lowest identity cosine of an image to its references; None takes all of the identity.
-        selection: None keeps all images.
-        grouping: identifies images of unknown identity; None gives each an identity of its own.
-        min_photos: people with fewer images are left out.
-        val_share: share of the people, by seed, in the validation split, where the source gives no split.
-        report: write the filter report, `funnel.html`.
-        thresholds: by measure, shown in the report.
-        stages: names of the filter's stages in order, for the report.
-    """
-
-    max_references: int = 4
-    reference_threshold: float | None = None
-    selection: Selection | None = None
-    grouping: Grouping | None = None
-    min_photos: int = 1
-    val_share: float = 0.1
-    report: bool = False
-    thresholds: Mapping[str, Any] = field(default_factory=dict)
-    stages: tuple[str, ...] = ()
+    max_references: int = 4  # per image
+    reference_threshold: float | None = None  # lowest identity cosine of an image to its references; None takes all
+    selection: Selection | None = None  # None keeps all images
+    grouping: Grouping | None = None  # of images of unknown identity; None gives each an identity of its own
+    min_photos: int = 1  # people with fewer images are left out
+    val_share: float = 0.1  # of the people, by seed, in the validation split, where the source gives no split
+    report: bool = False  # write the filter report, `funnel.html`
+    thresholds: Mapping[str, Any] = field(default_factory=dict)  # by measure, shown in the report
+    stages: tuple[str, ...] = ()  # names of the filter's stages in order, for the report
 
 
 def degrade(image: Path, lq: Path, name: str, space: Space | Mixture, seed: int) -> dict[str, Any]:
@@ -131,43 +118,28 @@ def finalize(
 
 def _drop_duplicates(table: StagingDB) -> None:
     table.db.execute(
-        "update rows set stage = 'doubles', reason = 'same image as: ' || "
+        "update rows set stage = 'duplicates', reason = 'same image as: ' || "
         "(select first.image from rows first where first.sha = rows.sha and first.stage is null order by n limit 1) "
         "where stage is null and n > (select min(first.n) from rows first where first.sha = rows.sha)"
     )
 
 
 def _select(table: StagingDB, selection: Selection) -> None:
-    # Mean and variance in one pass (Welford), scores in a second; the cut is a row number of the sorted scores.
     names = list(selection.measures)
-    count, mean, spread = 0, np.zeros(len(names)), np.zeros(len(names))
-    for _, measured in table.measured():
-        if any(name not in measured for name in names):
-            continue
-        values = np.array([measured[name] for name in names])
-        count += 1
-        before = values - mean
-        mean = mean + before / count
-        spread = spread + before * (values - mean)
-    deviation = np.sqrt(spread / max(count, 1)).clip(1e-12)
+    rows = ((n, *(row[m] for m in names)) for n, row in table.measured() if all(m in row for m in names))
+    columns = np.fromiter(chain.from_iterable(rows), float).reshape(-1, 1 + len(names))  # number, measures
+    if not len(columns):
+        return
+    values = columns[:, 1:]
     signs = np.array([1.0 if selection.measures[name] == "higher" else -1.0 for name in names])
-    for n, measured in table.measured():
-        values = np.array([measured.get(name, np.nan) for name in names])
-        score = float((signs * (values - mean) / deviation).mean())
-        if np.isfinite(score):
-            table.db.execute("update rows set score = ? where n = ?", (round(score, 9), n))
-    keep = max(1, round(selection.keep * count)) if count else 0
-    cut = table.db.execute(
-        "select score, n from rows where stage is null and score is not null order by score desc, n limit 1 offset ?",
-        (max(keep - 1, 0),),
-    ).fetchone()
-    if cut is not None:
-        share = f"{selection.keep:g}"
-        table.db.execute(
-            "update rows set stage = 'selection', "
-            f"reason = printf('not among the best: mean z-score %.3f, the best {share} have %.3f', score, ?1) "
-            "where stage is null and score is not null and (score < ?1 or (score = ?1 and n > ?2))",
-            cut,
+    z_scores = (values - values.mean(0)) / values.std(0).clip(1e-12)
+    scores = (signs * z_scores).mean(1).round(9)
+    order = np.argsort(-scores, kind="stable")
+    keep = max(1, round(selection.keep * len(columns)))
+    lowest = f"the best {selection.keep:g} have {scores[order[keep - 1]]:.3f}"
+    for place in order[keep:]:
+        table.drop(
+            int(columns[place, 0]), "selection", f"not among the best: mean z-score {scores[place]:.3f}, {lowest}"
         )
 
 

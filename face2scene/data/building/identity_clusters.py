@@ -14,21 +14,13 @@ _SHOWN = 24  # images of a person on the page
 
 @dataclass(frozen=True)
 class Grouping:
-    """Agglomerative clustering with average linkage on the cosine of identity vectors.
+    """Agglomerative clustering, average linkage, on the cosine of identity vectors; corrections by image name."""
 
-    Args:
-        threshold: mean cosine from which two clusters are one person.
-        max_faces: upper limit; all faces are compared with all, which takes 4 bytes times the square of their number.
-        together: corrections: lists of names of images of one person.
-        apart: corrections: lists of names of images; each list is a person of its own.
-        out: names of images that are left out.
-    """
-
-    threshold: float
-    max_faces: int = 20_000
-    together: Sequence[Sequence[str]] = ()
-    apart: Sequence[Sequence[str]] = ()
-    out: Sequence[str] = ()
+    threshold: float  # mean cosine from which two clusters are one person
+    max_faces: int = 20_000  # all faces are compared with all: 4 bytes times the square of their number
+    together: Sequence[Sequence[str]] = ()  # each list shows one person
+    apart: Sequence[Sequence[str]] = ()  # each list is a person of its own
+    out: Sequence[str] = ()  # left out
 
     @property
     def review_margin(self) -> float:

@@ -1,5 +1,6 @@
 """What the filter stages of real photos work on: a candidate photo, its crop, and the interface of a stage."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from face2scene.common.types import Box, Face
 from face2scene.data.building.names import safe
 from face2scene.faces.align import square_crop_box
 from face2scene.faces.detect import Detector
-from face2scene.image_io.arrays import read_image
+from face2scene.image_io.arrays import ImageError, read_image
 
 Scorer = Callable[[Any], Any]
 """An image metric: f(images (B, 3, H, W) in [0, 1]) -> (B,)."""
@@ -20,17 +21,11 @@ Scorer = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class StageContext:
-    """What stages may use.
-
-    Args:
-        detector: finds faces and computes identity vectors.
-        metric: returns the scorer of a name, or raises RuntimeError with the command that gets what is missing.
-        device: where scorers run.
-    """
+    """What stages may use."""
 
     detector: Detector
-    metric: Callable[[str], Scorer] | None = None
-    device: Any = "cpu"
+    metric: Callable[[str], Scorer] | None = None  # the scorer of a name; RuntimeError says how to get what is missing
+    device: Any = "cpu"  # of the scorers
 
 
 @dataclass
@@ -93,17 +88,11 @@ class FilterStage(Protocol):
 
 @dataclass(frozen=True)
 class CropSpec:
-    """How a photo is cropped: a square around the face with scene around it, or not at all.
+    """How a photo is cropped: a square around the face with scene around it, or not at all."""
 
-    Args:
-        side: of the square image in pixels; None keeps the whole photo.
-        face_share: side of the face over side of the square, where the photo allows it (our setting: 1/3).
-        max_side: a whole photo is reduced to this longest side.
-    """
-
-    side: int | None
-    face_share: float = 1 / 3
-    max_side: int | None = None
+    side: int | None  # of the square image in pixels; None keeps the whole photo
+    face_share: float = 1 / 3  # side of the face over side of the square, where the photo allows it (our setting)
+    max_side: int | None = None  # a whole photo is reduced to this longest side
 
     def box(self, face: Face, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """The part of a photo of `size` (height, width)."""
@@ -126,12 +115,19 @@ class CropSpec:
 
 
 def copies(photos: Sequence[Path], side: int | None) -> list[tuple[str, np.ndarray]]:
-    """Reference photos of one person for a `RecordCandidate`: unique names and images, reduced to `side`."""
-    stems = [path.stem for path in photos]
-    return [
-        (safe(path.stem if stems.count(path.stem) == 1 else path.name), reduced(read_image(path), side))
-        for path in photos
-    ]
+    """Reference photos of one person for a `RecordCandidate`: unique names and images, reduced to `side`.
+
+    Unreadable photos are left out with a warning.
+    """
+    stems, found = [path.stem for path in photos], []
+    for path in photos:
+        try:
+            image = reduced(read_image(path), side)
+        except (ImageError, OSError) as error:
+            logging.getLogger(__name__).warning("A reference photo is left out: %s", error)
+            continue
+        found.append((safe(path.stem if stems.count(path.stem) == 1 else path.name), image))
+    return found
 
 
 def face_crop(face_box: Box, image_size: tuple[int, int], face_share: float, minimum: int) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ class StagingDB:
         self.db.executescript(
             "pragma synchronous = off; pragma journal_mode = off; pragma cache_size = -20000;"
             "create table rows (n integer primary key, name text, source text, identity text, split text, sha text,"
-            " image text, reference text, lq text, vector blob, measured text, score real, stage text, reason text,"
+            " image text, reference text, lq text, vector blob, measured text, stage text, reason text,"
             " record text, given text, similarity real);"
             "create table left_out (n integer, name text, reason text, stage text, measured text, thumbnail text);"
             "create table sums (name text primary key, sha text) without rowid;"
@@ -43,11 +43,11 @@ class StagingDB:
                 record = row["record"]
                 vector = None if row["vector"] is None else np.array(row["vector"]).tobytes()
                 self.db.execute(
-                    f"insert into rows values ({', '.join('?' * 17)})",
+                    f"insert into rows values ({', '.join('?' * 16)})",
                     (
                         *(n, row["name"], record["source"], record["identity"], record["split"], record["sha256"]),
                         *(record["image"], row["reference"], record["lq"], vector, json.dumps(row["measured"])),
-                        *(None, None, None, json.dumps(record), json.dumps(row["given"]), row["similarity"]),
+                        *(None, None, json.dumps(record), json.dumps(row["given"]), row["similarity"]),
                     ),
                 )
                 self.db.executemany("insert or replace into sums values (?, ?)", row["sums"].items())

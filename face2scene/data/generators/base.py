@@ -1,7 +1,7 @@
 """The interface of the generators of synthetic images, and one for tests.
 
-`facegen.py` has the packaged network, `infiniteyou.py` the paper's generator, `ip_adapter.py` any text-to-image pipeline
-of diffusers with IP-Adapter.
+`facegen.py` has the packaged network, `infiniteyou.py` the paper's generator, `ip_adapter.py` any text-to-image
+pipeline of diffusers with IP-Adapter.
 """
 
 from dataclasses import dataclass

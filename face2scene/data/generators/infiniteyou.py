@@ -1,8 +1,8 @@
 """The paper's generator, InfiniteYou on FLUX.1-dev, in a process of its own interpreter.
 
 Its pins (torch 2.6, diffusers 0.31, numpy 1.26) and ours cannot share an environment, it exits on errors, and it
-downloads 43 GB when a path is wrong. So a worker process takes requests as lines of JSON; paths and licences are checked
-before it starts, the hub is offline, and a worker that dies or hangs is replaced and gets its request again.
+downloads 43 GB when a path is wrong. So a worker process takes requests as lines of JSON; paths and licences are
+checked before it starts, the hub is offline, and a worker that dies or hangs is replaced and gets its request again.
 """
 
 import json

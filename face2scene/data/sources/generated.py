@@ -1,7 +1,8 @@
 """Generated people as a source of InScene images: several images of each, accepted if the faces are similar."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -21,56 +22,39 @@ __all__ = ["DrawnPeople", "GeneratedPeople", "facegen"]  # all three are targets
 FACEGEN_BOX: Box = (0.22, 0.18, 0.78, 0.94)
 
 
+@dataclass(eq=False)
 class GeneratedPeople:
     """Generated people with several images each. One item is one person.
 
     The first image with a face is the person's anchor. Another is accepted when its largest face has at least
     `threshold` identity cosine to the anchor; otherwise the next number is tried.
-
-    Args:
-        generator: returns the generator; called when the first image is needed.
-        detector: None accepts every image and records `face_box`.
-        name: of the source; images are called `name_PERSON_SHOT`.
-        first_person: number of the first person; training people first.
-        train_people, val_people, train_shots, val_shots: numbers of people, and of accepted images per person.
-        size: side of the images in pixels.
-        reference_size: side of the images as references of others; None takes the images themselves.
-        threshold: lowest identity cosine to the anchor; None is the detector's `same_threshold`.
-        tries: images drawn per shot at most (the public generator's 10).
-        face_box: as a share of the side, where no detector runs.
-        licence, settings: recorded with every image.
     """
 
-    def __init__(
-        self,
-        generator: Callable[[], Generator],
-        detector: Detector | None,
-        *,
-        name: str = "generated",
-        first_person: int = 0,
-        train_people: int,
-        train_shots: int,
-        val_people: int = 0,
-        val_shots: int = 0,
-        size: int,
-        reference_size: int | None = None,
-        threshold: float | None = None,
-        tries: int = 10,
-        face_box: Box = FACEGEN_BOX,
-        licence: str,
-        settings: dict[str, Any] | None = None,
-    ):
-        self.make_generator, self.detector, self.name = generator, detector, name
-        self.first_person = first_person
-        self.people = [("train", train_shots)] * train_people + [("val", val_shots)] * val_people
-        self.size, self.reference_size = size, reference_size
-        self.threshold = threshold if threshold is not None or detector is None else detector.same_threshold
-        self.tries, self.face_box = tries, tuple(face_box)
-        self.licence, self.settings = licence, dict(settings or {})
+    generator: Callable[[], Generator]  # called when the first image is needed
+    detector: Detector | None  # None accepts every image and records `face_box`
+    _: KW_ONLY
+    name: str = "generated"  # of the source; images are called `name_PERSON_SHOT`
+    first_person: int = 0  # number of the first person; training people come first
+    train_people: int
+    train_shots: int  # accepted images per person
+    val_people: int = 0
+    val_shots: int = 0
+    size: int  # side of the images in pixels
+    reference_size: int | None = None  # side of the images as references of others; None takes the images themselves
+    threshold: float | None = None  # lowest identity cosine to the anchor; None is the detector's `same_threshold`
+    tries: int = 10  # images drawn per shot at most; the public generator's
+    face_box: Box = FACEGEN_BOX  # as a share of the side, where no detector runs
+    licence: str
+    settings: Mapping[str, Any] = field(default_factory=dict)  # recorded with every image
+
+    def __post_init__(self) -> None:
+        if self.threshold is None and self.detector is not None:
+            self.threshold = self.detector.same_threshold
+        self.people = [("train", self.train_shots)] * self.train_people + [("val", self.val_shots)] * self.val_people
 
     @cached_property
-    def generator(self) -> Generator:
-        return self.make_generator()
+    def _generator(self) -> Generator:
+        return self.generator()
 
     @cached_property
     def _worker(self) -> ThreadPoolExecutor:
@@ -78,7 +62,7 @@ class GeneratedPeople:
         return ThreadPoolExecutor(max_workers=1)
 
     def _draw(self, person: int, number: int) -> np.ndarray:
-        return self.generator.draw(GenerationRequest(person, number))
+        return self._generator.draw(GenerationRequest(person, number))
 
     def listing(self) -> None:
         """Nothing: every image follows from its numbers."""
@@ -120,7 +104,7 @@ class GeneratedPeople:
             if vector is None:
                 return "the face has no usable landmarks"
             if anchor is not None and (similarity := float(vector @ anchor.vector)) < self.threshold:
-                return f"looks like somebody else: cosine {similarity:.3f} is under {self.threshold}"
+                return f"another person: cosine {similarity:.3f} is under {self.threshold}"
         shot = shot_of(box, self.size)
         key = f"{self.name}_{person:05d}"
         return RecordCandidate(

@@ -94,6 +94,8 @@ class PhotoSource:
             photo, notes = self.read(path)
         except (ImageError, OSError) as error:
             return Rejection(shown, f"unreadable: {str(error).replace(str(path), info.file)}", BAD_INPUT)
+        if not np.isfinite(photo).all():
+            return Rejection(shown, "unreadable: the image holds NaN or infinite values", BAD_INPUT)
         height, width = photo.shape[:2]
         if info.size and info.size != (width, height):
             claimed = f"{info.size[0]} x {info.size[1]}"

@@ -10,6 +10,7 @@ from typing import Any
 from face2scene.common.files import sha256_of
 from face2scene.data.building.build import BAD_INPUT, BuildError, BuildResult, RecordCandidate, Rejection
 from face2scene.data.building.names import printable, safe
+from face2scene.data.paths import FolderPaths, OutsideFolder
 from face2scene.data.sources.photo_source import PhotoInfo, PhotoSource
 from face2scene.faces.detect import Detector
 
@@ -54,10 +55,17 @@ class PhotoTable(PhotoSource):
             raise BuildError(f"A table of photos is needed, and {problem} (data.table=FILE.csv).")
         with open(self.table, "rb") as lines:
             first = lines.readline().decode("utf-8-sig", errors="replace")
-        columns = [name.strip() for name in next(csv.reader([first]), [])]
+        try:
+            columns = [name.strip() for name in next(csv.reader([first.rstrip("\r\n")]), [])]
+        except csv.Error as error:
+            raise BuildError(f"The first line of {self.table} is no list of columns ({error}).") from error
         if "file" not in columns:
             raise BuildError(f"{self.table} has no column 'file', only {columns}; known are {', '.join(COLUMNS)}.")
         return columns
+
+    @cached_property
+    def _paths(self) -> FolderPaths:
+        return FolderPaths(self.folder)
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -123,7 +131,9 @@ class PhotoTable(PhotoSource):
         if len(values) != len(self._columns):
             return {}, f"{len(values)} fields, the table has {len(self._columns)} columns"
         row = dict(zip(self._columns, (value.strip() for value in values), strict=True))
-        if not row["file"] or Path(row["file"]).is_absolute() or ".." in Path(row["file"]).parts:
+        try:
+            self._paths(row["file"])
+        except OutsideFolder:
             return {}, f"the file {row['file']!r} is not inside the folder"
         if row.get("split") and row["split"] not in ("train", "val", "test"):
             return {}, f"unknown split {row['split']!r}"

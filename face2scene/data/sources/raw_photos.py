@@ -4,15 +4,15 @@ Every record holds the development settings, the EXIF data, and whether the imag
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from face2scene.data.building.build import BuildError, BuildResult, RecordCandidate, Rejection, largest
+from face2scene.data.building.build import BAD_INPUT, BuildError, BuildResult, RecordCandidate, Rejection, largest
 from face2scene.data.building.filters import HasFace
 from face2scene.data.building.names import safe
 from face2scene.data.building.photo_filtering import Candidate, copies
@@ -24,28 +24,20 @@ from face2scene.image_io.photos import RAW_SUFFIXES
 from face2scene.image_io.raw import Development, RawError, develop_apart
 
 
+@dataclass
 class MotionBlurFilter:
-    """A stage that leaves nothing out: it records whether an image is motion-blurred.
+    """A stage that leaves nothing out: it records whether an image is motion-blurred. All thresholds are ours."""
 
-    Args:
-        listed: file patterns of motion-blurred images; None measures the blur instead.
-        ratio: smallest ratio of the largest to the smallest blur over directions (ours).
-        pixels: smallest blur along the motion, in pixels of the photo (ours).
-        min_exposure_s: shorter exposures never count as motion-blurred by measurement.
-    """
+    listed: Sequence[str] | None = None  # file patterns of motion-blurred images; None measures the blur instead
+    _: KW_ONLY
+    ratio: float = 1.7  # smallest ratio of the largest to the smallest blur over directions
+    pixels: float = 1.5  # smallest blur along the motion, in pixels of the photo
+    min_exposure_s: float = 0.0  # shorter exposures never count as motion-blurred by measurement
+    name: ClassVar = "motion"
 
-    name = "motion"
-
-    def __init__(
-        self,
-        listed: Sequence[str] | None = None,
-        *,
-        ratio: float = 1.7,
-        pixels: float = 1.5,
-        min_exposure_s: float = 0.0,
-    ):
-        self.listed, self.ratio, self.pixels, self.min_exposure_s = listed, ratio, pixels, min_exposure_s
-        self.thresholds = {"blur_ratio": ratio}
+    @property
+    def thresholds(self) -> dict[str, float]:
+        return {"blur_ratio": self.ratio}
 
     def __call__(self, candidate: Candidate) -> str:
         if self.listed is not None:
@@ -102,6 +94,7 @@ class RawPhotos(Photos):
         self.gallery = Path(gallery) if gallery else None
         self.match_threshold = detector.same_threshold if match_threshold is None else match_threshold
         self.references, self.raw_only = references, raw_only
+        self._unreadable: list[Rejection] = []  # photos of the gallery
 
     @cached_property
     def _people(self) -> dict[str, list[tuple[Path, np.ndarray]]]:
@@ -110,11 +103,16 @@ class RawPhotos(Photos):
         if not self.gallery.is_dir():
             raise BuildError(f"There is no folder {self.gallery} with reference photos (option gallery).")
         people: dict[str, list[tuple[Path, np.ndarray]]] = {}
-        for folder in sorted(path for path in self.gallery.iterdir() if path.is_dir()):
-            for path in list_images(folder):
-                face = largest(self.context.detector.find(read_image(path)))
-                if face is not None and face.identity is not None:
-                    people.setdefault(folder.name, []).append((path, face.identity))
+        for path in list_images(self.gallery):
+            file = path.relative_to(self.gallery)
+            try:
+                face = largest(self.context.detector.find(read_image(path))) if len(file.parts) > 1 else None
+            except (ImageError, OSError) as error:
+                reason = str(error).replace(str(path), str(file))
+                self._unreadable.append(Rejection(f"gallery/{file}", f"unreadable: {reason}", BAD_INPUT))
+                continue
+            if face is not None and face.identity is not None:
+                people.setdefault(file.parts[0], []).append((path, face.identity))
         if not people:
             raise BuildError(f"No photo in the sub-folders of {self.gallery} shows a face (option gallery).")
         return people
@@ -136,11 +134,14 @@ class RawPhotos(Photos):
     def make(self, item: str) -> BuildResult:
         if self.raw_only and Path(item).suffix.lower() not in RAW_SUFFIXES:
             reason = f"not a RAW file: the suffix is none of {' '.join(RAW_SUFFIXES)}"
-            return BuildResult(rejected=[Rejection(f"{self.name}/{item}", reason, "suffix")])
-        result = super().make(item)
+            result = BuildResult(rejected=[Rejection(f"{self.name}/{item}", reason, "suffix")])
+        else:
+            result = super().make(item)
         if not self._people:
             return result
-        return replace(result, candidates=[self._with_references(one, item) for one in result.candidates])
+        bad = self._unreadable if item == self.items()[0] else []  # once, with the first item
+        candidates = [self._with_references(one, item) for one in result.candidates]
+        return BuildResult(candidates, [*result.rejected, *bad])
 
     def _with_references(self, candidate: RecordCandidate, item: str) -> RecordCandidate:
         """The candidate with its person and that person's photos, the most similar first."""

@@ -4,8 +4,10 @@ Field names, box convention and split names of the release are not public; the c
 """
 
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,65 +21,45 @@ from face2scene.data.building.build import BAD_INPUT, BuildError, BuildResult, R
 from face2scene.data.building.names import printable, safe
 from face2scene.data.building.photo_filtering import copies
 from face2scene.data.building.prompts import plain_prompt, shot_of
+from face2scene.data.paths import FolderPaths
 from face2scene.image_io.arrays import ImageError, list_images
 from face2scene.image_io.photos import MAX_PIXELS
 
 FIELDS = ("image", "lq", "name", "identity", "prompt", "shot", "face_box", "landmarks_68", "similarity")
 
 
+@dataclass(eq=False)
 class Released:
-    """A published set. One item is one of its files (a shard of a split), done in chunks.
+    """A published set. One item is one of its files (a shard of a split), done in chunks."""
 
-    Args:
-        source: hub id, or a local folder that `datasets` can load (parquet, imagefolder, webdataset).
-        fields: our field to theirs; a dot leads into a nested field. Only `image` is required.
-        splits: their split to ours.
-        box: `xyxy` or `xywh`.
-        units: of box and landmarks: `pixels`, or `relative` to width and height.
-        identity_pattern: its first group is the identity in the image's name, where no field holds it.
-        references: folder with a sub-folder of photos per identity (CelebRef-HQ); None takes the set's own images.
-        max_references, reference_size: of these photos.
-        name, licence: of the source.
-        chunk_size: images per side-car.
-        revision: of the hub repository.
-        options: more arguments of `datasets.load_dataset`.
-        size, detector: not used, images and boxes are those of the set; every source is given them.
-    """
+    source: str | Path  # hub id, or a local folder that `datasets` can load (parquet, imagefolder, webdataset)
+    _: KW_ONLY
+    name: str = "inscene"  # of the source
+    fields: Mapping[str, str | None]  # our field to theirs; a dot leads into a nested field. Only `image` is required
+    splits: Mapping[str, str]  # their split to ours
+    box: str = "xyxy"  # or `xywh`
+    units: str = "pixels"  # of box and landmarks; or `relative` to width and height
+    identity_pattern: str | None = None  # its first group is the identity in the image's name, if no field holds it
+    references: str | Path | None = None  # a sub-folder of photos per identity; None takes the set's own images
+    max_references: int = 4  # photos per image
+    reference_size: int | None = None  # longest side of the photos
+    licence: str
+    chunk_size: int = 100  # images per side-car
+    revision: str | None = None  # of the hub repository
+    options: Mapping[str, Any] = field(default_factory=dict)  # more arguments of `datasets.load_dataset`
+    size: int | None = None  # not used, images and boxes are those of the set; every source is given these two
+    detector: Any = None
 
-    def __init__(
-        self,
-        source: str | Path,
-        *,
-        name: str = "inscene",
-        fields: Mapping[str, str | None],
-        splits: Mapping[str, str],
-        box: str = "xyxy",
-        units: str = "pixels",
-        identity_pattern: str | None = None,
-        references: str | Path | None = None,
-        max_references: int = 4,
-        reference_size: int | None = None,
-        licence: str,
-        chunk_size: int = 100,
-        revision: str | None = None,
-        options: Mapping[str, Any] | None = None,
-        size: int | None = None,
-        detector: Any = None,
-    ):
-        if unknown := sorted(fields.keys() - set(FIELDS)):
+    def __post_init__(self) -> None:
+        if unknown := sorted(self.fields.keys() - set(FIELDS)):
             raise ValueError(f"fields has unknown names {unknown}: choose from {', '.join(FIELDS)}.")
-        if not fields.get("image"):
+        if not self.fields.get("image"):
             raise ValueError("fields.image must name the field that holds the image.")
-        if box not in ("xyxy", "xywh") or units not in ("pixels", "relative"):
-            raise ValueError(f"box must be xyxy or xywh and units pixels or relative, not {box!r} and {units!r}.")
-        self.source, self.name = str(source), safe(name)
-        self.fields = {ours: theirs for ours, theirs in fields.items() if theirs}
-        self.splits, self.box, self.units = dict(splits), box, units
-        self.identity_pattern = re.compile(identity_pattern) if identity_pattern else None
-        self.references = Path(references) if references else None
-        self.max_references, self.reference_size = max_references, reference_size
-        self.licence, self.chunk_size = licence, chunk_size
-        self.revision, self.options = revision, dict(options or {})
+        if self.box not in ("xyxy", "xywh") or self.units not in ("pixels", "relative"):
+            wrong = f"{self.box!r} and {self.units!r}"
+            raise ValueError(f"box must be xyxy or xywh and units pixels or relative, not {wrong}.")
+        self.source, self.name = str(self.source), safe(self.name)
+        self.fields = {ours: theirs for ours, theirs in self.fields.items() if theirs}
         self._copied: tuple[str, list[tuple[str, np.ndarray]]] = ("", [])
 
     @cached_property
@@ -121,9 +103,21 @@ class Released:
         split, number, count = item
         first = start * self.chunk_size
         rows = self._sets[split].shard(num_shards=count, index=number).skip(first)
-        results = (self._result(row, split, f"{self.key(item)}_{n:06d}") for n, row in enumerate(rows, first))
+        results = self._results(enumerate(rows, first), split, self.key(item))
         while chunk := list(islice(results, self.chunk_size)):
             yield BuildResult.of(chunk)
+
+    def _results(self, rows: Iterator[tuple[int, Any]], split: str, key: str) -> Iterator[RecordCandidate | Rejection]:
+        while True:
+            try:
+                n, row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:  # the readers' own errors; what follows in the file is lost
+                reason = f"file cut: {type(error).__name__}: {error}"
+                yield Rejection(f"{self.name}/{key}", reason, BAD_INPUT)
+                return
+            yield self._result(row, split, f"{key}_{n:06d}")
 
     def _result(self, row: Mapping[str, Any], split: str, key: str) -> RecordCandidate | Rejection:
         theirs = {ours: _at(row, field) for ours, field in self.fields.items()}
@@ -131,9 +125,9 @@ class Released:
         file = theirs.get("name") or (Path(image["path"]).name if isinstance(image, dict) and image.get("path") else "")
         shown = f"{self.name}/{printable(str(file or key))}"
         try:
-            pixels = _decoded(image)
-            lq = _decoded(theirs["lq"]) if theirs.get("lq") is not None else None
-        except (ImageError, OSError, ValueError) as error:
+            pixels = self._decoded(image)
+            lq = self._decoded(theirs["lq"]) if theirs.get("lq") is not None else None
+        except (ImageError, OSError, ValueError, Image.DecompressionBombError) as error:
             return Rejection(shown, f"unreadable: {error}", BAD_INPUT)
         height, width = pixels.shape[:2]
         if lq is not None and lq.shape != pixels.shape:
@@ -143,7 +137,7 @@ class Released:
         except (TypeError, ValueError) as error:
             return Rejection(shown, f"bad metadata: {error}", BAD_INPUT)
         identity = theirs.get("identity")
-        if identity is None and self.identity_pattern and (found := self.identity_pattern.search(str(file))):
+        if identity is None and self.identity_pattern and (found := re.search(self.identity_pattern, str(file))):
             identity = found.group(1)
         if identity is None:
             return Rejection(shown, "bad metadata: no identity (options fields.identity, identity_pattern)", BAD_INPUT)
@@ -169,6 +163,22 @@ class Released:
             recipe=None if lq is None else {"operators": [], "origin": f"came with {self.source}"},
         )
 
+    def _decoded(self, value: Any) -> np.ndarray:
+        """uint8 (H, W, 3) of an undecoded image of `datasets`: bytes, or a mapping with `bytes` or `path`.
+
+        A path must lead inside the source's folder.
+        """
+        content = value.get("bytes") if isinstance(value, Mapping) else value
+        if content is None and isinstance(value, Mapping) and value.get("path"):
+            root = os.path.realpath(self.source)
+            content = FolderPaths(root)(os.path.relpath(os.path.realpath(value["path"]), root)).read_bytes()
+        if not content:
+            raise ImageError("the image is empty")
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"{image.width} x {image.height} pixels are more than the limit")
+            return np.asarray(image.convert("RGB"))
+
     def _geometry(self, theirs: Mapping[str, Any], width: int, height: int) -> tuple[tuple, np.ndarray | None]:
         box = np.array(theirs["face_box"] if theirs.get("face_box") is not None else (0, 0, width, height), float)
         if box.shape != (4,) or not np.isfinite(box).all():
@@ -191,10 +201,10 @@ class Released:
 
     def _photos(self, identity: str) -> list[tuple[str, np.ndarray]]:
         # Kept for the next image: most sets are sorted by person.
-        if self.references is None:
+        if not self.references:
             return []
         if self._copied[0] != identity:
-            folder = self.references / identity
+            folder = Path(self.references) / identity
             paths = list_images(folder)[: self.max_references] if folder.is_dir() else []
             self._copied = identity, copies(paths, self.reference_size)
         return self._copied[1]
@@ -205,14 +215,3 @@ def _at(row: Mapping[str, Any], field: str) -> Any:
     for name in field.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
-
-
-def _decoded(value: Any) -> np.ndarray:
-    """uint8 (H, W, 3) of an undecoded image of `datasets`: bytes, or a mapping with `bytes` or `path`."""
-    content = value.get("bytes") if isinstance(value, Mapping) else value
-    if content is None and isinstance(value, Mapping):
-        content = Path(value["path"]).read_bytes()
-    with Image.open(io.BytesIO(content)) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError(f"{image.width} x {image.height} pixels are more than the limit")
-        return np.asarray(image.convert("RGB"))

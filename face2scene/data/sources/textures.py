@@ -1,6 +1,7 @@
 """Squares of whole photos, as a source of images for a training that needs content but no faces."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,36 +12,23 @@ from face2scene.data.sources.photo_folder import photo_folder
 from face2scene.image_io.arrays import ImageError, read_image, resize, to_array, to_tensor
 
 
+@dataclass(eq=False)
 class Textures:
     """Squares of photos that do not overlap. One item is one file.
 
     FaDeX learns from crops of any content. The face box of such an image is the whole image. No face detection takes
     place, so photos of held-out people must not be used.
-
-    Args:
-        where: see `photo_folder`.
-        files: names in that folder, and the factor by which each is reduced.
-        name: of the source; images are called `name_FILE_NUMBER`.
-        split: `train`, `val` or `test`.
-        size: side of the squares in pixels; smaller photos are left out.
-        licence: recorded with every image.
-        reference_size, detector: not used; every source is given them.
     """
 
-    def __init__(
-        self,
-        where: str | Path,
-        files: Mapping[str, float],
-        *,
-        name: str,
-        split: str = "train",
-        size: int,
-        licence: str,
-        reference_size: int | None = None,
-        detector: Any = None,
-    ):
-        self.where, self.files, self.name, self.split = where, dict(files), name, split
-        self.size, self.licence = size, licence
+    where: str | Path  # see `photo_folder`
+    files: Mapping[str, float]  # names in that folder, and the factor by which each is reduced
+    _: KW_ONLY
+    name: str  # of the source; images are called `name_FILE_NUMBER`
+    split: str = "train"
+    size: int  # side of the squares in pixels; smaller photos are left out
+    licence: str
+    reference_size: int | None = None  # not used; every source is given these two
+    detector: Any = None
 
     @cached_property
     def folder(self) -> Path:
