@@ -57,28 +57,15 @@ class Record:
     recipe: dict[str, Any] | None = None  # degradation recipe of `lq`
 
 
-_SCHEMA = pa.schema(
-    [
-        ("image", pa.string()),
-        ("split", pa.string()),
-        ("identity", pa.string()),
-        ("prompt", pa.string()),
-        ("shot", pa.string()),
-        ("face_box", pa.list_(pa.float64())),
-        ("landmarks_68", pa.list_(pa.list_(pa.float64()))),
-        ("references", pa.list_(pa.string())),
-        ("similarity", pa.float64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("sha256", pa.string()),
-        ("source", pa.string()),
-        ("licence", pa.string()),
-        ("generator", pa.string()),  # JSON: generators differ in their settings
-        ("lq", pa.string()),
-        ("recipe", pa.string()),  # JSON
-    ]
-)
-assert _SCHEMA.names == [field.name for field in dataclasses.fields(Record)]
+_TYPES = {  # of the columns; others are strings, `generator` and `recipe` in JSON
+    "face_box": pa.list_(pa.float64()),
+    "landmarks_68": pa.list_(pa.list_(pa.float64())),
+    "references": pa.list_(pa.string()),
+    "similarity": pa.float64(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+}
+_SCHEMA = pa.schema([(field.name, _TYPES.get(field.name, pa.string())) for field in dataclasses.fields(Record)])
 
 
 def write_manifest(folder: str | Path, records: Iterable[Record], *, jsonl: bool = False) -> int:
@@ -225,7 +212,7 @@ def _check_names(paths: FolderPaths, table: pa.Table | pa.RecordBatch) -> None:
 
 
 def _to_row(record: Record) -> dict[str, Any]:
-    row = {field.name: getattr(record, field.name) for field in dataclasses.fields(Record)}
+    row = dict(vars(record))
     row["generator"] = json.dumps(record.generator, sort_keys=True)
     row["recipe"] = json.dumps(record.recipe) if record.recipe is not None else None
     return row

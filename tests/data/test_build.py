@@ -11,8 +11,9 @@ import pytest
 from colour_identities import MiddleFaces
 from PIL import Image
 
+from face2scene.common.types import Face
 from face2scene.data.building.build import BuildError, build
-from face2scene.data.building.photo_filtering import face_crop
+from face2scene.data.building.photo_filtering import CropSpec
 from face2scene.data.building.prompts import Prompts
 from face2scene.data.records import ManifestError, Record, read_manifest, write_manifest
 from face2scene.data.redegrade import redegrade
@@ -257,10 +258,12 @@ def test_every_photo_is_used_or_rejected(tmp_path):
 
 
 def test_face_crop_stays_inside_photo():
-    assert face_crop((100, 100, 130, 140), (300, 400), 1 / 3, 64) == (55, 60, 175, 180)
-    x0, y0, x1, y1 = face_crop((0, 0, 30, 40), (300, 400), 1 / 3, 64)
-    assert (x0, y0, x1, y1) == (0, 0, 120, 120)
-    assert face_crop((10, 10, 290, 290), (300, 400), 1 / 3, 64) == (0, 0, 300, 300)
+    def crop(*box):
+        return CropSpec(64, face_share=1 / 3).box(Face(box, 0.9, np.zeros((5, 2))), (300, 400))
+
+    assert crop(100, 100, 130, 140) == (55, 60, 175, 180)
+    assert crop(0, 0, 30, 40) == (0, 0, 120, 120)
+    assert crop(10, 10, 290, 290) == (0, 0, 300, 300)
 
 
 def test_wrong_identity_is_rejected(tmp_path):

@@ -18,7 +18,7 @@ from face2scene.data.building.build import rejected_rows
 from face2scene.data.records import read_manifest
 from face2scene.data.verify import verify
 
-FACES = ["faces=none", "~faces.backend", "faces._target_=colour_identities.ColourFaces"]
+FACES = ["faces=none", "faces._target_=colour_identities.colour_faces"]
 FILTER = [
     "degradation@data.space=tiny",
     "data.size=32",

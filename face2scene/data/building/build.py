@@ -38,20 +38,20 @@ _BUILD_FILES = (
 BAD_INPUT = "input"  # stage of rejections of unreadable input
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RecordCandidate:
     """An image that its source has accepted, before the other images of the set are known."""
 
     name: str  # unique in the set, without suffix
     image: np.ndarray  # (H, W, 3) uint8 or float [0, 1]
-    reference: np.ndarray | None  # the image as a reference of others; None: `image` itself
+    reference: np.ndarray | None = None  # the image as a reference of others; None: `image` itself
     split: str | None  # None: drawn by identity in `finalize`
     identity: str | None  # None: found by grouping in `finalize`
     prompt: str
     shot: str
     face_box: Box
-    landmarks_68: np.ndarray | None
-    vector: np.ndarray | None  # unit identity vector, to check references
+    landmarks_68: np.ndarray | None = None
+    vector: np.ndarray | None = None  # unit identity vector, to check references
     source: str
     licence: str
     generator: dict[str, Any]

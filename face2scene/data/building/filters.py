@@ -24,10 +24,7 @@ class Resolution:
     min_side: int  # smallest shorter side in pixels
     max_aspect: float | None = None  # largest ratio of longer to shorter side; None takes all
     name: ClassVar = "resolution"
-
-    @property
-    def thresholds(self) -> dict[str, float]:
-        return {"side": self.min_side}
+    thresholds = property(lambda self: {"side": self.min_side})
 
     def __call__(self, candidate: Candidate) -> str:
         height, width = candidate.photo.shape[:2]
@@ -47,10 +44,7 @@ class HasFace:
     max_faces: int | None = None  # photos with more are left out; None takes all
     alone: float | None = None  # largest size of the second largest face, as a share of the largest; None takes all
     name: ClassVar = "face"
-
-    @property
-    def thresholds(self) -> dict[str, float]:
-        return {"face_score": self.min_score} if self.min_score else {}
+    thresholds = property(lambda self: {"face_score": self.min_score} if self.min_score else {})
 
     def prepare(self, context: StageContext) -> None:
         self.detector = context.detector
@@ -79,10 +73,7 @@ class FaceSize:
     min_pixels: int = 32  # longer side of the face in the finished image
     min_photo_pixels: int = 0  # longer side in the photo, so that faces are not enlarged much
     name: ClassVar = "face size"
-
-    @property
-    def thresholds(self) -> dict[str, float]:
-        return {"face_pixels": self.min_pixels}
+    thresholds = property(lambda self: {"face_pixels": self.min_pixels})
 
     def __call__(self, candidate: Candidate) -> str:
         size = candidate.face.size * candidate.factor
@@ -101,10 +92,7 @@ class Sharp:
     min_variance: float  # of the Laplacian of the luma (0 to 255)
     side: int = 160  # faces are reduced to this many pixels first
     name: ClassVar = "sharpness"
-
-    @property
-    def thresholds(self) -> dict[str, float]:
-        return {"laplacian": self.min_variance}
+    thresholds = property(lambda self: {"laplacian": self.min_variance})
 
     def __call__(self, candidate: Candidate) -> str:
         value = laplacian_variance(candidate.face_pixels, self.side)
@@ -119,10 +107,7 @@ class InFocus:
 
     max_blur: float  # standard deviation of the edges' blur as a share of the face's longer side
     name: ClassVar = "focus"
-
-    @property
-    def thresholds(self) -> dict[str, float]:
-        return {"edge_blur": self.max_blur}
+    thresholds = property(lambda self: {"edge_blur": self.max_blur})
 
     def __call__(self, candidate: Candidate) -> str:
         value = min(edge_blur(candidate.face_pixels) / candidate.face.size, 1.0)
@@ -186,10 +171,7 @@ class Persons:
     find: Callable[[np.ndarray], Sequence[Box]]  # photo (H, W, 3) in [0, 1] to person boxes, such as a wrapped YOLO
     min_share: float = 0.0  # smallest share of the photo's area that the person takes
     name: ClassVar = "person"
-
-    @property
-    def thresholds(self) -> dict[str, float]:
-        return {"person_share": self.min_share}
+    thresholds = property(lambda self: {"person_share": self.min_share})
 
     def __call__(self, candidate: Candidate) -> str:
         x0, y0, x1, y1 = candidate.face.box

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from face2scene.common.types import Box, Face
+from face2scene.common.types import Face
 from face2scene.data.building.names import safe
 from face2scene.faces.align import square_crop_box
 from face2scene.faces.detect import Detector
@@ -88,7 +88,7 @@ class FilterStage(Protocol):
 
 @dataclass(frozen=True)
 class CropSpec:
-    """How a photo is cropped: a square around the face with scene around it, or not at all."""
+    """How a photo is cropped: a square around the face with scene, smaller where the photo is, or not at all."""
 
     side: int | None  # of the square image in pixels; None keeps the whole photo
     face_share: float = 1 / 3  # side of the face over side of the square, where the photo allows it (our setting)
@@ -98,7 +98,7 @@ class CropSpec:
         """The part of a photo of `size` (height, width)."""
         if self.side is None:
             return (0, 0, size[1], size[0])
-        return face_crop(face.box, size, self.face_share, self.side)
+        return square_crop_box(face.box, size, margin=(1 / self.face_share - 1) / 2, minimum=self.side)
 
     def factor(self, width: int, height: int) -> float:
         """Scale of a part to the image."""
@@ -128,14 +128,6 @@ def copies(photos: Sequence[Path], side: int | None) -> list[tuple[str, np.ndarr
             continue
         found.append((safe(path.stem if stems.count(path.stem) == 1 else path.name), image))
     return found
-
-
-def face_crop(face_box: Box, image_size: tuple[int, int], face_share: float, minimum: int) -> tuple[int, ...]:
-    """The whole-pixel square in which a face takes `face_share` of the side, at least `minimum` pixels.
-
-    The square is made smaller where the image, `image_size` (height, width), is.
-    """
-    return square_crop_box(face_box, image_size, margin=(1 / face_share - 1) / 2, minimum=minimum)
 
 
 def resized(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:

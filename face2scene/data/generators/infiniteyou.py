@@ -191,16 +191,8 @@ class _Worker:
     def __init__(self, python: Path, environment: dict, folder: Path, settings: dict, log: str | Path | None):
         # Its stderr goes to a file, whose last lines explain a failure.
         self.log = open(log, "ab+") if log else tempfile.TemporaryFile()  # noqa: SIM115  closed in end()
-        self.process = subprocess.Popen(
-            [str(python), str(WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            env=environment,
-            cwd=folder,
-            text=True,
-            bufsize=1,
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log, "text": True, "bufsize": 1}
+        self.process = subprocess.Popen([str(python), str(WORKER)], env=environment, cwd=folder, **pipes)
         self.answers: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
         self.count = 0

@@ -145,7 +145,6 @@ class PromptedPeople:
                 RecordCandidate(
                     name=f"{stem}_repeat_{accepted}",
                     image=image,
-                    reference=None,
                     split=self._split_of.get(person),
                     identity=person,
                     prompt=prompt.text,

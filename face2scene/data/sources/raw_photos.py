@@ -34,10 +34,7 @@ class MotionBlurFilter:
     pixels: float = 1.5  # smallest blur along the motion, in pixels of the photo
     min_exposure_s: float = 0.0  # shorter exposures never count as motion-blurred by measurement
     name: ClassVar = "motion"
-
-    @property
-    def thresholds(self) -> dict[str, float]:
-        return {"blur_ratio": self.ratio}
+    thresholds = property(lambda self: {"blur_ratio": self.ratio})
 
     def __call__(self, candidate: Candidate) -> str:
         if self.listed is not None:
