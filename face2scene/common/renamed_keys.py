@@ -6,6 +6,8 @@ from typing import Any
 RENAMED = {  # old key -> new key; a key stands for all keys below it
     "shipped_probe": "shipped",
     "train.fadex.whiten": "train.fadex.head",
+    "data.sources.archives.portion": "data.sources.archives.chunk_size",
+    "data.sources.released.portion": "data.sources.released.chunk_size",
 }
 
 

@@ -27,7 +27,7 @@ class FolderPaths:
             OutsideFolder: see above.
         """
         parts = name.split("/")
-        plain = name and parts[0] and ".." not in parts and not any(c in name for c in "\\\0") and not Path(name).anchor
+        plain = name and parts[0] and ".." not in parts and not any(c in name for c in "\\\0")
         path = self.folder / name if plain else self.folder
         if not plain or not self._is_inside(path):
             raise OutsideFolder(f"The name {name!r} does not lead to a place inside {self.folder}.")
@@ -37,7 +37,7 @@ class FolderPaths:
         parent = str(path.parent)
         if parent not in self._parents:
             self._parents[parent] = self._contains(os.path.realpath(parent))
-        return self._parents[parent] and (not path.is_symlink() or self._contains(os.path.realpath(path)))
+        return self._parents[parent] and (not os.path.islink(path) or self._contains(os.path.realpath(path)))
 
     def _contains(self, real: str) -> bool:
         return os.path.commonpath([real, self._root]) == self._root

@@ -4,9 +4,12 @@ Members with the same path up to the first dot of the file name are one sample: 
 metadata and a `.txt` with a caption.
 """
 
+import errno
 import json
+import lzma
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -178,7 +181,9 @@ def samples(archive: Path, place: Path, first: int, max_bytes: int) -> Iterator[
             end = tar.offset
             if archive.suffix == ".tar" and archive.stat().st_size < end + tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("the end of the archive is missing")
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # of the folder `place`
         raise TruncatedArchive(f"after {max(number, 0)} samples ({error})") from error
     if sample is not None and number >= first:
         yield number, sample, file

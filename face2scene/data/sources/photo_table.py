@@ -1,6 +1,8 @@
 """The photos of a CSV table, one row per image, as a source of InScene images."""
 
 import csv
+import os
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
@@ -112,7 +114,7 @@ class PhotoTable(PhotoSource):
                 yield Rejection(f"{self.name}/row {number + 1}", f"bad row: {problem}", BAD_INPUT)
                 continue
             file, known = row["file"], {name: row.get(name) or None for name in COLUMNS}
-            if not (self.folder / file).is_file():
+            if not os.path.isfile(self.folder / file):  # False for names that no file can have, too
                 reason = "not what the metadata say: the table names a file that is not there"
                 yield Rejection(f"{self.name}/{file}", reason, BAD_INPUT)
                 continue
@@ -137,7 +139,7 @@ class PhotoTable(PhotoSource):
             return {}, f"the file {row['file']!r} is not inside the folder"
         if row.get("split") and row["split"] not in ("train", "val", "test"):
             return {}, f"unknown split {row['split']!r}"
-        if any(row.get(side) and not row[side].isdigit() for side in ("width", "height")):
+        if any(row.get(side) and not re.fullmatch("[0-9]{1,9}", row[side]) for side in ("width", "height")):
             return {}, "width and height must be whole numbers"
         return row, ""
 

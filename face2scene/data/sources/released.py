@@ -108,16 +108,13 @@ class Released:
             yield BuildResult.of(chunk)
 
     def _results(self, rows: Iterator[tuple[int, Any]], split: str, key: str) -> Iterator[RecordCandidate | Rejection]:
-        while True:
-            try:
-                n, row = next(rows)
-            except StopIteration:
-                return
-            except Exception as error:  # the readers' own errors; what follows in the file is lost
-                reason = f"file cut: {type(error).__name__}: {error}"
-                yield Rejection(f"{self.name}/{key}", reason, BAD_INPUT)
-                return
-            yield self._result(row, split, f"{key}_{n:06d}")
+        # Of a hub's file an OSError is the network's: the build stops and resumes there.
+        corrupt = (ValueError, OSError) if os.path.isdir(self.source) else ValueError
+        try:
+            for n, row in rows:
+                yield self._result(row, split, f"{key}_{n:06d}")
+        except corrupt as error:
+            yield Rejection(f"{self.name}/{key}", f"file cut: {type(error).__name__}: {error}", BAD_INPUT)
 
     def _result(self, row: Mapping[str, Any], split: str, key: str) -> RecordCandidate | Rejection:
         theirs = {ours: _at(row, field) for ours, field in self.fields.items()}
@@ -132,31 +129,34 @@ class Released:
         height, width = pixels.shape[:2]
         if lq is not None and lq.shape != pixels.shape:
             lq = np.asarray(Image.fromarray(lq).resize((width, height), Image.BICUBIC))
-        try:
-            box, points = self._geometry(theirs, width, height)
-        except (TypeError, ValueError) as error:
-            return Rejection(shown, f"bad metadata: {error}", BAD_INPUT)
         identity = theirs.get("identity")
         if identity is None and self.identity_pattern and (found := re.search(self.identity_pattern, str(file))):
             identity = found.group(1)
         if identity is None:
             return Rejection(shown, "bad metadata: no identity (options fields.identity, identity_pattern)", BAD_INPUT)
-        shot = theirs.get("shot") or shot_of(box, height)
-        similarity = theirs.get("similarity")
+        try:
+            box, points = self._geometry(theirs, width, height)
+            similarity = theirs.get("similarity")
+            similarity = None if similarity is None else float(similarity)
+            references = self._photos(str(identity))
+        except (TypeError, ValueError) as error:
+            return Rejection(shown, f"bad metadata: {error}", BAD_INPUT)
+        shot = str(theirs.get("shot") or shot_of(box, height))
+        plain = plain_prompt(shot if shot in ("mid-up", "full-body") else "close-up")
         return RecordCandidate(
             name=key,
             image=pixels,
             split=self.splits[split],
             identity=str(identity),
-            prompt=theirs.get("prompt") or plain_prompt(shot if shot in ("mid-up", "full-body") else "close-up"),
+            prompt=str(theirs.get("prompt") or plain),
             shot=shot,
             face_box=box,
             landmarks_68=points,
             source=self.name,
             licence=self.licence,
             generator={"name": "released", "from": self.source, "revision": self.revision, "file": str(file or key)},
-            references=self._photos(str(identity)),
-            similarity=None if similarity is None else float(similarity),
+            references=references,
+            similarity=similarity,
             lq=lq,
             recipe=None if lq is None else {"operators": [], "origin": f"came with {self.source}"},
         )
@@ -202,8 +202,8 @@ class Released:
         if not self.references:
             return []
         if self._copied[0] != identity:
-            folder = Path(self.references) / identity
-            paths = list_images(folder)[: self.max_references] if folder.is_dir() else []
+            folder = FolderPaths(self.references)(identity)
+            paths = list_images(folder)[: self.max_references] if os.path.isdir(folder) else []
             self._copied = identity, copies(paths, self.reference_size)
         return self._copied[1]
 
