@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from face2scene.common import model_files
 from face2scene.common.types import Box, Progress
 from face2scene.models.restorer.base_model import DiffusionBase, load_base
-
-if TYPE_CHECKING:  # tiling reads what restorers share
-    from face2scene.models.restorer.tiling import TilePlan
+from face2scene.models.restorer.tiling import TilePlan
 
 WEIGHTS_FILE = "restorer.safetensors"  # in a folder of trained weights
 
@@ -39,7 +37,7 @@ class RestorerBase(nn.Module):
         self,
         image: Tensor,
         tokens_at: Callable[[Box], Tensor],
-        plan: "TilePlan",
+        plan: TilePlan,
         guidances: Sequence[float],
         *,
         seed: int = 0,

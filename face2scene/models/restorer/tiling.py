@@ -11,21 +11,31 @@ tiling). `shared` statistics are measured once for the whole image and used by e
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from face2scene.common.memory import free_memory
 from face2scene.common.types import Box, Progress
-from face2scene.models.restorer.restorer_base import RestorerBase
 from face2scene.models.restorer.shared_norms import SharedNorms
 from face2scene.models.restorer.strata import Square, strata
 
 SPLIT = 2  # of a tile's side: halves are as good as whole tiles and reach four times as many places (ours)
 MAPS = 4  # of the decoder's widest full-size map are in memory at once: 3 at SD 2.1's shape, and one for workspaces
 SAMPLES = 4  # tiles' area that the shared statistics are measured on at once (ours)
+
+
+class Tileable(Protocol):
+    """What a plan reads of a restorer."""
+
+    vae: AutoencoderKL
+    text: Tensor  # on the device of the networks
+
+    @property
+    def multiple(self) -> int: ...  # sides of tiles are multiples of it
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class TilePlan:
     def of(
         cls,
         size: tuple[int, int],
-        restorer: RestorerBase,
+        restorer: Tileable,
         *,
         tile: int | str | None,
         overlap: int = 64,
@@ -222,7 +232,7 @@ def on_device(network: nn.Module, device: torch.device | str) -> Iterator[None]:
         nn.Module.to(network, "cpu")
 
 
-def fitting_tile(restorer: RestorerBase) -> int:
+def fitting_tile(restorer: Tileable) -> int:
     """The largest tile of 128 to 1024 pixels, in steps of 128, whose samples fit into half of the free memory.
 
     The decoder's last level decides, see `MAPS`. The steps are coarse, so that a little less memory at the
