@@ -204,7 +204,7 @@ def _readable(folder: Path) -> Iterator[None]:
 
 def _check_names(paths: FolderPaths, table: pa.Table | pa.RecordBatch) -> None:
     lists = [table["image"], table["lq"], pc.list_flatten(table["references"])]
-    for name in {name for names in lists for name in pc.unique(names).to_pylist()} - {None}:
+    for name in sorted({name for names in lists for name in pc.unique(names).to_pylist()} - {None}):
         try:
             paths(name)
         except OutsideFolder as error:

@@ -13,6 +13,7 @@ from fake_ref_fr import Negative
 from PIL import Image
 
 from face2scene.cli.main import main
+from face2scene.common.reproducibility import REPOSITORY
 from face2scene.data.building.build import build, rejected_rows
 from face2scene.data.face_pair_batches import FacePairBatches
 from face2scene.data.paths import FolderPaths, OutsideFolder
@@ -67,6 +68,12 @@ def test_every_reader_refuses_foreign_names(dataset, tmp_path, reader):
         with pytest.raises(ManifestError, match=r"refused.*not lead to a place inside"):
             READERS[reader](tmp_path / field, tmp_path / "out" / field)
         assert not (tmp_path / "out" / field).exists() or not list((tmp_path / "out" / field).rglob("*.png"))
+
+
+def test_one_module_reads_metadata():
+    package = REPOSITORY / "face2scene"
+    users = {path.name for path in package.rglob("*.py") if "import pyarrow" in path.read_text(encoding="utf-8")}
+    assert users == {"records.py"}  # whose readers are all in READERS, and check every name
 
 
 @pytest.mark.parametrize("name", NAMES)
