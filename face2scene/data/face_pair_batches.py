@@ -213,9 +213,7 @@ class FacePairBatches(Dataset):
             restored, degraded: (O, P, 3, c, c).
         """
         if images > len(self.paths):
-            raise ValueError(
-                f"The probe wants {images} images and there are {len(self.paths)}: lower train.fadex.probe_images."
-            )
+            raise ValueError(f"The probe needs {images} images of {len(self.paths)}: lower train.fadex.probe_images.")
         rng = np.random.default_rng(seed_from(seed, "grid"))
         tiles = [self._tile(int(p), self.crop, rng) for p in rng.choice(len(self.paths), images, replace=False)]
         rows = [

@@ -9,12 +9,11 @@ from tqdm import tqdm
 
 from face2scene.common.ledger import claim
 from face2scene.data.building.build import BuildError
-from face2scene.data.building.finalize import degrade
+from face2scene.data.building.finalize import Degradations, degrade
 from face2scene.data.records import METADATA, SETTINGS, read_manifest, version_of, write_manifest
-from face2scene.degradation import Mixture, Space
 
 
-def redegrade(folder: str | Path, out: str | Path, space: Space | Mixture, *, settings: dict, seed: int = 0) -> int:
+def redegrade(folder: str | Path, out: str | Path, space: Degradations, *, settings: dict, seed: int = 0) -> int:
     """Write the fixed pairs of `folder` to `out` with degradations drawn from `space`; returns their number.
 
     An image's draw follows from the seed and its name, as in `building.finalize`. Images are hard links where the file

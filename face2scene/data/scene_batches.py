@@ -105,7 +105,7 @@ class SceneBatches(Dataset):
         face = int((self.boxes[:, 2] - self.boxes[:, 0]).min()) if small_faces == "refuse" else smallest
         if crop > smallest:
             raise ValueError(
-                f"A crop of {crop} does not fit an image of {smallest} pixels: lower train.restorer.batches.crop."
+                f"A crop of {crop} exceeds an image of {smallest} pixels: lower train.restorer.batches.crop."
             )
         if self.window[1] > face or self.window[0] < 16 or self.window[0] > self.window[1]:
             raise ValueError(

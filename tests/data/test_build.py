@@ -1,4 +1,4 @@
-"""Datasets: built whole, resumed, checked, read back, and bad photos named."""
+"""Datasets are built, resumed, verified and read back; bad photos are listed."""
 
 import dataclasses
 import functools
@@ -136,7 +136,7 @@ class _BarrierReached(Exception):
 
 
 def _rank_one_wait():
-    """Rank 1 in the same thread: it passes the first meeting and leaves at the second."""
+    """Rank 1 in the same thread: it passes the first barrier and raises at the second."""
     meetings = iter([None, _BarrierReached])
 
     def wait():

@@ -1,4 +1,4 @@
-"""What draws synthetic images: prompts, the worker in another interpreter, and diffusers."""
+"""Generators of synthetic images: prompts, the worker in another interpreter, and diffusers."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""A build that is killed, at any moment, and started again ends in the folder of one that was not."""
+"""A build that is killed at any moment and restarted gives the same bytes as one without interruption."""
 
 import os
 import random
@@ -31,7 +31,7 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 
 
 class TracedSource(GeneratedPeople):
-    """Writes down what it makes; everything a build can decide at the end has something to decide."""
+    """Logs its items; its images exercise every decision of `finalize`."""
 
     def __init__(self, trace: Path, pause: float = 0.0, **options):
         sizes = {"train_people": 6, "train_shots": 3, "val_people": 2, "val_shots": 2, "size": 24, "reference_size": 32}
@@ -173,7 +173,7 @@ def test_full_disk_stops_and_resumes(tmp_path, monkeypatch):
 
 
 def test_full_tmpfs_is_reported(tmp_path):
-    """On a file system of 256 KiB, where this machine lets one be mounted."""
+    """On a file system of 256 KiB, where mounting is allowed."""
     place = tmp_path / "small"
     place.mkdir()
     mounted = shutil.which("mount") and os.geteuid() == 0
@@ -234,7 +234,7 @@ BUILD_OVERRIDES = {
 
 
 def run_build_script(*arguments: str) -> None:
-    """The command in this process, which has its imports behind it: a start costs a second and not fifteen."""
+    """The command in this process, without the 15 s of imports."""
     sys.argv = [str(REPOSITORY / "scripts/build_inscene.py"), *arguments]
     runpy.run_path(sys.argv[0], run_name="__main__")
 

@@ -1,4 +1,4 @@
-"""Real photos: judged stage by stage, named when bad, grouped by their faces."""
+"""Real photos are filtered stage by stage, rejected by name, and grouped by their faces."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""People of photos in prompted scenes: which drawn images are accepted, and what becomes of the others."""
+"""People of photos in prompted scenes: accepted and rejected images."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from face2scene.faces.detect import Detector
 
 
 class ColourDetector(Detector):
-    """A face in every image that is not plain; identity and cosine follow from the red of the first pixel."""
+    """A face in every image that is not uniform; identity and cosine follow from the red of the first pixel."""
 
     def __init__(self):
         super().__init__(None)
@@ -33,7 +33,7 @@ class ColourDetector(Detector):
 
 
 class ScriptedGenerator:
-    """Draws what a list says: the cosine to the reference, None for nobody, an error for a failure."""
+    """Images by a list: the cosine to the reference, None for no face, an error for a failure."""
 
     def __init__(self, script):
         self.script, self.jobs = script, []

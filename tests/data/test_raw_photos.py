@@ -1,4 +1,4 @@
-"""RAW files: developed by a recorded recipe, with what the camera wrote down, and the images they must be."""
+"""RAW files: development settings, EXIF data, and the developed images."""
 
 from pathlib import Path
 
@@ -122,7 +122,7 @@ def test_read_photo_equals_develop(tmp_path, photo):
 
 
 class CentreDetector(Detector):
-    """A face in the middle; who it is, is the image's hue."""
+    """A face in the middle, whose identity vector follows from the hue."""
 
     def __init__(self):
         super().__init__(None)

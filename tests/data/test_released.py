@@ -1,4 +1,4 @@
-"""A published set, whatever its field names, becomes our records."""
+"""A published set with any field names is converted to records."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Photos of people who are told apart by their hue, a detector that does so, and how a set is built of them."""
+"""Photos of people with one hue each, a detector that identifies them by it, and sets built from them."""
 
 import zlib
 from pathlib import Path
@@ -16,7 +16,7 @@ SMALL = Space(scale=1, kernel_sizes=(7, 7), resize_probs=(0, 0, 1), resize_probs
 
 
 class MiddleFaces(Detector):
-    """Sees a face in the middle of every image that is not plain; who it is, is the image's brightness."""
+    """Finds a face in the middle of every image that is not uniform; its identity follows from the brightness."""
 
     model, share = "mean", 0.2  # of the identity; side of the face in the image's
 
@@ -37,7 +37,7 @@ class MiddleFaces(Detector):
 
 
 class ColourFaces(MiddleFaces):
-    """The same of a larger face, and who it is, is the image's hue."""
+    """The same with a larger face, whose identity vector follows from the hue."""
 
     model, share = "hue", 0.3
 

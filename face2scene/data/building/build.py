@@ -24,10 +24,9 @@ from tqdm import tqdm
 from face2scene.common.files import sha256_of, write_json
 from face2scene.common.ledger import claim
 from face2scene.common.types import Box, Face
-from face2scene.data.building.finalize import PARTS, BuildError, FinalizePlan, degrade, finalize
+from face2scene.data.building.finalize import PARTS, BuildError, Degradations, FinalizePlan, degrade, finalize
 from face2scene.data.building.names import safe
 from face2scene.data.records import METADATA, SETTINGS, SUMS, stream_manifest
-from face2scene.degradation import Mixture, Space
 from face2scene.image_io.arrays import write_png
 
 # In the order of removal: the metadata, which mark a set as finished, first; the settings, which mark it as ours, last.
@@ -137,7 +136,7 @@ def build(
     sources: Sequence[ImageSource],
     *,
     settings: Mapping[str, Any],
-    space: Space | Mixture | None,
+    space: Degradations | None,
     seed: int = 0,
     plan: FinalizePlan | None = None,
     jsonl: bool = False,
@@ -191,7 +190,7 @@ def build(
 
 
 def _make_item(
-    folder: Path, source: ImageSource, number: int, item: Any, space: Space | Mixture | None, seed: int
+    folder: Path, source: ImageSource, number: int, item: Any, space: Degradations | None, seed: int
 ) -> None:
     key = source.key(item)
     part = folder / PARTS / f"{key}.json"
@@ -226,7 +225,7 @@ def _open_folder(folder: Path, settings: dict, overwrite: bool) -> None:
 
 
 def _write_result(
-    folder: Path, result: BuildResult, shard: str, space: Space | Mixture | None, seed: int
+    folder: Path, result: BuildResult, shard: str, space: Degradations | None, seed: int
 ) -> dict[str, Any]:
     """Write the images of an item or chunk; returns its side-car."""
     rejected = [row._asdict() | {"measured": dict(row.measured)} for row in result.rejected]
@@ -237,7 +236,7 @@ def _write_result(
 
 
 def _write_candidate(
-    folder: Path, candidate: RecordCandidate, shard: str, space: Space | Mixture | None, seed: int
+    folder: Path, candidate: RecordCandidate, shard: str, space: Degradations | None, seed: int
 ) -> dict[str, Any]:
     """Write the images of a candidate; returns its row of the side-car: the record's fields and what finalizing needs.
 

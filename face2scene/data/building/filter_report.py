@@ -55,7 +55,7 @@ def write_filter_report(path: Path, table: StagingDB, thresholds: Mapping[str, A
             spread[name].count(value)
     first = ("suffix", "input", *order)
     names = sorted(stages, key=lambda name: first.index(name) if name in first else len(first))
-    kept = table.kept()
+    kept = table.count_kept()
     left = total = kept + stages.total()
     bars = [("all", total)]
     for name in names:

@@ -24,6 +24,8 @@ from face2scene.data.records import Record, write_manifest, write_sums
 from face2scene.degradation import Mixture, Space
 from face2scene.image_io.arrays import read_tensor, write_png
 
+Degradations = Space | Mixture  # what the recipes of validation pairs are drawn from
+
 
 class BuildError(RuntimeError):
     """A dataset that cannot be built as asked; the message names the option to change."""
@@ -64,7 +66,7 @@ class FinalizePlan:
     stages: tuple[str, ...] = ()  # names of the filter's stages in order, for the report
 
 
-def degrade(image: Path, lq: Path, name: str, space: Space | Mixture, seed: int) -> dict[str, Any]:
+def degrade(image: Path, lq: Path, name: str, space: Degradations, seed: int) -> dict[str, Any]:
     """Write the fixed degraded image of a validation image; returns its recipe."""
     rng = np.random.default_rng(seed_from("validation", seed, name))
     drawn = space.draw(rng)
@@ -78,7 +80,7 @@ def degrade(image: Path, lq: Path, name: str, space: Space | Mixture, seed: int)
 
 
 def finalize(
-    folder: Path, keys: Iterable[str], plan: FinalizePlan, *, space: Space | Mixture | None, seed: int, jsonl: bool
+    folder: Path, keys: Iterable[str], plan: FinalizePlan, *, space: Degradations | None, seed: int, jsonl: bool
 ) -> None:
     """Make one set from the side-cars in `parts/`, and remove them.
 
@@ -96,7 +98,7 @@ def finalize(
     with atomic_write(folder / "rejected.jsonl") as partial, open(partial, "w", encoding="utf-8") as lines:
         for row in table.rejected():
             lines.write(json.dumps({k: row[k] for k in ("name", "reason", "stage")}, ensure_ascii=False) + "\n")
-    if not table.kept():
+    if not table.count_kept():
         raise BuildError(f"No image was accepted; {folder / 'rejected.jsonl'} says why for each.")
     if plan.report:
         write_filter_report(folder / "funnel.html", table, plan.thresholds, plan.stages)
@@ -137,10 +139,8 @@ def _select(table: StagingDB, selection: Selection) -> None:
     order = np.argsort(-scores, kind="stable")
     keep = max(1, round(selection.keep * len(columns)))
     lowest = f"the best {selection.keep:g} have {scores[order[keep - 1]]:.3f}"
-    for place in order[keep:]:
-        table.drop(
-            int(columns[place, 0]), "selection", f"not among the best: mean z-score {scores[place]:.3f}, {lowest}"
-        )
+    for i in order[keep:]:
+        table.reject(int(columns[i, 0]), "selection", f"not among the best: mean z-score {scores[i]:.3f}, {lowest}")
 
 
 def _assign_identities(table: StagingDB, plan: FinalizePlan) -> None:
@@ -154,7 +154,7 @@ def _assign_identities(table: StagingDB, plan: FinalizePlan) -> None:
         groups = plan.grouping.groups(vectors, [name for _, _, name, _ in rows])
         for (n, source, _, _), group in zip(rows, groups, strict=True):
             if group is None:
-                table.drop(n, "identity", "taken out in the review: corrections.out names it")
+                table.reject(n, "identity", "left out by data.grouping.out")
             else:
                 table.db.execute("update rows set identity = ? where n = ?", (f"{source}_p{group:05d}", n))
     table.db.execute("update rows set identity = name where identity is null")
@@ -169,15 +169,13 @@ def _assign_identities(table: StagingDB, plan: FinalizePlan) -> None:
 
 
 def _split(table: StagingDB, plan: FinalizePlan, seed: int) -> None:
-    people = table.db.execute(
-        "select distinct identity from rows where split is null and stage is null order by identity"
-    ).fetchall()
-    for (identity,) in people:
+    query = "select distinct identity from rows where split is null and stage is null order by identity"
+    for (identity,) in table.db.execute(query).fetchall():
         split = "val" if seed_from("split", seed, identity) / 2**63 < plan.val_share else "train"
         table.db.execute("update rows set split = ? where split is null and identity = ?", (split, identity))
 
 
-def _move_files(folder: Path, table: StagingDB, space: Space | Mixture | None, seed: int) -> None:
+def _move_files(folder: Path, table: StagingDB, space: Degradations | None, seed: int) -> None:
     # Candidates move to their split, rejected ones are removed; any of it may have happened before a crash.
     table.db.commit()
     for n, name, image, reference, lq, stage, split in table.files():
@@ -207,14 +205,14 @@ def _records(table: StagingDB, plan: FinalizePlan) -> Iterator[Record]:
     for n, fields, vector, given, similarity in table.kept_rows():
         chosen: list[tuple[str, float | None]] = [(name, similarity if not i else None) for i, name in enumerate(given)]
         if not given:
-            for other, reference, towards in table.of(fields["identity"], fields["split"]):
+            for other, reference, towards in table.rows_of(fields["identity"], fields["split"]):
                 near = None if vector is None or towards is None else float(vector @ towards)
                 if other != n and (near is None or threshold is None or near >= threshold):
                     chosen.append((reference, near))
                 if len(chosen) == limit:
                     break
         chosen = chosen[:limit]
-        table.need(reference for reference, _ in chosen)
+        table.mark_needed(reference for reference, _ in chosen)
         near = chosen[0][1] if chosen else None
         points = fields["landmarks_68"]
         yield Record(

@@ -34,6 +34,7 @@ class StagingDB:
         )
 
     def fill(self, folder: Path, keys: Iterable[str]) -> None:
+        """Read the side-cars of the items `keys`."""
         n = 0
         for part in _parts(folder, keys):
             for row in part["rejected"]:
@@ -55,22 +56,25 @@ class StagingDB:
         self.db.execute("create index by_sha on rows (sha)")
         self.db.execute("create index by_identity on rows (identity)")
 
-    def drop(self, n: int, stage: str, reason: str) -> None:
+    def reject(self, n: int, stage: str, reason: str) -> None:
+        """Take row `n` out of the set."""
         self.db.execute("update rows set stage = ?, reason = ? where n = ?", (stage, reason, n))
 
     def move(self, n: int, moved: Mapping[str, str]) -> None:
+        """Record new names of the files of row `n`: old to new."""
         for old, new in moved.items():
             for column in ("image", "reference", "lq"):
                 self.db.execute(f"update rows set {column} = ? where n = ? and {column} = ?", (new, n, old))
             self.db.execute("update sums set name = ? where name = ?", (new, old))
 
     def add_pair(self, n: int, lq: str, recipe: dict[str, Any], digest: str) -> None:
+        """Record the LQ image of row `n`."""
         record = json.loads(self.db.execute("select record from rows where n = ?", (n,)).fetchone()[0])
         record["recipe"] = recipe
         self.db.execute("update rows set lq = ?, record = ? where n = ?", (lq, json.dumps(record), n))
         self.db.execute("insert or replace into sums values (?, ?)", (lq, digest))
 
-    def need(self, names: Iterable[str]) -> None:
+    def mark_needed(self, names: Iterable[str]) -> None:
         self.db.executemany("insert or ignore into needed values (?)", ((name,) for name in names))
 
     def close(self) -> None:
@@ -78,7 +82,7 @@ class StagingDB:
 
     # Queries, all in the order of the sources.
 
-    def kept(self) -> int:
+    def count_kept(self) -> int:
         return self.db.execute("select count(*) from rows where stage is null").fetchone()[0]
 
     def measured(self) -> Iterator[tuple[int, dict[str, float]]]:
@@ -94,7 +98,7 @@ class StagingDB:
             fields = json.loads(record) | {"image": image, "lq": lq, "identity": identity, "split": split}
             yield n, fields, _vector(vector), json.loads(given), similarity
 
-    def of(self, identity: str, split: str) -> Iterator[tuple[int, str, np.ndarray | None]]:
+    def rows_of(self, identity: str, split: str) -> Iterator[tuple[int, str, np.ndarray | None]]:
         query = "select n, reference, vector from rows where identity = ? and split = ? and stage is null order by n"
         for n, reference, vector in self.db.execute(query, (identity, split)):
             yield n, reference, _vector(vector)

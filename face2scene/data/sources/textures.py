@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,6 @@ class Textures:
     reference_size: int | None = None  # not used; every source is given these two
     detector: Any = None
 
-    @cached_property
-    def folder(self) -> Path:
-        return photo_folder(self.where)
-
     def listing(self) -> Any:
         """The names: a finished set needs no photos."""
         return sorted(self.files)
@@ -46,7 +41,7 @@ class Textures:
 
     def make(self, item: str) -> BuildResult:
         try:
-            photo = read_image(self.folder / item)
+            photo = read_image(photo_folder(self.where) / item)
         except (ImageError, OSError) as error:
             return BuildResult(rejected=[Rejection(f"{self.name}/{item}", f"unreadable: {error}", BAD_INPUT)])
         shrink = self.files[item]
