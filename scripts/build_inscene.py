@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> None:
             f"data={data.name} is a mix of sets for trainings: build its parts, such as inscene_synthetic."
         )
     detector = instantiate(cfg.faces)
-    sources = _sources(data, detector, _metrics(state.device))
+    sources = _sources(data, detector, _metrics(state.device), str(state.device))
     settings = {
         "data": {k: v for k, v in OmegaConf.to_container(data, resolve=True).items() if k not in _FREE},
         "faces": OmegaConf.to_container(cfg.faces, resolve=True),
@@ -65,12 +65,12 @@ def main(cfg: DictConfig) -> None:
         sys.exit(data.get("quarantine_exit", 0))
 
 
-def _sources(data: DictConfig, detector: Detector, metric: Callable[[str], Any]) -> list[ImageSource]:
+def _sources(data: DictConfig, detector: Detector, metric: Callable[[str], Any], device: str) -> list[ImageSource]:
     common = {"size": data.size, "reference_size": data.reference_size, "detector": detector}
     sources = []
     for source in filter(None, (data.get("sources") or {}).values()):
-        given = common | ({"metric": metric} if "stages" in source else {})
-        given = {key: value for key, value in given.items() if key not in source}  # a source's option wins
+        given = common | ({"metric": metric, "device": device} if "stages" in source else {})
+        given = {key: value for key, value in given.items() if key not in source}  # a source may say null
         sources.append(instantiate(source, **given, _convert_="all"))
     folders = OmegaConf.to_container(OmegaConf.create({"photos": data.get("photos")}))["photos"] or []
     for number, folder in enumerate([folders] if isinstance(folders, str) else folders):

@@ -26,6 +26,9 @@ RENAMED = {
     "train.fadex.truth_share": "train.fadex.gt_share",
     "train.fadex.head.pictures": "train.fadex.head.images",
     "train.fadex.whiten": "train.fadex.head",
+    # scripts/build_inscene.py
+    "data.sources.archives.portion": "data.sources.archives.chunk_size",
+    "data.sources.released.portion": "data.sources.released.chunk_size",
     # scripts/train_restorer.py
     "train.restorer.batches.negatives": "train.restorer.batches.negative_prob",
     "train.restorer.batches.dropped": "train.restorer.batches.token_dropout",
