@@ -89,7 +89,7 @@ def test_restore_returns_pair_readout_and_log(pipeline, readout, small_photo):
     page = AppController(pipeline, readout)
     boxed, said, (before, after), pair, rows, why, path = page.restore(str(small_photo), None, 1.1, 1, no_progress)
     assert before.shape == after.shape == (256, 256, 3)
-    assert "measured on the face" in said
+    assert "estimated from the face pair" in said
     assert [caption for _, caption in pair] == ["as it is", "as restored"]
     assert [row[0] for row in rows] == [name.replace("_", " ") for name in FACTORS]
     assert why["name"] == small_photo.name
