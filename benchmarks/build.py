@@ -91,19 +91,13 @@ class Simulated:
     def candidate(self, n: int) -> RecordCandidate:
         rng = np.random.default_rng(n)
         vector = rng.standard_normal(128)
-        about = {"name": "simulated", "seed": n, "file": f"{n:09d}.jpg"}
         return RecordCandidate(
-            *(
-                f"p{n:09d}",
-                np.full((1, 1, 3), n % 251, np.uint8),
-                None,
-                "train",
-                f"person{n // 10}",
-                "A photo.",
-                "mid-up",
-            ),
-            *((1.0, 2.0, 30.0, 40.0), rng.uniform(0, 512, (68, 2)), vector / np.linalg.norm(vector)),
-            *("simulated", "CC0-1.0", about),
+            name=f"p{n:09d}",
+            image=np.full((1, 1, 3), n % 251, np.uint8),
+            **{"split": "train", "identity": f"person{n // 10}", "prompt": "A photo.", "shot": "mid-up"},
+            **{"face_box": (1.0, 2.0, 30.0, 40.0), "landmarks_68": rng.uniform(0, 512, (68, 2))},
+            **{"vector": vector / np.linalg.norm(vector), "source": "simulated", "licence": "CC0-1.0"},
+            generator={"name": "simulated", "seed": n, "file": f"{n:09d}.jpg"},
             measured={"sharpness": float(rng.uniform())},
         )
 

@@ -50,10 +50,10 @@ def draw(folder: Path, images: int, methods: int, side: int = 512) -> None:
 def plain(folder: Path, out: Path) -> None:
     """The other side: pyiqa as its manual shows it."""
     start = perf_counter()
-    specs = {key: METRICS[key].engine for key in KEYS if key != "ssim_y"}
     from face2scene.eval.metrics.pyiqa_backend import Pyiqa
 
-    specs["ssim_y"] = Pyiqa("ssim", {"color_space": "ycbcr"})
+    specs = {key: METRICS[key].engine for key in KEYS}
+    specs |= {"psnr": Pyiqa("psnr"), "ssim_y": Pyiqa("ssim", options={"color_space": "ycbcr"})}
     models = {key: spec.network("cpu") for key, spec in specs.items()}
     loaded, cpu = perf_counter(), process_time()
     values: dict[str, dict[str, dict[str, float]]] = {}
