@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import patch_environment
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 
 from face2scene.assets.catalogue import catalogue, folder, recorded, verify, weights_root
@@ -93,10 +95,8 @@ class Pyiqa:
     def paths(self, home: Path) -> dict[str, Path]:
         """Its weight files by name: those of the torch home, and those that are in the hub's cache."""
         found = {Path(file).name: home / file for file in self.files}
-        for repository in self.hub if importlib.util.find_spec("huggingface_hub") else ():
-            import huggingface_hub
-
-            cached = huggingface_hub.try_to_load_from_cache(repository, "model.safetensors")
+        for repository in self.hub:
+            cached = try_to_load_from_cache(repository, "model.safetensors")
             found |= {repository: Path(cached)} if isinstance(cached, str) else {}
         return found
 
@@ -113,7 +113,8 @@ class Pyiqa:
             ready(file, home)
         for repository in set(self.hub) - self.paths(home).keys():
             raise MetricMissing(f"needs {repository} in the hub's cache: hf download {repository}")
-        with _torch_home_is(home), contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints every file it reads
+        # pyiqa prints every file that it reads.
+        with patch_environment(torch_home=home), contextlib.redirect_stdout(io.StringIO()):
             import pyiqa
             from pyiqa.utils import download_util
 
@@ -145,19 +146,6 @@ def pyiqa_version() -> str:
 def torch_home() -> Path:
     """The torch home folder for pyiqa: among this project's weights, apart from the user's own torch cache."""
     return weights_root() / "torch_home"
-
-
-@contextlib.contextmanager
-def _torch_home_is(home: Path) -> Iterator[None]:
-    before = os.environ.get("TORCH_HOME")
-    os.environ["TORCH_HOME"] = str(home)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TORCH_HOME"]
-        else:
-            os.environ["TORCH_HOME"] = before
 
 
 def ready(file: str, home: Path) -> Path:
