@@ -1,5 +1,6 @@
 """External programs as process groups: run, timed, and killed with their child processes."""
 
+import math
 import os
 import shutil
 import signal
@@ -64,7 +65,7 @@ def run_group(
         watch, reason = _MemoryWatch(process.pid), ""
         watch.start()
         try:
-            process.wait(timeout)
+            process.wait(math.inf if timeout is None else timeout)  # with a timeout it polls, so that signals are seen
         except subprocess.TimeoutExpired:
             reason = f"it took longer than {timeout:g} s and was ended"
         finally:

@@ -55,11 +55,15 @@ def test_peak_memory_excludes_earlier_use():
     assert 140 < large - small < 300
 
 
-def test_complexity_by_stage(tiny_models, tmp_path):
+@pytest.fixture
+def small_faceme(monkeypatch):
+    held = {"SDXL UNet": {"parameters": 1, "trainable": 1}}
+    monkeypatch.setattr(complexity, "faceme_counts", lambda: (held, {"SDXL UNet": 50}))
+
+
+def test_complexity_by_stage(tiny_models, small_faceme, tmp_path):
     before = complexity.count(tiny_models[0])
-    found = complexity.complexity(
-        *tiny_models, sizes=[32, 64], face=16, model="test", warmup=0, repeats=2, faceme=False
-    )
+    found = complexity.complexity(*tiny_models, sizes=[32, 64], face=16, model="test", warmup=0, repeats=2)
     complexity.write(found, tmp_path)
     found = json.loads((tmp_path / "complexity.json").read_text())
     assert found["weights"]["restorer in all"]["trainable"] == before["trainable"] < before["parameters"]
@@ -74,11 +78,9 @@ def test_complexity_by_stage(tiny_models, tmp_path):
         complexity.stages(*tiny_models, size=17, face=16)
 
 
-def test_paper_model_counts_on_meta_device(monkeypatch):
+def test_paper_model_counts_on_meta_device(small_faceme):
     """865.911 M in the UNet and 83.654 M in the VAE of SD 2.1; 1.477 + 32.434 M of LoRA and conv_in are trained."""
     restorer, fadex = complexity.paper_models("meta")
-    held = {"SDXL UNet": {"parameters": 1, "trainable": 1}}
-    monkeypatch.setattr(complexity, "faceme_counts", lambda: (held, {"SDXL UNet": 50}))
     found = complexity.complexity(
         restorer, fadex, sizes=[512], face=64, model="paper", counted=complexity.paper_models("meta", ranks=(0, 0))
     )
@@ -116,7 +118,7 @@ class SlowCopy(Copy):
 def test_figure_5_times_each_stage(tiny_models, tmp_path):
     pipeline = Face2ScenePipeline(*tiny_models, ref_fr=SlowCopy(), tile=256)
     scenes = list(drawn(3, 64, tmp_path))
-    found = time_pipeline(pipeline, scenes, box=(16.0, 16.0, 48.0, 48.0), warmup=1, progress=False)
+    found = time_pipeline(pipeline, scenes, box=(16.0, 16.0, 48.0, 48.0), warmup=1)
     assert found["pictures"] == 3 and found["without_pair"] == 0
     assert found["stage_1"]["mean"] >= 0.2 and found["stage_2"]["mean"] > 0
     assert found["total"]["mean"] == pytest.approx(found["stage_1"]["mean"] + found["stage_2"]["mean"])

@@ -216,16 +216,14 @@ def complexity(
     warmup: int = 2,
     repeats: int = 5,
     counted: tuple[OneStepRestorer, FaDeX] | None = None,
-    faceme: bool = True,
 ) -> dict[str, Any]:
-    """Parameters, MACs and times of all stages and sizes, as `write` stores them.
+    """Parameters, MACs and times of all stages and sizes, and FaceMe's counts, as `write` stores them.
 
     Args:
         restorer, fadex: measured on their device; on `meta` nothing is timed.
         face: side of the face crop in pixels, which decides the cost of FaDeX.
         model: description of the weights, for the record.
         counted: the same models on the meta device, so that counting MACs runs nothing; None counts on those measured.
-        faceme: also count FaceMe's networks.
     """
     device = restorer.null_tokens.device
     networks = {"VAE": restorer.vae, "UNet": restorer.unet, "MapNet": restorer.mapnet, "FaDeX": fadex}
@@ -241,10 +239,9 @@ def complexity(
         for name, run in parts.items():
             seconds = timed(run, device=device, warmup=warmup, repeats=repeats) if measured else None
             rows.append({"stage": name, "size": size, "macs": macs(alike[name]), "seconds": seconds})
-    found: dict[str, Any] = {"model": model, "face": face, "weights": weights, "stages": rows}
-    if faceme:
-        held, work = faceme_counts()
-        found["faceme"] = {"steps": FACEME_STEPS, "weights": held, "macs_per_face": work}
+    held, work = faceme_counts()
+    faceme = {"steps": FACEME_STEPS, "weights": held, "macs_per_face": work}
+    found = {"model": model, "face": face, "weights": weights, "stages": rows, "faceme": faceme}
     return found | {"machine": machine(device), "commit": commit(), "versions": versions()}
 
 
@@ -258,7 +255,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def table(found: Mapping[str, Any]) -> str:
     """The record as Markdown."""
-    faceme = found.get("faceme", {"weights": {}, "macs_per_face": {}})
+    faceme = found["faceme"]
     held = dict(found["weights"]) | {f"FaceMe: {name}": value for name, value in faceme["weights"].items()}
     counts = [
         [name, *(f"{value[key] / 1e6:.3f}" for key in ("parameters", "trainable"))] for name, value in held.items()

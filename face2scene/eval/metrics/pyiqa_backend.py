@@ -72,20 +72,13 @@ class MetricMissing(RuntimeError):
 
 @dataclass(frozen=True)
 class Pyiqa:
-    """A metric of pyiqa.
+    """A metric of pyiqa."""
 
-    Args:
-        name: the metric's name in pyiqa.
-        files: the files of the torch home that it reads.
-        hub: repositories whose `model.safetensors` it loads through timm.
-        options: of `pyiqa.create_metric`.
-        wrap: makes a faster scorer with the same values from pyiqa's network.
-    """
-
-    name: str
-    files: tuple[str, ...] = ()
-    hub: tuple[str, ...] = ()
-    options: Mapping[str, object] = field(default_factory=dict)
+    name: str  # in pyiqa
+    files: tuple[str, ...] = ()  # of the torch home, that it reads
+    hub: tuple[str, ...] = ()  # repositories whose `model.safetensors` it loads through timm
+    options: Mapping[str, object] = field(default_factory=dict)  # of `pyiqa.create_metric`
+    # Makes a faster scorer with the same values from pyiqa's network.
     wrap: Callable[[nn.Module, torch.device], Scorer] | None = None
 
     def __str__(self) -> str:
@@ -104,7 +97,7 @@ class Pyiqa:
         """pyiqa's own metric object.
 
         Raises:
-            MetricMissing: a file is missing or has changed.
+            MetricMissing, MissingWeights: a file has changed; is missing.
             ModuleNotFoundError: pyiqa is not installed.
         """
         home = torch_home()
@@ -152,7 +145,8 @@ def ready(file: str, home: Path) -> Path:
     """A file of the torch home, linked there if need be.
 
     Raises:
-        MetricMissing: its asset is not fetched, or its content is neither what was fetched nor as in the catalogue.
+        MissingWeights: its asset is not fetched.
+        MetricMissing: its content is neither what was fetched nor as in the catalogue.
     """
     path, assets = home / file, _ASSETS.get(file, ("pyiqa",))
     if not path.is_file() or (not path.is_symlink() and any(map(recorded, assets))):
@@ -160,7 +154,7 @@ def ready(file: str, home: Path) -> Path:
             if file == NIQE:
                 _write_niqe_parameters(partial)
             else:
-                source = _asset_folder(next(filter(recorded, assets), assets[0])) / path.name
+                source = folder(next(filter(recorded, assets), assets[0])) / path.name
                 partial.symlink_to(os.path.relpath(source.resolve(), path.parent.resolve()))
     known = {name: recorded(name).get(path.name) or _published(name, path.name) for name in assets}
     if any(known.values()) and (found := sha256_of(path)) not in known.values():
@@ -203,18 +197,11 @@ def _identity(path: Path, changed: int, size: int) -> str:
 
 
 def fetched(name: str) -> Path:
-    """The folder of a fetched asset; raises MetricMissing where it is not there or a file of it has changed."""
-    place = _asset_folder(name)
+    """The folder of a fetched asset; raises MissingWeights, or MetricMissing where a file of it has changed."""
+    place = folder(name)
     if changed := verify(name):
         raise MetricMissing(changed[0])
     return place
-
-
-def _asset_folder(name: str) -> Path:
-    try:
-        return folder(name)
-    except FileNotFoundError as error:
-        raise MetricMissing(str(error)) from error
 
 
 def _published(asset: str, name: str) -> str | None:

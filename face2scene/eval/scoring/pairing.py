@@ -57,9 +57,8 @@ class ScoreRow:
     def of_region(self, region: Region, boxes: Mapping[str, Box], sizes: Mapping[str, tuple[int, int]]) -> "ScoreRow":
         """The same folder without values, for a region whose results go to a folder of its name."""
         out = self.out if region == "whole" else self.out / region
-        row = ScoreRow(self.title, self.folder, out, self.paths, self.extra, self.missing)
-        row.hashes, row.sizes, row.region, row.boxes = self.hashes, sizes, region, boxes
-        return row
+        about = {"hashes": self.hashes, "sizes": sizes, "region": region, "boxes": boxes}
+        return ScoreRow(self.title, self.folder, out, self.paths, self.extra, self.missing, **about)
 
     def expect(self, names: Sequence[str]) -> None:
         """Put the images in the order of `names`, and log those that are missing."""
