@@ -17,7 +17,7 @@ from torch import Tensor
 
 from face2scene.common.files import atomic_write
 from face2scene.faces.matching import people_of, photos_in
-from face2scene.image_io.arrays import output_size, resize, to_array, to_tensor
+from face2scene.image_io.arrays import output_size, resize, resize_with_alpha, to_array, to_tensor
 from face2scene.image_io.photos import MAX_PIXELS, ImageError, Photo, photo_of, read_photo
 
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
@@ -79,10 +79,10 @@ def enlarged(photo: Photo, scale: float) -> Photo:
     size = output_size(photo.image.shape[:2], scale)
     if size == photo.image.shape[:2]:
         return photo
-    alpha = photo.alpha
-    if alpha is not None:
-        alpha = resize(to_tensor(alpha[..., None].repeat(3, 2)), size)[0].numpy()
-    return replace(photo, image=to_array(resize(to_tensor(photo.image), size)), alpha=alpha)
+    if photo.alpha is None:
+        return replace(photo, image=to_array(resize(to_tensor(photo.image), size)))
+    image, alpha = resize_with_alpha(photo.image, photo.alpha, size)
+    return replace(photo, image=image, alpha=alpha)
 
 
 class References:
