@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image
 
@@ -193,10 +193,12 @@ def for_size(exif: bytes | None, width: int, height: int) -> bytes | None:
 # Writing
 
 
-def for_pillow(kept: Metadata, fmt: str) -> tuple[dict[str, object], list[str]]:
-    """Options of Pillow's writer of `jpeg` or `webp`, and the names of what the format does not hold."""
+def for_pillow(kept: Metadata, fmt: str) -> tuple[dict[str, Any], list[str]]:
+    """Options of Pillow's writer of `jpeg` or `webp`, and the names of what the format, or `png`, does not hold."""
+    if fmt == "png":  # see `into_png`
+        return {}, ["iptc"] if kept.iptc else []
     jpeg = fmt == "jpeg"
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     lost = [key for key, _ in kept.texts if not (jpeg and key == "Comment")]
     for name, block in (("exif", kept.exif and b"Exif\0\0" + kept.exif), ("xmp", kept.xmp), ("iptc", kept.iptc)):
         if block and (len(block) > _JPEG_MARKER if jpeg else name == "iptc"):

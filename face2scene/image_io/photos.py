@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageCms, UnidentifiedImageError, features
@@ -87,20 +87,19 @@ def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS, development: D
         raise FileNotFoundError(f"There is no image at {path}.")
     if path.suffix.lower() in RAW_SUFFIXES:
         return _read_raw(path, max_pixels, development or Development())
-    if _is_heif(path):  # phones and messengers also name such files .jpg
+    if heif := _is_heif(path):  # phones and messengers also name such files .jpg
         import_optional("pillow_heif", "photos", why=f"Reading {path.name}").register_heif_opener()
     try:
-        try:
-            image = _opened(path)
-        except UnidentifiedImageError:
-            if not _is_tiff(path):
-                raise
-            return _read_tiff(path, max_pixels)
-        with image:
-            if image.format == "TIFF" and _declares_depth(image):
-                return _read_tiff(path, max_pixels)
-            check_size(path, image.size, max_pixels)
-            return _from_pillow(path, image)
+        # Opened here: of a path Pillow maps uncompressed TIFFs into memory, and then does not turn them upright.
+        with open(path, "rb") as file, _opened(file, heif) as image:
+            if not (image.format == "TIFF" and _declares_depth(image)):
+                check_size(path, image.size, max_pixels)
+                return _from_pillow(path, image)
+        return _read_tiff(path, max_pixels)
+    except UnidentifiedImageError as error:
+        if _head(path, 4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            raise ImageError(f"{path} cannot be read as an image: none of the formats that are read.") from error
+        return _read_tiff(path, max_pixels)
     except (ImageError, ModuleNotFoundError):
         raise
     except Exception as error:  # Pillow's and tifffile's readers raise almost anything on corrupt files
@@ -156,34 +155,29 @@ def write_photo(path: str | Path, image: np.ndarray, *, like: Photo | None = Non
         levels = np.dstack([levels, quantize(alpha, bits)])
     exif = for_size(like.metadata.exif, levels.shape[1], levels.shape[0])
     with atomic_write(path) as partial:
-        _encode(partial, fmt, levels, like.metadata._replace(exif=exif), like.profile, quality)
-
-
-def _encode(path: Path, fmt: str, levels: np.ndarray, kept: Metadata, icc: bytes | None, quality: int) -> None:
-    lost: list[str] = []
-    if fmt == "tiff":
-        path.write_bytes(deep.encode_tiff(levels, kept, icc))
-        lost = [key for key, _ in kept.texts]
-    elif fmt == "png" and levels.dtype == np.uint16:
-        path.write_bytes(into_png(deep.encode_png(levels), kept))
-    else:
-        mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[levels.shape[2]]
-        pil_image = Image.fromarray(levels.squeeze(2) if mode == "L" else levels)
-        options: dict[str, Any] = {"compress_level": 3} if fmt == "png" else {"quality": quality}
-        if fmt == "jpeg":
-            options["subsampling"] = "4:4:4"
-        if icc:
-            options["icc_profile"] = icc
-        if fmt != "png":
-            held, lost = for_pillow(kept, fmt)
-            options |= held
-        buffer = io.BytesIO()
-        pil_image.save(buffer, format=fmt.upper(), **options)
-        path.write_bytes(into_png(buffer.getvalue(), kept) if fmt == "png" else buffer.getvalue())
-    if fmt == "png" and kept.iptc:
-        lost = ["iptc"]
+        lost = _encode(partial, fmt, levels, like.metadata._replace(exif=exif), like.profile, quality)
     if lost:
         LOG.warning("%s: a %s does not hold this metadata: %s.", path.name, fmt.upper(), ", ".join(lost))
+
+
+def _encode(path: Path, fmt: str, levels: np.ndarray, kept: Metadata, icc: bytes | None, quality: int) -> list[str]:
+    """Write uint8 or uint16 levels (H, W, 1 to 4); the names of the metadata that the format does not hold."""
+    if fmt == "tiff":
+        path.write_bytes(deep.encode_tiff(levels, kept, icc))
+        return [key for key, _ in kept.texts]
+    if fmt == "png" and levels.dtype == np.uint16:
+        path.write_bytes(into_png(deep.encode_png(levels), kept))
+        return ["iptc"] if kept.iptc else []
+    options, lost = for_pillow(kept, fmt)
+    options["quality" if fmt != "png" else "compress_level"] = quality if fmt != "png" else 3
+    if fmt == "jpeg":
+        options["subsampling"] = "4:4:4"
+    if icc:
+        options["icc_profile"] = icc
+    buffer = io.BytesIO()
+    Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels).save(buffer, format=fmt.upper(), **options)
+    path.write_bytes(into_png(buffer.getvalue(), kept) if fmt == "png" else buffer.getvalue())
+    return lost
 
 
 def quantize(image: np.ndarray, bits: int) -> np.ndarray:
@@ -199,14 +193,14 @@ _OPENING = Lock()
 _OPENED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", *(("AVIF",) if features.check("avif") else ()))
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(file: IO[bytes], heif: bool) -> Image.Image:
     # Pillow's own limit is one number for the whole process, and below what phones take today. Ours is checked before
     # anything is unpacked.
     with _OPENING:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             # Named one by one: for a PostScript file that calls itself .jpg Pillow would start another program.
-            return Image.open(path, formats=["HEIF"] if _is_heif(path) else _OPENED)
+            return Image.open(file, formats=["HEIF"] if heif else _OPENED)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
@@ -219,10 +213,6 @@ def _head(path: Path, count: int) -> bytes:
 def _is_heif(path: Path) -> bool:
     head = _head(path, 12)
     return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
-
-
-def _is_tiff(path: Path) -> bool:
-    return _head(path, 4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _declares_depth(image: Any) -> bool:
