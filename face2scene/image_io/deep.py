@@ -44,7 +44,6 @@ class TiffFile(NamedTuple):
     samples: Samples
     orientation: int
     icc: bytes | None
-    xmp: bytes | None
     notes: list[str]
 
 
@@ -68,11 +67,16 @@ def read_tiff(path: Path, max_pixels: int) -> TiffFile:
             )
         if len(file.pages) > 1:
             notes.append(f"{len(file.pages) - 1} further pages are left out.")
-        values = page.asarray()
+        try:
+            values = page.asarray()
+        except ValueError as error:
+            if "imagecodecs" in str(error):
+                import_optional("imagecodecs", "photos", why=f"Reading {path.name} ({page.compression.name})")
+            raise
         if int(page.planarconfig) == _SEPARATE and values.ndim == 3 and page.samplesperpixel > 1:
             values = np.moveaxis(values, 0, -1)
         values = values.reshape(page.imagelength, page.imagewidth, page.samplesperpixel)
-        tags = {code: page.tags.valueof(code) for code in (274, 281, 700, 34675)}
+        tags = {code: page.tags.valueof(code) for code in (274, 281, 34675)}
         extra = [int(value) for value in page.extrasamples]
         bits, white_is_zero = page.bitspersample, int(page.photometric) == 0
     values = unit_range(path, values, bits, tags[281], notes)
@@ -86,8 +90,8 @@ def read_tiff(path: Path, max_pixels: int) -> TiffFile:
         extra = extra[1:]
     if extra:
         notes.append(f"{len(extra)} extra samples a pixel are left out.")
-    icc, xmp = (bytes(tags[code]) if isinstance(tags[code], bytes) else None for code in (34675, 700))
-    return TiffFile(Samples(colour, alpha, 8 if bits <= 8 else 16), int(tags[274] or 1), icc, xmp, notes)
+    icc = tags[34675] if isinstance(tags[34675], bytes) else None
+    return TiffFile(Samples(colour, alpha, 8 if bits <= 8 else 16), int(tags[274] or 1), icc, notes)
 
 
 def unit_range(path: Path, values: np.ndarray, bits: int, top: object, notes: list[str]) -> np.ndarray:
@@ -122,11 +126,7 @@ def unit_range(path: Path, values: np.ndarray, bits: int, top: object, notes: li
             f"{path} cannot be read: no sample is above {values.max()} of 65535, as of 12 bits in 16, and no "
             "MaxSampleValue says which."
         )
-    return (
-        (values / np.float64(white)).clip(0, 1).astype(np.float32)
-        if bits > 16
-        else (values.astype(np.float32) / white).clip(0, 1)
-    )
+    return (values / (np.float64(white) if bits > 16 else np.float32(white))).clip(0, 1).astype(np.float32)
 
 
 def read_png(path: Path) -> Samples:

@@ -54,26 +54,19 @@ def metadata_of(image: Image.Image, tiff: bytes | None = None) -> tuple[Metadata
     if not block:  # written as text in older PNG, or a TIFF in memory
         with contextlib.suppress(Exception):  # Pillow raises almost anything for values that do not fit their types
             block = image.getexif().tobytes().removeprefix(b"Exif\0\0")
-    exif, iptc = exif_of_tiff(block, notes) if block else (None, None)
+    found = tiff_metadata(block, notes) if block else Metadata()
     photoshop = info.get("photoshop")
-    if isinstance(photoshop, dict):
-        iptc = photoshop.get(0x0404, iptc)
+    iptc = photoshop.get(0x0404) if isinstance(photoshop, dict) else None
     xmp = info.get("xmp") or info.get(_XMP_OF_PNG)
     texts = {key: value for key, value in getattr(image, "text", {}).items() if not key.startswith(("XML:", "Raw "))}
     if comment := info.get("comment"):
         texts["Comment"] = comment.decode("utf-8", "surrogateescape") if isinstance(comment, bytes) else str(comment)
     xmp = xmp.encode() if isinstance(xmp, str) else xmp
+    xmp = _XMP_ORIENTATION.sub(b"", xmp) if isinstance(xmp, bytes) else found.xmp
     dpi = info.get("dpi")
-    return (
-        Metadata(
-            exif,
-            _XMP_ORIENTATION.sub(b"", xmp) if isinstance(xmp, bytes) and xmp else None,
-            iptc,
-            tuple((key, str(value)) for key, value in texts.items()),
-            (float(dpi[0]), float(dpi[1])) if dpi and min(dpi) > 1 else None,
-        ),
-        notes,
-    )
+    dpi = (float(dpi[0]), float(dpi[1])) if dpi and min(dpi) > 1 else None
+    pairs = tuple((key, str(value)) for key, value in texts.items())
+    return Metadata(found.exif, xmp or None, iptc or found.iptc, pairs, dpi), notes
 
 
 class Shot(NamedTuple):
@@ -123,7 +116,8 @@ def _number(block: Block, at: int, kind: str = "I") -> int:
 
 def _entries(block: Block, start: int) -> list[_Entry]:
     found = []
-    for at in range(start + 2, start + 2 + 12 * _number(block, start, "H"), 12):
+    end = min(start + 2 + 12 * _number(block, start, "H"), len(block) - 11)
+    for at in range(start + 2, end, 12):
         size = _BYTES.get(_number(block, at + 2, "H"), 0) * _number(block, at + 4)
         place = at + 8 if size <= 4 else _number(block, at + 8)
         fits = place + size <= len(block)
@@ -131,16 +125,19 @@ def _entries(block: Block, start: int) -> list[_Entry]:
     return found
 
 
-def exif_of_tiff(tiff: bytes, notes: list[str]) -> tuple[bytes | None, bytes | None]:
-    """EXIF as a block of its own, and IPTC, of an EXIF block, a TIFF, or a RAW file that is laid out like one."""
+def tiff_metadata(tiff: bytes, notes: list[str]) -> Metadata:
+    """EXIF as a block of its own, XMP and IPTC of an EXIF block, a TIFF, or a RAW file that is laid out like one."""
+    if tiff[2:4] in (b"+\0", b"\0+"):
+        notes.append("The metadata of a BigTIFF are left out.")
+        return Metadata()
     order = byte_order(tiff)
     result = bytearray(tiff[:2] + struct.pack(order + "HI", 42, 0))
-    iptc: bytes | None = None
+    limit = len(tiff) + _JPEG_MARKER  # entries may overlap; what is larger than the file is an attack
 
     def copy(entries: Iterable[_Entry], pointers: dict[int, int]) -> int:
         rows = {tag: struct.pack(order + "HHII", tag, 4, 1, place) for tag, place in pointers.items()}
         for entry in entries:
-            if not entry.size:
+            if not entry.size or len(result) + entry.size > limit:
                 notes.append(f"The EXIF entry 0x{entry.tag:04x} is left out: its value cannot be read.")
                 continue
             value = tiff[entry.start : entry.start + entry.size]
@@ -155,21 +152,28 @@ def exif_of_tiff(tiff: bytes, notes: list[str]) -> tuple[bytes | None, bytes | N
         result.extend(_directory(order, rows, bytes(4)))
         return place
 
+    blocks: dict[int, bytes] = {}
+    pointers: dict[int, int] = {}
     try:
-        first, pointers = _entries(tiff, _number(tiff, 4)), {}
-        for entry in first:
-            if entry.tag in (_EXIF, _GPS):
-                inner = _entries(tiff, _number(tiff, entry.start))
-                kept = [one for one in inner if one.tag != _INTEROP and one.size <= _MAKER_NOTE_OF_RAW]
-                pointers[entry.tag] = copy(kept, {})
-            elif entry.tag == _IPTC:
-                iptc = tiff[entry.start : entry.start + entry.size]
-        kept = [entry for entry in first if entry.tag in _KEPT]
-        struct.pack_into(order + "I", result, 4, copy(kept, pointers))
-        return (bytes(result) if kept or pointers else None), iptc
+        first = _entries(tiff, _number(tiff, 4))
     except struct.error:
-        notes.append("EXIF is left out: its directories cannot be read.")
-        return None, iptc
+        notes.append("EXIF is left out: its directory cannot be read.")
+        return Metadata()
+    for entry in first:
+        if entry.tag in (_EXIF, _GPS):
+            try:
+                inner = _entries(tiff, _number(tiff, entry.start))
+            except struct.error:
+                notes.append(f"The EXIF directory 0x{entry.tag:04x} is left out: it cannot be read.")
+                continue
+            kept = [one for one in inner if one.tag != _INTEROP and one.size <= _MAKER_NOTE_OF_RAW]
+            pointers[entry.tag] = copy(kept, {})
+        elif entry.tag in (_XMP, _IPTC):
+            blocks[entry.tag] = tiff[entry.start : entry.start + entry.size]
+    kept = [entry for entry in first if entry.tag in _KEPT]
+    struct.pack_into(order + "I", result, 4, copy(kept, pointers))
+    xmp = _XMP_ORIENTATION.sub(b"", blocks.get(_XMP, b""))
+    return Metadata(bytes(result) if kept or pointers else None, xmp or None, blocks.get(_IPTC) or None)
 
 
 def _directory(order: str, rows: dict[int, bytes], following: bytes) -> bytes:

@@ -22,11 +22,11 @@ from face2scene.image_io import deep
 from face2scene.image_io.deep import ImageError, Samples, check_size
 from face2scene.image_io.metadata import (
     Metadata,
-    exif_of_tiff,
     for_pillow,
     for_size,
     into_png,
     metadata_of,
+    tiff_metadata,
 )
 from face2scene.image_io.raw import Development, RawError, develop
 
@@ -90,16 +90,7 @@ def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS, development: D
     if heif := _is_heif(path):  # phones and messengers also name such files .jpg
         import_optional("pillow_heif", "photos", why=f"Reading {path.name}").register_heif_opener()
     try:
-        # Opened here: of a path Pillow maps uncompressed TIFFs into memory, and then does not turn them upright.
-        with open(path, "rb") as file, _opened(file, heif) as image:
-            if not (image.format == "TIFF" and _declares_depth(image)):
-                check_size(path, image.size, max_pixels)
-                return _from_pillow(path, image)
-        return _read_tiff(path, max_pixels)
-    except UnidentifiedImageError as error:
-        if _head(path, 4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            raise ImageError(f"{path} cannot be read as an image: none of the formats that are read.") from error
-        return _read_tiff(path, max_pixels)
+        return _read_file(path, max_pixels, heif)
     except (ImageError, ModuleNotFoundError):
         raise
     except Exception as error:  # Pillow's and tifffile's readers raise almost anything on corrupt files
@@ -216,19 +207,24 @@ def _is_heif(path: Path) -> bool:
 
 
 def _declares_depth(image: Any) -> bool:
-    # Of more than 8 bits a sample, or signed, or float; Pillow reads the others as they are declared.
-    tags = image.tag_v2
-    return max(tags.get(ExifTags.Base.BitsPerSample, (1,))) > 8 or set(tags.get(ExifTags.Base.SampleFormat, (1,))) != {
-        1
-    }
+    # More than 8 bits a sample, signed, or float; Pillow reads other TIFFs as they are declared.
+    depths, formats = (image.tag_v2.get(tag, (1,)) for tag in (ExifTags.Base.BitsPerSample, ExifTags.Base.SampleFormat))
+    return max(depths) > 8 or set(formats) != {1}
 
 
-def _read_tiff(path: Path, max_pixels: int) -> Photo:
+def _read_file(path: Path, max_pixels: int, heif: bool) -> Photo:
+    try:
+        # Opened here: of a path Pillow maps uncompressed TIFFs into memory, and then does not turn them upright.
+        with open(path, "rb") as file, _opened(file, heif) as image:
+            if not (image.format == "TIFF" and _declares_depth(image)):
+                check_size(path, image.size, max_pixels)
+                return _from_pillow(path, image)
+    except UnidentifiedImageError:
+        if _head(path, 4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            raise
     read = deep.read_tiff(path, max_pixels)
-    data = path.read_bytes()
-    notes = list(read.notes)
-    exif, iptc = exif_of_tiff(data, notes) if data[2:4] in (b"*\0", b"\0*") else (None, None)  # BigTIFF's is not read
-    return _photo(read.samples, read.icc, read.orientation, Metadata(exif, read.xmp, iptc), notes)
+    metadata = tiff_metadata(path.read_bytes(), read.notes)
+    return _photo(read.samples, read.icc, read.orientation, metadata, read.notes)
 
 
 def _from_pillow(path: Path, image: Image.Image, in_memory: bool = False) -> Photo:
@@ -296,7 +292,7 @@ def _photo(samples: Samples, icc: bytes | None, orientation: int, metadata: Meta
     alpha = None if alpha is None or alpha.min() == 1 else np.ascontiguousarray(_upright(alpha, orientation))
     if alpha is not None:
         colour = _visible(colour, alpha)
-    neutral = not grey and bool(np.ptp(colour, axis=2).max() <= NEUTRAL + 1e-6)
+    neutral = not grey and all(np.ptp(part, axis=2).max() <= NEUTRAL + 1e-6 for part in (colour[::16, ::16], colour))
     return Photo(np.ascontiguousarray(colour), alpha, bits, grey, neutral, profile, metadata, tuple(notes))
 
 
@@ -327,8 +323,9 @@ def _read_raw(path: Path, max_pixels: int, development: Development) -> Photo:
     except RawError as error:
         raise ImageError(str(error)) from error
     notes = ["Developed with automatic brightness."] if development.auto_bright else []
-    exif, iptc = exif_of_tiff(path.read_bytes(), []) if _head(path, 2) in (b"II", b"MM") else (None, None)
-    return Photo(image, bits=16, metadata=Metadata(exif, iptc=iptc), warnings=tuple(notes))
+    in_tiff = _head(path, 2) in (b"II", b"MM")  # laid out like one; metadata of the others are not read
+    metadata = tiff_metadata(path.read_bytes(), notes) if in_tiff else Metadata()
+    return Photo(image, bits=16, metadata=metadata, warnings=tuple(notes))
 
 
 # Colour profiles. Pillow's littlecms converts 8 bits a channel only.

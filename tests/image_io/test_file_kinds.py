@@ -1,9 +1,11 @@
 """Files of every layout are read as declared or refused by name; a second library writes or reads them."""
 
+import importlib.util
 import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -337,3 +339,32 @@ def test_grey_pillow_images_in_memory(mode):
     np.testing.assert_allclose(photo_of(Image.fromarray(values)).image[..., 0], RAMP, atol=0.51 / 65535)
     with pytest.raises(ImageError, match="cannot be read"):
         photo_of(Image.fromarray(RAMP * 255) if mode == "F" else Image.fromarray(np.full((4, 4), -5, np.int32)))
+
+
+def test_compressed_deep_tiff_is_read_or_names_package(tmp_path):
+    stored = levels(COLOUR, np.uint16)
+    assert cv2.imwrite(str(tmp_path / "a.tif"), stored[..., ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 5])  # LZW
+    if importlib.util.find_spec("imagecodecs") is None:
+        with pytest.raises(ModuleNotFoundError, match=r"LZW.*imagecodecs.*face2scene\[photos\]"):
+            read_photo(tmp_path / "a.tif")
+        return
+    np.testing.assert_allclose(read_photo(tmp_path / "a.tif").image, COLOUR, atol=0.51 / 65535)
+
+
+@pytest.mark.parametrize("kind", ["tif8", "tif16", "jpg", "png", "webp"])
+def test_damaged_files_are_refused_or_read(tmp_path, kind):
+    """A few bytes changed anywhere, 60 times: an image of floats or one of two named errors, never another one."""
+    path = tmp_path / f"a.{kind[:3] if kind != 'webp' else kind}"
+    exif = exif_of("<", [(0x010F, 2, 9, b"A Camera\0")])
+    write_photo(path, COLOUR, like=Photo(COLOUR, bits=16 if kind == "tif16" else 8, metadata=Metadata(exif)))
+    data = path.read_bytes()
+    rng = np.random.default_rng(1)
+    for number in range(60):
+        damaged = bytearray(data if number % 3 else data[: rng.integers(4, len(data))])
+        for at in rng.integers(4, len(damaged), 3):
+            damaged[at] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            assert read_photo(path, max_pixels=10**6).image.dtype == np.float32
+        except (ImageError, ModuleNotFoundError) as error:
+            assert path.name in str(error) or "face2scene[" in str(error)
