@@ -20,6 +20,7 @@ from face2scene.common.files import fitting_name
 from face2scene.common.types import DegradationTokens
 from face2scene.faces.detect import Detector
 from face2scene.image_io.arrays import to_tensor, write_png
+from face2scene.image_io.metadata import Metadata
 from face2scene.image_io.photos import ImageError, Photo, read_photo, write_photo
 from face2scene.inference import batch as folders
 from face2scene.inference.batch import OutputError, restore_folder
@@ -331,7 +332,7 @@ def test_no_face_image_uses_burst_tokens(tmp_path):
         image = np.full((8, 8, 3), 0.5, np.float32)
         path = tmp_path / f"in/{name}.jpg"
         path.parent.mkdir(exist_ok=True)
-        write_photo(path, image, like=Photo(image, exif=exif.tobytes()))
+        write_photo(path, image, like=Photo(image, metadata=Metadata(exif.tobytes().removeprefix(b"Exif\0\0"))))
 
     for name, second in (("face2", 1), ("face4", 2), ("back", 3), ("face8", 30)):
         taken(name, second)
