@@ -47,8 +47,8 @@ class Bursts:
             return own
         for sibling in siblings:
             if sibling.file not in self._measured:
-                estimate = estimate(sibling)
-                self._measured[sibling.file] = replace(estimate, face_estimates=(), faces=())  # the tokens are small
+                found = estimate(sibling)
+                self._measured[sibling.file] = replace(found, face_estimates=(), faces=())  # the tokens are small
         known = [other for other in siblings if self._measured[other.file].tokens.source == "pair"]
         if not known:
             own.notes["warnings"].append(f"No face could be used in the {len(siblings)} other images of its burst.")

@@ -107,7 +107,7 @@ def train(
             )
         phase.model, phase.optimizer = prepared[key]
         phase.weights = [p for p in phase.model.parameters() if p.requires_grad]  # sharding replaces them
-    eval_weights = getattr(task, "shown", nullcontext)
+    eval_weights = getattr(task, "eval_weights", nullcontext)
     accelerator.register_for_checkpointing(progress, *getattr(task, "stateful", ()))
     accelerator.register_save_state_pre_hook(keep_trained_only)
     accelerator.register_load_state_pre_hook(load_trained)

@@ -254,7 +254,7 @@ class RestoringTask:
         return len(batch["image"])
 
     def eval_weights(self) -> AbstractContextManager:
-        return self.average.swapped()
+        return self.average.average_parameters()
 
     def validate(self) -> dict[str, float]:
         device = self.restorer.null_tokens.device

@@ -130,13 +130,13 @@ def test_changed_identity_is_rejected(make_pipeline, two_people):
     assert result.token_source == "null" and "resembles ann by 0.540 only" in result.notes["warnings"][0]
 
 
-@pytest.mark.parametrize("given", ["folder", "files", "pictures", "one"])
+@pytest.mark.parametrize("given", ["folder", "files", "images", "one"])
 def test_reference_input_types(make_pipeline, tmp_path, given):
     path = reference(tmp_path / "ann", "1", ANN)
     kinds = {
         "folder": tmp_path / "ann",
         "files": [path],
-        "pictures": {"ann": [Image.open(path)]},
+        "images": {"ann": [Image.open(path)]},
         "one": str(path),
     }
     pipeline = pipeline_with_faces(make_pipeline, face_with_identity(LARGE, ANN))

@@ -80,22 +80,22 @@ def all_tensors(task):
 @pytest.mark.numerics
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_resume_is_bitwise_exact(tmp_path, accumulate):
-    full_tensor, _ = train_to(tmp_path / "whole", 6, accumulate)
+    whole, _ = train_to(tmp_path / "whole", 6, accumulate)
     train_to(tmp_path / "halves", 4, accumulate)
     halves, _ = train_to(tmp_path / "halves", 6, accumulate)
     assert halves.calls == 2 * accumulate  # it did go on and did not start again
-    for name, tensor in all_tensors(full_tensor).items():
+    for name, tensor in all_tensors(whole).items():
         assert torch.equal(tensor, all_tensors(halves)[name]), name
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "halves")]
     assert [json.loads(x)["step"] for x in lines[0]] == [json.loads(x)["step"] for x in lines[1]]
 
 
 def test_lost_steps_are_repeated_exactly(tmp_path):
-    full_tensor, _ = train_to(tmp_path / "whole", 6)
+    whole, _ = train_to(tmp_path / "whole", 6)
     with pytest.raises(FloatingPointError):
         train_to(tmp_path / "killed", 6, poison_at=6)  # dies in step 6; the newest state is of step 4
     again, _ = train_to(tmp_path / "killed", 6)
-    assert all(torch.equal(t, all_tensors(again)[name]) for name, t in all_tensors(full_tensor).items())
+    assert all(torch.equal(t, all_tensors(again)[name]) for name, t in all_tensors(whole).items())
     steps = [json.loads(x)["step"] for x in (tmp_path / "killed/metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 2, 3, 4, 4, 5, 6, 6]  # training and validation lines, none twice
 
