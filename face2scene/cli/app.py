@@ -83,7 +83,7 @@ class AppController:
         if not photo:
             return None, ""
         scene, _ = self.pipeline.scene(photo, _named(references))
-        estimate = self.pipeline.estimator.look(scene)
+        estimate = self.pipeline.find_faces(scene)
         return _boxed(scene.image, estimate), _said_of_faces(estimate)
 
     def restore(

@@ -175,7 +175,9 @@ def test_corrupt_log_keeps_finished_images(tmp_path, corruption):
     restore_folder(InvertingPipeline(), tasks, out)
     first, second, last = (out / RESTORATION_LOG).read_bytes().splitlines(keepends=True)
     place = last.index("ü".encode()) + 1
-    last = {"cut in a letter": last[:place], "filled with NUL": bytes(len(last)), "glued": last[:place] + second}[corruption]
+    last = {"cut in a letter": last[:place], "filled with NUL": bytes(len(last)), "glued": last[:place] + second}[
+        corruption
+    ]
     (out / RESTORATION_LOG).write_bytes(first + second + last)
 
     class Interrupted(InvertingPipeline):
@@ -203,7 +205,7 @@ def test_foreign_files_are_not_overwritten(photo_folder, tmp_path):
     foreign = make_image(tmp_path / "out/images/a.png", 1.0)
     before = foreign.read_bytes()
     result = restore_folder(InvertingPipeline(), find_tasks(photo_folder), tmp_path / "out")
-    assert result.restored == 2 and "the restoration log does not know it" in result.failed["a.png"]
+    assert result.restored == 2 and "the restoration log does not list it" in result.failed["a.png"]
     assert foreign.read_bytes() == before
     restore_folder(InvertingPipeline(), find_tasks(photo_folder), tmp_path / "out", overwrite=True)
     assert foreign.read_bytes() != before

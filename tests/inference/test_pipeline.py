@@ -57,7 +57,7 @@ def test_output_keeps_size_and_notes(make_pipeline, photo_folder):
     [
         ({}, "there is no Stage I"),
         ({"ref_fr": Copy()}, "no face detector is set"),
-        ({"ref_fr": GroundTruth(), "detector": FixedFaceDetector()}, "made from the clean image and none was given"),
+        ({"ref_fr": GroundTruth(), "detector": FixedFaceDetector()}, "made from the ground truth and none was given"),
     ],
 )
 def test_null_tokens_replace_missing_pair(make_pipeline, photo_folder, options, reason):
@@ -190,7 +190,7 @@ def test_save_pretrained_round_trip(model_folder, photo_folder, tmp_path):
     assert Face2ScenePipeline.from_pretrained(tmp_path / "saved", tile=None).options.tile is None
     with pytest.raises(FileNotFoundError, match=r"no restorer\.safetensors and no fadex\.safetensors"):
         Face2ScenePipeline.from_pretrained(tmp_path)
-    with pytest.raises(FileNotFoundError, match="could not be had from the hub"):
+    with pytest.raises(FileNotFoundError, match="the hub did not have it"):
         Face2ScenePipeline.from_pretrained("nobody/nothing")
 
 
