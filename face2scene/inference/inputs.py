@@ -86,7 +86,7 @@ def enlarged(photo: Photo, scale: float) -> Photo:
 
 
 class References:
-    """Turns references into files by person; images without a file go to a temporary folder, deleted with this object."""
+    """Turns references into files by person; images without a file are written to a temporary folder of this object."""
 
     def __init__(self):
         self._folder: TemporaryDirectory | None = None

@@ -372,7 +372,7 @@ def test_reference_folder_layouts(photo_folder, tmp_path):
     gt = make_image(tmp_path / "truth/a.png").parent
     make_image(gt / "b.png")
     make_image(gt / "c.png")  # at another place
-    with pytest.raises(FileNotFoundError, match="no image named sub/c in the ground truth"):
+    with pytest.raises(FileNotFoundError, match="no image named sub/c in gt="):
         find_tasks(photo_folder, gt=gt)
 
 

@@ -276,7 +276,7 @@ def test_invalid_input_raises(make_pipeline, photo_folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no image in"):
         find_tasks(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match="no image named a in the ground truth"):
+    with pytest.raises(FileNotFoundError, match="no image named a in gt="):
         find_tasks(photo_folder, gt=tmp_path / "empty")
     with pytest.raises(ValueError, match="would overwrite the images it reads"):
         restore_folder(pipeline, [RestorationTask(tmp_path / "out/images/a.png")], tmp_path / "out")

@@ -114,5 +114,5 @@ def test_single_process_cannot_shard():
     forget_processes()
     model = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"two processes or more and there is one: give --num_processes"):
-        fsdp.shard(Accelerator(cpu=True), model, torch.optim.SGD(model.parameters(), 0.1), least=1)
+        fsdp.shard(Accelerator(cpu=True), model, torch.optim.SGD(model.parameters(), 0.1), min_params=1)
     forget_processes()

@@ -98,12 +98,17 @@ def make_task(base):
     return build
 
 
+def marked(task: RestorerTask, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    task.before_step([batch], Accelerator(cpu=True))
+    return batch
+
+
 def steps(task: RestorerTask, count: int = 1) -> list[dict[str, torch.Tensor]]:
     accelerator = Accelerator(cpu=True)
     reports = []
     for index in range(count):
         torch.manual_seed(index)
-        reports.append(step(task, task.data[index], accelerator, 1.0))
+        reports.append(step(task, [task.data[index]], accelerator, 1.0))
         task.after_step()
     return reports
 
@@ -123,7 +128,9 @@ def test_step_updates_only_trained_weights(make_task):
     (report,) = steps(task)
     moved = changed_names(before, trained_tensors(task))
     assert {name.split("/")[0] for name in report} == {"generator", "discriminator"}
-    assert {"generator/l2", "generator/lpips", "generator/gan", "discriminator/real", "discriminator/fake"} <= set(report)
+    assert {"generator/l2", "generator/lpips", "generator/gan", "discriminator/real", "discriminator/fake"} <= set(
+        report
+    )
     assert any(n.startswith("discriminator.maps") for n in moved) and any("lora_B" in n for n in moved)
     assert not any(n.startswith("discriminator.features") or "decoder" in n for n in moved)
 
@@ -143,10 +150,10 @@ def test_order_sets_forward_and_step_counts(make_task, order, calls, moves):
 @pytest.mark.numerics
 def test_negatives_skip_adversarial_losses(make_task):
     task = make_task()
-    batch = task.data[0]
+    batch = marked(task, task.data[0])
     torch.manual_seed(0)
     losses = task.phases[0].losses(batch)
-    fake = task._fake.clone()
+    fake = batch["fake"].clone()
     torch.manual_seed(0)
     discriminator = task.phases[1].model
     discriminator.augment = False
@@ -156,7 +163,7 @@ def test_negatives_skip_adversarial_losses(make_task):
     expected = [0.5 * multilevel_sigmoid([x[n : n + 1] for x in logits], t).mean() for n, t in ((0, 0.8), (1, 0.0))]
     torch.testing.assert_close(terms["real"], expected[0], atol=1e-3, rtol=1e-2)  # spectral norms moved in between
     torch.testing.assert_close(terms["fake"], expected[1], atol=1e-3, rtol=1e-2)
-    everything = batch | {"negative": torch.tensor([True, True])}
+    everything = marked(task, batch | {"negative": torch.tensor([True, True])})
     assert task.phases[1].losses(everything)["real"] == 0 and task.phases[0].losses(everything)["gan"] == 0
     assert losses["gan"] > 0
 
@@ -165,7 +172,7 @@ def test_negatives_skip_adversarial_losses(make_task):
 def test_generator_losses_leave_discriminator_without_gradients(make_task):
     task = make_task(order="published")
     with freeze_other_phases(task.phases[1], task.phases):
-        sum(task.phases[1].losses(task.data[0]).values()).backward()
+        sum(task.phases[1].losses(marked(task, task.data[0])).values()).backward()
     assert all(p.grad is None for p in task.phases[2].model.parameters())
     assert any(p.grad is not None for p in task.phases[1].weights)
 
