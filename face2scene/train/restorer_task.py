@@ -41,9 +41,8 @@ class RestorerTask:
 
     `one_forward` (ours): one restoration and two optimizer steps, one on all generator losses and one on both of the
     discriminator's. The adversarial losses skip negatives: they are means over the positively prompted images of all
-    batches and processes of a step. `published` is S3Diff's loop: a reconstruction step, an adversarial step on a second
-    restoration with positive prompts throughout, then discriminator steps on real and on restored images. One
-    difference: its warm-up counts the generator's optimizer steps, ours the loop's.
+    batches and processes of a step. `published` is S3Diff's loop: a reconstruction step, an adversarial step on a
+    second restoration with positive prompts throughout, then discriminator steps on real and on restored images.
 
     Args:
         restorer: trained; moves to `device`.

@@ -1,4 +1,5 @@
 import json
+import types
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from face2scene.train.checkpoint import states
-from face2scene.train.loop import Phase, Schedule, freeze_other_phases, train
+from face2scene.train.loop import Phase, Schedule, freeze_other_phases, step, train
 from face2scene.train.run import Run
 
 pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
@@ -166,3 +167,64 @@ def test_phases_can_share_model_and_optimizer(tmp_path):
     assert maker.optimizer.optimizer.state[maker.weights[0]]["step"] == 4  # two phases of two steps
     names = [path.name for path in states(Run(tmp_path, {}))[-1].iterdir() if path.suffix == ".safetensors"]
     assert sorted(names) == ["model.safetensors", "model_1.safetensors"]
+
+
+class HalfPrecisionGradient(torch.autograd.Function):
+    """Gradients pass through float16, as in a float16 network."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.half().float()
+
+
+def fp16_phase(losses_of):
+    """A phase under the loss scaler of float16 training, on the CPU."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.state._mixed_precision = "fp16"
+    accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    model = nn.Linear(4, 4)
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    optimizer.scaler = accelerator.scaler
+    phase = Phase("fp16", model, optimizer, lambda batch: {"loss": losses_of(model(batch))})
+    return types.SimpleNamespace(phases=[phase]), accelerator, model
+
+
+def test_fp16_overflow_skips_steps_and_lowers_scale():
+    task, accelerator, model = fp16_phase(lambda output: 20 * HalfPrecisionGradient.apply(output).square().mean())
+    before, reports = model.weight.detach().clone(), []
+    for _ in range(8):
+        reports.append(step(task, [torch.ones(2, 4)], accelerator, 1.0))
+        if "fp16/grad_norm" not in reports[-1]:
+            assert torch.equal(model.weight, before)  # skipped
+    skipped = sum("fp16/grad_norm" not in report for report in reports)
+    assert 1 <= skipped < 8 and accelerator.scaler.get_scale() == 2.0 ** (16 - skipped)
+    assert reports[-1]["fp16/loss_scale"] == accelerator.scaler.get_scale()
+    assert not torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("scale", [2.0**16, 2.0**60])
+def test_fp16_overflow_at_any_scale_raises(scale):
+    infinite = torch.tensor(float("inf"))
+    task, accelerator, model = fp16_phase(lambda output: Scaled.apply(output.square().mean(), infinite))
+    accelerator.scaler.update(scale)
+    with pytest.raises(FloatingPointError, match=r"'fp16' is not finite \(gradient norm"):
+        for _ in range(40):
+            step(task, [torch.ones(2, 4)], accelerator, 1.0)
+    assert torch.isfinite(model.weight).all()
+
+
+class Scaled(torch.autograd.Function):
+    """The value itself, with its gradient times a factor."""
+
+    @staticmethod
+    def forward(ctx, value, factor):
+        ctx.factor = factor
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.factor, None
