@@ -16,13 +16,13 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryFile
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 from tqdm import tqdm
 
 from face2scene.common.files import atomic_write, fitting_name, write_json
 from face2scene.common.ledger import Ledger, content, digest, facts_of, unchanged
-from face2scene.common.types import DegradationTokens, FacePair, Scene
+from face2scene.common.types import Box, DegradationTokens, FacePair, Scene
 from face2scene.image_io.arrays import output_size, read_tensor, resize, to_array, to_tensor, write_png
 from face2scene.image_io.photos import FORMATS, MAX_PIXELS, Photo, read_photo, write_photo
 from face2scene.inference.bursts import Bursts
@@ -171,25 +171,24 @@ def restore_folder(
             Ledger(output / RESTORATION_LOG).gather(at_end=finished)
 
 
+@dataclass
 class _Run:
-    def __init__(
-        self,
-        pipeline: Face2ScenePipeline,
-        tasks: Sequence[RestorationTask],
-        output: Path,
-        settings: Settings,
-        overwrite: bool,
-        ledger: Ledger,
-    ):
-        self.pipeline, self.tasks, self.output, self.settings = pipeline, tasks, output, settings
-        self.overwrite, self.ledger = overwrite, ledger
-        self.result = BatchResult()
-        self.bursts = Bursts(tasks, settings.burst_seconds)
-        self.seconds: list[tuple[float, float]] = []  # per image: for one value, for all values
+    pipeline: Face2ScenePipeline
+    tasks: Sequence[RestorationTask]
+    output: Path
+    settings: Settings
+    overwrite: bool
+    ledger: Ledger
+    result: BatchResult = field(default_factory=BatchResult)
+    seconds: list[tuple[float, float]] = field(default_factory=list)  # per image: for one value, for all values
+
+    def __post_init__(self) -> None:
+        self.bursts = Bursts(self.tasks, self.settings.burst_seconds)
         # `max_pixels` rejects images and does not change the output of the others.
-        options = {name: value for name, value in vars(settings).items() if name != "max_pixels"}
-        parts = [pipeline.options, pipeline.fingerprint, getattr(pipeline, "dtype", None)]
-        self.digest = digest([options, *parts, pipeline.ref_fr, pipeline.detector])
+        options = {name: value for name, value in vars(self.settings).items() if name != "max_pixels"}
+        model = self.pipeline
+        parts = [model.options, model.fingerprint, getattr(model, "dtype", None), model.ref_fr, model.detector]
+        self.digest = digest([options, *parts])
 
     def restore_all(self, share: Sequence[int]) -> BatchResult:
         open_tasks = [number for number in share if self._is_open(number)]
@@ -326,9 +325,7 @@ class _Run:
         gt = read_tensor(task.gt) if task.gt else None
         if gt is not None and scale != 1:
             gt = resize(gt, output_size((gt.shape[-2], gt.shape[-1]), scale))
-        box = task.box
-        if box is not None:
-            box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
+        box = cast(Box, tuple(v * scale for v in task.box)) if task.box else None
         return self.pipeline.estimate(scene, gt=gt, box=box, seed=self.settings.seed)
 
     def _write(

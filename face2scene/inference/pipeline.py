@@ -146,14 +146,10 @@ class Face2ScenePipeline(DegradationEstimator):
     def enable_tiling(
         self, tile: int | str | None = 512, overlap: int = 64, statistics: str = "shared"
     ) -> "Face2ScenePipeline":
-        """Restore images that are larger than `tile` in tiles, see `models.restorer.tiling`."""
+        """Restore images that are larger than `tile` in tiles, see `models.restorer.tiling`; None disables tiling."""
         TilePlan.of((1, 1), self.restorer, tile=tile, overlap=overlap, statistics=statistics)  # raises ValueError
         self.options = replace(self.options, tile=tile, overlap=overlap, statistics=statistics)
         return self
-
-    def disable_tiling(self) -> "Face2ScenePipeline":
-        """Restore every image as one; memory then grows with the image."""
-        return self.enable_tiling(None)
 
     def enable_model_cpu_offload(self, device: str | torch.device = "cuda") -> "Face2ScenePipeline":
         """Keep the VAE and the UNet on the CPU and move each to `device` while it runs; undone by `to(device)`."""

@@ -94,16 +94,15 @@ def find_tasks(
         others = passed_over(source)
         raise FileNotFoundError(f"There is no image in {source} (input){f'; {others}' if others else ''}.")
     count = Counter(task.name for task in tasks)
-    tasks = [task if count[task.name] == 1 else replace(task, label=_with_suffix(task.path)) for task in tasks]
+    tasks = [
+        task if count[task.name] == 1 else replace(task, label=f"{task.path.stem}_{task.path.suffix[1:].lower()}")
+        for task in tasks
+    ]
     count = Counter(task.name for task in tasks)
     twice = sorted(name for name, number in count.items() if number > 1)
     if twice:
         raise ValueError(f"These names occur more than once and would overwrite each other: {twice[:5]}. Rename them.")
     return tasks
-
-
-def _with_suffix(path: Path) -> str:
-    return f"{path.stem}_{path.suffix[1:].lower()}"
 
 
 def passed_over(source: str | Path) -> str:

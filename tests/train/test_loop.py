@@ -181,11 +181,11 @@ class HalfPrecisionGradient(torch.autograd.Function):
         return gradient.half().float()
 
 
-def fp16_phase(losses_of):
+def fp16_phase(losses_of, scale=2.0**16):
     """A phase under the loss scaler of float16 training, on the CPU."""
     accelerator = Accelerator(cpu=True)
     accelerator.state._mixed_precision = "fp16"
-    accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=scale)
     model = nn.Linear(4, 4)
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
     optimizer.scaler = accelerator.scaler
@@ -209,8 +209,7 @@ def test_fp16_overflow_skips_steps_and_lowers_scale():
 @pytest.mark.parametrize("scale", [2.0**16, 2.0**60])
 def test_fp16_overflow_at_any_scale_raises(scale):
     infinite = torch.tensor(float("inf"))
-    task, accelerator, model = fp16_phase(lambda output: Scaled.apply(output.square().mean(), infinite))
-    accelerator.scaler.update(scale)
+    task, accelerator, model = fp16_phase(lambda output: Scaled.apply(output.square().mean(), infinite), scale)
     with pytest.raises(FloatingPointError, match=r"'fp16' is not finite \(gradient norm"):
         for _ in range(40):
             step(task, [torch.ones(2, 4)], accelerator, 1.0)
