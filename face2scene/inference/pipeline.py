@@ -180,7 +180,7 @@ class Face2ScenePipeline(DegradationEstimator):
     @overload
     def __call__(
         self,
-        image: list[Scene | ImageInput] | tuple[Scene | ImageInput, ...],
+        image: list[Any] | tuple[Any, ...],
         references: Any = None,
         *,
         scale: float = 1.0,
@@ -192,7 +192,7 @@ class Face2ScenePipeline(DegradationEstimator):
 
     def __call__(
         self,
-        image: Scene | ImageInput | list[Scene | ImageInput] | tuple[Scene | ImageInput, ...],
+        image: Scene | ImageInput | list[Any] | tuple[Any, ...],
         references: Any = None,
         *,
         name: str | None = None,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,9 +131,10 @@ class RestorerTask:
                 self.phases = [
                     Phase("generator", step, optimizer, self._g_rec_loss, shards=True),
                     Phase("generator_adversarial", step, optimizer, self._g_adv_loss, shards=True),
-                    Phase("discriminator_real", discriminator, d_optimizer, self._d_loss_real),
-                    Phase("discriminator_fake", discriminator, d_optimizer, self._d_loss_fake),
+                    Phase("discriminator_real", discriminator, d_optimizer, partial(self._d_loss, parts=["real"])),
+                    Phase("discriminator_fake", discriminator, d_optimizer, partial(self._d_loss, parts=["fake"])),
                 ]
+        self._adversarial_count = torch.ones(())
         self.ema_weights = None if ema is None else EMA(self.restorer, ema)
         self._images: dict[str, Tensor] = {}  # of the last validation
         self.stateful = [self.ema_weights] if self.ema_weights else []
@@ -142,9 +144,8 @@ class RestorerTask:
         for batch in batches:
             every = torch.ones_like(batch["negative"])
             batch["adversarial"] = every if self.order == "published" else ~batch["negative"]
-        count = torch.stack([batch["adversarial"].sum() for batch in batches]).float().mean()
-        for batch in batches:
-            batch["adversarial_count"] = accelerator.reduce(count, "mean")  # of a mean batch, may be a fraction
+        counts = torch.stack([batch["adversarial"].sum() for batch in batches]).float()
+        self._adversarial_count = accelerator.reduce(counts.mean(), "mean").clamp(min=1e-6)  # per batch; 0 has no loss
 
     def _restore(self, batch: Mapping[str, Tensor], negative: Tensor, seed_offset: int = 0) -> Tensor:
         """(B, 3, c, c) in [-1, 1], the range of all losses."""
@@ -163,7 +164,7 @@ class RestorerTask:
 
     def _adversarial_loss(self, logits: Sequence[Tensor], batch: Mapping[str, Tensor], target: float) -> Tensor:
         losses = multilevel_sigmoid([each.float() for each in logits], target)  # (B,)
-        return self.gan_weight * (losses * batch["adversarial"]).sum() / batch["adversarial_count"].clamp(min=1e-6)
+        return self.gan_weight * (losses * batch["adversarial"]).sum() / self._adversarial_count
 
     def _generator_gan(self, output: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         # Not through the wrapped discriminator: its processes would wait for gradients that this phase does not make.
@@ -181,19 +182,11 @@ class RestorerTask:
         output = self._restore(batch, batch["negative"])
         return self._reconstruction_loss(output, batch) | self._generator_gan(output, batch)
 
-    def _d_loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        logits = self.phases[-1].model(torch.cat([batch["gt"] * 2 - 1, batch["fake"]]))  # one call for both
-        real, fake = zip(*(each.chunk(2) for each in logits), strict=True)
-        return {
-            "real": self._adversarial_loss(real, batch, self.real_target),
-            "fake": self._adversarial_loss(fake, batch, 0.0),
-        }
-
-    def _d_loss_real(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"real": self._adversarial_loss(self.phases[-1].model(batch["gt"] * 2 - 1), batch, self.real_target)}
-
-    def _d_loss_fake(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"fake": self._adversarial_loss(self.phases[-1].model(batch["fake"]), batch, 0.0)}
+    def _d_loss(self, batch: dict[str, Tensor], parts: Sequence[str] = ("real", "fake")) -> dict[str, Tensor]:
+        images, targets = {"real": batch["gt"] * 2 - 1, "fake": batch["fake"]}, {"real": self.real_target, "fake": 0.0}
+        logits = self.phases[-1].model(torch.cat([images[part] for part in parts]))  # one call for both
+        chunks = zip(*(each.chunk(len(parts)) for each in logits), strict=True)
+        return {part: self._adversarial_loss(c, batch, targets[part]) for part, c in zip(parts, chunks, strict=True)}
 
     def after_step(self) -> None:
         """Update the EMA."""

@@ -124,7 +124,7 @@ class StageOne:
 @pytest.mark.parametrize("what", ["dtype", "ref_fr", "detector", "reference", "gt", "old line", "output", "donor"])
 def test_changed_settings_need_overwrite(tmp_path, what):
     """Each changes the result, and neither the image's file nor any name."""
-    reference, gt = make_image(tmp_path / "refs/r.png"), make_image(tmp_path / "truth/a.png")
+    reference, gt = make_image(tmp_path / "refs/r.png"), make_image(tmp_path / "gt/a.png")
     tasks = [
         RestorationTask(make_image(tmp_path / "in/a.png"), {"ann": (reference,)}, gt),
         RestorationTask(make_image(tmp_path / "in/b.png")),
@@ -369,7 +369,7 @@ def test_reference_folder_layouts(photo_folder, tmp_path):
     assert people(references=refs)["a"] == {"ann": ["2.png"], "bob": ["3.png"]}
     make_image(refs / "sub/c/4.png")
     assert people(references=refs) == {"a": {}, "b": {}, "sub/c": {"c": ["4.png"]}}
-    gt = make_image(tmp_path / "truth/a.png").parent
+    gt = make_image(tmp_path / "gt/a.png").parent
     make_image(gt / "b.png")
     make_image(gt / "c.png")  # at another place
     with pytest.raises(FileNotFoundError, match="no image named sub/c in gt="):

@@ -11,7 +11,7 @@ from face2scene.ref_fr import Copy, FaceRestorationError
 
 
 class StubDetector:
-    """Finds the faces it was given in scenes; a reference, 20 pixels high, shows somebody by its brightness."""
+    """Finds the faces it was given in scenes; the brightness of a reference, 20 pixels high, is its identity."""
 
     identities, same_threshold, identity_model = True, 0.9, "test"
 

@@ -1,4 +1,4 @@
-"""Sharded training on two CPU processes, against the same training with whole copies."""
+"""Sharded training on two CPU processes, against the same training with replicated models."""
 
 import json
 import subprocess
@@ -65,7 +65,7 @@ def _train_rank(base, folder):
     total = sum(p.numel() for p in task.phases[0].model.parameters())
     train_to(base, folder / "halves", 1, MIN_PARAMS)
     train_to(base, folder / "halves", 2, MIN_PARAMS)
-    train_to(base, folder / "mixed", 1, None)  # whole copies on both, and sharded from their state on
+    train_to(base, folder / "mixed", 1, None)  # replicated, and sharded from its state on
     train_to(base, folder / "mixed", 2, MIN_PARAMS)
     if torch.distributed.get_rank() == 0:
         (folder / "units.json").write_text(json.dumps([len(units), parts / total]))

@@ -28,29 +28,29 @@ class TinyAdversarialTask:
 
     def __init__(self, poison_at=None):
         torch.manual_seed(0)
-        self.maker = nn.Linear(3, 3)
+        self.generator = nn.Linear(3, 3)
         self.discriminator = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 1))
         self.discriminator[0].requires_grad_(False)
         self.data, self.poison_at, self.calls, self.validated = SeededBatches(), poison_at, 0, 0
         self.phases = [
-            Phase("maker", self.maker, self._optimizer(self.maker), self.make),
-            Phase("discriminator", self.discriminator, self._optimizer(self.discriminator), self.judge),
+            Phase("generator", self.generator, self._optimizer(self.generator), self.g_loss),
+            Phase("discriminator", self.discriminator, self._optimizer(self.discriminator), self.d_loss),
         ]
 
     @staticmethod
     def _optimizer(model):
         return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
 
-    def make(self, batch):
+    def g_loss(self, batch):
         self.calls += 1
-        made = self.phases[0].model(batch + 0.1 * torch.randn_like(batch))
+        fake = self.phases[0].model(batch + 0.1 * torch.randn_like(batch))
         factor = float("nan") if self.calls == self.poison_at else 1.0
-        near = (made - batch).square().mean()
-        return {"near": factor * near, "fool": -0.1 * self.phases[1].model(made).mean()}
+        l2 = (fake - batch).square().mean()
+        return {"l2": factor * l2, "gan": -0.1 * self.phases[1].model(fake).mean()}
 
-    def judge(self, batch):
-        made = self.phases[0].model(batch)
-        return {"tell": self.phases[1].model(made).mean() - self.phases[1].model(batch).tanh().mean()}
+    def d_loss(self, batch):
+        fake = self.phases[0].model(batch)
+        return {"gan": self.phases[1].model(fake).mean() - self.phases[1].model(batch).tanh().mean()}
 
     def after_step(self):
         pass
@@ -75,7 +75,10 @@ def train_to(folder, steps, accumulate=1, **settings):
 
 
 def all_tensors(task):
-    return {**task.maker.state_dict(), **{f"discriminator.{k}": v for k, v in task.discriminator.state_dict().items()}}
+    return {
+        **task.generator.state_dict(),
+        **{f"discriminator.{k}": v for k, v in task.discriminator.state_dict().items()},
+    }
 
 
 @pytest.mark.numerics
@@ -103,21 +106,21 @@ def test_lost_steps_are_repeated_exactly(tmp_path):
 
 def test_non_finite_loss_keeps_weights(tmp_path):
     before, _ = train_to(tmp_path / "before", 2)
-    expected = {name: t.clone() for name, t in before.maker.state_dict().items()}
+    expected = {name: t.clone() for name, t in before.generator.state_dict().items()}
     forget_processes()
     task = TinyAdversarialTask(poison_at=3)
-    with pytest.raises(FloatingPointError, match=r"'maker' is not finite.*near=nan.*unchanged"):
+    with pytest.raises(FloatingPointError, match=r"'generator' is not finite.*l2=nan.*unchanged"):
         schedule = Schedule(steps=3, warmup=3, validate_every=2)
         train(task, Accelerator(cpu=True), schedule, Run(tmp_path / "poisoned", {}), seed=5)
-    assert all(torch.equal(t, expected[name]) for name, t in task.maker.state_dict().items())
+    assert all(torch.equal(t, expected[name]) for name, t in task.generator.state_dict().items())
 
 
 def test_other_phases_get_no_gradients():
     task = TinyAdversarialTask()
-    maker, discriminator = task.phases
-    with freeze_other_phases(maker, task.phases):
-        sum(task.make(torch.randn(4, 3)).values()).backward()
-    assert all(p.grad is not None for p in maker.weights)
+    generator, discriminator = task.phases
+    with freeze_other_phases(generator, task.phases):
+        sum(task.g_loss(torch.randn(4, 3)).values()).backward()
+    assert all(p.grad is not None for p in generator.weights)
     assert all(p.grad is None and p.requires_grad for p in discriminator.weights)
     assert not task.discriminator[0].weight.requires_grad  # what was frozen stays so
 
@@ -155,16 +158,21 @@ def test_schedule_warms_up_and_decays():
 
 def test_phases_can_share_model_and_optimizer(tmp_path):
     task = TinyAdversarialTask()
-    maker, discriminator = task.phases
+    generator, discriminator = task.phases
     again = Phase(
-        "again", maker.model, maker.optimizer, lambda batch: {"far": 0.1 * maker.model(batch).square().mean()}
+        "again",
+        generator.model,
+        generator.optimizer,
+        lambda batch: {"far": 0.1 * generator.model(batch).square().mean()},
     )
-    task.phases = [maker, discriminator, again]
+    task.phases = [generator, discriminator, again]
     with freeze_other_phases(again, task.phases):
-        assert all(w.requires_grad for w in maker.weights) and not any(w.requires_grad for w in discriminator.weights)
+        assert all(w.requires_grad for w in generator.weights) and not any(
+            w.requires_grad for w in discriminator.weights
+        )
     train(task, Accelerator(cpu=True), Schedule(steps=2, log_every=1), Run(tmp_path, {}), seed=0)
-    assert again.model is maker.model and again.optimizer is maker.optimizer
-    assert maker.optimizer.optimizer.state[maker.weights[0]]["step"] == 4  # two phases of two steps
+    assert again.model is generator.model and again.optimizer is generator.optimizer
+    assert generator.optimizer.optimizer.state[generator.weights[0]]["step"] == 4  # two phases of two steps
     names = [path.name for path in states(Run(tmp_path, {}))[-1].iterdir() if path.suffix == ".safetensors"]
     assert sorted(names) == ["model.safetensors", "model_1.safetensors"]
 
