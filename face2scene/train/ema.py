@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from face2scene.train.fsdp import full_tensor, shard_like
 
@@ -56,8 +55,7 @@ class EMA:
     @torch.no_grad()
     def _assign(self, values: Mapping[str, Tensor]) -> None:
         for name, weight in self._weights():
-            value = values[name]
-            weight.copy_(value if isinstance(value, DTensor) else shard_like(value, weight))
+            weight.copy_(shard_like(values[name], weight))
 
     def _weights(self) -> list[tuple[str, Tensor]]:
         everything = chain(self.module.named_parameters(), self.module.named_buffers())

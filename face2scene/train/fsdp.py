@@ -74,8 +74,8 @@ def full_tensor(tensor: Any) -> Any:
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """`tensor` sharded as `like` is, without communication; as it is if `like` is not sharded."""
-    if not isinstance(like, DTensor):
+    """`tensor` sharded as `like` is, without communication; as it is if `like` is not, or if it is itself."""
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
