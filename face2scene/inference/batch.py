@@ -219,7 +219,7 @@ class _Run:
         task = self.tasks[number]
         targets, line = self.settings.targets(self.output, task), self.ledger.lines.get(task.file)
         existing = [target for target in targets if target.exists()]
-        if not existing or (self.ledger.degraded if line is None else line.get("unfinished")):
+        if not existing or (self.ledger.corrupt if line is None else line.get("unfinished")):
             return True
         if line is None:
             why = "the restoration log does not list it"

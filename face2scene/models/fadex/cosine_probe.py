@@ -99,7 +99,7 @@ def retrieval(embeddings: Tensor) -> dict[str, float]:
     Returns:
         retrieval_top1: how often the nearest of the O (P - 1) embeddings of other images has the same operator.
         map: mean average precision over the same ranking, in which P - 1 are right.
-        one_image_top1: the same as the first with the O embeddings of one other image, mean over pairs of images.
+        one_picture_top1: the same as the first with the O embeddings of one other image, mean over pairs of images.
         chance: of the first and the last, 1 / O.
     """
     operators, images = embeddings.shape[:2]
@@ -130,8 +130,8 @@ def nuisance_retrieval(embeddings: Tensor, identities: Sequence[str]) -> dict[st
         identities: who is on each of the P images.
 
     Returns:
-        image: how often the nearest embedding of another operator is of the same image; its chance is 1 / P.
-        image_centred: the same after each operator's mean is taken out, which leaves what is not the operator.
+        picture: how often the nearest embedding of another operator is of the same image; its chance is 1 / P.
+        picture_centred: the same after each operator's mean is taken out, which leaves what is not the operator.
         identity: how often the nearest embedding of another image under the same operator is of the same person, over
             the images whose person has another; None where nobody has.
     """
@@ -145,7 +145,7 @@ def nuisance_retrieval(embeddings: Tensor, identities: Sequence[str]) -> dict[st
     share = same_person[partnered].double().sum(1) / (images - 1)
     centred = torch.nn.functional.normalize(vectors - vectors.mean(1, keepdim=True), dim=2)
     return {
-        "image": _same_image(vectors),
+        "picture": _same_image(vectors),
         "picture_centred": _same_image(centred),
         "picture_chance": 1 / images,
         "identity": float(hits.double().mean()) if bool(partnered.any()) else None,
