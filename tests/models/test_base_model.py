@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer import lora
-from face2scene.models.restorer.acceleration import doubled_convolution, fuse_upsample_conv
+from face2scene.models.restorer.acceleration import upsampled_convolution, fuse_upsample_conv
 from face2scene.models.restorer.base_model import load_base, predict_x0
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.random_base import SD_TURBO, networks
@@ -66,7 +66,7 @@ def test_fused_upsample_conv_matches_plain(height, width):
     torch.manual_seed(0)
     x, weight, bias = torch.randn(2, 3, height, width), torch.randn(4, 3, 3, 3), torch.randn(4)
     expected = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
-    torch.testing.assert_close(doubled_convolution(x, weight, bias), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(upsampled_convolution(x, weight, bias), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.numerics

@@ -196,7 +196,7 @@ def test_wrong_rank_on_resume_names_option(make_restorer, tmp_path):
 
 
 def test_unmatched_layer_pattern_raises(make_restorer):
-    with pytest.raises(ValueError, match=r"No layer of UNet2DConditionModel fits \['\*to_x'\].*restorer"):
+    with pytest.raises(ValueError, match=r"No layer of UNet2DConditionModel matches \['\*to_x'\].*restorer"):
         make_restorer(unet_layers=["*to_q", "*to_x"])
 
 

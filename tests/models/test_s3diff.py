@@ -1,4 +1,4 @@
-"""S3Diff against its released computation (`witness_s3diff`)."""
+"""S3Diff against its released computation (`s3diff_reference`)."""
 
 import hashlib
 import shutil
@@ -160,7 +160,7 @@ def test_fresh_model_matches_base(base_folder, start):
     model = S3Diff(load_base(base_folder), ScoreNet(), vae_rank=2, unet_rank=4, start=start)
     latent = torch.randn(1, 4, 8, 8)
     with torch.no_grad():
-        for factor in (0, 1):  # B starts at zero; then with a B that says something
+        for factor in (0, 1):  # B starts at zero; then with a B that is not zero
             for name, parameter in model.named_parameters():
                 if ".lora_B." in name:
                     parameter.fill_(factor * 0.1)

@@ -58,7 +58,7 @@ def test_tile_starts_are_aligned(length):
     assert all(0 < b - a <= 160 - 32 for a, b in pairwise(starts))
 
 
-def test_cells_cover_a_picture_once_and_lie_inside_their_squares():
+def test_cells_cover_image_once_inside_their_squares():
     x = torch.rand(1, 3, 272, 400, generator=torch.Generator().manual_seed(0))
     squares = strata(x, (272, 400), 80, 1000, 16)
     covered = torch.zeros(272, 400)

@@ -253,7 +253,7 @@ def test_code_fingerprint_ignores_comments(tmp_path, monkeypatch):
 
 def test_unusable_references_are_reported(faces, tmp_path):
     write_png(tmp_path / "black.png", np.zeros((40, 40, 3), np.float32))
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
     paths = [tmp_path / "black.png", tmp_path / "broken.jpg"]
     with pytest.raises(
         FaceRestorationError, match=r"none of the 2 reference images shows a face \(black.png, broken.jpg\)"

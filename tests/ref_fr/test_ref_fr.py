@@ -171,7 +171,7 @@ def test_corrupt_cache_entry_raises(tmp_path, photo_files):
     with pytest.raises(ValueError, match="not those written"):
         cache.restore_aligned(faces(1), [photo_files])
     entry.write_bytes(entry.read_bytes()[:60])
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="corrupt"):
         cache.restore_aligned(faces(1), [photo_files])
 
 

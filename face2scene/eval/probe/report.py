@@ -36,7 +36,7 @@ def rows_of(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             for name, value in answers[measure].items():
                 yield _row(encoder, measure, name, value, None, None, 0.0)
         leak = answers["leakage"]
-        for name in ("image", "picture_centred", "identity"):
+        for name in ("picture", "picture_centred", "identity"):
             chance = leak["identity_chance" if name == "identity" else "picture_chance"]
             yield _row(encoder, "leakage", name, leak[name], None, None, chance)
     for restorer, answers in found["restorers"].items():
