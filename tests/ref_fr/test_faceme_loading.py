@@ -228,12 +228,12 @@ def test_full_size_model_loads_and_runs(tmp_path, people, monkeypatch, capsys):
     written = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) / 1e9
     times = {"write": time.perf_counter() - start}
 
-    class Seer(WholeImage):
-        def see(self, image):
-            seen = super().see(image)
+    class Encoder(WholeImage):
+        def detect(self, image):
+            seen = super().detect(image)
             return replace(seen, identity=np.resize(seen.identity, 512) / 8)
 
-    monkeypatch.setattr(loading, "Antelope", lambda folder: Seer())
+    monkeypatch.setattr(loading, "Antelope", lambda folder: Encoder())
     start = time.perf_counter()
     model = FaceMe.released(
         base=str(base),
@@ -432,7 +432,7 @@ def test_missing_weights_name_fetch_command(faces, people, monkeypatch, tmp_path
         with pytest.raises(FaceRestorationError, match="face2scene fetch realvisxl_v3"):
             model.restore_aligned(torch.rand(1, 3, 512, 512), [people["ann"]])
     with pytest.raises(MissingWeights, match="face2scene fetch antelopev2"):
-        Antelope().see(np.zeros((8, 8, 3), np.uint8))
+        Antelope().detect(np.zeros((8, 8, 3), np.uint8))
     for name in ("scrfd_10g_bnkps.onnx", "glintr100.onnx"):
         (tmp_path / name).write_bytes(b"cut short")
     with pytest.raises(ValueError, match=r"scrfd_10g_bnkps\.onnx is not a whole network.*fetch antelopev2 again"):

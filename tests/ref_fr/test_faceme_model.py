@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessorPil
 
 from face2scene.faces.align import five_points
 from face2scene.image_io.arrays import read_image, to_bytes, write_png
-from face2scene.ref_fr.base import FaceRestorationError, StageOneFailure, _frame, in_bytes, mirrored_points
+from face2scene.ref_fr.base import FaceRestorationError, RestorerUnavailableError, _frame, in_bytes, mirrored_points
 from face2scene.ref_fr.faceme import model as faceme
 from face2scene.ref_fr.faceme.id_encoder import IDEncoder, Mix, clip_pixels, insert_tokens
 from face2scene.ref_fr.faceme.model import SCHEDULERS, FaceMe
@@ -96,7 +96,7 @@ def test_face_matches_released_pipeline(faces, people):
     looks, identities = [], []
     for path in people["ann"]:
         image = to_bytes(read_image(path))
-        seen = WholeImage().see(image)
+        seen = WholeImage().detect(image)
         pixels = CLIPImageProcessorPil()(Image.fromarray(image).crop(seen.box))["pixel_values"][0]
         tower = parts.id_encoder.vision_model(torch.as_tensor(np.asarray(pixels))[None])[1]
         both = [parts.id_encoder.visual_projection(tower), parts.id_encoder.visual_projection_2(tower)]
@@ -214,8 +214,8 @@ def test_bfloat16_offload_is_close(faces, people):
 
 def test_references_are_encoded_once(faces, people, monkeypatch):
     model, looks = tiny(), []
-    seeing = WholeImage.see
-    monkeypatch.setattr(WholeImage, "see", lambda self, image: (looks.append(1), seeing(self, image))[1])
+    seeing = WholeImage.detect
+    monkeypatch.setattr(WholeImage, "detect", lambda self, image: (looks.append(1), seeing(self, image))[1])
     for _ in range(2):
         model.restore_aligned(faces[:2], [people["ann"], people["ann"]])
     assert len(looks) == 3
@@ -228,7 +228,7 @@ def test_out_of_memory_names_batch_option(faces, people, monkeypatch):
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(model, "denoise", full)
-    with pytest.raises(StageOneFailure, match=r"2 face\(s\) at once: set ref_fr\.batch=1"):
+    with pytest.raises(RestorerUnavailableError, match=r"2 face\(s\) at once: set ref_fr\.batch=1"):
         model.restore_aligned(faces[:2], [people["ann"]] * 2)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from face2scene.ref_fr.base import StageOneFailure, in_bytes
+from face2scene.ref_fr.base import RestorerUnavailableError, in_bytes
 from face2scene.ref_fr.no_reference import RealESRGAN, RRDBNet, SpandrelFace, load_real_esrgan, read_ncnn
 
 
@@ -85,16 +85,16 @@ def test_spandrel_matches_released_network(tmp_path, kind, other):
         options = {"weight": 0.5} if kind == "codeformer" else {}
         known = model._network(in_bytes(face) * 2 - 1, **options)[0] / 2 + 0.5
     assert torch.equal(made, in_bytes(known)[0]) and made.std() > 0.001
-    with pytest.raises(StageOneFailure, match=f"not a {other}"):
+    with pytest.raises(RestorerUnavailableError, match=f"not a {other}"):
         SpandrelFace(other, str(tmp_path / "r.pth"), device="cpu").ready()
 
 
 def test_missing_package_or_cut_file_raises(tmp_path, monkeypatch):
     (tmp_path / "r.pth").write_bytes(b"PK cut")
     monkeypatch.setitem(sys.modules, "spandrel", None)
-    with pytest.raises(StageOneFailure, match=r"pip install 'face2scene\[restorers\]'"):
+    with pytest.raises(RestorerUnavailableError, match=r"pip install 'face2scene\[restorers\]'"):
         SpandrelFace("restoreformer", str(tmp_path / "r.pth"), device="cpu").ready()
     monkeypatch.undo()
     pytest.importorskip("spandrel")
-    with pytest.raises(StageOneFailure, match=r"r\.pth is not a whole checkpoint"):
+    with pytest.raises(RestorerUnavailableError, match=r"r\.pth is not a whole checkpoint"):
         SpandrelFace("restoreformer", str(tmp_path / "r.pth"), device="cpu").ready()

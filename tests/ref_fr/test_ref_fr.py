@@ -10,7 +10,7 @@ from PIL import Image
 
 from face2scene.image_io.arrays import read_tensor, write_png
 from face2scene.ref_fr import CalibratedPerturbation, Copy, FaceRestorationError, GroundTruth, Perturbed, face_pair
-from face2scene.ref_fr.base import StageOneFailure, in_bytes
+from face2scene.ref_fr.base import RestorerUnavailableError, in_bytes
 from face2scene.ref_fr.cache import Cached
 from face2scene.ref_fr.faceme.model import FaceMe
 from face2scene.ref_fr.no_reference import SpandrelFace
@@ -136,12 +136,12 @@ def test_stage_one_failure_is_retried(tmp_path, photo_files):
 
         def restore_aligned(self, faces, references):
             if self.busy:
-                raise StageOneFailure("out of memory")
+                raise RestorerUnavailableError("out of memory")
             return super().restore_aligned(faces, references)
 
     inner = Busy()
     cache = Cached(inner, tmp_path / "cache")
-    with pytest.raises(StageOneFailure, match="out of memory"):
+    with pytest.raises(RestorerUnavailableError, match="out of memory"):
         cache.fill(faces(2), [photo_files] * 2)
     inner.busy = False
     assert cache.fill(faces(2), [photo_files] * 2) == 2
