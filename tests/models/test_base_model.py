@@ -36,7 +36,7 @@ def test_predict_x0_matches_scheduler_step(kind):
     [
         ("unet", {"cross_attention_dim": 16}, "text width 32 against cross-attention 16"),
         ("unet", {"in_channels": 9}, "4 latent channels against 9 UNet inputs"),
-        ("unet", {"class_embed_type": "timestep"}, "wants more than a latent, a timestep and text"),
+        ("unet", {"class_embed_type": "timestep"}, "needs conditions beyond latent, timestep and text"),
         ("scheduler", {"prediction_type": "sample"}, "predicts 'sample'"),
     ],
 )

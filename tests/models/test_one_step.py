@@ -268,7 +268,7 @@ def test_fp16_overflow_reruns_in_fp32(make_restorer, caplog):
     restorer.unet.forward = overflowing
     before = {name: p.clone() for name, p in restorer.unet.named_parameters()}
     output = restorer.restore(image, tokens)
-    assert "The UNet gave values that are not finite; it is run again in float32." in caplog.text
+    assert "The UNet gave values that are not finite; it runs again in float32." in caplog.text
     assert "VAE" not in caplog.text
     assert output.sub(expected).abs().mean() < 0.02
     for name, parameter in restorer.unet.named_parameters():

@@ -204,7 +204,7 @@ def test_bf16_overflow_reruns_in_fp32(released_files, caplog):
 
     model.vae.decoder.forward = overflowing
     output = model.restore(image, posterior="mean")
-    assert "The VAE decoder gave values that are not finite; it is run again in float32." in caplog.text
+    assert "The VAE decoder gave values that are not finite; it runs again in float32." in caplog.text
     assert "UNet" not in caplog.text and torch.isfinite(output).all()
     assert model.vae.decoder.conv_in.weight.dtype == torch.bfloat16
 

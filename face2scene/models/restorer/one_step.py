@@ -149,8 +149,8 @@ class OneStepRestorer(RestorerBase):
             tokens = torch.where(negative.view(-1, 1, 1), self.null_tokens.to(tokens), tokens)
         with self._autocast():
             latent = self._encode(image, seeds)
-            clean = self._clean(latent, self._predict(latent, self.text[negative.long()], tokens))
-            return self._decode(clean, image)
+            prediction = self._predict(latent, self.text[negative.long()], tokens)
+            return self._decode(predict_x0(latent, prediction, self.alpha, self.prediction), image)
 
     @torch.inference_mode()
     def restore(
@@ -225,14 +225,15 @@ class OneStepRestorer(RestorerBase):
 
         Mean and standard deviation; the mean alone, (B, C, h, w), where `restore` takes the mean.
         """
+        count = 2 if self.posterior == "sample" else 1
         with self._autocast():
             return run_with_fp32_fallback(
-                "VAE encoder", self.vae, lambda: torch.cat(self._posterior(image)[: 1 + self.samples], dim=1)
+                "VAE encoder", self.vae, lambda: torch.cat(self._posterior(image)[:count], dim=1)
             )
 
     def draw(self, posterior: Tensor, seeds: Tensor | None = None) -> Tensor:
         """The latent (B, C, h, w) from the output of `encode`; seeds as in `restore`."""
-        if not self.samples:
+        if self.posterior == "mean":
             return posterior
         mean, std = posterior.chunk(2, dim=1)
         seeds = torch.zeros(len(mean), dtype=torch.long) if seeds is None else seeds
@@ -257,7 +258,7 @@ class OneStepRestorer(RestorerBase):
             positive if guidance == 1 else negative.float() + guidance * (positive.float() - negative.float())
             for guidance in guidances
         ]
-        return [self._clean(latent, one) for one in guided]
+        return [predict_x0(latent, one, self.alpha, self.prediction) for one in guided]
 
     @torch.inference_mode()
     def decode(self, latent: Tensor, image: Tensor | None = None) -> Tensor:
@@ -275,11 +276,6 @@ class OneStepRestorer(RestorerBase):
         """Whether `decode` needs the encoded image: for skip connections or the residual."""
         return self.skips or self.residual
 
-    @property
-    def samples(self) -> bool:
-        """Whether `restore` draws from the VAE's posterior."""
-        return self.posterior == "sample"
-
     def _posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
         posterior = self.vae.encode((image * 2 - 1).to(self.vae_dtype)).latent_dist
         factor = self.vae.config.scaling_factor
@@ -294,10 +290,7 @@ class OneStepRestorer(RestorerBase):
         dtype = self.unet_dtype
         return self.unet(latent.to(dtype), self.timestep, encoder_hidden_states=context.to(dtype)).sample
 
-    def _clean(self, latent: Tensor, prediction: Tensor) -> Tensor:
-        return predict_x0(latent, prediction, self.alpha, self.prediction)
-
-    def _decode(self, latent: Tensor, image: Tensor | None) -> Tensor:
+    def _decode(self, latent: Tensor, image: Tensor | None = None) -> Tensor:
         scaled = (latent / self.vae.config.scaling_factor).to(self.vae_dtype)
         if self.reads_input and image is None:
             raise ValueError("A restorer with skip connections or a residual needs the encoded image to decode.")
