@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer import lora
-from face2scene.models.restorer.acceleration import upsampled_convolution, fuse_upsample_conv
+from face2scene.models.restorer.acceleration import fuse_upsample_conv, upsampled_convolution
 from face2scene.models.restorer.base_model import load_base, predict_x0
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.random_base import SD_TURBO, networks
