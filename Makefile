@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# Python 3.11 or 3.12. A version manager's stub may stand on PATH and still fail, so every candidate is asked.
+# Python 3.11 or 3.12. A version manager's stub on PATH may fail, so every candidate is run.
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3 python; do \
 	"$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1 \
 	&& command -v "$$candidate" && break; done)
@@ -17,7 +17,7 @@ export TORCH_HOME := $(FACE2SCENE_WEIGHTS)/torch_home
 export HF_HUB_OFFLINE := 1
 export OMP_WAIT_POLICY := passive
 
-# The tests whose numbers follow from the processor's kernels, as they are on one with fewer instructions.
+# Tests whose numbers depend on the processor's instruction set, run again with older ones.
 NUMERICS := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -n 2 -m 'numerics and not gpu and not slow and not browser'
 
 .PHONY: help venv demo test lint clean
@@ -31,26 +31,27 @@ demo: $(STAMP) ## Run the whole method at CPU scale; ends in runs/quickstart/rep
 	$(VENV)/bin/face2scene fetch quickstart
 	$(VENV)/bin/python scripts/quickstart.py $(if $(PHOTOS),data.photos=$(PHOTOS) data.overwrite=true)
 
-test: $(STAMP) ## Check the style and run the tests, the numerical ones on three instruction sets
+test: $(STAMP) ## Check style and types, and run the tests, the numerical ones on three instruction sets
 	$(VENV)/bin/face2scene fetch tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -n 2
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(NUMERICS)
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(NUMERICS)
 
-lint: $(STAMP) ## Repair the style where that can be done by a machine
+lint: $(STAMP) ## Repair the style automatically
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
 clean: ## Remove .venv and caches; weights, data and runs stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pyiqa brings opencv-python-headless and, through facexlib, opencv-python. Both own the same folder, and the second one
-# needs a display library that servers lack: it is taken out, and the files it shared are put back. Its bitsandbytes
-# serves a metric that is not used here and complains on every import: it goes too.
-# basicsr is a witness of the tests: its own requirements are for training and are left out (--no-deps).
+# needs a display library that servers lack: it is removed, and the shared files are installed again. Its bitsandbytes
+# serves a metric that is not used here and warns on every import: it is removed too.
+# basicsr is a reference implementation in the tests; its requirements are for training and are left out (--no-deps).
 # The tests also read RAW files and drive every face backend; wandb is not needed.
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and none was found: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -1,9 +1,9 @@
-"""What it costs that a build can be killed at any moment, how it scales over processes, and that memory stays flat.
+"""The dataset builder: the cost of being resumable at any moment, its scaling over processes, and its peak memory.
 
-Throughput: drawn people (no network runs, so that the builder itself is what counts) at 512 pixels, ours with one and
-with two processes, against a plain loop that draws the same images, saves them as PNG and keeps its records in a list
-until the end: what a stopped run of it has done is lost. Memory: peak of one process that builds sets of simulated
-records, whose images are a few bytes; both peaks count from where the imports end.
+Throughput: drawn people (no network, so that the builder itself is measured) at 512 pixels, ours with one and two
+processes, against a plain loop that draws the same images, saves them as PNG and keeps its records in a list until the
+end, so it cannot be resumed. Memory: peak of one process that builds sets of simulated records, whose images are a few
+bytes; both peaks are relative to that after the imports.
 
     python benchmarks/build.py [--quick] [--json FILE]
 """
@@ -40,13 +40,13 @@ def people(count: int) -> GeneratedPeople:
 
 
 def ours(folder: Path, count: int, rank: int, processes: int) -> float:
-    """Seconds of one process's share; the others are waited for through files, as accelerate's ranks wait."""
-    meetings = iter(range(10))
+    """Seconds of one process's share; processes wait for each other through files, as accelerate's ranks do."""
+    barriers = iter(range(10))
 
     def wait() -> None:
-        meeting = next(meetings)
-        (folder.parent / f"meeting{meeting}-{rank}").touch()
-        while len(list(folder.parent.glob(f"meeting{meeting}-*"))) < processes:
+        barrier = next(barriers)
+        (folder.parent / f"barrier{barrier}-{rank}").touch()
+        while len(list(folder.parent.glob(f"barrier{barrier}-*"))) < processes:
             time.sleep(0.005)
 
     source = people(count)
@@ -70,7 +70,7 @@ def plain(folder: Path, count: int) -> float:
 
 
 class Simulated:
-    """Portions of records like those of a real set (68 landmarks, a 128-number identity), with images of no size."""
+    """Chunks of records like those of a real set (68 landmarks, a 128-number identity), with images of one pixel."""
 
     def __init__(self, count: int):
         self.count = count
@@ -86,24 +86,18 @@ class Simulated:
 
     def chunks(self, item: int, start: int) -> Iterator[BuildResult]:
         for first in range(start * 250, self.count, 250):
-            yield BuildResult([self.draft(n) for n in range(first, min(first + 250, self.count))])
+            yield BuildResult([self.candidate(n) for n in range(first, min(first + 250, self.count))])
 
-    def draft(self, n: int) -> RecordCandidate:
+    def candidate(self, n: int) -> RecordCandidate:
         rng = np.random.default_rng(n)
         vector = rng.standard_normal(128)
-        about = {"name": "simulated", "seed": n, "file": f"{n:09d}.jpg"}
         return RecordCandidate(
-            *(
-                f"p{n:09d}",
-                np.full((1, 1, 3), n % 251, np.uint8),
-                None,
-                "train",
-                f"person{n // 10}",
-                "A photo.",
-                "mid-up",
-            ),
-            *((1.0, 2.0, 30.0, 40.0), rng.uniform(0, 512, (68, 2)), vector / np.linalg.norm(vector)),
-            *("simulated", "CC0-1.0", about),
+            name=f"p{n:09d}",
+            image=np.full((1, 1, 3), n % 251, np.uint8),
+            **{"split": "train", "identity": f"person{n // 10}", "prompt": "A photo.", "shot": "mid-up"},
+            **{"face_box": (1.0, 2.0, 30.0, 40.0), "landmarks_68": rng.uniform(0, 512, (68, 2))},
+            **{"vector": vector / np.linalg.norm(vector), "source": "simulated", "licence": "CC0-1.0"},
+            generator={"name": "simulated", "seed": n, "file": f"{n:09d}.jpg"},
             measured={"sharpness": float(rng.uniform())},
         )
 
@@ -122,7 +116,7 @@ def memory(folder: Path, count: int) -> dict[str, float]:
     built, seconds = peak(), time.perf_counter() - start
     rows = sum(1 for _ in stream_manifest(folder))
     assert rows == count, rows
-    sum(1 for _ in problems_of(folder))  # every image is found to be none, which is a problem each
+    sum(1 for _ in problems_of(folder))  # no file is an image, so each is reported
     return {"build": built - before, "verify": peak() - before, "seconds": seconds, "imports": before}
 
 

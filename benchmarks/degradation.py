@@ -1,8 +1,8 @@
 """Images per second of our degradations against basicsr's functions in S3Diff's order, on one thread.
 
 Both sides get the same recipes, drawn from configs/degradation/paper.yaml, and the same batches of four 512
-x 512 images; both run in this process, in turns, and what counts is processor time, so that what else the
-machine does matters little. The other side is Real-ESRGAN's pipeline as S3Diff runs it: kernels convolved in
+x 512 images; both run in this process, in turns, and processor time counts, so that other load on the machine matters
+little. The other side is Real-ESRGAN's pipeline as S3Diff runs it: kernels convolved in
 one grouped convolution of 21 x 21, noise and resize shared by the batch, the differentiable JPEG's
 exact-rounding form. Ours applies one recipe to each image of the batch, kernels included, through the real
 codec. basicsr is optional: without it, or where it does not import, our side is measured alone and the table
@@ -250,7 +250,7 @@ def drawing_ms(count: int) -> float:
 
 
 def field_s(count: int) -> list[float]:
-    """Seconds of a field of point-spread functions on 2048 x 2048; the first time it is taken apart too."""
+    """Seconds of a spatially varying blur on 2048 x 2048; the first includes the decomposition of its kernels."""
     recipe, image, seconds = Recipe((FIELD,)), images(1, 2048)[0], []
     for _ in range(count):
         start = time.process_time()

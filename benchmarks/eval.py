@@ -1,9 +1,9 @@
-"""Scoring: PSNR, SSIM, LPIPS, DISTS and FID of 100 images of 512 x 512, shared out to two processes, against
+"""Scoring: PSNR, SSIM, LPIPS, DISTS and FID of 100 images of 512 x 512 on two processes, against
 a plain loop of pyiqa calls, image by image, with torch's own threads.
 
 Each side is a process of its own with its models loaded once, and both read the same PNGs and the same weights. Seconds
 are of the scoring; loading is a measure of its own. CPU seconds are there because a shared machine disturbs them less.
-The values of both sides must agree to 1e-5 (FID: of its size), or the benchmark fails.
+The values of both sides must agree to 1e-5 (FID: relative), or the benchmark fails.
 
     python benchmarks/eval.py [--quick] [--images N] [--methods N] [--json FILE]
 """
@@ -40,7 +40,7 @@ def draw(folder: Path, images: int, methods: int, side: int = 512) -> None:
         for cell in (4, 16, 64, 256):
             coarse = rng.random((cell, cell, 3)).repeat(side // cell, 0).repeat(side // cell, 1)
             gt += coarse / 4
-        write_png(folder / "truth" / f"{number:04d}.png", gt.astype(np.float32))
+        write_png(folder / "gt" / f"{number:04d}.png", gt.astype(np.float32))
         for method in range(methods):
             soft = (gt + np.roll(gt, 1, 0) + np.roll(gt, 1, 1)) / 3
             made = np.clip(soft + rng.normal(0, 0.02 + 0.05 * rng.random(), gt.shape), 0, 1)
@@ -50,19 +50,19 @@ def draw(folder: Path, images: int, methods: int, side: int = 512) -> None:
 def plain(folder: Path, out: Path) -> None:
     """The other side: pyiqa as its manual shows it."""
     start = perf_counter()
-    specs = {key: METRICS[key].engine for key in KEYS if key != "ssim_y"}
     from face2scene.eval.metrics.pyiqa_backend import Pyiqa
 
-    specs["ssim_y"] = Pyiqa("ssim", {"color_space": "ycbcr"})
+    specs = {key: METRICS[key].engine for key in KEYS}
+    specs |= {"psnr": Pyiqa("psnr"), "ssim_y": Pyiqa("ssim", options={"color_space": "ycbcr"})}
     models = {key: spec.network("cpu") for key, spec in specs.items()}
     loaded, cpu = perf_counter(), process_time()
     values: dict[str, dict[str, dict[str, float]]] = {}
     for method in sorted(folder.glob("method_*")):
         rows = values[method.name] = {}
         for path in list_images(method):
-            pair = str(path), str(folder / "truth" / path.name)
+            pair = str(path), str(folder / "gt" / path.name)
             rows[path.stem] = {key: float(models[key](*pair)) for key in KEYS if key != "fid"}
-        rows["set"] = {"fid": float(models["fid"](str(method), str(folder / "truth"), verbose=False, num_workers=0))}
+        rows["set"] = {"fid": float(models["fid"](str(method), str(folder / "gt"), verbose=False, num_workers=0))}
     times = {"load": loaded - start, "wall": perf_counter() - loaded, "cpu": process_time() - cpu}
     write_json(out, {"values": values, **times})
 
@@ -81,7 +81,7 @@ def ours(folder: Path, out: Path) -> None:
     loaded, cpu = perf_counter(), process_time()
     rows = {method.name: (method, out.parent / method.name) for method in sorted(folder.glob("method_*"))}
     shared = {"rank": state.process_index, "processes": state.num_processes, "wait": state.wait_for_everyone}
-    score_folders(rows, folder / "truth", KEYS, scorers=ready, **shared)
+    score_folders(rows, folder / "gt", KEYS, scorers=ready, **shared)
     times = {"load": loaded - start, "wall": perf_counter() - loaded, "cpu": process_time() - cpu}
     values = {}
     for name, (_, results) in rows.items() if state.is_main_process else ():
@@ -102,7 +102,7 @@ def child(side: str, folder: Path, out: Path) -> float:
 
 
 def apart(first: dict, second: dict) -> float:
-    """Largest difference of any value; of FID relative to its size."""
+    """Largest difference of any value, that of FID relative to its value."""
     worst = 0.0
     for method, rows in first.items():
         for name, row in rows.items():
@@ -115,7 +115,7 @@ def apart(first: dict, second: dict) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="six images")
-    parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--methods", type=int, default=1, help="folders that are scored against the same ground truth")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--side", choices=("plain", "ours"), help=argparse.SUPPRESS)

@@ -1,15 +1,14 @@
 """Speed of face detection, and with `--recall` what is still found as photos get worse.
 
-Speed: a 12-megapixel photo on one core by `faces=open` against the same network run once on the whole photo, the way a
-detector is used out of the box; landmarks and identity per face; and an image without any face, which takes every
-retry. Both sides run in this process, in turns, and the best of several runs counts.
+Speed: a 12-megapixel photo on one core by `faces=open` against the same network run once on the whole photo, the usual
+way; landmarks and identity per face; and an image without a face, for which every retry runs. Both sides run in this
+process, in turns, and the fastest of several runs counts.
 
-Recall: the packaged photos, reduced to 512 pixels as the method sees them, are degraded by the spaces of
-configs/degradation and by low light. Ground truth is what one search of the network, or of that of `--gt`, finds in the
-clean photo with a score of 0.8.
-A face counts as found when the mean of its five landmarks lies within a third of a face; its landmark error is the mean
-distance of the five in percent of the face's side. Every other face is a false positive; photos and images without
-people take part.
+Recall: the packaged photos, reduced to 512 pixels, are degraded by the spaces of configs/degradation and by low light.
+Ground truth are the detections of one search by the network, or by that of `--gt`, in the clean photo with a score of
+0.8 or more. A face counts as found when the mean of its five landmarks is off by less than a third of the face's side;
+its landmark error is the mean distance of the five in percent of that side. Every other detection is a false positive;
+images without people are included.
 
     python benchmarks/faces.py [--quick] [--json FILE] [--recall FOLDER] [--faces CONFIG] [--photos FOLDER]
 """
@@ -43,10 +42,10 @@ SPACES = ("clean", "mild", "paper", "severe", "low_light")
 
 
 def detector(name: str, **options: object) -> Detector:
-    """The detector of configs/faces/NAME.yaml, with what it is built on, and some options changed."""
+    """The detector of configs/faces/NAME.yaml, with some options changed."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose(f"faces/{name}").faces
-    OmegaConf.set_struct(config, False)  # what a config leaves to its class can be changed too
+    OmegaConf.set_struct(config, False)  # so that options missing in the config can be changed too
     return instantiate(OmegaConf.merge(config, options))
 
 
@@ -96,7 +95,7 @@ def degraded(image: np.ndarray, space: str, seed: int) -> np.ndarray:
 
 @dataclass
 class Tally:
-    """What became of the faces of one space."""
+    """Counts over the images of one space."""
 
     faces: int = 0
     found: int = 0
@@ -120,7 +119,7 @@ class Tally:
 
 
 def add(tally: Tally, gt: list[Face], found: list[Face], same_threshold: float) -> None:
-    """Pair found faces with true ones, nearest first, each once."""
+    """Pair detections with ground truth faces, each once, the nearest first."""
     tally.faces += len(gt)
     tally.images += 1
     free = set(range(len(found)))
@@ -187,7 +186,7 @@ def as_markdown(results: Mapping[str, Mapping[str, Mapping]]) -> str:
 def best_of(runs: int, *sides: Callable[[], object]) -> list[float]:
     """Processor seconds of the fastest run of each side, the sides in turns; the first round is the warm-up.
 
-    One thread runs, so that on an idle core these are seconds of the clock; on a busy one they are what it would be.
+    With one thread these are the wall seconds of an idle core.
     """
     seconds = [[] for _ in sides]
     for number in range(runs + 1):
@@ -277,23 +276,21 @@ def main() -> None:
     parser.add_argument("--recall", type=Path, help="write recall.md and recall.json into this folder instead")
     parser.add_argument("--faces", default="open", help="name of a config of configs/faces")
     parser.add_argument("--landmarks-only", action="store_true", help="--recall without identities, much faster")
-    parser.add_argument(
-        "--truth", help="config whose finds are the ground truth, with --landmarks-only (default: --faces)"
-    )
+    parser.add_argument("--gt", help="config of the ground truth, with --landmarks-only (default: --faces)")
     parser.add_argument("--spaces", nargs="+", default=SPACES, choices=SPACES, help="degradations of --recall")
     parser.add_argument("--draws", type=int, default=4, help="of every degradation for --recall")
     parser.add_argument("--photos", type=Path, help="more photos for --recall")
     options = parser.parse_args()
     if options.gt and not options.landmarks_only:
-        parser.error("--ground truth needs --landmarks-only: identities of two networks cannot be compared.")
+        parser.error("--gt needs --landmarks-only: identities of two networks cannot be compared.")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
     if options.recall:
         described = {"landmarks": False, "identities": False} if options.landmarks_only else {}
-        # One look's score is not a mean of two: 0.7 for open, whose networks are asked for less; others have their own.
-        least = min(0.7, detector(options.faces, **described).min_score)
-        plain = {"min_score": least, "retries": [], "second_look": False}
+        # One search's score is not a mean of two: 0.7 for open, whose own threshold is lower; others have theirs.
+        min_score = min(0.7, detector(options.faces, **described).min_score)
+        plain = {"min_score": min_score, "retries": [], "second_look": False}
         variants = {
             f"{options.faces}, one search": detector(options.faces, **plain, **described),
             f"{options.faces}, second look": detector(options.faces, retries=[], **described),

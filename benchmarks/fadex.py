@@ -1,12 +1,10 @@
-"""FaDeX's training step, with the degradation and the pairs made for it and without, against DASR's way to make a
-batch.
+"""FaDeX's training step, with and without the making of its batches, against DASR's batches.
 
-Ours degradations the images of one operator together and takes the others of its step as positives. DASR's way, at the
-same number of images and with the same encoder, loss and restored faces: every image has an operator of its own and
-is cropped twice, each view is degraded by itself, and the other view is the only positive. Both sides run in this
-process, in turns, and the fastest turn counts. `--variants` times the step alone in other memory layouts and
-precisions and with torch.compile; `--loader N` counts how long a training waits for N workers (wall time, so on a
-machine that does nothing else).
+Ours degrades the images of one operator together and takes the others of its step as positives. In DASR's batch, with
+as many images and the same encoder, loss and restored faces, every image has its own operator and is cropped twice,
+each view is degraded separately, and the other view is the only positive. Both sides run in this process, in turns, and
+the fastest turn counts. `--variants` times the step alone in other memory layouts and precisions and with
+torch.compile; `--loader N` measures how long a training waits for N workers (wall time, so on an idle machine).
 
     python benchmarks/fadex.py [--quick] [--fadex tiny] [--train quickstart] [--degradation tiny] [--variants]
         [--loader 2] [--turns 5] [--json FILE]
@@ -42,7 +40,7 @@ IMAGES = 24
 
 
 def drawn(folder: Path) -> tuple[list[Path], list[tuple[int, int, int, int]]]:
-    """One packaged portrait, moved about, and the face in each copy."""
+    """Shifted copies of one packaged portrait, and the face box in each."""
     photo = import_optional("skimage.data", "dev", why="The astronaut photo").astronaut().astype(np.float32) / 255
     paths = [folder / f"{number:02d}.png" for number in range(IMAGES)]
     for number, path in enumerate(paths):
@@ -73,7 +71,7 @@ class TwoViews(FacePairBatches):
 
 
 def trainer(cfg: DictConfig, *, channels_last: bool, compiled: bool = False) -> tuple[MoCo, torch.optim.Optimizer]:
-    """What one training holds."""
+    """The contrast and the optimizer of one training."""
     torch.manual_seed(0)
     moco = MoCo(instantiate(cfg.fadex.encoder, _convert_="all"), **cfg.fadex.contrast)
     if channels_last:
@@ -85,7 +83,7 @@ def trainer(cfg: DictConfig, *, channels_last: bool, compiled: bool = False) -> 
 
 
 def step(moco: MoCo, optimizer: torch.optim.Optimizer, batch: Mapping[str, Tensor], *, bf16: bool = False) -> None:
-    """One optimiser step as `train.loop` takes it."""
+    """One optimizer step, as in `train.loop`."""
     with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
         contrast = moco(
             (batch["query_restored"], batch["query_degraded"]),
@@ -112,10 +110,10 @@ def fastest(ways: Mapping[str, Callable[[int], Any]], turns: int) -> dict[str, f
 
 def waiting(data: FacePairBatches, moco: MoCo, optimizer: torch.optim.Optimizer, workers: int, steps: int) -> float:
     """Share of the wall time in which a training of some steps waits for its loader."""
-    waited, stream = 0.0, batches(data, Accelerator(cpu=True), 0, workers)
+    waited, loader = 0.0, batches(data, Accelerator(cpu=True), 0, workers)
     for number in range(steps + 4):
         start = time.perf_counter()
-        _, batch = next(stream)
+        _, batch = next(loader)
         if number == 4:  # the workers have started
             began = start
         waited += time.perf_counter() - start if number >= 4 else 0.0
@@ -130,7 +128,7 @@ def main() -> None:
     parser.add_argument("--train", default="quickstart", help="of configs/train")
     parser.add_argument("--degradation", default="tiny", help="of configs/degradation")
     parser.add_argument("--variants", action="store_true", help="also the step in other layouts and precisions")
-    parser.add_argument("--loader", type=int, metavar="WORKERS", help="also the wait for so many workers")
+    parser.add_argument("--loader", type=int, metavar="WORKERS", help="also measure the wait for so many workers")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Twelve held-out photos at four strengths of degradation: how much better does a restorer make them?
+"""PSNR and LPIPS of a restorer on twelve held-out photos at four strengths of degradation.
 
     python benchmarks/photos.py [--ours FOLDER] [--other FOLDER] [--real-esrgan] [--quick] [--json FILE]
         [--images FOLDER] [--size 512]
@@ -41,15 +41,15 @@ def degradation(sigma: float, factor: float, noise: float, quality: int) -> Reci
     return Recipe((Blur("iso", 21, sigma_x=sigma), *steps), noise_seed=0)
 
 
-DAMAGES = {
+DEGRADATIONS = {
     "none": Recipe((), noise_seed=0),
     "mild": degradation(0.7, 1.0, 4, 85),
     "medium": degradation(1.4, 0.5, 8, 60),
     "strong": degradation(2.2, 0.25, 12, 40),
 }
-# What is to be reached: dB (at `none` of the result, else gained over the input) and LPIPS at most.
+# Goals: PSNR in dB (at `none` of the result, else the gain over the input) and the largest LPIPS.
 GOALS = {"none": (40.0, 0.01), "mild": (1.0, 0.085), "medium": (1.2, 0.20), "strong": (1.0, 0.30)}
-UNTOUCHED = 60.0  # dB that an image without any error counts
+UNTOUCHED = 60.0  # dB of an image without error
 
 
 def photos(size: int) -> dict[str, Tensor]:
@@ -80,12 +80,12 @@ def pipeline(folder: Path) -> Method:
 
 
 def measured(methods: dict[str, Method], size: int, quick: bool, folder: Path | None) -> dict[str, dict[str, list]]:
-    """Of every degradation and method: (PSNR, LPIPS, seconds) of each photo."""
+    """For every degradation and method: (name, PSNR, LPIPS, seconds) of each photo."""
     perceptual = Perceptual("alex")
-    found: dict[str, dict[str, list]] = {degradation: {name: [] for name in methods} for degradation in DAMAGES}
+    found: dict[str, dict[str, list]] = {strength: {name: [] for name in methods} for strength in DEGRADATIONS}
     chosen = photos(size)
     for name, gt in list(chosen.items())[:: 4 if quick else 1]:
-        for strength, recipe in DAMAGES.items():
+        for strength, recipe in DEGRADATIONS.items():
             image = recipe.apply(gt).mul(255).round().div(255)
             row = []
             for title, method in methods.items():
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--real-esrgan", action="store_true")
     parser.add_argument("--quick", action="store_true", help="three photos")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--images", type=Path)
     parser.add_argument("--size", type=int, default=512)
     arguments = parser.parse_args()
     keep_freed_memory()
@@ -127,9 +127,9 @@ def main() -> None:
         means = {title: np.mean([one[1:] for one in ones], axis=0) for title, ones in by_method.items()}
         gain, lpips = GOALS[strength]
         goal = gain if strength == "none" else means["input"][0] + gain
-        told = "   ".join(f"{title} {psnr:.2f} dB {value:.3f}" for title, (psnr, value, _) in means.items())
+        summary = "   ".join(f"{title} {psnr:.2f} dB {value:.3f}" for title, (psnr, value, _) in means.items())
         worst = min(ours[1] - given[1] for ours, given in zip(by_method["ours"], by_method["input"], strict=True))
-        print(f"{strength:8}{told}   goal {goal:.2f} dB {lpips:.3f}   worst photo {worst:+.2f} dB", flush=True)
+        print(f"{strength:8}{summary}   goal {goal:.2f} dB {lpips:.3f}   worst photo {worst:+.2f} dB", flush=True)
         last = list(means)[-1]  # the other side is what was named last, else the input
         note = f"{len(by_method['ours'])} photos of {arguments.size} pixels, degradation {strength}"
         for place, (name, unit) in enumerate((("PSNR", "dB"), ("LPIPS", ""), ("seconds", "s a photo"))):

@@ -2,9 +2,9 @@
 
     python benchmarks/pipeline.py [--quick] [--json FILE] [--images 20] [--size 512] [--megapixels 12] [--device cuda]
 
-Ours is `restore_folder`, which reads, restores and writes at once. The other side is the plain loop around the same
-pipeline: read an image, restore it, write it, take the next. `--megapixels N` also restores one image of that size
-in a process of its own and says what memory it took at most; on a CPU with the tiny model that takes minutes.
+Ours is `restore_folder`, which reads, restores and writes concurrently. The other side is a plain loop around the same
+pipeline: read, restore and write one image after the other. `--megapixels N` also restores one image of that size in a
+process of its own and reports its peak memory; on a CPU with the tiny model that takes minutes.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from face2scene.inference.tasks import find_tasks
 
 
 def images(folder: Path, count: int, size: int) -> Path:
-    """Noisy waves, as 16-bit TIFF files: slow to unpack and to pack, as camera files are."""
+    """Noisy waves, as 16-bit TIFF files: slow to decode and encode, like camera files."""
     folder.mkdir(parents=True)
     y, x = np.mgrid[:size, :size] / size
     for number in range(count):
@@ -43,7 +43,7 @@ def images(folder: Path, count: int, size: int) -> Path:
 
 
 def one_by_one(pipeline: Face2ScenePipeline, folder: Path, output: Path) -> tuple[float, float]:
-    """The plain loop: seconds in the models, and in all."""
+    """The plain loop: seconds in the models, and in total."""
     output.mkdir(parents=True)
     models, start = 0.0, perf_counter()
     for path in sorted(folder.iterdir()):
@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="six small images")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--pictures", type=int, default=20)
+    parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--megapixels", type=float, default=0.0)
     parser.add_argument("--tile", default="512")

@@ -1,9 +1,9 @@
-"""What Stage I's quality does to FaDeX's code and to the restored scene; and FaceMe's quality against its time.
+"""Effect of Stage I's quality on FaDeX's embedding and on the restored scene; and FaceMe's quality against its time.
 
-The table has the shape of the paper's Table 6 at tiny scale. Packaged portraits are reduced to 256 pixels and corrupt
-by configs/degradation/tiny.yaml; each restorer of configs/ref_fr stands in for Stage I, and checkpoints/tiny restores
-the scene. `code` is the cosine of FaDeX's code with the one that the clean face gives. Below the restorers stand
-the learned null tokens and the tokens of the next image's degradation. No references are given.
+The table has the form of the paper's Table 6 at tiny scale. Packaged portraits are reduced to 256 pixels and degraded
+by configs/degradation/tiny.yaml; each restorer of configs/ref_fr is Stage I, and checkpoints/tiny restores the scene.
+`code` is the cosine of FaDeX's embedding with that of the ground truth face. The last rows have the learned null tokens
+and the tokens of the next image's degradation. No reference photos are given.
 
 `--curve NAME` runs configs/ref_fr/NAME.yaml (faceme, or faceme_tiny to try the tool) over steps and schedulers on
 portraits of a person whose other photos are the references: seconds per face and the distance to the clean face.
@@ -139,7 +139,7 @@ def curve(scorers: Mapping[str, Scorer], name: str, quick: bool) -> dict[tuple[s
                 given = [place / n for n in PERSON if Path(n).stem != image]
                 box = square_crop_box(face.box, (SIDE, SIDE))
                 low, known = (aligned_face(x, box, face.landmarks_5, restorer.size)[0] for x in (scene, gt))
-                restorer.reference_tokens(given)  # described once per person: not part of a face's time
+                restorer.reference_tokens(given)  # computed once per person: not part of a face's time
                 start = time.perf_counter()
                 made = restorer.restore_aligned(low[None], [given])[0].image
                 measured.append([time.perf_counter() - start, *scored(scorers, made, known)])
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the table here")
     parser.add_argument("--quick", action="store_true", help="two images; of the curve the released scheduler alone")
     parser.add_argument("--curve", metavar="NAME", help="of configs/ref_fr: faceme or faceme_tiny")
-    parser.add_argument("--pictures", type=int, default=6, help="1 to 10")
+    parser.add_argument("--images", type=int, default=6, help="1 to 10")
     options = parser.parse_args()
     keep_freed_memory()  # both sides alike
     scorers = {key: METRICS[key].build("cpu") for key in KEYS}

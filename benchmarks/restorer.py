@@ -1,10 +1,10 @@
-"""Restoring one image and training one step: ours against S3Diff run the published way, on the same base and machine.
+"""Restoring one image and training one step: ours against S3Diff as published, on the same base and machine.
 
-Restoring. Ours is FaDeX on one face, MapNet and the one-step restorer as the pipeline runs it: merged LoRAs, doublings
-folded into their convolutions, both prompts in one call and encoded beforehand. The other side is `restorer=s3diff` as
-its release runs it: float32, LoRAs modulated in every call, two UNet calls one after the other, both prompts encoded
-for every image, a quarter-size input enlarged by 4. Stage I is on neither side. Both get the same random base; one
-after the other, in this process, the fastest of --repeat runs.
+Restoring. Ours is FaDeX on one face, MapNet and the one-step restorer as in the pipeline: merged LoRAs, upsampling
+fused with its convolutions, both prompts in one call and encoded beforehand. The other side is `restorer=s3diff` as
+released: float32, LoRAs modulated in every call, two UNet calls one after the other, both prompts encoded for every
+image, a quarter-size input enlarged by 4. Stage I is on neither side. Both have the same random base and run one after
+the other in this process; the fastest of --repeat runs counts.
 
 Training. One step of `train.loop` with `order=one_forward` against `order=published` (two restorations, four optimiser
 steps), the same restorer, discriminator, batch and precision, in turns.
@@ -134,7 +134,7 @@ def weights_mib(*modules: nn.Module) -> float:
 
 
 def operations_per_second(device: torch.device, dtype: torch.dtype, clock: Callable[[], float]) -> float:
-    """What a large matrix product reaches here: the best of a few."""
+    """Floating-point operations per second of a large matrix product: the best of six."""
     side = 8192 if device.type == "cuda" else 2048
     a, best = torch.randn(side, side, device=device).to(dtype), 0.0
     for _ in range(6):
@@ -146,8 +146,8 @@ def operations_per_second(device: torch.device, dtype: torch.dtype, clock: Calla
     return best
 
 
-class Nearness(nn.Module):
-    """LPIPS on VGG with random weights: the work of the real one, without its download."""
+class RandomLpips(nn.Module):
+    """LPIPS on VGG with random weights: the same operations, without the download."""
 
     def __init__(self):
         super().__init__()
@@ -175,7 +175,7 @@ def train_rows(options: argparse.Namespace, device: torch.device, clock: Callabl
     batch |= {"negative": torch.tensor([False], device=device), "drop": torch.tensor([False], device=device)}
     batch["seed"] = torch.tensor([0])
     accelerator = Accelerator(cpu=device.type == "cpu")
-    near, faces, settings = Nearness(), _Faces(), {"lr": 2e-5, "device": device, "about": {}}
+    near, faces, settings = RandomLpips(), _Faces(), {"lr": 2e-5, "device": device, "about": {}}
     orders = ("one_forward", "published")
     tasks = {
         o: RestorerTask(restorer, faces, near, None, [], discriminator=discriminator, order=o, **settings)

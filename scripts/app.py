@@ -14,9 +14,9 @@ def main(cfg: DictConfig) -> None:
     """Load the models once and serve until Ctrl-C."""
     logging.getLogger("face2scene").setLevel(logging.INFO)
     pipeline = pipeline_of(cfg)
-    instrument = DegradationReadout(**cfg.readout) if cfg.readout else None
+    readout = DegradationReadout(**cfg.readout) if cfg.readout else None
     guidance = pipeline.restorer.guidance if cfg.guidance is None else cfg.guidance
-    blocks = build(AppController(pipeline, instrument, seed=cfg.seed), guidance=guidance)
+    blocks = build(AppController(pipeline, readout, seed=cfg.seed), guidance=guidance)
     launch(blocks, **{name: cfg[name] for name in ("host", "port", "waiting", "largest_mb")})
 
 

@@ -1,7 +1,7 @@
 """Build an InScene dataset: `accelerate launch scripts/build_inscene.py data=quickstart`.
 
-Stop it at any moment and start it again with the same command; a finished set is left as it is. The exit code is 0, or
-1 when it could not be built, or data.quarantine_exit when it was and some input could not be read.
+It can be stopped at any moment; the same command goes on from there, and leaves a finished set as it is. The exit code
+is 0, 1 when the set could not be built, or data.quarantine_exit when some input could not be read.
 """
 
 import sys
@@ -24,7 +24,7 @@ from face2scene.data.sources.photo_folder import Photos
 from face2scene.eval.metrics.registry import METRICS, Pyiqa
 from face2scene.faces.detect import Detector
 
-# What the images do not depend on; two builds that differ only here are the same build.
+# Settings that do not decide the images: builds that differ only here are the same.
 _FREE = ("root", "overwrite", "name", "jsonl", "quarantine_exit")
 
 
@@ -32,14 +32,14 @@ _FREE = ("root", "overwrite", "name", "jsonl", "quarantine_exit")
 def main(cfg: DictConfig) -> None:
     """Sources from the configuration, one build, one printed summary."""
     start = perf_counter()
-    state = Accelerator(cpu=not torch.cuda.is_available())  # or two processes on a CPU would not meet
+    state = Accelerator(cpu=not torch.cuda.is_available())  # without cpu=True, CPU processes would not join
     data = cfg.data
     if "mix" in data:
         raise ValueError(
             f"data={data.name} is a mix of sets for trainings: build its parts, such as inscene_synthetic."
         )
     detector = instantiate(cfg.faces)
-    sources = _sources(data, detector, _metrics(state.device))
+    sources = _sources(data, detector, _metrics(state.device), str(state.device))
     settings = {
         "data": {k: v for k, v in OmegaConf.to_container(data, resolve=True).items() if k not in _FREE},
         "faces": OmegaConf.to_container(cfg.faces, resolve=True),
@@ -65,24 +65,16 @@ def main(cfg: DictConfig) -> None:
         sys.exit(data.get("quarantine_exit", 0))
 
 
-def _sources(data: DictConfig, detector: Detector, metric: Callable[[str], Any]) -> list[ImageSource]:
+def _sources(data: DictConfig, detector: Detector, metric: Callable[[str], Any], device: str) -> list[ImageSource]:
     common = {"size": data.size, "reference_size": data.reference_size, "detector": detector}
     sources = []
     for source in filter(None, (data.get("sources") or {}).values()):
-        given = common | ({"metric": metric} if "stages" in source else {})
+        given = common | ({"metric": metric, "device": device} if "stages" in source else {})
         given = {key: value for key, value in given.items() if key not in source}  # a source may say null
         sources.append(instantiate(source, **given, _convert_="all"))
     folders = OmegaConf.to_container(OmegaConf.create({"photos": data.get("photos")}))["photos"] or []
     for number, folder in enumerate([folders] if isinstance(folders, str) else folders):
-        sources.append(
-            Photos(
-                folder,
-                name=f"photos{number}",
-                split=data.photos_split,
-                licence="the owner's",
-                **common,
-            )
-        )
+        sources.append(Photos(folder, name=f"photos{number}", split=data.photos_split, licence="the owner's", **common))
     return sources
 
 

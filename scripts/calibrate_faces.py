@@ -1,4 +1,4 @@
-"""Same and different people as a faces backend sees them: `python scripts/calibrate_faces.py faces=open`."""
+"""Identity similarity by a faces backend: `python scripts/calibrate_faces.py faces=open`."""
 
 import logging
 

@@ -9,8 +9,9 @@ from face2scene.cli.command_line import CONFIGS as ROOTS
 from face2scene.cli.command_line import script
 from face2scene.common.files import atomic_write, read_json
 from face2scene.eval.reports.quickstart import quickstart_report
-from face2scene.eval.reports.table_page import printed_table
-from face2scene.eval.scoring.score import gt_of, score_folder
+from face2scene.eval.reports.table_page import paper_table
+from face2scene.eval.scoring.pairing import boxes_of, gt_of
+from face2scene.eval.scoring.score import score_folder
 from face2scene.eval.tables.render import markdown, row_from_scores
 
 CONFIGS = ROOTS / "eval"
@@ -19,8 +20,6 @@ CONFIGS = ROOTS / "eval"
 def _predictions(cfg: DictConfig, run: Path) -> None:
     import torch
     from accelerate import PartialState
-
-    from face2scene.eval.scoring.pairing import boxes_of
 
     state = PartialState(cpu=not torch.cuda.is_available())
     if state.num_processes == 1 and cfg.threads:
@@ -53,7 +52,7 @@ def _predictions(cfg: DictConfig, run: Path) -> None:
 
 def _table(cfg: DictConfig, run: Path) -> None:
     runs = Path(cfg.paths.runs)
-    text = printed_table(CONFIGS, runs, cfg.table, cfg.format)
+    text = paper_table(CONFIGS, runs, cfg.table, cfg.format)
     if cfg.format != "html":
         print(text)
         return
@@ -146,7 +145,7 @@ def _measure_figure_5(cfg: DictConfig, run: Path) -> None:
     from hydra.utils import instantiate
 
     from face2scene.eval.cost.timing import figure_5, table
-    from face2scene.eval.tables.paper import read_texts
+    from face2scene.eval.tables.paper_tables import read_texts
     from face2scene.inference.pipeline import Face2ScenePipeline
 
     def load() -> tuple[Face2ScenePipeline, str]:
@@ -178,7 +177,7 @@ WAYS = {  # option -> how it is said, and what it does
 
 @script("eval")
 def main(cfg: DictConfig) -> None:
-    """Do the one thing that was asked for; exit code 1 also when a row is incomplete."""
+    """Carry out the one task that was chosen; exit code 1 also when a row is incomplete."""
     asked = [do for key, (_, do) in WAYS.items() if cfg.get(key) is not None]
     if len(asked) != 1:
         raise ValueError(f"Say one of: {', '.join(words for words, _ in WAYS.values())}.")

@@ -13,7 +13,7 @@ PARTS = ("merged", "fadex", "mapnet")
 
 @script("export", required=["output"])
 def main(cfg: DictConfig) -> None:
-    """Each part that was asked for, checked against the module it comes from."""
+    """Export each part and compare it with its module."""
     unknown = sorted(set(cfg.parts) - set(PARTS))
     if unknown:
         raise ValueError(f"There is no part {unknown[0]!r} to export: choose among {', '.join(PARTS)} (option parts).")

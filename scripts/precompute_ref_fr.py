@@ -1,7 +1,7 @@
 """Restore every face of an InScene set once: `accelerate launch scripts/precompute_ref_fr.py data=... ref_fr=...`.
 
-Stop it at any moment and start it again with the same command: faces that are there are not made again. Every
-process takes its share by content, so that an image that occurs twice is restored once.
+It can be stopped at any moment; the same command goes on from there. Faces are shared among processes by content, so
+that an image that occurs twice is restored once.
 """
 
 import sys
@@ -20,7 +20,7 @@ from face2scene.ref_fr.cache import Cached
 
 @script("precompute_ref_fr")
 def main(cfg: DictConfig) -> None:
-    """Share out, restore, read back, say what came of it; exit code 1 when a face is degraded or missing."""
+    """Restore this process's share of the faces, check the files; exit code 1 when one is corrupt or missing."""
     start, state = perf_counter(), Accelerator()
     restorer = instantiate(cfg.ref_fr)
     cache = restorer if isinstance(restorer, Cached) else Cached(restorer, cfg.cache)

@@ -1,7 +1,7 @@
 """The quickstart: every step of the method through the public scripts, timed. `make demo` runs this.
 
-Each step is a command that a reader can run alone; it is printed before it starts. A step that is finished is
-recognised by the script itself, so a second run is short, and a run that was stopped goes on.
+Each step is a command that can be run alone; it is printed before it starts. A finished step is recognised by its own
+script, so that a stopped run goes on from there.
 
     python scripts/quickstart.py [data.photos=FOLDER data.overwrite=true]
 
@@ -25,9 +25,9 @@ LAUNCH = "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision
 TRAINED_HERE = (
     f"restorer_weights={RUN}/restorer/weights/restorer.safetensors fadex_weights={RUN}/fadex/weights/fadex.safetensors"
 )
-# What older weights restored is replaced; what these restored is left as it is.
+# overwrite: images restored with older weights are replaced, those with these weights are kept
 RESTORE = f"python scripts/restore.py {EXPERIMENT} input={DATA} overwrite=true"
-# Few images: the sweeps show the machinery and a tendency (`limit=null` takes all).
+# few images: the sweeps show a tendency (`limit=null` takes all)
 SWEEP = (
     f"python scripts/sweep.py {EXPERIMENT} use.fadex=checkpoints/tiny/fadex.safetensors limit=6 "
     "metrics=[psnr,lpips,dists]"
@@ -49,7 +49,7 @@ STEPS = {
 
 
 def main() -> None:
-    """Run the steps in order, stop at the first that fails, say where the report is."""
+    """Run the steps in order and stop at the first that fails; prints the path of the report."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     RUN.mkdir(parents=True, exist_ok=True)
@@ -61,9 +61,11 @@ def main() -> None:
         start = perf_counter()
         code = subprocess.run(words, env=environment, check=False).returncode
         if code:
-            sys.exit(f"\nStep {number} ({name}) ended with code {code}. Mend what it says and run `make demo` again.")
+            sys.exit(
+                f"\nStep {number} ({name}) ended with code {code}. Correct what it reports and run `make demo` again."
+            )
         spent = round(perf_counter() - start, 1)
-        seconds[name] = max(spent, seconds.get(name, 0.0))  # a later run skips what is done; the first one counts
+        seconds[name] = max(spent, seconds.get(name, 0.0))  # a later run skips work
         write_json(log, seconds)
         print(f"({spent:.0f} s)", flush=True)
     report = (RUN / "report.html").resolve()

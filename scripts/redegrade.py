@@ -9,7 +9,7 @@ from face2scene.data.redegrade import redegrade
 
 @script("redegrade", required=["output"])
 def main(cfg: DictConfig) -> None:
-    """Draw, apply, say how many."""
+    """Degrade the set anew and print the number of pairs."""
     settings = {"degradation": OmegaConf.to_container(cfg.degradation, resolve=True)}
     space = instantiate(cfg.degradation, _convert_="all")
     count = redegrade(cfg.data.root, cfg.output, space, settings=settings, seed=cfg.seed)

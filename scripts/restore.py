@@ -1,7 +1,7 @@
 """Restore a photo or a folder: `python scripts/restore.py input=PHOTO_OR_FOLDER references=FOLDER output=FOLDER`.
 
 Several GPUs take their shares of a folder: `accelerate launch --config_file configs/accelerate/four_gpu.yaml
-scripts/restore.py ...`. Stop it at any moment and start it again with the same command.
+scripts/restore.py ...`. It can be stopped at any moment; the same command goes on from there.
 """
 
 import logging
@@ -24,12 +24,12 @@ from face2scene.inference.tasks import find_tasks, passed_over
 
 @script("restore", required=["input", "output"], level=logging.INFO)
 def main(cfg: DictConfig) -> None:
-    """Load once, restore all, say what became of each; exit code 1 when an image failed."""
+    """Restore all images and print a summary; exit code 1 when one failed."""
     for option in ("input", "references", "gt"):
         if cfg[option] is not None and not Path(cfg[option]).exists():
             raise FileNotFoundError(f"There is nothing at {option}={cfg[option]}.")
     cpu = not torch.cuda.is_available() or str(cfg.device or "").startswith("cpu")
-    # A share may take hours longer than another; who is ready waits.
+    # a process may wait hours for another one's share
     state = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
     outcome = _restored(cfg, state)
     for other in gather_object([outcome])[1:]:
@@ -48,7 +48,7 @@ def _restored(cfg: DictConfig, state: Accelerator) -> BatchResult:
     device = torch.device(cfg.device) if cfg.device else state.device
     counts = cfg.pipeline.max_tokens
     if OmegaConf.is_list(counts):
-        cfg.pipeline.max_tokens = None  # they are cut per value
+        cfg.pipeline.max_tokens = None  # applied per value instead
     return restore_folder(
         pipeline_of(cfg, device),
         tasks,

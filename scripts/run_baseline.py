@@ -1,4 +1,4 @@
-"""Other people's methods on our images, and ours by the same door; configs/run_baseline.yaml lists the ways."""
+"""Baselines and our method on the same images; configs/run_baseline.yaml lists the ways to call it."""
 
 import shutil
 import signal
@@ -35,7 +35,7 @@ FOLDER = CONFIGS / "baseline"
 @script("run_baseline")
 def main(cfg: DictConfig) -> None:
     """Run one method and score it; exit code 1 when images are missing."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is Ctrl-C: what is made is kept
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: finished images are kept
     if cfg.get("baseline") is None and cfg.import_only is None:
         print(listing())
         return
@@ -45,7 +45,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def listing() -> str:
-    """Every system of the comparison, how it runs, and what it lacks on this machine."""
+    """Every method of the comparison, how it is run, and what is missing for it on this machine."""
     lines = []
     for path in sorted(FOLDER.glob("*.yaml")):
         adapter = Adapter.from_dict(OmegaConf.to_container(OmegaConf.load(path)))
@@ -128,7 +128,7 @@ def gts_of(cfg: DictConfig, tasks: list[RestorationTask]) -> Mapping[str, Path]:
 
 
 def show(adapter: Adapter | None, tasks: list[RestorationTask], scale: int, seed: int, output: Path) -> None:
-    """What would be done and what is missing for it."""
+    """Print what would be run and what is missing for it."""
     if adapter is None:
         print(f"{len(tasks)} images would be looked for and scored in {output}.")
         return
@@ -160,8 +160,8 @@ def show(adapter: Adapter | None, tasks: list[RestorationTask], scale: int, seed
 def by_method(
     adapter: Adapter, tasks: list[RestorationTask], output: Path, scale: int
 ) -> tuple[int, int, dict[str, str], float]:
-    """Images by a function of ours; see `run_in_process`."""
-    getattr(adapter.method, "network", None)  # loaded at its first use, and that is not to count as an image's time
+    """Images by a method in this process; see `run_in_process`."""
+    getattr(adapter.method, "network", None)  # loads it, so that loading does not count as an image's time
     inputs = {task.name: task.path for task in tasks}
     before = sum((output / "images" / f"{name}.png").is_file() for name in inputs)
     failed, seconds = predict_folder(adapter.method, inputs, output, scale=scale)
@@ -169,13 +169,13 @@ def by_method(
 
 
 def weights_of(adapter: Adapter) -> dict[str, Path]:
-    """What a function of ours reads: the folder or file that its options name, else the assets of its adapter."""
+    """Weights of a method in this process: the folder or file in its options, else the assets of its adapter."""
     named = {name: getattr(adapter.method, name, None) for name in ("folder", "path")}
     return {name: Path(path) for name, path in named.items() if path} or adapter.found()
 
 
 def load_pipeline(cfg: DictConfig, adapter: Adapter) -> tuple[Face2ScenePipeline, dict[str, Any]]:
-    """The pipeline of the options, and what of them decides its images."""
+    """The pipeline of the configuration, and the settings that decide its images."""
     own = adapter.pipeline
     with_pair = own.get("ref_fr") != "none"
     cfg = OmegaConf.merge(cfg, {} if with_pair else {"ref_fr": None})
@@ -209,7 +209,7 @@ def by_pipeline(
 ) -> tuple[int, int, dict[str, str], float]:
     """Images by the pipeline, as scripts/restore.py makes them; see `run_in_process`."""
     start = perf_counter()
-    # What may not stay has gone by now, or is made again.
+    # overwrite: images of other settings are gone by now or are restored again
     outcome = restore_folder(pipeline, tasks, output, seed=seed, guidance=guidance, scale=scale, overwrite=True)
     names = {task.file: task.name for task in tasks}
     failed = {names[file]: reason for file, reason in outcome.failed.items()}
@@ -243,11 +243,11 @@ def with_overrides(words: Sequence[str]) -> list[str]:
 
 
 def report(outcome: BaselineResult, output: Path) -> None:
-    """What came of it, in words."""
+    """Print the result."""
     print(outcome)
     for name, reason in list(outcome.missing.items())[:10]:
         print(f"  {name}: {reason}", file=sys.stderr)
-    log = "; what the program said: log.txt" if (output / "log.txt").is_file() else ""
+    log = "; output of the program: log.txt" if (output / "log.txt").is_file() else ""
     print(f"Images: {output / 'images'}; how they were made: baseline.json{log}")
 
 

@@ -1,6 +1,6 @@
 """An ablation sweep: `python scripts/sweep.py sweep=cfg [experiment=...] [key=value ...] [--dry-run]`.
 
-Every command of it is a process group of its own. The same call again goes on where it stopped, and ends in a table.
+Every command is a process group of its own. The same command goes on where it stopped, and ends in a table.
 """
 
 import shlex
@@ -14,7 +14,7 @@ from face2scene.cli.command_line import script, typed_values
 from face2scene.cli.pipeline_config import device_of
 from face2scene.eval.metrics.registry import choose
 from face2scene.eval.sweeps.plan import Sweep, plan
-from face2scene.eval.sweeps.run import Runner, in_a_process_group, pending, run_steps, submit_steps
+from face2scene.eval.sweeps.run import Runner, pending, run_in_process_group, run_steps, submit_steps
 from face2scene.eval.sweeps.table import collect, sharing_sentence
 
 _OWN = "name sweep dry_run use limit metrics device each launch jobs gpus submit wait slurm".split()  # noqa: SIM905
@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> None:
         sys.exit(code)
 
 
-def sweep(cfg: DictConfig, given: list[str], stage_one: str, runner: Runner = in_a_process_group) -> int:
+def sweep(cfg: DictConfig, given: list[str], stage_one: str, runner: Runner = run_in_process_group) -> int:
     """Carry out a composed configuration.
 
     Args:

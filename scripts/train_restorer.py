@@ -26,11 +26,6 @@ from face2scene.train.run import open_run
 def main(cfg: DictConfig) -> None:
     """Build the parts, then run the shared loop."""
     settings = cfg.train.restorer
-    if "leaks" in settings:
-        raise ValueError(
-            "train.restorer.leaks is no longer an option: gradients of one phase never reach the weights of another. "
-            "Leave it out; train.restorer.order=published is still S3Diff's order of steps."
-        )
     torch.manual_seed(cfg.seed)
     shard_from = fsdp.fsdp_min_params()
     accelerator = Accelerator(

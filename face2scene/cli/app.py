@@ -1,14 +1,14 @@
-"""The web page: drop a photo and photos of the person, see what was found, what it says and what became of it.
+"""The web page: upload a photo and photos of the person; shows faces, estimated degradation and restored image.
 
-The page only shows what `Face2ScenePipeline` does: a downloaded image has the bytes that `scripts/restore.py` writes
-for the same photo, seed and settings.
+A downloaded image has the bytes that `scripts/restore.py` writes for the same photo, seed and settings.
 """
 
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from face2scene.models.fadex.linear_readout import FACTORS, LinearProbe
 
 log = logging.getLogger(__name__)
 
-SHOWN = 1600  # pixels: longer sides are shrunk for the browser; the download is not
+SHOWN = 1600  # pixels: longer sides are downscaled for the browser; the download is not
 TITLE = "Face2Scene"
 INTRODUCTION = """# Face2Scene
 The face in a degraded photo measures the degradation, and the whole photo is restored with it.
@@ -40,14 +40,11 @@ CSS = """
 
 
 class DegradationReadout:
-    """FaDeX with its linear heads: a face pair in, the strengths of its degradation out.
+    """FaDeX with its linear heads: the degradation strengths of a face pair.
 
     Args:
         fadex: weights file of the encoder.
         heads: weights file of the `LinearProbe` that was fitted on it.
-
-    Raises:
-        FileNotFoundError, ValueError: from reading either.
     """
 
     def __init__(self, fadex: str | Path, heads: str | Path):
@@ -62,20 +59,19 @@ class DegradationReadout:
 
 
 class AppController:
-    """What happens when somebody presses a button.
+    """The actions behind the page's buttons.
 
     Args:
-        pipeline: restores.
-        instrument: reads the corruption off the pair that was measured; None hides that table.
-        seed: with the photo's name, of everything random, as in `scripts/restore.py`.
+        readout: estimates degradation strengths from the face pair; None hides that table.
+        seed: of everything random, together with the photo's name, as in `scripts/restore.py`.
     """
 
-    def __init__(self, pipeline: Face2ScenePipeline, instrument: DegradationReadout | None = None, *, seed: int = 0):
-        self.pipeline, self.instrument, self.seed = pipeline, instrument, seed
-        self._made = tempfile.TemporaryDirectory(prefix="face2scene-app-")  # gone with the page
+    def __init__(self, pipeline: Face2ScenePipeline, readout: DegradationReadout | None = None, *, seed: int = 0):
+        self.pipeline, self.readout, self.seed = pipeline, readout, seed
+        self._downloads = tempfile.TemporaryDirectory(prefix="face2scene-app-")  # removed with the page
 
-    def look(self, photo: str | None, references: Sequence[str] | None) -> tuple[Any, str]:
-        """Find and name the faces, before anything is restored.
+    def find_faces(self, photo: str | None, references: Sequence[str] | None) -> tuple[Any, str]:
+        """Find and identify the faces, before anything is restored.
 
         Returns:
             image and its labelled boxes; a sentence.
@@ -83,8 +79,8 @@ class AppController:
         if not photo:
             return None, ""
         scene, _ = self.pipeline.scene(photo, _named(references))
-        estimate = self.pipeline.estimator.look(scene)
-        return _boxed(scene.image, estimate), _said_of_faces(estimate)
+        estimate = self.pipeline.estimator.find_faces(scene)
+        return _boxed(scene.image, estimate), _faces_text(estimate)
 
     def restore(
         self,
@@ -100,44 +96,31 @@ class AppController:
             boxed faces, sentence, (before, after), face pair, read-out rows, restoration log, path of the download.
 
         Raises:
-            ValueError: nothing was given.
-            what the pipeline raises for images that cannot be used.
+            ValueError: no photo was given, or one that cannot be used.
         """
         if not photo:
             raise ValueError("Drop a photo first.")
 
-        def watch(stage: str, done: int, total: int) -> None:
+        def report(stage: str, done: int, total: int) -> None:
             progress(done / max(total, 1), f"{stage} {done} of {total}" if total > 1 else stage)
 
         result = self.pipeline(
-            photo,
-            _named(references),
-            scale=scale,
-            seed=self.seed,
-            guidance=guidance,
-            progress=watch,
+            photo, _named(references), scale=scale, seed=self.seed, guidance=guidance, progress=report
         )
-        folder = Path(tempfile.mkdtemp(dir=self._made.name))
+        folder = Path(tempfile.mkdtemp(dir=self._downloads.name))
         path = folder / f"{Path(photo).stem}.png"
         result.save(path)
         before, _ = self.pipeline.scene(photo, scale=scale)
         pair = result.estimate.face_estimates[0].pair if result.estimate.face_estimates else None
         gallery = [(_small(pair.degraded), "as it is"), (_small(pair.restored), "as restored")] if pair else []
-        rows = self.instrument(pair) if self.instrument and pair else []
+        rows = self.readout(pair) if self.readout and pair else []
         why = json.loads(json.dumps({"name": Path(photo).name} | result.notes, default=str))
-        return (
-            _boxed(before.image, result.estimate),
-            _said_of_tokens(result.estimate),
-            (_small(before.image), _small(result.image)),
-            gallery,
-            rows,
-            why,
-            str(path),
-        )
+        boxed, sentence = _boxed(before.image, result.estimate), _tokens_text(result.estimate)
+        return boxed, sentence, (_small(before.image), _small(result.image)), gallery, rows, why, str(path)
 
 
 def read_out(rows: Sequence[Sequence[str]]) -> str:
-    """The corruption as a table in Markdown, which wraps in any window; nothing where nothing was read."""
+    """Degradation strengths as a Markdown table, which wraps in any window; empty without rows."""
     lines = ["| what FaDeX reads | value | unit |", "|:---|---:|:---|", *(f"| {n} | {v} | {u} |" for n, v, u in rows)]
     return "\n".join(lines) if rows else ""
 
@@ -147,17 +130,12 @@ def build(page: AppController, *, guidance: float) -> Any:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     gr = import_optional("gradio", "app", why="The web page")
 
-    def told(work: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*given: Any) -> Any:
-            try:
-                return work(*given)
-            except (OSError, ValueError, ModuleNotFoundError, FloatingPointError) as error:
-                raise gr.Error(str(error), duration=None, print_exception=False) from error
-
-        return run
-
-    def look(photo: str | None, references: list[str] | None) -> tuple[Any, str]:
-        return told(page.look)(photo, references)
+    @contextmanager
+    def errors_shown() -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, ModuleNotFoundError, FloatingPointError) as error:
+            raise gr.Error(str(error), duration=None, print_exception=False) from error
 
     def restore(
         photo: str | None,
@@ -166,12 +144,13 @@ def build(page: AppController, *, guidance: float) -> Any:
         scale: float,
         progress: Any = gr.Progress(),  # noqa: B008 (gradio finds it by its default)
     ) -> tuple[Any, ...]:
-        boxed, said, slider, pair, rows, why, path = told(page.restore)(photo, references, guidance, scale, progress)
+        with errors_shown():
+            boxed, said, slider, pair, rows, why, path = page.restore(photo, references, guidance, scale, progress)
         return boxed, said, slider, pair, read_out(rows), why, gr.DownloadButton(value=path, interactive=True)
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.Markdown(INTRODUCTION)
-        with gr.ReadoutRow():
+        with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 photo = gr.File(label="Photo", file_types=list(SUFFIXES), elem_id="photo")
                 references = gr.File(
@@ -190,13 +169,14 @@ def build(page: AppController, *, guidance: float) -> Any:
                 said = gr.Markdown(elem_id="said")
                 boxed = gr.AnnotatedImage(label="Faces found", elem_id="faces-found", height=420)
                 pair = gr.Gallery(
-                    label="The pair that was measured", columns=2, height=340, object_fit="contain", elem_id="pair"
+                    label="The face pair that FaDeX reads", columns=2, height=340, object_fit="contain", elem_id="pair"
                 )
                 rows = gr.Markdown(elem_id="read-out")
-                with gr.Accordion("Why: everything that was decided", open=False):
+                with gr.Accordion("Restoration log: every decision", open=False):
                     why = gr.JSON(label="restore.jsonl", elem_id="why")
         for part in (photo, references):
-            part.change(look, [photo, references], [boxed, said], concurrency_id="model", api_name="look")
+            inputs, find_faces = [photo, references], errors_shown()(page.find_faces)
+            part.change(find_faces, inputs, [boxed, said], concurrency_id="model", api_name="look")
         button.click(
             restore,
             [photo, references, strength, scale],
@@ -212,16 +192,16 @@ def launch(blocks: Any, *, host: str, port: int, waiting: int, largest_mb: int, 
     """Serve until interrupted; returns the address when `wait` is false.
 
     Args:
-        host, port: where to listen; 127.0.0.1 is this machine only.
-        waiting: people in the queue; one more is refused with a message.
-        largest_mb: of an uploaded file.
+        host, port: address to listen at; 127.0.0.1 is reached from this machine only.
+        waiting: largest number of requests in the queue; one more is refused with a message.
+        largest_mb: largest size of an uploaded file, in MB.
 
     Raises:
         OSError: the port is taken.
     """
     gr = import_optional("gradio", "app", why="The web page")
     blocks.queue(max_size=waiting, default_concurrency_limit=1)
-    system = ["system-ui", "sans-serif"]  # gradio's own fonts would be asked for on the internet
+    system = ["system-ui", "sans-serif"]  # gradio's own fonts are downloaded from the internet
     _, address, _ = blocks.launch(
         server_name=host,
         server_port=port,
@@ -231,7 +211,7 @@ def launch(blocks: Any, *, host: str, port: int, waiting: int, largest_mb: int, 
         quiet=True,
         show_error=True,
         footer_links=[],
-        theme=gr.themes.DiffusionBase(font=system, font_mono=["ui-monospace", "monospace"]),
+        theme=gr.themes.Base(font=system, font_mono=["ui-monospace", "monospace"]),
         css=CSS,
     )
     if wait:
@@ -263,18 +243,17 @@ def _boxed(image: Any, estimate: DegradationEstimate) -> tuple[np.ndarray, list[
     return shown, labels
 
 
-def _said_of_faces(estimate: DegradationEstimate) -> str:
+def _faces_text(estimate: DegradationEstimate) -> str:
     count = len(estimate.notes["faces"])
     found = "No face was found." if not count else f"{count} face{'s' * (count > 1)} found."
     return "\n".join([found, *(f"- {sentence}" for sentence in estimate.notes["warnings"])])
 
 
-def _said_of_tokens(estimate: DegradationEstimate) -> str:
-    sources = {
-        "pair": "The degradation was measured on the face.",
-        "blind": "The degradation was estimated without a restored face.",
-        "null": "The degradation was not measured: the learned null tokens were used.",
-    }
+def _tokens_text(estimate: DegradationEstimate) -> str:
     source = estimate.tokens.source
-    sentence = sources.get(source, f"Tokens: {source}.")
+    sentence = {
+        "pair": "The degradation was estimated from the face pair.",
+        "blind": "The degradation was estimated without a restored face.",
+        "null": "The degradation was not estimated: the learned null tokens were used.",
+    }.get(source, f"Tokens: {source}.")
     return "\n".join([f"**{sentence}**", *(f"- {warning}" for warning in estimate.notes["warnings"])])

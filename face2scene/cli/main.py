@@ -20,7 +20,7 @@ from face2scene import __version__
 from face2scene.assets import catalogue
 from face2scene.assets.download import fetch
 
-# import names; which distribution brings them is the business of pyproject.toml
+# by import name; pyproject.toml has the distributions
 CORE = (
     *("torch", "torchvision", "numpy", "PIL", "safetensors", "hydra", "omegaconf", "accelerate", "diffusers"),
     *("transformers", "peft", "pyarrow", "tqdm", "lpips", "scipy", "yaml", "huggingface_hub", "jinja2"),
@@ -39,30 +39,10 @@ EXTRAS = {
     "slurm": ("submitit",),
 }
 TINY_NEEDS = ("cv2", "dlib", "openvino", "pyiqa", "matplotlib")
-DISTRIBUTIONS = (
-    *(
-        "torch",
-        "torchvision",
-        "diffusers",
-        "transformers",
-        "peft",
-        "accelerate",
-        "hydra-core",
-        "omegaconf",
-        "numpy",
-    ),
-    *(
-        "opencv-python-headless",
-        "opencv-python",
-        "basicsr",
-        "facexlib",
-        "insightface",
-        "pyiqa",
-        "rawpy",
-        "wandb",
-    ),
-    *("openvino", "dlib-bin"),
-)
+DISTRIBUTIONS = (  # noqa: SIM905
+    "torch torchvision diffusers transformers peft accelerate hydra-core omegaconf numpy opencv-python-headless "
+    "opencv-python basicsr facexlib insightface pyiqa rawpy wandb openvino dlib-bin"
+).split()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
-        print("face2scene: stopped; nothing half-written was left.", file=sys.stderr)
+        print("face2scene: stopped; no incomplete file was left.", file=sys.stderr)
         return 130
     except Exception as error:
         from face2scene.cli.command_line import is_user_error  # Hydra comes with it
@@ -98,16 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     fetcher.add_argument("--offline", action="store_true", help="use no network; fails for what is not here")
     fetcher.set_defaults(run=_fetch)
 
-    doctor = commands.add_parser("doctor", help="what works on this machine, what is missing, and how to get it")
-    doctor.set_defaults(run=_doctor)
+    about = "what works on this machine, what is missing, and how to get it"
+    commands.add_parser("doctor", help=about).set_defaults(run=_doctor)
 
     data = commands.add_parser("data", help="datasets: verify FOLDER checks one, pack FOLDER OUT puts it into archives")
     actions = data.add_subparsers(title="actions", required=True, metavar="verify | pack")
-    verifier = actions.add_parser(
-        "verify", help="compare a dataset with its metadata; exit code 1 if anything is wrong"
-    )
-    verifier.add_argument("folder")
-    verifier.set_defaults(run=_verify_data)
+    verify = actions.add_parser("verify", help="compare a dataset with its metadata; exit code 1 if anything is wrong")
+    verify.add_argument("folder")
+    verify.set_defaults(run=_verify_data)
     packer = actions.add_parser("pack", help="copy a dataset with one split's images in tar archives")
     packer.add_argument("folder")
     packer.add_argument("out")
@@ -115,15 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     packer.add_argument("--per-shard", type=int, default=1000, help="images per archive (default %(default)s)")
     packer.set_defaults(run=_pack_data)
 
-    restore = commands.add_parser("restore", help="restore photos: input=PHOTO references=FOLDER output=FOLDER")
-    restore.set_defaults(run=lambda _: _script("restore", []))
-
-    app = commands.add_parser("app", help="the web page: port=7860 host=127.0.0.1, and the options of restore")
-    app.set_defaults(run=lambda _: _script("app", []))
+    # `main` runs these two itself; here they are listed by --help
+    commands.add_parser("restore", help="restore photos: input=PHOTO references=FOLDER output=FOLDER")
+    commands.add_parser("app", help="the web page: port=7860 host=127.0.0.1, and the options of restore")
     return parser
-
-
-# --- fetch --------------------------------------------------------------------------------------------------
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
@@ -153,14 +126,12 @@ def _asset_lines() -> list[str]:
     return lines
 
 
-# --- data ---------------------------------------------------------------------------------------------------
-
-
 def _verify_data(arguments: argparse.Namespace) -> int:
     from face2scene.data.verify import problems_of
 
     found = 0
-    for found, problem in enumerate(problems_of(arguments.folder), start=1):  # noqa: B007
+    for problem in problems_of(arguments.folder):
+        found += 1
         print(problem)
     print(f"{arguments.folder}: {found} problems." if found else f"{arguments.folder} is sound.")
     return 1 if found else 0
@@ -174,9 +145,6 @@ def _pack_data(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# --- restore, app ------------------------------------------------------------------------------------------------
-
-
 def _script(name: str, overrides: Sequence[str]) -> int:
     script = Path(__file__).resolve().parents[2] / "scripts" / f"{name}.py"
     if not script.is_file():
@@ -185,10 +153,7 @@ def _script(name: str, overrides: Sequence[str]) -> int:
     try:
         return subprocess.run([sys.executable, str(script), *overrides], check=False).returncode
     except KeyboardInterrupt:
-        return 130  # the script has said what it had to
-
-
-# --- doctor -------------------------------------------------------------------------------------------------
+        return 130  # the script has printed its own message
 
 
 def _doctor(_: argparse.Namespace) -> int:
@@ -216,15 +181,12 @@ def _doctor(_: argparse.Namespace) -> int:
     for line in _asset_lines():
         print(f"  {line}")
 
-    print("\nLicences about to be used, of the assets that are here")
-    ready = [asset for asset in catalogue.catalogue().values() if catalogue.is_ready(asset)]
+    print("\nLicences of the assets on this machine")
     by_licence: dict[str, list[str]] = {}
-    for asset in ready:
+    for asset in filter(catalogue.is_ready, catalogue.catalogue().values()):
         by_licence.setdefault(asset.licence, []).append(asset.name)
-    for licence, names in by_licence.items():
-        print(f"  {licence}: {', '.join(names)}")
-    if not ready:
-        print("  none")
+    for licence, names in by_licence.items() or [("none", [])]:
+        print(f"  {licence}{': ' * bool(names)}{', '.join(names)}")
 
     obstacles = _tiny_obstacles(failures)
     print()
@@ -242,16 +204,15 @@ def _version(distribution: str) -> str:
 
 
 def _why_not_importable(module: str) -> str:
-    """Import a module; the reason if that fails, else nothing. Being installed is not enough to be usable."""
-    if module == "basicsr":
-        # its import fails beside a current torchvision, and we use its files without running it
+    """The reason why importing a module fails, else an empty string."""
+    if module == "basicsr":  # its import fails with a current torchvision, and only its files are used
         return "" if importlib.util.find_spec(module) else "not installed"
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             importlib.import_module(module)
     except ModuleNotFoundError as error:
         return "not installed" if (error.name or "") in module else f"needs {error.name}"
-    except Exception as error:  # whatever a foreign package raises on import is the finding
+    except Exception as error:  # a third-party package may raise anything on import
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return ""
 
@@ -260,18 +221,16 @@ def _machine_lines() -> list[str]:
     lines = []
     try:
         import torch
+
+        from face2scene.common.memory import free_memory
     except ImportError:
         lines.append("device: unknown, torch is not installed")
     else:
-        if torch.cuda.is_available():
-            for index in range(torch.cuda.device_count()):
-                free, total = torch.cuda.mem_get_info(index)
-                name = torch.cuda.get_device_name(index)
-                lines.append(f"device: cuda:{index} {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
-        else:
-            lines.append(f"device: cpu, {torch.get_num_threads()} threads of torch")
-        from face2scene.common.memory import free_memory
-
+        for index in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(index)
+            name = torch.cuda.get_device_name(index)
+            lines.append(f"device: cuda:{index} {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+        lines = lines or [f"device: cpu, {torch.get_num_threads()} threads of torch"]
         lines.append(f"free memory: {free_memory() / 2**30:.1f} GiB")
     lines.append(f"cores: {len(os.sched_getaffinity(0))}")
     place = next(p for p in (catalogue.weights_root(), *catalogue.weights_root().parents) if p.exists())
@@ -281,16 +240,11 @@ def _machine_lines() -> list[str]:
 
 def _tiny_obstacles(failures: dict[str, str]) -> list[str]:
     obstacles = [f"{module} ({failures[module]}): pip install face2scene" for module in CORE if module in failures]
-    obstacles += [
-        f"{module} ({failures[module]}): pip install 'face2scene[quickstart]'"
-        for module in TINY_NEEDS
-        if module in failures
-    ]
+    extra = "pip install 'face2scene[quickstart]'"
+    obstacles += [f"{module} ({failures[module]}): {extra}" for module in TINY_NEEDS if module in failures]
     tiny = Path(__file__).resolve().parents[2] / "checkpoints" / "tiny"
     if not any(tiny.rglob("*.safetensors")):
-        obstacles.append(
-            f"the tiny base in {tiny}: it comes with the repository, or scripts/train_tiny_base.py makes it"
-        )
+        obstacles.append(f"the tiny base in {tiny}: part of the repository; scripts/train_tiny_base.py trains it")
     obstacles += [
         f"{asset.purpose} `face2scene fetch {name}`"
         for name in catalogue.groups()["quickstart"]

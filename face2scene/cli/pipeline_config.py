@@ -1,4 +1,6 @@
-"""The pipeline of a composed configuration: one way for restoring, baselines, the web page and measurements."""
+"""The pipeline of a composed configuration, for restoring, baselines, the web page and measurements."""
+
+from typing import Any, cast
 
 import torch
 from hydra.utils import instantiate
@@ -26,6 +28,6 @@ def pipeline_of(cfg: DictConfig, device: torch.device | None = None) -> Face2Sce
         dtype=cfg.dtype,
         ref_fr=instantiate(cfg.ref_fr) or None,
         detector=instantiate(cfg.faces) or None,
-        **OmegaConf.to_container(cfg.pipeline, resolve=True),
+        **cast(dict[str, Any], OmegaConf.to_container(cfg.pipeline, resolve=True)),
     )
     return pipeline.enable_model_cpu_offload(device) if cfg.offload else pipeline.to(device)

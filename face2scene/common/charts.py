@@ -13,18 +13,18 @@ from face2scene.common.files import atomic_write
 from face2scene.common.optional import import_optional
 from face2scene.common.pages import fragment
 
-BLUE, ORANGE, GREY, PALE = "#2166ac", "#e08214", "#8a919c", "#9ecae1"  # told apart by every common eye
+BLUE, ORANGE, GREY, PALE = "#2166ac", "#e08214", "#8a919c", "#9ecae1"  # distinguishable with colour blindness
 _BINS = 40
 _GRID = "#e4e6ea"
 
 
 def matrix_svg(matrix: Sequence[Sequence[float]], labels: Sequence[str]) -> Markup:
-    """A cosine matrix drawn: orange alike, white unrelated, blue opposite; safe for colour-blind eyes."""
+    """A cosine matrix: orange alike, white unrelated, blue opposite; distinguishable with colour blindness."""
     return fragment("charts.html.j2", "matrix", matrix, labels, _diverging)
 
 
 def _diverging(value: float) -> str:
-    """-1 blue, 0 near white, 1 orange; the ends are ColorBrewer's, which every common eye tells apart."""
+    """-1 blue, 0 near white, 1 orange; the ends are ColorBrewer's, distinguishable with colour blindness."""
     end = (179, 88, 6) if value > 0 else (33, 102, 172)
     share = min(1.0, abs(value)) ** 0.9
     return "#" + "".join(f"{round(247 + (part - 247) * share):02x}" for part in end)
@@ -33,7 +33,7 @@ def _diverging(value: float) -> str:
 def curve_svg(key: str, curve: Sequence[tuple[float, float]]) -> Markup:
     """A curve of (step, value) with its moving average, as a figure titled `key`."""
     steps, values = zip(*curve, strict=True)
-    reach = max(1, len(values) // 25) if len(values) > 8 else 0  # a validation's few values stand as they are
+    reach = max(1, len(values) // 25) if len(values) > 8 else 0  # a few values, as of a validation, are not averaged
     averages = [statistics.fmean(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
     return fragment("charts.html.j2", "curve", key, steps, values, averages)
 
@@ -45,7 +45,7 @@ def spread_svg(title: str, values: Mapping[str, Sequence[float]]) -> Markup:
 
 
 class Histogram:
-    """Range and histogram of one measure, for values that are walked through twice: `add`, then `count`."""
+    """Range and histogram of one measure, for values that are read twice: `add` every one, then `count` every one."""
 
     def __init__(self) -> None:
         self.low, self.high, self.total = math.inf, -math.inf, 0
@@ -55,12 +55,12 @@ class Histogram:
         self.low, self.high, self.total = min(self.low, value), max(self.high, value), self.total + 1
 
     def count(self, value: float) -> None:
-        """Of values that were all added before."""
+        """Count a value, after all were added."""
         width = (self.high - self.low) or 1.0
         self.bins[min(int((value - self.low) / width * _BINS), _BINS - 1)] += 1
 
     def svg(self, name: str, cuts: Iterable[float | None]) -> Markup:
-        """With red lines at `cuts`, the thresholds."""
+        """The histogram, with red lines at the thresholds `cuts`."""
         return fragment("charts.html.j2", "histogram", name, self, [cut for cut in cuts if cut is not None])
 
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and what is inside some of them."""
+"""Atomic writes, JSON files, hashes and Debian packages."""
 
 import hashlib
 import io
@@ -13,11 +13,7 @@ from typing import Any
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; move it to `path` on success, remove it on any error.
-
-    A reader sees the old file or the new one, never half. The suffix is kept, because some writers
-    choose their format by it.
-    """
+    """Yield a path beside `path`, with its suffix, to write to; move it to `path` on success, remove it on an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = f".{os.getpid()}.partial{path.suffix}"
@@ -30,11 +26,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def fitting_name(stem: str, suffix: str, most: int = 255) -> str:
-    """`stem` + `suffix`, where that is too long for a file system with the end of the stem replaced by a digest.
-
-    Args:
-        most: bytes that a name may have.
-    """
+    """`stem` + `suffix`; if longer than `most` bytes, a digest replaces the end of the stem."""
     if len(os.fsencode(stem + suffix)) <= most:
         return stem + suffix
     digest = "-" + hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]
@@ -61,7 +53,7 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        ValueError: when it is cut or malformed; the message names the file.
+        ValueError: it is truncated or malformed; the message names the file.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -70,10 +62,10 @@ def read_json(path: str | Path) -> Any:
 
 
 def debian_data(package: Path) -> io.BytesIO:
-    """The tar of a Debian package's files, one of the few members of an ar archive.
+    """The tar of a Debian package's files, a member of an ar archive.
 
     Raises:
-        tarfile.ReadError: it holds none.
+        tarfile.ReadError: there is none.
     """
     with open(package, "rb") as file:
         whole = file.read(8) == b"!<arch>\n"

@@ -1,8 +1,8 @@
-"""The ledger of finished work: an item's name, a digest of everything that decides its result, and what was written.
+"""The ledger of finished work: an item's name, a digest of everything that decides its result, and its output.
 
-`digest` makes the digests. Files count by their content and objects by their class and settings, so that a replaced
-file or a changed option is seen and a moved folder is not. `Ledger` keeps one line of JSON an item in a file that a
-crash at any moment leaves usable. `differences` names the settings in which two runs differ, for a refusal.
+A digest takes files by their content and objects by their class and settings, so that a replaced file or a changed
+option changes it and a moved folder does not. `Ledger` keeps one line of JSON per item in a file that a crash at any
+moment leaves readable.
 """
 
 import hashlib
@@ -22,29 +22,25 @@ import torch
 from face2scene.common.files import atomic_write, read_json, sha256_of, write_json
 
 _START = re.compile(r'\{"name": ("(?:[^"\\]|\\.)*")?')
-# Where `str.splitlines` breaks a line although JSON does not escape it, and what UTF-8 does not hold.
+# Line breaks of `str.splitlines` that JSON does not escape, and surrogates, which UTF-8 cannot encode.
 _ESCAPED = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
-_WHERE = {"device", "providers"}  # where something is computed is no setting of its result
+_WHERE = {"device", "providers"}  # where something is computed does not decide its result
 _contents: dict[tuple, str] = {}
 
 
 def content(path: str | Path) -> str:
-    """SHA-256 of a file, or of the names and contents of a folder's files, hidden ones apart; 64 hex digits.
+    """SHA-256 of a file, or of the names and contents of a folder's files without hidden ones; 64 hex digits.
 
-    A file is read again only where its size or its times have changed since this process read it.
+    A file is read again only if its size or times have changed since this process read it.
 
     Raises:
-        OSError: it is not there or cannot be read.
+        OSError: it does not exist or cannot be read.
     """
     path = Path(path)
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-        places = [(file.relative_to(path), file) for file in files]
-        rows = [
-            f"{place.as_posix()}\0{content(file)}\n"
-            for place, file in places
-            if not any(part.startswith(".") for part in place.parts)
-        ]
+        files = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file()]
+        files = [file for file in files if not any(part.startswith(".") for part in file.parts)]
+        rows = [f"{file.as_posix()}\0{content(path / file)}\n" for file in files]
         return hashlib.sha256(b"".join(map(os.fsencode, rows))).hexdigest()
     stat = path.stat()
     key = (str(path.absolute()), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
@@ -54,13 +50,13 @@ def content(path: str | Path) -> str:
 
 
 def facts_of(path: str | Path) -> dict[str, Any]:
-    """What tells whether a file has changed: bytes, time of its last change, content."""
+    """Size in bytes, modification time and hash of a file, for `unchanged`."""
     stat = Path(path).stat()
     return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": content(path)}
 
 
 def unchanged(path: str | Path, facts: Mapping[str, Any] | None) -> bool:
-    """Whether a file is still what `facts_of` saw; the content is read only where the time differs."""
+    """Whether a file still has these `facts_of`; its content is read only if the time differs."""
     if not facts or not Path(path).is_file():
         return False
     stat = Path(path).stat()
@@ -70,15 +66,15 @@ def unchanged(path: str | Path, facts: Mapping[str, Any] | None) -> bool:
 
 
 def digest(value: Any) -> str:
-    """Of `described(value)`; 16 hex digits."""
+    """SHA-256 of `described(value)`; the first 16 hex digits."""
     return hashlib.sha256(json.dumps(described(value), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def described(value: Any) -> Any:
-    """A value as JSON holds it, the same in every process.
+    """A value as plain JSON types, the same in every process.
 
-    An object is its `fingerprint` where it has one, else its class and the attributes that its constructor's arguments
-    are kept in; where one of these is kept nowhere, all its public attributes. A tensor or a network is its values.
+    An object gives its class and its `fingerprint` if it has one, else the attributes named like its constructor's
+    arguments, or all public ones if one of these is missing. Arrays, tensors and networks give hashes of their values.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -100,14 +96,14 @@ def described(value: Any) -> Any:
         return [kind, described(value.state_dict())]
     try:
         return [kind, described(value.fingerprint)]
-    except (AttributeError, NotImplementedError, OSError):  # OSError: of weights that are not there
+    except (AttributeError, NotImplementedError, OSError):  # OSError: its weights do not exist
         return [kind, {name: described(one) for name, one in _settings(value).items()}]
 
 
 def _settings(value: Any) -> dict[str, Any]:
     kept = getattr(value, "__dict__", {})
-    asked = inspect.signature(type(value).__init__).parameters.values()
-    asked = [one.name for one in asked if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)][1:]
+    parameters = inspect.signature(type(value).__init__).parameters.values()
+    asked = [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)][1:]
     known = {name: kept.get(name, kept.get(f"_{name}")) for name in asked if name in kept or f"_{name}" in kept}
     if len(known) < len(asked):
         own = {name: one for name, one in kept.items() if not name.startswith("_")}
@@ -117,12 +113,12 @@ def _settings(value: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value as it comes back from a JSON file."""
+    """A value as it is read back from a JSON file."""
     return json.loads(json.dumps(value))
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys under which two sets of settings, as JSON holds them, differ; one level down with a dot."""
+    """Dotted keys in which two sets of settings differ, both as plain JSON types."""
     found = []
     for key in sorted({**before, **now}):
         was, wanted = before.get(key), now.get(key)
@@ -134,13 +130,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def claim(path: Path, settings: Mapping[str, Any]) -> list[str]:
-    """Let the JSON file `path` say what its folder is made from, which nothing else may then be written to.
+    """Record the settings of a folder's results in its JSON file `path`, so that no others are mixed in.
 
     Returns:
-        The keys in which the folder was made from something else; nothing was written then.
+        Keys in which the recorded settings differ; nothing was written then.
 
     Raises:
-        FileExistsError: the folder holds files, and `path` is not there to say what they are made from.
+        FileExistsError: the folder holds files and no `path`.
     """
     settings = plain(settings)
     there = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -154,14 +150,13 @@ def claim(path: Path, settings: Mapping[str, Any]) -> list[str]:
 
 
 class Ledger:
-    """A file of one line of JSON an item, the last line of a name being the one that counts.
+    """A file of one line of JSON per item; the last line of a name counts.
 
-    A process of several writes a file of its own beside it, `STEM.rank3.jsonl`, which the end, or the next start,
-    takes in.
+    Each process but the first writes its own file, `STEM.rank3.jsonl`, which `gather` merges at the end or at the next
+    start.
 
     Args:
-        path: of the file.
-        rank: of this process; only rank 0 takes in the files of the others.
+        rank: of this process; only rank 0 merges.
     """
 
     def __init__(self, path: str | Path, rank: int = 0):
@@ -169,20 +164,20 @@ class Ledger:
         self.path = self.whole if rank == 0 else self.whole.with_name(f"{self.whole.stem}.rank{rank}.jsonl")
         self._lock = threading.Lock()
         self.lines: dict[str, dict[str, Any]] = {}
-        self.degraded = False  # a line was lost with its name, so an unknown result may be one of ours
+        self.corrupt = False  # a line was lost with its name, so an unlisted output may be ours
 
     def read(self) -> "Ledger":
-        """Take up what is written; of a line that was cut through the name alone is kept, with `unfinished`."""
+        """Read all files; of a truncated line only the name is kept, with `unfinished`."""
         for path in [self.whole, *self._others()]:
             for row in path.read_bytes().split(b"\n") if path.is_file() else ():
                 self._read_row(row)
         return self
 
     def gather(self, *, at_end: bool = False) -> "Ledger":
-        """Make one whole file of all, by rank 0, while nobody writes; `at_end` without what was cut through."""
+        """Merge all files into one, by rank 0 while no process writes; `at_end` drops truncated lines."""
         self.read()
         kept = [line for line in self.lines.values() if not (at_end and line.get("unfinished"))]
-        lost = [{"name": "", "unfinished": True}] if self.degraded and not at_end else []  # the next start has to know
+        lost = [{"name": "", "unfinished": True}] if self.corrupt and not at_end else []
         if kept or lost or self.whole.is_file():
             with atomic_write(self.whole) as partial, open(partial, "w", encoding="utf-8") as file:
                 file.writelines(map(_text, [*kept, *lost]))
@@ -193,7 +188,7 @@ class Ledger:
         return self
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add a line, on the disk when this returns; `name` is its first key."""
+        """Add a line, which is on the disk when this returns; its first key is `name`."""
         with self._lock, open(self.path, "a", encoding="utf-8") as file:
             file.write(_text(line))
             file.flush()
@@ -201,9 +196,9 @@ class Ledger:
         self.lines[line["name"]] = dict(line)
 
     def _read_row(self, row: bytes) -> None:
-        # Lines may be glued together, the first of them cut; bytes may be NUL, or the half of a letter.
+        # After a crash, lines may be truncated and joined, and bytes may be NUL or half a character.
         text = row.decode("utf-8", "replace").strip("\0 \t\r")
-        self.degraded |= b"\0" in row
+        self.corrupt |= b"\0" in row
         place = 0
         while place < len(text):
             try:
@@ -217,7 +212,7 @@ class Ledger:
                 if cut and cut[1] and cut.end() <= end and "\ufffd" not in cut[1]:
                     self._take({"name": json.loads(cut[1]), "unfinished": True})
                 else:
-                    self.degraded = True
+                    self.corrupt = True
                 place = end
 
     def _take(self, line: Any) -> None:
@@ -225,7 +220,7 @@ class Ledger:
         if isinstance(name, str) and name:
             self.lines[name] = line
         else:
-            self.degraded = True
+            self.corrupt = True
 
     def _others(self) -> list[Path]:
         return sorted(self.whole.parent.glob(f"{self.whole.stem}.rank*.jsonl"))

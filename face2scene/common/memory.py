@@ -1,4 +1,4 @@
-"""How much memory there is, how it is kept, and its end, said so that one knows what to change."""
+"""Free and peak memory, keeping freed blocks, and errors that name the options which lower the use."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ import torch
 
 
 def free_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes that can be had: on a CUDA device what is free there, else without swapping."""
+    """Free bytes: of a CUDA device, else of main memory without swapping."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -24,7 +24,7 @@ def free_memory(device: torch.device | str = "cpu") -> int:
 
 
 def peak_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes that this process had at most: on a CUDA device what torch had allocated there."""
+    """Peak bytes of this process: on a CUDA device as allocated by torch, else resident."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -32,13 +32,13 @@ def peak_memory(device: torch.device | str = "cpu") -> int:
 
 
 def keep_freed_memory() -> bool:
-    """Let this process, and those it forks, keep large freed blocks for the next tensor (Linux with glibc).
+    """Let this process and its forks keep large freed blocks for the next tensor (Linux with glibc).
 
-    By default the C library returns every large block to the kernel and gets the next one cleared again, page by page:
-    a third of the processor time of a CPU training, more of plain arithmetic. Programs call this, a library should not.
+    By default glibc returns large blocks to the kernel, which clears every page of the next one: a third of the
+    processor time of a CPU training. Called by programs, not by the library.
 
     Returns:
-        whether the C library has such a switch and took it.
+        Whether the C library accepted the options.
     """
     try:
         switch = ctypes.CDLL(None).mallopt
@@ -49,20 +49,20 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Give back to the kernel what was kept, so that the peak of what follows is that of its own work."""
+    """Return kept blocks to the kernel, so that they do not count in a later peak."""
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager
 def explained(advice: str) -> Iterator[None]:
-    """Whatever runs out of memory in here says which options lower it.
+    """Add advice to an out-of-memory error of CUDA, Python or the CPU allocator.
 
     Args:
-        advice: goes on after "Out of memory: ", such as "lower train.restorer.batches.batch".
+        advice: after "Out of memory: ", such as "lower train.restorer.batches.batch".
 
     Raises:
-        torch.OutOfMemoryError: in place of CUDA's own, of Python's and of the CPU allocator's.
+        torch.OutOfMemoryError: in place of the original.
     """
     try:
         yield

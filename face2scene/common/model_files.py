@@ -1,6 +1,6 @@
-"""Weights to share: one safetensors file whose header says what it is, how to rebuild it and who wrote it.
+"""Model files: safetensors whose header holds the kind, the constructor's arguments and the origin.
 
-Third-party weights are another matter and live in `weights.py`.
+Third-party weights are in `assets.catalogue`.
 """
 
 import json
@@ -20,19 +20,19 @@ from face2scene.common.reproducibility import commit
 
 
 def recorded(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a module's `__init__` so that its arguments, defaults too, are kept as `config` for `save_weights`.
+    """Decorate a module's `__init__` to keep its arguments with defaults as `self.config`, for `save_weights`.
 
-    Sequences become lists, and an argument that is itself a recorded module becomes that one's `config`.
+    Sequences become lists, and an argument that is a recorded module becomes its `config`.
 
     Args:
-        left_out: arguments that are not plain values and are not kept.
+        left_out: names of arguments that are not kept.
     """
 
     def decorated(init: Callable[..., None]) -> Callable[..., None]:
         parameters = signature(init)
 
         @wraps(init)
-        def recording(self: nn.Module, *args: Any, **options: Any) -> None:
+        def recording(self: Any, *args: Any, **options: Any) -> None:
             given = parameters.bind(self, *args, **options)
             given.apply_defaults()
             init(self, *args, **options)
@@ -51,28 +51,23 @@ def _plain(value: Any) -> Any:
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters that require gradients and every persistent buffer of trained submodules' norms.
-
-    Buffers (BatchNorm's statistics) count as trained when their own submodule has a trained parameter.
-    """
-    tensors = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    for prefix, child in module.named_modules():
-        if any(p.requires_grad for p in child.parameters(recurse=False)):
-            tensors |= {f"{prefix}.{name}" if prefix else name: b for name, b in _stored_buffers(child)}
-    return tensors
+    """Parameters that require gradients, and persistent buffers of the submodules that own such a parameter."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad} | _buffers(module, trained=True)
 
 
 def all_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers, as in a state_dict, which would take gathered weights apart again (FSDP)."""
-    tensors: dict[str, Tensor] = dict(module.named_parameters())
+    """Parameters and persistent buffers; unlike `state_dict`, it keeps FSDP's gathered weights whole."""
+    return dict(module.named_parameters()) | _buffers(module, trained=False)
+
+
+def _buffers(module: nn.Module, *, trained: bool) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
     for prefix, child in module.named_modules():
-        tensors |= {f"{prefix}.{name}" if prefix else name: b for name, b in _stored_buffers(child)}
-    return tensors
-
-
-def _stored_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    temporary = module._non_persistent_buffers_set
-    return [(name, b) for name, b in module.named_buffers(recurse=False) if name not in temporary]
+        if not trained or any(p.requires_grad for p in child.parameters(recurse=False)):
+            names = {name: buffer for name, buffer in child.named_buffers(recurse=False)}
+            names = {name: b for name, b in names.items() if name not in child._non_persistent_buffers_set}
+            found |= {f"{prefix}.{name}" if prefix else name: buffer for name, buffer in names.items()}
+    return found
 
 
 def save_weights(
@@ -87,16 +82,13 @@ def save_weights(
     """Write tensors with a header.
 
     Args:
-        kind: what the file is, such as `fadex`; `load_weights` refuses another kind.
-        config: plain values that rebuild the module.
-        about: where it came from (steps, data, command); the commit is added.
-        dtype: cast floating tensors for a smaller file.
+        kind: such as `fadex`; `load_weights` refuses another kind.
+        config: the constructor's arguments, plain values.
+        about: origin (steps, data, command); the commit is added.
+        dtype: of floating-point tensors in the file; None keeps theirs.
     """
-    header = {
-        "kind": kind,
-        "config": json.dumps(dict(config)),
-        "about": json.dumps({"commit": commit(), **(about or {})}),
-    }
+    described = {"commit": commit(), **(about or {})}
+    header = {"kind": kind, "config": json.dumps(dict(config)), "about": json.dumps(described)}
     plain = {
         name: t.detach().to("cpu", dtype if dtype and t.is_floating_point() else t.dtype).contiguous().clone()
         for name, t in tensors.items()
@@ -106,14 +98,11 @@ def save_weights(
 
 
 def load_weights(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
-    """Read a file of `save_weights`.
-
-    Returns:
-        tensors, config, about.
+    """Read a file of `save_weights`; returns tensors, config, about.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a whole safetensors file, or of another kind.
+        ValueError: not a complete safetensors file, or of another kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -130,7 +119,7 @@ def load_weights(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dic
 
 
 def kind_of(path: str | Path) -> str:
-    """What a file of `save_weights` holds; nothing where that cannot be told, which `load_weights` then explains."""
+    """The kind of a file of `save_weights`; empty if it cannot be read."""
     try:
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get("kind", "")
@@ -139,10 +128,10 @@ def kind_of(path: str | Path) -> str:
 
 
 def fit(module: nn.Module, tensors: Mapping[str, Tensor], *, expected: set[str], source: str | Path) -> None:
-    """Load `tensors` into `module`; their names must be exactly `expected`, and every shape must fit.
+    """Load `tensors` into `module`; their names must be exactly `expected`, and every shape must match.
 
     Raises:
-        ValueError: with the names missing from and unknown to the module, or the shapes that differ.
+        ValueError: names missing and unknown tensors, or the shapes that differ.
     """
     missing, unknown = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
     if missing or unknown:

@@ -1,11 +1,11 @@
-"""Optional packages: imported where they are used, and missed by name."""
+"""Optional packages, imported where they are used."""
 
 import importlib
 from types import ModuleType
 
 
 def import_optional(module: str, extra: str, *, why: str) -> ModuleType:
-    """Import `module`, or say which extra brings it.
+    """Import `module`; if it is missing, the error names the extra that installs it.
 
     Args:
         module: import name, such as `cv2`.
@@ -19,7 +19,7 @@ def import_optional(module: str, extra: str, *, why: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] != module.split(".")[0]:
-            raise  # the package is here, something inside it is missing: hiding that name would mislead
+            raise  # the package is installed, and one that it imports is missing
         raise ModuleNotFoundError(
             f"{why} needs the package '{module}', which is not installed: pip install 'face2scene[{extra}]'",
             name=module,

@@ -1,7 +1,7 @@
-"""HTML pages from the Jinja templates beside this file, each one file with its style and scripts in it.
+"""HTML pages from the Jinja templates of this folder, each a single file that includes its style and scripts.
 
 Every text is escaped by the template engine. A page's Content-Security-Policy names the hashes of its own style and
-scripts and allows no address but files and data URIs, so a page runs nothing else and asks nothing of the network.
+scripts and allows no address but files and data URIs, so a page runs nothing else and makes no request.
 """
 
 import base64
@@ -32,7 +32,7 @@ def render(template: str, *, style: str, scripts: Sequence[str] = (), **values: 
         template: extends `base.html.j2`.
         style: name of its style sheet among the templates.
         scripts: names of its scripts, in their order.
-        values: what the template shows; `title` always.
+        values: of the template's variables; `title` is always needed.
     """
     sheet, code = _text(style), [_text(name) for name in scripts]
     policy = {
@@ -48,7 +48,7 @@ def render(template: str, *, style: str, scripts: Sequence[str] = (), **values: 
 
 
 def fragment(template: str, macro: str, *values: Any, **named: Any) -> Markup:
-    """HTML of one macro of a template, to be placed in a page as it is."""
+    """HTML of one macro of a template, which pages include without escaping it again."""
     return getattr(_environment().get_template(template).module, macro)(*values, **named)
 
 

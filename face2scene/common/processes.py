@@ -1,4 +1,4 @@
-"""Other programs as process groups: started, timed, and ended with everything that they started."""
+"""External programs as process groups: run, timed, and killed with their child processes."""
 
 import os
 import shutil
@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, perf_counter, sleep
@@ -13,13 +14,13 @@ from time import monotonic, perf_counter, sleep
 
 @dataclass(frozen=True)
 class ProcessResult:
-    """How a program ended."""
+    """Exit code, cost and last output of a program."""
 
     code: int | None  # None: it could not be started
     seconds: float
-    peak_memory_mib: int | None  # largest resident memory of one of its processes, looked at three times a second
-    peak_gpu_memory_mib: int | None  # by nvidia-smi, of all its processes together; None where there is none
-    last_line: str  # of what it said; the reason where it was not started or was ended
+    peak_memory_mib: int | None  # largest resident memory of one of its processes, polled
+    peak_gpu_memory_mib: int | None  # of all its processes together, by nvidia-smi; None without a GPU
+    last_line: str  # of its output; the reason if it was not started or was killed
     timed_out: bool = False
 
     def __str__(self) -> str:
@@ -36,25 +37,25 @@ def run_group(
 ) -> ProcessResult:
     """Run a program without a shell, in a process group of its own, and wait for it.
 
-    What it says is appended to `log`. When the wait ends for any reason (time, Ctrl-C, an error here), the whole
-    group is killed, so that no worker of it stays behind.
+    When the wait ends for any reason (timeout, Ctrl-C, an error), the whole group is killed.
 
     Args:
-        environment: added to ours.
-        timeout: seconds; None waits for ever.
+        log: file that its output is appended to.
+        environment: variables added to this process's.
+        timeout: in seconds; None waits without limit.
     """
     log = Path(log)
     log.parent.mkdir(parents=True, exist_ok=True)
     start = perf_counter()
-    with open(log, "ab") as said:
-        begin = said.tell()
+    with open(log, "ab") as output:
+        begin = output.tell()
         try:
             process = subprocess.Popen(
                 list(words),
                 cwd=folder,
                 env=os.environ | dict(environment or {}),
                 stdin=subprocess.DEVNULL,
-                stdout=said,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
@@ -66,21 +67,16 @@ def run_group(
             peak = _wait(process, timeout)
         except subprocess.TimeoutExpired:
             reason = f"it took longer than {timeout:g} s and was ended"
-            _kill(process)
-        except BaseException:
-            _kill(process)
-            raise
         finally:
+            _kill(process.pid)
+            process.wait()
             peak_gpu = watch.stop()
-            _kill_rest(process.pid)
-    said_last = reason or last_line(log, begin)
-    return ProcessResult(
-        process.returncode, perf_counter() - start, peak // 1024 or None, peak_gpu, said_last, timed_out=bool(reason)
-    )
+    seconds, line = perf_counter() - start, reason or last_line(log, begin)
+    return ProcessResult(process.returncode, seconds, peak // 1024 or None, peak_gpu, line, timed_out=bool(reason))
 
 
 def last_line(log: str | Path, begin: int = 0) -> str:
-    """The last line that says something in `log` after byte `begin`, cut to 300 characters."""
+    """The last line of `log` after byte `begin` that is not empty, cut to 300 characters."""
     with open(log, "rb") as file:
         file.seek(max(begin, file.seek(0, os.SEEK_END) - 20_000))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
@@ -88,7 +84,7 @@ def last_line(log: str | Path, begin: int = 0) -> str:
 
 
 def _wait(process: subprocess.Popen, timeout: float | None) -> int:
-    # Memory is read from /proc while it runs: what wait4 tells includes this process, which the child was forked from.
+    # Memory is polled in /proc, because wait4's figure includes this process, which the child was forked from.
     deadline = None if timeout is None else monotonic() + timeout
     pause, peak = 0.005, 0
     while process.poll() is None:
@@ -109,24 +105,17 @@ def _peak_memory(group: int) -> int:
                 lines = status.read_text().splitlines()
                 peak = max(peak, *(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
         except (OSError, TypeError, ValueError):
-            continue  # it ended meanwhile
+            continue  # the process ended meanwhile
     return peak
 
 
-def _kill(process: subprocess.Popen) -> None:
-    _kill_rest(process.pid)
-    process.wait()
-
-
-def _kill_rest(group: int) -> None:
-    try:
+def _kill(group: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # no process of it is left
         os.killpg(group, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        return  # nothing of it is left
 
 
 class _GpuWatch:
-    """The largest GPU memory of a process group, asked of nvidia-smi twice a second."""
+    """Polls the largest GPU memory of a process group with nvidia-smi, twice a second."""
 
     def __init__(self, group: int):
         self.group, self.peak = group, 0
@@ -137,6 +126,7 @@ class _GpuWatch:
             self._thread.start()
 
     def _look(self) -> None:
+        assert self.tool
         query = [self.tool, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
         while not self._end.wait(0.5):
             try:

@@ -1,4 +1,4 @@
-"""The nouns that pass between modules.
+"""Types shared by all packages.
 
 Images are float32 RGB in [0, 1]: tensors (3, H, W), arrays (H, W, 3). Boxes are (x0, y0, x1, y1) in the
 image's own pixels, x1 and y1 exclusive. N tokens of width D.
@@ -12,19 +12,19 @@ import numpy as np
 from torch import Tensor
 
 Box = tuple[float, float, float, float]
-Progress = Callable[[str, int, int], None]  # told the stage, what is done of it, and of how many
+Progress = Callable[[str, int, int], None]  # stage, steps done, steps in all
 
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """One face of an image and what is known of it."""
+    """A detected face."""
 
     box: Box
     score: float  # of the detector, 0 to 1
     landmarks_5: np.ndarray  # (5, 2) x, y: left eye, right eye, nose, mouth corners, as seen in the image
     landmarks_68: np.ndarray | None = None  # (68, 2), iBUG order
     identity: np.ndarray | None = None  # (D,) unit length
-    identity_model: str = ""  # identities of different models are never compared
+    identity_model: str = ""  # network of `identity`; different networks are not compared
     pose: tuple[float, float, float] | None = None  # yaw, pitch, roll in degrees, see `faces.pose`
 
     @property
@@ -36,27 +36,24 @@ class Face:
 
 @dataclass(frozen=True, eq=False)
 class FacePair:
-    """One face twice, pixel for pixel: as it was taken, and as the reference-guided restorer believes it looks."""
+    """A degraded face and its reference-guided restoration, aligned pixel by pixel."""
 
     restored: Tensor  # (3, h, w)
     degraded: Tensor  # (3, h, w)
-    box: Box  # where both lie in the scene, whole pixels
-    notes: tuple[str, ...] = ()  # what the restorer has to say, for the restoration log
+    box: Box  # of both in the scene, whole pixels
+    notes: tuple[str, ...] = ()  # of the restorer, for the restoration log
 
 
 @dataclass(frozen=True, eq=False)
 class DegradationTokens:
-    """What a face pair says about the degradation, ready for cross-attention.
-
-    One set for the whole scene, or, where the degradation varies over it, one set for each of several places.
-    """
+    """Degradation tokens of a face pair for cross-attention: one set for the scene, or one for each of P places."""
 
     tokens: Tensor  # (1, N, D), or (P, N, D) for P places
     source: str  # "pair", "null" or another fallback's name
     places: tuple[tuple[float, float], ...] = ()  # x, y in pixels of the scene, one for each set
 
     def near(self, box: Box) -> Tensor:
-        """(1, N, D): the set of the place nearest to the middle of `box`."""
+        """(1, N, D): the set of the place nearest to the centre of `box`."""
         if not self.places:
             return self.tokens
         x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
@@ -67,10 +64,10 @@ class DegradationTokens:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """An image to restore, with the faces found in it and the photos that show the same people."""
+    """An image to restore, with its faces and reference photos of the people."""
 
     name: str
     image: Tensor  # (3, H, W)
     faces: tuple[Face, ...] = ()
-    people: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)  # reference photos by name
+    people: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)  # name -> reference photos
     notes: dict[str, object] = field(default_factory=dict)  # goes into the restoration log

@@ -1,14 +1,14 @@
-"""Batches for FaDeX: several operators, each on several faces, seen twice (supplement 2.1).
+"""Batches for FaDeX: several operators, each on several faces for queries and on others for keys (supplement 2.1).
 
-Everything random in batch `index` follows from (seed, index), so that order, workers and a resumed training
-change nothing. Shapes: O operators, P images, c pixels of a square crop.
+Everything random in batch `index` follows from (seed, index), whatever the order, workers or a resumed training.
+Shapes: O operators, P images, c pixels of a square crop.
 """
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,19 +20,14 @@ from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box
 from face2scene.data.records import Record, read_manifest
 from face2scene.data.scene_batches import points_of, recipe_of
+from face2scene.degradation import Mixture, Recipe, Space
 from face2scene.faces.align import paste_back, square_crop_box
 from face2scene.image_io.arrays import read_tensor, resize, to_bytes, to_tensor
 from face2scene.ref_fr import AlignedRefFR, FaceRestorationError
 from face2scene.ref_fr.base import aligned_face
 
-# (ground truth, degraded, generator) -> the face as a restorer believes it to look; all (3, h, w) in [0, 1].
+# (ground truth, degraded, generator) -> the restored face; all (3, h, w) in [0, 1].
 Restore = Callable[[Tensor, Tensor, np.random.Generator], Tensor]
-
-
-class RecipeSource(Protocol):
-    """What draws recipes; `degradation.space` has the real ones."""
-
-    def draw(self, rng: np.random.Generator) -> Any: ...
 
 
 def ground_truth(gt: Tensor, degraded: Tensor, rng: np.random.Generator) -> Tensor:
@@ -42,13 +37,13 @@ def ground_truth(gt: Tensor, degraded: Tensor, rng: np.random.Generator) -> Tens
 
 @dataclass(frozen=True)
 class RestoredBy:
-    """What a restorer of `ref_fr` makes of a face, and the ground truth itself now and then.
+    """A restorer of `ref_fr` as a `Restore`, with the ground truth for a share of the faces.
 
-    The paper trains FaDeX on restored faces and on true ones, for robustness (facts 1.2).
+    The paper trains FaDeX on restored and ground-truth faces, for robustness (facts 1.2).
 
     Args:
         restorer: has `restore(degraded, references, gt=, rng=)`.
-        gt_share: share of faces shown as they were; the paper's is unknown.
+        gt_share: share of ground-truth faces; the paper's is unknown.
     """
 
     restorer: Any
@@ -62,14 +57,14 @@ class RestoredBy:
 
 @dataclass(frozen=True, eq=False)
 class RestoredImages:
-    """The images of a set, each with its face as a restorer makes it from the image under its operator 0.
+    """The images of a set, each with its face restored from the image degraded by its recipe 0.
 
-    A face that the restorer refuses stays as it is.
+    A face that the restorer refuses stays the ground truth.
     """
 
     folder: Path
     records: Sequence[Record]
-    space: Any
+    space: Space
     restorer: AlignedRefFR
 
     def __call__(self, number: int) -> Tensor:
@@ -82,18 +77,18 @@ class RestoredImages:
         face, transform, _ = aligned_face(degraded, box, points_of(record), self.restorer.size)
         references = [self.folder / name for name in record.references]
         try:
-            made = self.restorer.restore_aligned(face[None], [references])[0]
+            restored = self.restorer.restore_aligned(face[None], [references])[0]
         except FaceRestorationError:
             return gt
-        return paste_back(gt, made.image.to(gt), transform)
+        return paste_back(gt, restored.image.to(gt), transform)
 
 
 class FacePairBatches(Dataset):
-    """An endless stream of face pairs: batch `index` has O new operators on P faces for queries and for keys.
+    """An endless stream of face pairs: batch `index` has O new operators on P faces for queries and P for keys.
 
-    The faces of queries and keys under one operator are 2 P different images, so that only the degradation is
-    shared. All crops of one operator are laid side by side and degraded at once: it is faster, each gets its
-    own noise, and a kernel always fits. A margin around every crop keeps its neighbours out of the result.
+    The 2 P images under one operator are different, so that queries and keys share the degradation only. All crops of
+    one operator are tiled into one image and degraded at once: it is faster, noise differs between crops, and kernels
+    fit. A margin around every crop keeps its neighbours out of the result.
 
     Args:
         paths, boxes: images, and the face in each: (x0, y0, x1, y1) in its pixels.
@@ -102,15 +97,15 @@ class FacePairBatches(Dataset):
         crop: side of the crops in pixels, from 16 on.
         seed: of everything drawn.
         restore: makes the restored face; the default is the ground truth.
-        buckets: images by crop, such as {48: 3, 96: 1}; every batch is of one of them, drawn from its number, in
-            place of `crop` and `images`. So the encoder meets several sizes, and a batch has one.
-        augment: crops are mirrored and turned by quarters, a third of them shrunk to half, and brightness and colours
-            vary, all before the degradation, so that few images are many contents (ours).
-        restored: gives image `number` (3, H, W) with its face restored, for restorers that need the whole face and
-            references; used in place of `restore`, but for the `gt_share` of a `RestoredBy`.
-        margin: pixels around a crop that are corrupt with it and cut off.
-        side: shrink images whose shorter side is longer to this many pixels; None keeps them.
-        identities: who is on each image; only counted.
+        buckets: crop to number of images, such as {48: 3, 96: 1}, in place of `crop` and `images`; every batch is of
+            one of them, drawn from its number.
+        augment: mirror crops, rotate them by multiples of 90 degrees, reduce a third of them to half size, and vary
+            brightness and colours, all before the degradation (ours).
+        restored: returns image `number` (3, H, W) with its face restored, for restorers that need the whole face and
+            references; used in place of `restore`, except for the `gt_share` of a `RestoredBy`.
+        margin: pixels around a crop that are degraded with it and removed.
+        side: reduce images to this shorter side in pixels; None keeps them.
+        identities: of the images; only counted.
         cache_mib: images are kept in memory as bytes up to this many MiB per process.
 
     Raises:
@@ -121,7 +116,7 @@ class FacePairBatches(Dataset):
         self,
         paths: Sequence[str | Path],
         boxes: Sequence[Box],
-        space: RecipeSource,
+        space: Space | Mixture,
         *,
         operators: int,
         images: int,
@@ -139,9 +134,7 @@ class FacePairBatches(Dataset):
         self.buckets = [(int(c), int(p)) for c, p in (buckets or {crop: images}).items()]
         crop, images = min(c for c, _ in self.buckets), max(p for _, p in self.buckets)
         if operators < 2:
-            raise ValueError(
-                f"{operators} operator gives nothing to tell apart: raise train.fadex.operators to 2 or more."
-            )
+            raise ValueError(f"{operators} operator gives no negatives: raise train.fadex.operators to 2 or more.")
         if images < 1 or 2 * images > len(paths):
             raise ValueError(
                 f"A batch needs 2 x {images} different images for queries and keys, and there are "
@@ -156,19 +149,19 @@ class FacePairBatches(Dataset):
         self.people = len(set(identities)) if identities is not None else len(self.paths)
         self.space, self.restore, self.restored = space, restore, restored
         self.operators, self.margin, self.augment = operators, margin, augment
-        self.images, self.crop = images, max(c for c, _ in self.buckets)  # the most of both
+        self.images, self.crop = images, max(c for c, _ in self.buckets)  # the largest of both
         self.seed, self.side = seed, side
-        # bytes, and how far they were shrunk; of an image as it is, or with its face restored
+        # (number, with its face restored) -> pixels in 8 bits, and the scale of the reduction
         self._cache: dict[tuple[int, bool], tuple[np.ndarray, float]] = {}
-        self._room = cache_mib * 2**20
+        self._free_bytes = cache_mib * 2**20
 
     @classmethod
-    def from_manifest(cls, folder: str | Path, split: str, space: RecipeSource, **options: Any) -> "FacePairBatches":
+    def from_manifest(cls, folder: str | Path, split: str, space: Space | Mixture, **options: Any) -> "FacePairBatches":
         """The images of one split of an InScene folder.
 
-        A restorer that wants the aligned face and references (FaceMe) is shown each image once, under its operator
-        0 of `scenes.recipe_of`, which `scripts/precompute_ref_fr.py` covers: what it believes the face to look like
-        then stands beside the degradation of every batch (ours; the paper does not say).
+        A restorer of the aligned face with references (FaceMe) restores each image once, degraded by its recipe 0 of
+        `scene_batches.recipe_of`, which `scripts/precompute_ref_fr.py` covers; that face is paired with every
+        degradation of a batch (ours; the paper does not say).
         """
         records = read_manifest(folder, split)
         restore = options.get("restore")
@@ -193,10 +186,10 @@ class FacePairBatches(Dataset):
 
         Returns:
             query_restored, query_degraded, key_restored, key_degraded: (O * P, 3, c, c) in [0, 1];
-            labels: (O * P,) int64, equal exactly where the operator is, in this batch and between batches.
+            labels: (O * P,) int64, equal exactly for equal operators, also between batches.
         """
         rng = np.random.default_rng(seed_from(self.seed, "pairs", index))
-        several = len(self.buckets) > 1  # one bucket draws nothing
+        several = len(self.buckets) > 1  # a single bucket draws no number
         crop, count = self.buckets[int(rng.integers(len(self.buckets))) if several else 0]
         rows, labels = [], []
         for operator in range(self.operators):
@@ -213,16 +206,14 @@ class FacePairBatches(Dataset):
             "labels": torch.tensor(labels).repeat_interleave(count),
         }
 
-    def grid(self, recipes: Sequence[Any], images: int, *, seed: int) -> tuple[Tensor, Tensor]:
-        """Every recipe on the same crops of the same images, for the probe.
+    def grid(self, recipes: Sequence[Recipe], images: int, *, seed: int) -> tuple[Tensor, Tensor]:
+        """Every recipe (O) on the same crops of the same images (P), for the probe.
 
         Returns:
             restored, degraded: (O, P, 3, c, c).
         """
         if images > len(self.paths):
-            raise ValueError(
-                f"The probe wants {images} images and there are {len(self.paths)}: lower train.fadex.probe_images."
-            )
+            raise ValueError(f"The probe needs {images} images of {len(self.paths)}: lower train.fadex.probe_images.")
         rng = np.random.default_rng(seed_from(seed, "grid"))
         tiles = [self._tile(int(p), self.crop, rng) for p in rng.choice(len(self.paths), images, replace=False)]
         rows = [
@@ -232,19 +223,19 @@ class FacePairBatches(Dataset):
         restored, degraded = (torch.stack(side) for side in zip(*rows, strict=True))
         return restored, degraded
 
-    def _pairs(self, recipe: Any, tiles: list[tuple], crop: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _pairs(self, recipe: Recipe, tiles: list[tuple], crop: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         gts = [gt for gt, _ in tiles]
         degraded = degrade_together(recipe, gts)
         if self.restored is None:
             restored = [self.restore(t, d, rng) for t, d in zip(gts, degraded, strict=True)]
         else:
             share = getattr(self.restore, "gt_share", 0.0)
-            restored = [gt if rng.random() < share else made for gt, made in tiles]
+            restored = [gt if rng.random() < share else face for gt, face in tiles]
         inner = slice(self.margin, self.margin + crop)
         return torch.stack(restored)[..., inner, inner], torch.stack(degraded)[..., inner, inner]
 
     def _tile(self, number: int, crop: int, rng: np.random.Generator) -> tuple[Tensor, Tensor | None]:
-        """A random crop of the face with its margin, mirrored where the image ends; and the same crop restored."""
+        """A random crop of the face with its margin, reflected at the image borders; and the same crop restored."""
         image, (x0, y0, x1, y1) = self._image(number)
         height, width = image.shape[:2]
         margin, half = self.margin, False
@@ -277,17 +268,17 @@ class FacePairBatches(Dataset):
                 scale = self.side / shorter
                 full = resize(full, (round(full.shape[-2] * scale), round(full.shape[-1] * scale)))
             image = to_bytes(full)
-            if image.nbytes <= self._room:
-                self._room -= image.nbytes
+            if image.nbytes <= self._free_bytes:
+                self._free_bytes -= image.nbytes
                 self._cache[number, restored] = image, scale
         return image, tuple(v * scale for v in self.boxes[number])
 
 
-def degrade_together(recipe: Any, tiles: Sequence[Tensor]) -> list[Tensor]:
-    """Apply one recipe to several images (3, h, w) of one size, laid out as one; noise differs in each."""
+def degrade_together(recipe: Recipe, tiles: Sequence[Tensor]) -> list[Tensor]:
+    """Apply one recipe to several images (3, h, w) of one size, tiled into one image; noise differs between them."""
     rows = int(np.sqrt(len(tiles)))
     columns = -(-len(tiles) // rows)
-    full = [*tiles, *tiles[: rows * columns - len(tiles)]]  # the last row is filled up with what is there
+    full = [*tiles, *tiles[: rows * columns - len(tiles)]]  # the last row is filled with the first tiles
     sheet = torch.cat([torch.cat(full[r * columns : (r + 1) * columns], dim=2) for r in range(rows)], dim=1)
     height, width = tiles[0].shape[-2:]
     degraded = recipe.apply(sheet)
@@ -299,20 +290,17 @@ def degrade_together(recipe: Any, tiles: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _augmented(tiles: list[Tensor], rng: np.random.Generator) -> list[Tensor]:
-    # The same for a crop and its restored version.
+    # The same augmentation for a crop and its restored version.
     turns, mirror = int(rng.integers(4)), rng.random() < 0.5
     gamma = float(rng.uniform(0.7, 1.4))
     gain = torch.from_numpy(rng.uniform(0.8, 1.0, (3, 1, 1)).astype(np.float32))
     colours = rng.permutation(3).tolist()
-    made = []
-    for tile in tiles:
-        turned = torch.rot90(tile.flip(-1) if mirror else tile, turns, (-2, -1))
-        made.append(turned[colours].pow(gamma).mul_(gain).contiguous())
-    return made
+    rotated = [torch.rot90(tile.flip(-1) if mirror else tile, turns, (-2, -1)) for tile in tiles]
+    return [tile[colours].pow(gamma).mul_(gain).contiguous() for tile in rotated]
 
 
 def _start(low: float, high: float, crop: int, size: int, rng: np.random.Generator) -> int:
-    # Somewhere inside the face; centred on a face that is smaller than the crop.
+    # A random place inside the face; centred on a face that is smaller than the crop.
     first, last = (low, high - crop) if high - low >= crop else ((low + high - crop) / 2,) * 2
     return int(np.clip(round(rng.uniform(first, last)), 0, size - crop))
 

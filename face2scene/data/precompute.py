@@ -1,4 +1,4 @@
-"""The faces of an InScene set as Stage I will meet them in training and validation."""
+"""The degraded faces of an InScene set that training and validation give to Stage I, restored ahead of time."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,30 +20,34 @@ from face2scene.ref_fr.cache import Cached
 
 @dataclass(frozen=True)
 class PrecomputeSummary:
-    """What one process did."""
+    """Counts of one process."""
 
     seen: int
     new: int
     refused: int
-    reasons: Counter = field(default_factory=Counter)  # sentence to count
-    problems: tuple[str, ...] = ()  # entries that do not read back
+    reasons: Counter = field(default_factory=Counter)  # of refusals: message to count
+    problems: tuple[str, ...] = ()  # entries that cannot be read back
 
 
 class Faces(Dataset):
-    """Degraded aligned faces with their references: (3, size, size) and paths, by position."""
+    """Degraded aligned faces (3, size, size) in [0, 1] with the paths of their references.
 
-    def __init__(self, folder: Path, jobs: Sequence[tuple[Record, int | None]], space: Space, size: int):
-        self.folder, self.jobs, self.space, self.size = folder, jobs, space, size
+    Args:
+        tasks: record and number of its recipe; None is the fixed LQ image.
+    """
+
+    def __init__(self, folder: Path, tasks: Sequence[tuple[Record, int | None]], space: Space, size: int):
+        self.folder, self.tasks, self.space, self.size = folder, tasks, space, size
 
     def __len__(self) -> int:
-        return len(self.jobs)
+        return len(self.tasks)
 
     def __getitem__(self, number: int) -> tuple[Tensor, list[Path]]:
-        record, recipe = self.jobs[number]
+        record, recipe = self.tasks[number]
         if recipe is None:
             scene = read_tensor(self.folder / record.lq)
         else:
-            # through bytes, as SceneBatches keeps its images
+            # in 8 bits, as in SceneBatches
             gt = to_tensor(to_bytes(read_image(self.folder / record.image)))
             scene = recipe_of(self.space, record, recipe).apply(gt)
         box = square_crop_box(record.face_box, (record.height, record.width))
@@ -61,22 +65,22 @@ def faces_of(
     rank: int = 0,
     processes: int = 1,
 ) -> Faces:
-    """One process's share of a set: every training image under each of its operators, every fixed pair once.
+    """One process's share of a set: every training image under each of its recipes, every fixed pair once.
 
     Args:
-        space: the training's; its recipes are those of `scenes.recipe_of`.
-        recipes: operators per training image, `train.restorer.batches.recipes`.
-        splits: of `train`, `val`, `test`; the last two have fixed degraded images.
+        space: the training's, see `scene_batches.recipe_of`.
+        recipes: recipes per training image, `train.restorer.batches.recipes`.
+        splits: of `train`, `val`, `test`; the last two have fixed LQ images.
     """
-    jobs: list[tuple[Record, int | None]] = []
+    tasks: list[tuple[Record, int | None]] = []
     for record in read_manifest(folder):
         if record.split not in splits or int(record.sha256[:8], 16) % processes != rank:
             continue
         if record.split == "train":
-            jobs += [(record, number) for number in range(recipes)]
+            tasks += [(record, number) for number in range(recipes)]
         elif record.lq:
-            jobs.append((record, None))
-    return Faces(Path(folder), jobs, space, size)
+            tasks.append((record, None))
+    return Faces(Path(folder), tasks, space, size)
 
 
 def fill(
@@ -85,8 +89,8 @@ def fill(
     """Put every face into the cache and read it back.
 
     Args:
-        batch: faces handed to the restorer at once.
-        progress: told the count after every batch.
+        batch: faces per call of the restorer.
+        progress: called with the number of faces after every batch.
     """
     new, keys = 0, []
     for start in range(0, len(faces), batch):

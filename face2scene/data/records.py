@@ -1,15 +1,16 @@
-"""What an InScene dataset holds: one record per image, written and read.
+"""The records of an InScene dataset, one per image: written and read.
 
-A dataset is a folder with `metadata.parquet` (and `metadata.jsonl` on request), the images that it names,
-and what the build left beside it. Every path in a record is relative to the folder. `verify.py` checks one.
+A dataset is a folder with `metadata.parquet` (and `metadata.jsonl` on request), the images that it names, and reports
+of the build. Every path in a record is relative to the folder and leads inside it. `verify.py` checks a dataset.
 """
 
 import dataclasses
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ import pyarrow.parquet as pq
 from face2scene.common.files import atomic_write, sha256_of
 from face2scene.common.ledger import content, digest
 from face2scene.common.types import Box
+from face2scene.data.paths import FolderPaths, OutsideFolder
 
 METADATA = "metadata.parquet"
 SUMS = "SHA256SUMS"
-SETTINGS = "build.json"  # what the set was made from
+SETTINGS = "build.json"  # settings that the set was made with
 SPLITS = ("train", "val", "test")
-_ROWS = 1000  # records held in memory at once while writing and checking
+_ROWS = 1000  # records in memory at once while writing and checking
 
 
 class ManifestError(ValueError):
@@ -50,74 +52,54 @@ class Record:
     sha256: str  # of the file at `image`
     source: str
     licence: str
-    generator: dict[str, Any]  # what made or cut the image, with every setting and seed
+    generator: dict[str, Any]  # how the image was generated or cropped, with every setting and seed
     lq: str | None = None  # the fixed degraded image of a validation pair
-    recipe: dict[str, Any] | None = None  # how `lq` was made
+    recipe: dict[str, Any] | None = None  # degradation recipe of `lq`
 
 
-_SCHEMA = pa.schema(
-    [
-        ("image", pa.string()),
-        ("split", pa.string()),
-        ("identity", pa.string()),
-        ("prompt", pa.string()),
-        ("shot", pa.string()),
-        ("face_box", pa.list_(pa.float64())),
-        ("landmarks_68", pa.list_(pa.list_(pa.float64()))),
-        ("references", pa.list_(pa.string())),
-        ("similarity", pa.float64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("sha256", pa.string()),
-        ("source", pa.string()),
-        ("licence", pa.string()),
-        ("generator", pa.string()),  # JSON: generators differ in their settings
-        ("lq", pa.string()),
-        ("recipe", pa.string()),  # JSON
-    ]
-)
-assert _SCHEMA.names == [field.name for field in dataclasses.fields(Record)]
+_TYPES = {  # of the columns; others are strings, `generator` and `recipe` in JSON
+    "face_box": pa.list_(pa.float64()),
+    "landmarks_68": pa.list_(pa.list_(pa.float64())),
+    "references": pa.list_(pa.string()),
+    "similarity": pa.float64(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+}
+_SCHEMA = pa.schema([(field.name, _TYPES.get(field.name, pa.string())) for field in dataclasses.fields(Record)])
 
 
 def write_manifest(folder: str | Path, records: Iterable[Record], *, jsonl: bool = False) -> int:
-    """Write `metadata.parquet`, if asked `metadata.jsonl`, whole or not at all. Returns the count."""
+    """Write `metadata.parquet` and, with `jsonl`, `metadata.jsonl`, whole or not at all. Returns the count."""
     folder = Path(folder)
     count = 0
     if not jsonl:
         (folder / "metadata.jsonl").unlink(missing_ok=True)  # of an earlier table
     with ExitStack() as stack:
-        # Entered first, so moved to its name last: the table says that the set is finished.
+        # Entered first, so renamed last: the table marks the set as finished.
         table = stack.enter_context(atomic_write(folder / METADATA))
         lines = stack.enter_context(atomic_write(folder / "metadata.jsonl")) if jsonl else None
         with (
             pq.ParquetWriter(table, _SCHEMA, write_page_checksum=True) as writer,
             open(lines or os.devnull, "w", encoding="utf-8") as text,
         ):
-            for rows in _portions(map(_to_row, records)):
+            all_rows = map(_to_row, records)
+            while rows := list(islice(all_rows, _ROWS)):
                 writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
                 count += len(rows)
                 for row in rows if jsonl else ():
-                    opened = {key: json.loads(row[key] or "null") for key in ("generator", "recipe")}
-                    text.write(json.dumps({**row, **opened}, ensure_ascii=False) + "\n")
-        _sum_up(folder, table, lines)
+                    parsed = {key: json.loads(row[key] or "null") for key in ("generator", "recipe")}
+                    text.write(json.dumps({**row, **parsed}, ensure_ascii=False) + "\n")
+        if (folder / SUMS).is_file():
+            new = {METADATA: sha256_of(table)} | ({"metadata.jsonl": sha256_of(lines)} if lines else {})
+            others = ((name, digest) for name, digest in read_sums(folder) if name not in (METADATA, "metadata.jsonl"))
+            write_sums(folder, (*others, *new.items()))
     return count
 
 
-def _sum_up(folder: Path, table: Path, lines: Path | None) -> None:
-    # The new metadata's sums replace those of the old before the metadata themselves do.
-    if not (folder / SUMS).is_file():
-        return
-    with open(folder / SUMS, encoding="utf-8") as before:
-        kept = (line.rstrip("\n").partition("  ") for line in before)
-        others = ((name, digest) for digest, _, name in kept if name not in (METADATA, "metadata.jsonl"))
-        new = [(METADATA, sha256_of(table)), *([("metadata.jsonl", sha256_of(lines))] if lines else [])]
-        write_sums(folder, (*others, *new))
-
-
 class Records(Sequence[Record]):
-    """The records of a dataset, or of one split of it, kept as columns and made into objects when asked for.
+    """The records of a dataset, or of one split, kept as columns and converted to `Record` on access.
 
-    A hundred thousand records with landmarks are 150 MB as columns and 1.5 GB as objects.
+    A hundred thousand records with landmarks take 150 MB as columns and 1.5 GB as objects.
 
     Args:
         folder: an InScene dataset.
@@ -125,21 +107,20 @@ class Records(Sequence[Record]):
 
     Raises:
         FileNotFoundError: when there is no dataset; the message has the command that builds one.
-        ManifestError: for metadata that cannot be read, lack fields, or have no image in `split`.
+        ManifestError: for metadata that cannot be read, lack fields, name files outside the folder, or have no image
+            in `split`.
     """
 
     def __init__(self, folder: str | Path, split: str | None = None):
         folder = Path(folder)
-        with _opened(folder) as file:
-            try:
-                table = file.read(columns=_SCHEMA.names)
-            except (pa.ArrowException, OSError) as error:
-                raise _unreadable(folder, error) from error
+        with _opened(folder) as file, _readable(folder):
+            table = file.read(columns=_SCHEMA.names)
+        _check_names(FolderPaths(folder), table)
         if split is not None:
             chosen = table.filter(pc.equal(table["split"], split))
             if not chosen.num_rows:
-                there = sorted(set(table["split"].to_pylist()))
-                raise ManifestError(f"{folder} has no image in the split {split!r}; it has {there} (option split).")
+                known = sorted(set(table["split"].to_pylist()))
+                raise ManifestError(f"{folder} has no image in the split {split!r}; it has {known} (option split).")
             table = chosen
         self.table = table.combine_chunks()
 
@@ -168,18 +149,30 @@ def read_manifest(folder: str | Path, split: str | None = None) -> list[Record]:
 def stream_manifest(folder: str | Path) -> Iterator[Record]:
     """All records one after the other, a thousand in memory at once; raises what `Records` does."""
     folder = Path(folder)
+    paths = FolderPaths(folder)
     with _opened(folder) as file:
-        try:
-            for batch in file.iter_batches(_ROWS, columns=_SCHEMA.names):
-                yield from map(_to_record, batch.to_pylist())
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(folder, error) from error
+        batches = file.iter_batches(_ROWS, columns=_SCHEMA.names)
+        while True:
+            with _readable(folder):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            _check_names(paths, batch)
+            yield from map(_to_record, batch.to_pylist())
 
 
-def write_sums(folder: str | Path, known: Iterable[tuple[str, str]]) -> None:
-    """Write `SHA256SUMS`: (name, sha256) of every file; `write_manifest` adds those of the metadata."""
+def read_sums(folder: str | Path) -> Iterator[tuple[str, str]]:
+    """(name, sha256) of every line of `SHA256SUMS`."""
+    with open(Path(folder) / SUMS, encoding="utf-8") as lines:
+        for line in lines:
+            digest, _, name = line.rstrip("\n").partition("  ")
+            yield name, digest
+
+
+def write_sums(folder: str | Path, sums: Iterable[tuple[str, str]]) -> None:
+    """Write `SHA256SUMS` from (name, sha256) of every file; `write_manifest` adds those of the metadata."""
     with atomic_write(Path(folder) / SUMS) as partial, open(partial, "w", encoding="utf-8") as lines:
-        lines.writelines(f"{digest}  {name}\n" for name, digest in known)
+        lines.writelines(f"{digest}  {name}\n" for name, digest in sums)
 
 
 def _opened(folder: Path) -> pq.ParquetFile:
@@ -189,10 +182,8 @@ def _opened(folder: Path) -> pq.ParquetFile:
             f"{folder} {what}. Build it with `accelerate launch scripts/build_inscene.py "
             f"data={folder.name}`, or point data.root at one."
         )
-    try:
+    with _readable(folder):
         file = pq.ParquetFile(folder / METADATA, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(folder, error) from error
     missing = sorted(set(_SCHEMA.names) - set(file.schema_arrow.names))
     if missing:
         file.close()
@@ -200,23 +191,28 @@ def _opened(folder: Path) -> pq.ParquetFile:
     return file
 
 
-def _unreadable(folder: Path, error: Exception) -> ManifestError:
-    return ManifestError(f"{folder / METADATA} cannot be read ({error}). Build the set again with data.overwrite=true.")
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        path = folder / METADATA
+        raise ManifestError(
+            f"{path} cannot be read ({error}). Build the set again with data.overwrite=true."
+        ) from error
 
 
-def _portions(rows: Iterable[dict]) -> Iterator[list[dict]]:
-    portion: list[dict] = []
-    for row in rows:
-        portion.append(row)
-        if len(portion) == _ROWS:
-            yield portion
-            portion = []
-    if portion:
-        yield portion
+def _check_names(paths: FolderPaths, table: pa.Table | pa.RecordBatch) -> None:
+    lists = [table["image"], table["lq"], pc.list_flatten(table["references"])]
+    for name in sorted({name for names in lists for name in pc.unique(names).to_pylist()} - {None}):
+        try:
+            paths(name)
+        except OutsideFolder as error:
+            raise ManifestError(f"{paths.folder / METADATA} is refused. {error}") from error
 
 
 def _to_row(record: Record) -> dict[str, Any]:
-    row = {field.name: getattr(record, field.name) for field in dataclasses.fields(Record)}
+    row = dict(vars(record))
     row["generator"] = json.dumps(record.generator, sort_keys=True)
     row["recipe"] = json.dumps(record.recipe) if record.recipe is not None else None
     return row
@@ -237,5 +233,5 @@ def _to_record(row: dict[str, Any]) -> Record:
 
 
 def version_of(folder: str | Path) -> str:
-    """Digest of what a set consists of: its records, and its files' sums where they were written; 16 hex digits."""
+    """Digest of a set's records and checksums; 16 hex digits."""
     return digest([content(Path(folder) / name) for name in (METADATA, SUMS) if (Path(folder) / name).is_file()])

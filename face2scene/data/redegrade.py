@@ -5,24 +5,22 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from face2scene.common.ledger import claim
-from face2scene.common.reproducibility import seed_from
-from face2scene.data.building.build import BuildError, RecipeSource
+from face2scene.data.building.build import BuildError
+from face2scene.data.building.finalize import Degradations, degrade
 from face2scene.data.records import METADATA, SETTINGS, read_manifest, version_of, write_manifest
-from face2scene.image_io.arrays import read_tensor, write_png
 
 
-def redegrade(folder: str | Path, out: str | Path, space: RecipeSource, *, settings: dict, seed: int = 0) -> int:
-    """Write the fixed pairs of `folder` to `out` with degradations drawn from `space`; returns how many there are.
+def redegrade(folder: str | Path, out: str | Path, space: Degradations, *, settings: dict, seed: int = 0) -> int:
+    """Write the fixed pairs of `folder` to `out` with degradations drawn from `space`; returns their number.
 
-    An image's draw follows from the seed and its name, as in `data.build`. Images are linked where the file system
-    can, else copied. The same call again finds its work done.
+    An image's draw follows from the seed and its name, as in `building.finalize`. Images are hard links where the file
+    system allows, else copies. A repeated call with equal arguments changes nothing.
 
     Args:
-        settings: what `space` was made from, for JSON; compared with an earlier call's.
+        settings: what `space` was made from, as JSON; compared with an earlier call's.
 
     Raises:
         BuildError: `out` holds something else.
@@ -41,17 +39,9 @@ def redegrade(folder: str | Path, out: str | Path, space: RecipeSource, *, setti
     for record in tqdm(records, desc=f"degrading {folder.name} again", unit="image"):
         for name in {record.image, *record.references}:
             _link(folder / name, out / name)
-        stem = Path(record.image).stem
-        rng = np.random.default_rng(seed_from("validation", seed, stem))
-        drawn = space.draw(rng)
-        for _ in range(8):  # as in build: an image that stays as it is would measure nothing
-            if drawn.operators:
-                break
-            drawn = space.draw(rng)
-        drawn = drawn.with_noise_seed(seed_from("validation noise", seed, stem))
-        write_png(out / str(record.lq), drawn.apply(read_tensor(folder / record.image)))
-        made.append(dataclasses.replace(record, recipe=drawn.to_dict()))
-    return write_manifest(out, made)  # last: this file says that the set is finished
+        recipe = degrade(folder / record.image, out / record.lq, Path(record.image).stem, space, seed)
+        made.append(dataclasses.replace(record, recipe=recipe))
+    return write_manifest(out, made)  # last: this file marks the set as finished
 
 
 def _link(source: Path, target: Path) -> None:

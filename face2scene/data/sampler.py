@@ -1,7 +1,7 @@
-"""In which order a training sees its images: every image once an epoch, sets mixed by weight, shards kept together.
+"""The order of a training's images: every image once an epoch, sets mixed by weight, shards kept together.
 
-Sample number i is a pure function of i and the seed. So a training goes on at the exact sample wherever it was stopped,
-with any number of workers and processes, and nothing about the order has to be saved.
+Sample number i is a pure function of i and the seed, so a training resumes at the exact sample with any number of
+workers and processes, without a saved state.
 """
 
 from collections.abc import Hashable, Sequence
@@ -11,20 +11,19 @@ import numpy as np
 
 from face2scene.common.reproducibility import seed_from
 
-_BLOCK = 10_000  # samples over which weights that are no whole numbers hold exactly
+_BLOCK = 10_000  # samples over which non-integer weights hold exactly
 
 
 class MixtureSampler:
     """An endless order over the images of several sets.
 
-    Within every block of samples each set has its exact share; the block is as long as the sum of the weights if these
-    are whole numbers (the paper's 11,266, 16,486 and 29,697 make one epoch of the three sets), else 10,000. A set's
-    images come in a new order every epoch: its shards shuffled, and the images of `window` shards that lie next to
-    each other in that order shuffled together, so that few archives are open at a time.
+    Within every block of samples each set has its exact share. The block's length is the sum of the weights, divided by
+    their greatest common divisor, if these are integers (the paper's 11,266, 16,486 and 29,697 make one epoch of the
+    three sets), else 10,000. A set's images have a new order every epoch: its shards are shuffled, then the images of
+    each `window` consecutive shards are shuffled together, so that few archives are open at a time.
 
     Args:
-        shards: of every set and each of its images, the shard it lies in; equal ones are one shard. All equal: the
-            set is shuffled as a whole.
+        shards: the shard of every image, for every set. Where all are equal, the set is shuffled as a whole.
         weights: of the sets; None is their numbers of images.
         seed: of the order.
         window: shards that are read at the same time.
@@ -51,8 +50,7 @@ class MixtureSampler:
         self._groups = [_grouped(of) for of in shards]
         self.quotas = _quotas(weights)
         self.block = sum(self.quotas)
-        self._mixed = lru_cache(maxsize=2)(self._mix)
-        self._epochs = lru_cache(maxsize=2 * len(shards))(self._epoch)
+        self.__setstate__({})
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in vars(self).items() if key not in ("_mixed", "_epochs")}
@@ -63,7 +61,7 @@ class MixtureSampler:
         self._epochs = lru_cache(maxsize=2 * len(self.counts))(self._epoch)
 
     def __getitem__(self, sample: int) -> tuple[int, int]:
-        """Set and number of the image that sample number `sample` shows."""
+        """Set and number of the image of sample number `sample`."""
         block, place = divmod(sample, self.block)
         sets, ranks = self._mixed(block)
         part = int(sets[place])
@@ -71,14 +69,13 @@ class MixtureSampler:
         return part, int(self._epochs(part, epoch)[position])
 
     def _mix(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        # Which set has which place of the block, and the how-many-eth of the set's places it is.
+        """The set of every place of a block, and the rank of the place among those of its set."""
         sets = np.repeat(np.arange(len(self.quotas)), self.quotas)
         if len(self.quotas) > 1:
             np.random.default_rng(seed_from(self.seed, "mix", block)).shuffle(sets)
         ranks = np.empty(len(sets), np.int64)
         for part in range(len(self.quotas)):
-            here = sets == part
-            ranks[here] = np.arange(here.sum())
+            ranks[sets == part] = np.arange(self.quotas[part])
         return sets, ranks
 
     def _epoch(self, part: int, epoch: int) -> np.ndarray:
@@ -100,8 +97,8 @@ def _grouped(shards: Sequence[Hashable]) -> list[np.ndarray]:
 
 def _quotas(weights: Sequence[float]) -> list[int]:
     if all(float(w).is_integer() for w in weights):
-        whole = [int(w) for w in weights]
-        return [w // int(np.gcd.reduce(whole)) for w in whole]
+        integers = [int(w) for w in weights]
+        return [w // int(np.gcd.reduce(integers)) for w in integers]
     exact = np.array(weights, float) / sum(weights) * _BLOCK
     quotas = np.floor(exact).astype(int)
     for part in np.argsort(quotas - exact)[: _BLOCK - quotas.sum()]:  # largest remainders first

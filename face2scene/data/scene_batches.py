@@ -1,7 +1,7 @@
-"""Batches for the restorer: crops of degraded scenes, each with the face pair that measures its degradation.
+"""Batches for the restorer: crops of degraded scenes, each with the face pair for the estimate of its degradation.
 
-Everything random in batch number `index` follows from (seed, index). B scenes, c pixels of a square scene crop,
-f pixels of a square window of the face, the same for one batch.
+Everything random in batch number `index` follows from (seed, index). Shapes: B scenes; c, side of a square scene crop
+in pixels; f, side of a square window of the face, equal within a batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,31 +33,26 @@ class SceneBatches(Dataset):
     """An endless stream of training batches.
 
     Args:
-        folder: an InScene dataset, or a mix of several: `{"folder": ..., "weight": ...}` each. A mix shows every
-            image once an epoch, see `MixtureSampler`.
-        space: draws one operator per scene; the face is cut from the scene it degraded.
-        ref_fr: Stage I.
+        folder: an InScene dataset, or a mix of several: `{"folder": ..., "weight": ...}` each, see `MixtureSampler`.
+        space: draws one recipe per scene; the degraded face is a crop of the degraded scene.
+        ref_fr: Stage I. A face that it refuses is trained on with the null tokens.
         crop: c, a multiple of what the restorer needs.
-        face_window: smallest and largest f; FaDeX sees a random window of the face, so that a batch has one size
-            and every size is met.
+        face_window: smallest and largest f; FaDeX gets a random window of the face, so that all sizes occur.
         batch: B.
         negative_prob: p_n, share of scenes whose target is the degraded image itself, under the negative prompt
             (supplement 2.2).
-        token_dropout: share of scenes whose tokens are replaced by the null tokens, so that a scene without a face can
-            be restored (ours).
-        gt_share: share of scenes whose restored face is the true one instead of Stage I's; the paper mixes both
-            for FaDeX and does not say what the restorer is trained with.
-        gt_without_references: images without references always take the true face, as the paper's 29,697 must
-            have; false asks Stage I for them too.
+        token_dropout: share of scenes whose tokens are replaced by the null tokens, for scenes without a face (ours).
+        gt_share: share of scenes with the ground-truth face in place of Stage I's; the paper mixes both for FaDeX and
+            does not state what the restorer is trained with.
+        gt_without_references: use the ground-truth face for images without references, as the paper must for its
+            29,697; false uses Stage I for them too.
         seed: of everything drawn.
-        recipes: 0 draws a new operator for every scene; a number gives every image so many operators of its own
-            (`recipe_of`) and mirrors it after the degradation, so that Stage I can be precomputed for all of them.
-        order: `random` draws images with replacement; `epochs` shows each once an epoch and reads archives one
-            after the other; None is `random` for one set of loose files, else `epochs`.
-        small_faces: what becomes of faces under the window: `refuse` the set, or `surround` them with scene.
+        recipes: 0 draws a new recipe for every scene; N gives every image N recipes of its own (`recipe_of`) and
+            mirrors it after the degradation, so that Stage I can be precomputed.
+        order: `random` draws images with replacement; `epochs` uses each once an epoch and reads archives one after
+            the other; None is `random` for one set of loose files, else `epochs`.
+        small_faces: for faces under the window: `refuse` the set, or `surround` them with scene.
         cache_mib: images are kept in memory as bytes up to this many MiB per process.
-
-    A face that Stage I refuses is trained on with the null tokens.
 
     Raises:
         ValueError: images smaller than the crop, or a face smaller than the window.
@@ -103,18 +98,14 @@ class SceneBatches(Dataset):
         weights = [part["weight"] for part in mix] if all("weight" in part for part in mix) else None
         self.order = MixtureSampler(shards, weights, seed=seed) if order == "epochs" else None
         self.space, self.ref_fr, self.crop, self.batch = space, ref_fr, crop, batch
-        self.window, self.negative_prob, self.token_dropout, self.seed = (
-            tuple(face_window),
-            negative_prob,
-            token_dropout,
-            seed,
-        )
+        self.window, self.seed = tuple(face_window), seed
+        self.negative_prob, self.token_dropout = negative_prob, token_dropout
         self.gt_share, self.gt_without_references = gt_share, gt_without_references
         smallest = min(map(min, sizes))
         face = int((self.boxes[:, 2] - self.boxes[:, 0]).min()) if small_faces == "refuse" else smallest
         if crop > smallest:
             raise ValueError(
-                f"A crop of {crop} does not fit an image of {smallest} pixels: lower train.restorer.batches.crop."
+                f"A crop of {crop} exceeds an image of {smallest} pixels: lower train.restorer.batches.crop."
             )
         if self.window[1] > face or self.window[0] < 16 or self.window[0] > self.window[1]:
             raise ValueError(
@@ -122,14 +113,14 @@ class SceneBatches(Dataset):
                 f"smallest face of the set, {face:g} pixels, or train.restorer.batches.small_faces be surround."
             )
         self._images: dict[int, np.ndarray] = {}
-        self._room = cache_mib * 2**20
+        self._free_bytes = cache_mib * 2**20
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Batch `index`.
 
         Returns:
-            image, target, gt: (B, 3, c, c) in [0, 1], the last two alike but for negatives; restored, degraded:
-            (B, 3, f, f); negative, drop: (B,) bool; seed: (B,) int64, of whatever else is random about a scene.
+            image (degraded), target, gt: (B, 3, c, c) in [0, 1], target equal to gt except for negatives; restored,
+            degraded: (B, 3, f, f); negative, drop: (B,) bool; seed: (B,) int64, for other random choices of a scene.
         """
         rng = np.random.default_rng(seed_from(self.seed, "scenes", index))
         window = int(rng.integers(self.window[0] // 8, self.window[1] // 8 + 1)) * 8
@@ -155,24 +146,25 @@ class SceneBatches(Dataset):
         folder, record = self._record(number)
         gt = to_tensor(self._image(number, folder, record))
         mirror = rng.random() < 0.5
-        first = mirror and not self.recipes  # mirrored before the degradation
-        if first:
+        mirror_first = mirror and not self.recipes  # before the degradation
+        if mirror_first:
             gt = gt.flip(-1)
-        kept = recipe_of(self.space, record, int(rng.integers(self.recipes))) if self.recipes else self.space.draw(rng)
-        degraded = kept.apply(gt)
+        fixed = self.recipes > 0
+        recipe = recipe_of(self.space, record, int(rng.integers(self.recipes))) if fixed else self.space.draw(rng)
+        degraded = recipe.apply(gt)
         x0, y0, x1, y1 = map(int, self.boxes[number])
         points = points_of(record)
-        if first:
+        if mirror_first:
             width = gt.shape[-1]
             x0, x1 = width - x1, width - x0
             points = mirrored_points(points, width)
         inner = _window(rng, _around((x0, y0, x1, y1), window, gt.shape[-2:]), window)
         references = [stored_path(folder, r) for r in record.references]
-        true = self.gt_share > 0 and rng.random() < self.gt_share
-        true = true or (self.gt_without_references and not references)
+        use_gt = self.gt_share > 0 and rng.random() < self.gt_share
+        use_gt = use_gt or (self.gt_without_references and not references)
         given = {"references": references, "gt": gt, "landmarks": points, "rng": rng}
         try:
-            pair, refused = face_pair(_GT if true else self.ref_fr, degraded, inner, **given), False
+            pair, refused = face_pair(_GT if use_gt else self.ref_fr, degraded, inner, **given), False
         except FaceRestorationError:
             face = crop(degraded, inner)
             pair, refused = FacePair(restored=face, degraded=face, box=inner), True
@@ -180,7 +172,7 @@ class SceneBatches(Dataset):
         place = _window(rng, (0, 0, width, height), self.crop)
         image, clean = crop(degraded, place), crop(gt, place)
         rows = [image, image if negative else clean, clean, pair.restored, pair.degraded]
-        if mirror and not first:
+        if mirror and not mirror_first:
             rows = [row.flip(-1) for row in rows]
         return *rows, torch.tensor(refused)
 
@@ -188,14 +180,14 @@ class SceneBatches(Dataset):
         image = self._images.get(number)
         if image is None:
             image = to_bytes(read_stored(folder, record.image))
-            if image.nbytes <= self._room:
-                self._room -= image.nbytes
+            if image.nbytes <= self._free_bytes:
+                self._free_bytes -= image.nbytes
                 self._images[number] = image
         return image
 
 
 def _around(box: tuple[int, int, int, int], side: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    # A box of at least `side`, grown about its middle and pushed into the image (height, width).
+    # The box, or a square of `side` around its centre, shifted into an image of `size` (height, width).
     x0, y0, x1, y1 = box
     if x1 - x0 >= side:
         return box
@@ -211,12 +203,12 @@ def _window(rng: np.random.Generator, box: Box, side: int) -> tuple[int, int, in
 
 
 def recipe_of(space: Space, record: Record, number: int) -> Recipe:
-    """Operator `number` of an image: of the image's content and nothing else, whatever the run."""
+    """Recipe `number` of an image; it depends on the image's content only."""
     return space.draw(np.random.default_rng(seed_from("recipe", record.sha256, number)))
 
 
 def points_of(record: Record) -> np.ndarray:
-    """The five points of a record's face (5, 2), an upright face's where its landmarks are not recorded."""
+    """The five landmarks (5, 2) of a record's face, those of an upright face where none are recorded."""
     if record.landmarks_68:
         return five_points(record.landmarks_68)
     return upright_points(square_crop_box(record.face_box, (record.height, record.width)))
@@ -224,7 +216,7 @@ def points_of(record: Record) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class ValidationPair:
-    """One validation pair with the face pair of its degradation."""
+    """One validation pair with its face pair."""
 
     record: Record
     image: Tensor  # (3, H, W), degraded
@@ -238,8 +230,7 @@ def held_out(folder: str | Path, ref_fr: RefFR, *, count: int, seed: int) -> Seq
     for record in [r for r in read_manifest(folder, "val") if r.lq][:count]:
         image, gt = read_tensor(folder / record.lq), read_tensor(folder / record.image)
         box = square_crop_box(record.face_box, (record.height, record.width))
-        rng = np.random.default_rng(seed_from(seed, record.image))
         given = {"references": [folder / r for r in record.references], "gt": gt, "landmarks": points_of(record)}
-        pair = face_pair(ref_fr, image, box, **given, rng=rng)
-        rows.append(ValidationPair(record, image, gt, pair))
+        given["rng"] = np.random.default_rng(seed_from(seed, record.image))
+        rows.append(ValidationPair(record, image, gt, face_pair(ref_fr, image, box, **given)))
     return rows

@@ -1,7 +1,7 @@
 """Images in tar archives (webdataset shards), for sets that are too large for loose files.
 
-A packed set is an InScene dataset whose image names lead into archives: `shards/train-000012.tar/000123.png`. An
-archive's table of contents is read once and its members directly, so that any image can be had in any order.
+A packed set is an InScene dataset with image names such as `shards/train-000012.tar/000123.png`. The index of an
+archive is read once, and members by random access.
 """
 
 import io
@@ -32,69 +32,71 @@ from face2scene.data.records import (
 from face2scene.image_io.arrays import read_image
 
 _INSIDE = ".tar/"
-_EXTRACTED = 512  # members kept as files by one process, for readers that want a path
+_EXTRACTED = 512  # members that one process keeps as files
 
 
 def read_stored(folder: Path, name: str) -> np.ndarray:
     """An image of a set, loose or in an archive: float32 (H, W, 3) in [0, 1]."""
     if _INSIDE not in name:
         return read_image(folder / name)
-    with Image.open(io.BytesIO(read_member(folder, name))) as image:
+    with Image.open(io.BytesIO(read_bytes(folder, name))) as image:
         return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
 
 
-def read_member(folder: Path, name: str) -> bytes:
-    """The bytes of an image in an archive.
+def read_bytes(folder: Path, name: str) -> bytes:
+    """The bytes of an image of a set, loose or in an archive.
 
     Raises:
-        FileNotFoundError: the archive or the member is not there.
+        FileNotFoundError: the file, the archive or the member is missing, or the archive is truncated.
     """
-    archive, member = archive_and_member(folder, name)
+    if _INSIDE not in name:
+        return (folder / name).read_bytes()
+    archive, member = _archive_and_member(folder, name)
     place = _contents(archive).get(member)
     if place is None:
         raise FileNotFoundError(f"{archive} has no member {member}.")
+    offset, size = place
     with open(archive, "rb") as file:
-        file.seek(place[0])
-        content = file.read(place[1])
-    if len(content) != place[1]:
+        file.seek(offset)
+        content = file.read(size)
+    if len(content) != size:
         raise FileNotFoundError(f"{archive} ends inside its member {member}.")
     return content
 
 
 def stored_path(folder: Path, name: str) -> Path:
-    """A path that holds an image of a set: its own, or that of a copy outside its archive."""
+    """The path of an image of a set, of a temporary copy where it is in an archive."""
     if _INSIDE not in name:
         return folder / name
-    place = _extracted()
-    archive, member = archive_and_member(folder, name)
-    copy = place / f"{archive.stem}-{member}"
+    place = Path(_extracted().name)
+    archive, member = _archive_and_member(folder, name)
+    copy = place / f"{archive.stem}-{member.replace('/', '-')}"
     if not copy.is_file():
         files = sorted(place.iterdir(), key=lambda path: path.stat().st_mtime_ns)
         for old in files[: max(0, len(files) - _EXTRACTED + 1)]:
             old.unlink()
-        copy.write_bytes(read_member(folder, name))
+        copy.write_bytes(read_bytes(folder, name))
     return copy
 
 
 def is_stored(folder: Path, name: str) -> bool:
-    """Whether an image of a set is there."""
+    """Whether an image of a set exists."""
     if _INSIDE not in name:
         return (folder / name).is_file()
-    archive, member = archive_and_member(folder, name)
+    archive, member = _archive_and_member(folder, name)
     try:
         return archive.is_file() and member in _contents(archive)
     except tarfile.TarError:
         return False
 
 
-def archive_and_member(folder: Path, name: str) -> tuple[Path, str]:
-    """Where a name leads."""
+def _archive_and_member(folder: Path, name: str) -> tuple[Path, str]:
     archive, _, member = name.partition(_INSIDE)
     return folder / f"{archive}.tar", member
 
 
 def shard_of(name: str) -> str:
-    """The archive of an image, or nothing for a loose one."""
+    """The archive of an image without `.tar`; empty for a loose image."""
     return name.partition(_INSIDE)[0] if _INSIDE in name else ""
 
 
@@ -105,26 +107,21 @@ def _contents(archive: Path) -> dict[str, tuple[int, int]]:
 
 
 @lru_cache(maxsize=1)
-def _extracted() -> Path:
-    place = tempfile.TemporaryDirectory(prefix="face2scene-")
-    _EXTRACTED_PLACES.append(place)  # removed with the process
-    return Path(place.name)
-
-
-_EXTRACTED_PLACES: list[tempfile.TemporaryDirectory] = []
+def _extracted() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="face2scene-")  # removed at the end of the process
 
 
 def pack(folder: str | Path, packed: str | Path, *, split: str = "train", per_shard: int = 1000) -> int:
     """Copy a finished set with the images of one split in archives, each beside its record as JSON.
 
-    Other splits, degraded images and reports stay loose files. References that are images of the split lead into
-    the archives too. The same set gives the same bytes; a stopped packing goes on at the last whole archive.
+    Other splits and degraded images stay loose files. References that are images of the split are read from the
+    archives too. The same set gives the same bytes; a stopped packing resumes at the last whole archive.
 
     Returns:
-        How many archives there are.
+        The number of archives.
 
     Raises:
-        FileExistsError: `packed` is a finished set already, or holds what was not packed from this set in this way.
+        FileExistsError: `packed` is a finished set, or holds files that were not packed from this set in this way.
     """
     folder, packed = Path(folder), Path(packed)
     if (packed / METADATA).is_file():
@@ -171,17 +168,15 @@ def pack(folder: str | Path, packed: str | Path, *, split: str = "train", per_sh
 
 
 def members_of(folder: Path, name: str) -> Iterator[str]:
-    """Names of the images in an archive of a set, as records name them; none of a degraded one."""
+    """Names of the images in an archive of a set, as in records; none of a corrupt archive."""
     try:
         contents = _contents(folder / name)
     except tarfile.TarError:
         return
-    for member in contents:
-        if member.endswith(".png"):
-            yield f"{name}/{member}"
+    yield from (f"{name}/{member}" for member in contents if member.endswith(".png"))
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)  # no time, no owner: the same image, the same bytes
+    info = tarfile.TarInfo(name)  # without time and owner, so that archives are reproducible
     info.size = len(content)
     tar.addfile(info, io.BytesIO(content))

@@ -1,7 +1,7 @@
-"""Whether a dataset is what its metadata say: every file there, whole, in its place, and no other.
+"""Checks a dataset against its metadata: every file there, unchanged, in its place, and no other.
 
-The build leaves `SHA256SUMS` beside the metadata, in the format of `sha256sum -c`, so that references, degraded
-images, reports and the metadata themselves are checked as well as the images, whose sums stand in the records.
+`SHA256SUMS`, in the format of `sha256sum -c`, covers references, degraded images, reports and metadata; the sums of
+the images are in the records.
 """
 
 import hashlib
@@ -15,27 +15,28 @@ from pathlib import Path
 from PIL import Image
 
 from face2scene.common.files import sha256_of
-from face2scene.data.records import METADATA, SPLITS, SUMS, Record, stream_manifest
-from face2scene.data.shards import is_stored, members_of, read_member, shard_of
+from face2scene.data.paths import FolderPaths, OutsideFolder
+from face2scene.data.records import METADATA, SPLITS, SUMS, Record, read_sums, stream_manifest
+from face2scene.data.shards import is_stored, members_of, read_bytes, shard_of
 
-_KNOWN_FILES = {METADATA, SUMS, "metadata.jsonl", "rejected.jsonl", "build.json", "README.md", "funnel.html"}
-_KNOWN_FILES |= {"identities.html"}
+_KNOWN_FILES = {METADATA, SUMS, "metadata.jsonl", "rejected.jsonl", "build.json", "README.md"}
+_KNOWN_FILES |= {"funnel.html", "identities.html"}
 
 
 def verify(folder: str | Path) -> list[str]:
-    """Compare a dataset with its metadata. Returns one sentence per problem; none is good."""
+    """The problems of a dataset, one sentence each."""
     return list(problems_of(folder))
 
 
 def problems_of(folder: str | Path) -> Iterator[str]:
-    """What `verify` returns, one by one. Memory does not grow with the set: what is compared lies in a scratch file."""
+    """What `verify` returns, one by one; a scratch database keeps memory independent of the set's size."""
     folder = Path(folder)
     with tempfile.TemporaryDirectory() as place:
         seen = _Seen(Path(place) / "seen.sqlite")
         for record in stream_manifest(folder):
             yield from _problems_of(folder, record)
-            once = {"path": record.image, "content": record.sha256, "degradation operator": _operators(record)}
-            for kind, value in once.items():
+            unique = {"path": record.image, "content": record.sha256, "degradation operator": _operators(record)}
+            for kind, value in unique.items():
                 if value and (first := seen.first(kind, value, record.image)) is not None:
                     yield f"{record.image} has the same {kind} as {first}."
             seen.splits(record.identity, record.split)
@@ -55,18 +56,21 @@ def problems_of(folder: str | Path) -> Iterator[str]:
 
 def _problems_of_sums(folder: Path, seen: "_Seen") -> Iterator[str]:
     if not (folder / SUMS).is_file():
-        return  # a set that somebody else made
-    images = seen.images()
-    with open(folder / SUMS, encoding="utf-8") as lines:
-        for line in lines:
-            digest, _, name = line.rstrip("\n").partition("  ")
-            if name in images:
-                continue  # compared with its record
-            if not (folder / name).is_file():
-                if not seen.is_used(name):  # used ones were missed by their record
-                    yield f"{name} is missing."
-            elif sha256_of(folder / name) != digest:
-                yield f"{name} is not the recorded file (wrong sha256)."
+        return  # a set of another origin
+    paths = FolderPaths(folder)
+    for name, digest in read_sums(folder):
+        if seen.is_image(name):
+            continue  # compared with its record
+        try:
+            path = paths(name)
+        except OutsideFolder as error:
+            yield f"{SUMS}: {error}"
+            continue
+        if not path.is_file():
+            if not seen.is_used(name):  # else reported with its record
+                yield f"{name} is missing."
+        elif sha256_of(path) != digest:
+            yield f"{name} is not the recorded file (wrong sha256)."
 
 
 def _problems_of(folder: Path, record: Record) -> Iterator[str]:
@@ -100,19 +104,19 @@ def _problems_of(folder: Path, record: Record) -> Iterator[str]:
 
 def _content(folder: Path, name: str) -> bytes | None:
     try:
-        return read_member(folder, name) if shard_of(name) else (folder / name).read_bytes()
+        return read_bytes(folder, name)
     except OSError:
         return None
 
 
 def _operators(record: Record) -> str:
-    # Recipes are the same operator if they are equal but for the noise seed; no degradation may come again.
+    # Recipes that differ in the noise seed only are one operator, which must not occur twice.
     operators = (record.recipe or {}).get("operators")
     return json.dumps(operators, sort_keys=True) if operators else ""
 
 
 def _files(folder: Path) -> Iterator[str]:
-    # Folder by folder: a set's folders are small, the set is not.
+    # Folder by folder, so that memory does not grow with the set.
     todo = [folder]
     while todo:
         for path in sorted(todo.pop().iterdir()):
@@ -123,16 +127,16 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 class _Seen:
-    # What has been met so far, on disk.
+    """The values, identities and file names so far, in a database on disk."""
+
     def __init__(self, path: Path):
         self.db = sqlite3.connect(path)
-        self.db.execute("pragma synchronous = off")
-        self.db.execute("pragma journal_mode = off")
-        self.db.execute(
-            "create table firsts (kind text, value text, name text, primary key (kind, value)) without rowid"
+        self.db.executescript(
+            "pragma synchronous = off; pragma journal_mode = off;"
+            "create table firsts (kind text, value text, name text, primary key (kind, value)) without rowid;"
+            "create table people (identity text, split text, primary key (identity, split)) without rowid;"
+            "create table used (name text primary key) without rowid;"
         )
-        self.db.execute("create table people (identity text, split text, primary key (identity, split)) without rowid")
-        self.db.execute("create table used (name text primary key) without rowid")
 
     def first(self, kind: str, value: str, name: str) -> str | None:
         found = self.db.execute("select name from firsts where kind = ? and value = ?", (kind, value)).fetchone()
@@ -155,17 +159,9 @@ class _Seen:
     def is_used(self, name: str) -> bool:
         return self.db.execute("select 1 from used where name = ?", (name,)).fetchone() is not None
 
-    def images(self) -> "_Images":
-        return _Images(self.db)
+    def is_image(self, name: str) -> bool:
+        query = "select 1 from firsts where kind = 'path' and value = ?"
+        return self.db.execute(query, (name,)).fetchone() is not None
 
     def close(self) -> None:
         self.db.close()
-
-
-class _Images:
-    def __init__(self, db: sqlite3.Connection):
-        self.db = db
-
-    def __contains__(self, name: str) -> bool:
-        query = "select 1 from firsts where kind = 'path' and value = ?"
-        return self.db.execute(query, (name,)).fetchone() is not None

@@ -1,8 +1,6 @@
 """Degradation as a value: a Recipe is an ordered tuple of operators with every number in it.
 
-Drawn once (space.py), stored as JSON, applied to any number of images of any size. Two recipes are equal when they
-name the same operator; the seed of the noise realisation is kept apart, so the same degradation can hit two images with
-different grain.
+Drawn once (space.py), stored as JSON, applied to any number of images of any size.
 """
 
 import hashlib
@@ -10,7 +8,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, replace
-from operator import index
 from typing import Any
 
 import numpy as np
@@ -19,35 +16,17 @@ from torch import Tensor
 
 from face2scene.common.reproducibility import seed_from
 from face2scene.degradation.functional.convolve import convolve_and_resize
-from face2scene.degradation.operators.basic import (
-    Blur,
-    GaussianNoise,
-    Jpeg,
-    Operator,
-    PoissonNoise,
-    Resize,
-    RestoreSize,
-    Sinc,
-)
-from face2scene.degradation.operators.camera import MotionBlur, SensorNoise, Webp
-from face2scene.degradation.operators.spatial_blur import SpatiallyVaryingBlur
+from face2scene.degradation.operators import OPERATORS, STORED_NAMES
+from face2scene.degradation.operators.basic import Blur, Operator, Resize, RestoreSize, Size
+from face2scene.degradation.operators.validation import Number
 from face2scene.image_io.arrays import to_array, to_bytes, to_tensor
 
 SCHEMA = 1
-# The names that JSON knows them by: a name, once stored, stays.
-_STORED_NAMES = {SpatiallyVaryingBlur: "SpatialBlur"}  # where the class is called otherwise today
-OPERATORS: dict[str, type] = {
-    _STORED_NAMES.get(kind, kind.__name__): kind
-    for kind in (
-        Blur, Sinc, Resize, RestoreSize, GaussianNoise, PoissonNoise, Jpeg,
-        SpatiallyVaryingBlur, MotionBlur, SensorNoise, Webp,
-    )
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """An ordered degradation. Equality, hash and `key` are the operator's; the noise seed does not count.
+    """An ordered degradation. Equality, hash and `key` are those of the operators; the noise seed does not count.
 
     Operator number n draws its noise from a generator seeded by (noise_seed, n) alone: the same recipe on the
     same image gives the same bytes in any process, order, batch or number of threads of one platform.
@@ -61,48 +40,44 @@ class Recipe:
         object.__setattr__(self, "operators", tuple(self.operators))
         if self.schema != SCHEMA:
             raise ValueError(f"Recipe.schema is {self.schema!r}: this version of the code reads {SCHEMA} only.")
-        object.__setattr__(self, "noise_seed", _seed(self.noise_seed))
+        Number(0, 2**63 - 1, whole=True)(self, "noise_seed")
         for operator in self.operators:
-            if type(operator) not in OPERATORS.values():
+            if type(operator) not in STORED_NAMES:
                 raise TypeError(f"Recipe.operators holds {operator!r}: it must be one of {', '.join(OPERATORS)}.")
 
     @property
     def key(self) -> str:
-        """Sixteen hex digits that stand for the operator, whatever the noise seed."""
+        """Sixteen hex digits that identify the operators, whatever the noise seed."""
         text = json.dumps([_operator_to_dict(operator) for operator in self.operators], sort_keys=True)
         return hashlib.sha256(f"{self.schema}:{text}".encode()).hexdigest()[:16]
 
     def with_noise_seed(self, noise_seed: int) -> "Recipe":
-        """The same operator with another noise realisation."""
+        """The same operators with another noise realisation."""
         return replace(self, noise_seed=noise_seed)
 
     def apply(self, image: Tensor, *, keep_size: bool = True, gradients: bool = False) -> Tensor:
-        """Degradation an image (3, H, W), float32 in [0, 1], on its device; the input is left as it was.
+        """Degrade an image (3, H, W), float32 in [0, 1], on its device; the input is not modified.
 
-        On the CPU one core works, whatever `torch.set_num_threads` says: what threads share out ends in other last
-        digits. Several images take several cores by a loader's workers.
-
-        On a GPU everything but the real JPEG codec stays on it, and random bits are the same as on a CPU. What a GPU
-        computes in another order differs by at most 1e-4 after any one operator on images up to 2000 pixels a side
-        (the resizes; the others keep to 1e-5); over a whole recipe a difference can tip an 8-bit or a JPEG rounding,
-        so there the two agree in the mean (1e-3), not pixel by pixel.
+        On the CPU one thread computes, whatever `torch.set_num_threads` says, since the last digits depend on the
+        number of threads; use several cores through a loader's workers. On a GPU everything but the real JPEG codec
+        stays on it, and random bits are those of the CPU. One operator differs by at most 1e-4 there on images up to
+        2000 pixels a side (resizes; the others 1e-5). Over a whole recipe that can change an 8-bit or a JPEG rounding,
+        so the two agree in the mean (1e-3), not pixel by pixel.
 
         Args:
-            keep_size: the result has the input's size. False leaves out the closing `RestoreSize`, which
-                gives the small image that a super-resolution method reads.
-            gradients: let gradients flow from the result to `image`; computed another way, equal to within the
-                same 1e-4 an operator.
+            keep_size: False leaves out the closing `RestoreSize`: the small input of a super-resolution method.
+            gradients: let gradients flow to `image`; computed another way, equal to within 1e-4 an operator.
 
         Raises:
-            ValueError: not such an image; too small for a kernel at some stage; the recipe ends at another
-                size; gradients through a real codec.
+            ValueError: not such an image; too small for a kernel at some stage; the recipe ends at another size;
+                gradients through a real codec.
         """
         _check_image(image)
         with torch.set_grad_enabled(gradients), _one_thread():
-            return self._degraded(image, keep_size)
+            return self._degrade(image, keep_size)
 
     def apply_array(self, image: np.ndarray, *, keep_size: bool = True) -> np.ndarray:
-        """`apply` for a NumPy image (H, W, 3), uint8 or float in [0, 1], as loaders have them.
+        """`apply` for a NumPy image (H, W, 3), uint8 or float in [0, 1].
 
         Returns:
             uint8 (rounded to nearest) for uint8, else float32: the values of `apply` on the same image.
@@ -115,20 +90,19 @@ class Recipe:
         degraded = self.apply(to_tensor(image), keep_size=keep_size)
         return to_bytes(degraded) if image.dtype == np.uint8 else to_array(degraded)
 
-    def _degraded(self, image: Tensor, keep_size: bool) -> Tensor:
+    def _degrade(self, image: Tensor, keep_size: bool) -> Tensor:
         size = (int(image.shape[-2]), int(image.shape[-1]))
         operators = self.operators
         if not keep_size and operators and isinstance(operators[-1], RestoreSize):
             operators = operators[:-1]
         degraded, position = image, 0
         while position < len(operators):
-            operator, *following = operators[position : position + 2]
-            at_once = _blurred_and_resized(degraded, operator, *following, size=size) if following else None
-            if at_once is None:
-                degraded = operator(degraded, _generator(self.noise_seed, position), size)
+            fused = _blur_and_resize(degraded, operators[position : position + 2], size)
+            if fused is None:
+                degraded = operators[position](degraded, _generator(self.noise_seed, position), size)
                 position += 1
             else:
-                degraded = at_once
+                degraded = fused
                 position += 2
         if keep_size and degraded.shape != image.shape:
             raise ValueError(
@@ -155,8 +129,7 @@ class Recipe:
             raise ValueError(
                 f"The recipe has schema version {values.get('schema')!r}: this version of the code reads {SCHEMA} only."
             )
-        unknown = sorted(set(values) - {"schema", "operators", "noise_seed"})
-        if unknown:
+        if unknown := sorted(set(values) - {"schema", "operators", "noise_seed"}):
             raise ValueError(f"A recipe has no {unknown}: its fields are schema, operators and noise_seed.")
         if not isinstance(values.get("operators"), list | tuple):
             raise ValueError(f"Recipe.operators is {values.get('operators')!r}: it must be a list of operators.")
@@ -171,7 +144,7 @@ class Recipe:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: the text is cut or no JSON; and what `from_dict` refuses.
+            ValueError: truncated text or no JSON; and the errors of `from_dict`.
         """
         try:
             values = json.loads(text)
@@ -183,10 +156,10 @@ class Recipe:
 def apply_batch(
     images: Tensor, recipes: Sequence[Recipe], *, keep_size: bool = True, gradients: bool = False
 ) -> Tensor:
-    """Degradation a batch (B, 3, H, W), on its device, each image by its own recipe.
+    """Degrade a batch (B, 3, H, W), on its device, each image by its own recipe.
 
     Image number n is `recipes[n].apply(images[n])`, byte for byte, whatever else is in the batch. Options and
-    errors are `apply`'s.
+    errors are those of `apply`.
 
     Raises:
         ValueError: not one recipe per image; results of different sizes (only where `keep_size` is False).
@@ -194,7 +167,7 @@ def apply_batch(
     if not isinstance(images, Tensor) or images.dim() != 4 or len(images) != len(recipes):
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"A batch is a tensor (B, 3, H, W) with B recipes, got {got} and {len(recipes)} recipes.")
-    result = images.clone() if len(images) == 0 else None
+    result: Tensor | None = None
     for number, (recipe, image) in enumerate(zip(recipes, images, strict=True)):
         degraded = recipe.apply(image, keep_size=keep_size, gradients=gradients)
         if result is None:
@@ -203,14 +176,12 @@ def apply_batch(
             sizes = f"{tuple(result.shape[-2:])} and {tuple(degraded.shape[-2:])}"
             raise ValueError(f"The recipes of one batch make images of {sizes} pixels: apply them one by one.")
         result[number] = degraded
-    return result
+    return images.clone() if result is None else result
 
 
 def _operator_to_dict(operator: Operator) -> dict[str, Any]:
     values = {f.name: getattr(operator, f.name) for f in fields(operator)}
-    return {"kind": _STORED_NAMES.get(type(operator), type(operator).__name__)} | {
-        name: v for name, v in values.items() if v is not None
-    }
+    return {"kind": STORED_NAMES[type(operator)]} | {name: v for name, v in values.items() if v is not None}
 
 
 def _operator_from_dict(values: Any) -> Operator:
@@ -228,12 +199,13 @@ def _operator_from_dict(values: Any) -> Operator:
     return OPERATORS[kind](**given)
 
 
-def _blurred_and_resized(image: Tensor, blur: Operator, following: Operator, size: tuple[int, int]) -> Tensor | None:
-    """A blur and the resize after it in one, where that is faster: two passes over the image less."""
-    if not isinstance(blur, Blur) or not isinstance(following, Resize):
-        return None
-    target, steps = following.target(image, size), following.steps(image, size)
-    return convolve_and_resize(image, blur, target, following.mode, following.antialias, steps)
+def _blur_and_resize(image: Tensor, pair: tuple[Operator, ...], size: Size) -> Tensor | None:
+    """A blur and the resize after it in one, where that is faster: two passes over the image less; else None."""
+    match pair:
+        case (Blur() as blur, Resize() as step):
+            target, steps = step.target(image, size), step.steps(image, size)
+            return convolve_and_resize(image, blur, target, step.mode, step.antialias, steps)
+    return None
 
 
 def _generator(noise_seed: int, position: int) -> torch.Generator:
@@ -243,7 +215,7 @@ def _generator(noise_seed: int, position: int) -> torch.Generator:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    # Products, transforms and powers end in other last digits where threads share them out; half a microsecond.
+    # Half a microsecond.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -263,13 +235,3 @@ def _check_image(image: Tensor) -> None:
     low, high = (float(v) for v in torch.aminmax(image.detach()))
     if not (low >= 0 and high <= 1):  # false for NaN too
         raise ValueError(f"An image's values lie in [0, 1], got {low:g} to {high:g}: scale or clean it first.")
-
-
-def _seed(seed: Any) -> int:
-    try:
-        whole = index(seed)  # NumPy's whole numbers too
-    except TypeError:
-        whole = -1
-    if isinstance(seed, bool) or not 0 <= whole < 2**63:
-        raise ValueError(f"Recipe.noise_seed is {seed!r}: it must be a whole number from 0 to {2**63 - 1}.")
-    return whole

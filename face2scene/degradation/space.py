@@ -10,32 +10,29 @@ from typing import Annotated, Any
 import numpy as np
 
 from face2scene.degradation.functional import jpeg, kernels
-from face2scene.degradation.operators import validation
-from face2scene.degradation.operators.basic import (
-    MODES,
+from face2scene.degradation.functional.resize import MODES
+from face2scene.degradation.operators import (
     Blur,
     GaussianNoise,
     Jpeg,
+    MotionBlur,
     Operator,
     PoissonNoise,
     Resize,
     RestoreSize,
+    SensorNoise,
     Sinc,
+    SpatiallyVaryingBlur,
+    Webp,
+    validation,
 )
-from face2scene.degradation.operators.camera import MotionBlur, SensorNoise, Webp
-from face2scene.degradation.operators.spatial_blur import SpatiallyVaryingBlur
 from face2scene.degradation.operators.validation import Checked, Number, OneOf, Pair
 from face2scene.degradation.recipe import Recipe
 
 Range = tuple[float, float]
-
-
-Prob = Annotated[float, validation.Probability()]
-
+Prob = Annotated[float, validation.PROBABILITY]
 
 DIRECTIONS = ("up", "down", "keep")
-
-
 KERNEL_PROBS = {  # Real-ESRGAN's and S3Diff's
     "iso": 0.45,
     "aniso": 0.25,
@@ -44,63 +41,54 @@ KERNEL_PROBS = {  # Real-ESRGAN's and S3Diff's
     "plateau_iso": 0.12,
     "plateau_aniso": 0.03,
 }
-
-
 # Low-pass cut-offs of Real-ESRGAN's code: a small kernel cannot hold a low frequency.
-SMALL_SINC_BELOW = 13
-
-
+SMALL_SINC_BELOW = 13  # side in pixels
 SMALL_SINC_RAD = (math.pi / 3, math.pi)
-
-
 LARGE_SINC_RAD = (math.pi / 5, math.pi)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Space(Checked):
-    """A distribution over recipes. Ranges are closed and uniform, probabilities in [0, 1]; defaults are
-    S3Diff's.
+    """A distribution over recipes. Ranges are closed and uniform, probabilities in [0, 1]; defaults are S3Diff's.
 
-    The order is fixed: blur, resize, noise, JPEG; then blur, resize, noise; then either back to 1/scale of
-    the size, low-pass, JPEG, or JPEG, back to 1/scale, low-pass, with probability one half each; then up to
-    the full size. A trailing 2 marks the second stage. The pipeline is Real-ESRGAN's (Wang et al. 2021,
-    figure 2); what switches a step off there (`blur_prob`, `noise_prob`, `jpeg_prob` and the last two's 2)
-    is our addition, 1 in the original, and so are hand shake (after the first blur), the field in place of the
-    first blur, the sensor's noise in place of the first noise and WebP in place of the last JPEG, all 0 there.
+    The order is fixed: blur, resize, noise, JPEG; then blur, resize, noise; then either back to 1/scale of the size,
+    low-pass, JPEG, or JPEG, back to 1/scale, low-pass, with probability one half each; then up to the full size. A
+    trailing 2 marks the second stage. The pipeline is Real-ESRGAN's (Wang et al. 2021, figure 2). Ours are the
+    probabilities that switch a step off (`blur_prob`, `noise_prob`, `jpeg_prob`, 1 in the original) and four
+    operators, switched off there: motion blur after the first blur, the spatially varying blur in place of the first
+    blur, sensor noise in place of the first noise and WebP in place of the last JPEG.
 
-    A draw in which every step is switched off is drawn again: the untouched image is
-    `no_degradation_prob`'s. A probability of 0 draws nothing, so a space without a step does not depend on it.
+    A draw in which every step is switched off is repeated, so that `no_degradation_prob` alone is the share of
+    unchanged images. A probability of 0 draws no random number.
 
     Attributes:
         scale: the small image has 1/scale of the sides; 1 keeps the size.
         no_degradation_prob: share of recipes that change nothing.
         antialias: which filters resize, see `Resize`; S3Diff's alias.
-        by_factor: the first resize goes by its factor and not by the sizes, see `Resize`, as in Real-ESRGAN's and
-            S3Diff's code; not where `antialias` is on.
-        kernel_sizes: smallest and largest kernel side, both odd.
-        kernel_probs, kernel_probs2: share of each family of `kernels.FAMILIES`; what is not named has none.
+        by_factor: the first resize samples by its factor, see `Resize`, as in Real-ESRGAN's and S3Diff's code; ignored
+            with `antialias`.
+        kernel_sizes: smallest and largest kernel side in pixels, both odd.
+        kernel_probs, kernel_probs2: share of each family of `kernels.FAMILIES`; a family left out has none.
         blur_sigma: width in pixels of the image at that stage. beta_generalized, beta_plateau: exponents.
         split_beta: half of the exponents lie below 1 and half above, each half uniform, as in Real-ESRGAN's code
-            (a range that begins at 1 so has it in half of its draws); else they are uniform over the range.
+            (a range that begins at 1 gives 1 in half of its draws); else they are uniform over the range.
         sinc_prob: share of blurs that are a low-pass.
-        spatial_prob: share of first blurs, low-pass apart, that are a `SpatiallyVaryingBlur` about the image's middle;
+        spatial_prob: share of first blurs, low-pass apart, that are a `SpatiallyVaryingBlur` centred in the image;
             then `blur_sigma` is the width in the corners, and the kernel's side is `spatial_kernel_size`.
-            spatial_centre, spatial_power: as there.
+            spatial_centre, spatial_power: its parameters.
         motion_prob: share with a `MotionBlur`. motion_length: pixels. motion_bend: share of the length, to either
             side. motion_tremor: pixels. motion_turns: swings in the exposure.
-        resize_probs: of up, down, keep. resize_range: factor of the sides, relative to 1/scale in stage 2; 1
-            is in it. resize_modes: of `MODES`, each with the same share. shrink_evenly: what shrinks is uniform in
-            1/factor.
-        gaussian_prob: Gaussian noise, else Poisson. gaussian_sigma: grey levels of 255. grey_prob: without
-            colour.
+        resize_probs: of up, down, keep. resize_range: factor of the sides, relative to 1/scale in stage 2, contains 1.
+            resize_modes: of `MODES`, equally likely. shrink_evenly: a shrinking factor is uniform in 1/factor.
+        gaussian_prob: Gaussian noise, else Poisson. gaussian_sigma: grey levels of 255. grey_prob: without colour.
         sensor_prob: share of the first noise that is a `SensorNoise`, at one of `sensor_iso`, with the white
-            balance of `sensor_red_gain` and `sensor_blue_gain`.
-        jpeg_quality: whole numbers 1 to 100. jpeg_codec: of `Jpeg`; with diffjpeg, whose quality is drawn as a real
-            number, and the other defaults a recipe is what Real-ESRGAN's training computes.
-        webp_prob2: share of the last file that is a `Webp` of `webp_quality2`.
+            balance gains of `sensor_red_gain` and `sensor_blue_gain`.
+        jpeg_quality: whole numbers 1 to 100. jpeg_codec: of `Jpeg`; "diffjpeg" draws fractional qualities, and with the
+            other defaults a recipe is what Real-ESRGAN's training computes.
+        webp_prob2: share of the last compression that is a `Webp` of `webp_quality2`.
 
     Raises:
-        ValueError: a range that is reversed or leaves what is physical, a probability outside [0, 1].
+        ValueError: a range that is reversed or not physical, a probability outside [0, 1].
     """
 
     scale: Annotated[int, Number(1, 16, whole=True)] = 4
@@ -174,19 +162,15 @@ class Space(Checked):
         if any(size % 2 == 0 for size in self.kernel_sizes):
             raise ValueError(f"Space.kernel_sizes is {self.kernel_sizes}: kernels have odd sides.")
         if not self.resize_modes or set(self.resize_modes) - set(MODES):
-            raise ValueError(
-                f"Space.resize_modes is {self.resize_modes}: it must be one or more of {', '.join(MODES)}."
-            )
-        if not self.sensor_iso or any(isinstance(v, str) or not 25 <= v <= 102400 for v in self.sensor_iso):
-            raise ValueError(
-                f"Space.sensor_iso is {self.sensor_iso}: it must be one or more numbers from 25 to 102400."
-            )
+            validation.refuse(self, "resize_modes", f"one or more of {', '.join(MODES)}")
+        if not self.sensor_iso or any(validation.ISO.parse(iso) is None for iso in self.sensor_iso):
+            validation.refuse(self, "sensor_iso", "one or more numbers from 25 to 102400")
         for name in ("resize_range", "resize_range2"):
             low, high = getattr(self, name)
             if not low <= 1 <= high:
                 raise ValueError(f"Space.{name} is {(low, high)}: 1 must lie in it, down is below and up above.")
         if self.no_degradation_prob < 1 and not self._can_degrade():
-            raise ValueError("Every step of this Space is switched off: set no_degradation_prob=1 to say so.")
+            raise ValueError("Every step of this Space is switched off: set no_degradation_prob=1 if that is meant.")
 
     def draw(self, rng: np.random.Generator) -> Recipe:
         """One recipe, with a noise seed of its own."""
@@ -231,7 +215,7 @@ class Space(Checked):
         if rng.random() < getattr(self, f"sinc_prob{stage}"):
             return [Sinc(rng.uniform(*(SMALL_SINC_RAD if size < SMALL_SINC_BELOW else LARGE_SINC_RAD)), size)]
         shares = getattr(self, f"kernel_probs{stage}")
-        family = _one(rng, shares)
+        family = _choose(rng, shares)
         sigmas = getattr(self, f"blur_sigma{stage}")
         values: dict[str, Any] = {"sigma_x": rng.uniform(*sigmas)}
         if not kernels.is_round(family):
@@ -271,7 +255,7 @@ class Space(Checked):
         return [PoissonNoise(rng.uniform(*getattr(self, f"poisson_scale{stage}")), grey)]
 
     def _factor(self, rng: np.random.Generator, shares: tuple[float, ...], limits: Range) -> float:
-        direction = _one(rng, dict(zip(DIRECTIONS, shares, strict=True)))
+        direction = _choose(rng, dict(zip(DIRECTIONS, shares, strict=True)))
         if direction == "up":
             return rng.uniform(1, limits[1])
         if direction == "down":
@@ -284,7 +268,7 @@ class Space(Checked):
         mode = self.resize_modes[rng.integers(len(self.resize_modes))]
         return [] if factor == current else [Resize(factor, mode, self.antialias, by_factor or None)]
 
-    def _jpeg(self, rng: np.random.Generator, prob: float, quality: Range) -> list[Operator]:
+    def _jpeg(self, rng: np.random.Generator, prob: float, quality: tuple[int, int]) -> list[Operator]:
         if rng.random() >= prob:
             return []
         if self.jpeg_codec == "diffjpeg":
@@ -296,22 +280,13 @@ class Space(Checked):
         return int(smallest + 2 * rng.integers((largest - smallest) // 2, endpoint=True))
 
     def _can_degrade(self) -> bool:
-        steps = (
-            "blur_prob",
-            "motion_prob",
-            "noise_prob",
-            "jpeg_prob",
-            "blur_prob2",
-            "noise_prob2",
-            "jpeg_prob2",
-            "final_sinc_prob",
-        )
-        resizes = self.scale > 1 or self.resize_probs[2] < 1 or self.resize_probs2[2] < 1
-        return resizes or any(getattr(self, step) > 0 for step in steps)
+        steps = (self.blur_prob, self.motion_prob, self.noise_prob, self.jpeg_prob)
+        steps2 = (self.blur_prob2, self.noise_prob2, self.jpeg_prob2, self.final_sinc_prob)
+        return self.scale > 1 or min(self.resize_probs[2], self.resize_probs2[2]) < 1 or any((*steps, *steps2))
 
 
-def _one(rng: np.random.Generator, shares: Mapping[str, float]) -> str:
-    # What rng.choice(..., p=...) draws, fifteen times as fast.
+def _choose(rng: np.random.Generator, shares: Mapping[str, float]) -> str:
+    # The distribution of rng.choice(..., p=...), fifteen times as fast.
     cumulative = list(accumulate(shares.values()))
     return list(shares)[bisect_right(cumulative, rng.random() * cumulative[-1], hi=len(cumulative) - 1)]
 
@@ -326,15 +301,7 @@ def _shares(name: str, shares: dict[str, float], names: tuple[str, ...]) -> dict
 
 @dataclass(frozen=True)
 class Mixture:
-    """Draws from one of several spaces, for a training that has to know more than one kind of degradation.
-
-    Args:
-        spaces: by name.
-        shares: of the draws, by the same names; they sum to 1.
-
-    Raises:
-        ValueError: names that differ, or shares that do not sum to 1.
-    """
+    """Draws from several spaces. `shares` of the draws are at least 0, sum to 1 and have the names of `spaces`."""
 
     spaces: Mapping[str, Space]
     shares: Mapping[str, float]
@@ -350,6 +317,4 @@ class Mixture:
 
     def draw(self, rng: np.random.Generator) -> Recipe:
         """A new recipe of one of the spaces."""
-        names = list(self.shares)
-        place = np.searchsorted(np.cumsum([self.shares[name] for name in names]), rng.random(), side="right")
-        return self.spaces[names[min(int(place), len(names) - 1)]].draw(rng)
+        return self.spaces[_choose(rng, self.shares)].draw(rng)

@@ -1,11 +1,10 @@
-"""A contact sheet of recipes: what every step does to a photo, with its values.
+"""A contact sheet of recipes: the effect of every step on a photo, with its parameters.
 
     python -m face2scene.degradation.visualize PHOTO --recipe d1 d2 d3 d4 --out sheet.png
     python -m face2scene.degradation.visualize PHOTO --recipe recipe.json paper --seed 3
 
-A recipe is one of the presets d1 to d4, a JSON file, or a space of configs/degradation, which is drawn from with the
-seed. Each cell has the whole image, a detail enlarged pixel by pixel, and the step's fields by their names in the
-JSON.
+A recipe is one of the presets d1 to d4, a JSON file, or a space of configs/degradation, from which one is drawn with
+the seed. Each cell has the whole image, an enlarged detail, and the operator's fields by their names in the JSON.
 """
 
 import argparse
@@ -17,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,7 +26,6 @@ from face2scene.common.reproducibility import REPOSITORY
 from face2scene.degradation.operators.basic import Operator, RestoreSize
 from face2scene.degradation.presets import PRESETS
 from face2scene.degradation.recipe import Recipe
-from face2scene.degradation.space import Space
 from face2scene.image_io.arrays import read_tensor, resize, to_bytes, write_png
 
 SPACES = REPOSITORY / "configs" / "degradation"
@@ -34,14 +33,17 @@ CELL = 320  # pixels of a cell's width
 GAP = 16
 INSET = 148
 DETAIL = 0.13  # of the shorter side
+HEADING = 44
 INK, SOFT, PAPER, MARK = (15, 15, 15), (70, 70, 70), (255, 255, 255), (255, 214, 0)
+
+Area = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def find_recipe(name: str, rng: np.random.Generator) -> Recipe:
     """A preset, a JSON file or a draw from a shipped space, in this order.
 
     Raises:
-        ValueError: no such thing, or a file that is no recipe.
+        ValueError: an unknown name, or a file that is no recipe.
     """
     if name in PRESETS:
         return PRESETS[name]
@@ -53,8 +55,8 @@ def find_recipe(name: str, rng: np.random.Generator) -> Recipe:
             raise ValueError(f"{path}: {error}") from error
     spaces = sorted(file.stem for file in SPACES.glob("*.yaml"))
     if name in spaces:
-        values = OmegaConf.to_container(OmegaConf.load(SPACES / f"{name}.yaml"))
-        return Space(**{key: value for key, value in values.items() if key != "_target_"}).draw(rng)
+        with initialize_config_dir(str(SPACES), version_base="1.3"):
+            return instantiate(compose(name), _convert_="all").draw(rng)
     raise ValueError(
         f"There is no recipe {name!r}: give one of {', '.join(PRESETS)}, a JSON file that exists, "
         f"or one of the spaces {', '.join(spaces)}."
@@ -64,7 +66,7 @@ def find_recipe(name: str, rng: np.random.Generator) -> Recipe:
 def stages(recipe: Recipe, image: Tensor) -> list[Tensor]:
     """The image (3, h, w) after each of the recipe's operators."""
     return [
-        # Each from the start: the result of a shorter recipe, so nothing here can differ from what `apply` does.
+        # Each is the result of a shorter recipe, so it cannot differ from what `apply` does.
         Recipe(recipe.operators[:count], recipe.noise_seed).apply(
             image, keep_size=isinstance(recipe.operators[count - 1], RestoreSize)
         )
@@ -76,114 +78,101 @@ def sheet(image: Tensor, recipes: Sequence[tuple[str, Recipe]], *, title: str, c
     """The contact sheet of a photo (3, H, W) in [0, 1]: named recipes one below the other.
 
     Args:
-        title: the sheet's first line. columns: at most so many steps stand in a line.
+        title: the sheet's first line.
+        columns: the most cells in a row.
     """
-    box = _busiest(image)
-    blocks = [_recipe_block(name, recipe, image, box, columns) for name, recipe in recipes]
+    area = _most_detailed(image)
+    blocks = [_recipe_block(name, recipe, image, area, columns) for name, recipe in recipes]
     width = max(block.width for block in blocks) + 2 * GAP
     drawn = Image.new("RGB", (width, 3 * GAP + 24 + sum(block.height + GAP for block in blocks)), PAPER)
-    ImageDraw.Draw(drawn).text((GAP, GAP), title, INK, _font(22))
+    draw = ImageDraw.Draw(drawn)
+    draw.text((GAP, GAP), title, INK, _font(22))
     top = 2 * GAP + 24
     for block in blocks:
-        ImageDraw.Draw(drawn).line((GAP, top - 1, width - GAP, top - 1), SOFT, 1)
+        draw.line((GAP, top - 1, width - GAP, top - 1), SOFT, 1)
         drawn.paste(block, (GAP, top))
         top += block.height + GAP
     return drawn
 
 
-def _recipe_block(name: str, recipe: Recipe, image: Tensor, box: tuple[float, ...], columns: int) -> Image.Image:
-    cells = [_cell("The photo", [f"{image.shape[-1]} x {image.shape[-2]} px"], image, box)]
+def _recipe_block(name: str, recipe: Recipe, image: Tensor, area: Area, columns: int) -> Image.Image:
+    cells = [_cell("The photo", [f"{image.shape[-1]} x {image.shape[-2]} px"], image, area)]
     for number, (operator, degraded) in enumerate(zip(recipe.operators, stages(recipe, image), strict=True), start=1):
         size = f"{degraded.shape[-1]} x {degraded.shape[-2]} px"
         if degraded.shape == image.shape:
             error = (degraded - image).square().mean().item()
             size += f", {-10 * math.log10(error):.1f} dB PSNR to the photo" if error else ", the photo bit for bit"
-        cells.append(_cell(f"{number}  {_title(operator)}", [*_values(operator), size], degraded, box))
-    columns = math.ceil(len(cells) / math.ceil(len(cells) / columns))  # lines of about the same length
-    lines = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    heights = [max(cell.height for cell in line) for line in lines]
-    width = columns * (CELL + GAP) - GAP
-    block = Image.new("RGB", (width, 44 + sum(heights) + GAP * len(lines)), PAPER)
-    draw = ImageDraw.Draw(block)
+        title = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(operator).__name__)
+        cells.append(_cell(f"{number}  {title}", [_values(operator), size], degraded, area))
+    columns = math.ceil(len(cells) / math.ceil(len(cells) / columns))  # rows of about the same length
+    height = max(cell.height for cell in cells) + GAP
+    rows = math.ceil(len(cells) / columns)
+    block = Image.new("RGB", (columns * (CELL + GAP) - GAP, HEADING + height * rows), PAPER)
     heading = f"{name}   {len(recipe.operators)} steps, key {recipe.key}, noise seed {recipe.noise_seed}"
-    draw.text((0, 10), heading, INK, _font(20))
-    top = 44
-    for line, height in zip(lines, heights, strict=True):
-        for column, cell in enumerate(line):
-            block.paste(cell, (column * (CELL + GAP), top))
-        top += height + GAP
+    ImageDraw.Draw(block).text((0, 10), heading, INK, _font(20))
+    for place, cell in enumerate(cells):
+        row, column = divmod(place, columns)
+        block.paste(cell, (column * (CELL + GAP), HEADING + row * height))
     return block
 
 
-def _cell(title: str, notes: Sequence[str], image: Tensor, box: tuple[float, ...]) -> Image.Image:
+def _cell(title: str, notes: Sequence[str], image: Tensor, area: Area) -> Image.Image:
     rendered = Image.fromarray(to_bytes(image))
-    shown_height = round(CELL * rendered.height / rendered.width)
-    grown = rendered.width < CELL
-    shown = rendered.resize((CELL, shown_height), Image.Resampling.NEAREST if grown else Image.Resampling.LANCZOS)
-    draw = ImageDraw.Draw(shown)
-    place = [box[0] * CELL, box[1] * shown_height, box[2] * CELL, box[3] * shown_height]
-    draw.rectangle(place, outline=MARK, width=2)
-    inset = rendered.resize(
-        (INSET, INSET),
-        Image.Resampling.NEAREST,
-        box=(box[0] * rendered.width, box[1] * rendered.height, box[2] * rendered.width, box[3] * rendered.height),
-    )
-    left = 0 if box[0] + box[2] > 1 else CELL - INSET  # beside what it enlarges, not on it
-    draw.rectangle((left - 2, shown_height - INSET - 2, left + INSET + 1, shown_height), fill=MARK)
-    shown.paste(inset, (left, shown_height - INSET))
-
+    height = round(CELL * rendered.height / rendered.width)
     lines = [line for note in notes for line in _wrapped(note, _font(16))]
-    cell = Image.new("RGB", (CELL, shown_height + 34 + 20 * len(lines)), PAPER)
-    cell.paste(shown, (0, 0))
+    cell = Image.new("RGB", (CELL, height + 34 + 20 * len(lines)), PAPER)
+    enlarges = rendered.width < CELL
+    cell.paste(rendered.resize((CELL, height), Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS))
     draw = ImageDraw.Draw(cell)
-    draw.text((0, shown_height + 6), title, INK, _font(18))
+    left, top, right, bottom = area
+    draw.rectangle((left * CELL, top * height, right * CELL, bottom * height), outline=MARK, width=2)
+    source = (left * rendered.width, top * rendered.height, right * rendered.width, bottom * rendered.height)
+    start = 0 if left + right > 1 else CELL - INSET  # beside what it enlarges, not over it
+    draw.rectangle((start - 2, height - INSET - 2, start + INSET + 1, height - 1), fill=MARK)
+    cell.paste(rendered.resize((INSET, INSET), Image.Resampling.NEAREST, box=source), (start, height - INSET))
+    draw.text((0, height + 6), title, INK, _font(18))
     for number, line in enumerate(lines):
-        draw.text((0, shown_height + 32 + 20 * number), line, SOFT, _font(16))
+        draw.text((0, height + 32 + 20 * number), line, SOFT, _font(16))
     return cell
 
 
-def _title(operator: Operator) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(operator).__name__)
-
-
-def _values(operator: Operator) -> list[str]:
+def _values(operator: Operator) -> str:
     values = {entry.name: getattr(operator, entry.name) for entry in fields(operator)}
-    texts = [f"{name} {_value(value)}" for name, value in values.items() if value is not None]
-    return [", ".join(texts)] if texts else []
-
-
-def _value(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in values.items()
+        if value is not None
+    )
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
     lines = [""]
-    for word in text.split(", "):
+    for word in filter(None, text.split(", ")):
         longer = f"{lines[-1]}, {word}" if lines[-1] else word
         if font.getlength(longer + ",") > CELL and lines[-1]:
             lines[-1] += ","
             lines.append(word)
         else:
             lines[-1] = longer
-    return lines
+    return [line for line in lines if line]
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
+    return font
 
 
-def _busiest(image: Tensor) -> tuple[float, ...]:
-    """The square with the most detail, as shares: left, top, right, bottom."""
+def _most_detailed(image: Tensor) -> Area:
+    """The square with the largest gradients, as shares of the width and height."""
     height, width = image.shape[-2:]
     side = max(4, round(DETAIL * min(height, width)))
     if side >= min(height, width):
         return 0.0, 0.0, 1.0, 1.0
     grey = image.mean(dim=0)
-    busy = F.pad(grey.diff(dim=1).abs(), (0, 1)) + F.pad(grey.diff(dim=0).abs(), (0, 0, 0, 1))
-    sums = F.avg_pool2d(busy[None, None], side, stride=1)[0, 0]
-    row, column = divmod(int(torch.argmax(sums)), sums.shape[1])
+    gradient = F.pad(grey.diff(dim=1).abs(), (0, 1)) + F.pad(grey.diff(dim=0).abs(), (0, 0, 0, 1))
+    means = F.avg_pool2d(gradient[None, None], side, stride=1)[0, 0]
+    row, column = divmod(int(torch.argmax(means)), means.shape[1])
     return column / width, row / height, (column + side) / width, (row + side) / height
 
 
@@ -195,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", nargs="+", required=True, metavar="NAME", help="d1 to d4, a JSON file, or a space")
     parser.add_argument("--seed", type=int, default=0, help="of the draws from spaces (default 0)")
     parser.add_argument("--out", type=Path, default=Path("sheet.png"), help="the PNG to write (default sheet.png)")
-    parser.add_argument("--columns", type=int, default=6, help="at most so many steps in a line (default 6)")
+    parser.add_argument("--columns", type=int, default=6, help="the most steps in a row (default 6)")
     parser.add_argument("--side", type=int, default=768, help="a larger photo is shrunk to this side (default 768)")
     options = parser.parse_args(arguments)
     try:
@@ -206,13 +195,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rng = np.random.default_rng(options.seed)
         recipes = [(name, find_recipe(name, rng)) for name in options.recipe]
         photo = read_tensor(options.photo)
-        shrink = options.side / max(photo.shape[-2:])
+        height, width = photo.shape[-2:]
+        shrink = min(1.0, options.side / max(height, width))
         if shrink < 1:
-            photo = resize(photo, tuple(max(1, round(side * shrink)) for side in photo.shape[-2:]))
-        size = f"{photo.shape[-1]} x {photo.shape[-2]} px"
-        title = f"{options.photo.name}, {size}" + (
-            f", {1 / shrink:.2f} times smaller than the file" if shrink < 1 else ""
-        )
+            photo = resize(photo, (max(1, round(height * shrink)), max(1, round(width * shrink))))
+        title = f"{options.photo.name}, {photo.shape[-1]} x {photo.shape[-2]} px"
+        title += f", {1 / shrink:.2f} times smaller than the file" if shrink < 1 else ""
         drawn = sheet(photo, recipes, title=title, columns=options.columns)
         write_png(options.out, np.asarray(drawn, dtype=np.float32) / 255)
     except (ValueError, OSError, RuntimeError) as error:

@@ -1,1 +1,1 @@
-"""Faces: found in an image, recognised, brought into a standard pose and put back."""
+"""Face detection, alignment, pose, identity, and matching with reference photos."""

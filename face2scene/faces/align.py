@@ -1,7 +1,7 @@
-"""Faces in a standard pose and back: templates, the similarity transform between them, warping, pasting.
+"""Face alignment and its inverse: templates, similarity transforms, warping, pasting, crops.
 
 Points are (x, y) with the centre of the first pixel at (0, 0), as detectors give them; boxes are pixel edges,
-so the first pixel is the box (0, 0, 1, 1). Nothing here needs more than torch and numpy.
+so the first pixel is the box (0, 0, 1, 1).
 """
 
 from dataclasses import dataclass
@@ -15,17 +15,18 @@ from torch.nn import functional as F
 from face2scene.common.types import Box
 
 # Left eye, right eye, nose tip, left and right mouth corner, as seen in the image.
-FFHQ_512 = np.array(  # the means of FFHQ's own alignment, as the face restorers of this field use them
+FFHQ_512 = np.array(  # the mean landmarks of FFHQ's alignment, as face restorers use them
     [[192.98138, 239.94708], [318.90277, 240.1936], [256.63416, 314.01935], [201.26117, 371.41043],
      [313.08905, 371.15118]]
 )  # fmt: skip
 ARCFACE_112 = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
+TEMPLATES = {"ffhq": (FFHQ_512, 512), "arcface": (ARCFACE_112, 112)}  # and the side in pixels they are made for
 
 
 class AlignmentError(ValueError):
-    """Landmarks or an image from which no aligned face can be made; the message says why."""
+    """Landmarks, a box or an image from which no face can be aligned or cropped; the message gives the reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,35 +37,33 @@ class Similarity:
 
     @property
     def scale(self) -> float:
-        """How much longer a line becomes."""
+        """Lengths in the result over lengths in the source."""
         return float(np.hypot(self.matrix[0, 0], self.matrix[1, 0]))
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Move points (N, 2); float64."""
+        """Transform points (N, 2); float64."""
         return np.asarray(points, dtype=np.float64) @ self.matrix[:, :2].T + self.matrix[:, 2]
 
     def inverse(self) -> "Similarity":
-        """The way back."""
+        """The inverse transform."""
         linear = np.linalg.inv(self.matrix[:, :2])
         return Similarity(np.column_stack([linear, -linear @ self.matrix[:, 2]]))
 
 
 def five_points(landmarks_68: ArrayLike) -> np.ndarray:
-    """The five points of `records.Face` from 68 (iBUG order): eyes, nose tip, mouth corners; (5, 2)."""
+    """The five points of `types.Face` from 68 (iBUG order): eyes, nose tip, mouth corners; (5, 2)."""
     points = np.asarray(landmarks_68, dtype=np.float64)
     return np.stack([points[36:42].mean(0), points[42:48].mean(0), points[30], points[48], points[54]])
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> Similarity:
-    """The similarity transform that brings `source` nearest to `target` in least squares (Umeyama 1991).
-
-    Reflections are excluded: a mirrored face is another face.
+    """The similarity transform from `source` to `target` in least squares, without reflections (Umeyama 1991).
 
     Args:
         source, target: (N, 2) points, N at least 2.
 
     Raises:
-        AlignmentError: when the points are not finite, coincide, or would be shrunk to nothing.
+        AlignmentError: when the points are not finite, coincide, or have no shape in common.
     """
     source, target = np.asarray(source, dtype=np.float64), np.asarray(target, dtype=np.float64)
     if source.shape != target.shape or source.ndim != 2 or source.shape[1] != 2 or len(source) < 2:
@@ -75,7 +74,7 @@ def similarity(source: np.ndarray, target: np.ndarray) -> Similarity:
     moved, wanted = source - from_mean, target - to_mean
     spread = (moved**2).sum() / len(source)
     if spread < 1e-6 or (wanted**2).sum() / len(source) < 1e-6:
-        raise AlignmentError("The landmarks fall on one point, which fixes neither size nor direction.")
+        raise AlignmentError("The landmarks coincide in one point, so their size and direction are undefined.")
     left, singular, right = np.linalg.svd(wanted.T @ moved / len(source))
     sign = np.array([1.0, np.sign(np.linalg.det(left) * np.linalg.det(right)) or 1.0])
     scale = (singular * sign).sum() / spread
@@ -88,14 +87,12 @@ def similarity(source: np.ndarray, target: np.ndarray) -> Similarity:
 def face_transform(
     landmarks_5: np.ndarray, size: int = 512, template: str = "ffhq", *, image_size: tuple[int, int] | None = None
 ) -> Similarity:
-    """From an image to the `size` x `size` aligned face.
+    """From an image to the aligned face of `size` x `size` pixels.
 
     Args:
-        landmarks_5: (5, 2), see `records.Face`.
-        size: side of the aligned face in pixels.
+        landmarks_5: (5, 2), see `types.Face`.
         template: `ffhq` (head and shoulders) or `arcface` (the tight crop of identity networks).
-        image_size: height and width; where given, the landmarks' middle must lie in the image. Single ones may lie
-            outside, as in a face that the border cuts.
+        image_size: height and width; where given, the landmarks' mean must lie in the image.
 
     Raises:
         AlignmentError: for degenerate landmarks: collinear, on one point, not finite, or outside the image.
@@ -103,38 +100,25 @@ def face_transform(
     points = np.asarray(landmarks_5, dtype=np.float64)
     if points.shape != (5, 2):
         raise AlignmentError(f"Five landmarks (5, 2) are needed, got {points.shape}.")
-    if np.isfinite(points).all():
-        wide, narrow = np.linalg.svd(points - points.mean(0), compute_uv=False)
-        if narrow < 0.02 * wide:  # our setting: true profiles stay above 0.1
-            raise AlignmentError("The five landmarks lie on one line, which no face seen by a camera does.")
-    if image_size is not None and np.isfinite(points).all():
+    if not np.isfinite(points).all():
+        raise AlignmentError("Landmarks hold NaN or infinite values.")
+    wide, narrow = np.linalg.svd(points - points.mean(0), compute_uv=False)
+    if narrow < 0.02 * wide:  # our setting: true profiles stay above 0.1
+        raise AlignmentError("The five landmarks lie on one line, which those of a face never do.")
+    if image_size is not None:
         (x, y), (height, width) = points.mean(0), image_size
         if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
             raise AlignmentError(
                 f"The landmarks lie around ({x:.0f}, {y:.0f}), outside an image of {width} x {height}."
             )
-    if template == "ffhq":
-        return similarity(points, _resized(FFHQ_512, size / 512))
-    if template == "arcface":
-        return similarity(points, _resized(ARCFACE_112, size / 112))
-    raise AlignmentError(f"Unknown template {template!r}: choose ffhq or arcface.")
-
-
-def _resized(points: np.ndarray, factor: float) -> np.ndarray:
-    return (points + 0.5) * factor - 0.5  # pixel centres to edges and back
+    if template not in TEMPLATES:
+        raise AlignmentError(f"Unknown template {template!r}: choose {' or '.join(TEMPLATES)}.")
+    wanted, side = TEMPLATES[template]
+    return similarity(points, (wanted + 0.5) * (size / side) - 0.5)  # pixel centres to edges and back
 
 
 def warp(image: Tensor, transform: Similarity, size: tuple[int, int]) -> Tensor:
-    """Look at `image` through `transform`: bilinear, averaged first where it shrinks, edges repeated.
-
-    Args:
-        image: (3, H, W).
-        transform: from `image` to the result.
-        size: height and width of the result.
-
-    Returns:
-        (3, *size), same type and device.
-    """
+    """`image` (3, H, W) transformed to (3, *size): bilinear, averaged first where it shrinks, edges repeated."""
     height, width = size
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     points = transform.inverse()(np.stack([x.ravel(), y.ravel()], axis=1))
@@ -142,7 +126,7 @@ def warp(image: Tensor, transform: Similarity, size: tuple[int, int]) -> Tensor:
 
 
 def _sample(image: Tensor, points: np.ndarray, shrink: float) -> Tensor:
-    # Values of (C, H, W) at points (N, 2): (C, N). Only the part of the image that is looked at is touched.
+    # Values of (C, H, W) at points (N, 2): (C, N). Reads only the part of the image around them.
     height, width = image.shape[-2:]
     step = max(1, int(shrink))  # image pixels per result pixel
     corner = np.floor(points.min(0)).astype(int) - step - 1
@@ -157,16 +141,17 @@ def _sample(image: Tensor, points: np.ndarray, shrink: float) -> Tensor:
         points = (points - (step - 1) / 2) / step
     reach = np.maximum(np.array(part.shape[:0:-1]) - 1, 1)
     grid = torch.from_numpy(points / reach * 2 - 1).to(part)
-    return F.grid_sample(part[None], grid[None, None], mode="bilinear", padding_mode="border", align_corners=True)[
-        0, :, 0
-    ]
+    values = F.grid_sample(part[None], grid[None, None], mode="bilinear", padding_mode="border", align_corners=True)
+    return values[0, :, 0]
 
 
-def align_face(image: Tensor, landmarks_5: np.ndarray, size: int = 512, template: str = "ffhq"):
-    """Cut the aligned face out of (3, H, W).
+def align_face(
+    image: Tensor, landmarks_5: np.ndarray, size: int = 512, template: str = "ffhq"
+) -> tuple[Tensor, Similarity]:
+    """Crop the aligned face from (3, H, W).
 
     Returns:
-        The face (3, size, size) and the transform from the image to it, as `paste_back` wants it.
+        The face (3, size, size) and the transform from the image to it, for `paste_back`.
 
     Raises:
         AlignmentError: see `face_transform`.
@@ -176,20 +161,18 @@ def align_face(image: Tensor, landmarks_5: np.ndarray, size: int = 512, template
 
 
 def paste_back(scene: Tensor, face: Tensor, transform: Similarity, *, feather: float = 0.1) -> Tensor:
-    """Lay an aligned face over the scene it was cut from.
+    """Paste an aligned face over the scene it was cropped from.
 
-    What was cut out at a face's own scale or enlarged, and pasted back unchanged, differs from the scene by the two
-    bilinear steps: on a detailed photo 34 to 39 dB inside the face (2 to 3 of 255 levels on average, up to 110 at edges
+    A face aligned at its own scale or larger and pasted back unchanged differs from the scene by the two bilinear
+    interpolations: on a detailed photo 34 to 39 dB inside the face (2 to 3 of 255 levels on average, up to 110 at edges
     one pixel wide). The transform itself is exact to 1e-9 pixels.
 
     Args:
-        scene: (3, H, W).
-        face: (3, h, w).
-        transform: from the scene to the face.
+        scene: (3, H, W). face: (3, h, w). transform: from the scene to the face.
         feather: width of the soft edge as a share of the face image's shorter side; 0 is a hard edge.
 
     Returns:
-        A new (3, H, W); outside the face image it is `scene` bit for bit.
+        A new (3, H, W), bitwise equal to `scene` outside the face image.
     """
     height, width = face.shape[-2:]
     edges = np.array([[-0.5, -0.5], [width - 0.5, -0.5], [-0.5, height - 0.5], [width - 0.5, height - 0.5]])
@@ -201,7 +184,7 @@ def paste_back(scene: Tensor, face: Tensor, transform: Similarity, *, feather: f
         return scene.clone()
     y, x = np.mgrid[y0:y1, x0:x1].astype(np.float64)
     points = transform(np.stack([x.ravel(), y.ravel()], axis=1))
-    # Pixels of the face image to its nearest edge.
+    # Distance to the nearest edge of the face image, in its pixels.
     inside = np.minimum(points + 0.5, [width - 0.5, height - 0.5] - points).min(1)
     soft = feather * min(height, width)
     weight = (inside / soft).clip(0, 1) if soft > 0 else (inside >= 0).astype(np.float64)
@@ -214,17 +197,16 @@ def paste_back(scene: Tensor, face: Tensor, transform: Similarity, *, feather: f
 
 
 def square_crop_box(face_box: Box, image_size: tuple[int, int], margin: float = 0.2, minimum: int = 16) -> Box:
-    """The square around a face at the image's own scale, in whole pixels.
+    """The square crop around a face, in whole pixels of the image.
 
     Args:
-        face_box: (x0, y0, x1, y1), may reach out of the image.
-        image_size: height and width.
+        face_box: (x0, y0, x1, y1), may extend beyond the image. image_size: height and width.
         margin: added on every side, as a share of the longer side of the box.
         minimum: smallest side; FaDeX needs 16 (paper, supplement 4.3).
 
     Returns:
-        Whole numbers (x0, y0, x1, y1), square, inside the image: pushed in at the borders, and made smaller
-        only where the image is.
+        Whole numbers (x0, y0, x1, y1), square, inside the image: shifted at the borders, smaller only where the image
+        is.
 
     Raises:
         AlignmentError: when the box is empty or the image itself is smaller than `minimum`.

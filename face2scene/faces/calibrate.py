@@ -1,4 +1,4 @@
-"""Where the line between one person and two lies: cosines of same and of different pairs on photos of known people."""
+"""Calibration of the threshold of one person: cosines of same and different pairs on photos of known people."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,15 +18,12 @@ from face2scene.image_io.arrays import list_images, read_image
 class Pairs:
     """Cosines of all pairs of faces."""
 
-    same: np.ndarray  # of one person
-    different: np.ndarray
+    same: np.ndarray  # (N,), pairs of one person
+    different: np.ndarray  # (M,), pairs of two people
     skipped: tuple[str, ...] = ()  # photos that could not be used, a sentence each
 
     def equal_error(self) -> tuple[float, float]:
-        """The threshold at which as many same pairs fail as different ones pass, and that share.
-
-        Where the two do not overlap it is the middle of the gap, and the share is 0.
-        """
+        """The threshold at which as many same pairs fail as different ones pass (or amid the gap), and that share."""
         low, high = self.different.max(), self.same.min()
         if low < high:
             return float(low + high) / 2, 0.0
@@ -41,12 +38,11 @@ class Pairs:
 
 
 def pairs(people: Mapping[str, Sequence[Path]], others: Sequence[Path], detector: Detector) -> Pairs:
-    """Cosines of the faces of known people among each other and with strangers.
+    """Cosines of the faces of known people with each other and with strangers.
 
     Args:
         people: name to photos of that person alone.
-        others: photos of anybody else; who they are among each other is not known, so they are compared with `people`
-            only.
+        others: photos of strangers, compared with `people` only, as two of them may be one person.
 
     Raises:
         ValueError: when `detector` computes no identities, or there is no same or no different pair.
@@ -67,7 +63,7 @@ def pairs(people: Mapping[str, Sequence[Path]], others: Sequence[Path], detector
 
 
 def photos(places: Sequence[str]) -> list[Path]:
-    """Files behind `ASSET/PATH`, where PATH is an image or a folder of images of a photo set of the catalogue."""
+    """The files of `ASSET/PATH`: an image or a folder of images of a photo set of the catalogue."""
     found: list[Path] = []
     for place in places:
         asset, _, inside = place.partition("/")

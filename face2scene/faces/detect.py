@@ -1,11 +1,11 @@
-"""Who is where: face boxes, five and 68 landmarks, and an identity vector for every face of an image.
+"""Face detection: boxes, five and 68 landmarks, and an identity vector for every face of an image.
 
-A `Backend` is a set of networks; the `Detector` decides what they are shown: the image at halving sizes, other looks
-at it where nothing was found, and every doubtful or tilted face a second time, alone and upright.
+A `Backend` is a set of networks; the `Detector` applies them to an image pyramid, to changed images where nothing was
+found, and to every uncertain or tilted face a second time, alone and upright.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,33 +13,37 @@ import torch
 from torch import Tensor
 
 from face2scene.common.types import Box, Face
-from face2scene.faces.align import Similarity, warp
-from face2scene.faces.pose import with_pose
+from face2scene.faces.align import warp
+from face2scene.faces.pose import turned_view, with_pose
 from face2scene.image_io.arrays import resize, to_bytes, to_tensor
 
-_PADDING = 0.25  # of a face that fills its image; detectors want some background
+_PADDING = 0.25  # of the longer side, for a face that fills its image: detectors need some background
 _TILE, _OVERLAP = 1536, 256  # pixels; a larger level is searched in parts, to bound the networks' memory
-_CHIP, _CHIP_FACE = 160, 72  # sides of the image of one face, and of the face in it
-_SURE = 0.92  # score from which a face is not looked at again; upright clean ones have 0.93 in the median
-_TURNS = (0, 40, -40, 180, 90, -90, 140, -140)  # degrees by which a doubtful face is turned, in this order
+_CHIP, _CHIP_FACE = 160, 72  # sides in pixels of the crop around one face, and of the face in it
+_SURE = 0.92  # score from which a face needs no second look; the median of upright clean ones is 0.93
+_TURNS = (0, 40, -40, 180, 90, -90, 140, -140)  # degrees by which an uncertain face is turned, in this order
 
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """A face that was found and not yet described, in pixels of the image that was searched."""
+    """A detected face, not yet described, in pixels of the image that was searched."""
 
     box: Box
     score: float  # 0 to 1
-    landmarks_5: np.ndarray  # (5, 2), see `records.Face`
+    landmarks_5: np.ndarray  # (5, 2), see `types.Face`
 
     @property
     def side(self) -> float:
         """Longer side of the box."""
         return max(self.box[2] - self.box[0], self.box[3] - self.box[1])
 
+    def face(self, landmarks_68: np.ndarray | None = None) -> Face:
+        """The face without identity."""
+        return Face(self.box, self.score, self.landmarks_5, landmarks_68)
+
     @property
     def roll(self) -> float:
-        """Radians by which the head is turned clockwise in the image, by eyes and mouth."""
+        """Clockwise turn of the head in the image in radians, by eyes and mouth."""
         across, down = self.landmarks_5[3:].mean(0) - self.landmarks_5[:2].mean(0)
         return float(np.arctan2(-across, down))
 
@@ -50,7 +54,7 @@ class Detection:
         return Detection(tuple(float(v) for v in box.flatten()), self.score, self.landmarks_5 * scales + shifts)
 
     def turned_back(self, quarters: int, size: tuple[int, int]) -> "Detection":
-        """The same face in the image of which `np.rot90(image, quarters)` was searched; exact.
+        """The same face in the image before `np.rot90(image, quarters)`; exact.
 
         Args:
             size: height and width of the image before it was turned.
@@ -58,7 +62,7 @@ class Detection:
         height, width = size if quarters % 2 == 0 else size[::-1]  # of what was searched
         box, points = np.array(self.box).reshape(2, 2), self.landmarks_5
         for _ in range(quarters % 4):
-            # One quarter clockwise. Points are pixel centres and boxes pixel edges, one pixel apart at the far side.
+            # One quarter clockwise. Points are pixel centres, boxes pixel edges: one pixel apart at the far side.
             box = np.stack([height - box[:, 1], box[:, 0]], axis=1)
             points = np.stack([height - 1 - points[:, 1], points[:, 0]], axis=1)
             height, width = width, height
@@ -67,10 +71,9 @@ class Detection:
 
 
 class Backend(Protocol):
-    """Networks that find and describe faces. They are loaded at first use and kept.
+    """Networks that detect and describe faces. They are loaded at first use and kept.
 
-    `identity_model` names the space of the identity vectors, `same_threshold` is the cosine from which two of them are
-    taken for one person.
+    `identity_model` names the space of the identity vectors, `same_threshold` is the lowest cosine of one person's.
 
     Raises:
         MissingWeights: when a network is not there; the message names the fetch command.
@@ -92,58 +95,49 @@ class Backend(Protocol):
         ...
 
 
+@dataclass(eq=False)
 class Detector:
-    """Finds and describes faces.
+    """Detects and describes faces.
 
     Args:
         backend: the networks; None finds no face in anything.
         max_side: longer side in pixels of the largest image that the backend sees. A larger photo is reduced to it
-            once and never enlarged back; its small faces need more (a 12-megapixel photo at 1024: from 40 pixels).
+            once, so its small faces need more (a 12-megapixel photo at 1024: faces from 40 pixels).
         min_face: smallest longer side of a face in pixels of the image (our setting: FaDeX needs 16).
         landmarks: also find 68 landmarks (needed for identities).
         identities: also compute identity vectors.
         same_threshold: None is the backend's own.
-        min_score: faces below it, after the second look, are no faces. The backend's own threshold may then be lower.
+        min_score: lowest score after the second look; the backend's own threshold may then be lower.
         retry_score: the same for faces that only a retry finds.
         rotations: degrees by which the image is turned and searched, of 0, 90, 180 and 270.
-        retries: what to try, in order, until something is found where the first search found nothing: see `RETRIES`.
-        second_look: see doubtful and tilted faces again, alone and upright. Detectors find many upside-down and tilted
-            heads, but give them the landmarks of upright ones.
+        retries: what to try, in order, where the first search found nothing, until something is found: see `RETRIES`.
+        second_look: search uncertain and tilted faces again, alone and upright. Detectors find many upside-down and
+            tilted heads, but give them the landmarks of upright ones.
     """
 
-    def __init__(
-        self,
-        backend: Backend | None,
-        *,
-        max_side: int = 1024,
-        min_face: int = 16,
-        landmarks: bool = True,
-        identities: bool = True,
-        same_threshold: float | None = None,
-        min_score: float = 0.0,
-        retry_score: float = 0.82,
-        rotations: Sequence[int] = (0,),
-        retries: Sequence[str] = ("padded", "turned", "brightened"),
-        second_look: bool = True,
-    ):
-        if max_side < 64:
-            raise ValueError(f"faces.max_side is {max_side}; the detector needs images of at least 64 pixels.")
-        if not rotations or not set(rotations) <= {0, 90, 180, 270}:
-            raise ValueError(f"faces.rotations is {list(rotations)}; choose from 0, 90, 180 and 270 degrees.")
-        if unknown := [name for name in retries if name not in RETRIES]:
+    backend: Backend | None
+    _: KW_ONLY
+    max_side: int = 1024
+    min_face: int = 16
+    landmarks: bool = True
+    identities: bool = True
+    same_threshold: float | None = None
+    min_score: float = 0.0
+    retry_score: float = 0.82
+    rotations: Sequence[int] = (0,)
+    retries: Sequence[str] = ("padded", "turned", "brightened")
+    second_look: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_side < 64:
+            raise ValueError(f"faces.max_side is {self.max_side}; the detector needs images of at least 64 pixels.")
+        if not self.rotations or not set(self.rotations) <= {0, 90, 180, 270}:
+            raise ValueError(f"faces.rotations is {list(self.rotations)}; choose from 0, 90, 180 and 270 degrees.")
+        if unknown := [name for name in self.retries if name not in RETRIES]:
             raise ValueError(f"faces.retries names {unknown}; choose from {list(RETRIES)}.")
-        self.backend = backend
-        self.max_side = max_side
-        self.min_face = min_face
-        self.landmarks = landmarks or identities
-        self.identities = identities
-        own = 1.0 if backend is None else backend.same_threshold
-        self.same_threshold = own if same_threshold is None else same_threshold
-        self.min_score = min_score
-        self.retry_score = retry_score
-        self.rotations = tuple(rotations)
-        self.retries = tuple(retries)
-        self.second_look = second_look
+        self.landmarks = self.landmarks or self.identities
+        if self.same_threshold is None:
+            self.same_threshold = 1.0 if self.backend is None else self.backend.same_threshold
 
     def find(self, image: np.ndarray) -> list[Face]:
         """All faces of an image, largest first.
@@ -169,20 +163,20 @@ class Detector:
         found = [_clipped(face.moved(scale), width, height) for face in found]
         found.sort(key=lambda face: -face.side)
         if not self.landmarks:
-            return [with_pose(Face(box=f.box, score=f.score, landmarks_5=f.landmarks_5)) for f in found]
+            return [with_pose(f.face()) for f in found]
         return [with_pose(face) for face in self.backend.describe(image, found, identities=self.identities)]
 
     def _faces(
         self, shown: np.ndarray, rotations: Sequence[int], scale: tuple[float, float], min_score: float
     ) -> list[Detection]:
-        # Faces in pixels of `shown`, which is the image reduced by `scale`.
+        # Faces in pixels of `shown`; the image is `scale` times as large.
         found = self._turned(shown, rotations)
         if self.second_look:
-            found = self._looked_again(shown, found)
-            # Where one head is turned by a quarter or more, the first search may have missed others.
+            found = self._search_again(shown, found)
+            # If one head is turned by a quarter or more, the first search may have missed others.
             turns = {round(face.roll / (np.pi / 2)) * 90 % 360 for face in found} - set(rotations)
             if turns:
-                found = self._looked_again(shown, _best_of_overlapping(found + self._turned(shown, sorted(turns))))
+                found = self._search_again(shown, _best_of_overlapping(found + self._turned(shown, sorted(turns))))
         height, width = shown.shape[:2]
         large = [f for f in found if f.moved(scale).side >= self.min_face and f.score >= min_score]
         return [f for f in large if _inside(f, width, height)]
@@ -195,7 +189,7 @@ class Detector:
         return _best_of_overlapping(found)
 
     def _search(self, shown: np.ndarray) -> list[Detection]:
-        # Detectors see faces of about 10 to 300 pixels, so the image is shown at halving sizes.
+        # Detectors find faces of about 10 to 300 pixels, so the image is searched at halving sizes.
         found: list[Detection] = []
         height, width = shown.shape[:2]
         level = shown
@@ -212,72 +206,70 @@ class Detector:
         score = max(self.min_score, self.retry_score)
         if name == "turned":
             return self._faces(shown, [d for d in (90, 270, 180) if d not in self.rotations], scale, score)
-        other = RETRIES[name](shown)
-        if other is None:
+        variant = RETRIES[name](shown)
+        if variant is None:
             return []
-        changed, shift, factor = other
+        changed, shift, factor = variant
         found = self._faces(changed, self.rotations, (scale[0] / factor, scale[1] / factor), score)
         found = [face.moved(shift=(-shift, -shift)).moved((1 / factor, 1 / factor)) for face in found]
         return [face for face in found if _inside(face, shown.shape[1], shown.shape[0])]
 
-    def _looked_again(self, shown: np.ndarray, found: list[Detection]) -> list[Detection]:
+    def _search_again(self, shown: np.ndarray, found: list[Detection]) -> list[Detection]:
         if not found:
             return []
         image = to_tensor(shown)
-        return _best_of_overlapping([self._again(image, face) for face in found])
+        return _best_of_overlapping([self._refined(image, face) for face in found])
 
-    def _again(self, image: Tensor, face: Detection) -> Detection:
-        # Landmarks do not tell the tilt (YuNet draws nearly upright ones into a head tilted by 45 degrees), scores do:
-        # the face is turned until it looks most like one.
+    def _refined(self, image: Tensor, face: Detection) -> Detection:
+        # Landmarks do not show the tilt (YuNet gives a head tilted by 45 degrees nearly upright ones), scores do: the
+        # turn with the highest score counts.
         if face.score >= _SURE:
             return face
         best = seen_at = None
         for turn in _TURNS:
             roll = face.roll + np.radians(turn)
-            look = self._look_at(image, face, roll)
+            look = self._search_chip(image, face, roll)
             if look is not None and (best is None or look.score > best.score + 0.01):
                 best, seen_at = look, roll
             if best is not None and best.score >= _SURE:
                 break
         if best is None:
             return face
-        if abs(_turn_between(best.roll, seen_at)) > np.radians(8):  # what tilt is left is seen too small, but seen
-            best = self._look_at(image, best, best.roll) or best
-        # Both looks count, or anything that once looks a little like a face would get many more chances.
+        tilt = (best.roll - seen_at + np.pi) % (2 * np.pi) - np.pi  # what is left; the landmarks show less than that
+        if abs(tilt) > np.radians(8):
+            best = self._search_chip(image, best, best.roll) or best
+        # The mean of both, since the maximum over many turns would raise the scores of false positives.
         return replace(best, score=(best.score + face.score) / 2)
 
-    def _look_at(self, image: Tensor, face: Detection, roll: float) -> Detection | None:
-        # The face in the middle of a small image, turned back by `roll` radians.
+    def _search_chip(self, image: Tensor, face: Detection, roll: float) -> Detection | None:
+        # Searches a small crop around the face, turned back by `roll` radians.
         scale = _CHIP_FACE / max(face.side, 1.0)
-        cos, sin = scale * np.cos(roll), scale * np.sin(roll)
-        linear = np.array([[cos, sin], [-sin, cos]])
-        middle = np.array([face.box[0] + face.box[2], face.box[1] + face.box[3]]) / 2 - 0.5
-        transform = Similarity(np.column_stack([linear, (_CHIP - 1) / 2 - linear @ middle]))
+        transform = turned_view(face.box, _CHIP, scale, roll)
         chip = to_bytes(warp(image, transform, (_CHIP, _CHIP)))
-        # Only the same face counts: its middle where it was, and of about the size.
-        seen = [f for f in self.backend.search(chip) if _is_in_the_middle(f)]
+        seen = [f for f in self.backend.search(chip) if _is_same_face(f)]
         if not seen:
             return None
         best = max(seen, key=lambda f: f.score)
         back = transform.inverse()
         x, y = back(np.array(best.box).reshape(2, 2).mean(0)[None] - 0.5)[0] + 0.5
         width, height = (best.box[2] - best.box[0]) / scale / 2, (best.box[3] - best.box[1]) / scale / 2
-        if abs(sin) > abs(cos):
+        if abs(np.sin(roll)) > abs(np.cos(roll)):
             width, height = height, width
         box = (float(x - width), float(y - height), float(x + width), float(y + height))
         return Detection(box, best.score, back(best.landmarks_5))
 
 
-def _is_in_the_middle(face: Detection) -> bool:
+def _is_same_face(face: Detection) -> bool:
+    # Centred in the crop and of about the expected size.
     off = np.array(face.box).reshape(2, 2).mean(0) - _CHIP / 2
     return bool(np.abs(off).max() < 0.35 * _CHIP_FACE and 0.6 < face.side / _CHIP_FACE < 1.6)
 
 
-_Other = tuple[np.ndarray, int, float] | None
+_Variant = tuple[np.ndarray, int, float] | None
 
 
-def _padded(shown: np.ndarray) -> _Other:
-    # For faces that fill the image, so half its size does for a large one.
+def _padded(shown: np.ndarray) -> _Variant:
+    # For faces that fill the image, so half the size suffices for a large one.
     factor = 0.5 if max(shown.shape) > 640 else 1.0
     if factor < 1:
         shown = to_bytes(resize(to_tensor(shown), (max(1, shown.shape[0] // 2), max(1, shown.shape[1] // 2))))
@@ -285,8 +277,8 @@ def _padded(shown: np.ndarray) -> _Other:
     return np.pad(shown, ((pad, pad), (pad, pad), (0, 0)), mode="edge"), pad, factor
 
 
-def _brightened(shown: np.ndarray) -> _Other:
-    # Dark images only: the brightest twentieth becomes nearly white, and the mean a middle grey.
+def _brightened(shown: np.ndarray) -> _Variant:
+    # Dark images only: the brightest 5 % become nearly white, and the mean 0.45.
     light = shown.max(2)
     top = max(float(np.percentile(light, 95)), 1.0)
     if light.mean() > 80:
@@ -296,10 +288,10 @@ def _brightened(shown: np.ndarray) -> _Other:
     return to_bytes(steps ** min(1.0, np.log(0.45) / np.log(min(mean, 0.99))))[shown], 0, 1.0
 
 
-# What can be tried where nothing was found. Each gives another image, how far the old one lies inside it (pixels) and
-# how much larger it is there, or None where it is of no use; `turned` searches the quarter turns. Blurring and
-# enlarging were tried too: in 43 degraded images without a find they found nothing that these do not.
-RETRIES: dict[str, Callable[[np.ndarray], _Other]] = {
+# What is tried where nothing was found. Each gives a changed image, the offset of the old one in it in pixels and its
+# scale there, or None where it does not apply; `turned` searches the quarter turns. In 43 degraded images without a
+# detection, blurring and enlarging found nothing that these do not.
+RETRIES: dict[str, Callable[[np.ndarray], _Variant]] = {
     "padded": _padded,
     "turned": lambda shown: None,
     "brightened": _brightened,
@@ -309,24 +301,24 @@ RETRIES: dict[str, Callable[[np.ndarray], _Other]] = {
 def _check_image(image: np.ndarray) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or not np.issubdtype(image.dtype, np.floating):
         kind = f"{image.dtype} {image.shape}"
-        if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
+        if image.ndim == 2 or image.shape[2:] == (1,):
             kind = f"a grey image, {kind}"
-        elif image.ndim == 3 and image.shape[2] == 4:
+        elif image.shape[2:] == (4,):
             kind = f"an image with transparency, {kind}"
         elif image.ndim == 3 and image.shape[0] == 3:
-            kind = f"channels first, {kind} (`images.to_array` turns a tensor round)"
+            kind = f"channels first, {kind} (`arrays.to_array` converts a tensor)"
         raise ValueError(
-            f"A float image (H, W, 3) in [0, 1] is needed, got {kind}: `images.read_image` makes one of any file."
+            f"A float image (H, W, 3) in [0, 1] is needed, got {kind}: `arrays.read_image` reads one from any file."
         )
     if image.size and not (image.min() >= -0.001 and image.max() <= 1.001):  # NaN fails both
         raise ValueError(
             f"The image holds values outside [0, 1] or NaN ({image.min():g} to {image.max():g}); divide 8 bit by 255 "
-            "and 16 bit by 65535, as `images.read_image` does."
+            "and 16 bit by 65535, as `arrays.read_image` does."
         )
 
 
 def _reduced(image: np.ndarray, side: int) -> np.ndarray:
-    # 8 bit, at most `side` long. Channel by channel, so that no second copy of a large photo is made.
+    # 8 bit, at most `side` long. Channel by channel, without a second copy of a large photo.
     height, width = image.shape[:2]
     factor = side / max(height, width)
     if factor >= 1:
@@ -337,7 +329,7 @@ def _reduced(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def _tiles(level: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
-    # Parts that cover a level, and where they start. What an edge cuts is whole in the next part or at the next size.
+    # Overlapping parts of a level and their offsets. A face cut by an edge is whole in the next part or level.
     if max(level.shape) <= _TILE:
         yield level, (0, 0)
         return
@@ -347,10 +339,6 @@ def _tiles(level: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
             yield level[y : y + _TILE, x : x + _TILE], (x, y)
 
 
-def _turn_between(a: float, b: float) -> float:
-    return float((a - b + np.pi) % (2 * np.pi) - np.pi)
-
-
 def _clipped(face: Detection, width: int, height: int) -> Detection:
     x0, y0, x1, y1 = face.box
     box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
@@ -358,26 +346,28 @@ def _clipped(face: Detection, width: int, height: int) -> Detection:
 
 
 def _inside(face: Detection, width: int, height: int) -> bool:
-    # At least half of the box is in the image; padding can invent faces beside it.
-    return _shared(face.box, (0, 0, width, height)) >= 0.5 * _area(face.box)
+    # At least half of the box is in the image; padding can cause false positives beside it.
+    return intersection(face.box, (0, 0, width, height)) >= 0.5 * area(face.box)
 
 
 def _best_of_overlapping(found: list[Detection], limit: float = 0.4) -> list[Detection]:
-    # Greedy non-maximum suppression over the pyramid's levels, by score. Shared area counts over the smaller box, so
-    # that a part of a face is not another face.
+    # Greedy non-maximum suppression by score over the pyramid's levels. The shared area is relative to the smaller box,
+    # so that a part of a face is not another face.
     kept: list[Detection] = []
     for face in sorted(found, key=lambda f: -f.score):
-        smaller = [min(_area(face.box), _area(other.box)) for other in kept]
-        if all(_shared(face.box, k.box) < limit * max(a, 1e-9) for k, a in zip(kept, smaller, strict=True)):
+        smaller = [min(area(face.box), area(other.box)) for other in kept]
+        if all(intersection(face.box, k.box) < limit * max(a, 1e-9) for k, a in zip(kept, smaller, strict=True)):
             kept.append(face)
     return kept
 
 
-def _area(box: Box) -> float:
+def area(box: Box) -> float:
+    """Of a box, in square pixels."""
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _shared(a: Box, b: Box) -> float:
+def intersection(a: Box, b: Box) -> float:
+    """Area that two boxes share, in square pixels."""
     x = min(a[2], b[2]) - max(a[0], b[0])
     y = min(a[3], b[3]) - max(a[1], b[1])
     return max(x, 0) * max(y, 0)

@@ -1,7 +1,7 @@
-"""Identity networks: aligned faces in, unit vectors out, all faces of an image in one batch."""
+"""Identity networks: unit vectors of aligned faces, all faces of an image in one batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,71 +17,59 @@ from face2scene.faces.detect import Backend, Detection
 from face2scene.image_io.arrays import to_tensor
 
 CPU = ("CPUExecutionProvider",)
-# Of ArcFace, by scripts/calibrate_faces.py: w600k_mbf puts 39 pairs of photos of one person at 0.290 and above, and 720
-# pairs of two people at 0.228 and below (benchmarks/README.md). The larger nets (w600k_r50, glintr100, IR-SE50) were
-# not measured, as their weights are on no package index.
+# Lowest cosine of one person for ArcFace, by scripts/calibrate_faces.py: with w600k_mbf 39 pairs of one person have
+# 0.290 and above, 720 pairs of two people 0.228 and below (benchmarks/README.md). The larger networks (w600k_r50,
+# glintr100, IR-SE50) were not measured, as their weights are on no package index.
 ARCFACE_SAME = 0.28
 
 
 class IdentityNet(Protocol):
-    """A network that tells people apart, shown faces in the ArcFace template. Loaded at first use and kept."""
+    """An identity network for faces aligned to the ArcFace template. Loaded at first use and kept."""
 
-    name: str  # of the space its vectors live in
-    same_threshold: float  # cosine from which two of them are taken for one person
+    name: str  # of the space of its vectors
+    same_threshold: float  # lowest cosine of two vectors of one person
 
     def embed(self, crops: Sequence[Tensor]) -> np.ndarray:
         """Faces (3, 112, 112), RGB in [0, 1], to unit vectors (N, D), float32."""
         ...
 
 
-@dataclass(frozen=True)
-class _Facts:
-    mean: float = 127.5
-    std: float = 127.5
-    same_threshold: float = ARCFACE_SAME
-
-
-# Networks by file name, which is also the name of their space.
+# Mean and standard deviation of the input, and the lowest cosine of one person, by file name.
+_ARCFACE = (127.5, 127.5, ARCFACE_SAME)
 _KNOWN = {
     # The threshold of its makers. Same pairs 0.173 to 0.891, median 0.754; different ones -0.200 to 0.405.
-    "face_recognition_sface_2021dec_int8bq": _Facts(mean=0.0, std=1.0, same_threshold=0.363),
+    "face_recognition_sface_2021dec_int8bq": (0.0, 1.0, 0.363),
 }
 
 
+@dataclass(eq=False)
 class OnnxIdentity:
     """ArcFace and its kin as ONNX files.
 
     Args:
         source: an asset of the catalogue (`w600k_mbf`, `sface`) or an ONNX file.
-        mean, std: a pixel of 0 to 255 goes in as (pixel - mean) / std; None is what the network was trained with.
-        same_threshold: None is the measured one, see `_KNOWN`.
+        mean, std: the input is (pixel - mean) / std for pixels of 0 to 255; None is what the network was trained with.
         providers: of ONNX Runtime, in order of preference.
     """
 
-    def __init__(
-        self,
-        source: str | Path = "w600k_mbf",
-        *,
-        mean: float | None = None,
-        std: float | None = None,
-        same_threshold: float | None = None,
-        providers: Sequence[str] = CPU,
-    ):
-        self.source = source
-        self.providers = tuple(providers)
-        in_catalogue = str(source) in catalogue.catalogue()
-        files = catalogue.catalogue()[str(source)].ready_files if in_catalogue else (str(source),)
-        onnx = [name for name in files if name.endswith(".onnx")]
+    source: str | Path = "w600k_mbf"
+    _: KW_ONLY
+    mean: float | None = None
+    std: float | None = None
+    providers: Sequence[str] = CPU
+
+    def __post_init__(self) -> None:
+        asset = catalogue.catalogue().get(str(self.source))
+        onnx = [name for name in (asset.ready_files if asset else [str(self.source)]) if name.endswith(".onnx")]
         if len(onnx) != 1:
             raise ValueError(
-                f"{source} is neither an ONNX file nor an asset of one: choose w600k_mbf, sface or a file."
+                f"{self.source} is neither an ONNX file nor an asset of one: choose w600k_mbf, sface or a file."
             )
         self.name = Path(onnx[0]).stem
-        self._file = onnx[0] if in_catalogue else None
-        facts = _KNOWN.get(self.name, _Facts())
-        self.mean = facts.mean if mean is None else mean
-        self.std = facts.std if std is None else std
-        self.same_threshold = facts.same_threshold if same_threshold is None else same_threshold
+        self._file = onnx[0] if asset else None
+        mean, std, self.same_threshold = _KNOWN.get(self.name, _ARCFACE)
+        self.mean = mean if self.mean is None else self.mean
+        self.std = std if self.std is None else self.std
 
     def embed(self, crops: Sequence[Tensor]) -> np.ndarray:
         path = catalogue.folder(str(self.source)) / self._file if self._file else Path(self.source)
@@ -91,18 +79,20 @@ class OnnxIdentity:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+@dataclass(eq=False)
 class WithIdentityNet:
     """A backend whose identities come from another network.
 
-    The 68 landmarks, where the backend has them, give the five points of the alignment: they lie nearer to the eyes and
-    the mouth than those of a small detector.
+    Faces are aligned by the 68 landmarks, where the backend has them: they are more precise than the five points of a
+    small detector.
     """
 
-    def __init__(self, backend: Backend, identity: IdentityNet):
-        self.backend = backend
-        self.identity = identity
-        self.identity_model = identity.name
-        self.same_threshold = identity.same_threshold
+    backend: Backend
+    identity: IdentityNet
+
+    def __post_init__(self) -> None:
+        self.identity_model = self.identity.name
+        self.same_threshold = self.identity.same_threshold
 
     def search(self, image: np.ndarray) -> list[Detection]:
         return self.backend.search(image)
@@ -112,25 +102,25 @@ class WithIdentityNet:
         if not identities:
             return faces
         points = [f.landmarks_5 if f.landmarks_68 is None else five_points(f.landmarks_68) for f in faces]
-        return with_identities(image, faces, points, self.identity)
+        return with_identities(image, faces, self.identity, points)
 
 
 def with_identities(
-    image: np.ndarray, faces: Sequence[Face], landmarks_5: Sequence[np.ndarray], net: IdentityNet
+    image: np.ndarray, faces: Sequence[Face], net: IdentityNet, landmarks_5: Sequence[np.ndarray] | None = None
 ) -> list[Face]:
-    """The faces with identities from one run of the network; those with degenerate landmarks stay without.
+    """The faces with identities from one run of the network; those with degenerate landmarks have none.
 
     Args:
         image: float RGB (H, W, 3) in [0, 1].
-        landmarks_5: (5, 2) for each face, what it is aligned by.
+        landmarks_5: (5, 2) for each face, by which it is aligned; None is its own.
     """
     tensor = to_tensor(image)
     crops: dict[int, Tensor] = {}
-    for number, points in enumerate(landmarks_5):
+    for number, points in enumerate([f.landmarks_5 for f in faces] if landmarks_5 is None else landmarks_5):
         try:
             crops[number] = align_face(tensor, points, 112, "arcface")[0]
         except AlignmentError:
-            continue  # nonsense for eyes: a face in that place, of nobody
+            continue
     if not crops:
         return list(faces)
     vectors = dict(zip(crops, net.embed(list(crops.values())), strict=True))
@@ -140,11 +130,8 @@ def with_identities(
     ]
 
 
-# --- ONNX files ---------------------------------------------------------------------------------------------
-
-
 def onnx_session(path: Path, providers: Sequence[str] = CPU) -> Any:
-    """The ONNX Runtime session of a file: one in the process for a file and its providers.
+    """The ONNX Runtime session of a file, one per process for a file and its providers.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -152,13 +139,17 @@ def onnx_session(path: Path, providers: Sequence[str] = CPU) -> Any:
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no network at {path}.")
+    return _session(str(path.resolve()), tuple(providers), *file_stamp(path))
+
+
+def file_stamp(path: Path) -> tuple[int, int]:
+    """Time of the last change in ns and size in bytes: part of a cache's key, so that a replaced file is read again."""
     facts = path.stat()
-    return _session(str(path.resolve()), tuple(providers), facts.st_mtime_ns, facts.st_size)
+    return facts.st_mtime_ns, facts.st_size
 
 
 @lru_cache(maxsize=32)
 def _session(path: str, providers: tuple[str, ...], *_stamp: int) -> Any:
-    # The stamp lets a file that was replaced be read again.
     runtime = import_optional("onnxruntime", "faces", why="Reading ONNX networks")
     offered = runtime.get_available_providers()
     if missing := [name for name in providers if name not in offered]:
@@ -177,8 +168,7 @@ def _session(path: str, providers: tuple[str, ...], *_stamp: int) -> Any:
 
 
 def _one_input(path: str) -> bytes:
-    # SFace's quantiser left the names of the weights among the inputs, where nothing reads them any more, and ONNX
-    # Runtime asks for them all the same.
+    # SFace's quantiser left unused weight names among the inputs, which ONNX Runtime still requires.
     onnx = import_optional("onnx", "faces", why=f"Reading {path}")
     model = onnx.load(path)
     known = {weight.name for weight in model.graph.initializer}
@@ -188,12 +178,12 @@ def _one_input(path: str) -> bytes:
     return model.SerializeToString()
 
 
-def unreadable(path: Path, error: Exception) -> ValueError:
-    """The sentence about a file that is corrupt or something else than its name says."""
+def unreadable(path: Path, error: Exception, asset: str = "") -> ValueError:
+    """The error of a corrupt or unexpected file of `asset`; left out, that of its folder's name."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-    asset = path.parent.name if path.parent.name in catalogue.catalogue() else None
-    cure = f"remove {path.parent} and run `face2scene fetch {asset}`" if asset else "replace it with a whole copy"
-    return ValueError(f"{path} is not a readable network ({reason}): {cure}.")
+    asset = asset or (path.parent.name if path.parent.name in catalogue.catalogue() else "")
+    remedy = f"remove {path.parent} and run `face2scene fetch {asset}`" if asset else "replace it with a whole copy"
+    return ValueError(f"{path} is not a readable network ({reason}): {remedy}.")
 
 
 def run_batch(session: Any, batch: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""How much two faces resemble each other, and the identity score of a restored image."""
+"""The cosine of two identities, and the identity score of a restored image."""
 
 import numpy as np
 
 from face2scene.common.types import Box, Face
-from face2scene.faces.detect import Detection, Detector
+from face2scene.faces.detect import Detection, Detector, area, intersection
 
 
 def cosine(a: Face, b: Face) -> float:
@@ -26,10 +26,10 @@ def cosine(a: Face, b: Face) -> float:
 
 
 def face_similarity(output: np.ndarray, gt: np.ndarray, detector: Detector, *, box: Box | None = None) -> float | None:
-    """How much the person in a restored image looks like the person in its ground truth.
+    """Cosine of the identities of a face in a restored image and in its ground truth.
 
-    The face is looked for in the ground truth alone and cut out of both images at that place, so that a face which a
-    bad restoration made unrecognisable counts with its low cosine and is not passed over.
+    The face is detected in the ground truth alone and described at that place in both images, so that a face that a
+    bad restoration made undetectable counts with its low cosine instead of being left out.
 
     Args:
         output, gt: float RGB (H, W, 3) in [0, 1], the same image.
@@ -49,7 +49,7 @@ def face_similarity(output: np.ndarray, gt: np.ndarray, detector: Detector, *, b
         )
     faces = detector.find(gt)
     if box is not None:
-        faces = sorted((f for f in faces if _overlap(f.box, box) > 0), key=lambda f: -_overlap(f.box, box))
+        faces = sorted((f for f in faces if _iou(f.box, box) > 0), key=lambda f: -_iou(f.box, box))
     if not faces or faces[0].identity is None:
         return None
     place = Detection(faces[0].box, faces[0].score, faces[0].landmarks_5)
@@ -57,9 +57,6 @@ def face_similarity(output: np.ndarray, gt: np.ndarray, detector: Detector, *, b
     return None if restored.identity is None else cosine(restored, faces[0])
 
 
-def _overlap(a: Box, b: Box) -> float:
-    # Shared area over the area of both.
-    x = max(min(a[2], b[2]) - max(a[0], b[0]), 0)
-    y = max(min(a[3], b[3]) - max(a[1], b[1]), 0)
-    both = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - x * y
-    return x * y / both
+def _iou(a: Box, b: Box) -> float:
+    shared = intersection(a, b)
+    return shared / (area(a) + area(b) - shared)

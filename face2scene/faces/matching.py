@@ -1,4 +1,4 @@
-"""People and their reference photos: the photos of a folder by person, and whose faces a scene shows."""
+"""Reference photos by person, and the identification of a scene's faces with them."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -11,17 +11,17 @@ from face2scene.common.types import Face
 from face2scene.faces.identity import cosine
 from face2scene.image_io.arrays import ImageError, list_images, read_image
 
-DOMINANCE = 2.5  # our setting: a face so much larger than all others is whom a photo shows
-MARGIN = 0.02  # our setting: lead of the nearest person over the second
+DOMINANCE = 2.5  # our setting: how many times as large as any other the face of a reference photo's person must be
+MARGIN = 0.02  # our setting: lead of the most similar person's cosine over the second's
 
 
 def people_of(place: str | Path) -> dict[str, tuple[Path, ...]]:
     """Photos by person: a photo, a folder of one person's photos, or a folder with a sub-folder for each person.
 
-    A person has the name of the folder in which the photos are; photos beside sub-folders belong to nobody.
+    A person has the name of the folder with the photos; photos beside sub-folders are ignored.
 
     Raises:
-        FileNotFoundError: nothing is there, or no image is in the folder.
+        FileNotFoundError: the place does not exist, or the folder has no image.
     """
     place = Path(place)
     photos = photos_in(place)
@@ -40,7 +40,7 @@ def photos_in(place: str | Path) -> tuple[Path, ...]:
     """A photo, or all those of a folder and its sub-folders.
 
     Raises:
-        FileNotFoundError: nothing is there, or no image is in the folder.
+        FileNotFoundError: the place does not exist, or the folder has no image.
     """
     place = Path(place)
     if place.is_file():
@@ -54,7 +54,7 @@ def photos_in(place: str | Path) -> tuple[Path, ...]:
 
 
 class Finder(Protocol):
-    """What finds faces; `faces.detect.Detector` is one."""
+    """A face detector, as `faces.detect.Detector`."""
 
     min_face: int
 
@@ -63,78 +63,70 @@ class Finder(Protocol):
 
 @dataclass(frozen=True)
 class FaceMatch:
-    """What the references say about one face of a scene."""
+    """The identification of one face of a scene."""
 
     person: str | None = None
-    reference: str | None = None  # file name of the nearest photo of `person`
-    similarity: float | None = None  # cosine to the nearest photo of anybody
-
-
-@dataclass(frozen=True)
-class Matches:
-    """One `FaceMatch` for each face, in order, and what the restoration log should know."""
-
-    of: list[FaceMatch]
-    warnings: list[str] = field(default_factory=list)
+    reference: str | None = None  # file name of the most similar photo of `person`
+    similarity: float | None = None  # cosine to the most similar photo of any person
 
 
 @dataclass(frozen=True)
 class ReferenceGallery:
-    """The people whose photos came with a scene."""
+    """The people of a scene's reference photos."""
 
     photos: Mapping[str, tuple[Path, ...]]
-    seen: Mapping[str, list[tuple[Path, Face]]]  # the photos whose face has an identity
+    seen: Mapping[str, list[tuple[Path, Face]]]  # the usable photos, with their faces
     threshold: float  # lowest cosine of two photos of one person
     warnings: list[str] = field(default_factory=list)
 
     @property
     def only(self) -> str | None:
-        """The one person there is."""
+        """The person's name, if there is exactly one."""
         return next(iter(self.photos)) if len(self.photos) == 1 else None
 
     def files(self, person: str | None) -> tuple[Path, ...]:
-        """All photos of a person, as they were given; nobody has none."""
-        return self.photos.get(person, ()) if person is not None else ()
+        """All photos of a person, usable or not."""
+        return self.photos.get(person or "", ())
 
     def faces(self, person: str | None) -> list[Face]:
-        """The faces in them."""
-        return [face for _, face in self.seen.get(person, [])] if person is not None else []
+        """The faces of a person's usable photos."""
+        return [face for _, face in self.seen.get(person or "", [])]
 
-    def match(self, faces: Sequence[Face], identity_tolerance: float) -> Matches:
-        """Give the faces of a scene their names.
+    def match(self, faces: Sequence[Face], identity_tolerance: float) -> tuple[list[FaceMatch], list[str]]:
+        """One match for each face of a scene, given the largest first, and warnings for the restoration log.
 
-        Where nobody is near enough and the photos show one person, the nearest face within `identity_tolerance` of the
-        threshold is taken for that person, because degradation takes likeness away; a person without any identity to
-        compare gets the largest face, because somebody said that the photos belong to the scene.
+        If none reaches the threshold and the photos show one person, the most similar face within `identity_tolerance`
+        below the threshold is that person, since degradation lowers similarity. Without identities to compare the one
+        person is the largest face, since the photos were given for this scene.
         """
         if not faces or not self.photos:
-            return Matches([FaceMatch() for _ in faces])
+            return [FaceMatch() for _ in faces], []
         if not any(self.seen.values()) or all(face.identity is None for face in faces):
             if self.only is None:
                 sentence = "The references show several people and no identity can be compared: nobody was named."
-                return Matches([FaceMatch() for _ in faces], [sentence])
-            return Matches([FaceMatch(self.only), *[FaceMatch() for _ in faces[1:]]])
+                return [FaceMatch() for _ in faces], [sentence]
+            return [FaceMatch(self.only), *[FaceMatch() for _ in faces[1:]]], []
         named = self.named(faces)
         if any(one.person for one in named):
-            return Matches(named)
+            return named, []
         best = max(range(len(faces)), key=lambda n: -2.0 if named[n].similarity is None else named[n].similarity)
         near = named[best].similarity
         if self.only is not None and near >= self.threshold - identity_tolerance:
             named[best] = self._ranked(faces[best])[0]
             sentence = (
-                f"The face at {_place(faces[best])} resembles the references by {near:.3f}, less than the "
-                f"{self.threshold:.3f} of two good photos of one person; it was taken for that person, as nobody else "
-                "is nearer."
+                f"The face at ({faces[best].box[0]:.0f}, {faces[best].box[1]:.0f}) resembles the references by "
+                f"{near:.3f}, less than the {self.threshold:.3f} of two good photos of one person; it was taken for "
+                "that person, as no other face is more similar."
             )
-            return Matches(named, [sentence])
-        sentence = f"The references show nobody in the image: the nearest face resembles them by {near:.3f}, "
-        return Matches(named, [sentence + f"{self.threshold:.3f} are needed."])
+            return named, [sentence]
+        sentence = f"The references show nobody in the image: the most similar face has a cosine of {near:.3f}, "
+        return named, [sentence + f"{self.threshold:.3f} are needed."]
 
-    def named(self, faces: Sequence[Face], margin: float = MARGIN) -> list[FaceMatch]:
-        """Name the faces that are near enough; the others have their similarity alone.
+    def named(self, faces: Sequence[Face]) -> list[FaceMatch]:
+        """Identify the faces that are similar enough; the others have their similarity alone.
 
-        A face is a person when the nearest of that person's photos is at least `threshold` near and nearer by
-        `margin` than anybody else's. A person is in a scene once: of several faces the most similar one gets the name.
+        A face is a person when the cosine to the most similar of that person's photos is at least `threshold` and
+        exceeds that of any other person by `MARGIN`. A person is in a scene once: the most similar face has the name.
         """
         rows = []
         for face in faces:
@@ -142,7 +134,7 @@ class ReferenceGallery:
             first = ranked[0] if ranked else FaceMatch()
             second = next((one for one in ranked if one.person != first.person), None)
             sure = first.person is not None and first.similarity >= self.threshold
-            sure = sure and (second is None or first.similarity - second.similarity >= margin)
+            sure = sure and (second is None or first.similarity - second.similarity >= MARGIN)
             rows.append(first if sure else FaceMatch(similarity=first.similarity))
         for person in self.seen:
             claims = [n for n, row in enumerate(rows) if row.person == person]
@@ -151,7 +143,7 @@ class ReferenceGallery:
         return rows
 
     def _ranked(self, face: Face) -> list[FaceMatch]:
-        """One for every photo, the nearest first; none for a face without identity."""
+        """One for every photo, the most similar first; none for a face without identity."""
         if face.identity is None:
             return []
         near = [FaceMatch(name, path.name, cosine(face, one)) for name, seen in self.seen.items() for path, one in seen]
@@ -161,11 +153,11 @@ class ReferenceGallery:
 def known_faces(
     photos: Mapping[str, Sequence[Path]], detector: Finder | None, cache: MutableMapping[Path, Face | str]
 ) -> ReferenceGallery:
-    """The people of photos by name; a photo that does not show one face is named in the warnings.
+    """The gallery of photos by person; the warnings name photos that do not show one face.
 
     Args:
-        detector: finds the faces in the photos; None, and one without identities, compares nobody.
-        cache: of photos that were read before, by path, the face or why there is none.
+        detector: of the faces in the photos; with None, or one without identities, no face is compared.
+        cache: by path, the face of a photo that was read before, or the reason why it has none.
     """
     photos = {name: tuple(paths) for name, paths in photos.items() if paths}
     threshold = getattr(detector, "same_threshold", 1.0)
@@ -174,7 +166,10 @@ def known_faces(
     for name, paths in photos.items():
         for path in paths if getattr(detector, "identities", False) else ():
             if path not in cache:
-                cache[path] = _face_or_reason(path, detector)
+                try:
+                    cache[path] = reference_face(path, detector)
+                except (UnusableReference, ImageError, OSError) as error:
+                    cache[path] = str(error)
             if isinstance(cache[path], str):
                 warnings.append(cache[path])
             else:
@@ -187,9 +182,7 @@ class UnusableReference(ValueError):
 
 
 def reference_face(path: str | Path, detector: Finder) -> Face:
-    """The face of the one person that a reference photo shows.
-
-    Small faces in the background do not matter: the largest must be `DOMINANCE` times as large as the next.
+    """The face of the one person that a reference photo shows, `DOMINANCE` times as large as any other.
 
     Raises:
         UnusableReference: for a photo with no face, or with several.
@@ -210,14 +203,3 @@ def reference_face(path: str | Path, detector: Finder) -> Face:
             f"The face in the reference photo {path} has no usable landmarks and so no identity: take another photo."
         )
     return faces[0]
-
-
-def _face_or_reason(path: Path, detector: Finder) -> Face | str:
-    try:
-        return reference_face(path, detector)
-    except (UnusableReference, ImageError, OSError) as error:
-        return str(error)
-
-
-def _place(face: Face) -> str:
-    return f"({face.box[0]:.0f}, {face.box[1]:.0f})"

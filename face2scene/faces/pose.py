@@ -1,13 +1,14 @@
-"""Where a head points, from the landmarks of one image, and the view that sets it upright.
+"""Head pose from the landmarks of one image, and the crop in which a head is upright.
 
 Yaw, pitch and roll in degrees; all zero is a face that looks into the camera. Yaw is positive when the nose points to
-the image's right, pitch when it points up, roll when the head leans clockwise. Roll is taken off first, so yaw and
-pitch of a tilted or upside-down head are those of the head held upright. Order: R = roll (pitch first, then yaw).
+the image's right, pitch when it points up, roll when the head leans clockwise. Yaw and pitch of a tilted or upside-down
+head are those of the head held upright: R = roll after pitch after yaw.
 """
 
 from dataclasses import replace
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from face2scene.common.types import Box, Face
 from face2scene.faces.align import Similarity
@@ -15,7 +16,7 @@ from face2scene.faces.align import Similarity
 # A head in millimetres, rounded from averages of adults: x to the image's right, y down, z away from the camera,
 # from the middle between the pupils. Frontal, its five points have the shape of the ArcFace template.
 POINTS_5 = np.array([[-31.5, 0, -4], [31.5, 0, -4], [0, 36, -38], [-26, 73, -12], [26, 73, -12]], dtype=np.float64)
-# Of the 68 those that keep their place when a face speaks and blinks, and the corners of the mouth.
+# Those of the 68 that do not move when a face speaks or blinks, and the corners of the mouth.
 INDICES_68 = (36, 39, 42, 45, 27, 30, 31, 33, 35, 48, 54)
 POINTS_68 = np.array(
     [
@@ -28,7 +29,7 @@ POINTS_68 = np.array(
 
 
 def with_pose(face: Face) -> Face:
-    """The face with its pose added where a backend left it out: from the 68 landmarks, else from the five."""
+    """The face with a pose, if it has none: from the 68 landmarks, else from the five."""
     if face.pose is not None:
         return face
     if face.landmarks_68 is not None:
@@ -37,10 +38,9 @@ def with_pose(face: Face) -> Face:
 
 
 def head_pose(seen: np.ndarray, model: np.ndarray) -> tuple[float, float, float] | None:
-    """Yaw, pitch and roll of `model` that bring it nearest to the points seen, in least squares.
+    """Yaw, pitch and roll of `model` that fit the points seen best, in least squares.
 
-    The camera is taken to be far away (scaled orthography), which errs by some degrees where a face fills the
-    image of a phone held close.
+    The camera model is scaled orthography, whose error is some degrees for a face photographed from an arm's length.
 
     Args:
         seen: (N, 2) pixels, N at least 4.
@@ -56,7 +56,7 @@ def head_pose(seen: np.ndarray, model: np.ndarray) -> tuple[float, float, float]
     wide, narrow = np.linalg.svd(flat, compute_uv=False)
     if narrow < 0.02 * wide or wide < 1e-6:
         return None
-    rotation, scale = _rough(flat, solid)
+    rotation, scale = _initial_pose(flat, solid)
     best = np.inf
     for _ in range(20):  # Gauss-Newton over three angles and the scale
         turned = solid @ rotation.T
@@ -71,26 +71,16 @@ def head_pose(seen: np.ndarray, model: np.ndarray) -> tuple[float, float, float]
         slope_x = np.stack([zero, scale * z, -scale * y, x], axis=1)
         slope_y = np.stack([-scale * z, zero, scale * x, y], axis=1)
         step = np.linalg.lstsq(np.concatenate([slope_x, slope_y]), error.T.ravel(), rcond=None)[0]
-        rotation, scale = _turn(step[:3]) @ rotation, scale + step[3]
+        rotation, scale = Rotation.from_rotvec(step[:3]).as_matrix() @ rotation, scale + step[3]
     return _angles(answer)
 
 
-def _rough(flat: np.ndarray, solid: np.ndarray) -> tuple[np.ndarray, float]:
-    # The affine camera, made a rotation.
+def _initial_pose(flat: np.ndarray, solid: np.ndarray) -> tuple[np.ndarray, float]:
+    # The affine camera, projected to a rotation.
     affine = np.linalg.lstsq(solid, flat, rcond=None)[0].T
     left, singular, right = np.linalg.svd(affine, full_matrices=False)
     rows = left @ right
     return np.vstack([rows, np.cross(rows[0], rows[1])]), float(singular.mean())
-
-
-def _turn(vector: np.ndarray) -> np.ndarray:
-    # Rodrigues' formula.
-    angle = np.linalg.norm(vector)
-    if angle < 1e-12:
-        return np.eye(3)
-    x, y, z = vector / angle
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
 
 
 def _angles(rotation: np.ndarray) -> tuple[float, float, float]:
@@ -104,16 +94,20 @@ def upright_view(box: Box, landmarks_5: np.ndarray, size: int, margin: float) ->
     """From an image to the `size` x `size` square around a face box, turned so that the head is upright.
 
     Args:
-        landmarks_5: (5, 2), see `records.Face`; degenerate ones turn nothing.
+        landmarks_5: (5, 2), see `types.Face`; degenerate ones turn nothing.
         margin: side of the square over the longer side of the box.
     """
     left, right, _, *mouth = np.asarray(landmarks_5, dtype=np.float64)
     across, down = right - left, np.mean(mouth, axis=0) - (left + right) / 2
-    # The line of the eyes is short from the side and that from eyes to mouth from above: together they never are.
-    direction = np.array([across[0] + down[1], across[1] - down[0]])
-    length = np.hypot(*direction)
-    cosine, sine = direction / length if np.isfinite(length) and length > 1e-6 else (1.0, 0.0)
-    x0, y0, x1, y1 = box
-    linear = size / (margin * max(x1 - x0, y1 - y0)) * np.array([[cosine, sine], [-sine, cosine]])
-    middle = np.array([x0 + x1, y0 + y1]) / 2 - 0.5  # edges of pixels to their centres
-    return Similarity(np.column_stack([linear, np.full(2, size / 2 - 0.5) - linear @ middle]))
+    # Seen from the side the line of the eyes is short, from above the line from eyes to mouth; their sum never is.
+    x, y = across[0] + down[1], across[1] - down[0]
+    roll = np.arctan2(y, x) if np.isfinite([x, y]).all() and np.hypot(x, y) > 1e-6 else 0.0
+    return turned_view(box, size, size / (margin * max(box[2] - box[0], box[3] - box[1])), roll)
+
+
+def turned_view(box: Box, size: int, scale: float, roll: float) -> Similarity:
+    """From an image to the `size` x `size` square centred on a box, `scale` times as large and turned by -`roll`."""
+    cos, sin = scale * np.cos(roll), scale * np.sin(roll)
+    linear = np.array([[cos, sin], [-sin, cos]])
+    middle = np.array([box[0] + box[2], box[1] + box[3]]) / 2 - 0.5  # pixel edges to centres
+    return Similarity(np.column_stack([linear, (size - 1) / 2 - linear @ middle]))

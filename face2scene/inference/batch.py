@@ -211,7 +211,7 @@ class _Run:
         task = self.tasks[number]
         targets, line = self._targets(task), self.ledger.lines.get(task.file)
         there = [target for target in targets if target.exists()]
-        if not there or (self.ledger.degraded if line is None else line.get("unfinished")):
+        if not there or (self.ledger.corrupt if line is None else line.get("unfinished")):
             return True
         if line is None:
             why = "the restoration log does not know it"

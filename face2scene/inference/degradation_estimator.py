@@ -171,11 +171,11 @@ class DegradationEstimator:
             progress("faces", 0, 1)
             faces = self.detector.find(to_array(scene.image))
         people = known_faces(scene.people, self.detector if faces else None, self._photos)
-        matches = people.match(faces, self.options.identity_tolerance)
-        notes: dict[str, Any] = {"warnings": [*people.warnings, *matches.warnings]}
-        notes["faces"] = [described(face, one) for face, one in zip(faces, matches.of, strict=True)]
+        matches, warnings = people.match(faces, self.options.identity_tolerance)
+        notes: dict[str, Any] = {"warnings": [*people.warnings, *warnings]}
+        notes["faces"] = [described(face, one) for face, one in zip(faces, matches, strict=True)]
         notes["seconds_faces"] = round(perf_counter() - start, 3)
-        return faces, people, matches.of, notes
+        return faces, people, matches, notes
 
     def _read(
         self,

@@ -14,6 +14,7 @@ from face2scene import __version__
 from face2scene.common.files import atomic_write, read_json, write_json
 from face2scene.common.ledger import content, digest
 from face2scene.common.model_files import kind_of
+from face2scene.common.renamed_keys import with_new_names
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.loading import save_merged
@@ -54,7 +55,7 @@ def find(folder: str | Path) -> Path:
 def read_options(folder: Path) -> dict[str, Any]:
     """What was saved beside the weights; nothing where only weights lie, as in `checkpoints/tiny`."""
     file = folder / OPTIONS
-    return dict(read_json(file)["options"]) if file.is_file() else {}
+    return with_new_names(read_json(file)["options"], "pipeline") if file.is_file() else {}
 
 
 def write(

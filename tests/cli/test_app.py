@@ -38,7 +38,7 @@ def small_photo(photo, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def readout(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("instrument")
+    folder = tmp_path_factory.mktemp("readout")
     fadex = FaDeX(widths=[8, 8], strides=[2, 1], embedding=8)
     fadex.save(folder / "fadex.safetensors")
     heads = LinearProbe(8)
@@ -71,7 +71,7 @@ def no_progress(share: float, stage: str) -> None:
 
 
 def test_preview_boxes_face_before_restoring(pipeline, small_photo):
-    (image, labels), said = AppController(pipeline).look(str(small_photo), None)
+    (image, labels), said = AppController(pipeline).find_faces(str(small_photo), None)
     assert image.shape == (256, 256, 3)
     assert said.startswith("1 face found.")
     ((x0, y0, x1, y1), name) = labels[0]
@@ -81,7 +81,7 @@ def test_preview_boxes_face_before_restoring(pipeline, small_photo):
 
 
 def test_face_is_matched_to_references(pipeline, small_photo):
-    (_, labels), _ = AppController(pipeline).look(str(small_photo), [str(small_photo)])
+    (_, labels), _ = AppController(pipeline).find_faces(str(small_photo), [str(small_photo)])
     assert labels[0][1].startswith("1: the person ")
 
 
@@ -89,7 +89,7 @@ def test_restore_returns_pair_readout_and_log(pipeline, readout, small_photo):
     page = AppController(pipeline, readout)
     boxed, said, (before, after), pair, rows, why, path = page.restore(str(small_photo), None, 1.1, 1, no_progress)
     assert before.shape == after.shape == (256, 256, 3)
-    assert "measured on the face" in said
+    assert "estimated from the face pair" in said
     assert [caption for _, caption in pair] == ["as it is", "as restored"]
     assert [row[0] for row in rows] == [name.replace("_", " ") for name in FACTORS]
     assert why["name"] == small_photo.name
@@ -102,14 +102,14 @@ def test_missing_photo_or_face_is_reported(pipeline, tmp_path):
     with pytest.raises(ValueError, match="Drop a photo first"):
         AppController(pipeline).restore(None, None, 1.1, 1, no_progress)
     Image.new("RGB", (64, 64), "grey").save(tmp_path / "grey.png")
-    _, said = AppController(pipeline).look(str(tmp_path / "grey.png"), None)
+    _, said = AppController(pipeline).find_faces(str(tmp_path / "grey.png"), None)
     assert said.startswith("No face was found.")
 
 
 def test_preview_and_boxes_are_downscaled(pipeline, photo, tmp_path):
     large = np.kron(photo[:256, 96:352], np.ones((8, 8, 1)))  # 2048 x 2048
     Image.fromarray((large * 255).round().astype(np.uint8)).save(tmp_path / "large.png")
-    (image, labels), _ = AppController(pipeline).look(str(tmp_path / "large.png"), None)
+    (image, labels), _ = AppController(pipeline).find_faces(str(tmp_path / "large.png"), None)
     assert image.shape == (1024, 1024, 3)
     assert max(labels[0][0]) <= 1024
 

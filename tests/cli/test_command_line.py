@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from face2scene.cli.command_line import CONFIGS, is_user_error, path_values, script, typed_values
-from face2scene.common.renamed_keys import RenamedKey, keys_of, refuse_renamed
+from face2scene.common.renamed_keys import RenamedKey
 from face2scene.train.run import Run
 
 NAMES = [
@@ -40,7 +40,7 @@ def call(monkeypatch):
     return run
 
 
-def test_path_values_are_data_and_no_grammar():
+def test_path_values_are_literal():
     words = [f"input={name}" for name in NAMES]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         read = [compose("restore", path_values([word, "output=o"])).input for word in words]
@@ -54,7 +54,7 @@ def test_other_values_keep_the_grammar():
     assert path_values(["+data.photos=a,b"]) == ["+data.photos='a,b'"]
 
 
-def test_script_hands_over_the_composed_configuration(call):
+def test_script_passes_the_composed_configuration(call):
     seen = []
     call(lambda cfg: seen.append((cfg.input, cfg.seed)), "input=a,${b}.png", "output=o", "seed=3")
     assert seen == [("a,${b}.png", 3)]
@@ -74,7 +74,7 @@ def test_user_errors_are_one_sentence_and_exit_code_1(call, capsys, monkeypatch,
     assert end.value.code == 1 and capsys.readouterr().err == "no photo\n"
 
 
-def test_user_errors_below_instantiate_are_told_by_their_cause(call, capsys):
+def test_user_error_below_instantiate_is_reported_by_its_cause(call, capsys):
     broken = OmegaConf.create({"_target_": "face2scene.ref_fr.external.External", "command": "x", "version": "1"})
     with pytest.raises(SystemExit):
         call(lambda cfg: instantiate(broken))
@@ -82,7 +82,16 @@ def test_user_errors_below_instantiate_are_told_by_their_cause(call, capsys):
     assert not is_user_error(TypeError()) and not is_user_error(ZeroDivisionError())
 
 
-def test_other_errors_and_a_wish_for_the_traceback_are_raised(call, monkeypatch):
+def test_moved_class_is_reported_with_the_list_of_new_places(call, capsys):
+    moved = OmegaConf.create({"_target_": "face2scene.data.real.Photos", "where": "x"})
+    with pytest.raises(SystemExit):
+        call(lambda cfg: instantiate(moved))
+    error = capsys.readouterr().err
+    assert error.startswith("Error loading 'face2scene.data.real.Photos'") and error.count("\n") == 1
+    assert "CHANGELOG.md lists those that were renamed" in error
+
+
+def test_other_errors_are_raised_and_hydra_full_error_raises_all(call, monkeypatch):
     def task(cfg):
         raise {}[cfg.seed] if cfg.seed else ValueError("a sentence")
 
@@ -98,15 +107,15 @@ def test_required_keys_and_stops(call, capsys):
         call(lambda cfg: None, "input=a", required=["input", "output"])
     assert end.value.code == 1 and "output=... is missing" in capsys.readouterr().err
 
-    def stopped(cfg):
+    def interrupt(cfg):
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as end:
-        call(stopped)
+        call(interrupt)
     assert end.value.code == 130 and "the same command goes on" in capsys.readouterr().err
 
 
-def test_several_runs_have_folders_of_their_own_and_one_failure_ends_none(call, capsys, monkeypatch, tmp_path):
+def test_multirun_separates_folders_and_survives_a_failure(call, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     seen = []
 
@@ -122,37 +131,23 @@ def test_several_runs_have_folders_of_their_own_and_one_failure_ends_none(call, 
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == ["runs/multirun/multirun.yaml"]
 
 
-def test_old_keys_are_answered_with_their_new_names():
-    table = {"train.fadex.whiten": "train.fadex.head", "slack": "identity_tolerance"}
-    for word in ("train.fadex.whiten=null", "+train.fadex.whiten.power=1", "~slack", "++slack=1"):
-        with pytest.raises(RenamedKey, match=r"is now (train\.fadex\.head|identity_tolerance)"):
-            refuse_renamed([word], table)
-    refuse_renamed(["train.fadex.whitening=1", "pipeline.identity_tolerance=1", "slacker=1"], table)
-    with pytest.raises(RenamedKey, match=r"of old\.yaml .* slack is now identity_tolerance"):
-        refuse_renamed(keys_of({"a": {"b": 1}, "slack": {}}), table, source="old.yaml")
-
-
-def test_old_keys_are_refused_on_the_command_line_in_experiments_and_stored_runs(call, capsys, tmp_path):
-    def told(*options):
+def test_old_keys_are_refused_on_the_command_line_in_files_and_in_stored_runs(call, capsys, tmp_path):
+    def error_of(*options):
         with pytest.raises(SystemExit) as end:
             call(lambda cfg: None, *options)
         assert end.value.code == 1
         return capsys.readouterr().err
 
-    assert "Keys of the command line" in told("shipped_probe=x")
-    (tmp_path / "experiment").mkdir()
+    assert "Keys of the command line" in error_of("shipped_probe=x")
+    assert "truth is now gt" in error_of("-m", "truth=x,y", "input=a", "output=b")
+    for group in ("experiment", "train"):
+        (tmp_path / group).mkdir()
     (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\ntrain: {fadex: {whiten: {power: 1}}}\n")
-    sentence = told("--config-dir", str(tmp_path), "experiment=mine")
-    assert "mine.yaml" in sentence and "train.fadex.whiten is now train.fadex.head" in sentence
+    (tmp_path / "train/mine.yaml").write_text("restorer: {critic: null}\n")
+    error = error_of("--config-dir", str(tmp_path), "experiment=mine")
+    assert "experiment=mine" in error and "train.fadex.whiten is now train.fadex.head" in error
+    error = error_of("--config-dir", str(tmp_path), "train=mine")
+    assert "train=mine" in error and "train.restorer.critic is now train.restorer.discriminator" in error
     (tmp_path / "config.yaml").write_text("train: {fadex: {whiten: null}}\n")
     with pytest.raises(RenamedKey, match=r"config\.yaml .*is now train\.fadex\.head"):
         Run(tmp_path, {"train": {"fadex": {"head": None}}})
-
-
-def test_no_key_in_use_is_in_the_table_of_old_ones():
-    for path in CONFIGS.rglob("*.yaml"):
-        keys = list(keys_of(OmegaConf.to_container(OmegaConf.load(path)) or {}))
-        inside = path.relative_to(CONFIGS).parts
-        if inside[0] != "experiment":
-            keys = [f"{inside[0]}.{key}" for key in keys] if len(inside) > 1 else keys
-        refuse_renamed(keys, source=str(path))

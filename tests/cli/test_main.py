@@ -56,7 +56,7 @@ def test_doctor_lists_missing_parts(tmp_path, monkeypatch, capsys):
     assert main.main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "pip install 'face2scene[quickstart]'" in out and "face2scene fetch facegen" in out
-    assert "device:" in out and "free memory:" in out and "Licences about to be used" in out
+    assert "device:" in out and "free memory:" in out and "Licences of the assets" in out
 
 
 def test_doctor_passes_when_complete(monkeypatch, capsys):

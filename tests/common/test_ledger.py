@@ -28,7 +28,7 @@ def test_odd_names_come_back_and_are_one_line_each(tmp_path):
     for name in ODD:
         ledger.append({"name": name, "value": name})
     read = Ledger(tmp_path / "log.jsonl").gather()
-    assert list(read.lines) == ODD and not read.degraded
+    assert list(read.lines) == ODD and not read.corrupt
     text = (tmp_path / "log.jsonl").read_text(encoding="utf-8")
     assert [json.loads(line)["value"] for line in text.splitlines()] == ODD
     assert "ü.png" in text  # readable where it can be
@@ -43,22 +43,22 @@ def test_whatever_a_crash_cuts_the_other_lines_stay(tmp_path, cut):
     path.write_bytes(rows[0] + rows[1][: min(cut, len(rows[1]) - 2)] + rows[2])  # the next line is glued to it
     read = Ledger(path).read()
     assert read.lines["a"] == {"name": "a", "value": 1} and read.lines["c"] == {"name": "c", "value": 1}
-    assert read.degraded or read.lines["ü"] == {"name": "ü", "unfinished": True}
+    assert read.corrupt or read.lines["ü"] == {"name": "ü", "unfinished": True}
 
 
 def test_a_lost_line_is_remembered_until_the_work_is_done(tmp_path):
     path, ledger = tmp_path / "log.jsonl", Ledger(tmp_path / "log.jsonl")
     ledger.append({"name": "a"})
     path.write_bytes(path.read_bytes() + bytes(50))
-    assert Ledger(path).gather().degraded and Ledger(path).gather().degraded  # a second crash before the end
+    assert Ledger(path).gather().corrupt and Ledger(path).gather().corrupt  # a second crash before the end
     assert Ledger(path).gather(at_end=True).lines == {"a": {"name": "a"}}
-    assert not Ledger(path).read().degraded and path.read_text() == '{"name": "a"}\n'
+    assert not Ledger(path).read().corrupt and path.read_text() == '{"name": "a"}\n'
 
 
 def test_whole_lines_glued_together_are_two(tmp_path):
     (tmp_path / "log.jsonl").write_bytes(b'{"name": "a"}{"name": "b"} {"name": "c"}\n\n')
     read = Ledger(tmp_path / "log.jsonl").read()
-    assert list(read.lines) == ["a", "b", "c"] and not read.degraded
+    assert list(read.lines) == ["a", "b", "c"] and not read.corrupt
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Pages: whatever is shown is escaped, and nothing but a page's own style and scripts may run in it."""
+"""Pages: all text is escaped, and only a page's own style and scripts may run."""
 
 import base64
 import hashlib
@@ -21,7 +21,7 @@ def page(**values):
     return render("identities.html.j2", style="collection.css", scripts=("page.js",), **shown)
 
 
-def test_policy_names_the_hashes_of_the_inline_style_and_scripts():
+def test_policy_hashes_inline_code():
     text = page()
     policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1])
     inline = re.findall(r"<(?:style|script)>(.*?)</(?:style|script)>", text, re.DOTALL)
@@ -31,7 +31,7 @@ def test_policy_names_the_hashes_of_the_inline_style_and_scripts():
     assert not re.search(r"<[^>]+ style=", text)  # the policy forbids style attributes
 
 
-def test_names_in_pages_and_charts_are_escaped(tmp_path):
+def test_names_are_escaped(tmp_path):
     write_review(tmp_path / "page.html", [(BAD, [(BAD, BAD, np.ones(1))])], Grouping(0.5))
     measured = charts.Histogram()
     measured.add(1.0)
@@ -39,6 +39,7 @@ def test_names_in_pages_and_charts_are_escaped(tmp_path):
     texts = [
         (tmp_path / "page.html").read_text(),
         page(),
+        page(people=[{"identity": BAD, "count": 1, "images": []}], maybe={BAD: [(BAD, 0.9)]}),
         charts.matrix_svg([[1.0]], [BAD]),
         charts.curve_svg(BAD, [(0, 1.0), (1, 2.0)]),
         charts.spread_svg(BAD, {BAD: [1.0, 2.0]}),
@@ -47,6 +48,6 @@ def test_names_in_pages_and_charts_are_escaped(tmp_path):
     assert all("alert(" in text and "<script>alert" not in text and '" onload' not in text for text in texts)
 
 
-def test_a_template_with_a_missing_value_is_refused():
+def test_missing_template_value_is_refused():
     with pytest.raises(UndefinedError, match="stages"):
         render("funnel.html.j2", style="collection.css", title="", kept=1, total=1, left=[])

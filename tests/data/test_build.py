@@ -1,4 +1,4 @@
-"""Datasets: built whole, resumed, checked, read back, and bad photos named."""
+"""Datasets are built, resumed, verified and read back; bad photos are listed."""
 
 import dataclasses
 import functools
@@ -11,12 +11,14 @@ import pytest
 from colour_identities import MiddleFaces
 from PIL import Image
 
+from face2scene.common.types import Face
 from face2scene.data.building.build import BuildError, build
+from face2scene.data.building.photo_filtering import CropSpec
 from face2scene.data.building.prompts import Prompts
 from face2scene.data.records import ManifestError, Record, read_manifest, write_manifest
 from face2scene.data.redegrade import redegrade
 from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
-from face2scene.data.sources.photo_folder import Photos, face_crop
+from face2scene.data.sources.photo_folder import Photos
 from face2scene.data.verify import verify
 from face2scene.degradation import Space
 
@@ -79,7 +81,7 @@ def test_finished_build_is_not_overwritten(tmp_path):
     assert build_drawn(tmp_path / "set", settings={"a": 2}, overwrite=True).built
 
 
-def test_a_set_is_damaged_again_the_same_way_only(tmp_path):
+def test_redegraded_set_refuses_other_settings(tmp_path):
     build_drawn(tmp_path / "set")
     draw = functools.partial(redegrade, tmp_path / "set", tmp_path / "again", SMALL, settings={"a": 1})
     assert draw() == draw() == 4
@@ -134,7 +136,7 @@ class _BarrierReached(Exception):
 
 
 def _rank_one_wait():
-    """Rank 1 in the same thread: it passes the first meeting and leaves at the second."""
+    """Rank 1 in the same thread: it passes the first barrier and raises at the second."""
     meetings = iter([None, _BarrierReached])
 
     def wait():
@@ -256,10 +258,12 @@ def test_every_photo_is_used_or_rejected(tmp_path):
 
 
 def test_face_crop_stays_inside_photo():
-    assert face_crop((100, 100, 130, 140), (300, 400), 1 / 3, 64) == (55, 60, 175, 180)
-    x0, y0, x1, y1 = face_crop((0, 0, 30, 40), (300, 400), 1 / 3, 64)
-    assert (x0, y0, x1, y1) == (0, 0, 120, 120)
-    assert face_crop((10, 10, 290, 290), (300, 400), 1 / 3, 64) == (0, 0, 300, 300)
+    def crop(*box):
+        return CropSpec(64, face_share=1 / 3).box(Face(box, 0.9, np.zeros((5, 2))), (300, 400))
+
+    assert crop(100, 100, 130, 140) == (55, 60, 175, 180)
+    assert crop(0, 0, 30, 40) == (0, 0, 120, 120)
+    assert crop(10, 10, 290, 290) == (0, 0, 300, 300)
 
 
 def test_wrong_identity_is_rejected(tmp_path):
@@ -269,10 +273,10 @@ def test_wrong_identity_is_rejected(tmp_path):
             return image if shot in (0, 3) else image // 8 if shot == 1 else np.full_like(image, 90)
 
     source = drawn_source(train_people=1, val_people=0, threshold=0.99, tries=3)
-    source.make_generator, source.detector = lambda: Odd(side=64), MiddleFaces()
+    source.generator, source.detector = lambda: Odd(side=64), MiddleFaces()
     made = source.make(0)
-    assert [draft.generator["shot"] for draft in made.drafts] == [0, 3]
-    assert [one.reason.split(":")[0] for one in made.rejected] == ["looks like somebody else"]
+    assert [one.generator["shot"] for one in made.candidates] == [0, 3]
+    assert [one.reason.split(":")[0] for one in made.rejected] == ["another person"]
 
 
 def test_empty_build_is_an_error(tmp_path):

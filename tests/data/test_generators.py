@@ -1,4 +1,4 @@
-"""What draws synthetic images: prompts, the worker in another interpreter, and diffusers."""
+"""Generators of synthetic images: prompts, the worker in another interpreter, and diffusers."""
 
 import os
 import shutil
@@ -187,7 +187,7 @@ def test_no_face_fails_job_not_worker(infiniteyou, tmp_path):
 
 
 def test_worker_start_failure_is_reported(infiniteyou, tmp_path):
-    with pytest.raises(GeneratorError, match=r"did not start: SystemExit: 1.*last words.*cannot load the base model"):
+    with pytest.raises(GeneratorError, match=r"did not start: SystemExit: 1.*last lines.*cannot load the base model"):
         infiniteyou(environment={"FAKE_START": "exit"}).draw(make_job(tmp_path))
     broken = infiniteyou()
     (broken.repository / "pipelines/pipeline_infu_flux.py").write_text("import no_such_package")

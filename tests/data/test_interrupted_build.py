@@ -1,4 +1,4 @@
-"""A build that is killed, at any moment, and started again ends in the folder of one that was not."""
+"""A build that is killed at any moment and restarted gives the same bytes as one without interruption."""
 
 import os
 import random
@@ -17,9 +17,9 @@ from face2scene.common.reproducibility import REPOSITORY
 from face2scene.data.building.build import Rejection, build
 from face2scene.data.building.finalize import FinalizePlan, Selection
 from face2scene.data.building.identity_clusters import Grouping
-from face2scene.data.building.photo_filtering import CropSpec, Label, Photographs, StageContext
 from face2scene.data.records import read_manifest
 from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
+from face2scene.data.sources.photo_source import PhotoInfo, PhotoSource
 from face2scene.degradation import Space
 
 SMALL = Space(scale=1, kernel_sizes=(7, 7), resize_probs=(0, 0, 1), resize_probs2=(0, 0, 1), final_sinc_prob=0)
@@ -31,7 +31,7 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 
 
 class TracedSource(GeneratedPeople):
-    """Writes down what it makes; everything a build can decide at the end has something to decide."""
+    """Logs its items; its images exercise every decision of `finalize`."""
 
     def __init__(self, trace: Path, pause: float = 0.0, **options):
         sizes = {"train_people": 6, "train_shots": 3, "val_people": 2, "val_shots": 2, "size": 24, "reference_size": 32}
@@ -43,15 +43,15 @@ class TracedSource(GeneratedPeople):
             file.write(f"{self.key(item)}\n")
         time.sleep(self.pause)
         made = super().make(item)
-        for n, draft in enumerate(made.drafts):
+        for n, candidate in enumerate(made.candidates):
             import numpy as np
 
             unknown = {"split": None, "identity": None} if item >= 4 else {}
             vector = np.eye(8)[item] * 0.9 + 0.01
             about = {"measured": {"q": float((7 * item + n) % 11)}, "vector": vector / np.linalg.norm(vector)}
-            object.__setattr__(draft, "__dict__", vars(draft) | about | unknown)
+            object.__setattr__(candidate, "__dict__", vars(candidate) | about | unknown)
         rejected = [Rejection(f"odd_{item}", "odd: on purpose", measured={"q": 1.0})] if item % 3 == 0 else []
-        return type(made)(made.drafts, rejected)
+        return type(made)(made.candidates, rejected)
 
 
 def run_build(folder: Path, trace: Path, pause: float = 0.0) -> None:
@@ -173,7 +173,7 @@ def test_full_disk_stops_and_resumes(tmp_path, monkeypatch):
 
 
 def test_full_tmpfs_is_reported(tmp_path):
-    """On a file system of 256 KiB, where this machine lets one be mounted."""
+    """On a file system of 256 KiB, where mounting is allowed."""
     place = tmp_path / "small"
     place.mkdir()
     mounted = shutil.which("mount") and os.geteuid() == 0
@@ -197,13 +197,13 @@ def test_full_tmpfs_is_reported(tmp_path):
 
 
 def test_read_error_is_not_full_disk(tmp_path):
-    class Broken(Photographs):
+    class Broken(PhotoSource):
         def read(self, path):
             raise OSError(5, "Input/output error")
 
     (tmp_path / "a.png").write_bytes(b"x")
-    photographs = Broken(StageContext(None), [], CropSpec(32), name="p", licence="mine")
-    made = photographs.draft(tmp_path / "a.png", "a", Label("a.png"))
+    source = Broken(None, name="p", size=32, licence="mine", stages=[])
+    made = source.process(tmp_path / "a.png", "a", PhotoInfo("a.png"))
     assert made.stage == "input" and "Input/output error" in made.reason
 
 
@@ -234,7 +234,7 @@ BUILD_OVERRIDES = {
 
 
 def run_build_script(*arguments: str) -> None:
-    """The command in this process, which has its imports behind it: a start costs a second and not fifteen."""
+    """The command in this process, without the 15 s of imports."""
     sys.argv = [str(REPOSITORY / "scripts/build_inscene.py"), *arguments]
     runpy.run_path(sys.argv[0], run_name="__main__")
 

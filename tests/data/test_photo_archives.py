@@ -1,4 +1,4 @@
-"""Photos in webdataset archives: read in portions, and named where they are bad."""
+"""Photos in webdataset archives: read in chunks, and rejected by name where they are bad."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def make_samples(count: int, first: int = 0) -> list[tuple[str, bytes]]:
 
 
 def make_source(folder: Path, **changes) -> PhotoArchives:
-    options = OPTIONS | {"portion": 2, "identity_field": "who"} | changes
+    options = OPTIONS | {"chunk_size": 2, "identity_field": "who"} | changes
     return PhotoArchives([folder / "*.tar"], ColourFaces(), **options)
 
 
@@ -56,20 +56,20 @@ def test_stopped_archive_resumes_at_chunk(tmp_path):
     assert verify(tmp_path / "whole") == []
 
     source, judged = make_source(tmp_path), []
-    draft = source.photographs.draft
+    process = source.process
 
-    def stop_at_the_fourth(path, name, label):
+    def stop_at_the_fourth(path, name, info):
         judged.append(name)
         if len(judged) == 4:
             raise KeyboardInterrupt
-        return draft(path, name, label)
+        return process(path, name, info)
 
-    source.photographs.draft = stop_at_the_fourth
+    source.process = stop_at_the_fourth
     with pytest.raises(KeyboardInterrupt):
         built(tmp_path / "halves", source)
-    source.photographs.draft = lambda path, name, label: judged.append(name) or draft(path, name, label)
+    source.process = lambda path, name, info: judged.append(name) or process(path, name, info)
     built(tmp_path / "halves", source)
-    assert len(judged) == 4 + 6 and len(set(judged[:2] + judged[4:])) == 8  # only the open portion comes again
+    assert len(judged) == 4 + 6 and len(set(judged[:2] + judged[4:])) == 8  # only the unfinished chunk is repeated
     assert read_manifest(tmp_path / "halves") == records
 
 

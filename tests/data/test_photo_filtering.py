@@ -1,12 +1,11 @@
-"""Real photos: judged stage by stage, named when bad, grouped by their faces."""
+"""Real photos are filtered stage by stage, rejected by name, and grouped by their faces."""
 
 import csv
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from colour_identities import HUES, OPTIONS, ColourFaces, built, photo, reasons
+from colour_identities import HUES, OPTIONS, ColourFaces, built, photo, png_claiming, reasons
 from PIL import Image
 
 from face2scene.common.types import Face
@@ -20,15 +19,6 @@ from face2scene.data.sources.photo_table import PhotoTable
 from face2scene.data.verify import verify
 
 # What is bad
-
-
-def png_claiming(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def write_truncated_jpeg(folder: Path) -> None:
@@ -108,11 +98,12 @@ def test_photo_table_rows_and_errors(tmp_path):
     rows[0] |= {"prompt": "A photo, with a comma.", "width": 90, "height": 60}
     rows[1] |= {"width": 91, "height": 60}
     rows += [{"file": "gone.png"}, {"file": "../secret.png"}, {"file": "2.png", "split": "middle"}]
+    rows += [{"file": f"{'a' * 300}.png"}, {"file": "2.png", "width": "²", "height": 1}]
     table = write_csv_table(photos / "table.csv", rows)
     with open(table, "ab") as file:
         file.write(b"caf\xe9.png,,,,,\nshort.png,ann\n")
     source = PhotoTable(table, ColourFaces(), block=2, complete=True, **OPTIONS)
-    assert len(source.items()) == 6  # nine rows in blocks of two, and what no row names
+    assert len(source.items()) == 7  # eleven rows in blocks of two, and what no row names
     summary = built(tmp_path / "set", source)
     records = {record.generator["file"]: record for record in read_manifest(tmp_path / "set")}
     assert set(records) == {"0.png", "2.png", "3.png"}
@@ -122,13 +113,20 @@ def test_photo_table_rows_and_errors(tmp_path):
     assert left["1.png"][1] == "not what the metadata say: 90 x 60 pixels, not 91 x 60"
     assert left["gone.png"][1] == "not what the metadata say: the table names a file that is not there"
     assert left["4.png"][1] == "not what the metadata say: no row of the table names this file"
-    assert [left[f"row {n}"][1] for n in (6, 7, 8, 9)] == [
+    assert [left[f"row {n}"][1] for n in (6, 7, 9, 10, 11)] == [
         "bad row: the file '../secret.png' is not inside the folder",
         "bad row: unknown split 'middle'",
+        "bad row: width and height must be whole numbers",
         "bad row: it is not UTF-8",
         "bad row: 2 fields, the table has 6 columns",
     ]
-    assert summary.quarantined == 7 and {stage for stage, _ in left.values()} == {"input"}
+    assert summary.quarantined == 9 and {stage for stage, _ in left.values()} == {"input"}
+
+
+def test_broken_table_header_is_one_sentence(tmp_path):
+    (tmp_path / "table.csv").write_bytes(b"file,who\rann.png,ann\rben.png,ben\n")
+    with pytest.raises(BuildError, match=r"first line of .*table\.csv is no list of columns"):
+        PhotoTable(tmp_path / "table.csv", ColourFaces(), **OPTIONS).items()
 
 
 # Judged

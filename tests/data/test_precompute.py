@@ -56,7 +56,7 @@ def test_scene_batches_read_precomputed(tmp_path, inscene):
     assert sum(s.new for s in again) == 0 and not any(s.problems for s in again)
     before = list(inner.calls)
     reader = Cached(inner, tmp_path / "cache", missing="refuse")
-    options = {"crop": 64, "face_window": (16, 24), "batch": 4, "negatives": 0.2, "dropped": 0.0, "seed": 3}
+    options = {"crop": 64, "face_window": (16, 24), "batch": 4, "negative_prob": 0.2, "token_dropout": 0.0, "seed": 3}
     batches = SceneBatches(inscene, space, reader, **options, recipes=2)
     for index in range(4):
         batch = batches[index]
@@ -76,7 +76,7 @@ def test_face_pair_batches_read_precomputed(tmp_path, inscene):
     fill(Cached(inner, tmp_path / "cache"), faces_of(inscene, space, **everything), batch=8)
     before = list(inner.calls)
     reader = Cached(inner, tmp_path / "cache", missing="refuse")
-    options = {"operators": 2, "pictures": 2, "crop": 16, "seed": 5, "margin": 4}
+    options = {"operators": 2, "images": 2, "crop": 16, "seed": 5, "margin": 4}
     restored = FacePairBatches.from_manifest(inscene, "train", space, **options, restore=RestoredBy(reader))[0]
     assert inner.calls == before
     gts = FacePairBatches.from_manifest(inscene, "train", space, **options)[0]
@@ -95,7 +95,7 @@ def test_refused_face_drops_tokens(inscene):
         def restore_aligned(self, faces, references):
             raise FaceRestorationError("no")
 
-    options = {"crop": 64, "face_window": (16, 24), "batch": 3, "negatives": 0.0, "dropped": 0.0, "seed": 3}
+    options = {"crop": 64, "face_window": (16, 24), "batch": 3, "negative_prob": 0.0, "token_dropout": 0.0, "seed": 3}
     batch = SceneBatches(inscene, Space(), Never(), **options)[0]
     assert batch["drop"].all() and torch.equal(batch["restored"], batch["degraded"])
 

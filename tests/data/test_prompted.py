@@ -1,4 +1,4 @@
-"""People of photos in prompted scenes: which drawn images are accepted, and what becomes of the others."""
+"""People of photos in prompted scenes: accepted and rejected images."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from face2scene.faces.detect import Detector
 
 
 class ColourDetector(Detector):
-    """A face in every image that is not plain; identity and cosine follow from the red of the first pixel."""
+    """A face in every image that is not uniform; identity and cosine follow from the red of the first pixel."""
 
     def __init__(self):
         super().__init__(None)
@@ -33,7 +33,7 @@ class ColourDetector(Detector):
 
 
 class ScriptedGenerator:
-    """Draws what a list says: the cosine to the reference, None for nobody, an error for a failure."""
+    """Images by a list: the cosine to the reference, None for no face, an error for a failure."""
 
     def __init__(self, script):
         self.script, self.jobs = script, []
@@ -78,10 +78,10 @@ def test_accepts_three_and_counts_rejects(celebrities, tmp_path):
     assert len(records) == 2 * 2 * 2  # of three accepted, one is between 0.45 and 0.55
     assert [job.number for job in source.generator.jobs[:7]] == [0, 1, 2, 3, 4, 5, 0]  # and no try after the third
     assert dict(summary.rejected) == {
-        "looks like somebody else": 4,
+        "another person": 4,
         "no face found": 4,
         "the generator failed": 4,
-        "not alike enough to keep": 4,
+        "not similar enough to keep": 4,
     }
     first = records[0]
     photo = first.generator["photo"].split(".")[0]
@@ -102,7 +102,7 @@ def test_accepts_three_and_counts_rejects(celebrities, tmp_path):
 def test_prompt_is_dropped_after_ten_tries(celebrities):
     source = make_source(celebrities, [0.1] * 20)
     made = source.make(("00002", 0))
-    assert not made.drafts and len(made.rejected) == len(source.generator.jobs) == 10
+    assert not made.candidates and len(made.rejected) == len(source.generator.jobs) == 10
 
 
 def test_unusable_photos_are_quarantined(celebrities, tmp_path):

@@ -1,4 +1,4 @@
-"""RAW files: developed by a recorded recipe, with what the camera wrote down, and the images they must be."""
+"""RAW files: development settings, EXIF data, and the developed images."""
 
 from pathlib import Path
 
@@ -122,7 +122,7 @@ def test_read_photo_equals_develop(tmp_path, photo):
 
 
 class CentreDetector(Detector):
-    """A face in the middle; who it is, is the image's hue."""
+    """A face in the middle, whose identity vector follows from the hue."""
 
     def __init__(self):
         super().__init__(None)
@@ -148,6 +148,7 @@ def test_raw_folder_becomes_test_set(tmp_path, photo):
         for number in range(2):
             shown = (image * (1 - 0.1 * number) * 255).astype(np.uint8)
             Image.fromarray(shown).save(tmp_path / "gallery" / person / f"{number}.png")
+    (tmp_path / "gallery/ann/cut.png").write_bytes(b"cut")
     write_dng(tmp_path / "raws/ben/IMG_1.dng", blue, iso=1600, exposure=(1, 30))
     write_dng(tmp_path / "raws/IMG_2.dng", red, iso=800)  # in no folder: matched
     (tmp_path / "raws/IMG_3.dng").write_bytes(b"cut")
@@ -176,9 +177,13 @@ def test_raw_folder_becomes_test_set(tmp_path, photo):
     assert not records["IMG_2.dng"].generator["motion_blur"]["flag"]
     assert [record.generator["person_by"], records["IMG_2.dng"].generator["person_by"]] == ["folder", "gallery"]
     assert len(record.references) == 2 and record.similarity > 0.9 and record.lq is None
-    assert summary.quarantined == 1 and verify(tmp_path / "set") == []
+    assert summary.quarantined == 2 and verify(tmp_path / "set") == []
     left = {row["name"]: row["reason"].split(":")[0] for row in rejected_rows(tmp_path / "set")}
-    assert left == {"raws/IMG_3.dng": "unreadable", "raws/notes.txt": "not a RAW file"}
+    assert left == {
+        "gallery/ann/cut.png": "unreadable",
+        "raws/IMG_3.dng": "unreadable",
+        "raws/notes.txt": "not a RAW file",
+    }
 
 
 def test_motion_blur_flag_from_edges(photo):

@@ -1,4 +1,4 @@
-"""A published set, whatever its field names, becomes our records."""
+"""A published set with any field names is converted to records."""
 
 import io
 import json
@@ -77,7 +77,7 @@ MAPPING = {
     "units": "relative",
     "identity_pattern": r"iden_(\d+)_",
     "licence": "as published",
-    "portion": 2,
+    "chunk_size": 2,
 }
 
 
@@ -122,8 +122,8 @@ def test_imagefolder_is_read(tmp_path):
 
 
 def test_wrong_mapping_lists_fields(parquet_folder):
-    wrong = MAPPING | {"fields": {"image": "picture"}}
-    with pytest.raises(BuildError, match=r"has the fields \['caption', 'file'.*not \['image'\]"):
+    wrong = MAPPING | {"fields": {"image": "photo"}}
+    with pytest.raises(BuildError, match=r"has the fields \['caption', 'file'.*not \['photo'\]"):
         Released(parquet_folder, **wrong).items()
     with pytest.raises(BuildError, match=r"has the splits.*not \['test'\]"):
         Released(parquet_folder, **MAPPING | {"splits": {"test": "val"}}).items()
@@ -131,3 +131,18 @@ def test_wrong_mapping_lists_fields(parquet_folder):
         Released(parquet_folder, **MAPPING | {"fields": {"image": "target", "face": "x"}})
     with pytest.raises(BuildError, match="cannot be read as a published set"):
         Released(parquet_folder / "gone", **MAPPING).items()
+
+
+def test_corrupt_file_keeps_its_start(parquet_folder):
+    source, kept = Released(parquet_folder, **MAPPING), {"bytes": png_bytes(make_image(0)), "path": None}
+
+    def rows(error):
+        yield 0, {"target": kept, "file": "iden_00007_img_7.png"}
+        raise error
+
+    for error in (ValueError("bad page"), OSError("corrupt snappy data")):
+        first, cut = source._results(rows(error), "train", "k")
+        assert first.identity == "00007" and (cut.stage, cut.reason.split(":")[0]) == ("input", "file cut")
+    source.source = "owner/name"  # of a hub
+    with pytest.raises(ConnectionError):
+        list(source._results(rows(ConnectionError("no network")), "train", "k"))

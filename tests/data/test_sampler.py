@@ -1,4 +1,4 @@
-"""What a training is shown: every image once an epoch, mixed by weight, the same from wherever it goes on."""
+"""The order of training images: once an epoch, mixed by weight, equal after a resume at any sample."""
 
 import pickle
 from collections import Counter
@@ -64,7 +64,7 @@ def test_sampler_pickles():
 
 
 class GreyRestorer:
-    """A Stage I that needs nothing and reads its references."""
+    """A Stage I without weights that reads its references."""
 
     name, needs_gt = "grey", False
 

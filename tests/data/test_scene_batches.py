@@ -12,7 +12,7 @@ from face2scene.image_io.arrays import write_png
 
 
 class GreyStageOne:
-    """A Stage I that is easy to tell from the ground truth."""
+    """A Stage I whose result differs clearly from the ground truth."""
 
     name, needs_gt = "grey", False
 

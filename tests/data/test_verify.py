@@ -1,4 +1,4 @@
-"""`face2scene data verify` finds what is wrong with a set, whatever it is."""
+"""`face2scene data verify` finds every kind of problem of a set."""
 
 import dataclasses
 import json

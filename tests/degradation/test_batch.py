@@ -1,4 +1,4 @@
-"""Degradations in bulk: batches, loader workers, threads and gradients give what one image alone gets."""
+"""Batches, loader workers, threads and gradients give the result of one image alone."""
 
 import importlib
 import io
@@ -239,10 +239,10 @@ def test_convolution_methods_agree(operator, monkeypatch):
     monkeypatch.setattr(convolve, "MAX_RANK", 21)
     monkeypatch.setattr(banded, "STRIP", 5000)
     convolve._factors.cache_clear()
-    convolve._bands.cache_clear()
+    convolve._matrix.cache_clear()
     ways["separable"] = convolve.convolve(image, operator)
     convolve._factors.cache_clear()
-    convolve._bands.cache_clear()
+    convolve._matrix.cache_clear()
     expected = convolve.plain(image.double(), kernel).float()
     for way, blurred in ways.items():
         torch.testing.assert_close(blurred, expected, rtol=0, atol=2e-6, msg=lambda text, way=way: f"{way}: {text}")

@@ -1,4 +1,4 @@
-"""Other people's methods through one door: staged, started as a process, judged by what they leave."""
+"""Other methods: staged, started as a process, their images checked, the run recorded."""
 
 import argparse
 import importlib.util
@@ -302,7 +302,7 @@ def test_unrecorded_images_are_refused(tmp_path, tasks, make_adapter):
     mine = tmp_path / "out/images/c.png"
     write_png(mine, torch.rand(3, 37, 50))
     before = mine.read_bytes()
-    with pytest.raises(ValueError, match=r"holds 1 images of whose input baseline\.json says nothing, such as c\."):
+    with pytest.raises(ValueError, match=r"holds 1 images whose input is not in baseline\.json, such as c\."):
         run_command(make_adapter(), tasks, tmp_path / "out")
     assert mine.read_bytes() == before
 
@@ -392,8 +392,8 @@ def test_face_method_groups_by_identity(tmp_path, tasks, make_adapter):
         command="{python} test.py {input} {output} {scale} {seed} {how} {references}",
         references=2,
     )
-    shown = commands(adapter, lay_out(adapter, faces, 1), scale=1, seed=0)
-    assert len(shown) == 2 and shown[0].endswith("# 2 images") and "CUDA_VISIBLE_DEVICES=0" in shown[0]
+    lines = commands(adapter, lay_out(adapter, faces, 1), scale=1, seed=0)
+    assert len(lines) == 2 and lines[0].endswith("# 2 images") and "CUDA_VISIBLE_DEVICES=0" in lines[0]
     with pytest.raises(StagingError, match=r"needs references, and 1 of 4 images have none, such as f1: say ref"):
         run_command(adapter, [*faces, RestorationTask(faces[1].path)], tmp_path / "none")
     assert not (tmp_path / "none").exists()
@@ -463,7 +463,7 @@ def test_stems_are_safe_and_unique():
         "a.b": "a_b",
         "A b": "A_b_n00001",
         "a_b": "a_b_n00002",
-        "ü": "picture",
+        "ü": "image",
     }
 
 
@@ -513,7 +513,7 @@ def test_changed_folder_is_reimported(tmp_path, tasks):
 
 def test_in_process_run_skips_unreadable_file(tmp_path, tasks):
     bad = tmp_path / "lq/bad.png"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     inputs = {task.path.stem: task.path for task in [*tasks, RestorationTask(bad)]}
     adapter = Adapter(title="Bicubic", kind="method", method=Bicubic())
 
@@ -724,7 +724,7 @@ def test_script_list_dry_run_import_score(tmp_path, tasks, capsys, baseline_scri
     assert len(lines) >= len(BASELINES) and any(line.startswith("supir ") and "missing" in line for line in lines)
 
     def run(*overrides: str) -> bool:
-        return run_baseline_script(f"input={tmp_path}/lq", f"gt={tmp_path}/ground truth", *overrides)
+        return run_baseline_script(f"input={tmp_path}/lq", f"gt={tmp_path}/truth", *overrides)
 
     assert run("baseline=sinsr", "dry_run=true", "baseline.python=no-such-python")
     assert "environment: no-such-python" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What a restoration costs: counts by hand and against published ones, times that are times."""
+"""The cost of a restoration: counts by hand and against published ones, and times."""
 
 import json
 from time import sleep
@@ -11,7 +11,7 @@ from torch import nn
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.eval.cost import complexity
 from face2scene.eval.cost.timing import drawn, figure_5, table, time_pipeline
-from face2scene.eval.tables.paper import read_texts
+from face2scene.eval.tables.paper_tables import read_texts
 from face2scene.inference.pipeline import Face2ScenePipeline
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.mapnet import MapNet
@@ -127,7 +127,7 @@ def test_figure_5_times_each_stage(tiny_models, tmp_path):
     launches = [{"pictures": 2, "seconds": 30.0}, {"pictures": 0, "seconds": 9}]
     record = {"adapter": {"title": "SUPIR", "kind": "command"}, "launches": launches}
     (tmp_path / "supir/baseline.json").write_text(json.dumps(record))
-    options = {"side": 64, "pictures": 1, "face": 32, "records": [tmp_path / "supir/baseline.json"]}
+    options = {"side": 64, "images": 1, "face": 32, "records": [tmp_path / "supir/baseline.json"]}
     printed = read_texts(REPOSITORY / "configs/eval/figure_5.yaml")
     result = figure_5(lambda: (pipeline, "random"), tmp_path, printed, **options)
     assert json.loads((tmp_path / "figure_5.json").read_text())["methods"]["SUPIR"]["total"]["mean"] == 15

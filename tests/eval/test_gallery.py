@@ -1,4 +1,4 @@
-"""The report of scored folders: what stands in the page, and what Chromium makes of a thousand images."""
+"""The report of scored folders: its contents, and a thousand images in Chromium."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def test_p_values_are_corrected_jointly(tmp_path):
 def test_only_changed_thumbnails_are_remade(tmp_path):
     methods, gt = scored_methods(tmp_path, 2)
     report = write_report(tmp_path / "report", methods, gt)
-    thumbnails = [report.parent / f"thumbnails/ground truth/000{n}.jpg" for n in (0, 1)]
+    thumbnails = [report.parent / f"thumbnails/truth/000{n}.jpg" for n in (0, 1)]
     for path in thumbnails:
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 50))
     old = [path.stat().st_mtime_ns for path in thumbnails]

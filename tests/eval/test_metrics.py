@@ -1,4 +1,4 @@
-"""Engines: the values of pyiqa, of other implementations and of publications; weights that are missing or changed."""
+"""Metrics against pyiqa, other implementations and publications; missing or changed weights."""
 
 import multiprocessing
 import shutil
@@ -17,9 +17,9 @@ from face2scene.eval.metrics import pyiqa_backend
 from face2scene.eval.metrics.fid import Fid
 from face2scene.eval.metrics.identity import IdScore
 from face2scene.eval.metrics.perceptual import Dists, Lpips
+from face2scene.eval.metrics.psnr_ssim import ssim_rgb, ssim_y
 from face2scene.eval.metrics.registry import METRICS, build_all, choose
-from face2scene.eval.metrics.ssim import ssim_rgb, ssim_y
-from face2scene.eval.metrics.winograd import WinogradReLU, hasten
+from face2scene.eval.metrics.winograd import WinogradReLU, use_winograd
 from face2scene.image_io.arrays import read_tensor
 
 CALIBRATION_NAMES = ("I03", "I04", "I06", "I08", "I19")
@@ -42,7 +42,7 @@ def calibration_pair(weights):
 def test_winograd_matches_direct_convolution(channels, size):
     torch.manual_seed(0)
     direct = nn.Sequential(nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU())
-    fast = hasten(direct)
+    fast = use_winograd(direct)
     assert isinstance(fast[0], WinogradReLU) and len(fast) == 1
     images = torch.randn(2, channels, *size)
     with torch.inference_mode():
@@ -52,7 +52,7 @@ def test_winograd_matches_direct_convolution(channels, size):
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(64, 8, 3), nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(64, 8, 1)])
 def test_other_layers_are_unchanged(layer):
-    assert next(iter(hasten(nn.Sequential(layer, nn.ReLU())))) is layer
+    assert next(iter(use_winograd(nn.Sequential(layer, nn.ReLU())))) is layer
 
 
 @pytest.mark.numerics
@@ -86,8 +86,6 @@ def test_psnr_ssim_match_skimage(calibration_pair):
 
 
 def test_niqe_matches_pyiqa(calibration_pair):
-    if "niqe" in build_all(choose(["niqe"]))[1]:
-        pytest.skip("needs basicsr's parameter file")
     values = METRICS["niqe"].build()(calibration_pair[0]).tolist()
     assert values == pytest.approx(PYIQA_NIQE, rel=2e-4)  # so the parameters in basicsr's file are the same
     assert values == pytest.approx(MATLAB_NIQE, rel=0.055)  # pyiqa's code is 5.06 percent away on the last one
@@ -137,7 +135,7 @@ def test_identity_score_refuses_bad_weights(tmp_path, monkeypatch):
     for name in METRICS["id"].assets:
         facts = {"fingerprint": catalogue()[name].fingerprint, "files": {f"{name}.bin": "1" * 64}}
         write_json(tmp_path / name / MARKER, facts)
-        (tmp_path / name / f"{name}.bin").write_bytes(b"damaged")
+        (tmp_path / name / f"{name}.bin").write_bytes(b"changed")
     with pytest.raises(pyiqa_backend.MetricMissing, match=r"yunet\.bin has changed .* run `face2scene fetch yunet`"):
         METRICS["id"].build()
 
@@ -146,9 +144,9 @@ def test_metrics_state_their_protocol():
     asked = "dists lpips lpips_vgg psnr psnr_y ssim ssim_y fid musiq clipiqa maniqa liqe liqe_mix topiq niqe id"
     assert set(METRICS) == set(asked.split())
     for metric in METRICS.values():
-        said = metric.described()
-        assert said["better"] in ("higher", "lower") and said["compares"] in ("pair", "alone", "faces", "sets")
-        assert said["colour"] and said["range"] and "8-bit RGB PNG" in said["protocol"]
+        facts = metric.described()
+        assert facts["better"] in ("higher", "lower") and facts["compares"] in ("pair", "alone", "faces", "sets")
+        assert facts["colour"] and facts["range"] and "8-bit RGB PNG" in facts["protocol"]
     assert len({metric.protocol for metric in METRICS.values()}) == len(METRICS)
 
 
@@ -179,7 +177,7 @@ def test_metric_identity_follows_weights_hash(tmp_path, monkeypatch):
     for name in METRICS["id"].assets:
         marker = tmp_path / name / MARKER
         marker.write_text(marker.read_text().replace("1" * 64, "2" * 64))
-    assert {key for key, said in before.items() if METRICS[key].identity == said} == WITHOUT_WEIGHTS
+    assert {key for key, identity in before.items() if METRICS[key].identity == identity} == WITHOUT_WEIGHTS
 
 
 def test_changed_metric_weights_are_refused(weights, tmp_path, monkeypatch):
@@ -199,14 +197,14 @@ def test_changed_metric_weights_are_refused(weights, tmp_path, monkeypatch):
         pyiqa_backend.ready("hub/pyiqa/musiq_koniq_ckpt-e95806b9.pth", tmp_path)
 
 
-def test_a_file_of_an_earlier_fetch_is_replaced_by_a_link(weights, tmp_path):
+def test_earlier_fetch_is_replaced_by_link(weights, tmp_path):
     place = tmp_path / pyiqa_backend.DISTS
     place.parent.mkdir(parents=True)
     place.write_bytes(b"made by another version")
     assert pyiqa_backend.ready(pyiqa_backend.DISTS, tmp_path).samefile(weights("dists") / place.name)
 
 
-def test_niqes_parameters_are_the_same_on_every_machine_and_day(tmp_path, monkeypatch):
+def test_niqe_parameters_are_reproducible(tmp_path, monkeypatch):
     placed = []
     for number in range(2):
         monkeypatch.setattr("os.getpid", lambda number=number: 7 + number)
@@ -216,7 +214,7 @@ def test_niqes_parameters_are_the_same_on_every_machine_and_day(tmp_path, monkey
     assert pyiqa_backend.identity(placed[0]) == pyiqa_backend.identity(placed[1]) != pyiqa_backend.sha256_of(placed[0])
 
 
-def test_a_converted_file_is_the_same_on_every_machine(weights, tmp_path):
+def test_converted_file_is_reproducible(weights, tmp_path):
     places = [tmp_path / name / "pt_inception-2015-12-05-6726825d.pth" for name in "ab"]
     for place in places:
         place.parent.mkdir()
@@ -238,7 +236,7 @@ def _link_dists(home: Path) -> bytes:
     return pyiqa_backend.ready(pyiqa_backend.DISTS, home).read_bytes()
 
 
-def test_processes_that_link_one_file_together_all_get_it(weights, tmp_path):
+def test_processes_link_one_file_together(weights, tmp_path):
     weights("dists")
     with multiprocessing.get_context("fork").Pool(4) as pool:
         assert len(set(pool.map(_link_dists, [tmp_path] * 40, chunksize=1))) == 1

@@ -132,11 +132,11 @@ def probe(tmp_path, dataset):
             "restorers": {"truth": GroundTruth(), "copy": Copy()},
             "space": SPACE,
             "wide": SPACE,
-            "pictures": 3,
+            "images": 3,
             "operators": 4,
             "fit_operators": 6,
             "restorer_operators": 2,
-            "leak_pictures": 6,
+            "nuisance_images": 6,
             "crop": 32,
             "margin": 8,
         }

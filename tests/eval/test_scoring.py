@@ -3,28 +3,35 @@
 import json
 import re
 import shutil
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from inscene_records import record
+from omegaconf import OmegaConf
 from PIL import Image
 
 from face2scene.assets import catalogue
 from face2scene.common.files import read_json, write_json
 from face2scene.common.model_files import save_weights
 from face2scene.common.reproducibility import REPOSITORY
-from face2scene.data.records import write_manifest
+from face2scene.data.records import read_manifest, write_manifest
+from face2scene.degradation.recipe import OPERATORS
 from face2scene.eval.metrics import pyiqa_backend
+from face2scene.eval.metrics.psnr_ssim import ssim_y
 from face2scene.eval.metrics.pyiqa_backend import MetricMissing, Pyiqa
 from face2scene.eval.metrics.registry import METRICS, build_all, choose
-from face2scene.eval.metrics.ssim import ssim_y
+from face2scene.eval.reports import quickstart_page
 from face2scene.eval.reports.quickstart import quickstart_report
 from face2scene.eval.reports.quickstart_page import findings
-from face2scene.eval.reports.table_page import printed_table
-from face2scene.eval.scoring.score import ScoreError, read_scores_csv, score_folder, score_folders
-from face2scene.eval.tables import paper, render
+from face2scene.eval.reports.table_page import paper_table
+from face2scene.eval.scoring.pairing import ScoreError
+from face2scene.eval.scoring.results import read_scores_csv
+from face2scene.eval.scoring.score import score_folder, score_folders
+from face2scene.eval.tables import paper_tables, render
 from face2scene.image_io.arrays import read_tensor, write_png
 
 CONFIGS = REPOSITORY / "configs/eval"
@@ -68,13 +75,36 @@ def test_lpips_dists_published_values(weights):
         # half of the fourth decimal, and 1e-5 for float32 sums in another order
         assert measured == pytest.approx(published, abs=6e-5), key
     crops = [side[:2, :, 100:196, 100:228] for side in pair]
-    theirs = Pyiqa("ssim", {"color_space": "ycbcr"}).build("cpu")(*crops)
+    theirs = Pyiqa("ssim", options={"color_space": "ycbcr"}).build("cpu")(*crops)
     assert ssim_y(*crops).tolist() == pytest.approx(theirs.tolist(), abs=1e-6)
 
 
-def test_psnr_of_known_error():
-    gt = torch.full((1, 3, 8, 8), 0.5)
-    assert METRICS["psnr"].build()(gt + 0.1, gt).item() == pytest.approx(20, abs=1e-4)
+@pytest.mark.parametrize("key", ["psnr", "psnr_y"])
+def test_psnr_of_known_error(key):
+    gt = torch.full((1, 3, 8, 8), 100 / 255)
+    luma = 219 / 255 if key == "psnr_y" else 1  # the range of Y is 16 to 235
+    error = round(51 * luma)
+    assert METRICS[key].build()(gt + 51 / 255, gt).item() == pytest.approx(20 * np.log10(255 / error), abs=1e-9)
+
+
+def test_psnr_has_no_ceiling():
+    gt = torch.rand(1, 3, 256, 256).mul(255).round() / 255
+    image = gt.clone()
+    image[0, 0, 0, 0] = (gt[0, 0, 0, 0] * 255 + (1 if gt[0, 0, 0, 0] < 0.5 else -1)) / 255
+    assert METRICS["psnr"].build()(image, gt).item() == pytest.approx(101.0668, abs=1e-4)  # one level in 196,608
+    assert METRICS["psnr"].build()(gt, gt).item() == METRICS["psnr_y"].build()(gt, gt).item() == float("inf")
+
+
+def test_equal_image_is_left_out_of_mean_psnr(tmp_path):
+    gt, made = write_images(tmp_path / "truth", "abc"), write_images(tmp_path / "made", "abc", noise=0.1)
+    shutil.copy(gt / "b.png", made / "b.png")
+    for _ in range(2):  # measured, and recalled
+        scores = score_folder(made, gt, ["psnr", "psnr_y", "ssim"], tmp_path / "out")
+        rows = read_scores_csv(tmp_path / "out/scores.csv")
+        assert scores["complete"] and scores["undefined"]["psnr"].keys() == {"b"} and rows["b"] == {"ssim": 1}
+        assert scores["means"]["psnr"] == pytest.approx((rows["a"]["psnr"] + rows["c"]["psnr"]) / 2, abs=1e-6)
+    scores = score_folder(gt, gt, ["psnr"], tmp_path / "same")
+    assert scores["complete"] and scores["means"] == {} and len(scores["undefined"]["psnr"]) == 3
 
 
 def test_ssim_of_identical_images_is_one():
@@ -188,7 +218,7 @@ def near_uniform_image(*colour):
 
 
 @pytest.mark.parametrize(
-    ("picture", "why"),
+    ("image", "why"),
     [
         (np.zeros((32, 32, 3), np.float32), "one colour"),
         (np.full((32, 32, 3), (0.9, 0.2, 0.5), np.float32), "one colour"),
@@ -203,7 +233,7 @@ def test_uniform_prediction_is_flagged(image, why, tmp_path):
     scores = score_folder(made, gt, ["lpips"], tmp_path / "out", scorers=SCORERS)
     assert why in scores["pictures"]["flagged"]["a"] and not scores["complete"]
     assert read_scores_csv(tmp_path / "out/scores.csv")["a"] == {}
-    write_png(gt / "a.png", image)  # what shows nothing in the ground truth too is an image like others
+    write_png(gt / "a.png", image)  # fine where the ground truth is of one colour too
     assert score_folder(made, gt, ["lpips"], tmp_path / "out", scorers=SCORERS)["complete"]
 
 
@@ -260,10 +290,10 @@ def test_set_metric_reads_each_image_once(tmp_path):
 
 def test_table_marks_best_and_second():
     rows = [
-        render.Row("one", {"psnr": "20.00", "lpips": "0.3000"}, "ours"),
-        render.Row("two", {"psnr": "25.00", "lpips": "0.2000"}, "ours"),
-        render.Row("three", {"psnr": "22.00", "lpips": "0.1000"}, "ours"),
-        render.Row("partial", {"psnr": "99.00", "lpips": "0.0000"}, "ours", ranked=False),
+        render.TableRow("one", {"psnr": "20.00", "lpips": "0.3000"}, "ours"),
+        render.TableRow("two", {"psnr": "25.00", "lpips": "0.2000"}, "ours"),
+        render.TableRow("three", {"psnr": "22.00", "lpips": "0.1000"}, "ours"),
+        render.TableRow("partial", {"psnr": "99.00", "lpips": "0.0000"}, "ours", ranked=False),
     ]
     text = render.markdown(rows, ["psnr", "lpips"])
     line = {row.split("|")[1].strip(): row for row in text.splitlines()}
@@ -274,22 +304,22 @@ def test_table_marks_best_and_second():
 
 
 def test_paper_table_keeps_digits_and_gaps(tmp_path):
-    text = printed_table(CONFIGS, tmp_path, 5)
+    text = paper_table(CONFIGS, tmp_path, 5)
     for digits in ("22.8975", "0.6980", "**75.3739**", "4.8044", "16.9445"):
         assert digits in text
     assert text.count(render.NOT_MEASURED) == 6 * 10
-    _, (part,) = paper.load_printed(CONFIGS / "table_synthetic.yaml")
+    _, (part,) = paper_tables.load_table(CONFIGS / "table_synthetic.yaml")
     osediff = next(row for row in part.rows if row.name == "OSEDiff")
     assert osediff.cells["psnr"] == "24.2400" and osediff.values["dists"] == 0.1287
     with pytest.raises(FileNotFoundError, match=r"choose from 1, 2, .*9, main, real, synthetic"):
-        printed_table(CONFIGS, tmp_path, 77)
+        paper_table(CONFIGS, tmp_path, 77)
 
 
 def test_our_row_shows_difference(tmp_path):
     place = tmp_path / "table_5/synthetic/face2scene/scores.json"
     means = {"dists": 0.0907, "psnr": 20.0, "psnr_y": 23.904}
     write_json(place, {"complete": True, "means": means, "sets": {}, "counts": {"scored": 3, "expected": 3}})
-    text = printed_table(CONFIGS, tmp_path, 5)
+    text = paper_table(CONFIGS, tmp_path, 5)
     assert "**0.0907** (-0.0100)" in text and "**23.90** (+1.00)" in text
 
 
@@ -332,7 +362,7 @@ def quickstart_run(tmp_path, monkeypatch):
     write_json(shipped / "probe.json", probe | {"same_mean": 0.9})
     write_json(run / "seconds.json", {"train FaDeX": 12.5, "restore, shipped weights": 70.0})
     monkeypatch.setattr(
-        "face2scene.eval.scoring.score.build_all", lambda chosen, device: (SCORERS, {"ssim_y": "told to"})
+        "face2scene.eval.scoring.score.build_all", lambda chosen, device: (SCORERS, {"ssim_y": "left out"})
     )
     return run, {"dataset": data, "shipped": shipped}
 
@@ -344,9 +374,9 @@ def test_report_is_self_contained(quickstart_run, capsys):
     assert not re.search(r"""(src|href|action|srcset)\s*=(?!["'](#|data:))""", text)
     assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttpRequest|WebSocket|sendBeacon|import\(", text)
     assert text.count('<figure class="card shot">') == 2 and text.count("data:image/jpeg;base64,") == 2 * (5 + 2)
-    assert "blur 2 → JPEG 40<" in text and "&lt;b&gt;" in text and "SSIM is not measured: told to" in text
+    assert "blur 2 → JPEG 40<" in text and "&lt;b&gt;" in text and "SSIM is not measured: left out" in text
     assert text.count("<svg") == 4 and ">constant<" not in text
-    assert "the clean face, softened, tinted and grained" in text
+    assert "the ground-truth face with blur, a tint and grain" in text
     assert capsys.readouterr().out.count("[yes]") == 3
     block = scores["quickstart"]
     assert read_json(run / "scores.json")["quickstart"] == block
@@ -388,6 +418,20 @@ def test_failed_findings_are_reported(quickstart_run):
     assert [finding.verdict for finding in found] == ["no", "no", "not measured"]
     assert found[0].note == "not in PSNR, LPIPS, DISTS"
     assert "incomplete: 1 of 2 images" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_page_names_every_operator(quickstart_run):
+    run, places = quickstart_run
+    assert quickstart_page.OPERATOR_WORDS.keys() == OPERATORS.keys() - {"RestoreSize"}
+    for kind, (_, number) in quickstart_page.OPERATOR_WORDS.items():
+        assert number in {one.name for one in fields(OPERATORS[kind])}
+    phone = OmegaConf.to_container(OmegaConf.load(REPOSITORY / "configs/degradation/phone.yaml"))
+    space, rng = instantiate(phone | {"motion_prob": 1.0}), np.random.default_rng(0)
+    records = [replace(one, recipe=space.draw(rng).to_dict()) for one in read_manifest(places["dataset"], "val")]
+    write_manifest(places["dataset"], records)
+    quickstart_report(run, **places)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert text.count("motion blur ") == 2 and text.count("sensor noise ") == 2
 
 
 def test_page_size_limit_drops_images(quickstart_run, monkeypatch):

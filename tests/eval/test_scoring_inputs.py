@@ -1,4 +1,4 @@
-"""What can be wrong with folders, each named and never averaged; regions, shifts, sharing out and comparing."""
+"""Unusable folders and images; regions, shifts, distributed scoring and comparisons."""
 
 import importlib.util
 import json
@@ -63,17 +63,18 @@ def score_images(tmp_path, name, names="abcdef", noise=0.1, seed=0, keys=KEYS, *
 
 
 @pytest.mark.parametrize(
-    ("mode", "told"), [("L", "a.png is L"), ("RGBA", "a.png is RGBA"), ("P", "a.png is P"), ("I;16", r"a.png is I;16")]
+    ("mode", "reason"),
+    [("L", "a.png is L"), ("RGBA", "a.png is RGBA"), ("P", "a.png is P"), ("I;16", "a.png is I;16")],
 )
 @pytest.mark.parametrize("side", ["made", "truth"])
-def test_non_rgb_image_is_refused(side, mode, told, tmp_path):
+def test_non_rgb_image_is_refused(side, mode, reason, tmp_path):
     gt, made = write_images(tmp_path / "truth", "ab"), write_images(tmp_path / "made", "ab")
     path = tmp_path / side / "a.png"
     if mode == "I;16":
         Image.fromarray(np.full(SIZE, 9000, np.uint16)).save(path)
     else:
         Image.open(path).convert(mode).save(path)
-    with pytest.raises(ScoreError, match=f"no 8-bit RGB.*{'truth ' * (side == 'truth')}{told}.*Write them as RGB"):
+    with pytest.raises(ScoreError, match=f"no 8-bit RGB.*{'truth ' * (side == 'truth')}{reason}.*Write them as RGB"):
         score_folder(made, gt, KEYS, tmp_path / "out", scorers=SCORERS)
 
 
@@ -194,7 +195,7 @@ def test_swapped_names_warn(tmp_path, caplog):
     assert scores["alignment"]["unlike"] == list(names) and scores["alignment"]["estimated"] == 0
     assert "4 of 4 images have too little in common with the ground truth of their name" in caplog.text
     caplog.clear()
-    score_images(tmp_path, "noise")  # below the size at which a shift can be told, nothing is said
+    score_images(tmp_path, "noise")  # too small for a shift, so without a warning
     assert "mixed up" not in caplog.text
 
 
@@ -290,10 +291,8 @@ def test_scoring_without_gt(tmp_path):
     shared = score_in_two_processes(both, None, ["musiq"], brightness)[0]["one"]
     assert shared["complete"] and shared["truth"]["pictures"] == 3
     refused = (({"metrics": ["musiq", "psnr", "id"]}, "psnr, id"), ({"regions": ("whole", "face")}, "face"))
-    for options, told in refused:
-        with pytest.raises(
-            ScoreError, match=f"nothing to compare with for {told}: give .*option ground truth.*of musiq"
-        ):
+    for options, metrics in refused:
+        with pytest.raises(ScoreError, match=f"nothing to compare with for {metrics}: give .*option gt.*of musiq"):
             score_folders(both, None, **{"metrics": ["musiq"], "scorers": brightness} | options)
 
 
@@ -339,7 +338,7 @@ def test_incomplete_scoring_exits_with_one(lacking, tmp_path, capsys):
     assert "per image: " in capsys.readouterr().out
 
 
-# --- shared out, and compared -------------------------------------------------------------------------------
+# --- distributed, and compared -------------------------------------------------------------------------------
 
 
 BATCH = 2 * SIZE[0] * SIZE[1]
@@ -361,7 +360,7 @@ def score_in_two_processes(rows, gt, keys=KEYS, scorers=SCORERS, **options) -> d
 @pytest.mark.numerics
 def test_two_processes_equal_one(tmp_path):
     alone = score_images(tmp_path, "one", "abcdefg", batch_pixels=BATCH)
-    write_png(tmp_path / "one/d.png", np.zeros((*SIZE, 3), np.float32))  # a ruined image is told by whoever meets it
+    write_png(tmp_path / "one/d.png", np.zeros((*SIZE, 3), np.float32))  # flagged by the process that reads it
     gt, rows = tmp_path / "truth", {"one": (tmp_path / "one", tmp_path / "shared")}
     found = score_in_two_processes(rows, gt)
     assert found[1] == {} and found[0]["one"]["pictures"]["flagged"].keys() == {"d"}
@@ -447,7 +446,7 @@ def test_unlike_scores_are_not_compared(tmp_path):
     write_images(tmp_path / "y/truth", "abcd", 0.01, seed=5)  # another ground truth under the same names
     for made in (tmp_path / "one", tmp_path / "y/one"):
         score_folder(tmp_path / "one", made.parent / "truth", ["dists"], made / "out", scorers=SCORERS)
-    with pytest.raises(ScoreError, match=r"scored against other ground truths, of 4 and 4 images.*option ground truth"):
+    with pytest.raises(ScoreError, match=r"scored against other ground truths, of 4 and 4 images.*option gt"):
         compare(tmp_path / "one/out", tmp_path / "y/one/out")
     score_images(tmp_path, "two", "abcd", keys=("dists",))
     changed = read_json(tmp_path / "out_two/scores.json")
@@ -466,15 +465,15 @@ def test_gt_digest_covers_names_and_boxes(tmp_path):
     options = {"scorers": SCORERS, "regions": ("whole", "face"), "batch_pixels": BATCH}
     boxes = {"a": (0, 0, 9, 9), "b": (0, 0, 9, 9), "c": (0, 0, 9, 9)}
 
-    def told(boxes):
+    def digests(boxes):
         score_folder(made, gt, ["dists"], tmp_path / "out", boxes=boxes, **options)
         return [read_json(tmp_path / "out" / place / "scores.json")["truth"] for place in ("", "face")]
 
-    before, moved = told(boxes), told(boxes | {"c": (0, 0, 9, 8)})
+    before, moved = digests(boxes), digests(boxes | {"c": (0, 0, 9, 8)})
     assert before[0] == moved[0] and before[0]["pictures"] == 3 and before[1] != moved[1]
     write_images(tmp_path / "other", "abc", 0.1)
     shutil.copy(tmp_path / "other/c.png", gt / "c.png")  # of which the row has no image
-    assert told(boxes)[0] != before[0]
+    assert digests(boxes)[0] != before[0]
 
 
 def test_interval_narrows_with_more_images():

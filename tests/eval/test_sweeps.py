@@ -1,4 +1,4 @@
-"""Sweeps: planned from their files, carried out by the public scripts (here in this process), scored, drawn."""
+"""Sweeps: plans from their files, steps by the public scripts (here in this process), scores and plots."""
 
 import importlib.util
 import json
@@ -49,7 +49,7 @@ def load_script(name: str):
     return module
 
 
-def run_in_process(step: Step, said: Path, environment) -> str:
+def run_in_process(step: Step, log: Path, environment) -> str:
     """The scripts' own `main`, without the half minute that an interpreter takes to start."""
     at = next(n for n, word in enumerate(step.words) if word.endswith(".py"))
     name = Path(step.words[at]).stem
@@ -115,8 +115,7 @@ def test_guidance_sweep_shares_unet_calls(trained_models, monkeypatch, capsys):
 
         monkeypatch.setattr(OneStepRestorer, name, counted)
     code, folder = run_sweep(trained_models, "cfg", *use_trained(trained_models))
-    timed = 2  # each image is restored once more, alone, to say what was saved
-    assert code == 0 and calls == {"_predict": 2 + timed, "_decode": 2 * 9 + timed}
+    assert code == 0 and calls == {"_predict": 2, "_decode": 2 * 9}
     result = json.loads((folder / "sweep.json").read_text())
     rows = result["variants"]
     assert [row["label"] for row in rows] == [f"{1 + n / 50:.2f}" for n in range(9)]
@@ -182,7 +181,7 @@ def test_sweeps_vary_with_given_weights(trained_models):
     assert code == 0 and result["left_out"] == {"S3Diff": "s3diff"}
     made = {row["label"]: images(quality / row["folder"]) for row in result["variants"]}
     assert [label.split()[-1] for label in made] == ["truth", "good", "medium", "bad", "copy"] and made[
-        "truth"
+        "ground truth"
     ] != made["copy"]
 
     code, used = run_sweep(trained_models, "tokens_used", *use_trained(trained_models), "limit=1")
@@ -193,10 +192,10 @@ def test_sweeps_vary_with_given_weights(trained_models):
 
 
 def test_failed_variant_is_reported(trained_models, capsys):
-    def broken(step, said, environment):
+    def broken(step, log, environment):
         if step.name == "face2scene_bad/restore":
             return "the disk is full"
-        return run_in_process(step, said, environment)
+        return run_in_process(step, log, environment)
 
     code, folder = run_sweep(trained_models, "ref_quality", *use_trained(trained_models), "name=broken", runner=broken)
     out = capsys.readouterr()
@@ -231,17 +230,17 @@ def test_lost_product_requeues_dependents(tmp_path):
     steps = tuple(Step(name, ("python", name), before, tmp_path / name) for name, before in needs.items())
     laid_out = SweepPlan(tmp_path, steps, (), {}, {})
 
-    def make(step, said, environment):
+    def make(step, log, environment):
         step.product.mkdir(parents=True)
         return ""
 
-    assert run_steps(laid_out, pending(laid_out), runner=make, say=str) == {} and pending(laid_out) == []
+    assert run_steps(laid_out, pending(laid_out), runner=make, report=str) == {} and pending(laid_out) == []
     (tmp_path / "fadex").rmdir()
     assert [step.name for step in pending(laid_out)] == ["fadex", "a/restorer", "a/restore"]
 
 
 @pytest.mark.parametrize("change", ["set", "weights", "old marker"])
-def test_a_step_of_files_that_were_replaced_is_not_finished(tmp_path, change):
+def test_replaced_files_are_refused(tmp_path, change):
     for name in ("data/metadata.parquet", "data/SHA256SUMS", "w.safetensors"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("1")
@@ -249,7 +248,7 @@ def test_a_step_of_files_that_were_replaced_is_not_finished(tmp_path, change):
     step = Step("restore", words, (), tmp_path / "sweep/images")
     laid_out = SweepPlan(tmp_path / "sweep", (step,), (), {}, {}, tmp_path / "data")
     make = lambda *_: step.product.mkdir(parents=True) or ""  # noqa: E731
-    assert run_steps(laid_out, pending(laid_out), runner=make, say=str) == {}
+    assert run_steps(laid_out, pending(laid_out), runner=make, report=str) == {}
     assert pending(laid_out) == []
     if change == "old marker":
         (tmp_path / "sweep/steps/restore.json").write_text(json.dumps({"command": list(words[1:])}))
@@ -260,9 +259,9 @@ def test_a_step_of_files_that_were_replaced_is_not_finished(tmp_path, change):
 
 
 @pytest.mark.parametrize("text", ["", '{"comma', "[]", "null", "\0\0"])
-def test_a_step_whose_marker_is_damaged_is_done_again(tmp_path, text):
+def test_damaged_marker_repeats_step(tmp_path, text):
     todo = plan_of_steps(tmp_path, ("a", TOUCH, ()))
-    assert run_steps(todo, pending(todo), say=lambda _: None) == {} and pending(todo) == []
+    assert run_steps(todo, pending(todo), report=lambda _: None) == {} and pending(todo) == []
     (tmp_path / "steps/a.json").write_text(text)
     assert pending(todo) == list(todo.steps)
 
@@ -358,7 +357,7 @@ def test_steps_run_in_parallel_on_gpus(tmp_path):
         "    time.sleep(0.01)\n"
     )
     todo = plan_of_steps(tmp_path, ("a", note, ()), ("b", note, ()), ("c", TOUCH, ("a", "b")))
-    assert run_steps(todo, pending(todo), gpus=["0,1", "2"], say=lambda _: None) == {}
+    assert run_steps(todo, pending(todo), gpus=["0,1", "2"], report=lambda _: None) == {}
     assert {(tmp_path / name).read_text() for name in "ab"} == {"0,1", "2"} and (tmp_path / "c").exists()
     assert pending(todo) == []
 
@@ -368,7 +367,7 @@ def test_failed_step_stops_dependents(tmp_path):
     todo = plan_of_steps(
         tmp_path, ("a", wrong, ()), ("b", TOUCH, ("a",)), ("c", TOUCH, ("b",)), ("d", TOUCH, ()), ("e", "pass", ())
     )
-    failed = run_steps(todo, pending(todo), say=lambda _: None)
+    failed = run_steps(todo, pending(todo), report=lambda _: None)
     assert list(failed) == ["a", "b", "c", "e"] and (tmp_path / "d").exists()
     assert "exit code 3, last line: out of disk" in failed["a"] and failed["b"] == "not started, because a failed"
     assert "left no" in failed["e"]
@@ -445,7 +444,7 @@ def together(pipeline, folder, output, **options):
     return restore_folder(pipeline, find_tasks(folder), output, **options)
 
 
-def test_values_restored_together_are_those_restored_alone(make_pipeline, photo, tmp_path):
+def test_values_together_equal_alone(make_pipeline, photo, tmp_path):
     write_png(tmp_path / "in/a.png", photo[:64, :80])
     pipeline, out = make_pipeline(), tmp_path / "out"
     assert together(pipeline, tmp_path / "in", out, guidance=[1.0, 1.1]).restored == 1
@@ -462,7 +461,7 @@ def test_values_restored_together_are_those_restored_alone(make_pipeline, photo,
     assert sharing["values"] == 2 and sharing["together"] >= sharing["one"] > 0
 
 
-def test_numbers_of_tokens_restored_together_are_those_restored_alone(make_pipeline, photo, tmp_path):
+def test_token_counts_together_equal_alone(make_pipeline, photo, tmp_path):
     write_png(tmp_path / "in/a.png", photo[:64, :80])
     pipeline, out = make_pipeline(), tmp_path / "out"
     assert together(pipeline, tmp_path / "in", out, token_counts=[1, 5]).failed == {}
@@ -474,7 +473,7 @@ def test_numbers_of_tokens_restored_together_are_those_restored_alone(make_pipel
 
 
 @pytest.mark.parametrize("change", ["input", "weights", "one is gone", "no log"])
-def test_values_restored_together_are_finished_with_this_only(make_pipeline, photo, tmp_path, monkeypatch, change):
+def test_changed_input_or_weights_need_overwrite(make_pipeline, photo, tmp_path, monkeypatch, change):
     write_png(tmp_path / "in/a.png", photo[:48, :48])
     pipeline, out = make_pipeline(), tmp_path / "out"
     together(pipeline, tmp_path / "in", out, guidance=[1.0, 1.1])
@@ -499,7 +498,7 @@ def test_values_restored_together_are_finished_with_this_only(make_pipeline, pho
 @pytest.mark.parametrize(
     "options", [{"guidance": []}, {"guidance": [1.0, 1.001]}, {"guidance": [1], "token_counts": [1]}]
 )
-def test_values_that_cannot_be_told_apart_are_refused(make_pipeline, photo, tmp_path, options):
+def test_equal_values_are_refused(make_pipeline, photo, tmp_path, options):
     write_png(tmp_path / "in/a.png", photo[:16, :16])
     with pytest.raises(ValueError, match=r"none twice|not of both"):
         together(make_pipeline(), tmp_path / "in", tmp_path / "out", **options)

@@ -1,12 +1,12 @@
-"""The paper's numbers as data, against sums that were typed apart; tables in every form; figures."""
+"""The paper's numbers against independent sums; tables in every form; figures."""
 
 import pytest
 
 from face2scene.common.files import write_json
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.eval.reports.figures import draw_cosines, draw_figure, draw_sweep, draw_times
-from face2scene.eval.reports.table_page import printed_table
-from face2scene.eval.tables.paper import load_printed, read_texts
+from face2scene.eval.reports.table_page import paper_table
+from face2scene.eval.tables.paper_tables import load_table, read_texts
 
 CONFIGS = REPOSITORY / "configs/eval"
 
@@ -68,7 +68,7 @@ PRINTED = {
 
 @pytest.mark.parametrize(("table", "key"), PRINTED)
 def test_paper_table_checksums(table, key):
-    part = next(part for part in load_printed(CONFIGS / f"table_{table}.yaml")[1] if part.key == key)
+    part = next(part for part in load_table(CONFIGS / f"table_{table}.yaml")[1] if part.key == key)
     cells, digits, columns, weighted = PRINTED[table, key]
     shown = [cell for row in part.rows for cell in row.cells.values() if cell != "-"]
     assert (len(shown), sum(c.isdigit() for cell in shown for c in cell)) == (cells, digits)
@@ -78,7 +78,7 @@ def test_paper_table_checksums(table, key):
 
 
 def test_all_paper_tables_exist():
-    parts = {path.stem.removeprefix("table_"): load_printed(path)[1] for path in CONFIGS.glob("table_*.yaml")}
+    parts = {path.stem.removeprefix("table_"): load_table(path)[1] for path in CONFIGS.glob("table_*.yaml")}
     assert set(parts) == {*map(str, range(1, 10)), "main", "synthetic", "real"}
     assert [part.key for part in parts["main"]] == ["synthetic", "test"]
     assert {(t, part.key) for t, found in parts.items() for part in found if t != "main"} == set(PRINTED)
@@ -91,51 +91,51 @@ def write_our_scores(runs, table="4", part="synthetic", method="pasd", gt="1", *
 
 
 def test_trailing_zero_is_kept(tmp_path):
-    assert "| 0.4030 " in printed_table(CONFIGS, tmp_path, 4)
+    assert "| 0.4030 " in paper_table(CONFIGS, tmp_path, 4)
 
 
 def test_every_format_shows_ours_and_paper(tmp_path):
     write_our_scores(tmp_path, id=0.5)
-    assert "PASD, ours (3 images)" in (text := printed_table(CONFIGS, tmp_path, 4))
+    assert "PASD, ours (3 images)" in (text := paper_table(CONFIGS, tmp_path, 4))
     assert "**0.5000** (+0.0970)" in text and "<u>0.4867</u>" in text
-    text = printed_table(CONFIGS, tmp_path, 4, "latex")
+    text = paper_table(CONFIGS, tmp_path, 4, "latex")
     assert r"\textbf{0.5000} (+0.0970) \\" in text and r"\underline{0.4867}" in text and r"ID $\uparrow$" in text
     assert text.count("{tabular}") == 4 and text.startswith("% Identity similarity")
-    text = printed_table(CONFIGS, tmp_path, 4, "csv")
+    text = paper_table(CONFIGS, tmp_path, 4, "csv")
     assert "method,source,note,id,id_difference,id_mark\n" in text
     assert "\nPASD,paper,,0.4030,,\nPASD,ours,3 images,0.5000,+0.0970,best\n" in text
     assert ",0.4867,,second\n" in text
-    text = printed_table(CONFIGS, tmp_path, 4, "html")
+    text = paper_table(CONFIGS, tmp_path, 4, "html")
     assert '<td class="best">0.5000 <span class="apart">(+0.0970)</span></td>' in text
     assert '<td class="second">0.4867</td>' in text and "PASD, ours<small>3 images</small>" in text
     with pytest.raises(ValueError, match="markdown, latex, csv, html"):
-        printed_table(CONFIGS, tmp_path, 4, "word")
+        paper_table(CONFIGS, tmp_path, 4, "word")
 
 
 @pytest.mark.parametrize(("form", "comment"), [("markdown", ""), ("latex", "% "), ("csv", "# ")])
 def test_rgb_psnr_is_not_compared(form, comment, tmp_path):
     write_our_scores(tmp_path, "5", method="face2scene", psnr=20.0, ssim_y=0.5)
-    text = printed_table(CONFIGS, tmp_path, 5, form)
+    text = paper_table(CONFIGS, tmp_path, 5, form)
     assert "20.00" not in text and "PSNR was measured without psnr" in text
     lines = text.splitlines()
     assert f"{comment}PSNR and SSIM of ours are of the Y channel." in lines
     assert any(line.startswith(f"{comment}Nothing of ours is measured here.") for line in lines)  # the other part
     write_our_scores(tmp_path, "5", method="face2scene", psnr=20.0, psnr_y=23.0)
-    text = printed_table(CONFIGS, tmp_path, 5, form)
+    text = paper_table(CONFIGS, tmp_path, 5, form)
     assert "23.00" in text and "was measured without" not in text
 
 
 def test_row_with_other_gt_is_not_ranked(tmp_path):
     for method, gt, value in (("pasd", "1", 0.4), ("s3diff", "1", 0.5), ("face2scene", "2", 0.9)):
         write_our_scores(tmp_path, method=method, gt=gt, id=value)
-    lines = printed_table(CONFIGS, tmp_path, 4).splitlines()
+    lines = paper_table(CONFIGS, tmp_path, 4).splitlines()
     line = {line.split("|")[1].strip(): line for line in lines if "|" in line}
     assert "| 0.9000 " in line["Face2Scene, ours (3 images, another ground truth than PASD's)"]
     assert "+" in line["S3Diff, ours (3 images)"]
 
 
 def test_unprinted_value_is_not_ranked(tmp_path):
-    text = printed_table(CONFIGS, tmp_path, "synthetic")
+    text = paper_table(CONFIGS, tmp_path, "synthetic")
     line = next(line for line in text.splitlines() if line.startswith("| Face2Scene without") and "paper" in line)
     assert line.count("| - ") == 6 and "0.1293" in line
 
@@ -175,7 +175,7 @@ def test_figure_6_has_nine_plots(tmp_path):
 
 def test_cosine_figure_shows_poster_values(tmp_path):
     probe = {"same": {f"d{n}": 0.8 for n in range(1, 5)}, "cross": {"d1-d2": 0.1}, "same_spread": {"d1": 0.1}}
-    _, svg = draw_cosines(probe, read_texts(CONFIGS / "figure_fadex.yaml"), tmp_path)
+    _, svg = draw_cosines(probe, tmp_path)
     assert "poster" in svg.read_text()
 
 

@@ -1,4 +1,4 @@
-"""Faces: alignment is exact, detection and identity work on real photos, bad input is named."""
+"""Alignment, and detection and identity on real photos."""
 
 from pathlib import Path
 
@@ -154,10 +154,10 @@ def test_match_needs_threshold_and_margin():
         make_face([1, 0.3, 0]),  # less ann than the first
         Face((0, 0, 9, 9), 1.0, TILTED_FACE),  # no identity
     ]
-    found = known(people, 0.7).named(faces, margin=0.05)
+    found = known(people, 0.7).named(faces)
     assert [m.person for m in found] == ["ann", "bea", None, None, None, None]
     assert found[1].reference == "bea0.png" and found[4] == FaceMatch(similarity=cosine(faces[4], people["ann"][0]))
-    assert known(people, 0.7).named(faces[::-1], margin=0.05) == found[::-1]
+    assert known(people, 0.7).named(faces[::-1]) == found[::-1]
     assert known({}, 0.7).named(faces) == [FaceMatch()] * 6
 
 

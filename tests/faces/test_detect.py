@@ -1,4 +1,4 @@
-"""Faces as people photograph them: turned, many, large, dark; and images that are none."""
+"""Detection of turned, many, large and dark faces; invalid images."""
 
 import ast
 import importlib.util
@@ -34,7 +34,7 @@ OUTSIDE = np.array([[510.0, 40], [560, 40], [535, 70], [515, 95], [555, 95]])
 
 
 class SpotBackend:
-    """A backend whose faces are red squares with a blue chin: a witness that needs no network."""
+    """A backend whose faces are red squares with a blue chin, without a network."""
 
     identity_model = "spots"
     same_threshold = 1.0
@@ -137,7 +137,7 @@ def test_inverted_group_is_found(open_detector, weights):
 
 
 def test_second_look_is_needed_when_inverted(open_detector, weights):
-    # What the second look is for. If this ever fails, the detector has learned to do without.
+    # The reason for the second look: if this fails, it may no longer be needed.
     photo = read_image(weights("photos_face_api") / "sample5.jpg")[::2, ::2]
     plain = Detector(open_detector.backend, landmarks=False, identities=False, second_look=False, retries=[])
     faces = plain.find(photo[::-1, ::-1])
@@ -169,7 +169,7 @@ def test_bald_guys_photo_face_count(open_detector):
 
 
 @pytest.mark.parametrize(
-    ("picture", "words"),
+    ("image", "words"),
     [
         (np.zeros((64, 64), np.float32), "a grey image"),
         (np.zeros((64, 64, 4), np.float32), "with transparency"),
@@ -184,7 +184,7 @@ def test_bald_guys_photo_face_count(open_detector):
 def test_invalid_image_names_reader(image, words):
     with pytest.raises(ValueError, match=words) as caught:
         Detector(None).find(image)
-    assert "images.read_image" in str(caught.value)
+    assert "arrays.read_image" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -205,12 +205,12 @@ def test_corrupt_network_names_fetch_command(monkeypatch, tmp_path):
     pytest.importorskip("dlib")
     for name in ("yunet.onnx", "shape_predictor_68_face_landmarks.dat", "dlib_face_recognition_resnet_model_v1.dat"):
         (tmp_path / name).write_bytes(b"\x08\x07 no network" * 99)
-    monkeypatch.setattr(yunet_dlib.weights, "folder", lambda name: tmp_path)
+    monkeypatch.setattr(yunet_dlib.catalogue, "folder", lambda name: tmp_path)
     backend = OpenBackend()
-    with pytest.raises(ValueError, match=r"yunet\.onnx is not a readable YuNet network.*face2scene fetch yunet"):
+    with pytest.raises(ValueError, match=r"yunet\.onnx is not a readable network.*face2scene fetch yunet"):
         backend.search(np.zeros((64, 64, 3), np.uint8))
     for part in ("_predictor", "_embedder"):
-        with pytest.raises(ValueError, match=r"\.dat cannot be read.*face2scene fetch dlib"):
+        with pytest.raises(ValueError, match=r"\.dat is not a readable network.*face2scene fetch dlib"):
             getattr(backend, part)
 
 

@@ -1,4 +1,4 @@
-"""People and poses: reference folders, thresholds, the identity score, and where a head points."""
+"""Reference folders, thresholds, the identity score, and head pose."""
 
 from itertools import pairwise
 
@@ -20,7 +20,7 @@ FIVE = np.array([[30.0, 40], [70, 40], [50, 60], [35, 80], [65, 80]])
 
 
 class ColourBackend:
-    """A backend that sees coloured squares as faces: the colour is the person, black is background."""
+    """A backend whose faces are coloured squares: the colour is the person, black is background."""
 
     identity_model = "marks"
     same_threshold = 0.9
@@ -204,11 +204,11 @@ def test_photos_are_found_by_asset_name(weights, monkeypatch, tmp_path):
         photos(["photos_face_recognition/obama.jpg"])
 
 
-# --- where a head points ------------------------------------------------------------------------------------
+# --- head pose ----------------------------------------------------------------------------------------------
 
 
 def projected_head(model, yaw, pitch, roll, distance=None):
-    """A head turned as `faces.pose` says, on an image; `distance` of the camera in millimetres."""
+    """A head turned by the angles of `faces.pose`, projected; `distance` of the camera in millimetres."""
     y, p, r = np.radians([-yaw, -pitch, roll])
     about_x = np.array([[1, 0, 0], [0, np.cos(p), -np.sin(p)], [0, np.sin(p), np.cos(p)]])
     about_y = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])

@@ -1,4 +1,4 @@
-"""The backends beside `open`: real networks where a package index has them, same-shaped ones where it has not."""
+"""The backends insightface and facexlib: real networks where a package index has them, else of the same shapes."""
 
 import shutil
 
@@ -185,7 +185,7 @@ def test_68_of_106_keep_outline_order():
     assert sorted([*insightface._OUTLINE, *insightface._INNER]) == sorted({*insightface._OUTLINE, *insightface._INNER})
 
 
-# --- packs that are not as they should be -------------------------------------------------------------------
+# --- incomplete and nested packs ----------------------------------------------------------------------------
 
 
 def write_nested_pack(root, weights, name="insightface_small"):
@@ -203,7 +203,7 @@ def test_nested_pack_of_the_catalogue_is_read_where_it_lies(tmp_path, weights, m
     assert pack_folder("insightface_small") == inner
     assert [path.name for path in inner.parent.iterdir()] == [inner.name]
     assert {path.name: path.read_bytes() for path in inner.iterdir() if path.name != ".complete"} == before
-    assert open_pack("insightface_small").landmarks.count == 106
+    assert open_pack("insightface_small").landmarks.lmk_num == 106
 
 
 def test_nested_pack_with_other_bytes_is_refused(tmp_path, weights, monkeypatch):
@@ -329,7 +329,7 @@ def test_heatmap_peaks_at_quarter_cell():
 
 
 class FixedMaps(torch.nn.Module):
-    """Stands for the landmark network: heat maps with one peak for each point, whatever it is shown."""
+    """In place of the landmark network: heat maps with one peak for each point, whatever the input."""
 
     def __init__(self, cells):
         super().__init__()
@@ -369,7 +369,7 @@ def test_landmark_and_identity_files_run(tmp_path, monkeypatch):
     from facexlib.alignment import FAN
     from facexlib.recognition.arcface_arch import Backbone
 
-    monkeypatch.setattr(facexlib.weights, "folder", lambda name: tmp_path / name)
+    monkeypatch.setattr(facexlib.catalogue, "folder", lambda name: tmp_path / name)
     torch.manual_seed(0)
     score = np.float64(0.1)  # what a training script leaves beside the weights
     fan = FAN(num_modules=4, num_landmarks=98, device="cpu")
@@ -404,7 +404,7 @@ def test_bad_weights_files_are_reported(tmp_path, weights, monkeypatch):
     good = weights("retinaface_mobile025") / "mobilenet0.25_Final.pth"
     blank = np.zeros((64, 64, 3), np.uint8)
     with monkeypatch.context() as patched:
-        patched.setattr(facexlib.weights, "folder", lambda name: tmp_path / name)
+        patched.setattr(facexlib.catalogue, "folder", lambda name: tmp_path / name)
         (tmp_path / "retinaface_resnet50").mkdir()
         path = tmp_path / "retinaface_resnet50/detection_Resnet50_Final.pth"
         shutil.copy(good, path)

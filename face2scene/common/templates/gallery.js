@@ -1,4 +1,4 @@
-// Cards are made when they are scrolled to, from the numbers in #data; pictures load when they come into view.
+// Cards are made when they are scrolled to, from the numbers in #data; images load when they come into view.
 const data = JSON.parse(document.getElementById('data').textContent);
 const pick = id => document.getElementById(id);
 const gallery = pick('gallery'), more = pick('more');
@@ -32,7 +32,7 @@ function rank(index) {  // higher is worse; null goes last
   return v === null || v === undefined ? null : sign * v;
 }
 
-function picture(view, index) {
+function imageOf(view, index) {
   const name = data.names[index], entry = data.views[view];
   if (entry.missing.includes(name)) return null;
   const image = element('img', {
@@ -46,10 +46,10 @@ function picture(view, index) {
 function card(index) {
   const name = data.names[index], [width, height] = data.sizes[index];
   const slider = element('input', {type: 'range', min: 0, max: 100, value: 50});
-  slider.setAttribute('aria-label', `${name}: share of the left picture`);
+  slider.setAttribute('aria-label', `${name}: share of the left image`);
   const views = [...new Set([left.value, right.value])];
   const box = element('div', {className: 'compare'}, [
-    ...views.map(view => picture(view, index)).filter(Boolean),
+    ...views.map(view => imageOf(view, index)).filter(Boolean),
     element('span', {className: 'tag l'}), element('span', {className: 'tag r'}),
     element('span', {className: 'bar'}), slider,
   ]);
@@ -70,7 +70,7 @@ function card(index) {
     if (entry.missing.includes(name)) caption.append(element('p', {className: 'warn', textContent: `${entry.title}: missing`}));
     if (entry.why && entry.why[index]) {
       const lines = Object.entries(entry.why[index]).map(([k, v]) => `${k}: ${JSON.stringify(v)}`).join('\n');
-      caption.append(element('details', {}, [element('summary', {textContent: `Why-log, ${entry.title}`}),
+      caption.append(element('details', {}, [element('summary', {textContent: `Restoration log, ${entry.title}`}),
         element('pre', {textContent: lines})]));
     }
   }
@@ -99,7 +99,7 @@ function renew() {
     });
   }
   queue = order;
-  pick('count').textContent = `${order.length} of ${data.names.length} pictures. Drag across one, or focus it and use the arrow keys.`;
+  pick('count').textContent = `${order.length} of ${data.names.length} images. Drag across one, or focus it and use the arrow keys.`;
   gallery.replaceChildren();
   portion();
 }

@@ -1,8 +1,8 @@
-"""How a dataset folder comes to be: items made one by one, each with a side-car, joined at the end.
+"""Builds a dataset folder: items are made one by one, each with a side-car file, and finalized together.
 
-An item is done when its side-car in `parts/` is there; everything is written whole or not at all, and an
-item's images depend on nothing but its settings. So a build may be stopped at any moment and started
-again, and any number of processes write the same set. `finalize.py` makes one set of the side-cars.
+An item is done when its side-car in `parts/` exists. Files are written whole or not at all, and an item's images depend
+on its settings only, so a build can be stopped at any moment and started again, and any number of processes can share
+it. `finalize.py` turns the side-cars into one set.
 """
 
 import base64
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -23,70 +24,76 @@ from tqdm import tqdm
 from face2scene.common.files import sha256_of, write_json
 from face2scene.common.ledger import claim
 from face2scene.common.types import Box, Face
-from face2scene.data.building.finalize import PARTS, BuildError, FinalizePlan, RecipeSource, degrade, finalize
+from face2scene.data.building.finalize import PARTS, BuildError, Degradations, FinalizePlan, degrade, finalize
 from face2scene.data.building.names import safe
 from face2scene.data.records import METADATA, SETTINGS, SUMS, stream_manifest
 from face2scene.image_io.arrays import write_png
 
-# In the order of removal: what says that a set is finished goes first, what says that it is ours last.
-_OURS = (
+# In the order of removal: the metadata, which mark a set as finished, first; the settings, which mark it as ours, last.
+_BUILD_FILES = (
     *(METADATA, "metadata.jsonl", SUMS, "rejected.jsonl", "funnel.html", "identities.html"),
     *("images", "references", "lq", "candidates", PARTS, SETTINGS),
 )
-BAD_INPUT = "input"  # the stage that quarantines what cannot be read
+BAD_INPUT = "input"  # stage of rejections of unreadable input
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RecordCandidate:
-    """An image on its way into the set, before the other images of its person are known."""
+    """An image that its source has accepted, before the other images of the set are known."""
 
     name: str  # unique in the set, without suffix
     image: np.ndarray  # (H, W, 3) uint8 or float [0, 1]
-    reference: np.ndarray | None  # how it looks as a reference of others; None: like `image`
-    split: str | None  # None: drawn by identity when all are known
-    identity: str | None  # None: found by comparing faces when all are known
+    reference: np.ndarray | None = None  # the image as a reference of others; None: `image` itself
+    split: str | None  # None: drawn by identity in `finalize`
+    identity: str | None  # None: found by grouping in `finalize`
     prompt: str
     shot: str
     face_box: Box
-    landmarks_68: np.ndarray | None
-    vector: np.ndarray | None  # identity, to check references with
+    landmarks_68: np.ndarray | None = None
+    vector: np.ndarray | None = None  # unit identity vector, to check references
     source: str
     licence: str
     generator: dict[str, Any]
-    measured: Mapping[str, float] = field(default_factory=dict)  # what stages measured, for selection and report
+    measured: Mapping[str, float] = field(default_factory=dict)  # by the filter stages, for selection and report
     references: Sequence[tuple[str, np.ndarray]] = ()  # photos of the person from outside the set: name, image
-    similarity: float | None = None  # to the first of these
+    similarity: float | None = None  # identity cosine to the first of these
     lq: np.ndarray | None = None  # a degraded image that came with it
-    recipe: dict[str, Any] | None = None  # and what is known of how
+    recipe: dict[str, Any] | None = None  # recipe of `lq`, where it is known
 
 
 class Rejection(NamedTuple):
     """An image that was left out."""
 
     name: str
-    reason: str  # what kind, then a colon and the particulars
-    stage: str = "acceptance"  # `input` is for what cannot be read: it is quarantined, and the exit code says so
+    reason: str  # `kind: details`
+    stage: str = "acceptance"  # `input`: unreadable, counted as quarantined and shown in the exit code
     measured: Mapping[str, float] = {}
     thumbnail: bytes | None = None  # JPEG, for the report
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What came of one item, or of a portion of one."""
+    """What one item, or one chunk of an item, gave."""
 
-    drafts: Sequence[RecordCandidate] = ()
+    candidates: Sequence[RecordCandidate] = ()
     rejected: Sequence[Rejection] = ()
+
+    @classmethod
+    def of(cls, results: Iterable[RecordCandidate | Rejection]) -> "BuildResult":
+        """Candidates and rejections, separated."""
+        both = list(results)
+        return cls([r for r in both if not isinstance(r, Rejection)], [r for r in both if isinstance(r, Rejection)])
 
 
 class ImageSource(Protocol):
     """Where images come from: generated people, photos.
 
-    A source whose items are long (an archive) also has `chunks(item, start)`: it yields a `BuildResult` for every
-    portion from number `start` on, and the same portion always has the same images. `make` is then not called.
+    A source with long items (archives) has `chunks(item, start)` in place of `make`: it yields a `BuildResult` per
+    chunk from chunk number `start` on; a chunk always holds the same images.
     """
 
     def listing(self) -> Any:
-        """What the items depend on beside the settings (files and their sizes), for JSON."""
+        """What the items depend on besides the settings (files and their sizes), as JSON."""
 
     def items(self) -> Sequence[Any]:
         """The items, always in the same order; cheap."""
@@ -95,19 +102,19 @@ class ImageSource(Protocol):
         """A file name for the item, unique over all sources."""
 
     def make(self, item: Any) -> BuildResult:
-        """Do one item; the same item gives the same bytes."""
+        """Make one item; the same item gives the same bytes."""
 
 
 @dataclass
 class BuildSummary:
-    """What a set holds, for printing."""
+    """Counts of a set, for printing."""
 
     folder: Path
     images: Counter = field(default_factory=Counter)  # by split
-    people: Counter = field(default_factory=Counter)
+    people: Counter = field(default_factory=Counter)  # by split
     sources: Counter = field(default_factory=Counter)
     rejected: Counter = field(default_factory=Counter)  # by reason
-    quarantined: int = 0  # of the rejected: unreadable
+    quarantined: int = 0  # the unreadable ones of the rejected
     pairs: int = 0
     built: bool = True
 
@@ -121,7 +128,7 @@ class BuildSummary:
             lines.append(f"  every file left out is named in {self.folder / 'rejected.jsonl'}")
         if self.quarantined:
             lines.append(f"  {self.quarantined} of them could not be read: they are quarantined there as bad input")
-        return "\n".finalize(lines)
+        return "\n".join(lines)
 
 
 def build(
@@ -129,7 +136,7 @@ def build(
     sources: Sequence[ImageSource],
     *,
     settings: Mapping[str, Any],
-    space: RecipeSource | None,
+    space: Degradations | None,
     seed: int = 0,
     plan: FinalizePlan | None = None,
     jsonl: bool = False,
@@ -138,23 +145,23 @@ def build(
     processes: int = 1,
     wait: Callable[[], None] = lambda: None,
 ) -> BuildSummary:
-    """Build a dataset, go on with one, or find it finished.
+    """Build a dataset, resume a build, or find it finished.
 
     Args:
-        folder: where; must be new, empty, or written by this function with equal `settings`.
+        folder: new, empty, or written by this function with equal `settings`.
         sources: in the order of the records.
-        settings: everything that the images depend on, for JSON; compared with those of an earlier start.
+        settings: everything that the images depend on, as JSON; compared with those of an earlier start.
         space: of the fixed degradations of validation images; None makes no pairs.
         seed: of the degradations, and of the splits that no source fixes.
-        plan: what is decided when all images are known; None decides nothing.
+        plan: decisions that need all images; None takes the defaults.
         jsonl: write `metadata.jsonl` too.
-        overwrite: throw away what an earlier build wrote here.
-        rank, processes: this process does every item whose number is `rank` modulo `processes`.
+        overwrite: remove what an earlier build wrote here.
+        rank, processes: this process makes every item whose number is `rank` modulo `processes`.
         wait: returns when all processes have called it.
 
     Raises:
-        BuildError: for a folder with other settings or with somebody else's files, and for a full disk: free some
-            space and start again, nothing half-written was left.
+        BuildError: for a folder with other settings or with files of others, and for a full disk; what is finished
+            then stays, and the same call resumes.
     """
     folder = Path(folder)
     settings = {**settings, "listings": [source.listing() for source in sources]}
@@ -167,17 +174,13 @@ def build(
         summary = summarise(folder)
         summary.built = False
         return summary
-    with _disk_full_said(folder):
-        numbered = ((source, number, item) for source in sources for number, item in enumerate(source.items()))
-        total = sum(len(source.items()) for source in sources)
-        bar = tqdm(
-            total=len(range(rank, total, processes)), desc=f"building {folder.name}", disable=rank > 0, unit="item"
-        )
-        for position, (source, number, item) in enumerate(numbered):
-            if position % processes == rank:
-                _do(folder, source, number, item, space, seed)
-                bar.update()
-        bar.close()
+    with _full_disk_as_build_error(folder):
+        items = ((source, number, item) for source in sources for number, item in enumerate(source.items()))
+        mine = islice(items, rank, None, processes)
+        total = len(range(rank, sum(len(source.items()) for source in sources), processes))
+        bar = tqdm(mine, desc=f"building {folder.name}", total=total, disable=rank > 0, unit="item")
+        for source, number, item in bar:
+            _make_item(folder, source, number, item, space, seed)
         wait()
         if rank == 0:
             keys = (source.key(item) for source in sources for item in source.items())
@@ -186,122 +189,113 @@ def build(
     return summarise(folder)
 
 
-def _do(folder: Path, source: ImageSource, number: int, item: Any, space: RecipeSource | None, seed: int) -> None:
+def _make_item(
+    folder: Path, source: ImageSource, number: int, item: Any, space: Degradations | None, seed: int
+) -> None:
     key = source.key(item)
     part = folder / PARTS / f"{key}.json"
     if part.is_file():
         return
-    if not hasattr(source, "portions"):
-        write_json(part, _stored(folder, source.make(item), f"{number // 1000:03d}", space, seed))
+    if not hasattr(source, "chunks"):
+        write_json(part, _write_result(folder, source.make(item), f"{number // 1000:03d}", space, seed))
         return
-    start = 0
-    while (folder / PARTS / key / f"{start:06d}.json").is_file():
-        start += 1
-    for portion, made in enumerate(source.chunks(item, start), start):
-        shard = f"{number:05d}-{portion // 4:03d}"
-        write_json(folder / PARTS / key / f"{portion:06d}.json", _stored(folder, made, shard, space, seed))
-        start = portion + 1
-    write_json(part, {"portions": start})
+    count = 0
+    while (folder / PARTS / key / f"{count:06d}.json").is_file():
+        count += 1
+    for result in source.chunks(item, count):
+        shard = f"{number:05d}-{count // 4:03d}"
+        write_json(folder / PARTS / key / f"{count:06d}.json", _write_result(folder, result, shard, space, seed))
+        count += 1
+    write_json(part, {"chunks": count})
 
 
 def _open_folder(folder: Path, settings: dict, overwrite: bool) -> None:
     if overwrite and (folder / SETTINGS).is_file():
-        for name in _OURS:
+        for name in _BUILD_FILES:
             shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
     try:
         changed = claim(folder / SETTINGS, settings)
     except FileExistsError as error:
-        sentence = f"{folder} holds files that no build wrote. Choose an empty folder as data.root."
-        raise BuildError(sentence) from error
+        raise BuildError(f"{folder} holds files that no build wrote. Choose an empty folder as data.root.") from error
     if changed:
         raise BuildError(
-            f"{folder} was built with other settings (different: {', '.finalize(changed)}). "
+            f"{folder} was built with other settings (different: {', '.join(changed)}). "
             "Choose another data.root, or say data.overwrite=true to build it anew."
         )
 
 
-def _stored(folder: Path, made: BuildResult, shard: str, space: RecipeSource | None, seed: int) -> dict[str, Any]:
-    # Write the images of an item; returns its side-car.
-    return {
-        "rows": [_store(folder, draft, shard, space, seed) for draft in made.drafts],
-        "rejected": [
-            {
-                "name": name,
-                "reason": reason,
-                "stage": stage,
-                "measured": dict(measured),
-                "thumbnail": base64.b64encode(thumbnail).decode() if thumbnail else None,
-            }
-            for name, reason, stage, measured, thumbnail in made.rejected
-        ],
-    }
+def _write_result(
+    folder: Path, result: BuildResult, shard: str, space: Degradations | None, seed: int
+) -> dict[str, Any]:
+    """Write the images of an item or chunk; returns its side-car."""
+    rejected = [row._asdict() | {"measured": dict(row.measured)} for row in result.rejected]
+    for row in rejected:
+        row["thumbnail"] = base64.b64encode(row["thumbnail"]).decode() if row["thumbnail"] else None
+    rows = [_write_candidate(folder, candidate, shard, space, seed) for candidate in result.candidates]
+    return {"rows": rows, "rejected": rejected}
 
 
-def _store(folder: Path, draft: RecordCandidate, shard: str, space: RecipeSource | None, seed: int) -> dict[str, Any]:
-    # Write one image and what belongs to it; returns the record's fields plus what joining needs. An image whose
-    # split is not known yet waits among the candidates.
-    def where(kind: str) -> str:
-        place = f"{kind}/{draft.split}" if draft.split else f"candidates/{kind}"
-        return f"{place}/{shard}/{draft.name}.png"
+def _write_candidate(
+    folder: Path, candidate: RecordCandidate, shard: str, space: Degradations | None, seed: int
+) -> dict[str, Any]:
+    """Write the images of a candidate; returns its row of the side-car: the record's fields and what finalizing needs.
 
-    image = where("images")
-    write_png(folder / image, _as_float(draft.image))
-    sums = {image: sha256_of(folder / image)}
-    reference = image
-    if draft.reference is not None:
-        reference = where("references")
-        write_png(folder / reference, _as_float(draft.reference))
-        sums[reference] = sha256_of(folder / reference)
+    An image whose split is not known yet goes to `candidates/`.
+    """
+    sums: dict[str, str] = {}
+
+    def place(kind: str) -> str:
+        parent = f"{kind}/{candidate.split}" if candidate.split else f"candidates/{kind}"
+        return f"{parent}/{shard}/{candidate.name}.png"
+
+    def write(name: str, image: np.ndarray) -> str:
+        write_png(folder / name, image.astype(np.float32) / 255 if image.dtype == np.uint8 else image)
+        sums[name] = sha256_of(folder / name)
+        return name
+
+    image = write(place("images"), candidate.image)
+    reference = image if candidate.reference is None else write(place("references"), candidate.reference)
     given = []
-    for name, reference_image in draft.references:
-        given.append(f"references/people/{safe(draft.identity)}/{name}.png")
-        if not (folder / given[-1]).is_file():  # whole, and the same: images of one person share them
-            write_png(folder / given[-1], _as_float(reference_image))
-        sums[given[-1]] = sha256_of(folder / given[-1])
+    for stem, photo in candidate.references:
+        given.append(name := f"references/people/{safe(candidate.identity)}/{stem}.png")
+        if (folder / name).is_file():  # images of one person share the photos
+            sums[name] = sha256_of(folder / name)
+        else:
+            write(name, photo)
     lq = recipe = None
-    if draft.lq is not None:
-        lq, recipe = where("lq"), draft.recipe or {"operators": [], "origin": "came with the image"}
-        write_png(folder / lq, _as_float(draft.lq))
+    if candidate.lq is not None:
+        recipe = candidate.recipe or {"operators": [], "origin": "came with the image"}
+        lq = write(place("lq"), candidate.lq)
+    elif candidate.split == "val" and space is not None:
+        lq = place("lq")
+        recipe = degrade(folder / image, folder / lq, candidate.name, space, seed)
         sums[lq] = sha256_of(folder / lq)
-    elif draft.split == "val" and space is not None:
-        lq = where("lq")
-        recipe = degrade(folder / image, folder / lq, draft.name, space, seed)
-        sums[lq] = sha256_of(folder / lq)
-    points = draft.landmarks_68
+    points, vector, similarity = candidate.landmarks_68, candidate.vector, candidate.similarity
+    same = ("split", "identity", "prompt", "shot", "source", "licence", "generator")
     return {
-        "name": draft.name,
+        "name": candidate.name,
         "record": {
+            **{name: getattr(candidate, name) for name in same},
             "image": image,
-            "split": draft.split,
-            "identity": draft.identity,
-            "prompt": draft.prompt,
-            "shot": draft.shot,
-            "face_box": [round(float(v), 2) for v in draft.face_box],
+            "face_box": [round(float(v), 2) for v in candidate.face_box],
             "landmarks_68": None if points is None else np.round(points, 2).tolist(),
-            "width": draft.image.shape[1],
-            "height": draft.image.shape[0],
+            "width": candidate.image.shape[1],
+            "height": candidate.image.shape[0],
             "sha256": sums[image],
-            "source": draft.source,
-            "licence": draft.licence,
-            "generator": draft.generator,
             "lq": lq,
             "recipe": recipe,
         },
         "reference": reference,
         "given": given,
-        "similarity": None if draft.similarity is None else round(float(draft.similarity), 4),
-        "vector": None if draft.vector is None else [round(float(v), 6) for v in draft.vector],
-        "measured": {name: float(value) for name, value in draft.measured.items()},
+        "similarity": None if similarity is None else round(float(similarity), 4),
+        "vector": None if vector is None else [round(float(v), 6) for v in vector],
+        "measured": {name: float(value) for name, value in candidate.measured.items()},
         "sums": sums,
     }
 
 
-def _as_float(image: np.ndarray) -> np.ndarray:
-    return image.astype(np.float32) / 255 if image.dtype == np.uint8 else image
-
-
 @contextmanager
-def _disk_full_said(folder: Path) -> Iterator[None]:
+def _full_disk_as_build_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.OperationalError) as error:

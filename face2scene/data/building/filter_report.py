@@ -1,6 +1,6 @@
-"""What became of a collection: how many images each stage left out and why, with examples and distributions.
+"""The filter report of a build: how many images each stage left out and why, with examples and histograms.
 
-The page is one file. The histograms show every image that was measured, dropped or kept, with the thresholds in red.
+One HTML file. The histograms count every measured image, rejected or kept, with the thresholds in red.
 """
 
 import io
@@ -8,28 +8,21 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from face2scene.common.charts import Histogram
 from face2scene.common.pages import write_page
+from face2scene.data.building.staging_db import StagingDB
 
 _EXAMPLES = 12  # of every stage
 THUMBNAIL = 112  # pixels
 
 
-class Table(Protocol):
-    """Where the numbers come from: `table.JoinTable`."""
-
-    def kept(self) -> int: ...
-    def rejected(self) -> Iterable[dict[str, Any]]: ...
-    def measured(self) -> Iterable[tuple[int, dict[str, float]]]: ...
-
-
 def thumbnail(pixels: np.ndarray) -> bytes:
-    """A small JPEG of an image (H, W, 3), float in [0, 1]."""
+    """A JPEG of an image (H, W, 3), float in [0, 1], at most `THUMBNAIL` pixels a side."""
     step = max(1, min(pixels.shape[:2]) // (2 * THUMBNAIL))
     image = Image.fromarray((pixels[::step, ::step].clip(0, 1) * 255).round().astype(np.uint8))
     image.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -38,12 +31,12 @@ def thumbnail(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def write_funnel(path: Path, table: Table, thresholds: Mapping[str, Any], order: Sequence[str]) -> None:
+def write_filter_report(path: Path, table: StagingDB, thresholds: Mapping[str, Any], order: Sequence[str]) -> None:
     """Write the report.
 
     Args:
         thresholds: measure to a number, or a list of numbers.
-        order: of the stages; reading comes before them, what follows from the whole set after.
+        order: of the stages; reading comes before them, stages that need the whole set after.
     """
     stages: Counter = Counter()
     reasons: dict[str, Counter] = defaultdict(Counter)
@@ -57,18 +50,18 @@ def write_funnel(path: Path, table: Table, thresholds: Mapping[str, Any], order:
     for values in _all_measured(table):
         for name, value in values.items():
             spread[name].add(value)
-    for values in _all_measured(table):  # a second walk, now that the ends of the axes are known
+    for values in _all_measured(table):  # a second pass, now that the ranges of the axes are known
         for name, value in values.items():
             spread[name].count(value)
-    places = {name: number for number, name in enumerate(("suffix", "input", *order))}
-    stages = Counter({name: stages[name] for name in sorted(stages, key=lambda name: places.get(name, len(places)))})
-    kept = table.kept()
+    first = ("suffix", "input", *order)
+    names = sorted(stages, key=lambda name: first.index(name) if name in first else len(first))
+    kept = table.count_kept()
     left = total = kept + stages.total()
     bars = [("all", total)]
-    for stage, count in stages.items():
-        left -= count
-        bars.append((f"after {stage}", left))
-    cuts = {name: cut if isinstance(cut, list | tuple) else (cut,) for name, cut in thresholds.items()}
+    for name in names:
+        left -= stages[name]
+        bars.append((f"after {name}", left))
+    lines = {name: value if isinstance(value, list | tuple) else (value,) for name, value in thresholds.items()}
     write_page(
         path,
         "funnel.html.j2",
@@ -78,14 +71,14 @@ def write_funnel(path: Path, table: Table, thresholds: Mapping[str, Any], order:
         total=total,
         left=bars,
         stages=[
-            {"name": name, "count": count, "reasons": reasons[name], "examples": examples[name]}
-            for name, count in stages.items()
+            {"name": name, "count": stages[name], "reasons": reasons[name], "examples": examples[name]}
+            for name in names
         ],
-        histograms=[spread[name].svg(name, cuts.get(name, ())) for name in sorted(spread)],
+        histograms=[spread[name].svg(name, lines.get(name, ())) for name in sorted(spread)],
     )
 
 
-def _all_measured(table: Table) -> Iterable[dict[str, float]]:
+def _all_measured(table: StagingDB) -> Iterable[dict[str, float]]:
     for _, values in table.measured():
         yield values
     for row in table.rejected():

@@ -1,11 +1,12 @@
-"""The stages of the real-photo filter (supplement, figure 3): a photo that shows a face, a good one, a good photo.
+"""The stages of the real-photo filter (supplement, figure 3): 1 face detection, 2 face quality, 3 image quality.
 
-No threshold of the paper is public; all numbers are settings and ours. A stage is any object that `photographs.Stage`
-describes, named in the configuration, so that each can be replaced and others put between.
+No threshold of the paper is public; all numbers are settings and ours. The configuration lists the stages; any
+`photo_filtering.FilterStage` can be one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,19 +17,14 @@ from face2scene.data.building.sharpness import edge_blur, laplacian_variance
 from face2scene.image_io.arrays import to_tensor
 
 
+@dataclass
 class Resolution:
-    """Stage 1: enough pixels, and not a strip.
+    """Stage 1: enough pixels, and not too elongated."""
 
-    Args:
-        min_side: of the shorter side.
-        max_aspect: longer over shorter side; None takes all.
-    """
-
-    name = "resolution"
-
-    def __init__(self, min_side: int, max_aspect: float | None = None):
-        self.min_side, self.max_aspect = min_side, max_aspect
-        self.thresholds = {"side": min_side}
+    min_side: int  # smallest shorter side in pixels
+    max_aspect: float | None = None  # largest ratio of longer to shorter side; None takes all
+    name: ClassVar = "resolution"
+    thresholds = property(lambda self: {"side": self.min_side})
 
     def __call__(self, candidate: Candidate) -> str:
         height, width = candidate.photo.shape[:2]
@@ -40,23 +36,18 @@ class Resolution:
         return ""
 
 
+@dataclass
 class HasFace:
-    """Stage 1: a face that the detector is sure of; the largest is taken.
+    """Stage 1: a face with a high detection score; the largest is taken."""
 
-    Args:
-        min_score: of the detector, beyond its own threshold.
-        max_faces: photos with more are left out; None takes all.
-        alone: the second largest face is at most this share of the largest; None does not care.
-    """
+    min_score: float = 0.0  # lowest score, above the detector's own threshold
+    max_faces: int | None = None  # photos with more are left out; None takes all
+    alone: float | None = None  # largest size of the second largest face, as a share of the largest; None takes all
+    name: ClassVar = "face"
+    thresholds = property(lambda self: {"face_score": self.min_score} if self.min_score else {})
 
-    name = "face"
-
-    def __init__(self, min_score: float = 0.0, max_faces: int | None = None, alone: float | None = None):
-        self.min_score, self.max_faces, self.alone = min_score, max_faces, alone
-        self.thresholds = {"face_score": min_score} if min_score else {}
-
-    def prepare(self, tools: StageContext) -> None:
-        self.detector = tools.detector
+    def prepare(self, context: StageContext) -> None:
+        self.detector = context.detector
 
     def __call__(self, candidate: Candidate) -> str:
         faces = self.detector.find(candidate.photo)
@@ -75,19 +66,14 @@ class HasFace:
         return ""
 
 
+@dataclass
 class FaceSize:
-    """Stage 2: the face is large enough in the finished image, and in the photo.
+    """Stage 2: the face is large enough."""
 
-    Args:
-        min_pixels: longer side of the face in the finished image.
-        min_photo_pixels: and in the photo, so that nothing is enlarged much.
-    """
-
-    name = "face size"
-
-    def __init__(self, min_pixels: int = 32, min_photo_pixels: int = 0):
-        self.min_pixels, self.min_photo_pixels = min_pixels, min_photo_pixels
-        self.thresholds = {"face_pixels": min_pixels}
+    min_pixels: int = 32  # longer side of the face in the finished image
+    min_photo_pixels: int = 0  # longer side in the photo, so that faces are not enlarged much
+    name: ClassVar = "face size"
+    thresholds = property(lambda self: {"face_pixels": self.min_pixels})
 
     def __call__(self, candidate: Candidate) -> str:
         size = candidate.face.size * candidate.factor
@@ -99,56 +85,44 @@ class FaceSize:
         return ""
 
 
+@dataclass
 class Sharp:
-    """Stage 2: the face is not blurred, by the variance of its Laplacian at one size for all faces.
+    """Stage 2: the face is not blurred, see `laplacian_variance`."""
 
-    Args:
-        min_variance: of the Laplacian of the luma (0 to 255).
-        side: faces are reduced to this many pixels first.
-    """
-
-    name = "sharpness"
-
-    def __init__(self, min_variance: float, side: int = 160):
-        self.min_variance, self.side = min_variance, side
-        self.thresholds = {"laplacian": min_variance}
+    min_variance: float  # of the Laplacian of the luma (0 to 255)
+    side: int = 160  # faces are reduced to this many pixels first
+    name: ClassVar = "sharpness"
+    thresholds = property(lambda self: {"laplacian": self.min_variance})
 
     def __call__(self, candidate: Candidate) -> str:
-        value = laplacian_variance(_face(candidate), self.side)
+        value = laplacian_variance(candidate.face_pixels, self.side)
         candidate.measured["laplacian"] = value
-        return (
-            "" if value >= self.min_variance else f"blurred face: Laplacian {value:.1f} is under {self.min_variance:g}"
-        )
+        blurred = value < self.min_variance
+        return f"blurred face: Laplacian {value:.1f} is under {self.min_variance:g}" if blurred else ""
 
 
+@dataclass
 class InFocus:
-    """Stage 2: the sharpest edges of the face are sharp, so that a grainy photo out of focus does not pass.
+    """Stage 2: the sharpest edges of the face are sharp, so that noise does not hide defocus; see `edge_blur`."""
 
-    Args:
-        max_blur: standard deviation of the edges' blur as a share of the face's longer side.
-    """
-
-    name = "focus"
-
-    def __init__(self, max_blur: float):
-        self.max_blur = max_blur
-        self.thresholds = {"edge_blur": max_blur}
+    max_blur: float  # standard deviation of the edges' blur as a share of the face's longer side
+    name: ClassVar = "focus"
+    thresholds = property(lambda self: {"edge_blur": self.max_blur})
 
     def __call__(self, candidate: Candidate) -> str:
-        value = min(edge_blur(_face(candidate)) / candidate.face.size, 1.0)
+        value = min(edge_blur(candidate.face_pixels) / candidate.face.size, 1.0)
         candidate.measured["edge_blur"] = value
-        return (
-            "" if value <= self.max_blur else f"out of focus: edges of {value:.4f} of the face, over {self.max_blur:g}"
-        )
+        blurred = value > self.max_blur
+        return f"out of focus: edges of {value:.4f} of the face, over {self.max_blur:g}" if blurred else ""
 
 
 class Quality:
     """Stage 3: image quality metrics on the finished image, each with its own threshold.
 
     Args:
-        metrics: name to `{min: ...}`, `{max: ...}` or None, which only measures (for `data.selection`); False takes
-            out one that a configuration inherits. Names are those of face2scene/eval/metrics/registry.py (musiq,
-            clipiqa, maniqa, niqe, ...), or pyiqa's after `pyiqa:`.
+        metrics: name to `{min: ...}`, `{max: ...}` or None, which only measures (for `data.selection`); False removes
+            an inherited one. Names are those of face2scene/eval/metrics/registry.py (musiq, clipiqa, maniqa, niqe,
+            ...), or pyiqa's after `pyiqa:`.
     """
 
     name = "quality"
@@ -160,13 +134,13 @@ class Quality:
         self.thresholds = {name: list(limits.values()) for name, limits in self.limits.items()}
         self._scorers: dict[str, Scorer] = {}
 
-    def prepare(self, tools: StageContext) -> None:
+    def prepare(self, context: StageContext) -> None:
         missing = []
         for name in self.limits:
             try:
-                if tools.metric is None:
-                    raise RuntimeError("nothing here computes metrics")
-                self._scorers[name] = tools.metric(name)
+                if context.metric is None:
+                    raise RuntimeError("no metrics are given")
+                self._scorers[name] = context.metric(name)
             except (RuntimeError, ValueError, ModuleNotFoundError) as error:
                 missing.append(f"{name}: {error}")
         if missing:
@@ -174,7 +148,7 @@ class Quality:
                 "The quality stage cannot measure\n  " + "\n  ".join(missing) + "\nGet these, or name metrics that are "
                 "here in the stage's `metrics` and in data.selection.measures (niqe and pyiqa:piqe need no network)."
             )
-        self.device = tools.device
+        self.device = context.device
 
     def __call__(self, candidate: Candidate) -> str:
         image = to_tensor(candidate.image)[None].to(self.device)
@@ -190,19 +164,14 @@ class Quality:
         return ""
 
 
+@dataclass
 class Persons:
-    """A person detector as a stage: the largest face belongs to somebody who is shown large enough.
+    """A person detector as a stage: the person with the largest face is large enough."""
 
-    Args:
-        find: photo (H, W, 3) in [0, 1] to person boxes, such as a YOLO model wrapped in a function.
-        min_share: of the image's area that the person with the face takes.
-    """
-
-    name = "person"
-
-    def __init__(self, find: Callable[[np.ndarray], Sequence[Box]], min_share: float = 0.0):
-        self.find, self.min_share = find, min_share
-        self.thresholds = {"person_share": min_share}
+    find: Callable[[np.ndarray], Sequence[Box]]  # photo (H, W, 3) in [0, 1] to person boxes, such as a wrapped YOLO
+    min_share: float = 0.0  # smallest share of the photo's area that the person takes
+    name: ClassVar = "person"
+    thresholds = property(lambda self: {"person_share": self.min_share})
 
     def __call__(self, candidate: Candidate) -> str:
         x0, y0, x1, y1 = candidate.face.box
@@ -213,36 +182,23 @@ class Persons:
         height, width = candidate.photo.shape[:2]
         share = max((b[2] - b[0]) * (b[3] - b[1]) for b in around) / (width * height)
         candidate.measured["person_share"] = share
-        return (
-            "" if share >= self.min_share else f"person too small: {share:.3f} of the photo, under {self.min_share:g}"
-        )
+        small = share < self.min_share
+        return f"person too small: {share:.3f} of the photo, under {self.min_share:g}" if small else ""
 
 
+@dataclass
 class Tagged:
-    """A tagger as a stage: what it sees becomes the prompt. It leaves nothing out.
+    """A tagger as a stage: its tags become the prompt. It leaves nothing out."""
 
-    Args:
-        tags: finished image (H, W, 3) in [0, 1] to words, most certain first, such as RAM wrapped in a function.
-        most: words in the prompt.
-    """
-
-    name = "tags"
-
-    def __init__(self, tags: Callable[[np.ndarray], Sequence[str]], most: int = 12):
-        self.tags, self.most, self.thresholds = tags, most, {}
+    tags: Callable[[np.ndarray], Sequence[str]]  # image (H, W, 3) in [0, 1] to words, most certain first, such as RAM
+    max_tags: int = 12
+    name: ClassVar = "tags"
+    thresholds: ClassVar = {}
 
     def __call__(self, candidate: Candidate) -> str:
-        words = list(self.tags(candidate.image))[: self.most]
+        words = list(self.tags(candidate.image))[: self.max_tags]
         candidate.prompt = f"A photo of a person, {', '.join(words)}." if words else None
         return ""
-
-
-def _face(candidate: Candidate) -> np.ndarray:
-    height, width = candidate.photo.shape[:2]
-    x0, y0, x1, y1 = candidate.face.box
-    return candidate.photo[
-        max(int(y0), 0) : min(int(np.ceil(y1)), height), max(int(x0), 0) : min(int(np.ceil(x1)), width)
-    ]
 
 
 def thresholds(stages: Sequence[Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Who is who in an unlabelled collection: faces grouped by identity vectors, with a sheet to look the groups over."""
+"""Identities of an unlabelled collection: faces clustered by identity vectors, and a page to review the clusters."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,41 +9,33 @@ from scipy.cluster.hierarchy import fcluster, linkage
 
 from face2scene.common.pages import write_page
 
-_SHOWN = 24  # images of a group on the sheet
+_SHOWN = 24  # images of a person on the page
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """Agglomerative clustering with average linkage on the cosine of identity vectors.
+    """Agglomerative clustering, average linkage, on the cosine of identity vectors; corrections by image name."""
 
-    Args:
-        threshold: mean cosine between two groups from which they are one person.
-        max_faces: refuse more: all are compared with all, which takes 4 bytes times the square of their number.
-        together: lists of image names that show one person, whatever their vectors say.
-        apart: lists of image names; each list is a person of its own.
-        out: names of images that are left out.
-    """
-
-    threshold: float
-    max_faces: int = 20_000
-    together: Sequence[Sequence[str]] = ()
-    apart: Sequence[Sequence[str]] = ()
-    out: Sequence[str] = ()
+    threshold: float  # mean cosine from which two clusters are one person
+    max_faces: int = 20_000  # all faces are compared with all: 4 bytes times the square of their number
+    together: Sequence[Sequence[str]] = ()  # each list shows one person
+    apart: Sequence[Sequence[str]] = ()  # each list is a person of its own
+    out: Sequence[str] = ()  # left out
 
     @property
-    def doubt(self) -> float:
-        """Cosine below the threshold down to which two groups are shown as maybe one (ours)."""
+    def review_margin(self) -> float:
+        """Cosine under the threshold down to which two groups are listed as possibly one person (ours)."""
         return min(0.1, (1 - self.threshold) / 2)  # some networks put all faces close together
 
     def groups(self, vectors: np.ndarray, names: Sequence[str]) -> list[int | None]:
-        """The group of every face, numbered from 0 by first appearance; None for those taken out.
+        """The group of every face, numbered from 0 by first appearance; None for those in `out`.
 
         Args:
             vectors: (N, D), unit length.
-            names: of the N images, as the corrections name them.
+            names: of the N images, as in the corrections.
 
         Raises:
-            ValueError: more than `max_faces`, or a correction names an image that is not there.
+            ValueError: more than `max_faces`, or a correction names an unknown image.
         """
         if len(vectors) > self.max_faces:
             raise ValueError(
@@ -71,23 +63,18 @@ class Grouping:
     def _clusters(self, vectors: np.ndarray) -> Iterable[int]:
         if len(vectors) < 2:
             return [1] * len(vectors)
-        upper = np.triu_indices(len(vectors), 1) if len(vectors) < 1000 else None
-        near = (vectors @ vectors.T).clip(-1, 1)  # rounding would make distances negative
-        distances = 1 - near[upper] if upper is not None else _condensed(1 - near)
-        return (int(label) for label in fcluster(linkage(distances, "average"), 1 - self.threshold, "distance"))
-
-
-def _condensed(square: np.ndarray) -> np.ndarray:
-    return np.concatenate([row[number + 1 :] for number, row in enumerate(square)])
+        distances = 1 - (vectors @ vectors.T).clip(-1, 1)  # rounding would make some negative
+        condensed = np.concatenate([row[number + 1 :] for number, row in enumerate(distances)])
+        return (int(label) for label in fcluster(linkage(condensed, "average"), 1 - self.threshold, "distance"))
 
 
 def write_review(
     path: Path, groups: Iterable[tuple[str, list[tuple[str, str, np.ndarray | None]]]], grouping: Grouping
 ) -> None:
-    """A page with every group's images, its least like member, and other groups that may be the same person.
+    """Write a page with every person's images, their similarity to the mean, and others who may be the same person.
 
     Args:
-        groups: identity, and of its images the name, the path beside the page and the vector.
+        groups: identity, and (name, path relative to the page, identity vector) of its images.
     """
     people, centres, names = [], [], []
     for identity, members in groups:
@@ -100,8 +87,8 @@ def write_review(
             (name, image, float(vector @ centres[-1]) if vector is not None and len(vectors) > 1 else 1.0)
             for name, image, vector in members[:_SHOWN]
         ]
-        people.append({"identity": identity, "count": len(members), "pictures": images})
-    maybe = _near_pairs(np.array(centres), names, grouping.threshold - grouping.doubt) if len(names) > 1 else {}
+        people.append({"identity": identity, "count": len(members), "images": images})
+    maybe = _near_pairs(np.array(centres), names, grouping.threshold - grouping.review_margin) if len(names) > 1 else {}
     values = {"people": people, "maybe": maybe, "threshold": grouping.threshold}
     write_page(path, "identities.html.j2", style="collection.css", title="Who is who", **values)
 

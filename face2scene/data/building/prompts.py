@@ -1,8 +1,8 @@
-"""Prompts by structure: four sentences, drawn by number, so that prompt N is always prompt N.
+"""Prompts of four sentences, drawn by number, so that prompt N is always the same.
 
 The structure follows the paper's data generator (shot and place; view, focus and scene; background, air and
 clarity; surface and realism); the wording is ours. Only positive words are used: there is no negative prompt.
-The words lie in scene packs, YAML files that anybody can add to.
+The phrases are in scene packs, YAML files that users can add to.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,8 @@ SHOTS = ("mid-up", "full-body")  # drawn evenly
 PACKS = Path(__file__).parent / "packs"
 
 _SHOT_WORDS = {"mid-up": "A photo from the waist up", "full-body": "A full-length photo"}
-_DRAWN = {  # list name to how many of its phrases a prompt has
-    **{"places": 1, "focus": 4, "scenes": 1, "objects": 1, "air": 1, "clarity": 2, "surfaces": 1, "realism": 2},
-}
+# List of a pack to the number of its phrases in a prompt.
+_DRAWN = {"places": 1, "focus": 4, "scenes": 1, "objects": 1, "air": 1, "clarity": 2, "surfaces": 1, "realism": 2}
 
 
 @dataclass(frozen=True)
@@ -36,18 +35,18 @@ class Prompt:
 
 
 class Prompts:
-    """The endless series of prompts that some packs and a seed stand for.
+    """An endless series of prompts, given by its packs and seed.
 
-    Phrases mix freely between packs, as in the paper's generator. A pack's `weight` says how often its phrases are
-    drawn, each as often as the others of its list.
+    Phrases mix freely between packs, as in the paper's generator. A pack's `weight` is the relative frequency of its
+    phrases.
 
     Args:
-        packs: YAML files, or folders of them, besides those that come with the package. One more is another series.
-        own: also take the packs that come with the package.
+        packs: YAML files, or folders of them, besides those of the package. Another list gives another series.
+        own: also take the packs of the package.
         seed: of the series.
 
     Raises:
-        FileNotFoundError, ValueError: at the first prompt, for a pack that is missing or is not what a pack looks like.
+        FileNotFoundError, ValueError: at the first prompt, for a pack that is missing or malformed.
     """
 
     def __init__(self, packs: Sequence[str | Path] = (), *, own: bool = True, seed: int = 0):
@@ -66,7 +65,7 @@ class Prompts:
         return found
 
     def listing(self) -> list[list[str]]:
-        """Names and contents' sums of the packs, for a build's settings."""
+        """Names and checksums of the packs, for a build's settings."""
         return [[path.name, sha256_of(path)] for path in self.files]
 
     @cached_property
@@ -125,7 +124,7 @@ def subjects(path: str | Path | None) -> dict[str, str]:
     """Identity to man, woman or person, from a YAML or JSON map; nothing for None.
 
     Raises:
-        ValueError: it is no such map, or calls somebody something else.
+        ValueError: the file is not such a map.
     """
     if path is None:
         return {}
@@ -136,17 +135,17 @@ def subjects(path: str | Path | None) -> dict[str, str]:
     if numbers := [key for key in known if not isinstance(key, str)]:
         raise ValueError(f"{path}: quote the identities, {numbers[0]!r} was read as a number (option gender_map).")
     if wrong := sorted({str(v) for v in known.values()} - {"man", "woman", "person"}):
-        raise ValueError(f"{path} says {wrong}; it must say man, woman or person (option gender_map).")
+        raise ValueError(f"{path} holds {wrong}; allowed are man, woman and person (option gender_map).")
     return known
 
 
 def shot_of(face_box: Box, height: int) -> str:
-    """The shot of an image that no prompt asked for, by the face's share of its height (ours)."""
+    """The shot of a photo, by the face's share of the image height (ours)."""
     share = (face_box[3] - face_box[1]) / height
     return "close-up" if share > 0.45 else "mid-up" if share > 0.15 else "full-body"
 
 
 def plain_prompt(shot: str) -> str:
-    """What can be said of such an image without inventing anything."""
+    """The prompt of a photo without a caption."""
     words = {"close-up": "A close-up photo", **_SHOT_WORDS}
     return f"{words[shot]} of a person."

@@ -1,7 +1,7 @@
-"""How sharp a face is, by numbers that do not grow with its size.
+"""Sharpness measures of a face that do not depend on its size in pixels.
 
-The Laplacian's variance is the field's measure and falls with any loss of detail. The blur of the sharpest edges is a
-length, which tells defocus from a smooth face, and its change with direction tells motion.
+The variance of the Laplacian is the usual measure and falls with any loss of detail. The blur of the sharpest edges is
+a length, which separates defocus from a smooth face; its change with direction shows motion blur.
 """
 
 import numpy as np
@@ -14,15 +14,14 @@ _EDGES = 0.05  # share of the pixels, those of the steepest gradients, that coun
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """Brightness 0 to 255 of an image (H, W, 3) in [0, 1]."""
+    """BT.601 luma (H, W), 0 to 255, of an image (H, W, 3) in [0, 1]."""
     return image @ _LUMA * 255
 
 
 def laplacian_variance(face: np.ndarray, side: int = 160) -> float:
     """Variance of the Laplacian of a face (H, W, 3) in [0, 1], reduced to `side` pixels if it is larger.
 
-    At one size for all faces the value does not depend on how many pixels the camera spent on it. Smaller faces are
-    not enlarged: that would take detail for blur.
+    Smaller faces are not enlarged: interpolation would look like blur.
     """
     height, width = face.shape[:2]
     grey = luma(face)
@@ -36,18 +35,18 @@ def laplacian_variance(face: np.ndarray, side: int = 160) -> float:
 def edge_blur(image: np.ndarray) -> float:
     """Standard deviation in pixels of the blur at the sharpest edges (Zhuo and Sim, Pattern Recognition 2011).
 
-    An edge is blurred again by a known amount: the ratio of both gradients tells how blurred it was. The median over
-    the steepest pixels is taken; an image without any edge gives infinity.
+    An edge is blurred again by a known amount; the ratio of both gradients gives its original blur. The result is the
+    median over the steepest pixels, and infinity for an image without edges.
     """
     return _blur_at(*_gradients(image))
 
 
 def directional_blur(image: np.ndarray, directions: int = 8) -> tuple[float, float, float]:
-    """How much the blur differs with direction, as motion makes it.
+    """The anisotropy of the blur, a sign of motion.
 
     Returns:
-        The largest blur over the smallest across edges of `directions` directions, the largest in pixels, and its
-        direction in degrees (0 is horizontal motion). (1, blur, 0) where too few directions have edges.
+        Largest over smallest blur across edges of `directions` directions, the largest in pixels, and its direction in
+        degrees (0 is horizontal motion). (1, blur, 0) where too few directions have edges.
     """
     first, second = _gradients(image)
     angle = np.degrees(np.arctan2(first[0], first[1])) % 180
@@ -67,10 +66,10 @@ def directional_blur(image: np.ndarray, directions: int = 8) -> tuple[float, flo
 
 def _gradients(pixels: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     grey = luma(pixels)
-    again = ndimage.gaussian_filter(grey, _REBLUR, mode="nearest")
+    reblurred = ndimage.gaussian_filter(grey, _REBLUR, mode="nearest")
     return [
         [ndimage.gaussian_filter(image, 0.5, order=o, mode="nearest") for o in ((1, 0), (0, 1))]
-        for image in (grey, again)
+        for image in (grey, reblurred)
     ]
 
 
@@ -80,11 +79,10 @@ def _blur_at(first: list[np.ndarray], second: list[np.ndarray]) -> float:
     if not positive.size:
         return float("inf")
     edges = steep >= max(np.quantile(positive, 1 - _EDGES), 1.0)
-    # Only where the gradient is largest along its own direction is the edge, and the formula, where it should be.
+    # The formula holds at the edge itself only, where the gradient is a local maximum.
     edges &= steep >= 0.95 * ndimage.maximum_filter(steep, 3)
     if not edges.any():
         return float("inf")
     ratio = steep[edges] / np.maximum(smoothed[edges], 1e-6)
     blur = _REBLUR / np.sqrt(np.maximum(ratio**2 - 1, 1e-6))
-    own = 0.5  # of the derivative itself
-    return float(np.sqrt(max(np.median(blur) ** 2 - own**2, 0.0)))
+    return float(np.sqrt(max(np.median(blur) ** 2 - 0.5**2, 0.0)))  # 0.5: the blur of the derivative filter

@@ -1,5 +1,6 @@
-"""The side-cars of a build as a database on disk, so that they can be compared without lying in memory."""
+"""The side-cars of a build as a database on disk, so that rows are compared without holding them in memory."""
 
+import heapq
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,20 +12,21 @@ import numpy as np
 from face2scene.common.files import read_json
 
 PARTS = "parts"
+_REJECTED = ("name", "reason", "stage", "measured", "thumbnail")
 
 
-class JoinTable:
-    """The side-cars as a database on disk: `rows` of images, `left_out` of rejections, `sums` of files."""
+class StagingDB:
+    """SQLite tables: `rows` of images, `left_out` of rejections, `sums` of files, `needed` references."""
 
     def __init__(self, path: Path):
-        path.unlink(missing_ok=True)  # a crash may have left one; all of it is made again
+        path.unlink(missing_ok=True)  # of a crashed run; it is filled again
         path.parent.mkdir(parents=True, exist_ok=True)
         # No other process uses it, and some network file systems cannot lock.
         self.db = sqlite3.connect(f"{path.absolute().as_uri()}?nolock=1", uri=True)
         self.db.executescript(
             "pragma synchronous = off; pragma journal_mode = off; pragma cache_size = -20000;"
             "create table rows (n integer primary key, name text, source text, identity text, split text, sha text,"
-            " image text, reference text, lq text, vector blob, measured text, score real, stage text, reason text,"
+            " image text, reference text, lq text, vector blob, measured text, stage text, reason text,"
             " record text, given text, similarity real);"
             "create table left_out (n integer, name text, reason text, stage text, measured text, thumbnail text);"
             "create table sums (name text primary key, sha text) without rowid;"
@@ -32,6 +34,7 @@ class JoinTable:
         )
 
     def fill(self, folder: Path, keys: Iterable[str]) -> None:
+        """Read the side-cars of the items `keys`."""
         n = 0
         for part in _parts(folder, keys):
             for row in part["rejected"]:
@@ -41,11 +44,11 @@ class JoinTable:
                 record = row["record"]
                 vector = None if row["vector"] is None else np.array(row["vector"]).tobytes()
                 self.db.execute(
-                    f"insert into rows values ({', '.join('?' * 17)})",
+                    f"insert into rows values ({', '.join('?' * 16)})",
                     (
                         *(n, row["name"], record["source"], record["identity"], record["split"], record["sha256"]),
                         *(record["image"], row["reference"], record["lq"], vector, json.dumps(row["measured"])),
-                        *(None, None, None, json.dumps(record), json.dumps(row["given"]), row["similarity"]),
+                        *(None, None, json.dumps(record), json.dumps(row["given"]), row["similarity"]),
                     ),
                 )
                 self.db.executemany("insert or replace into sums values (?, ?)", row["sums"].items())
@@ -53,30 +56,33 @@ class JoinTable:
         self.db.execute("create index by_sha on rows (sha)")
         self.db.execute("create index by_identity on rows (identity)")
 
-    def drop(self, n: int, stage: str, reason: str) -> None:
+    def reject(self, n: int, stage: str, reason: str) -> None:
+        """Take row `n` out of the set."""
         self.db.execute("update rows set stage = ?, reason = ? where n = ?", (stage, reason, n))
 
     def move(self, n: int, moved: Mapping[str, str]) -> None:
+        """Record new names of the files of row `n`: old to new."""
         for old, new in moved.items():
             for column in ("image", "reference", "lq"):
                 self.db.execute(f"update rows set {column} = ? where n = ? and {column} = ?", (new, n, old))
             self.db.execute("update sums set name = ? where name = ?", (new, old))
 
     def add_pair(self, n: int, lq: str, recipe: dict[str, Any], digest: str) -> None:
+        """Record the LQ image of row `n`."""
         record = json.loads(self.db.execute("select record from rows where n = ?", (n,)).fetchone()[0])
         record["recipe"] = recipe
         self.db.execute("update rows set lq = ?, record = ? where n = ?", (lq, json.dumps(record), n))
         self.db.execute("insert or replace into sums values (?, ?)", (lq, digest))
 
-    def need(self, names: Iterable[str]) -> None:
+    def mark_needed(self, names: Iterable[str]) -> None:
         self.db.executemany("insert or ignore into needed values (?)", ((name,) for name in names))
 
     def close(self) -> None:
         self.db.close()
 
-    # What is read back; every query walks the table in the order of the sources.
+    # Queries, all in the order of the sources.
 
-    def kept(self) -> int:
+    def count_kept(self) -> int:
         return self.db.execute("select count(*) from rows where stage is null").fetchone()[0]
 
     def measured(self) -> Iterator[tuple[int, dict[str, float]]]:
@@ -84,7 +90,7 @@ class JoinTable:
             yield n, json.loads(measured)
 
     def files(self) -> Iterator[tuple]:
-        yield from self._walk("select n, name, image, reference, lq, stage, split from rows {}")
+        return self._walk("select n, name, image, reference, lq, stage, split from rows {}")
 
     def kept_rows(self) -> Iterator[tuple[int, dict[str, Any], np.ndarray | None, list[str], float | None]]:
         query = "select n, record, image, lq, identity, split, vector, given, similarity from rows {} and stage is null"
@@ -92,46 +98,28 @@ class JoinTable:
             fields = json.loads(record) | {"image": image, "lq": lq, "identity": identity, "split": split}
             yield n, fields, _vector(vector), json.loads(given), similarity
 
-    def of(self, identity: str, split: str) -> Iterator[tuple[int, str, np.ndarray | None]]:
-        rows = self.db.execute(
-            "select n, reference, vector from rows where identity = ? and split = ? and stage is null order by n",
-            (identity, split),
-        )
-        for n, reference, vector in rows:
+    def rows_of(self, identity: str, split: str) -> Iterator[tuple[int, str, np.ndarray | None]]:
+        query = "select n, reference, vector from rows where identity = ? and split = ? and stage is null order by n"
+        for n, reference, vector in self.db.execute(query, (identity, split)):
             yield n, reference, _vector(vector)
 
     def groups(self) -> Iterator[tuple[str, list[tuple[str, str, np.ndarray | None]]]]:
-        for (identity,) in self.db.execute(
-            "select identity from rows where stage is null group by identity order by min(n)"
-        ).fetchall():
-            rows = self.db.execute(
-                "select name, image, vector from rows where identity = ? and stage is null order by n", (identity,)
-            )
-            yield identity, [(name, image, _vector(vector)) for name, image, vector in rows]
+        people = "select identity from rows where stage is null group by identity order by min(n)"
+        query = "select name, image, vector from rows where identity = ? and stage is null order by n"
+        for (identity,) in self.db.execute(people).fetchall():
+            yield identity, [(name, image, _vector(v)) for name, image, v in self.db.execute(query, (identity,))]
 
     def rejected(self) -> Iterator[dict[str, Any]]:
-        """Everything left out, in order: what a source rejected, and what was dropped here under its file's name."""
+        """Everything left out, in order: rejections of the sources, and rows dropped here under their file's name."""
+        kept = "select n, name, reason, stage, measured, thumbnail from left_out order by n, rowid"
         dropped = "select n, source, record, reason, stage, measured from rows where stage is not null order by n"
-        rows = iter(self.db.execute(dropped))
-        row = next(rows, None)
-        for left in self.db.execute(
-            "select n, name, reason, stage, measured, thumbnail from left_out order by n, rowid"
-        ):
-            while row is not None and row[0] < left[0]:
-                yield _dropped(row)
-                row = next(rows, None)
-            yield dict(zip(("name", "reason", "stage", "measured", "thumbnail"), left[1:], strict=True))
-        while row is not None:
-            yield _dropped(row)
-            row = next(rows, None)
+        left = ((row[0], dict(zip(_REJECTED, row[1:], strict=True))) for row in self.db.execute(kept))
+        # A rejection at n stands before the row n.
+        yield from (row for _, row in heapq.merge(left, map(_dropped, self.db.execute(dropped)), key=lambda r: r[0]))
 
     def unneeded_references(self) -> list[str]:
-        return [
-            name
-            for (name,) in self.db.execute(
-                "select name from sums where name like 'references/%' and name not in (select name from needed)"
-            )
-        ]
+        query = "select name from sums where name like 'references/%' and name not in (select name from needed)"
+        return [name for (name,) in self.db.execute(query)]
 
     def sums(self) -> Iterator[tuple[str, str]]:
         gone = "select image from rows where stage is not null union select lq from rows where stage is not null"
@@ -141,7 +129,7 @@ class JoinTable:
         )
 
     def _walk(self, query: str) -> Iterator[tuple]:
-        # In portions, so that rows may be changed while they are walked.
+        # In chunks, so that rows can be changed during the iteration.
         last = -1
         while rows := self.db.execute(query.format("where n > ?") + " order by n limit 1000", (last,)).fetchall():
             yield from rows
@@ -152,18 +140,17 @@ def _vector(blob: bytes | None) -> np.ndarray | None:
     return None if blob is None else np.frombuffer(blob)
 
 
-def _dropped(row: tuple) -> dict[str, Any]:
-    _, source, record, reason, stage, measured = row
+def _dropped(row: tuple) -> tuple[int, dict[str, Any]]:
+    n, source, record, *rest = row
     fields = json.loads(record)
     file = fields["generator"].get("file")
-    shown = f"{source}/{file}" if file else fields["image"]
-    return {"name": shown, "reason": reason, "stage": stage, "measured": measured, "thumbnail": None}
+    return n, dict(zip(_REJECTED, (f"{source}/{file}" if file else fields["image"], *rest, None), strict=True))
 
 
 def _parts(folder: Path, keys: Iterable[str]) -> Iterator[dict[str, Any]]:
     for key in keys:
         part = read_json(folder / PARTS / f"{key}.json")
-        if "portions" not in part:
+        if "chunks" not in part:
             yield part
-        for portion in range(part.get("portions", 0)):
-            yield read_json(folder / PARTS / key / f"{portion:06d}.json")
+        for chunk in range(part.get("chunks", 0)):
+            yield read_json(folder / PARTS / key / f"{chunk:06d}.json")

@@ -1,7 +1,7 @@
-"""What draws the images of a synthetic set: one interface, and the generator that tests use.
+"""The interface of the generators of synthetic images, and one for tests.
 
-`facegen.py` has the packaged network, `infiniteyou.py` the paper's generator in its own interpreter,
-`ip_adapter.py` any text-to-image pipeline of diffusers with IP-Adapter.
+`facegen.py` has the packaged network, `infiniteyou.py` the paper's generator, `ip_adapter.py` any text-to-image
+pipeline of diffusers with IP-Adapter.
 """
 
 from dataclasses import dataclass
@@ -12,32 +12,32 @@ import numpy as np
 
 
 class GeneratorError(RuntimeError):
-    """A generator that cannot work as it is set up; the message names the option or the file."""
+    """A generator that cannot work with its settings; the message names the option or the file."""
 
 
 class JobFailed(RuntimeError):
-    """One image that the generator could not make; the others may still succeed."""
+    """One image that the generator could not make; others may succeed."""
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One image to draw. A generator uses what it understands; the same job gives the same image."""
+    """One image to generate, from the fields that the generator supports; equal requests give equal images."""
 
-    person: int  # generators of invented people: who
-    number: int  # and which image of them
+    person: int  # number of the person, for generators of people
+    number: int  # of the image among those of the person or prompt
     seed: int = 0
     prompt: str = ""
     reference: Path | None = None  # a photo of the person
 
 
 class Generator(Protocol):
-    """Draws images of people.
+    """Generates images of people.
 
-    A generator may also have `check()`, which raises GeneratorError before any work if something is missing, and
-    `about()`, the settings and versions that go into the records.
+    It may also have `check()`, called before any work, which raises GeneratorError if something is missing, and
+    `about()`, the settings and versions for the records.
     """
 
-    def draw(self, job: GenerationRequest) -> np.ndarray:
+    def draw(self, request: GenerationRequest) -> np.ndarray:
         """uint8 (H, W, 3).
 
         Raises:
@@ -53,8 +53,8 @@ class DrawnPeople:
     def __init__(self, *, side: int = 128):
         self.side = side
 
-    def draw(self, job: GenerationRequest) -> np.ndarray:
-        return self.generate(job.person, job.number)
+    def draw(self, request: GenerationRequest) -> np.ndarray:
+        return self.generate(request.person, request.number)
 
     def generate(self, identity: int, shot: int) -> np.ndarray:
         """uint8 (side, side, 3); the same numbers give the same image."""

@@ -1,8 +1,8 @@
-"""People who do not exist: the packaged MobileStyleGAN as a source of identities with several images each.
+"""Generated people: the packaged MobileStyleGAN with several images per identity.
 
-An identity is a style vector. Another image of the same person is that vector drifted a little toward a
-random other one, which changes pose, light and expression more than the face (identity cosine 0.79 to 0.93
-at the default drift). Everything follows from two integers, so image N of person M is always that image.
+An identity is a style vector. Another image of the same person is that vector moved toward a random other one, which
+changes pose, light and expression more than the face (identity cosine 0.79 to 0.93 at the default drift). Image N of
+person M is always the same.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from face2scene.assets import catalogue
+from face2scene.common.optional import import_optional
 from face2scene.data.generators.base import GenerationRequest
 
 _MEAN_SAMPLES = 256  # styles averaged for the truncation trick
@@ -27,8 +28,8 @@ class FaceGenerator:
 
     Args:
         folder: where `MappingNetwork.xml` and `SynthesisNetwork.xml` (OpenVINO IR) lie.
-        truncation: how far an identity may be from the mean face, 0 to 1; higher is more varied and less real.
-        drift: how far an image may leave its identity, as a share of the way to a random other style.
+        truncation: distance of identities from the mean face, 0 to 1; higher is more varied and less realistic.
+        drift: distance of an image from its identity, as a share of the way to a random other style.
         threads: CPU threads for the network; 0 leaves the choice to OpenVINO.
 
     Raises:
@@ -39,10 +40,7 @@ class FaceGenerator:
     size = 1024
 
     def __init__(self, folder: str | Path, *, truncation: float = 0.7, drift: float = 0.25, threads: int = 0):
-        self.folder = Path(folder)
-        self.truncation = truncation
-        self.drift = drift
-        self.threads = threads
+        self.folder, self.truncation, self.drift, self.threads = Path(folder), truncation, drift, threads
         for name in ("MappingNetwork.xml", "SynthesisNetwork.xml"):
             if not (self.folder / name).is_file():
                 raise FileNotFoundError(
@@ -51,13 +49,7 @@ class FaceGenerator:
 
     @cached_property
     def _networks(self):
-        try:
-            import openvino
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "The face generator needs openvino: pip install 'face2scene[quickstart]'."
-            ) from error
-        core = openvino.Core()
+        core = import_optional("openvino", "quickstart", why="The face generator").Core()
         settings = {"INFERENCE_NUM_THREADS": self.threads} if self.threads else {}
         return [
             core.compile_model(self.folder / f"{name}Network.xml", "CPU", settings) for name in ("Mapping", "Synthesis")
@@ -71,9 +63,8 @@ class FaceGenerator:
     def _mean(self) -> np.ndarray:
         return np.mean([self._style((0, n)) for n in range(_MEAN_SAMPLES)], axis=0)
 
-    def draw(self, job: GenerationRequest) -> np.ndarray:
-        """The image that a job's two numbers stand for."""
-        return self.generate(job.person, job.number)
+    def draw(self, request: GenerationRequest) -> np.ndarray:
+        return self.generate(request.person, request.number)
 
     def generate(self, identity: int, shot: int) -> np.ndarray:
         """Image number `shot` of person number `identity`: uint8 RGB, (1024, 1024, 3)."""

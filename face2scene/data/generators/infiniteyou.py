@@ -1,9 +1,8 @@
-"""The paper's generator, InfiniteYou on FLUX.1-dev, driven from outside its own interpreter.
+"""The paper's generator, InfiniteYou on FLUX.1-dev, in a process of its own interpreter.
 
-Its pins (torch 2.6, diffusers 0.31, numpy 1.26) and ours cannot share an environment, it exits where others raise, and
-it downloads 43 GB where a path is wrong. So it runs in a process of its own, which stays alive and takes jobs as
-lines of JSON; paths and licences are checked before it starts, the hub is off, and a worker that died or hangs is
-replaced and gets its job again.
+Its pins (torch 2.6, diffusers 0.31, numpy 1.26) and ours cannot share an environment, it exits on errors, and it
+downloads 43 GB when a path is wrong. So a worker process takes requests as lines of JSON; paths and licences are
+checked before it starts, the hub is offline, and a worker that dies or hangs is replaced and gets its request again.
 """
 
 import json
@@ -14,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,68 +30,47 @@ LICENCES = {
 }
 
 
+@dataclass(kw_only=True, eq=False)
 class InfiniteYou:
-    """Draws a person of a reference photo into a prompted scene.
+    """Generates the person of a reference photo in a prompted scene; defaults are those of the public generator."""
 
-    Args:
-        python: the interpreter of InfiniteYou's environment.
-        repository: its checkout, with `pipelines/pipeline_infu_flux.py`.
-        model_dir: its weights: `infu_flux_v1.0/`, `supports/`.
-        base_model: folder of FLUX.1-dev in diffusers' layout.
-        accept_licences: must name every key of `LICENCES`.
-        version: `sim_stage1` (more alike, the paper's) or `aes_stage2`.
-        lora_weight: of the AntiBlur LoRA; the public generator's is 3.0, its card recommends 1.0 to 1.5, 0 is without.
-        width, height: 1024 x 1152 in the public generator.
-        guidance, steps, conditioning_scale, guidance_start, guidance_end: the public generator's by default.
-        quantize_8bit, cpu_offload: for less memory: 43 GB without, 24 with the first, 30 with the second, 16 with both.
-        start_timeout_s, job_timeout_s: a worker that takes longer is replaced.
-        retries: how often a job is given to a new worker before it counts as failed.
-        log: where the worker's output goes; None is a temporary file.
-        environment: of the worker, over ours.
-    """
+    python: str | Path | None  # the interpreter of InfiniteYou's environment
+    repository: str | Path | None  # its checkout, with `pipelines/pipeline_infu_flux.py`
+    model_dir: str | Path | None  # its weights: `infu_flux_v1.0/`, `supports/`
+    base_model: str | Path | None  # folder of FLUX.1-dev in diffusers' layout
+    accept_licences: Sequence[str] = ()  # must name every key of `LICENCES`
+    version: str = "sim_stage1"  # the paper's, more similar; or `aes_stage2`
+    lora_weight: float = 3.0  # of the AntiBlur LoRA, whose card recommends 1.0 to 1.5; 0 is without
+    width: int = 1024
+    height: int = 1152
+    guidance: float = 3.5
+    steps: int = 30
+    conditioning_scale: float = 1.0
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    quantize_8bit: bool = False  # 43 GB of memory without, 24 with it,
+    cpu_offload: bool = False  # 30 with this, 16 with both
+    start_timeout_s: float = 1800
+    job_timeout_s: float = 600  # a worker that takes longer is replaced
+    retries: int = 2  # number of further workers that get a request before it fails
+    log: str | Path | None = None  # for the worker's output; None is a temporary file
+    environment: Mapping[str, str] = field(default_factory=dict)  # of the worker, over ours
 
-    def __init__(
-        self,
-        *,
-        python: str | Path | None,
-        repository: str | Path | None,
-        model_dir: str | Path | None,
-        base_model: str | Path | None,
-        accept_licences: Sequence[str] = (),
-        version: str = "sim_stage1",
-        lora_weight: float = 3.0,
-        width: int = 1024,
-        height: int = 1152,
-        guidance: float = 3.5,
-        steps: int = 30,
-        conditioning_scale: float = 1.0,
-        guidance_start: float = 0.0,
-        guidance_end: float = 1.0,
-        quantize_8bit: bool = False,
-        cpu_offload: bool = False,
-        start_timeout_s: float = 1800,
-        job_timeout_s: float = 600,
-        retries: int = 2,
-        log: str | Path | None = None,
-        environment: Mapping[str, str] | None = None,
-    ):
-        if version not in ("sim_stage1", "aes_stage2"):
-            raise GeneratorError(f"generator.version must be sim_stage1 or aes_stage2, not {version!r}.")
-        given = {"python": python, "repository": repository, "model_dir": model_dir, "base_model": base_model}
-        self.unset = [option for option, path in given.items() if not path]
-        self.python, self.repository = Path(python or ""), Path(repository or "")
-        self.model_dir, self.base_model = Path(model_dir or ""), Path(base_model or "")
-        self.accept_licences, self.version, self.lora_weight = tuple(accept_licences), version, lora_weight
-        self.start_timeout_s, self.job_timeout_s, self.retries = start_timeout_s, job_timeout_s, retries
-        self.log = log
-        self.environment = dict(environment or {})
-        self.loading = {"quantize_8bit": quantize_8bit, "cpu_offload": cpu_offload}
+    def __post_init__(self) -> None:
+        if self.version not in ("sim_stage1", "aes_stage2"):
+            raise GeneratorError(f"generator.version must be sim_stage1 or aes_stage2, not {self.version!r}.")
+        paths = ("python", "repository", "model_dir", "base_model")
+        self.unset = [option for option in paths if not getattr(self, option)]
+        for option in paths:
+            setattr(self, option, Path(getattr(self, option) or ""))
         self.call = {
-            **{"width": width, "height": height, "guidance_scale": guidance, "num_steps": steps},
-            **{"infusenet_conditioning_scale": conditioning_scale, "cpu_offload": cpu_offload},
-            **{"infusenet_guidance_start": guidance_start, "infusenet_guidance_end": guidance_end},
+            **{"width": self.width, "height": self.height, "guidance_scale": self.guidance, "num_steps": self.steps},
+            "infusenet_conditioning_scale": self.conditioning_scale,
+            "infusenet_guidance_start": self.guidance_start,
+            "infusenet_guidance_end": self.guidance_end,
+            "cpu_offload": self.cpu_offload,
         }
-        self.starts = 0  # how many workers there have been
+        self.starts = 0  # number of workers so far
         self._worker: _Worker | None = None
 
     @property
@@ -99,7 +78,7 @@ class InfiniteYou:
         return self.model_dir / "supports/optional_loras/flux_anti_blur_lora.safetensors"
 
     def check(self) -> None:
-        """Everything that can be known without loading 43 GB.
+        """Check paths and licences, without loading anything.
 
         Raises:
             GeneratorError: naming every missing path and every licence that was not accepted.
@@ -123,10 +102,9 @@ class InfiniteYou:
         ]
         if missing:
             raise GeneratorError(
-                "InfiniteYou cannot start:\n  "
-                + "\n  ".join(missing)
-                + "\nGet the code from bytedance/InfiniteYou, the "
-                "weights with `hf download ByteDance/InfiniteYou` and `hf download black-forest-labs/FLUX.1-dev`."
+                "\n  ".join(["InfiniteYou cannot start:", *missing])
+                + "\nGet the code from bytedance/InfiniteYou, the weights with `hf download ByteDance/InfiniteYou` and "
+                "`hf download black-forest-labs/FLUX.1-dev`."
             )
         unaccepted = [text for name, text in LICENCES.items() if name not in self.accept_licences]
         if unaccepted:
@@ -136,21 +114,22 @@ class InfiniteYou:
             )
 
     def about(self) -> dict[str, Any]:
-        """For the records."""
+        """Settings for the records."""
         return {"name": "infiniteyou", "version": self.version, "anti_blur": self.lora_weight, **self.call}
 
-    def draw(self, job: GenerationRequest) -> np.ndarray:
-        """uint8 (height, width, 3); see `generators.Generator`."""
-        if job.reference is None:
-            raise GeneratorError("InfiniteYou draws a person from a photo, and this job has none.")
+    def draw(self, request: GenerationRequest) -> np.ndarray:
+        """uint8 (height, width, 3); see `base.Generator`."""
+        if request.reference is None:
+            raise GeneratorError("InfiniteYou needs a reference photo of the person.")
         reasons = []
         with tempfile.TemporaryDirectory() as place:
-            output = Path(place) / "picture.png"
-            order = {"reference": str(Path(job.reference).resolve()), "prompt": job.prompt, "seed": job.seed}
+            output = Path(place) / "image.png"
+            message = {"reference": str(Path(request.reference).resolve()), "output": str(output)}
+            message |= {"prompt": request.prompt, "seed": request.seed}
             for _ in range(self.retries + 1):
                 worker = self._running()
                 try:
-                    reply = worker.ask({**order, "output": str(output)}, self.job_timeout_s)
+                    reply = worker.ask(message, self.job_timeout_s)
                 except _WorkerLost as error:
                     reasons.append(str(error))
                     self.close()
@@ -183,7 +162,7 @@ class InfiniteYou:
                     "image_proj_num_tokens": 8,
                     "infu_flux_version": "v1.0",
                     "model_version": self.version,
-                    **self.loading,
+                    **{"quantize_8bit": self.quantize_8bit, "cpu_offload": self.cpu_offload},
                 },
                 "loras": [[str(self._lora.resolve()), "anti_blur", self.lora_weight]] if self.lora_weight else [],
                 "call": self.call,
@@ -195,33 +174,25 @@ class InfiniteYou:
     def _environment(self) -> dict[str, str]:
         ours = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
         ours |= {"PYTHONPATH": str(self.repository.resolve()), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-        # The pipeline always takes the first card it sees: each rank's worker is shown one.
-        rank = os.environ.get("LOCAL_RANK")
-        cards = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if rank is not None and cards != "":
-            ours["CUDA_VISIBLE_DEVICES"] = cards.split(",")[int(rank) % len(cards.split(","))] if cards else rank
-        return ours | self.environment
+        # The pipeline always takes the first visible GPU: each rank's worker gets one.
+        rank, gpus = os.environ.get("LOCAL_RANK"), os.environ.get("CUDA_VISIBLE_DEVICES")
+        if rank is not None and gpus != "":
+            ours["CUDA_VISIBLE_DEVICES"] = gpus.split(",")[int(rank) % len(gpus.split(","))] if gpus else rank
+        return ours | dict(self.environment)
 
 
 class _WorkerLost(RuntimeError):
-    """The worker died, hung or spoke nonsense."""
+    """The worker died, hung, or gave an invalid answer."""
 
 
 class _Worker:
-    # The process at the other end. A thread reads its answers, so that waiting for one can end.
+    """The worker process. A thread reads its answers, so that the wait for one can time out."""
+
     def __init__(self, python: Path, environment: dict, folder: Path, settings: dict, log: str | Path | None):
-        # Line-buffered text to the worker; its stderr goes to a file, whose end explains a death.
+        # Its stderr goes to a file, whose last lines explain a failure.
         self.log = open(log, "ab+") if log else tempfile.TemporaryFile()  # noqa: SIM115  closed in end()
-        self.process = subprocess.Popen(
-            [str(python), str(WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            env=environment,
-            cwd=folder,
-            text=True,
-            bufsize=1,
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log, "text": True, "bufsize": 1}
+        self.process = subprocess.Popen([str(python), str(WORKER)], env=environment, cwd=folder, **pipes)
         self.answers: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
         self.count = 0
@@ -239,37 +210,37 @@ class _Worker:
             self.end()
             raise GeneratorError(f"InfiniteYou did not start: {error}.") from error
         if not reply.get("ready"):
-            said = f"{reply.get('error')}{self._last_words()}"
+            reason = f"{reply.get('error')}{self._last_lines()}"
             self.end()
-            raise GeneratorError(f"InfiniteYou did not start: {said}.")
+            raise GeneratorError(f"InfiniteYou did not start: {reason}.")
 
-    def ask(self, order: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    def ask(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         self.count += 1
-        reply = self._exchange({"id": self.count, **order}, timeout_s)
+        reply = self._exchange({"id": self.count, **message}, timeout_s)
         if reply.get("id") != self.count:
-            raise _WorkerLost(f"it answered job {reply.get('id')} when asked for {self.count}")
+            raise _WorkerLost(f"it answered request {reply.get('id')} when asked for {self.count}")
         return reply
 
     def _exchange(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        with suppress(OSError):  # it is dead: the end of its answers says so below
+        with suppress(OSError):  # if it is dead, its answers end, see below
             self.process.stdin.write(json.dumps(message) + "\n")
         try:
             line = self.answers.get(timeout=timeout_s)
         except queue.Empty:
             raise _WorkerLost(f"it gave no answer in {timeout_s:g} s") from None
         if line is None:
-            raise _WorkerLost(f"it ended with exit code {self.process.wait()}{self._last_words()}")
+            raise _WorkerLost(f"it ended with exit code {self.process.wait()}{self._last_lines()}")
         try:
             return json.loads(line)
         except json.JSONDecodeError:
             raise _WorkerLost(f"it answered {line[:80]!r}") from None
 
-    def _last_words(self) -> str:
+    def _last_lines(self) -> str:
         self.log.seek(0, os.SEEK_END)
         self.log.seek(max(0, self.log.tell() - 2000))
         lines = [line for line in self.log.read().decode(errors="replace").splitlines() if line.strip()]
-        lines = [line for line in lines if not line.startswith((" ", "Traceback"))]  # what it said, not where
-        return f"; its last words: {' | '.join(lines[-3:])}" if lines else ""
+        lines = [line for line in lines if not line.startswith((" ", "Traceback"))]  # messages, not tracebacks
+        return f"; its last lines: {' | '.join(lines[-3:])}" if lines else ""
 
     def end(self) -> None:
         self.process.kill()

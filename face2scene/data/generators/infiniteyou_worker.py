@@ -1,8 +1,8 @@
-"""InfiniteYou's pipeline at the end of a pipe: one JSON object per line in, one out.
+"""The worker process with InfiniteYou's pipeline: one JSON object per line in, one out.
 
 Runs in InfiniteYou's own environment, with its checkout on PYTHONPATH, and imports nothing else of this project. The
-first line in holds the settings. Answers go to what was standard output at the start; everything the libraries print
-goes to standard error. The program ends when its input does.
+first line holds the settings. Answers go to the original standard output; output of the libraries goes to standard
+error. The program ends with its input.
 """
 
 import json
@@ -13,7 +13,7 @@ import traceback
 
 def main():
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # the pipeline and its libraries print
+    os.dup2(2, 1)  # prints of the libraries go to standard error
 
     def answer(**values):
         answers.write(json.dumps(values) + "\n")
@@ -27,7 +27,7 @@ def main():
         pipeline = InfUFluxPipeline(**settings["pipeline"])
         if settings["loras"]:
             pipeline.load_loras(settings["loras"])
-    except (Exception, SystemExit) as error:  # the pipeline leaves by exit() when its base model does not load
+    except (Exception, SystemExit) as error:  # it calls exit() when its base model does not load
         traceback.print_exc()
         answer(ready=False, error=f"{type(error).__name__}: {error}")
         return 1

@@ -1,5 +1,8 @@
-"""Any text-to-image pipeline of diffusers with IP-Adapter, in this process: a face photo conditions the image."""
+"""Any text-to-image pipeline of diffusers with IP-Adapter, conditioned on a face photo."""
 
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,52 +16,35 @@ from face2scene.faces.detect import Detector
 from face2scene.image_io.arrays import read_image, to_bytes
 
 
+@dataclass(eq=False)
 class IPAdapterPipeline:
-    """Draws a person of a reference photo into a prompted scene.
+    """Generates the person of a reference photo in a prompted scene."""
 
-    Args:
-        pipeline: a folder in diffusers' layout, or a hub id.
-        adapter: a folder or hub id with IP-Adapter weights.
-        weight_name: the adapter's file, such as `ip-adapter-plus-face_sd15.safetensors`.
-        subfolder, image_encoder: where in `adapter` the weights and the CLIP image encoder lie.
-        detector: cuts the face out of the photo, as the face adapters were trained; None shows the whole photo.
-        scale: of the adapter against the text.
-        width, height, guidance, steps: of the pipeline; the sizes must suit it.
-        negative_prompt: none, as in the paper's generator.
-        dtype: `float32`, `float16` or `bfloat16`.
-        device: None takes the first accelerator of this rank, else the CPU.
-        options: more arguments of the pipeline's call.
-    """
+    pipeline: str | Path | None  # a folder in diffusers' layout, or a hub id
+    adapter: str | Path | None  # a folder or hub id with IP-Adapter weights
+    _: KW_ONLY
+    weight_name: str  # the adapter's file, such as `ip-adapter-plus-face_sd15.safetensors`
+    subfolder: str = ""  # of the weights in `adapter`
+    image_encoder: str | None = "image_encoder"  # folder of the CLIP image encoder in `adapter`
+    detector: Detector | None = None  # crops the face of the photo, for the face adapters; None takes the whole photo
+    scale: float = 0.7  # of the adapter against the text
+    width: int = 512
+    height: int = 576
+    guidance: float = 5.0
+    steps: int = 30
+    negative_prompt: str | None = None  # none, as in the paper's generator
+    dtype: str = "float32"  # or `float16`, `bfloat16`
+    device: str | None = None  # None takes the first accelerator of this rank, else the CPU
+    options: Mapping[str, Any] = field(default_factory=dict)  # more arguments of the pipeline's call
 
-    def __init__(
-        self,
-        pipeline: str | Path | None,
-        adapter: str | Path | None,
-        *,
-        weight_name: str,
-        subfolder: str = "",
-        image_encoder: str | None = "image_encoder",
-        detector: Detector | None = None,
-        scale: float = 0.7,
-        width: int = 512,
-        height: int = 576,
-        guidance: float = 5.0,
-        steps: int = 30,
-        negative_prompt: str | None = None,
-        dtype: str = "float32",
-        device: str | None = None,
-        options: dict[str, Any] | None = None,
-    ):
-        self.pipeline_name, self.adapter = str(pipeline or ""), str(adapter or "")
-        self.weight_name, self.subfolder, self.image_encoder = weight_name, subfolder, image_encoder
-        self.detector, self.scale, self.dtype, self.device = detector, scale, dtype, device
-        self.call = {"width": width, "height": height, "guidance_scale": guidance, "num_inference_steps": steps}
-        self.negative_prompt, self.options = negative_prompt, dict(options or {})
-        self._pipeline: Any = None
+    def __post_init__(self) -> None:
+        self.pipeline, self.adapter = str(self.pipeline or ""), str(self.adapter or "")
+        self.call = {"width": self.width, "height": self.height, "guidance_scale": self.guidance}
+        self.call["num_inference_steps"] = self.steps
 
     def check(self) -> None:
-        """Raises GeneratorError for a path that looks like one and is not there."""
-        for option, name in (("pipeline", self.pipeline_name), ("adapter", self.adapter)):
+        """Raises GeneratorError for a missing path; hub ids are not checked."""
+        for option, name in (("pipeline", self.pipeline), ("adapter", self.adapter)):
             if not name:
                 raise GeneratorError(f"generator.{option} is not set (data.{option}=...).")
             is_path = Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1
@@ -66,26 +52,26 @@ class IPAdapterPipeline:
                 raise GeneratorError(f"generator.{option}: there is no {name}.")
 
     def about(self) -> dict[str, Any]:
-        """For the records."""
+        """Settings for the records."""
         adapter = {"adapter": Path(self.adapter).name, "weights": self.weight_name, "scale": self.scale}
-        return {"name": "diffusers", "pipeline": Path(self.pipeline_name).name, **adapter, **self.call}
+        return {"name": "diffusers", "pipeline": Path(self.pipeline).name, **adapter, **self.call}
 
-    def draw(self, job: GenerationRequest) -> np.ndarray:
-        """uint8 (height, width, 3); see `generators.Generator`. The seed is the job's, and drawn on the CPU."""
-        if job.reference is None:
-            raise GeneratorError("IP-Adapter draws a person from a photo, and this job has none.")
-        made = self._loaded()(
-            prompt=job.prompt,
+    def draw(self, request: GenerationRequest) -> np.ndarray:
+        """uint8 (height, width, 3); see `base.Generator`. Noise is drawn on the CPU."""
+        if request.reference is None:
+            raise GeneratorError("IP-Adapter needs a reference photo of the person.")
+        image = self._loaded(
+            prompt=request.prompt,
             negative_prompt=self.negative_prompt,
-            ip_adapter_image=self._face(job.reference),
-            generator=torch.Generator().manual_seed(job.seed),
+            ip_adapter_image=self._face(request.reference),
+            generator=torch.Generator().manual_seed(request.seed),
             output_type="np",
             **self.call,
             **self.options,
         ).images[0]
-        if not np.isfinite(made).all():
+        if not np.isfinite(image).all():
             raise JobFailed("the image holds NaN: try generator.dtype=float32")
-        return to_bytes(made.astype(np.float32))
+        return to_bytes(image.astype(np.float32))
 
     def _face(self, reference: Path) -> Image.Image:
         photo = read_image(reference)
@@ -97,24 +83,17 @@ class IPAdapterPipeline:
             photo = photo[y0:y1, x0:x1]
         return Image.fromarray(to_bytes(photo))
 
+    @cached_property
     def _loaded(self) -> Any:
-        if self._pipeline is None:
-            from accelerate import PartialState
-            from diffusers import AutoPipelineForText2Image
+        from accelerate import PartialState
+        from diffusers import AutoPipelineForText2Image
 
-            try:
-                made = AutoPipelineForText2Image.from_pretrained(self.pipeline_name, dtype=getattr(torch, self.dtype))
-                made.load_ip_adapter(
-                    self.adapter,
-                    subfolder=self.subfolder,
-                    weight_name=self.weight_name,
-                    image_encoder_folder=self.image_encoder,
-                )
-            except (OSError, ValueError, RuntimeError) as error:
-                raise GeneratorError(
-                    f"The pipeline {self.pipeline_name} with {self.adapter} does not load: {error}"
-                ) from error
-            made.set_ip_adapter_scale(self.scale)
-            made.set_progress_bar_config(disable=True)
-            self._pipeline = made.to(self.device or PartialState().device)
-        return self._pipeline
+        weights = {"subfolder": self.subfolder, "weight_name": self.weight_name}
+        try:
+            pipeline = AutoPipelineForText2Image.from_pretrained(self.pipeline, dtype=getattr(torch, self.dtype))
+            pipeline.load_ip_adapter(self.adapter, **weights, image_encoder_folder=self.image_encoder)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise GeneratorError(f"The pipeline {self.pipeline} with {self.adapter} does not load: {error}") from error
+        pipeline.set_ip_adapter_scale(self.scale)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(self.device or PartialState().device)

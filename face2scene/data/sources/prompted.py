@@ -1,6 +1,7 @@
-"""Images of real identities in invented scenes: the paper's synthetic part, from photos of people and prompts."""
+"""Generated scenes with real identities: the paper's synthetic part, from photos of people and prompts."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,89 +22,60 @@ CELEBREF_VALIDATION = Path(__file__).parent / "celebref_validation.txt"
 
 
 def celebref_split() -> dict[str, str]:
-    """The published split of CelebRef-HQ: its 100 validation identities; everybody else is for training."""
+    """The published split of CelebRef-HQ: its 100 validation identities; the others are for training."""
     return dict.fromkeys(CELEBREF_VALIDATION.read_text().split(), "val")
 
 
+@dataclass(eq=False)
 class PromptedPeople:
-    """Every person of a photo folder in several scenes, as a build source. One item is one prompt about one person.
+    """Every person of a photo folder in several scenes. One item is one prompt for one person.
 
     For each prompt up to `repeats` images are accepted within `tries` draws. An image is accepted when its largest
-    face has at least `threshold` identity cosine to the reference it was drawn from, and kept when it has
-    `strict_threshold`: the public generator stops drawing at 0.45, and the paper's account speaks of 0.55.
-
-    Args:
-        folder: one sub-folder of photos per person, CelebRef-HQ's layout; the sub-folder's name is the identity.
-        generator: see `generators.Generator`; `check()` is called before any work.
-        detector: finds and describes faces.
-        prompts: the series that prompts are drawn from.
-        name: of the source.
-        gender_map: file that maps identities to man, woman or person; None calls everybody a person.
-        split: `celebref` (the published list), `train`, `val`, or None: by seed, with the others of the set.
-        prompts_per_person: items per person (ours; the paper's set has about four).
-        repeats: accepted images per prompt at most (public: 3).
-        tries: draws per prompt at most (public: 10).
-        threshold, strict_threshold: see above; both are ArcFace's (faces=antelopev2 or insightface) and mean something
-            else with another identity network.
-        size: of the finished images (width, height); None keeps the generator's.
-        reference_size: longest side of the copied photos.
-        max_references: photos per image that are copied into the set, the one drawn from first.
-        people: only the first so many, to try things out; None takes all.
-        seed: of everything drawn: photo, prompt, generator's seeds.
-        licence: recorded with every image.
+    face has at least `threshold` identity cosine to its reference photo, and kept from `strict_threshold`: the public
+    generator stops at 0.45, the paper states 0.55. Both are for ArcFace (faces=antelopev2 or insightface).
     """
 
-    def __init__(
-        self,
-        folder: str | Path | None,
-        generator: Generator,
-        detector: Detector,
-        *,
-        prompts: Prompts | None = None,
-        name: str = "synthetic",
-        gender_map: str | Path | None = None,
-        split: str | None = "celebref",
-        prompts_per_person: int = 4,
-        repeats: int = 3,
-        tries: int = 10,
-        threshold: float = 0.45,
-        strict_threshold: float | None = 0.55,
-        size: tuple[int, int] | None = None,
-        reference_size: int | None = None,
-        max_references: int = 4,
-        people: int | None = None,
-        seed: int = 0,
-        licence: str,
-        settings: Mapping[str, Any] | None = None,
-    ):
-        if split not in ("celebref", "train", "val", None):
-            raise ValueError(f"split must be celebref, train, val or null, not {split!r}.")
-        if tries < repeats or repeats < 1:
-            raise ValueError(f"tries ({tries}) must be at least repeats ({repeats}), and that at least 1.")
-        self.folder = Path(folder) if folder else None
-        self.generator, self.detector = generator, detector
-        self.prompts = prompts or Prompts(seed=seed)
-        self.name, self.gender_map, self.split = name, gender_map, split
-        self.prompts_per_person, self.repeats, self.tries = prompts_per_person, repeats, tries
-        self.threshold, self.strict_threshold = threshold, strict_threshold
-        self.size = tuple(size) if size else None
-        self.reference_size, self.max_references, self.limit = reference_size, max_references, people
-        self.seed, self.licence, self.settings = seed, licence, dict(settings or {})
+    folder: str | Path | None  # CelebRef-HQ's layout: a sub-folder of photos per person, named by the identity
+    generator: Generator  # `check()` is called before any work
+    detector: Detector
+    _: KW_ONLY
+    prompts: Prompts | None = None  # None is the package's, by `seed`
+    name: str = "synthetic"  # of the source
+    gender_map: str | Path | None = None  # file, see `subjects`; None makes everybody a person
+    split: str | None = "celebref"  # the published list; or `train`, `val`; None is by seed, in `finalize`
+    prompts_per_person: int = 4  # ours; the paper's set has about four
+    repeats: int = 3  # accepted images per prompt at most (public)
+    tries: int = 10  # draws per prompt at most (public)
+    threshold: float = 0.45
+    strict_threshold: float | None = 0.55
+    size: tuple[int, int] | None = None  # of the images (width, height); None keeps the generator's
+    reference_size: int | None = None  # longest side of the copied photos
+    max_references: int = 4  # photos per image that are copied into the set, the one in use first
+    people: int | None = None  # use the first people only; None takes all
+    seed: int = 0  # of the choice of photos and prompts and of the generator's seeds
+    licence: str
+    settings: Mapping[str, Any] = field(default_factory=dict)  # recorded with every image
+
+    def __post_init__(self) -> None:
+        if self.split not in ("celebref", "train", "val", None):
+            raise ValueError(f"split must be celebref, train, val or null, not {self.split!r}.")
+        if self.tries < self.repeats or self.repeats < 1:
+            raise ValueError(f"tries ({self.tries}) must be at least repeats ({self.repeats}), and that at least 1.")
+        self.prompts = self.prompts or Prompts(seed=self.seed)
         self._references: tuple[str, list[tuple[Path, Face]], list[Rejection]] | None = None
 
     @cached_property
-    def people(self) -> list[str]:
-        """Identities, sorted."""
-        if self.folder is None:
+    def identities(self) -> list[str]:
+        """The names of the sub-folders in use, sorted."""
+        if not self.folder:
             raise BuildError("No photos of people were named: data.celebref is a folder with a sub-folder each.")
-        if not self.folder.is_dir():
-            raise BuildError(
-                f"There is no folder {self.folder}: photos of people are needed, a sub-folder each (option folder)."
-            )
-        found = sorted(path.name for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        folder = Path(self.folder)
+        if not folder.is_dir():
+            raise BuildError(f"There is no folder {folder} with a sub-folder of photos per person (option folder).")
+        found = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         if not found:
-            raise BuildError(f"{self.folder} has no sub-folder per person (option folder).")
-        return found[: self.limit]
+            raise BuildError(f"{folder} has no sub-folder per person (option folder).")
+        return found[: self.people]
 
     @cached_property
     def _subjects(self) -> dict[str, str]:
@@ -112,18 +84,18 @@ class PromptedPeople:
     @cached_property
     def _split_of(self) -> dict[str, str]:
         if self.split != "celebref":
-            return dict.fromkeys(self.people, self.split) if self.split else {}
-        return {person: "train" for person in self.people} | celebref_split()
+            return dict.fromkeys(self.identities, self.split) if self.split else {}
+        return {person: "train" for person in self.identities} | celebref_split()
 
     def listing(self) -> Any:
         """The people, and what the prompts follow from."""
-        return {"people": self.people, "packs": self.prompts.listing(), "subjects": self._subjects}
+        return {"people": self.identities, "packs": self.prompts.listing(), "subjects": self._subjects}
 
     def items(self) -> Sequence[tuple[str, int]]:
         if not hasattr(self, "_checked"):
             self._checked = True
             getattr(self.generator, "check", lambda: None)()
-        return [(person, number) for person in self.people for number in range(self.prompts_per_person)]
+        return [(person, number) for person in self.identities for number in range(self.prompts_per_person)]
 
     def key(self, item: tuple[str, int]) -> str:
         return f"{self.name}_{item[0]}_{item[1]:04d}"
@@ -131,11 +103,10 @@ class PromptedPeople:
     def make(self, item: tuple[str, int]) -> BuildResult:
         person, number = item
         references, bad = self._photos(person)
-        rejected = list(bad) if number == 0 else []  # named once, with the person's first prompt
+        rejected = list(bad) if number == 0 else []  # once, with the person's first prompt
         if not references:
-            return BuildResult(
-                rejected=[*rejected, Rejection(self.key(item), "no photo of this person is usable", BAD_INPUT)]
-            )
+            reason = "no photo of this person is usable"
+            return BuildResult(rejected=[*rejected, Rejection(self.key(item), reason, BAD_INPUT)])
         rng = np.random.default_rng(seed_from("reference", self.seed, person, number))
         chosen = int(rng.integers(len(references)))
         path, face = references[chosen]
@@ -143,41 +114,35 @@ class PromptedPeople:
         prompt = self.prompts(prompt_number, subject=self._subjects.get(person, "person"))
         others = [other for other, _ in references[chosen + 1 :] + references[:chosen]]
         copied = copies([path, *others][: self.max_references], self.reference_size)
-        drafts: list[RecordCandidate] = []
+        candidates: list[RecordCandidate] = []
         accepted = 0
+        stem, index = f"iden_{person}_img_{path.stem}_sample_{number}", self.identities.index(person)
         for attempt in range(self.tries):
             if accepted == self.repeats:
                 break
-            seed = seed_from("draw", self.seed, person, number, attempt) % 2**32
-            name = f"iden_{person}_img_{path.stem}_sample_{number}_repeat_{accepted + 1}"
-            tried = f"iden_{person}_img_{path.stem}_sample_{number}_try_{attempt + 1}"
+            seed, tried = seed_from("draw", self.seed, person, number, attempt) % 2**32, f"{stem}_try_{attempt + 1}"
             try:
-                drawn = self.generator.draw(
-                    GenerationRequest(
-                        person=self.people.index(person), number=attempt, seed=seed, prompt=prompt.text, reference=path
-                    )
-                )
+                drawn = self.generator.draw(GenerationRequest(index, attempt, seed, prompt.text, path))
             except JobFailed as error:
                 rejected.append(Rejection(tried, f"the generator failed: {error}", "generation"))
                 continue
-            image = drawn if self.size is None else resized(drawn, self.size)
-            shown = image.astype(np.float32) / 255
-            found = largest(self.detector.find(shown))
-            reason, near = self._judge(found, face)
+            image = drawn if self.size is None else resized(drawn, tuple(self.size))
+            pixels = image.astype(np.float32) / 255
+            found = largest(self.detector.find(pixels))
+            reason, measured = self._judge(found, face)
+            if not reason:
+                accepted += 1
+                similarity = measured["similarity"]
+                if self.strict_threshold is not None and similarity < self.strict_threshold:
+                    reason = f"not similar enough to keep: cosine {similarity:.3f} is under {self.strict_threshold}"
             if reason:
-                rejected.append(Rejection(tried, reason, measured=near, thumbnail=thumbnail(shown)))
-                continue
-            accepted += 1
-            if self.strict_threshold is not None and near["similarity"] < self.strict_threshold:
-                said = f"not alike enough to keep: cosine {near['similarity']:.3f} is under {self.strict_threshold}"
-                rejected.append(Rejection(tried, said, measured=near, thumbnail=thumbnail(shown)))
+                rejected.append(Rejection(tried, reason, measured=measured, thumbnail=thumbnail(pixels)))
                 continue
             about = {"person": person, "photo": path.name, "prompt_number": prompt_number, "try": attempt + 1}
-            drafts.append(
+            candidates.append(
                 RecordCandidate(
-                    name=name,
+                    name=f"{stem}_repeat_{accepted}",
                     image=image,
-                    reference=None,
                     split=self._split_of.get(person),
                     identity=person,
                     prompt=prompt.text,
@@ -188,34 +153,34 @@ class PromptedPeople:
                     source=self.name,
                     licence=self.licence,
                     generator={**self.settings, **getattr(self.generator, "about", dict)(), **about, "seed": seed},
-                    measured=near,
+                    measured=measured,
                     references=copied,
-                    similarity=near["similarity"],
+                    similarity=similarity,
                 )
             )
-        return BuildResult(drafts, rejected)
+        return BuildResult(candidates, rejected)
 
     def _judge(self, found: Face | None, reference: Face) -> tuple[str, dict[str, float]]:
         if found is None:
             return "no face found", {}
         if found.identity is None:
             return "the face has no usable landmarks", {}
-        near = float(found.identity @ reference.identity)
-        if near < self.threshold:
-            return f"looks like somebody else: cosine {near:.3f} is under {self.threshold}", {"similarity": near}
-        return "", {"similarity": near}
+        cosine = float(found.identity @ reference.identity)
+        different = cosine < self.threshold
+        reason = f"another person: cosine {cosine:.3f} is under {self.threshold}" if different else ""
+        return reason, {"similarity": cosine}
 
     def _photos(self, person: str) -> tuple[list[tuple[Path, Face]], list[Rejection]]:
-        # The photos of a person that show a face, and those that do not. Prompts of one person follow each other.
+        """Photos of a person with their faces, and rejections of the others; kept for the person's next prompt."""
         if self._references is None or self._references[0] != person:
             usable, bad = [], []
-            for path in list_images(self.folder / person):
+            for path in list_images(Path(self.folder) / person):
                 shown = f"{person}/{path.name}"
                 try:
                     face = largest(self.detector.find(read_image(path)))
                 except (ImageError, OSError) as error:
-                    said = str(error).replace(f"{self.folder}/", "")
-                    bad.append(Rejection(shown, f"unreadable: {said}", BAD_INPUT))
+                    reason = str(error).replace(f"{self.folder}/", "")
+                    bad.append(Rejection(shown, f"unreadable: {reason}", BAD_INPUT))
                     continue
                 if face is None or face.identity is None:
                     bad.append(Rejection(shown, "no face found on this photo of a person", "reference"))

@@ -1,13 +1,15 @@
-"""The released InScene, or any published set of images with faces, as a build source, read through `datasets`.
+"""The released InScene, or any published set of images with faces, read through `datasets`.
 
-Field names, box convention and split names of the release are not public: all of them are a small mapping in the
-configuration. What comes out is the same record as everywhere.
+Field names, box convention and split names of the release are not public; the configuration maps them to ours.
 """
 
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,62 +21,45 @@ from face2scene.data.building.build import BAD_INPUT, BuildError, BuildResult, R
 from face2scene.data.building.names import printable, safe
 from face2scene.data.building.photo_filtering import copies
 from face2scene.data.building.prompts import plain_prompt, shot_of
+from face2scene.data.paths import FolderPaths
 from face2scene.image_io.arrays import ImageError, list_images
 from face2scene.image_io.photos import MAX_PIXELS
 
 FIELDS = ("image", "lq", "name", "identity", "prompt", "shot", "face_box", "landmarks_68", "similarity")
 
 
+@dataclass(eq=False)
 class Released:
-    """A published set. One item is one of its files (a shard of a split), done in portions.
+    """A published set. One item is one of its files (a shard of a split), done in chunks."""
 
-    Args:
-        source: hub id, or a local folder that `datasets` understands (parquet, imagefolder, webdataset).
-        fields: ours to theirs; a dot leads into a nested field. Only `image` is needed.
-        splits: theirs to ours.
-        box: `xyxy` or `xywh`.
-        units: `pixels`, or `relative` to width and height; of box and landmarks.
-        identity_pattern: finds the identity in the image's name where no field says it; its first group.
-        references: folder with a sub-folder of photos per identity (CelebRef-HQ); None takes the set's own images.
-        max_references, reference_size: of these photos.
-        name, licence: of the source.
-        portion: images per side-car.
-        revision: of the hub repository.
-        options: more arguments of `datasets.load_dataset`.
-    """
+    source: str | Path  # hub id, or a local folder that `datasets` can load (parquet, imagefolder, webdataset)
+    _: KW_ONLY
+    name: str = "inscene"  # of the source
+    fields: Mapping[str, str | None]  # our field to theirs; a dot leads into a nested field. Only `image` is required
+    splits: Mapping[str, str]  # their split to ours
+    box: str = "xyxy"  # or `xywh`
+    units: str = "pixels"  # of box and landmarks; or `relative` to width and height
+    identity_pattern: str | None = None  # its first group is the identity in the image's name, if no field holds it
+    references: str | Path | None = None  # a sub-folder of photos per identity; None takes the set's own images
+    max_references: int = 4  # photos per image
+    reference_size: int | None = None  # longest side of the photos
+    licence: str
+    chunk_size: int = 100  # images per side-car
+    revision: str | None = None  # of the hub repository
+    options: Mapping[str, Any] = field(default_factory=dict)  # more arguments of `datasets.load_dataset`
+    size: int | None = None  # not used, images and boxes are those of the set; every source is given these two
+    detector: Any = None
 
-    def __init__(
-        self,
-        source: str | Path,
-        *,
-        name: str = "inscene",
-        fields: Mapping[str, str | None],
-        splits: Mapping[str, str],
-        box: str = "xyxy",
-        units: str = "pixels",
-        identity_pattern: str | None = None,
-        references: str | Path | None = None,
-        max_references: int = 4,
-        reference_size: int | None = None,
-        licence: str,
-        portion: int = 100,
-        revision: str | None = None,
-        options: Mapping[str, Any] | None = None,
-    ):
-        if unknown := sorted(fields.keys() - set(FIELDS)):
+    def __post_init__(self) -> None:
+        if unknown := sorted(self.fields.keys() - set(FIELDS)):
             raise ValueError(f"fields has unknown names {unknown}: choose from {', '.join(FIELDS)}.")
-        if not fields.get("image"):
+        if not self.fields.get("image"):
             raise ValueError("fields.image must name the field that holds the image.")
-        if box not in ("xyxy", "xywh") or units not in ("pixels", "relative"):
-            raise ValueError(f"box must be xyxy or xywh and units pixels or relative, not {box!r} and {units!r}.")
-        self.source, self.name = str(source), safe(name)
-        self.fields = {ours: theirs for ours, theirs in fields.items() if theirs}
-        self.splits, self.box, self.units = dict(splits), box, units
-        self.identity_pattern = re.compile(identity_pattern) if identity_pattern else None
-        self.references = Path(references) if references else None
-        self.max_references, self.reference_size = max_references, reference_size
-        self.licence, self.portion = licence, portion
-        self.revision, self.options = revision, dict(options or {})
+        if self.box not in ("xyxy", "xywh") or self.units not in ("pixels", "relative"):
+            wrong = f"{self.box!r} and {self.units!r}"
+            raise ValueError(f"box must be xyxy or xywh and units pixels or relative, not {wrong}.")
+        self.source, self.name = str(self.source), safe(self.name)
+        self.fields = {ours: theirs for ours, theirs in self.fields.items() if theirs}
         self._copied: tuple[str, list[tuple[str, np.ndarray]]] = ("", [])
 
     @cached_property
@@ -84,15 +69,14 @@ class Released:
         try:
             found = datasets.load_dataset(self.source, streaming=True, **given, **self.options)
         except Exception as error:  # the hub's, the file system's and the readers' own errors
-            raise BuildError(
-                f"{self.source} cannot be read as a published set ({type(error).__name__}: {error})."
-            ) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise BuildError(f"{self.source} cannot be read as a published set ({reason}).") from error
         if missing := sorted(self.splits.keys() - found.keys()):
             raise BuildError(f"{self.source} has the splits {sorted(found)}, not {missing} (option splits).")
         sets = {}
         for split in self.splits:
             rows = found[split]
-            if rows.features is None:  # known only from the first row on
+            if rows.features is None:  # resolved from the first row
                 rows = rows._resolve_features()
             if absent := sorted({f.split(".")[0] for f in self.fields.values()} - rows.features.keys()):
                 raise BuildError(
@@ -105,7 +89,7 @@ class Released:
         return sets
 
     def listing(self) -> Any:
-        """What was asked for; the hub's revision is a setting."""
+        """Source and revision; the files of the hub are not listed."""
         return [self.source, self.revision]
 
     def items(self) -> Sequence[tuple[str, int, int]]:
@@ -114,67 +98,84 @@ class Released:
     def key(self, item: tuple[str, int, int]) -> str:
         return f"{self.name}_{safe(item[0])}_{item[1]:05d}"
 
-    def make(self, item: tuple[str, int, int]) -> BuildResult:
-        parts = list(self.chunks(item, 0))
-        return BuildResult([d for part in parts for d in part.drafts], [r for part in parts for r in part.rejected])
-
     def chunks(self, item: tuple[str, int, int], start: int) -> Iterator[BuildResult]:
-        """The rows of one file, `portion` at a time."""
+        """The rows of one file, `chunk_size` at a time, from chunk `start` on."""
         split, number, count = item
-        rows = self._sets[split].shard(num_shards=count, index=number).skip(start * self.portion)
-        drafts, rejected = [], []
-        for place, row in enumerate(rows, start * self.portion):
-            made = self._draft(row, split, f"{self.key(item)}_{place:06d}")
-            (rejected if isinstance(made, Rejection) else drafts).append(made)
-            if len(drafts) + len(rejected) == self.portion:
-                yield BuildResult(drafts, rejected)
-                drafts, rejected = [], []
-        if drafts or rejected:
-            yield BuildResult(drafts, rejected)
+        first = start * self.chunk_size
+        rows = self._sets[split].shard(num_shards=count, index=number).skip(first)
+        results = self._results(enumerate(rows, first), split, self.key(item))
+        while chunk := list(islice(results, self.chunk_size)):
+            yield BuildResult.of(chunk)
 
-    def _draft(self, row: Mapping[str, Any], split: str, key: str) -> RecordCandidate | Rejection:
+    def _results(self, rows: Iterator[tuple[int, Any]], split: str, key: str) -> Iterator[RecordCandidate | Rejection]:
+        # Of a hub's file an OSError is the network's: the build stops and resumes there.
+        corrupt = (ValueError, OSError) if os.path.isdir(self.source) else ValueError
+        try:
+            for n, row in rows:
+                yield self._result(row, split, f"{key}_{n:06d}")
+        except corrupt as error:
+            yield Rejection(f"{self.name}/{key}", f"file cut: {type(error).__name__}: {error}", BAD_INPUT)
+
+    def _result(self, row: Mapping[str, Any], split: str, key: str) -> RecordCandidate | Rejection:
         theirs = {ours: _at(row, field) for ours, field in self.fields.items()}
         image = theirs["image"]
-        said = theirs.get("name") or (Path(image["path"]).name if isinstance(image, dict) and image.get("path") else "")
-        shown = f"{self.name}/{printable(str(said or key))}"
+        file = theirs.get("name") or (Path(image["path"]).name if isinstance(image, dict) and image.get("path") else "")
+        shown = f"{self.name}/{printable(str(file or key))}"
         try:
-            pixels = _decoded(image)
-            lq = _decoded(theirs["lq"]) if theirs.get("lq") is not None else None
-        except (ImageError, OSError, ValueError) as error:
+            pixels = self._decoded(image)
+            lq = self._decoded(theirs["lq"]) if theirs.get("lq") is not None else None
+        except (ImageError, OSError, ValueError, Image.DecompressionBombError) as error:
             return Rejection(shown, f"unreadable: {error}", BAD_INPUT)
         height, width = pixels.shape[:2]
         if lq is not None and lq.shape != pixels.shape:
             lq = np.asarray(Image.fromarray(lq).resize((width, height), Image.BICUBIC))
-        try:
-            box, points = self._geometry(theirs, width, height)
-        except (TypeError, ValueError) as error:
-            return Rejection(shown, f"bad metadata: {error}", BAD_INPUT)
         identity = theirs.get("identity")
-        if identity is None and self.identity_pattern and (found := self.identity_pattern.search(str(said))):
+        if identity is None and self.identity_pattern and (found := re.search(self.identity_pattern, str(file))):
             identity = found.group(1)
         if identity is None:
             return Rejection(shown, "bad metadata: no identity (options fields.identity, identity_pattern)", BAD_INPUT)
-        shot = theirs.get("shot") or shot_of(box, height)
-        similarity = theirs.get("similarity")
+        try:
+            box, points = self._geometry(theirs, width, height)
+            similarity = theirs.get("similarity")
+            similarity = None if similarity is None else float(similarity)
+            references = self._photos(str(identity))
+        except (TypeError, ValueError) as error:
+            return Rejection(shown, f"bad metadata: {error}", BAD_INPUT)
+        shot = str(theirs.get("shot") or shot_of(box, height))
+        plain = plain_prompt(shot if shot in ("mid-up", "full-body") else "close-up")
         return RecordCandidate(
             name=key,
             image=pixels,
-            reference=None,
             split=self.splits[split],
             identity=str(identity),
-            prompt=theirs.get("prompt") or plain_prompt(shot if shot in ("mid-up", "full-body") else "close-up"),
+            prompt=str(theirs.get("prompt") or plain),
             shot=shot,
             face_box=box,
             landmarks_68=points,
-            vector=None,
             source=self.name,
             licence=self.licence,
-            generator={"name": "released", "from": self.source, "revision": self.revision, "file": str(said or key)},
-            references=self._photos(str(identity)),
-            similarity=None if similarity is None else float(similarity),
+            generator={"name": "released", "from": self.source, "revision": self.revision, "file": str(file or key)},
+            references=references,
+            similarity=similarity,
             lq=lq,
             recipe=None if lq is None else {"operators": [], "origin": f"came with {self.source}"},
         )
+
+    def _decoded(self, value: Any) -> np.ndarray:
+        """uint8 (H, W, 3) of an undecoded image of `datasets`: bytes, or a mapping with `bytes` or `path`.
+
+        A path must lead inside the source's folder.
+        """
+        content = value.get("bytes") if isinstance(value, Mapping) else value
+        if content is None and isinstance(value, Mapping) and value.get("path"):
+            root = os.path.realpath(self.source)
+            content = FolderPaths(root)(os.path.relpath(os.path.realpath(value["path"]), root)).read_bytes()
+        if not content:
+            raise ImageError("the image is empty")
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"{image.width} x {image.height} pixels are more than the limit")
+            return np.asarray(image.convert("RGB"))
 
     def _geometry(self, theirs: Mapping[str, Any], width: int, height: int) -> tuple[tuple, np.ndarray | None]:
         box = np.array(theirs["face_box"] if theirs.get("face_box") is not None else (0, 0, width, height), float)
@@ -182,10 +183,10 @@ class Released:
             raise ValueError(f"the face box is {box.tolist()}, four numbers are needed")
         if self.box == "xywh":
             box[2:] += box[:2]
-        scale = (
-            np.array([width, height], float) if self.units == "relative" and theirs.get("face_box") is not None else 1.0
-        )
-        box = (box.reshape(2, 2) * scale).clip(0, [width, height]).reshape(4)
+        scale = np.array([width, height], float) if self.units == "relative" else np.ones(2)
+        if theirs.get("face_box") is not None:
+            box *= np.tile(scale, 2)
+        box = box.reshape(2, 2).clip(0, [width, height]).reshape(4)
         if not (box[2] > box[0] and box[3] > box[1]):
             raise ValueError(f"the face box {box.tolist()} is empty or outside {width} x {height}")
         points = theirs.get("landmarks_68")
@@ -194,15 +195,15 @@ class Released:
         points = np.array(points, float).reshape(-1, 2)
         if points.shape != (68, 2):
             raise ValueError(f"{len(points)} landmarks, 68 are needed")
-        return tuple(box), points * (np.array([width, height]) if self.units == "relative" else 1.0)
+        return tuple(box), points * scale
 
     def _photos(self, identity: str) -> list[tuple[str, np.ndarray]]:
-        # Images of one person follow each other in most sets.
-        if self.references is None:
+        # Kept for the next image: most sets are sorted by person.
+        if not self.references:
             return []
         if self._copied[0] != identity:
-            folder = self.references / identity
-            paths = list_images(folder)[: self.max_references] if folder.is_dir() else []
+            folder = FolderPaths(self.references)(identity)
+            paths = list_images(folder)[: self.max_references] if os.path.isdir(folder) else []
             self._copied = identity, copies(paths, self.reference_size)
         return self._copied[1]
 
@@ -212,14 +213,3 @@ def _at(row: Mapping[str, Any], field: str) -> Any:
     for name in field.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
-
-
-def _decoded(value: Any) -> np.ndarray:
-    """uint8 (H, W, 3) of what `datasets` gives for an image: bytes, a path, or bytes and a path."""
-    content = value.get("bytes") if isinstance(value, Mapping) else value
-    if content is None and isinstance(value, Mapping):
-        content = Path(value["path"]).read_bytes()
-    with Image.open(io.BytesIO(content)) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError(f"{image.width} x {image.height} pixels are more than the limit")
-        return np.asarray(image.convert("RGB"))

@@ -1,1 +1,1 @@
-"""The arithmetic under the operators: convolution, resizing, noise, JPEG."""
+"""The arithmetic of the operators: convolution, resizing, noise, JPEG."""

@@ -1,13 +1,14 @@
 """Convolution of an image with an operator's kernel, mirrored at the border, by the fastest exact way.
 
-On a core, a kernel that is a sum of up to `MAX_RANK` separable ones (its singular value decomposition, cut where what
-is left weighs less than `RESIDUE`) is two passes of `bands.transform` for each of them; any other that is small is
-summed up as it is written down, in windows; the rest goes through SciPy's Fourier transform. On a GPU, and where
-gradients are wanted, the plain sum or torch's Fourier transform runs. All of them agree to 2e-6.
+On a core, a kernel that is a sum of up to `MAX_RANK` separable ones (its singular value decomposition, cut where the
+rest weighs less than `RESIDUE`) is one `banded_matmul`; any other small one is summed directly, in windows; the rest
+uses SciPy's Fourier transform. On a GPU, and where gradients are wanted, it is the direct sum or torch's Fourier
+transform. All of them agree to 2e-6.
 """
 
+from collections.abc import Hashable, Iterator
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import scipy.fft
 import torch
@@ -15,25 +16,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from face2scene.degradation.functional import kernels
-from face2scene.degradation.functional.banded import Bands, empty_aligned, transform
+from face2scene.degradation.functional.banded import BandedMatrix, banded_matmul, empty_aligned, runs_banded
 from face2scene.degradation.functional.resize import taps
 
-RESIDUE = 1e-6  # the largest error that the cut makes in an image in [0, 1]; a step of 16 bits is fifteen times that
+RESIDUE = 1e-6  # the largest error of the cut in an image in [0, 1]; a fifteenth of a 16-bit step
 MAX_RANK = 3  # one more takes longer than the Fourier transform, measured on one core
-WINDOW = 8  # outputs that lie side by side and are one product with the window they read
+WINDOW = 8  # neighbouring outputs that are one product with the window they read
 LARGEST_WINDOWED = (1, 7, 9, 13)  # side up to which windows are fastest, for a kernel of rank 1, 2, 3, more; measured
 TILE = 400_000  # values that are transformed at a time: they fit a core's cache and bound the memory
 PLAIN_BELOW = 25  # kernel side from which a GPU takes the Fourier transform; our guess, not measured
 
 
-class Kernel(Protocol):
-    """An operator with a kernel: frozen, so that what is computed of it can be kept."""
+class Kernel(Hashable, Protocol):
+    """An operator with a kernel; hashable, since what is computed from it is cached."""
 
-    size: int  # side of the kernel, odd
+    @property
+    def size(self) -> int:
+        """Side of the kernel in pixels, odd."""
 
     def kernel(self) -> Tensor:
         """(size, size) float64 on the CPU, sum 1."""
-        ...
 
 
 def convolve(image: Tensor, operator: Kernel) -> Tensor:
@@ -42,13 +44,13 @@ def convolve(image: Tensor, operator: Kernel) -> Tensor:
     Raises:
         ValueError: the kernel is larger than the mirrored image; the message names the operator's `size`.
     """
+    check_mirrorable(image, operator.size, f"{type(operator).__name__}.size is")
     height, width = image.shape[-2:]
-    _check_size(image, operator)
     kernel = _trimmed(operator)
     side = kernel.shape[-1]
     if side == 1:
         return image
-    if image.is_cuda or (torch.is_grad_enabled() and image.requires_grad):
+    if not runs_banded(image):
         return plain(image, kernel) if side < PLAIN_BELOW else by_fourier(image, kernel)
     factors = _factors(operator)
     rank = MAX_RANK + 1 if factors is None else len(factors[0])
@@ -56,7 +58,7 @@ def convolve(image: Tensor, operator: Kernel) -> Tensor:
         return by_windows(image, kernel)
     if factors is None:
         return by_scipy(image, kernel)
-    return transform(image, _bands(operator, 0, height), _bands(operator, 1, width))
+    return banded_matmul(image, _matrix(operator, 0, height), _matrix(operator, 1, width))
 
 
 def convolve_and_resize(
@@ -67,35 +69,35 @@ def convolve_and_resize(
     antialias: bool,
     steps: tuple[float, float] | None = None,
 ) -> Tensor | None:
-    """`convolve` and then `resize` in one pass over each axis, where that is one: else None.
+    """`convolve` and then `resize` in one pass over each axis; None where that is not possible or not faster.
 
     Only for a kernel without negative weights: between the two nothing leaves [0, 1], so nothing is clamped there.
     """
-    _check_size(image, operator)
+    check_mirrorable(image, operator.size, f"{type(operator).__name__}.size is")
     height, width = image.shape[-2:]
     kernel = _trimmed(operator)
-    if image.is_cuda or (torch.is_grad_enabled() and image.requires_grad) or (height, width) == size:
+    if not runs_banded(image) or (height, width) == size:
         return None
     factors = _factors(operator)
     if kernel.shape[-1] == 1 or factors is None or len(factors[0]) > 1 or kernel.min() < 0:
         return None
     down, right = steps or (None, None)
-    rows = _resized_bands(operator, 0, height, size[0], mode, antialias, down)
-    return transform(image, rows, _resized_bands(operator, 1, width, size[1], mode, antialias, right))
+    rows = _matrix(operator, 0, height, size[0], mode, antialias, down)
+    return banded_matmul(image, rows, _matrix(operator, 1, width, size[1], mode, antialias, right))
 
 
-def _check_size(image: Tensor, operator: Kernel) -> None:
+def check_mirrorable(image: Tensor, side: int, subject: str) -> None:
+    """Refuse an image that is too small for the mirrored border of a kernel; `subject` begins the message."""
     height, width = image.shape[-2:]
-    if operator.size // 2 >= min(height, width):
+    if side // 2 >= min(height, width):
         raise ValueError(
-            f"{type(operator).__name__}.size is {operator.size}, but the image is {height} x {width} "
-            f"pixels at this stage, which allows at most {2 * min(height, width) - 1}: "
-            "use a larger image or a smaller size."
+            f"{subject} {side}, but the image is {height} x {width} pixels at this stage, "
+            f"which allows at most {2 * min(height, width) - 1}: use a larger image or a smaller size."
         )
 
 
 def plain(image: Tensor, kernel: Tensor) -> Tensor:
-    """The sum as it is written down."""
+    """The sum of the definition."""
     side = kernel.shape[-1]
     padded = F.pad(image[None], (side // 2,) * 4, mode="reflect")
     weight = kernel.flip(0, 1).to(image).expand(len(image), 1, side, side)
@@ -103,7 +105,7 @@ def plain(image: Tensor, kernel: Tensor) -> Tensor:
 
 
 def by_fourier(image: Tensor, kernel: Tensor) -> Tensor:
-    """Circular convolution on a size that transforms fast; what wraps around falls in the padding cut off."""
+    """Circular convolution on a grid of a fast size; what wraps around falls in the padding, which is cut off."""
     side = kernel.shape[-1]
     grid = tuple(scipy.fft.next_fast_len(length + side - 1, real=True) for length in image.shape[-2:])
     padded = F.pad(image, (side // 2,) * 4, mode="reflect")
@@ -113,22 +115,17 @@ def by_fourier(image: Tensor, kernel: Tensor) -> Tensor:
 
 
 def by_scipy(image: Tensor, kernel: Tensor) -> Tensor:
-    """`by_fourier` on the CPU; some rows of a channel at a time."""
+    """`by_fourier` on the CPU, in strips of rows."""
     side = kernel.shape[-1]
-    pad = side // 2
     height, width = image.shape[-2:]
     step = min(height, max(TILE // (width + side), 4 * side))
     grid = tuple(scipy.fft.next_fast_len(length + side - 1, real=True) for length in (step, width))
     # Of the kernel's rows only the first `side` are not zero.
     response = scipy.fft.fft(scipy.fft.rfft(kernel.float().numpy(), n=grid[1]), n=grid[0], axis=0)
     result = empty_aligned(*image.shape)
-    for start in range(0, height, step):
-        stop = min(start + step, height)
-        low, high = max(start - pad, 0), min(stop + pad, height)
-        missing = (pad, pad, pad - (start - low), pad - (high - stop))
-        for channel, out in zip(image, result, strict=True):
-            padded = F.pad(channel[None, low:high], missing, mode="reflect")[0]
-            spectrum = scipy.fft.rfft2(padded.numpy(), s=grid)
+    for start, stop, strip in _mirrored_strips(image, side, step):
+        for channel, out in zip(strip, result, strict=True):
+            spectrum = scipy.fft.rfft2(channel.numpy(), s=grid)
             spectrum *= response
             blurred = torch.from_numpy(scipy.fft.irfft2(spectrum, s=grid, overwrite_x=True))
             valid = blurred[side - 1 : side - 1 + stop - start, side - 1 : side - 1 + width]
@@ -137,33 +134,40 @@ def by_scipy(image: Tensor, kernel: Tensor) -> Tensor:
 
 
 def by_windows(image: Tensor, kernel: Tensor) -> Tensor:
-    """The sum as it is written down, on the CPU, `WINDOW` neighbouring outputs at a time; some rows of the image.
+    """The sum of the definition on the CPU, `WINDOW` neighbouring outputs at a time, in strips of rows.
 
-    To a convolution with that stride the neighbours are channels, which processors are good at, and laid out with the
-    channels last they are the rows of an image.
+    To a convolution with that stride the neighbours are output channels, which processors compute fast, and in memory
+    with the channels last they are the rows of an image.
     """
     side = kernel.shape[-1]
-    pad = side // 2
     count, height, width = image.shape
     across, reach = -(-width // WINDOW), WINDOW + side - 1
     flipped = kernel.flip(0, 1).float()
     windows = torch.zeros(WINDOW, 1, side, reach)
     for place, window in enumerate(windows):
         window[0, :, place : place + side] = flipped
-    windows = windows.as_strided(windows.shape, (side * reach, 1, reach, 1))  # channels last, which one leaves open
+    # Channels last, which a dimension of length 1 leaves ambiguous.
+    windows = windows.as_strided(windows.shape, (side * reach, 1, reach, 1))
     step = min(height, max(TILE // width, 4 * side))
     result = empty_aligned(*image.shape)
-    for start in range(0, height, step):
-        stop = min(start + step, height)
-        low, high = max(start - pad, 0), min(stop + pad, height)
-        missing = (pad, pad, pad - (start - low), pad - (high - stop))
+    for start, stop, strip in _mirrored_strips(image, side, step):
         rows, columns = stop - start + side - 1, across * WINDOW + side - 1
         padded = image.new_zeros(count, rows, columns)
-        padded[..., : width + side - 1] = F.pad(image[None, :, low:high], missing, mode="reflect")[0]
+        padded[..., : width + side - 1] = strip
         padded = padded.as_strided((count, 1, rows, columns), (rows * columns, 1, columns, 1))
         blurred = F.conv2d(padded, windows, stride=(1, WINDOW)).permute(0, 2, 3, 1)
         torch.clamp(blurred.reshape(count, stop - start, -1)[..., :width], 0, 1, out=result[:, start:stop])
     return result
+
+
+def _mirrored_strips(image: Tensor, side: int, step: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Start and stop of strips of `step` rows, and the mirrored strip (C, rows + side - 1, width + side - 1)."""
+    pad, height = side // 2, image.shape[-2]
+    for start in range(0, height, step):
+        stop = min(start + step, height)
+        low, high = max(start - pad, 0), min(stop + pad, height)
+        missing = (pad, pad, pad - (start - low), pad - (high - stop))
+        yield start, stop, F.pad(image[None, :, low:high], missing, mode="reflect")[0]
 
 
 @lru_cache(maxsize=512)
@@ -183,25 +187,17 @@ def _factors(operator: Kernel) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-@lru_cache(maxsize=64)
-def _bands(operator: Kernel, axis: int, length: int) -> Bands:
-    vectors = _factors(operator)[axis].flip(1)
-    index = _mirrored(torch.arange(length)[:, None], vectors.shape[1], length)
-    return Bands.of(index, vectors[:, None].expand(-1, length, -1), length)
-
-
-@lru_cache(maxsize=64)
-def _resized_bands(
-    operator: Kernel, axis: int, length_in: int, length_out: int, mode: str, antialias: bool, step: float | None
-) -> Bands:
-    index, weight = taps(length_in, length_out, mode, antialias, step)
-    vectors = _factors(operator)[axis].flip(1)
-    index = _mirrored(index[..., None], vectors.shape[1], length_in).flatten(1)
+@lru_cache(maxsize=128)
+def _matrix(operator: Kernel, axis: int, length: int, *resize: Any) -> BandedMatrix:
+    """The convolution along one axis, then the resize that `resize.taps` describes, if its arguments are given."""
+    factors = _factors(operator)
+    assert factors is not None, "only separable kernels are banded"
+    vectors = factors[axis].flip(1)  # (rank, side)
+    index, weight = torch.arange(length)[:, None], torch.ones(length, 1, dtype=torch.float64)
+    if resize:
+        index, weight = taps(length, *resize)
+    side = vectors.shape[1]
+    index = index[..., None] + torch.arange(side) - side // 2
+    index = (length - 1) - ((length - 1) - index.abs()).abs()  # mirrored about the first and the last pixel
     weight = (weight[..., None] * vectors[:, None, None]).flatten(2)
-    return Bands.of(index, weight, length_in)
-
-
-def _mirrored(middle: Tensor, side: int, length: int) -> Tensor:
-    """The `side` pixels around each, mirrored about the first and the last one."""
-    index = middle + torch.arange(side) - side // 2
-    return (length - 1) - ((length - 1) - index.abs()).abs()
+    return BandedMatrix.of(index.flatten(1), weight, length)

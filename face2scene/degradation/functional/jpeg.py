@@ -1,4 +1,4 @@
-"""A round trip through JPEG: the real codec, and a formula of it that lets gradients through.
+"""A round trip through JPEG: the real codec, and a differentiable formula of it.
 
 The real one is Pillow's libjpeg-turbo with its defaults: integer DCT, colour at half resolution (4:2:0), the tables of
 the standard scaled by the quality. The formula is the one of Shin and Song (2017) as DiffJPEG and basicsr have it:
@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from face2scene.degradation.functional.banded import empty_aligned
 
-STRIP = 2**16  # pixels that change their form at a time; they fit a core's cache
+STRIP = 2**16  # pixels converted at a time; they fit a core's cache
 CODECS = ("libjpeg", "differentiable", "diffjpeg")
-# Steps of the standard (ITU-T T.81, annex K), rows are vertical frequencies. basicsr has them turned over the diagonal.
+# Steps of the standard (ITU-T T.81, annex K), rows are vertical frequencies. basicsr has them transposed.
 LUMA_STEPS = (
     (16, 11, 10, 16, 24, 40, 51, 61),
     (12, 12, 14, 19, 26, 58, 60, 55),
@@ -36,15 +36,15 @@ TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 
 
 def codec(image: Tensor, quality: int) -> Tensor:
-    """(3, h, w) in [0, 1], read in 8-bit steps, through libjpeg; on the CPU whatever the device, no gradient."""
+    """(3, h, w) in [0, 1], rounded to 8 bits, through libjpeg; on the CPU whatever the device, no gradient."""
     image = image.detach()
     height, width = image.shape[-2:]
-    steps = range(0, height, max(1, STRIP // width))  # a large image is held once as bytes, not as floats
-    # Pillow takes a row's three channels one after the other, which is cheaper than pixel by pixel.
+    steps = range(0, height, max(1, STRIP // width))  # a large image is copied as bytes, not as floats
+    # Pillow reads a row's three channels one after the other, which is faster than pixel by pixel.
     lines = np.empty((height, 3, width), dtype=np.uint8)
     for start in steps:
         part = slice(start, start + steps.step)
-        # NumPy cuts off the fraction in a seventh of torch's time.
+        # NumPy truncates in a seventh of torch's time.
         lines[part] = image[:, part].mul(255).add_(0.5).transpose(0, 1).cpu().numpy()
     file = io.BytesIO()
     encoded = Image.frombytes("RGB", (width, height), lines, "raw", "RGB;L")
@@ -56,35 +56,35 @@ def codec(image: Tensor, quality: int) -> Tensor:
     with Image.open(file, formats=("JPEG",)) as stored:
         stored.load()
         for start in steps:
-            part = stored.crop((0, start, width, min(start + steps.step, height)))
-            degraded = torch.from_numpy(np.array(part)).to(image.device)
+            strip = stored.crop((0, start, width, min(start + steps.step, height)))
+            degraded = torch.from_numpy(np.array(strip)).to(image.device)
             result[:, start : start + steps.step].copy_(degraded.permute(2, 0, 1)).div_(255)
     return result
 
 
 def differentiable(image: Tensor, quality: float, *, published: bool = False) -> Tensor:
-    """(3, h, w) in [0, 1] through the formula, on the image's device; a pixel's value need not be a 8-bit step.
+    """(3, h, w) in [0, 1] through the formula, on the image's device; the result is not rounded to 8 bits.
 
     Args:
-        published: as basicsr's DiffJPEG(differentiable=False) has it, with which Real-ESRGAN and S3Diff were trained:
-            a black border, tables turned over the diagonal whose steps may be below 1, and a rounding without slope.
+        published: as in basicsr's DiffJPEG(differentiable=False), with which Real-ESRGAN and S3Diff were trained:
+            a black border, transposed tables whose steps may be below 1, and a rounding without gradient.
     """
     height, width = image.shape[-2:]
     padded = F.pad(image[None], (0, -width % 16, 0, -height % 16), mode="constant" if published else "replicate")[0]
     ycbcr = torch.einsum("dc,chw->dhw", torch.tensor(TO_YCBCR).to(image), padded * 255)
     factor = 50 / quality if quality < 50 else 2 - quality / 50
     luma, chroma = (table.T if published else table for table in _steps(str(image.device)))
-    least = 0 if published else 1
-    colour = _quantise(F.avg_pool2d(ycbcr[1:], 2), (chroma * factor).clamp(min=least), slope=not published)
+    min_step = 0 if published else 1
+    colour = _quantise(F.avg_pool2d(ycbcr[1:], 2), (chroma * factor).clamp(min=min_step), slope=not published)
     colour = colour.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
-    # The codec centres all three at 128; the averaged colour is centred already.
-    bright = _quantise(ycbcr[:1] - 128, (luma * factor).clamp(min=least), slope=not published) + 128
+    # The codec centres all three channels; chroma is centred already.
+    bright = _quantise(ycbcr[:1] - 128, (luma * factor).clamp(min=min_step), slope=not published) + 128
     rgb = torch.einsum("dc,chw->dhw", torch.tensor(TO_RGB).to(image), torch.cat((bright, colour)))
     return (rgb[:, :height, :width] / 255).clamp(0, 1)
 
 
 def _quantise(planes: Tensor, steps: Tensor, *, slope: bool) -> Tensor:
-    """Round the DCT of 8 x 8 blocks of (n, h, w) to multiples of `steps` (8, 8), and back; by a cubic for a slope."""
+    """Round the DCT of 8 x 8 blocks of (n, h, w) to multiples of `steps` (8, 8), and back; with `slope` by a cubic."""
     count, height, width = planes.shape
     transform = _cosines(str(planes.device))
     blocks = planes.reshape(count, height // 8, 8, width // 8, 8).transpose(2, 3)

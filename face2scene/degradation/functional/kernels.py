@@ -1,13 +1,13 @@
 """Blur kernels as functions of numbers: Gaussian, generalised Gaussian, plateau and circular low-pass.
 
 The formulas are those of Real-ESRGAN's pipeline (Wang et al. 2021, sections 3.1 and 3.3), in float64. A
-kernel is a (size, size) tensor that sums to 1, rows downwards, with its middle at size // 2, the same turned
-by 180 degrees. With q = x^T S^-1 x the squared distance under the covariance S = R(theta) diag(sigma_x^2,
+kernel is a (size, size) tensor that sums to 1, rows downwards, centred at size // 2, symmetric under a turn by 180
+degrees. With q = x^T S^-1 x the squared distance under the covariance S = R(theta) diag(sigma_x^2,
 sigma_y^2) R(theta)^T:
 
     Gaussian              exp(-q / 2)
-    generalised Gaussian  exp(-q^beta / 2)       beta 1 is the Gaussian, smaller has longer tails
-    plateau               1 / (1 + q^beta)       larger beta has a flatter top
+    generalised Gaussian  exp(-q^beta / 2)       beta 1 is the Gaussian, a smaller one has longer tails
+    plateau               1 / (1 + q^beta)       the larger beta, the flatter its top
     circular low-pass     w J1(w r) / (2 pi r)   w in radians per pixel; the filter whose pass band is a disc
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 FAMILIES = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
-NARROWEST_PX = 1e-3  # a width below this is a line or a point on any pixel grid; the quotient stays finite
+NARROWEST_PX = 1e-3  # a smaller width is a line or a point on any pixel grid; keeps the quotient finite
 
 
 def is_round(family: str) -> bool:
@@ -30,20 +30,13 @@ def has_shape(family: str) -> bool:
     return family.startswith(("generalized", "plateau"))
 
 
-def delta(size: int) -> Tensor:
-    """The kernel that changes nothing."""
-    kernel = torch.zeros(size, size, dtype=torch.float64)
-    kernel[size // 2, size // 2] = 1
-    return kernel
-
-
 def bivariate(
     family: str, size: int, sigma_x: float, sigma_y: float, theta_rad: float = 0.0, beta: float = 1.0
 ) -> Tensor:
     """One of `FAMILIES` as a float64 (size, size) kernel; widths in pixels, both 0 gives the delta."""
-    if sigma_x == 0 and sigma_y == 0:
-        return delta(size)
     rows, columns = _grid(size)
+    if sigma_x == 0 and sigma_y == 0:
+        return ((rows == 0) & (columns == 0)).double()
     cosine, sine = math.cos(theta_rad), math.sin(theta_rad)
     along = (cosine * columns + sine * rows) / max(sigma_x, NARROWEST_PX)
     across = (cosine * rows - sine * columns) / max(sigma_y, NARROWEST_PX)
@@ -69,7 +62,7 @@ def low_pass(size: int, cutoff_rad: float) -> Tensor:
 def trim(kernel: Tensor, tolerance: float = 1e-7) -> Tensor:
     """Drop outer rings that together weigh at most `tolerance`, far below one float32 step of a bright pixel.
 
-    A narrow Gaussian drawn on a 21 x 21 grid is nine tenths zeros; the convolution need not visit them.
+    Nine tenths of a narrow Gaussian on a 21 x 21 grid are zeros, which need not be multiplied.
     """
     half = kernel.shape[-1] // 2
     rows, columns = _grid(kernel.shape[-1])

@@ -1,8 +1,8 @@
-"""Noise that is a function of a seed and of the place in the image, on any device.
+"""Noise that is a function of a seed and of the position in the image, on any device.
 
-Random bits are SplitMix64's (Steele, Lea and Flood 2014): output i is a hash of seed + (i + 1) * GOLDEN, whole-number
-arithmetic alone, so a CPU and a GPU draw the same bits and no image, thread or order changes them. Numbers are
-looked up in tables with these bits.
+Random bits are those of SplitMix64 (Steele, Lea and Flood 2014): output i is a hash of seed + (i + 1) * GOLDEN in
+integer arithmetic, so a CPU and a GPU draw the same bits, whatever the image, thread or order. These bits index tables
+of values.
 """
 
 import math
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from face2scene.degradation.functional.banded import empty_aligned
 
-CHUNK = 32768  # words of 64 bits, each the randomness of two values: on a CPU, these stay in a core's cache
+CHUNK = 32768  # words of 64 bits, each for two values: on a CPU, these stay in a core's cache
 LARGE_CHUNK = 2**22  # on a GPU
 GOLDEN = 0x9E3779B97F4A7C15
 LEVELS = 256
-OUTCOMES = 256  # photon counts that a level is given; they reach eight standard deviations to either side
+OUTCOMES = 256  # photon counts of a level's table; they reach eight standard deviations to either side
 
 
 def random_words(seed: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
@@ -28,7 +28,7 @@ def random_words(seed: int, start: int, count: int, device: torch.device | str =
         return torch.from_numpy(_words_of_numpy(seed, start, count).view(np.int64))
     counters = _counters(max(count, _chunk(device)), str(device))[:count]
     word = counters + _signed(seed + (start + 1) * GOLDEN)
-    word ^= (word >> 30).bitwise_and_((1 << 34) - 1)  # the shifts are logical: torch's drags the sign along
+    word ^= (word >> 30).bitwise_and_((1 << 34) - 1)  # masked, since the shifts are logical and torch's are arithmetic
     word *= _signed(0xBF58476D1CE4E5B9)
     word ^= (word >> 27).bitwise_and_((1 << 37) - 1)
     word *= _signed(0x94D049BB133111EB)
@@ -37,9 +37,9 @@ def random_words(seed: int, start: int, count: int, device: torch.device | str =
 
 
 def _words_of_numpy(seed: int, start: int, count: int) -> np.ndarray:
-    """`random_words` in a third of torch's time: NumPy's shifts are logical and its products of 64 bits faster."""
+    """`random_words` in a third of torch's time: NumPy's shifts are logical and its 64-bit products faster."""
     counters = _counters(max(count, CHUNK), "cpu").numpy()[:count].view(np.uint64)
-    word = counters + _unsigned(seed + (start + 1) * GOLDEN)
+    word = counters + np.uint64((seed + (start + 1) * GOLDEN) % 2**64)
     scratch = np.empty_like(word)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         np.right_shift(word, np.uint64(shift), out=scratch)
@@ -53,8 +53,8 @@ def gaussian(seed: int, count: int, device: torch.device | str = "cpu") -> Tenso
     """Standard normal values, float32 (count,).
 
     A value is the sum of two independent draws from the normal distribution's 65536 middle quantiles, divided by the
-    root of 2. Variance 1; beyond four standard deviations as often as it should be within 2 %, beyond five within 17 %,
-    beyond 6.1 never.
+    root of 2. Variance 1; the share beyond four standard deviations is right within 2 %, beyond five within 17 %,
+    beyond 6.1 it is 0.
     """
     table = _quantiles(str(device))
     values = empty_aligned(count, device=device)
@@ -67,11 +67,11 @@ def gaussian(seed: int, count: int, device: torch.device | str = "cpu") -> Tenso
 
 
 def shot(intensity: Tensor, seed: int) -> tuple[Tensor, int]:
-    """Photon noise of an image that is read in 8-bit steps.
+    """Photon noise of an image read in 8-bit steps.
 
-    White counts as many photons as the image has different levels, rounded up to a power of two. A level's mean
-    count takes 256 values only, so each level has a table (Walker's alias method, 1974) from which one look-up draws
-    a Poisson count; probabilities are exact to 2^-31.
+    White counts as many photons as the image has different levels, rounded up to a power of two. Each of the 256 levels
+    has a table (Walker's alias method, 1974) from which one look-up draws a Poisson count; probabilities are exact to
+    2^-31.
 
     Args:
         intensity: float32 in [0, 1], any shape.
@@ -84,7 +84,7 @@ def shot(intensity: Tensor, seed: int) -> tuple[Tensor, int]:
     for _, part in _chunks(flat):
         used += torch.bincount(_levels(part), minlength=LEVELS)
         if (found := int(used.count_nonzero())) > LEVELS // 2:
-            break  # more make no difference
+            break  # the power of two is known
     photons = 2 ** math.ceil(math.log2(found))
     alias, offset = _poisson_tables(photons, str(flat.device))
     noise = empty_aligned(len(flat), device=flat.device)
@@ -93,8 +93,8 @@ def shot(intensity: Tensor, seed: int) -> tuple[Tensor, int]:
         bits = _words(seed, start, len(part), flat.device)
         outcome = bits & (OUTCOMES - 1)
         entry = alias.index_select(0, torch.add(outcome, level, alpha=OUTCOMES))
-        # Below the entry's threshold the outcome stands, else it is its alias, the entry's last bits. As whole
-        # numbers, since a comparison and a choice take ten times as long: `below` is all ones or all zeros.
+        # Below the entry's threshold the outcome stands, else it is its alias, the entry's last bits. In integers:
+        # a comparison and a selection take ten times as long. `below` is all ones or all zeros.
         bits.bitwise_right_shift_(1).bitwise_and_(0x7FFFFFFF)
         below = bits.sub_(entry.bitwise_and(~(OUTCOMES - 1))).bitwise_right_shift_(31)
         entry.bitwise_and_(OUTCOMES - 1)
@@ -127,10 +127,6 @@ def _counters(count: int, device: str) -> Tensor:
     return torch.arange(count, device=device) * _signed(GOLDEN)
 
 
-def _unsigned(word: int) -> np.uint64:
-    return np.uint64(word & (2**64 - 1))
-
-
 def _signed(word: int) -> int:
     word &= 2**64 - 1
     return word - 2**64 if word >= 2**63 else word
@@ -157,13 +153,13 @@ def _poisson_tables(photons: int, device: str) -> tuple[Tensor, Tensor]:
 
 
 def _alias(chance: Tensor) -> tuple[Tensor, Tensor]:
-    """Walker's tables of many distributions at once, each (n,) with mean 1: an outcome's share of its own column and
-    who gets the rest of it."""
+    """Walker's tables of distributions (rows, n), each of mean 1: an outcome's share of its own column, and the outcome
+    that has the rest of it."""
     rows, count = chance.shape
     chance, row = chance.clone(), torch.arange(rows)
     alias = torch.arange(count).repeat(rows, 1)
     done = torch.zeros(rows, count, dtype=torch.bool)
-    for _ in range(count - 1):  # the poorest column is filled up by the richest and is settled
+    for _ in range(count - 1):  # the smallest column is filled up by the largest and is done
         poor = torch.where(done, torch.inf, chance).argmin(dim=1)
         rich = torch.where(done, -torch.inf, chance).argmax(dim=1)
         settled = poor != rich

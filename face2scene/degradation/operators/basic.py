@@ -1,12 +1,12 @@
-"""What a recipe is made of: one step of degradation each, every number a field.
+"""The operators of Real-ESRGAN's pipeline, every number a field.
 
-Images are float32 RGB tensors (3, H, W) in [0, 1]. How the heavy ones are computed is in convolve.py, resize.py,
-noise.py and jpeg.py.
+Images are float32 RGB tensors (3, H, W) in [0, 1]. The arithmetic is in `face2scene.degradation.functional`.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -22,24 +22,35 @@ LUMA = (0.2989, 0.587, 0.114)  # torchvision's and basicsr's grey
 Size = tuple[int, int]  # height, width
 
 
-class Operator(Protocol):
-    """One step of degradation: an image (3, h, w) in [0, 1] becomes another, all numbers being fields.
+@dataclass(frozen=True)
+class Operator(Checked, ABC):
+    """One step of a degradation: a function of an image (3, h, w) in [0, 1] whose parameters are its fields."""
 
-    `generator` is on the CPU; its seed stands for the noise realisation. `size` is the height and width of the
-    image the recipe started from; left out, it is `image`'s own.
-    """
+    @abstractmethod
+    def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
+        """The degraded image, in [0, 1].
 
-    def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor: ...
+        Args:
+            generator: on the CPU; its seed decides the noise.
+            size: height and width of the recipe's input; None is `image`'s own.
+        """
 
 
-class OfFamily(Checked):
-    """An operator whose kernels are of one of `kernels.FAMILIES`; what a family does not have is left out."""
+class FamilyBlur(Operator):
+    """An operator whose kernels are of one of `kernels.FAMILIES`; parameters that the family lacks are None."""
+
+    family: str
+    size: int
+    sigma_x: float
+    sigma_y: float | None
+    theta_rad: float | None
+    beta: float | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         rounded, shaped = kernels.is_round(self.family), kernels.has_shape(self.family)
         needed = {"sigma_y": not rounded, "theta_rad": not rounded, "beta": shaped}
-        for name, _, check in validation.declared(type(self)):
+        for name, _, check in validation.declared_checks(type(self)):
             if needed.get(name):
                 check(self, name)
             elif name in needed and getattr(self, name) is not None:
@@ -55,11 +66,13 @@ class OfFamily(Checked):
 
 
 @dataclass(frozen=True)
-class Blur(OfFamily):
-    """Blur by one kernel of `kernels.FAMILIES`, mirrored at the border.
+class Blur(FamilyBlur):
+    """Blur by one kernel of `kernels.FAMILIES`; the image is mirrored at the border.
 
-    `sigma_x`, `sigma_y` in pixels, `theta_rad` the direction of x, `beta` the exponent of the generalised and
-    plateau families. What a family does not have is left out.
+    Attributes:
+        size: side of the kernel in pixels, odd.
+        sigma_x, sigma_y: widths in pixels. theta_rad: direction of x. Round families have sigma_x alone.
+        beta: exponent, of the generalised and plateau families alone.
     """
 
     family: Annotated[str, validation.FAMILY]
@@ -78,7 +91,7 @@ class Blur(OfFamily):
 
 
 @dataclass(frozen=True)
-class Sinc(Checked):
+class Sinc(Operator):
     """Circular low-pass filter: rings at edges, as sharpening and resampling in cameras and viewers do."""
 
     cutoff_rad: Annotated[float, Number(0.01, math.pi)]  # radians per pixel, pi is the grid's limit
@@ -93,23 +106,21 @@ class Sinc(Checked):
 
 
 @dataclass(frozen=True)
-class Resize(Checked):
-    """Resize to `factor` times the sides of the image the recipe started from, rounded down.
+class Resize(Operator):
+    """Resize to `factor` times the sides of the recipe's input, rounded down; as Real-ESRGAN, not of the last step.
 
-    Relative to the start and not to the previous step, as in Real-ESRGAN, so that rounding does not add up.
-    `antialias` takes torch's antialiased filters, the ones of `face2scene.image_io.arrays.resize`; without it
-    bilinear and bicubic alias when shrinking and bicubic is a little sharper when growing, as in the
-    published training code.
-
-    `by_factor` steps by exactly 1 / `factor` where the rounded sizes would have it a little otherwise, as the first
-    resize of that code does (`interpolate(scale_factor=...)`): the content moves towards the lower right by up to
-    one pixel of the small image at the far border. Only bilinear and bicubic without antialias know it.
+    Attributes:
+        antialias: torch's antialiased filters, as in `face2scene.image_io.arrays.resize`. Without it bilinear and
+            bicubic alias when shrinking and bicubic is a little sharper when enlarging, as in the published code.
+        by_factor: sample at steps of exactly 1 / `factor` instead of the ratio of the rounded sizes, as that code's
+            first resize does (`interpolate(scale_factor=...)`): at the far border the content moves to the lower right
+            by up to one output pixel. Only bilinear and bicubic without antialias differ.
     """
 
     factor: Annotated[float, Number(1 / 64, 8)]
     mode: Annotated[str, OneOf(MODES)] = "bicubic"
     antialias: bool = True
-    by_factor: Annotated[bool | None, validation.flag] = None  # None is False, and what stored recipes say of it
+    by_factor: Annotated[bool | None, validation.flag] = None  # None is False and is left out of the JSON
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
         return resize(image, self.target(image, size), self.mode, self.antialias, self.steps(image, size))
@@ -130,19 +141,19 @@ class Resize(Checked):
 
 
 @dataclass(frozen=True)
-class RestoreSize(Checked):
-    """Back to the size of the image the recipe started from; `mode` and `antialias` as in `Resize`."""
+class RestoreSize(Operator):
+    """Back to the size of the recipe's input; `mode` and `antialias` as in `Resize`."""
 
     mode: Annotated[str, OneOf(MODES)] = "bicubic"
     antialias: bool = True
 
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
-        return resize(image, size or tuple(image.shape[-2:]), self.mode, self.antialias)
+        return resize(image, size or (image.shape[-2], image.shape[-1]), self.mode, self.antialias)
 
 
 @dataclass(frozen=True)
-class GaussianNoise(Checked):
-    """White noise of `sigma` grey levels (of 255); `grey` puts the same on all channels."""
+class GaussianNoise(Operator):
+    """White noise of `sigma` grey levels (of 255); `grey` adds the same noise to all channels."""
 
     sigma: Annotated[float, validation.GREY_LEVELS]
     grey: bool = False
@@ -156,12 +167,11 @@ class GaussianNoise(Checked):
 
 
 @dataclass(frozen=True)
-class PoissonNoise(Checked):
-    """Shot noise as Real-ESRGAN has it: the noise of a photon count, times `scale`.
+class PoissonNoise(Operator):
+    """Shot noise as in Real-ESRGAN: the noise of a photon count, times `scale`.
 
-    Intensity is read in 8-bit steps; white counts as many photons as the image has different levels,
-    rounded up to a power of two. `grey` counts the luminance and puts the same noise on all channels. A
-    gradient passes the noise by.
+    Intensity is read in 8-bit steps; white counts as many photons as the image has different levels, rounded up to a
+    power of two. `grey` counts the luminance and adds the same noise to all channels. The noise has no gradient.
     """
 
     scale: Annotated[float, validation.SHOT_SCALE]
@@ -171,18 +181,21 @@ class PoissonNoise(Checked):
         if self.scale == 0:
             return image
         counted = image.detach()
-        grain, photons = noise.shot(_luma(counted) if self.grey else counted, generator.initial_seed())
+        if self.grey:
+            red, green, blue = LUMA
+            counted = (red * counted[:1]).add_(counted[1:2], alpha=green).add_(counted[2:], alpha=blue)
+        grain, photons = noise.shot(counted, generator.initial_seed())
         return _add_noise(image, grain, self.scale / photons)
 
 
 @dataclass(frozen=True)
-class Jpeg(Checked):
+class Jpeg(Operator):
     """A round trip through JPEG at `quality` 1 to 100, colour at half resolution (4:2:0).
 
     Attributes:
-        codec: "libjpeg" is the real one, on the CPU, and refuses gradients; "differentiable" is a formula of it, on
-            the image's device, see `jpeg.differentiable`; "diffjpeg" is the published trainings' formula, of which
-            the quality may be any number.
+        codec: "libjpeg" is the real one, on the CPU and without gradient; "differentiable" is a formula of it on the
+            image's device, see `jpeg.differentiable`; "diffjpeg" is the formula of the published trainings, whose
+            quality may be a fraction.
     """
 
     quality: float
@@ -197,15 +210,10 @@ class Jpeg(Checked):
             return jpeg.differentiable(image, self.quality, published=self.codec == "diffjpeg")
         if torch.is_grad_enabled() and image.requires_grad:
             raise ValueError("Jpeg.codec is 'libjpeg', which has no gradient: make it 'differentiable'.")
-        return jpeg.codec(image, self.quality)
-
-
-def _luma(image: Tensor) -> Tensor:
-    red, green, blue = LUMA
-    return (red * image[:1]).add_(image[1:2], alpha=green).add_(image[2:], alpha=blue)
+        return jpeg.codec(image, int(self.quality))
 
 
 def _add_noise(image: Tensor, grain: Tensor, strength: float) -> Tensor:
-    # In place on the noise where it has the image's shape: a large image is not held once more.
+    # In place in the noise where it has the image's shape, which saves the memory of one large image.
     grain = grain.mul_(strength)
     return (grain.add_(image) if grain.shape == image.shape else image + grain).clamp_(0, 1)

@@ -1,7 +1,7 @@
-"""What a phone adds: hand shake, the noise of its sensor, and WebP.
+"""Degradations of a phone's camera: motion blur by hand shake, sensor noise, and WebP.
 
-Shake and sensor noise happen to light, before the camera's tone curve, and are computed there: sRGB to linear light
-and back (IEC 61966-2-1).
+The first two arise before the camera's tone curve, so they are computed in linear light: from sRGB and back
+(IEC 61966-2-1).
 """
 
 import io
@@ -17,22 +17,22 @@ from torch import Tensor
 
 from face2scene.degradation.functional.banded import empty_aligned
 from face2scene.degradation.operators import validation
-from face2scene.degradation.operators.basic import Size
+from face2scene.degradation.operators.basic import Operator, Size
 from face2scene.degradation.operators.spatial_blur import convolve
-from face2scene.degradation.operators.validation import Checked, Number
+from face2scene.degradation.operators.validation import Number
 from face2scene.image_io.arrays import to_bytes, to_tensor
 
-SAMPLES_PER_PX = 64  # moments of the exposure for every pixel of the path
+SAMPLES_PER_PX = 64  # samples of the exposure per pixel of the path
 MAX_WEBP_SIDE = 16383  # the format's own limit
 
 
 @dataclass(frozen=True)
-class MotionBlur(Checked):
+class MotionBlur(Operator):
     """Hand shake: the mean, in linear light, of the image shifted along a path during the exposure.
 
     With t from -1/2 to 1/2, the path is `length_px` t along its direction and
-    `bend_px` (4 t^2 - 1/3) + `tremor_px` sin(2 pi `tremor_turns` t) across it: a drift, its curve, and the tremor of a
-    hand on top. Its mean is 0, so the image stays where it is. Shifts by parts of a pixel are bilinear.
+    `bend_px` (4 t^2 - 1/3) + `tremor_px` sin(2 pi `tremor_turns` t) across it: a drift, its curve, and the hand's
+    tremor. Its mean is 0, so the image is not shifted. Shifts by fractions of a pixel are bilinear.
 
     Attributes:
         length_px: 0 to 200. bend_px: how far the middle lags behind the ends, -100 to 100. tremor_px: amplitude, 0 to
@@ -60,14 +60,14 @@ class MotionBlur(Checked):
     def kernel(self) -> Tensor:
         """(side, side) float64, side odd and as large as the path needs, sum 1, centroid in its middle."""
         swings = 4 * self.tremor_px * self.tremor_turns
-        walked = self.length_px + 4 * abs(self.bend_px) + swings  # no shorter than the path
-        path = self.path(SAMPLES_PER_PX * (1 + math.ceil(walked)))
+        longest = self.length_px + 4 * abs(self.bend_px) + swings  # an upper bound of the path's length
+        path = self.path(SAMPLES_PER_PX * (1 + math.ceil(longest)))
         reach = math.ceil(path.abs().max().item() - 1e-9)
         side = 2 * reach + 1
         places = path + reach
         base = places.floor()
         share = places - base
-        kernel = torch.zeros((side + 1) ** 2, dtype=torch.float64)  # one row and column more, for a share of nothing
+        kernel = torch.zeros((side + 1) ** 2, dtype=torch.float64)  # one more row and column, for weights of zero
         for right in (0, 1):
             for down in (0, 1):
                 weight = (share[:, 0] if right else 1 - share[:, 0]) * (share[:, 1] if down else 1 - share[:, 1])
@@ -83,16 +83,16 @@ class MotionBlur(Checked):
 
 
 @dataclass(frozen=True)
-class SensorNoise(Checked):
+class SensorNoise(Operator):
     """Noise of a sensor in linear light: variance `shot` times the light plus `read` squared, white being 1.
 
-    Red and blue are recorded weaker than green and amplified by the white balance, and their noise with them: with the
+    Red and blue are recorded weaker than green and amplified by the white balance together with their noise: with the
     gain g the variance is g `shot` light + (g `read`)^2.
 
     Attributes:
-        shot: 0 to 1, one over the electrons of white.
+        shot: 0 to 1, the reciprocal of the electrons of white.
         read: 0 to 1, standard deviation of the read-out.
-        red_gain, blue_gain: of the white balance, green being 1; 0.2 to 5.
+        red_gain, blue_gain: of the white balance relative to green; 0.2 to 5.
     """
 
     shot: Annotated[float, validation.SHARE]
@@ -100,20 +100,20 @@ class SensorNoise(Checked):
     red_gain: Annotated[float, validation.GAIN] = 1.0
     blue_gain: Annotated[float, validation.GAIN] = 1.0
 
-    # Our setting for a phone of the 2020s whose small pixels are read in groups: white is 5000 electrons at ISO 100,
-    # and in proportion fewer above, read with an error of 1.2 electrons. ISO 800 to 3200 then lie inside the ranges
+    # Our setting for a phone of the 2020s with binned pixels: white is 5000 electrons at ISO 100 and in inverse
+    # proportion above, read with an error of 1.2 electrons. ISO 800 to 3200 then lie inside the ranges
     # that Brooks et al. (Unprocessing Images for Learned Raw Denoising, 2019) fitted to the Darmstadt set's cameras.
     WHITE_ELECTRONS_ISO_100 = 5000
     READ_ELECTRONS = 1.2
 
     @classmethod
     def at_iso(cls, iso: float, *, red_gain: float = 1.0, blue_gain: float = 1.0) -> "SensorNoise":
-        """The noise of our phone at an ISO value from 25 to 102400.
+        """The noise of a typical phone at an ISO value from 25 to 102400.
 
         ISO 800: shot 0.0016, read 0.0019. ISO 1600: 0.0032, 0.0038. ISO 3200: 0.0064, 0.0077.
         """
-        if isinstance(iso, str | bool) or not 25 <= iso <= 102400:
-            raise ValueError(f"The ISO value is {iso!r}: it must be a number from 25 to 102400.")
+        if validation.ISO.parse(iso) is None:
+            raise ValueError(f"The ISO value is {iso!r}: it must be a {validation.ISO}.")
         shot = iso / 100 / cls.WHITE_ELECTRONS_ISO_100
         return cls(shot, cls.READ_ELECTRONS * shot, red_gain, blue_gain)
 
@@ -130,7 +130,7 @@ class SensorNoise(Checked):
 
 
 @dataclass(frozen=True)
-class Webp(Checked):
+class Webp(Operator):
     """A round trip through libwebp, lossy, at `quality` 1 to 100."""
 
     quality: Annotated[int, validation.QUALITY]
@@ -152,9 +152,7 @@ class Webp(Checked):
             return to_tensor(np.asarray(decoded.convert("RGB"))).to(image)
 
 
-@lru_cache(maxsize=256)
-def _kernel(motion: MotionBlur) -> Tensor:
-    return motion.kernel()
+_kernel = lru_cache(maxsize=256)(MotionBlur.kernel)
 
 
 def to_linear(image: Tensor) -> Tensor:
@@ -164,7 +162,7 @@ def to_linear(image: Tensor) -> Tensor:
 
 
 def to_srgb(light: Tensor) -> Tensor:
-    """Linear light, cut to [0, 1], to sRGB."""
+    """Linear light, clamped to [0, 1], to sRGB."""
     light = light.clamp(0, 1)
     image = light.pow(1 / 2.4).mul_(1.055).sub_(0.055)
     return torch.where(light <= 0.0031308, light * 12.92, image, out=image).clamp_(0, 1)

@@ -1,14 +1,13 @@
-"""Blur that changes over the image: a field of point-spread functions (supplement, section 4.8).
+"""Blur that varies over the image: a field of point-spread functions (supplement, section 4.8).
 
-A lens draws sharper in its middle than in its corners. The field is a function of the place, relative to the image,
-so one recipe fits every size. It is never evaluated pixel by pixel: the kernels of a hundred widths, taken apart into
-their mean and a few principal kernels, give
+A lens is sharper in its middle than in its corners. The field is a function of the position relative to the image, so
+one recipe fits every size. The kernels of `WIDTHS` widths are decomposed into their mean and a few principal kernels:
 
     k(u) = mean + sum_j w_j(u) e_j          and so          blurred(u) = (mean * I)(u) + sum_j w_j(u) (e_j * I)(u)
 
 with one Fourier transform of the image, one back for every two kernels, and weights w_j that are smooth functions of
-the place. There are no cells, hence no borders between them. (The transforms are made in tiles with the overlap that
-makes them exact: they stay in the processor's cache.)
+the position, so there are no cells with borders. (The transforms are computed in overlapping tiles, which is exact and
+fits the processor's cache.)
 """
 
 import math
@@ -25,32 +24,30 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from face2scene.degradation.functional.banded import empty_aligned
+from face2scene.degradation.functional.convolve import check_mirrorable
 from face2scene.degradation.operators import validation
-from face2scene.degradation.operators.basic import OfFamily, Size
+from face2scene.degradation.operators.basic import FamilyBlur, Size
 
-WIDTHS = 97  # at which the field's kernel is computed
-FASTEST_PX = 0.2  # a kernel on the pixel grid changes fastest with its width about there
-STEPS = 4096  # of a weight's table over the squared distance
-TILE = 320  # pixels a side of what is transformed at once
+WIDTHS = 97  # kernel widths that are decomposed
+FASTEST_PX = 0.2  # a kernel on the pixel grid changes fastest with its width around this width
+STEPS = 4096  # entries of a weight's table over the squared distance
+TILE = 320  # pixels a side of a tile, at least
 TOLERANCE = 0.25 / 255  # the most that leaving principal kernels out may change a pixel: a quarter of an 8-bit level
 
 
 @dataclass(frozen=True)
-class SpatiallyVaryingBlur(OfFamily):
+class SpatiallyVaryingBlur(FamilyBlur):
     """Blur by a kernel that is widest in the corner farthest from the optical centre.
 
     At the distance r from the optical centre, 1 being that corner, the widths are centre + (1 - centre) r^power times
-    the given ones. Each pixel gathers with the kernel of its own place, so a flat image stays flat; with `centre` 1
-    it is `Blur`. Lin et al. (Learning Lens Blur Fields, 2025) measure such fields; this is our parametric form of what
-    the supplement says of its own: milder near the centre, progressively stronger towards the corners.
-
-    The result is within a quarter of an 8-bit level (`TOLERANCE`) of the sum over each pixel's own kernel.
-
-    `family`, `size`, `sigma_x`, `sigma_y`, `theta_rad`, `beta` are those of `Blur`, for the corner.
+    the given ones; with `centre` 1 it is `Blur`. Each pixel is a weighted mean with the kernel of its own position, to
+    within a quarter of an 8-bit level (`TOLERANCE`). Lin et al. (Learning Lens Blur Fields, 2025) measure such fields;
+    this is our parametric form of the supplement's words, milder near the centre and stronger towards the corners.
 
     Attributes:
+        family, size, sigma_x, sigma_y, theta_rad, beta: as in `Blur`, for the corner.
         centre: width in the middle over that in the corner, 0 to 1.
-        power: how late the width grows, 1 to 8; from 2 on the field is smooth in the middle too.
+        power: exponent of the growth, 1 to 8; from 2 on the field is smooth in the middle too.
         centre_x, centre_y: the optical centre as shares of width and height.
     """
 
@@ -65,19 +62,8 @@ class SpatiallyVaryingBlur(OfFamily):
     theta_rad: Annotated[float | None, validation.ANGLE] = None
     beta: Annotated[float | None, validation.BETA] = None
 
-    def kernel_at(self, x: float, y: float, aspect: float = 1.0) -> Tensor:
-        """The kernel of one place: (size, size) float64, sum 1.
-
-        Args:
-            x, y: shares of the width and the height, 0 to 1.
-            aspect: the image's width over its height; the field is round in pixels.
-        """
-        farthest = max(self.centre_x, 1 - self.centre_x) * aspect, max(self.centre_y, 1 - self.centre_y)
-        distance = math.hypot((x - self.centre_x) * aspect, y - self.centre_y) / math.hypot(*farthest)
-        return self.scaled_kernel(self.centre + (1 - self.centre) * distance**self.power)
-
     def __call__(self, image: Tensor, generator: torch.Generator, size: Size | None = None) -> Tensor:
-        mean, principal, tables = _taken_apart(self)
+        mean, principal, tables = _decomposed(self)
         tables = tables.to(image)
         slopes = tables.diff()
         down, right = self._squared_distances(image)
@@ -94,7 +80,7 @@ class SpatiallyVaryingBlur(OfFamily):
         return convolve(image, torch.cat([mean[None], principal]), weights, owner=self).clamp_(0, 1)
 
     def _squared_distances(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Of rows (H) and of columns (W): their sum is 0 at the optical centre and 1 at the corner farthest from it."""
+        """Of rows (H) and columns (W): their sum is 0 at the optical centre and 1 at the corner farthest from it."""
         sides = list(zip(image.shape[-2:], (self.centre_y, self.centre_x), strict=True))
         farthest = math.hypot(*(length * max(centre, 1 - centre) for length, centre in sides))
         down, right = (
@@ -111,30 +97,26 @@ def convolve(
     *,
     owner: object,
 ) -> Tensor:
-    """The image convolved with the first kernel, plus, weighted from place to place, with each of the others.
+    """The image convolved with the first kernel, plus its position-dependent weighted convolutions with the others.
 
     A kernel's pixel at (row, column) from its middle moves light by that much, down and right.
 
     Args:
         image: (3, H, W), mirrored at the border.
         stack: the kernels (n, k, k), k odd.
-        weights: for a block of the image the n - 1 maps of weights of the second kernel and the following.
+        weights: of the rows and columns of a block, the n - 1 weight maps of the second and the following kernels.
         owner: the operator that an error names.
 
     Raises:
-        ValueError: the image has no such border to mirror.
+        ValueError: the kernel is larger than the mirrored image.
     """
     height, width = image.shape[-2:]
     side = stack.shape[-1]
-    if side // 2 >= min(height, width):
-        raise ValueError(
-            f"{type(owner).__name__} has a kernel of side {side}, but the image is {height} x {width} pixels at this "
-            f"stage, which allows at most {2 * min(height, width) - 1}: use a larger image or a smaller kernel."
-        )
+    check_mirrorable(image, side, f"{type(owner).__name__} has a kernel of side")
     padded = F.pad(image[None], (side // 2,) * 4, mode="reflect")[0]
     blocks = [_blocks(length, max(TILE, 4 * side) - side + 1) for length in (height, width)]
     grid = tuple(next_fast_len(max(b.stop - b.start for b in along) + side - 1) for along in blocks)
-    # The image is real, so two real kernels travel as one complex and part again: half the transforms.
+    # The image is real, so two real kernels share one complex transform: half the transforms.
     evens, odds = stack[::2], torch.cat([stack[1::2], torch.zeros_like(stack[: len(stack) % 2])])
     pairs = torch.fft.fft2(torch.complex(evens, odds), s=grid).to(device=image.device, dtype=torch.complex64)
     result = empty_aligned(*image.shape, device=image.device)
@@ -158,19 +140,19 @@ def convolve(
 
 
 def _blocks(length: int, at_most: int) -> list[slice]:
-    """A side in pieces of about the same length."""
+    """A side in slices of about the same length."""
     count = math.ceil(length / at_most)
     ends = [round(length * n / count) for n in range(count + 1)]
     return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
 @lru_cache(maxsize=64)
-def _taken_apart(field: SpatiallyVaryingBlur) -> tuple[Tensor, Tensor, Tensor]:
+def _decomposed(field: SpatiallyVaryingBlur) -> tuple[Tensor, Tensor, Tensor]:
     """Mean kernel (k, k), principal kernels (n, k, k), and the weights of these over the squared distance (n, STEPS).
 
-    The principal kernels sum to zero, so whatever is left out, every place's kernel sums to one.
+    The principal kernels sum to zero, so whichever are left out, the kernel of every position sums to one.
     """
-    # Where the kernel changes fast with its width, the widths lie closer.
+    # The widths lie closer where the kernel changes fast with its width.
     offset = FASTEST_PX / max(field.sigma_x, field.sigma_y or 0, FASTEST_PX)
     low, high = math.log(field.centre + offset), math.log(1 + offset)
     marks = torch.linspace(low, high, WIDTHS, dtype=torch.float64)
@@ -181,7 +163,7 @@ def _taken_apart(field: SpatiallyVaryingBlur) -> tuple[Tensor, Tensor, Tensor]:
     rest = sampled - mean
     left, strength, right = torch.linalg.svd(rest, full_matrices=False)
     count = 0
-    # Light that a kernel puts in wrong places is half the sum of its absolute errors.
+    # The light that a kernel puts at wrong positions is half the sum of its absolute errors.
     while rest.abs().sum(dim=1).max() / 2 > TOLERANCE:
         rest = rest - strength[count] * left[:, count, None] * right[count]
         count += 1

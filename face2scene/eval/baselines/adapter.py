@@ -1,6 +1,6 @@
-"""What is known of somebody else's program: how it is started, what it reads, what it leaves.
+"""Descriptions of external programs: how each is started, the files it reads, the files it writes.
 
-An adapter is data (configs/baseline/*.yaml); nothing of another project's code is here.
+An adapter is data (configs/baseline/*.yaml); no code of another project is here.
 """
 
 import os
@@ -17,12 +17,16 @@ from face2scene.assets.catalogue import weights_root
 from face2scene.ref_fr.external_programs import LAYOUTS
 
 FIELDS = ("python", "input", "output", "references", "scale", "seed", "scratch", "checkout")
-SIZES = ("any", "x4", "face")
-KINDS = ("command", "method", "pipeline")
+_CHOICES = {
+    "kind": ("command", "method", "pipeline"),
+    "sizes": ("any", "x4", "face"),
+    "layout": LAYOUTS,
+    "other_sizes": ("refuse", "resize"),
+}
 
 
 class AdapterError(ValueError):
-    """An adapter that says something impossible; the message names the key."""
+    """An adapter with an impossible value, or a program that is not installed; the message names the key."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,9 @@ class Need:
 
     Args:
         path: below the checkout, absolute, below ~, or with {options}; hub:OWNER/NAME is in the hub's cache, where the
-            program looks for it by itself; asset:NAME is one of this project's (`face2scene fetch`).
-        source: where it is had from, in words.
-        licence: of it.
-        sha256: of a file, where it is known; another is warned of.
+            program looks for it by itself; asset:NAME is an asset of this project (`face2scene fetch`).
+        source: where to get it, in words.
+        sha256: of a file, where it is known; a warning is given for another one.
     """
 
     path: str
@@ -49,31 +52,32 @@ class Adapter:
 
     Args:
         title: its row's name in the paper's tables.
-        kind: `command` starts a program; `method` is a function of ours in this process (`method` names it);
-            `pipeline` is scripts/restore.py in this process.
-        sizes: `any` runs at scale 1 on images of full size and at 4 on quarters; `x4` only knows 4, so that a
-            image of full size is shown to it shrunk by 4; `face` wants squares of 512 pixels that show one face.
+        kind: `command` starts a program; `method` is a callable of this process (`method`); `pipeline` is
+            scripts/restore.py in this process.
+        sizes: `any` runs at scale 1 on images of full size and at 4 on quarters; `x4` has scale 4 alone, so that images
+            of full size are reduced by 4 for it; `face` needs squares of 512 pixels that show one face.
         repository, licence, environment: in words.
-        commit: where its options were read; None is not known. Another is recorded, and warned of.
+        commit: of the checkout from which its options were taken; a warning is given for another one.
         python: interpreter of its environment.
         checkout: its repository on this machine.
         folder: below the checkout, where it is started.
-        command: template, split as a shell would but run without one; fields: those of `FIELDS` and of `options`.
+        command: template, split as a shell would but run without one; its fields are `FIELDS` and those of `options`.
         options: name -> value of further fields, such as the folder of a base model.
-        files: name -> text, written to {scratch} before a launch; the same fields, doubled braces stand for one.
-        output: where an image lies below {output}, with {stem}.
-        multiple: staged sides are padded to multiples of this, and the result is cut back.
-        other_sizes: `refuse` a result of another size than expected, or `resize` it (and say so).
+        files: name -> text, written to {scratch} before a launch; with the same fields, and braces doubled.
+        output: path of an image below {output}, with {stem}.
+        multiple: staged sides are padded to multiples of this, and the result is cropped.
+        other_sizes: `refuse` a result of another size than expected, or `resize` it with a note.
         layout: `flat` {input}/NAME.png, or `identity` {input}/NAME/degraded.png with gt.png and conditioning/.
-        per_identity: one launch for each person, whose references are staged in {references}; one at least is needed.
-        references: so many are staged, again from the first when there are fewer; 0 stages what there are.
-        variables: of the environment, beside CUDA_VISIBLE_DEVICES and the hub's offline switch.
-        weights: what has to be there.
+        per_identity: one launch for each person, whose references (at least one) are staged in {references}.
+        references: so many are staged, repeated when there are fewer; 0 stages all.
+        variables: of the environment, in addition to CUDA_VISIBLE_DEVICES and the hub's offline switch.
+        weights: files and folders that it needs.
         seedable: whether {seed} fixes its result.
-        trust_exit: whether a bad exit code means bad images; results are judged by the images either way.
-        settings: steps, version, guidance and whatever else makes the number, for the record.
-        notes: what bites, shown by a dry run.
-        tried: what of this has been run.
+        trust_exit: whether a bad exit code makes all images of a launch bad.
+        settings: steps, version, guidance and other settings that decide the numbers, for the record.
+        notes: known problems, shown by a dry run.
+        tried: which part of this has been run.
+        pipeline: of kind `pipeline`: overrides of the configuration.
     """
 
     title: str
@@ -102,17 +106,12 @@ class Adapter:
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     tried: str = "never run here"
-    method: Any = None  # of kind `method`: the callable itself
-    pipeline: Mapping[str, str] = field(default_factory=dict)  # of kind `pipeline`: overrides, for the listing
+    method: Any = None
+    pipeline: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key, value, allowed in (
-            ("kind", self.kind, KINDS),
-            ("sizes", self.sizes, SIZES),
-            ("layout", self.layout, LAYOUTS),
-            ("other_sizes", self.other_sizes, ("refuse", "resize")),
-        ):
-            if value not in allowed:
+        for key, allowed in _CHOICES.items():
+            if (value := getattr(self, key)) not in allowed:
                 raise AdapterError(f"{self.title}: {key} is {value!r}; choose {', '.join(allowed)}.")
         if self.kind != "command":
             return
@@ -141,55 +140,44 @@ class Adapter:
         return cls(**given | {"weights": weights})
 
     def words(self, **values: Any) -> list[str]:
-        """The command with its fields filled in.
-
-        Raises:
-            AdapterError: it needs a scale or references that are not there.
-        """
+        """The command with its fields filled in."""
         return [self._filled(word, values) for word in shlex.split(self.command)]
 
     def texts(self, **values: Any) -> dict[str, str]:
-        """The files to write before a launch, filled in."""
+        """The files to write before a launch, with their fields filled in."""
         return {name: self._filled(text, values) for name, text in self.files.items()}
 
     def _filled(self, text: str, values: Mapping[str, Any]) -> str:
-        interpreter = os.path.abspath(shutil.which(self.python) or self.python)  # it is started in another folder
+        interpreter = os.path.abspath(shutil.which(self.python) or self.python)  # since it is started in another folder
         given = {"python": interpreter, "checkout": str(Path(self.checkout or ".").resolve())}
         given |= {name: _absolute(value) for name, value in self.options.items()} | dict(values)
         return text.format(**given)
 
     @property
     def uses_references(self) -> bool:
-        """Whether photos of the person are shown to it."""
+        """Whether it reads photos of the person."""
         return self.per_identity or self.layout == "identity" or self.references > 0
 
     @property
     def place(self) -> Path | None:
-        """Where it is started."""
+        """The folder in which it is started."""
         return Path(self.checkout).resolve() / self.folder if self.checkout else None
 
     def missing(self) -> list[str]:
-        """One sentence for everything that is not on this machine; none is good."""
-        absent = self._missing_program() if self.kind == "command" else []
-        for need in self.weights:
-            path = self._path(need)
-            if not path.exists():
-                absent.append(f"weights: {path} from {need.source} ({need.licence})")
-        return absent
-
-    def _missing_program(self) -> list[str]:
+        """One sentence for everything that it needs and this machine has not."""
         absent = []
-        if self.checkout is not None and not self.place.is_dir():
+        if self.kind == "command" and self.checkout is not None and not self.place.is_dir():
             where = f"git clone {self.repository} {self.checkout}" if self.repository else self.checkout
             where += f" && git -C {self.checkout} checkout {self.commit}" if self.repository and self.commit else ""
             absent.append(f"checkout: there is no folder {self.place} ({where}; baseline.checkout=FOLDER)")
-        if not _is_program(self.python):
+        if self.kind == "command" and shutil.which(self.python) is None:
             packages = self.environment or "its packages"
             absent.append(f"environment: {self.python} is no program here ({packages}; baseline.python=ENV/bin/python)")
-        return absent
+        needs = [(self._path(need), need) for need in self.weights]
+        return absent + [f"weights: {p} from {need.source} ({need.licence})" for p, need in needs if not p.exists()]
 
     def found(self) -> dict[str, Path]:
-        """The weights that are there, by their path in the adapter."""
+        """The weights on this machine, by their path in the adapter."""
         paths = {need.path: self._path(need) for need in self.weights}
         return {name: path for name, path in paths.items() if path.exists()}
 
@@ -205,12 +193,12 @@ class Adapter:
 
 
 def _absolute(value: str) -> str:
-    # a path that is there stays right when the program is started elsewhere; other values stay as they are
+    """An existing path made absolute, since the program is started in another folder; other values as they are."""
     return str(Path(value).absolute()) if "/" in str(value) and Path(value).exists() else str(value)
 
 
 def _in_hub_cache(name: str, variables: Mapping[str, str]) -> Path:
-    """The revision of a hub repository that a program without a network gets; a path that is not there for none."""
+    """The revision of a hub repository that a program gets offline; a path that does not exist where there is none."""
     user = variables.get("XDG_CACHE_HOME") or "~/.cache"
     home = variables.get("HF_HOME") or f"{user}/huggingface"
     cache = Path(variables.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
@@ -219,14 +207,10 @@ def _in_hub_cache(name: str, variables: Mapping[str, str]) -> Path:
     return folder / "snapshots" / (main.read_text().strip() if main.is_file() else "main")
 
 
-def _is_program(name: str) -> bool:
-    return shutil.which(name) is not None
-
-
 def stems(names: Sequence[str]) -> dict[str, str]:
-    """Name -> a stem that every program bears: letters, digits and underscores, unique also without case.
+    """Name -> a stem that every program handles: letters, digits and underscores, unique also without case.
 
-    Programs tell images apart by what is before the first dot, flatten folders, or append an index.
+    Some programs cut names at the first dot, flatten folders, or append an index.
     """
     made: dict[str, str] = {}
     used: set[str] = set()

@@ -1,16 +1,16 @@
-"""Predictions made in this process: one PNG for each input, by its name, skipping those that are there.
+"""Methods without references that run in this process: bicubic, Real-ESRGAN, S3Diff as released.
 
-Methods without references: bicubic, Real-ESRGAN, S3Diff as released.
+Each maps an image (3, H, W) in [0, 1] and a scale to an image (3, scale H, scale W) in [0, 1].
 """
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,16 +27,9 @@ from face2scene.ref_fr.no_reference import load_real_esrgan
 log = logging.getLogger(__name__)
 
 
-class Method(Protocol):
-    """A restorer of images that needs nothing but the image."""
-
-    def __call__(self, image: Tensor, scale: int) -> Tensor:
-        """(3, H, W) in [0, 1] to (3, scale H, scale W) in [0, 1]."""
-
-
 @dataclass(frozen=True)
 class Bicubic:
-    """Antialiased bicubic enlargement; at scale 1 the input itself, which is the row to be better than."""
+    """Antialiased bicubic enlargement, the baseline; at scale 1 the input itself."""
 
     def __call__(self, image: Tensor, scale: int) -> Tensor:
         return resize(image, (scale * image.shape[-2], scale * image.shape[-1]))
@@ -45,13 +38,12 @@ class Bicubic:
 class RealESRGANx4:
     """Real-ESRGAN x4plus (packaged weights) on whole scenes, in tiles.
 
-    At scale 4 as it is. At scale 1 the image is shrunk to a quarter first, which its author advises for degraded
-    images of full size; the other side of the table gets the same image whole.
+    At scale 1 the image is reduced to a quarter first, which its author advises for degraded images of full size.
 
     Args:
         folder: of the ncnn files; None is the asset `real_esrgan_x4plus`.
-        tile: side of a tile of what the network sees, in pixels; its author's own default is no tile.
-        overlap: pixels of what the network sees.
+        tile: side of a tile in pixels of the network's input; its author's own default is no tiles.
+        overlap: of tiles, in pixels of the network's input.
         device: None is CUDA where there is one.
     """
 
@@ -68,7 +60,7 @@ class RealESRGANx4:
     @torch.inference_mode()
     def __call__(self, image: Tensor, scale: int) -> Tensor:
         if scale not in (1, 4):
-            raise ValueError(f"Real-ESRGAN x4plus enlarges by 4 or, shrinking first, by 1, not by {scale}.")
+            raise ValueError(f"Real-ESRGAN x4plus enlarges by 4 or, after a reduction, by 1, not by {scale}.")
         height, width = image.shape[-2:]
         if scale == 1:
             image = resize(image, (max(4, -(-height // 4)), max(4, -(-width // 4))))
@@ -92,8 +84,8 @@ class S3DiffAsReleased:
 
     Args:
         path: safetensors file; None is the asset `s3diff`.
-        base: arguments of `load_base`, where the base is not the one that the file names.
-        seed: with the image's values, of the draw; the program's own is 123.
+        base: arguments of `load_base` for another base than the one that the file names.
+        seed: of the draw, together with the image's values; the program's own is 123.
         device: None is CUDA where there is one.
     """
 
@@ -124,12 +116,12 @@ class S3DiffAsReleased:
 
 
 def predict_folder(
-    method: Method, inputs: Mapping[str, Path], output: str | Path, *, scale: int = 1
+    method: Callable[[Tensor, int], Tensor], inputs: Mapping[str, Path], output: str | Path, *, scale: int = 1
 ) -> tuple[dict[str, str], float]:
-    """Write `output`/images/NAME.png for every input; finished ones are left.
+    """Write `output`/images/NAME.png for every input that has none yet.
 
     Returns:
-        Name to reason of the images that failed, and the seconds that the method itself took.
+        Name -> reason of the images that failed, and the seconds of the method itself.
     """
     images, failed, seconds = Path(output) / "images", {}, 0.0
     for name, path in tqdm(inputs.items(), desc="predicting", unit="image", disable=len(inputs) < 2):
@@ -142,7 +134,7 @@ def predict_folder(
             made = method(image, scale)
             seconds += perf_counter() - start
             write_png(target, made)
-        except Exception as error:  # whatever is wrong with one image, the next may be fine
+        except Exception as error:  # of any kind: the other images are still restored
             failed[name] = f"{type(error).__name__}: {error}"
             log.warning("%s was not restored. %s", name, error)
     return failed, seconds

@@ -1,7 +1,7 @@
-"""What stands beside a method's predictions, `baseline.json`: how they came to be, and whether they may stay.
+"""The record of a method's predictions, `baseline.json`: how they were made, and which of them are still valid.
 
-All images of a folder come of one method, one set of weights and one checkout; others are refused. Each belongs to
-the input, and the references, whose digests stand in the record; an image of another input is made again.
+All images of a folder are of one method, one set of weights and one checkout; others are refused. Each belongs to the
+input and the references whose digests are in the record; an image of another input is made again.
 """
 
 import hashlib
@@ -23,29 +23,28 @@ from face2scene.common.memory import peak_memory
 from face2scene.common.reproducibility import REPOSITORY, commit
 from face2scene.eval.baselines.adapter import Adapter
 from face2scene.eval.baselines.staging import SHRINK
-from face2scene.eval.scoring.score import versions
+from face2scene.eval.scoring.results import versions
 from face2scene.inference.tasks import RestorationTask
 
 log = logging.getLogger(__name__)
 RECORD = "baseline.json"
-# What of an adapter decides its images; weights and checkout are compared by content.
+# Fields of an adapter that decide its images; weights and checkout are compared by content.
 _DECIDES = ("kind", "sizes", "folder", "command", "options", "files", "output", "multiple", "other_sizes", "layout")
 _DECIDES += ("per_identity", "references", "variables", "method", "pipeline")
 
 
 class PredictionRecord:
-    """The record of a folder, opened before anything is made.
+    """The record of a folder, written before any image is made.
 
-    From here on an image in `images` belongs to what the record says: one of another input, of other references or
-    of another file that was imported is removed, and the record is written before the first one is made.
+    Images of another input, of other references or of an imported file that has changed are removed.
 
     Args:
-        images: name -> what it depends on, see `inputs_of`.
+        images: name -> digests of what it depends on, see `inputs_of`.
         weights: name -> file or folder; their digests are compared.
         facts: scale, seed and whatever else decides the images.
 
     Raises:
-        ValueError: the folder holds images that were made otherwise, or that no record tells of.
+        ValueError: the folder holds images that were made otherwise, or that are in no record.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class PredictionRecord:
         same_size = facts.get("scale", 1) == 1
         wanted = plain(
             {
-                "adapter": _described(adapter),
+                "adapter": _as_dict(adapter),
                 **facts,
                 "size_mode": "face" if adapter.sizes == "face" else "same size" if same_size else "x4",
                 "shrunk_by": SHRINK if adapter.sizes == "x4" and same_size and "imported" not in facts else None,
@@ -78,17 +77,17 @@ class PredictionRecord:
                     f"{folder} holds predictions that were made otherwise (different: {', '.join(changed)}). Choose "
                     "another name=..., or remove the folder."
                 )
-            before, known = {}, {}  # nothing came of it
+            before, known = {}, {}  # it has no images
         there = [name for name in images if self.target(name).is_file()]
         if foreign := [name for name in there if name not in known]:
             raise ValueError(
-                f"{folder} holds {len(foreign)} images of whose input {RECORD} says nothing, such as {foreign[0]}. "
+                f"{folder} holds {len(foreign)} images whose input is not in {RECORD}, such as {foreign[0]}. "
                 "Choose another name=..., or remove the folder."
             )
         images = plain(images)
         stale = [name for name in there if known[name] != images[name]]
         if stale:
-            log.warning("%d images of before are of another input and go, such as %s.", len(stale), stale[0])
+            log.warning("%d earlier images are of another input and are removed, such as %s.", len(stale), stale[0])
         for name in stale:
             self.target(name).unlink()
         launches = {"launches": before.get("launches", [])}
@@ -97,7 +96,7 @@ class PredictionRecord:
         self.write(complete=False, missing={})
 
     def target(self, name: str) -> Path:
-        """Where the prediction of that name lies."""
+        """The file of a prediction."""
         return self.folder / "images" / f"{name}.png"
 
     def is_done(self, name: str) -> bool:
@@ -107,19 +106,14 @@ class PredictionRecord:
         self.values["launches"].append(dict(launch))
 
     def write(self, *, complete: bool, missing: Mapping[str, str], notes: Mapping[str, str] | None = None) -> None:
-        """Write it down.
-
-        Args:
-            missing: image -> reason.
-            notes: image -> what was done to its result.
-        """
+        """Write baseline.json; `missing` and `notes` are as in `BaselineResult`."""
         self.values["notes"] |= dict(notes or {})
         state = {"complete": complete, "missing": dict(missing), "face2scene": commit(), "versions": versions()}
         write_json(self.folder / RECORD, self.values | state)
 
 
 def inputs_of(adapter: Adapter, tasks: Sequence[RestorationTask]) -> dict[str, dict[str, Any]]:
-    """Name -> digests of all that one image is made of."""
+    """Name -> digests of the files that an image is made from."""
     found: dict[str, dict[str, Any]] = {}
     for task in tasks:
         found[task.name] = {"input_sha256": content(task.path)}
@@ -131,14 +125,15 @@ def inputs_of(adapter: Adapter, tasks: Sequence[RestorationTask]) -> dict[str, d
 
 
 def checkout_of(adapter: Adapter) -> dict[str, Any] | None:
-    """Commit of a program's checkout and what was changed in it; unknown where it is no clone."""
+    """Commit of a program's checkout and its changed files; unknown where it is no clone."""
     if adapter.kind != "command" or adapter.place is None:
         return None
-    top = _git(adapter.place, "rev-parse", "--show-toplevel")
+    git = ["git", "-C", str(adapter.place)]
+    top = _output([*git, "rev-parse", "--show-toplevel"])
     if top is None or Path(top.strip()).resolve() == REPOSITORY:  # unpacked below this repository
         return {"commit": "unknown", "changed_files": None, "changes_sha256": None}
-    head, changed = _git(adapter.place, "rev-parse", "HEAD"), _git(adapter.place, "status", "--porcelain", "-uno")
-    changes = _git(adapter.place, "diff", "HEAD") or ""
+    head, changed = _output([*git, "rev-parse", "HEAD"]), _output([*git, "status", "--porcelain", "-uno"])
+    changes = _output([*git, "diff", "HEAD"]) or ""
     return {
         "commit": (head or "unknown").strip(),
         "changed_files": (changed or "").splitlines(),
@@ -147,7 +142,7 @@ def checkout_of(adapter: Adapter) -> dict[str, Any] | None:
 
 
 def compat_warnings(adapter: Adapter) -> list[str]:
-    """Where what is on this machine is not what the adapter was written for; one sentence each, without its stop."""
+    """Differences between this machine and what the adapter was written for, one sentence each, without a full stop."""
     found = []
     there = adapter.place is not None and adapter.place.is_dir()
     at = (checkout_of(adapter) or {}).get("commit") if there else None
@@ -178,28 +173,17 @@ def interpreter_of(adapter: Adapter) -> dict[str, str] | None:
         "print(json.dumps(found))"
     )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    try:
-        words = [adapter.python, "-c", ask]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True, env=environment)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return json.loads(done.stdout.splitlines()[-1])
+    answer = _output([adapter.python, "-c", ask], environment)
+    return json.loads(answer.splitlines()[-1]) if answer else None
 
 
 def gpu_model(gpu: str) -> str | None:
     """Name of a card as nvidia-smi numbers it."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    try:
-        words = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", f"--id={gpu}"]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
+    return (_output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", f"--id={gpu}"]) or "").strip() or None
 
 
 def here(device: torch.device | str) -> dict[str, Any]:
-    """This process on a device: the card, and the most memory that it has had so far."""
+    """The device of this process, and its peak memory so far."""
     device = torch.device(device)
     on_card = device.type == "cuda"
     return {
@@ -211,22 +195,22 @@ def here(device: torch.device | str) -> dict[str, Any]:
 
 
 def _deciding(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """What of a record decides the images; `adapter` by those of its fields that do."""
+    """The values of a record that decide the images, and the fields of its adapter that do."""
     adapter = values.get("adapter", {})
     return {key: values.get(key) for key in keys} | {"adapter": {key: adapter.get(key) for key in _DECIDES}}
 
 
-def _git(place: Path, *words: str) -> str | None:
+def _output(words: Sequence[str], environment: Mapping[str, str] | None = None) -> str | None:
+    """What a command prints; None where it cannot be run or fails."""
+    options = {"capture_output": True, "text": True, "errors": "replace", "timeout": 60, "check": True}
     try:
-        command = ["git", "-C", str(place), *words]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+        return subprocess.run(words, env=environment, **options).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout if done.returncode == 0 else None
 
 
-def _described(adapter: Adapter) -> dict[str, Any]:
-    """The adapter for the record, without where its interpreter lies."""
+def _as_dict(adapter: Adapter) -> dict[str, Any]:
+    """The adapter for the record, without the path of its interpreter."""
     kept = [one.name for one in fields(Adapter) if one.name not in ("python", "notes", "tried", "method")]
     made = {name: getattr(adapter, name) for name in kept} | {"weights": [asdict(need) for need in adapter.weights]}
     kind = type(adapter.method)

@@ -1,8 +1,8 @@
-"""Other people's methods on our images: staged, started, judged by what they leave, recorded.
+"""Run other methods on our images: stage the inputs, start the program, check its images, record the run.
 
     runs/<name>/  images/*.png  baseline.json  log.txt  scores.csv  scores.json
 
-`baseline.json` stands beside the predictions and says how they came to be; see `baseline_record`.
+`baseline.json` describes how the predictions were made; see `record`.
 """
 
 import logging
@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from face2scene.common.files import sha256_of
 from face2scene.common.processes import ProcessResult, run_group
@@ -43,7 +44,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFL
 
 @dataclass
 class BaselineResult:
-    """What became of a run of a method."""
+    """The result of running a method: numbers of images, and what happened to single ones."""
 
     made: int = 0
     finished_before: int = 0
@@ -53,6 +54,18 @@ class BaselineResult:
     @property
     def complete(self) -> bool:
         return not self.missing
+
+    def add(self, name: str, image: Tensor | None, note: str, record: PredictionRecord) -> bool:
+        """Write the image of `collect_output`, or note why there is none; returns whether it was written."""
+        if image is None:
+            self.missing[name] = note
+            return False
+        write_png(record.target(name), image)
+        self.missing.pop(name, None)
+        self.made += 1
+        if note:
+            self.notes[name] = note
+        return True
 
     def write(self, record: PredictionRecord) -> None:
         record.write(complete=self.complete, missing=self.missing, notes=self.notes)
@@ -64,7 +77,7 @@ class BaselineResult:
 
 
 def commands(adapter: Adapter, rows: Sequence[Staged], *, scale: int, seed: int) -> list[str]:
-    """What would be started, one line per launch (one without images too), with the scratch folder as `SCRATCH`."""
+    """The commands of a dry run, one line per launch (one without images too), with the scratch folder as `SCRATCH`."""
     lines = []
     for group in _launches(adapter, rows) or [[]]:
         words = adapter.words(**_values(adapter, Path("SCRATCH"), scale=scale, seed=seed))
@@ -85,14 +98,14 @@ def run_command(
     timeout: float | None = None,
     scratch: str | Path | None = None,
 ) -> BaselineResult:
-    """Make the predictions that are not there yet with an external program.
+    """Make the missing predictions with an external program.
 
-    The program is judged by its images: each must be there, open, have the size that follows from its input, and
-    show something. What fails is named in the record, and the row is incomplete. Images of these inputs that were
-    made before stay, and so do those that a launch has left when it is stopped.
+    The program is judged by its images: each must exist, be readable, have the size that follows from its input, and
+    not be of one colour. Images that fail are named in the record, and the row is incomplete. Images that were made
+    before from these inputs are kept, and so are those of a launch that is interrupted.
 
     Args:
-        gpu: the one value of CUDA_VISIBLE_DEVICES; several confuse some of these programs.
+        gpu: the value of CUDA_VISIBLE_DEVICES: one, as some of these programs fail with several.
         timeout: seconds of one launch.
         scratch: where folders for the program are made; None is the system's temporary folder.
 
@@ -104,30 +117,28 @@ def run_command(
     output, rows = Path(output), lay_out(adapter, tasks, scale)
     if absent := adapter.missing():
         raise AdapterError(f"{adapter.title} cannot be started here:\n  " + "\n  ".join(absent))
-    for doubt in compat_warnings(adapter):
-        log.warning("%s: %s.", adapter.title, doubt)
+    for warning in compat_warnings(adapter):
+        log.warning("%s: %s.", adapter.title, warning)
     facts = {"weights": adapter.found(), "checkout": checkout_of(adapter), "scale": scale, "seed": seed}
     record = PredictionRecord(output, adapter, inputs_of(adapter, tasks), **facts)
     todo = [row for row in rows if not record.is_done(row.name)]
-    outcome = BaselineResult(
-        finished_before=len(rows) - len(todo), missing={row.name: "it was not tried" for row in todo}
-    )
+    missing = {row.name: "it was not tried" for row in todo}
+    outcome = BaselineResult(finished_before=len(rows) - len(todo), missing=missing)
     where = {"gpu": gpu, "gpu_model": gpu_model(gpu), "interpreter": interpreter_of(adapter)} if todo else {}
     for group in _launches(adapter, todo):
         with tempfile.TemporaryDirectory(prefix="face2scene_", dir=scratch) as temporary:
             home = Path(temporary)
             words = _prepare(adapter, group, home, scale=scale, seed=seed)
-            # PYTHONPATH is ours and would put our packages in front of theirs
-            variables = {"PYTHONPATH": ""} | _variables(adapter, gpu)
+            variables = {"PYTHONPATH": ""} | _variables(adapter, gpu)  # PYTHONPATH would put our packages before theirs
             place = {"folder": adapter.place, "environment": variables, "timeout": timeout}
-            start, ended = perf_counter(), ProcessResult(None, 0.0, None, None, "it was stopped before its end")
+            start, result = perf_counter(), ProcessResult(None, 0.0, None, None, "it was stopped before its end")
             try:
-                ended = run_group(words, log=output / "log.txt", **place)
-            finally:  # after Ctrl-C too: what it has left by then may be hours of work
+                result = run_group(words, log=output / "log.txt", **place)
+            finally:  # after Ctrl-C too, so that finished images are kept
                 seconds = perf_counter() - start
-                times = _collect(adapter, group, home, record, outcome, ended)
+                times = _collect(adapter, group, home, record, outcome, result)
                 launch = {"command": [word.replace(str(home), "SCRATCH") for word in words], **where}
-                record.add_launch(launch | _told(ended, seconds, times))
+                record.add_launch(launch | _described(result, seconds, times))
                 outcome.write(record)
     outcome.write(record)
     return outcome
@@ -146,9 +157,9 @@ def run_in_process(
     """The same record for a method of this process.
 
     Args:
-        predict: returns how many images were made and were there before, what failed, and seconds of the method.
+        predict: returns the numbers of images made now and before, the reasons of those that failed, and the method's
+            seconds.
         weights: name -> file or folder that it reads.
-        device: where it computes.
         facts: scale, seed, options and whatever else decides its images.
 
     Raises:
@@ -174,11 +185,11 @@ def import_folder(
     scale: int = 1,
     said: str = "",
 ) -> BaselineResult:
-    """Take predictions that were made elsewhere: names and sizes are checked, nothing is started.
+    """Copy predictions that were made elsewhere, with their names and sizes checked.
 
     An image is looked for under the adapter's output pattern and under its plain name: at its own place below
-    `folder`, and anywhere below it where no other input has its name. One that has changed since is taken again, one
-    that is gone goes here too.
+    `folder`, and anywhere below it where no other input has its name. One that has changed is copied again, one that
+    has been removed is removed here too.
 
     Args:
         said: how they were made, for the record.
@@ -188,43 +199,37 @@ def import_folder(
         StagingError: two files could be the same image.
         ValueError: `output` holds predictions made otherwise.
     """
-    folder, output = Path(folder), Path(output)
-    shown = adapter or Adapter(title=folder.name, kind="method")
+    folder = Path(folder)
+    method = adapter or Adapter(title=folder.name, kind="method")
     found: dict[str, list[Path]] = {}
     for path in list_images(folder):
         found.setdefault(path.relative_to(folder).as_posix(), []).append(path)
         found.setdefault(path.name, []).append(path)
-    plain = Adapter(title=shown.title, kind="method", other_sizes=shown.other_sizes)
+    plain = Adapter(title=method.title, kind="method", other_sizes=method.other_sizes)
     stems = Counter(task.path.stem for task in tasks)
     rows, outcome = lay_out(plain, tasks, scale), BaselineResult()
     sources: dict[str, Path | None] = {}
     for row in rows:
-        names = [shown.output.format(stem=row.name), f"{row.name}.png"]
-        if stems[row.path.stem] == 1:  # else it could be anybody's
+        names = [method.output.format(stem=row.name), f"{row.name}.png"]
+        if stems[row.path.stem] == 1:  # otherwise it could belong to another input
             names += [Path(name).name for name in names]
-        here = next((found[name] for name in names if name in found), [])
-        if len(set(here)) > 1:
-            raise StagingError(f"{folder} holds {len(set(here))} images called {here[0].name}: give the folder of one.")
-        sources[row.name] = here[0] if here else None
-        if not here:
+        files = next((found[name] for name in names if name in found), [])
+        if len(set(files)) > 1:
+            raise StagingError(
+                f"{folder} holds {len(set(files))} images called {files[0].name}: give the folder of one."
+            )
+        sources[row.name] = files[0] if files else None
+        if not files:
             outcome.missing[row.name] = f"no {names[0]} or {names[1]} in {folder}"
     digests = {name: {"source_sha256": sha256_of(path) if path else None} for name, path in sources.items()}
     images = {name: one | digests[name] for name, one in inputs_of(plain, tasks).items()}
-    record = PredictionRecord(output, shown, images, weights={}, scale=scale, imported=str(folder.resolve()), said=said)
+    facts = {"weights": {}, "scale": scale, "imported": str(folder.resolve()), "said": said}
+    record = PredictionRecord(Path(output), method, images, **facts)
     for row in rows:
         if record.is_done(row.name):
             outcome.finished_before += 1
-            continue
-        if sources[row.name] is None:
-            continue
-        image, note = collect_output(plain, row, sources[row.name])
-        if image is None:
-            outcome.missing[row.name] = note
-            continue
-        write_png(record.target(row.name), image)
-        outcome.made += 1
-        if note:
-            outcome.notes[row.name] = note
+        elif source := sources[row.name]:
+            outcome.add(row.name, *collect_output(plain, row, source), record)
     outcome.write(record)
     return outcome
 
@@ -239,9 +244,9 @@ def _launches(adapter: Adapter, rows: Sequence[Staged]) -> list[list[Staged]]:
 
 
 def _values(adapter: Adapter, home: Path, *, scale: int, seed: int) -> dict[str, Any]:
-    shown = 4 if adapter.sizes == "x4" else 1 if adapter.sizes == "face" else scale
+    factor = {"x4": 4, "face": 1}.get(adapter.sizes, scale)
     places = {name: home / name for name in ("input", "output", "references")}
-    return {**places, "scratch": home, "scale": shown, "seed": seed}
+    return {**places, "scratch": home, "scale": factor, "seed": seed}
 
 
 def _variables(adapter: Adapter, gpu: str) -> dict[str, str]:
@@ -250,7 +255,7 @@ def _variables(adapter: Adapter, gpu: str) -> dict[str, str]:
 
 
 def _prepare(adapter: Adapter, group: Sequence[Staged], home: Path, *, scale: int, seed: int) -> list[str]:
-    """Lay out everything that a launch reads; returns its command."""
+    """Write everything that a launch reads; returns its command."""
     values = _values(adapter, home, scale=scale, seed=seed)
     for name in ("input", "output", "references"):
         values[name].mkdir(parents=True)
@@ -265,20 +270,20 @@ def _prepare(adapter: Adapter, group: Sequence[Staged], home: Path, *, scale: in
     return words
 
 
-def _told(ended: ProcessResult, seconds: float, times: Sequence[float]) -> dict[str, Any]:
-    """What the record says of a launch whose images were left at these times."""
+def _described(result: ProcessResult, seconds: float, times: Sequence[float]) -> dict[str, Any]:
+    """The record's entry of a launch whose images were written at these times."""
     gaps = [after - before for before, after in pairwise(sorted(times))]
     return {
         "pictures": len(times),
-        "exit_code": ended.code,
+        "exit_code": result.code,
         "seconds": round(seconds, 2),
         "seconds_per_picture": round(seconds / len(times), 3) if times else None,
         "seconds_are": "with starting and loading it",
         # without loading, of a program that writes each image as soon as it is made
         "seconds_between_pictures": round(median(gaps), 3) if len(gaps) > 1 else None,
-        "peak_memory_mib": ended.peak_memory_mib,
-        "peak_gpu_memory_mib": ended.peak_gpu_memory_mib,
-        "last_line": ended.last_line,
+        "peak_memory_mib": result.peak_memory_mib,
+        "peak_gpu_memory_mib": result.peak_gpu_memory_mib,
+        "last_line": result.last_line,
     }
 
 
@@ -288,24 +293,18 @@ def _collect(
     home: Path,
     record: PredictionRecord,
     outcome: BaselineResult,
-    ended: ProcessResult,
+    result: ProcessResult,
 ) -> list[float]:
-    """Take the images that are good; returns when each was left."""
+    """Copy the usable images of a launch; returns when each was written by the program."""
     times = []
     for row in group:
-        # a pattern may lead out of the output folder, since one program writes beside its input
+        # A pattern may lead out of the output folder: one program writes beside its input.
         path = Path(os.path.normpath(home / "output" / adapter.output.format(stem=row.stem)))
         image, note = collect_output(adapter, row, path)
         if image is None:
-            outcome.missing[row.name] = f"{note} ({ended})"
-            continue
-        if adapter.trust_exit and ended.code:
-            outcome.missing[row.name] = f"the program failed ({ended})"
-            continue
-        write_png(record.target(row.name), image)
-        del outcome.missing[row.name]
-        times.append(path.stat().st_mtime)
-        if note:
-            outcome.notes[row.name] = note
-    outcome.made += len(times)
+            note = f"{note} ({result})"
+        elif adapter.trust_exit and result.code:
+            image, note = None, f"the program failed ({result})"
+        if outcome.add(row.name, image, note, record):
+            times.append(path.stat().st_mtime)
     return times

@@ -1,18 +1,18 @@
-"""Images on their way to somebody else's program and back: clean copies in, checked images out.
+"""Inputs of external programs as they need them, and their outputs checked.
 
-input --(pad, shrink where it only knows x4, square where it only knows faces)--> staged PNG
-what the program left --(cut, size checked, not one colour)--> prediction of the input's name
+input --(padded; reduced for programs of x4 only; resized for programs of faces only)--> staged PNG
+output --(cropped; size checked; not of one colour)--> prediction with the input's name
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
 
 from face2scene.eval.baselines.adapter import Adapter, stems
-from face2scene.image_io.arrays import ImageError, nothing_in, pad_to_multiple, read_tensor, resize
+from face2scene.eval.scoring.pairing import image_header
+from face2scene.image_io.arrays import nothing_in, pad_to_multiple, read_tensor, resize
 from face2scene.inference.tasks import RestorationTask
 from face2scene.ref_fr.external_programs import read_result, stage_input
 
@@ -26,14 +26,14 @@ class StagingError(ValueError):
 
 @dataclass(frozen=True)
 class Staged:
-    """One image as the program sees it, and the way back.
+    """One image as it is staged for a program, and the sizes of its result.
 
     Args:
         name: its place in the input folder, without the suffix; the prediction has the same among the predictions.
         stem: its name among the staged images.
         size: (H, W) staged.
         expected: (H, W) that the program's result must have.
-        kept: (H, W) of the part of it that is kept; the rest was padding.
+        kept: (H, W) of the part of the result that is kept; the rest is padding.
         target: (H, W) of the prediction.
     """
 
@@ -48,16 +48,16 @@ class Staged:
 
 
 def scale_of(tasks: Sequence[RestorationTask], gts: Mapping[str, Path] | None, scale: int | None) -> int:
-    """The factor from input to prediction, 1 or 4: as asked, else as the ground truth has it, else 1.
+    """The factor from input to prediction, 1 or 4: `scale`, else that of the ground truth, else 1.
 
     Raises:
-        StagingError: the sizes say something else, or differ from image to image.
+        StagingError: the sizes have another factor, or several.
     """
     found = set()
     for task in tasks:
         gt = (gts or {}).get(task.path.stem) or task.gt
         if gt is not None:
-            (high, wide), (height, width) = _size(gt), _size(task.path)
+            (high, wide), (height, width) = image_header(gt).size, image_header(task.path).size
             found.add((high / height, wide / width))
     if scale is None and not found:
         return 1
@@ -66,15 +66,15 @@ def scale_of(tasks: Sequence[RestorationTask], gts: Mapping[str, Path] | None, s
         return int(factors.pop())
     if scale in (1, 4) and factors <= {float(scale)}:
         return scale
-    shown = sorted(f"{f:.3g}" for f in factors)
+    listed = ", ".join(sorted(f"{factor:.3g}" for factor in factors)) or "?"
     raise StagingError(
-        f"The ground truth is {', '.join(shown) or '?'} times as large as the input and scale is {scale}: 1 (same size) and 4 "
-        "(the input is a quarter) are the two size modes (option scale)."
+        f"The ground truth is {listed} times as large as the input and scale is {scale}: 1 (same size) and 4 (the "
+        "input is a quarter) are the two size modes (option scale)."
     )
 
 
 def lay_out(adapter: Adapter, tasks: Sequence[RestorationTask], scale: int) -> list[Staged]:
-    """How every image will be staged, without writing anything.
+    """The staging of every image; nothing is written.
 
     Raises:
         StagingError: a face method was given images that are no squares, or no references where it needs some.
@@ -82,7 +82,7 @@ def lay_out(adapter: Adapter, tasks: Sequence[RestorationTask], scale: int) -> l
     names = stems([task.name for task in tasks])
     rows, wrong = [], []
     for task in tasks:
-        height, width = _size(task.path)
+        height, width = image_header(task.path).size
         target = (scale * height, scale * width)
         if adapter.sizes == "face":
             if height != width:
@@ -124,7 +124,7 @@ def stage(adapter: Adapter, row: Staged, folder: Path) -> None:
 
 
 def collect_output(adapter: Adapter, row: Staged, path: Path) -> tuple[Tensor | None, str]:
-    """The prediction made of what the program left at `path`, or None and the reason."""
+    """The prediction made from the program's output at `path` with a note, or None with the reason."""
     image, note = read_result(path, row.expected if adapter.other_sizes == "refuse" else None)
     if image is None:
         return None, note
@@ -137,12 +137,3 @@ def collect_output(adapter: Adapter, row: Staged, path: Path) -> tuple[Tensor | 
     if nothing := nothing_in(image):
         return None, f"{path.name} is {nothing}, which is how NaN looks"
     return image, note
-
-
-def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)
-    except Exception as error:
-        raise ImageError(f"{path} cannot be read as an image ({type(error).__name__}: {error}).") from error

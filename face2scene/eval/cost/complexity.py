@@ -1,10 +1,9 @@
-"""What a restoration costs: weights, multiplications, seconds and memory, by stage and size.
+"""The cost of a restoration: parameters, multiply-accumulates, seconds and memory, by stage and size.
 
-Weights and multiplications follow from shapes and are counted on the meta device, at the paper's size without a
-weight; seconds and memory are measured on the device at hand, with whatever weights, random ones too.
+Parameters and multiply-accumulates (MACs) follow from shapes and are counted on the meta device, without weights;
+seconds and memory are measured on a device, with any weights, random ones too.
 
-One multiply-accumulate (MAC) is two of torch's FLOPs. Convolutions, matrix products and attention are counted,
-element-wise work is not.
+One MAC is two of torch's FLOPs. Convolutions, matrix products and attention are counted, element-wise work is not.
 """
 
 import platform
@@ -17,13 +16,15 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from scipy.stats import iqr
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from face2scene.common.files import write_json
 from face2scene.common.memory import release_freed_memory
 from face2scene.common.reproducibility import commit
-from face2scene.eval.scoring.score import versions
+from face2scene.eval.scoring.results import versions
+from face2scene.eval.tables.render import plain_markdown
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer.base_model import PackagedBase
@@ -32,7 +33,7 @@ from face2scene.models.restorer.random_base import SD_TURBO, networks
 
 FACE = 512  # side of the faces that FaceMe restores
 FACEME_STEPS = 50  # the released code's
-SDXL = {  # what its UNet and its ControlNet have in common
+SDXL = {  # configuration that its UNet and its ControlNet share
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "block_out_channels": [320, 640, 1280],
     "transformer_layers_per_block": [1, 2, 10],
@@ -47,7 +48,7 @@ SDXL = {  # what its UNet and its ControlNet have in common
 
 @dataclass(frozen=True)
 class Weights:
-    """How many numbers a network holds."""
+    """Numbers of parameters of a network."""
 
     parameters: int
     trainable: int
@@ -55,23 +56,14 @@ class Weights:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call; `spread` is the distance between the quartiles."""
+    """Seconds of one call; `spread` is the interquartile range."""
 
     median: float
     spread: float
     least: float
     repeats: int
     warmup: int
-    peak_memory_mib: float  # on CUDA of the tensors; elsewhere of the whole process while it ran
-
-
-@dataclass(frozen=True, eq=False)
-class CostStage:
-    """One part of the work, ready to be run again and again."""
-
-    name: str
-    run: Callable[[], Any]
-    times: int = 1  # how often a restoration calls it
+    peak_memory_mib: float  # on CUDA of the tensors, elsewhere of the whole process during the calls
 
 
 def paper_models(
@@ -81,7 +73,7 @@ def paper_models(
 
     Args:
         dtype: of VAE and UNet.
-        ranks: of the LoRAs in VAE and UNet; (0, 0) is what is left to run once they are merged.
+        ranks: of the LoRAs in VAE and UNet; (0, 0) is a restorer whose LoRAs are merged.
     """
     with torch.device("meta"):
         vae, unet, _ = networks(SD_TURBO)
@@ -102,20 +94,19 @@ def paper_models(
 def _filled(network: nn.Module, device: str | torch.device) -> nn.Module:
     network = network.to_empty(device=device)
     for parameter in network.parameters():
-        fan = parameter[0].numel() if parameter.dim() > 1 else 1
-        nn.init.normal_(parameter, std=fan**-0.5) if parameter.dim() > 1 else nn.init.ones_(parameter)
-    for buffer in network.buffers():
-        if buffer.is_floating_point():
-            nn.init.ones_(buffer)
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
         else:
-            buffer.zero_()
+            nn.init.ones_(parameter)
+    for buffer in network.buffers():
+        buffer.fill_(buffer.is_floating_point())
     return network
 
 
 def count(network: nn.Module) -> Weights:
-    """Weights of a network, and those that are trained."""
-    every = list(network.parameters())
-    return Weights(sum(p.numel() for p in every), sum(p.numel() for p in every if p.requires_grad))
+    """Parameters of a network, and how many of them are trained."""
+    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
+    return Weights(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
 
 
 def macs(work: Callable[[], Any]) -> int:
@@ -126,43 +117,38 @@ def macs(work: Callable[[], Any]) -> int:
 
 
 def timed(work: Callable[[], Any], *, device: str | torch.device = "cpu", warmup: int = 2, repeats: int = 5) -> Timing:
-    """Median, quartile distance and least of the seconds of `repeats` calls, after `warmup` that do not count.
-
-    On CUDA every call is waited for.
-    """
+    """Seconds of `repeats` calls, after `warmup` calls that do not count; on CUDA each is waited for."""
     if repeats < 1 or warmup < 0:
         raise ValueError(f"cost.repeats must be at least 1 and warmup at least 0, not {repeats} and {warmup}.")
     device = torch.device(device)
     seconds = []
     for number in range(warmup + repeats):
         if number == warmup:
-            _forget_peak(device)
+            _reset_peak(device)
         synchronise(device)
         start = perf_counter()
         work()
         synchronise(device)
         if number >= warmup:
             seconds.append(perf_counter() - start)
-    quartiles = statistics.quantiles(seconds, n=4, method="inclusive") if repeats > 1 else [seconds[0]] * 3
-    spread = quartiles[2] - quartiles[0]
-    return Timing(statistics.median(seconds), spread, min(seconds), repeats, warmup, _peak(device))
+    return Timing(statistics.median(seconds), float(iqr(seconds)), min(seconds), repeats, warmup, _peak(device))
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until CUDA has done what it was given."""
+    """Wait for the work queued on CUDA."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _forget_peak(device: torch.device) -> None:
+def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
     release_freed_memory()
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak on Linux
     except OSError:
-        return  # the peak is then that of the process since its start
+        return  # the peak is then that since the start of the process
 
 
 def _peak(device: torch.device) -> float:
@@ -177,10 +163,10 @@ def _peak(device: torch.device) -> float:
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
-def stages(restorer: OneStepRestorer, fadex: FaDeX, *, size: int, face: int, guidance: bool = True) -> list[CostStage]:
-    """The parts of one restoration of a square scene of `size` pixels with a face of `face` pixels.
+def stages(restorer: OneStepRestorer, fadex: FaDeX, *, size: int, face: int) -> dict[str, Callable[[], Any]]:
+    """The stages of a restoration as calls: a square image of `size` pixels, no tiles, a face of `face` pixels.
 
-    Scenes are taken whole, without tiles. `guidance` runs the UNet for both prompts.
+    The UNet runs for both prompts.
 
     Raises:
         ValueError: a size that VAE and UNet cannot halve.
@@ -189,36 +175,31 @@ def stages(restorer: OneStepRestorer, fadex: FaDeX, *, size: int, face: int, gui
         raise ValueError(f"cost.sizes: {size} is no multiple of {restorer.multiple}.")
     device = restorer.null_tokens.device
     image, crop = torch.rand(1, 3, size, size, device=device), torch.rand(1, 3, face, face, device=device)
-    prompts = 2 if guidance else 1
-    autocast = restorer._autocast
 
-    def relative_dir(work: Callable[[], Any]) -> Callable[[], Any]:
+    def part(work: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> Any:
-            with torch.no_grad(), autocast():
+            with torch.no_grad(), restorer._autocast():
                 return work()
 
         return run
 
-    features = relative_dir(lambda: fadex(crop, crop))()
-    latent = relative_dir(lambda: restorer._encode(image))()
-    tokens = relative_dir(lambda: restorer.tokens(features, 1))().expand(prompts, -1, -1)
-    text, noisy = restorer.text[:prompts].to(device), latent.repeat(prompts, 1, 1, 1)
-    return [
-        CostStage("FaDeX", relative_dir(lambda: fadex(crop, crop))),
-        CostStage("MapNet", relative_dir(lambda: restorer.mapnet(features))),
-        CostStage("VAE encoder", relative_dir(lambda: restorer._encode(image))),
-        CostStage("UNet", relative_dir(lambda: restorer._predict(noisy, text, tokens))),
-        CostStage("VAE decoder", relative_dir(lambda: restorer._decode(latent))),
-    ]
+    extract, encode = part(lambda: fadex(crop, crop)), part(lambda: restorer._encode(image))
+    features, latent = extract(), encode()
+    tokens = part(lambda: restorer.tokens(features, 1))().expand(2, -1, -1)
+    text, noisy = restorer.text[:2].to(device), latent.repeat(2, 1, 1, 1)
+    return {
+        "FaDeX": extract,
+        "MapNet": part(lambda: restorer.mapnet(features)),
+        "VAE encoder": encode,
+        "UNet": part(lambda: restorer._predict(noisy, text, tokens)),
+        "VAE decoder": part(lambda: restorer._decode(latent, image)),
+    }
 
 
 def faceme_counts(steps: int = FACEME_STEPS) -> tuple[dict[str, Weights], dict[str, int]]:
-    """Weights and MACs of FaceMe's networks for one face, counted on the meta device.
+    """Parameters of FaceMe's networks, and MACs of all their calls for one face, counted on the meta device.
 
     SDXL's UNet and its ControlNet run `steps` times for two prompts at 512 x 512; identity networks are left out.
-
-    Returns:
-        By network: weights; MACs of all its calls for one face.
     """
     with torch.device("meta"):
         up = ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]
@@ -252,32 +233,30 @@ def complexity(
     counted: tuple[OneStepRestorer, FaDeX] | None = None,
     faceme: bool = True,
 ) -> dict[str, Any]:
-    """Everything in one record.
+    """Parameters, MACs and times of all stages and sizes, as `write` stores them.
 
     Args:
-        restorer, fadex: measured where they are; on `meta` nothing is timed.
-        face: side of the face crop in pixels; FaDeX's cost follows it.
-        model: what the weights are, for the record.
-        counted: the same on the meta device, so that counting runs nothing; None counts on what is measured.
+        restorer, fadex: measured on their device; on `meta` nothing is timed.
+        face: side of the face crop in pixels, which decides the cost of FaDeX.
+        model: description of the weights, for the record.
+        counted: the same models on the meta device, so that counting MACs runs nothing; None counts on those measured.
         faceme: also count FaceMe's networks.
     """
     device = restorer.null_tokens.device
     networks = {"VAE": restorer.vae, "UNet": restorer.unet, "MapNet": restorer.mapnet, "FaDeX": fadex}
-    # FaDeX has a training of its own and is frozen in the restorer's
+    # FaDeX is trained on its own, so it is no part of the restorer.
     weights = {name: asdict(count(network)) for name, network in networks.items()}
-    whole = count(restorer)
-    weights["restorer in all"] = asdict(Weights(whole.parameters, whole.trainable))
+    weights["restorer in all"] = asdict(count(restorer))
     measured = device.type != "meta"
-    fast = restorer.merged() if measured else restorer  # as in use: LoRAs cost nothing once they are merged
-    shapes = counted or (fast, fadex)
+    fast = restorer.merged() if measured else restorer  # as in use: merged LoRAs cost nothing
     rows = []
     for size in sizes:
-        for number, stage in enumerate(stages(fast, fadex, size=size, face=face)):
-            like = stages(*shapes, size=size, face=face)[number] if counted else stage
-            row = {"stage": stage.name, "size": size, "macs": macs(like.run), "seconds": None}
-            if measured:
-                row["seconds"] = asdict(timed(stage.run, device=device, warmup=warmup, repeats=repeats))
-            rows.append(row)
+        parts = stages(fast, fadex, size=size, face=face)
+        alike = stages(*counted, size=size, face=face) if counted else parts
+        for name, run in parts.items():
+            seconds = timed(run, device=device, warmup=warmup, repeats=repeats) if measured else None
+            row = {"stage": name, "size": size, "macs": macs(alike[name])}
+            rows.append(row | {"seconds": asdict(seconds) if seconds else None})
     found: dict[str, Any] = {"model": model, "face": face, "weights": weights, "stages": rows}
     if faceme:
         held, work = faceme_counts()
@@ -290,7 +269,7 @@ def complexity(
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What seconds depend on."""
+    """Device, threads and processor, on which seconds depend."""
     found = {"device": str(device), "threads": torch.get_num_threads(), "processor": platform.processor()}
     if device.type == "cuda":
         found["card"] = torch.cuda.get_device_name(device)
@@ -299,23 +278,23 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def table(found: Mapping[str, Any]) -> str:
     """The record as Markdown."""
-    lines = [f"{found['model']}, face of {found['face']} pixels, {found['machine']['device']}", ""]
-    lines += ["| network | weights, M | trained, M |", "| --- | ---: | ---: |"]
-    held = dict(found["weights"]) | {f"FaceMe: {k}": v for k, v in found.get("faceme", {}).get("weights", {}).items()}
-    for name, value in held.items():
-        lines.append(f"| {name} | {value['parameters'] / 1e6:.3f} | {value['trainable'] / 1e6:.3f} |")
-    lines += ["", "| stage | size | GMACs | seconds (median) | spread | peak memory, MiB |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
+    faceme = found.get("faceme", {"weights": {}, "macs_per_face": {}})
+    held = dict(found["weights"]) | {f"FaceMe: {name}": value for name, value in faceme["weights"].items()}
+    counts = [
+        [name, *(f"{value[key] / 1e6:.3f}" for key in ("parameters", "trainable"))] for name, value in held.items()
+    ]
+    lines = []
     for row in found["stages"]:
-        spent = row["seconds"]
-        shown = (
-            f"{spent['median']:.4f} | {spent['spread']:.4f} | {spent['peak_memory_mib']:.0f}" if spent else "- | - | -"
+        spent = (
+            "{median:.4f} {spread:.4f} {peak_memory_mib:.0f}".format(**row["seconds"]) if row["seconds"] else "- - -"
         )
-        lines.append(f"| {row['stage']} | {row['size']} | {row['macs'] / 1e9:.2f} | {shown} |")
-    for name, work in found.get("faceme", {}).get("macs_per_face", {}).items():
-        steps = found["faceme"]["steps"]
-        lines.append(f"| FaceMe: {name}, {steps} steps | {FACE} | {work / 1e9:.2f} | - | - | - |")
-    return "\n".join(lines) + "\n"
+        lines.append([row["stage"], str(row["size"]), f"{row['macs'] / 1e9:.2f}", *spent.split()])
+    for name, work in faceme["macs_per_face"].items():
+        lines.append([f"FaceMe: {name}, {faceme['steps']} steps", str(FACE), f"{work / 1e9:.2f}", "-", "-", "-"])
+    title = f"{found['model']}, face of {found['face']} pixels, {found['machine']['device']}"
+    networks = plain_markdown(["network", "parameters, M", "trained, M"], counts)
+    header = ["stage", "size", "GMACs", "seconds (median)", "spread", "peak memory, MiB"]
+    return "\n".join([title + "\n", networks, plain_markdown(header, lines)])
 
 
 def write(found: Mapping[str, Any], folder: str | Path) -> None:

@@ -1,7 +1,7 @@
-"""The protocol of the paper's Figure 5: one image after the other, 1024 x 1024, the two stages apart.
+"""The protocol of the paper's Figure 5: images of 1024 x 1024 one by one, the two stages timed separately.
 
-Stage I is what comes before FaDeX (the face found and restored), Stage II is FaDeX, MapNet and the restorer. Models
-are loaded before the clock starts and images are in memory; nothing is written.
+Stage I is the work before FaDeX (face detection and restoration), Stage II is FaDeX, MapNet and the restorer. Models
+are loaded and images are in memory before the time is taken; nothing is written.
 """
 
 import statistics
@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from scipy.stats import iqr
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,16 +19,16 @@ from face2scene.common.files import read_json, write_json
 from face2scene.common.reproducibility import commit, seed_from
 from face2scene.common.types import Box, Scene
 from face2scene.eval.cost.complexity import machine, synchronise
-from face2scene.eval.scoring.score import versions
+from face2scene.eval.scoring.results import versions
+from face2scene.eval.tables.render import plain_markdown
 from face2scene.image_io.arrays import resize, write_png
 from face2scene.inference.pipeline import Face2ScenePipeline
 
 
 def drawn_scene(number: int, side: int) -> Tensor:
-    """A smooth random image (3, side, side): what an image shows changes no time when the face's place is given."""
+    """A smooth random image (3, side, side); the content changes no time where the face box is given."""
     generator = torch.Generator().manual_seed(seed_from("figure 5", number))
-    coarse = torch.rand(3, 16, 16, generator=generator)
-    return resize(coarse, (side, side))
+    return resize(torch.rand(3, 16, 16, generator=generator), (side, side))
 
 
 def time_pipeline(
@@ -41,12 +42,12 @@ def time_pipeline(
     """Seconds of every scene by stage.
 
     Args:
-        box: where the face is, for images that show none; None asks the detector.
-        warmup: scenes that are restored first and do not count.
+        box: the face's, for images that show none; None runs the detector.
+        warmup: how many times the first scene is restored before the time is taken.
 
     Returns:
-        `stage_1`, `stage_2`, `total`: mean, median, spread (between the quartiles); counts of scenes and of scenes
-        without a face pair, which have no Stage I worth the name.
+        `stage_1`, `stage_2`, `total`: mean, median and spread (interquartile range); numbers of scenes and of scenes
+        without a face pair, whose Stage I is a detection alone.
     """
     rows: list[tuple[float, float]] = []
     without = 0
@@ -57,17 +58,10 @@ def time_pipeline(
             rows.append((first, second))
             without += not pair
     found: dict[str, Any] = {"pictures": len(rows), "without_pair": without, "warmup": warmup}
-    for key, values in (
-        ("stage_1", [row[0] for row in rows]),
-        ("stage_2", [row[1] for row in rows]),
-        ("total", [sum(row) for row in rows]),
-    ):
-        quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
-        found[key] = {
-            "mean": statistics.fmean(values),
-            "median": statistics.median(values),
-            "spread": quartiles[2] - quartiles[0],
-        }
+    first, second = zip(*rows, strict=True)
+    for key, values in (("stage_1", first), ("stage_2", second), ("total", [sum(row) for row in rows])):
+        mean, median = statistics.fmean(values), statistics.median(values)
+        found[key] = {"mean": mean, "median": median, "spread": float(iqr(values))}
     return found
 
 
@@ -101,23 +95,21 @@ def figure_5(
     side: int = 1024,
     images: int = 100,
     face: int = 256,
-    scratch: str | Path | None = None,
     records: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Measure, put what was measured elsewhere beside it, and write `folder`/figure_5.json.
+    """Time the pipeline and write `folder`/figure_5.json, with the times of other methods and of the paper.
 
     Args:
-        load: makes the pipeline and says what its weights are; what it takes is reported apart.
-        printed: the bars of the paper, as `configs/eval/figure_5.yaml` has them.
-        face: side of the face in pixels; Stage I and FaDeX follow it.
-        scratch: where the reference images of drawn people are written; None is `folder`.
+        load: returns the pipeline and a description of its weights; its time is reported separately.
+        printed: the bars of the paper, the contents of `configs/eval/figure_5.yaml`.
+        face: side of the face in pixels, which decides the time of Stage I and FaDeX.
         records: baseline.json of methods that were run with scripts/run_baseline.py.
     """
     folder = Path(folder)
     start = perf_counter()
     pipeline, weights = load()
     loading = perf_counter() - start
-    scenes = list(drawn(images, side, Path(scratch or folder)))
+    scenes = list(drawn(images, side, folder))
     middle = (side - face) // 2
     box = (float(middle), float(middle), float(middle + face), float(middle + face))
     methods = {"Face2Scene": time_pipeline(pipeline, scenes, box=box) | {"weights": weights}}
@@ -145,7 +137,7 @@ def figure_5(
 
 
 def drawn(count: int, side: int, folder: Path) -> Iterator[Scene]:
-    """Scenes with references on disk, as Stage I reads them."""
+    """Random scenes, with reference images written to `folder` for Stage I."""
     references = []
     for number in range(2):
         path = folder / f"references/{number}.png"
@@ -157,16 +149,16 @@ def drawn(count: int, side: int, folder: Path) -> Iterator[Scene]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The bars as Markdown: ours and the printed ones, which were measured on another machine."""
-    lines = [result["protocol"], "", "| method | Stage I, s | Stage II, s | total, s | printed, s |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    """Our times and the paper's, which were measured on another machine, as Markdown."""
+    lines = []
     for title in dict.fromkeys([*result["printed"], *result["methods"]]):
         ours, printed = result["methods"].get(title, {}), result["printed"].get(title, {})
         cells = [f"{ours[key]['mean']:.3f}" if key in ours else "-" for key in ("stage_1", "stage_2", "total")]
-        shown = f"{printed['total']}" if printed else "-"
+        paper = f"{printed['total']}" if printed else "-"
         if "stage_1" in printed:
-            shown += f" ({printed['stage_1']} + {printed['stage_2']})"
-        lines.append(f"| {title} | {' | '.join(cells)} | {shown} |")
+            paper += f" ({printed['stage_1']} + {printed['stage_2']})"
+        lines.append([title, *cells, paper])
+    rows = plain_markdown(["method", "Stage I, s", "Stage II, s", "total, s", "printed, s"], lines)
     where = result["machine"].get("card", result["machine"]["device"])
-    lines += ["", f"Ours on {where}, printed on {result['printed_on']}: they compare in shape and not in value."]
-    return "\n".join(lines) + "\n"
+    machines = f"Ours on {where}, printed on {result['printed_on']}: compare the proportions, not the values."
+    return f"{result['protocol']}\n\n{rows}\n{machines}\n"

@@ -1,1 +1,1 @@
-"""Metrics: what each compares, its protocol, its implementation."""
+"""The metrics: what each compares, its protocol, its implementation."""

@@ -1,4 +1,4 @@
-"""FID over pyiqa's Inception: each image once, and no square root of a 2048 x 2048 matrix."""
+"""FID with pyiqa's Inception network: features once per image, and no square root of a 2048 x 2048 matrix."""
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ class Fid:
 
     @staticmethod
     def distance(ours: Tensor, theirs: Tensor) -> float:
-        """The Frechet distance of two Gaussians fitted to features (N, D) and (M, D).
+        """The Frechet distance, at least 0, of two Gaussians fitted to features (N, D) and (M, D).
 
         The trace of the square root of the product of both covariances equals the sum of the singular values of
         (centred ours)(centred theirs)^T over sqrt((N - 1)(M - 1)), an N x M matrix.
@@ -47,8 +47,9 @@ class Fid:
             root = (side - mean) / np.sqrt(len(side) - 1)  # root^T root is the covariance
             roots.append(np.linalg.qr(root, mode="r") if len(root) > root.shape[1] else root)
         shared = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
-        apart = means[0] - means[1]
-        return float(apart @ apart + sum((root**2).sum() for root in roots) - 2 * shared)
+        difference = means[0] - means[1]
+        distance = float(difference @ difference + sum((root**2).sum() for root in roots) - 2 * shared)
+        return max(0.0, distance)  # rounding leaves a little below 0 for equal sets
 
 
 def _resized(image: np.ndarray) -> np.ndarray:

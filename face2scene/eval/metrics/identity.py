@@ -22,8 +22,8 @@ class IdScore:
     """ArcFace MobileFaceNet on the face that YuNet finds in the ground truth; see `faces.identity.face_similarity`.
 
     Raises:
-        MetricMissing, ModuleNotFoundError: a network is not here or degraded, or its package is not here; with the
-            command that gets it.
+        MetricMissing: a network is not fetched or its file has changed; with the command that fetches it.
+        ModuleNotFoundError: a package is not installed.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
@@ -34,7 +34,7 @@ class IdScore:
         self.detector = Detector(WithIdentityNet(OpenBackend(), OnnxIdentity("w600k_mbf")), identities=True)
 
     def __call__(self, images: Tensor, gts: Tensor, boxes: Sequence[Box | None]) -> Tensor:
-        """(B,) in float64; NaN where the ground truth shows no face in the box (anywhere, where the box is None)."""
+        """Cosines (B,) in float64; NaN where the ground truth shows no face in its box (or at all, without a box)."""
         found = [
             face_similarity(to_array(image), to_array(gt), self.detector, box=box)
             for image, gt, box in zip(images, gts, boxes, strict=True)

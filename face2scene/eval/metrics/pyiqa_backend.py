@@ -1,11 +1,10 @@
-"""What computes a metric: pyiqa, given its files by us, and how each kind of metric is called.
+"""Metrics computed by IQA-PyTorch (`pyiqa`, extra `metrics`, non-commercial licence), with weight files placed by us.
 
-IQA-PyTorch (`pyiqa`, the extra `metrics`, non-commercial licence) looks for its weights in a torch home folder under
-fixed file names and downloads what it does not find. Here they are links in `torch_home`, inside the weights folder, to
-the files of fetched assets, which the converters make: the same bytes on every machine. A metric with a file missing
-or changed is named before pyiqa is asked. Nothing is downloaded and no hub is retried.
+pyiqa looks for its weights in a torch home folder under fixed file names and downloads what it does not find. Here the
+folder is `torch_home` among this project's weights, and the files in it are links to those of fetched assets. A missing
+or changed file is reported before pyiqa is called; nothing is downloaded.
 
-B images of one size (H, W), float32 RGB in [0, 1].
+Images are (B, 3, H, W), float32 RGB in [0, 1], of one size.
 """
 
 import contextlib
@@ -27,20 +26,38 @@ from face2scene.assets.catalogue import catalogue, folder, recorded, verify, wei
 from face2scene.common.files import atomic_write, sha256_of
 from face2scene.common.optional import import_optional
 
+# Files of the torch home, by their paths in it.
+VGG16, ALEXNET = "hub/checkpoints/vgg16-397923af.pth", "hub/checkpoints/alexnet-owt-7be5be79.pth"
+LPIPS_ALEX, LPIPS_VGG = "hub/pyiqa/LPIPS_v0.1_alex-df73285e.pth", "hub/pyiqa/LPIPS_v0.1_vgg-a78928a0.pth"
+DISTS = "hub/pyiqa/DISTS_weights-f5e65c96.pth"
+INCEPTION = "hub/pyiqa/pt_inception-2015-12-05-6726825d.pth"
+NIQE = "hub/pyiqa/niqe_modelparameters.mat"
+CLIP_B32, CLIP_R50 = "hub/clip/ViT-B-32.pt", "hub/clip/RN50.pt"
+_ASSETS = {  # the assets that hold a file; the first fetched one is used. Other files are in the asset `pyiqa`.
+    **dict.fromkeys((VGG16, ALEXNET, LPIPS_ALEX, LPIPS_VGG), ("lpips",)),
+    DISTS: ("dists",),
+    INCEPTION: ("fid_inception", "pyiqa"),
+    CLIP_R50: ("clip_rn50",),
+    CLIP_B32: ("clip_vit_b32",),
+    NIQE: (),
+}
+_CONVERTED = {Path(file).name for file in (VGG16, ALEXNET, DISTS, INCEPTION, NIQE)}  # written on this machine
+_UNUSED = ("classifier.", "fc.")  # layers that no metric uses; zeros in converted files
+
 PerImage = Callable[..., Tensor]
-"""`pair`: f(images, ground truths) -> (B,); `alone`: f(images) -> (B,); `faces`: f(images, ground truths, boxes) ->
-(B,)."""
+"""f(images, ground truths) of a metric that compares `pair`, f(images) of `alone`, f(images, ground truths, face boxes)
+of `faces`; returns (B,)."""
 
 
 class SetScorer(Protocol):
     """A metric of two sets of images."""
 
     def features(self, images: Tensor) -> Tensor:
-        """What stands for each image, (B, D)."""
+        """Features (B, D) of images."""
         ...
 
     def distance(self, ours: Tensor, theirs: Tensor) -> float:
-        """The metric of two sets of features, (N, D) and (M, D)."""
+        """The value for features (N, D) and (M, D)."""
         ...
 
 
@@ -48,25 +65,25 @@ Scorer = PerImage | SetScorer
 
 
 class MetricMissing(RuntimeError):
-    """A metric that cannot be computed here; the message says what is missing and how to get it."""
+    """A metric that cannot be computed here; the message names what is missing and how to get it."""
 
 
 @dataclass(frozen=True)
 class Pyiqa:
-    """How pyiqa is asked for a metric.
+    """A metric of pyiqa.
 
     Args:
-        name: the metric's name there.
-        options: of `pyiqa.create_metric`.
-        files: what it reads in the torch home.
+        name: the metric's name in pyiqa.
+        files: the files of the torch home that it reads.
         hub: repositories whose `model.safetensors` it loads through timm.
-        wrap: makes the scorer from pyiqa's network, where ours computes the same values in less time.
+        options: of `pyiqa.create_metric`.
+        wrap: makes a faster scorer with the same values from pyiqa's network.
     """
 
     name: str
-    options: Mapping[str, object] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     hub: tuple[str, ...] = ()
+    options: Mapping[str, object] = field(default_factory=dict)
     wrap: Callable[[nn.Module, torch.device], Scorer] | None = None
 
     def __str__(self) -> str:
@@ -74,7 +91,7 @@ class Pyiqa:
         return f"pyiqa {self.name}" + (f" ({options})" if options else "")
 
     def paths(self, home: Path) -> dict[str, Path]:
-        """Its weight files by name, as far as they are here: of the torch home, and of the hub's cache."""
+        """Its weight files by name: those of the torch home, and those that are in the hub's cache."""
         found = {Path(file).name: home / file for file in self.files}
         for repository in self.hub if importlib.util.find_spec("huggingface_hub") else ():
             import huggingface_hub
@@ -83,22 +100,20 @@ class Pyiqa:
             found |= {repository: Path(cached)} if isinstance(cached, str) else {}
         return found
 
-    def check(self, home: Path) -> None:
-        """Raise MetricMissing unless everything this metric needs is at hand and whole; places what can be made."""
+    def network(self, device: torch.device | str) -> Any:
+        """pyiqa's own metric object.
+
+        Raises:
+            MetricMissing: a file is missing or has changed.
+            ModuleNotFoundError: pyiqa is not installed.
+        """
+        home = torch_home()
         import_optional("pyiqa", "metrics", why=f"The metric {self.name}")
         for file in self.files:
             ready(file, home)
         for repository in set(self.hub) - self.paths(home).keys():
             raise MetricMissing(f"needs {repository} in the hub's cache: hf download {repository}")
-
-    def network(self, device: torch.device | str) -> Any:
-        """pyiqa's own metric object; raises MetricMissing."""
-        home = torch_home()
-        self.check(home)
-        with (
-            _torch_home_is(home),
-            contextlib.redirect_stdout(io.StringIO()),
-        ):  # pyiqa announces every file it reads
+        with _torch_home_is(home), contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints every file it reads
             import pyiqa
             from pyiqa.utils import download_util
 
@@ -106,7 +121,7 @@ class Pyiqa:
             return pyiqa.create_metric(self.name, device=torch.device(device), **self.options)
 
     def build(self, device: torch.device | str) -> Scorer:
-        """The metric as a scorer; raises MetricMissing."""
+        """The metric as a scorer; raises as `network`."""
         model = self.network(device)
         if self.wrap is not None:
             return self.wrap(model.net, torch.device(device))
@@ -119,26 +134,8 @@ class Pyiqa:
         return score
 
 
-# --- the files pyiqa reads ----------------------------------------------------------------------------------
-
-VGG16, ALEXNET = "hub/checkpoints/vgg16-397923af.pth", "hub/checkpoints/alexnet-owt-7be5be79.pth"
-LPIPS_ALEX, LPIPS_VGG = "hub/pyiqa/LPIPS_v0.1_alex-df73285e.pth", "hub/pyiqa/LPIPS_v0.1_vgg-a78928a0.pth"
-DISTS = "hub/pyiqa/DISTS_weights-f5e65c96.pth"
-INCEPTION = "hub/pyiqa/pt_inception-2015-12-05-6726825d.pth"
-NIQE = "hub/pyiqa/niqe_modelparameters.mat"
-CLIP_B32, CLIP_R50 = "hub/clip/ViT-B-32.pt", "hub/clip/RN50.pt"
-_ASSETS = {  # the assets that hold a file, the first that is fetched; all others are pyiqa's own
-    **dict.fromkeys((VGG16, ALEXNET, LPIPS_ALEX, LPIPS_VGG), ("lpips",)),
-    DISTS: ("dists",),
-    INCEPTION: ("fid_inception", "pyiqa"),
-    CLIP_R50: ("clip_rn50",),
-    CLIP_B32: ("clip_vit_b32",),
-    NIQE: (),
-}
-
-
 def pyiqa_version() -> str:
-    """The version of pyiqa, or nothing where it is not installed."""
+    """The version of pyiqa; empty where it is not installed."""
     try:
         return version("pyiqa")
     except PackageNotFoundError:
@@ -146,7 +143,7 @@ def pyiqa_version() -> str:
 
 
 def torch_home() -> Path:
-    """Where the files for pyiqa are linked: with our weights, so a person's own torch cache is left alone."""
+    """The torch home folder for pyiqa: among this project's weights, apart from the user's own torch cache."""
     return weights_root() / "torch_home"
 
 
@@ -167,19 +164,15 @@ def ready(file: str, home: Path) -> Path:
     """A file of the torch home, linked there if need be.
 
     Raises:
-        MetricMissing: its asset is not fetched, or it is not the file that was fetched or that the catalogue names.
+        MetricMissing: its asset is not fetched, or its content is neither what was fetched nor as in the catalogue.
     """
     path, assets = home / file, _ASSETS.get(file, ("pyiqa",))
     if not path.is_file() or (not path.is_symlink() and any(map(recorded, assets))):
         with atomic_write(path) as partial:
             if file == NIQE:
-                _niqe_parameters(partial)
+                _write_niqe_parameters(partial)
             else:
-                name = next(filter(recorded, assets), assets[0])
-                try:
-                    source = folder(name) / path.name
-                except FileNotFoundError as error:
-                    raise MetricMissing(str(error)) from error
+                source = _asset_folder(next(filter(recorded, assets), assets[0])) / path.name
                 partial.symlink_to(os.path.relpath(source.resolve(), path.parent.resolve()))
     known = {name: recorded(name).get(path.name) or _published(name, path.name) for name in assets}
     if any(known.values()) and (found := sha256_of(path)) not in known.values():
@@ -192,9 +185,9 @@ def ready(file: str, home: Path) -> Path:
 
 
 def identity(path: Path) -> str:
-    """What stands for a weights file in a protocol: its sha256, or of a file made here the sha256 of what it holds.
+    """The digest of a weights file in a protocol: its sha256, or for a converted file the sha256 of its values.
 
-    A torch archive or a .mat file of the same numbers may have other bytes, from another version of its writer.
+    A torch archive or a .mat file of the same values may differ in its bytes, by the version of its writer.
     """
     facts = path.stat()
     return _identity(path, facts.st_mtime_ns, facts.st_size)
@@ -202,8 +195,7 @@ def identity(path: Path) -> str:
 
 @cache
 def _identity(path: Path, changed: int, size: int) -> str:
-    made = {Path(file).name for file in (VGG16, ALEXNET, DISTS, INCEPTION, NIQE)}
-    if path.name not in made:
+    if path.name not in _CONVERTED:
         return sha256_of(path)
     try:
         if path.suffix == ".mat":
@@ -212,7 +204,7 @@ def _identity(path: Path, changed: int, size: int) -> str:
             held = {k: torch.from_numpy(v) for k, v in loadmat(path).items() if not k.startswith("__")}
         else:
             held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # somebody else's file under this name
+    except Exception:  # another file of this name
         return sha256_of(path)
     digest = hashlib.sha256()
     for key, tensor in sorted(held.items()):
@@ -222,7 +214,19 @@ def _identity(path: Path, changed: int, size: int) -> str:
     return digest.hexdigest()
 
 
-_UNUSED = ("classifier.", "fc.")  # no metric reads these layers; in files made here they are zeros
+def fetched(name: str) -> Path:
+    """The folder of a fetched asset; raises MetricMissing where it is not there or a file of it has changed."""
+    place = _asset_folder(name)
+    if changed := verify(name):
+        raise MetricMissing(changed[0])
+    return place
+
+
+def _asset_folder(name: str) -> Path:
+    try:
+        return folder(name)
+    except FileNotFoundError as error:
+        raise MetricMissing(str(error)) from error
 
 
 def _published(asset: str, name: str) -> str | None:
@@ -230,27 +234,16 @@ def _published(asset: str, name: str) -> str | None:
     return facts.sha256 if facts else None
 
 
-def fetched(name: str) -> Path:
-    """The folder of a fetched asset whose files are whole; raises MetricMissing."""
-    try:
-        place = folder(name)
-    except FileNotFoundError as error:
-        raise MetricMissing(str(error)) from error
-    if degraded := verify(name):
-        raise MetricMissing(degraded[0])
-    return place
-
-
-def _niqe_parameters(path: Path) -> None:
+def _write_niqe_parameters(path: Path) -> None:
     import numpy as np
     from scipy.io import savemat
 
-    spec = importlib.util.find_spec("basicsr")  # importing it fails beside a current torchvision; its file is enough
+    spec = importlib.util.find_spec("basicsr")  # importing it fails with a current torchvision; its file is enough
     source = spec and spec.origin and Path(spec.origin).parent / "metrics/niqe_pris_params.npz"
     if not source or not source.is_file():
         raise MetricMissing("needs the parameter file in the package 'basicsr': pip install 'face2scene[degrade]'")
     written = io.BytesIO()
     with np.load(source) as given:
         savemat(written, {"mu_prisparam": given["mu_pris_param"], "cov_prisparam": given["cov_pris_param"]})
-    text = b"MATLAB 5.0 MAT-file".ljust(116)  # in place of scipy's, which holds the platform and the date
+    text = b"MATLAB 5.0 MAT-file".ljust(116)  # in place of scipy's header, which holds the platform and the date
     path.write_bytes(text + written.getvalue()[116:])

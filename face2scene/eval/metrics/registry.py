@@ -1,6 +1,6 @@
-"""Metrics as data: what each one is called, which way is better, and what must be held fixed.
+"""The metrics by key: direction, protocol and implementation of each.
 
-How they are computed is in `engines`. B images of one size (H, W), float32 RGB in [0, 1].
+Images are (B, 3, H, W), float32 RGB in [0, 1], of one size.
 """
 
 import json
@@ -15,35 +15,44 @@ from face2scene.eval.metrics import pyiqa_backend
 from face2scene.eval.metrics.fid import Fid
 from face2scene.eval.metrics.identity import NO_FACE, WEIGHTS, IdScore
 from face2scene.eval.metrics.perceptual import Dists, Lpips
+from face2scene.eval.metrics.psnr_ssim import psnr_rgb, psnr_y, ssim_rgb, ssim_y
 from face2scene.eval.metrics.pyiqa_backend import MetricMissing, Pyiqa, Scorer, torch_home
-from face2scene.eval.metrics.ssim import ssim_rgb, ssim_y
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One column of a table, and the protocol without which two numbers are not comparable."""
+    """One metric, with the protocol without which two of its values are not comparable.
+
+    Args:
+        title: as printed in the paper.
+        compares: an image with its ground truth (`pair`), the face of both (`faces`), two sets (`sets`), or nothing
+            (`alone`).
+        network: which one, and what it was trained on.
+        bounds: of the values; None is unbounded.
+        min_size: smallest side of an image in pixels.
+        undefined: why an image may have no value (NaN of `faces`, else infinity); such images are left out and named.
+        assets: of the catalogue, whose files an engine of this project reads.
+    """
 
     key: str
-    title: str  # as printed in the paper
+    title: str
     better: Literal["higher", "lower"]
-    compares: Literal[
-        "pair", "alone", "faces", "sets"
-    ]  # with the ground truth, with nothing, the ground truth's face, both sets
+    compares: Literal["pair", "alone", "faces", "sets"]
     engine: Pyiqa | Callable[[torch.device | str], Scorer]
-    network: str = "none"  # and what it was trained on
+    network: str = "none"
     colour: str = "RGB"
     resize: str = "none"
-    bounds: tuple[float | None, float | None] = (0, None)  # of its values; None is unbounded
-    least: int = 1  # pixels, smallest side that it takes
-    undefined: str = ""  # why a value may be missing without anything being wrong; such images are left out by name
-    assets: tuple[str, ...] = ()  # of the catalogue, whose files an engine of ours reads
+    bounds: tuple[float | None, float | None] = (0, None)
+    min_size: int = 1
+    undefined: str = ""
+    assets: tuple[str, ...] = ()
 
     def build(self, device: torch.device | str = "cpu") -> Scorer:
         """The metric as a scorer; raises MetricMissing, MissingWeights, or ModuleNotFoundError naming the extra."""
         return self.engine.build(device) if isinstance(self.engine, Pyiqa) else self.engine(device)
 
     def weights(self) -> dict[str, str]:
-        """What stands for the weight files behind it, by name; see `engines.identity`."""
+        """Digests of its weight files by name, see `pyiqa_backend.identity`."""
         paths = self.engine.paths(torch_home()) if isinstance(self.engine, Pyiqa) else {}
         found = {name: pyiqa_backend.identity(path) for name, path in paths.items() if path.is_file()}
         return found | {name: digest for asset in self.assets for name, digest in recorded(asset).items()}
@@ -51,8 +60,8 @@ class Metric:
     @property
     def identity(self) -> str:
         """Changes with everything that may change a value: protocol, engine and its version, weights."""
-        said = self.described()
-        return json.dumps([said[key] for key in ("protocol", "engine", "engine_version", "weights_sha256")])
+        facts = self.described()
+        return json.dumps([facts[key] for key in ("protocol", "engine", "engine_version", "weights_sha256")])
 
     @property
     def protocol(self) -> str:
@@ -62,19 +71,16 @@ class Metric:
         return ", ".join([*filter(None, parts), "no border cropped", "8-bit RGB PNG"])
 
     def described(self) -> dict[str, Any]:
-        """For `scores.json`."""
+        """The entry of `scores.json`."""
+        by_pyiqa = isinstance(self.engine, Pyiqa)
         return {
-            "title": self.title,
-            "better": self.better,
-            "compares": self.compares,
-            "protocol": self.protocol,
-            "network": self.network,
+            **{key: getattr(self, key) for key in ("title", "better", "compares", "protocol", "network")},
             "colour": self.colour,
             "resize": self.resize,
             "crop": "none",
             "range": list(self.bounds),
-            "engine": str(self.engine) if isinstance(self.engine, Pyiqa) else "face2scene",
-            "engine_version": pyiqa_backend.pyiqa_version() if isinstance(self.engine, Pyiqa) else "",
+            "engine": str(self.engine) if by_pyiqa else "face2scene",
+            "engine_version": pyiqa_backend.pyiqa_version() if by_pyiqa else "",
             "weights_sha256": self.weights(),
         }
 
@@ -84,165 +90,51 @@ class Metric:
 
 
 _Y = "Y of BT.601 YCbCr in 8 bit"
+_WINDOW = "11 x 11 Gaussian window of 1.5 px"
+_RGB_SSIM = f"mean over R, G and B, {_WINDOW}"
 _KONIQ = "KonIQ-10k weights"
-_MULTITASK = "multitask weights"
-_LIQE_SIDE = "at least 224 pixels a side, fifteen crops of 224"
-METRICS: dict[str, Metric] = {
-    metric.key: metric
-    for metric in (
-        Metric(
-            "dists",
-            "DISTS",
-            "lower",
-            "pair",
-            Pyiqa("dists", files=(pyiqa_backend.VGG16, pyiqa_backend.DISTS), wrap=Dists),
-            network="VGG16",
-            bounds=(0, 1),
-        ),
-        Metric(
-            "lpips",
-            "LPIPS",
-            "lower",
-            "pair",
-            Pyiqa("lpips", files=(pyiqa_backend.ALEXNET, pyiqa_backend.LPIPS_ALEX), wrap=Lpips),
-            network="v0.1, AlexNet",
-            least=32,
-        ),
-        Metric(
-            "lpips_vgg",
-            "LPIPS-VGG",
-            "lower",
-            "pair",
-            Pyiqa("lpips-vgg", files=(pyiqa_backend.VGG16, pyiqa_backend.LPIPS_VGG), wrap=Lpips),
-            network="v0.1, VGG16",
-            least=16,
-        ),
-        Metric("psnr", "PSNR", "higher", "pair", Pyiqa("psnr"), colour="dB of the mean error of R, G and B"),
-        Metric("psnr_y", "PSNR-Y", "higher", "pair", Pyiqa("psnry", {"color_space": "ycbcr"}), colour=f"dB, {_Y}"),
-        Metric(
-            "ssim",
-            "SSIM-RGB",
-            "higher",
-            "pair",
-            lambda device: ssim_rgb,
-            colour="mean over R, G and B, 11 x 11 Gaussian window of 1.5 px",
-            bounds=(0, 1),
-            least=11,
-        ),
-        Metric(
-            "ssim_y",
-            "SSIM",
-            "higher",
-            "pair",
-            lambda device: ssim_y,
-            colour=f"{_Y}, 11 x 11 Gaussian window of 1.5 px",
-            bounds=(0, 1),
-            least=11,
-        ),
-        Metric(
-            "fid",
-            "FID",
-            "lower",
-            "sets",
-            Pyiqa("fid", files=(pyiqa_backend.INCEPTION,), wrap=Fid),
-            network="Inception of 2015, 2048 features",
-            resize="clean-fid's resize to 299 x 299",
-        ),
-        Metric(
-            "musiq",
-            "MUSIQ",
-            "higher",
-            "alone",
-            Pyiqa("musiq", files=("hub/pyiqa/musiq_koniq_ckpt-e95806b9.pth",)),
-            network=_KONIQ,
-            resize="to 384 and 224 beside the full size",
-            bounds=(0, 100),
-        ),
-        Metric(
-            "clipiqa",
-            "C-IQA",
-            "higher",
-            "alone",
-            Pyiqa("clipiqa", files=(pyiqa_backend.CLIP_R50,)),
-            network="CLIP RN50, the prompts Good photo and Bad photo",
-            bounds=(0, 1),
-        ),
-        Metric(
-            "maniqa",
-            "M-IQA",
-            "higher",
-            "alone",
-            Pyiqa(
-                "maniqa",
-                files=("hub/pyiqa/ckpt_koniq10k.pt",),
-                hub=("timm/vit_base_patch8_224.augreg2_in21k_ft_in1k",),
-            ),
-            network=_KONIQ,
-            resize="crops of 224",
-            bounds=(0, 1),
-            least=224,
-        ),
-        Metric(
-            "liqe",
-            "LIQE",
-            "higher",
-            "alone",
-            Pyiqa("liqe", files=(pyiqa_backend.CLIP_B32, "hub/pyiqa/liqe_koniq.pt")),
-            network=f"CLIP ViT-B/32, {_KONIQ}",
-            resize=_LIQE_SIDE,
-            bounds=(1, 5),
-            least=224,
-        ),
-        Metric(
-            "liqe_mix",
-            "LIQE-mix",
-            "higher",
-            "alone",
-            Pyiqa("liqe_mix", files=(pyiqa_backend.CLIP_B32, "hub/pyiqa/liqe_mix.pt")),
-            network=f"CLIP ViT-B/32, {_MULTITASK}",
-            resize=_LIQE_SIDE,
-            bounds=(1, 5),
-            least=224,
-        ),
-        Metric(
-            "topiq",
-            "TOPIQ",
-            "higher",
-            "alone",
-            Pyiqa(
-                "topiq_nr",
-                files=("hub/pyiqa/cfanet_nr_koniq_res50-9a73138b.pth",),
-                hub=("timm/resnet50.a1_in1k",),
-            ),
-            network=f"topiq_nr, ResNet-50, {_KONIQ}",
-            bounds=(0, 1),
-            least=32,
-        ),
-        Metric(
-            "niqe",
-            "NIQE",
-            "lower",
-            "alone",
-            Pyiqa("niqe", files=(pyiqa_backend.NIQE,)),
-            # With the same parameters its code is up to 5 % away from the authors' MATLAB code, by its own calibration.
-            network="the published pristine model, pyiqa's implementation",
-            colour="Y of YIQ in 8 bit",
-            least=192,
-        ),
-        Metric(
-            "id",
-            "ID",
-            "higher",
-            "faces",
-            IdScore,
-            network="ArcFace MobileFaceNet (w600k_mbf) on the face that YuNet finds in the ground truth",
-            resize="aligned to 112 x 112",
-            bounds=(-1, 1),
-            undefined=NO_FACE,
-            assets=WEIGHTS,
-        ),
-    )
-}
+_EQUAL = "equal to the ground truth, so that its PSNR is infinite"
+_ARCFACE = "ArcFace MobileFaceNet (w600k_mbf) on the face that YuNet finds in the ground truth"
+_RGB = "dB of the mean error of R, G and B"
+_PROMPTS = "CLIP RN50, the prompts Good photo and Bad photo"
+_CLEAN_FID = "clean-fid's resize to 299 x 299"
+_SIZES = "to 384 and 224 beside the full size"
+# By pyiqa's own calibration up to 5 % away from the authors' MATLAB code, with the same parameters.
+_PRISTINE = "the published pristine model, pyiqa's implementation"
+_SSIM = {"bounds": (0, 1), "min_size": 11}
+_LIQE = {"resize": "at least 224 pixels a side, fifteen crops of 224", "bounds": (1, 5), "min_size": 224}
+_ID = {"resize": "aligned to 112 x 112", "bounds": (-1, 1), "undefined": NO_FACE, "assets": WEIGHTS}
+
+_DISTS = Pyiqa("dists", (pyiqa_backend.VGG16, pyiqa_backend.DISTS), wrap=Dists)
+_LPIPS = Pyiqa("lpips", (pyiqa_backend.ALEXNET, pyiqa_backend.LPIPS_ALEX), wrap=Lpips)
+_LPIPS_VGG = Pyiqa("lpips-vgg", (pyiqa_backend.VGG16, pyiqa_backend.LPIPS_VGG), wrap=Lpips)
+_FID = Pyiqa("fid", (pyiqa_backend.INCEPTION,), wrap=Fid)
+_MUSIQ = Pyiqa("musiq", ("hub/pyiqa/musiq_koniq_ckpt-e95806b9.pth",))
+_MANIQA = Pyiqa("maniqa", ("hub/pyiqa/ckpt_koniq10k.pt",), ("timm/vit_base_patch8_224.augreg2_in21k_ft_in1k",))
+_TOPIQ = Pyiqa("topiq_nr", ("hub/pyiqa/cfanet_nr_koniq_res50-9a73138b.pth",), ("timm/resnet50.a1_in1k",))
+_NIQE = Pyiqa("niqe", (pyiqa_backend.NIQE,))
+_CLIPIQA = Pyiqa("clipiqa", (pyiqa_backend.CLIP_R50,))
+_LIQE_KONIQ = Pyiqa("liqe", (pyiqa_backend.CLIP_B32, "hub/pyiqa/liqe_koniq.pt"))
+_LIQE_MIX = Pyiqa("liqe_mix", (pyiqa_backend.CLIP_B32, "hub/pyiqa/liqe_mix.pt"))
+_ALL = (
+    Metric("dists", "DISTS", "lower", "pair", _DISTS, "VGG16", bounds=(0, 1)),
+    Metric("lpips", "LPIPS", "lower", "pair", _LPIPS, "v0.1, AlexNet", min_size=32),
+    Metric("lpips_vgg", "LPIPS-VGG", "lower", "pair", _LPIPS_VGG, "v0.1, VGG16", min_size=16),
+    Metric("psnr", "PSNR", "higher", "pair", lambda _: psnr_rgb, colour=_RGB, undefined=_EQUAL),
+    Metric("psnr_y", "PSNR-Y", "higher", "pair", lambda _: psnr_y, colour=f"dB, {_Y}", undefined=_EQUAL),
+    Metric("ssim", "SSIM-RGB", "higher", "pair", lambda _: ssim_rgb, colour=_RGB_SSIM, **_SSIM),
+    Metric("ssim_y", "SSIM", "higher", "pair", lambda _: ssim_y, colour=f"{_Y}, {_WINDOW}", **_SSIM),
+    Metric("fid", "FID", "lower", "sets", _FID, "Inception of 2015, 2048 features", resize=_CLEAN_FID),
+    Metric("musiq", "MUSIQ", "higher", "alone", _MUSIQ, _KONIQ, resize=_SIZES, bounds=(0, 100)),
+    Metric("clipiqa", "C-IQA", "higher", "alone", _CLIPIQA, _PROMPTS, bounds=(0, 1)),
+    Metric("maniqa", "M-IQA", "higher", "alone", _MANIQA, _KONIQ, resize="crops of 224", bounds=(0, 1), min_size=224),
+    Metric("liqe", "LIQE", "higher", "alone", _LIQE_KONIQ, f"CLIP ViT-B/32, {_KONIQ}", **_LIQE),
+    Metric("liqe_mix", "LIQE-mix", "higher", "alone", _LIQE_MIX, "CLIP ViT-B/32, multitask weights", **_LIQE),
+    Metric("topiq", "TOPIQ", "higher", "alone", _TOPIQ, f"topiq_nr, ResNet-50, {_KONIQ}", bounds=(0, 1), min_size=32),
+    Metric("niqe", "NIQE", "lower", "alone", _NIQE, _PRISTINE, "Y of YIQ in 8 bit", min_size=192),
+    Metric("id", "ID", "higher", "faces", IdScore, _ARCFACE, **_ID),
+)
+METRICS: dict[str, Metric] = {metric.key: metric for metric in _ALL}
 
 
 def choose(keys: Iterable[str]) -> list[Metric]:
@@ -260,11 +152,7 @@ def choose(keys: Iterable[str]) -> list[Metric]:
 def build_all(
     metrics: Iterable[Metric], device: torch.device | str = "cpu"
 ) -> tuple[dict[str, Scorer], dict[str, str]]:
-    """Build each metric once.
-
-    Returns:
-        The functions by key, and for each metric that cannot be had, the reason with the command that helps.
-    """
+    """Scorers by key, and for each metric that is not available the reason with the command that installs it."""
     ready: dict[str, Scorer] = {}
     missing: dict[str, str] = {}
     for metric in metrics:

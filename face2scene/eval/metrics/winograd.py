@@ -14,8 +14,8 @@ _INPUT += ((0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1))
 _KERNEL = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6))
 _KERNEL += ((1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))
 _OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
-_PATCHES = 128  # in work at a time; their transforms then stay in a core's cache
-_FEWEST = 64  # input channels from which this is faster than the direct convolution
+_PATCHES = 128  # transformed at a time, so that they stay in a core's cache
+_MIN_CHANNELS = 64  # input channels from which this is faster than the direct convolution
 
 
 class WinogradReLU(nn.Module):
@@ -38,13 +38,13 @@ class WinogradReLU(nn.Module):
         channels_last = images.permute(0, 2, 3, 1).contiguous()
         padded = F.pad(channels_last, (0, 0, 1, 4 * wide + 1 - width, 1, 4 * high + 1 - height)).contiguous()
         result = padded.new_empty(batch, 4 * high, 4 * wide, outputs)
-        strip = max(1, min(high, _PATCHES // wide))  # rows of patches
+        rows_at_once = max(1, min(high, _PATCHES // wide))  # rows of patches
         per_image, per_row, per_column, _ = padded.stride()
         strides = (per_row, per_column, 4 * per_row, 4 * per_column, 1)
         work: dict[int, list[Tensor]] = {}
         for image in range(batch):
-            for top in range(0, high, strip):
-                rows = min(strip, high - top)
+            for top in range(0, high, rows_at_once):
+                rows = min(rows_at_once, high - top)
                 count = rows * wide
                 if rows not in work:
                     shapes = ((6, 6, rows, wide, channels), (36, count * channels), (36, count, outputs))
@@ -62,23 +62,21 @@ class WinogradReLU(nn.Module):
         return result[:, :height, :width].permute(0, 3, 1, 2)
 
 
-def hasten(layers: nn.Sequential) -> nn.Sequential:
-    """The same layers with every pair of fitting convolution and ReLU replaced."""
-    hastened: list[nn.Module] = []
-    remaining = list(layers)
-    while remaining:
-        layer = remaining.pop(0)
-        if _fits(layer) and remaining and isinstance(remaining[0], nn.ReLU):
-            remaining.pop(0)
-            layer = WinogradReLU(layer)
-        hastened.append(layer)
-    return nn.Sequential(*hastened)
+def use_winograd(layers: nn.Sequential) -> nn.Sequential:
+    """The same layers with every suitable convolution and the ReLU after it replaced."""
+    replaced: list[nn.Module] = []
+    for layer in layers:
+        if isinstance(layer, nn.ReLU) and replaced and _suits(replaced[-1]):
+            replaced[-1] = WinogradReLU(replaced[-1])
+        else:
+            replaced.append(layer)
+    return nn.Sequential(*replaced)
 
 
-def _fits(layer: nn.Module) -> bool:
+def _suits(layer: nn.Module) -> bool:
     return (
         isinstance(layer, nn.Conv2d)
-        and layer.in_channels >= _FEWEST
+        and layer.in_channels >= _MIN_CHANNELS
         and (layer.kernel_size, layer.stride, layer.padding, layer.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
         and layer.groups == 1
         and layer.bias is not None

@@ -1,13 +1,11 @@
-"""The faces that FaDeX is probed on: crops of a built set's images, or of a folder of somebody's own photos."""
+"""The faces that FaDeX is probed on: crops of the images of a built set, or of a folder of photos."""
 
 import logging
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from face2scene.common.types import Box
@@ -21,18 +19,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class ProbeFace:
-    """One clean face with a margin around it that is degraded too and then cut off."""
+    """One clean face with a margin around it, which is degraded too and then cropped."""
 
     name: str
     identity: str
     gt: Tensor  # (3, H, W) in [0, 1]
-    inner: tuple[slice, slice]  # where the face crop lies in it
+    inner: tuple[slice, slice]  # rows and columns of the face crop in it
 
 
 def faces_of_set(folder: str | Path, split: str, *, crop: int, margin: int, count: int) -> list[ProbeFace]:
     """Faces of a built set, at their native size but at most `crop` pixels a side.
 
-    As many people as there are come first, the sources taking turns, then their other images.
+    One image of each person comes first, alternating between sources, then their other images.
 
     Raises:
         FileNotFoundError, ManifestError: no such set or split.
@@ -105,18 +103,3 @@ def _cut(image: Tensor, box: Box, name: str, identity: str, crop: int, margin: i
     x, y = max(left - margin, 0), max(top - margin, 0)
     gt = image[:, y : min(top + side + margin, height), x : min(left + side + margin, width)].clone()
     return ProbeFace(name, identity, gt, (slice(top - y, top - y + side), slice(left - x, left - x + side)))
-
-
-def degraded_and_restored(
-    face: ProbeFace, recipe: Any, restorers: dict[str, Any], rng_of: Callable[[str], np.random.Generator], seed: int
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """A face crop under one recipe, and what each restorer believes it to be; all (3, side, side)."""
-    after = recipe.with_noise_seed(seed).apply(face.gt)
-    gt, degraded = face.gt[:, *face.inner], after[:, *face.inner]
-    restored = {name: restorer.restore(degraded, (), gt=gt, rng=rng_of(name)) for name, restorer in restorers.items()}
-    return degraded, restored
-
-
-def people_of(faces: Sequence[ProbeFace]) -> int:
-    """How many different people are on them."""
-    return len({face.identity for face in faces})

@@ -1,9 +1,8 @@
-"""FaDeX measured like an instrument: does it see the degradation, all of it, and nothing else? (supplement 2.4)
+"""Whether FaDeX's embedding holds the degradation, all of it, and nothing else (supplement 2.4).
 
-Five questions, each with what chance or the paper gives beside the answer: are embeddings of one degradation close and
-of several degradations far apart (the paper's experiment); is one operator found again among a hundred; can blur,
-noise, JPEG quality and scale be read off with straight lines; does the embedding know the image or the person; and how
-much do the restored face, and its quality, matter.
+Five measurements, each compared with chance or with the paper: cosines between images of one degradation and of
+several (the paper's experiment); retrieval of one operator among a hundred; linear probes of blur, noise, JPEG quality
+and scale; retrieval of the image and of the person, which should fail; and the same for other restored faces.
 """
 
 import logging
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from face2scene.common.files import write_json
 from face2scene.common.reproducibility import seed_from
 from face2scene.degradation import PRESETS, Recipe
-from face2scene.eval.probe.faces import ProbeFace, degraded_and_restored, faces_of_photos, faces_of_set, people_of
+from face2scene.eval.probe.faces import ProbeFace, faces_of_photos, faces_of_set
 from face2scene.eval.probe.report import write_report
 from face2scene.models.fadex import FaDeX, LinearProbe, compare, nuisance_retrieval, retrieval
 
@@ -30,28 +29,28 @@ _BATCH = 12  # crops embedded together
 
 @dataclass(frozen=True, kw_only=True)
 class FaDeXProbe:
-    """The probe with its settings; call it with the folder to write to.
+    """The probe with its settings; called with the folder to write to.
 
     Args:
         weights: of the encoder.
-        against: other encoders by name, such as `lq_only`, that are asked the same questions; null is skipped.
+        against: other encoders by name, such as `lq_only`, that are measured too; null is skipped.
         data, split: a built set, and the part of it that no encoder was trained on.
-        fit_split: the part whose images the linear heads are fitted on; people of `split` are not in it.
-        photos: a folder of own photos in place of the set; the clean state is the photo as it is.
+        fit_split: the part whose images the linear probes are fitted on; people of `split` are not in it.
+        photos: a folder of photos in place of the set, which count as clean.
         detector: finds the faces of `photos`.
-        restorer: plays Ref-FR for every result but the comparison of restorers.
-        restorers: what is compared there, by name.
-        space: the operators of the retrieval and of the linear heads are drawn from it.
-        wide: a second space, that of the training: heads are fitted on it too, and these are the ones to share.
-        images, operators: N and how many operators are told apart.
-        wide_operators: how many of the wide space the heads that are shared are measured on.
-        fit_operators: operators that the linear heads are fitted on, none of them among `operators`.
-        fit_crop: largest side of the crops that they are fitted on; small ones pay for many operators, without which
-            the heads are no better than the mean.
-        restorer_operators: operators for the comparison of restorers beside the presets.
-        nuisance_images: images that content leakage is measured on, with several of one person among them.
+        restorer: takes the part of Stage I in every measurement but the comparison of restorers.
+        restorers: the compared restorers by name.
+        space: of the operators for retrieval and linear probes.
+        wide: a second space, that of the training; the linear probes fitted on it are written to readout.safetensors.
+        images, operators: numbers of images and operators for the retrieval.
+        wide_operators: number of operators of `wide` that its linear probes are tested on.
+        fit_operators: number of operators that linear probes are fitted on, none of them among those tested.
+        fit_crop: largest side of the crops that they are fitted on; small, so that many operators are affordable,
+            without which the linear probes are no better than the mean.
+        restorer_operators: operators for the comparison of restorers, in addition to the presets.
+        nuisance_images: images for the retrieval of image and person, several of one person among them.
         crop: largest side of a face crop in pixels; smaller faces keep their size.
-        margin: pixels around it that are corrupt and cut off.
+        margin: pixels around it that are degraded too and cropped afterwards.
         seed: of every draw.
     """
 
@@ -78,7 +77,7 @@ class FaDeXProbe:
     seed: int = 0
 
     def __call__(self, folder: Path) -> dict[str, Any]:
-        """Measure and write probe.json, probe.csv, images/probe.png and readout.safetensors into `folder`.
+        """Measure, and write probe.json, probe.csv, images/probe.png and readout.safetensors into `folder`.
 
         Raises:
             FileNotFoundError: weights, set or photos are missing.
@@ -116,9 +115,9 @@ class FaDeXProbe:
             }
         found = answers["pair"] | {
             "pictures": len(probed),
-            "people": people_of(probed),
+            "people": len({face.identity for face in probed}),
             "leak_pictures": len(faces),
-            "leak_people": people_of(faces),
+            "leak_people": len({face.identity for face in faces}),
             "against": {name: answers[name] for name in encoders if name != "pair"},
             "restorers": self._restorers(encoders["pair"], probed, presets, drawn),
             "left_out": [{"name": name, "reason": reason} for name, reason in left_out],
@@ -142,20 +141,19 @@ class FaDeXProbe:
         return [space.draw(rng) for _ in range(count)]
 
     def _fit(self, encoders: Mapping[str, FaDeX], space: Any, what: str) -> dict[str, LinearProbe]:
-        """Heads fitted on other operators and other images than they are asked about, one image for each."""
+        """Linear probes by encoder, fitted on other operators and images than they are tested on."""
         size = {"crop": min(self.fit_crop, self.crop), "margin": self.margin, "count": 64}
-        if self.photos is None:
-            faces = faces_of_set(self.data, self.fit_split, **size)
-        else:  # own photos are all there is: other operators, the same images
-            faces = self._faces(self.images)[0]
-        recipes = self._draw(space, self.fit_operators, f"fit {what}")
+        # Of a folder of photos the same images are used, with other operators.
+        own_photos = self.photos is not None
+        faces = self._faces(self.images)[0] if own_photos else faces_of_set(self.data, self.fit_split, **size)
+        drawn = self._draw(space, self.fit_operators, f"fit {what}")
+        shares = [drawn[number :: len(faces)] for number in range(len(faces))]  # each operator on one image
         rows: dict[str, list[Tensor]] = {name: [] for name in encoders}
-        for number in range(len(faces)):
-            own = recipes[number :: len(faces)]
-            if own:
-                for (name, _), values in self._embed([faces[number]], own, encoders, {"main": self.restorer}).items():
+        for face, recipes in zip(faces, shares, strict=True):
+            if recipes:
+                for (name, _), values in self._embed([face], recipes, encoders, {"main": self.restorer}).items():
                     rows[name].append(values[:, 0])
-        order = [recipe for number in range(len(faces)) for recipe in recipes[number :: len(faces)]]
+        order = [recipe for recipes in shares for recipe in recipes]
         return {name: LinearProbe.fitted(torch.cat(parts), order) for name, parts in rows.items()}
 
     def _restorers(
@@ -169,11 +167,8 @@ class FaDeXProbe:
         for name in self.restorers:
             own = embedded["pair", name]
             cosines = compare(own[: len(presets)], list(PRESETS))
-            rows[name] = {
-                "same_mean": cosines["same_mean"],
-                "different_mean": cosines["different_mean"],
-                **retrieval(own[len(presets) :]),
-            }
+            means = {key: cosines[key] for key in ("same_mean", "different_mean")}
+            rows[name] = means | retrieval(own[len(presets) :])
         return rows
 
     @torch.no_grad()
@@ -184,7 +179,7 @@ class FaDeXProbe:
         encoders: Mapping[str, FaDeX],
         restorers: Mapping[str, Any],
     ) -> dict[tuple[str, str], Tensor]:
-        """(O, P, D) for every encoder and restorer; [o, p] is face p under recipe o, with a noise of its own."""
+        """(O, P, D) for every encoder and restorer; [o, p] is face p under recipe o, with its own noise."""
         rows: dict[tuple[str, str], list[Tensor]] = {(e, r): [] for e in encoders for r in restorers}
         for face in tqdm(faces, desc=f"{len(recipes)} operators", unit="face", leave=False, disable=len(faces) < 2):
             column: dict[tuple[str, str], list[Tensor]] = {key: [] for key in rows}
@@ -204,12 +199,14 @@ class FaDeXProbe:
         }
 
     def _degraded(self, face: ProbeFace, recipe: Recipe, restorers: Mapping[str, Any]) -> tuple[Tensor, dict]:
-        def rng_of(restorer: str) -> np.random.Generator:
-            return np.random.default_rng(seed_from(self.seed, "restored", face.name, recipe.key, restorer))
-
-        return degraded_and_restored(
-            face, recipe, dict(restorers), rng_of, seed_from(self.seed, "noise", face.name, recipe.key)
-        )
+        """A face crop under a recipe, and its restorations by name; all (3, side, side)."""
+        noisy = recipe.with_noise_seed(seed_from(self.seed, "noise", face.name, recipe.key)).apply(face.gt)
+        gt, degraded = face.gt[:, *face.inner], noisy[:, *face.inner]
+        restored = {}
+        for name, restorer in restorers.items():
+            rng = np.random.default_rng(seed_from(self.seed, "restored", face.name, recipe.key, name))
+            restored[name] = restorer.restore(degraded, (), gt=gt, rng=rng)
+        return degraded, restored
 
     def _protocol(self, faces: Sequence[ProbeFace]) -> dict[str, Any]:
         sides = sorted(face.inner[0].stop - face.inner[0].start for face in faces)

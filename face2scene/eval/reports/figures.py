@@ -1,4 +1,4 @@
-"""The paper's figures, ours beside what is printed of them, as PNG and SVG (matplotlib, the extra `report`)."""
+"""The paper's figures with our values beside the printed ones, as PNG and SVG (matplotlib, extra `report`)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,45 +8,44 @@ from face2scene.common.charts import BLUE, GREY, ORANGE, PALE, new_figure, save_
 from face2scene.common.files import read_json
 from face2scene.common.optional import import_optional
 from face2scene.eval.metrics.registry import METRICS
+from face2scene.eval.probe.report import draw_cosines
 from face2scene.eval.sweeps.table import draw_variants
-from face2scene.eval.tables.paper import load_printed, read_texts
+from face2scene.eval.tables.paper_tables import load_table, read_texts
 from face2scene.eval.tables.render import TableRow
 
 FIGURES = ("5", "6", "fadex", "tradeoff")
 _STAGES = {"stage_1": "Stage I (face)", "stage_2": "Stage II (scene)"}
-_PLANES = (("psnr", "lpips"), ("psnr", "fid"), ("lpips", "musiq"))  # distortion and perception, ours
+_PLANES = (("psnr", "lpips"), ("psnr", "fid"), ("lpips", "musiq"))  # distortion and perception; our choice
 
 
 def draw_figure(figure: str, configs: Path, runs: Path, run: Path) -> list[Path]:
     """Draw a figure of `FIGURES` into `run`; returns the files.
 
-    5: time by method and stage; ours from `run`/figure_5.json where it was measured. 6: metrics against the guidance
-    scale, from `run`/sweep.json of scripts/sweep.py. fadex: cosines of `run`/probe.json. tradeoff: distortion against
-    perception of the synthetic table's rows, ours from `runs`.
+    5: time by method and stage, ours from `run`/figure_5.json if it is there. 6: metrics against the guidance scale,
+    from `run`/sweep.json of scripts/sweep.py. fadex: cosines of `run`/probe.json. tradeoff: distortion against
+    perception of the rows of the synthetic table, ours from `runs`.
 
     Raises:
         ValueError: an unknown figure, or no data of ours for one that the paper does not print as numbers.
     """
     if figure == "5":
-        return draw_times(read_texts(configs / "figure_5.yaml"), _found(run / "figure_5.json"), run)
+        times = run / "figure_5.json"
+        return draw_times(read_texts(configs / "figure_5.yaml"), read_json(times) if times.is_file() else None, run)
     if figure == "6":
-        layout, sweep = read_texts(configs / "figure_6.yaml"), _found(run / "sweep.json")
-        if sweep is None:
-            raise ValueError(f"{run / 'sweep.json'} is not there: run scripts/sweep.py sweep=cfg, and name its folder.")
+        sweep = _read(run / "sweep.json", "run scripts/sweep.py sweep=cfg, and name its folder")
+        layout = read_texts(configs / "figure_6.yaml")
         return draw_sweep(sweep, layout["metrics"], layout["chosen"], run)
     if figure == "fadex":
-        probe = _found(run / "probe.json")
-        if probe is None:
-            raise ValueError(f"{run / 'probe.json'} is not there: measure FaDeX first (probe=fadex), and name its run.")
-        return draw_cosines(probe, read_texts(configs / "figure_fadex.yaml"), run)
+        probe = _read(run / "probe.json", "measure FaDeX first (probe=fadex), and name its run")
+        return draw_cosines(probe, run)
     if figure == "tradeoff":
-        _, (part,) = load_printed(configs / "table_synthetic.yaml")
-        return draw_tradeoff(part.beside(runs), run)
+        _, (part,) = load_table(configs / "table_synthetic.yaml")
+        return draw_tradeoff(part.with_ours(runs), run)
     raise ValueError(f"Unknown figure {figure!r}: choose {', '.join(FIGURES)} (option figure).")
 
 
 def draw_times(printed: Mapping[str, Any], measured: Mapping[str, Any] | None, folder: Path) -> list[Path]:
-    """Figure 5: a bar for each method, its stages beside each other; printed times and ours, each with its machine."""
+    """Figure 5: a bar of its stages for each method; a panel of printed and one of our times, with their machines."""
     panels = [(f"printed: {printed['device']}, {printed['size']}", _bars(printed["methods"]))]
     if measured is not None:
         where = measured.get("machine", {})
@@ -61,7 +60,7 @@ def draw_times(printed: Mapping[str, Any], measured: Mapping[str, Any] | None, f
     colours = {"restoration": GREY, **dict(zip(_STAGES.values(), (PALE, BLUE), strict=True))}
     for axes, (title, bars) in zip(grid, panels, strict=True):
         longest = max(sum(stages.values()) for stages in bars.values())
-        for place, (_, stages) in enumerate(bars.items()):
+        for place, stages in enumerate(bars.values()):
             left = 0.0
             for stage, seconds in stages.items():
                 axes.barh(place, seconds, left=left, color=colours[stage], height=0.62)
@@ -75,16 +74,14 @@ def draw_times(printed: Mapping[str, Any], measured: Mapping[str, Any] | None, f
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(axis="x", labelsize=8)
     grid[-1].set_xlabel("seconds for one image", fontsize=9)
-    handles = [
-        import_optional("matplotlib.patches", "report", why="Figures").Patch(color=c, label=k)
-        for k, c in colours.items()
-    ]
+    patches = import_optional("matplotlib.patches", "report", why="Figures")
+    handles = [patches.Patch(color=colour, label=stage) for stage, colour in colours.items()]
     grid[0].legend(handles=handles, fontsize=8, loc="upper right", frameon=False)
     return save_figure(figure, folder / "figure_5")
 
 
 def draw_sweep(sweep: Mapping[str, Any], metrics: Sequence[str], chosen: str, folder: Path) -> list[Path]:
-    """Figure 6: a small plot for each metric that was measured, the chosen scale in orange."""
+    """Figure 6: a small plot for each measured metric, the chosen scale in orange."""
     rows = [row for row in sweep["variants"] if row["complete"]]
     values = [{**row["means"], **row["sets"]} for row in rows]
     keys = [key for key in metrics if any(key in found for found in values)]
@@ -93,40 +90,6 @@ def draw_sweep(sweep: Mapping[str, Any], metrics: Sequence[str], chosen: str, fo
         raise ValueError(f"The sweep in {folder} has no complete variant with a metric: run scripts/sweep.py on.")
     columns = min(5, len(keys)) if len(keys) > 9 else min(3, len(keys))
     return draw_variants(rows, keys, chosen, "guidance scale", columns, folder / "figure_6")
-
-
-def draw_cosines(probe: Mapping[str, Any], printed: Mapping[str, Any], folder: Path) -> list[Path]:
-    """FaDeX: mean cosines of every degradation with itself and of every two, with spread, and the poster's."""
-    figure = new_figure(7.2, 3.4)
-    same, cross = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": [len(probe["same"]), 6]})
-    for axes, key, title in (
-        (same, "same", "different images, one degradation"),
-        (cross, "cross", "one image, two"),
-    ):
-        names = list(probe[key])
-        spread = probe.get(f"{key}_spread", {})
-        axes.bar(
-            range(len(names)),
-            [probe[key][name] for name in names],
-            yerr=[spread.get(name, 0) for name in names],
-            color=BLUE if key == "same" else PALE,
-            capsize=3,
-            width=0.62,
-        )
-        axes.set_xticks(range(len(names)), names, fontsize=8)
-        axes.set_title(title, fontsize=9, loc="left")
-        axes.axhline(0, color="#444", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-    places = [(n, float(printed["same"][name])) for n, name in enumerate(probe["same"]) if name in printed["same"]]
-    if places:
-        same.plot(*zip(*places, strict=True), "D", color=ORANGE, markersize=6, label="the paper's poster", zorder=3)
-        same.legend(fontsize=8, frameon=False, loc="lower left")
-    low, high = (float(value) for value in printed["cross"])
-    cross.axhspan(low, high, color=ORANGE, alpha=0.35, label="the paper's means lie here", zorder=0)
-    cross.legend(fontsize=8, frameon=False, loc="upper right")
-    same.set_ylabel("cosine", fontsize=9)
-    same.set_ylim(-0.5, 1.05)
-    return save_figure(figure, folder / "figure_fadex")
 
 
 def draw_tradeoff(rows: Sequence[TableRow], folder: Path) -> list[Path]:
@@ -152,7 +115,7 @@ def draw_tradeoff(rows: Sequence[TableRow], folder: Path) -> list[Path]:
 
 
 def _label(axes: Any, points: Sequence[tuple[float, float, TableRow]]) -> None:
-    """A name beside every point, moved away from names that are there already."""
+    """A name beside every point, moved where it would overlap another name or point."""
     axes.figure.draw_without_rendering()
     taken: list[tuple[float, float, float, float]] = []
     dots = [axes.transData.transform((a, b)) for a, b, _ in points]
@@ -164,20 +127,20 @@ def _label(axes: Any, points: Sequence[tuple[float, float, TableRow]]) -> None:
             left = px + dx * scale - (wide if dx < 0 else 0)
             box = (left, py + dy * scale, left + wide, py + dy * scale + high)
             others = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots if (x, y) != (px, py)]
-            relative_dir = frame.x0 < box[0] and box[2] < frame.x1 + 0.1 * frame.width
-            if relative_dir and not any(_meet(box, other) for other in [*taken, *others]):
+            in_frame = frame.x0 < box[0] and box[2] < frame.x1 + 0.1 * frame.width
+            if in_frame and not any(_overlap(box, other) for other in [*taken, *others]):
                 break
         taken.append(box)
         align = "right" if dx < 0 else "left"
         axes.annotate(name, (a, b), (dx, dy), textcoords="offset points", fontsize=7, ha=align)
 
 
-def _meet(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _bars(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    # Seconds by stage, the fastest method first; a method without stages has one bar, its total.
+    """Seconds by stage, the fastest method first; a method without stages has one bar, its total."""
     bars = {}
     for name, seconds in methods.items():
         stages = {title: float(seconds[key]) for key, title in _STAGES.items() if key in seconds}
@@ -189,5 +152,7 @@ def _seconds(value: float) -> str:
     return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
-def _found(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.is_file() else None
+def _read(path: Path, remedy: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path} is not there: {remedy}.")
+    return read_json(path)

@@ -1,10 +1,9 @@
-"""The report of an evaluation: any methods on one ground truth, in one page with tables, plots and a gallery.
+"""The report of scored folders with one ground truth: one page with tables, plots and a gallery.
 
-The page holds numbers only; images are small JPEGs in `thumbnails/` beside it, loaded when they come into view, so
-that a thousand images open at once.
+The page holds the numbers; the images are small JPEGs in `thumbnails/` beside it, which are loaded when they come into
+view, so that a page of a thousand images opens fast.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from face2scene.common.charts import spread_svg
 from face2scene.common.files import atomic_write, sha256_of
+from face2scene.common.ledger import Ledger
 from face2scene.common.pages import write_page
 from face2scene.eval.metrics.registry import METRICS
 from face2scene.eval.scoring import significance
@@ -39,33 +39,30 @@ class GalleryMethod:
     folder: Path  # with scores.json and scores.csv
     scores: Mapping[str, Any]
     values: Mapping[str, Mapping[str, float]]
-    why: Mapping[str, Mapping[str, Any]]  # the restoration log by name, where there is one
+    log: Mapping[str, Mapping[str, Any]]  # entries of the restoration log by name
     images: Mapping[str, Path]  # by name
 
     @classmethod
     def read(cls, title: str, folder: Path) -> "GalleryMethod":
         """Raises FileNotFoundError or ScoreError, see `results.read_scores`."""
         scores, values = read_scores(folder)
-        logs = [
-            path
-            for path in (folder / RESTORATION_LOG, Path(scores["predictions"]).parent / RESTORATION_LOG)
-            if path.is_file()
-        ]
-        lines = logs[0].read_text(encoding="utf-8").splitlines() if logs else []
-        why = {Path(line["name"]).stem: line for line in map(json.loads, filter(str.strip, lines))}
         made = Path(scores["predictions"])
         images = {path.stem: path for path in list_images(made)} if made.is_dir() else {}
-        return cls(title, folder, scores, values, why, images)
+        return cls(title, folder, scores, values, log_entries(folder) or log_entries(made.parent), images)
+
+
+def log_entries(folder: Path) -> dict[str, dict[str, Any]]:
+    """The entries of a folder's restoration log, if it has one, by the name of the image, less its suffix."""
+    return {Path(name).stem: line for name, line in Ledger(folder / RESTORATION_LOG).read().lines.items()}
 
 
 def write_report(
     run: str | Path, methods: Mapping[str, str | Path], gt: str | Path | Mapping[str, Path], *, title: str = ""
 ) -> Path:
-    """Write `run`/report.html and its thumbnails; thumbnails newer than their image are kept.
+    """Write `run`/report.html and its thumbnails; those newer than their image are kept.
 
     Args:
-        run: the report's folder.
-        methods: title -> scored folder; the first is what the others are tested against.
+        methods: title -> scored folder; the others are tested against the first.
         gt: as for `score.score_folders`.
 
     Raises:
@@ -83,8 +80,8 @@ def write_report(
     against = gt_digest({name: sha256_of(path) for name, path in gts.items()})
     if others := [method.title for method in read if method.scores.get("truth") != against]:
         raise ScoreError(
-            f"{', '.join(others)}: not scored against this ground truth of {against['pictures']} images. Score them again, "
-            "or give the ground truth that they were scored against (option ground truth)."
+            f"{', '.join(others)}: not scored against this ground truth of {against['pictures']} images. Score them "
+            "again, or give the ground truth that they were scored against (option gt)."
         )
     names = [name for name in gts if any(name in method.images for method in read)]
     views = {slug(method.title): method for method in read}
@@ -106,14 +103,14 @@ def write_report(
                 view: {
                     "title": method.title,
                     "values": {key: [method.values.get(n, {}).get(key) for n in names] for key in _columns([method])},
-                    "why": [method.why.get(n) for n in names] if method.why else None,
+                    "why": [method.log.get(n) for n in names] if method.log else None,
                     "flagged": method.scores["pictures"]["flagged"],
                     "missing": [n for n in names if n not in method.images],
                     "full": [os.path.relpath(method.images[n], run) if n in method.images else None for n in names],
                 }
                 for view, method in views.items()
             },
-            "truth": {"title": "truth", "values": {}, "why": None, "flagged": {}, "missing": [], "full": None},
+            "truth": {"title": "ground truth", "values": {}, "why": None, "flagged": {}, "missing": [], "full": None},
         },
     }
     return _write_page(run / "report.html", title or run.name, read, data)
@@ -162,14 +159,16 @@ def _warnings(methods: Sequence[GalleryMethod]) -> list[str]:
             warnings.append(f"{method.title}: {len(unlike)} images are unlike the ground truth of their name.")
         shift = alignment.get("median_shift")
         if shift and (shift[0] ** 2 + shift[1] ** 2) ** 0.5 > SHIFT:
-            warnings.append(f"{method.title} lies beside its ground truth by {shift[0]:+.2f}, {shift[1]:+.2f} pixels.")
+            warnings.append(
+                f"{method.title} is shifted by {shift[0]:+.2f}, {shift[1]:+.2f} px against its ground truth."
+            )
         for key, names in method.scores.get("undefined", {}).items():
             warnings.append(f"{METRICS[key].title} of {method.title} has no value for {len(names)} images.")
     return warnings
 
 
 def _regions(methods: Sequence[GalleryMethod], keys: Sequence[str]) -> dict[str, Markup]:
-    # A table for each region, by its title.
+    """A table for each region, by its title."""
     regions: dict[str, list[TableRow]] = {}
     for method in methods:
         for region, found in method.scores.get("regions", {}).items():
@@ -179,13 +178,15 @@ def _regions(methods: Sequence[GalleryMethod], keys: Sequence[str]) -> dict[str,
 
 
 def _tests(methods: Sequence[GalleryMethod]) -> list[tuple[str, list[Any], str]]:
-    # Of every other method: title, its differences from the first with metric and verdict, or why there are none.
+    """For each other method: title, differences from the first with metric and verdict, or the error instead."""
     first, *others = methods
     tests: list[tuple[str, list[Any], str]] = []
     for other, found in zip(others, significance.compare_all(first.folder, [o.folder for o in others]), strict=True):
-        failed = isinstance(found, ScoreError)
-        rows = [] if failed else [(d, METRICS[d.metric], significance.said(d, first.title, other.title)) for d in found]
-        tests.append((f"{other.title} against {first.title}", rows, str(found) if failed else ""))
+        title, names = f"{other.title} against {first.title}", (first.title, other.title)
+        if isinstance(found, ScoreError):
+            tests.append((title, [], str(found)))
+        else:
+            tests.append((title, [(d, METRICS[d.metric], significance.describe(d, *names)) for d in found], ""))
     return tests
 
 

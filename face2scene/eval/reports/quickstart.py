@@ -1,4 +1,4 @@
-"""The quickstart's figures, gathered from what its steps left in the run's folder, and the files made of them."""
+"""The quickstart's report and scores, made from the files that its steps wrote to the run's folder."""
 
 import shutil
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from face2scene.eval.scoring.score import DEFAULT_METRICS, score_folders
 from face2scene.image_io.arrays import read_image, write_png
 from face2scene.inference.log import RESTORATION_LOG
 
-RESTORED = ("trained_here", "restored", "wrong_tokens")  # folders of the run, each an output of scripts/restore.py
+RESTORED = ("trained_here", "restored", "wrong_tokens")  # outputs of scripts/restore.py in the run's folder
 
 
 def quickstart_report(
@@ -26,13 +26,13 @@ def quickstart_report(
     metrics: Sequence[str] = DEFAULT_METRICS,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Score what the quickstart made, write report.html, scores.json and scores.csv, print the findings.
+    """Score the quickstart's images, write report.html, scores.json and scores.csv, and print the findings.
 
     Args:
         run: the folder with `fadex/` and `restorer/` (trainings), and with `trained_here/`, `restored/` and
             `wrong_tokens/` (restored with this run's weights, with the shipped ones, and with these under another
-            image's tokens); `input/` is filled, seconds.json is shown where it is there.
-        dataset: the InScene folder whose fixed pairs of `split` are input and ground truth.
+            image's tokens); `input/` is written, and seconds.json is shown if it is there.
+        dataset: the InScene folder whose pairs of `split` are input and ground truth.
         shipped: the folder with the shipped restorer.safetensors, fadex.safetensors and probe.json.
 
     Returns:
@@ -44,7 +44,7 @@ def quickstart_report(
     run, dataset, shipped = Path(run), Path(dataset), Path(shipped)
     _refuse_unfinished(run)
     records = {Path(record.image).stem: record for record in read_manifest(dataset, split=split) if record.lq}
-    for name, record in records.items():  # a row like the others, and never older than the set
+    for name, record in records.items():  # written again, so that they are of this set
         write_png(run / "input/images" / f"{name}.png", read_image(dataset / str(record.lq)))
     gts = {name: dataset / record.image for name, record in records.items()}
     folders = {row: (run / row, run / row) for row in ("input", *RESTORED)}
@@ -90,7 +90,7 @@ def _refuse_unfinished(run: Path) -> None:
     weights = [run / "fadex/weights/fadex.safetensors", run / "restorer/weights/restorer.safetensors"]
     for needed in (*weights, *(run / row / RESTORATION_LOG for row in RESTORED)):
         if not needed.is_file():
-            raise FileNotFoundError(f"{needed} is not there yet: `make demo` makes it, and goes on where it stopped.")
+            raise FileNotFoundError(f"{needed} is not there yet: `make demo` makes it, and resumes where it stopped.")
 
 
 def _steps(weights: Path, kind: str) -> int:

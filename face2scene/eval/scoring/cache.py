@@ -1,13 +1,11 @@
-"""What a scoring has done so far, so that the same call again goes on: values and features with the files' hashes.
+"""Values and features of finished images with the hashes of their files, so that the same call again goes on.
 
-Every process of a distributed run keeps its own part; process 0 gathers them.
+Every process of a distributed run keeps its own part; process 0 merges them.
 """
 
 import logging
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -18,18 +16,18 @@ from face2scene.eval.scoring.pairing import ScoreRow
 
 log = logging.getLogger(__name__)
 STATE = "scores.state.json"
-SAVE_EVERY = 16  # images of one folder between two writes, at least
+SAVE_EVERY = 16  # fewest images of one folder between two writes
 
 
 def recall(row: ScoreRow) -> None:
-    """Take over what earlier runs found for exactly these files, boxes, protocols and weights."""
+    """Read the values that earlier runs computed for exactly these files, boxes, protocols and weights."""
     for path in [row.out / STATE, *sorted(row.out.glob("scores.state.*.json"))]:
         if path.is_file():
             _read(row, path)
 
 
 def save(row: ScoreRow, rank: int | None) -> None:
-    """Write what the row knows; `rank` names the part of one process."""
+    """Write the row's values; `rank` names the part of one process."""
     path = row.out / (STATE if rank is None else f"scores.state.{rank}.json")
     names = row.values.keys() | row.shifts.keys() | {name for found in row.undefined.values() for name in found}
     images = {
@@ -38,7 +36,7 @@ def save(row: ScoreRow, rank: int | None) -> None:
             "box": _box(row, name),
             "values": row.values.get(name, {}),
             "undefined": {key: found[name] for key, found in row.undefined.items() if name in found},
-            **({"shift": _shift(row.shifts[name])} if name in row.shifts else {}),
+            **({"shift": shift if math.isfinite(shift[0]) else None} if (shift := row.shifts.get(name)) else {}),
         }
         for name in row.paths
         if name in names and name not in row.flagged
@@ -55,16 +53,15 @@ def save(row: ScoreRow, rank: int | None) -> None:
 
 
 def gather(row: ScoreRow, processes: int) -> None:
-    """Take over every process's part, write them as one and remove them.
+    """Merge the parts of all processes into one file and remove them.
 
-    Only this run's processes say what is flagged: values that an image has from earlier runs, of other metrics, speak
-    neither for nor against it.
+    Flags are taken from this run's processes alone: parts of earlier runs may be of other metrics.
     """
-    parts = [path for path in row.out.glob("scores.state.*.json") if path.stem.rsplit(".", 1)[-1].isdigit()]
+    ranks = {path: path.stem.rpartition(".")[2] for path in row.out.glob("scores.state.*.json")}
+    parts = {path: int(rank) for path, rank in ranks.items() if rank.isdigit()}
     recall(row)
-    for part in parts:
-        told = read_json(part)["flagged"] if int(part.stem.rsplit(".", 1)[-1]) < processes else {}
-        for name, flag in told.items():
+    for part, rank in parts.items():
+        for name, flag in read_json(part)["flagged"].items() if rank < processes else ():
             if name in row.hashes and tuple(flag["sha256"]) == row.hashes[name]:
                 row.flagged[name] = flag["why"]
     for name in row.flagged:
@@ -75,20 +72,11 @@ def gather(row: ScoreRow, processes: int) -> None:
         part.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
-def with_regions(row: ScoreRow, found: dict[str, Any], regions: Mapping[str, Any]) -> dict[str, Any]:
-    """`found` with the other regions' means in it, written again where there are any."""
-    if not regions:
-        return found
-    found = {**found, "regions": dict(regions)}
-    write_json(row.out / "scores.json", found)
-    return found
-
-
 def _read(row: ScoreRow, path: Path) -> None:
     try:
         stored = read_json(path)
-        # Metrics that are not asked for this time are kept too, for the next time they are.
-        known = [key for key, said in stored["protocol"].items() if key in METRICS and METRICS[key].identity == said]
+        # Values of other metrics than those of this call are kept too.
+        known = [key for key, of in stored["protocol"].items() if key in METRICS and METRICS[key].identity == of]
         current = set()
         for name, entry in stored["pictures"].items():
             if name not in row.paths or tuple(entry["sha256"]) != row.hashes[name]:
@@ -113,12 +101,8 @@ def _read(row: ScoreRow, path: Path) -> None:
                 row.features[key] = tensor
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, SafetensorError) as error:
         row.values.clear(), row.undefined.clear(), row.shifts.clear(), row.features.clear()
-        log.warning("%s is degraded and is written anew (%s)", path, error)
+        log.warning("%s cannot be read and is written anew (%s)", path, error)
 
 
 def _box(row: ScoreRow, name: str) -> list[float] | None:
     return [round(float(value), 3) for value in row.boxes[name]] if name in row.boxes else None
-
-
-def _shift(shift: tuple[float, float]) -> list[float] | None:
-    return list(shift) if math.isfinite(shift[0]) else None

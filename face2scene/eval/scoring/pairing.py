@@ -1,12 +1,12 @@
-"""Folders of predictions and their ground truth: paired by name, checked before any model is loaded.
+"""Folders of predictions and their ground truth: paired by name, and checked before any model is loaded.
 
-What cannot be compared is refused with the names; what is merely missing is named and makes a row incomplete.
+Images that cannot be compared are refused by name; missing ones are named and make a row incomplete.
 """
 
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,18 +15,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from face2scene.common.files import read_json, sha256_of
+from face2scene.common.files import read_json
 from face2scene.common.types import Box
 from face2scene.data.records import METADATA, read_manifest
 from face2scene.eval.scoring.regions import Region
 from face2scene.image_io.arrays import ImageError, list_images
 
 log = logging.getLogger(__name__)
-LEAST = 48  # pixels a side for a shift; a smaller image has too few low frequencies
-_SIDE = 512  # pixels to which a larger image is reduced before its shift is estimated
-_CUTOFF = 0.15  # cycles per pixel, ours: what restoring adds or removes lies above
-_SURE = 0.1  # share of the ideal peak from which a shift is believed, and at least
-_NOISE = 7.5  # times what one of the independent low frequencies adds: unrelated images stay below it
+MIN_SHIFT_SIDE = 48  # pixels; a smaller image has too few low frequencies for its shift to be estimated
+_MAX_SHIFT_SIDE = 512  # pixels to which a larger image is reduced before its shift is estimated
+_CUTOFF = 0.15  # cycles per pixel, ours: what restoration adds or removes is above it
+_MIN_PEAK = 0.1  # share of the ideal peak that a correlation needs, ours
+_NOISE = 7.5  # share that it needs too, in units of one independent low frequency; unrelated images stay below it
 
 
 class ScoreError(ValueError):
@@ -35,33 +35,38 @@ class ScoreError(ValueError):
 
 @dataclass
 class ScoreRow:
-    """One folder on its way through the scoring."""
+    """One folder of predictions, its checks and its scores so far."""
 
     title: str
     folder: Path
     out: Path
     paths: dict[str, Path]
-    extra: list[str]  # without a ground truth
+    extra: list[str]  # predictions without a ground truth
     missing: list[str] = field(default_factory=list)
-    flagged: dict[str, str] = field(default_factory=dict)  # images that are no restoration, with the reason
+    flagged: dict[str, str] = field(default_factory=dict)  # images that show nothing or have no number, with the reason
     undefined: dict[str, dict[str, str]] = field(default_factory=dict)  # metric -> image -> why it has no value
     values: dict[str, dict[str, float]] = field(default_factory=dict)
     shifts: dict[str, tuple[float, float]] = field(default_factory=dict)
-    features: dict[str, Tensor] = field(default_factory=dict)  # of `fid`: ours/NAME and ground truth/NAME
+    features: dict[str, Tensor] = field(default_factory=dict)  # of `fid`: ours/NAME and truth/NAME
     hashes: dict[str, tuple[str, str]] = field(default_factory=dict)  # of the prediction and of its ground truth
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # (H, W) of the ground truths
     region: Region = "whole"
     boxes: Mapping[str, Box] = field(default_factory=dict)
     unsaved: int = 0
 
-    def expect(self, names: Iterable[str]) -> None:
-        """Tell which images of `names`, in whose order it is scored, are missing."""
-        names = list(names)
+    def of_region(self, region: Region, boxes: Mapping[str, Box], sizes: Mapping[str, tuple[int, int]]) -> "ScoreRow":
+        """The same folder without values, for a region whose results go to a folder of its name."""
+        out = self.out if region == "whole" else self.out / region
+        row = ScoreRow(self.title, self.folder, out, self.paths, self.extra, self.missing)
+        row.hashes, row.sizes, row.region, row.boxes = self.hashes, sizes, region, boxes
+        return row
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Put the images in the order of `names`, and log those that are missing."""
         self.paths = {name: self.paths[name] for name in names if name in self.paths}
         self.missing = [name for name in names if name not in self.paths]
         if self.missing:
-            told = some(self.missing)
-            log.warning("%s: incomplete, %d images are missing: %s", self.title, len(self.missing), told)
+            log.warning("%s: incomplete, %d images are missing: %s", self.title, len(self.missing), some(self.missing))
 
     def counts(self, expected: int) -> dict[str, int]:
         return {
@@ -83,7 +88,7 @@ def named_gt(gt: str | Path | Mapping[str, Path]) -> dict[str, Path]:
     else:
         found = _by_name(list_images(gt), f"ground truth {gt}")
     if not found:
-        raise ScoreError(f"There are no images in {gt} to compare with (option ground truth).")
+        raise ScoreError(f"There are no images in {gt} to compare with (option gt).")
     return found
 
 
@@ -127,7 +132,8 @@ def open_row(title: str, folder: Path, out: Path, gts: Mapping[str, Path]) -> Sc
     paths = {name: found[name] for name in gts if name in found}
     if not paths:
         raise ScoreError(
-            f"{title}: no PNG in {folder} has the name of a ground truth. Predictions: {some(found)}; ground truth: {some(gts)}."
+            f"{title}: no PNG in {folder} has the name of a ground truth. Predictions: {some(found)}; "
+            f"ground truth: {some(gts)}."
         )
     row = ScoreRow(title, folder, out, paths, [n for n in found if n not in gts])
     if row.extra:
@@ -147,29 +153,26 @@ def checked_sizes(rows: Iterable[ScoreRow], gts: Mapping[str, Path]) -> dict[str
     first: dict[str, Path] = {}
     for row in rows:
         first = row.paths | first
-    heads = {name: _header(gts.get(name, path)) for name, path in first.items()}
-    against = "truth" if gts else "the first row's"
-    sizes = {name: head.size for name, head in heads.items()}
-    wrong, modes, formats = [], [], []
-    for row in rows:
-        for name, path in row.paths.items():
-            head = _header(path)
-            if head.size != sizes[name]:
-                (height, width), size = sizes[name], head.size
-                wrong.append(f"{row.title}/{path.name} is {size[1]} x {size[0]}, {against} {width} x {height}")
-            if head.mode != "RGB":
-                modes.append(f"{row.title}/{path.name} is {head.mode}")
-            if head.format != "PNG":
-                formats.append(f"{row.title}/{path.name} is a {head.format} file")
-    used = heads if gts else {}
-    modes += [f"ground truth {gts[name].name} is {head.mode}" for name, head in used.items() if head.mode != "RGB"]
+    headers = {name: image_header(gts.get(name, path)) for name, path in first.items()}
+    sizes = {name: header.size for name, header in headers.items()}
+    against = "ground truth" if gts else "the first row's"
+    made = [(name, f"{row.title}/{path.name}", image_header(path)) for row in rows for name, path in row.paths.items()]
+    formats = [f"{file} is a {header.format} file" for _, file, header in made if header.format != "PNG"]
+    wrong = [
+        "{} is {} x {}, {} {} x {}".format(file, *reversed(header.size), against, *reversed(sizes[name]))
+        for name, file, header in made
+        if header.size != sizes[name]
+    ]
+    read = [(file, header) for _, file, header in made]
+    read += [(f"ground truth {gts[name].name}", header) for name, header in headers.items() if gts]
+    modes = [f"{file} is {header.mode}" for file, header in read if header.mode != "RGB"]
     if formats:
         raise ScoreError(
             f"{len(formats)} images are no PNG but by name, and lossy files change the numbers: {some(formats)}. "
             "Write them as PNG from the start."
         )
     if wrong:
-        raise ScoreError(f"{len(wrong)} images have another size than what they stand beside: {some(wrong)}.")
+        raise ScoreError(f"{len(wrong)} images have another size than what they are compared with: {some(wrong)}.")
     if modes:
         raise ScoreError(
             f"{len(modes)} images are no 8-bit RGB, and what a reader makes of them would change the numbers: "
@@ -181,18 +184,17 @@ def checked_sizes(rows: Iterable[ScoreRow], gts: Mapping[str, Path]) -> dict[str
 def warn_of_copies(row: ScoreRow) -> dict[str, list[str]]:
     """Images of one row with the same bytes under several names, by the first name; logged."""
     by_hash: dict[str, list[str]] = {}
-    for name, path in row.paths.items():
-        by_hash.setdefault(row.hashes[name][0] if name in row.hashes else sha256_of(path), []).append(name)
+    for name in row.paths:
+        by_hash.setdefault(row.hashes[name][0], []).append(name)
     copies = {names[0]: names[1:] for names in by_hash.values() if len(names) > 1}
     if copies:
-        told = some(f"{first} = {', '.join(rest)}" for first, rest in copies.items())
-        log.warning("%s: the same image under several names: %s", row.title, told)
+        listed = some(f"{first} = {', '.join(rest)}" for first, rest in copies.items())
+        log.warning("%s: the same image under several names: %s", row.title, listed)
     return copies
 
 
 def global_shift(image: Tensor, gt: Tensor) -> tuple[float, float] | None:
-    """How far an image lies beside its ground truth, (right, down) in pixels; None where they have too little in
-    common.
+    """The shift (right, down) in pixels of an image against its ground truth; None where they are too unlike.
 
     Phase correlation of low frequencies under a Hann window (Kuglin and Hines 1975), the peak read to a fraction of a
     pixel from the three values around it.
@@ -200,9 +202,9 @@ def global_shift(image: Tensor, gt: Tensor) -> tuple[float, float] | None:
     Args:
         image, gt: (3, H, W) in [0, 1], one size.
     """
-    if min(gt.shape[-2:]) < LEAST:
+    if min(gt.shape[-2:]) < MIN_SHIFT_SIDE:
         return None
-    factor = max(1, min(gt.shape[-2:]) // _SIDE)
+    factor = max(1, min(gt.shape[-2:]) // _MAX_SHIFT_SIDE)
     sides = [side.float().mean(0, keepdim=True) for side in (image, gt)]
     if factor > 1:
         sides = [torch.nn.functional.avg_pool2d(side, factor) for side in sides]
@@ -217,7 +219,7 @@ def global_shift(image: Tensor, gt: Tensor) -> tuple[float, float] | None:
     place = int(peak.argmax())
     y, x = divmod(place, width)
     independent = 2 * math.pi * _CUTOFF**2 * height * width
-    if not peak[y, x] > max(_SURE, _NOISE / math.sqrt(independent)) * ideal:
+    if not peak[y, x] > max(_MIN_PEAK, _NOISE / math.sqrt(independent)) * ideal:
         return None
     down = y + _between(*(peak[(y + d) % height, x] for d in (-1, 0, 1)))
     right = x + _between(*(peak[y, (x + d) % width] for d in (-1, 0, 1)))
@@ -244,21 +246,24 @@ def _by_name(paths: Iterable[Path], what: str) -> dict[str, Path]:
 
 
 @dataclass(frozen=True)
-class _Header:
+class ImageHeader:
+    """Of an image file, read without its pixels."""
+
     size: tuple[int, int]  # (H, W), upright
     mode: str
     format: str  # of the content, whatever the file is called
 
 
-def _header(path: Path) -> _Header:
+def image_header(path: Path) -> ImageHeader:
+    """Raises ImageError where the file cannot be read as an image."""
     try:
         with Image.open(path) as image:
             width, height = image.size
             upright = image.getexif().get(0x0112, 1) < 5
-            # Pillow opens 16 bits a channel as RGB, so the depth is read where PNG keeps it.
+            # Pillow opens 16 bits a channel as RGB, so the depth is read from the PNG's own header.
             deep = image.format == "PNG" and _depth(path) > 8
             size, mode = (height, width) if upright else (width, height), image.mode
-            return _Header(size, f"{mode} of 16 bit" if deep else mode, str(image.format))
+            return ImageHeader(size, f"{mode} of 16 bit" if deep else mode, str(image.format))
     except Exception as error:
         raise ImageError(f"{path} cannot be read as an image ({type(error).__name__}: {error}).") from error
 
@@ -268,7 +273,7 @@ def _depth(path: Path) -> int:
         return file.read(25)[24]
 
 
-def some(names: Iterable[object], most: int = 6) -> str:
-    """The first few, and how many more."""
+def some(names: Iterable[object]) -> str:
+    """The first six, and the number of the others."""
     names = [str(name) for name in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

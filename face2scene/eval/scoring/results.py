@@ -1,4 +1,4 @@
-"""The two files of a scored folder: `scores.csv`, a row per image, and `scores.json`, what they come to."""
+"""The two files of a scored folder: `scores.csv`, a row per image, and `scores.json`, means and protocol."""
 
 import csv
 import hashlib
@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from face2scene import __version__
 from face2scene.common.files import atomic_write, read_json, sha256_of, write_json
 from face2scene.common.types import Box
 from face2scene.eval.metrics.registry import Metric, Scorer
-from face2scene.eval.scoring.pairing import LEAST, ScoreError, ScoreRow, some
+from face2scene.eval.scoring.pairing import MIN_SHIFT_SIDE, ScoreError, ScoreRow, some
 
 log = logging.getLogger(__name__)
-SHIFT = 0.5  # pixels from which a shift is told
+SHIFT = 0.5  # pixels from which a shift is reported
 _DRAWS = 2000  # of the bootstrap, ours
 
 
@@ -32,69 +33,65 @@ def write_results(
     missing: Mapping[str, str],
     chosen: Sequence[Metric],
     gt: Mapping[str, Any],
-    region: str,
     copies: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     """Write both files of a row and return the contents of `scores.json`.
 
-    A mean is given where every image of the ground truth has a value. The identity score alone leaves out the images
-    whose ground truth shows no face, as the paper does, and names them.
+    A mean is given where every image has a value. Images without one for a stated reason, such as no face for the
+    identity score (as in the paper) or an infinite PSNR, are left out and named.
 
     Args:
-        gt: `images` and `sha256` of what the row is scored against, see `gt_digest`.
+        gt: number and `sha256` of the ground truths, see `gt_digest`.
     """
-    expected = gt["pictures"]
     names = [name for name in row.paths if name not in row.flagged]
-    flagged = {name: row.flagged[name] for name in row.paths if name in row.flagged}
-    complete = len(names) == expected
+    complete = len(names) == gt["pictures"]
     per_image = [m for m in measured if m.compares != "sets"]
     columns = {m.key: [row.values[n][m.key] for n in names if m.key in row.values.get(n, {})] for m in per_image}
-    whole = {
-        m.key: bool(columns[m.key]) and complete and (len(columns[m.key]) == len(names) or bool(m.undefined))
-        for m in per_image
-    }
+    whole = {m.key for m in per_image if complete and (len(columns[m.key]) == len(names) or m.undefined)}
     means = {key: math.fsum(values) / len(values) for key, values in columns.items() if values}
     sets: dict[str, float] = {}
     for metric in measured:
         if metric.compares == "sets" and complete and not row.undefined.get(metric.key):
-            sides = [_stacked(row, metric.key, side, names) for side in ("ours", "truth")]
+            features = (
+                torch.stack([row.features[f"{metric.key}/{side}/{name}"] for name in names])
+                for side in ("ours", "truth")
+            )
             try:
-                sets[metric.key] = float(ready[metric.key].distance(*sides))
+                sets[metric.key] = float(ready[metric.key].distance(*features))
             except ValueError as error:
                 missing = {**missing, metric.key: str(error)}
 
-    with (
-        atomic_write(row.out / "scores.csv") as partial,
-        open(partial, "w", newline="", encoding="utf-8") as file,
-    ):
+    with atomic_write(row.out / "scores.csv") as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["name", *(m.key for m in per_image)])
+        writer.writerow(["name", *columns])
         for name in row.paths:
             found = {} if name in row.flagged else row.values.get(name, {})
-            writer.writerow([name, *(_cell(found.get(m.key)) for m in per_image)])
+            writer.writerow([name, *(f"{found[key]:.6f}" if key in found else "" for key in columns)])
     undefined = {}
-    for metric in measured:
-        why = row.undefined.get(metric.key, {})
-        if told := {name: why[name] for name in names if name in why}:
-            undefined[metric.key] = told
-    for key, images in undefined.items():
-        log.warning("%s: %s has no value for %s", row.title, key, some(f"{n} ({why})" for n, why in images.items()))
-    partly = {key: mean for key, mean in means.items() if not whole[key]}
+    for key, reasons in ((m.key, row.undefined.get(m.key, {})) for m in measured):
+        if images := {name: reasons[name] for name in names if name in reasons}:
+            undefined[key] = images
+            log.warning("%s: %s has no value for %s", row.title, key, some(f"{n} ({w})" for n, w in images.items()))
+    partly = {key: mean for key, mean in means.items() if key not in whole}
     scores = {
         "complete": complete,
-        "region": region,
-        "means": {key: mean for key, mean in means.items() if whole[key]},
-        "intervals": {key: interval(columns[key]) for key in means if whole[key]},
-        # A mean over fewer images is another quantity, so it stands under another name.
+        "region": row.region,
+        "means": {key: mean for key, mean in means.items() if key in whole},
+        "intervals": {key: interval(columns[key]) for key in means if key in whole},
+        # A mean over fewer images is another quantity, so it has another name.
         **({"means_of_scored_only": partly} if partly else {}),
         "sets": sets,
-        "counts": row.counts(expected),
+        "counts": row.counts(gt["pictures"]),
         "truth": dict(gt),
-        "pictures": {"missing": row.missing, "flagged": flagged, "without_truth": row.extra},
+        "pictures": {
+            "missing": row.missing,
+            "flagged": {name: row.flagged[name] for name in row.paths if name in row.flagged},
+            "without_truth": row.extra,
+        },
         "undefined": undefined,
         "copies": dict(copies),
-        **({"alignment": _alignment(row)} if region == "whole" else {}),
-        "protocol": {m.key: m.described() | _faces(m, row) for m in chosen if m.key not in missing},
+        **({"alignment": _alignment(row)} if row.region == "whole" else {}),
+        "protocol": {m.key: m.described() | _boxes_digest(m, row) for m in chosen if m.key not in missing},
         "not_measured": dict(missing),
         "versions": versions(),
         "predictions": str(row.folder),
@@ -113,7 +110,7 @@ def read_scores_csv(path: str | Path) -> dict[str, dict[str, float]]:
     with open(path, newline="", encoding="utf-8") as file:
         table = csv.DictReader(file)
         if not table.fieldnames or table.fieldnames[0] != "name":
-            raise ScoreError(f"{path} has no column 'name' in front: score the folder again.")
+            raise ScoreError(f"{path} has no first column 'name': score the folder again.")
         try:
             return {row.pop("name"): {k: float(v) for k, v in row.items() if v != ""} for row in table}
         except (TypeError, ValueError) as error:
@@ -141,27 +138,27 @@ def read_scores(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[str,
 
 
 def gt_digest(hashes: Mapping[str, str], boxes: Mapping[str, Box] | None = None) -> dict[str, Any]:
-    """What two rows must have in common to stand side by side: number and sha256 of names, ground truths and boxes.
+    """What must be equal for two rows to be comparable: number of images, and sha256 of names, ground truths and boxes.
 
     Args:
         hashes: name -> sha256 of the ground truth.
         boxes: of the images, where a part of them is scored.
     """
-    told = [[n, digest, *map(float, (boxes or {}).get(n, ()))] for n, digest in sorted(hashes.items())]
-    return {"pictures": len(told), "sha256": hashlib.sha256(json.dumps(told).encode()).hexdigest()}
+    facts = [[n, digest, *map(float, (boxes or {}).get(n, ()))] for n, digest in sorted(hashes.items())]
+    return {"pictures": len(facts), "sha256": hashlib.sha256(json.dumps(facts).encode()).hexdigest()}
 
 
-def interval(values: Sequence[float], *, level: float = 0.95) -> list[float]:
-    """Bootstrap percentile interval of the mean over images, [low, high]; the same values give the same interval."""
+def interval(values: Sequence[float]) -> list[float]:
+    """95 % bootstrap interval of the mean over images, [low, high]; the same values give the same interval."""
     data = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(0)
     means = [float(data[rng.integers(0, len(data), len(data))].mean()) for _ in range(_DRAWS)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [0.025, 0.975])
     return [float(low), float(high)]
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on; a package that is not installed is left out."""
+    """Versions of the packages that the numbers depend on, as far as they are installed."""
     found = {"face2scene": __version__, "python": platform.python_version()}
     for package in ("torch", "torchvision", "pyiqa", "numpy", "pillow", "diffusers", "transformers"):
         try:
@@ -174,46 +171,31 @@ def versions() -> dict[str, str]:
 def _alignment(row: ScoreRow) -> dict[str, Any]:
     shifts = {n: row.shifts[n] for n in row.paths if n in row.shifts and n not in row.flagged}
     known = {n: shift for n, shift in shifts.items() if math.isfinite(shift[0])}
-    unlike = [n for n in shifts if n not in known and min(row.sizes[n]) >= LEAST]
+    unlike = [n for n in shifts if n not in known and min(row.sizes[n]) >= MIN_SHIFT_SIDE]
     if 2 * len(unlike) > len(known) + len(unlike):
         log.warning(
-            "%s: %d of %d images have too little in common with the ground truth of their name to tell how they lie on it: "
-            "%s. Names may be mixed up.",
-            row.title,
-            len(unlike),
-            len(known) + len(unlike),
-            some(unlike),
+            "%s: %d of %d images have too little in common with the ground truth of their name for their shift to be "
+            "estimated: %s. Names may be mixed up.",
+            *(row.title, len(unlike), len(known) + len(unlike), some(unlike)),
         )
     if not known:
         return {"median_shift": None, "pictures": {}, "estimated": 0, "unlike": unlike}
     median = [statistics.median(shift[axis] for shift in known.values()) for axis in (0, 1)]
     if math.hypot(*median) > SHIFT:
         log.warning(
-            "%s: predictions lie beside their ground truth by %+.2f px (right) and %+.2f px (down) in the median: "
-            "size, crop or pairing differ, and metrics that compare pixels measure that.",
-            row.title,
-            *median,
+            "%s: predictions are shifted against their ground truth by %+.2f px (right) and %+.2f px (down) in the "
+            "median: size, crop or pairing differ, and metrics that compare pixels measure that.",
+            *(row.title, *median),
         )
     off = {n: [round(v, 3) for v in shift] for n, shift in known.items() if math.hypot(*shift) > SHIFT}
     if off:
-        told = some(f"{name} ({x:+.1f}, {y:+.1f})" for name, (x, y) in off.items())
-        log.warning("%s: %d images are shifted by more than half a pixel: %s", row.title, len(off), told)
+        listed = some(f"{name} ({x:+.1f}, {y:+.1f})" for name, (x, y) in off.items())
+        log.warning("%s: %d images are shifted by more than half a pixel: %s", row.title, len(off), listed)
     return {"median_shift": [round(v, 3) for v in median], "pictures": off, "estimated": len(known), "unlike": unlike}
 
 
-def _faces(metric: Metric, row: ScoreRow) -> dict[str, str]:
-    """The digest of the boxes that a metric of faces looks into."""
+def _boxes_digest(metric: Metric, row: ScoreRow) -> dict[str, str]:
     if metric.compares != "faces":
         return {}
     boxes = sorted((name, *map(float, box)) for name, box in row.boxes.items())
     return {"boxes": hashlib.sha256(json.dumps(boxes).encode()).hexdigest()}
-
-
-def _stacked(row: ScoreRow, key: str, side: str, names: Sequence[str]) -> Any:
-    import torch
-
-    return torch.stack([row.features[f"{key}/{side}/{name}"] for name in names])
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.6f}"

@@ -1,4 +1,4 @@
-"""Whether two methods differ: paired tests over the images that both were scored on."""
+"""Paired tests of two methods over the images that both were scored on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from scipy.stats import rankdata, wilcoxon
 from face2scene.eval.metrics.registry import METRICS
 from face2scene.eval.scoring.pairing import ScoreError, some
 from face2scene.eval.scoring.results import interval, read_scores
-from face2scene.eval.tables.render import shown
+from face2scene.eval.tables.render import formatted, plain_markdown
 
 _PROTOCOL = ("protocol", "weights_sha256", "boxes")
 LEVEL = 0.05  # of the tests, after Holm's correction
@@ -51,7 +51,7 @@ def compare(first: str | Path, second: str | Path) -> list[Difference]:
 
 
 def compare_all(first: str | Path, others: Sequence[str | Path]) -> list[list[Difference] | ScoreError]:
-    """One scored folder with several, p corrected for all tests together; what cannot be compared is its error."""
+    """One scored folder with several, p corrected for all tests together; the error where two cannot be compared."""
     found: list[list[Difference] | ScoreError] = []
     for other in others:
         try:
@@ -82,13 +82,12 @@ def _differences(first: str | Path, second: str | Path) -> list[Difference]:
             f"{some(apart[0]) or 'none'}, only the second {some(apart[1]) or 'none'}. Score both on one set."
         )
     gts = [scores.get("truth") for scores, _ in sides]
-    for folder, gt in zip((first, second), gts, strict=True):
-        if gt is None:
-            raise ScoreError(f"{folder} does not say what it was scored against: score it again.")
+    if None in gts:
+        raise ScoreError(f"{(first, second)[gts.index(None)]} does not say what it was scored against: score it again.")
     if gts[0] != gts[1]:
         raise ScoreError(
             f"{first} and {second} were scored against other ground truths, of {gts[0]['pictures']} and "
-            f"{gts[1]['pictures']} images: score both against one (option ground truth)."
+            f"{gts[1]['pictures']} images: score both against one (option gt)."
         )
     protocols = [scores["protocol"] for scores, _ in sides]
     for key in protocols[0].keys() & protocols[1].keys():
@@ -105,7 +104,7 @@ def _differences(first: str | Path, second: str | Path) -> list[Difference]:
 
 
 def describe(difference: Difference, first: str, second: str) -> str:
-    """The verdict in words."""
+    """The verdict as a sentence."""
     words = {
         "first": f"{first} is better",
         "second": f"{second} is better",
@@ -115,25 +114,21 @@ def describe(difference: Difference, first: str, second: str) -> str:
 
 
 def table(differences: Sequence[Difference], first: str, second: str) -> str:
-    """Markdown."""
-    lines = [
-        f"| metric | {first} | {second} | difference, 95 % interval | p (Wilcoxon), Holm's | {second} better in | |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
-    ]
+    """The differences as a Markdown table."""
+    header = ["metric", first, second, "difference, 95 % interval", "p (Wilcoxon), Holm's", f"{second} better in", ""]
+    lines = []
     for d in differences:
-        metric, (a, b) = METRICS[d.metric], d.means
-        low, high = (f"{value:+.4f}" for value in d.interval)
-        verdict = describe(d, first, second)
-        lines.append(
-            f"| {metric.title} {metric.arrow} | {shown(d.metric, a)} | {shown(d.metric, b)} "
-            f"| {b - a:+.4f} [{low}, {high}] | {d.p:.2g}, {d.p_holm:.2g} | {d.better:.0%} of {d.images} | {verdict} |"
-        )
-    return "\n".join(lines) + "\n"
+        metric, (a, b), (low, high) = METRICS[d.metric], d.means, d.interval
+        apart, p = f"{b - a:+.4f} [{low:+.4f}, {high:+.4f}]", f"{d.p:.2g}, {d.p_holm:.2g}"
+        means = (formatted(d.metric, a), formatted(d.metric, b))
+        share, verdict = f"{d.better:.0%} of {d.images}", describe(d, first, second)
+        lines.append([f"{metric.title} {metric.arrow}", *means, apart, p, share, verdict])
+    return plain_markdown(header, lines)
 
 
 def _difference(key: str, a: np.ndarray, b: np.ndarray) -> Difference:
     apart = b - a
-    # All equal: the test is not defined, and there is nothing to find.
+    # The test is not defined for differences that are all 0.
     p = float(wilcoxon(apart, zero_method="pratt").pvalue) if np.any(apart) else 1.0
     places = rankdata(np.abs(apart))
     ranks = float((places * np.sign(apart)).sum() / places.sum())

@@ -1,9 +1,11 @@
-"""Carrying out the steps of a sweep: on this machine, or handed to a cluster; finished ones are not done again."""
+"""Run the steps of a sweep that are not finished, on this machine or as jobs of a cluster."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from os.path import isfile  # which, unlike Path's, bears any text
+from graphlib import TopologicalSorter
+from itertools import count
+from os.path import isfile  # unlike Path's, it takes text of any length
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -16,21 +18,20 @@ from face2scene.data.records import version_of
 from face2scene.eval.sweeps.plan import Step, SweepError, SweepPlan
 
 log = logging.getLogger(__name__)
-Runner = Callable[[Step, Path, Mapping[str, str]], str]  # step, log, environment -> why it failed, or nothing
+Runner = Callable[[Step, Path, Mapping[str, str]], str]  # step, log, environment -> why it failed, or empty
 
 
-def in_a_process_group(step: Step, said: Path, environment: Mapping[str, str]) -> str:
-    """The runner in force: the command as a process group of its own."""
-    ended = run_group(step.words, log=said, environment=environment)
-    return "" if ended.code == 0 else f"{ended} ({said})"
+def run_in_process_group(step: Step, log_file: Path, environment: Mapping[str, str]) -> str:
+    """The default runner: the command as a process group of its own."""
+    result = run_group(step.words, log=log_file, environment=environment)
+    return "" if result.code == 0 else f"{result} ({log_file})"
 
 
 def pending(plan: SweepPlan) -> list[Step]:
-    """The steps that are not finished, and all that need one of them: what they made is of another product.
+    """The steps that are not finished, and all that need one of them, whose own products are then out of date.
 
     Raises:
-        SweepError: a step was finished by another command, or of files that have been replaced since; the sweep's
-            folder belongs to those.
+        SweepError: a step was finished by another command, or with files that have been replaced since.
     """
     left = []
     for step in plan.steps:
@@ -56,73 +57,65 @@ def run_steps(
     plan: SweepPlan,
     steps: Sequence[Step],
     *,
-    tasks: int = 1,
+    jobs: int = 1,
     gpus: Sequence[str] | None = None,
-    runner: Runner = in_a_process_group,
-    say: Callable[[str], None] = print,
+    runner: Runner = run_in_process_group,
+    report: Callable[[str], None] = print,
 ) -> dict[str, str]:
-    """Run steps in the order of their needs, `tasks` at a time.
+    """Run steps in the order of their needs, `jobs` at a time.
 
-    A step that fails takes those that need it with it; all others go on.
+    Steps that need a failed one are not started; all others are.
 
     Args:
-        gpus: CUDA_VISIBLE_DEVICES of each place; there are as many places as entries.
+        gpus: values of CUDA_VISIBLE_DEVICES, one for each step that runs at the same time, in place of `jobs`.
 
     Returns:
         Name of a step -> why it failed or was not started.
     """
     slots: SimpleQueue[Mapping[str, str]] = SimpleQueue()
-    for place in gpus or [None] * tasks:
-        slots.put({} if place is None else {"CUDA_VISIBLE_DEVICES": str(place)})
-    waiting, names = list(steps), {step.name for step in steps}
+    visible = gpus or [None] * jobs
+    for devices in visible:
+        slots.put({} if devices is None else {"CUDA_VISIBLE_DEVICES": str(devices)})
+    by_name, started = {step.name: step for step in steps}, count(1)
     failed: dict[str, str] = {}
-    done: set[str] = set()
-    running: dict[Future[str], Step] = {}
+    running: dict[Future[str], str] = {}
 
     def carry_out(step: Step) -> str:
         environment = slots.get()
         try:
+            report(f"[{next(started)}/{len(steps)}] {step.name}")
             return perform(plan, step, environment, runner)
         finally:
             slots.put(environment)
 
-    with ThreadPoolExecutor(len(gpus) if gpus else tasks) as pool:
-        while waiting or running:
-            for step in list(waiting):
-                lost = [name for name in step.needs if name in failed]
-                if lost:
-                    failed[step.name] = f"not started, because {lost[0]} failed"
-                elif all(name in done or name not in names for name in step.needs):
-                    if len(running) >= slots_of(gpus, tasks):
-                        break
-                    say(f"[{len(done) + len(failed) + len(running) + 1}/{len(names)}] {step.name}")
-                    running[pool.submit(carry_out, step)] = step
+    order = TopologicalSorter({step.name: [n for n in step.needs if n in by_name] for step in steps})
+    order.prepare()
+    pool = ThreadPoolExecutor(len(visible))
+    try:
+        while order.is_active():
+            for name in order.get_ready():
+                if lost := [need for need in by_name[name].needs if need in failed]:
+                    failed[name] = f"not started, because {lost[0]} failed"
+                    order.done(name)
                 else:
-                    continue
-                waiting.remove(step)
-            if running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    step = running.pop(future)
-                    reason = future.result()
-                    if reason:
-                        failed[step.name] = reason
-                        say(f"{step.name} failed: {reason}")
-                    else:
-                        done.add(step.name)
+                    running[pool.submit(carry_out, by_name[name])] = name
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name = running.pop(future)
+                if reason := future.result():
+                    failed[name] = reason
+                    report(f"{name} failed: {reason}")
+                order.done(name)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is started
     return failed
 
 
-def slots_of(gpus: Sequence[str] | None, tasks: int) -> int:
-    """How many commands run at the same time."""
-    return len(gpus) if gpus else tasks
-
-
-def perform(plan: SweepPlan, step: Step, environment: Mapping[str, str], runner: Runner = in_a_process_group) -> str:
-    """Run one step and mark it finished; returns why it is not, or nothing."""
+def perform(plan: SweepPlan, step: Step, environment: Mapping[str, str], runner: Runner = run_in_process_group) -> str:
+    """Run one step and mark it finished; returns why it failed, or an empty text."""
     identity = _identity(plan, step)  # of the files as they are at the start
     reason = runner(step, _marker(plan, step).with_suffix(".txt"), environment)
     if not reason and not step.product.exists():
-        reason = f"it ended well and left no {step.product}"
+        reason = f"it ended with code 0 and left no {step.product}"
     if not reason:
         write_json(_marker(plan, step), identity)
     return reason
@@ -131,34 +124,34 @@ def perform(plan: SweepPlan, step: Step, environment: Mapping[str, str], runner:
 def submit_steps(
     plan: SweepPlan, steps: Sequence[Step], *, cluster: str, parameters: Mapping[str, Any], wait_for_all: bool = True
 ) -> dict[str, str]:
-    """Hand every step to submitit as a job of its own.
+    """Submit every step as a job of its own, with submitit.
 
     Args:
-        cluster: `slurm`, whose scheduler keeps the order; `local` and `debug` are submitit without a cluster, and are
-            handed a step when those that it needs have ended.
-        parameters: of submitit's `update_parameters`; None is left out.
+        cluster: `slurm`, whose scheduler keeps the order; `local` and `debug` run without a cluster, and a step is
+            submitted when those that it needs have ended.
+        parameters: of submitit's `update_parameters`; those of None are left out.
         wait_for_all: return when all have ended.
 
     Returns:
-        Name of a step -> why it failed, as far as it was waited for.
+        Name of a step -> why it failed, of the steps that were waited for.
 
     Raises:
-        SweepError: an unknown cluster, or one that is not here.
+        SweepError: an unknown cluster, or one that this machine has no access to.
     """
-    submitit = import_optional("submitit", "slurm", why="Handing a sweep to a cluster")
+    submitit = import_optional("submitit", "slurm", why="Submitting a sweep to a cluster")
     if cluster not in ("slurm", "local", "debug"):
         raise SweepError(f"submit is {cluster!r}: choose slurm, local or debug.")
     given = {key: value for key, value in parameters.items() if value is not None}
-    handed: dict[str, Any] = {}
+    submitted: dict[str, Any] = {}
     failed: dict[str, str] = {}
     for step in steps:
-        before = [handed[name] for name in step.needs if name in handed]
+        before = [submitted[name] for name in step.needs if name in submitted]
         extra = dict(given)
         if cluster == "slurm" and before:
-            order = {"dependency": "afterok:" + ":".join(task.job_id for task in before), "kill_on_invalid_dep": "yes"}
+            order = {"dependency": "afterok:" + ":".join(job.job_id for job in before), "kill_on_invalid_dep": "yes"}
             extra["slurm_additional_parameters"] = {**given.get("slurm_additional_parameters", {}), **order}
         elif cluster != "slurm":
-            lost = [name for name in step.needs if name in handed and _outcome(handed[name])]
+            lost = [name for name in step.needs if name in submitted and _failure(submitted[name])]
             if lost:
                 failed[step.name] = f"not started, because {lost[0]} failed"
                 continue
@@ -167,32 +160,32 @@ def submit_steps(
         except RuntimeError as error:  # no sbatch on this machine
             raise SweepError(f"submit={cluster} is not possible here ({error}).") from error
         executor.update_parameters(name=f"{plan.folder.name}-{step.name}".replace("/", "-"), **extra)
-        handed[step.name] = executor.submit(_job, plan, step, cluster)
+        submitted[step.name] = executor.submit(_run_job, plan, step, cluster)
     if wait_for_all:
-        failed |= {name: reason for name, task in handed.items() if (reason := _outcome(task))}
+        failed |= {name: reason for name, job in submitted.items() if (reason := _failure(job))}
     return failed
 
 
-def _job(plan: SweepPlan, step: Step, cluster: str) -> str:
+def _run_job(plan: SweepPlan, step: Step, cluster: str) -> str:
     reason = perform(plan, step, {})
     if reason and cluster == "slurm":
-        raise RuntimeError(reason)  # a job that ends badly is what keeps the cluster from starting those after it
+        raise RuntimeError(reason)  # so that the cluster does not start the steps that need this one
     return reason
 
 
-def _outcome(task: Any) -> str:
+def _failure(job: Any) -> str:
+    """Why a submitted job failed, or an empty text; waits for its end."""
     try:
-        return task.result()
-    except Exception as error:  # whatever became of it on the cluster, the others are still waited for
-        said = [line for line in str(error).splitlines() if "Error: " in line] or [type(error).__name__]
-        return f"job {task.job_id}: {said[-1].strip()}"
+        return job.result()
+    except Exception as error:  # of any kind on the cluster: the others are still waited for
+        lines = [line for line in str(error).splitlines() if "Error: " in line] or [type(error).__name__]
+        return f"job {job.job_id}: {lines[-1].strip()}"
 
 
 def _identity(plan: SweepPlan, step: Step) -> dict[str, Any]:
-    """What decides a step's product: the command without the interpreter, which may move, and what it reads.
+    """What decides a step's product: the command without the interpreter's path, the set, and the files it names.
 
-    That is the set, and the files that the command names; what the sweep itself has made is not among them, since a
-    step that was run again takes those that need it with it.
+    Products of other steps are not among them, since a step is run again after those that it needs.
     """
     named = [Path(word.partition("=")[2]) for word in step.words[1:] if "=" in word]
     files = {str(path): content(path) for path in named if isfile(path) and not path.is_relative_to(plan.folder)}
@@ -201,7 +194,7 @@ def _identity(plan: SweepPlan, step: Step) -> dict[str, Any]:
 
 
 def _finished(plan: SweepPlan, step: Step) -> dict[str, Any] | None:
-    """The identity with which a step was finished; a marker that was cut through counts as none."""
+    """The identity with which a step was finished, or None; also None for a damaged marker."""
     try:
         before = read_json(_marker(plan, step)) if step.product.exists() else {}
         return before if {"command"} <= set(before) else None

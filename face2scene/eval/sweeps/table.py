@@ -1,4 +1,4 @@
-"""What came of a sweep: every variant scored against the same ground truth, a table, small plots, and sweep.json."""
+"""The result of a sweep: every variant scored against the same ground truth, a table, small plots, and sweep.json."""
 
 import base64
 import math
@@ -13,13 +13,11 @@ from face2scene.common.charts import save_figure, small_plots
 from face2scene.common.files import atomic_write, read_json, write_json
 from face2scene.common.pages import fragment
 from face2scene.common.reproducibility import commit
-from face2scene.data.records import read_manifest
+from face2scene.data.records import METADATA, read_manifest
 from face2scene.eval.metrics.registry import METRICS
 from face2scene.eval.scoring.score import score_folders
 from face2scene.eval.sweeps.plan import Sweep, SweepPlan
 from face2scene.eval.tables.render import markdown, row_from_scores, same_gt
-
-COLUMNS = 5  # of small plots, as in the paper's Figure 6
 
 
 def collect(
@@ -31,9 +29,9 @@ def collect(
     device: str = "cpu",
     failed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Score what the steps left, write sweep.json, sweep.md, and (with matplotlib) sweep.svg and sweep.png.
+    """Score the restored images, write sweep.json, sweep.md, and (with matplotlib) sweep.svg and sweep.png.
 
-    A variant with missing images is marked incomplete and shown without numbers, one without any as not measured.
+    A variant with missing images is incomplete and has no numbers.
 
     Args:
         limit: the first so many pairs were restored.
@@ -42,49 +40,36 @@ def collect(
     Returns:
         The contents of sweep.json.
     """
-    gts: dict[Path, dict[str, Path]] = {}
-    for folder in dict.fromkeys(plan.datasets.values()):
-        if (folder / "metadata.parquet").is_file():
-            records = [record for record in read_manifest(folder, "val") if record.lq][:limit]
-            gts[folder] = {Path(str(record.lq)).stem: folder / record.image for record in records}
-    for folder, gt in gts.items():
-        rows = {
-            v.label: (plan.folder / v.folder, plan.folder / v.folder)
-            for v in plan.variants
-            if plan.datasets[v.label] == folder and any((plan.folder / v.folder / "images").glob("*.png"))
-        }
-        if rows:
+    for dataset in dict.fromkeys(plan.datasets.values()):
+        folders = {v.label: plan.folder / v.folder for v in plan.variants if plan.datasets[v.label] == dataset}
+        rows = {label: (place, place) for label, place in folders.items() if any(place.glob("images/*.png"))}
+        if rows and (dataset / METADATA).is_file():
+            records = [record for record in read_manifest(dataset, "val") if record.lq][:limit]
+            gt = {Path(str(record.lq)).stem: dataset / record.image for record in records}
             score_folders(rows, gt, metrics, device=device)
+    files = [plan.folder / v.folder / "scores.json" for v in plan.variants]
+    scores = [read_json(file) if file.is_file() else {"complete": False} for file in files]
+    kept = ("complete", "means", "sets", "counts")
+    measured = [found for found in scores if "protocol" in found]
+    sharing = plan.folder / "sharing.json"
     result = {
-        "key": sweep.key,
-        "title": sweep.title,
-        "source": sweep.source,
-        "axis": sweep.axis,
-        "chosen": sweep.chosen,
-        "variants": [_row(plan, variant.label, variant.folder) for variant in plan.variants],
+        **{key: getattr(sweep, key) for key in ("key", "title", "source", "axis", "chosen")},
+        "variants": [
+            {"label": v.label, "folder": v.folder} | {key: found[key] for key in kept if key in found}
+            for v, found in zip(plan.variants, scores, strict=True)
+        ],
         "left_out": dict(plan.left_out),
         "failed": dict(failed or {}),
         "commit": commit(),
+        **({"sharing": read_json(sharing)} if sharing.is_file() else {}),
+        "protocol": measured[0]["protocol"] if measured else {},
+        "versions": measured[0]["versions"] if measured else {},
     }
-    sharing = plan.folder / "sharing.json"
-    if sharing.is_file():
-        result["sharing"] = read_json(sharing)
-    measured = [row["scores"] for row in result["variants"] if row["scores"]]
-    result["protocol"] = measured[0]["protocol"] if measured else {}
-    result["versions"] = measured[0]["versions"] if measured else {}
-    for row in result["variants"]:
-        scores = row.pop("scores")
-        row |= {key: scores[key] for key in ("complete", "means", "sets", "counts")} if scores else {"complete": False}
     write_json(plan.folder / "sweep.json", result)
     with atomic_write(plan.folder / "sweep.md") as partial:
         partial.write_text(table(sweep, plan, list(result["protocol"])), encoding="utf-8")
     draw(result, plan.folder)
     return result
-
-
-def _row(plan: SweepPlan, label: str, folder: str) -> dict[str, Any]:
-    scores = plan.folder / folder / "scores.json"
-    return {"label": label, "folder": folder, "scores": read_json(scores) if scores.is_file() else None}
 
 
 def table(sweep: Sweep, plan: SweepPlan, columns: Sequence[str]) -> str:
@@ -101,7 +86,7 @@ def table(sweep: Sweep, plan: SweepPlan, columns: Sequence[str]) -> str:
 
 
 def sharing_sentence(result: Mapping[str, Any]) -> str:
-    """What restoring all variants together has saved, or nothing."""
+    """How much time restoring all variants together has saved; empty where they were restored apart."""
     found = result.get("sharing")
     if not found:
         return ""
@@ -113,13 +98,13 @@ def sharing_sentence(result: Mapping[str, Any]) -> str:
 
 
 def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """One small plot per metric into sweep.svg and sweep.png; nothing where there are no numbers or no matplotlib."""
+    """One small plot per metric, five a row, in sweep.svg and .png; none without numbers or without matplotlib."""
     rows = [row for row in result["variants"] if row["complete"]]
     keys = [key for key in result["protocol"] if any(key in {**row["means"], **row["sets"]} for row in rows)]
     if not keys:
         return []
     try:
-        return draw_variants(rows, keys, result["chosen"], result["axis"], min(COLUMNS, len(keys)), folder / "sweep")
+        return draw_variants(rows, keys, result["chosen"], result["axis"], min(5, len(keys)), folder / "sweep")
     except ModuleNotFoundError:
         return []
 
@@ -134,7 +119,7 @@ def draw_variants(
 
 
 def section(folder: str | Path) -> Markup:
-    """HTML of a sweep that was collected in `folder`, for a report: plot, table, and what it took."""
+    """HTML of a sweep that was collected in `folder`, for a report: plot, table and facts."""
     result = read_json(Path(folder) / "sweep.json")
     image = Path(folder) / "sweep.svg"
     plot = base64.b64encode(image.read_bytes()).decode() if image.is_file() else ""

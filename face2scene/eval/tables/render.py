@@ -1,6 +1,6 @@
-"""Scores as tables: best and second best marked, as Markdown, LaTeX, CSV or HTML.
+"""Tables of scores as Markdown, LaTeX, CSV or HTML, the best and the second best value marked.
 
-Printed numbers stay text, so that every digit is shown as it was printed; see `printed`.
+Numbers of the paper stay text, so that every digit is shown as printed; see `paper_tables`.
 """
 
 import csv
@@ -18,56 +18,57 @@ from face2scene.common.pages import fragment
 from face2scene.eval.metrics.registry import METRICS
 
 NOT_MEASURED = "not measured"
-DECIMALS = {"psnr": 2, "psnr_y": 2, "fid": 2, "musiq": 2, "niqe": 2}  # others 4; only for our own numbers
+DECIMALS = {"psnr": 2, "psnr_y": 2, "fid": 2, "musiq": 2, "niqe": 2}  # of our own values; 4 for other metrics
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """One method's line: `cells` holds what is shown, `values` what is compared."""
+    """One method of a table."""
 
     name: str
-    cells: Mapping[str, str]
+    cells: Mapping[str, str]  # metric -> text
     source: str  # "paper" or "ours"
     note: str = ""
-    ranked: bool = True  # an incomplete or unmeasured row is shown and never marked
-    gt: str = ""  # sha256 of what ours was scored against, see `results.gt_digest`
+    ranked: bool = True  # false for incomplete or unmeasured rows, which get no marks
+    gt: str = ""  # sha256 of the ground truth of a row of ours, see `results.gt_digest`
 
     @property
     def values(self) -> dict[str, float]:
+        """The cells that are numbers."""
         return {key: float(cell.split()[0]) for key, cell in self.cells.items() if _is_number(cell)}
 
 
 def row_from_scores(
     name: str, scores: Path, columns: Sequence[str], instead: Mapping[str, str] | None = None
 ) -> TableRow:
-    """Our row from a run's `scores.json`; a file that is not there gives a row that says so.
+    """Our row from a run's `scores.json`; without numbers where the file is missing or of an incomplete run.
 
     Args:
-        instead: column -> key whose value is shown in it; where only the column's own was measured, a note says so.
+        instead: column -> the metric whose value is shown in it; a note is added where only the column's own metric was
+            measured.
     """
+    unmeasured = dict.fromkeys(columns, NOT_MEASURED)
     if not scores.is_file():
-        return TableRow(name, {key: NOT_MEASURED for key in columns}, "ours", ranked=False)
+        return TableRow(name, unmeasured, "ours", ranked=False)
     found = read_json(scores)
+    counts = found["counts"]
     if not found["complete"]:
-        counts = found["counts"]
         note = f"incomplete: {counts['scored']} of {counts['expected']} images"
-        return TableRow(name, {key: NOT_MEASURED for key in columns}, "ours", note, ranked=False)
-    values = {**found["means"], **found["sets"]}
-    instead = instead or {}
-    picked = {key: values.get(instead.get(key, key)) for key in columns}
-    notes = [f"{found['counts']['scored']} images"]
+        return TableRow(name, unmeasured, "ours", note, ranked=False)
+    values, instead = {**found["means"], **found["sets"]}, instead or {}
+    cells = {key: formatted(key, values[metric]) for key in columns if (metric := instead.get(key, key)) in values}
+    notes = [f"{counts['scored']} images"]
     notes += [
         f"{METRICS[key].title} was measured without {instead[key]} (option metrics)"
         for key in columns
-        if picked[key] is None and key in values
+        if key not in cells and key in values
     ]
-    cells = {key: NOT_MEASURED if value is None else shown(key, value) for key, value in picked.items()}
     gt = found.get("truth", {}).get("sha256", "")
-    return TableRow(name, cells, "ours", ", ".join(notes), gt=gt)
+    return TableRow(name, unmeasured | cells, "ours", ", ".join(notes), gt=gt)
 
 
 def same_gt(rows: Sequence[TableRow]) -> list[TableRow]:
-    """The rows, those of ours that were scored against another ground truth than most marked so and not ranked."""
+    """The rows, with a note and without rank for those of ours whose ground truth is not that of most rows."""
     ours = [row for row in rows if row.source == "ours" and row.ranked]
     counts = Counter(row.gt for row in ours)
     if len(counts) < 2:
@@ -87,17 +88,13 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
-def shown(key: str, value: float) -> str:
+def formatted(key: str, value: float) -> str:
     """One of our own values, with as many digits as its metric is printed with."""
-    return f"{value:.{decimals(key)}f}"
-
-
-def decimals(key: str) -> int:
-    return DECIMALS.get(key, 4)
+    return f"{value:.{DECIMALS.get(key, 4)}f}"
 
 
 def ranks(rows: Iterable[TableRow], key: str) -> tuple[float | None, float | None]:
-    """Best and second best value of a column among ranked rows; equal values share a place."""
+    """Best and second best value of a column among ranked rows; equal values share a rank."""
     values = {row.values[key] for row in rows if row.ranked and key in row.values}
     ordered = sorted(values, reverse=METRICS[key].better == "higher")
     best, second, *_ = [*ordered, None, None]
@@ -105,7 +102,7 @@ def ranks(rows: Iterable[TableRow], key: str) -> tuple[float | None, float | Non
 
 
 def markdown(rows: Sequence[TableRow], columns: Sequence[str]) -> str:
-    """A Markdown table: **best** and <u>second best</u> of what is measured; arrows show the better way."""
+    """A Markdown table: **best** and <u>second best</u> of what is measured; arrows show the better direction."""
     header = ["Method", *(f"{METRICS[key].title} {METRICS[key].arrow}" for key in columns)]
     lines = [header, *_cells(rows, columns, "**{}**", "<u>{}</u>", str)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(header))]
@@ -114,35 +111,31 @@ def markdown(rows: Sequence[TableRow], columns: Sequence[str]) -> str:
     return "\n".join([drawn[0], rule, *drawn[1:]]) + "\n"
 
 
+def plain_markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table without marks or padding; columns after the first are aligned to the right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [header, rule, *lines])
+
+
 def latex(rows: Sequence[TableRow], columns: Sequence[str]) -> str:
     """The same table for LaTeX with the package booktabs."""
     arrows = {"higher": r"$\uparrow$", "lower": r"$\downarrow$"}
     titles = [f"{_tex(METRICS[key].title)} {arrows[METRICS[key].better]}" for key in columns]
     lines = [" & ".join(line) + r" \\" for line in _cells(rows, columns, r"\textbf{{{}}}", r"\underline{{{}}}", _tex)]
-    return "\n".join(
-        [
-            r"\begin{tabular}{l" + "r" * len(columns) + "}",
-            r"\toprule",
-            " & ".join(["Method", *titles]) + r" \\",
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+    head = [r"\begin{tabular}{l" + "r" * len(columns) + "}", r"\toprule", " & ".join(["Method", *titles]) + r" \\"]
+    return "\n".join([*head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def csv_text(rows: Sequence[TableRow], columns: Sequence[str]) -> str:
-    """The same table as CSV: numbers only, an unmeasured cell is empty; then differences, and marks (best, second)."""
+    """The same table as CSV: numbers (empty where not measured), differences, and marks (best, second)."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     more = [f"{key}_{what}" for what in ("difference", "mark") for key in columns]
     writer.writerow(["method", "source", "note", *columns, *more])
     for row, _, cells in _marked(rows, columns):
         numbers = [number if _is_number(number) else "" for _, number, _ in cells]
-        apart = [rest.strip("()") for _, _, rest in cells]
-        writer.writerow([row.name, row.source, row.note, *numbers, *apart, *(mark for mark, _, _ in cells)])
+        differences = [rest.strip("()") for _, _, rest in cells]
+        writer.writerow([row.name, row.source, row.note, *numbers, *differences, *(mark for mark, _, _ in cells)])
     return out.getvalue()
 
 
@@ -176,7 +169,7 @@ def html_table(
 def _marked(
     rows: Sequence[TableRow], columns: Sequence[str], contenders: Sequence[TableRow] | None = None
 ) -> Iterator[tuple[TableRow, str, list[tuple[str, str, str]]]]:
-    """Each row, its name as shown, and its cells: mark (best, second or empty), number, what follows in brackets."""
+    """Each row, its name as shown, and its cells: mark (best, second or empty), number, and the text in brackets."""
     contenders = rows if contenders is None else contenders
     marks = {key: ranks(contenders, key) for key in columns}
     mixed = len({row.source for row in rows}) > 1

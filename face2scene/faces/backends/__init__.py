@@ -1,1 +1,1 @@
-"""Face detectors, landmark and identity networks of third parties."""
+"""Third-party face detectors, landmark and identity networks."""

@@ -1,11 +1,12 @@
 """The backend `facexlib`: RetinaFace, 68 landmarks through WFLW's 98, and ArcFace IR-SE50, all in torch.
 
-The networks are facexlib's. Its ways of opening them are not used: they download into site-packages, ask for CUDA, and
-its landmark decoding fails under current NumPy (`np.float`, and an index past the last cell of a heat map).
+The networks are facexlib's, its loaders are not used: they download into site-packages and require CUDA, and the
+landmark decoding fails under current NumPy (`np.float`, and an index past the last cell of a heat map).
 """
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from face2scene.common.optional import import_optional
 from face2scene.common.types import Face
 from face2scene.faces.align import warp
 from face2scene.faces.detect import Detection
-from face2scene.faces.embedding import ARCFACE_SAME, IdentityNet, unreadable, with_identities
+from face2scene.faces.embedding import ARCFACE_SAME, IdentityNet, file_stamp, unreadable, with_identities
 from face2scene.faces.pose import upright_view
 from face2scene.image_io.arrays import to_tensor
 
@@ -29,23 +30,18 @@ _RETINAFACE = {
 }
 _FAN = ("wflw_fan", "alignment_WFLW_4HG.pth")
 _IR_SE50 = ("arcface_ir_se50", "recognition_arcface_ir_se50.pth")
-_FAN_SIDE, _FAN_CELL = 256, 4  # pixels of its image, and of one cell of its heat maps
-_FAN_MARGIN = 1.1  # our setting: side of what it sees over the face box
+_FAN_SIDE, _FAN_CELL = 256, 4  # pixels of its input, and of one cell of its heat maps
+_FAN_MARGIN = 1.1  # our setting: side of its crop over the face box
 _FAN_BATCH = 8  # faces at once; 70 MB of heat maps and features each
 
 
+@dataclass(eq=False, kw_only=True)
 class IrSe50:
-    """facexlib's ArcFace; see `faces.recognise.IdentityNet`. Its identities are those that InfiniteYou draws from.
-
-    Args:
-        device: of torch.
-    """
+    """facexlib's ArcFace, an `embedding.IdentityNet`; InfiniteYou is conditioned on its vectors."""
 
     name = "facexlib_ir_se50"
     same_threshold = ARCFACE_SAME  # not measured: the weights are on no package index
-
-    def __init__(self, *, device: str = "cpu"):
-        self.device = device
+    device: str = "cpu"
 
     @torch.inference_mode()
     def embed(self, crops: Sequence[Tensor]) -> np.ndarray:
@@ -54,41 +50,30 @@ class IrSe50:
         return nn.functional.normalize(net(batch.to(self.device))).float().cpu().numpy()
 
 
+@dataclass(eq=False, kw_only=True)
 class FacexBackend:
     """The networks of facexlib; see `faces.detect.Backend`.
 
     Args:
-        network: RetinaFace's trunk, `resnet50` (facexlib's default) or `mobile0.25`.
+        network: RetinaFace's backbone, `resnet50` (facexlib's default) or `mobile0.25`.
         landmarks: also find 68 landmarks. Without, `Face.landmarks_68` is None and the pose comes from five points.
-        identity: tells people apart; None is `IrSe50` on the same device. Any other identity network serves too.
+        identity: any identity network; None is `IrSe50` on the same device.
         score_threshold: lowest detector score, 0 to 1 (facexlib's: 0.8).
         device: of torch.
     """
 
-    def __init__(
-        self,
-        *,
-        network: str = "resnet50",
-        landmarks: bool = True,
-        identity: IdentityNet | None = None,
-        score_threshold: float = 0.8,
-        device: str = "cpu",
-    ):
-        if network not in _RETINAFACE:
-            raise ValueError(f"faces.backend.network is {network!r}: choose {' or '.join(_RETINAFACE)}.")
-        self.network = network
-        self.landmarks = landmarks
-        self.identity = IrSe50(device=device) if identity is None else identity
-        self.score_threshold = score_threshold
-        self.device = device
+    network: str = "resnet50"
+    landmarks: bool = True
+    identity: IdentityNet | None = None
+    score_threshold: float = 0.8
+    device: str = "cpu"
 
-    @property
-    def identity_model(self) -> str:
-        return self.identity.name
-
-    @property
-    def same_threshold(self) -> float:
-        return self.identity.same_threshold
+    def __post_init__(self) -> None:
+        if self.network not in _RETINAFACE:
+            raise ValueError(f"faces.backend.network is {self.network!r}: choose {' or '.join(_RETINAFACE)}.")
+        self.identity = self.identity or IrSe50(device=self.device)
+        self.identity_model = self.identity.name
+        self.same_threshold = self.identity.same_threshold
 
     @torch.inference_mode()
     def search(self, image: np.ndarray) -> list[Detection]:
@@ -101,13 +86,8 @@ class FacexBackend:
         if not found:
             return []
         points = self._landmarks(image, found) if self.landmarks else [None] * len(found)
-        faces = [
-            Face(box=f.box, score=f.score, landmarks_5=f.landmarks_5, landmarks_68=p)
-            for f, p in zip(found, points, strict=True)
-        ]
-        if not identities:
-            return faces
-        return with_identities(image, faces, [f.landmarks_5 for f in found], self.identity)
+        faces = [f.face(p) for f, p in zip(found, points, strict=True)]
+        return with_identities(image, faces, self.identity) if identities else faces
 
     @torch.inference_mode()
     def _landmarks(self, image: np.ndarray, found: Sequence[Detection]) -> list[np.ndarray]:
@@ -122,14 +102,14 @@ class FacexBackend:
 
 
 def peaks(maps: np.ndarray) -> np.ndarray:
-    """Where heat maps are highest, to a quarter of a cell.
+    """The maxima of heat maps, to a quarter of a cell.
 
     Args:
         maps: (B, N, H, W).
 
     Returns:
-        (B, N, 2) x, y in cells, the middle of the first at (0.5, 0.5). The quarter goes towards the higher neighbour;
-        at the border there is none, where facexlib reads past the map.
+        (B, N, 2) x, y in cells, the middle of the first at (0.5, 0.5), moved by a quarter towards the higher neighbour;
+        not at the border, where facexlib reads past the map.
     """
     number, points, height, width = maps.shape
     flat = maps.reshape(-1, height * width)
@@ -144,21 +124,16 @@ def peaks(maps: np.ndarray) -> np.ndarray:
     return (np.stack([x + 0.25 * aside, y + 0.25 * below], axis=1) + 0.5).reshape(number, points, 2)
 
 
-# --- files --------------------------------------------------------------------------------------------------
-
-
 def _opened(kind: str, asset: str, file: str, device: str) -> nn.Module:
-    # One network in the process for a file and its device; a file that was replaced is read again.
     path = catalogue.folder(asset) / file
-    facts = path.stat()
-    return _network(kind, str(path), device, facts.st_mtime_ns, facts.st_size)
+    return _network(kind, path, device, *file_stamp(path))
 
 
 @lru_cache(maxsize=8)
-def _network(kind: str, path: str, device: str, *_stamp: int) -> nn.Module:
+def _network(kind: str, path: Path, device: str, *_stamp: int) -> nn.Module:
     why = "The faces backend facexlib"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision's about an argument that facexlib passes
+        warnings.simplefilter("ignore")  # torchvision's of an argument that facexlib passes
         if kind in _RETINAFACE:
             module = import_optional("facexlib.detection.retinaface", "faces", why=why)
             net = module.RetinaFace(network_name=kind, device=torch.device(device))
@@ -168,16 +143,16 @@ def _network(kind: str, path: str, device: str, *_stamp: int) -> nn.Module:
         else:
             module = import_optional("facexlib.recognition.arcface_arch", "faces", why=why)
             net = module.Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se")
-    state = _state(Path(path))
+    state = _state(path)
     try:
         net.load_state_dict({name.removeprefix("module."): value for name, value in state.items()}, strict=True)
     except (RuntimeError, AttributeError) as error:
-        raise unreadable(Path(path), error) from error
+        raise unreadable(path, error) from error
     return net.eval().to(device)
 
 
 def _state(path: Path) -> dict[str, Tensor]:
-    # The landmark file may carry a training score beside its weights: a bare number of numpy, which is let in.
+    # The landmark file may hold a training score beside its weights, a NumPy scalar, which is allowed.
     scalar = np._core.multiarray.scalar
     number = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]
     try:

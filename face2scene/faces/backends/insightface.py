@@ -1,10 +1,11 @@
-"""The backend `insightface`: a folder of InsightFace's ONNX networks (buffalo_l, antelopev2 and their kin).
+"""The backend `insightface`: a folder of InsightFace's ONNX networks (buffalo_l, antelopev2 and the like).
 
-SCRFD finds faces and five points, ArcFace tells people apart, and the 68 landmarks come from the pack's 3D landmark
-network or, where it has none, from its 106 landmarks. The weights are for non-commercial research only.
+SCRFD gives boxes and five points, ArcFace identities, and the pack's 3D landmark network or, where it has none, its 106
+landmarks give the 68 landmarks. The weights are for non-commercial research only.
 """
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,37 +19,31 @@ from face2scene.faces.embedding import ARCFACE_SAME, CPU, run_batch, with_identi
 from face2scene.faces.pose import upright_view
 from face2scene.image_io.arrays import to_tensor
 
-_LANDMARK_MARGIN = 1.5  # side of what a landmark network sees over the face box, as InsightFace trains them
+_LANDMARK_MARGIN = 1.5  # side of a landmark network's crop over the face box, as InsightFace trains them
 
 
+@dataclass(eq=False)
 class InsightBackend:
     """Networks of one InsightFace pack; see `faces.detect.Backend`.
 
     Args:
         pack: an asset of the catalogue (`buffalo_l`, `antelopev2`, `insightface_small`) or a folder of ONNX files.
-        det_size: side in pixels of the square that the detector sees. A larger image is shrunk to it, a smaller one
-            is padded and never enlarged. Explicit, since InsightFace 2 changed its own default from 640 to 128 and
-            640 together.
+        det_size: side in pixels of the detector's square input. A larger image is shrunk to it, a smaller one padded.
+            Explicit, since InsightFace 2 changed its own default from 640 to 128 and 640 together.
         score_threshold: lowest detector score, 0 to 1.
         providers: of ONNX Runtime, in order of preference.
     """
 
     same_threshold = ARCFACE_SAME
+    pack: str | Path = "buffalo_l"
+    _: KW_ONLY
+    det_size: int = 1280
+    score_threshold: float = 0.5
+    providers: Sequence[str] = CPU
 
-    def __init__(
-        self,
-        pack: str | Path = "buffalo_l",
-        *,
-        det_size: int = 1280,
-        score_threshold: float = 0.5,
-        providers: Sequence[str] = CPU,
-    ):
-        if det_size < 64 or det_size % 32:
-            raise ValueError(f"faces.backend.det_size is {det_size}; SCRFD needs a multiple of 32, at least 64.")
-        self.pack = pack
-        self.det_size = det_size
-        self.score_threshold = score_threshold
-        self.providers = tuple(providers)
+    def __post_init__(self) -> None:
+        if self.det_size < 64 or self.det_size % 32:
+            raise ValueError(f"faces.backend.det_size is {self.det_size}; SCRFD needs a multiple of 32, at least 64.")
 
     @property
     def identity_model(self) -> str:
@@ -60,7 +55,7 @@ class InsightBackend:
 
     def search(self, image: np.ndarray) -> list[Detection]:
         side = min(self.det_size, -(-max(image.shape[:2]) // 32) * 32)
-        # SCRFD fits the longer side of its image to the square: padding keeps a smaller one at its size.
+        # SCRFD scales the longer side of its input to the square; padding prevents enlarging.
         height, width = image.shape[:2]
         shown = image
         if max(height, width) < side:
@@ -78,32 +73,28 @@ class InsightBackend:
         if not found:
             return []
         points = self._landmarks(image, found)
-        faces = [
-            Face(box=f.box, score=f.score, landmarks_5=f.landmarks_5, landmarks_68=p)
-            for f, p in zip(found, points, strict=True)
-        ]
-        if not identities:
-            return faces
-        return with_identities(image, faces, [f.landmarks_5 for f in found], self._networks.identity)
+        faces = [f.face(p) for f, p in zip(found, points, strict=True)]
+        return with_identities(image, faces, self._networks.identity) if identities else faces
 
     def _landmarks(self, image: np.ndarray, found: Sequence[Detection]) -> list[np.ndarray | None]:
         net = self._networks.landmarks
         if net is None:
             return [None] * len(found)
         tensor = to_tensor(image)
-        views = [upright_view(face.box, face.landmarks_5, net.size, _LANDMARK_MARGIN) for face in found]
-        crops = torch.stack([warp(tensor, view, (net.size, net.size)) for view in views]).numpy() * 255
-        answers = run_batch(net.session, ((crops - net.mean) / net.std).astype(np.float32))
-        result = []
-        for view, answer in zip(views, answers, strict=True):
-            points = answer.reshape(-1, net.dimensions)[-net.count :, :2].astype(np.float64)
-            points = (points + 1) * (net.size / 2) - 0.5  # from -1 to 1 across the image, edge to edge
-            points = points if net.count == 68 else sixty_eight_of_106(points)
+        side = net.input_size[0]
+        views = [upright_view(face.box, face.landmarks_5, side, _LANDMARK_MARGIN) for face in found]
+        crops = torch.stack([warp(tensor, view, (side, side)) for view in views]).numpy() * 255
+        outputs = run_batch(net.session, ((crops - net.input_mean) / net.input_std).astype(np.float32))
+        result: list[np.ndarray | None] = []
+        for view, output in zip(views, outputs, strict=True):
+            points = output.reshape(-1, net.lmk_dim)[-net.lmk_num :, :2].astype(np.float64)
+            points = (points + 1) * (side / 2) - 0.5  # from -1 to 1 across the crop, edge to edge
+            points = points if net.lmk_num == 68 else sixty_eight_of_106(points)
             result.append(view.inverse()(points))
         return result
 
 
-# The outline of the 106 from the image's left ear over the chin (number 16 here) to the other.
+# The outline of the 106 from the ear on the image's left over the chin (number 16 here) to the other ear.
 _OUTLINE = [1, *range(9, 17), *range(2, 9), 0, *range(24, 17, -1), *range(32, 24, -1), 17]
 # The others of the 68, from 17 (brows, nose, eyes, mouth), as points of the 106.
 _INNER = [
@@ -116,8 +107,8 @@ _INNER = [
 def sixty_eight_of_106(points: np.ndarray) -> np.ndarray:
     """The 68 landmarks (68, 2) of InsightFace's 106 (106, 2).
 
-    Inside the face these are points that both sets have. The outline of the 106 begins half a step higher and is drawn
-    at other intervals, so it is walked along.
+    Inside the face these are points of both sets. The outline of the 106 begins half a step higher and has other
+    intervals, so it is interpolated.
     """
     outline = points[_OUTLINE]
     left = 1 + np.arange(9) * 15 / 8

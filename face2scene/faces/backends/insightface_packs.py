@@ -1,4 +1,4 @@
-"""Packs of InsightFace: folders of ONNX files, what each file is for, and folders that are not as they should be."""
+"""InsightFace packs: folders of ONNX files, the role of each file, and errors of incomplete folders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,19 +8,7 @@ from typing import Any
 
 from face2scene.assets import catalogue
 from face2scene.common.optional import import_optional
-from face2scene.faces.embedding import CPU, OnnxIdentity, onnx_session, unreadable
-
-
-@dataclass(frozen=True, eq=False)
-class Landmarks:
-    """A landmark network and what it wants and gives."""
-
-    session: Any
-    size: int  # of its image
-    mean: float
-    std: float
-    count: int
-    dimensions: int
+from face2scene.faces.embedding import CPU, OnnxIdentity, file_stamp, onnx_session, unreadable
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,19 +17,19 @@ class Pack:
 
     detector: Any  # insightface's SCRFD
     identity: OnnxIdentity
-    landmarks: Landmarks | None
+    landmarks: Any  # insightface's Landmark, or None
 
 
 def open_pack(pack: str | Path, providers: Sequence[str] = CPU) -> Pack:
-    """The networks of a pack, opened once in a process.
+    """The networks of a pack, loaded once per process.
 
     Raises:
         MissingWeights: when a pack of the catalogue is not there.
-        ValueError: for a folder that is empty or holds something else, and for corrupt files.
+        ValueError: for a folder without a complete pack, and for corrupt files.
     """
     folder = pack_folder(pack)
     files = sorted(folder.glob("*.onnx"))
-    stamps = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    stamps = tuple((file.name, *file_stamp(file)) for file in files)
     return _opened(folder, tuple(providers), stamps)
 
 
@@ -53,14 +41,14 @@ def _opened(folder: Path, providers: tuple[str, ...], stamps: tuple[tuple[str, i
     for name, *_ in stamps:
         session = onnx_session(folder / name, providers)
         role = _role(session)
-        if role is None:
-            continue  # age and sex, or something that does not concern us
+        if role is None:  # age and sex, or anything else that is not used
+            continue
         if role in names:
             raise ValueError(f"{folder} holds two networks for {role}, {names[role]} and {name}: keep one of them.")
         names[role] = name
         try:
             roles[role] = _network(zoo, role, str(folder / name), session, providers)
-        except Exception as error:  # whatever insightface raises for a graph that it does not know
+        except Exception as error:  # insightface raises many kinds for an unknown graph
             raise unreadable(folder / name, error) from error
     for role in ("detection", "identity"):
         if role not in roles:
@@ -77,7 +65,7 @@ def _role(session: Any) -> str | None:
     if len(shape) != 4:
         return None
     if len(outputs) == 9:
-        return "detection"  # three strides of score, box and five points; without points nothing can be aligned
+        return "detection"  # score, box and five points at three strides
     if len(outputs) != 1:
         return None
     width = outputs[0].shape[-1]
@@ -88,19 +76,18 @@ def _role(session: Any) -> str | None:
 
 def _network(zoo: Any, role: str, path: str, session: Any, providers: tuple[str, ...]) -> Any:
     if role == "detection":
-        # One session for all sizes; insightface would open another for each.
+        # One session for all sizes; insightface would create another for each.
         return zoo.SCRFD(path, session, static_shape_sessions=False)
     if role == "identity":
         net = zoo.ArcFaceONNX(path, session)
         return OnnxIdentity(path, mean=net.input_mean, std=net.input_std, providers=providers)
-    net = zoo.Landmark(path, session)
-    return Landmarks(session, net.input_size[0], net.input_mean, net.input_std, net.lmk_num, net.lmk_dim)
+    return zoo.Landmark(path, session)
 
 
 def pack_folder(pack: str | Path) -> Path:
-    """The folder in which a pack's ONNX files lie.
+    """The folder with a pack's ONNX files.
 
-    A pack of the catalogue that was unpacked by hand is accepted where it lies if it is whole, also one folder deeper:
+    A complete pack of the catalogue that was unpacked by hand is accepted in place, also one folder deeper:
     antelopev2.zip unpacks to antelopev2/antelopev2. No file is moved.
 
     Raises:
@@ -109,16 +96,16 @@ def pack_folder(pack: str | Path) -> Path:
     asset = catalogue.catalogue().get(str(pack))
     if asset is None:
         if not Path(pack).is_dir():
-            known = ", ".join(("buffalo_l", "antelopev2", "insightface_small"))
+            known = "buffalo_l, antelopev2, insightface_small"
             raise ValueError(f"faces.backend.pack={pack} is neither a folder nor one of the packs {known}.")
-        return _where_onnx_lies(Path(pack))
+        return _folder_with_onnx(Path(pack))
     folder = catalogue.weights_root() / asset.name
     for root in (folder.parent, folder):
         if catalogue.is_ready(asset, root) or catalogue.adopt(asset, root):
             return root / asset.name
     if not folder.is_dir():
         return catalogue.folder(asset.name)  # raises: it names the command that fetches it
-    inner = _where_onnx_lies(folder)
+    inner = _folder_with_onnx(folder)
     missing = [name for name in asset.files if not (inner / name).is_file()]
     what = f"{', '.join(missing)} missing" if missing else "a file has other bytes"
     raise ValueError(
@@ -127,7 +114,7 @@ def pack_folder(pack: str | Path) -> Path:
     )
 
 
-def _where_onnx_lies(folder: Path) -> Path:
+def _folder_with_onnx(folder: Path) -> Path:
     if any(folder.glob("*.onnx")):
         return folder
     nested = sorted({path.parent for path in folder.glob("*/*.onnx")})

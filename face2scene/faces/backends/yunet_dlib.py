@@ -1,14 +1,14 @@
-"""The backend `open`: permissive licences, everything from a package index.
+"""The backend of `faces=open`: permissive licences, all weights from a package index.
 
-YuNet finds faces and five points, the 68-point predictor and the identity network of dlib describe them. Both of these
-see every face upright at one size, so a tilted head is no harder.
+YuNet gives boxes and five points, dlib's 68-point predictor and identity network describe the face. The input of both
+is an upright crop of one size, so a tilt of the head makes no difference.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,14 +17,16 @@ from face2scene.common.optional import import_optional
 from face2scene.common.types import Face
 from face2scene.faces.align import AlignmentError, face_transform, warp
 from face2scene.faces.detect import Detection
+from face2scene.faces.embedding import unreadable
 from face2scene.image_io.arrays import to_bytes, to_tensor
 
-_FRAME = 384  # side of the upright face that the dlib networks see; five-point FFHQ alignment
-# Where dlib's own detector puts its box in that frame, median over 28 photos and generated faces: the landmark
-# predictor was trained from such boxes and drifts when it is started elsewhere.
+_FRAME = 384  # side in pixels of the crop for the dlib networks; five-point FFHQ alignment
+# The box of dlib's own detector in that crop, median over 28 photos and generated faces: the landmark predictor was
+# trained from such boxes and is less accurate from others.
 _FRAME_BOX = (0.25, 0.31, 0.78, 0.84)
 
 
+@dataclass(eq=False, kw_only=True)
 class OpenBackend:
     """YuNet and dlib; see `faces.detect.Backend`.
 
@@ -33,14 +35,12 @@ class OpenBackend:
     """
 
     identity_model = "dlib_resnet_v1"
-    # By scripts/calibrate_faces.py: of 720 pairs of two people none passes (0.924 at most), of 39 pairs of one
-    # person 10 percent fail; the errors are equal at 0.910. It lies above that since a wrong name does more harm than
-    # none. Sixty generated people (truncation 0.7): 97 percent of same pairs pass, 4 percent of different ones do too,
-    # since generated faces are more alike than people are.
+    # By scripts/calibrate_faces.py: of 720 pairs of two people none passes (0.924 at most), of 39 pairs of one person
+    # 10 percent fail; the equal error is at 0.910. It is above that since a wrong name does more harm than none. Of
+    # sixty generated people (truncation 0.7) 97 percent of same pairs pass and 4 percent of different ones, since
+    # generated faces are more alike.
     same_threshold = 0.93
-
-    def __init__(self, *, score_threshold: float = 0.7):
-        self.score_threshold = score_threshold
+    score_threshold: float = 0.7
 
     def search(self, image: np.ndarray) -> list[Detection]:
         size = image.shape[1], image.shape[0]
@@ -57,11 +57,11 @@ class OpenBackend:
         return [self._describe(image, face, identities) for face in found]
 
     def _describe(self, image: np.ndarray, found: Detection, identities: bool) -> Face:
-        face = Face(box=found.box, score=found.score, landmarks_5=found.landmarks_5)
+        face = found.face()
         try:
             transform = face_transform(found.landmarks_5, _FRAME, image_size=image.shape[:2])
         except AlignmentError:
-            return face  # a face with nonsense for eyes is still a face in that place; it has no identity
+            return face  # degenerate landmarks: a face without identity
         upright = np.ascontiguousarray(to_bytes(warp(to_tensor(image), transform, (_FRAME, _FRAME))))
         shape = self._predictor(upright, self._dlib.rectangle(*(round(v * _FRAME) for v in _FRAME_BOX)))
         in_frame = np.array([(p.x, p.y) for p in shape.parts()], dtype=np.float64)
@@ -77,54 +77,41 @@ class OpenBackend:
         )
 
     @cached_property
-    def _cv2(self):
+    def _cv2(self) -> Any:
         return import_optional("cv2", "faces", why="Face detection")
 
     @cached_property
-    def _yunet(self):
-        path = _only_file(catalogue.folder("yunet"), "*.onnx")
+    def _yunet(self) -> Any:
+        path = next(catalogue.folder("yunet").glob("*.onnx"))
         with _quiet(self._cv2):
             try:
                 return self._cv2.FaceDetectorYN.create(str(path), "", (320, 320), self.score_threshold, 0.3, 5000)
             except self._cv2.error as error:
-                raise ValueError(
-                    f"{path} is not a readable YuNet network ({' '.join(str(error).split())}). "
-                    "Remove it and run `face2scene fetch yunet` again."
-                ) from error
+                raise unreadable(path, error, "yunet") from error
 
     @cached_property
-    def _dlib(self):
+    def _dlib(self) -> Any:
         return import_optional("dlib", "faces", why="Finding 68 landmarks")
 
     @cached_property
-    def _predictor(self):
+    def _predictor(self) -> Any:
         return self._open_dlib(self._dlib.shape_predictor, "shape_predictor_68_face_landmarks.dat")
 
     @cached_property
-    def _embedder(self):
+    def _embedder(self) -> Any:
         return self._open_dlib(self._dlib.face_recognition_model_v1, "dlib_face_recognition_resnet_model_v1.dat")
 
-    def _open_dlib(self, kind, name: str):
-        path = _only_file(catalogue.folder("dlib"), name)
+    def _open_dlib(self, kind: Callable[[str], Any], name: str) -> Any:
+        path = catalogue.folder("dlib") / name
         try:
             return kind(str(path))
         except RuntimeError as error:
-            raise ValueError(
-                f"{path} cannot be read ({' '.join(str(error).split())}). "
-                "Remove it and run `face2scene fetch dlib` again."
-            ) from error
-
-
-def _only_file(folder: Path, pattern: str) -> Path:
-    files = sorted(Path(folder).glob(pattern))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no {pattern}: run `face2scene fetch {Path(folder).name}` again.")
-    return files[0]
+            raise unreadable(path, error, "dlib") from error
 
 
 @contextmanager
-def _quiet(cv2) -> Iterator[None]:
-    # OpenCV 5 warns on every network that its new graph engine takes no target, which nobody here sets.
+def _quiet(cv2: Any) -> Iterator[None]:
+    # OpenCV 5 warns about every network that its new graph engine ignores the target, which is not set here.
     logging = getattr(cv2.utils, "logging", None)
     if logging is None:
         yield

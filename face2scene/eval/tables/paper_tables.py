@@ -1,4 +1,4 @@
-"""The paper's printed tables, as data, with ours beside them.
+"""The paper's tables as data, with our rows beside theirs.
 
 A table is `configs/eval/table_NAME.yaml`: parts, each with columns (metric keys) and rows (method: values as text). A
 file may also be made of the parts of others (`parts_of`).
@@ -10,48 +10,48 @@ from pathlib import Path
 from typing import Any
 
 from face2scene.eval.metrics.registry import choose
-from face2scene.eval.tables.render import TableRow, decimals, row_from_scores, same_gt, slug
+from face2scene.eval.tables.render import DECIMALS, TableRow, row_from_scores, same_gt, slug
 
-# Printed PSNR is of the Y channel in this family of papers, so ours of Y stands beside it, and never that of RGB.
+# Papers of this family print the PSNR of the Y channel, so ours of Y is shown beside it, never that of RGB.
 _INSTEAD = {"psnr": "psnr_y"}
 PSNR_NOTE = "PSNR and SSIM of ours are of the Y channel."
 
 
 @dataclass(frozen=True)
-class Printed:
-    """One part of a printed table."""
+class PaperTable:
+    """One part of a table of the paper."""
 
-    table: str  # of the file that holds it; ours are runs table_<table>/<key>/<method>
+    table: str  # name of its file
     key: str
     title: str
     columns: tuple[str, ...]
     rows: tuple[TableRow, ...]
     note: str = ""
 
-    def beside(self, runs: Path) -> list[TableRow]:
-        """Every printed row followed by ours, read from `runs/table_<table>/<key>/<method>/scores.json`."""
-        files = [self.folder(runs, row.name) / "scores.json" for row in self.rows]
-        ours = same_gt(
-            [
-                row_from_scores(row.name, file, self.columns, _INSTEAD)
-                for row, file in zip(self.rows, files, strict=True)
-            ]
-        )
-        pairs = zip(self.rows, ours, strict=True)
-        return [line for row, own in pairs for line in (row, _with_difference(own, row))]
+    def with_ours(self, runs: Path) -> list[TableRow]:
+        """Every row of the paper followed by ours, read from `runs/table_<table>/<key>/<method>/scores.json`."""
+        names = [row.name for row in self.rows]
+        read = [row_from_scores(n, self.folder(runs, n) / "scores.json", self.columns, _INSTEAD) for n in names]
+        pairs = zip(self.rows, same_gt(read), strict=True)
+        return [line for row, ours in pairs for line in (row, _with_difference(ours, row))]
 
     def folder(self, runs: Path, method: str) -> Path:
+        """The run that is our row of a method."""
         return runs / f"table_{self.table}" / self.key / slug(method)
 
-    def hint(self) -> str:
+    def notes(self, rows: Sequence[TableRow]) -> list[str]:
+        """Sentences to show under the rows of `with_ours`."""
+        measured = any(row.source == "ours" and row.ranked for row in rows)
         methods = ", ".join(slug(row.name) for row in self.rows)
-        return (
+        hint = (
             "Nothing of ours is measured here. Score a folder into this table with "
             f"name=table_{self.table}/{self.key}/METHOD, METHOD one of {methods}."
         )
+        found = [self.note, PSNR_NOTE if "psnr" in self.columns else "", "" if measured else hint]
+        return [note for note in found if note]
 
 
-def load_printed(path: str | Path) -> tuple[str, list[Printed]]:
+def load_table(path: str | Path) -> tuple[str, list[PaperTable]]:
     """Title and parts of a `configs/eval/table_*.yaml`.
 
     Raises:
@@ -66,9 +66,8 @@ def load_printed(path: str | Path) -> tuple[str, list[Printed]]:
     data = read_texts(path)
     title = f"{data['title']} ({data['source']})"
     if "parts_of" in data:
-        return title, [
-            part for other in data["parts_of"] for part in load_printed(path.with_name(f"table_{other}.yaml"))[1]
-        ]
+        others = [load_table(path.with_name(f"table_{other}.yaml"))[1] for other in data["parts_of"]]
+        return title, [part for parts in others for part in parts]
     parts = []
     for key, part in data["parts"].items():
         columns = tuple(metric.key for metric in choose(part["columns"]))
@@ -79,7 +78,7 @@ def load_printed(path: str | Path) -> tuple[str, list[Printed]]:
                 raise ValueError(f"{path.name}: {method} has {len(cells)} values for {len(columns)} columns.")
             note = part.get("notes", {}).get(method, "")
             rows.append(TableRow(method, dict(zip(columns, cells, strict=True)), "paper", note))
-        parts.append(Printed(table, key, part["title"], columns, tuple(rows), part.get("note", "")))
+        parts.append(PaperTable(table, key, part["title"], columns, tuple(rows), part.get("note", "")))
     return title, parts
 
 
@@ -90,20 +89,9 @@ def read_texts(path: Path) -> Any:
     return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
 
 
-def notes(part: Printed, rows: Sequence[TableRow]) -> list[str]:
-    """Sentences to stand under a part."""
-    measured = any(row.source == "ours" and row.ranked for row in rows)
-    found = [part.note, PSNR_NOTE if "psnr" in part.columns else "", "" if measured else part.hint()]
-    return [note for note in found if note]
-
-
 def _with_difference(ours: TableRow, paper: TableRow) -> TableRow:
     if not ours.ranked:
         return ours
-    cells = {
-        key: f"{cell} ({ours.values[key] - paper.values[key]:+.{decimals(key)}f})"
-        if key in ours.values and key in paper.values
-        else cell
-        for key, cell in ours.cells.items()
-    }
-    return replace(ours, cells=cells)
+    both = ours.values.keys() & paper.values.keys()
+    differences = {key: f" ({ours.values[key] - paper.values[key]:+.{DECIMALS.get(key, 4)}f})" for key in both}
+    return replace(ours, cells={key: cell + differences.get(key, "") for key, cell in ours.cells.items()})
