@@ -135,7 +135,7 @@ def test_skips_of_another_shape_are_refused(make, tiny_base, tmp_path):
 
 
 def test_skips_of_tiles_meet_their_own_pixels(make):
-    # With every norm on the same statistics, tiles of the VAE equal the whole; here those that are measured anew.
+    # Tiles equal the whole but for the estimated statistics.
     restorer = shaken(make(skips=True, residual=True)).eval()
     image, tokens = torch.rand(1, 3, 96, 128), restorer.tokens(None, 1)
     plan = TilePlan.of((96, 128), restorer, tile=64, overlap=16)

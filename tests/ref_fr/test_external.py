@@ -39,8 +39,8 @@ def program(tmp_path):
 
 def test_external_program_restores_faces(program, photo_files):
     images = faces(3)
-    made = program(2).restore_aligned(images, [photo_files] * 3)
-    assert all(torch.allclose(m.image, 1 - f, atol=1e-6) for m, f in zip(made, images, strict=True))
+    result = program(2).restore_aligned(images, [photo_files] * 3)
+    assert all(torch.allclose(m.image, 1 - f, atol=1e-6) for m, f in zip(result, images, strict=True))
     assert len({program(2).fingerprint, program(3).fingerprint, program(2, version="2").fingerprint}) == 3
 
 

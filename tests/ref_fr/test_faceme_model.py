@@ -92,16 +92,16 @@ def test_face_matches_released_pipeline(faces, people):
     model._parts = parts = replace(parts, prompt=prompt)
     control = faces[:1] * 2 - 1
 
-    # references: ArcFace's numbers of unit length beside CLIP's look at the box, through Mix, in place of "face"
+    # references: ArcFace's unit vector and CLIP's features of the box, through Mix, in place of "face"
     looks, identities = [], []
     for path in people["ann"]:
         image = to_bytes(read_image(path))
-        seen = WholeImage().detect(image)
-        pixels = CLIPImageProcessorPil()(Image.fromarray(image).crop(seen.box))["pixel_values"][0]
+        face = WholeImage().detect(image)
+        pixels = CLIPImageProcessorPil()(Image.fromarray(image).crop(face.box))["pixel_values"][0]
         tower = parts.id_encoder.vision_model(torch.as_tensor(np.asarray(pixels))[None])[1]
         both = [parts.id_encoder.visual_projection(tower), parts.id_encoder.visual_projection_2(tower)]
         looks.append(torch.cat(both, dim=-1))
-        identities.append(torch.tensor(seen.identity / np.linalg.norm(seen.identity))[None])
+        identities.append(torch.tensor(face.identity / np.linalg.norm(face.identity))[None])
     tokens = parts.mix(torch.cat(looks), torch.cat(identities))
     torch.testing.assert_close(model.reference_tokens(people["ann"])[0], tokens, atol=1e-5, rtol=0)
     embeds = torch.cat([prompt.positive[None, :4], tokens[None], prompt.positive[None, 5:]], dim=1)[:, :77]
@@ -124,7 +124,7 @@ def test_face_matches_released_pipeline(faces, people):
         steps.append((int(t), values["latents"].clone()))
         return values
 
-    made = pipeline(
+    result = pipeline(
         latents=noised.clone(),
         image=control,
         prompt_embeds=embeds,
@@ -153,7 +153,7 @@ def test_face_matches_released_pipeline(faces, people):
             x = F.conv2d(F.pad(x, (2**level,) * 4, mode="replicate"), kernel, groups=3, dilation=2**level)
         return x
 
-    output = torch.from_numpy(np.array(made) / 255.0 * 2 - 1).float().permute(2, 0, 1)[None]
+    output = torch.from_numpy(np.array(result) / 255.0 * 2 - 1).float().permute(2, 0, 1)[None]
     aligned = (output - low(output) + low(control)) / 2 + 0.5
     restored = model.restore_aligned(faces[:1], [people["ann"]])[0].image
     assert (restored - aligned[0].clamp(0, 1)).abs().max() < 1.01 / 255
@@ -300,10 +300,10 @@ def rotated_landmarks(size: float, roll: float) -> np.ndarray:
 def test_rotated_face_is_restored_upright(roll):
     class Same(FaceMe):
         def __init__(self):
-            self.size, self.seen = 128, None
+            self.size, self.received = 128, None
 
         def restore_aligned(self, faces, references):
-            self.seen = faces
+            self.received = faces
             return [faceme.RestoredFace(faces[0])]
 
     rows = torch.linspace(0.1, 0.9, 200)[:, None].expand(200, 200)
@@ -311,7 +311,7 @@ def test_rotated_face_is_restored_upright(roll):
     restorer = Same()
     restored, notes = restorer.restore_in(scene, (60, 60, 140, 140), rotated_landmarks(128, roll), ())
     assert (restored - scene[:, 60:140, 60:140]).abs().max() < 0.02
-    downwards = restorer.seen[0, 0, -1, 64] - restorer.seen[0, 0, 0, 64]
+    downwards = restorer.received[0, 0, -1, 64] - restorer.received[0, 0, 0, 64]
     assert downwards < 0 if roll else downwards > 0
     assert bool(notes) == bool(roll)
 

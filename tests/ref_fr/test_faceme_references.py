@@ -1,4 +1,4 @@
-"""Which reference photos FaceMe uses, and what it sees on them."""
+"""Selection and description of FaceMe's reference photos."""
 
 from pathlib import Path
 
@@ -95,7 +95,7 @@ def test_arcface_gets_largest_face_as_rgb(weights, photo):
     blob = cv2.dnn.blobFromImages([crop[..., ::-1]], 1 / 127.5, (112, 112), (127.5,) * 3, swapRB=False)
     swapped = recogniser.session.run(None, {recogniser.input_name: blob})[0][0]
     np.testing.assert_allclose(face.identity, swapped / np.linalg.norm(swapped), atol=1e-5)
-    right = recogniser.get_feat(np.ascontiguousarray(crop[..., ::-1]))[0]  # BGR, as the network wants it
+    right = recogniser.get_feat(np.ascontiguousarray(crop[..., ::-1]))[0]  # BGR, as the network expects
     assert face.identity @ right / np.linalg.norm(right) < 0.999
     detector.found_at = 0
     assert antelope.detect(image) is None and detector.sizes[-1] == 256
