@@ -34,6 +34,7 @@ from face2scene.train.ema import EMA
 from face2scene.train.loop import Phase
 
 _OWN = ("mapnet.", "null_tokens", "unet.conv_in.", "vae.skips.")  # in a restorer's file besides adapters
+_INITIAL_CORRECTION = 0.1  # factor on the decoder's last layer; with zeros there and in the skips, training is ten times slower
 _LOG_VARIANCE = -12.0  # of the initial posterior, whose samples then differ from the mean by 0.0025
 
 
@@ -176,8 +177,8 @@ def untrained(
     with torch.no_grad():
         vae.quant_conv.weight[latent_channels:] = 0  # the second half are log variances
         vae.quant_conv.bias[latent_channels:] = _LOG_VARIANCE
-        for weight in vae.decoder.conv_out.parameters():  # the initial restoration is the input
-            weight.zero_()
+        for weight in vae.decoder.conv_out.parameters():  # the initial restoration is close to the input
+            weight.mul_(_INITIAL_CORRECTION)
     width = shipped.unet.config.cross_attention_dim
     unet = tiny_unet(channels=unet_channels, latent_channels=latent_channels, text_width=width, heads=heads)
     alphas = tiny_schedule().alphas_cumprod.float()
@@ -192,6 +193,9 @@ def untrained_restorer(base: DiffusionBase, mapnet: MapNet, source: str) -> OneS
     projectors: Any = mapnet.projectors
     for projector in projectors:  # MapNet's tokens equal the null tokens until they are trained
         nn.init.zeros_(projector[-1].weight)
+    skips: Any = restorer.vae.skips
+    for conv in skips.convs:  # zeros are the start beside a decoder that was trained without skips
+        conv.reset_parameters()
     restorer.requires_grad_(False)
     for part in (restorer.vae, restorer.unet):
         part.requires_grad_(True)

@@ -63,10 +63,11 @@ def test_shares_must_sum_to_one(pairs):
         tiny_base.Pairs([tiny_base.Images([], 0.7)], crop=8, batch=1, space=Space(), seed=0)
 
 
-def test_untrained_base_returns_input(task):
+def test_untrained_base_starts_near_input(task):
     image = torch.rand(1, 3, 32, 32)
     restored = task.restorer.eval().restore(image, task.restorer.tokens(torch.randn(1, 8, 8, 8), 1))
-    torch.testing.assert_close(restored, image, atol=1e-6, rtol=0)
+    assert 0 < (restored - image).abs().mean() < 0.1
+    assert all(conv.weight.abs().min() > 0 for conv in task.restorer.vae.skips.convs)
 
 
 @pytest.mark.usefixtures("no_accelerator_of_another_test")
