@@ -63,10 +63,11 @@ def test_shares_that_are_not_a_whole_are_refused(pairs):
         tiny_base.Pairs([tiny_base.Pictures([], 0.7)], crop=8, batch=1, space=Space(), seed=0)
 
 
-def test_an_untrained_base_gives_its_input_back(task):
+def test_an_untrained_base_begins_near_its_input_with_joins_that_learn_at_once(task):
     image = torch.rand(1, 3, 32, 32)
     restored = task.restorer.eval().restore(image, task.restorer.tokens(torch.randn(1, 8, 8, 8), 1))
-    torch.testing.assert_close(restored, image, atol=1e-6, rtol=0)
+    assert 0 < (restored - image).abs().mean() < 0.1
+    assert all(conv.weight.abs().min() > 0 for conv in task.restorer.vae.skips.convs)
 
 
 @pytest.mark.usefixtures("no_accelerator_of_another_test")
