@@ -34,7 +34,7 @@ from face2scene.train.ema import EMA
 from face2scene.train.loop import Phase
 
 _OWN = ("mapnet.", "null_tokens", "unet.conv_in.", "vae.skips.")  # in a restorer's file besides adapters
-_INITIAL_CORRECTION = 0.1  # factor on the decoder's last layer; with zeros there and in the skips, training is ten times slower
+_INITIAL_CORRECTION = 0.1  # factor on the decoder's last layer; from zero, training is ten times slower
 _LOG_VARIANCE = -12.0  # of the initial posterior, whose samples then differ from the mean by 0.0025
 
 
