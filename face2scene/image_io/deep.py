@@ -26,12 +26,14 @@ class Samples(NamedTuple):
 
 
 def check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
-    """Refuse an image of (width, height) above the limit.
+    """Refuse an image of (width, height) without pixels or above the limit.
 
     Raises:
-        ImageError: more than `max_pixels` pixels.
+        ImageError: no pixels, or more than `max_pixels`.
     """
     width, height = size
+    if width * height == 0:
+        raise ImageError(f"{path} has {width} x {height} pixels.")
     if width * height > max_pixels:
         raise ImageError(
             f"{path} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million (max_pixels)."

@@ -64,7 +64,7 @@ def metadata_of(image: Image.Image, tiff: bytes | None = None) -> tuple[Metadata
     xmp = xmp.encode() if isinstance(xmp, str) else xmp
     xmp = _XMP_ORIENTATION.sub(b"", xmp) if isinstance(xmp, bytes) else found.xmp
     dpi = info.get("dpi")
-    dpi = (float(dpi[0]), float(dpi[1])) if dpi and min(dpi) > 1 else None
+    dpi = (float(dpi[0]), float(dpi[1])) if dpi and 1 < min(dpi) <= max(dpi) < 1e6 else None
     pairs = tuple((key, str(value)) for key, value in texts.items())
     return Metadata(found.exif, xmp or None, iptc or found.iptc, pairs, dpi), notes
 

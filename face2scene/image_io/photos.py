@@ -43,6 +43,7 @@ MAX_PIXELS = 200_000_000  # our setting: a larger file is more often a bomb than
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 JPEG_QUALITY = 95  # ours; of WebP too
 NEUTRAL = 2 / 255  # ours: channels no farther apart are one grey; JPEG's rounding stays below
+_LONGEST = {"webp": 16383, "jpeg": 65500}  # pixels a side
 _DEEP = ("png", "tiff")  # formats that hold 16 bits
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's L
 
@@ -119,7 +120,8 @@ def write_photo(path: str | Path, image: np.ndarray, *, like: Photo | None = Non
         quality: of JPEG and WebP, 1 to 100.
 
     Raises:
-        ImageError: an unknown suffix, values that are not finite, an image of another size than `like.alpha`.
+        ImageError: an unknown suffix, values that are not finite, a side that the format does not hold, an image of
+            another size than `like.alpha`.
         ModuleNotFoundError: TIFF without tifffile, 16-bit PNG without OpenCV.
     """
     path = Path(path)
@@ -132,6 +134,8 @@ def write_photo(path: str | Path, image: np.ndarray, *, like: Photo | None = Non
     if like.alpha is not None and like.alpha.shape != image.shape[:2]:
         raise ImageError(f"The transparency has {like.alpha.shape} pixels, the image {image.shape[:2]}.")
     fmt = kind[path.suffix.lower()]
+    if max(image.shape[:2]) > _LONGEST.get(fmt, 2**31):
+        raise ImageError(f"{path} cannot be written: a side of {max(image.shape[:2])} pixels is too long for {fmt}.")
     alpha = like.alpha
     if alpha is not None and fmt == "jpeg":
         image, alpha = Photo(image, alpha).on_white(), None

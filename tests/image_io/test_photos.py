@@ -174,6 +174,8 @@ def test_unreadable_or_unwritable_raises(tmp_path):
     with pytest.raises(ImageError, match="transparency has"):
         write_photo(tmp_path / "a.png", IMAGE, like=Photo(IMAGE, np.ones((2, 2), np.float32)))
     assert not (tmp_path / "a.png").exists()
+    with pytest.raises(ImageError, match="too long for webp"):
+        write_photo(tmp_path / "a.webp", np.zeros((1, 16384, 3), np.float32))
 
 
 def test_metadata_is_kept_and_corrected(tmp_path):
