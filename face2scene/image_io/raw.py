@@ -19,6 +19,11 @@ import numpy as np
 from face2scene.common.optional import import_optional
 
 _DEMOSAIC = ("LINEAR", "VNG", "PPG", "AHD", "DCB", "MODIFIED_AHD", "AFD", "VCD", "LMMSE", "AMAZE", "DHT", "AAHD")
+_BALANCES: dict[Any, dict[str, Any]] = {
+    "camera": {"use_camera_wb": True},
+    "auto": {"use_auto_wb": True},
+    "daylight": {},
+}
 _HIGHLIGHTS = {"clip": 0, "ignore": 1, "blend": 2, "reconstruct": 5}
 _COLOURS = ("raw", "sRGB", "Adobe", "Wide", "ProPhoto", "XYZ", "ACES", "P3D65", "Rec2020")
 
@@ -71,12 +76,10 @@ class Development:
         if not isinstance(self.white_balance, str):
             object.__setattr__(self, "white_balance", tuple(float(v) for v in self.white_balance))
         object.__setattr__(self, "gamma", tuple(float(v) for v in self.gamma))
-        known: dict[str, tuple[Any, bool]] = {
-            "white_balance": (
-                "camera, auto, daylight or four numbers",
-                self.white_balance in ("camera", "auto", "daylight")
-                or (isinstance(self.white_balance, tuple) and len(self.white_balance) == 4),
-            ),
+        balance = self.white_balance
+        four = isinstance(balance, tuple) and len(balance) == 4
+        known: dict[str, tuple[str, bool]] = {
+            "white_balance": ("camera, auto, daylight or four numbers", four or balance in _BALANCES),
             "demosaic": (", ".join(_DEMOSAIC), self.demosaic is None or self.demosaic in _DEMOSAIC),
             "highlights": (", ".join(_HIGHLIGHTS), self.highlights in _HIGHLIGHTS),
             "colour": (", ".join(_COLOURS), self.colour in _COLOURS),
@@ -93,11 +96,7 @@ class Development:
 
     def arguments(self, rawpy: Any) -> dict[str, Any]:
         """The options by rawpy's names; white is the file's maximum whatever the content."""
-        balance = {
-            "camera": {"use_camera_wb": True},
-            "auto": {"use_auto_wb": True},
-            "daylight": {},
-        }.get(self.white_balance, {"user_wb": list(self.white_balance)})
+        balance = _BALANCES.get(self.white_balance, {"user_wb": list(self.white_balance)})
         given = {
             "demosaic_algorithm": self.demosaic and getattr(rawpy.DemosaicAlgorithm, self.demosaic),
             "noise_thr": self.noise_threshold,
@@ -160,7 +159,7 @@ def _levels(path: Path, how: Development, max_pixels: int) -> tuple[np.ndarray, 
             facts = _facts(path, raw)
             return raw.postprocess(**how.arguments(rawpy)), facts
     except rawpy.LibRawError as error:
-        raise RawError(f"{path} cannot be developed as camera RAW ({_said(error)}).") from error
+        raise RawError(f"{path} cannot be developed as camera RAW ({_message(error)}).") from error
 
 
 def develop_apart(path: str | Path, how: Development = _AS_SHOT, *, timeout_s: float = 600) -> Developed:
@@ -232,7 +231,7 @@ def _tags(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     first = error.args[0] if error.args else error
     return first.decode(errors="replace") if isinstance(first, bytes) else str(first)
 
