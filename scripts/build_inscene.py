@@ -71,7 +71,8 @@ def _sources(data: DictConfig, detector: Detector, metric: Callable[[str], Any],
     for source in filter(None, (data.get("sources") or {}).values()):
         given = common | ({"metric": metric, "device": device} if "stages" in source else {})
         given = {key: value for key, value in given.items() if key not in source}  # a source may say null
-        sources.append(instantiate(source, **given, _convert_="all"))
+        # Objects go to the class itself: as arguments of instantiate, dataclasses would become mappings.
+        sources.append(instantiate(source, _partial_=True, _convert_="all")(**given))
     folders = OmegaConf.to_container(OmegaConf.create({"photos": data.get("photos")}))["photos"] or []
     for number, folder in enumerate([folders] if isinstance(folders, str) else folders):
         sources.append(Photos(folder, name=f"photos{number}", split=data.photos_split, licence="the owner's", **common))

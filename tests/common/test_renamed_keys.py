@@ -13,7 +13,14 @@ from face2scene.common.reproducibility import REPOSITORY
 COMPOSED = [
     *(("restore",), ("app",), ("run_baseline",), ("eval", "probe=fadex"), ("sweep", "sweep=spatially_varying")),
     *(("train_fadex", "train=paper"), ("train_fadex", "train=fadex_shipped"), ("train_restorer", "train=paper")),
-    *(("train_tiny_base",), ("build_inscene",), ("export",), ("redegrade",), ("precompute_ref_fr",)),
+    *(
+        ("train_tiny_base",),
+        ("build_inscene", "data=inscene_web"),
+        ("build_inscene", "data=inscene_released"),
+        ("export",),
+        ("redegrade",),
+        ("precompute_ref_fr",),
+    ),
 ]
 
 

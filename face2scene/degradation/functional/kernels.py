@@ -60,10 +60,7 @@ def low_pass(size: int, cutoff_rad: float) -> Tensor:
 
 
 def trim(kernel: Tensor, tolerance: float = 1e-7) -> Tensor:
-    """Drop outer rings that together weigh at most `tolerance`, far below one float32 step of a bright pixel.
-
-    Nine tenths of a narrow Gaussian on a 21 x 21 grid are zeros, which need not be multiplied.
-    """
+    """Drop outer rings that together weigh at most `tolerance`, far below one float32 step of a bright pixel."""
     half = kernel.shape[-1] // 2
     rows, columns = _grid(kernel.shape[-1])
     ring = torch.maximum(rows.abs(), columns.abs()).long().flatten()

@@ -12,7 +12,7 @@ from face2scene.eval.scoring.pairing import ScoreError, some
 from face2scene.eval.scoring.results import interval, read_scores
 from face2scene.eval.tables.render import formatted, plain_markdown
 
-_PROTOCOL = ("protocol", "weights_sha256", "boxes")
+_PROTOCOL = ("protocol", "engine", "weights_sha256", "boxes")
 LEVEL = 0.05  # of the tests, after Holm's correction
 
 
