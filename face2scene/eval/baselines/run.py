@@ -1,8 +1,6 @@
 """Run other methods on our images: stage the inputs, start the program, check its images, record the run.
 
-    runs/<name>/  images/*.png  baseline.json  log.txt  scores.csv  scores.json
-
-`baseline.json` describes how the predictions were made; see `record`.
+runs/<name>/  images/*.png  baseline.json (see `record`)  log.txt  scores.csv  scores.json
 """
 
 import logging
@@ -154,16 +152,13 @@ def run_in_process(
     device: torch.device | str = "cpu",
     **facts: Any,
 ) -> BaselineResult:
-    """The same record for a method of this process.
+    """The same record for a method of this process; raises as `PredictionRecord`.
 
     Args:
         predict: returns the numbers of images made now and before, the reasons of those that failed, and the method's
             seconds.
         weights: name -> file or folder that it reads.
         facts: scale, seed, options and whatever else decides its images.
-
-    Raises:
-        ValueError: `output` holds predictions made otherwise.
     """
     record = PredictionRecord(Path(output), adapter, inputs_of(adapter, tasks), weights=weights, **facts)
     made, before, failed, seconds = predict()

@@ -56,11 +56,9 @@ class SetScorer(Protocol):
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, D) of images."""
-        ...
 
     def distance(self, ours: Tensor, theirs: Tensor) -> float:
         """The value for features (N, D) and (M, D)."""
-        ...
 
 
 Scorer = PerImage | SetScorer

@@ -6,7 +6,7 @@ Images that cannot be compared are refused by name; missing ones are named and m
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,7 +140,7 @@ def open_row(title: str, folder: Path, out: Path, gts: Mapping[str, Path]) -> Sc
     return row
 
 
-def checked_sizes(rows: Iterable[ScoreRow], gts: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
+def checked_sizes(rows: Collection[ScoreRow], gts: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
     """(H, W) of every ground truth in use; without any, of the first row's images.
 
     Raises:
@@ -148,7 +148,6 @@ def checked_sizes(rows: Iterable[ScoreRow], gts: Mapping[str, Path]) -> dict[str
             in another colour mode than RGB.
         ImageError: a file that cannot be read.
     """
-    rows = list(rows)
     first: dict[str, Path] = {}
     for row in rows:
         first = row.paths | first
