@@ -25,6 +25,7 @@ from face2scene.common.files import sha256_of, write_json
 from face2scene.data.building import build as building
 from face2scene.data.building.build import BuildResult, RecordCandidate, build
 from face2scene.data.building.finalize import FinalizePlan
+from face2scene.data.generators.base import GenerationRequest
 from face2scene.data.records import stream_manifest
 from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
 from face2scene.data.verify import problems_of
@@ -61,7 +62,7 @@ def plain(folder: Path, count: int) -> float:
     start, records = time.perf_counter(), []
     for person in range(count):
         for shot in range(SHOTS):
-            image = DrawnPeople(side=SIDE).generate(person, shot)
+            image = DrawnPeople(side=SIDE).draw(GenerationRequest(person, shot))
             path = folder / f"{person}_{shot}.png"
             write_png(path, image.astype(np.float32) / 255)
             records.append({"image": path.name, "identity": person, "sha256": sha256_of(path)})

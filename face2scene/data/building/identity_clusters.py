@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 
 from face2scene.common.pages import write_page
 
@@ -64,7 +65,7 @@ class Grouping:
         if len(vectors) < 2:
             return [1] * len(vectors)
         distances = 1 - (vectors @ vectors.T).clip(-1, 1)  # rounding would make some negative
-        condensed = np.concatenate([row[number + 1 :] for number, row in enumerate(distances)])
+        condensed = squareform(distances, checks=False)
         return (int(label) for label in fcluster(linkage(condensed, "average"), 1 - self.threshold, "distance"))
 
 

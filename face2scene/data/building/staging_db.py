@@ -74,12 +74,6 @@ class StagingDB:
         self.db.execute("update rows set lq = ?, record = ? where n = ?", (lq, json.dumps(record), n))
         self.db.execute("insert or replace into sums values (?, ?)", (lq, digest))
 
-    def mark_needed(self, names: Iterable[str]) -> None:
-        self.db.executemany("insert or ignore into needed values (?)", ((name,) for name in names))
-
-    def close(self) -> None:
-        self.db.close()
-
     # Queries, all in the order of the sources.
 
     def count_kept(self) -> int:

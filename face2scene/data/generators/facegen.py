@@ -64,11 +64,8 @@ class FaceGenerator:
         return np.mean([self._style((0, n)) for n in range(_MEAN_SAMPLES)], axis=0)
 
     def draw(self, request: GenerationRequest) -> np.ndarray:
-        return self.generate(request.person, request.number)
-
-    def generate(self, identity: int, shot: int) -> np.ndarray:
-        """Image number `shot` of person number `identity`: uint8 RGB, (1024, 1024, 3)."""
-        style = self._mean + self.truncation * (self._style((1, identity)) - self._mean)
-        style = style + self.drift * (self._style((2, identity, shot)) - self._mean)
+        """uint8 (1024, 1024, 3), from `person` and `number` alone."""
+        style = self._mean + self.truncation * (self._style((1, request.person)) - self._mean)
+        style = style + self.drift * (self._style((2, request.person, request.number)) - self._mean)
         image = self._networks[1]([style])[0][0]  # (3, 1024, 1024) in [-1, 1]
         return ((image.transpose(1, 2, 0).clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
