@@ -3,11 +3,9 @@
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
 
 from face2scene.common.types import Face
+from face2scene.faces.detect import Detector
 from face2scene.faces.identity import cosine
 from face2scene.image_io.arrays import ImageError, list_images, read_image
 
@@ -51,14 +49,6 @@ def photos_in(place: str | Path) -> tuple[Path, ...]:
     if not photos:
         raise FileNotFoundError(f"There is no image in the folder of references {place}.")
     return photos
-
-
-class Finder(Protocol):
-    """A face detector, as `faces.detect.Detector`."""
-
-    min_face: int
-
-    def find(self, image: np.ndarray) -> list[Face]: ...
 
 
 @dataclass(frozen=True)
@@ -151,7 +141,7 @@ class ReferenceGallery:
 
 
 def known_faces(
-    photos: Mapping[str, Sequence[Path]], detector: Finder | None, cache: MutableMapping[Path, Face | str]
+    photos: Mapping[str, Sequence[Path]], detector: Detector | None, cache: MutableMapping[Path, Face | str]
 ) -> ReferenceGallery:
     """The gallery of photos by person; the warnings name photos that do not show one face.
 
@@ -181,7 +171,7 @@ class UnusableReference(ValueError):
     """A reference photo that does not show one person's face; the message names the file and what to do."""
 
 
-def reference_face(path: str | Path, detector: Finder) -> Face:
+def reference_face(path: str | Path, detector: Detector) -> Face:
     """The face of the one person that a reference photo shows, `DOMINANCE` times as large as any other.
 
     Raises:

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box, DegradationTokens, Face, FacePair, Progress, Scene
 from face2scene.faces.align import AlignmentError, crop, square_crop_box
-from face2scene.faces.detect import Detection
+from face2scene.faces.detect import Detector
 from face2scene.faces.identity import cosine
-from face2scene.faces.matching import FaceMatch, Finder, ReferenceGallery, known_faces
+from face2scene.faces.matching import FaceMatch, ReferenceGallery, known_faces
 from face2scene.image_io.arrays import COLOURS, to_array
 from face2scene.inference.results import DegradationEstimate, FaceEstimate
 from face2scene.models.fadex.encoder import MINIMUM_SIZE, FaDeX
@@ -99,7 +99,7 @@ class DegradationEstimator:
         restorer: OneStepRestorer | S3Diff,
         fadex: FaDeX,
         ref_fr: RefFR | None,
-        detector: Finder | None,
+        detector: Detector | None,
         options: PipelineOptions,
         first_pass: Callable[[Tensor, Tensor], Tensor],
     ):
@@ -221,7 +221,7 @@ class DegradationEstimator:
         x0, y0, x1, y1 = (int(v) for v in pair.box)
         pasted = scene.image.clone()
         pasted[:, y0:y1, x0:x1] = pair.restored
-        place = Detection(face.box, face.score, face.landmarks_5)
+        place = Face(face.box, face.score, face.landmarks_5)
         (restored,) = backend.describe(to_array(pasted), [place], identities=True)
         if restored.identity is None:
             return

@@ -23,7 +23,7 @@ from torch import Tensor
 from face2scene.common.memory import peak_memory
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box, Progress, Scene
-from face2scene.faces.matching import Finder
+from face2scene.faces.detect import Detector
 from face2scene.image_io.arrays import align_colour, to_tensor
 from face2scene.image_io.photos import MAX_PIXELS, Photo
 from face2scene.inference import pretrained
@@ -58,7 +58,7 @@ class Face2ScenePipeline:
         fadex: FaDeX,
         *,
         ref_fr: RefFR | None = None,
-        detector: Finder | None = None,
+        detector: Detector | None = None,
         device: str | torch.device = "cpu",
         **options: Any,
     ):
@@ -136,12 +136,12 @@ class Face2ScenePipeline:
         self.estimator.ref_fr = ref_fr
 
     @property
-    def detector(self) -> Finder | None:
+    def detector(self) -> Detector | None:
         """What finds faces."""
         return self.estimator.detector
 
     @detector.setter
-    def detector(self, detector: Finder | None) -> None:
+    def detector(self, detector: Detector | None) -> None:
         self.estimator.detector = detector
 
     # Where and how it runs

@@ -9,7 +9,7 @@ from PIL import Image
 from face2scene.assets.catalogue import MissingWeights
 from face2scene.common.types import Face
 from face2scene.faces.calibrate import Pairs, pairs, photos, table
-from face2scene.faces.detect import Detection, Detector
+from face2scene.faces.detect import Detector
 from face2scene.faces.identity import face_similarity
 from face2scene.faces.matching import UnusableReference, known_faces, people_of, reference_face
 from face2scene.faces.pose import INDICES_68, POINTS_5, POINTS_68, head_pose, with_pose
@@ -32,7 +32,7 @@ class ColourBackend:
                 y, x = np.nonzero((make_image == colour).all(2))
                 side = x.max() + 1 - x.min()
                 box = (float(x.min()), float(y.min()), float(x.max() + 1), float(y.max() + 1))
-                found.append(Detection(box, 1.0, FIVE / 100 * side + [x.min(), y.min()]))
+                found.append(Face(box, 1.0, FIVE / 100 * side + [x.min(), y.min()]))
         return found
 
     def describe(self, image, found, *, identities):

@@ -34,9 +34,7 @@ class IPAdapterPipeline:
     steps: int = 30
     dtype: str = "float32"  # or `float16`, `bfloat16`
     device: str | None = None  # None takes the first accelerator of this rank, else the CPU
-    options: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # more of the call, such as `negative_prompt`
+    options: Mapping[str, Any] = field(default_factory=dict)  # more of the call, such as `negative_prompt`
 
     def __post_init__(self) -> None:
         self.pipeline, self.adapter = str(self.pipeline or ""), str(self.adapter or "")
