@@ -28,7 +28,7 @@ from face2scene.data.building.finalize import FinalizePlan
 from face2scene.data.generators.base import GenerationRequest
 from face2scene.data.records import stream_manifest
 from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
-from face2scene.data.verify import problems_of
+from face2scene.data.verify import verify
 from face2scene.image_io.arrays import write_png
 
 PEOPLE, SHOTS, SIDE = 24, 5, 512
@@ -117,7 +117,7 @@ def memory(folder: Path, count: int) -> dict[str, float]:
     built, seconds = peak(), time.perf_counter() - start
     rows = sum(1 for _ in stream_manifest(folder))
     assert rows == count, rows
-    sum(1 for _ in problems_of(folder))  # no file is an image, so each is reported
+    sum(1 for _ in verify(folder))  # no file is an image, so each is reported
     return {"build": built - before, "verify": peak() - before, "seconds": seconds, "imports": before}
 
 

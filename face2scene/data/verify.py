@@ -23,13 +23,8 @@ _KNOWN_FILES = {METADATA, SUMS, "metadata.jsonl", "rejected.jsonl", "build.json"
 _KNOWN_FILES |= {"funnel.html", "identities.html"}
 
 
-def verify(folder: str | Path) -> list[str]:
-    """The problems of a dataset, one sentence each."""
-    return list(problems_of(folder))
-
-
-def problems_of(folder: str | Path) -> Iterator[str]:
-    """What `verify` returns, one by one; a scratch database keeps memory independent of the set's size."""
+def verify(folder: str | Path) -> Iterator[str]:
+    """The problems of a dataset, a sentence each; a scratch database keeps memory independent of the set's size."""
     folder = Path(folder)
     with tempfile.TemporaryDirectory() as place:
         seen = _Seen(Path(place) / "seen.sqlite")

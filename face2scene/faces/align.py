@@ -106,8 +106,6 @@ def face_transform(
             raise AlignmentError(
                 f"The landmarks lie around ({x:.0f}, {y:.0f}), outside an image of {width} x {height}."
             )
-    if template not in TEMPLATES:
-        raise AlignmentError(f"Unknown template {template!r}: choose {' or '.join(TEMPLATES)}.")
     wanted, side = TEMPLATES[template]
     return similarity(points, (wanted + 0.5) * (size / side) - 0.5)  # pixel centres to edges and back
 

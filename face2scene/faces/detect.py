@@ -309,9 +309,6 @@ def _reduced(image: np.ndarray, side: int) -> np.ndarray:
 
 def _tiles(level: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
     # Overlapping parts of a level and their offsets. A face cut by an edge is whole in the next part or level.
-    if max(level.shape) <= _TILE:
-        yield level, (0, 0)
-        return
     ys, xs = (range(0, max(1, side - _OVERLAP), _TILE - _OVERLAP) for side in level.shape[:2])
     for y in ys:
         for x in xs:

@@ -27,11 +27,10 @@ def people_of(place: str | Path) -> dict[str, tuple[Path, ...]]:
         return {place.resolve().parent.name: photos}
     people: dict[str, tuple[Path, ...]] = {}
     for path in photos:
-        inside = path.relative_to(place).parts
-        name = inside[0] if len(inside) > 1 else ""
-        people[name] = (*people.get(name, ()), path)
-    loose = people.pop("", ())
-    return people or {place.resolve().name: loose}
+        name, *inside = path.relative_to(place).parts
+        if inside:
+            people[name] = (*people.get(name, ()), path)
+    return people or {place.resolve().name: photos}
 
 
 def photos_in(place: str | Path) -> tuple[Path, ...]:

@@ -29,9 +29,7 @@ POINTS_68 = np.array(
 
 
 def with_pose(face: Face) -> Face:
-    """The face with a pose, if it has none: from the 68 landmarks, else from the five."""
-    if face.pose is not None:
-        return face
+    """The face with its pose from the 68 landmarks, else from the five."""
     if face.landmarks_68 is not None:
         return replace(face, pose=head_pose(face.landmarks_68[list(INDICES_68)], POINTS_68))
     return replace(face, pose=head_pose(face.landmarks_5, POINTS_5))

@@ -23,11 +23,6 @@ class Grouping:
     apart: Sequence[Sequence[str]] = ()  # each list is a person of its own
     out: Sequence[str] = ()  # left out
 
-    @property
-    def review_margin(self) -> float:
-        """Cosine under the threshold down to which two groups are listed as possibly one person (ours)."""
-        return min(0.1, (1 - self.threshold) / 2)  # some networks put all faces close together
-
     def groups(self, vectors: np.ndarray, names: Sequence[str]) -> list[int | None]:
         """The group of every face, numbered from 0 by first appearance; None for those in `out`.
 
@@ -89,7 +84,9 @@ def write_review(
             for name, image, vector in members[:_SHOWN]
         ]
         people.append({"identity": identity, "count": len(members), "images": images})
-    maybe = _near_pairs(np.array(centres), names, grouping.threshold - grouping.review_margin) if len(names) > 1 else {}
+    # Ours: two groups this far under the threshold may be one person. Some networks put all faces close together.
+    lowest = grouping.threshold - min(0.1, (1 - grouping.threshold) / 2)
+    maybe = _near_pairs(np.array(centres), names, lowest) if len(names) > 1 else {}
     values = {"people": people, "maybe": maybe, "threshold": grouping.threshold}
     write_page(path, "identities.html.j2", style="collection.css", title="Who is who", **values)
 

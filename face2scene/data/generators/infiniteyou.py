@@ -167,8 +167,8 @@ class InfiniteYou:
                 "loras": [[str(self._lora.resolve()), "anti_blur", self.lora_weight]] if self.lora_weight else [],
                 "call": self.call,
             }
-            self._worker = _Worker(self.python, self._environment(), self.repository, settings, self.log)
-            self._worker.await_ready(self.start_timeout_s)
+            self._worker = _Worker(self.python, self._environment(), self.repository, self.log)
+            self._worker.start(settings, self.start_timeout_s)
         return self._worker
 
     def _environment(self) -> dict[str, str]:
@@ -188,7 +188,7 @@ class _WorkerLost(RuntimeError):
 class _Worker:
     """The worker process. A thread reads its answers, so that the wait for one can time out."""
 
-    def __init__(self, python: Path, environment: dict, folder: Path, settings: dict, log: str | Path | None):
+    def __init__(self, python: Path, environment: dict, folder: Path, log: str | Path | None):
         # Its stderr goes to a file, whose last lines explain a failure.
         self.log = open(log, "ab+") if log else tempfile.TemporaryFile()  # noqa: SIM115  closed in end()
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log, "text": True, "bufsize": 1}
@@ -196,23 +196,20 @@ class _Worker:
         self.answers: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
         self.count = 0
-        self._settings = settings
 
     def _listen(self) -> None:
         for line in self.process.stdout:
             self.answers.put(line)
         self.answers.put(None)
 
-    def await_ready(self, timeout_s: float) -> None:
+    def start(self, settings: dict[str, Any], timeout_s: float) -> None:
         try:
-            reply = self._exchange(self._settings, timeout_s)
+            reply = self._exchange(settings, timeout_s)
+            if not reply.get("ready"):
+                raise _WorkerLost(f"{reply.get('error')}{self._last_lines()}")
         except _WorkerLost as error:
             self.end()
             raise GeneratorError(f"InfiniteYou did not start: {error}.") from error
-        if not reply.get("ready"):
-            reason = f"{reply.get('error')}{self._last_lines()}"
-            self.end()
-            raise GeneratorError(f"InfiniteYou did not start: {reason}.")
 
     def ask(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         self.count += 1
