@@ -46,7 +46,7 @@ def verify(folder: str | Path) -> Iterator[str]:
             elif name.endswith(".tar"):
                 inside = members_of(folder, name)
                 yield from (f"{member} belongs to no record." for member in inside if not seen.is_used(member))
-        seen.close()
+        seen.db.close()
 
 
 def _problems_of_sums(folder: Path, seen: "_Seen") -> Iterator[str]:
@@ -157,6 +157,3 @@ class _Seen:
     def is_image(self, name: str) -> bool:
         query = "select 1 from firsts where kind = 'path' and value = ?"
         return self.db.execute(query, (name,)).fetchone() is not None
-
-    def close(self) -> None:
-        self.db.close()

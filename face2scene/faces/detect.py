@@ -115,7 +115,8 @@ class Detector:
             if found:
                 break
             found = self._retry(shown, name, scale)
-        found = [_clipped(_moved(face, scale), width, height) for face in found]
+        found = [_moved(face, scale) for face in found]
+        found = [replace(f, box=tuple(np.clip(f.box, 0, [width, height] * 2).tolist())) for f in found]
         found.sort(key=lambda face: -face.size)
         if self.landmarks:
             found = self.backend.describe(image, found, identities=self.identities)
@@ -313,10 +314,6 @@ def _tiles(level: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
     for y in ys:
         for x in xs:
             yield level[y : y + _TILE, x : x + _TILE], (x, y)
-
-
-def _clipped(face: Face, width: int, height: int) -> Face:
-    return replace(face, box=tuple(np.clip(face.box, 0, [width, height] * 2).tolist()))
 
 
 def _inside(face: Face, width: int, height: int) -> bool:

@@ -42,7 +42,11 @@ class Grouping:
         listed = [*self.out, *(name for group in (*self.together, *self.apart) for name in group)]
         if unknown := sorted(set(listed) - place.keys()):
             raise ValueError(f"data.grouping corrects images that are not in the collection: {unknown[:5]}.")
-        labels = list(self._clusters(vectors))
+        labels = [1] * len(vectors)
+        if len(vectors) > 1:
+            distances = 1 - (vectors @ vectors.T).clip(-1, 1)  # rounding would make some negative
+            tree = linkage(squareform(distances, checks=False), "average")
+            labels = fcluster(tree, 1 - self.threshold, "distance").tolist()
         for group in self.together:
             joined = {labels[place[name]] for name in group}
             labels = [min(joined) if label in joined else label for label in labels]
@@ -55,13 +59,6 @@ class Grouping:
             None if name in out else order.setdefault(label, len(order))
             for label, name in zip(labels, names, strict=True)
         ]
-
-    def _clusters(self, vectors: np.ndarray) -> Iterable[int]:
-        if len(vectors) < 2:
-            return [1] * len(vectors)
-        distances = 1 - (vectors @ vectors.T).clip(-1, 1)  # rounding would make some negative
-        condensed = squareform(distances, checks=False)
-        return (int(label) for label in fcluster(linkage(condensed, "average"), 1 - self.threshold, "distance"))
 
 
 def write_review(

@@ -55,6 +55,7 @@ class InfiniteYou:
     retries: int = 2  # number of further workers that get a request before it fails
     log: str | Path | None = None  # for the worker's output; None is a temporary file
     environment: Mapping[str, str] = field(default_factory=dict)  # of the worker, over ours
+    _worker: "_Worker | None" = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.version not in ("sim_stage1", "aes_stage2"):
@@ -71,7 +72,6 @@ class InfiniteYou:
             "cpu_offload": self.cpu_offload,
         }
         self.starts = 0  # number of workers so far
-        self._worker: _Worker | None = None
 
     @property
     def _lora(self) -> Path:
@@ -147,8 +147,7 @@ class InfiniteYou:
             self._worker = None
 
     def __del__(self) -> None:
-        if getattr(self, "_worker", None) is not None:
-            self.close()
+        self.close()
 
     def _running(self) -> "_Worker":
         if self._worker is None:

@@ -142,21 +142,14 @@ def _network(kind: str, path: Path, device: str, *_stamp: int) -> nn.Module:
         else:
             module = import_optional("facexlib.recognition.arcface_arch", "faces", why=why)
             net = module.Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se")
-    state = _state(path)
-    try:
-        net.load_state_dict({name.removeprefix("module."): value for name, value in state.items()}, strict=True)
-    except (RuntimeError, AttributeError) as error:
-        raise unreadable(path, error) from error
-    return net.eval().to(device)
-
-
-def _state(path: Path) -> dict[str, Tensor]:
     # The landmark file may hold a training score beside its weights, a NumPy scalar, which is allowed.
     scalar = np._core.multiarray.scalar
     number = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]
     try:
         with torch.serialization.safe_globals(number):
             state = torch.load(path, map_location="cpu", weights_only=True)
-        return state.get("state_dict", state)
+        state = state.get("state_dict", state)
+        net.load_state_dict({name.removeprefix("module."): value for name, value in state.items()}, strict=True)
     except Exception as error:  # torch raises many kinds for a corrupt file
         raise unreadable(path, error) from error
+    return net.eval().to(device)

@@ -53,13 +53,12 @@ class InsightBackend:
         return open_pack(self.pack, self.providers)
 
     def search(self, image: np.ndarray) -> list[Face]:
-        side = min(self.det_size, -(-max(image.shape[:2]) // 32) * 32)
-        # SCRFD scales the longer side of its input to the square; padding prevents enlarging.
         height, width = image.shape[:2]
+        side = min(self.det_size, -(-max(height, width) // 32) * 32)
+        # SCRFD scales the longer side of its input to the square; padding prevents enlarging.
         shown = image
         if max(height, width) < side:
-            shown = np.zeros((side, side, 3), np.uint8)
-            shown[:height, :width] = image
+            shown = np.pad(image, ((0, side - height), (0, side - width), (0, 0)))
         rows, points = self._networks.detector.detect(
             np.ascontiguousarray(shown[..., ::-1]), input_size=(side, side), det_thresh=self.score_threshold
         )
