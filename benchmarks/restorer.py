@@ -186,7 +186,7 @@ def train_rows(options: argparse.Namespace, device: torch.device, clock: Callabl
         for order, task in tasks.items():
             with peak_memory(device) as peak:
                 start = clock()
-                step(task, batch, accelerator, 1.0)
+                step(task, [batch], accelerator, 1.0)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 spent = clock() - start

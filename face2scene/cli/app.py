@@ -79,7 +79,7 @@ class AppController:
         if not photo:
             return None, ""
         scene, _ = self.pipeline.scene(photo, _named(references))
-        estimate = self.pipeline.estimator.find_faces(scene)
+        estimate = self.pipeline.find_faces(scene)
         return _boxed(scene.image, estimate), _faces_text(estimate)
 
     def restore(

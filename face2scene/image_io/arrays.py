@@ -1,6 +1,6 @@
-"""Images inside the package: float32 RGB in [0, 1], upright, in sRGB. Ranges, sizes and colour are settled here.
+"""Images as arrays and tensors: float32 RGB in [0, 1], upright, in sRGB; their ranges, sizes and colour.
 
-What files hold besides is the business of `face2scene.image_io.photos`.
+Files with transparency, profiles and metadata are read and written by `face2scene.image_io.photos`.
 """
 
 from pathlib import Path
@@ -67,22 +67,22 @@ BLACK = 2.5 / 255  # ours
 
 
 def nothing_in(image: Tensor) -> str:
-    """Why a (3, H, W) image shows nothing: `one colour all over`, `black`, or an empty string where it does not.
+    """Why a (3, H, W) image shows nothing: `one colour all over` or `black`; an empty string where it shows something.
 
-    A step of 8 bits is allowed within each channel, so that dither does not pass for an image.
+    Values of a channel may differ by one step of 8 bits, as dithering makes them.
     """
     if float((image.amax((-2, -1)) - image.amin((-2, -1))).max()) <= STEP:
         return "one colour all over"
     return "black" if float(image.max()) <= BLACK else ""
 
 
-# Folders that file managers, network drives and notebooks leave among photos; hidden ones are left out as well.
+# Folders that file managers, network drives and notebooks leave among photos; hidden ones are ignored as well.
 STRAY_FOLDERS = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information"})
 STRAY_FILES = frozenset({"thumbs.db", "desktop.ini"})
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """Image files directly in `folder` or below it, by suffix, sorted by path; hidden and stray ones are left out.
+    """Image files in `folder` and below it, by suffix, sorted by path; without those that `list_files` leaves out.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -91,7 +91,7 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def list_files(folder: str | Path) -> list[Path]:
-    """All files below `folder`, sorted by path, but the hidden ones and what programs left there.
+    """All files below `folder`, sorted by path, without hidden ones, STRAY_FOLDERS and STRAY_FILES.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -121,10 +121,9 @@ def pad_to_multiple(image: Tensor, multiple: int) -> tuple[Tensor, tuple[int, in
 
 
 def output_size(size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
-    """The size contract: (height, width) of the restoration of an image of `size`, seen upright as EXIF says.
+    """(height, width) of the restoration of an upright image of `size`.
 
-    Every image keeps its size, odd sides too; `scale` multiplies both sides and rounds to the nearest pixel, half to
-    even, at least 1. What is padded on the way is cut off again.
+    `scale` multiplies both sides, rounded to the nearest pixel, half to even, at least 1; scale 1 keeps odd sides.
 
     Raises:
         ValueError: a scale of 0 or less, or above 8.
@@ -139,6 +138,20 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     batch = image if image.dim() == 4 else image[None]
     batch = F.interpolate(batch, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
     return batch if image.dim() == 4 else batch[0]
+
+
+def resize_with_alpha(image: np.ndarray, alpha: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Resize (H, W, 3) and its transparency (H, W), premultiplied, so that hidden colour does not reach the edges.
+
+    Each direction is clamped to [0, 1], as Pillow does for RGBA.
+    """
+    opacity = to_tensor(alpha[..., None].repeat(3, 2))
+    plain = to_tensor(image)
+    plain, premultiplied, opacity = (
+        resize(resize(one, (alpha.shape[0], size[1])), size) for one in (plain, plain * opacity, opacity)
+    )
+    divided = (premultiplied / opacity.clamp_min(1e-6)).clamp(0, 1)
+    return to_array(torch.where(opacity >= 0.5 / 255, divided, plain)), opacity[0].numpy()
 
 
 def align_colour(image: Tensor, reference: Tensor, method: str) -> Tensor:
@@ -156,7 +169,7 @@ def align_colour(image: Tensor, reference: Tensor, method: str) -> Tensor:
         return ((image - mean) / std * to_std + to_mean).clamp(0, 1)
     if method == "wavelet":
         result = torch.empty_like(image)
-        for top in range(0, image.shape[-2], _STRIP):  # of a large image every copy counts
+        for top in range(0, image.shape[-2], _STRIP):  # in strips, for the memory of large images
             start, end = max(top - _REACH, 0), top + _STRIP + _REACH
             part, other = image[..., start:end, :], reference[..., start:end, :]
             aligned = (part - _low_frequencies(part) + _low_frequencies(other)).clamp(0, 1)

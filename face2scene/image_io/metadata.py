@@ -1,84 +1,72 @@
-"""What a photo's file says about the photo: camera, time, place, author; kept through a restoration.
+"""Metadata of photo files, kept through a restoration as bytes: EXIF, XMP, IPTC, texts and resolution.
 
-Of EXIF everything is kept that is still true of the restored image. Left out: the orientation, which was applied;
-the thumbnail, which shows the degraded image; and how the old file was laid out.
+Entries are copied as they are stored. Left out are the orientation, which has been applied; the thumbnail, which shows
+the degraded image; and how the old file was laid out. An entry that cannot be read is left out alone, with a warning.
 """
 
+import contextlib
 import re
 import struct
 import zlib
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-_Base, _IFD = ExifTags.Base, ExifTags.IFD
-# Of the first directory; a TIFF keeps its strips and compression there, too.
-_KEPT = (
-    *(_Base.ImageDescription, _Base.Make, _Base.Model, _Base.XResolution, _Base.YResolution, _Base.ResolutionUnit),
-    *(_Base.Software, _Base.DateTime, _Base.Artist, _Base.HostComputer, _Base.Rating, _Base.RatingPercent),
-    *(_Base.Copyright, _Base.XPTitle, _Base.XPComment, _Base.XPAuthor, _Base.XPKeywords, _Base.XPSubject),
-)
-_SIZES = (_Base.ExifImageWidth, _Base.ExifImageHeight)
+_Base = ExifTags.Base
+_EXIF, _GPS, _INTEROP = int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo), int(ExifTags.IFD.Interop)
+_XMP, _IPTC = int(_Base.XMLPacket), int(_Base.IPTCNAA)
+_RESOLUTION = (int(_Base.XResolution), int(_Base.YResolution), int(_Base.ResolutionUnit))
+# Of a TIFF's first directory, which holds its strips and compression, too.
+_KEPT = {
+    *(_Base.ImageDescription, _Base.Make, _Base.Model, _Base.Software, _Base.DateTime, _Base.Artist, _Base.Copyright),
+    *(_Base.HostComputer, _Base.Rating, _Base.RatingPercent, _Base.XPTitle, _Base.XPComment, _Base.XPAuthor),
+    *(_Base.XPKeywords, _Base.XPSubject, *_RESOLUTION),
+}
+_SIZES = {int(_Base.ExifImageWidth): 0, int(_Base.ExifImageHeight): 1}
 _MAKER_NOTE_OF_RAW = 500_000  # bytes; raw files keep whole previews there
 _XMP_ORIENTATION = re.compile(rb'\s*tiff:Orientation="[0-9]"|<tiff:Orientation>[0-9]</tiff:Orientation>')
-XMP_OF_PNG = "XML:com.adobe.xmp"
+_XMP_OF_PNG = "XML:com.adobe.xmp"
+_JPEG_MARKER = 65_000  # bytes; what one of its segments holds, about
 
 
 class Metadata(NamedTuple):
-    """EXIF as a block that every format takes, and XMP; None where there is none."""
+    """Metadata of one file; None or empty where there is none."""
 
-    exif: bytes | None = None
+    exif: bytes | None = None  # a TIFF structure: byte order, directories, values
     xmp: bytes | None = None
+    iptc: bytes | None = None  # IIM records
+    texts: tuple[tuple[str, str], ...] = ()  # of PNG, and the comment of JPEG
+    dpi: tuple[float, float] | None = None
 
 
-def metadata_of(image: Image.Image) -> Metadata:
-    """Of an open image, before it is turned upright."""
-    xmp = image.info.get("xmp") or image.info.get(XMP_OF_PNG)
+def metadata_of(image: Image.Image, tiff: bytes | None = None) -> tuple[Metadata, list[str]]:
+    """Metadata of an open image, and a sentence for each entry that was left out.
+
+    Args:
+        tiff: the file, where it is a TIFF.
+    """
+    notes: list[str] = []
+    info = image.info
+    block = tiff or bytes(info.get("exif") or b"").removeprefix(b"Exif\0\0")
+    if not block:  # written as text in older PNG, or a TIFF in memory
+        with contextlib.suppress(Exception):  # Pillow raises almost anything for values that do not fit their types
+            block = image.getexif().tobytes().removeprefix(b"Exif\0\0")
+    found = tiff_metadata(block, notes) if block else Metadata()
+    photoshop = info.get("photoshop")
+    iptc = photoshop.get(0x0404) if isinstance(photoshop, dict) else None
+    xmp = info.get("xmp") or info.get(_XMP_OF_PNG)
+    texts = {key: value for key, value in getattr(image, "text", {}).items() if not key.startswith(("XML:", "Raw "))}
+    if comment := info.get("comment"):
+        texts["Comment"] = comment.decode("utf-8", "surrogateescape") if isinstance(comment, bytes) else str(comment)
     xmp = xmp.encode() if isinstance(xmp, str) else xmp
-    if isinstance(xmp, bytes):
-        xmp = _XMP_ORIENTATION.sub(b"", xmp)
-    return Metadata(_kept(image.getexif()), xmp or None)
-
-
-def _kept(exif: Image.Exif) -> bytes | None:
-    kept = Image.Exif()
-    for tag in _KEPT:
-        if tag in exif:
-            kept[tag] = exif[tag]
-    for ifd in (_IFD.Exif, _IFD.GPSInfo):
-        inner = dict(exif.get_ifd(ifd))
-        inner.pop(_IFD.Interop, None)  # an offset into the old file
-        note = inner.get(_Base.MakerNote)
-        if isinstance(note, bytes) and len(note) > _MAKER_NOTE_OF_RAW:
-            del inner[_Base.MakerNote]
-        if inner:
-            kept[ifd] = inner
-    return _packed(kept)
-
-
-def for_size(exif: bytes | None, width: int, height: int) -> bytes | None:
-    """The same block, with the size it states, if it states one, set to the image's."""
-    if exif is None:
-        return None
-    loaded = Image.Exif()
-    loaded.load(exif)
-    inner = dict(loaded.get_ifd(_IFD.Exif))
-    if not any(tag in inner for tag in _SIZES):
-        return exif
-    loaded[_IFD.Exif] = inner | dict(zip(_SIZES, (width, height), strict=True))
-    return _packed(loaded)
-
-
-def _packed(exif: Image.Exif) -> bytes | None:
-    if not len(exif):
-        return None
-    try:
-        return exif.tobytes()
-    except (struct.error, ValueError, TypeError, OverflowError, KeyError):
-        return None  # values that do not fit their own types: cameras do write such
+    xmp = _XMP_ORIENTATION.sub(b"", xmp) if isinstance(xmp, bytes) else found.xmp
+    dpi = info.get("dpi")
+    dpi = (float(dpi[0]), float(dpi[1])) if dpi and 1 < min(dpi) <= max(dpi) < 1e6 else None
+    pairs = tuple((key, str(value)) for key, value in texts.items())
+    return Metadata(found.exif, xmp or None, iptc or found.iptc, pairs, dpi), notes
 
 
 class Shot(NamedTuple):
@@ -89,11 +77,11 @@ class Shot(NamedTuple):
 
 
 def shot_of(path: str | Path) -> Shot | None:
-    """From the EXIF of a file; None where it says nothing, or cannot be read."""
+    """From the EXIF of a file; None where it is missing or cannot be read."""
     try:
         with Image.open(path) as image:
             exif = image.getexif()
-            inner = exif.get_ifd(_IFD.Exif)
+            inner = exif.get_ifd(_EXIF)
         taken = datetime.strptime(str(inner[_Base.DateTimeOriginal]), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
         fraction = str(inner.get(_Base.SubsecTimeOriginal, "")).strip()
         time = taken.timestamp() + (float(f"0.{fraction}") if fraction.isdigit() else 0.0)
@@ -102,61 +90,178 @@ def shot_of(path: str | Path) -> Shot | None:
     return Shot(time, (str(exif.get(_Base.Make, "")).strip(), str(exif.get(_Base.Model, "")).strip()))
 
 
-# Into the files that Pillow does not write
+# Directories of EXIF and TIFF: a count, entries of 12 bytes, the offset of the next directory
+
+_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}  # of a value
 
 
-def into_tiff(tiff: bytes, exif: bytes | None, xmp: bytes | None) -> bytes:
-    """Append EXIF's directories, its texts and XMP to a little-endian TIFF, and a first directory that knows of them.
-
-    Pillow's writer of compressed TIFFs cannot do the directories, `tifffile` will not.
-    """
-    if exif is None and xmp is None:
-        return tiff
-    loaded = Image.Exif()
-    if exif is not None:
-        loaded.load(exif)
-    result = bytearray(tiff)
-    (start,) = struct.unpack_from("<I", result, 4)
-    (count,) = struct.unpack_from("<H", result, start)
-    places = range(start + 2, start + 2 + 12 * count, 12)
-    entries = {struct.unpack_from("<H", result, place)[0]: bytes(result[place : place + 12]) for place in places}
-    following = bytes(result[start + 2 + 12 * count :][:4])
-
-    def add(tag: int, kind: int, length: int, data: bytes, inline: bool = False) -> None:
-        if inline:
-            entries[tag] = struct.pack("<HHI", tag, kind, length) + data.ljust(4, b"\0")
-            return
-        entries[tag] = struct.pack("<HHII", tag, kind, length, len(result))
-        result.extend(data + b"\0" * (len(data) % 2))
-
-    result.extend(b"\0" * (len(result) % 2))
-    for tag in (_IFD.Exif, _IFD.GPSInfo):
-        directory = ImageFileDirectory_v2(b"II\x2a\x00\x08\x00\x00\x00", group=tag)
-        for key, value in loaded.get_ifd(tag).items():
-            directory[key] = value
-        if len(directory):
-            add(int(tag), 4, 1, directory.tobytes(len(result)))  # a long: where the directory is
-    for tag in _KEPT:
-        if isinstance(text := loaded.get(tag), str):
-            data = text.encode() + b"\0"
-            add(int(tag), 2, len(data), data, inline=len(data) <= 4)
-    if xmp is not None:
-        add(int(_Base.XMLPacket), 1, len(xmp), xmp, inline=len(xmp) <= 4)
-    struct.pack_into("<I", result, 4, len(result))
-    rows = [entries[tag] for tag in sorted(entries)]
-    return bytes(result + struct.pack("<H", len(rows)) + b"".join(rows) + following)
+Block = bytes | bytearray
 
 
-def into_png(png: bytes, exif: bytes | None, xmp: bytes | None) -> bytes:
-    """Add the two chunks behind the header."""
-    chunks = b""
-    if exif is not None:
-        chunks += _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
-    if xmp is not None:
-        chunks += _chunk(b"iTXt", XMP_OF_PNG.encode() + b"\0\0\0\0\0" + xmp)
+class _Entry(NamedTuple):
+    tag: int
+    at: int  # where its 12 bytes are
+    start: int  # where its values are
+    size: int  # of its values in bytes; 0 where they cannot be read
+
+
+def byte_order(block: Block | None) -> str:
+    """`<` or `>`, of a TIFF structure; `<` without one."""
+    return ">" if block and block[:2] == b"MM" else "<"
+
+
+def _number(block: Block, at: int, kind: str = "I") -> int:
+    return int(struct.unpack_from(byte_order(block) + kind, block, at)[0])
+
+
+def _entries(block: Block, start: int) -> list[_Entry]:
+    found = []
+    end = min(start + 2 + 12 * _number(block, start, "H"), len(block) - 11)
+    for at in range(start + 2, end, 12):
+        size = _BYTES.get(_number(block, at + 2, "H"), 0) * _number(block, at + 4)
+        place = at + 8 if size <= 4 else _number(block, at + 8)
+        fits = place + size <= len(block)
+        found.append(_Entry(_number(block, at, "H"), at, place, size if fits else 0))
+    return found
+
+
+def tiff_metadata(tiff: bytes, notes: list[str]) -> Metadata:
+    """EXIF as a block of its own, XMP and IPTC of an EXIF block, a TIFF, or a RAW file that is laid out like one."""
+    if tiff[2:4] in (b"+\0", b"\0+"):
+        notes.append("The metadata of a BigTIFF are left out.")
+        return Metadata()
+    order = byte_order(tiff)
+    result = bytearray(tiff[:2] + struct.pack(order + "HI", 42, 0))
+    limit = len(tiff) + _JPEG_MARKER  # entries may overlap; what is larger than the file is an attack
+
+    def copy(entries: Iterable[_Entry], pointers: dict[int, int]) -> int:
+        rows = {tag: struct.pack(order + "HHII", tag, 4, 1, place) for tag, place in pointers.items()}
+        for entry in entries:
+            if not entry.size or len(result) + entry.size > limit:
+                notes.append(f"The EXIF entry 0x{entry.tag:04x} is left out: its value cannot be read.")
+                continue
+            value = tiff[entry.start : entry.start + entry.size]
+            if entry.size > 4:
+                if entry.tag == _Base.MakerNote and len(result) < entry.start < _JPEG_MARKER:
+                    result.extend(bytes(entry.start - len(result)))  # its offsets often count from the block's start
+                place = len(result)
+                result.extend(value + b"\0" * (len(value) % 2))
+                value = struct.pack(order + "I", place)
+            rows[entry.tag] = tiff[entry.at : entry.at + 8] + value.ljust(4, b"\0")
+        place = len(result)
+        result.extend(_directory(order, rows, bytes(4)))
+        return place
+
+    blocks: dict[int, bytes] = {}
+    pointers: dict[int, int] = {}
+    try:
+        first = _entries(tiff, _number(tiff, 4))
+    except struct.error:
+        notes.append("EXIF is left out: its directory cannot be read.")
+        return Metadata()
+    for entry in first:
+        if entry.tag in (_EXIF, _GPS):
+            try:
+                inner = _entries(tiff, _number(tiff, entry.start))
+            except struct.error:
+                notes.append(f"The EXIF directory 0x{entry.tag:04x} is left out: it cannot be read.")
+                continue
+            kept = [one for one in inner if one.tag != _INTEROP and one.size <= _MAKER_NOTE_OF_RAW]
+            pointers[entry.tag] = copy(kept, {})
+        elif entry.tag in (_XMP, _IPTC):
+            blocks[entry.tag] = tiff[entry.start : entry.start + entry.size]
+    kept = [entry for entry in first if entry.tag in _KEPT]
+    struct.pack_into(order + "I", result, 4, copy(kept, pointers))
+    xmp = _XMP_ORIENTATION.sub(b"", blocks.get(_XMP, b""))
+    return Metadata(bytes(result) if kept or pointers else None, xmp or None, blocks.get(_IPTC) or None)
+
+
+def _directory(order: str, rows: dict[int, bytes], following: bytes) -> bytes:
+    return struct.pack(order + "H", len(rows)) + b"".join(rows[tag] for tag in sorted(rows)) + following
+
+
+def for_size(exif: bytes | None, width: int, height: int) -> bytes | None:
+    """The same block, with the size that it states, if it states one, set to the image's."""
+    if exif is None:
+        return None
+    data, order = bytearray(exif), byte_order(exif)
+    for pointer in _entries(data, _number(data, 4)):
+        if pointer.tag == _EXIF:
+            for entry in _entries(data, _number(data, pointer.start)):
+                if entry.tag in _SIZES:
+                    size = (width, height)[_SIZES[entry.tag]]
+                    struct.pack_into(order + "HHII", data, entry.at, entry.tag, 4, 1, size)
+    return bytes(data)
+
+
+# Writing
+
+
+def for_pillow(kept: Metadata, fmt: str) -> tuple[dict[str, Any], list[str]]:
+    """Options of Pillow's writer of `jpeg` or `webp`, and the names of what the format, or `png`, does not hold."""
+    if fmt == "png":  # see `into_png`
+        return {}, ["iptc"] if kept.iptc else []
+    jpeg = fmt == "jpeg"
+    options: dict[str, Any] = {}
+    lost = [key for key, _ in kept.texts if not (jpeg and key == "Comment")]
+    for name, block in (("exif", kept.exif and b"Exif\0\0" + kept.exif), ("xmp", kept.xmp), ("iptc", kept.iptc)):
+        if block and (len(block) > _JPEG_MARKER if jpeg else name == "iptc"):
+            lost.append(f"{name} of {len(block)} bytes")
+        elif block and name == "iptc":
+            content = (
+                b"Photoshop 3.0\x008BIM\x04\x04\0\0" + struct.pack(">I", len(block)) + block + b"\0" * (len(block) % 2)
+            )
+            options["extra"] = b"\xff\xed" + struct.pack(">H", len(content) + 2) + content
+        elif block:
+            options[name] = block
+    if jpeg and (comment := dict(kept.texts).get("Comment")):
+        options["comment"] = comment.encode("utf-8", "surrogateescape")
+    if jpeg and kept.dpi:
+        options["dpi"] = kept.dpi
+    return options, lost
+
+
+def into_png(png: bytes, kept: Metadata) -> bytes:
+    """Add chunks behind the header: eXIf, iTXt, pHYs."""
+    chunks = _chunk(b"eXIf", kept.exif) if kept.exif is not None else b""
+    texts = [(key, value.encode("utf-8", "replace")) for key, value in kept.texts]
+    for key, value in texts + ([(_XMP_OF_PNG, kept.xmp)] if kept.xmp is not None else []):
+        chunks += _chunk(b"iTXt", key.encode("latin-1", "replace")[:79] + b"\0\0\0\0\0" + value)
+    if kept.dpi:
+        chunks += _chunk(b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in kept.dpi), 1))
     after_header = 8 + 25  # signature, IHDR
     return png[:after_header] + chunks + png[after_header:]
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def into_tiff(tiff: bytes, kept: Metadata) -> bytes:
+    """Append EXIF, XMP and IPTC to a TIFF of the same byte order, and a first directory with their entries."""
+    result = bytearray(tiff + b"\0" * (len(tiff) % 2))
+    order, start = byte_order(tiff), _number(tiff, 4)
+    rows = {entry.tag: tiff[entry.at : entry.at + 12] for entry in _entries(tiff, start)}
+    after = start + 2 + 12 * len(rows)
+    if kept.exif is not None:
+        block = bytearray(kept.exif)
+        entries = _entries(block, _number(block, 4))
+        _move(block, entries, len(result))
+        own = {entry.tag: bytes(block[entry.at : entry.at + 12]) for entry in entries}
+        rows = own | rows | {tag: own[tag] for tag in _RESOLUTION if tag in own}
+        result += block + b"\0" * (len(block) % 2)
+    for tag, value in ((_XMP, kept.xmp), (_IPTC, kept.iptc)):
+        if value:
+            value = value.ljust(6, b"\0")  # at most 4 bytes would stand in the entry
+            rows[tag] = struct.pack(order + "HHII", tag, 1 if tag == _XMP else 7, len(value), len(result))
+            result += value + b"\0" * (len(value) % 2)
+    struct.pack_into(order + "I", result, 4, len(result))
+    return bytes(result) + _directory(order, rows, tiff[after : after + 4])
+
+
+def _move(block: bytearray, entries: list[_Entry], by: int) -> None:
+    for entry in entries:
+        if entry.tag in (_EXIF, _GPS):
+            _move(block, _entries(block, _number(block, entry.start)), by)
+        if entry.tag in (_EXIF, _GPS) or entry.size > 4:
+            struct.pack_into(byte_order(block) + "I", block, entry.at + 8, _number(block, entry.at + 8) + by)

@@ -1,24 +1,36 @@
-"""Photo files as they really are: what a file holds besides its pixels is kept beside them and put back on writing.
+"""Photo files: their pixels, and what else they hold, which is kept and put back on writing.
 
-Inside, every image is float32 RGB in [0, 1], upright, in sRGB. What a file may have and a network cannot use is a
-field of `Photo`: transparency, 16 bits, a colour profile, being grey, EXIF.
+Inside, every image is float32 RGB in [0, 1], upright, in sRGB. What a file may have and a network does not use is a
+field of `Photo`: transparency, 16 bits, a colour profile, being grey, metadata.
 """
 
-import importlib.util
+import contextlib
 import io
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps, features
-from PIL.PngImagePlugin import PngInfo
+from PIL import ExifTags, Image, ImageChops, ImageCms, UnidentifiedImageError, features
+from scipy import ndimage
 
 from face2scene.common.files import atomic_write
 from face2scene.common.optional import import_optional
-from face2scene.image_io.metadata import XMP_OF_PNG, for_size, into_png, into_tiff, metadata_of
-from face2scene.image_io.raw import RawError, develop
+from face2scene.image_io import deep
+from face2scene.image_io.deep import ImageError, Samples, check_size
+from face2scene.image_io.metadata import (
+    Metadata,
+    for_pillow,
+    for_size,
+    into_png,
+    metadata_of,
+    tiff_metadata,
+)
+from face2scene.image_io.raw import Development, RawError, develop
+
+LOG = logging.getLogger(__name__)
 
 RAW_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
 HEIF_SUFFIXES = (".heic", ".heif")
@@ -30,25 +42,23 @@ SUFFIXES = (
 MAX_PIXELS = 200_000_000  # our setting: a larger file is more often a bomb than a photo
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 JPEG_QUALITY = 95  # ours; of WebP too
-_JPEG_MARKER = 65_000  # bytes; what one of its markers holds, about
+NEUTRAL = 2 / 255  # ours: channels no farther apart are one grey; JPEG's rounding stays below
+_LONGEST = {"webp": 16383, "jpeg": 65500}  # pixels a side
 _DEEP = ("png", "tiff")  # formats that hold 16 bits
-
-
-class ImageError(ValueError):
-    """A file that cannot be used as an image; the message names the file and the reason."""
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's L
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """An image and what its file knew about it."""
+    """An image and what else its file holds."""
 
     image: np.ndarray  # float32 (H, W, 3) in [0, 1], sRGB, upright; transparency not applied
     alpha: np.ndarray | None = None  # float32 (H, W), 1 is opaque
     bits: int = 8  # per channel: 8 or 16
-    grey: bool = False
+    grey: bool = False  # one channel in the file
+    neutral: bool = False  # three channels that are equal: written as such
     profile: bytes | None = None  # ICC, where it is not sRGB; `image` has been converted from it
-    exif: bytes | None = None  # what of it is still true, see `metadata`
-    xmp: bytes | None = None
+    metadata: Metadata = field(default_factory=Metadata)
     warnings: tuple[str, ...] = ()
 
     def on_white(self) -> np.ndarray:
@@ -58,42 +68,45 @@ class Photo:
         return self.image * self.alpha[..., None] + (1 - self.alpha[..., None])
 
 
-def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
+def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS, development: Development | None = None) -> Photo:
     """Read an image upright and in sRGB, and keep the rest.
 
     PNG, JPEG, WebP, BMP, GIF, TIFF; AVIF where Pillow has it; HEIC where pillow-heif is installed; camera RAW where
-    rawpy is, developed as the camera would (its white balance, 16 bits).
+    rawpy is. Of several pages or frames the first is read, with a warning. Colour under an alpha of 0 becomes that of
+    the nearest visible pixel.
+
+    Args:
+        development: of camera RAW; None for the camera's white balance at its own brightness.
 
     Raises:
         FileNotFoundError: no such file.
-        ImageError: not an image, cut short, or more than `max_pixels` pixels.
+        ImageError: not an image, cut short, a layout that is not read, or more than `max_pixels` pixels.
         ModuleNotFoundError: the format needs a package that is missing; the message names it.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no image at {path}.")
     if path.suffix.lower() in RAW_SUFFIXES:
-        return _read_raw(path, max_pixels)
-    if _is_heif(path):  # phones and messengers also name such files .jpg
+        return _read_raw(path, max_pixels, development or Development())
+    if heif := _is_heif(path):  # phones and messengers also name such files .jpg
         import_optional("pillow_heif", "photos", why=f"Reading {path.name}").register_heif_opener()
     try:
-        with _opened(path) as image:
-            _check_size(path, image.size, max_pixels)
-            return _from_pillow(path, image)
+        return _read_file(path, max_pixels, heif)
     except (ImageError, ModuleNotFoundError):
         raise
-    except Exception as error:  # Pillow's readers raise almost anything on corrupt files
+    except Exception as error:  # Pillow's and tifffile's readers raise almost anything on corrupt files
         raise ImageError(f"{path} cannot be read as an image ({type(error).__name__}: {error}).") from error
 
 
 def photo_of(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Photo:
-    """The same of a Pillow image in memory: upright, in sRGB; 16-bit colour has been lost by Pillow already.
+    """The same of a Pillow image in memory; 16-bit colour has been lost by Pillow already.
 
     Raises:
-        ImageError: more than `max_pixels` pixels.
+        ImageError: more than `max_pixels` pixels, or values whose range is not known.
     """
-    _check_size(Path(getattr(image, "filename", "") or "the image"), image.size, max_pixels)
-    return _from_pillow(None, image)
+    path = Path(getattr(image, "filename", "") or "the image")
+    check_size(path, image.size, max_pixels)
+    return _from_pillow(path, image, in_memory=True)
 
 
 def write_photo(path: str | Path, image: np.ndarray, *, like: Photo | None = None, quality: int = JPEG_QUALITY) -> None:
@@ -101,13 +114,15 @@ def write_photo(path: str | Path, image: np.ndarray, *, like: Photo | None = Non
 
     Args:
         image: float (H, W, 3) in [0, 1], sRGB.
-        like: whose transparency, depth, greyness, profile and EXIF the file gets, as far as the format can hold them;
-            its `alpha` must have the image's size. Where a format holds no transparency, the image is laid on
-            white.
+        like: whose transparency, depth, greyness, profile and metadata the file gets, as far as the format can hold
+            them (the log names the metadata that it does not); its `alpha` must have the image's size. Where a format
+            holds no transparency, the image is laid on white.
         quality: of JPEG and WebP, 1 to 100.
 
     Raises:
-        ImageError: an unknown suffix, values that are not finite, an image of another size than `like.alpha`.
+        ImageError: an unknown suffix, values that are not finite, a side that the format does not hold, an image of
+            another size than `like.alpha`.
+        ModuleNotFoundError: TIFF without tifffile, 16-bit PNG without OpenCV.
     """
     path = Path(path)
     like = like or Photo(image)
@@ -119,44 +134,45 @@ def write_photo(path: str | Path, image: np.ndarray, *, like: Photo | None = Non
     if like.alpha is not None and like.alpha.shape != image.shape[:2]:
         raise ImageError(f"The transparency has {like.alpha.shape} pixels, the image {image.shape[:2]}.")
     fmt = kind[path.suffix.lower()]
+    if max(image.shape[:2]) > _LONGEST.get(fmt, 2**31):
+        raise ImageError(f"{path} cannot be written: a side of {max(image.shape[:2])} pixels is too long for {fmt}.")
     alpha = like.alpha
     if alpha is not None and fmt == "jpeg":
         image, alpha = Photo(image, alpha).on_white(), None
-    if like.grey:
+    if like.grey or like.neutral:
         image = np.repeat((image @ _LUMA)[..., None], 3, axis=2)
-    deep = like.bits == 16 and fmt in _DEEP
+    bits = 16 if like.bits == 16 and fmt in _DEEP and not like.profile else 8
+    levels = quantize(image, bits)
+    if like.profile:
+        levels = _convert(levels, _srgb(), _profile(like.profile), "L" if like.grey else "RGB")
+    levels = levels.reshape(*levels.shape[:2], -1)[..., : 1 if like.grey else 3]
+    if alpha is not None:
+        levels = np.dstack([levels, quantize(alpha, bits)])
+    exif = for_size(like.metadata.exif, levels.shape[1], levels.shape[0])
     with atomic_write(path) as partial:
-        if deep:
-            partial.write_bytes(_encode_16_bit(fmt, image, alpha, like))
-            return
-        pil_image = Image.fromarray(quantize(image, 8))
-        if like.profile:
-            pil_image = _convert(pil_image, _srgb(), ImageCms.ImageCmsProfile(io.BytesIO(like.profile)))
-        if like.grey:
-            pil_image = pil_image.convert("L")
-        if alpha is not None:
-            pil_image.putalpha(Image.fromarray(quantize(alpha, 8)))
-        options: dict[str, Any] = {"png": {"compress_level": 3}, "tiff": {"compression": "tiff_adobe_deflate"}}.get(
-            fmt, {"quality": quality}
-        )
-        if fmt == "jpeg":
-            options["subsampling"] = "4:4:4"
-        if like.profile and not like.grey:
-            options["icc_profile"] = like.profile
-        exif = for_size(like.exif, *pil_image.size)
-        if fmt == "tiff":
-            buffer = io.BytesIO()
-            pil_image.save(buffer, format="TIFF", **options)
-            partial.write_bytes(into_tiff(buffer.getvalue(), exif, like.xmp))
-            return
-        if exif and (fmt != "jpeg" or len(exif) < _JPEG_MARKER):
-            options["exif"] = exif
-        if like.xmp and fmt == "png":
-            options["pnginfo"] = PngInfo()
-            options["pnginfo"].add_itxt(XMP_OF_PNG, like.xmp.decode(errors="replace"))
-        elif like.xmp and (fmt != "jpeg" or len(like.xmp) < _JPEG_MARKER):
-            options["xmp"] = like.xmp
-        pil_image.save(partial, format=fmt.upper(), **options)
+        lost = _encode(partial, fmt, levels, like.metadata._replace(exif=exif), like.profile, quality)
+    if lost:
+        LOG.warning("%s: a %s does not hold this metadata: %s.", path.name, fmt.upper(), ", ".join(lost))
+
+
+def _encode(path: Path, fmt: str, levels: np.ndarray, kept: Metadata, icc: bytes | None, quality: int) -> list[str]:
+    """Write uint8 or uint16 levels (H, W, 1 to 4); the names of the metadata that the format does not hold."""
+    if fmt == "tiff":
+        path.write_bytes(deep.encode_tiff(levels, kept, icc))
+        return [key for key, _ in kept.texts]
+    if fmt == "png" and levels.dtype == np.uint16:
+        path.write_bytes(into_png(deep.encode_png(levels), kept))
+        return ["iptc"] if kept.iptc else []
+    options, lost = for_pillow(kept, fmt)
+    options["quality" if fmt != "png" else "compress_level"] = quality if fmt != "png" else 3
+    if fmt == "jpeg":
+        options["subsampling"] = "4:4:4"
+    if icc:
+        options["icc_profile"] = icc
+    buffer = io.BytesIO()
+    Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels).save(buffer, format=fmt.upper(), **options)
+    path.write_bytes(into_png(buffer.getvalue(), kept) if fmt == "png" else buffer.getvalue())
+    return lost
 
 
 def quantize(image: np.ndarray, bits: int) -> np.ndarray:
@@ -165,98 +181,134 @@ def quantize(image: np.ndarray, bits: int) -> np.ndarray:
     return (image.clip(0, 1) * top).round().astype(np.uint8 if bits == 8 else np.uint16)
 
 
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's L
-
-
 # Reading
-
-
-def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{path} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million (max_pixels)."
-        )
 
 
 _OPENING = Lock()
 _OPENED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", *(("AVIF",) if features.check("avif") else ()))
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(file: IO[bytes], heif: bool) -> Image.Image:
     # Pillow's own limit is one number for the whole process, and below what phones take today. Ours is checked before
     # anything is unpacked.
     with _OPENING:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             # Named one by one: for a PostScript file that calls itself .jpg Pillow would start another program.
-            return Image.open(path, formats=["HEIF"] if _is_heif(path) else _OPENED)
+            return Image.open(file, formats=["HEIF"] if heif else _OPENED)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _is_heif(path: Path) -> bool:
+def _head(path: Path, count: int) -> bytes:
     with open(path, "rb") as file:
-        head = file.read(12)
+        return file.read(count)
+
+
+def _is_heif(path: Path) -> bool:
+    head = _head(path, 12)
     return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
-def _from_pillow(path: Path | None, image: Image.Image) -> Photo:
-    deep = path is not None and image.tile and "16" in str(image.tile[0].args) and image.mode in ("RGB", "RGBA")
+def _declares_depth(image: Any) -> bool:
+    # More than 8 bits a sample, signed, or float; Pillow reads other TIFFs as they are declared.
+    depths, formats = (image.tag_v2.get(tag, (1,)) for tag in (ExifTags.Base.BitsPerSample, ExifTags.Base.SampleFormat))
+    return max(depths) > 8 or set(formats) != {1}
+
+
+def _read_file(path: Path, max_pixels: int, heif: bool) -> Photo:
+    try:
+        # Opened here: of a path Pillow maps uncompressed TIFFs into memory, and then does not turn them upright.
+        with open(path, "rb") as file, _opened(file, heif) as image:
+            if not (image.format == "TIFF" and _declares_depth(image)):
+                check_size(path, image.size, max_pixels)
+                return _from_pillow(path, image)
+    except UnidentifiedImageError:
+        if _head(path, 4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            raise
+    read = deep.read_tiff(path, max_pixels)
+    metadata = tiff_metadata(path.read_bytes(), read.notes)
+    return _photo(read.samples, read.icc, read.orientation, metadata, read.notes)
+
+
+def _from_pillow(path: Path, image: Image.Image, in_memory: bool = False) -> Photo:
+    notes: list[str] = []
+    if (pages := getattr(image, "n_frames", 1)) > 1:
+        notes.append(f"{pages - 1} further pages or frames are left out.")
+    in_png = not in_memory and image.format == "PNG"
     image.load()
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    exif, xmp = metadata_of(image)
-    profile = _other_profile(image)
-    notes: list[str] = []
-    if deep and profile:
-        notes.append("16 bits with a colour profile: converted to sRGB at 8 bits, the depth is lost.")
-        deep = False
-    if deep and importlib.util.find_spec("cv2") is None:
-        notes.append("16-bit colour needs OpenCV (pip install 'face2scene[photos]'): read at 8 bits.")
-        deep = False
+    metadata, lost = metadata_of(image, path.read_bytes() if image.format == "TIFF" and not in_memory else None)
+    icc = image.info.get("icc_profile")
+    samples = None
+    if in_png and _head(path, 25)[24] == 16 and not image.mode.startswith("I"):  # IHDR's depth
+        try:
+            samples = deep.read_png(path)
+        except ModuleNotFoundError:
+            notes.append("16-bit colour needs OpenCV (pip install 'face2scene[photos]'): read at 8 bits.")
+    if samples is None:
+        image, icc = _from_cmyk(image, icc)
+        samples = _samples(path, image, notes)
+    return _photo(samples, icc, orientation, metadata, [*notes, *lost])
 
+
+def _from_cmyk(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bytes | None]:
+    if image.mode != "CMYK":
+        return image, icc
+    if image.format == "JPEG" and "adobe" not in image.info:
+        image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for Adobe's, whose inks are inverted
+    if icc:
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):  # then as without a profile
+            image = ImageCms.profileToProfile(image, _profile(icc), _srgb(), outputMode="RGB") or image
+    return image, None
+
+
+def _samples(path: Path, image: Image.Image, notes: list[str]) -> Samples:
+    grey = image.mode in ("L", "1", "LA", "La", "F") or image.mode.startswith("I")
+    key = image.info.get("transparency")
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        alpha = None if key is None else (values != key).astype(np.float32)
+        if image.mode == "I" and values.min() >= 0 and values.max() <= 65535:  # Pillow's former mode for 16 bits
+            values = values.astype(np.uint16)
+        values = deep.unit_range(path, values, 16, 65535, notes)
+        return Samples(values[..., None], alpha, 8 if image.mode == "F" else 16)
     alpha = None
-    if deep:
-        pixels = _decode_16_bit(path)
-        pixels = _upright(pixels, orientation)
-        colour = pixels[..., :3]
-        alpha = pixels[..., 3] if pixels.shape[2] == 4 else None
-        bits, grey = 16, False
-    else:
-        upright = ImageOps.exif_transpose(image)
-        bits = 16 if upright.mode.startswith("I") else 8
-        if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-            rgba = upright.convert("RGBA")
-            alpha = np.asarray(rgba.getchannel("A"), dtype=np.float32) / 255
-            if alpha.min() == 1:
-                alpha = None
-            grey = upright.mode in ("LA", "La", "L", "1")
-            upright = rgba.convert("RGB")
-        else:
-            grey = upright.mode in ("L", "1", "F") or bits == 16
-        if upright.mode == "CMYK" and image.info.get("icc_profile"):
-            upright = _convert(upright, ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"])), _srgb())
-        elif profile and not grey:
-            upright = _convert(upright.convert("RGB"), ImageCms.ImageCmsProfile(io.BytesIO(profile)), _srgb())
-        colour = _float_rgb(upright)
-    return Photo(
-        np.ascontiguousarray(colour),
-        alpha,
-        bits,
-        grey,
-        None if grey else profile,
-        exif,
-        xmp,
-        tuple(notes),
-    )
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or key is not None:
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        alpha = np.asarray(image.getchannel("A"), dtype=np.float32) / 255
+    colour = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    return Samples(colour[..., :1] if grey else colour, alpha)
 
 
-def _float_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I") or image.mode == "F":
-        grey = np.asarray(image, dtype=np.float32)
-        top = 1.0 if image.mode == "F" and grey.max() <= 1 else 65535.0
-        return np.repeat((grey / top).clip(0, 1)[..., None], 3, axis=2)
-    return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+def _photo(samples: Samples, icc: bytes | None, orientation: int, metadata: Metadata, notes: list[str]) -> Photo:
+    colour, alpha, bits = samples
+    grey = colour.shape[2] == 1
+    profile = _other_profile(icc, grey)
+    if profile:
+        if bits == 16:
+            notes.append("16 bits with a colour profile: converted to sRGB at 8 bits, the depth is lost.")
+        bits = 8
+        colour = _convert(quantize(colour, 8), _profile(profile), _srgb(), "RGB").astype(np.float32) / 255
+        colour = colour[..., 1:2] if grey else colour
+        profile = None if grey and _space(profile) != "GRAY" else profile  # a file of one channel cannot keep it
+    colour = _upright(np.repeat(colour, 3, axis=2) if grey else colour, orientation)
+    alpha = None if alpha is None or alpha.min() == 1 else np.ascontiguousarray(_upright(alpha, orientation))
+    if alpha is not None:
+        colour = _visible(colour, alpha)
+    neutral = not grey and all(np.ptp(part, axis=2).max() <= NEUTRAL + 1e-6 for part in (colour[::16, ::16], colour))
+    return Photo(np.ascontiguousarray(colour), alpha, bits, grey, neutral, profile, metadata, tuple(notes))
+
+
+def _visible(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    # What programs leave under an alpha of 0 differs and must not show at the edges.
+    clear = alpha == 0
+    if clear.all():
+        return np.ones_like(colour)
+    if not clear.any():
+        return colour
+    rows, columns = ndimage.distance_transform_edt(clear, return_distances=False, return_indices=True)
+    return colour[rows, columns]
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -269,80 +321,53 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels
 
 
-def _read_raw(path: Path, max_pixels: int) -> Photo:
+def _read_raw(path: Path, max_pixels: int, development: Development) -> Photo:
     try:
-        image = develop(path, max_pixels=max_pixels).image
+        image = develop(path, development, max_pixels=max_pixels).image
     except RawError as error:
         raise ImageError(str(error)) from error
-    try:
-        with Image.open(path) as pages:  # most raw files are TIFFs as far as their first pages go
-            exif, xmp = metadata_of(pages)
-    except Exception:  # the others keep what they know to themselves
-        exif = xmp = None
-    return Photo(image, bits=16, exif=exif, xmp=xmp)
+    notes = ["Developed with automatic brightness."] if development.auto_bright else []
+    in_tiff = _head(path, 2) in (b"II", b"MM")  # laid out like one; metadata of the others are not read
+    metadata = tiff_metadata(path.read_bytes(), notes) if in_tiff else Metadata()
+    return Photo(image, bits=16, metadata=metadata, warnings=tuple(notes))
 
 
 # Colour profiles. Pillow's littlecms converts 8 bits a channel only.
 
 
 _STEPS = np.linspace(0, 255, 9).round().astype(np.uint8)
-_PROBE = Image.fromarray(np.stack(np.meshgrid(_STEPS, _STEPS, _STEPS), -1).reshape(27, 27, 3))
+_PROBE = np.stack(np.meshgrid(_STEPS, _STEPS, _STEPS), -1).reshape(27, 27, 3)
 
 
 def _srgb() -> ImageCms.ImageCmsProfile:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
-def _other_profile(image: Image.Image) -> bytes | None:
-    data = image.info.get("icc_profile")
-    if not data:
+def _profile(icc: bytes) -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(io.BytesIO(icc))
+
+
+def _space(icc: bytes) -> str:
+    return _profile(icc).profile.xcolor_space.strip()
+
+
+def _other_profile(icc: bytes | None, grey: bool) -> bytes | None:
+    if not icc:
         return None
     try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-        converted = ImageCms.profileToProfile(_PROBE, profile, _srgb(), outputMode="RGB")
+        if _space(icc) == "GRAY" and not grey:
+            return None
+        probe = _PROBE[..., :1] if _space(icc) == "GRAY" else _PROBE
+        converted = _convert(probe, _profile(icc), _srgb(), "RGB")
     except (ImageCms.PyCMSError, OSError):
         return None  # a broken profile, or one of another colour model, is treated like a missing one, as browsers do
     # What a profile does decides, not its name: many that mean sRGB have names of their own.
-    return None if np.abs(np.asarray(converted, int) - np.asarray(_PROBE, int)).max() <= 2 else data
+    return None if np.abs(converted.astype(int) - probe).max() <= 2 else icc
 
 
-def _convert(image: Image.Image, source: Any, target: Any) -> Image.Image:
-    try:
-        return ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
-    except (ImageCms.PyCMSError, OSError):
-        return image
-
-
-# 16 bits a channel in colour, which Pillow neither reads nor writes
-
-
-def _decode_16_bit(path: Path) -> np.ndarray:
-    cv2 = import_optional("cv2", "photos", why=f"Reading 16 bits of {path.name}")
-    levels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-    if levels is None or levels.ndim != 3:
-        raise ImageError(f"{path} cannot be read as a 16-bit image.")
-    order = [2, 1, 0, 3][: levels.shape[2]]
-    return levels[..., order].astype(np.float32) / 65535
-
-
-def _encode_16_bit(fmt: str, image: np.ndarray, alpha: np.ndarray | None, like: Photo) -> bytes:
-    levels = quantize(image[..., :1] if like.grey else image if alpha is None else np.dstack([image, alpha]), 16)
-    exif = for_size(like.exif, levels.shape[1], levels.shape[0])
-    if fmt == "tiff":
-        buffer = io.BytesIO()
-        import_optional("tifffile", "photos", why="Writing a 16-bit TIFF").imwrite(
-            buffer,
-            levels[..., 0] if like.grey else levels,
-            photometric="minisblack" if like.grey else "rgb",
-            extrasamples=["unassalpha"] if levels.shape[2] == 4 else None,
-            compression="zlib",
-            metadata=None,
-            byteorder="<",
-            bigtiff=False,
-        )
-        return into_tiff(buffer.getvalue(), exif, like.xmp)
-    cv2 = import_optional("cv2", "photos", why="Writing a 16-bit PNG")
-    ok, encoded = cv2.imencode(".png", levels if like.grey else levels[..., [2, 1, 0, 3][: levels.shape[2]]])
-    if not ok:
-        raise ImageError("OpenCV could not write a 16-bit PNG.")
-    return into_png(encoded.tobytes(), exif, like.xmp)
+def _convert(levels: np.ndarray, source: Any, target: Any, mode: str) -> np.ndarray:
+    """Convert uint8 (H, W, 1 or 3) to (H, W, 3), or (H, W) for the mode `L`."""
+    if levels.shape[2] == 1 and source.profile.xcolor_space.strip() != "GRAY":
+        levels = np.repeat(levels, 3, axis=2)
+    image = Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels)
+    return np.asarray(ImageCms.profileToProfile(image, source, target, outputMode=mode))

@@ -1,6 +1,6 @@
-"""Camera RAW to images: every option of the developing by name, and what the camera wrote down.
+"""Development of camera RAW: LibRaw's options (`rawpy`) by name, and the camera's settings.
 
-LibRaw develops (`rawpy`); what it does not tell, the camera's name, ExifRead reads.
+ExifRead reads the settings that LibRaw does not give, such as the camera's name.
 """
 
 import importlib.util
@@ -19,6 +19,11 @@ import numpy as np
 from face2scene.common.optional import import_optional
 
 _DEMOSAIC = ("LINEAR", "VNG", "PPG", "AHD", "DCB", "MODIFIED_AHD", "AFD", "VCD", "LMMSE", "AMAZE", "DHT", "AAHD")
+_BALANCES: dict[Any, dict[str, Any]] = {
+    "camera": {"use_camera_wb": True},
+    "auto": {"use_auto_wb": True},
+    "daylight": {},
+}
 _HIGHLIGHTS = {"clip": 0, "ignore": 1, "blend": 2, "reconstruct": 5}
 _COLOURS = ("raw", "sRGB", "Adobe", "Wide", "ProPhoto", "XYZ", "ACES", "P3D65", "Rec2020")
 
@@ -35,15 +40,16 @@ class Development:
         white_balance: `camera` (as shot), `auto`, `daylight`, or four multipliers for R, G, B, G.
         demosaic: LibRaw's algorithm; None is its default, AHD. Some are not in every build.
         half_size: one pixel of every 2 x 2, without demosaicing.
-        gamma: power and slope at zero; (2.222, 4.5) is BT.709, (2.4, 12.92) sRGB's, (1, 1) linear.
-        auto_bright: stretch the histogram until `auto_bright_clipped` of the pixels are white.
+        gamma: power and slope at zero; (2.4, 12.92) is sRGB's, (2.222, 4.5) BT.709, (1, 1) linear.
+        auto_bright: stretch the histogram until `auto_bright_clipped` of the pixels are white; brightness then follows
+            the content.
         brightness: factor on everything.
         exposure_shift: linear factor before demosaicing, 0.25 to 8; None leaves it out.
         highlights: `clip`, `ignore`, `blend` or `reconstruct`.
         colour: of the output; images of a set are sRGB.
         output_bps: 8 or 16 bits.
-        noise_threshold: wavelet denoising; None is none. LibRaw 0.22 aborted with it on a file of 160 pixels a side:
-            another reason for `develop_apart`.
+        noise_threshold: wavelet denoising; None is none. LibRaw 0.22 aborts with it on a file of 160 pixels a side; see
+            `develop_apart`.
         median_passes: of a median filter on colour differences.
         black, white: levels; None takes the file's.
         flip: quarter turns of LibRaw (0, 3, 5, 6); None follows the camera.
@@ -52,8 +58,8 @@ class Development:
     white_balance: Any = "camera"
     demosaic: str | None = None
     half_size: bool = False
-    gamma: tuple[float, float] = (2.222, 4.5)
-    auto_bright: bool = True
+    gamma: tuple[float, float] = (2.4, 12.92)
+    auto_bright: bool = False
     auto_bright_clipped: float = 0.01
     brightness: float = 1.0
     exposure_shift: float | None = None
@@ -70,12 +76,10 @@ class Development:
         if not isinstance(self.white_balance, str):
             object.__setattr__(self, "white_balance", tuple(float(v) for v in self.white_balance))
         object.__setattr__(self, "gamma", tuple(float(v) for v in self.gamma))
-        known: dict[str, tuple[Any, bool]] = {
-            "white_balance": (
-                "camera, auto, daylight or four numbers",
-                self.white_balance in ("camera", "auto", "daylight")
-                or (isinstance(self.white_balance, tuple) and len(self.white_balance) == 4),
-            ),
+        balance = self.white_balance
+        four = isinstance(balance, tuple) and len(balance) == 4
+        known: dict[str, tuple[str, bool]] = {
+            "white_balance": ("camera, auto, daylight or four numbers", four or balance in _BALANCES),
             "demosaic": (", ".join(_DEMOSAIC), self.demosaic is None or self.demosaic in _DEMOSAIC),
             "highlights": (", ".join(_HIGHLIGHTS), self.highlights in _HIGHLIGHTS),
             "colour": (", ".join(_COLOURS), self.colour in _COLOURS),
@@ -91,12 +95,8 @@ class Development:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def arguments(self, rawpy: Any) -> dict[str, Any]:
-        """The same in rawpy's words."""
-        balance = {
-            "camera": {"use_camera_wb": True},
-            "auto": {"use_auto_wb": True},
-            "daylight": {},
-        }.get(self.white_balance, {"user_wb": list(self.white_balance)})
+        """The options by rawpy's names; white is the file's maximum whatever the content."""
+        balance = _BALANCES.get(self.white_balance, {"user_wb": list(self.white_balance)})
         given = {
             "demosaic_algorithm": self.demosaic and getattr(rawpy.DemosaicAlgorithm, self.demosaic),
             "noise_thr": self.noise_threshold,
@@ -112,6 +112,7 @@ class Development:
             "half_size": self.half_size,
             "gamma": self.gamma,
             "no_auto_bright": not self.auto_bright,
+            "adjust_maximum_thr": 0.0,
             "bright": self.brightness,
             "highlight_mode": _HIGHLIGHTS[self.highlights],
             "output_color": getattr(rawpy.ColorSpace, self.colour),
@@ -125,7 +126,7 @@ class Developed:
     """A developed RAW file."""
 
     image: np.ndarray  # float32 (H, W, 3) in [0, 1], upright
-    facts: Mapping[str, Any]  # camera, iso, exposure_s, aperture, focal_mm, time, lens; None where nobody wrote it
+    facts: Mapping[str, Any]  # camera, iso, exposure_s, aperture, focal_mm, time, lens; None where unknown
 
 
 _AS_SHOT = Development()
@@ -158,11 +159,11 @@ def _levels(path: Path, how: Development, max_pixels: int) -> tuple[np.ndarray, 
             facts = _facts(path, raw)
             return raw.postprocess(**how.arguments(rawpy)), facts
     except rawpy.LibRawError as error:
-        raise RawError(f"{path} cannot be developed as camera RAW ({_said(error)}).") from error
+        raise RawError(f"{path} cannot be developed as camera RAW ({_message(error)}).") from error
 
 
 def develop_apart(path: str | Path, how: Development = _AS_SHOT, *, timeout_s: float = 600) -> Developed:
-    """`develop` in a process of its own, for files that nobody has looked at: LibRaw can end the process on some.
+    """`develop` in a process of its own, for unchecked files: LibRaw ends the process on some corrupt ones.
 
     Raises:
         RawError: as `develop`, and where the process was ended or took longer than `timeout_s`.
@@ -176,7 +177,9 @@ def develop_apart(path: str | Path, how: Development = _AS_SHOT, *, timeout_s: f
             raise RawError(f"{path} was not developed within {timeout_s:g} s.") from error
         if done.returncode < 0:
             raise RawError(f"{path} ended LibRaw with signal {signal.Signals(-done.returncode).name}.")
-        answer = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"error": done.stderr[-300:]}
+        answer: dict[str, Any] = (
+            json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"error": done.stderr[-300:]}
+        )
         if "error" in answer:
             raise RawError(answer["error"])
         return Developed(_as_float(np.load(Path(place) / "levels.npy")), answer["facts"])
@@ -194,7 +197,7 @@ def _answer() -> None:
 
 
 def _facts(path: Path, raw: Any) -> dict[str, Any]:
-    # LibRaw knows more cameras' notes, ExifRead the standard's tags wherever a file keeps them.
+    # LibRaw reads the notes of more cameras, ExifRead the standard tags wherever a file keeps them.
     other, lens, tags = raw.other, raw.lens, _tags(path)
     make, model = (str(tags.get(f"Image {name}", "")).strip() for name in ("Make", "Model"))
 
@@ -228,7 +231,7 @@ def _tags(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     first = error.args[0] if error.args else error
     return first.decode(errors="replace") if isinstance(first, bytes) else str(first)
 

@@ -1,28 +1,28 @@
-"""Images that one camera took at one time: they share their degradation, and a face in one measures it for all."""
+"""Bursts: photos that one camera took within seconds share their degradation, so a face in one serves all."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from face2scene.image_io.metadata import Shot, shot_of
-from face2scene.inference.results import DegradationEstimate, averaged
+from face2scene.inference.results import DegradationEstimate, average_estimates
 from face2scene.inference.tasks import RestorationTask
 
 
 class Bursts:
-    """The bursts among some jobs.
+    """The bursts among some tasks.
 
     Args:
-        tasks: all of them, whatever share this process takes, so that a share changes nothing.
-        seconds: between two images of a burst, at most; 0 is no bursts.
+        tasks: those of all processes, so that the number of processes changes no result.
+        seconds: the longest time between two images of a burst; 0 means no bursts.
     """
 
     def __init__(self, tasks: Sequence[RestorationTask], seconds: float):
         self.tasks, self.seconds = tasks, seconds
         self._shots: dict[str, Shot | None] = {}
-        self._measured: dict[str, DegradationEstimate] = {}
+        self._estimates: dict[str, DegradationEstimate] = {}
 
     def siblings(self, task: RestorationTask) -> list[RestorationTask]:
-        """Images in the same folder, of the same camera, near in time; in the order of the jobs, without `task`."""
+        """Images of the same folder, camera and time as `task`, without it; in the order of the tasks."""
         shot = self._shot(task)
         if shot is None or not self.seconds:
             return []
@@ -35,31 +35,29 @@ class Bursts:
             and abs(taken.time - shot.time) <= self.seconds
         ]
 
-    def averaged(
+    def average(
         self,
         task: RestorationTask,
         own: DegradationEstimate,
         estimate: Callable[[RestorationTask], DegradationEstimate],
     ) -> DegradationEstimate:
-        """The measurement of an image without a usable face: its siblings' mean, or its own where they have none."""
+        """The estimate of an image without a usable face: the mean of its siblings' tokens, or `own` without any."""
         siblings = self.siblings(task)
-        if not siblings:
-            return own
         for sibling in siblings:
-            if sibling.file not in self._measured:
-                estimate = estimate(sibling)
-                self._measured[sibling.file] = replace(estimate, face_estimates=(), faces=())  # the tokens are small
-        known = [other for other in siblings if self._measured[other.file].tokens.source == "pair"]
-        if not known:
-            own.notes["warnings"].append(f"No face could be used in the {len(siblings)} other images of its burst.")
+            if sibling.file not in self._estimates:  # without the features, which need much memory
+                self._estimates[sibling.file] = replace(estimate(sibling), face_estimates=(), faces=())
+        with_face = [other for other in siblings if self._estimates[other.file].tokens.source == "pair"]
+        if not with_face:
+            if siblings:
+                own.notes["warnings"].append(f"No face could be used in the {len(siblings)} other images of its burst.")
             return own
-        names = ", ".join(other.file for other in known[:4]) + (" ..." if len(known) > 4 else "")
-        mean = averaged([self._measured[other.file] for other in known], own)
-        mean.notes["warnings"][-1] = (  # it said what stood in
-            f"The tokens are the mean of {len(known)} other image(s) of its burst ({names}), because "
+        names = ", ".join(other.file for other in with_face[:4]) + (" ..." if len(with_face) > 4 else "")
+        mean = average_estimates([self._estimates[other.file] for other in with_face], own)
+        mean.notes["warnings"][-1] = (  # in place of the fallback's warning
+            f"The tokens are the mean of {len(with_face)} other image(s) of its burst ({names}), because "
             f"{own.notes['no_pair']}."
         )
-        mean.notes["burst"] = [other.file for other in known]
+        mean.notes["burst"] = [other.file for other in with_face]
         return mean
 
     def _shot(self, task: RestorationTask) -> Shot | None:

@@ -1,12 +1,12 @@
-"""The first half of the road: the faces of a scene say how the scene was degraded.
+"""The first half of the pipeline: degradation tokens of a scene, from the faces in it.
 
-    scene -> faces -> whose they are -> each restored (Stage I) -> FaDeX -> MapNet's tokens -> one set, or one per place
+    scene -> faces -> identities -> each face restored (Stage I) -> FaDeX -> MapNet's tokens -> one set, or one per face
 
-A scene without a usable face is measured by what stands in: see `PipelineOptions.fallback`. Every decision leaves its
-reason in the notes, which become the image's line of the restoration log.
+Without a usable face, null tokens or a blind estimate are used: see `PipelineOptions.fallback`. The reason of every
+decision is in the notes, which become the image's line of the restoration log.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -32,33 +32,31 @@ from face2scene.ref_fr import FaceRestorationError, RefFR, face_pair
 from face2scene.ref_fr.base import upright_points
 
 TOKEN_AGGREGATIONS = ("largest", "mean", "nearest")
-
-
 FALLBACKS = ("null", "blind")
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
-    """Nobody watches."""
+    """The progress callback that does nothing."""
 
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """Settings of the pipeline that are plain values; what a bundle keeps beside the weights.
+    """Options of the pipeline; `save_pretrained` stores them beside the weights.
 
     Args:
-        token_aggregation: whose tokens (ours): of the `largest` usable face, the `mean` of all weighted by area, or for
-            every tile those of the `nearest` face, so that the restoration varies over the image.
-        fallback: what stands in where no face can be used: the learned `null` tokens, or a `blind` estimate.
-        colour: `none`, `wavelet` or `adain`: alignment with the input (not public; see `images.align_colour`).
+        token_aggregation: whose tokens (ours): of the `largest` usable face, the `mean` of all faces weighted by area,
+            or for every tile those of the `nearest` face, so that the restoration varies over the image.
+        fallback: where no face can be used: the learned `null` tokens, or a `blind` estimate (see `_estimate_blind`).
+        colour: alignment with the input: `none`, `wavelet` or `adain` (not public; see `image_io.arrays.align_colour`).
         tile: pixels; a larger image is restored in tiles. `auto` chooses by the free memory, None never tiles.
         overlap: of the tiles, pixels.
-        statistics: of normalisation over tiles, `shared` or `tile`; see `restorer.tiling`.
-        max_face_size: pixels; of a larger face the middle is measured, at its native scale (ours: attention over a
-            whole close-up costs more than it tells).
+        statistics: of normalisation over tiles, `shared` or `tile`; see `models.restorer.tiling`.
+        max_face_size: pixels; a larger face is cropped to its centre at its native scale (ours: attention over a whole
+            close-up costs more than it gains).
         max_faces: of one scene, the largest first (ours).
-        max_tokens: of a measurement, coarse to fine, the first so many (an ablation of ours); None is all.
-        identity_tolerance: by how much a degraded or restored face may resemble its person less than two good photos do
-            (ours).
+        max_tokens: keep the first so many tokens, coarse to fine (an ablation of ours); None keeps all.
+        identity_tolerance: how far below the detector's threshold the similarity of a degraded or restored face to its
+            person may lie (ours).
 
     Raises:
         ValueError: unknown token_aggregation, fallback or colour.
@@ -83,15 +81,14 @@ class PipelineOptions:
 
 
 class DegradationEstimator:
-    """Measures scenes.
+    """Estimates the degradation of scenes.
 
     Args:
-        restorer: turns FaDeX's map into tokens; an S3Diff takes none.
+        restorer: Stage II, whose MapNet turns FaDeX's features into tokens; an S3Diff has none.
         fadex: the degradation encoder.
-        ref_fr: Stage I; None measures no face.
-        detector: finds faces; None knows of none but a given box.
-        options: those of the pipeline; its tiles and colours are not read here.
-        first_pass: restores a square (1, 3, h, w) with given tokens, for the blind estimate.
+        ref_fr: Stage I; without one no face is used.
+        detector: finds faces; without one only a given box is used.
+        options: of the whole pipeline.
     """
 
     def __init__(
@@ -101,11 +98,14 @@ class DegradationEstimator:
         ref_fr: RefFR | None,
         detector: Detector | None,
         options: PipelineOptions,
-        first_pass: Callable[[Tensor, Tensor], Tensor],
     ):
         self.restorer, self.fadex, self.ref_fr, self.detector = restorer, fadex, ref_fr, detector
-        self.options, self.first_pass = options, first_pass
+        self.options = options
         self._photos: dict[Path, Face | str] = {}  # reference photos, each read once
+
+    def restore_patch(self, image: Tensor, tokens: Tensor) -> Tensor:
+        """Restore (1, 3, h, w) in [0, 1] with tokens (1, N, D); the blind estimate needs it."""
+        raise NotImplementedError
 
     @torch.inference_mode()
     def estimate(
@@ -117,14 +117,20 @@ class DegradationEstimator:
         seed: int = 0,
         progress: Progress = no_progress,
     ) -> DegradationEstimate:
-        """Faces, Stage I, FaDeX and MapNet; see `Face2ScenePipeline.estimate`."""
+        """Faces, Stage I, FaDeX and MapNet.
+
+        Args:
+            gt: (3, H, W), the ground truth, only for stand-ins of Stage I that are made from it.
+            box: the face, where it is known; the detector is not used then.
+            seed: with the scene's name, of Stage I's randomness.
+        """
         faces, people, named, notes = self._detect_faces(scene, search=box is None, progress=progress)
 
         reason = ""
         if self.ref_fr is None:
             reason = "there is no Stage I (ref_fr=none)"
         elif self.ref_fr.needs_gt and gt is None:
-            reason = f"ref_fr={self.ref_fr.name} is made from the clean image and none was given (gt=FOLDER)"
+            reason = f"ref_fr={self.ref_fr.name} is made from the ground truth and none was given (gt=FOLDER)"
         elif not faces and box is None:
             reason = "no face was found" if self.detector else "no face detector is set (faces=none)"
         if reason:
@@ -135,14 +141,14 @@ class DegradationEstimator:
         places: list[tuple[Face | None, str | None]] = [(None, people.only)]
         if box is None:
             by_face = [(face, one.person) for face, one in zip(faces, named, strict=True)]
-            # Whom the references show comes first; a stranger is as degraded as a friend.
+            # People of the references first; a face without references is as degraded as theirs.
             places = sorted(by_face[: self.options.max_faces], key=lambda place: place[1] is None)
         face_estimates: list[FaceEstimate] = []
         refused: list[str] = []
         for number, (face, person) in enumerate(places):
             progress("stage one", number, len(places))
             try:
-                face_estimates.append(self._read(scene, face, box, person, people, gt, rng, notes))
+                face_estimates.append(self._estimate_face(scene, face, box, person, people, gt, rng, notes))
             except (FaceRestorationError, AlignmentError) as error:
                 refused.append(str(error).rstrip("."))
                 continue
@@ -152,19 +158,19 @@ class DegradationEstimator:
         if not face_estimates:
             return self._without_face(scene, "; ".join(dict.fromkeys(refused)), faces, notes)
         notes["warnings"] += [f"A face was not used, because {reason}." for reason in dict.fromkeys(refused)]
-        notes["token_faces"] = [[int(v) for v in face_estimate.pair.box] for face_estimate in face_estimates]
-        return DegradationEstimate(self._joined(face_estimates), tuple(faces), tuple(face_estimates), notes)
+        notes["token_faces"] = [[int(v) for v in one.pair.box] for one in face_estimates]
+        return DegradationEstimate(self._aggregate(face_estimates), tuple(faces), tuple(face_estimates), notes)
 
     @torch.inference_mode()
     def find_faces(self, scene: Scene) -> DegradationEstimate:
-        """The faces and whose they are, nothing measured: null tokens, and the notes of `estimate` up to there."""
+        """Faces and identities alone: null tokens, and the notes of `estimate` up to there."""
         faces, _, _, notes = self._detect_faces(scene, search=True, progress=no_progress)
         return DegradationEstimate(DegradationTokens(self._tokens(None), "null"), tuple(faces), (), notes)
 
     def _detect_faces(
         self, scene: Scene, *, search: bool, progress: Progress
     ) -> tuple[list[Face], ReferenceGallery, list[FaceMatch], dict[str, Any]]:
-        """Faces, the people of the references, a name for each face, and the notes so far."""
+        """Faces, the people of the references, the match of each face, and the notes so far."""
         start = perf_counter()
         faces = list(scene.faces)
         if not faces and search and self.detector is not None:
@@ -173,11 +179,11 @@ class DegradationEstimator:
         people = known_faces(scene.people, self.detector if faces else None, self._photos)
         matches, warnings = people.match(faces, self.options.identity_tolerance)
         notes: dict[str, Any] = {"warnings": [*people.warnings, *warnings]}
-        notes["faces"] = [described(face, one) for face, one in zip(faces, matches, strict=True)]
+        notes["faces"] = [_log_entry(face, one) for face, one in zip(faces, matches, strict=True)]
         notes["seconds_faces"] = round(perf_counter() - start, 3)
         return faces, people, matches, notes
 
-    def _read(
+    def _estimate_face(
         self,
         scene: Scene,
         face: Face | None,
@@ -188,20 +194,28 @@ class DegradationEstimator:
         rng: np.random.Generator,
         notes: dict[str, Any],
     ) -> FaceEstimate:
-        whole = square_crop_box(box or face.box, tuple(scene.image.shape[-2:]))
-        square = _middle(whole, self.options.max_face_size)
+        known = box if face is None else face.box
+        assert known is not None and self.ref_fr is not None  # `estimate` checks both
+        whole = square_crop_box(known, (scene.image.shape[-2], scene.image.shape[-1]))
         points = face.landmarks_5 if face is not None else upright_points(whole)
-        given = {"references": people.files(person), "gt": gt, "landmarks": points, "rng": rng}
-        pair = face_pair(self.ref_fr, scene.image, square, **given)
+        pair = face_pair(
+            self.ref_fr,
+            scene.image,
+            _centre(whole, self.options.max_face_size),
+            references=people.files(person),
+            gt=gt,
+            landmarks=points,
+            rng=rng,
+        )
         notes["warnings"] += pair.notes
-        if face is not None and not self.ref_fr.needs_gt:  # what is made from the ground truth is nobody else
+        if face is not None and not self.ref_fr.needs_gt:  # the ground truth shows the same person
             self._check_identity(scene, face, person, pair, people)
         start = perf_counter()
-        face_estimate = self._reading(pair, face, person)
+        estimate = self._estimate_pair(pair, face, person)
         notes["seconds_tokens"] = round(notes.get("seconds_tokens", 0.0) + perf_counter() - start, 3)
-        return face_estimate
+        return estimate
 
-    def _reading(self, pair: FacePair, face: Face | None = None, person: str | None = None) -> FaceEstimate:
+    def _estimate_pair(self, pair: FacePair, face: Face | None = None, person: str | None = None) -> FaceEstimate:
         device = next(self.fadex.parameters()).device
         features = self.fadex(pair.restored[None].to(device), pair.degraded[None].to(device))
         tokens = self._tokens(features.to(self.restorer.text.device))
@@ -213,32 +227,32 @@ class DegradationEstimator:
     def _check_identity(
         self, scene: Scene, face: Face, person: str | None, pair: FacePair, people: ReferenceGallery
     ) -> None:
-        # Stage I may hallucinate: a face that no longer looks like its person measures an imagined degradation.
-        theirs = people.faces(person)
-        backend = getattr(self.detector, "backend", None)
-        if not theirs or backend is None or not getattr(self.detector, "identities", False):
+        # Stage I may hallucinate: a face that no longer looks like its person gives an imagined degradation.
+        references = people.faces(person)
+        detector: Any = self.detector
+        if not references or not getattr(detector, "identities", False):
             return
         x0, y0, x1, y1 = (int(v) for v in pair.box)
         pasted = scene.image.clone()
         pasted[:, y0:y1, x0:x1] = pair.restored
-        place = Face(face.box, face.score, face.landmarks_5)
-        (restored,) = backend.describe(to_array(pasted), [place], identities=True)
+        detection = Face(face.box, face.score, face.landmarks_5)
+        (restored,) = detector.backend.describe(to_array(pasted), [detection], identities=True)
         if restored.identity is None:
             return
-        near = max(cosine(restored, other) for other in theirs)
-        needed = self.detector.same_threshold - self.options.identity_tolerance
-        if near < needed:
+        similarity = max(cosine(restored, reference) for reference in references)
+        needed = detector.same_threshold - self.options.identity_tolerance
+        if similarity < needed:
             raise FaceRestorationError(
-                f"what Stage I made of it resembles {person or 'the references'} by {near:.3f} only, and "
+                f"what Stage I made of it resembles {person or 'the references'} by {similarity:.3f} only, and "
                 f"{needed:.3f} are needed (pipeline.identity_tolerance)"
             )
 
-    def _joined(self, face_estimates: Sequence[FaceEstimate]) -> DegradationTokens:
-        tokens = torch.cat([face_estimate.tokens for face_estimate in face_estimates])
-        boxes = [face_estimate.pair.box for face_estimate in face_estimates]
+    def _aggregate(self, face_estimates: Sequence[FaceEstimate]) -> DegradationTokens:
+        tokens = torch.cat([one.tokens for one in face_estimates])
+        boxes = [one.pair.box for one in face_estimates]
         if self.options.token_aggregation == "nearest":
-            places = tuple(((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in boxes)
-            return DegradationTokens(tokens, "pair", places)
+            centres = tuple(((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in boxes)
+            return DegradationTokens(tokens, "pair", centres)
         area = tokens.new_tensor([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes])
         return DegradationTokens((tokens * (area / area.sum()).view(-1, 1, 1)).sum(0, keepdim=True), "pair")
 
@@ -248,36 +262,36 @@ class DegradationEstimator:
         notes["no_pair"] = reason
         if self.options.fallback == "blind" and min(scene.image.shape[-2:]) >= MINIMUM_SIZE:
             start = perf_counter()
-            face_estimates = self._blind(scene.image, faces)
+            patches = self._estimate_blind(scene.image, faces)
             notes["seconds_tokens"] = round(perf_counter() - start, 3)
             notes["warnings"].append(
-                f"The degradation was estimated from {len(face_estimates)} square(s) of the image and their own restoration, "
+                f"The degradation was estimated from {len(patches)} square(s) of the image and their own restoration, "
                 f"because {reason}."
             )
-            tokens = torch.cat([face_estimate.tokens for face_estimate in face_estimates]).mean(0, keepdim=True)
-            return DegradationEstimate(DegradationTokens(tokens, "blind"), tuple(faces), face_estimates, notes)
+            tokens = torch.cat([one.tokens for one in patches]).mean(0, keepdim=True)
+            return DegradationEstimate(DegradationTokens(tokens, "blind"), tuple(faces), patches, notes)
         notes["warnings"].append(f"The learned null tokens stand in for the face's, because {reason}.")
         return DegradationEstimate(DegradationTokens(self._tokens(None), "null"), tuple(faces), (), notes)
 
-    def _blind(self, image: Tensor, faces: Sequence[Face]) -> tuple[FaceEstimate, ...]:
-        # Our estimate where Stage I is silent: the restorer's own first pass, with the null tokens, plays Stage I on
-        # the faces, or where there is none on the squares with the most detail. With the tiny weights it does not pay:
-        # on six held-out images of the quickstart 26.15 dB and LPIPS 0.211, the null tokens 26.18 and 0.205, the
-        # face pair 26.22 and 0.204. So it is an option and not the default.
-        size = tuple(image.shape[-2:])
-        boxes = [_middle(square_crop_box(face.box, size), self.options.max_face_size) for face in faces[:4]]
-        boxes = boxes or select_textured_patches(image, min(self.options.max_face_size, *size), 4)
-        face_estimates = []
-        for box in boxes:
+    def _estimate_blind(self, image: Tensor, faces: Sequence[Face]) -> tuple[FaceEstimate, ...]:
+        # Ours, where Stage I is missing: the restorer's own output under null tokens takes the place of Stage I's, on
+        # the faces, or without faces on the patches with the most texture. With the tiny weights it gains nothing: on
+        # six held-out images of the quickstart 26.15 dB and LPIPS 0.211, the null tokens 26.18 and 0.205, the face
+        # pair 26.22 and 0.204. So it is an option and not the default.
+        height, width = image.shape[-2:]
+        limit = self.options.max_face_size
+        boxes = [_centre(square_crop_box(face.box, (height, width)), limit) for face in faces[:4]]
+        estimates = []
+        for box in boxes or select_textured_patches(image, min(limit, height, width), 4):
             degraded = crop(image, box)
             null = self._tokens(None)
-            restored = self.first_pass(degraded[None].to(null.device), null)[0].cpu()
-            face_estimates.append(self._reading(FacePair(restored, degraded, box)))
-        return tuple(face_estimates)
+            restored = self.restore_patch(degraded[None].to(null.device), null)[0].cpu()
+            estimates.append(self._estimate_pair(FacePair(restored, degraded, box)))
+        return tuple(estimates)
 
 
-def described(face: Face, match: FaceMatch) -> dict[str, Any]:
-    """A face as the restoration log shows it."""
+def _log_entry(face: Face, match: FaceMatch) -> dict[str, Any]:
+    """A face in the restoration log."""
     row: dict[str, Any] = {
         "box": [round(float(v), 1) for v in face.box],
         "score": round(float(face.score), 3),
@@ -288,16 +302,16 @@ def described(face: Face, match: FaceMatch) -> dict[str, Any]:
     return row
 
 
-def _middle(box: Box, largest: int) -> Box:
+def _centre(box: Box, max_size: int) -> Box:
     x0, y0, x1, y1 = (int(v) for v in box)
-    cut = max(0, (x1 - x0 - largest) // 2)
+    cut = max(0, (x1 - x0 - max_size) // 2)
     return (x0 + cut, y0 + cut, x1 - cut, y1 - cut)
 
 
 def select_textured_patches(image: Tensor, side: int, count: int) -> list[Box]:
-    """Up to `count` squares of `side` pixels that do not overlap, those with the strongest edges first.
+    """Up to `count` squares of `side` pixels that do not overlap, those with the largest gradient energy first.
 
-    An edge shows blur, sharpening and compression; in a flat place only noise is seen, and a clipped one shows nothing.
+    Edges show blur, sharpening and compression; flat areas show noise alone, and clipped ones nothing.
 
     Args:
         image: (3, H, W) in [0, 1], both sides at least `side`.

@@ -1,15 +1,14 @@
-"""The trained parts for other programs: FaDeX and MapNet as ONNX and as torch programs, the restorer in one file.
+"""Export for other programs: FaDeX and MapNet as ONNX and as `torch.export` programs, the restorer as one file.
 
-Every file is run once against the module it was made from before it gets its name, at a size that it was not traced
-with, and refused where the two differ.
+Before a file gets its name, its output is compared with the module's, at another input size than it was traced with; a
+file that differs is not written.
 """
 
 import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,13 +24,13 @@ from face2scene.models.restorer.one_step import OneStepRestorer
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = 1e-5  # largest difference of an output, as a share of its largest value, in float32
+TOLERANCE = 1e-5  # largest difference of an output relative to its largest value, float32
 OPSET = 18
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class _Measured(nn.Module):
-    """FaDeX with both of its results.
+class _FeaturesAndEmbedding(nn.Module):
+    """FaDeX with both of its outputs.
 
     restored, degraded (B, 3, H, W) in [0, 1] -> features (B, C, h, w), embedding (B, D) of unit length
     """
@@ -45,34 +44,34 @@ class _Measured(nn.Module):
         return features, self.fadex.embed(features)
 
 
-class _TokensOfAnySize(MapNet):
-    """MapNet whose pooling is a product of matrices: ONNX has no adaptive pooling over a size it does not know."""
+class _MatrixPooledMapNet(MapNet):
+    """MapNet with pooling as a matrix product: ONNX has no adaptive pooling for sizes unknown at export."""
 
     @staticmethod
     def pool(features: Tensor, grid: int) -> Tensor:
-        rows, columns = (_cell_means(size, grid, features) for size in features.shape[-2:])
+        rows, columns = (_pooling_matrix(size, grid, features) for size in features.shape[-2:])
         return rows @ features @ columns.T
 
 
-def _cell_means(size: int, cells: int, like: Tensor) -> Tensor:
+def _pooling_matrix(size: int, cells: int, like: Tensor) -> Tensor:
     """(cells, size): row i averages from floor(i size / cells) to ceil((i + 1) size / cells), as torch pools."""
     cell = torch.arange(cells, device=like.device)[:, None]
-    place = torch.arange(size, device=like.device)[None]
-    relative_dir = (place >= cell * size // cells) & (place < -(-(cell + 1) * size // cells))
-    return relative_dir.to(like) / relative_dir.sum(1, keepdim=True).to(like)
+    pixel = torch.arange(size, device=like.device)[None]
+    inside = (pixel >= cell * size // cells) & (pixel < -(-(cell + 1) * size // cells))
+    return inside.to(like) / inside.sum(1, keepdim=True).to(like)
 
 
 def load_mapnet(restorer_weights: str | Path, *, onnx: bool = False) -> MapNet:
     """The MapNet of a restorer's weights file; the base model is not needed.
 
     Args:
-        onnx: the variant that ONNX can express; same weights, same results.
+        onnx: the variant that can be exported to ONNX; same weights, same outputs.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or not a restorer's.
     """
     tensors, config, _ = model_files.load_weights(restorer_weights, kind="restorer")
-    mapnet = (_TokensOfAnySize if onnx else MapNet)(**config["mapnet"])
+    mapnet = (_MatrixPooledMapNet if onnx else MapNet)(**config["mapnet"])
     own = {name.removeprefix("mapnet."): t for name, t in tensors.items() if name.startswith("mapnet.")}
     model_files.fit(mapnet, own, expected=set(mapnet.state_dict()), source=restorer_weights)
     return mapnet.eval().requires_grad_(False)
@@ -82,14 +81,14 @@ def export_fadex(fadex: FaDeX, folder: str | Path) -> dict[str, float]:
     """Write `fadex.onnx` and `fadex.pt2`: (restored, degraded) -> (features, embedding); any batch and size from 16.
 
     Returns:
-        largest difference to the module as a share of its largest value, by file name.
+        largest difference from the module's output, relative to its largest value, by file name.
 
     Raises:
         ModuleNotFoundError: without the packages of the extra `export`.
-        ValueError: an exported file gives other values than the module.
+        ValueError: the output of an exported file differs from the module's.
     """
-    module = _Measured(fadex).eval()
-    traced, other = (_pairs(2, 68, 84, seed=0), _pairs(1, 33, 51, seed=1))
+    module, generator = _FeaturesAndEmbedding(fadex).eval(), torch.Generator().manual_seed(0)
+    traced, other = (tuple(torch.rand(2, *size, generator=generator)) for size in ((2, 3, 68, 84), (1, 3, 33, 51)))
     inputs, outputs = ("restored", "degraded"), ("features", "embedding")
     return _export(module, module, "fadex", inputs, outputs, traced, other, Path(folder))
 
@@ -110,11 +109,11 @@ def export_merged(
 ) -> None:
     """Write the restorer with its LoRAs folded in, base model and encoded prompts included, as one safetensors file.
 
-    `restorer.merged.load_merged` reads it back. The base model's licence goes with the file.
+    `models.loading.load_merged` reads it. The base model's licence applies to the file.
 
     Args:
-        base: the base model, where it is not where the restorer's header says.
-        dtype: `fp32`, `fp16` or `bf16`, of VAE and UNet; the LoRAs are added in float32 before.
+        base: the base model, if not the one that the restorer's header names.
+        dtype: `fp32`, `fp16` or `bf16`, of VAE and UNet; the LoRAs are merged in float32 before.
 
     Raises:
         ValueError: an unknown dtype; weights that are not a restorer's.
@@ -123,11 +122,6 @@ def export_merged(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
     restorer = OneStepRestorer.from_file(restorer_weights, source=base).merged(DTYPES[dtype])
     save_merged(restorer, path, about={"merged_from": Path(restorer_weights).name, "dtype": dtype})
-
-
-def _pairs(batch: int, height: int, width: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.rand(batch, 3, height, width, generator=generator) for _ in range(2))
 
 
 def _export(
@@ -140,84 +134,68 @@ def _export(
     other: tuple[Tensor, ...],
     folder: Path,
 ) -> dict[str, float]:
-    """Both files of a module; `other` are inputs of other sizes, for the comparison."""
+    """Write both files of a module; `other` are inputs of another size, for the comparison."""
+    import_optional("onnxscript", "export", why="ONNX export")
     with torch.inference_mode():
-        expected = module(*other)
-    expected = expected if isinstance(expected, tuple) else (expected,)
+        expected = _tuple(module(*other))
     differences = {}
-    for file, write, run in (
-        (f"{name}.pt2", _program_writer(module, inputs, traced), _run_program),
-        (f"{name}.onnx", _onnx_writer(onnx_module, inputs, outputs, traced), _run_onnx),
-    ):
-        with _checked(folder / file) as partial:
-            write(partial)
-            given = run(partial, dict(zip(inputs, other, strict=True)))
-            differences[file] = max(_difference(g, e) for g, e in zip(given, expected, strict=True))
+    for file in (f"{name}.pt2", f"{name}.onnx"):
+        with tempfile.TemporaryDirectory(prefix="export") as scratch:
+            partial = Path(scratch) / file
+            if partial.suffix == ".pt2":
+                _write_program(partial, module, inputs, traced)
+                given = _run_program(partial, other)
+            else:
+                _write_onnx(partial, onnx_module, inputs, outputs, traced)
+                given = _run_onnx(partial, dict(zip(inputs, other, strict=True)))
+            relative = [(g - e).abs().max() / e.abs().max() for g, e in zip(given, expected, strict=True)]
+            differences[file] = float(max(relative))
             if not differences[file] <= TOLERANCE:
                 raise ValueError(
                     f"{file} gives values that differ from the module's by {differences[file]:.2g}, "
                     f"more than {TOLERANCE}: it was not written. Another version of torch or onnxruntime may help."
                 )
-        log.info("%s: at most %.1e from the module.", folder / file, differences[file])
+            with atomic_write(folder / file) as target:
+                shutil.copyfile(partial, target)
+        log.info("%s differs from the module by at most %.1e.", folder / file, differences[file])
     return differences
 
 
-def _difference(given: Tensor, expected: Tensor) -> float:
-    return float((given - expected).abs().max() / expected.abs().max())
+def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-@contextmanager
-def _checked(path: Path) -> Iterator[Path]:
-    """A file of the right suffix in a folder of its own, that gets its name only when the block has ended well."""
-    with tempfile.TemporaryDirectory(prefix="export") as folder:
-        partial = Path(folder) / path.name
-        yield partial
-        with atomic_write(path) as target:
-            shutil.copyfile(partial, target)
+def _write_program(path: Path, module: nn.Module, inputs: tuple[str, ...], traced: tuple[Tensor, ...]) -> None:
+    sizes = {name: dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO) for name in inputs}
+    torch.export.save(torch.export.export(module, traced, dynamic_shapes=sizes), path)
 
 
-def _program_writer(module: nn.Module, inputs: tuple[str, ...], traced: tuple[Tensor, ...]) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        sizes = {
-            name: {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO} for name in inputs
-        }
-        torch.export.save(torch.export.export(module, traced, dynamic_shapes=sizes), path)
-
-    return write
-
-
-def _run_program(path: Path, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+def _run_program(path: Path, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     with torch.inference_mode():
-        found = torch.export.load(path).module()(*given.values())
-    return found if isinstance(found, tuple) else (found,)
+        return _tuple(torch.export.load(path).module()(*given))
 
 
-def _onnx_writer(
-    module: nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...], traced: tuple[Tensor, ...]
-) -> Callable[[Path], None]:
-    import_optional("onnxscript", "export", why="ONNX export")
-
-    def write(path: Path) -> None:
-        sizes = {name: {0: "batch", 2: "height", 3: "width"} for name in inputs}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # several inputs share the names of their axes on purpose
-            program = torch.onnx.export(
-                module,
-                traced,
-                input_names=inputs,
-                output_names=outputs,
-                dynamo=True,
-                dynamic_shapes=sizes,
-                opset_version=OPSET,
-                verbose=False,
-            )
-        program.save(path, external_data=False)
-
-    return write
+def _write_onnx(
+    path: Path, module: nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...], traced: tuple[Tensor, ...]
+) -> None:
+    sizes = {name: {0: "batch", 2: "height", 3: "width"} for name in inputs}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # several inputs share the names of their axes on purpose
+        program = torch.onnx.export(
+            module,
+            traced,
+            input_names=inputs,
+            output_names=outputs,
+            dynamo=True,
+            dynamic_shapes=sizes,
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None  # with dynamo=True
+    program.save(path, external_data=False)
 
 
 def _run_onnx(path: Path, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    session = import_optional("onnxruntime", "export", why="Checking an ONNX file").InferenceSession(
-        str(path), providers=["CPUExecutionProvider"]
-    )
+    onnxruntime = import_optional("onnxruntime", "export", why="Checking an ONNX file")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return tuple(map(torch.from_numpy, session.run(None, {name: t.numpy() for name, t in given.items()})))

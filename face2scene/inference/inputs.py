@@ -1,7 +1,7 @@
-"""What a caller may hand to the pipeline, and what becomes of it.
+"""Input types of the pipeline.
 
-An image is a path, a PIL image, an array, a tensor, or a `Scene` made elsewhere. References are photos of one person
-(paths or images, or a folder of them) or of several (a dict from names to these, or a folder of folders).
+An image is a path, a PIL image, an array, a tensor, or a `Scene`. References are photos of one person (paths or images,
+or a folder of them) or of several (a dict from names to these, or a folder of folders).
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from face2scene.common.files import atomic_write
 from face2scene.faces.matching import people_of, photos_in
-from face2scene.image_io.arrays import output_size, resize, to_array, to_tensor
+from face2scene.image_io.arrays import output_size, resize, resize_with_alpha, to_array, to_tensor
 from face2scene.image_io.photos import MAX_PIXELS, ImageError, Photo, photo_of, read_photo
 
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
@@ -31,9 +31,9 @@ def as_photo(image: ImageInput, *, max_pixels: int = MAX_PIXELS) -> Photo:
             in [0, 1]; a tensor (3, H, W) of floats in [0, 1].
 
     Raises:
-        ImageError: another shape, type or range; a file that cannot be read.
+        ImageError: another shape, dtype or range; a file that cannot be read.
         FileNotFoundError: no such file.
-        TypeError: none of these.
+        TypeError: another type.
     """
     if isinstance(image, str | Path):
         return read_photo(image, max_pixels=max_pixels)
@@ -68,25 +68,25 @@ def _from_array(array: np.ndarray) -> Photo:
 
 
 def name_of(image: ImageInput, photo: Photo) -> str:
-    """A path's stem, else a digest of the pixels: the name decides the seed, never the place in a list."""
+    """A path's stem, else a digest of the pixels, so that the position in a list does not affect the seed."""
     if isinstance(image, str | Path):
         return Path(image).stem
     return hashlib.sha256(np.ascontiguousarray(photo.image).tobytes()).hexdigest()[:16]
 
 
 def enlarged(photo: Photo, scale: float) -> Photo:
-    """The photo at the size its restoration will have, see `images.output_size`; bicubic, transparency too."""
+    """The photo and its transparency at `image_io.arrays.output_size`; bicubic."""
     size = output_size(photo.image.shape[:2], scale)
     if size == photo.image.shape[:2]:
         return photo
-    alpha = photo.alpha
-    if alpha is not None:
-        alpha = resize(to_tensor(alpha[..., None].repeat(3, 2)), size)[0].numpy()
-    return replace(photo, image=to_array(resize(to_tensor(photo.image), size)), alpha=alpha)
+    if photo.alpha is None:
+        return replace(photo, image=to_array(resize(to_tensor(photo.image), size)))
+    image, alpha = resize_with_alpha(photo.image, photo.alpha, size)
+    return replace(photo, image=image, alpha=alpha)
 
 
 class References:
-    """Turns references into files by person; images without a file are written to a folder that goes with this."""
+    """Turns references into files by person; images without a file are written to a temporary folder of this object."""
 
     def __init__(self):
         self._folder: TemporaryDirectory | None = None
@@ -96,7 +96,7 @@ class References:
 
         Args:
             given: None; a photo or a folder; a sequence of photos; a mapping from names to any of these. A folder of
-                folders holds one person in each.
+                folders has one person in each.
 
         Raises:
             FileNotFoundError: no such file or folder, or a folder without images.

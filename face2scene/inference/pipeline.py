@@ -12,10 +12,10 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -41,16 +41,18 @@ from face2scene.ref_fr import RefFR
 log = logging.getLogger(__name__)
 
 
-class Face2ScenePipeline:
+class Face2ScenePipeline(DegradationEstimator):
     """The method, for inference.
 
     Args:
-        restorer: Stage II; its LoRAs are merged here. An S3Diff takes no tokens: it measures the image itself.
+        restorer: Stage II; its LoRAs are merged here. An S3Diff takes no tokens: it scores the image's degradation.
         fadex: the degradation encoder.
-        ref_fr: Stage I; None restores every scene without a face pair.
-        detector: finds faces; None also leads to the fallback, unless a box is given.
-        options: fields of `estimate.PipelineOptions`.
+        ref_fr: Stage I; without one every scene gets the fallback of `PipelineOptions`.
+        detector: finds faces; without one also, unless a box is given.
+        options: fields of `PipelineOptions`.
     """
+
+    files: tuple[Path, ...] = ()  # the weights were loaded from these
 
     def __init__(
         self,
@@ -62,11 +64,7 @@ class Face2ScenePipeline:
         device: str | torch.device = "cpu",
         **options: Any,
     ):
-        self.restorer, self.fadex = restorer.merged(), fadex.eval()
-        self.options = PipelineOptions(**options)
-        self.estimator = DegradationEstimator(
-            self.restorer, self.fadex, ref_fr, detector, self.options, self._first_pass
-        )
+        super().__init__(restorer.merged(), fadex.eval(), ref_fr, detector, PipelineOptions(**options))
         self.enable_tiling(self.options.tile, self.options.overlap, self.options.statistics)
         self._references = References()
         self._offloaded = False
@@ -85,7 +83,7 @@ class Face2ScenePipeline:
         """Load the two weights files.
 
         Args:
-            base: the base model, where it is not where the restorer's header says.
+            base: the base model, if not the one that the restorer's header names.
             dtype: of the VAE and the UNet, also as `bf16`, `fp16` or `fp32`; None is float32, or a merged file's own.
                 FaDeX, MapNet and Stage I keep theirs.
             options: of the constructor.
@@ -100,11 +98,11 @@ class Face2ScenePipeline:
 
         Args:
             folder: a path, also relative to the checkout, or a hub id OWNER/NAME.
-            options: of the constructor and of `from_files`; they win over those that were saved. Stage I (`ref_fr`)
-                and the detector are never saved: their weights belong to others.
+            options: of the constructor and of `from_files`; they override the saved ones. Stage I (`ref_fr`) and the
+                detector are never saved: their weights belong to others.
 
         Raises:
-            FileNotFoundError: nothing there; the message says what was looked for.
+            FileNotFoundError: no such folder or repository; the message names the files that are missing.
             ValueError: weights of another kind, corrupt, or an option that does not exist.
         """
         folder = pretrained.find(folder)
@@ -114,37 +112,17 @@ class Face2ScenePipeline:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the merged restorer with its base, FaDeX, the options and a model card; `from_pretrained` reads them.
 
-        Stage I and the detector are named in the card and not written.
+        The card names Stage I and the detector; they are not saved.
         """
         options = asdict(self.options)
         pretrained.write(folder, self.restorer, self.fadex, options, ref_fr=self.ref_fr, detector=self.detector)
 
-    files: tuple[Path, ...] = ()  # where the weights came from
-
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the weights, to tell whether an image was restored by the same."""
+        """Digest of the weights; images with the same one were restored by the same weights."""
         return pretrained.fingerprint(self.files, self.restorer, self.fadex)
 
-    @property
-    def ref_fr(self) -> RefFR | None:
-        """Stage I."""
-        return self.estimator.ref_fr
-
-    @ref_fr.setter
-    def ref_fr(self, ref_fr: RefFR | None) -> None:
-        self.estimator.ref_fr = ref_fr
-
-    @property
-    def detector(self) -> Detector | None:
-        """What finds faces."""
-        return self.estimator.detector
-
-    @detector.setter
-    def detector(self, detector: Detector | None) -> None:
-        self.estimator.detector = detector
-
-    # Where and how it runs
+    # Device, dtype and tiling
 
     def to(self, *where: str | torch.device | torch.dtype) -> "Face2ScenePipeline":
         """Move to a device, cast to a dtype, or both: `to("cuda")`, `to(torch.bfloat16)`, `to("cuda", torch.bfloat16)`.
@@ -168,28 +146,53 @@ class Face2ScenePipeline:
     def enable_tiling(
         self, tile: int | str | None = 512, overlap: int = 64, statistics: str = "shared"
     ) -> "Face2ScenePipeline":
-        """Restore images that are larger than `tile` in tiles, see `restorer.tiling`."""
-        TilePlan.of((1, 1), self.restorer, tile=tile, overlap=overlap, statistics=statistics)  # refuses what cannot be
+        """Restore images that are larger than `tile` in tiles, see `models.restorer.tiling`; None disables tiling."""
+        TilePlan.of((1, 1), self.restorer, tile=tile, overlap=overlap, statistics=statistics)  # raises ValueError
         self.options = replace(self.options, tile=tile, overlap=overlap, statistics=statistics)
         return self
 
-    def disable_tiling(self) -> "Face2ScenePipeline":
-        """Restore every image whole; memory then grows with the image."""
-        return self.enable_tiling(None)
-
     def enable_model_cpu_offload(self, device: str | torch.device = "cuda") -> "Face2ScenePipeline":
-        """Keep the VAE and the UNet on the CPU and each on `device` only while it works; undone by `to(device)`."""
+        """Keep the VAE and the UNet on the CPU and move each to `device` while it runs; undone by `to(device)`."""
         self.to(device)
         self._offloaded = True
         for network in (self.restorer.vae, self.restorer.unet):
             network.to("cpu")
         return self
 
-    # The road
+    # Restoration
+
+    @overload
+    def __call__(
+        self,
+        image: Scene | ImageInput,
+        references: Any = None,
+        *,
+        name: str | None = None,
+        scale: float = 1.0,
+        gt: Tensor | None = None,
+        box: Box | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+        progress: Progress = no_progress,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Restoration: ...
+
+    @overload
+    def __call__(
+        self,
+        image: list[Any] | tuple[Any, ...],
+        references: Any = None,
+        *,
+        scale: float = 1.0,
+        seed: int = 0,
+        guidance: float | None = None,
+        progress: Progress = no_progress,
+        max_pixels: int = MAX_PIXELS,
+    ) -> list[Restoration]: ...
 
     def __call__(
         self,
-        image: Scene | ImageInput | Sequence[Scene | ImageInput],
+        image: Scene | ImageInput | list[Any] | tuple[Any, ...],
         references: Any = None,
         *,
         name: str | None = None,
@@ -206,13 +209,12 @@ class Face2ScenePipeline:
         Args:
             image: a path, a PIL image, an array, a tensor or a `Scene` (see `inputs`), or a list of them.
             references: photos of the people in it, see `inputs.References`; for a list, of all its images.
-            name: of the image; with `seed` it decides all randomness. None is the file's stem, or a digest of the
-                pixels, so that neither order nor company changes a result.
-            scale: see `images.output_size`.
-            gt, box: see `estimate`; of a single image.
+            name: of the image; with `seed` it determines all randomness. None is the file's stem, or a digest of the
+                pixels, so that a result depends on neither the order nor the other images.
+            scale: of the output's size, see `image_io.arrays.output_size`.
+            gt, box: see `estimate`; for a single image.
             guidance: see `restore`.
-            progress: called with a stage's name, how much of it is done, and of how much; an exception raised there
-                stops the work.
+            progress: called with (stage, done, total); an exception raised in it stops the restoration.
 
         Returns:
             One `Restoration`, or a list of them in order.
@@ -220,8 +222,8 @@ class Face2ScenePipeline:
         if isinstance(image, list | tuple):
             if name is not None or gt is not None or box is not None:
                 raise ValueError("name, ground truth and box belong to one image: restore them one at a time.")
-            shared = {"scale": scale, "seed": seed, "guidance": guidance, "max_pixels": max_pixels}
-            return [self(one, references, progress=progress, **shared) for one in image]
+            restore = partial(self, scale=scale, seed=seed, guidance=guidance, progress=progress, max_pixels=max_pixels)
+            return [restore(one, references) for one in image]
         scene, photo = self.scene(image, references, name=name, scale=scale, max_pixels=max_pixels)
         estimate = self.estimate(scene, gt=gt, box=box, seed=seed, progress=progress)
         return replace(self.restore(scene, estimate, guidance=guidance, seed=seed, progress=progress), photo=photo)
@@ -235,31 +237,13 @@ class Face2ScenePipeline:
         scale: float = 1.0,
         max_pixels: int = MAX_PIXELS,
     ) -> tuple[Scene, Photo | None]:
-        """What `__call__` makes of its input: the scene at the size of its restoration, and what its file knew."""
+        """The input of `__call__` as a scene at the output's size, and the photo with its file's metadata."""
         if isinstance(image, Scene):
             return (image if references is None else replace(image, people=self._references(references))), None
         photo = as_photo(image, max_pixels=max_pixels)
         name = name_of(image, photo) if name is None else name
         photo = enlarged(photo, scale)
         return Scene(name, to_tensor(photo.image), people=self._references(references)), photo
-
-    def estimate(
-        self,
-        scene: Scene,
-        *,
-        gt: Tensor | None = None,
-        box: Box | None = None,
-        seed: int = 0,
-        progress: Progress = no_progress,
-    ) -> DegradationEstimate:
-        """Faces, Stage I, FaDeX and MapNet.
-
-        Args:
-            gt: (3, H, W), the scene clean: only for stand-ins of Stage I that are made from it.
-            box: the face, where it is known; the detector is then not asked.
-            seed: with the scene's name, of Stage I's randomness.
-        """
-        return self.estimator.estimate(scene, gt=gt, box=box, seed=seed, progress=progress)
 
     def restore(
         self,
@@ -270,11 +254,11 @@ class Face2ScenePipeline:
         seed: int = 0,
         progress: Progress = no_progress,
     ) -> Restoration:
-        """Stage II with given tokens, in tiles where the scene is larger than one.
+        """Stage II with given tokens, in tiles if the scene is larger than one tile.
 
         Args:
             guidance: lambda of classifier-free guidance; None is the restorer's own.
-            seed: with the scene's name, of what the restorer draws, if it draws anything.
+            seed: with the scene's name, of the restorer's randomness, if it has any.
         """
         return next(self.restore_at(scene, estimate, [guidance], seed=seed, progress=progress))
 
@@ -287,14 +271,18 @@ class Face2ScenePipeline:
         seed: int = 0,
         progress: Progress = no_progress,
     ) -> Iterator[Restoration]:
-        """`restore` at several guidances one after the other; see `RestorerBase.restore_tiled` for what they share.
-
-        The seconds of what is shared are counted to the first.
-        """
+        """`restore` at several guidances in turn; what they share runs once and counts to the first's time."""
         start = perf_counter()
         image = scene.image[None]
-        tiles = {name: getattr(self.options, name) for name in ("tile", "overlap", "statistics")}
-        plan = TilePlan.of(image.shape[-2:], self.restorer, **tiles)
+        options = self.options
+        height, width = image.shape[-2:]
+        plan = TilePlan.of(
+            (height, width),
+            self.restorer,
+            tile=options.tile,
+            overlap=options.overlap,
+            statistics=options.statistics,
+        )
         strengths = [self.restorer.guidance if guidance is None else guidance for guidance in guidances]
         outputs = self.restorer.restore_tiled(
             image,
@@ -304,25 +292,30 @@ class Face2ScenePipeline:
             seed=seed_from(seed, scene.name),
             device=self.device,
             offload=self._offloaded,
-            progress=None if progress is no_progress else progress,  # then a bar over the tiles is shown
+            progress=None if progress is no_progress else progress,  # None shows a bar over the tiles
         )
         for guidance, output in zip(strengths, outputs, strict=True):
-            aligned = align_colour(output, image, self.options.colour)[0]
+            aligned = align_colour(output, image, options.colour)[0]
             notes = estimate.notes | {
-                "width": image.shape[-1],
-                "height": image.shape[-2],
+                "width": width,
+                "height": height,
                 "tokens": estimate.tokens.source,
                 "ref_fr": getattr(self.ref_fr, "name", "none"),
                 "guidance": guidance,
                 "tiles": plan.notes,
-                "colour": self.options.colour,
+                "colour": options.colour,
                 "seconds_restore": round(perf_counter() - start, 3),
                 "peak_memory_mib": peak_memory(self.device) // 2**20,
             }
             yield Restoration(aligned, estimate, notes)
             start = perf_counter()
 
-    def _first_pass(self, image: Tensor, tokens: Tensor) -> Tensor:
-        plan = TilePlan.of(image.shape[-2:], self.restorer, tile=None)
-        where = {"device": self.device, "offload": self._offloaded}
-        return next(self.restorer.restore_tiled(image, lambda box: tokens, plan, [self.restorer.guidance], **where))
+    def restore_patch(self, image: Tensor, tokens: Tensor) -> Tensor:
+        """Restore (1, 3, h, w) in [0, 1] with tokens (1, N, D), untiled."""
+        restorer = self.restorer
+        plan = TilePlan.of((image.shape[-2], image.shape[-1]), restorer, tile=None)
+        guidances = [restorer.guidance]
+        outputs = restorer.restore_tiled(
+            image, lambda box: tokens, plan, guidances, device=self.device, offload=self._offloaded
+        )
+        return next(outputs)

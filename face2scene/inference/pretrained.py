@@ -1,4 +1,4 @@
-"""A pipeline in a folder, to share: its weights, its options and a model card.
+"""A pipeline in a folder, for sharing: its weights, its options and a model card.
 
 FOLDER/  face2scene.json  restorer.safetensors  fadex.safetensors  README.md
 """
@@ -28,23 +28,23 @@ OPTIONS, RESTORER, FADEX, CARD = "face2scene.json", WEIGHTS_FILE, "fadex.safeten
 
 
 def find(folder: str | Path) -> Path:
-    """The folder of a bundle: a path, one relative to the checkout, or a hub repository that is fetched.
+    """The folder of a saved pipeline: a path, also relative to the checkout, or a hub repository, which is downloaded.
 
     Raises:
-        FileNotFoundError: there is none; says what was looked for.
+        FileNotFoundError: no such folder, or files are missing; the message names them.
     """
     path = Path(folder)
     if not path.is_dir() and (REPOSITORY / path).is_dir():
-        path = REPOSITORY / path  # what ships with the checkout is found from any folder
+        path = REPOSITORY / path  # shipped files are found from any folder
     name = str(folder)
     if not path.is_dir() and name.count("/") == 1 and not name.startswith((".", "/")):
         from huggingface_hub import snapshot_download
 
         try:
             return Path(snapshot_download(name, allow_patterns=[OPTIONS, RESTORER, FADEX, CARD]))
-        except Exception as error:  # no network, no repository, no right: all the same to who asked
+        except Exception as error:  # no network, no repository, or no access
             raise FileNotFoundError(
-                f"There is no folder {name}, and it could not be had from the hub ({type(error).__name__})."
+                f"There is no folder {name}, and the hub did not have it ({type(error).__name__})."
             ) from error
     missing = [file for file in (RESTORER, FADEX) if not (path / file).is_file()]
     if missing:
@@ -53,7 +53,7 @@ def find(folder: str | Path) -> Path:
 
 
 def read_options(folder: Path) -> dict[str, Any]:
-    """What was saved beside the weights; nothing where only weights lie, as in `checkpoints/tiny`."""
+    """The saved options; empty if the folder holds weights alone, as `checkpoints/tiny` does."""
     file = folder / OPTIONS
     return with_new_names(read_json(file)["options"], "pipeline") if file.is_file() else {}
 
@@ -67,7 +67,7 @@ def write(
     ref_fr: Any = None,
     detector: Any = None,
 ) -> None:
-    """Write everything; the options last, so that what `read_options` finds is whole."""
+    """Write everything; the options last, so that a folder with options is complete."""
     folder = Path(folder)
     if isinstance(restorer, OneStepRestorer):
         save_merged(restorer, folder / RESTORER, about={"version": __version__})
@@ -82,17 +82,13 @@ def write(
     write_json(folder / OPTIONS, {"version": __version__, "options": dict(options)})
 
 
-def fingerprint(files: Sequence[Path], restorer: nn.Module, fadex: nn.Module) -> str:
-    """Of the files and of the base that they are trained on, where there are files, else of the tensors; 16 hex digits.
-
-    Args:
-        files: the restorer's and FaDeX's.
-    """
+def fingerprint(files: Sequence[Path], restorer: OneStepRestorer | S3Diff, fadex: FaDeX) -> str:
+    """Digest (16 hex digits) of the restorer's and FaDeX's files and of the base, or without files of the tensors."""
     if not files:
         return digest([restorer.state_dict(), fadex.state_dict()])
     base = "" if kind_of(files[0]) == "merged_restorer" else str(restorer.config.get("source", ""))
-    place = Path(base_folder(base)) if base else None  # a merged file holds its own
-    return digest([*map(content, files), files_version(place) if place and place.is_dir() else base])
+    folder = Path(base_folder(base)) if base else None  # a merged file includes its base
+    return digest([*map(content, files), files_version(folder) if folder and folder.is_dir() else base])
 
 
 def cast(restorer: OneStepRestorer | S3Diff, dtype: torch.dtype) -> None:
@@ -101,11 +97,11 @@ def cast(restorer: OneStepRestorer | S3Diff, dtype: torch.dtype) -> None:
         restorer.merged(dtype)
         return
     for network in (restorer.vae, restorer.unet):
-        nn.Module.to(network, dtype)  # diffusers' own casts warn of nothing
+        nn.Module.to(network, dtype)  # diffusers' own `to` warns for no reason
 
 
 def _card(restorer: OneStepRestorer | S3Diff, options: Mapping[str, Any], stage_one: str, faces: str) -> str:
-    source = restorer.config.get("source") or "not said"
+    source = restorer.config.get("source") or "not recorded"
     weights = sum(p.numel() for p in restorer.parameters()) / 1e6
     rows = "\n".join(f"| `{key}` | {value} |" for key, value in options.items())
     return f"""---
@@ -115,7 +111,7 @@ tags: [image-restoration, face, one-step-diffusion]
 ---
 # A Face2Scene pipeline
 
-The face in a degraded photo measures the degradation, and the whole photo is restored with it.
+The degradation of a photo is estimated from a face in it, and the whole photo is restored with that estimate.
 
 ```python
 from face2scene.inference.pipeline import Face2ScenePipeline
@@ -124,19 +120,19 @@ pipeline = Face2ScenePipeline.from_pretrained("this folder", detector=..., ref_f
 pipeline("photo.jpg", references="photos of the person").save("restored.png")
 ```
 
-| file | what |
+| file | content |
 |---|---|
 | `{RESTORER}` | {type(restorer).__name__}, {weights:.1f} M weights, on the base `{source}` |
 | `{FADEX}` | FaDeX, the degradation encoder that the restorer was trained with |
 | `{OPTIONS}` | options of the pipeline; face2scene {__version__} |
 
-Not in here, because their weights belong to others: Stage I (was `{stage_one}` when this was saved) and the face
-detector (was `{faces}`). Without Stage I the tokens are learned ones, and the result says so.
+Not included, because their weights belong to others: Stage I (was `{stage_one}` when this was saved) and the face
+detector (was `{faces}`). Without Stage I the learned null tokens are used, and the result's notes have a warning.
 
 | option | value |
 |---|---|
 {rows}
 
-The base model's licence goes with the restorer's file. What it makes of a face is a guess guided by other photos of the
+The base model's licence applies to the restorer's file. A restored face is an estimate guided by other photos of the
 person: it is no evidence of what somebody looked like.
 """

@@ -1,4 +1,4 @@
-"""What the pipeline gives back."""
+"""Results of the pipeline: degradation estimates and restorations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,39 +16,33 @@ from face2scene.image_io.photos import Photo, write_photo
 
 @dataclass(frozen=True, eq=False)
 class FaceEstimate:
-    """What one face, or one square of the image in its place, says."""
+    """The degradation estimated from one face pair, or from one image patch where there is no face."""
 
     pair: FacePair
-    features: Tensor  # (1, C, h, w) FaDeX's map, on the CPU
+    features: Tensor  # (1, C, h, w) of FaDeX, on the CPU
     tokens: Tensor  # (1, N, D)
-    face: Face | None = None  # None where only the box was known, and for a square
+    face: Face | None = None  # None for a given box and for a patch
     person: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class DegradationEstimate:
-    """What a scene says about its degradation."""
+    """The degradation of a scene."""
 
     tokens: DegradationTokens
     faces: tuple[Face, ...] = ()
-    face_estimates: tuple[FaceEstimate, ...] = ()  # the tokens were made of these
+    face_estimates: tuple[FaceEstimate, ...] = ()  # the tokens are computed from these
     notes: dict[str, Any] = field(default_factory=dict)  # for the restoration log
 
     @property
     def pair(self) -> FacePair | None:
-        """Of the first face that was read; squares of the image are no face pairs."""
+        """The first face pair; image patches are no face pairs."""
         return self.face_estimates[0].pair if self.face_estimates and self.tokens.source == "pair" else None
 
 
-def averaged(estimates: Sequence[DegradationEstimate], of: DegradationEstimate) -> DegradationEstimate:
-    """The measurement of an image without a usable face, with the mean tokens of its burst's siblings.
-
-    Raises:
-        ValueError: no sibling was measured by a face.
-    """
-    tokens = [one.tokens.tokens.mean(0, keepdim=True) for one in estimates if one.tokens.source == "pair"]
-    if not tokens:
-        raise ValueError("No image of the burst shows a face that could be used.")
+def average_estimates(estimates: Sequence[DegradationEstimate], of: DegradationEstimate) -> DegradationEstimate:
+    """`of`, an estimate without a usable face, with the mean tokens of `estimates`, all of them from face pairs."""
+    tokens = [one.tokens.tokens.mean(0, keepdim=True) for one in estimates]
     notes = of.notes | {"warnings": list(of.notes.get("warnings", []))}
     mean = torch.cat(tokens).mean(0, keepdim=True)
     return DegradationEstimate(DegradationTokens(mean, "burst"), of.faces, of.face_estimates, notes)
@@ -56,16 +50,16 @@ def averaged(estimates: Sequence[DegradationEstimate], of: DegradationEstimate) 
 
 @dataclass(frozen=True, eq=False)
 class Restoration:
-    """A restored image and how it came about."""
+    """A restored image, with its degradation estimate and notes."""
 
-    image: Tensor  # (3, H, W) in [0, 1], on the CPU; its size is `images.output_size` of the input's
+    image: Tensor  # (3, H, W) in [0, 1], on the CPU; its size is `image_io.arrays.output_size` of the input's
     estimate: DegradationEstimate
-    notes: dict[str, Any]  # one line of the restoration log, without the file names
-    photo: Photo | None = None  # the input: its transparency, depth, profile and EXIF go with what is saved
+    notes: dict[str, Any]  # its line of the restoration log, without the file names
+    photo: Photo | None = None  # the input; `save` keeps its transparency, depth, profile and EXIF
 
     @property
     def faces(self) -> tuple[Face, ...]:
-        """The faces found, largest first; `notes["faces"]` says whose they are."""
+        """The faces found, largest first; `notes["faces"]` has their identities."""
         return self.estimate.faces
 
     @property
@@ -75,14 +69,14 @@ class Restoration:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """By stage: faces, ref_fr, tokens, restore."""
+        """Seconds by stage: faces, ref_fr, tokens, restore."""
         return {key.removeprefix("seconds_"): v for key, v in self.notes.items() if key.startswith("seconds_")}
 
     @property
     def pil(self) -> Image.Image:
-        """The image in 8 bits, without what its file knew."""
+        """The image in 8 bits, without metadata."""
         return Image.fromarray(to_bytes(self.image))
 
     def save(self, path: str | Path) -> None:
-        """Write PNG, JPEG, TIFF or WebP by the path's suffix, see `photos.write_photo`."""
+        """Write PNG, JPEG, TIFF or WebP by the path's suffix, see `image_io.photos.write_photo`."""
         write_photo(path, to_array(self.image), like=self.photo)

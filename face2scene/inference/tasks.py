@@ -1,4 +1,4 @@
-"""What there is to restore: the images of a file, a folder or a dataset, each with what belongs to it."""
+"""Restoration tasks: the images of a file, a folder or a dataset, each with its references and ground truth."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ from face2scene.image_io.photos import SUFFIXES
 
 @dataclass(frozen=True)
 class RestorationTask:
-    """One image to restore, with what belongs to it."""
+    """One image to restore, with its references and ground truth."""
 
     path: Path
-    people: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)  # photos of whom it shows, by name
-    gt: Path | None = None  # the same image clean
+    people: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)  # reference photos by person
+    gt: Path | None = None  # ground truth
     box: Box | None = None  # of the face, where it is known
-    relative_dir: Path = Path()  # of the input folder: where the image lies in it, and its restoration in the output
-    label: str = ""  # name of the restoration, without the suffix; empty is that of the image
+    relative_dir: Path = Path()  # folder of the image in the input, and of its restoration in the output
+    label: str = ""  # name of the restoration, without the suffix; empty: that of the image
 
     @property
     def stem(self) -> str:
@@ -32,28 +32,28 @@ class RestorationTask:
 
     @property
     def name(self) -> str:
-        """Unique among the jobs; with the run's seed it decides the image's randomness."""
+        """Unique among the tasks; with the run's seed it determines the image's randomness."""
         return (self.relative_dir / self.stem).as_posix()
 
     @property
     def references(self) -> tuple[Path, ...]:
-        """Everybody's photos together, for methods that know one person."""
+        """The photos of all people together, for methods that take one person."""
         return tuple(path for photos in self.people.values() for path in photos)
 
     @property
     def contents(self) -> dict[str, Any]:
-        """Of what belongs to it, by digests: references in their order by person, ground truth, and the box."""
+        """Digests of the references by person, in their order, and of the ground truth, and the box."""
         people = {name: list(map(content, paths)) for name, paths in self.people.items()}
         return {"people_sha256": people, "truth_sha256": content(self.gt) if self.gt else None, "box": self.box}
 
     @property
     def file(self) -> str:
-        """The same with the suffix, as the restoration log names it."""
+        """Relative path of the image, its name in the restoration log."""
         return (self.relative_dir / self.path.name).as_posix()
 
 
 def variant_folder(setting: str, value: float) -> str:
-    """The folder of one of several values: `guidance_1.10`, `tokens_5`."""
+    """Output folder of one value of several: `guidance_1.10`, `tokens_5`."""
     return f"guidance_{value:.2f}" if setting == "guidance" else f"tokens_{value:d}"
 
 
@@ -69,12 +69,12 @@ def find_tasks(
     Args:
         references: a folder of photos of one person, or with a sub-folder for each of several; or a folder with a
             sub-folder for each image, named like it, which holds either.
-        gt: a folder of clean images at the same places, for stand-ins of Stage I.
-        output: where the restorations go; what lies there is no input.
+        gt: a folder of ground truths at the same relative paths, for stand-ins of Stage I.
+        output: the folder of the restorations; images in it are no inputs.
 
     Raises:
-        FileNotFoundError: no image, an image without its ground truth, or a folder that is not there.
-        ValueError: two images that would get one name.
+        FileNotFoundError: no image, an image without its ground truth, or no such folder.
+        ValueError: two images of one name.
 
     Images that differ in the suffix alone, such as a camera's IMG_1.DNG and IMG_1.JPG, are restored as IMG_1_dng and
     IMG_1_jpg.
@@ -89,33 +89,32 @@ def find_tasks(
             if r.lq
         ]
     else:
-        tasks = _jobs_of_files(source, references, gt, output)
+        tasks = _tasks_of_files(source, references, gt, output)
     if not tasks:
         others = passed_over(source)
         raise FileNotFoundError(f"There is no image in {source} (input){f'; {others}' if others else ''}.")
     count = Counter(task.name for task in tasks)
-    tasks = [task if count[task.name] == 1 else replace(task, label=_with_suffix(task.path)) for task in tasks]
-    seen: set[str] = set()
-    twice = sorted({task.name for task in tasks if task.name in seen or seen.add(task.name)})
+    tasks = [
+        task if count[task.name] == 1 else replace(task, label=f"{task.path.stem}_{task.path.suffix[1:].lower()}")
+        for task in tasks
+    ]
+    count = Counter(task.name for task in tasks)
+    twice = sorted(name for name, number in count.items() if number > 1)
     if twice:
         raise ValueError(f"These names occur more than once and would overwrite each other: {twice[:5]}. Rename them.")
     return tasks
 
 
-def _with_suffix(path: Path) -> str:
-    return f"{path.stem}_{path.suffix[1:].lower()}"
-
-
 def passed_over(source: str | Path) -> str:
-    """How many files of a folder are no images that can be read, by suffix; empty where there are none."""
+    """The number of files in a folder that are not readable images, by suffix; empty if there are none."""
     if not Path(source).is_dir():
         return ""
     count = Counter(path.suffix.lower() for path in list_files(source) if path.suffix.lower() not in SUFFIXES)
-    shown = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in count.items())
-    return f"passed over: {shown}" if shown else ""
+    listed = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in count.items())
+    return f"passed over: {listed}" if listed else ""
 
 
-def _jobs_of_files(
+def _tasks_of_files(
     source: Path, references: str | Path | None, gt: str | Path | None, output: str | Path | None
 ) -> list[RestorationTask]:
     root = source.parent if source.is_file() else source
@@ -138,13 +137,13 @@ def _inputs(source: Path, output: str | Path | None) -> list[Path]:
     if output is None:
         return paths
     ours = [(Path(output) / part).resolve() for part in ("images", "faces")]
-    if source.resolve() in ours:  # said by `restore_folder`, better than by finding nothing
+    if source.resolve() in ours:  # `restore_folder` raises, with a better message than "no image"
         return paths
     return [path for path in paths if not any(path.resolve().is_relative_to(folder) for folder in ours)]
 
 
 def _people(references: str | Path | None, places: list[Path]) -> list[dict[str, tuple[Path, ...]]]:
-    """The references of each image, every folder read once."""
+    """The references of each image."""
     if references is None:
         return [{}] * len(places)
     own = [Path(references) / place.with_suffix("") for place in places]

@@ -1,4 +1,4 @@
-"""Whichever restorer a weights file holds."""
+"""Loading the restorer of a weights file, and files of merged restorers."""
 
 import json
 from collections.abc import Mapping
@@ -15,10 +15,8 @@ from face2scene.models.restorer.base_model import PackagedBase
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.s3diff.model import S3Diff
 
-# Settings that a file's weights are made for, and what a header that does not name one was written with.
-_SHAPES = ("vae_rank", "unet_rank", "lora_alpha", "full", "skips", "residual")
-
-
+# Settings that a file's weights depend on, and the values of those that older headers lack.
+_DECISIVE = ("vae_rank", "unet_rank", "lora_alpha", "full", "skips", "residual")
 _OLDER = {"skips": False, "residual": False}
 
 
@@ -29,37 +27,36 @@ def load_restorer(
 
     Args:
         expected: settings of `restorer.adapters` that the file must have been written with, such as its LoRA ranks.
-        base: arguments of `from_file`: where the base model is (`source`), if not where the header says. A merged
-            restorer brings its own.
+        base: arguments of `from_file`, such as the base's `source`; not used for a merged restorer.
 
     Raises:
         FileNotFoundError: no such file, or no base model.
-        ValueError: not restorer weights, or of another rank than expected.
+        ValueError: not restorer weights, or of other settings than expected.
     """
-    named = model_files.kind_of(path)
-    if named == "merged_restorer":
+    kind = model_files.kind_of(path)
+    if kind == "merged_restorer":
         return load_merged(path)
-    kind = S3Diff if named == S3Diff.kind else OneStepRestorer
+    restorer: type[OneStepRestorer] | type[S3Diff] = S3Diff if kind == S3Diff.kind else OneStepRestorer
     if expected:
-        config = _OLDER | model_files.load_weights(path, kind=kind.kind)[1]
-        other = [k for k in _SHAPES if k in expected and k in config and config[k] != expected[k]]
+        config = _OLDER | model_files.load_weights(path, kind=restorer.kind)[1]
+        other = [k for k in _DECISIVE if k in expected and k in config and config[k] != expected[k]]
         if other:
-            told = ", ".join(f"{k}={config[k]} (asked for: {expected[k]})" for k in other)
+            settings = ", ".join(f"{k}={config[k]} (asked for: {expected[k]})" for k in other)
             raise ValueError(
-                f"{path} was written with {told}: set restorer.adapters.{other[0]}={config[other[0]]} to go on from "
-                "it, or start from the bare base (init_from=null)."
+                f"{path} was written with {settings}: set restorer.adapters.{other[0]}={config[other[0]]} to continue "
+                "from it, or start from the base alone (init_from=null)."
             )
-    return kind.from_file(path, **base)
+    return restorer.from_file(path, **base)
 
 
 def save_merged(restorer: OneStepRestorer, path: str | Path, *, about: Mapping[str, Any]) -> None:
-    """Write a merged restorer whole, the base and the encoded prompts with it; `load_merged` needs nothing else.
+    """Write a merged restorer with its base and encoded prompts; `load_merged` needs no other file.
 
-    In the precision it has (see `OneStepRestorer.merged`): about 1.9 GB at SD 2.1's size in bf16. The base's licence
-    goes with it.
+    In its present precision (see `OneStepRestorer.merged`): about 1.9 GB at SD 2.1's size in bf16. The base's licence
+    applies to the file.
     """
     if any(".lora_" in name for name, _ in restorer.named_parameters()):
-        raise ValueError("Only a merged restorer can be saved whole: call merged() first.")
+        raise ValueError("Only a merged restorer can be saved with its base: call merged() first.")
     networks = {name: json.dumps(dict(getattr(restorer, name).config), default=str) for name in ("vae", "unet")}
     config = restorer.config | networks | {"alpha": restorer.alpha, "prediction": restorer.prediction}
     tensors = restorer.state_dict() | {"text": restorer.text}
@@ -67,7 +64,7 @@ def save_merged(restorer: OneStepRestorer, path: str | Path, *, about: Mapping[s
 
 
 def load_merged(path: str | Path) -> OneStepRestorer:
-    """Rebuild from a file of `save_merged`, in its precision; no base model is read."""
+    """Rebuild a restorer from a file of `save_merged`, in its precision; no base model is read."""
     tensors, config, _ = model_files.load_weights(path, kind="merged_restorer")
     networks = {}
     for name, kind in (("vae", AutoencoderKL), ("unet", UNet2DConditionModel)):
@@ -77,9 +74,8 @@ def load_merged(path: str | Path) -> OneStepRestorer:
     alphas = torch.full((config["timestep"] + 1,), config.pop("alpha"), dtype=torch.float64)
     base = PackagedBase(**networks, text=tensors.pop("text"), alphas=alphas, prediction=config.pop("prediction"))
     mapnet = MapNet(**config.pop("mapnet"))
-    nothing_to_adapt = {"vae_rank": 0, "unet_rank": 0, "full": False}
-    config |= nothing_to_adapt | {"prompts": tuple(config["prompts"])}
+    config |= {"vae_rank": 0, "unet_rank": 0, "full": False, "prompts": tuple(config["prompts"])}  # no adapters
     restorer = OneStepRestorer(base, mapnet, **config)
     nn.Module.to(restorer.unet, restorer.unet_dtype)
     model_files.fit(restorer, tensors, expected=set(restorer.state_dict()), source=path)
-    return restorer.merged()  # nothing is left to merge; it computes as the one that was saved
+    return restorer.merged()  # for the fused upsampling and memory format of the saved one

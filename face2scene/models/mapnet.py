@@ -1,4 +1,4 @@
-"""MapNet: FaDeX's map becomes tokens for cross-attention (supplement 2.2, "Degradation Attention").
+"""MapNet: from FaDeX's map to tokens for cross-attention (supplement 2.2, "Degradation Attention").
 
 B pairs, C map channels, E embedding channels, N positions, D token width.
 
@@ -20,19 +20,19 @@ from face2scene.common.model_files import recorded
 class DegAttn(nn.Module):
     """Differential attention between the two halves of the embedding.
 
-    Each half makes its own attention map; what the second sees is subtracted from what the first sees, times a
-    learned scalar. Values are read from both halves, so a head's value is twice as wide as its query. It is the
-    Differential Transformer's attention with block-structured weights, without its constant factor 1 - start.
+    Each half gives an attention map; the second branch's output, times a learned scalar, is subtracted from the
+    first's. Values come from both halves, so a head's value is twice as wide as its query. This is the Differential
+    Transformer's attention with block-structured weights, without its constant factor 1 - start.
 
     Args:
         channels: E, split in two halves of E / 2.
         heads: counted over both branches; each branch has half of them.
         out_channels: C of the result.
-        start: value of the learned scalar before training; not public, ours is 0.2, the first layer's value in
-            the Differential Transformer.
-        scalar: `free`, a number of its own, or `reparametrised` as there: exp(q1 k1) - exp(q2 k2) + start, the four
-            vectors starting at N(0, 0.1). Which one the paper uses is not public.
-        norm: RMSNorm over each `head`, as there, or over `all` of them together. Not public either.
+        start: initial value of the learned scalar; not public, 0.2 is the first layer's in the Differential
+            Transformer.
+        scalar: `free`, a parameter, or `reparametrised` as in the Differential Transformer: exp(q1 k1) - exp(q2 k2) +
+            start, with four vectors from N(0, 0.1). Which one the paper uses is not public.
+        norm: RMSNorm over each `head`, as in the Differential Transformer, or over `all` heads jointly; not public.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class DegAttn(nn.Module):
 
     @property
     def scalar(self) -> Tensor:
-        """lambda, one number, what the second map is multiplied with."""
+        """lambda, the factor of the second branch; one element."""
         if hasattr(self, "subtracted"):
             return self.subtracted
         query_1, key_1, query_2, key_2 = self.vectors.float()
@@ -75,11 +75,11 @@ class DegAttn(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, E) to (B, N, out_channels)."""
         value = _split(self.value(x), self.heads)  # (B, heads, N, E / heads)
-        seen = []
+        branches = []
         for half, query_key in zip(x.chunk(2, dim=-1), self.query_key, strict=True):
             query, key = (_split(part, self.heads) for part in query_key(half).chunk(2, dim=-1))
-            seen.append(F.scaled_dot_product_attention(query, key, value))
-        difference = seen[0] - self.scalar.to(seen[1]) * seen[1]
+            branches.append(F.scaled_dot_product_attention(query, key, value))
+        difference = branches[0] - self.scalar.to(branches[1]) * branches[1]
         if self.per_head:
             difference = self.norm(difference)
         joined = difference.transpose(1, 2).flatten(2)  # (B, N, E)
@@ -87,11 +87,11 @@ class DegAttn(nn.Module):
 
 
 class PlainAttention(nn.Module):
-    """Ordinary multi-head self-attention on the whole embedding: what DegAttn is compared with (ours).
+    """Multi-head self-attention on the whole embedding, for comparison with DegAttn (ours).
 
     Args:
         channels: E.
-        heads: all of them on one map each, of width E / heads.
+        heads: each of width E / heads.
         out_channels: C of the result.
     """
 
@@ -106,12 +106,12 @@ class PlainAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, E) to (B, N, out_channels)."""
         query, key, value = (_split(part, self.heads) for part in self.query_key_value(x).chunk(3, dim=-1))
-        seen = F.scaled_dot_product_attention(query, key, value)
-        return self.project(seen.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return self.project(attended.transpose(1, 2).flatten(2))
 
 
 def _scalar_as_vector(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: Any) -> None:
-    # Weights were once written with a lambda of shape ().
+    # Earlier weights have a lambda of shape ().
     if (name := f"{prefix}subtracted") in state:
         state[name] = state[name].reshape(1)
 
@@ -135,11 +135,11 @@ class MapNet(nn.Module):
         width: D, the base model's cross-attention width.
         grids: cells per side, coarse to fine; (1,), (1, 2) and (1, 2, 4) are the rows of the paper's Table 3.
         attention: `differential`, which is `DegAttn`, or `plain`.
-        scalar, norm: of `DegAttn`; plain attention has neither.
-        projectors: `separate`, one per scale, or `shared`; the paper's figure does not tell.
+        scalar, norm: of `DegAttn`; not used by plain attention.
+        projectors: `separate`, one per scale, or `shared`; not stated in the paper.
     """
 
-    config: dict[str, Any]  # the arguments
+    config: dict[str, Any]  # the constructor's arguments
 
     @recorded()
     def __init__(
@@ -161,10 +161,11 @@ class MapNet(nn.Module):
         self.grids = tuple(grids)
         self.patches = nn.Conv2d(in_channels, channels, 3, stride=2, padding=1)
         self.norm = nn.LayerNorm(channels)
-        if attention == "plain":
-            self.attention = PlainAttention(channels, heads, in_channels)
-        else:
-            self.attention = DegAttn(channels, heads, in_channels, scalar=scalar, norm=norm)
+        self.attention: nn.Module = (
+            PlainAttention(channels, heads, in_channels)
+            if attention == "plain"
+            else DegAttn(channels, heads, in_channels, scalar=scalar, norm=norm)
+        )
         self.projectors = nn.ModuleList(
             nn.Sequential(nn.Linear(in_channels, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width))
             for _ in (self.grids if projectors == "separate" else self.grids[:1])
@@ -178,7 +179,7 @@ class MapNet(nn.Module):
         """(B, C, h, w), h and w at least twice the finest grid, to (B, tokens, D): global, 2 x 2, 4 x 4.
 
         Raises:
-            ValueError: the map is smaller than the finest grid needs; the face crop was too small.
+            ValueError: the map is too small for the finest grid, because the face crop was too small.
         """
         embedded = self.patches(features)  # (B, E, h', w')
         height, width = embedded.shape[-2:]

@@ -1,4 +1,4 @@
-"""Stage I: reference-based face restorers, all behind one door (supplement 2.3)."""
+"""Stage I: reference-based face restorers behind one interface (supplement 2.3)."""
 
 from face2scene.ref_fr.base import AlignedRefFR, FaceRestorationError, RefFR, face_pair
 from face2scene.ref_fr.stand_ins import CalibratedPerturbation, Copy, GroundTruth, Mixed, Perturbed

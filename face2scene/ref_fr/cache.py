@@ -1,11 +1,11 @@
-"""Restored faces on the disk, by content, so that a training never waits for Stage I.
+"""A content-addressed cache of restored faces on disk, so that training does not wait for Stage I.
 
-    FOLDER/<fingerprint>/about.json      what made them
+    FOLDER/<fingerprint>/about.json      the restorer
     FOLDER/<fingerprint>/ab/<key>.png    one restored face; its notes and the digest of its pixels are in the header
-    FOLDER/<fingerprint>/ab/<key>.json   one face that was refused, with the sentence
+    FOLDER/<fingerprint>/ab/<key>.json   one face that could not be restored, with the message
 
-The fingerprint is the restorer's: weights, settings and code. The key is that of the degraded face's pixels and of
-the reference files' bytes. So a stale entry cannot be met by accident, and two records of the same content share one.
+The fingerprint is the restorer's: weights, settings and code. The key is a digest of the degraded face's pixels and the
+reference files' bytes, so stale entries are never read, and records of the same content share one entry.
 """
 
 import hashlib
@@ -22,27 +22,27 @@ from torch import Tensor
 from face2scene.common.files import atomic_write, read_json, write_json
 from face2scene.common.ledger import content
 from face2scene.image_io.arrays import to_bytes, to_tensor
-from face2scene.ref_fr.base import AlignedRefFR, FaceRestorationError, RestoredFace, StageOneFailure, in_bytes
+from face2scene.ref_fr.base import AlignedRefFR, FaceRestorationError, RestoredFace, RestorerUnavailableError, in_bytes
 
 
 class Cached(AlignedRefFR):
-    """A restorer whose faces are kept on the disk.
+    """A restorer whose results are cached on disk.
 
     Args:
-        restorer: an `AlignedRefFR`; what others make of a face does not follow from the face alone.
+        restorer: an `AlignedRefFR`; the results of others depend on more than face and references.
         folder: of the cache, for any number of restorers.
-        missing: `compute` restores and keeps a face that is not there; `refuse` raises, for trainings that must
-            not wait (`scripts/precompute_ref_fr.py` fills the cache).
+        missing: `compute` restores and stores a missing face; `refuse` raises, for training that must not wait
+            (`scripts/precompute_ref_fr.py` fills the cache).
 
     Raises:
         ValueError: a restorer that cannot be cached, or an unknown `missing`.
-        FileNotFoundError: `refuse`, and the cache holds nothing of this fingerprint.
+        FileNotFoundError: with `refuse`, the cache has no faces of this fingerprint.
     """
 
     def __init__(self, restorer: AlignedRefFR, folder: str | Path, *, missing: str = "compute"):
         if not isinstance(restorer, AlignedRefFR):
             raise ValueError(
-                f"ref_fr={getattr(restorer, 'name', restorer)} cannot be cached: it is cheap, or it draws at random."
+                f"ref_fr={getattr(restorer, 'name', restorer)} cannot be cached: it is cheap, or it is random."
             )
         if missing not in ("compute", "refuse"):
             raise ValueError(f"ref_fr.missing is {missing!r}: choose compute or refuse.")
@@ -63,7 +63,7 @@ class Cached(AlignedRefFR):
 
     @property
     def folder(self) -> Path:
-        """Where this restorer's faces lie."""
+        """Of this restorer's faces."""
         return self.root / self.fingerprint
 
     @property
@@ -71,12 +71,12 @@ class Cached(AlignedRefFR):
         return self.folder / "about.json"
 
     def ready(self) -> None:
-        """See `AlignedRefFR.ready`; a cache that only reads loads nothing."""
+        """See `AlignedRefFR`; with `refuse` nothing is loaded."""
         if self.missing == "compute":
             self.restorer.ready()
 
     def key(self, face: Tensor, references: Sequence[Path]) -> str:
-        """Hex digest of a face (3, s, s) in [0, 1] and its references' bytes, in their order."""
+        """Hex digest of a face (3, s, s) in [0, 1] and its references' bytes, in order."""
         digest = hashlib.sha256(to_bytes(face).tobytes())
         for path in references:
             try:
@@ -89,18 +89,18 @@ class Cached(AlignedRefFR):
         """See `AlignedRefFR`.
 
         Raises:
-            FaceRestorationError: a face that is, or was before, refused.
-            FileNotFoundError: `refuse`, and a face is not there.
+            FaceRestorationError: a face cannot be restored, now or when it was cached.
+            FileNotFoundError: with `refuse`, a face is missing.
         """
         self.fill(faces, references)
         return [self.read(self.key(face, paths)) for face, paths in zip(faces, references, strict=True)]
 
     def fill(self, faces: Tensor, references: Sequence[Sequence[Path]]) -> int:
-        """Restore what is not there yet, each content once; the count of new faces.
+        """Restore the faces that are missing, each content once; their number.
 
         Raises:
-            FileNotFoundError: `refuse`, and a face is not there.
-            StageOneFailure: the restorer itself does not work; nothing of this batch is remembered.
+            FileNotFoundError: with `refuse`, a face is missing.
+            RestorerUnavailableError: the restorer does not work; nothing of this batch is stored.
         """
         wanted = {}
         for number, (face, paths) in enumerate(zip(faces, references, strict=True)):
@@ -114,7 +114,7 @@ class Cached(AlignedRefFR):
                 "(train.restorer.batches.recipes), or set ref_fr.missing=compute."
             )
         if wanted:
-            self.restorer.ready()  # what cannot be loaded is no face's fault and is not kept
+            self.restorer.ready()
             if not self._about.is_file():
                 write_json(self._about, {"name": self.name, "size": self.size, "fingerprint": self.fingerprint})
             self._compute(wanted, faces, references)
@@ -123,24 +123,24 @@ class Cached(AlignedRefFR):
     def _compute(self, wanted: dict[str, int], faces: Tensor, references: Sequence[Sequence[Path]]) -> None:
         rows = list(wanted.values())
         try:
-            made = self.restorer.restore_aligned(in_bytes(faces[rows]), [references[n] for n in rows])
-        except StageOneFailure:
-            raise  # the next run, or the next machine, may do better
+            restored = self.restorer.restore_aligned(in_bytes(faces[rows]), [references[n] for n in rows])
+        except RestorerUnavailableError:
+            raise  # may succeed in another run, so it is not stored
         except FaceRestorationError as error:
-            if len(wanted) > 1:  # one of them spoils the batch: each by itself
+            if len(wanted) > 1:  # find the failing ones
                 for key, number in wanted.items():
                     self._compute({key: number}, faces, references)
                 return
             write_json(self._refusal(next(iter(wanted))), {"refused": str(error)})
             return
-        for key, face in zip(wanted, made, strict=True):
+        for key, face in zip(wanted, restored, strict=True):
             self._write(key, face)
 
     def read(self, key: str) -> RestoredFace:
         """One face of the cache.
 
         Raises:
-            FaceRestorationError: it was refused; the sentence of that time.
+            FaceRestorationError: it could not be restored when it was cached.
             ValueError: the file is corrupt.
         """
         if self._refusal(key).is_file():
@@ -148,12 +148,12 @@ class Cached(AlignedRefFR):
         path = self._image(key)
         try:
             with Image.open(path) as file:
-                pixels, info = np.array(file.convert("RGB")), file.text
-            whole = info["pixels"] == hashlib.sha256(pixels.tobytes()).hexdigest()
+                pixels, info = np.array(file.convert("RGB")), file.info
+            intact = info["pixels"] == hashlib.sha256(pixels.tobytes()).hexdigest()
         except (OSError, KeyError, SyntaxError) as error:
-            raise ValueError(f"{path} is degraded ({error}): remove it and precompute again.") from error
-        if not whole:
-            raise ValueError(f"{path} is degraded (its pixels are not those written): remove it and precompute again.")
+            raise ValueError(f"{path} is corrupt ({error}): remove it and precompute again.") from error
+        if not intact:
+            raise ValueError(f"{path} is corrupt (its pixels are not those written): remove it and precompute again.")
         return RestoredFace(to_tensor(pixels), tuple(json.loads(info["notes"])))
 
     def _write(self, key: str, face: RestoredFace) -> None:

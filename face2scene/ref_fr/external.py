@@ -1,4 +1,4 @@
-"""Stage I by somebody else's program: folders in, a command, a folder out; nothing is believed that was not checked."""
+"""Stage I by an external program: a command from input folders to an output folder, whose images are validated."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from face2scene.common.ledger import content
 from face2scene.common.processes import ProcessResult, run_group
 from face2scene.image_io.arrays import nothing_in
 from face2scene.ref_fr import base
-from face2scene.ref_fr.base import AlignedRefFR, FaceRestorationError, RestoredFace, StageOneFailure, in_bytes
+from face2scene.ref_fr.base import AlignedRefFR, FaceRestorationError, RestoredFace, RestorerUnavailableError, in_bytes
 from face2scene.ref_fr.external_programs import LAYOUTS, read_result, stage_input, stage_references
 from face2scene.ref_fr.fingerprint import code_version, digest
 
@@ -24,21 +24,21 @@ _FIELDS = ("input", "references", "output")
 
 
 class External(AlignedRefFR):
-    """A command that turns a folder of aligned faces and a folder of references into restored faces.
+    """A command that restores a folder of aligned faces with a folder of references.
 
-    Faces of one person go to one launch, as PNG files of unique names in a fresh folder that holds nothing else.
-    They are laid out as `external_programs.stage_input` says; in the layout `flat` the references are in {references}.
+    All faces with the same references go to one launch, as PNG files in an empty folder, laid out by
+    `external_programs.stage_input`; in the layout `flat` the references are in {references}.
 
     Args:
-        command: with {input}, {references} and {output}; split as a shell would, but run without one.
-        version: your name for its weights and settings; a cache of its faces is keyed by it and by the command.
+        command: with {input}, {references} and {output}; split like a shell command, but run without a shell.
+        version: identifies its weights and settings; part of the cache's fingerprint, as is the command.
         name: for logs.
         layout: `flat` or `identity`.
-        outputs: where a restored face is below {output}; {stem} is the face's name.
-        folder: to run the command in; None is the present one.
+        outputs: path of a restored face below {output}; {stem} is the face's name.
+        folder: working directory of the command; None is the current one.
         timeout: seconds for one launch.
         size: side of the aligned faces.
-        references: so many are staged, taken again from the first when there are fewer; 0 stages what there are.
+        references: number of staged references, repeated from the first when there are fewer; 0 stages all.
 
     Raises:
         ValueError: a template without its fields, or an unknown layout.
@@ -74,17 +74,17 @@ class External(AlignedRefFR):
         """See `AlignedRefFR`.
 
         Raises:
-            FaceRestorationError: the command leaves a face missing, unreadable, of another size or without any detail.
-            StageOneFailure: the command is not there, takes too long, or fails and leaves nothing.
+            FaceRestorationError: an output is missing, unreadable, of another size or uniform.
+            RestorerUnavailableError: the command does not exist, takes too long, or fails without output.
         """
         people: dict[tuple[str, ...], list[int]] = {}
         for number, paths in enumerate(references):
             people.setdefault(tuple(content(path) for path in paths), []).append(number)
-        made: dict[int, RestoredFace] = {}
+        restored: dict[int, RestoredFace] = {}
         for rows in people.values():
             for number, image in zip(rows, self._launch(faces[rows], references[rows[0]]), strict=True):
-                made[number] = RestoredFace(image)
-        return [made[number] for number in range(len(faces))]
+                restored[number] = RestoredFace(image)
+        return [restored[number] for number in range(len(faces))]
 
     def _launch(self, faces: Tensor, references: Sequence[Path]) -> list[Tensor]:
         if self.references and not references:
@@ -94,26 +94,27 @@ class External(AlignedRefFR):
             for place in places.values():
                 place.mkdir()
             stems = [f"face_{number:04d}" for number in range(len(faces))]
-            people = {"references": references, "count": self.references}
+            count = self.references
             for stem, face in zip(stems, faces, strict=True):
-                stage_input(places["input"], stem, face, layout=self.layout, **people)
+                stage_input(places["input"], stem, face, layout=self.layout, references=references, count=count)
             if self.layout == "flat":
-                stage_references(references, places["references"], self.references)
+                stage_references(references, places["references"], count)
             words = [word.format(**places) for word in shlex.split(self.command)]
-            ended = run_group(words, log=Path(scratch) / "log.txt", folder=self.folder, timeout=self.timeout)
-            results = [places["output"] / self.outputs.format(stem=stem) for stem in stems]
-            if ended.code is None or ended.timed_out:
-                raise StageOneFailure(f"ref_fr={self.name}: {ended.last_line} (ref_fr.command, ref_fr.timeout)")
-            if ended.code and not any(path.is_file() for path in results):
-                raise StageOneFailure(f"ref_fr={self.name} failed and left nothing ({ended})")
-            if ended.code:
-                log.warning("ref_fr=%s: %s", self.name, ended)
-            return [self._result(path, ended) for path in results]
+            result = run_group(words, log=Path(scratch) / "log.txt", folder=self.folder, timeout=self.timeout)
+            outputs = [places["output"] / self.outputs.format(stem=stem) for stem in stems]
+            if result.code is None or result.timed_out:
+                reason = f"{result.last_line} (ref_fr.command, ref_fr.timeout)"
+                raise RestorerUnavailableError(f"ref_fr={self.name}: {reason}")
+            if result.code and not any(path.is_file() for path in outputs):
+                raise RestorerUnavailableError(f"ref_fr={self.name} failed and left nothing ({result})")
+            if result.code:
+                log.warning("ref_fr=%s: %s", self.name, result)
+            return [self._output(path, result) for path in outputs]
 
-    def _result(self, path: Path, ended: ProcessResult) -> Tensor:
+    def _output(self, path: Path, result: ProcessResult) -> Tensor:
         image, reason = read_result(path, (self.size, self.size))
         if image is not None and (nothing := nothing_in(image)):
-            image, reason = None, f"{path.name} is {nothing}, which is how NaN looks"
+            image, reason = None, f"{path.name} is {nothing}, as an image of NaN is"
         if image is None:
-            raise FaceRestorationError(f"ref_fr={self.name}: {reason} ({ended})")
+            raise FaceRestorationError(f"ref_fr={self.name}: {reason} ({result})")
         return in_bytes(image)

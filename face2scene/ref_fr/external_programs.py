@@ -1,4 +1,4 @@
-"""What other programs read and leave: images staged in the two layouts that are known, and results read back."""
+"""Input folders of external programs, in two layouts, and reading their output images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +16,8 @@ def stage_input(
     """Write one image (3, H, W) in [0, 1] below a program's input folder, as 8-bit PNG.
 
     Args:
-        layout: `flat` is {stem}.png. `identity` (InstantRestore's) is a folder {stem}/ with degraded.png, gt.png (the
-            degraded image again, since nobody knows the ground truth) and conditioning/ with the references.
+        layout: `flat` is {stem}.png. `identity` (InstantRestore's) is a folder {stem}/ with degraded.png, gt.png (also
+            the degraded image, because there is no ground truth) and conditioning/ with the references.
         references, count: see `stage_references`; of the layout `identity`.
     """
     if layout == "flat":
@@ -29,21 +29,17 @@ def stage_input(
 
 
 def stage_references(references: Sequence[Path], folder: Path, count: int = 0) -> None:
-    """Write a person's references.
-
-    Args:
-        count: so many, again from the first when there are fewer; 0 is all that there are.
-    """
+    """Write `count` references, repeated from the first when there are fewer; 0 writes all."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count or len(references)):
         write_png(folder / f"reference_{number:02d}.png", read_tensor(references[number % len(references)]))
 
 
 def read_result(path: Path, size: tuple[int, int] | None = None) -> tuple[Tensor | None, str]:
-    """The image (3, H, W) that a program left, or None and the reason.
+    """A program's output image (3, H, W), or None and the reason.
 
     Args:
-        size: (H, W) that it must have; None takes any.
+        size: required (H, W); None accepts any.
     """
     if not path.is_file():
         return None, f"no {path.name} was left"

@@ -1,4 +1,4 @@
-"""Where a restorer's weights lie, and digests of weights and code: what the key of a cached face is made of."""
+"""Paths of a restorer's weights, and digests of weights and code for the cache's fingerprint."""
 
 import ast
 import hashlib
@@ -13,13 +13,13 @@ from face2scene.common.files import read_json, sha256_of
 
 
 def resolve_path(option: str, value: str) -> Path:
-    """A path, or a name of the weights catalogue and a path in its folder.
+    """The path of `value`: a path, or a name of the asset catalogue and a path in its folder.
 
     Args:
         option: of the config, for the message.
 
     Raises:
-        MissingWeights, FileNotFoundError: not fetched; nothing is there.
+        MissingWeights, FileNotFoundError: not fetched; no such path.
     """
     asset, _, inside = value.partition("/")
     if not Path(value).exists() and asset in catalogue.catalogue():
@@ -35,7 +35,7 @@ def digest(*texts: str) -> str:
 
 
 def code_version(*parts: ModuleType | Callable) -> str:
-    """Digest of what modules and functions do: of their syntax trees, so that comments and docstrings do not count."""
+    """Digest of the syntax trees of modules and functions, without comments and docstrings."""
     texts = []
     for part in parts:
         tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
@@ -50,7 +50,7 @@ def code_version(*parts: ModuleType | Callable) -> str:
 
 
 def files_version(place: Path) -> str:
-    """Digest of a file or of all files below a folder; the catalogue's marker is believed where it lists them."""
+    """Digest of a file or of all files below a folder, with the digests of the catalogue's marker where it has them."""
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file() and p.name[0] != ".")
     recorded: dict[Path, str] = {}
     for parent in (place, *place.parents):

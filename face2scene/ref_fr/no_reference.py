@@ -1,7 +1,4 @@
-"""Restorers that know no person: Real-ESRGAN (packaged weights), and CodeFormer and RestoreFormer through spandrel.
-
-They are baselines of Stage I: what a face restorer without references gives FaDeX to compare with.
-"""
+"""Restorers without references, as baselines of Stage I: Real-ESRGAN, and CodeFormer and RestoreFormer (spandrel)."""
 
 import pickle
 import struct
@@ -19,15 +16,15 @@ from face2scene.assets import catalogue
 from face2scene.common.optional import import_optional
 from face2scene.image_io.arrays import resize
 from face2scene.ref_fr import base
-from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneFailure, in_bytes
+from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, RestorerUnavailableError, in_bytes
 from face2scene.ref_fr.fingerprint import code_version, digest, files_version, resolve_path
 
-_HALF = 0x01306B47  # what ncnn writes before weights in half precision
+_HALF = 0x01306B47  # ncnn's tag of weights in half precision
 _SLOPE = 0.2
 
 
 class DenseBlock(nn.Module):
-    """Five 3 x 3 convolutions, each seeing all before it; a fifth of the result is added to the input."""
+    """Five densely connected 3 x 3 convolutions with a residual scaled by 0.2."""
 
     def __init__(self, channels: int, growth: int):
         super().__init__()
@@ -36,14 +33,14 @@ class DenseBlock(nn.Module):
             self.add_module(f"conv{n + 1}", nn.Conv2d(channels + n * growth, out, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = x
+        dense = x
         for n in range(1, 5):
-            seen = torch.cat([seen, F.leaky_relu(self.get_submodule(f"conv{n}")(seen), _SLOPE)], dim=1)
-        return x + 0.2 * self.conv5(seen)
+            dense = torch.cat([dense, F.leaky_relu(self.get_submodule(f"conv{n}")(dense), _SLOPE)], dim=1)
+        return x + 0.2 * self.get_submodule("conv5")(dense)
 
 
 class Trunk(nn.Module):
-    """Three dense blocks; a fifth of what they add is kept."""
+    """Three dense blocks with a residual scaled by 0.2."""
 
     def __init__(self, channels: int, growth: int):
         super().__init__()
@@ -54,7 +51,7 @@ class Trunk(nn.Module):
 
 
 class RRDBNet(nn.Module):
-    """ESRGAN's generator, four times the size (Wang et al. 2018); parameter names are those of its released files."""
+    """ESRGAN's x4 generator (Wang et al. 2018), with the parameter names of its released files."""
 
     def __init__(self, channels: int = 64, blocks: int = 23, growth: int = 32):
         super().__init__()
@@ -75,10 +72,10 @@ class RRDBNet(nn.Module):
 
 
 def read_ncnn(param: str | Path, binary: str | Path) -> list[tuple[Tensor, Tensor]]:
-    """Weight (out, in, k, k) and bias of every convolution of an ncnn network, float32, in the order of the file.
+    """Weight (out, in, k, k) and bias of every convolution of an ncnn network, float32, in file order.
 
     Raises:
-        ValueError: a convolution without half-precision weights or bias, or bytes too few or left over.
+        ValueError: a convolution without half-precision weights or bias, or too few or too many bytes.
     """
     data, place, layers = Path(binary).read_bytes(), 0, []
     for line in Path(param).read_text().splitlines():
@@ -91,13 +88,15 @@ def read_ncnn(param: str | Path, binary: str | Path) -> list[tuple[Tensor, Tenso
         if place + 4 + size + 4 * out > len(data):
             raise ValueError(f"{binary} is cut short at {words[1]}: fetch real_esrgan_x4plus again.")
         if struct.unpack_from("<I", data, place)[0] != _HALF or options.get("5") != "1":
-            raise ValueError(f"{binary}: {words[1]} has no half-precision weights with a bias; only such are read.")
+            raise ValueError(
+                f"{binary}: {words[1]} has no half-precision weights with a bias, the only supported kind."
+            )
         weight = np.frombuffer(data, "<f2", count, place + 4).astype(np.float32)
         bias = np.frombuffer(data, "<f4", out, place + 4 + size).copy()
         place += 4 + size + 4 * out
         layers.append((torch.from_numpy(weight).reshape(out, -1, kernel, kernel), torch.from_numpy(bias)))
     if place != len(data):
-        raise ValueError(f"{binary} holds {len(data) - place} bytes that {param} does not name.")
+        raise ValueError(f"{binary} holds {len(data) - place} bytes beyond the layers of {param}.")
     return layers
 
 
@@ -105,29 +104,29 @@ def load_real_esrgan(folder: str | Path | None = None) -> RRDBNet:
     """Real-ESRGAN x4plus from the packaged ncnn files (asset `real_esrgan_x4plus`).
 
     Raises:
-        MissingWeights, ValueError: not fetched; not this network.
+        MissingWeights, ValueError: not fetched; another network.
     """
     place = Path(folder) if folder is not None else catalogue.folder("real_esrgan_x4plus")
     layers = read_ncnn(place / "realesrgan-x4plus.param", place / "realesrgan-x4plus.bin")
     network = RRDBNet()
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
-    shapes = [(c.weight.shape, c.bias.shape) for c in convolutions]
-    if shapes != [(weight.shape, bias.shape) for weight, bias in layers]:
+    own = [(c.weight, c.bias) for c in convolutions if c.bias is not None]
+    if [(w.shape, b.shape) for w, b in own] != [(weight.shape, bias.shape) for weight, bias in layers]:
         raise ValueError(f"{place} holds {len(layers)} convolutions that are not those of Real-ESRGAN x4plus.")
     with torch.no_grad():
-        for convolution, (weight, bias) in zip(convolutions, layers, strict=True):
-            convolution.weight.copy_(weight)
-            convolution.bias.copy_(bias)
+        for (own_weight, own_bias), (weight, bias) in zip(own, layers, strict=True):
+            own_weight.copy_(weight)
+            own_bias.copy_(bias)
     return network.eval().requires_grad_(False)
 
 
 class RealESRGAN:
-    """Real-ESRGAN x4plus on the crop itself: shrunk, restored at four times the size, brought back to its own.
+    """Real-ESRGAN x4plus on the crop: downsampled, restored at four times the size, resized to the crop's size.
 
     Args:
         folder: of the ncnn files; None is the asset.
-        shrink: how much smaller the network sees the crop, 1 to 4. At 4, which its author advises for degraded
-            images that were brought to full size, it gives the crop's own size.
+        shrink: factor of the downsampling, 1 to 4. 4, at which the output has the crop's size, is the author's advice
+            for degraded images that were upsampled before.
         device: None is CUDA where there is one.
     """
 
@@ -160,7 +159,7 @@ class SpandrelFace(AlignedRefFR):
 
     Args:
         kind: `codeformer` or `restoreformer`.
-        weights_file: its released .pth, or a name of the weights catalogue and a path in it.
+        weights_file: its released .pth, or a name of the asset catalogue and a path in it.
         fidelity: CodeFormer's w, 0 (quality) to 1 (fidelity).
         device: None is CUDA where there is one.
     """
@@ -183,7 +182,7 @@ class SpandrelFace(AlignedRefFR):
         try:
             _ = self._network
         except (OSError, ValueError, ModuleNotFoundError, catalogue.WeightsError) as error:
-            raise StageOneFailure(f"ref_fr={self.name} cannot be loaded: {error}") from error
+            raise RestorerUnavailableError(f"ref_fr={self.name} cannot be loaded: {error}") from error
 
     @cached_property
     def _network(self) -> nn.Module:
@@ -208,8 +207,5 @@ class SpandrelFace(AlignedRefFR):
         """See `AlignedRefFR`; references are not used. Both networks work in [-1, 1]."""
         self.ready()
         options = {"weight": self.fidelity} if self.name == "codeformer" else {}
-        made = []
-        for face in faces:
-            output = self._network((in_bytes(face)[None] * 2 - 1).to(self.device), **options)[0]
-            made.append(RestoredFace(in_bytes(output[0] / 2 + 0.5).cpu()))
-        return made
+        outputs = [self._network((in_bytes(face)[None] * 2 - 1).to(self.device), **options)[0] for face in faces]
+        return [RestoredFace(in_bytes(output[0] / 2 + 0.5).cpu()) for output in outputs]

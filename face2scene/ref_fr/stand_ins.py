@@ -1,4 +1,4 @@
-"""Restorers that need no weights: the upper bound, the lower bound, and a controlled imitation between them."""
+"""Restorers without weights: upper bound, lower bound, and controlled perturbations of the ground truth."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,31 +11,39 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def _known(gt: Tensor | None, name: str) -> Tensor:
-    if gt is None:
-        raise ValueError(
-            f"ref_fr={name} is made from the clean face and there is none: give gt=FOLDER with images of the "
-            "same names, or choose another ref_fr."
-        )
-    return gt
-
-
-@dataclass(frozen=True)
-class GroundTruth:
-    """The clean face itself: the best that Stage I could do."""
-
-    name: str = "ground_truth"
-    needs_gt: bool = True
+class _FromGroundTruth:
+    name: str
+    needs_gt = True
 
     def restore(
         self, degraded: Tensor, references: Sequence[Path], *, gt: Tensor | None, rng: np.random.Generator
     ) -> Tensor:
-        return _known(gt, self.name)
+        """See `RefFR.restore`; only the clean face and `rng` are used."""
+        if gt is None:
+            raise ValueError(
+                f"ref_fr={self.name} needs the clean face: give gt=FOLDER with images of the same names, or choose "
+                "another ref_fr."
+            )
+        return self.perturb(gt, rng)
+
+    def perturb(self, gt: Tensor, rng: np.random.Generator) -> Tensor:
+        """(3, h, w) in [0, 1] to the same."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class GroundTruth(_FromGroundTruth):
+    """The clean face itself: the upper bound of Stage I."""
+
+    name: str = "ground_truth"
+
+    def perturb(self, gt: Tensor, rng: np.random.Generator) -> Tensor:
+        return gt
 
 
 @dataclass(frozen=True)
 class Copy:
-    """The degraded face unchanged: Stage I that does nothing."""
+    """The degraded face unchanged: the lower bound of Stage I."""
 
     name: str = "copy"
     needs_gt: bool = False
@@ -47,28 +55,24 @@ class Copy:
 
 
 @dataclass(frozen=True)
-class Perturbed:
-    """The clean face as an imperfect restorer would give it: a little soft, a little off in colour.
+class Perturbed(_FromGroundTruth):
+    """The clean face, slightly blurred, shifted in colour and noised.
 
-    A stand-in for FaceMe where its weights are missing (supplement 4.6 perturbs Stage I the same way to vary its
-    quality; the amounts here are ours).
+    A stand-in for FaceMe where its weights are missing (supplement 4.6 varies the quality of Stage I in this way; the
+    amounts are ours).
 
     Args:
-        softness: shrink factor of a there-and-back resize, drawn from 1 to this.
+        softness: factor of a resize down and up, drawn from 1 to this.
         tint: largest shift of a channel's mean.
-        grain: sigma of fine noise, in [0, 1] units.
+        grain: standard deviation of white noise, in [0, 1] units.
     """
 
     softness: float = 1.6
     tint: float = 0.02
     grain: float = 0.01
     name: str = "perturbed"
-    needs_gt: bool = True
 
-    def restore(
-        self, degraded: Tensor, references: Sequence[Path], *, gt: Tensor | None, rng: np.random.Generator
-    ) -> Tensor:
-        gt = _known(gt, self.name)
+    def perturb(self, gt: Tensor, rng: np.random.Generator) -> Tensor:
         height, width = gt.shape[-2:]
         factor = rng.uniform(1, self.softness)
         small = (max(8, round(height / factor)), max(8, round(width / factor)))
@@ -80,20 +84,20 @@ class Perturbed:
 
 
 @dataclass(frozen=True)
-class CalibratedPerturbation:
-    """The clean face as FaceMe gives it in one row of the paper's Table 6: a controlled perturbation.
+class CalibratedPerturbation(_FromGroundTruth):
+    """The clean face with errors of the size of one row of the paper's Table 6.
 
-    The ground truth is blended with a version of itself that is low-passed, shifted in identity (its features moved by
-    a smooth random field, the same in all channels) and noised. The paper names no more than "a controlled synthetic
-    perturbation"; form and amounts are ours, calibrated on its row of DISTS, LPIPS and PSNR at faces of 256 pixels.
+    The ground truth is blended with a blurred, warped (by a smooth random displacement field, which shifts the
+    identity) and noised version. The paper mentions "a controlled synthetic perturbation" only; form and amounts are
+    ours, calibrated on its DISTS, LPIPS and PSNR at faces of 256 pixels.
 
     Args:
         blend: share of the perturbed version, 0 to 1.
-        blur: sigma of the low-pass in pixels.
-        shift: root mean square displacement of a feature in pixels.
-        grain: sigma of the noise, in [0, 1] units.
-        grain_size: sigma in pixels of the low-pass over the noise; 0 is white noise.
-        scale: wavelength of the displacement field in pixels, about the distance of a face's features.
+        blur: sigma of the Gaussian blur in pixels.
+        shift: root mean square displacement in pixels.
+        grain: standard deviation of the noise, in [0, 1] units.
+        grain_size: sigma in pixels of the noise's Gaussian blur; 0 is white noise.
+        scale: wavelength of the displacement field in pixels, about the distance between facial features.
     """
 
     blend: float
@@ -103,22 +107,17 @@ class CalibratedPerturbation:
     grain_size: float = 0.0
     scale: float = 48.0
     name: str = "perturbed"
-    needs_gt: bool = True
 
-    def restore(
-        self, degraded: Tensor, references: Sequence[Path], *, gt: Tensor | None, rng: np.random.Generator
-    ) -> Tensor:
-        gt = _known(gt, self.name)
-        field = self._field(gt.shape[-2:], rng)
+    def perturb(self, gt: Tensor, rng: np.random.Generator) -> Tensor:
+        field = self._field(gt.shape[-2], gt.shape[-1], rng)
         noise = torch.from_numpy(rng.standard_normal(gt.shape, dtype=np.float32))
         noise = _blurred(noise, self.grain_size)
         noise = noise / noise.square().mean().sqrt()
-        moved = _moved(_blurred(gt, self.blur), field)
-        return ((1 - self.blend) * gt + self.blend * (moved + self.grain * noise)).clamp(0, 1)
+        warped = _warped(_blurred(gt, self.blur), field)
+        return ((1 - self.blend) * gt + self.blend * (warped + self.grain * noise)).clamp(0, 1)
 
-    def _field(self, size: tuple[int, int], rng: np.random.Generator) -> Tensor:
-        height, width = size
-        cells = tuple(max(2, round(side / self.scale) + 1) for side in size)
+    def _field(self, height: int, width: int, rng: np.random.Generator) -> Tensor:
+        cells = tuple(max(2, round(side / self.scale) + 1) for side in (height, width))
         coarse = torch.from_numpy(rng.standard_normal((1, 2, *cells), dtype=np.float32))
         smooth = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True)[0]
         return self.shift * smooth / smooth.square().sum(0).mean().sqrt().clamp_min(1e-6)
@@ -135,21 +134,21 @@ def _blurred(image: Tensor, sigma: float) -> Tensor:
     return F.conv2d(rows, taps[None, None, None, :])[:, 0]
 
 
-def _moved(image: Tensor, field: Tensor) -> Tensor:
+def _warped(image: Tensor, field: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    place = torch.stack([(x + field[0]) * 2 / max(width - 1, 1) - 1, (y + field[1]) * 2 / max(height - 1, 1) - 1], -1)
-    return F.grid_sample(image[None], place[None].to(image), padding_mode="border", align_corners=True)[0]
+    grid = torch.stack([(x + field[0]) * 2 / max(width - 1, 1) - 1, (y + field[1]) * 2 / max(height - 1, 1) - 1], -1)
+    return F.grid_sample(image[None], grid[None].to(image), padding_mode="border", align_corners=True)[0]
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """One of several restorers at random, for a training that has to bear whatever Stage I gives.
+    """One of several restorers at random, to train for varying quality of Stage I.
 
-    The paper trains FaDeX on restored and on true faces (facts 1.2); the shares, and a mix of qualities, are ours.
+    The paper trains FaDeX on restored and on clean faces; the shares, and the mix of qualities, are ours.
 
     Args:
-        restorers: by name; each has `restore(degraded, references, gt=, rng=)` and keeps the crop's size.
+        restorers: `RefFR` by name.
         shares: of the faces, by the same names; they sum to 1.
 
     Raises:
@@ -177,6 +176,6 @@ class Mixed:
         self, degraded: Tensor, references: Sequence[Path], *, gt: Tensor | None, rng: np.random.Generator
     ) -> Tensor:
         names = list(self.shares)
-        place = np.searchsorted(np.cumsum([self.shares[name] for name in names]), rng.random(), side="right")
-        chosen = self.restorers[names[min(int(place), len(names) - 1)]]
+        index = np.searchsorted(np.cumsum([self.shares[name] for name in names]), rng.random(), side="right")
+        chosen = self.restorers[names[min(int(index), len(names) - 1)]]
         return chosen.restore(degraded, references, gt=gt, rng=rng)

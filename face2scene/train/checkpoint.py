@@ -1,4 +1,4 @@
-"""A training's state on disk: what is in it, how it is written whole, and how the newest one is found."""
+"""Training checkpoints: their content, atomic writing, and loading of the newest one."""
 
 import logging
 import shutil
@@ -16,8 +16,10 @@ log = logging.getLogger(__name__)
 
 
 def keep_trained_only(models: list[nn.Module], weights: list[dict], folder: str) -> None:
-    # A frozen base of a billion weights does not belong into every state; buffers (queues, statistics) do. Names are
-    # the module's own, without the wrapper's "module.", so that any number of processes can go on from the state.
+    """Hook of `save_state`: drop frozen weights, such as a base of a billion, and keep buffers.
+
+    Names are the module's own, without the wrapper's "module.", so that any number of processes can load the state.
+    """
     for model, state in zip(models, weights, strict=True):
         inner = extract_model_from_parallel(model)
         frozen = {name for name, p in inner.named_parameters() if not p.requires_grad}
@@ -29,7 +31,11 @@ def keep_trained_only(models: list[nn.Module], weights: list[dict], folder: str)
 
 
 def load_trained(models: list[nn.Module], folder: str) -> None:
-    # In accelerate's place, because its loading is all or, with strict=False, silently nothing.
+    """Hook of `load_state`: load instead of accelerate, whose loading is strict or, with strict=False, unchecked.
+
+    Raises:
+        ValueError: trained weights are missing, or names are unknown.
+    """
     while models:
         inner = extract_model_from_parallel(models.pop())
         path = Path(folder) / f"model{f'_{len(models)}' if models else ''}.safetensors"
@@ -46,7 +52,7 @@ def load_trained(models: list[nn.Module], folder: str) -> None:
 
 
 def save(accelerator: Accelerator, run: Run, step: int, keep: int) -> None:
-    """Write `state/<step>`, beside first and then moved, and drop all but the newest `keep` states."""
+    """Write `state/<step>` atomically, and delete all but the newest `keep` states."""
     folder = run.folder / "state"
     partial = folder / f".{step}.partial"
     if accelerator.is_main_process:

@@ -25,32 +25,31 @@ from face2scene.train.ema import EMA
 from face2scene.train.loop import Phase
 
 log = logging.getLogger(__name__)
-_UNSEEN = 2**40  # batches from this number on are no training's
+_UNSEEN = 2**40  # first number of the batches that no training reaches
 
 
 class FaDeXTask:
-    """Trains a MoCo on face pairs, watches it on people it has not seen.
+    """Trains a MoCo on face pairs, and probes it on held-out people.
 
     Args:
         moco: with the encoder to train.
         data: training pairs.
         held_out: pairs of other people, for the probe.
-        accelerator: of the training.
         lr, weight_decay: of AdamW (our setting; DASR uses Adam with 1e-3, then 1e-4).
-        ema: decay of an average of the encoder's weights and statistics, which is then what is validated and exported;
-            None keeps none. It is not the key encoder, which follows the contrast's own momentum.
-        head: `batches` of training pairs of one `crop`, on `images` for the queries and for the keys, and the
-            settings of `fadex.head.retrain_projection_head`, done to what is exported; None exports the head as it was
-            trained. Validation shows it as it is trained.
-        probe_on: what the probe's main result is about: `presets` (d1 to d4, supplement 2.4) or `space`
-            (operators drawn from the held-out space); the other is written inside it under its own name.
+        ema: decay of an EMA of the encoder's weights and statistics, which is then validated and exported; None keeps
+            none. The key encoder is another one, with MoCo's own momentum.
+        head: arguments of `models.fadex.projection_head.retrain_projection_head` for the exported encoder, with the
+            number of `batches` of training pairs, their `crop`, and the `images` per operator and view; None exports
+            the head as trained. Validation always uses that one.
+        probe_on: recipes of the probe's main result: `presets` (d1 to d4, supplement 2.4) or `space` (operators drawn
+            from the held-out space); the result of the other is inside it under its name.
         presets: recipes by name; may be empty.
-        probe_operators, probe_images: size of the probe on the space, and its images.
+        probe_operators, probe_images: number of operators drawn from the space, and of images per operator.
         seed: of the probe's draws.
         about: written into the weights' header.
 
     Raises:
-        ValueError: the queue is smaller than what one step enqueues.
+        ValueError: one step has more keys than the queue, or `probe_on` has no recipes.
     """
 
     def __init__(
@@ -76,10 +75,10 @@ class FaDeXTask:
         self.held_out = held_out
         self.about = dict(about or {})
         batches = accelerator.gradient_accumulation_steps * accelerator.num_processes
-        enqueued = data.operators * data.images * batches
-        if enqueued > len(moco.queue.keys):
+        enqueued, size = data.operators * data.images * batches, len(moco.queue.get_buffer("labels"))
+        if enqueued > size:
             raise ValueError(
-                f"One step enqueues {enqueued} keys and the queue holds {len(moco.queue.keys)}: raise "
+                f"One step enqueues {enqueued} keys and the queue holds {size}: raise "
                 "fadex.contrast.queue_size, or lower train.fadex.operators, images or accumulate."
             )
         self.recipes: dict[str, dict[str, Any]] = {"space": {}, "presets": dict(presets or {})}
@@ -96,12 +95,10 @@ class FaDeXTask:
         optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay)
         self.phases = [Phase("fadex", moco, optimizer, self.losses)]
         if accelerator.num_processes > 1:
-            moco.gather = self._of_everyone
-        self._fresh: list[tuple[Tensor, Tensor]] = []  # keys and labels since the last optimiser step
-        self._accuracy = 0.0
-        self.stateful: list[EMA] = []
-        if ema is not None:
-            self.stateful.append(EMA(moco.query, ema, buffers=True))
+            moco.gather = self._gather
+        self._fresh: list[tuple[Tensor, Tensor]] = []  # keys and labels since the last optimizer step
+        self._accuracy = torch.zeros(())
+        self.stateful = [] if ema is None else [EMA(moco.query, ema, buffers=True)]
         count = sum(p.numel() for p in weights)
         log.info("FaDeX trains %d weights on %d images.", count, len(data.paths))
 
@@ -125,15 +122,15 @@ class FaDeXTask:
         return {"contrast": self.moco.loss(contrast)}
 
     def after_step(self) -> None:
-        """Every queue gets the step's keys, which are those of all processes in one order."""
+        """Enqueue the step's keys, those of all processes in one order, and update the EMA."""
         keys, labels = (torch.cat(parts) for parts in zip(*self._fresh, strict=True))
         self._fresh.clear()
         self.moco.update(keys, labels)
         for average in self.stateful:
             average.update()
 
-    def _of_everyone(self, keys: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        # Processes may have batches of several sizes: they are filled up to one, and the filling is dropped again.
+    def _gather(self, keys: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        # Batch sizes may differ between processes: pad to the largest, gather, and drop the padding.
         keys = self.accelerator.pad_across_processes(keys.contiguous())
         labels = self.accelerator.pad_across_processes(labels, pad_index=EMPTY)
         keys, labels = self.accelerator.gather((keys, labels))
@@ -141,28 +138,30 @@ class FaDeXTask:
 
     @contextmanager
     def eval_weights(self) -> Iterator[FaDeX]:
-        """The encoder as it is validated and exported: its average, where one is kept."""
+        """The encoder with the weights to validate and export: the EMA's, if there is one."""
         with self.stateful[0].average_parameters() if self.stateful else nullcontext():
             yield self.encoder
 
     def validate(self) -> dict[str, float]:
         """The probe on held-out people, and the last training batch's accuracy."""
-        found = self.probe(self.probe_on)
-        return {
+        result = self.probe(self.probe_on)
+        values = {
             "fadex/batch_accuracy": float(self._accuracy),
-            "validation/same": found["same_mean"],
-            "validation/different": found["different_mean"],
-            "validation/retrieval_top1": found["retrieval_top1"],
-            **{f"validation/same/{name}": value for name, value in found["same"].items()},
-            **{f"validation/cross/{name}": value for name, value in found["cross"].items() if len(found["same"]) < 6},
+            "validation/same": result["same_mean"],
+            "validation/different": result["different_mean"],
+            "validation/retrieval_top1": result["retrieval_top1"],
         }
+        values |= {f"validation/same/{name}": value for name, value in result["same"].items()}
+        if len(result["same"]) < 6:
+            values |= {f"validation/cross/{name}": value for name, value in result["cross"].items()}
+        return values
 
     def probe(self, on: str, encoder: FaDeX | None = None) -> dict[str, Any]:
-        """`fadex.probe` on the held-out images with the `presets` or the `space`, of the encoder as it is shown."""
+        """`cosine_probe.compare` on held-out images and `presets` or `space`; by default of the trained encoder."""
         return compare(self._embedded(on, encoder)[2], list(self.recipes[on])) | {"people": self.held_out.people}
 
     def images(self) -> dict[str, np.ndarray]:
-        """What the probe saw: the pairs, their cosines and their nearest neighbours."""
+        """The probe's pairs, their cosines and their nearest neighbours."""
         restored, degraded, embeddings = self._embedded(self.probe_on)
         return {
             "pairs": pair_sheet(restored, degraded),
@@ -175,7 +174,7 @@ class FaDeXTask:
         return 2 * len(batch["labels"])
 
     def _embedded(self, on: str, encoder: FaDeX | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        # Restored and degraded faces (O, P, 3, c, c) and their embeddings (O, P, D) by the encoder as it is now.
+        # restored, degraded: (O, P, 3, c, c) of O operators and P images; embeddings: (O, P, D)
         if on not in self._grids:
             recipes = list(self.recipes[on].values())
             self._grids[on] = self.held_out.grid(recipes, self.probe_images, seed=self.seed)
@@ -186,7 +185,7 @@ class FaDeXTask:
             return restored, degraded, embed_all(own, restored, degraded)
 
     def _with_retrained_head(self, encoder: FaDeX) -> FaDeX:
-        settings = dict(self.head)
+        settings: dict[str, Any] = dict(self.head)
         batches, crop, images = (int(settings.pop(name)) for name in ("batches", "crop", "images"))
         data = self.data.at(crop, images)
         encoder = copy.deepcopy(encoder).eval()
@@ -200,11 +199,11 @@ class FaDeXTask:
     def export(self, folder: Path, step: int) -> None:
         """Write fadex.safetensors and probe.json."""
         with self.eval_weights() as encoder:
-            shared = self._with_retrained_head(encoder) if self.head else copy.deepcopy(encoder)
-        shared.save(folder / "fadex.safetensors", about=self.about | {"steps": step})
-        found = self.probe(self.probe_on, shared)
+            exported = self._with_retrained_head(encoder) if self.head else copy.deepcopy(encoder)
+        exported.save(folder / "fadex.safetensors", about=self.about | {"steps": step})
+        result = self.probe(self.probe_on, exported)
         for other in self.recipes:
             if other != self.probe_on and self.recipes[other]:
-                found[other] = self.probe(other, shared)
-        write_json(folder / "probe.json", found)
-        log.info("Held-out cosines: same %.3f, different %.3f.", found["same_mean"], found["different_mean"])
+                result[other] = self.probe(other, exported)
+        write_json(folder / "probe.json", result)
+        log.info("Held-out cosines: same %.3f, different %.3f.", result["same_mean"], result["different_mean"])

@@ -1,11 +1,12 @@
-"""The one training loop: contrastive, adversarial or plain, on one process or many.
+"""The training loop of all models: contrastive, adversarial or plain, on one process or many.
 
-A *phase* is one backward pass and one optimiser step on one set of weights: FaDeX trains in one phase, the
-restorer in two (generator, discriminator), or in S3Diff's four, two on each set of weights. Time is counted in
-optimiser steps. The data are an endless stream that can be entered at any position, and all randomness follows from
-that position, so a run that was stopped and resumed ends with bit for bit the weights of one that was not.
+A *phase* is one backward pass and one optimizer step on one set of weights: FaDeX trains in one phase, the restorer in
+two (generator, discriminator), or in S3Diff's four, two on each set of weights. Time is counted in optimizer steps; a
+step takes `gradient_accumulation_steps` batches. The data are an endless stream that can start at any position, and all
+randomness follows from the position, so a resumed run ends with the same weights, bit for bit, as an uninterrupted one.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -30,16 +31,23 @@ from face2scene.train.schedule import Progress, Schedule
 log = logging.getLogger(__name__)
 
 
+_MIN_SCALE = 1.0  # of the loss scaler: overflows below are no matter of the scale
+_MAX_OVERFLOWS = 30  # in a row
+
+
 @dataclass
 class Phase:
-    """One backward pass and one optimiser step on one set of weights.
+    """One backward pass and one optimizer step on one set of weights.
 
     Args:
         name: prefix of its losses in the logs.
         model: holds the weights; after preparation it is the wrapped one, and `losses` must call that.
         optimizer: over the weights of `model` that require gradients.
         losses: batch to weighted terms (scalars); their sum is minimised.
-        shards: its model is worth spreading over the processes where that is asked for (FSDP); others are copied.
+        shards: its model is sharded over the processes under FSDP; other models are replicated.
+
+    Raises:
+        ValueError: no weight requires gradients.
     """
 
     name: str
@@ -47,7 +55,8 @@ class Phase:
     optimizer: torch.optim.Optimizer
     losses: Callable[[Any], dict[str, Tensor]]
     shards: bool = False
-    weights: list[nn.Parameter] = field(init=False)  # a list: it is read on every step
+    weights: list[nn.Parameter] = field(init=False)
+    overflows: int = field(init=False, default=0)  # fp16 steps skipped in a row
 
     def __post_init__(self) -> None:
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
@@ -56,13 +65,13 @@ class Phase:
 
 
 class Task(Protocol):
-    """What a training has to say for itself.
+    """The model-specific part of a training.
 
-    `data[index]` is a whole batch of one process, and everything random in it follows from `index`. A task may also
-    have `stateful`, a list of objects with state_dict and load_state_dict that are saved and resumed with the rest;
-    `memory_advice`, the options that lower its memory; `eval_weights()`, a context that every process enters and in
-    which the weights are those to validate and to share; `images()`, uint8 (H, W, 3) by name, to be kept with every
-    validation; and `count(batch)`, the images of a batch, for the bar's throughput.
+    `data[index]` is a whole batch of one process, and everything random in it follows from `index`. Optional members:
+    `stateful`, a list of objects with state_dict and load_state_dict that are saved with the rest; `memory_advice`, the
+    options that lower its memory; `before_step(batches, accelerator)`, called with the batches of each optimizer step;
+    `eval_weights()`, a context that every process enters and in which the weights are those to validate and export;
+    `images()`, uint8 (H, W, 3) by name, saved at every validation; `count(batch)`, its images, for the throughput.
     """
 
     phases: Sequence[Phase]
@@ -83,31 +92,28 @@ def train(
     workers: int = 0,
     shard_from: int | None = None,
 ) -> None:
-    """Train to `schedule.steps`, going on from the newest state of the run's folder.
+    """Train to `schedule.steps`, resuming from the newest state in the run's folder.
 
     Args:
-        shard_from: spread the models of phases that ask for it over the processes, modules of this many weights each
-            as one (see `sharded`); None copies every model to every process.
+        shard_from: shard the models of phases that allow it, modules of at least so many weights as one unit (see
+            `fsdp`); None replicates every model.
 
     Raises:
-        FloatingPointError: a loss or gradient is not finite; nothing was updated by that step.
-        ValueError: `schedule.best` names no validation number, or one process was told to shard.
+        FloatingPointError: a loss or gradient is not finite (see `step`); that step changed no weight.
+        ValueError: `schedule.best` is not a validation metric, or a single process was asked to shard.
     """
     progress = Progress()
     rates = [[group["lr"] for group in phase.optimizer.param_groups] for phase in task.phases]
-    prepared: dict[int, tuple[nn.Module, Any]] = {}  # phases may share a model and its optimiser
+    prepared: dict[int, tuple[nn.Module, Any]] = {}  # phases may share a model and its optimizer
     for phase in task.phases:
         key = id(phase.model)
-        if key not in prepared:
-            spread = shard_from is not None and phase.shards
-            prepared[key] = (
-                shard(accelerator, phase.model, phase.optimizer, least=shard_from)
-                if spread
-                else accelerator.prepare(phase.model, phase.optimizer)
-            )
+        if key not in prepared and shard_from is not None and phase.shards:
+            prepared[key] = shard(accelerator, phase.model, phase.optimizer, min_params=shard_from)
+        elif key not in prepared:
+            prepared[key] = accelerator.prepare(phase.model, phase.optimizer)
         phase.model, phase.optimizer = prepared[key]
         phase.weights = [p for p in phase.model.parameters() if p.requires_grad]  # sharding replaces them
-    eval_weights = getattr(task, "shown", nullcontext)
+    eval_weights = getattr(task, "eval_weights", nullcontext)
     accelerator.register_for_checkpointing(progress, *getattr(task, "stateful", ()))
     accelerator.register_save_state_pre_hook(keep_trained_only)
     accelerator.register_load_state_pre_hook(load_trained)
@@ -117,20 +123,18 @@ def train(
 
     bar = tqdm(total=schedule.steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
     count, seen, since = getattr(task, "count", None), 0, perf_counter()
-    for number, batch in batches(task.data, accelerator, progress.batch, workers):
-        if progress.step >= schedule.steps:
-            break
+    stream = batches(task.data, accelerator, progress.batch, workers)
+    while progress.step < schedule.steps:
         for phase, base in zip(task.phases, rates, strict=True):
             for group, rate in zip(phase.optimizer.param_groups, base, strict=True):
                 group["lr"] = rate * schedule.rate(progress.step)
-        torch.manual_seed(seed_from(seed, accelerator.process_index, number))
+        numbers, window = zip(*itertools.islice(stream, accelerator.gradient_accumulation_steps), strict=True)
+        seeds = [seed_from(seed, accelerator.process_index, number) for number in numbers]
         with explained(getattr(task, "memory_advice", "")):
-            report = step(task, batch, accelerator, schedule.max_norm)
-        progress.batch = number + 1
-        seen += count(batch) * accelerator.num_processes if count else 0
-        if not accelerator.sync_gradients:
-            continue
+            report = step(task, window, accelerator, schedule.max_norm, seeds)
+        progress.batch = numbers[-1] + 1
         progress.step += 1
+        seen += sum(map(count, window)) * accelerator.num_processes if count else 0
         task.after_step()
         bar.update()
 
@@ -138,7 +142,7 @@ def train(
             values = {name: value.item() for name, value in report.items()}
             run.log(values, progress.step)
             postfix = {name.split("/")[-1]: f"{value:.3g}" for name, value in values.items()}
-            if count:  # not in the metrics, which are the same for a run that was stopped and one that was not
+            if count:  # not in the metrics, which are equal for resumed and uninterrupted runs
                 postfix["images/s"] = f"{seen / (perf_counter() - since):.3g}"
                 seen, since = 0, perf_counter()
             bar.set_postfix(postfix)
@@ -163,28 +167,53 @@ def train(
     accelerator.wait_for_everyone()
 
 
-def step(task: Task, batch: Any, accelerator: Accelerator, max_norm: float) -> dict[str, Tensor]:
-    """One pass over every phase; moves the weights when gradients are complete."""
-    report = {}
-    with accelerator.accumulate(*{id(phase.model): phase.model for phase in task.phases}.values()):
-        for phase in task.phases:
-            with freeze_other_phases(phase, task.phases):
-                terms = phase.losses(batch)
-                total = torch.stack(list(terms.values())).sum()
-                accelerator.backward(total)
-            if accelerator.sync_gradients:
-                norm = full_tensor(torch.as_tensor(accelerator.clip_grad_norm_(phase.weights, max_norm)))
-                check_finite(phase.name, total, norm, terms)
-                report[f"{phase.name}/grad_norm"] = norm
-            phase.optimizer.step()
-            phase.optimizer.zero_grad()
-            report |= {f"{phase.name}/{name}": value.detach() for name, value in terms.items()}
+def step(
+    task: Task, batches: Sequence[Any], accelerator: Accelerator, max_norm: float, seeds: Sequence[int] = ()
+) -> dict[str, Tensor]:
+    """One optimizer step of every phase on the mean loss of some batches.
+
+    A phase sees all batches before the next one starts, as if they were one: phases that share weights do not mix their
+    gradients. In float16 a step whose gradients overflow is skipped and the loss scale lowered.
+
+    Args:
+        batches: `gradient_accumulation_steps` of them.
+        max_norm: gradients of a phase are clipped to this norm.
+        seeds: of torch's generator, one per batch; a phase's randomness in a batch depends on it alone.
+
+    Returns:
+        mean terms and gradient norm by phase; with a loss scaler also its scale.
+
+    Raises:
+        FloatingPointError: see `check_finite`.
+    """
+    report: dict[str, Tensor] = {}
+    if hasattr(task, "before_step"):
+        task.before_step(batches, accelerator)
+    for phase in task.phases:
+        means: dict[str, Tensor] = {}
+        with freeze_other_phases(phase, task.phases):
+            for number, batch in enumerate(batches, start=1):
+                if seeds:
+                    torch.manual_seed(seed_from(seeds[number - 1], phase.name))
+                with nullcontext() if number == len(batches) else accelerator.no_sync(phase.model):
+                    terms = phase.losses(batch)
+                    accelerator.backward(torch.stack(list(terms.values())).sum())  # divided by their number there
+                for name, value in terms.items():
+                    means[name] = means.get(name, 0) + value.detach() / len(batches)
+        norm = full_tensor(torch.as_tensor(accelerator.clip_grad_norm_(phase.weights, max_norm)))
+        report |= {f"{phase.name}/{name}": value for name, value in means.items()}
+        if check_finite(phase, means, norm, accelerator.scaler):
+            report[f"{phase.name}/grad_norm"] = norm
+        if accelerator.scaler is not None:
+            report[f"{phase.name}/loss_scale"] = torch.tensor(accelerator.scaler.get_scale())
+        phase.optimizer.step()
+        phase.optimizer.zero_grad()
     return report
 
 
 @contextmanager
 def freeze_other_phases(phase: Phase, phases: Sequence[Phase]) -> Iterator[None]:
-    """Gradients reach this phase's weights and no other phase's."""
+    """Inside, only this phase's weights require gradients, and no other phase's."""
     own = {id(weight) for weight in phase.weights}
     others = [w for other in phases for w in other.weights if id(w) not in own]
     for weight in others:
@@ -196,19 +225,33 @@ def freeze_other_phases(phase: Phase, phases: Sequence[Phase]) -> Iterator[None]
             weight.requires_grad_(True)
 
 
-def check_finite(phase: str, total: Tensor, norm: Tensor, terms: dict[str, Tensor]) -> None:
-    """Raise before the optimiser moves when the loss or the gradient norm is not finite."""
-    if torch.isfinite(total.detach()) and torch.isfinite(norm):
-        return
+def check_finite(phase: Phase, terms: dict[str, Tensor], norm: Tensor, scaler: Any = None) -> bool:
+    """Whether the gradient norm is finite; called before the optimizer step.
+
+    Args:
+        scaler: the loss scaler of float16 training, which skips steps whose gradients overflow and lowers its scale.
+
+    Raises:
+        FloatingPointError: a loss is not finite; or the norm, without a scaler, at its smallest scale, or too often in
+            a row.
+    """
+    values = torch.stack([*terms.values(), norm.to(next(iter(terms.values())))])
+    if torch.isfinite(values).all():  # one synchronisation with the device
+        phase.overflows = 0
+        return True
+    phase.overflows += 1
+    skippable = scaler is not None and scaler.get_scale() > _MIN_SCALE and phase.overflows < _MAX_OVERFLOWS
+    if skippable and torch.isfinite(values[:-1]).all():
+        return False
     listed = ", ".join(f"{name}={value.item():.4g}" for name, value in terms.items())
     raise FloatingPointError(
-        f"Phase {phase!r} is not finite (gradient norm {norm.item():.4g}; {listed}). The weights are unchanged by "
-        "this step; the same command goes on from the last state. Lower the learning rate or train in float32."
+        f"Phase {phase.name!r} is not finite (gradient norm {norm.item():.4g}; {listed}). The weights are unchanged by "
+        "this step; the same command resumes from the last state. Lower the learning rate or train in float32."
     )
 
 
 @contextmanager
 def preserve_rng_state() -> Iterator[None]:
-    """Validation draws from a forked generator, so that it cannot change the training."""
+    """Run validation on a copy of the generators' state, without gradients, so that it cannot affect the training."""
     with torch.random.fork_rng(), torch.no_grad():
         yield

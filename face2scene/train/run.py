@@ -1,10 +1,10 @@
-"""A run's folder: what was asked for, by which code, what came of it, and where to go on.
+"""A run's folder: its configuration, commit, metrics, training states and weights.
 
     runs/<name>/  config.yaml  commit.txt  log.txt  metrics.jsonl  state/<step>/  weights/*.safetensors
                   validation/<step>/*.png  images/
 
-The folder's name is the run's name and never a timestamp, so the same command again finds its own folder
-and goes on; every process works out the same path.
+The folder's name is the run's name and never a timestamp, so the same command resumes in its own folder, and every
+process computes the same path.
 """
 
 import json
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -23,10 +23,7 @@ from face2scene.common.memory import keep_freed_memory
 from face2scene.common.renamed_keys import keys_of, refuse_renamed
 from face2scene.common.reproducibility import commit
 
-log = logging.getLogger(__name__)
-
-
-# Settings that change how a run is carried out or looked at, not what comes of it.
+# Settings that do not change the result of a run.
 _FREE = ("allow_config_change", "tracker", "paths", "hydra")
 
 
@@ -35,13 +32,13 @@ class Run:
 
     Args:
         folder: `runs/<name>`.
-        config: the resolved configuration as plain containers; a folder with another one is refused.
+        config: the resolved configuration as plain containers.
         main: whether this process writes.
-        trackers: extra receivers, each with `log(values, step)` and, for images, `image(name, image, step)`.
-        allow_config_change: continue a folder although its configuration differs; the new one is written.
+        trackers: further receivers, each with `log(values, step)` and, for images, `show(images, step)`.
+        allow_config_change: resume a folder with another configuration; the new one is written.
 
     Raises:
-        ValueError: the folder belongs to another configuration; the message lists what differs.
+        ValueError: the folder has another configuration; the message lists the differences.
         RenamedKey: its configuration has keys of an earlier version.
     """
 
@@ -51,7 +48,7 @@ class Run:
         config: Mapping[str, Any],
         *,
         main: bool = True,
-        trackers: tuple = (),
+        trackers: tuple[Any, ...] = (),
         allow_config_change: bool = False,
     ):
         self.folder = Path(folder)
@@ -60,13 +57,13 @@ class Run:
         self.trackers = trackers
         stored = self.folder / "config.yaml"
         if stored.exists() and not allow_config_change:
-            before = OmegaConf.to_container(OmegaConf.load(stored))
+            before = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(stored)))
             refuse_renamed(keys_of(before), source=str(stored))
             changed = _differences(_kept(before), _kept(self.config))
             if changed:
                 raise ValueError(
                     f"{self.folder} holds a run with another configuration: {'; '.join(changed[:8])}. "
-                    "Choose another name=..., remove the folder, or say allow_config_change=true to go on with it."
+                    "Choose another name=..., remove the folder, or resume it with allow_config_change=true."
                 )
         if main:
             with atomic_write(stored) as partial:
@@ -76,7 +73,7 @@ class Run:
             _log_to(self.folder / "log.txt")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Append one line of numbers to metrics.jsonl and hand them to the trackers."""
+        """Append a line to metrics.jsonl, and log to the trackers."""
         if not self.main:
             return
         line = {"step": step} | {key: float(value) for key, value in values.items()}
@@ -86,8 +83,8 @@ class Run:
             tracker.log(values, step)
 
     def show(self, images: Mapping[str, np.ndarray], step: int) -> None:
-        """Write images by name, uint8 (H, W, 3), to validation/STEP/NAME.png, and to trackers that show them."""
-        from face2scene.image_io.arrays import write_png  # here, because torch comes with it
+        """Write images by name, uint8 (H, W, 3), to validation/STEP/NAME.png, and to trackers of images."""
+        from face2scene.image_io.arrays import write_png  # imports torch
 
         if not self.main or not images:
             return
@@ -97,12 +94,8 @@ class Run:
             if hasattr(tracker, "show"):
                 tracker.show(images, step)
 
-    def part(self, name: str) -> "Run":
-        """A run inside this one, for a training that is one of several: its own folder, state and metrics."""
-        return Run(self.folder / name, self.config, main=self.main, trackers=self.trackers, allow_config_change=True)
-
     def forget_after(self, step: int) -> None:
-        """Drop metrics of steps later than `step`: they belong to work that was lost and is done again."""
+        """Drop metrics of steps after `step`, which are repeated after a resume."""
         path = self.folder / "metrics.jsonl"
         if not (self.main and path.exists()):
             return
@@ -112,13 +105,13 @@ class Run:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
             except json.JSONDecodeError:
-                continue  # the line the kill cut through
+                continue  # a line truncated by a kill
         with atomic_write(path) as partial:
             partial.write_text("".join(kept), encoding="utf-8")
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Add the seconds this block takes to seconds.json; a resumed run's parts sum up."""
+        """Add this block's seconds to seconds.json; those of resumed runs sum up."""
         start = perf_counter()
         yield
         if self.main:
@@ -130,24 +123,16 @@ class Run:
 
 def open_run(cfg: DictConfig, *, main: bool = True) -> Run:
     """Open `paths.runs`/`name` for a script's configuration; the process keeps freed memory from here on."""
-    keep_freed_memory()
-    config = OmegaConf.to_container(cfg, resolve=True)
-    return Run(
-        Path(cfg.paths.runs) / cfg.name,
-        config,
-        main=main,
-        trackers=tuple(_trackers(config) if main else ()),
-        allow_config_change=cfg.allow_config_change,
-    )
-
-
-def _trackers(config: dict) -> Iterator[Any]:
     from hydra.utils import get_object  # hydra.instantiate has an argument `config` of its own
 
-    options = dict(config.get("tracker") or {})
-    if options:
-        folder = Path(config["paths"]["runs"]) / config["name"]
-        yield get_object(options.pop("_target_"))(name=config["name"], config=config, folder=folder, **options)
+    keep_freed_memory()
+    config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    folder = Path(cfg.paths.runs) / cfg.name
+    tracker = dict(config.get("tracker") or {})
+    trackers: tuple[Any, ...] = ()
+    if main and tracker:
+        trackers = (get_object(tracker.pop("_target_"))(name=cfg.name, config=config, folder=folder, **tracker),)
+    return Run(folder, config, main=main, trackers=trackers, allow_config_change=cfg.allow_config_change)
 
 
 def _kept(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""When things happen in a training, and how far it has come."""
+"""Schedule and progress of a training."""
 
 import math
 from collections.abc import Mapping
@@ -8,18 +8,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Schedule:
-    """The numbers the loop itself reads; all in optimiser steps.
+    """Settings of the loop, in optimizer steps.
 
     Args:
         steps: length of the training.
         warmup: steps of linear growth of every learning rate.
         decay: `constant`, or `cosine` down to a hundredth at the end.
-        validate_every, save_every: 0 leaves it to the end.
+        validate_every, save_every: 0 means only at the end.
         keep_states: how many of the newest states stay on disk.
-        max_norm: gradients are clipped to this norm, per phase.
-        best: name of a validation number; whenever it is better than ever before, the weights are also exported to
-            weights/best. Empty exports the last ones only.
+        max_norm: gradients of each phase are clipped to this norm.
+        best: a validation metric; whenever it improves, the weights are also exported to weights/best. Empty exports
+            the last weights only.
         best_is: `lowest` or `highest`.
+
+    Raises:
+        ValueError: a setting out of range.
     """
 
     steps: int
@@ -42,15 +45,15 @@ class Schedule:
             raise ValueError(f"best_is must be lowest or highest, not {self.best_is!r}.")
 
     def improves(self, values: Mapping[str, float], best: float | None) -> bool:
-        """Whether `values` has a better number than `best` (None before the first).
+        """Whether the metric in `values` is better than `best` (None before the first).
 
         Raises:
-            ValueError: the number does not exist; names those that do.
+            ValueError: there is no such metric; the message lists the metrics.
         """
-        if not self.best or not values:  # nothing is held out
+        if not self.best or not values:  # no validation data
             return False
         if self.best not in values:
-            raise ValueError(f"schedule.best={self.best} is not among what is validated: {', '.join(values)}.")
+            raise ValueError(f"schedule.best={self.best} is not among the validation metrics: {', '.join(values)}.")
         value = values[self.best]
         return best is None or (value < best if self.best_is == "lowest" else value > best)
 
@@ -63,7 +66,7 @@ class Schedule:
 
 
 class Progress:
-    """Optimiser steps done, batches consumed, and the best validation number; saved with the state."""
+    """Optimizer steps done, batches consumed and the best validation metric; saved with the state."""
 
     def __init__(self) -> None:
         self.step = 0

@@ -1,17 +1,18 @@
-"""Pretraining of the tiny base as a blind restorer: from random weights to one step that corrects a degraded image.
+"""Pretraining of the tiny base, which replaces SD-Turbo where its weights are missing, as a blind one-step restorer.
 
-It plays SD-Turbo's part where no weights can be had: the same classes at a small size. VAE, UNet and the joins between
-encoder and decoder learn together, under the positive prompt and the null tokens, what the restorer does with them
-afterwards: restored = input + decoded. The text encoder stays as it was.
+VAE, UNet and the skips between encoder and decoder are diffusers' classes at a small size. They train from random
+weights with the positive prompt and the null tokens on what the restorer later computes: restored = input + decoded.
+The text encoder is not trained.
 
-Its noise schedule ends at half signal instead of almost none, because a small network cannot carry a prediction that
-is then multiplied by 14.6: it removes noise and degradation in one step, it does not make images from nothing.
+The noise schedule ends at half signal instead of almost none, because a small network cannot carry a prediction that
+is then multiplied by 14.6: it removes noise and degradation in one step, and does not generate images from noise.
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +33,9 @@ from face2scene.models.restorer.restorer_base import WEIGHTS_FILE
 from face2scene.train.ema import EMA
 from face2scene.train.loop import Phase
 
-_OWN = ("mapnet.", "null_tokens", "unet.conv_in.", "vae.skips.")  # in a restorer's file beside adapters
-_SPREAD = -12.0  # log variance of the posterior at the start: a sample is the mean, but for a thousandth
+_OWN = ("mapnet.", "null_tokens", "unet.conv_in.", "vae.skips.")  # in a restorer's file besides adapters
+_INITIAL_CORRECTION = 0.1  # factor on the decoder's last layer; from zero, training is ten times slower
+_LOG_VARIANCE = -12.0  # of the initial posterior, whose samples then differ from the mean by 0.0025
 
 
 def tiny_vae(*, channels: Sequence[int], latent_channels: int) -> AutoencoderKL:
@@ -46,7 +48,7 @@ def tiny_vae(*, channels: Sequence[int], latent_channels: int) -> AutoencoderKL:
         latent_channels=latent_channels,
         norm_num_groups=8,
         sample_size=256,
-        mid_block_add_attention=False,  # at half size it would cost more than all the rest
+        mid_block_add_attention=False,  # at half resolution it would cost more than the rest together
     )
 
 
@@ -101,9 +103,8 @@ class Images:
     """Images of one kind, in memory.
 
     Args:
-        files: their paths.
-        share: of the crops; all kinds sum to 1.
-        longest: pixels of the longer side that a larger image is shrunk to, so that crops are sharp.
+        share: of the crops; the shares of all kinds sum to 1.
+        longest: pixels of the longer side; larger images are downsampled to it, so that crops are sharp.
     """
 
     files: Sequence[Path]
@@ -112,27 +113,24 @@ class Images:
 
     def load(self) -> list[np.ndarray]:
         """uint8 (H, W, 3) each."""
-        return [_read(file, self.longest) for file in self.files]
-
-
-def _read(file: Path, longest: int) -> np.ndarray:
-    image = Image.open(file).convert("RGB")
-    if max(image.size) > longest:
-        factor = longest / max(image.size)
-        size = round(image.width * factor), round(image.height * factor)
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    return np.asarray(image)
+        images = [Image.open(file).convert("RGB") for file in self.files]
+        for image in images:
+            image.thumbnail((self.longest, self.longest), Image.Resampling.LANCZOS, reducing_gap=None)
+        return [np.asarray(image) for image in images]
 
 
 class Pairs(Dataset):
-    """Batches of degraded crops and what they were; batch `index` is always the same batch.
+    """Batches of degraded crops and their ground truth; a batch depends on its index alone.
 
     Args:
-        kinds: whose shorter sides are at least `crop` pixels.
-        space: where the recipes are drawn from.
-        zoom: a crop is cut from at most this many times its side, so that faces of all sizes occur.
+        kinds: images with shorter sides of at least `crop` pixels.
+        space: of the degradation recipes.
+        zoom: a crop's side before resizing is at most this many times `crop`, so that faces of all sizes occur.
 
     Returns per batch: `image` and `gt`, (B, 3, crop, crop) in [0, 1].
+
+    Raises:
+        ValueError: the shares do not sum to 1.
     """
 
     def __init__(
@@ -142,8 +140,8 @@ class Pairs(Dataset):
         shares = np.array([kind.share for kind in kinds])
         if abs(shares.sum() - 1) > 1e-6:
             raise ValueError(f"The shares of the images must sum to 1, not {shares.tolist()} (images.*.share).")
-        # A large image has more to show than a small one.
-        self.places = [np.sqrt([p.shape[0] * p.shape[1] for p in kind]) for kind in self.images]
+        # Larger images have more different crops, and are drawn more often.
+        self.sides = [np.sqrt([p.shape[0] * p.shape[1] for p in kind]) for kind in self.images]
         self.shares, self.crop, self.batch, self.space = shares, crop, batch, space
         self.seed, self.zoom = seed, zoom
 
@@ -155,15 +153,14 @@ class Pairs(Dataset):
 
     def _crop(self, rng: np.random.Generator) -> Tensor:
         kind = rng.choice(len(self.shares), p=self.shares)
-        place = self.places[kind]
-        image = Image.fromarray(self.images[kind][rng.choice(len(place), p=place / place.sum())])
+        sides = self.sides[kind]
+        image = Image.fromarray(self.images[kind][rng.choice(len(sides), p=sides / sides.sum())])
         largest = min(min(image.size) / self.crop, self.zoom)
         side = min(round(self.crop * largest ** rng.random()), *image.size)
         x, y = (int(rng.integers(0, full - side + 1)) for full in image.size)
         box = (x, y, x + side, y + side)
-        cut = image.crop(box).resize((self.crop, self.crop), Image.Resampling.BICUBIC)
-        image = to_tensor(np.asarray(cut))
-        return image.flip(-1) if rng.random() < 0.5 else image
+        crop = to_tensor(np.asarray(image.crop(box).resize((self.crop, self.crop), Image.Resampling.BICUBIC)))
+        return crop.flip(-1) if rng.random() < 0.5 else crop
 
 
 def untrained(
@@ -174,34 +171,38 @@ def untrained(
     latent_channels: int,
     heads: int,
 ) -> DiffusionBase:
-    """VAE and UNet of random weights under the text encoder and tokenizer of a base that ships."""
+    """VAE and UNet with random weights, and the text encoder and tokenizer of the shipped base."""
     vae = tiny_vae(channels=vae_channels, latent_channels=latent_channels)
     vae.register_to_config(scaling_factor=1.0)
     with torch.no_grad():
-        vae.quant_conv.weight[latent_channels:] = 0  # the second half are the spreads
-        vae.quant_conv.bias[latent_channels:] = _SPREAD
-        for weight in vae.decoder.conv_out.parameters():  # nothing is corrected yet
-            weight.zero_()
+        vae.quant_conv.weight[latent_channels:] = 0  # the second half are log variances
+        vae.quant_conv.bias[latent_channels:] = _LOG_VARIANCE
+        for weight in vae.decoder.conv_out.parameters():  # the initial restoration is close to the input
+            weight.mul_(_INITIAL_CORRECTION)
     width = shipped.unet.config.cross_attention_dim
     unet = tiny_unet(channels=unet_channels, latent_channels=latent_channels, text_width=width, heads=heads)
     alphas = tiny_schedule().alphas_cumprod.float()
     return DiffusionBase(vae, unet, shipped.text_encoder, shipped.tokenizer, alphas, "epsilon")
 
 
-def started(base: DiffusionBase, mapnet: MapNet, source: str) -> OneStepRestorer:
-    """The restorer whose VAE, UNet and joins are trained, all of them; MapNet and null tokens are not."""
+def untrained_restorer(base: DiffusionBase, mapnet: MapNet, source: str) -> OneStepRestorer:
+    """A restorer whose VAE, UNet and skips are trained; MapNet and null tokens are not."""
     restorer = OneStepRestorer(
         base, mapnet, vae_rank=0, unet_rank=0, skips=True, residual=True, guidance=1.0, source=source
     )
-    for projector in mapnet.projectors:  # measured tokens are the null tokens, until they are trained
+    projectors: Any = mapnet.projectors
+    for projector in projectors:  # MapNet's tokens equal the null tokens until they are trained
         nn.init.zeros_(projector[-1].weight)
+    skips: Any = restorer.vae.skips
+    for conv in skips.convs:  # zeros are the start beside a decoder that was trained without skips
+        conv.reset_parameters()
     restorer.requires_grad_(False)
     for part in (restorer.vae, restorer.unet):
         part.requires_grad_(True)
     return restorer
 
 
-class _Restoring(nn.Module):
+class _WithNullTokens(nn.Module):
     def __init__(self, restorer: OneStepRestorer):
         super().__init__()
         self.restorer = restorer
@@ -214,10 +215,10 @@ class RestoringTask:
     """L1 and LPIPS of restored crops, both on images in [-1, 1].
 
     Args:
-        base: of random weights, its text encoder and tokenizer apart.
-        mapnet: untrained; it goes into the restorer's file, so that this can be read, and no crop passes it.
-        ema: share that the average, which is validated and exported, keeps of itself at a step.
-        source: where the restorer's file will look for the base.
+        base: see `untrained`.
+        mapnet: untrained and unused; the exported restorer file needs one.
+        ema: decay of the EMA, which is validated and exported.
+        source: path of the base in the restorer's file.
     """
 
     def __init__(
@@ -235,26 +236,26 @@ class RestoringTask:
     ):
         self.base, self.perceptual, self.data, self.validation = base, perceptual, data, validation
         self.lpips_weight = lpips_weight
-        self.restorer = started(base, mapnet, source)
-        model = _Restoring(self.restorer)
+        self.restorer = untrained_restorer(base, mapnet, source)
+        model = _WithNullTokens(self.restorer)
         trained = [p for p in model.parameters() if p.requires_grad]
         self.phase = Phase("restoring", model, torch.optim.AdamW(trained, lr=lr, weight_decay=0.0), self._losses)
         self.phases = [self.phase]
-        self.average = EMA(self.restorer, ema)
-        self.stateful = [self.average]
+        self.ema = EMA(self.restorer, ema)
+        self.stateful = [self.ema]
 
     def _losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         output, gt = self.phase.model(batch["image"]).float() * 2 - 1, batch["gt"] * 2 - 1
         return {"l1": (output - gt).abs().mean(), "lpips": self.lpips_weight * self.perceptual(output, gt)}
 
     def after_step(self) -> None:
-        self.average.update()
+        self.ema.update()
 
     def count(self, batch: Mapping[str, Tensor]) -> int:
         return len(batch["image"])
 
     def eval_weights(self) -> AbstractContextManager:
-        return self.average.swapped()
+        return self.ema.average_parameters()
 
     def validate(self) -> dict[str, float]:
         device = self.restorer.null_tokens.device
@@ -271,14 +272,14 @@ class RestoringTask:
         batch = self.validation[0]
         image = batch["image"][:8].to(self.restorer.null_tokens.device)
         rows = [image.cpu(), self.phase.model(image).float().cpu().clamp(0, 1), batch["gt"][:8]]
-        return {"input_restored_truth": to_bytes(torch.cat([torch.cat(list(row), 2) for row in rows], 1))}
+        return {"input_restored_gt": to_bytes(torch.cat([torch.cat(list(row), 2) for row in rows], 1))}
 
     @torch.no_grad()
     def export(self, folder: Path, step: int) -> None:
-        """Write the base in diffusers' layout, half precision, and a restorer that is that base and nothing more."""
+        """Write the base in diffusers' layout, float16, and a restorer of that base without adapters."""
         base, vae = folder / "base", self.restorer.vae
         skips = vae.skips
-        del vae.skips  # a part of the base of its own
+        del vae.skips  # saved in a folder of its own
         parts = {"vae": vae, "unet": self.restorer.unet, "skips": skips, "text_encoder": self.base.text_encoder}
         for name, part in parts.items():
             kept = {key: value.clone() for key, value in part.state_dict().items()}

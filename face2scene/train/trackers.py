@@ -1,6 +1,7 @@
-"""Receivers of a run's metrics and images beside metrics.jsonl and validation/. Each works without a network."""
+"""Trackers of a run's metrics and images, in addition to metrics.jsonl and validation/. None needs a network."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,10 @@ from face2scene.common.optional import import_optional
 
 
 class Wandb:
-    """Weights & Biases; the run's name is its identity there, so that a resumed run goes on in the same one.
+    """Weights & Biases; the run's id is its name, so that a resumed run continues the same one.
 
     Args:
-        name, config: of the run.
-        folder: of the run; wandb keeps its files in there.
-        project: where the runs are collected.
+        folder: of the run; wandb's files go there.
         mode: `online`, `offline` (kept on disk for `wandb sync`) or `disabled`.
 
     Raises:
@@ -27,15 +26,13 @@ class Wandb:
         *,
         name: str,
         config: Mapping[str, Any],
-        folder: str | Path | None = None,
+        folder: str | Path,
         project: str = "face2scene",
         mode: str = "offline",
     ):
         self._wandb = import_optional("wandb", "log", why="tracker=wandb")
-        identity = name.replace("/", "-")
-        where = {"dir": str(folder)} if folder is not None else {}
-        options = {"id": identity, "name": name, "config": dict(config), "mode": mode, "resume": "allow"}
-        self.run = self._wandb.init(project=project, **options, **where)
+        options = {"id": name.replace("/", "-"), "name": name, "config": dict(config), "dir": str(folder)}
+        self.run = self._wandb.init(project=project, mode=mode, resume="allow", **options)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self.run.log({key: float(value) for key, value in values.items()}, step=step)
@@ -46,13 +43,9 @@ class Wandb:
 
 
 class Tensorboard:
-    """TensorBoard's event files in the run's own folder; `tensorboard --logdir runs` shows all runs.
+    """TensorBoard's event files in the run's folder; `tensorboard --logdir runs` shows all runs.
 
-    A resumed run writes a further file there, which hides what the earlier one holds from the same step on.
-
-    Args:
-        name, config: of the run; the configuration is kept in config.yaml already.
-        folder: of the run.
+    A resumed run writes a further file, which replaces the earlier ones from its first step on.
 
     Raises:
         ModuleNotFoundError: without tensorboard; the message names the extra.
@@ -62,7 +55,8 @@ class Tensorboard:
         import_optional("tensorboard", "log", why="tracker=tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
-        self._make, self._folder, self._writer = SummaryWriter, Path(folder) / "tensorboard", None
+        self._open = partial(SummaryWriter, str(Path(folder) / "tensorboard"))
+        self._writer: Any = None
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         writer = self._at(step)
@@ -78,6 +72,6 @@ class Tensorboard:
         writer.flush()
 
     def _at(self, step: int) -> Any:
-        if self._writer is None:  # only now is it known where a resumed run goes on
-            self._writer = self._make(str(self._folder), purge_step=step)
+        if self._writer is None:  # the first step of a resumed run is known only now
+            self._writer = self._open(purge_step=step)
         return self._writer

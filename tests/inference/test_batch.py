@@ -20,8 +20,9 @@ from face2scene.common.files import fitting_name
 from face2scene.common.types import DegradationTokens
 from face2scene.faces.detect import Detector
 from face2scene.image_io.arrays import to_tensor, write_png
+from face2scene.image_io.metadata import Metadata
 from face2scene.image_io.photos import ImageError, Photo, read_photo, write_photo
-from face2scene.inference import batch as folders
+from face2scene.inference import batch
 from face2scene.inference.batch import OutputError, restore_folder
 from face2scene.inference.log import RESTORATION_LOG
 from face2scene.inference.results import DegradationEstimate, Restoration
@@ -70,7 +71,7 @@ def photo_folder(tmp_path) -> Path:
 
 
 def write_oversized_header(path: Path, width: int, height: int) -> None:
-    """A PNG that says to be large; what it would unpack to is never made."""
+    """A PNG whose header declares the size; the pixels are never made."""
     make_image(path)
     data = bytearray(path.read_bytes())
     data[16:24] = struct.pack(">II", width, height)
@@ -85,8 +86,8 @@ def log_entries(output: Path) -> dict[str, dict]:
 def test_outputs_keep_relative_paths(photo_folder, tmp_path):
     make_image(photo_folder / "sub/a.png")  # the name of another, in another folder
     pipeline = InvertingPipeline()
-    outcome = restore_folder(pipeline, find_tasks(photo_folder), tmp_path / "out")
-    assert outcome.restored == 4 and sorted(pipeline.seen) == ["a", "b", "sub/a", "sub/c"]
+    result = restore_folder(pipeline, find_tasks(photo_folder), tmp_path / "out")
+    assert result.restored == 4 and sorted(pipeline.seen) == ["a", "b", "sub/a", "sub/c"]
     assert read_photo(tmp_path / "out/images/sub/c.png").image[0, 0, 0] == pytest.approx(0.75, abs=0.005)
     assert log_entries(tmp_path / "out").keys() == {"a.png", "b.png", "sub/a.png", "sub/c.png"}
 
@@ -104,9 +105,9 @@ def test_stale_outputs_need_overwrite(photo_folder, tmp_path):
     restore_folder(InvertingPipeline(), tasks, out)
     os.utime(photo_folder / "b.png")  # touched and the same
     make_image(photo_folder / "a.png", 0.5)
-    outcome = restore_folder(InvertingPipeline(), tasks, out)
-    assert outcome.skipped == 2 and "another file of that name" in outcome.failed["a.png"]
-    assert "overwrite=true" in outcome.failed["a.png"]
+    result = restore_folder(InvertingPipeline(), tasks, out)
+    assert result.skipped == 2 and "another file of that name" in result.failed["a.png"]
+    assert "overwrite=true" in result.failed["a.png"]
     assert restore_folder(InvertingPipeline(), tasks, out, overwrite=True).restored == 1
     assert len(restore_folder(InvertingPipeline(), tasks, out, scale=2).failed) == 3
     assert "other settings or weights" in restore_folder(InvertingPipeline(colour="adain"), tasks, out).failed["a.png"]
@@ -122,9 +123,9 @@ class StageOne:
 
 
 @pytest.mark.parametrize("what", ["dtype", "ref_fr", "detector", "reference", "gt", "old line", "output", "donor"])
-def test_finished_means_finished_with_this(tmp_path, what):
+def test_changed_settings_need_overwrite(tmp_path, what):
     """Each changes the result, and neither the image's file nor any name."""
-    reference, gt = make_image(tmp_path / "refs/r.png"), make_image(tmp_path / "truth/a.png")
+    reference, gt = make_image(tmp_path / "refs/r.png"), make_image(tmp_path / "gt/a.png")
     tasks = [
         RestorationTask(make_image(tmp_path / "in/a.png"), {"ann": (reference,)}, gt),
         RestorationTask(make_image(tmp_path / "in/b.png")),
@@ -148,13 +149,13 @@ def test_finished_means_finished_with_this(tmp_path, what):
         (out / RESTORATION_LOG).write_text("".join(json.dumps(line) + "\n" for line in kept))
     else:
         make_image({"reference": reference, "gt": gt, "donor": tasks[1].path}[what], 0.7)
-    outcome = restore_folder(pipeline, tasks, out, **options)
-    assert outcome.restored == 0 and "say overwrite=true" in outcome.failed["a.png"]
-    assert restore_folder(pipeline, tasks, out, overwrite=True, **options).restored == len(outcome.failed)
+    result = restore_folder(pipeline, tasks, out, **options)
+    assert result.restored == 0 and "say overwrite=true" in result.failed["a.png"]
+    assert restore_folder(pipeline, tasks, out, overwrite=True, **options).restored == len(result.failed)
     assert restore_folder(pipeline, tasks, out, **options).skipped == 2
 
 
-def test_a_reference_replaced_while_it_is_used_is_seen_at_the_next_start(photo_folder, tmp_path):
+def test_reference_replaced_during_use_is_noticed(photo_folder, tmp_path):
     reference = make_image(tmp_path / "refs/r.png")
     tasks = find_tasks(photo_folder, references=reference.parent)
 
@@ -167,8 +168,8 @@ def test_a_reference_replaced_while_it_is_used_is_seen_at_the_next_start(photo_f
     assert restore_folder(InvertingPipeline(), tasks[:1], tmp_path / "out").skipped == 0
 
 
-@pytest.mark.parametrize("degradation", ["cut in a letter", "filled with NUL", "glued"])
-def test_a_damaged_log_loses_no_finished_picture(tmp_path, degradation):
+@pytest.mark.parametrize("corruption", ["cut in a letter", "filled with NUL", "glued"])
+def test_corrupt_log_keeps_finished_images(tmp_path, corruption):
     for name in ("ü1", "ü2", "ü3"):
         make_image(tmp_path / f"in/{name}.png")
     tasks, out = find_tasks(tmp_path / "in"), tmp_path / "out"
@@ -176,7 +177,7 @@ def test_a_damaged_log_loses_no_finished_picture(tmp_path, degradation):
     first, second, last = (out / RESTORATION_LOG).read_bytes().splitlines(keepends=True)
     place = last.index("ü".encode()) + 1
     last = {"cut in a letter": last[:place], "filled with NUL": bytes(len(last)), "glued": last[:place] + second}[
-        degradation
+        corruption
     ]
     (out / RESTORATION_LOG).write_bytes(first + second + last)
 
@@ -186,8 +187,8 @@ def test_a_damaged_log_loses_no_finished_picture(tmp_path, degradation):
 
     with pytest.raises(KeyboardInterrupt):
         restore_folder(Interrupted(), tasks, out)
-    outcome = restore_folder(InvertingPipeline(), tasks, out)
-    assert (outcome.restored, outcome.skipped, outcome.failed) == (1, 2, {})
+    result = restore_folder(InvertingPipeline(), tasks, out)
+    assert (result.restored, result.skipped, result.failed) == (1, 2, {})
     assert restore_folder(InvertingPipeline(), tasks, out).skipped == 3
 
 
@@ -204,8 +205,8 @@ def test_odd_names_are_found_again(tmp_path):
 def test_foreign_files_are_not_overwritten(photo_folder, tmp_path):
     foreign = make_image(tmp_path / "out/images/a.png", 1.0)
     before = foreign.read_bytes()
-    outcome = restore_folder(InvertingPipeline(), find_tasks(photo_folder), tmp_path / "out")
-    assert outcome.restored == 2 and "the restoration log does not know it" in outcome.failed["a.png"]
+    result = restore_folder(InvertingPipeline(), find_tasks(photo_folder), tmp_path / "out")
+    assert result.restored == 2 and "the restoration log does not list it" in result.failed["a.png"]
     assert foreign.read_bytes() == before
     restore_folder(InvertingPipeline(), find_tasks(photo_folder), tmp_path / "out", overwrite=True)
     assert foreign.read_bytes() != before
@@ -235,11 +236,11 @@ def test_corrupt_files_fail_individually(photo_folder, tmp_path):
     (photo_folder / "raw.dng").write_text("not an image")
     write_oversized_header(photo_folder / "bomb.png", 20_000, 20_000)
     (photo_folder / "lies.jpg").write_bytes((photo_folder / "a.png").read_bytes())
-    outcome = restore_folder(InvertingPipeline(), find_tasks(photo_folder), tmp_path / "out")
-    assert outcome.restored == 4  # one of them under a wrong suffix
-    assert outcome.failed.keys() == {"cut.jpg", "empty.png", "text.jpeg", "raw.dng", "bomb.png"}
-    assert "truncated" in outcome.failed["cut.jpg"] and "20000 x 20000 pixels" in outcome.failed["bomb.png"]
-    assert all(name in sentence for name, sentence in outcome.failed.items())
+    result = restore_folder(InvertingPipeline(), find_tasks(photo_folder), tmp_path / "out")
+    assert result.restored == 4  # one of them under a wrong suffix
+    assert result.failed.keys() == {"cut.jpg", "empty.png", "text.jpeg", "raw.dng", "bomb.png"}
+    assert "truncated" in result.failed["cut.jpg"] and "20000 x 20000 pixels" in result.failed["bomb.png"]
+    assert all(name in sentence for name, sentence in result.failed.items())
     assert not list((tmp_path / "out").rglob("*partial*"))
 
 
@@ -247,8 +248,8 @@ def test_one_pixel_and_odd_names_work(tmp_path):
     names = ["with space", "😀" * 60, "n" * 251, "-dash", "a%20b", "dot.dot"]
     for name in names:
         make_image(tmp_path / "in" / f"{name}.png", size=(1, 1))
-    outcome = restore_folder(InvertingPipeline(), find_tasks(tmp_path / "in"), tmp_path / "out", file_format="webp")
-    assert outcome.failed == {} and outcome.restored == len(names)
+    result = restore_folder(InvertingPipeline(), find_tasks(tmp_path / "in"), tmp_path / "out", file_format="webp")
+    assert result.failed == {} and result.restored == len(names)
     sizes = {read_photo(path).image.shape for path in (tmp_path / "out/images").iterdir()}
     assert sizes == {(1, 1, 3)} and len(list((tmp_path / "out/images").iterdir())) == len(names)
 
@@ -267,7 +268,7 @@ def test_unwritable_output_fails_before_work(photo_folder, tmp_path, monkeypatch
     def refuse(**_):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(folders, "TemporaryFile", refuse)
+    monkeypatch.setattr(batch, "TemporaryFile", refuse)
     pipeline = InvertingPipeline()
     with pytest.raises(OutputError, match="Read-only file system"):
         restore_folder(pipeline, find_tasks(photo_folder), tmp_path / "out")
@@ -286,10 +287,10 @@ def test_full_disk_leaves_no_partial_files(photo_folder, tmp_path, monkeypatch):
         written.append(path)
         write_photo(path, image, **options)
 
-    monkeypatch.setattr(folders, "write_photo", full)
+    monkeypatch.setattr(batch, "write_photo", full)
     pipeline = InvertingPipeline()
-    outcome = restore_folder(pipeline, find_tasks(photo_folder), tmp_path / "out")
-    assert outcome.restored == 2 and "No space left on device" in outcome.stopped and len(pipeline.seen) < 9
+    result = restore_folder(pipeline, find_tasks(photo_folder), tmp_path / "out")
+    assert result.restored == 2 and "No space left on device" in result.stopped and len(pipeline.seen) < 9
     assert sum(path.is_file() for path in (tmp_path / "out/images").rglob("*")) == 2
     monkeypatch.undo()
     again = restore_folder(InvertingPipeline(), find_tasks(photo_folder), tmp_path / "out")
@@ -317,10 +318,10 @@ def test_read_restore_write_overlap(photo_folder, tmp_path, monkeypatch):
         assert number == 3 or restoring[number].wait(60)  # the next one is in the models while this one is written
         write_photo(path, image, **options)
 
-    monkeypatch.setattr(folders, "read_photo", reading)
-    monkeypatch.setattr(folders, "write_photo", writing)
-    outcome = restore_folder(Waiting(), find_tasks(photo_folder), tmp_path / "out")
-    assert outcome.restored == 3 and outcome.failed == {} and 0 < outcome.seconds_models <= outcome.seconds
+    monkeypatch.setattr(batch, "read_photo", reading)
+    monkeypatch.setattr(batch, "write_photo", writing)
+    result = restore_folder(Waiting(), find_tasks(photo_folder), tmp_path / "out")
+    assert result.restored == 3 and result.failed == {} and 0 < result.seconds_models <= result.seconds
 
 
 def test_no_face_image_uses_burst_tokens(tmp_path):
@@ -331,7 +332,7 @@ def test_no_face_image_uses_burst_tokens(tmp_path):
         image = np.full((8, 8, 3), 0.5, np.float32)
         path = tmp_path / f"in/{name}.jpg"
         path.parent.mkdir(exist_ok=True)
-        write_photo(path, image, like=Photo(image, exif=exif.tobytes()))
+        write_photo(path, image, like=Photo(image, metadata=Metadata(exif.tobytes().removeprefix(b"Exif\0\0"))))
 
     for name, second in (("face2", 1), ("face4", 2), ("back", 3), ("face8", 30)):
         taken(name, second)
@@ -349,8 +350,8 @@ def test_no_face_image_uses_burst_tokens(tmp_path):
 
 def test_shards_are_disjoint_and_logs_merge(photo_folder, tmp_path):
     tasks, out = find_tasks(photo_folder), tmp_path / "out"
-    outcomes = [restore_folder(InvertingPipeline(), tasks, out, rank=rank, processes=2) for rank in (1, 0)]
-    assert [one.restored for one in outcomes] == [1, 2]
+    results = [restore_folder(InvertingPipeline(), tasks, out, rank=rank, processes=2) for rank in (1, 0)]
+    assert [one.restored for one in results] == [1, 2]
     assert log_entries(out).keys() == {"a.png", "b.png", "sub/c.png"} and not list(out.glob("restore.rank*"))
 
 
@@ -369,10 +370,10 @@ def test_reference_folder_layouts(photo_folder, tmp_path):
     assert people(references=refs)["a"] == {"ann": ["2.png"], "bob": ["3.png"]}
     make_image(refs / "sub/c/4.png")
     assert people(references=refs) == {"a": {}, "b": {}, "sub/c": {"c": ["4.png"]}}
-    gt = make_image(tmp_path / "truth/a.png").parent
+    gt = make_image(tmp_path / "gt/a.png").parent
     make_image(gt / "b.png")
     make_image(gt / "c.png")  # at another place
-    with pytest.raises(FileNotFoundError, match="no image named sub/c in the ground truth"):
+    with pytest.raises(FileNotFoundError, match="no image named sub/c in gt="):
         find_tasks(photo_folder, gt=gt)
 
 
@@ -397,9 +398,9 @@ def test_resume_after_kill_is_bitwise_exact(tmp_path):
     process.kill()
     process.join()
     done = len(log_entries(tmp_path / "out"))
-    outcome = restore_folder(InvertingPipeline(), find_tasks(tmp_path / "in"), tmp_path / "out")
-    assert outcome.failed == {} and outcome.restored + outcome.skipped == 30
-    assert done - 1 <= outcome.skipped <= done and outcome.restored < 30
+    result = restore_folder(InvertingPipeline(), find_tasks(tmp_path / "in"), tmp_path / "out")
+    assert result.failed == {} and result.restored + result.skipped == 30
+    assert done - 1 <= result.skipped <= done and result.restored < 30
     for path in (tmp_path / "whole/images").iterdir():
         assert (tmp_path / "out/images" / path.name).read_bytes() == path.read_bytes()
     assert len((tmp_path / "out" / RESTORATION_LOG).read_text().splitlines()) == 30

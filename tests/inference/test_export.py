@@ -51,7 +51,7 @@ def test_onnx_chain_matches_at_any_size(exported):
 def test_matrix_pooling_matches_adaptive(height):
     features = torch.rand(2, 3, height, 11)
     for grid in (1, 2, 4):
-        torch.testing.assert_close(export._TokensOfAnySize.pool(features, grid), MapNet.pool(features, grid))
+        torch.testing.assert_close(export._MatrixPooledMapNet.pool(features, grid), MapNet.pool(features, grid))
 
 
 def test_differing_export_is_not_written(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ from face2scene.ref_fr import Copy, FaceRestorationError
 
 
 class StubDetector:
-    """Finds the faces it was given in scenes; a reference, 20 pixels high, shows somebody by its brightness."""
+    """Finds the faces it was given in scenes; the brightness of a reference, 20 pixels high, is its identity."""
 
     identities, same_threshold, identity_model = True, 0.9, "test"
 
@@ -130,13 +130,13 @@ def test_changed_identity_is_rejected(make_pipeline, two_people):
     assert result.token_source == "null" and "resembles ann by 0.540 only" in result.notes["warnings"][0]
 
 
-@pytest.mark.parametrize("given", ["folder", "files", "pictures", "one"])
+@pytest.mark.parametrize("given", ["folder", "files", "images", "one"])
 def test_reference_input_types(make_pipeline, tmp_path, given):
     path = reference(tmp_path / "ann", "1", ANN)
     kinds = {
         "folder": tmp_path / "ann",
         "files": [path],
-        "pictures": {"ann": [Image.open(path)]},
+        "images": {"ann": [Image.open(path)]},
         "one": str(path),
     }
     pipeline = pipeline_with_faces(make_pipeline, face_with_identity(LARGE, ANN))

@@ -1,4 +1,4 @@
-"""Whatever goes wrong in Stage I, the scene is restored and the restoration log says what it was."""
+"""After any failure of Stage I the scene is restored, and the restoration log has the reason."""
 
 import json
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_rotated_face_and_mixed_references(pipeline, tmp_path):
 
 @pytest.fixture(scope="module")
 def faceme_release(tmp_path_factory) -> Path:
-    """A folder laid out as FaceMe's weights, of tiny networks, whole but for antelopev2."""
+    """A folder laid out as FaceMe's weights, of tiny networks, without antelopev2."""
     from safetensors.torch import save_file
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 

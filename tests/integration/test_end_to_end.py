@@ -1,4 +1,4 @@
-"""The public commands, one after the other, on the tiny options: each eats what the one before wrote."""
+"""The public commands, one after the other, on the tiny options: each reads what the one before wrote."""
 
 import json
 import os
@@ -158,7 +158,7 @@ def test_two_processes_share_one_folder(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("a", "b", "sub/c"):
         write_png(tmp_path / f"in/{name}.png", rng.random((24, 40, 3), dtype=np.float32))
-    (tmp_path / "in/broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "in/broken.jpg").write_bytes(b"no image")
     options = [f"input={tmp_path}/in", f"output={tmp_path}/out", "faces=none", "device=cpu", *paths(tmp_path)]
     out = run_command(launch_command("restore.py", *options, processes=2), tmp_path, expect=1)
     assert "3 restored, 0 were finished before, 1 failed" in out and "broken.jpg" in out

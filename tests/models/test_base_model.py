@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer import lora
-from face2scene.models.restorer.acceleration import doubled_convolution, fuse_upsample_conv
+from face2scene.models.restorer.acceleration import fuse_upsample_conv, upsampled_convolution
 from face2scene.models.restorer.base_model import load_base, predict_x0
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.random_base import SD_TURBO, networks
@@ -36,7 +36,7 @@ def test_predict_x0_matches_scheduler_step(kind):
     [
         ("unet", {"cross_attention_dim": 16}, "text width 32 against cross-attention 16"),
         ("unet", {"in_channels": 9}, "4 latent channels against 9 UNet inputs"),
-        ("unet", {"class_embed_type": "timestep"}, "wants more than a latent, a timestep and text"),
+        ("unet", {"class_embed_type": "timestep"}, "needs conditions beyond latent, timestep and text"),
         ("scheduler", {"prediction_type": "sample"}, "predicts 'sample'"),
     ],
 )
@@ -66,7 +66,7 @@ def test_fused_upsample_conv_matches_plain(height, width):
     torch.manual_seed(0)
     x, weight, bias = torch.randn(2, 3, height, width), torch.randn(4, 3, 3, 3), torch.randn(4)
     expected = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
-    torch.testing.assert_close(doubled_convolution(x, weight, bias), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(upsampled_convolution(x, weight, bias), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.numerics

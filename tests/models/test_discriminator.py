@@ -44,21 +44,21 @@ def test_published_size_head_shapes():
 
 
 def test_only_heads_are_trained():
-    judge = discriminator()
-    before = {name: tensor.clone() for name, tensor in judge.features.state_dict().items()}
-    assert not judge.features.training and judge.train().maps.training
-    optimizer = torch.optim.SGD([p for p in judge.parameters() if p.requires_grad], lr=0.1)
-    real, made = torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32).round()
+    model = discriminator()
+    before = {name: tensor.clone() for name, tensor in model.features.state_dict().items()}
+    assert not model.features.training and model.train().maps.training
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    real, fake = torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32).round()
     first = None
     for _ in range(60):
-        told = multilevel_sigmoid(judge(real), 0.8).mean() + multilevel_sigmoid(judge(made), 0.0).mean()
-        first = first or told.item()
+        loss = multilevel_sigmoid(model(real), 0.8).mean() + multilevel_sigmoid(model(fake), 0.0).mean()
+        first = first or loss.item()
         optimizer.zero_grad()
-        told.backward()
+        loss.backward()
         optimizer.step()
-    assert told.item() < first - 0.05
-    assert all(torch.equal(before[name], tensor) for name, tensor in judge.features.state_dict().items())
-    assert all(p.grad is None for p in judge.features.parameters())
+    assert loss.item() < first - 0.05
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.features.state_dict().items())
+    assert all(p.grad is None for p in model.features.parameters())
 
 
 def test_gradient_reaches_image():

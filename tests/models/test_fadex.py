@@ -316,7 +316,7 @@ def test_training_exports_encoder_and_probe(tmp_path, face_files):
     again = FaDeX.from_file(tmp_path / "weights/fadex.safetensors")
     assert all(torch.equal(t, task.encoder.state_dict()[name]) for name, t in again.state_dict().items())
     found = json.loads((tmp_path / "weights/probe.json").read_text())
-    assert found["labels"] == ["g1", "g2"] and found["people"] == 6 and found["images"] == 3
+    assert found["labels"] == ["g1", "g2"] and found["people"] == 6 and found["pictures"] == 3
     assert {"same_mean", "different_mean", "matrix", "retrieval_top1"} <= found.keys()
 
 
@@ -335,8 +335,8 @@ import sys
 from pathlib import Path
 from accelerate import debug_launcher
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/../support"]
-from test_fadex import _one_of_two
-debug_launcher(_one_of_two, (Path(sys.argv[2]), [Path(p) for p in sys.argv[3:]]), num_processes=2)
+from test_fadex import _train_rank
+debug_launcher(_train_rank, (Path(sys.argv[2]), [Path(p) for p in sys.argv[3:]]), num_processes=2)
 """
 
 

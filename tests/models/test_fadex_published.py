@@ -101,7 +101,7 @@ def test_momentum_and_queue_match_by_hand():
         for fast, labels in steps:
             for weight in module.query.parameters():
                 weight.fill_(fast)
-            module.advance(torch.tensor([[float(n), -n] for n in labels]), torch.tensor(labels))
+            module.update(torch.tensor([[float(n), -n] for n in labels]), torch.tensor(labels))
             slow = 0.9 * slow + 0.1 * fast
             assert all((w - slow).abs().max() < 1e-6 for w in module.key.parameters())
     assert module.queue.labels.tolist() == [6, 2, 3, 4, 5]  # the oldest has gone
@@ -164,8 +164,8 @@ import sys
 from pathlib import Path
 from accelerate import debug_launcher
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/../support"]
-from test_fadex_published import SIZES, _share
-debug_launcher(_share, (Path(sys.argv[2]), SIZES), num_processes=2)
+from test_fadex_published import SIZES, _gradients_of_rank
+debug_launcher(_gradients_of_rank, (Path(sys.argv[2]), SIZES), num_processes=2)
 """
 
 

@@ -81,9 +81,9 @@ def microsoft_attention(x, query, key, value, out, vectors, norm, *, heads, star
     maps = (width**-0.5 * q @ k.transpose(-1, -2)).softmax(-1, dtype=torch.float32)
     maps = maps.view(batch, heads, 2, count, count)
     strength = (vectors[0] * vectors[1]).sum().exp() - (vectors[2] * vectors[3]).sum().exp() + start
-    seen = (maps[:, :, 0] - strength * maps[:, :, 1]) @ v
-    seen = seen * (seen.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * norm
-    return seen.transpose(1, 2).reshape(batch, count, channels) @ out.T
+    attended = (maps[:, :, 0] - strength * maps[:, :, 1]) @ v
+    attended = attended * (attended.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * norm
+    return attended.transpose(1, 2).reshape(batch, count, channels) @ out.T
 
 
 def test_degattn_matches_microsoft_attention():
@@ -124,10 +124,10 @@ def test_reparametrised_scalar_learns():
 def test_norm_over_all_heads_differs():
     torch.manual_seed(0)
     together, x = DegAttn(16, 4, 8, norm="all"), torch.randn(2, 5, 16)
-    apart = DegAttn(16, 4, 8)
-    apart.load_state_dict({k: v for k, v in together.state_dict().items() if k != "norm.weight"}, strict=False)
-    assert together.norm.normalized_shape == (16,) and apart.norm.normalized_shape == (8,)
-    assert not torch.allclose(together(x), apart(x), atol=1e-3)
+    separate = DegAttn(16, 4, 8)
+    separate.load_state_dict({k: v for k, v in together.state_dict().items() if k != "norm.weight"}, strict=False)
+    assert together.norm.normalized_shape == (16,) and separate.norm.normalized_shape == (8,)
+    assert not torch.allclose(together(x), separate(x), atol=1e-3)
     inner = []
     together.project.register_forward_hook(lambda module, inputs, output: inner.append(inputs[0]))
     together(x)

@@ -196,7 +196,7 @@ def test_wrong_rank_on_resume_names_option(make_restorer, tmp_path):
 
 
 def test_unmatched_layer_pattern_raises(make_restorer):
-    with pytest.raises(ValueError, match=r"No layer of UNet2DConditionModel fits \['\*to_x'\].*restorer"):
+    with pytest.raises(ValueError, match=r"No layer of UNet2DConditionModel matches \['\*to_x'\].*restorer"):
         make_restorer(unet_layers=["*to_q", "*to_x"])
 
 
@@ -268,7 +268,7 @@ def test_fp16_overflow_reruns_in_fp32(make_restorer, caplog):
     restorer.unet.forward = overflowing
     before = {name: p.clone() for name, p in restorer.unet.named_parameters()}
     output = restorer.restore(image, tokens)
-    assert "The UNet gave values that are not finite; it is run again in float32." in caplog.text
+    assert "The UNet gave values that are not finite; it runs again in float32." in caplog.text
     assert "VAE" not in caplog.text
     assert output.sub(expected).abs().mean() < 0.02
     for name, parameter in restorer.unet.named_parameters():

@@ -1,4 +1,4 @@
-"""S3Diff against its released computation (`witness_s3diff`)."""
+"""S3Diff against its released computation (`s3diff_reference`)."""
 
 import hashlib
 import shutil
@@ -130,8 +130,8 @@ def test_modulation_is_per_image(s3diff_fp64):
     model, images = s3diff_fp64, torch.rand(2, 3, 64, 64).double()
     scores = torch.tensor([[0.2, 0.9], [0.7, 0.1]]).double()
     together = model.restore(images, posterior="mean", scores=scores)
-    apart = [model.restore(i[None], posterior="mean", scores=s[None]) for i, s in zip(images, scores, strict=True)]
-    torch.testing.assert_close(together, torch.cat(apart), atol=1e-5, rtol=0)
+    separate = [model.restore(i[None], posterior="mean", scores=s[None]) for i, s in zip(images, scores, strict=True)]
+    torch.testing.assert_close(together, torch.cat(separate), atol=1e-5, rtol=0)
     swapped = model.restore(images, posterior="mean", scores=scores.flip(0))
     assert (swapped - together).abs().amax((1, 2, 3)).min() > 1e-2
 
@@ -160,7 +160,7 @@ def test_fresh_model_matches_base(base_folder, start):
     model = S3Diff(load_base(base_folder), ScoreNet(), vae_rank=2, unet_rank=4, start=start)
     latent = torch.randn(1, 4, 8, 8)
     with torch.no_grad():
-        for factor in (0, 1):  # B starts at zero; then with a B that says something
+        for factor in (0, 1):  # B starts at zero; then with a B that is not zero
             for name, parameter in model.named_parameters():
                 if ".lora_B." in name:
                     parameter.fill_(factor * 0.1)
@@ -204,7 +204,7 @@ def test_bf16_overflow_reruns_in_fp32(released_files, caplog):
 
     model.vae.decoder.forward = overflowing
     output = model.restore(image, posterior="mean")
-    assert "The VAE decoder gave values that are not finite; it is run again in float32." in caplog.text
+    assert "The VAE decoder gave values that are not finite; it runs again in float32." in caplog.text
     assert "UNet" not in caplog.text and torch.isfinite(output).all()
     assert model.vae.decoder.conv_in.weight.dtype == torch.bfloat16
 
@@ -262,7 +262,7 @@ def test_baseline_matches_released_program(model, released_files):
     """Scores of the small image, the whole image at once, eight bits that are cut off; a seed of the image."""
     image = torch.rand(3, 40, 56)
     method = S3DiffAsReleased(released_files[2], device="cpu")
-    made = method(image, 4)
+    result = method(image, 4)
     seed = seed_from(123, hashlib.sha256(image.numpy().tobytes()).hexdigest())
     options = {"scale": 4, "posterior": "sample", "seeds": torch.tensor([seed])}
     # By the method's own network, since cutting off makes 1/255 of a float32's last bit. The shared model has been to
@@ -271,6 +271,6 @@ def test_baseline_matches_released_program(model, released_files):
     torch.testing.assert_close(output, model.restore(image[None], **options), atol=1e-4, rtol=0)
     large = F.interpolate(image[None], scale_factor=4, mode="bilinear")
     cut = [(x * 255).byte() / 255 for x in (output, large)]
-    assert torch.equal(made, ((align_colour(*cut, "wavelet") * 255).byte() / 255)[0])
-    assert made.shape == (3, 160, 224) and torch.equal(method(image, 4), made)
-    assert not torch.equal(method(image + 1e-3, 4), made)
+    assert torch.equal(result, ((align_colour(*cut, "wavelet") * 255).byte() / 255)[0])
+    assert result.shape == (3, 160, 224) and torch.equal(method(image, 4), result)
+    assert not torch.equal(method(image + 1e-3, 4), result)

@@ -1,4 +1,4 @@
-"""Joins from the VAE's encoder to its decoder, and restoring by correction."""
+"""Skip connections from the VAE's encoder to its decoder, and restoring by correction."""
 
 import shutil
 
@@ -28,7 +28,7 @@ def make(tiny_base):
 
 
 def shaken(restorer: OneStepRestorer) -> OneStepRestorer:
-    """Joins and LoRAs that start at zero have something to say."""
+    """Skip connections and LoRAs that start at zero get random weights."""
     torch.manual_seed(1)
     for name, parameter in restorer.named_parameters():
         if "lora_B" in name or name.startswith("vae.skips."):
@@ -37,7 +37,7 @@ def shaken(restorer: OneStepRestorer) -> OneStepRestorer:
 
 
 def with_skips(tiny_base, folder):
-    """A copy of the base that was pretrained with joins, of random weights here."""
+    """A copy of the base that was pretrained with skip connections, random here."""
     copy = shutil.copytree(tiny_base, folder)
     torch.manual_seed(2)
     skips = Skips(channels_of(load_base(tiny_base).vae))
@@ -47,39 +47,39 @@ def with_skips(tiny_base, folder):
     return copy
 
 
-def test_fresh_joins_change_nothing_and_a_correction_is_added_to_the_input(make):
+def test_fresh_skips_change_nothing_and_residual_adds_input(make):
     image = torch.rand(2, 3, 16, 32)
-    plain, joined, residual = make().eval(), make(skips=True).eval(), make(residual=True).eval()
+    plain, with_skip, residual = make().eval(), make(skips=True).eval(), make(residual=True).eval()
     tokens = plain.tokens(None, 2)
     with torch.no_grad():
         expected = plain(image, tokens)
-        torch.testing.assert_close(joined(image, tokens), expected)
+        torch.testing.assert_close(with_skip(image, tokens), expected)
         torch.testing.assert_close(residual(image, tokens), image + expected - 0.5)
     corrected = residual.restore(image, tokens, guidance=1.0)
     torch.testing.assert_close(corrected, (image + expected - 0.5).clamp(0, 1), atol=1e-5, rtol=0)
 
 
-def test_the_joins_carry_what_the_latent_does_not(make):
+def test_skips_carry_what_the_latent_does_not(make):
     restorer = shaken(make(skips=True)).eval()
     latent, one, other = torch.zeros(1, 4, 16, 16), torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)
     assert (restorer.decode(latent, one) - restorer.decode(latent, other)).abs().mean() > 1e-3
 
 
 @pytest.mark.parametrize("recomputed", [False, True])
-def test_gradients_reach_the_joins_and_those_alone_beside_what_was_trained(make, recomputed):
+def test_skips_are_the_only_further_trained_weights(make, recomputed):
     plain, restorer = make(), shaken(make(skips=True, residual=True)).train()
     if recomputed:
         restorer.checkpoint_gradients()
     image = torch.rand(2, 3, 16, 16)
     restorer(image, restorer.tokens(torch.randn(2, 8, 8, 8), 2)).square().mean().backward()
     trained = {n for n, p in restorer.named_parameters() if p.requires_grad}
-    joins = {n for n in trained if n.startswith("vae.skips.")}
-    assert trained - joins == {n for n, p in plain.named_parameters() if p.requires_grad} and len(joins) == 2
-    grads = [p.grad for n, p in restorer.named_parameters() if n in joins]
+    skips = {n for n in trained if n.startswith("vae.skips.")}
+    assert trained - skips == {n for n, p in plain.named_parameters() if p.requires_grad} and len(skips) == 2
+    grads = [p.grad for n, p in restorer.named_parameters() if n in skips]
     assert all(grad is not None and grad.abs().sum() > 0 for grad in grads)
 
 
-def test_fresh_joins_have_gradients(make):
+def test_fresh_skips_have_gradients(make):
     restorer = make(skips=True).train()
     restorer(torch.rand(1, 3, 16, 16), restorer.tokens(None, 1)).square().mean().backward()
     assert all(conv.weight.grad.abs().sum() > 0 for conv in restorer.vae.skips.convs)
@@ -114,7 +114,7 @@ def test_a_file_of_before_cannot_be_gone_on_with_as_one_that_has_them(make, tmp_
         load_restorer(tmp_path / "restorer.safetensors", expected={"skips": True})
 
 
-def test_a_base_brings_its_own_joins(make, tiny_base, tmp_path):
+def test_base_brings_its_own_skips(make, tiny_base, tmp_path):
     folder = with_skips(tiny_base, tmp_path / "base")
     restorer = make(folder, skips=True)
     stored = Skips.from_pretrained(folder, subfolder="skips")
@@ -124,16 +124,18 @@ def test_a_base_brings_its_own_joins(make, tiny_base, tmp_path):
         make(folder)
 
 
-def test_joins_on_a_base_of_another_shape_are_refused_with_both_shapes(make, tiny_base, tmp_path):
+def test_skips_of_another_shape_are_refused(make, tiny_base, tmp_path):
     make(skips=True).save_pretrained(tmp_path)
     other = shutil.copytree(tiny_base, tmp_path / "base")
     pretraining.tiny_vae(channels=[8, 16, 24], latent_channels=4).save_pretrained(other / "vae")
-    with pytest.raises(ValueError, match=r"join .* 8 to 16, 8 to 16 channels.*base has 8 to 16, 8 to 24, 16 to 24"):
+    with pytest.raises(
+        ValueError, match=r"skip connections .* 8 to 16, 8 to 16 channels.*base has 8 to 16, 8 to 24, 16 to 24"
+    ):
         OneStepRestorer.from_pretrained(tmp_path, source=other)
 
 
-def test_the_joins_of_tiles_meet_the_pixels_they_belong_to(make):
-    # With every norm on the same statistics, tiles of the VAE equal the whole; here those that are measured anew.
+def test_skips_of_tiles_meet_their_own_pixels(make):
+    # Tiles equal the whole but for the estimated statistics.
     restorer = shaken(make(skips=True, residual=True)).eval()
     image, tokens = torch.rand(1, 3, 96, 128), restorer.tokens(None, 1)
     plan = TilePlan.of((96, 128), restorer, tile=64, overlap=16)

@@ -58,7 +58,7 @@ def test_tile_starts_are_aligned(length):
     assert all(0 < b - a <= 160 - 32 for a, b in pairwise(starts))
 
 
-def test_cells_cover_a_picture_once_and_lie_inside_their_squares():
+def test_cells_cover_image_once_inside_their_squares():
     x = torch.rand(1, 3, 272, 400, generator=torch.Generator().manual_seed(0))
     squares = strata(x, (272, 400), 80, 1000, 16)
     covered = torch.zeros(272, 400)
@@ -205,7 +205,7 @@ def test_tiled_restoration_is_near_whole(shipped_restorer, scene):
     ours, one = plan(shipped_restorer, scene), plan(shipped_restorer, scene, tile=None)
     whole, output = (restore_in_tiles(shipped_restorer, scene, lambda box: tokens, p, guidance=1) for p in (one, ours))
     assert output.shape == scene.shape
-    assert psnr(output, whole) > 30  # self-attention sees a tile and not the whole: that is most of it
+    assert psnr(output, whole) > 30  # mostly because self-attention is within a tile
     assert seam_ratio(ours, (output - whole).abs()) <= 1.1
     small = scene[..., :33, :47]
     by_itself = restore_in_tiles(shipped_restorer, small, lambda box: tokens, plan(shipped_restorer, small, tile=None))

@@ -9,7 +9,7 @@ import torch
 from fake_ref_fr import faces
 
 from face2scene.ref_fr import FaceRestorationError
-from face2scene.ref_fr.base import StageOneFailure
+from face2scene.ref_fr.base import RestorerUnavailableError
 from face2scene.ref_fr.external import External
 
 PROGRAM = """
@@ -39,8 +39,8 @@ def program(tmp_path):
 
 def test_external_program_restores_faces(program, photo_files):
     images = faces(3)
-    made = program(2).restore_aligned(images, [photo_files] * 3)
-    assert all(torch.allclose(m.image, 1 - f, atol=1e-6) for m, f in zip(made, images, strict=True))
+    result = program(2).restore_aligned(images, [photo_files] * 3)
+    assert all(torch.allclose(m.image, 1 - f, atol=1e-6) for m, f in zip(result, images, strict=True))
     assert len({program(2).fingerprint, program(3).fingerprint, program(2, version="2").fingerprint}) == 3
 
 
@@ -68,7 +68,7 @@ def test_hanging_or_missing_program_raises(program, photo_files):
         program(2, "import time; time.sleep(60)", timeout=1).restore_aligned(faces(1), [photo_files])
     assert time.monotonic() - start < 20
     slow = "if path.stem.endswith('1'):\n    import time; time.sleep(60)"
-    with pytest.raises(StageOneFailure, match="longer than 3 s"):  # no face's fault, so no cache remembers it
+    with pytest.raises(RestorerUnavailableError, match="longer than 3 s"):  # the restorer fails, which is not cached
         program(2, slow, timeout=3).restore_aligned(faces(2), [photo_files] * 2)
     with pytest.raises(FaceRestorationError, match="no_such_program cannot be run"):
         External("no_such_program {input} {output}", version="1", size=32).restore_aligned(faces(1), [photo_files])

@@ -77,7 +77,7 @@ def test_mix_has_released_shapes():
     [(CLIPTextModel, "quick_gelu", None), (CLIPTextModelWithProjection, "gelu", 16)],
 )
 def test_text_encoder_matches_clip_formula(tmp_path, kind, activation, projection):
-    """Names as released, numbers as a second writing of CLIP gives them: the layer before the last, unnormalised."""
+    """Released names, and values of an independent CLIP implementation: the second-to-last layer, unnormalised."""
     width, layers = 16, 3
     w = {n: 0.3 * torch.randn(s) for n, s in clip_text(width, 32, layers, projection).items()}
     text_config(width, 32, layers, 2, activation).save_pretrained(tmp_path)
@@ -228,12 +228,12 @@ def test_full_size_model_loads_and_runs(tmp_path, people, monkeypatch, capsys):
     written = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) / 1e9
     times = {"write": time.perf_counter() - start}
 
-    class Seer(WholeImage):
-        def see(self, image):
-            seen = super().see(image)
-            return replace(seen, identity=np.resize(seen.identity, 512) / 8)
+    class Encoder(WholeImage):
+        def detect(self, image):
+            face = super().detect(image)
+            return replace(face, identity=np.resize(face.identity, 512) / 8)
 
-    monkeypatch.setattr(loading, "Antelope", lambda folder: Seer())
+    monkeypatch.setattr(loading, "Antelope", lambda folder: Encoder())
     start = time.perf_counter()
     model = FaceMe.released(
         base=str(base),
@@ -285,8 +285,10 @@ def test_full_size_model_loads_and_runs(tmp_path, people, monkeypatch, capsys):
     times["run"] = time.perf_counter() - start
     assert out.shape == (1, 4, 8, 8)
     with capsys.disabled():
-        said = {k: round(v, 1) for k, v in times.items()} | {k: round(v, 2) for k, v in loaded.items()}
-        print(f"\n{written:.1f} GB written; seconds and GiB: {said}; peak in all {process_memory_gib('VmHWM'):.2f} GiB")
+        figures = {k: round(v, 1) for k, v in times.items()} | {k: round(v, 2) for k, v in loaded.items()}
+        print(
+            f"\n{written:.1f} GB written; seconds and GiB: {figures}; peak in all {process_memory_gib('VmHWM'):.2f} GiB"
+        )
 
 
 def test_partial_controlnet_is_refused(tmp_path):
@@ -325,7 +327,7 @@ def test_full_size_pickle_is_read(tmp_path):
     with torch.device("meta"):
         encoder = IDEncoder()
     assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(305.3, abs=0.5)
-    # expanded from one number, so that the file is small whatever the shapes
+    # expanded from one number, so that the file is small for all shapes
     tensors = {name: torch.zeros(1).expand(t.shape) for name, t in encoder.state_dict().items()}
     extra = {"fuse_module.mlp1.fc1.weight": torch.zeros(1).expand(2048, 4096)}
     extra["vision_model.embeddings.position_ids"] = torch.arange(257)[None]
@@ -416,10 +418,10 @@ def test_released_layout_gives_same_face(tmp_path, faces, people, monkeypatch):
         "photomaker": str(tmp_path / "photomaker-v1.bin"),
     }
     settings = {"size": 64, "steps": 3, "device": "cpu"}
-    made = FaceMe.released(**options, **settings).restore_aligned(faces[:1], [people["ann"]])[0].image
+    result = FaceMe.released(**options, **settings).restore_aligned(faces[:1], [people["ann"]])[0].image
     known = FaceMe.tiny(weights_seed=5, **settings).restore_aligned(faces[:1], [people["ann"]])[0].image
     # a mapped file's weights lie elsewhere in memory, where a kernel may sum in another order; then 256 values are left
-    assert (made - known).abs().max() < 1.01 / 255 and (made - known).abs().mean() < 1e-5
+    assert (result - known).abs().max() < 1.01 / 255 and (result - known).abs().mean() < 1e-5
     (tmp_path / "mix.safetensors").unlink()
     with pytest.raises(FaceRestorationError, match=r"ref_fr\.mix"):
         FaceMe.released(**options, **settings).restore_aligned(faces[:1], [people["ann"]])
@@ -432,7 +434,7 @@ def test_missing_weights_name_fetch_command(faces, people, monkeypatch, tmp_path
         with pytest.raises(FaceRestorationError, match="face2scene fetch realvisxl_v3"):
             model.restore_aligned(torch.rand(1, 3, 512, 512), [people["ann"]])
     with pytest.raises(MissingWeights, match="face2scene fetch antelopev2"):
-        Antelope().see(np.zeros((8, 8, 3), np.uint8))
+        Antelope().detect(np.zeros((8, 8, 3), np.uint8))
     for name in ("scrfd_10g_bnkps.onnx", "glintr100.onnx"):
         (tmp_path / name).write_bytes(b"cut short")
     with pytest.raises(ValueError, match=r"scrfd_10g_bnkps\.onnx is not a whole network.*fetch antelopev2 again"):

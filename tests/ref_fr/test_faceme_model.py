@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessorPil
 
 from face2scene.faces.align import five_points
 from face2scene.image_io.arrays import read_image, to_bytes, write_png
-from face2scene.ref_fr.base import FaceRestorationError, StageOneFailure, _frame, in_bytes, mirrored_points
+from face2scene.ref_fr.base import FaceRestorationError, RestorerUnavailableError, _frame, in_bytes, mirrored_points
 from face2scene.ref_fr.faceme import model as faceme
 from face2scene.ref_fr.faceme.id_encoder import IDEncoder, Mix, clip_pixels, insert_tokens
 from face2scene.ref_fr.faceme.model import SCHEDULERS, FaceMe
@@ -92,16 +92,16 @@ def test_face_matches_released_pipeline(faces, people):
     model._parts = parts = replace(parts, prompt=prompt)
     control = faces[:1] * 2 - 1
 
-    # references: ArcFace's numbers of unit length beside CLIP's look at the box, through Mix, in place of "face"
+    # references: ArcFace's unit vector and CLIP's features of the box, through Mix, in place of "face"
     looks, identities = [], []
     for path in people["ann"]:
         image = to_bytes(read_image(path))
-        seen = WholeImage().see(image)
-        pixels = CLIPImageProcessorPil()(Image.fromarray(image).crop(seen.box))["pixel_values"][0]
+        face = WholeImage().detect(image)
+        pixels = CLIPImageProcessorPil()(Image.fromarray(image).crop(face.box))["pixel_values"][0]
         tower = parts.id_encoder.vision_model(torch.as_tensor(np.asarray(pixels))[None])[1]
         both = [parts.id_encoder.visual_projection(tower), parts.id_encoder.visual_projection_2(tower)]
         looks.append(torch.cat(both, dim=-1))
-        identities.append(torch.tensor(seen.identity / np.linalg.norm(seen.identity))[None])
+        identities.append(torch.tensor(face.identity / np.linalg.norm(face.identity))[None])
     tokens = parts.mix(torch.cat(looks), torch.cat(identities))
     torch.testing.assert_close(model.reference_tokens(people["ann"])[0], tokens, atol=1e-5, rtol=0)
     embeds = torch.cat([prompt.positive[None, :4], tokens[None], prompt.positive[None, 5:]], dim=1)[:, :77]
@@ -124,7 +124,7 @@ def test_face_matches_released_pipeline(faces, people):
         steps.append((int(t), values["latents"].clone()))
         return values
 
-    made = pipeline(
+    result = pipeline(
         latents=noised.clone(),
         image=control,
         prompt_embeds=embeds,
@@ -153,7 +153,7 @@ def test_face_matches_released_pipeline(faces, people):
             x = F.conv2d(F.pad(x, (2**level,) * 4, mode="replicate"), kernel, groups=3, dilation=2**level)
         return x
 
-    output = torch.from_numpy(np.array(made) / 255.0 * 2 - 1).float().permute(2, 0, 1)[None]
+    output = torch.from_numpy(np.array(result) / 255.0 * 2 - 1).float().permute(2, 0, 1)[None]
     aligned = (output - low(output) + low(control)) / 2 + 0.5
     restored = model.restore_aligned(faces[:1], [people["ann"]])[0].image
     assert (restored - aligned[0].clamp(0, 1)).abs().max() < 1.01 / 255
@@ -214,8 +214,8 @@ def test_bfloat16_offload_is_close(faces, people):
 
 def test_references_are_encoded_once(faces, people, monkeypatch):
     model, looks = tiny(), []
-    seeing = WholeImage.see
-    monkeypatch.setattr(WholeImage, "see", lambda self, image: (looks.append(1), seeing(self, image))[1])
+    seeing = WholeImage.detect
+    monkeypatch.setattr(WholeImage, "detect", lambda self, image: (looks.append(1), seeing(self, image))[1])
     for _ in range(2):
         model.restore_aligned(faces[:2], [people["ann"], people["ann"]])
     assert len(looks) == 3
@@ -228,7 +228,7 @@ def test_out_of_memory_names_batch_option(faces, people, monkeypatch):
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(model, "denoise", full)
-    with pytest.raises(StageOneFailure, match=r"2 face\(s\) at once: set ref_fr\.batch=1"):
+    with pytest.raises(RestorerUnavailableError, match=r"2 face\(s\) at once: set ref_fr\.batch=1"):
         model.restore_aligned(faces[:2], [people["ann"]] * 2)
 
 
@@ -253,7 +253,7 @@ def test_code_fingerprint_ignores_comments(tmp_path, monkeypatch):
 
 def test_unusable_references_are_reported(faces, tmp_path):
     write_png(tmp_path / "black.png", np.zeros((40, 40, 3), np.float32))
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
     paths = [tmp_path / "black.png", tmp_path / "broken.jpg"]
     with pytest.raises(
         FaceRestorationError, match=r"none of the 2 reference images shows a face \(black.png, broken.jpg\)"
@@ -300,10 +300,10 @@ def rotated_landmarks(size: float, roll: float) -> np.ndarray:
 def test_rotated_face_is_restored_upright(roll):
     class Same(FaceMe):
         def __init__(self):
-            self.size, self.seen = 128, None
+            self.size, self.received = 128, None
 
         def restore_aligned(self, faces, references):
-            self.seen = faces
+            self.received = faces
             return [faceme.RestoredFace(faces[0])]
 
     rows = torch.linspace(0.1, 0.9, 200)[:, None].expand(200, 200)
@@ -311,7 +311,7 @@ def test_rotated_face_is_restored_upright(roll):
     restorer = Same()
     restored, notes = restorer.restore_in(scene, (60, 60, 140, 140), rotated_landmarks(128, roll), ())
     assert (restored - scene[:, 60:140, 60:140]).abs().max() < 0.02
-    downwards = restorer.seen[0, 0, -1, 64] - restorer.seen[0, 0, 0, 64]
+    downwards = restorer.received[0, 0, -1, 64] - restorer.received[0, 0, 0, 64]
     assert downwards < 0 if roll else downwards > 0
     assert bool(notes) == bool(roll)
 

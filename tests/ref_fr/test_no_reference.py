@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from face2scene.ref_fr.base import StageOneFailure, in_bytes
+from face2scene.ref_fr.base import RestorerUnavailableError, in_bytes
 from face2scene.ref_fr.no_reference import RealESRGAN, RRDBNet, SpandrelFace, load_real_esrgan, read_ncnn
 
 
@@ -52,7 +52,7 @@ def test_wrong_length_ncnn_file_raises(tmp_path, weights):
     with pytest.raises(ValueError, match="cut short at Conv"):
         read_ncnn(param, tmp_path / "cut.bin")
     (tmp_path / "long.bin").write_bytes(data + b"1234")
-    with pytest.raises(ValueError, match="4 bytes that"):
+    with pytest.raises(ValueError, match="4 bytes beyond"):
         read_ncnn(param, tmp_path / "long.bin")
 
 
@@ -80,21 +80,21 @@ def test_spandrel_matches_released_network(tmp_path, kind, other):
     write_random_weights(kind, tmp_path / "r.pth")
     model = SpandrelFace(kind, str(tmp_path / "r.pth"), device="cpu")
     face = torch.nn.functional.interpolate(torch.rand(1, 3, 16, 16), size=(512, 512), mode="bicubic")
-    made = model.restore_aligned(in_bytes(face), [[]])[0].image
+    result = model.restore_aligned(in_bytes(face), [[]])[0].image
     with torch.inference_mode():
         options = {"weight": 0.5} if kind == "codeformer" else {}
         known = model._network(in_bytes(face) * 2 - 1, **options)[0] / 2 + 0.5
-    assert torch.equal(made, in_bytes(known)[0]) and made.std() > 0.001
-    with pytest.raises(StageOneFailure, match=f"not a {other}"):
+    assert torch.equal(result, in_bytes(known)[0]) and result.std() > 0.001
+    with pytest.raises(RestorerUnavailableError, match=f"not a {other}"):
         SpandrelFace(other, str(tmp_path / "r.pth"), device="cpu").ready()
 
 
 def test_missing_package_or_cut_file_raises(tmp_path, monkeypatch):
     (tmp_path / "r.pth").write_bytes(b"PK cut")
     monkeypatch.setitem(sys.modules, "spandrel", None)
-    with pytest.raises(StageOneFailure, match=r"pip install 'face2scene\[restorers\]'"):
+    with pytest.raises(RestorerUnavailableError, match=r"pip install 'face2scene\[restorers\]'"):
         SpandrelFace("restoreformer", str(tmp_path / "r.pth"), device="cpu").ready()
     monkeypatch.undo()
     pytest.importorskip("spandrel")
-    with pytest.raises(StageOneFailure, match=r"r\.pth is not a whole checkpoint"):
+    with pytest.raises(RestorerUnavailableError, match=r"r\.pth is not a whole checkpoint"):
         SpandrelFace("restoreformer", str(tmp_path / "r.pth"), device="cpu").ready()

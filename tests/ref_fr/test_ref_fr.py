@@ -1,4 +1,4 @@
-"""Stage I: stand-ins are what they say, and the cache gives what would be made."""
+"""Stage I: the stand-ins, and the cache of restored faces."""
 
 import os
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from face2scene.image_io.arrays import read_tensor, write_png
 from face2scene.ref_fr import CalibratedPerturbation, Copy, FaceRestorationError, GroundTruth, Perturbed, face_pair
-from face2scene.ref_fr.base import StageOneFailure, in_bytes
+from face2scene.ref_fr.base import RestorerUnavailableError, in_bytes
 from face2scene.ref_fr.cache import Cached
 from face2scene.ref_fr.faceme.model import FaceMe
 from face2scene.ref_fr.no_reference import SpandrelFace
@@ -66,9 +66,9 @@ def test_perturbations_match_table_6(weights):
     rows = []
     for level in TABLE_6:
         restorer = instantiate(OmegaConf.load(REPOSITORY / f"configs/ref_fr/perturbed_{level}.yaml"))
-        made = [restorer.restore(t, (), gt=t, rng=np.random.default_rng(n)) for n, t in enumerate(gts)]
+        results = [restorer.restore(t, (), gt=t, rng=np.random.default_rng(n)) for n, t in enumerate(gts)]
         with torch.no_grad():
-            pair = in_bytes(torch.stack(made)), torch.stack(gts)
+            pair = in_bytes(torch.stack(results)), torch.stack(gts)
             rows.append([float(torch.as_tensor(scorer(*pair)).mean()) for scorer in scorers])
     assert rows[0][0] < rows[1][0] < rows[2][0] and rows[0][1] < rows[1][1] < rows[2][1]
     assert rows[0][2] > rows[1][2] > rows[2][2]
@@ -89,9 +89,9 @@ def test_cache_hit_equals_recomputation(tmp_path, photo_files):
     again = Cached(inner, tmp_path / "cache", missing="refuse").restore_aligned(images.flip(0), people[::-1])[::-1]
     fresh = Negative().restore_aligned(images, people)
     assert inner.calls == [3]
-    for made, hit, known in zip(first, again, fresh, strict=True):
-        assert torch.equal(made.image, known.image) and torch.equal(hit.image, known.image)
-        assert made.notes == hit.notes == known.notes
+    for result, hit, known in zip(first, again, fresh, strict=True):
+        assert torch.equal(result.image, known.image) and torch.equal(hit.image, known.image)
+        assert result.notes == hit.notes == known.notes
 
 
 def test_cache_key_is_content(tmp_path, photo_files):
@@ -136,12 +136,12 @@ def test_stage_one_failure_is_retried(tmp_path, photo_files):
 
         def restore_aligned(self, faces, references):
             if self.busy:
-                raise StageOneFailure("out of memory")
+                raise RestorerUnavailableError("out of memory")
             return super().restore_aligned(faces, references)
 
     inner = Busy()
     cache = Cached(inner, tmp_path / "cache")
-    with pytest.raises(StageOneFailure, match="out of memory"):
+    with pytest.raises(RestorerUnavailableError, match="out of memory"):
         cache.fill(faces(2), [photo_files] * 2)
     inner.busy = False
     assert cache.fill(faces(2), [photo_files] * 2) == 2
@@ -171,7 +171,7 @@ def test_corrupt_cache_entry_raises(tmp_path, photo_files):
     with pytest.raises(ValueError, match="not those written"):
         cache.restore_aligned(faces(1), [photo_files])
     entry.write_bytes(entry.read_bytes()[:60])
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="corrupt"):
         cache.restore_aligned(faces(1), [photo_files])
 
 

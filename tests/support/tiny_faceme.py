@@ -28,7 +28,7 @@ def tiny(**settings) -> FaceMe:
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory) -> dict[str, list[Path]]:
-    """Two people of three photos each: WholePicture knows them by their colours."""
+    """Two people of three photos each: WholeImage tells them apart by their colours."""
     folder = tmp_path_factory.mktemp("people")
     rng, photos = np.random.default_rng(0), {}
     for name, colour in {"ann": (0.9, 0.4, 0.2), "bob": (0.1, 0.3, 0.9)}.items():

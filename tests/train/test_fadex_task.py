@@ -1,4 +1,4 @@
-"""What FaDeX's data and training can be told beyond the plain case: buckets, contents, averages, mixes, images."""
+"""Options of FaDeX's data and training: crop buckets, augmentation, EMA, mixtures, retrained head, images."""
 
 import copy
 from collections import Counter
@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate_state import forget_processes
 from hydra import compose, initialize_config_dir
 from test_configs import unknown_arguments
-from test_fadex import moco, pairs
+from test_fadex import pairs, small_moco
 
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.degradation import Mixture, Recipe
@@ -25,7 +25,7 @@ from face2scene.train.loop import Schedule, train
 from face2scene.train.run import Run
 
 pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
-faces = test_fadex.faces  # a fixture
+face_files = test_fadex.face_files  # a fixture
 
 
 class IdentitySpace:
@@ -35,20 +35,20 @@ class IdentitySpace:
         return Recipe()
 
 
-def test_each_batch_uses_one_bucket(faces):
-    data = pairs(faces, buckets={16: 3, 20: 1})
+def test_each_batch_uses_one_bucket(face_files):
+    data = pairs(face_files, buckets={16: 3, 20: 1})
     sizes = Counter(tuple(data[n]["query_degraded"].shape) for n in range(12))
     assert set(sizes) == {(9, 3, 16, 16), (3, 3, 20, 20)} and min(sizes.values()) >= 2
     assert data.images == 3  # what a queue has to hold
-    assert torch.equal(data[5]["key_degraded"], pairs(faces, buckets={16: 3, 20: 1})[5]["key_degraded"])
+    assert torch.equal(data[5]["key_degraded"], pairs(face_files, buckets={16: 3, 20: 1})[5]["key_degraded"])
     with pytest.raises(ValueError, match=r"train\.fadex\.crop \(or buckets\) must be at least 16"):
-        pairs(faces, buckets={12: 1})
+        pairs(face_files, buckets={12: 1})
     with pytest.raises(ValueError, match=r"2 x 4 different images.*\(or buckets\)"):
-        pairs(faces, buckets={16: 4})
+        pairs(face_files, buckets={16: 4})
 
 
-def test_augmentation_precedes_degradation(faces):
-    plain, varied, again = pairs(faces), pairs(faces, augment=True), pairs(faces, augment=True)
+def test_augmentation_precedes_degradation(face_files):
+    plain, varied, again = pairs(face_files), pairs(face_files, augment=True), pairs(face_files, augment=True)
     plain.space = varied.space = again.space = IdentitySpace()
     batch = varied[0]
     assert torch.equal(batch["query_restored"], batch["query_degraded"])
@@ -57,36 +57,36 @@ def test_augmentation_precedes_degradation(faces):
     assert torch.equal(varied[3]["key_restored"], again[3]["key_restored"])
 
 
-def test_restored_is_augmented_like_gt(faces):
-    data = pairs(faces, augment=True)
-    same = pairs(faces, augment=True, restored=lambda number: data_image(data, number))
+def test_restored_is_augmented_like_gt(face_files):
+    data = pairs(face_files, augment=True)
+    same = pairs(face_files, augment=True, restored=lambda number: clean_image(data, number))
     data.space = same.space = IdentitySpace()
     first = slice(0, 2)  # of one operator; for the next ones another number of draws has gone before
     torch.testing.assert_close(same[0]["query_restored"][first], data[0]["query_restored"][first])
 
 
-def data_image(data, number):
+def clean_image(data, number):
     return torch.from_numpy(data._image(number)[0]).permute(2, 0, 1).float() / 255
 
 
-def make_task(faces, accelerator, **options):
+def make_task(face_files, accelerator, **options):
     settings = {"lr": 1e-2, "probe_on": "space", "probe_operators": 2, "probe_images": 3} | options
-    data = pairs(faces, buckets={16: 2, 20: 1}, augment=True)
-    return FaDeXTask(moco(queue_size=20), data, pairs(faces, seed=9), accelerator, **settings)
+    data = pairs(face_files, buckets={16: 2, 20: 1}, augment=True)
+    return FaDeXTask(small_moco(queue_size=20), data, pairs(face_files, seed=9), accelerator, **settings)
 
 
-def train_to(folder, faces, steps, **options):
+def train_to(folder, face_files, steps, **options):
     forget_processes()
-    task = make_task(faces, Accelerator(cpu=True), **options)
+    task = make_task(face_files, Accelerator(cpu=True), **options)
     train(task, task.accelerator, Schedule(steps=steps, validate_every=2), Run(folder, {}), seed=0)
     return task
 
 
 @pytest.mark.numerics
-def test_ema_is_exported_and_resumes_exactly(tmp_path, faces):
-    whole = train_to(tmp_path / "whole", faces, 4, ema=0.5)
-    train_to(tmp_path / "halves", faces, 2, ema=0.5)
-    halves = train_to(tmp_path / "halves", faces, 4, ema=0.5)
+def test_ema_is_exported_and_resumes_exactly(tmp_path, face_files):
+    whole = train_to(tmp_path / "whole", face_files, 4, ema=0.5)
+    train_to(tmp_path / "halves", face_files, 2, ema=0.5)
+    halves = train_to(tmp_path / "halves", face_files, 4, ema=0.5)
     shared = [FaDeX.from_file(tmp_path / f"{name}/weights/fadex.safetensors") for name in ("whole", "halves")]
     states = [encoder.state_dict() for encoder in shared]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
@@ -98,8 +98,8 @@ def test_ema_is_exported_and_resumes_exactly(tmp_path, faces):
 
 
 @pytest.mark.numerics
-def test_ema_matches_recursion(faces):
-    task = make_task(faces, Accelerator(cpu=True), ema=0.75)
+def test_ema_matches_recursion(face_files):
+    task = make_task(face_files, Accelerator(cpu=True), ema=0.75)
     weight, average = task.encoder.head[0].weight, task.stateful[0]
     expected = weight.detach().clone()
     for step in range(1, 30):
@@ -113,8 +113,8 @@ def test_ema_matches_recursion(faces):
     assert weight.unique().tolist() == [29.0]
 
 
-def test_validation_images_are_saved(tmp_path, faces):
-    task = train_to(tmp_path, faces, 4)
+def test_validation_images_are_saved(tmp_path, face_files):
+    task = train_to(tmp_path, face_files, 4)
     names = {path.relative_to(tmp_path / "validation").as_posix() for path in tmp_path.glob("validation/*/*")}
     assert names == {f"00000{step}/{what}.png" for what in ("pairs", "cosines", "neighbours") for step in (2, 4)}
     assert read_image(tmp_path / "validation/000002/pairs.png").shape == (2 * 16, 3 * 2 * 16, 3)
@@ -125,10 +125,10 @@ def test_validation_images_are_saved(tmp_path, faces):
 def test_cosine_map_and_neighbour_colours():
     a, b = torch.eye(2)
     codes = torch.stack([torch.stack([a, a]), torch.stack([b, -b])])
-    eval_weights = cosine_map(codes)
-    assert eval_weights.shape == (24, 24, 3)
-    assert eval_weights[0, 0].tolist() == [178, 24, 43] and eval_weights[12, 0].tolist() == [255] * 3
-    assert eval_weights[12, 18].tolist() == [33, 102, 172]
+    image = cosine_map(codes)
+    assert image.shape == (24, 24, 3)
+    assert image[0, 0].tolist() == [178, 24, 43] and image[12, 0].tolist() == [255] * 3
+    assert image[12, 18].tolist() == [33, 102, 172]
     crops = torch.stack([torch.full((2, 3, 16, 16), 0.2), torch.full((2, 3, 16, 16), 0.8)])
     sheet = neighbour_sheet(crops, codes, count=2)
     assert sheet.shape == (2 * 22, 3 * 22, 3)
@@ -137,7 +137,7 @@ def test_cosine_map_and_neighbour_colours():
     assert sheet[10, 32].tolist() == [51] * 3 and sheet[10, 54].tolist() == [204] * 3
 
 
-class FaceMatch:
+class NamedPart:
     needs_gt = False
 
     def __init__(self, name):
@@ -152,7 +152,7 @@ class FaceMatch:
 
 def test_mixtures_draw_by_shares():
     shares = {"a": 0.7, "b": 0.3, "c": 0.0}
-    parts = {name: FaceMatch(name) for name in shares}
+    parts = {name: NamedPart(name) for name in shares}
     rng = np.random.default_rng(0)
     spaces, restorers = Mixture(parts, shares), Mixed(parts, shares)
     for draw in (spaces.draw, lambda r: restorers.restore(None, (), gt=None, rng=r)):
@@ -182,27 +182,27 @@ def test_probe_config_names_real_arguments():
 
 
 @pytest.mark.numerics
-def test_channels_last_matches_contiguous(faces):
-    batch = pairs(faces)[0]
+def test_channels_last_matches_contiguous(face_files):
+    batch = pairs(face_files)[0]
     results = []
     for layout in (torch.contiguous_format, torch.channels_last):
-        encoder = moco().query.to(memory_format=layout)
+        encoder = small_moco().query.to(memory_format=layout)
         results.append(encoder.embed(encoder(batch["query_restored"], batch["query_degraded"])))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow  # the compiler
-def test_compiled_training_matches_eager(faces):
-    batch = pairs(faces)[0]
+def test_compiled_training_matches_eager(face_files):
+    batch = pairs(face_files)[0]
     losses = []
     for compiled in (False, True):
-        one = moco()
+        one = small_moco()
         if compiled:
             one.query.body.compile()
         contrast = one(*((batch[f"{v}_restored"], batch[f"{v}_degraded"]) for v in ("query", "key")), batch["labels"])
         loss = one.loss(contrast)
         loss.backward()
-        one.advance(contrast.keys, contrast.labels)
+        one.update(contrast.keys, contrast.labels)
         copied = copy.deepcopy(one.query)
         assert all(torch.equal(t, copied.state_dict()[name]) for name, t in one.query.state_dict().items())
         losses.append(loss.detach())
@@ -253,19 +253,19 @@ def test_head_retraining_rejects_bad_input():
 
 
 @pytest.mark.numerics
-def test_head_reads_mean_of_map(faces):
-    encoder = moco().query.eval()
-    batch = pairs(faces)[0]
+def test_head_reads_mean_of_map(face_files):
+    encoder = small_moco().query.eval()
+    batch = pairs(face_files)[0]
     pair = batch["query_restored"], batch["query_degraded"]
     vectors = torch.nn.functional.normalize(encoder.head(pooled(encoder, *pair)), dim=1)
     torch.testing.assert_close(vectors, encoder.embed(encoder(*pair)), atol=1e-6, rtol=0)
 
 
-def test_only_exported_head_is_retrained(tmp_path, faces):
-    plain = train_to(tmp_path / "plain", faces, 2)
+def test_only_exported_head_is_retrained(tmp_path, face_files):
+    plain = train_to(tmp_path / "plain", face_files, 2)
     settings = {"batches": 2, "crop": 16, "images": 2, "steps": 3, "operators": 4}
-    other = train_to(tmp_path / "refitted", faces, 2, head=settings)
+    other = train_to(tmp_path / "retrained", face_files, 2, head=settings)
     assert all(torch.equal(t, other.moco.state_dict()[name]) for name, t in plain.moco.state_dict().items())
-    states = [FaDeX.from_file(tmp_path / f"{n}/weights/fadex.safetensors").state_dict() for n in ("plain", "refitted")]
+    states = [FaDeX.from_file(tmp_path / f"{n}/weights/fadex.safetensors").state_dict() for n in ("plain", "retrained")]
     changed = {name.split(".")[0] for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])}
     assert changed == {"head"}

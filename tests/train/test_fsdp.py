@@ -1,4 +1,4 @@
-"""Sharded training on two CPU processes, against the same training with whole copies."""
+"""Sharded training on two CPU processes, against the same training with replicated models."""
 
 import json
 import subprocess
@@ -35,17 +35,17 @@ def forget_processes():
 
 
 def make_task(base):
-    from test_restorer_task import VIT, Distance, Measure, Scenes
+    from test_restorer_task import TINY_VIT, SeededSceneBatches, StubEncoder, StubPerceptualLoss
 
     torch.manual_seed(0)
     mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
     layers = lora.VAE_ENCODER[:6]
     restorer = OneStepRestorer(load_base(base), mapnet, vae_rank=2, unet_rank=2, vae_layers=layers)
-    discriminator = Discriminator(load_features(VIT), levels=(1, 2), width=4)
+    discriminator = Discriminator(load_features(TINY_VIT), levels=(1, 2), width=4)
     image = torch.rand(3, 16, 16)
     held = [ValidationPair(None, image, image, FacePair(restored=image, degraded=image, box=(0, 0, 16, 16)))]
     settings = {"lr": 1e-3, "discriminator": discriminator, "ema": 0.9, "device": torch.device("cpu"), "about": {}}
-    return RestorerTask(restorer, Measure(), Distance(), Scenes(), held, **settings)
+    return RestorerTask(restorer, StubEncoder(), StubPerceptualLoss(), SeededSceneBatches(), held, **settings)
 
 
 def train_to(base, folder, steps, shard_from):
@@ -62,13 +62,13 @@ def _train_rank(base, folder):
     task = train_to(base, folder / "sharded", 2, MIN_PARAMS)
     units = [m for m in task.phases[0].model.modules() if isinstance(m, FSDPModule)]
     parts = sum(p.to_local().numel() for p in task.phases[0].model.parameters())
-    full_tensor = sum(p.numel() for p in task.phases[0].model.parameters())
+    total = sum(p.numel() for p in task.phases[0].model.parameters())
     train_to(base, folder / "halves", 1, MIN_PARAMS)
     train_to(base, folder / "halves", 2, MIN_PARAMS)
-    train_to(base, folder / "mixed", 1, None)  # whole copies on both, and sharded from their state on
+    train_to(base, folder / "mixed", 1, None)  # replicated, and sharded from its state on
     train_to(base, folder / "mixed", 2, MIN_PARAMS)
     if torch.distributed.get_rank() == 0:
-        (folder / "units.json").write_text(json.dumps([len(units), parts / full_tensor]))
+        (folder / "units.json").write_text(json.dumps([len(units), parts / total]))
 
 
 LAUNCH_TWO = """
@@ -76,14 +76,14 @@ import sys
 from pathlib import Path
 from accelerate import debug_launcher
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/../support"]
-from test_fsdp import _one_of_two
-debug_launcher(_one_of_two, (Path(sys.argv[2]), Path(sys.argv[3])), num_processes=2)
+from test_fsdp import _train_rank
+debug_launcher(_train_rank, (Path(sys.argv[2]), Path(sys.argv[3])), num_processes=2)
 """
 
 
 def test_sharded_training_matches_and_resumes(tmp_path, tiny_base):
-    words = [sys.executable, "-c", LAUNCH_TWO, str(Path(__file__).parent), str(tiny_base), str(tmp_path)]
-    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)
+    command = [sys.executable, "-c", LAUNCH_TWO, str(Path(__file__).parent), str(tiny_base), str(tmp_path)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:]
     units, share = json.loads((tmp_path / "units.json").read_text())
     assert units > 3 and share < 0.6  # several units, and a process holds about half
@@ -114,5 +114,5 @@ def test_single_process_cannot_shard():
     forget_processes()
     model = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"two processes or more and there is one: give --num_processes"):
-        fsdp.shard(Accelerator(cpu=True), model, torch.optim.SGD(model.parameters(), 0.1), least=1)
+        fsdp.shard(Accelerator(cpu=True), model, torch.optim.SGD(model.parameters(), 0.1), min_params=1)
     forget_processes()

@@ -77,13 +77,13 @@ def base(tiny_base):
 
 @pytest.fixture
 def make_task(base):
-    def build(with_critic=True, ema=None, checkpointing=False, **options) -> RestorerTask:
+    def build(with_discriminator=True, ema=None, checkpointing=False, **options) -> RestorerTask:
         torch.manual_seed(0)
         mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
         restorer = OneStepRestorer(base(), mapnet, vae_rank=2, unet_rank=2, vae_layers=lora.VAE_ENCODER[:6])
         if checkpointing:
             restorer.checkpoint_gradients()
-        discriminator = Discriminator(load_features(TINY_VIT), levels=(1, 2), width=4) if with_critic else None
+        discriminator = Discriminator(load_features(TINY_VIT), levels=(1, 2), width=4) if with_discriminator else None
         image = torch.rand(3, 16, 16)
         held = [ValidationPair(None, image, image, FacePair(restored=image, degraded=image, box=(0, 0, 16, 16)))]
         settings = {
@@ -98,12 +98,17 @@ def make_task(base):
     return build
 
 
+def marked(task: RestorerTask, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    task.before_step([batch], Accelerator(cpu=True))
+    return batch
+
+
 def steps(task: RestorerTask, count: int = 1) -> list[dict[str, torch.Tensor]]:
     accelerator = Accelerator(cpu=True)
     reports = []
     for index in range(count):
         torch.manual_seed(index)
-        reports.append(step(task, task.data[index], accelerator, 1.0))
+        reports.append(step(task, [task.data[index]], accelerator, 1.0))
         task.after_step()
     return reports
 
@@ -123,9 +128,11 @@ def test_step_updates_only_trained_weights(make_task):
     (report,) = steps(task)
     moved = changed_names(before, trained_tensors(task))
     assert {name.split("/")[0] for name in report} == {"generator", "discriminator"}
-    assert {"generator/l2", "generator/lpips", "generator/gan", "critic/real", "critic/made"} <= set(report)
-    assert any(n.startswith("critic.maps") for n in moved) and any("lora_B" in n for n in moved)
-    assert not any(n.startswith("critic.features") or "decoder" in n for n in moved)
+    assert {"generator/l2", "generator/lpips", "generator/gan", "discriminator/real", "discriminator/fake"} <= set(
+        report
+    )
+    assert any(n.startswith("discriminator.maps") for n in moved) and any("lora_B" in n for n in moved)
+    assert not any(n.startswith("discriminator.features") or "decoder" in n for n in moved)
 
 
 @pytest.mark.parametrize(("order", "calls", "moves"), [("one_forward", 1, 2), ("published", 2, 4)])
@@ -143,29 +150,29 @@ def test_order_sets_forward_and_step_counts(make_task, order, calls, moves):
 @pytest.mark.numerics
 def test_negatives_skip_adversarial_losses(make_task):
     task = make_task()
-    batch = task.data[0]
+    batch = marked(task, task.data[0])
     torch.manual_seed(0)
     losses = task.phases[0].losses(batch)
-    fake = task._fake.clone()
+    fake = batch["fake"].clone()
     torch.manual_seed(0)
-    judge = task.phases[1].model
-    judge.augment = False
-    told = task.phases[1].losses(batch)
+    discriminator = task.phases[1].model
+    discriminator.augment = False
+    terms = task.phases[1].losses(batch)
     with torch.no_grad():
-        logits = judge.eval()(torch.cat([batch["gt"][1:] * 2 - 1, fake[1:]]))
+        logits = discriminator.eval()(torch.cat([batch["gt"][1:] * 2 - 1, fake[1:]]))
     expected = [0.5 * multilevel_sigmoid([x[n : n + 1] for x in logits], t).mean() for n, t in ((0, 0.8), (1, 0.0))]
-    torch.testing.assert_close(told["real"], expected[0], atol=1e-3, rtol=1e-2)  # spectral norms moved in between
-    torch.testing.assert_close(told["fake"], expected[1], atol=1e-3, rtol=1e-2)
-    everything = batch | {"negative": torch.tensor([True, True])}
+    torch.testing.assert_close(terms["real"], expected[0], atol=1e-3, rtol=1e-2)  # spectral norms moved in between
+    torch.testing.assert_close(terms["fake"], expected[1], atol=1e-3, rtol=1e-2)
+    everything = marked(task, batch | {"negative": torch.tensor([True, True])})
     assert task.phases[1].losses(everything)["real"] == 0 and task.phases[0].losses(everything)["gan"] == 0
     assert losses["gan"] > 0
 
 
 @pytest.mark.numerics
-def test_the_generators_losses_leave_no_gradient_in_the_critic(make_task):
+def test_generator_losses_leave_discriminator_without_gradients(make_task):
     task = make_task(order="published")
     with freeze_other_phases(task.phases[1], task.phases):
-        sum(task.phases[1].losses(task.data[0]).values()).backward()
+        sum(task.phases[1].losses(marked(task, task.data[0])).values()).backward()
     assert all(p.grad is None for p in task.phases[2].model.parameters())
     assert any(p.grad is not None for p in task.phases[1].weights)
 
@@ -184,13 +191,13 @@ def train_to(make_task, folder, count, **options):
 @pytest.mark.parametrize("order", ["one_forward", "published"])
 def test_resume_is_bitwise_exact(make_task, tmp_path, order):
     options = {"order": order, "ema": 0.9}
-    full_tensor = train_to(make_task, tmp_path / "whole", 4, **options)
+    whole = train_to(make_task, tmp_path / "whole", 4, **options)
     train_to(make_task, tmp_path / "halves", 2, **options)
     halves = train_to(make_task, tmp_path / "halves", 4, **options)
-    assert changed_names(trained_tensors(full_tensor), trained_tensors(halves)) == set()
-    state = [dict(task.phases[-1].model.named_buffers()) for task in (full_tensor, halves)]
+    assert changed_names(trained_tensors(whole), trained_tensors(halves)) == set()
+    state = [dict(task.phases[-1].model.named_buffers()) for task in (whole, halves)]
     assert all(torch.equal(tensor, state[1][name]) for name, tensor in state[0].items())  # spectral norms too
-    assert all(torch.equal(v, halves.ema_weights.values[n]) for n, v in full_tensor.ema_weights.values.items())
+    assert all(torch.equal(v, halves.ema_weights.values[n]) for n, v in whole.ema_weights.values.items())
     files = [load_file(tmp_path / name / "weights/restorer.safetensors") for name in ("whole", "halves")]
     assert changed_names(*files) == set()
     lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "halves")]
@@ -198,7 +205,7 @@ def test_resume_is_bitwise_exact(make_task, tmp_path, order):
 
 
 def test_best_and_last_weights_are_exported(make_task, tmp_path):
-    task = make_task(with_critic=False)
+    task = make_task(with_discriminator=False)
     numbers = iter([5.0, 9.0, 7.0])
     task.validate = lambda: {"validation/psnr": next(numbers)}
     schedule = Schedule(steps=3, validate_every=1, best="validation/psnr", best_is="highest")
@@ -211,16 +218,16 @@ def test_best_and_last_weights_are_exported(make_task, tmp_path):
 
 
 def test_validation_images_are_side_by_side(make_task, tmp_path):
-    task = make_task(with_critic=False)
+    task = make_task(with_discriminator=False)
     tracker = Mock()
     train(task, Accelerator(cpu=True), Schedule(steps=1), Run(tmp_path, {}, trackers=(tracker,)), seed=0)
-    (make_image,) = (tmp_path / "validation/000001").iterdir()
-    eval_weights = read_tensor(make_image)
-    assert make_image.name == "validation_0.png" and eval_weights.shape == (3, 16, 48)
+    (path,) = (tmp_path / "validation/000001").iterdir()
+    image = read_tensor(path)
+    assert path.name == "validation_0.png" and image.shape == (3, 16, 48)
     held = task.validation[0]
-    torch.testing.assert_close(eval_weights[..., :16], held.image, atol=1 / 255, rtol=0)
-    torch.testing.assert_close(eval_weights[..., 32:], held.gt, atol=1 / 255, rtol=0)
-    assert not torch.allclose(eval_weights[..., 16:32], held.image, atol=0.1)
+    torch.testing.assert_close(image[..., :16], held.image, atol=1 / 255, rtol=0)
+    torch.testing.assert_close(image[..., 32:], held.gt, atol=1 / 255, rtol=0)
+    assert not torch.allclose(image[..., 16:32], held.image, atol=0.1)
     assert tracker.show.call_args.args[1] == 1
 
 
@@ -234,7 +241,7 @@ def test_unknown_best_metric_raises():
 
 @pytest.mark.numerics
 def test_ema_matches_recursion_and_is_exported(make_task, tmp_path):
-    task = make_task(with_critic=False, ema=0.5)
+    task = make_task(with_discriminator=False, ema=0.5)
     weight = task.restorer.null_tokens
     expected = weight.detach().clone()
     for count in range(1, 4):
@@ -254,7 +261,7 @@ def test_ema_matches_recursion_and_is_exported(make_task, tmp_path):
 def test_checkpointing_keeps_gradients(make_task):
     gradients = []
     for checkpointing in (False, True):
-        task = make_task(with_critic=False, checkpointing=checkpointing)
+        task = make_task(with_discriminator=False, checkpointing=checkpointing)
         blocks = [m for m in task.restorer.unet.modules() if getattr(m, "gradient_checkpointing", False)]
         assert bool(blocks) == checkpointing
         for block in blocks:
@@ -268,7 +275,7 @@ def test_checkpointing_keeps_gradients(make_task):
 
 
 def test_out_of_memory_names_options(make_task, tmp_path):
-    task = make_task(with_critic=False)
+    task = make_task(with_discriminator=False)
 
     def exhaust(batch):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
@@ -305,14 +312,13 @@ def test_one_image_overfits_above_30_db(photo):
         optimizer.zero_grad()
         schedule.step()
     output = restorer.eval().restore(degraded, restorer.tokens(features, 1), guidance=1.0)
-    psnr = [-10 * (make_image - gt).square().mean().log10().item() for make_image in (degraded, output)]
+    psnr = [-10 * (image - gt).square().mean().log10().item() for image in (degraded, output)]
     assert psnr[0] < 29 and psnr[1] > 30
 
 
 @pytest.mark.slow
 def test_tokens_matter_after_training():
-    """Half of the images are dark and half bright in the ground truth, and only the faces' pair tells which: tokens
-    must.
+    """Half of the images are dark and half bright in the ground truth, and only the tokens hold which.
 
     On the shipped tiny base, whose cross-attention has been trained; on a random one they came to nothing in 150 steps.
     """

@@ -49,35 +49,36 @@ def difference(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (output - target).square().mean()
 
 
-def test_a_batch_is_its_number_and_a_picture_larger_than_asked_is_shrunk(pairs, tmp_path):
+def test_batch_depends_on_index_and_large_images_shrink(pairs, tmp_path):
     one, same, other = pairs()[3], pairs()[3], pairs()[4]
-    assert all(torch.equal(one[name], same[name]) for name in ("image", "truth"))
-    assert not torch.equal(one["truth"], other["truth"])
-    assert one["truth"].shape == (2, 3, 32, 32) and (one["image"] - one["truth"]).abs().mean() > 0.01
+    assert all(torch.equal(one[name], same[name]) for name in ("image", "gt"))
+    assert not torch.equal(one["gt"], other["gt"])
+    assert one["gt"].shape == (2, 3, 32, 32) and (one["image"] - one["gt"]).abs().mean() > 0.01
     (shrunk,) = tiny_base.Images([tmp_path / "photos/0.png"], 1.0, longest=24).load()
     assert shrunk.shape == (20, 24, 3)
 
 
-def test_shares_that_are_not_a_whole_are_refused(pairs):
+def test_shares_must_sum_to_one(pairs):
     with pytest.raises(ValueError, match=r"must sum to 1, not \[0\.7\]"):
         tiny_base.Pairs([tiny_base.Images([], 0.7)], crop=8, batch=1, space=Space(), seed=0)
 
 
-def test_an_untrained_base_gives_its_input_back(task):
+def test_untrained_base_starts_near_input(task):
     image = torch.rand(1, 3, 32, 32)
     restored = task.restorer.eval().restore(image, task.restorer.tokens(torch.randn(1, 8, 8, 8), 1))
-    torch.testing.assert_close(restored, image, atol=1e-6, rtol=0)
+    assert 0 < (restored - image).abs().mean() < 0.1
+    assert all(conv.weight.abs().min() > 0 for conv in task.restorer.vae.skips.convs)
 
 
 @pytest.mark.usefixtures("no_accelerator_of_another_test")
-def test_what_is_exported_is_what_was_trained(task, tmp_path):
+def test_export_holds_trained_weights(task, tmp_path):
     before = {name: p.detach().clone() for name, p in task.restorer.named_parameters() if p.requires_grad}
     run = Run(tmp_path / "run", {"name": "base"})
     train(task, Accelerator(cpu=True), Schedule(steps=3, validate_every=3), run, seed=0)
     still = [n for n, p in task.restorer.named_parameters() if n in before and torch.equal(p, before[n])]
     assert still == []
     folder = tmp_path / "run/weights"
-    with task.shown():
+    with task.eval_weights():
         restorer = task.restorer.eval()
         image = torch.rand(1, 3, 30, 34)
         expected = restorer.restore(image, restorer.tokens(None, 1))

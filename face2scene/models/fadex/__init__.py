@@ -1,4 +1,4 @@
-"""FaDeX, the face degradation extractor: it looks at one face twice and says what happened to the image."""
+"""FaDeX, the face degradation extractor: features of an image's degradation from a restored and a degraded face."""
 
 from face2scene.models.fadex.cosine_probe import compare, nuisance_retrieval, probe, retrieval
 from face2scene.models.fadex.encoder import MINIMUM_SIZE, FaDeX

@@ -1,4 +1,4 @@
-"""The cosine experiment: does the embedding know the degradation and not the face? (supplement 2.4)"""
+"""The cosine experiment: does the embedding depend on the degradation and not on the face? (supplement 2.4)"""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -11,21 +11,13 @@ from face2scene.models.fadex.encoder import FaDeX
 
 
 def probe(encoder: FaDeX, restored: Tensor, degraded: Tensor, labels: Sequence[str]) -> dict[str, Any]:
-    """Embed O operators x P images and compare.
-
-    Args:
-        restored, degraded: (O, P, 3, H, W) in [0, 1]; [o, p] is image p under operator o.
-        labels: O names.
-
-    Returns:
-        what `compare` returns.
-    """
+    """`compare` of the embeddings of pairs (O, P, 3, H, W) in [0, 1], where [o, p] is image p under operator o."""
     return compare(embed_all(encoder, restored, degraded), labels)
 
 
 @torch.no_grad()
 def embed_all(encoder: FaDeX, restored: Tensor, degraded: Tensor) -> Tensor:
-    """(O, P, D) embeddings of (O, P, 3, H, W) pairs, in evaluation mode; the encoder's own mode is put back."""
+    """(O, P, D) embeddings of (O, P, 3, H, W) pairs in [0, 1], in evaluation mode; restores the encoder's mode."""
     training = encoder.training
     encoder.eval()
     try:
@@ -38,7 +30,7 @@ def compare(embeddings: Tensor, labels: Sequence[str]) -> dict[str, Any]:
     """Cosines between operators and between images.
 
     Args:
-        embeddings: (O, P, D) unit vectors, two operators and two images at least.
+        embeddings: (O, P, D) unit vectors, at least two operators and two images.
         labels: O names.
 
     Returns:
@@ -48,7 +40,7 @@ def compare(embeddings: Tensor, labels: Sequence[str]) -> dict[str, Any]:
         cross, cross_spread: by `a-b`, likewise of the other.
         same_mean, different_mean: means over operators and over pairs of operators.
         retrieval_top1: how often the nearest embedding of another image has the same operator.
-        labels, images.
+        labels, and the number of images as `pictures`.
 
     Raises:
         ValueError: fewer than two operators or images.
@@ -72,9 +64,9 @@ def compare(embeddings: Tensor, labels: Sequence[str]) -> dict[str, Any]:
     for (a, b), values in zip(pairs, cross_values, strict=True):
         matrix[a, b] = matrix[b, a] = values.mean()
 
-    # For each (operator, image): the best among all operators on all other images.
-    ranked = cosines.masked_fill(~other_image, -2).permute(0, 2, 1, 3).flatten(2).argmax(2) // images
-    hits = ranked == torch.arange(operators)[:, None]
+    # For each (operator, image): the operator of the nearest embedding of another image.
+    nearest = cosines.masked_fill(~other_image, -2).permute(0, 2, 1, 3).flatten(2).argmax(2) // images
+    hits = nearest == torch.arange(operators)[:, None]
     crosses = [f"{labels[a]}-{labels[b]}" for a, b in pairs]
     return {
         "labels": list(labels),
@@ -91,15 +83,15 @@ def compare(embeddings: Tensor, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def retrieval(embeddings: Tensor) -> dict[str, float]:
-    """Find the images that the same operator degraded, among all operators' and all other images.
+    """Retrieval of images degraded by the same operator, among all operators and all other images.
 
     Args:
-        embeddings: (O, P, D) unit vectors, two operators and two images at least.
+        embeddings: (O, P, D) unit vectors, at least two operators and two images.
 
     Returns:
         retrieval_top1: how often the nearest of the O (P - 1) embeddings of other images has the same operator.
-        map: mean average precision over the same ranking, in which P - 1 are right.
-        one_picture_top1: the same as the first with the O embeddings of one other image, mean over pairs of images.
+        map: mean average precision of the same ranking, in which P - 1 are correct.
+        one_picture_top1: as the first, among the O embeddings of one other image; mean over pairs of images.
         chance: of the first and the last, 1 / O.
     """
     operators, images = embeddings.shape[:2]
@@ -109,13 +101,13 @@ def retrieval(embeddings: Tensor) -> dict[str, float]:
     cosines = flat @ flat.T
     other = image[:, None] != image[None, :]
     order = cosines.masked_fill(~other, -2).argsort(1, descending=True)[:, : operators * (images - 1)]
-    right = operator[order] == operator[:, None]  # (O P, O (P - 1))
-    found = right.cumsum(1) / torch.arange(1, right.shape[1] + 1)
-    precision = (found * right).sum(1) / right.sum(1)
+    correct = operator[order] == operator[:, None]  # (O P, O (P - 1))
+    precision_at = correct.cumsum(1) / torch.arange(1, correct.shape[1] + 1)
+    precision = (precision_at * correct).sum(1) / correct.sum(1)
     nearest = cosines.view(operators * images, operators, images).argmax(1)  # (O P, P): operator, by image
     hits = (nearest == operator[:, None])[image[:, None] != torch.arange(images)]
     return {
-        "retrieval_top1": float(right[:, 0].double().mean()),
+        "retrieval_top1": float(correct[:, 0].double().mean()),
         "map": float(precision.mean()),
         "one_picture_top1": float(hits.double().mean()),
         "chance": 1 / operators,
@@ -123,17 +115,17 @@ def retrieval(embeddings: Tensor) -> dict[str, float]:
 
 
 def nuisance_retrieval(embeddings: Tensor, identities: Sequence[str]) -> dict[str, float | None]:
-    """Does the embedding know whose face it was, or which image? Each with what chance would give.
+    """Retrieval of the nuisance factors, image and identity, each with its chance level.
 
     Args:
-        embeddings: (O, P, D) unit vectors, two operators and two images at least.
-        identities: who is on each of the P images.
+        embeddings: (O, P, D) unit vectors, at least two operators and two images.
+        identities: of the P images.
 
     Returns:
         picture: how often the nearest embedding of another operator is of the same image; its chance is 1 / P.
-        picture_centred: the same after each operator's mean is taken out, which leaves what is not the operator.
-        identity: how often the nearest embedding of another image under the same operator is of the same person, over
-            the images whose person has another; None where nobody has.
+        picture_centred: the same after subtracting each operator's mean.
+        identity: how often the nearest embedding of another image under the same operator has the same identity, over
+            the images whose identity has several; None where none has. Chance is identity_chance.
     """
     images = embeddings.shape[1]
     vectors = embeddings.detach().double().cpu()

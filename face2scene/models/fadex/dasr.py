@@ -7,20 +7,20 @@ from torch import Tensor
 from face2scene.common.model_files import fit
 from face2scene.models.fadex.encoder import FaDeX
 
-# Its stack: 3 x 3 convolutions with batch norm and leaky ReLU; configs/fadex/dasr.yaml has the same on face pairs.
+# 3 x 3 convolutions with batch norm and leaky ReLU; configs/fadex/dasr.yaml has the same layers on face pairs.
 WIDTHS = (64, 64, 128, 128, 256, 256)
 STRIDES = (1, 1, 2, 1, 2, 1)
 
 
 def dasr_encoder(state: Mapping[str, Tensor]) -> FaDeX:
-    """A frozen FaDeX that sees the degraded image alone and gives what DASR's encoder gives.
+    """A frozen FaDeX with inputs `lq_only` that equals DASR's encoder.
 
-    DASR's convolutions have biases in front of batch norms, FaDeX's have none: the norm's running mean takes them over.
-    DASR reads images in [0, 255] (its `rgb_range`), FaDeX in [0, 1]: the first convolution takes the factor over.
+    DASR's convolutions have biases in front of batch norms, which move into the norms' running means. DASR takes images
+    in [0, 255] (its `rgb_range`), FaDeX in [0, 1]: the factor moves into the first convolution.
 
     Args:
-        state: of DASR's `Encoder` (keys `E.0.weight`, `mlp.0.weight`, ...), its MoCo, or its whole BlindSR; read it
-            with `weights_only=True`.
+        state: of DASR's `Encoder` (keys `E.0.weight`, `mlp.0.weight`, ...), its MoCo, or its BlindSR; loaded with
+            `weights_only=True`.
 
     Raises:
         ValueError: no such encoder in it, or one of other layers.

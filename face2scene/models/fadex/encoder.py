@@ -1,27 +1,26 @@
-"""The encoder: a restored and a degraded face become a map of degradation features (supplement 2.1).
+"""The encoder: from a restored and a degraded face to a map of degradation features (supplement 2.1).
 
 Shapes: B faces, C channels of the map, D width of the embedding, h x w pixels of the map.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from face2scene.common.model_files import fit, load_weights, recorded, save_weights
+from face2scene.common.model_files import recorded
+from face2scene.models.saved_module import SavedModule
 
 MINIMUM_SIZE = 16  # pixels; stride 2 here and 2 in MapNet leave the 4 x 4 grid of tokens (supplement 4.3)
 
 
-class FaDeX(nn.Module):
-    """Tells how an image was degraded from one face of it, seen restored and as it is (supplement 2.1).
+class FaDeX(SavedModule):
+    """Estimates an image's degradation from the restored and the degraded version of one face (supplement 2.1).
 
-    A stack of 3x3 convolution, batch norm and leaky ReLU makes the map that conditions the restorer. A head
-    (global average, linear, leaky ReLU, linear) turns it into a unit vector, for training and measuring.
-    Fully convolutional: any size from 16 pixels on.
+    A stack of 3x3 convolution, batch norm and leaky ReLU gives the map that conditions the restorer. A head
+    (global average, linear, leaky ReLU, linear) gives a unit vector, for training and evaluation. Fully convolutional,
+    for sizes of at least 16 pixels.
 
     Args:
         widths: channels after each convolution; the last is the map's. The default is DASR's; the paper gives
@@ -31,18 +30,18 @@ class FaDeX(nn.Module):
         embedding: width D of the unit vector (our setting, DASR's).
         slope: of the leaky ReLUs (our setting, DASR's).
         order: `restored_first` or `degraded_first`, how the pair is stacked (the paper does not say).
-        inputs: `pair` is the paper's. Two ablations: `lq_only` hides the restored face, `difference` shows nothing but
-            restored minus degraded.
-        start: `difference` lets the first convolution of a pair begin with the difference of the two faces: its two
-            halves are each other's negative. What the faces share then says nothing at first, and training succeeds in
-            minutes where the ordinary start, `random`, needs many times as long at small scale (our setting).
+        inputs: `pair` is the paper's. Two ablations: `lq_only` takes the degraded face alone, `difference` the restored
+            minus the degraded face.
+        start: of the first convolution of a pair. `difference` makes its two halves each other's negative, so that it
+            starts as a filter of the difference of the two faces; training at small scale then takes minutes, and many
+            times as long from `random` (our setting).
         head_norm: batch norm inside the head (our setting; faster at small scale).
 
     Raises:
-        ValueError: for options that do not fit each other.
+        ValueError: unknown or inconsistent options.
     """
 
-    config: dict[str, Any]  # the arguments
+    kind = "fadex"
 
     @recorded()
     def __init__(
@@ -71,7 +70,7 @@ class FaDeX(nn.Module):
         layers: list[nn.Module] = []
         width = 6 if inputs == "pair" else 3
         for out, stride in zip(widths, strides, strict=True):
-            # No bias: the norm behind it would take it away again.
+            # No bias: the batch norm would cancel it.
             layers += [nn.Conv2d(width, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.LeakyReLU(slope)]
             width = out
         self.body = nn.Sequential(*layers)
@@ -82,8 +81,8 @@ class FaDeX(nn.Module):
             nn.Linear(embedding, embedding),
         )
         if start == "difference" and inputs == "pair":
+            first = self.body.get_parameter("0.weight")
             with torch.no_grad():
-                first = self.body[0].weight
                 first[:, 3:] = -first[:, :3]
 
     def forward(self, restored: Tensor, degraded: Tensor) -> Tensor:
@@ -120,24 +119,8 @@ class FaDeX(nn.Module):
         return self.body(pair)
 
     def embed(self, features: Tensor) -> Tensor:
-        """Unit vectors (B, D), float32, of maps (B, C, h, w); two of one degradation lie close."""
+        """Unit vectors (B, D), float32, of maps (B, C, h, w); close for similar degradations."""
         return F.normalize(self.head(features.mean((-2, -1))).float(), dim=1)
-
-    def save(self, path: str | Path, *, about: Mapping[str, Any] | None = None) -> None:
-        """Write everything, running statistics included, to a safetensors file that rebuilds this encoder."""
-        save_weights(path, self.state_dict(), kind="fadex", config=self.config, about=about)
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> "FaDeX":
-        """The encoder of a file of `save`, frozen and in evaluation mode, as all after its training wants it.
-
-        Raises:
-            FileNotFoundError, ValueError: from `load_weights` and `fit`; the message names the file.
-        """
-        tensors, config, _ = load_weights(path, kind="fadex")
-        encoder = cls(**config)
-        fit(encoder, tensors, expected=set(encoder.state_dict()), source=path)
-        return encoder.eval().requires_grad_(False)
 
 
 def _choose(option: str, value: str, choices: tuple[str, ...]) -> None:

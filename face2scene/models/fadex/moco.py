@@ -1,4 +1,4 @@
-"""Momentum contrast with several positives (supplement 2.1, figure 4; facts 1.2 for the formula).
+"""Momentum contrast with several positives (supplement 2.1, figure 4).
 
 Shapes: B queries, N keys of the same step, K keys in the queue, D width of an embedding.
 """
@@ -17,22 +17,22 @@ EMPTY = -1  # the label of a slot that was never filled
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """Queries scored against keys, and which of them belong together."""
+    """Logits of queries against keys, with masks of positives and negatives."""
 
     logits: Tensor  # (B, N + K) cosines over the temperature, float32
     positive: Tensor  # (B, N + K) bool: same operator, same step
     negative: Tensor  # (B, N + K) bool: another operator, of this step or of the queue
-    keys: Tensor  # (N, D), of every process, for `MoCo.update`
+    keys: Tensor  # (N, D), of all processes, for `MoCo.update`
     labels: Tensor  # (N,)
 
     def loss(self, *, mean_over_positives: bool = False) -> Tensor:
         """Mean over queries of the sum over positives p of -log( exp(l_p) / sum over a of exp(l_a) ).
 
-        a runs over this query's positives and negatives.
+        a runs over the query's positives and negatives.
 
         Args:
-            mean_over_positives: divide each query's sum by its number of positives, the factor 1/|P| of
-                supervised contrastive learning. The formula ascribed to the paper has none.
+            mean_over_positives: divide each query's sum by its number of positives, the factor 1/|P| of supervised
+                contrastive learning, which the paper's formula lacks.
         """
         partners = self.positive | self.negative
         log_sum = self.logits.masked_fill(~partners, -torch.inf).logsumexp(1, keepdim=True)  # (B, 1)
@@ -42,13 +42,17 @@ class Contrast:
         return sums.mean()
 
     def accuracy(self) -> Tensor:
-        """Share of queries whose nearest partner is a positive."""
+        """Share of queries whose nearest key, among positives and negatives, is a positive."""
         best = self.logits.masked_fill(~(self.positive | self.negative), -torch.inf).argmax(1, keepdim=True)
         return self.positive.gather(1, best).float().mean()
 
 
 class KeyQueue(nn.Module):
-    """The newest `size` keys and the labels of their operators; the oldest are forgotten first."""
+    """The newest `size` keys and the labels of their operators, a ring buffer."""
+
+    keys: Tensor  # (K, D)
+    labels: Tensor  # (K,) int64
+    cursor: Tensor  # () int64, the next slot
 
     def __init__(self, size: int, width: int):
         super().__init__()
@@ -78,20 +82,20 @@ class KeyQueue(nn.Module):
 
 
 class MoCo(nn.Module):
-    """Pulls together what one operator did to different faces, and pushes away what other operators did.
+    """Contrastive learning in which positives are different faces degraded by one operator.
 
-    `forward` moves the running statistics of the batch norms in training mode, and nothing else. Key encoder and queue
-    move only in `update`, once per optimiser step.
+    `forward` changes only the running statistics of batch norms, in training mode; key encoder and queue change only in
+    `update`, once per optimiser step.
 
     Args:
         encoder: the query encoder; the key encoder starts as its copy.
-        queue_size: keys kept as negatives. The paper does not say; DASR 8192, MoCo 65536.
+        queue_size: keys kept as negatives. Not stated in the paper; DASR 8192, MoCo 65536.
         momentum: of the key encoder (MoCo and DASR 0.999).
         temperature: of the softmax (MoCo and DASR 0.07).
         mean_over_positives: see `Contrast.loss`.
     """
 
-    # The key encoder has no gradients, and yet belongs into the state that a training resumes from.
+    # The key encoder has no gradients, but training resumes from its state.
     state_beside_training = ("key.",)
 
     def __init__(
@@ -113,39 +117,39 @@ class MoCo(nn.Module):
         self.queue = KeyQueue(queue_size, encoder.config["embedding"])
         self.momentum, self.temperature = momentum, temperature
         self.mean_over_positives = mean_over_positives
-        # (keys, labels) of this process to those of all, in one order everywhere; a training on several sets it.
+        # Gathers (keys, labels) of all processes, in the same order on each; set by distributed training.
         self.gather: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def forward(self, query_pair: tuple[Tensor, Tensor], key_pair: tuple[Tensor, Tensor], labels: Tensor) -> Contrast:
-        """Score the queries against the keys of this step, of all processes, and of the queue.
+        """Compare the queries with the keys of this step, of all processes, and of the queue.
 
         Args:
-            query_pair, key_pair: (restored, degraded), each (B, 3, H, W) in [0, 1]; row i of both went
-                through the same operator, and no face appears twice under one operator.
-            labels: (B,) int64, equal exactly where the operator is.
+            query_pair, key_pair: (restored, degraded), each (B, 3, H, W) in [0, 1]; row i of both was degraded by the
+                same operator, and no face appears twice under one operator.
+            labels: (B,) int64, one per operator.
 
         Raises:
             ValueError: there is one operator only.
         """
         if bool((labels == labels[0]).all()):
             raise ValueError(
-                "All faces of this batch went through one operator, so nothing is there to tell apart: "
-                "raise train.fadex.operators to 2 or more."
+                "All faces of this batch were degraded by one operator, so there are no negatives: raise "
+                "train.fadex.operators to 2 or more."
             )
         queries = self.query.embed(self.query(*query_pair))  # (B, D)
         with torch.no_grad():
             keys, recent_labels = self.key.embed(self.key(*key_pair)), labels  # (N, D), (N,)
             if self.gather is not None:
                 keys, recent_labels = self.gather(keys, labels)
-        # Concatenation copies: `update` cannot change what a backward pass still needs.
-        everyone = torch.cat([keys, self.queue.keys])  # (N + K, D)
-        names = torch.cat([recent_labels, self.queue.labels])
-        same = labels[:, None] == names[None, :]
-        recent = torch.arange(len(names), device=names.device) < len(keys)
-        # A queued key of this very operator is no negative; positives come from the batch alone (supplement).
-        negative = ~same & (names != EMPTY)
+        # Concatenation copies, so `update` does not change tensors that a backward pass needs.
+        all_keys = torch.cat([keys, self.queue.keys])  # (N + K, D)
+        all_labels = torch.cat([recent_labels, self.queue.labels])
+        same = labels[:, None] == all_labels[None, :]
+        recent = torch.arange(len(all_labels), device=labels.device) < len(keys)
+        # A queued key of the same operator is no negative; positives come from the batch alone (supplement).
+        negative = ~same & (all_labels != EMPTY)
         with torch.autocast(queries.device.type, enabled=False):
-            logits = queries @ everyone.T / self.temperature
+            logits = queries @ all_keys.T / self.temperature
         return Contrast(logits, same & recent, negative, keys, recent_labels)
 
     def loss(self, contrast: Contrast) -> Tensor:
@@ -154,10 +158,10 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def update(self, keys: Tensor, labels: Tensor) -> None:
-        """After an optimiser step: move the key encoder, store the step's keys.
+        """After an optimiser step: update the key encoder and enqueue the step's keys.
 
         Args:
-            keys, labels: of every accumulated batch of every process, in one order everywhere.
+            keys, labels: of every accumulated batch of every process, in the same order on each process.
         """
         for slow, fast in zip(self.key.parameters(), self.query.parameters(), strict=True):
             slow.lerp_(fast, 1 - self.momentum)

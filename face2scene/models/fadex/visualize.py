@@ -1,4 +1,4 @@
-"""What a FaDeX training looks at while it runs: face pairs, the cosine matrix, nearest neighbours. uint8 (H, W, 3)."""
+"""Images for the training log: face pairs, the cosine matrix, nearest neighbours; uint8 (H, W, 3)."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ _RIGHT, _WRONG = (40, 160, 70), (200, 50, 40)
 
 
 def pair_sheet(restored: Tensor, degraded: Tensor, *, columns: int = 4) -> np.ndarray:
-    """One row an operator, its first images in it, each restored and degraded side by side.
+    """One row per operator with its first images, each restored and degraded side by side.
 
     Args:
         restored, degraded: (O, P, 3, h, w) in [0, 1].
@@ -27,7 +27,7 @@ def pair_sheet(restored: Tensor, degraded: Tensor, *, columns: int = 4) -> np.nd
 
 
 def cosine_map(embeddings: Tensor) -> np.ndarray:
-    """Cosines of everything with everything, operator by operator: blue is -1, white 0, red 1.
+    """The cosine matrix of all embeddings, ordered by operator: blue is -1, white 0, red 1.
 
     Args:
         embeddings: (O, P, D) unit vectors.
@@ -35,15 +35,15 @@ def cosine_map(embeddings: Tensor) -> np.ndarray:
     flat = embeddings.detach().float().cpu().flatten(0, 1)
     cosines = (flat @ flat.T).clamp(-1, 1).numpy()
     strength = np.abs(cosines)[..., None]
-    end = np.where(cosines[..., None] > 0, (178, 24, 43), (33, 102, 172))
-    cells = (255 * (1 - strength) + end * strength).round().astype(np.uint8)
+    colour = np.where(cosines[..., None] > 0, (178, 24, 43), (33, 102, 172))
+    cells = (255 * (1 - strength) + colour * strength).round().astype(np.uint8)
     return cells.repeat(_CELL, axis=0).repeat(_CELL, axis=1)
 
 
 def neighbour_sheet(degraded: Tensor, embeddings: Tensor, *, count: int = 4) -> np.ndarray:
-    """One row an operator: its first image, then the nearest others of other images.
+    """One row per operator: its first image, then the nearest neighbours among other images.
 
-    A green frame is the same operator, a red one another.
+    A green frame marks the same operator, a red one another.
 
     Args:
         degraded: (O, P, 3, h, w) in [0, 1].
@@ -55,10 +55,10 @@ def neighbour_sheet(degraded: Tensor, embeddings: Tensor, *, count: int = 4) -> 
     other = torch.arange(operators * images) % images != 0
     rows = []
     for operator in range(operators):
-        asked = operator * images
-        near = (flat @ flat[asked]).masked_fill(~other, -2).argsort(descending=True)[:count].tolist()
-        tiles = [_framed(to_bytes(crops[asked]), (128, 128, 128))]
-        tiles += [_framed(to_bytes(crops[n]), _RIGHT if n // images == operator else _WRONG) for n in near]
+        query = operator * images
+        nearest = (flat @ flat[query]).masked_fill(~other, -2).argsort(descending=True)[:count].tolist()
+        tiles = [_framed(to_bytes(crops[query]), (128, 128, 128))]
+        tiles += [_framed(to_bytes(crops[n]), _RIGHT if n // images == operator else _WRONG) for n in nearest]
         rows.append(np.concatenate(tiles, axis=1))
     return np.concatenate(rows, axis=0)
 

@@ -1,12 +1,7 @@
-"""Enlarge and convolve at once, 2.25 times cheaper: over a quarter of the decoder's work, and some of the UNet's.
-
-A 3 x 3 convolution of an image that was doubled by repeating pixels reads each pixel several times. For each of the
-four places within a doubled pixel the taps that meet the same pixel add up, and a 2 x 2 convolution of the small
-image is left (16 products in place of 36). The result is the same but for rounding.
-"""
+"""Faster and safer inference: fused upsampling, and a second run in float32 where half precision overflows."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,26 +9,32 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Rows of a 3-tap kernel that fall on the 2 pixels which place 0 and place 1 of a doubled pixel read.
+log = logging.getLogger(__name__)
+# (2, 2, 3): which taps of a 3-tap kernel fall on each of the 2 source pixels, for output phase 0 and 1.
 _FOLD = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
 
 
 def fuse_upsample_conv(network: nn.Module) -> int:
-    """Let every doubling of `network` be computed this way; weights and their names stay.
+    """Compute nearest upsampling and the 3 x 3 convolution behind it at once; weights and their names stay.
 
-    For inference: it is as differentiable as before, but nothing was measured for training.
+    2.25 times fewer products: over a quarter of the decoder's work, and part of the UNet's. For inference; speed was
+    not measured for training.
 
     Returns:
-        How many there were.
+        The number of changed modules.
     """
-    fit = [m for m in network.modules() if type(m) is Upsample2D and _fits(m)]
-    for module in fit:
-        module.__class__ = _Folded
-    return len(fit)
+    fitting = [m for m in network.modules() if type(m) is Upsample2D and _fits(m)]
+    for module in fitting:
+        module.__class__ = _FusedUpsample
+    return len(fitting)
 
 
-def doubled_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """conv2d(x doubled to nearest, weight, bias, padding=1): (B, C, h, w) to (B, D, 2 h, 2 w)."""
+def upsampled_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """conv2d(nearest upsampling of x by 2, weight, bias, padding=1): (B, C, h, w) to (B, D, 2 h, 2 w).
+
+    For each of the four output phases, the taps that read the same source pixel add up to a 2 x 2 kernel (16 products
+    in place of 36). Equal up to rounding.
+    """
     fold = _FOLD.to(weight.device)
     small = torch.einsum("apk,bql,oikl->aboipq", fold, fold, weight.float()).to(weight.dtype)
     output = F.conv2d(x, small.flatten(0, 2), None if bias is None else bias.repeat(4), padding=1)
@@ -48,26 +49,26 @@ def doubled_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 def _fits(module: Upsample2D) -> bool:
     conv = getattr(module, "conv", None)
-    plain = isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) and conv.stride == (1, 1)
-    return plain and conv.padding == (1, 1) and module.norm is None and not module.use_conv_transpose
+    if not isinstance(conv, nn.Conv2d) or module.norm is not None or module.use_conv_transpose:
+        return False
+    return (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
 
 
-class _Folded(Upsample2D):
-    def forward(self, hidden_states: Tensor, output_size: int | None = None, *args: object, **kwargs: object) -> Tensor:
+class _FusedUpsample(Upsample2D):
+    def forward(
+        self, hidden_states: Tensor, output_size: Sequence[int] | None = None, *args: object, **kwargs: object
+    ) -> Tensor:
         double = tuple(2 * side for side in hidden_states.shape[-2:])
         if output_size is not None and tuple(output_size) != double:
             return super().forward(hidden_states, output_size, *args, **kwargs)
-        return doubled_convolution(hidden_states, self.conv.weight, self.conv.bias)
-
-
-log = logging.getLogger(__name__)
+        return upsampled_convolution(hidden_states, self.conv.weight, self.conv.bias)
 
 
 def run_with_fp32_fallback(stage: str, network: nn.Module, run: Callable[[], Tensor]) -> Tensor:
-    """What `run` gives; with `network` in float32 where half precision gave values that are not finite.
+    """The result of `run`, repeated with `network` in float32 where half precision gave values that are not finite.
 
     Args:
-        stage: what the log and the error call it.
+        stage: name for the log and the error.
 
     Raises:
         FloatingPointError: not finite in float32 either.
@@ -77,13 +78,13 @@ def run_with_fp32_fallback(stage: str, network: nn.Module, run: Callable[[], Ten
         return output
     half = any(p.dtype in (torch.bfloat16, torch.float16) for p in network.parameters())
     if half or torch.is_autocast_enabled(output.device.type):
-        log.warning("The %s gave values that are not finite; it is run again in float32.", stage)
+        log.warning("The %s gave values that are not finite; it runs again in float32.", stage)
         with _in_float32(network), torch.autocast(output.device.type, enabled=False):
             output = run()
     if not torch.isfinite(output).all():
         raise FloatingPointError(
             f"The {stage} gives values that are not finite, in float32 too: the image or the weights "
-            "(restorer_weights) are degraded."
+            "(restorer_weights) are corrupt."
         )
     return output
 

@@ -1,7 +1,7 @@
 """The diffusion base: VAE, UNet, text encoder and tokenizer of one Stable Diffusion 2.1-shaped model.
 
-A folder or hub repository in diffusers' layout (`vae/ unet/ text_encoder/ tokenizer/ scheduler/`) holds it;
-SD-Turbo and the tiny base that ships with this project are read by the same code.
+Read from a folder or hub repository in diffusers' layout (`vae/ unet/ text_encoder/ tokenizer/ scheduler/`), such as
+SD-Turbo or the tiny base that ships with this project.
 """
 
 import logging
@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 
 from face2scene.assets import catalogue
 from face2scene.common.reproducibility import REPOSITORY
-from face2scene.models.restorer.random_base import has, is_random, random_parts
+from face2scene.models.restorer.random_base import is_random, random_parts
 from face2scene.models.restorer.skips import Skips
 
 log = logging.getLogger(__name__)
@@ -24,19 +24,19 @@ CLIP_VOCABULARY = 49408
 
 @dataclass(frozen=True, eq=False)
 class DiffusionBase:
-    """A loaded base model, on the CPU, in eval mode and without gradients."""
+    """A loaded base model, on the CPU, in evaluation mode and without gradients."""
 
     vae: AutoencoderKL
     unet: UNet2DConditionModel
     text_encoder: CLIPTextModel
     tokenizer: PreTrainedTokenizerBase
-    alphas: Tensor  # (T,) cumulated signal share of the noise schedule, float32
+    alphas: Tensor  # (T,) cumulative product of alphas of the noise schedule, float32
     prediction: str  # "epsilon" or "v_prediction"
     clip: float | None = None  # the schedule's bound on clean latents; SD-Turbo's has none
-    skips: Skips | None = None  # what the base was pretrained with, from its folder `skips`; SD-Turbo has none
+    skips: Skips | None = None  # skip connections of its pretraining, from its folder `skips`; SD-Turbo has none
 
     def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Text tokens (len(prompts), 77, D) in float32; longer prompts are cut, as CLIP does."""
+        """Text tokens (len(prompts), 77, D) in float32; longer prompts are truncated."""
         ids = self.tokenizer(
             prompts,
             padding="max_length",
@@ -50,7 +50,7 @@ class DiffusionBase:
 
 @dataclass(frozen=True, eq=False)
 class PackagedBase:
-    """What is left of a base in a merged restorer's file, whose prompts were encoded when it was made."""
+    """The base in a merged restorer's file, which holds encoded prompts and no text encoder."""
 
     vae: AutoencoderKL
     unet: UNet2DConditionModel
@@ -63,7 +63,7 @@ class PackagedBase:
 
 
 def base_folder(source: str) -> str:
-    """The folder of a base of the weights catalogue, or of one that ships with the checkout; any other as it is.
+    """The folder of a base of the asset catalogue, or of one that ships with the checkout; other sources unchanged.
 
     Raises:
         MissingWeights: not fetched yet.
@@ -71,7 +71,7 @@ def base_folder(source: str) -> str:
     if source in catalogue.catalogue():
         return str(catalogue.folder(source))
     if not Path(source).exists() and (REPOSITORY / source).is_dir():
-        return str(REPOSITORY / source)  # what ships with the checkout is found from any folder
+        return str(REPOSITORY / source)  # found from any working directory
     return source
 
 
@@ -81,14 +81,13 @@ def load_base(
     """Read a base model.
 
     Args:
-        source: a name of the weights catalogue such as `sd_turbo`, a local folder, a hub id, or `random` for random
-            weights in SD-Turbo's shapes (`random:FOLDER` in those of a folder's config files).
+        source: a name of the asset catalogue such as `sd_turbo`, a local folder, a hub id, or `random` for random
+            weights in SD-Turbo's shapes (`random:FOLDER`: the shapes of a folder's config files).
         revision: of a hub repository.
-        dtype: of VAE and UNet, also as `fp32`, `bf16` or `fp16`; the text encoder stays float32, it runs once per
-            prompt.
+        dtype: of VAE and UNet, also as `fp32`, `bf16` or `fp16`; the text encoder is float32.
 
     Raises:
-        FileNotFoundError: not fetched yet, no such folder, or not to be had from the hub; says what to do.
+        FileNotFoundError: not fetched yet, no such folder, or not available from the hub; with the remedy.
         ValueError: an empty tokenizer, parts that do not fit each other, or an unknown dtype.
     """
     where, dtype = str(source), precision(dtype)
@@ -116,7 +115,7 @@ def load_base(
             "restorer.base.source to a local copy; restorer=tiny needs no download."
         ) from error
     base = _checked(where, vae, unet, text_encoder, tokenizer, schedule)
-    if has(Path(where), "skips"):
+    if (Path(where) / "skips").is_dir():
         base = replace(base, skips=Skips.from_pretrained(where, subfolder="skips"))
     return base
 
@@ -129,11 +128,11 @@ def _checked(
     tokenizer: PreTrainedTokenizerBase,
     schedule: DDPMScheduler,
 ) -> DiffusionBase:
-    # transformers hands out an empty tokenizer, without a word, when its files are missing
+    # transformers returns an empty tokenizer, without an error, when its files are missing
     if len(tokenizer) != CLIP_VOCABULARY:
         raise ValueError(
             f"The tokenizer of {where} has {len(tokenizer)} entries instead of {CLIP_VOCABULARY}: its files are "
-            "missing or degraded. Fetch the base again, or set restorer.base.source to a whole copy."
+            "missing or corrupt. Fetch the base again, or set restorer.base.source to a complete copy."
         )
     width, needed = text_encoder.config.hidden_size, unet.config.cross_attention_dim
     if width != needed or unet.config.in_channels != vae.config.latent_channels:
@@ -142,11 +141,11 @@ def _checked(
             f"{vae.config.latent_channels} latent channels against {unet.config.in_channels} UNet inputs. Set "
             "restorer.base.source to one."
         )
-    more = [key for key in _ASKED_OF_OTHERS if unet.config.get(key) is not None]
-    if more:
+    further = [key for key in _FURTHER_CONDITIONS if unet.config.get(key) is not None]
+    if further:
         raise ValueError(
-            f"{where} is not an SD 2.1-shaped model: its UNet wants more than a latent, a timestep and text ({more[0]}="
-            f"{unet.config[more[0]]!r}). Set restorer.base.source to one."
+            f"{where} is not an SD 2.1-shaped model: its UNet needs conditions beyond latent, timestep and text ("
+            f"{further[0]}={unet.config[further[0]]!r}). Set restorer.base.source to one."
         )
     if schedule.config.prediction_type not in ("epsilon", "v_prediction"):
         raise ValueError(f"{where} predicts {schedule.config.prediction_type!r}; only epsilon and v_prediction work.")
@@ -157,11 +156,11 @@ def _checked(
     return DiffusionBase(vae, unet, text_encoder, tokenizer, alphas, kind, clip)
 
 
-_ASKED_OF_OTHERS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "num_class_embeds")
+_FURTHER_CONDITIONS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "num_class_embeds")
 
 
 def precision(name: str | torch.dtype) -> torch.dtype:
-    """`fp32`, `bf16` or `fp16` as a dtype; a dtype stays as it is.
+    """The dtype of `fp32`, `bf16` or `fp16`; a dtype is returned unchanged.
 
     Raises:
         ValueError: another name.
@@ -175,24 +174,23 @@ def precision(name: str | torch.dtype) -> torch.dtype:
 
 
 def per_sample_noise(seeds: Tensor, like: Tensor) -> Tensor:
-    """Gaussian noise of the shape of `like` (B, ...), each image's from its own seed (B,), whatever the batch.
+    """Gaussian noise of the shape of `like` (B, ...), each image's from its own seed of (B,), on every device the same.
 
-    Drawn on the CPU, so that every device gets the same.
+    Independent of the batch; drawn on the CPU.
     """
-    drawn = [torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(int(s))) for s in seeds.tolist()]
-    return torch.stack(drawn).to(like)
+    noise = [torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(int(s))) for s in seeds.tolist()]
+    return torch.stack(noise).to(like)
 
 
 def predict_x0(noisy: Tensor, prediction: Tensor, alpha: float, kind: str) -> Tensor:
-    """The clean latent in closed form, x0 of DDPM, computed in float32.
+    """The clean latent x0 of DDPM in closed form, in float32.
 
-    At SD 2.1's last timestep (alpha = 0.00466) an error of the prediction is multiplied by 14.6, which bf16
-    cannot carry; hence no scheduler object and no half precision here.
+    At SD 2.1's last timestep (alpha = 0.00466) an error of the prediction is multiplied by 14.6, too much for bf16.
 
     Args:
         noisy, prediction: (B, C, h, w).
-        alpha: cumulated signal share at the timestep.
-        kind: what the network predicts, `epsilon` or `v_prediction`.
+        alpha: cumulative product of alphas at the timestep.
+        kind: of the prediction, `epsilon` or `v_prediction`.
     """
     noisy, prediction = noisy.float(), prediction.float()
     signal, noise = alpha**0.5, (1 - alpha) ** 0.5

@@ -1,7 +1,7 @@
 """The discriminator of the adversarial loss: frozen DINO features, small trained heads at several depths.
 
-The paper takes S3Diff's, which is the DINO discriminator of the package vision_aided_loss (MIT). Its numbers are
-here, its code is not: the features are a ViT of transformers, blur and augmentation are written anew.
+The paper uses S3Diff's, which is the DINO discriminator of the package vision_aided_loss (MIT), here with the same
+settings on a ViT of transformers.
 """
 
 import math
@@ -24,21 +24,24 @@ VIT_B16 = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 1
 
 
 class Discriminator(nn.Module):
-    """Tells images of the world from images of the restorer.
+    """Classifies images as real or restored.
 
     B images, D width of the features, t tokens along a side of the ViT's image.
 
     Args:
-        features: a ViT; frozen here and always in eval mode.
-        levels: depths at which it is read, counted in blocks: all but the last as maps (B, D, t, t), the last as its
+        features: a ViT; frozen here and always in evaluation mode.
+        levels: depths, in blocks, whose outputs the heads take: all but the last as maps (B, D, t, t), the last as
             class token (B, D). S3Diff's are 5, 9 and 12 of 12.
-        width: of the heads' one hidden layer; S3Diff's is 128.
-        augment: change colour, place and a square of every image before it is looked at, as vision_aided_loss does
-            (DiffAugment); draws from torch's global generator, which the loop seeds for every step.
+        width: of the heads' hidden layer; S3Diff's is 128.
+        augment: apply DiffAugment to every image, as vision_aided_loss does; draws from torch's global generator,
+            which the training loop seeds for every step.
 
     Raises:
         ValueError: levels that the features do not have.
     """
+
+    mean: Tensor  # (3, 1, 1)
+    deviation: Tensor  # (3, 1, 1)
 
     def __init__(
         self, features: ViTModel, *, levels: Sequence[int] = (5, 9, 12), width: int = 128, augment: bool = True
@@ -47,7 +50,8 @@ class Discriminator(nn.Module):
         depth, channels = features.config.num_hidden_layers, features.config.hidden_size
         if len(levels) < 2 or list(levels) != sorted(set(levels)) or not 1 <= levels[0] <= levels[-1] <= depth:
             raise ValueError(
-                f"train.restorer.discriminator.levels must be two or more rising depths from 1 to {depth}, not {list(levels)}."
+                f"train.restorer.discriminator.levels must be two or more rising depths from 1 to {depth}, not "
+                f"{list(levels)}."
             )
         self.features = features.eval().requires_grad_(False)
         self.levels, self.augment = tuple(levels), augment
@@ -70,7 +74,7 @@ class Discriminator(nn.Module):
         self.register_buffer("deviation", torch.tensor(_DEVIATION).view(3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> "Discriminator":
-        """As usual, but the features stay in eval mode."""
+        """Set the heads' mode; the features stay in evaluation mode."""
         super().train(mode)
         self.features.eval()
         return self
@@ -80,20 +84,20 @@ class Discriminator(nn.Module):
         images = augmented(images) if self.augment else images
         images = F.interpolate(images * 0.5 + 0.5, size=self.size, mode="area")
         hidden = self.features((images - self.mean) / self.deviation, output_hidden_states=True).hidden_states
-        read = [self.features.layernorm(hidden[level]) for level in self.levels]
-        side = math.isqrt(read[0].shape[1] - 1)
+        tokens = [self.features.layernorm(hidden[level]) for level in self.levels]
+        side = math.isqrt(tokens[0].shape[1] - 1)
         logits = [
-            head(tokens[:, 1:].transpose(1, 2).unflatten(2, (side, side))).flatten(1)
-            for head, tokens in zip(self.maps, read[:-1], strict=True)
+            head(level[:, 1:].transpose(1, 2).unflatten(2, (side, side))).flatten(1)
+            for head, level in zip(self.maps, tokens[:-1], strict=True)
         ]
-        return [*logits, self.whole(read[-1][:, 0])]
+        return [*logits, self.whole(tokens[-1][:, 0])]
 
 
 def multilevel_sigmoid(logits: Sequence[Tensor], target: float) -> Tensor:
     """Cross-entropy of every head with one target, mean over its cells and summed over the heads: (B,).
 
-    S3Diff's targets are 0.8 for real images, and for made ones when the restorer is to fool the discriminator; 0 for
-    made ones when the discriminator learns.
+    S3Diff's targets: 0.8 for real images and, in the restorer's loss, for restored ones; 0 for restored images in the
+    discriminator's loss.
     """
     losses = [
         F.binary_cross_entropy_with_logits(each, torch.full_like(each, target), reduction="none").mean(1)
@@ -106,8 +110,8 @@ def load_features(source: str | Path | Mapping[str, Any]) -> ViTModel:
     """The discriminator's frozen ViT.
 
     Args:
-        source: a name of the weights catalogue (`dino_vitb16`) or a file with DINO's ViT-B/16 under DINO's names, as
-            its converter leaves it; or a mapping of ViTConfig's numbers for one with random weights.
+        source: a name of the asset catalogue (`dino_vitb16`) or a file of its converter, with DINO's ViT-B/16 under
+            DINO's names; or a mapping of ViTConfig arguments for random weights.
 
     Raises:
         MissingWeights: not fetched yet.
@@ -131,7 +135,7 @@ def fill_features(vit: ViTModel, tensors: Mapping[str, Tensor], *, source: str |
     """Load DINO's own names (those of timm's ViT) into a ViT of transformers.
 
     Raises:
-        ValueError: names or shapes do not fit; nothing is left out silently.
+        ValueError: names or shapes do not fit.
     """
     state = {}
     for name, tensor in tensors.items():
@@ -165,7 +169,10 @@ _IN_BLOCK = {"norm1.": "layernorm_before.", "norm2.": "layernorm_after.", "attn.
 
 
 class _Blur(nn.Module):
-    # A binomial low-pass before a stride, so that an image moved by a pixel is judged alike.
+    """A binomial low-pass filter before a stride, for less aliasing."""
+
+    kernel: Tensor  # (C, 1, 4, 4)
+
     def __init__(self, channels: int, *, pad: int):
         super().__init__()
         line = torch.tensor([1.0, 3.0, 3.0, 1.0])
@@ -178,36 +185,36 @@ class _Blur(nn.Module):
 
 
 def augmented(images: Tensor) -> Tensor:
-    """DiffAugment's colour, translation and cutout, drawn anew for every image; (B, 3, H, W) to the same.
+    """DiffAugment's colour, translation and cutout, drawn for every image of (B, 3, H, W).
 
-    Brightness by up to 0.5, saturation times 0 to 2, contrast times 0.5 to 1.5, moved by up to an eighth of a side
-    over black, and a square of half the side set to 0 (Zhao et al., arXiv 2006.10738).
+    Brightness +- 0.5, saturation times 0 to 2, contrast times 0.5 to 1.5, translation by up to an eighth of a side over
+    black, and a square of half the side set to 0 (Zhao et al., arXiv 2006.10738).
     """
     batch, _, height, width = images.shape
     device = images.device
 
-    def drawn(low: float, high: float) -> Tensor:
+    def uniform(low: float, high: float) -> Tensor:
         return torch.empty(batch, 1, 1, 1, device=device).uniform_(low, high).to(images.dtype)
 
-    def whole(low: int, high: int) -> Tensor:
+    def integer(low: int, high: int) -> Tensor:
         return torch.randint(low, high + 1, (batch, 1), device=device)
 
-    images = images + drawn(-0.5, 0.5)
+    images = images + uniform(-0.5, 0.5)
     grey = images.mean(1, keepdim=True)
-    images = grey + (images - grey) * drawn(0, 2)
+    images = grey + (images - grey) * uniform(0, 2)
     mean = images.mean((1, 2, 3), keepdim=True)
-    images = mean + (images - mean) * drawn(0.5, 1.5)
+    images = mean + (images - mean) * uniform(0.5, 1.5)
 
     keep = []
     for size, dim in ((height, 2), (width, 3)):
         reach = int(size / 8 + 0.5)
-        from_ = torch.arange(size, device=device) + whole(-reach, reach)  # (B, size): where each line comes from
-        inside = (from_ >= 0) & (from_ < size)
-        lines = from_.clamp(0, size - 1)
+        source = torch.arange(size, device=device) + integer(-reach, reach)  # (B, size), of each line
+        inside = (source >= 0) & (source < size)
+        lines = source.clamp(0, size - 1)
         view = (batch, 1, size, 1) if dim == 2 else (batch, 1, 1, size)
         images = images.gather(dim, lines.view(view).expand_as(images)) * inside.view(view).to(images.dtype)
         hole = int(size / 2 + 0.5)
-        start = whole(0, size - hole % 2) - hole // 2
+        start = integer(0, size - hole % 2) - hole // 2
         position = torch.arange(size, device=device)
         keep.append(((position < start) | (position >= start + hole)).view(view))
     return images * (keep[0] | keep[1]).to(images.dtype)

@@ -1,14 +1,15 @@
-"""Which layers of the base are adapted, and how the adapters are merged back."""
+"""Which layers of the base get LoRA adapters, and how these are merged and exported."""
 
 import shutil
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig
 from torch import nn
 
-# S3Diff's layers (facts: its released code), as patterns over full names. The VAE's decoder stays as it is.
+# S3Diff's layers (its released code), as patterns of full names. The VAE's decoder has none.
 VAE_ENCODER = (
     "encoder.*conv1",
     "encoder.*conv2",
@@ -35,25 +36,25 @@ UNET = (
 
 
 def layers_matching(network: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Full names of the linear and convolution layers that any pattern fits, every pattern being needed.
+    """Full names of the linear and convolution layers that match any pattern.
 
     Raises:
-        ValueError: a pattern fits no layer; names it and shows what layers look like.
+        ValueError: a pattern matches no layer.
     """
     layers = [name for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    idle = [p for p in patterns if not any(fnmatchcase(name, p) for name in layers)]
-    if idle:
+    unmatched = [p for p in patterns if not any(fnmatchcase(name, p) for name in layers)]
+    if unmatched:
         raise ValueError(
-            f"No layer of {type(network).__name__} fits {idle}. It has {len(layers)} layers, such as {layers[:3]}; "
-            "see restorer.adapters.vae_layers and restorer.adapters.unet_layers."
+            f"No layer of {type(network).__name__} matches {unmatched}. It has {len(layers)} layers, such as "
+            f"{layers[:3]}; see restorer.adapters.vae_layers and restorer.adapters.unet_layers."
         )
     return [name for name in layers if any(fnmatchcase(name, p) for p in patterns)]
 
 
-def add_lora(network: nn.Module, patterns: Sequence[str], *, rank: int, alpha: float) -> list[str]:
-    """Add trainable low-rank updates to the layers that fit; everything else stays frozen.
+def add_lora(network: Any, patterns: Sequence[str], *, rank: int, alpha: float) -> list[str]:
+    """Add trainable low-rank adapters to the layers of a diffusers network that match; everything else stays frozen.
 
-    A starts Gaussian and B at zero, so nothing changes until the first step.
+    A starts Gaussian and B at zero, so that the output is unchanged at first.
 
     Returns:
         The names of the adapted layers.
@@ -65,22 +66,18 @@ def add_lora(network: nn.Module, patterns: Sequence[str], *, rank: int, alpha: f
     return names
 
 
-def merge_lora(network: nn.Module) -> None:
-    """Fold the updates into the base weights and drop the adapters: same output, no extra work per call.
-
-    A network without adapters stays as it is.
-    """
+def merge_lora(network: Any) -> None:
+    """Merge the adapters of a diffusers network, if any, into its weights."""
     if getattr(network, "peft_config", None):
         network.fuse_lora()
         network.unload_lora()
 
 
-def save_lora(network: nn.Module, folder: Path) -> None:
-    """Write a network's adapter as diffusers does, with its LoraConfig in the header.
+def save_lora(network: Any, folder: Path) -> None:
+    """Write a network's adapter as diffusers does, with its LoraConfig in the header, which holds the scale.
 
     Plain diffusers reads it with `load_lora_adapter(folder, prefix=None,
-    weight_name="pytorch_lora_weights.safetensors", adapter_name=...)`. Its defaults read nothing: `prefix` must be
-    None, and without the file's header the scale would be guessed as 1.
+    weight_name="pytorch_lora_weights.safetensors", adapter_name=...)`; with its default `prefix` it reads nothing.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     network.save_lora_adapter(partial, adapter_name="default")

@@ -1,11 +1,11 @@
 """The restorer: one UNet evaluation turns a degraded scene into a restored one.
 
-B images, N tokens of width D. Images come and go as RGB in [0, 1].
+B images, N tokens of width D. Images are RGB in [0, 1].
 """
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer import lora
 from face2scene.models.restorer.acceleration import fuse_upsample_conv, run_with_fp32_fallback
 from face2scene.models.restorer.base_model import DiffusionBase, PackagedBase, per_sample_noise, predict_x0
-from face2scene.models.restorer.restorer_base import RestorerBase
+from face2scene.models.restorer.restorer_base import MEMORY_ADVICE, RestorerBase
 from face2scene.models.restorer.skips import attach, channels_of
 from face2scene.models.restorer.tiling import TilePlan, network_in_tiles, on_device
 
@@ -34,27 +34,27 @@ NEGATIVE = "oil painting, cartoon, blur, dirty, messy, low quality, deformation,
 class OneStepRestorer(RestorerBase):
     """VAE encoder (LoRA) -> UNet (LoRA) once, guided by text and degradation tokens -> VAE decoder (frozen).
 
-    Trained parts: the two LoRAs, the UNet's first convolution, MapNet, and the null tokens that stand in where no
-    face could be measured (supplement 2.2; the null tokens are ours).
+    Trained parts: the two LoRAs, the UNet's first convolution, MapNet, and the null tokens for scenes without a usable
+    face (supplement 2.2; the null tokens are ours).
 
     Args:
-        base: what `load_base` returned; its text encoder runs here once and is then dropped.
+        base: from `load_base`; its text encoder runs once, here, and is then dropped.
         mapnet: FaDeX's map to tokens; its width must be the base's.
-        vae_rank, unet_rank: LoRA ranks; the paper's are 16 and 32. 0 leaves that network as it is.
-        lora_alpha: LoRA scale is this over the rank; 8 is peft's default, which S3Diff trained with.
-        timestep: the one the UNet is told; not public, S3Diff's is 999.
+        vae_rank, unet_rank: LoRA ranks; the paper's are 16 and 32. 0 leaves the network unchanged.
+        lora_alpha: the LoRA scale is this over the rank; 8 is peft's default, which S3Diff trained with.
+        timestep: given to the UNet; not public, S3Diff's is 999.
         prompts: positive and negative (supplement 2.2).
         guidance: lambda of classifier-free guidance at inference; the paper's is 1.10.
+        negative_tokens: give the negative prompt the degradation tokens, in training and in guidance, or else the null
+            tokens. Not public; true is ours.
         posterior: what `restore` takes of the VAE's posterior, its `mean` (ours) or a `sample`, as S3Diff does.
         full: train the whole UNet and VAE encoder in place of LoRAs; the ranks are then not used (ours).
-        skips: add joins from the VAE's encoder to its decoder (img2img-turbo's; the paper has none, see `skips`).
-        residual: what is decoded is a correction of the input, restored = input + decoded (ours).
-        skip_channels: of the joins in a weights file, which refuses a base of other shapes.
-        negative_tokens: whether the negative prompt also comes with the degradation tokens, in training and in
-            guidance, or with the null tokens. Not public; with them is ours.
+        skips: add skip connections from the VAE's encoder to its decoder (img2img-turbo's; the paper has none).
+        residual: decode a correction of the input, restored = input + decoded (ours).
+        skip_channels: of the skip connections in a weights file; a base of other shapes is refused.
 
-    The base may be bf16 or fp16. What is trained is float32 all the same, and until the LoRAs are merged the networks
-    run under autocast in the base's precision.
+    The base may be bf16 or fp16. Trained parts are float32, and until the LoRAs are merged the networks run under
+    autocast in the base's precision.
     """
 
     kind = "restorer"
@@ -82,15 +82,16 @@ class OneStepRestorer(RestorerBase):
         source: str = "",
     ):
         super().__init__()
-        if posterior not in ("mean", "sample"):
-            raise ValueError(f"restorer.adapters.posterior must be mean or sample, not {posterior!r}.")
         width = base.unet.config.cross_attention_dim
         if mapnet.config["width"] != width:
             raise ValueError(
                 f"MapNet makes tokens of width {mapnet.config['width']}, the base model reads {width}: "
                 "set mapnet.width."
             )
-        self.vae, self.unet, self.mapnet = base.vae, base.unet, mapnet  # frozen, both of the base
+        self._set_base(base, prompts=prompts, timestep=timestep, guidance=guidance, posterior=posterior)
+        self.mapnet = mapnet
+        # the VAE's factor times the UNet's
+        self.multiple = 2 ** sum(len(part.config.block_out_channels) - 1 for part in (self.vae, self.unet))
         adapted = 0
         for network, layers, rank in ((self.vae, vae_layers, vae_rank), (self.unet, unet_layers, unet_rank)):
             if rank and not full:
@@ -101,40 +102,27 @@ class OneStepRestorer(RestorerBase):
         pretrained = getattr(base, "skips", None)
         if pretrained is not None and not skips:
             raise ValueError(
-                f"The base {source or 'given'} was pretrained with joins from its encoder to its decoder: set "
-                "restorer.adapters.skips=true, or take a base without them; these weights are of another base."
+                f"The base {source or 'given'} was pretrained with skip connections from encoder to decoder: set "
+                "restorer.adapters.skips=true, or use a base without them; these weights are of another base."
             )
         if skips:
             attach(self.vae, skip_channels, pretrained, source)
         self.skips, self.residual = skips, residual
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        self._trained_in_float32()
         self.null_tokens = nn.Parameter(torch.zeros(1, mapnet.num_tokens, width))
-        self.register_buffer("text", base.encode_prompts(list(prompts)), persistent=False)  # (2, 77, D)
-        self.alpha = base.alphas[timestep].item()
-        self.prediction = base.prediction
-        self.timestep = timestep
-        self.guidance = guidance
         self.negative_tokens = negative_tokens
-        self.posterior = posterior
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in self.parameters()) - trained
-        log.info(
-            "Restorer: %.2f M weights trained, %.2f M frozen, %d layers adapted.",
-            trained / 1e6,
-            frozen / 1e6,
-            adapted,
-        )
-
-    @property
-    def multiple(self) -> int:
-        """Sides of an image must be multiples of this: the VAE's factor times the UNet's."""
-        vae, unet = len(self.vae.config.block_out_channels) - 1, len(self.unet.config.block_out_channels) - 1
-        return 2 ** (vae + unet)
+        message = "Restorer: %.2f M weights trained, %.2f M frozen, %d layers adapted."
+        log.info(message, trained / 1e6, frozen / 1e6, adapted)
 
     def tokens(self, features: Tensor | None, batch: int, drop: Tensor | None = None) -> Tensor:
-        """Degradation tokens (B, N, D) from FaDeX's map, the null tokens where there is none or `drop` (B,) says so."""
+        """Degradation tokens (B, N, D) from FaDeX's map (B, C, h, w).
+
+        Args:
+            features: None gives the null tokens.
+            drop: (B,) bool, which images get the null tokens.
+        """
         null = self.null_tokens.expand(batch, -1, -1)
         if features is None:
             return null
@@ -149,11 +137,11 @@ class OneStepRestorer(RestorerBase):
         Args:
             image: (B, 3, H, W) in [0, 1], sides multiples of `multiple`.
             tokens: (B, N, D).
-            negative: (B,) bool, which images are prompted negatively; None is none of them.
+            negative: (B,) bool, which images get the negative prompt; None is none of them.
             seeds: (B,) int64, one per image, of the sample from the VAE's posterior; None takes its mean.
 
         Returns:
-            (B, 3, H, W), about [0, 1] and not clamped, so that gradients survive.
+            (B, 3, H, W), about [0, 1]; not clamped, which would cut gradients.
         """
         if negative is None:
             negative = torch.zeros(len(image), dtype=torch.bool, device=image.device)
@@ -161,8 +149,8 @@ class OneStepRestorer(RestorerBase):
             tokens = torch.where(negative.view(-1, 1, 1), self.null_tokens.to(tokens), tokens)
         with self._autocast():
             latent = self._encode(image, seeds)
-            clean = self._clean(latent, self._predict(latent, self.text[negative.long()], tokens))
-            return self._decode(clean, image)
+            prediction = self._predict(latent, self.text[negative.long()], tokens)
+            return self._decode(predict_x0(latent, prediction, self.alpha, self.prediction), image)
 
     @torch.inference_mode()
     def restore(
@@ -170,21 +158,22 @@ class OneStepRestorer(RestorerBase):
     ) -> Tensor:
         """Restore images of any size with classifier-free guidance (supplement 2.2).
 
-        z_neg + guidance * (z_pos - z_neg) on the UNet's output, both prompts in one call; 1 skips the negative one.
-        A network that gives values that are not finite in half precision is run again in float32, and the log says so.
+        z_neg + guidance * (z_pos - z_neg) on the UNet's output, both prompts in one batch; 1 skips the negative one.
+        A network whose output is not finite in half precision runs again in float32, with a warning.
 
         Args:
-            seeds: (B,) int64, one per image, of the sample where `posterior` is one; None is 0 for each.
+            guidance: None is the model's own.
+            seeds: (B,) int64, one per image, of the posterior's sample; None is 0 for each. Not used with the mean.
 
         Returns:
             (B, 3, H, W) in [0, 1], the size of `image`.
 
         Raises:
             FloatingPointError: not finite in float32 either.
-            torch.OutOfMemoryError: says which options lower the memory.
+            torch.OutOfMemoryError: the message names the options that lower the memory.
         """
         padded, (height, width) = pad_to_multiple(image, self.multiple)
-        with explained("lower pipeline.tile, set guidance=1, or restore with a bf16 base"):
+        with explained(MEMORY_ADVICE):
             guidances = [self.guidance if guidance is None else guidance]
             latent = self.draw(self.encode(padded), seeds)
             (clean,) = self.denoise(latent, tokens, guidances=guidances)
@@ -202,16 +191,16 @@ class OneStepRestorer(RestorerBase):
         offload: bool = False,
         progress: Progress | None = None,
     ) -> Iterator[Tensor]:
-        """See `RestorerBase`; each network goes over all tiles before the next one starts.
+        """See `RestorerBase`; each network runs over all tiles before the next one starts.
 
-        All but the VAE's decoder is done once for all guidances. A sample is of the whole image's latent, so that
-        tiles do not show.
+        Encoder and UNet run once for all guidances. The posterior's sample is drawn for the whole latent, so that tiles
+        leave no seams.
         """
         padded, (height, width) = pad_to_multiple(image, plan.unit)
 
         def denoise(latent: Tensor, boxes: list[Box]) -> Tensor:
             tokens = torch.cat([tokens_at(box) for box in boxes])
-            return torch.cat(self.denoise(latent, tokens, guidances=guidances), dim=1)  # side by side in the channels
+            return torch.cat(self.denoise(latent, tokens, guidances=guidances), dim=1)  # as further channels
 
         def decode(latent: Tensor, boxes: list[Box]) -> Tensor:
             if not self.reads_input:
@@ -219,45 +208,42 @@ class OneStepRestorer(RestorerBase):
             given = torch.cat([padded[..., y0:y1, x0:x1] for x0, y0, x1, y1 in boxes])
             return self.decode(latent, given.to(latent.device))
 
-        def through(name: str, network: nn.Module, part: nn.Module, work: Callable[..., Tensor], x: Tensor) -> Tensor:
-            advice = "lower pipeline.tile, set guidance=1, or restore with a bf16 base"
-            with explained(advice), on_device(network, device) if offload else nullcontext():
+        def run(name: str, network: nn.Module, part: nn.Module, work: Callable[..., Tensor], x: Tensor) -> Tensor:
+            with explained(MEMORY_ADVICE), on_device(network, device) if offload else nullcontext():
                 return network_in_tiles(name, part, work, x, plan, device, progress)
 
-        posterior = through("encoding", self.vae, self.vae.encoder, lambda part, boxes: self.encode(part), padded)
+        posterior = run("encoding", self.vae, self.vae.encoder, lambda part, boxes: self.encode(part), padded)
         latent = self.draw(posterior, torch.tensor([seed]))
-        clean = through("denoising", self.unet, self.unet, denoise, latent)
+        clean = run("denoising", self.unet, self.unet, denoise, latent)
         for one in clean.chunk(len(guidances), dim=1):
-            output = through("decoding", self.vae, self.vae if self.reads_input else self.vae.decoder, decode, one)
+            output = run("decoding", self.vae, self.vae if self.reads_input else self.vae.decoder, decode, one)
             yield output[..., :height, :width]
-
-    # The three steps of `restore`, for whoever takes a large image through each of them in tiles.
 
     @torch.inference_mode()
     def encode(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1], sides multiples of `multiple`, to the scaled posterior (B, 2 C, h, w).
 
-        Means and spreads; the means alone, (B, C, h, w), where `restore` takes those.
+        Mean and standard deviation; the mean alone, (B, C, h, w), where `restore` takes the mean.
         """
+        count = 2 if self.posterior == "sample" else 1
         with self._autocast():
             return run_with_fp32_fallback(
-                "VAE encoder", self.vae, lambda: torch.cat(self._posterior(image)[: 1 + self.samples], dim=1)
+                "VAE encoder", self.vae, lambda: torch.cat(self._posterior(image)[:count], dim=1)
             )
 
     def draw(self, posterior: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """The latent (B, C, h, w) of what `encode` gives; seeds as of `restore`."""
-        if not self.samples:
+        """The latent (B, C, h, w) from the output of `encode`; seeds as in `restore`."""
+        if self.posterior == "mean":
             return posterior
-        mean, spread = posterior.chunk(2, dim=1)
+        mean, std = posterior.chunk(2, dim=1)
         seeds = torch.zeros(len(mean), dtype=torch.long) if seeds is None else seeds
-        return mean + spread * per_sample_noise(seeds, mean)
+        return mean + std * per_sample_noise(seeds, mean)
 
     @torch.inference_mode()
     def denoise(self, latent: Tensor, tokens: Tensor, *, guidances: Sequence[float]) -> list[Tensor]:
-        """The clean latent (B, C, h, w), float32, at each guidance.
+        """The clean latent (B, C, h, w), float32, at each guidance; the UNet runs once.
 
-        The UNet's two outputs do not depend on the guidance, so they are made once; both prompts go in one batch, the
-        positive half first.
+        Both prompts go in one batch, the positive half first.
         """
         text = self.text[:1].expand(len(latent), -1, -1)
         if any(guidance != 1 for guidance in guidances):
@@ -272,14 +258,14 @@ class OneStepRestorer(RestorerBase):
             positive if guidance == 1 else negative.float() + guidance * (positive.float() - negative.float())
             for guidance in guidances
         ]
-        return [self._clean(latent, one) for one in guided]
+        return [predict_x0(latent, one, self.alpha, self.prediction) for one in guided]
 
     @torch.inference_mode()
     def decode(self, latent: Tensor, image: Tensor | None = None) -> Tensor:
         """A clean latent (B, C, h, w) to the image (B, 3, H, W) in [0, 1], float32.
 
         Args:
-            image: what was encoded, (B, 3, H, W); needed where the restorer `reads_input`.
+            image: the encoded image (B, 3, H, W); required where the restorer `reads_input`.
         """
         with self._autocast():
             output = run_with_fp32_fallback("VAE decoder", self.vae, lambda: self._decode(latent, image))
@@ -287,27 +273,8 @@ class OneStepRestorer(RestorerBase):
 
     @property
     def reads_input(self) -> bool:
-        """Whether `decode` needs the image that was encoded: for the joins, or to correct it."""
+        """Whether `decode` needs the encoded image: for skip connections or the residual."""
         return self.skips or self.residual
-
-    @property
-    def samples(self) -> bool:
-        """Whether `restore` draws from the VAE's posterior."""
-        return self.posterior == "sample"
-
-    @property
-    def vae_dtype(self) -> torch.dtype:
-        return self.vae.decoder.conv_in.weight.dtype  # never adapted, never trained
-
-    @property
-    def unet_dtype(self) -> torch.dtype:
-        return self.unet.time_embedding.linear_1.weight.dtype
-
-    def _autocast(self) -> AbstractContextManager:
-        # Only while float32 weights are trained on a half-precision base: merged weights are all of one precision.
-        if self.unet.conv_in.weight.dtype == self.vae_dtype:
-            return nullcontext()
-        return torch.autocast(self.null_tokens.device.type, self.vae_dtype)
 
     def _posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
         posterior = self.vae.encode((image * 2 - 1).to(self.vae_dtype)).latent_dist
@@ -315,28 +282,27 @@ class OneStepRestorer(RestorerBase):
         return posterior.mean * factor, posterior.std * factor
 
     def _encode(self, image: Tensor, seeds: Tensor | None = None) -> Tensor:
-        mean, spread = self._posterior(image)
-        return mean if seeds is None else mean + spread * per_sample_noise(seeds, mean)
+        mean, std = self._posterior(image)
+        return mean if seeds is None else mean + std * per_sample_noise(seeds, mean)
 
     def _predict(self, latent: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
         context = torch.cat([text, tokens.to(text)], dim=1)  # 77 + 21 = 98 tokens
         dtype = self.unet_dtype
         return self.unet(latent.to(dtype), self.timestep, encoder_hidden_states=context.to(dtype)).sample
 
-    def _clean(self, latent: Tensor, prediction: Tensor) -> Tensor:
-        return predict_x0(latent, prediction, self.alpha, self.prediction)
-
-    def _decode(self, latent: Tensor, image: Tensor | None) -> Tensor:
+    def _decode(self, latent: Tensor, image: Tensor | None = None) -> Tensor:
         scaled = (latent / self.vae.config.scaling_factor).to(self.vae_dtype)
-        if self.skips:
-            taps = self.vae.skips.taps(self.vae, (image * 2 - 1).to(self.vae_dtype))
-            decoded = self.vae.skips.decode(self.vae, scaled, taps) / 2
+        if self.reads_input and image is None:
+            raise ValueError("A restorer with skip connections or a residual needs the encoded image to decode.")
+        if self.skips and image is not None:
+            features = self.vae.skips.encoder_features(self.vae, (image * 2 - 1).to(self.vae_dtype))
+            decoded = self.vae.skips.decode(self.vae, scaled, features) / 2
         else:
             decoded = self.vae.decode(scaled).sample / 2
-        return image + decoded if self.residual else decoded + 0.5
+        return image + decoded if self.residual and image is not None else decoded + 0.5
 
     def save(self, path: str | Path, *, about: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
-        """Write every trained part into one safetensors file whose header rebuilds the restorer."""
+        """See `RestorerBase`."""
         config = self.config | {"skip_channels": channels_of(self.vae) if self.skips else None}
         model_files.save_weights(path, self._stored(), kind=self.kind, config=config, about=about, dtype=dtype)
 
@@ -350,11 +316,11 @@ class OneStepRestorer(RestorerBase):
     def save_lora(self, folder: str | Path) -> None:
         """Write both adapters for plain diffusers (see `lora.save_lora`): `unet/`, `vae/`, and `conv_in.safetensors`.
 
-        The last is the UNet's whole first convolution, which is trained and is no adapter: load it into
-        `unet.conv_in`. MapNet and the null tokens are not in it; `save` writes everything.
+        The last is the UNet's first convolution, which is trained whole: load it into `unet.conv_in`. MapNet and the
+        null tokens are left out; `save` writes everything.
         """
         if self.config["full"]:
-            raise ValueError("This restorer was trained whole and has no LoRA: use save, or save_merged.")
+            raise ValueError("This restorer was trained in full and has no LoRA: use save, or save_merged.")
         folder = Path(folder)
         for name, network in (("unet", self.unet), ("vae", self.vae)):
             if getattr(network, "peft_config", None):
@@ -363,31 +329,29 @@ class OneStepRestorer(RestorerBase):
             save_file({n: t.detach().contiguous() for n, t in self.unet.conv_in.state_dict().items()}, partial)
 
     def unfreeze(self) -> "OneStepRestorer":
-        """Make the trained parts trainable again, to go on from a file."""
+        """Make the trained parts trainable again, to continue from a file."""
         for name, parameter in self.named_parameters():
-            own = (
-                name == "null_tokens" or name.startswith(("mapnet.", "unet.conv_in.", "vae.skips.")) or ".lora_" in name
-            )
-            whole = self.config["full"] and name.startswith(("unet.", "vae.encoder.", "vae.quant_conv."))
-            parameter.requires_grad_(own or whole)
+            own = name.startswith(("null_tokens", "mapnet.", "unet.conv_in.", "vae.skips.")) or ".lora_" in name
+            full = self.config["full"] and name.startswith(("unet.", "vae.encoder.", "vae.quant_conv."))
+            parameter.requires_grad_(own or full)
         return self.train()
 
     def merged(self, dtype: torch.dtype | None = None) -> "OneStepRestorer":
-        """Fold both LoRAs into the base for inference; the restorer can no longer be trained or saved.
+        """Merge both LoRAs into the base for inference; the restorer can no longer be trained or saved.
 
-        Enlarging and convolving are also made one (see `upsampling`). The image stays as it was, but for rounding.
+        Upsampling and convolution are also fused (see `acceleration`). The output changes by rounding only.
 
         Args:
-            dtype: of VAE and UNet afterwards; None is the base's. The sum itself is done in float32: in bf16 a small
-                update would be rounded away.
+            dtype: of VAE and UNet afterwards; None is the base's. LoRAs are added in float32: bf16 would round small
+                updates away.
         """
         dtype = dtype or self.vae_dtype
         for network in (self.vae, self.unet):
-            nn.Module.float(network)  # diffusers' own casts warn of nothing
+            nn.Module.float(network)  # diffusers' own casts warn without need
             lora.merge_lora(network)
             nn.Module.to(network, dtype)
             fuse_upsample_conv(network)
-        # Wide maps of few channels: on a processor with AMX half the time in bf16, two thirds in fp32; elsewhere the
-        # same. The UNet's narrow maps of many channels gain nothing.
+        # The VAE's large maps of few channels: half the time in bf16 and two thirds in fp32 on a processor with AMX, no
+        # change elsewhere. The UNet's small maps of many channels gain nothing.
         self.vae.to(memory_format=torch.channels_last)
         return self.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What the restorer is trained against: pixels, perception, and a discriminator."""
+"""The perceptual loss of the restorer's training."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ class Perceptual(nn.Module):
     """LPIPS v0.1 on images in [-1, 1], mean over the batch, with frozen trunk and heads.
 
     Args:
-        network: `vgg`, as the paper's ancestor trains with, or the lighter `alex`.
+        network: `vgg`, as S3Diff is trained with, or the lighter `alex`.
 
     Raises:
         MissingWeights: the trunk has not been fetched.
@@ -29,6 +29,7 @@ class Perceptual(nn.Module):
         with torch.no_grad():
             for convolution, index in zip(convolutions, indices, strict=True):
                 convolution.weight.copy_(trunk[f"features.{index}.weight"])
+                assert convolution.bias is not None
                 convolution.bias.copy_(trunk[f"features.{index}.bias"])
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""A base model of random weights, in the published shapes or a folder's: to try sizes, speed and memory.
+"""A base model of random weights, to measure size, speed and memory.
 
 `restorer.base.source=random` has SD-Turbo's shapes (SD 2.1's networks); `random:FOLDER` those of the config files in
-FOLDER, which is in diffusers' layout and needs no weights.
+FOLDER, in diffusers' layout.
 """
 
 import json
@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTraine
 
 from face2scene.common.reproducibility import REPOSITORY
 
-# As published with SD-Turbo, without what diffusers and transformers take by default.
+# As published with SD-Turbo, without the defaults of diffusers and transformers.
 SD_TURBO: Mapping[str, Mapping[str, Any]] = {
     "vae": {
         "down_block_types": ["DownEncoderBlock2D"] * 4,
@@ -54,12 +54,12 @@ SD_TURBO: Mapping[str, Mapping[str, Any]] = {
 
 
 def is_random(source: str) -> bool:
-    """Whether a base's source asks for random weights."""
+    """Whether a base's source is `random` or `random:FOLDER`."""
     return source == "random" or source.startswith("random:")
 
 
 def networks(shapes: Mapping[str, Mapping[str, Any]]) -> tuple[AutoencoderKL, UNet2DConditionModel, CLIPTextModel]:
-    """VAE, UNet and text encoder of the given configurations, with fresh weights on the device in force."""
+    """VAE, UNet and text encoder of the given configurations, with random weights on the default device."""
     vae = AutoencoderKL.from_config(dict(shapes["vae"]))
     unet = UNet2DConditionModel.from_config(dict(shapes["unet"]))
     return vae, unet, CLIPTextModel(CLIPTextConfig(**shapes["text_encoder"]))
@@ -68,7 +68,7 @@ def networks(shapes: Mapping[str, Mapping[str, Any]]) -> tuple[AutoencoderKL, UN
 def random_parts(
     source: str, *, dtype: torch.dtype
 ) -> tuple[AutoencoderKL, UNet2DConditionModel, CLIPTextModel, PreTrainedTokenizerBase, DDPMScheduler]:
-    """What `load_base` reads from a folder, made here; the same weights every time.
+    """VAE, UNet, text encoder, tokenizer and scheduler for `load_base`; the same weights every time.
 
     Args:
         source: `random` or `random:FOLDER`.
@@ -82,29 +82,25 @@ def random_parts(
         torch.manual_seed(0)
         vae, unet, text_encoder = networks(shapes)
     shipped = REPOSITORY / "checkpoints/tiny/base/tokenizer"
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer" if has(folder, "tokenizer") else shipped)
+    own = folder / "tokenizer" if folder else shipped
+    tokenizer = AutoTokenizer.from_pretrained(own if own.is_dir() else shipped)
     schedule = DDPMScheduler.from_config(dict(shapes["scheduler"]))
     return nn.Module.to(vae, dtype), nn.Module.to(unet, dtype), text_encoder, tokenizer, schedule
-
-
-def has(folder: Path | None, part: str) -> bool:
-    """Whether the folder has a sub-folder of that name."""
-    return folder is not None and (folder / part).is_dir()
 
 
 def read_shapes(folder: Path) -> dict[str, dict[str, Any]]:
     """The configurations of a folder in diffusers' layout.
 
     Raises:
-        FileNotFoundError: one is missing; names it.
+        FileNotFoundError: one is missing.
     """
     shapes = {}
     for part in SD_TURBO:
         file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
         if not file.is_file():
             raise FileNotFoundError(
-                f"restorer.base.source=random:{folder} needs {file}, which is not there. Give a folder in diffusers' "
-                "layout (its config files are enough), or restorer.base.source=random for SD-Turbo's shapes."
+                f"restorer.base.source=random:{folder} needs {file}, which does not exist. Set a folder in diffusers' "
+                "layout (its config files suffice), or restorer.base.source=random for SD-Turbo's shapes."
             )
         shapes[part] = json.loads(file.read_text())
     return shapes

@@ -1,16 +1,15 @@
-"""Group normalisation with the statistics of the whole image, measured from samples of it.
+"""Group normalisation with the statistics of the whole image, estimated from samples of it.
 
-A GroupNorm takes mean and spread over all places of an image. In a tile it would take the tile's, and every layer
-after it would see other values than in the whole. Here the statistics are measured once, before the tiles: squares that
-stand for all of the image's content (see `strata`) go through the network as one batch, and every GroupNorm
-normalises all of them by what it sees in all of them together, each counting for its share of the image. That keeps
-the order of cause and effect (a layer's statistics are taken where the layers before it already use the shared ones)
-and the image's own scale (a shrunken copy has other noise and other edges). Afterwards every tile is normalised by
-these numbers.
+A GroupNorm takes mean and variance over all pixels of an image. In a tile it would take the tile's, and every layer
+after it would see other values than in the whole image. Here the statistics are estimated once, before the tiles:
+squares that represent the image's content (see `strata`) go through the network as one batch, and every GroupNorm
+normalises them by their joint statistics, each weighted by its share of the image. So a layer's statistics are taken
+where the layers before it already use the shared ones, and at the image's own scale (a downsampled copy has other noise
+and edges). Afterwards every tile is normalised by these statistics.
 
-With the image's true statistics the tiles of VAE encoder and decoder equal the whole to the last digits; what is left
-is the sampling. Sweeps over all tiles that correct the sampled statistics were tried and make them worse: the error of
-one layer grows in those behind it.
+With the image's true statistics, tiles of VAE encoder and decoder equal the whole up to rounding; the remaining error
+is the sampling's. Correcting the estimate by passes over all tiles was tried and is worse: the error of one layer grows
+in the following ones.
 """
 
 import math
@@ -22,14 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Core = tuple[float, float, float, float]  # left, top, right, bottom of what counts of a square, as shares of its side
+Core = tuple[float, float, float, float]  # left, top, right, bottom of the used part of a square, as shares of its side
 
 
 class SharedNorms:
     """The GroupNorms of a network.
 
-    A batch of V variants (the two prompts) of n squares or tiles is variant-major, as `OneStepRestorer.denoise` makes
-    it; variants have statistics of their own.
+    A batch of V variants (the two prompts) of n squares or tiles is variant-major, as in `OneStepRestorer.denoise`;
+    every variant has statistics of its own.
     """
 
     def __init__(self, network: nn.Module):
@@ -38,30 +37,30 @@ class SharedNorms:
 
     @contextmanager
     def measuring(self, shares: Sequence[float], cores: Sequence[Core]) -> Iterator[None]:
-        """Inside, a batch of squares for each variant is normalised together, and what is seen is kept.
+        """Inside, each variant's squares are normalised jointly and the statistics are kept.
 
         Args:
-            shares: how much of the image each square stands for; they sum to 1.
-            cores: what counts of each square: beyond it the zeros outside the square have changed too much.
+            shares: of the image that each square represents; they sum to 1.
+            cores: the used part of each square; pixels outside depend too much on zero padding.
         """
-        with self._instead({norm: partial(self._measure, norm, shares, cores) for norm in self.norms}):
+        with self._replaced({norm: partial(self._measure, norm, shares, cores) for norm in self.norms}):
             yield
 
     @contextmanager
     def measured(self, share: float = 0.0) -> Iterator[None]:
-        """Inside, everything is normalised by what was kept; a norm that measured nothing goes on by itself.
+        """Inside, every norm with kept statistics uses them.
 
         Args:
-            share: of the image that a tile covers. The whole's variance is at least as much of the tile's, and no
-                smaller one is used: what the squares have missed does not come out as too strong a contrast.
+            share: of the image that a tile covers. The image's variance is at least this share of the tile's, and no
+                smaller one is used, so that content missed by the squares is not amplified.
         """
-        with self._instead({norm: partial(self._apply, norm, share=share) for norm in self._statistics}):
+        with self._replaced({norm: partial(self._apply, norm, share=share) for norm in self._statistics}):
             yield
 
     @contextmanager
-    def _instead(self, forwards: dict[nn.GroupNorm, partial]) -> Iterator[None]:
+    def _replaced(self, forwards: dict[nn.GroupNorm, partial]) -> Iterator[None]:
         for norm, forward in forwards.items():
-            norm.forward = forward
+            norm.forward = forward  # type: ignore[method-assign]  # only inside this context
         try:
             yield
         finally:
@@ -70,7 +69,7 @@ class SharedNorms:
 
     def _measure(self, norm: nn.GroupNorm, shares: Sequence[float], cores: Sequence[Core], x: Tensor) -> Tensor:
         each = []
-        for number, one in enumerate(x):  # one square after the other, so that the float32 copy is small
+        for number, one in enumerate(x):  # one square at a time, for a small float32 copy
             if one.dim() == 3:
                 height, width = one.shape[-2:]
                 x0, y0, x1, y1 = cores[number % len(cores)]
@@ -89,7 +88,7 @@ class SharedNorms:
             groups = x.unflatten(1, (norm.num_groups, -1)).flatten(2).float()
             own_variances, own_means = torch.var_mean(groups, -1, correction=0)
             variances = variances.maximum(share * (own_variances + (own_means - means).square()))
-        # With given statistics that is a batch norm, whose kernels keep half precision in and out.
+        # With given statistics this is a batch norm, whose kernels keep half precision in and out.
         means, variances = (
             part.repeat_interleave(norm.num_channels // norm.num_groups, 1) for part in (means, variances)
         )

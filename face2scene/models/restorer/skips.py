@@ -1,7 +1,7 @@
-"""Joins from the VAE's encoder to its decoder, so that detail need not pass through the latent.
+"""Skip connections from the VAE's encoder to its decoder, so that detail need not pass through the latent.
 
-As in img2img-turbo, the ancestor of S3Diff: what goes into each stage of the encoder is added, through a 1 x 1
-convolution that starts at zero, to what goes into the decoder's stage of the same size.
+As in img2img-turbo, which S3Diff is derived from: the input of each encoder stage is added, through a 1 x 1 convolution
+that starts at zero, to the input of the decoder stage of the same size.
 """
 
 from collections.abc import Sequence
@@ -13,63 +13,64 @@ from torch import Tensor, is_grad_enabled, nn
 
 
 class Skips(ModelMixin, ConfigMixin):
-    """The convolutions, one for each stage; zero at first, so that the VAE decodes as it did.
+    """The convolutions, one for each stage; they start at zero, which leaves the VAE's output unchanged.
 
     Args:
-        channels: (encoder's, decoder's) of each join, from the full size down.
+        channels: (encoder's, decoder's) of each skip connection, from the full size down.
     """
 
     @register_to_config
     def __init__(self, channels: Sequence[Sequence[int]]):
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(given, taken, 1, bias=False) for given, taken in channels)
-        for conv in self.convs:
+        convs = [nn.Conv2d(source, target, 1, bias=False) for source, target in channels]
+        for conv in convs:
             nn.init.zeros_(conv.weight)
+        self.convs = nn.ModuleList(convs)
 
-    def taps(self, vae: AutoencoderKL, image: Tensor) -> list[Tensor]:
-        """What goes into each stage of the encoder, (B, C, H / 2^i, W / 2^i); `image` (B, 3, H, W) in [-1, 1]."""
-        tap = vae.encoder.conv_in(image)
-        taps = [tap]
+    def encoder_features(self, vae: AutoencoderKL, image: Tensor) -> list[Tensor]:
+        """Inputs (B, C, H / 2^i, W / 2^i) of the encoder's stages, of an image (B, 3, H, W) in [-1, 1]."""
+        feature = vae.encoder.conv_in(image)
+        features = [feature]
         for block in vae.encoder.down_blocks[:-1]:
-            tap = _run(vae.encoder, block, tap)
-            taps.append(tap)
-        return taps
+            feature = _run(vae.encoder, block, feature)
+            features.append(feature)
+        return features
 
-    def decode(self, vae: AutoencoderKL, latent: Tensor, taps: Sequence[Tensor]) -> Tensor:
-        """`vae.decode(latent)` with the joins: (B, C, h, w), not scaled, to (B, 3, H, W), about [-1, 1]."""
+    def decode(self, vae: AutoencoderKL, latent: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """`vae.decode` with skip connections: latent (B, C, h, w), not scaled, to (B, 3, H, W) about [-1, 1]."""
         decoder = vae.decoder
         x = decoder.conv_in(latent if vae.post_quant_conv is None else vae.post_quant_conv(latent))
         x = _run(decoder, decoder.mid_block, x)
-        for block, conv, tap in zip(decoder.up_blocks, reversed(self.convs), reversed(taps), strict=True):
-            x = _run(decoder, block, x + conv(tap))
+        for block, conv, feature in zip(decoder.up_blocks, reversed(self.convs), reversed(features), strict=True):
+            x = _run(decoder, block, x + conv(feature))
         return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))
 
 
 def channels_of(vae: AutoencoderKL) -> list[list[int]]:
-    """`channels` of the joins that a VAE has room for."""
+    """`Skips.channels` that fit a VAE."""
     widths = list(vae.config.block_out_channels)
-    given = [widths[0], *widths[:-1]]  # into the encoder's stages
-    taken = [*widths[1:], widths[-1]]  # into the decoder's, whose stage gives its own width to the next finer one
-    return [list(pair) for pair in zip(given, taken, strict=True)]
+    sources = [widths[0], *widths[:-1]]  # inputs of the encoder's stages
+    targets = [*widths[1:], widths[-1]]  # inputs of the decoder's stages: each has the width of the coarser one
+    return [list(pair) for pair in zip(sources, targets, strict=True)]
 
 
 def attach(vae: AutoencoderKL, channels: Sequence[Sequence[int]] | None, pretrained: Skips | None, source: str) -> None:
-    """Put trainable joins into `vae.skips`, the base's own where it was pretrained with some.
+    """Set `vae.skips` to trainable skip connections, the base's own where it was pretrained with some.
 
     Args:
-        channels: of the joins in a weights file; None where there is no file.
+        channels: of the skip connections in a weights file; None where there is no file.
         pretrained: the base's.
         source: the base, for messages.
 
     Raises:
-        ValueError: the file's joins do not fit this VAE.
+        ValueError: the file's skip connections do not fit this VAE.
     """
     own = channels_of(vae)
     if channels is not None and [list(pair) for pair in channels] != own:
         raise ValueError(
-            f"These weights join VAE stages of {_told(channels)} channels, but the base {source or 'given'} has "
-            f"{_told(own)}: they were trained on another base. Name that one (base= of restore.py, "
-            "restorer.base.source)."
+            f"The skip connections of these weights have {_formatted(channels)} channels, but the base "
+            f"{source or 'given'} has {_formatted(own)}: they were trained on another base. Set that one (base= of "
+            "restore.py, restorer.base.source)."
         )
     skips = Skips(own)
     if pretrained is not None:
@@ -77,8 +78,8 @@ def attach(vae: AutoencoderKL, channels: Sequence[Sequence[int]] | None, pretrai
     vae.skips = skips.requires_grad_(True)
 
 
-def _told(channels: Sequence[Sequence[int]]) -> str:
-    return ", ".join(f"{given} to {taken}" for given, taken in channels)
+def _formatted(channels: Sequence[Sequence[int]]) -> str:
+    return ", ".join(f"{source} to {target}" for source, target in channels)
 
 
 def _run(owner: Any, block: nn.Module, x: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """Large images in overlapping tiles, so that memory is bounded by the tile and not by the image.
 
-Each network goes over the whole image before the next one starts: tiles of the image are encoded and blended into
+Each network runs over the whole image before the next one starts: tiles of the image are encoded and blended into
 one latent, tiles of the latent are denoised and blended, tiles of the clean latent are decoded and blended.
 
-What makes a tile differ from the same place of the whole is, before all, group normalisation: its means and spreads
-would be the tile's own, so that a tile of sky and one of hair come out with different colours (the shift of plain VAE
-tiling). `shared` statistics are measured once for the whole image and used by every tile: see `norms`.
+A tile differs from the same region of the whole image mainly through group normalisation: with means and variances of
+its own, a tile of sky and one of hair get different colours (the colour shift of plain VAE tiling). `shared`
+statistics are estimated once for the whole image and used by every tile, see `shared_norms`.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,30 +23,28 @@ from face2scene.common.types import Box, Progress
 from face2scene.models.restorer.shared_norms import SharedNorms
 from face2scene.models.restorer.strata import Square, strata
 
-SPLIT = 2  # of a tile's side: halves are as good as whole tiles and reach four times as many places (ours)
-MAPS = 4  # of the decoder's widest full-size map are in memory at once: 3 at SD 2.1's shape, and one for workspaces
-SAMPLES = 4  # tiles' area that the shared statistics are measured on at once (ours)
+SPLIT = 2  # squares for statistics have 1 / SPLIT of a tile's side, for more positions at the same cost (ours)
+MAPS = 4  # full-size maps of the decoder in memory at once: 3 at SD 2.1's shape, and one for workspaces
+SAMPLES = 4  # area, in tiles, on which the shared statistics are estimated at once (ours)
 
 
 class Tileable(Protocol):
-    """What a plan reads of a restorer."""
+    """The attributes of a restorer that a plan uses."""
 
     vae: AutoencoderKL
     text: Tensor  # on the device of the networks
-
-    @property
-    def multiple(self) -> int: ...  # sides of tiles are multiples of it
+    multiple: int  # sides of tiles are multiples of it
 
 
 @dataclass(frozen=True)
 class TilePlan:
-    """How an image is cut up.
+    """How an image is divided into tiles.
 
     Args:
         height, width: of the image, padded to multiples of `unit`.
         tile, overlap: pixels, multiples of `unit` where there is more than one tile.
-        unit: sides and corners of tiles are multiples of it, so that every layer halves the same pixels as in the
-            whole.
+        unit: sides and corners of tiles are multiples of it, so that strided layers see the same grid as in the whole
+            image.
         statistics: `shared` or `tile`.
     """
 
@@ -67,13 +65,13 @@ class TilePlan:
         overlap: int = 64,
         statistics: str = "shared",
     ) -> "TilePlan":
-        """Of an image (height, width).
+        """The plan for an image of `size` (height, width).
 
         Args:
-            tile: pixels, `auto` for the largest that the free memory holds, None for no tiles.
+            tile: pixels, `auto` for the largest that fits the free memory, None for no tiles.
 
         Raises:
-            ValueError: an overlap that leaves no room or is negative, a tile too small, an unknown option.
+            ValueError: an overlap that is negative or too large, a tile too small, an unknown option.
         """
         if statistics not in ("shared", "tile"):
             raise ValueError(f"statistics is {statistics!r}: choose shared or tile (option pipeline.statistics).")
@@ -97,12 +95,12 @@ class TilePlan:
 
     @property
     def rows(self) -> list[int]:
-        """Where the tiles begin, from top to bottom."""
+        """Top edges of the tiles."""
         return tile_starts(self.height, self.tile, self.overlap, self.unit)
 
     @property
     def columns(self) -> list[int]:
-        """Where they begin from left to right."""
+        """Left edges of the tiles."""
         return tile_starts(self.width, self.tile, self.overlap, self.unit)
 
     @property
@@ -115,7 +113,7 @@ class TilePlan:
         ]
 
     def squares(self, x: Tensor) -> list[Square]:
-        """Where the shared statistics are measured, for a network's input x (1, C, h, w); together `SAMPLES` tiles."""
+        """Squares for the shared statistics of a network's input x (1, C, h, w), with the area of `SAMPLES` tiles."""
         side = max(self.tile // SPLIT // self.unit, 1) * self.unit
         return strata(x, (self.height, self.width), side, SAMPLES * self.tile**2 // side**2, self.unit)
 
@@ -127,12 +125,30 @@ class TilePlan:
 
 
 def tile_starts(length: int, tile: int, overlap: int, unit: int = 1) -> list[int]:
-    """Where tiles of `tile` pixels begin along a side, about evenly; neighbours share at least `overlap`."""
+    """First pixels of about evenly spaced tiles along a side; neighbours overlap by at least `overlap` pixels."""
     if length <= tile:
         return [0]
     count = -(-(length - overlap) // (tile - overlap))
     step = -(-(length - tile) // ((count - 1) * unit)) * unit
     return [min(i * step, length - tile) for i in range(count)]
+
+
+class _Blend:
+    """A weighted mean of overlapping tiles of an image of `size` (H, W)."""
+
+    def __init__(self, size: tuple[int, int], overlap: int, like: Tensor):
+        self.size, self.overlap = size, overlap
+        self.total, self.weight = like.new_zeros(1, like.shape[1], *size), like.new_zeros(1, 1, *size)
+
+    def add(self, tile: Tensor, x0: int, y0: int) -> None:
+        y1, x1 = y0 + tile.shape[-2], x0 + tile.shape[-1]
+        rows, columns = _ramp(y0, y1, self.size[0], self.overlap), _ramp(x0, x1, self.size[1], self.overlap)
+        ramp = torch.outer(rows, columns).to(tile)
+        self.total[..., y0:y1, x0:x1] += ramp * tile
+        self.weight[..., y0:y1, x0:x1] += ramp
+
+    def mean(self) -> Tensor:
+        return self.total.div_(self.weight)
 
 
 def network_in_tiles(
@@ -144,11 +160,18 @@ def network_in_tiles(
     device: torch.device | str,
     progress: Progress | None,
 ) -> Tensor:
-    """One network over (1, C, h, w), which may be smaller than the image by a whole factor; blended on x's device."""
-    boxes, shrunk = plan.boxes, plan.height // x.shape[-2]
+    """Apply one network to the tiles of a map and blend the results on its device.
+
+    Args:
+        name: of the stage, for `progress`.
+        network: its GroupNorms share statistics where the plan says so.
+        work: (n, C, h', w') with the boxes of n tiles to the network's output.
+        x: (1, C, h, w), the image or a map smaller by an integer factor.
+    """
+    boxes, stride = plan.boxes, plan.height // x.shape[-2]
 
     def run(places: list[Box]) -> Tensor:
-        parts = [x[..., y0 // shrunk : y1 // shrunk, x0 // shrunk : x1 // shrunk] for x0, y0, x1, y1 in places]
+        parts = [x[..., y0 // stride : y1 // stride, x0 // stride : x1 // stride] for x0, y0, x1, y1 in places]
         return work(torch.cat(parts).to(device), places).to(x.device)
 
     if len(boxes) == 1:
@@ -161,61 +184,48 @@ def network_in_tiles(
         squares = plan.squares(x)
         with norms.measuring([square.share for square in squares], [square.core for square in squares]):
             run([square.box for square in squares])
-    total = weight = None
+    blend = None
     x0, y0, x1, y1 = boxes[0]
     with norms.measured((x1 - x0) * (y1 - y0) / (plan.width * plan.height)):
         bar = tqdm(boxes, desc=name, unit="tile", leave=False, disable=progress is not None or len(boxes) < 4)
         for number, box in enumerate(bar):
             part = run([box])
-            shrinks = (box[3] - box[1]) // part.shape[-2]  # what comes out may be smaller than the image, too
-            if total is None:
-                size = (plan.height // shrinks, plan.width // shrinks)
-                total = part.new_zeros(1, part.shape[1], *size)
-                weight = part.new_zeros(1, 1, *size)
-            x0, y0, x1, y1 = (side // shrinks for side in box)
-            overlap = plan.overlap // shrinks
-            ramp = torch.outer(_ramp(y0, y1, size[0], overlap), _ramp(x0, x1, size[1], overlap)).to(part)
-            total[..., y0:y1, x0:x1] += ramp * part
-            weight[..., y0:y1, x0:x1] += ramp
+            scale = (box[3] - box[1]) // part.shape[-2]  # the output may be smaller than the image, too
+            blend = blend or _Blend((plan.height // scale, plan.width // scale), plan.overlap // scale, part)
+            blend.add(part, box[0] // scale, box[1] // scale)
             if progress:
                 progress(name, number + 1, len(boxes))
-    return total.div_(weight)
+    assert blend is not None  # there is a tile
+    return blend.mean()
 
 
 def in_tiles(work: Callable[[Tensor], Tensor], image: Tensor, *, tile: int, overlap: int, scale: int = 1) -> Tensor:
-    """Apply a network without normalisation over the image, such as Real-ESRGAN, to tiles, and blend the results.
+    """Apply a network without normalisation, such as Real-ESRGAN, to tiles and blend the results.
 
     Args:
         work: (1, 3, h, w) to (1, 3, scale h, scale w).
         image: (1, 3, H, W).
         tile, overlap: pixels of the input.
-        scale: how much larger than its tile the result of `work` is.
     """
-    size = tuple(image.shape[-2:])
-    rows, columns = (tile_starts(side, tile, overlap) for side in size)
+    rows, columns = (tile_starts(side, tile, overlap) for side in image.shape[-2:])
     if len(rows) == len(columns) == 1:
         return work(image)
-    height, width = (scale * side for side in size)
-    total, weight = image.new_zeros(1, 3, height, width), image.new_zeros(1, 1, height, width)
+    height, width = image.shape[-2:]
+    blend = _Blend((scale * height, scale * width), scale * overlap, image)
     places = [(y, x) for y in rows for x in columns]
     for y, x in tqdm(places, desc="tiles", unit="tile", leave=False, disable=len(places) < 4):
-        part = work(image[..., y : y + tile, x : x + tile])
-        y0, x0 = scale * y, scale * x
-        y1, x1 = y0 + part.shape[-2], x0 + part.shape[-1]
-        ramp = torch.outer(_ramp(y0, y1, height, scale * overlap), _ramp(x0, x1, width, scale * overlap)).to(part)
-        total[..., y0:y1, x0:x1] += ramp * part
-        weight[..., y0:y1, x0:x1] += ramp
-    return total / weight
+        blend.add(work(image[..., y : y + tile, x : x + tile]), scale * x, scale * y)
+    return blend.mean()
 
 
 def _ramp(start: int, end: int, length: int, overlap: int) -> Tensor:
-    """Weights of a tile along one side: one inside, falling over the overlap, none in its outer quarter.
+    """Weights of a tile along one side: 1 inside, falling over the overlap, 0 in the overlap's outer quarter.
 
-    What lies nearest to a border that is not the image's own has seen zeros beyond it.
+    Pixels next to a border that is not the image's own depend on the zero padding beyond it.
     """
     weight = torch.ones(end - start)
-    dead = overlap // 4
-    rise = ((torch.arange(end - start) + 0.5 - dead) / max(overlap - 2 * dead, 1)).clamp(0, 1)
+    margin = overlap // 4
+    rise = ((torch.arange(end - start) + 0.5 - margin) / max(overlap - 2 * margin, 1)).clamp(0, 1)
     if start > 0:
         weight = weight * rise
     if end < length:
@@ -225,6 +235,7 @@ def _ramp(start: int, end: int, length: int, overlap: int) -> Tensor:
 
 @contextmanager
 def on_device(network: nn.Module, device: torch.device | str) -> Iterator[None]:
+    """Inside, `network` is on `device`; afterwards on the CPU."""
     nn.Module.to(network, device)
     try:
         yield
@@ -235,11 +246,11 @@ def on_device(network: nn.Module, device: torch.device | str) -> Iterator[None]:
 def fitting_tile(restorer: Tileable) -> int:
     """The largest tile of 128 to 1024 pixels, in steps of 128, whose samples fit into half of the free memory.
 
-    The decoder's last level decides, see `MAPS`. The steps are coarse, so that a little less memory at the
-    next start seldom changes the plan, and with it the images.
+    The decoder's last level needs the most, see `MAPS`. Coarse steps keep the plan, and with it the images, the same
+    at slightly different free memory.
     """
     weight = restorer.vae.decoder.conv_in.weight
-    widest = max(restorer.vae.config.block_out_channels[:2])  # the last level is given what the one before made
-    each = SAMPLES * widest * weight.element_size() * MAPS
-    side = int((free_memory(restorer.text.device) / 2 / each) ** 0.5)
+    widest = max(restorer.vae.config.block_out_channels[:2])  # the last level's input comes from the one before
+    bytes_per_pixel = SAMPLES * widest * weight.element_size() * MAPS
+    side = int((free_memory(restorer.text.device) / 2 / bytes_per_pixel) ** 0.5)
     return min(max(side // 128 * 128, 128), 1024)

@@ -1,1 +1,1 @@
-"""S3Diff, the baseline that the restorer is built on."""
+"""S3Diff, the baseline that the restorer is derived from."""

@@ -1,17 +1,16 @@
 """How blurred and how noisy an image is: the degradation-score network that S3Diff conditions on."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from face2scene.assets import catalogue
-from face2scene.common import model_files
+from face2scene.common.model_files import recorded
+from face2scene.models.saved_module import SavedModule
 
 
-class ScoreNet(nn.Module):
+class ScoreNet(SavedModule):
     """One residual network without normalisation per score (DEResNet of MM-RealSR, 2.351 M weights at full size).
 
     Args:
@@ -22,9 +21,9 @@ class ScoreNet(nn.Module):
     Shapes: image (B, 3, H, W) in [0, 1], of any size -> scores (B, num_scores) in (0, 1).
     """
 
-    config: dict[str, Any]  # the arguments
+    kind = "score_net"
 
-    @model_files.recorded()
+    @recorded()
     def __init__(
         self,
         *,
@@ -45,8 +44,9 @@ class ScoreNet(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight)
+                assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
-                layer.weight.data *= 0.1  # DEResNet's start
+                layer.weight.data *= 0.1  # DEResNet's initialisation
 
     def forward(self, image: Tensor) -> Tensor:
         scores = []
@@ -55,24 +55,12 @@ class ScoreNet(nn.Module):
             scores.append(head(pooled).sigmoid())
         return torch.cat(scores, dim=1)
 
-    def save(self, path: str | Path, *, about: Mapping[str, Any]) -> None:
-        """Write the weights, with a header that rebuilds the network."""
-        model_files.save_weights(path, self.state_dict(), kind="score_net", config=self.config, about=about)
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> "ScoreNet":
-        """Rebuild from a file of `save` or of the converter, frozen."""
-        tensors, config, _ = model_files.load_weights(path, kind="score_net")
-        network = cls(**config)
-        model_files.fit(network, tensors, expected=set(network.state_dict()), source=path)
-        return network.eval().requires_grad_(False)
-
     @classmethod
     def published(cls) -> "ScoreNet":
         """MM-RealSR's weights, as S3Diff ships them.
 
         Raises:
-            MissingWeights: they have not been fetched; the message holds the command.
+            MissingWeights: not fetched yet.
         """
         return cls.from_file(catalogue.folder("s3diff") / "de_net.safetensors")
 

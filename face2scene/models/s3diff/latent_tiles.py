@@ -8,7 +8,11 @@ from torch import Tensor
 
 
 def in_latent_tiles(work: Callable[[Tensor], Tensor], latent: Tensor, *, tile: int, overlap: int) -> Tensor:
-    """Predict a latent of more than tile x tile places in tiles, blended by S3Diff's Gaussian (its place and width)."""
+    """Predict a latent of more than tile x tile positions in tiles, blended by S3Diff's Gaussian window.
+
+    Raises:
+        ValueError: the latent is narrower than the overlap.
+    """
     height, width = latent.shape[-2:]
     if height * width <= tile**2:
         return work(latent)
@@ -17,7 +21,7 @@ def in_latent_tiles(work: Callable[[Tensor], Tensor], latent: Tensor, *, tile: i
         raise ValueError(
             f"A latent of {height} x {width} is too narrow for tiles that overlap by {overlap}: lower latent_overlap."
         )
-    middle_x, middle_y = (tile - 1) / 2, tile / 2  # half a place apart, as released
+    middle_x, middle_y = (tile - 1) / 2, tile / 2  # half a position apart, as released
     place = torch.arange(tile, dtype=torch.float64, device=latent.device)
     ramp_x, ramp_y = (torch.exp(-(((place - middle) / tile) ** 2) / 0.02) for middle in (middle_x, middle_y))
     window = torch.outer(ramp_y, ramp_x)

@@ -1,16 +1,16 @@
-"""S3Diff, the restorer's ancestor and the baseline of the paper's Table 5 (arXiv 2409.17058).
+"""S3Diff, which the restorer is derived from; the baseline of the paper's Table 5 (arXiv 2409.17058).
 
-The same base, layers and ranks as `OneStepRestorer`; instead of tokens in the context, two degradation scores of
-the image turn every LoRA layer: between its two factors stands an r x r matrix made from the scores and from the
-number of the layer's block. Written after the released code, so that its weights give its images.
+The same base, layers and ranks as `OneStepRestorer`. In place of tokens in the context, two degradation scores of the
+image modulate every LoRA layer: an r x r matrix, computed from the scores and the index of the layer's block, stands
+between its two factors. Equal to the released code for the released weights.
 
-B images, r the LoRA's rank. Images come and go as RGB in [0, 1].
+B images, r the LoRA's rank. Images are RGB in [0, 1].
 """
 
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,38 +26,38 @@ from face2scene.image_io.arrays import pad_to_multiple
 from face2scene.models.restorer import lora
 from face2scene.models.restorer.acceleration import run_with_fp32_fallback
 from face2scene.models.restorer.base_model import DiffusionBase, per_sample_noise, predict_x0
-from face2scene.models.restorer.restorer_base import RestorerBase
-from face2scene.models.restorer.tiling import TilePlan
+from face2scene.models.restorer.restorer_base import MEMORY_ADVICE, RestorerBase
+from face2scene.models.restorer.tiling import TilePlan, network_in_tiles
 from face2scene.models.s3diff.degradation_scores import ScoreNet
 from face2scene.models.s3diff.latent_tiles import in_latent_tiles
 from face2scene.models.s3diff.modulation import Modulation, modulated, unet_block, vae_block
-from face2scene.models.s3diff.tiles import restore_whole_tiles
 
 log = logging.getLogger(__name__)
 POSITIVE = "A high-resolution, 8K, ultra-realistic image with sharp focus, vibrant colors, and natural lighting."
 NEGATIVE = "oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, oversmooth"
 VAE_BLOCKS, UNET_BLOCKS = 6, 10  # down 0 to 3, middle, (up 0 to 3,) the rest: fixed in the released weights
-MULTIPLE = 64  # pixels; S3Diff pads to this whatever the base
+MULTIPLE = 64  # pixels; S3Diff pads to this for every base
 
 
 class S3Diff(RestorerBase):
     """VAE encoder -> UNet once -> VAE decoder, with LoRAs that the image's degradation scores modulate.
 
-    Has the surface of `OneStepRestorer`, so that pipeline and training take either; `tokens` is empty here, because
-    the image itself is measured. Trained parts: both LoRAs, the UNet's first convolution, both modulations.
+    Has the interface of `OneStepRestorer`, for pipeline and training; `tokens` is empty, because the scores come from
+    the image itself. Trained parts: both LoRAs, the UNet's first convolution, both modulations.
 
     Args:
-        base: what `load_base` returned.
-        score_net: scores of the image; frozen unless `train_scores`.
+        base: from `load_base`.
+        score_net: degradation scores of an image; frozen unless `train_scores`.
         vae_rank, unet_rank, lora_alpha, timestep, prompts, guidance: the defaults are S3Diff's.
         latent_tile, latent_overlap: larger latents are predicted in overlapping tiles; S3Diff's numbers.
         posterior: what `restore` takes of the VAE's posterior, a `sample` as S3Diff does, or its `mean`.
-        start: of the modulations, see there.
+        start: of the modulations, see `Modulation`.
         train_scores: also train `score_net`; S3Diff does not.
     """
 
     kind = "s3diff"
     multiple = MULTIPLE
+    frequencies: Tensor  # (num_frequencies,)
 
     @model_files.recorded("base")
     def __init__(
@@ -90,32 +90,25 @@ class S3Diff(RestorerBase):
                 )
         if not 0 <= latent_overlap < latent_tile:
             raise ValueError(f"latent_overlap must be from 0 to less than latent_tile={latent_tile}: {latent_overlap}.")
-        if posterior not in ("sample", "mean"):
-            raise ValueError(f"restorer.adapters.posterior must be sample or mean, not {posterior!r}.")
-        self.vae, self.unet = base.vae, base.unet
+        self._set_base(base, prompts=prompts, timestep=timestep, guidance=guidance, posterior=posterior)
         self.score_net = score_net.requires_grad_(train_scores)
         vae_names = lora.add_lora(self.vae, vae_layers, rank=vae_rank, alpha=lora_alpha)
         unet_names = lora.add_lora(self.unet, unet_layers, rank=unet_rank, alpha=lora_alpha)
         self.vae_layers = {name: vae_block(name) for name in vae_names}
         self.unet_layers = {name: unet_block(name) for name in unet_names}
         self.unet.conv_in.requires_grad_(True)
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        self._trained_in_float32()
         waves = 4 * num_frequencies  # sine and cosine of two scores
         self.vae_modulation = Modulation(VAE_BLOCKS, vae_rank, waves=waves, start=start)
         self.unet_modulation = Modulation(UNET_BLOCKS, unet_rank, waves=waves, start=start)
         self.register_buffer("frequencies", torch.randn(num_frequencies))
-        self.register_buffer("text", base.encode_prompts(list(prompts)), persistent=False)  # (2, 77, D)
-        self.alpha = base.alphas[timestep].item()
-        self.prediction, self.clip = base.prediction, base.clip
-        self.timestep, self.guidance, self.posterior = timestep, guidance, posterior
+        self.clip = base.clip
         self.latent_tile, self.latent_overlap = latent_tile, latent_overlap
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         log.info("S3Diff: %.2f M weights trained, %d layers adapted.", trained / 1e6, len(vae_names + unet_names))
 
     def tokens(self, features: Tensor | None, batch: int, drop: Tensor | None = None) -> Tensor:
-        """No tokens (B, 0, D): where a `OneStepRestorer` listens to a face, this one measures the image."""
+        """No tokens (B, 0, D): degradation is estimated from the image and not from a face."""
         return self.text.new_zeros(batch, 0, self.text.shape[-1])
 
     def matrices(self, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,10 +127,10 @@ class S3Diff(RestorerBase):
         """One step without guidance, as in training.
 
         Args:
-            image: (B, 3, H, W) in [0, 1], sides multiples of what VAE and UNet halve.
+            image: (B, 3, H, W) in [0, 1], sides multiples of the total stride of VAE and UNet.
             tokens: not used; see `tokens`.
-            negative: (B,) bool, which images are prompted negatively; None is none of them.
-            seeds: (B,) int64, one per image, of the sample from the VAE's posterior; None does what `posterior` says.
+            negative: (B,) bool, which images get the negative prompt; None is none of them.
+            seeds: (B,) int64, one per image, of the sample from the VAE's posterior; None follows `posterior`.
 
         Returns:
             (B, 3, H, W), clamped to [0, 1], as S3Diff does in training too.
@@ -164,14 +157,14 @@ class S3Diff(RestorerBase):
     ) -> Tensor:
         """Restore images of any size as S3Diff's inference does, before its colour alignment.
 
-        Values that are not finite in half precision are computed again in float32, and the log says so.
+        A network whose output is not finite in half precision runs again in float32, with a warning.
 
         Args:
             image: (B, 3, H, W) in [0, 1].
             tokens: not used; see `tokens`.
             guidance: of classifier-free guidance; None is the model's own, 1 skips the negative prompt.
             scale: bilinear enlargement before the VAE; S3Diff's own use is 4.
-            scores: (B, 2); None measures `image`, before it is enlarged.
+            scores: (B, 2); None computes them from `image` before the enlargement.
             posterior: `sample` or `mean`; None is the model's own.
             seeds: (B,) int64, one per image, of the sample; None draws from torch's own generator, as S3Diff does.
 
@@ -180,7 +173,7 @@ class S3Diff(RestorerBase):
 
         Raises:
             FloatingPointError: not finite in float32 either.
-            torch.OutOfMemoryError: says which options lower the memory.
+            torch.OutOfMemoryError: the message names the options that lower the memory.
         """
         guidance = self.guidance if guidance is None else guidance
         vae_matrices, unet_matrices = self.matrices(self.score_net(image) if scores is None else scores)
@@ -199,13 +192,11 @@ class S3Diff(RestorerBase):
         def encode() -> Tensor:
             return self._draw(self._encode(padded, vae_matrices), posterior or self.posterior, seeds)
 
-        with explained("lower pipeline.tile, set guidance=1, or restore with a bf16 base"):
+        with explained(MEMORY_ADVICE):
             with self._autocast():
                 latent = run_with_fp32_fallback("VAE encoder", self.vae, encode)
-                tiles = {"tile": self.latent_tile, "overlap": self.latent_overlap}
-                prediction = run_with_fp32_fallback(
-                    "UNet", self.unet, lambda: in_latent_tiles(predict, latent, **tiles)
-                )
+                tiled = partial(in_latent_tiles, predict, latent, tile=self.latent_tile, overlap=self.latent_overlap)
+                prediction = run_with_fp32_fallback("UNet", self.unet, tiled)
             output = run_with_fp32_fallback("VAE decoder", self.vae, lambda: self._decode(latent, prediction))
         return _image(output)[..., :height, :width].float()
 
@@ -221,27 +212,29 @@ class S3Diff(RestorerBase):
         offload: bool = False,
         progress: Progress | None = None,
     ) -> Iterator[Tensor]:
-        """See `RestorerBase`; everything is done again for each guidance, as the UNet's calls are kept as released.
+        """See `RestorerBase`; each tile is restored with the scores of the whole image.
 
-        `tokens_at` and `offload` are not used: the image itself is measured, and each tile takes all networks.
+        Every guidance is a run of its own, with the UNet's calls as released. `tokens_at` and `offload` are not used:
+        scores come from the image, and each tile takes all networks.
         """
         padded, (height, width) = pad_to_multiple(image, plan.unit)
+        scores = None
+        if len(plan.boxes) > 1:  # mean over the squares that represent the image, see `strata`
+            squares = plan.squares(padded)
+            parts = torch.cat([padded[..., y0:y1, x0:x1] for x0, y0, x1, y1 in (square.box for square in squares)])
+            shares = torch.tensor([[square.share] for square in squares], device=device)
+            with torch.inference_mode():
+                scores = (self.score_net(parts.to(device)) * shares).sum(0, keepdim=True)
         for guidance in guidances:
 
-            def restore(part: Tensor, scores: Tensor | None, guidance: float = guidance) -> Tensor:
+            def restore(part: Tensor, _: list[Box], guidance: float = guidance) -> Tensor:
                 return self.restore(part, guidance=guidance, scores=scores, seeds=torch.full((len(part),), seed))
 
-            output = restore_whole_tiles(restore, self.score_net, padded, plan, device=device, progress=progress)
+            output = network_in_tiles("restoring", nn.Identity(), restore, padded, plan, device, progress)
             yield output[..., :height, :width]
 
-    def _autocast(self) -> AbstractContextManager:
-        # what is trained stays float32 on a half-precision base
-        dtype = self.unet.time_embedding.linear_1.weight.dtype
-        half = dtype in (torch.bfloat16, torch.float16)
-        return torch.autocast(self.frequencies.device.type, dtype) if half else nullcontext()
-
     def _encode(self, image: Tensor, matrices: Tensor) -> DiagonalGaussianDistribution:
-        image = (image * 2 - 1).clamp(-1, 1).to(self.vae.decoder.conv_in.weight.dtype)
+        image = (image * 2 - 1).clamp(-1, 1).to(self.vae_dtype)
         with modulated(self.vae, self.vae_layers, matrices):
             return self.vae.encode(image).latent_dist
 
@@ -255,7 +248,7 @@ class S3Diff(RestorerBase):
         return latent * self.vae.config.scaling_factor
 
     def _predict(self, latent: Tensor, text: Tensor, matrices: Tensor) -> Tensor:
-        dtype = self.unet.time_embedding.linear_1.weight.dtype
+        dtype = self.unet_dtype
         with modulated(self.unet, self.unet_layers, matrices):
             return self.unet(latent.to(dtype), self.timestep, encoder_hidden_states=text.to(dtype)).sample
 
@@ -263,15 +256,11 @@ class S3Diff(RestorerBase):
         clean = predict_x0(latent, prediction, self.alpha, self.prediction)
         if self.clip is not None:
             clean = clean.clamp(-self.clip, self.clip)
-        scaled = (clean / self.vae.config.scaling_factor).to(self.vae.decoder.conv_in.weight.dtype)
+        scaled = (clean / self.vae.config.scaling_factor).to(self.vae_dtype)
         return self.vae.decode(scaled).sample  # not clamped yet: that would hide an overflow
 
     def save(self, path: str | Path, *, about: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
-        """Write every part that is not the base's into one safetensors file whose header rebuilds the model.
-
-        Args:
-            dtype: of LoRA and conv_in; the modulations start at 1e-5 and stay float32.
-        """
+        """See `RestorerBase`; the modulations, which start at 1e-5, stay float32."""
         tensors = {
             name: t.to(dtype) if name.startswith(("vae.", "unet.")) and dtype else t
             for name, t in self._stored().items()
@@ -290,15 +279,15 @@ class S3Diff(RestorerBase):
         }
 
     def unfreeze(self) -> "S3Diff":
-        """Make the trained parts trainable again, to go on from a file."""
+        """Make the trained parts trainable again, to continue from a file."""
         own = self._stored().keys()
         for name, parameter in self.named_parameters():
-            measuring = name.startswith("score_net.") and not self.config["train_scores"]
-            parameter.requires_grad_(name in own and not measuring)
+            frozen = name.startswith("score_net.") and not self.config["train_scores"]
+            parameter.requires_grad_(name in own and not frozen)
         return self.train()
 
     def merged(self, dtype: torch.dtype | None = None) -> "S3Diff":
-        """The model for inference; its LoRAs stay apart, because every image turns them differently.
+        """The model for inference; LoRAs are not merged, because every image modulates them differently.
 
         Args:
             dtype: of the base; None leaves it. LoRAs and conv_in stay float32 and run under autocast.
@@ -315,7 +304,7 @@ def _image(output: Tensor) -> Tensor:
 
 
 class NoFaDeX(nn.Module):
-    """In FaDeX's place where S3Diff is trained: it asks no face."""
+    """Stands in for FaDeX where S3Diff is trained, which uses no face."""
 
     def forward(self, restored: Tensor, degraded: Tensor) -> None:
         return None

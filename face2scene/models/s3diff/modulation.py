@@ -1,4 +1,4 @@
-"""What stands between the two factors of S3Diff's LoRA layers: an r x r matrix per image and block.
+"""The modulation of S3Diff's LoRA layers: an r x r matrix per image and block between their two factors.
 
 B images, r the LoRA's rank, K blocks, F frequencies.
 """
@@ -14,11 +14,11 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Modulation(nn.Module):
-    """Matrices (B, K, r, r), one per image and block, from the waves (B, 4 F) of its two scores.
+    """Matrices (B, K, r, r), one per image and block, from the Fourier features (B, 4 F) of its two scores.
 
     Args:
-        start: `near_zero` is S3Diff's, with all weights scaled by 1e-5: its LoRAs wake up slowly. `identity` adds the
-            unit matrix, so that a fresh model is plain LoRA (ours, for short trainings).
+        start: `near_zero` is S3Diff's, with all weights scaled by 1e-5, from which training starts slowly. `identity`
+            adds the unit matrix, so that an untrained model is plain LoRA (ours, for short trainings).
     """
 
     def __init__(self, blocks: int, rank: int, *, waves: int, start: Literal["near_zero", "identity"] = "near_zero"):
@@ -30,7 +30,9 @@ class Modulation(nn.Module):
         self.block = nn.Sequential(nn.Linear(64, 64), nn.ReLU())
         self.fuse = nn.Linear(256 + 64, rank**2)
         self.embedding = nn.Embedding(blocks, 64)
-        for layer in (self.scores[0], self.block[0], self.fuse):
+        for layer in (m for part in (self.scores, self.block, self.fuse) for m in part.modules()):
+            if not isinstance(layer, nn.Linear):
+                continue
             nn.init.kaiming_normal_(layer.weight)
             nn.init.zeros_(layer.bias)
             layer.weight.data *= 1e-5
@@ -46,13 +48,13 @@ class Modulation(nn.Module):
 
 
 def vae_block(layer: str) -> int:
-    """Number of the block that a layer of the VAE's encoder is in: down 0 to 3, middle 4, first and last layer 5."""
+    """Index of the block of a layer of the VAE's encoder: down 0 to 3, middle 4, first and last layer 5."""
     _, block, *rest = layer.split(".")
     return int(rest[0]) if block == "down_blocks" else 4 if block == "mid_block" else 5
 
 
 def unet_block(layer: str) -> int:
-    """Number of the block that a layer of the UNet is in: down 0 to 3, middle 4, up 5 to 8, last layer 9."""
+    """Index of the block of a layer of the UNet: down 0 to 3, middle 4, up 5 to 8, last layer 9."""
     block, *rest = layer.split(".")
     if block in ("down_blocks", "up_blocks"):
         return int(rest[0]) + (5 if block == "up_blocks" else 0)
@@ -60,11 +62,13 @@ def unet_block(layer: str) -> int:
 
 
 @contextmanager
-def modulated(network: nn.Module, blocks: Mapping[str, int], matrices: Tensor) -> Iterator[None]:
-    """Inside, every LoRA layer named in `blocks` multiplies by its block's matrix; afterwards it is plain again.
+def modulated(network: Any, blocks: Mapping[str, int], matrices: Tensor) -> Iterator[None]:
+    """Inside, the output of every LoRA layer's first factor is multiplied by its block's matrix.
 
     Args:
-        matrices: (B, K, r, r), for exactly the batch that the network is called with.
+        network: of diffusers, with LoRA adapters.
+        blocks: index of the block, by the layer's name.
+        matrices: (B, K, r, r), for the batch that the network is called with.
     """
     handles = [
         network.get_submodule(f"{layer}.lora_A.default").register_forward_hook(
@@ -73,7 +77,7 @@ def modulated(network: nn.Module, blocks: Mapping[str, int], matrices: Tensor) -
         for layer, block in blocks.items()
     ]
     recomputing = torch.is_grad_enabled() and network.is_gradient_checkpointing
-    if recomputing:  # a block that is computed again, after the end of this context, gets the matrices it had
+    if recomputing:  # recomputation happens after the end of this context and needs the same matrices
         network.enable_gradient_checkpointing(partial(_checkpointed, partial(modulated, network, blocks, matrices)))
     try:
         yield
@@ -84,8 +88,8 @@ def modulated(network: nn.Module, blocks: Mapping[str, int], matrices: Tensor) -
             network.enable_gradient_checkpointing()
 
 
-def _checkpointed(again: Callable[[], AbstractContextManager], block: Callable, *args: Any) -> Any:
-    return checkpoint(block, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+def _checkpointed(context: Callable[[], AbstractContextManager], block: Callable, *args: Any) -> Any:
+    return checkpoint(block, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), context()))
 
 
 def _multiply(_: nn.Module, __: Any, output: Tensor, *, matrix: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""FaceMe's identity tokens: what a reference photo becomes in the prompt.
+"""FaceMe's identity tokens, one per reference photo.
 
-A reference gives two descriptions: PhotoMaker's encoder looks at the face crop (CLIP ViT-L/14 with the projections of
-both SDXL text encoders side by side, 768 + 1280 numbers), ArcFace gives 512 numbers of unit length. A small network
-mixes them into one token of the width of SDXL's prompt, and the tokens of all references take the place of the word
-"face". Parameter names are those of the released files (modyu-liu/FaceMe, TencentARC/PhotoMaker).
+A reference has two features: PhotoMaker's encoding of the face crop (CLIP ViT-L/14 with the projections of both SDXL
+text encoders concatenated, 768 + 1280 numbers) and ArcFace's unit vector of 512 numbers. A small network mixes them
+into one token of SDXL's prompt width; the tokens of all references replace the word "face" of the prompt. Parameter
+names are those of the released files (modyu-liu/FaceMe, TencentARC/PhotoMaker).
 """
 
 import pickle
@@ -20,7 +20,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from face2scene.common.model_files import fit
 
-# Pixels of CLIP's image tower: mean and spread per channel, RGB in [0, 1].
+# CLIP's mean and standard deviation per channel, RGB in [0, 1].
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 VIT_L_14 = {
     "hidden_size": 1024,
@@ -33,7 +33,7 @@ VIT_L_14 = {
 
 
 class TransformerBlock(nn.Module):
-    """LayerNorm, two linear layers with GELU between them, and the input added where its width is kept."""
+    """LayerNorm and two linear layers with GELU between them, with a residual where the width is kept."""
 
     def __init__(self, width_in: int, width_out: int, *, residual: bool):
         super().__init__()
@@ -48,7 +48,7 @@ class TransformerBlock(nn.Module):
 
 
 class IdentityLift(nn.Module):
-    """ArcFace's numbers to four times as many, by two doublings."""
+    """ArcFace's vector to four times its width, in two doublings."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -62,7 +62,7 @@ class IdentityLift(nn.Module):
 
 
 class Mix(nn.Module):
-    """One prompt token from the two descriptions of one reference.
+    """One prompt token from the two features of one reference.
 
     Args:
         width: of the prompt; FaceMe's is SDXL's 2048.
@@ -73,7 +73,7 @@ class Mix(nn.Module):
         super().__init__()
         if 4 * identity != width:
             raise ValueError(
-                f"The mixer lifts the identity to four times its length: {identity} does not make {width}."
+                f"The mixer expands the identity to four times its length: {identity} does not give {width}."
             )
         self.pro_id = IdentityLift(identity)
         self.mlp1 = TransformerBlock(2 * width, width, residual=False)
@@ -86,10 +86,10 @@ class Mix(nn.Module):
 
 
 class IDEncoder(CLIPVisionModelWithProjection):
-    """PhotoMaker v1's image tower without its fuse module, which FaceMe replaces by `Mix`.
+    """PhotoMaker v1's image encoder without its fuse module, which FaceMe replaces by `Mix`.
 
     Args:
-        config: of the tower; None is the released one (ViT-L/14).
+        config: None is the released one (ViT-L/14).
         second: width of the second projection, the second text encoder's.
     """
 
@@ -98,18 +98,19 @@ class IDEncoder(CLIPVisionModelWithProjection):
         self.visual_projection_2 = nn.Linear(self.config.hidden_size, second, bias=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Face crops (N, 3, s, s) as `clip_pixels` makes them to (N, 768 + 1280)."""
+        """Face crops (N, 3, s, s) of `clip_pixels` to (N, 768 + 1280)."""
         pooled = self.vision_model(pixel_values=pixels).pooler_output
         return torch.cat([self.visual_projection(pooled), self.visual_projection_2(pooled)], dim=-1)
 
 
 def clip_pixels(image: np.ndarray, box: tuple[float, float, float, float], size: int = 224) -> Tensor:
-    """The face of a uint8 image (H, W, 3) as CLIP's tower wants it: (3, size, size).
+    """The face of a uint8 image (H, W, 3) as CLIP's input (3, size, size).
 
-    The box is rounded to whole pixels and may reach out of the image, which is black there; the shorter side is
-    brought to `size` by Pillow's bicubic filter and the middle is cut out, as CLIP's own processor does.
+    The box is rounded to pixels and padded with black outside the image; the shorter side is resized to `size` with
+    Pillow's bicubic filter and the centre cropped, as CLIP's own processor does.
     """
-    face = Image.fromarray(image).crop(tuple(round(float(v)) for v in box))
+    x0, y0, x1, y1 = (round(float(v)) for v in box)
+    face = Image.fromarray(image).crop((x0, y0, x1, y1))
     width, height = face.size
     if min(width, height) < 1:
         raise ValueError(f"The face box {tuple(box)} is empty.")
@@ -119,12 +120,12 @@ def clip_pixels(image: np.ndarray, box: tuple[float, float, float, float], size:
         face = face.resize((int(size * width / height), size), Image.Resampling.BICUBIC)
     left, top = (face.width - size) // 2, (face.height - size) // 2
     pixels = np.asarray(face.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
-    pixels = (pixels - np.float32(_CLIP_MEAN)) / np.float32(_CLIP_STD)
+    pixels = (pixels - np.array(_CLIP_MEAN, np.float32)) / np.array(_CLIP_STD, np.float32)
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def insert_tokens(prompt: Tensor, place: int, tokens: Tensor) -> Tensor:
-    """Put N tokens (N, D) where the prompt (L, D) has its word at `place`, and cut to L: what follows moves back."""
+    """Replace the token at `place` of a prompt (L, D) by N tokens (N, D), and truncate to L."""
     return torch.cat([prompt[:place], tokens.to(prompt), prompt[place + 1 :]])[: len(prompt)]
 
 
@@ -135,7 +136,7 @@ def load_mix(path: str | Path, mix: Mix | None = None) -> Mix:
     """Read `mix.safetensors`.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; degraded; other names or shapes than FaceMe's.
+        FileNotFoundError, ValueError: no such file; corrupt; other names or shapes than FaceMe's.
     """
     path, mix = Path(path), mix or Mix()
     if not path.is_file():
@@ -149,11 +150,10 @@ def load_mix(path: str | Path, mix: Mix | None = None) -> Mix:
 
 
 def read_photomaker(path: str | Path) -> dict[str, dict[str, Tensor]]:
-    """Read PhotoMaker v1: `photomaker-v1.safetensors` of the catalogue, or the released `photomaker-v1.bin` (a pickle,
-    unpickled as tensors only).
+    """Read PhotoMaker v1: the catalogue's `photomaker-v1.safetensors` or the released `photomaker-v1.bin` (a pickle).
 
     Returns:
-        `id_encoder` and `lora_weights`, each by its own names.
+        `id_encoder` and `lora_weights`, each by name.
 
     Raises:
         FileNotFoundError, ValueError: no such file; not a checkpoint of tensors; a part is missing.
@@ -184,8 +184,8 @@ def load_id_encoder(
     """Fill the encoder from the `id_encoder` part of PhotoMaker v1.
 
     Raises:
-        ValueError: names missing or unknown, or shapes that differ; the fuse module and the position numbers that
-            old versions stored are passed over.
+        ValueError: missing or unknown names, or other shapes; the fuse module and the position ids of old versions
+            are skipped.
     """
     encoder = encoder or IDEncoder()
     wanted = {
@@ -198,13 +198,13 @@ def load_id_encoder(
 
 
 def apply_photomaker_lora(unet: nn.Module, lora: Mapping[str, Tensor], *, source: str | Path) -> int:
-    """Add PhotoMaker's attention LoRA (rank 64, scale 1) to the UNet's weights; the count of changed layers.
+    """Add PhotoMaker's attention LoRA (rank 64, scale 1) to the UNet's weights; the number of changed layers.
 
-    An experiment and not FaceMe: the released training and inference code both look for names that the file does not
-    hold, so its weights were trained with, and expect, the bare UNet.
+    An experiment and not FaceMe: the released training and inference code look for names that the file does not have,
+    so its weights were trained with the UNet alone.
 
     Raises:
-        ValueError: a name that the UNet has no layer for, half a pair, or a shape that differs.
+        ValueError: a name without a layer in the UNet, half a pair, or another shape.
     """
     pairs: dict[str, dict[str, Tensor]] = {}
     for name, tensor in lora.items():

@@ -1,4 +1,4 @@
-"""FaceMe's released files: what is in them, compared by name and shape before a weight is read."""
+"""FaceMe's released files, validated by tensor names and shapes before weights are read."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from face2scene.common.files import read_json
-from face2scene.ref_fr.faceme import id_encoder as faceme_id
+from face2scene.ref_fr.faceme import id_encoder as identity
 from face2scene.ref_fr.faceme.id_encoder import IDEncoder, Mix
-from face2scene.ref_fr.faceme.references import Antelope, Describer
+from face2scene.ref_fr.faceme.references import Antelope, ReferenceEncoder
 
 log = logging.getLogger(__name__)
 CLIP_VOCABULARY = 49408
@@ -23,7 +23,7 @@ CLIP_VOCABULARY = 49408
 
 @dataclass(frozen=True, eq=False)
 class TextPrompt:
-    """The two prompts through both text encoders of SDXL."""
+    """The two prompts, encoded by both text encoders of SDXL."""
 
     positive: Tensor  # (L, D)
     pooled: Tensor  # (P,)
@@ -34,7 +34,7 @@ class TextPrompt:
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """Everything that FaceMe is made of, on the CPU."""
+    """FaceMe's networks, on the CPU, with its encoded prompt and scheduler."""
 
     vae: AutoencoderKL
     unet: UNet2DConditionModel
@@ -43,7 +43,7 @@ class Parts:
     mix: Mix
     prompt: TextPrompt
     schedule: dict[str, Any]  # the base model's scheduler_config.json
-    describer: Describer
+    reference_encoder: ReferenceEncoder
 
 
 def load_released(
@@ -59,23 +59,23 @@ def load_released(
 ) -> Parts:
     """Read the released files; see `FaceMe.released`.
 
-    Weights are read in the type that they will work in, so that a file of that type is mapped and not copied.
+    Weights are read in their final dtype, so that a file of that dtype is mapped and not copied.
 
     Args:
         places: `base`, `controlnet`, `mix`, `photomaker`.
 
     Raises:
-        FileNotFoundError, ValueError: names the file, the tensor and the option.
+        FileNotFoundError, ValueError: with the file, the tensor and the option.
     """
     found = places["base"]
-    mix = faceme_id.load_mix(places["mix"])
-    photomaker = faceme_id.read_photomaker(places["photomaker"])
-    id_encoder = faceme_id.load_id_encoder(photomaker["id_encoder"], source=places["photomaker"])
+    mix = identity.load_mix(places["mix"])
+    photomaker = identity.read_photomaker(places["photomaker"])
+    id_encoder = identity.load_id_encoder(photomaker["id_encoder"], source=places["photomaker"])
     controlnet = load_network(ControlNetModel, places["controlnet"], "controlnet", dtype)
     unet = load_network(UNet2DConditionModel, found / "unet", "base", dtype)
     vae = load_network(AutoencoderKL, found / "vae", "base", vae_dtype)
     if photomaker_lora:
-        changed = faceme_id.apply_photomaker_lora(unet, photomaker["lora_weights"], source=places["photomaker"])
+        changed = identity.apply_photomaker_lora(unet, photomaker["lora_weights"], source=places["photomaker"])
         log.warning(
             "PhotoMaker's LoRA was added to %d layers: an experiment, the released FaceMe runs without.", changed
         )
@@ -84,8 +84,8 @@ def load_released(
     return Parts(vae, unet, controlnet, id_encoder, mix, prompts, schedule, Antelope(antelope))
 
 
-def load_network(kind: type, folder: Path, option: str, dtype: torch.dtype = torch.float32) -> Any:
-    """Read one network of diffusers' layout.
+def load_network(kind: Any, folder: Path, option: str, dtype: torch.dtype = torch.float32) -> Any:
+    """Read a network `kind` of diffusers' layout.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing; a tensor is missing, unknown or of another shape.
@@ -95,20 +95,19 @@ def load_network(kind: type, folder: Path, option: str, dtype: torch.dtype = tor
     return kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True).eval().requires_grad_(False)
 
 
-def load_text_encoder(kind: type, folder: Path) -> Any:
-    """Read one text encoder of transformers' layout, in float32.
+def load_text_encoder(kind: Any, folder: Path) -> Any:
+    """Read a text encoder `kind` of transformers' layout, in float32.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_network`. Left to itself, transformers fills what a file lacks with
-            random numbers.
+        FileNotFoundError, ValueError: see `load_network`; transformers alone would fill missing tensors at random.
     """
     _there(folder / "config.json", "base")
     with torch.device("meta"):
         network = kind(CLIPTextConfig.from_pretrained(folder))
-    own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    own = network.state_dict().keys()
 
     def named(name: str) -> str | None:
-        # the file's names begin with text_model, of which transformers 5 dropped one; old files store positions
+        # transformers 5 dropped the files' prefix text_model; old files have position ids
         return None if name.endswith("position_ids") else name if name in own else name.removeprefix("text_model.")
 
     compare(network, folder, "model", named)
@@ -123,13 +122,13 @@ def _there(file: Path, option: str) -> Path:
     return file
 
 
-def compare_headers(kind: type, folder: Path) -> None:
-    """Compare the safetensors headers of a folder of diffusers' layout with the network that its config describes.
+def compare_headers(kind: Any, folder: Path) -> None:
+    """Compare the safetensors headers of a folder of diffusers' layout with the network of its config.
 
-    Costs no memory: the network is built on the meta device and no weight is read.
+    Without memory for weights: the network is on the meta device, and only headers are read.
 
     Raises:
-        FileNotFoundError, ValueError: which file, which tensor.
+        FileNotFoundError, ValueError: with the file and the tensor.
     """
     with torch.device("meta"):
         network = kind.from_config(kind.load_config(folder, local_files_only=True))
@@ -137,14 +136,14 @@ def compare_headers(kind: type, folder: Path) -> None:
 
 
 def compare(network: nn.Module, folder: Path, stem: str, named: Callable[[str], str | None]) -> None:
-    """Compare names and shapes of a folder's files with a network on the meta device.
+    """Compare tensor names and shapes of a folder's files with a network on the meta device.
 
     Args:
-        stem: of the files; others, such as half-precision variants, are not looked at.
-        named: the network's name of a file's tensor; None is passed over.
+        stem: of the files; others, such as half-precision variants, are ignored.
+        named: from a file's tensor name to the network's; None skips the tensor.
 
     Raises:
-        FileNotFoundError, ValueError: which file, which tensor.
+        FileNotFoundError, ValueError: with the file and the tensor.
     """
     # one file, or shards such as STEM-00001-of-00002.safetensors
     files = sorted([*folder.glob(f"{stem}.safetensors"), *folder.glob(f"{stem}-*-of-*.safetensors")])
@@ -175,7 +174,7 @@ def compare(network: nn.Module, folder: Path, stem: str, named: Callable[[str], 
 
 
 def _renamed(name: str) -> str:
-    # VAE files of before 2023 name their attention's layers so; diffusers renames them while loading.
+    # Attention layers of VAE files before 2023; diffusers renames them on loading.
     for old, new in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}.items():
         if ".attentions." in name:
             name = name.replace(f".{old}.", f".{new}.")
@@ -183,11 +182,11 @@ def _renamed(name: str) -> str:
 
 
 def encode_prompts(found: Path, *, prompt: str, negative: str, word: str) -> TextPrompt:
-    """Both prompts through both text encoders, in float32 on the CPU; the encoders are not kept.
+    """Encode both prompts with both text encoders, in float32 on the CPU; the encoders are then dropped.
 
     Raises:
-        FileNotFoundError, ValueError: a text encoder or tokenizer is missing, empty or partial; the word is not in
-            the prompt, or is more than one token.
+        FileNotFoundError, ValueError: a text encoder or tokenizer is missing or incomplete; the word is not one token
+            of the prompt.
     """
     encoders = [
         load_text_encoder(CLIPTextModel, found / "text_encoder"),
@@ -211,19 +210,16 @@ def encode_prompts(found: Path, *, prompt: str, negative: str, word: str) -> Tex
 def encode_with(
     tokenizers: Sequence[Any], encoders: Sequence[Any], *, prompt: str, negative: str, word: str
 ) -> TextPrompt:
-    """See `encode_prompts`. The second to last layer of both, side by side; the pooled vector of the second."""
+    """See `encode_prompts`: second-to-last hidden states of both encoders, concatenated; the second's pooled vector."""
     found = []
     for text in (prompt, negative):
-        columns, pooled, ids = [], None, None
+        ids, outputs = [], []
         for tokenizer, encoder in zip(tokenizers, encoders, strict=True):
-            given = tokenizer(
-                text, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-            ).input_ids
-            ids = given if ids is None else ids
-            output = encoder.eval()(given, output_hidden_states=True)
-            columns.append(output.hidden_states[-2][0])
-            pooled = getattr(output, "text_embeds", None)
-        found.append((torch.cat(columns, dim=-1).float(), pooled[0].float(), ids[0]))
+            limit = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+            ids.append(tokenizer(text, return_tensors="pt", **limit).input_ids)
+            outputs.append(encoder.eval()(ids[-1], output_hidden_states=True))
+        hidden = torch.cat([output.hidden_states[-2][0] for output in outputs], dim=-1)
+        found.append((hidden.float(), outputs[-1].text_embeds[0].float(), ids[0][0]))
     token = tokenizers[0](word, add_special_tokens=False).input_ids
     places = (found[0][2] == token[0]).nonzero().flatten().tolist()
     if len(token) != 1 or not places:

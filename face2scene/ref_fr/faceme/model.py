@@ -1,15 +1,16 @@
-"""FaceMe (Liu et al., AAAI 2025), the paper's Stage I: SDXL with a ControlNet that sees the degraded face and a prompt
-that holds the person's references.
+"""FaceMe (Liu et al., AAAI 2025), the paper's Stage I: SDXL with a ControlNet on the degraded face and identity tokens
+of the person's references in the prompt.
 
-Written from the released code's behaviour (modyu-liu/FaceMe) for its released weights, whatever that behaviour is:
-control in [-1, 1], start from the face's own latent under the noise of t = 999, DDPM, guidance 5, the negative prompt
-with the plain word, no PhotoMaker LoRA. What differs is around it: models are loaded once for any number of people,
-faces go in batches, every draw belongs to its face, and the VAE may run in float32.
+Follows the released code (modyu-liu/FaceMe) for its released weights: control in [-1, 1], start from the face's latent
+with the noise of t = 999, DDPM, guidance 5, the negative prompt with the unreplaced word, no PhotoMaker LoRA. Unlike
+there, models are loaded once for any number of people, faces are batched, every face has its own random generator, and
+the VAE may run in float32.
 """
 
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -25,48 +26,47 @@ from face2scene.assets.catalogue import WeightsError
 from face2scene.common.reproducibility import seed_from
 from face2scene.image_io.arrays import align_colour
 from face2scene.ref_fr import base
-from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, StageOneFailure, in_bytes
+from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, RestorerUnavailableError, in_bytes
 from face2scene.ref_fr.faceme import id_encoder, loading, references
 from face2scene.ref_fr.faceme.id_encoder import insert_tokens
 from face2scene.ref_fr.faceme.loading import Parts, load_released
 from face2scene.ref_fr.faceme.references import Antelope, ReferenceCache, choose, describe
 from face2scene.ref_fr.fingerprint import code_version, digest, files_version, resolve_path
 
-# All of them work on latents whose variance is kept, as the noised start is; Euler's kind does not.
+# Schedulers of the variance-preserving form, as the start latent's noise; Euler's have another.
 SCHEDULERS = {
     "ddpm": "DDPMScheduler",
     "ddim": "DDIMScheduler",
     "dpmpp": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
-START = 999  # timestep of the noise on the start latent, whatever the first step is
+START = 999  # timestep of the start latent's noise, for every schedule
 
 
 class FaceMe(AlignedRefFR):
-    """FaceMe at the door of Stage I.
+    """FaceMe as a `RefFR`.
 
-    What comes out follows from the face, the references and the settings alone: noise is drawn from a generator of
-    the face's own (seed and pixels), on the CPU, so that order, batch and device change nothing but rounding.
+    The result depends on the face, the references and the settings alone: every face has its own generator (of seed and
+    pixels), on the CPU, so that order, batch and device change only rounding.
 
     Args:
-        load: makes the parts from `dtype` and `vae_dtype`; called once, at the first face. What it cannot find is the
-            reason in the restoration log.
-        weights_version: hex digest of all weights, for caches; called when one is used.
+        load: returns the parts for `dtype` and `vae_dtype`; called once, at the first face.
+        weights_version: returns a digest of all weights, for the cache's fingerprint.
         steps: of the scheduler, 1 to 1000; the released code's is 50.
         scheduler: `ddpm` (the released code's), `ddim`, `dpmpp` or `unipc`.
-        spacing: `leading`, `trailing` or `linspace`; None is what the base model's file says.
+        spacing: `leading`, `trailing` or `linspace`; None is the base model's.
         guidance: scale of classifier-free guidance.
         control: scale of the ControlNet's residuals.
-        colour: alignment with the degraded face, see `images.align_colour`.
-        max_references: the best so many are used; training showed one to four.
-        same_person: cosine of two ArcFace identities from which they count as one person (ours).
+        colour: alignment with the degraded face, see `arrays.align_colour`.
+        max_references: number of references used, the best ones; trained with one to four.
+        same_person: minimum cosine of two ArcFace identities of one person (ours).
         size: side of the aligned face in pixels, 512 in the released code.
         batch: faces in one pass.
         dtype: of UNet, ControlNet and identity networks, such as `float16`; None is float16 on CUDA, else float32.
         vae_dtype: of the VAE; float16 overflows in SDXL's.
-        offload: keep only the part at work on the device: slower, and the VAE and the identity networks take no room.
+        offload: keep a network on the device only while it runs: slower, with less memory.
         device: None is CUDA where there is one.
-        seed: of everything drawn.
+        seed: of all noise.
 
     Raises:
         ValueError: a setting outside its range.
@@ -116,7 +116,7 @@ class FaceMe(AlignedRefFR):
         self.dtype = getattr(torch, dtype) if dtype else torch.float16 if self.device.type == "cuda" else torch.float32
         self.vae_dtype = getattr(torch, vae_dtype)
         self._failure = ""
-        self._book = ReferenceCache()
+        self._references = ReferenceCache()
 
     @classmethod
     def released(
@@ -136,10 +136,10 @@ class FaceMe(AlignedRefFR):
         """The released weights, or others of the same shapes.
 
         Args:
-            base, controlnet, mix, photomaker: a folder or file, or a name of the weights catalogue and a path in it.
+            base, controlnet, mix, photomaker: a folder or file, or a name of the asset catalogue and a path in it.
             antelope: folder of antelopev2; None is the catalogue's.
-            photomaker_lora: an experiment, see `faceme_id.apply_photomaker_lora`; FaceMe never had it.
-            prompt, negative, word: the released code's; `word` is what the references replace.
+            photomaker_lora: an experiment, see `id_encoder.apply_photomaker_lora`; not part of FaceMe.
+            prompt, negative, word: the released code's; the references replace `word`.
             settings: of the constructor.
         """
         options = {"base": base, "controlnet": controlnet, "mix": mix, "photomaker": photomaker}
@@ -151,31 +151,30 @@ class FaceMe(AlignedRefFR):
 
         def version() -> str:
             places = [resolve_path(option, value) for option, value in options.items()]
-            seen = Antelope(antelope).version
-            return digest(*map(files_version, places), seen, str(photomaker_lora), json.dumps(texts))
+            encoder = Antelope(antelope).version
+            return digest(*map(files_version, places), encoder, str(photomaker_lora), json.dumps(texts))
 
         return cls(load, weights_version=version, **settings)
 
     @classmethod
     def tiny(cls, *, weights_seed: int = 0, **settings: Any) -> "FaceMe":
-        """Random networks of SDXL's shape, narrow enough for a CPU: the whole path without a weight."""
+        """Narrow random networks with SDXL's structure, for tests on a CPU."""
         from face2scene.ref_fr.faceme.tiny import tiny_parts
 
-        made = cls(lambda *types: tiny_parts(weights_seed), weights_version=lambda: f"tiny {weights_seed}", **settings)
-        made.name = "faceme_tiny"
-        return made
+        tiny = cls(lambda *types: tiny_parts(weights_seed), weights_version=lambda: f"tiny {weights_seed}", **settings)
+        tiny.name = "faceme_tiny"
+        return tiny
 
     @cached_property
     def fingerprint(self) -> str:
         names = ("steps", "scheduler", "spacing", "guidance", "control", "colour", "max_references", "same_person")
         settings = {name: getattr(self, name) for name in (*names, "size", "seed")}
         settings |= {"dtype": str(self.dtype), "vae_dtype": str(self.vae_dtype), "name": self.name}
-        modules = (base, loading, id_encoder, references, inspect.getmodule(FaceMe))
-        code = code_version(*modules, align_colour)
+        code = code_version(base, loading, id_encoder, references, sys.modules[__name__], align_colour)
         return digest(self._weights_version(), json.dumps(settings, sort_keys=True), code)
 
     def ready(self) -> None:
-        """Load the networks now."""
+        """See `AlignedRefFR`."""
         _ = self.parts
 
     @property
@@ -183,25 +182,25 @@ class FaceMe(AlignedRefFR):
         """The networks, loaded at the first call.
 
         Raises:
-            StageOneFailure: they cannot be; the same sentence at every call.
+            RestorerUnavailableError: they cannot be loaded; with the same message at every call.
         """
         if self._failure:
-            raise StageOneFailure(self._failure)
+            raise RestorerUnavailableError(self._failure)
         try:
             return self._parts
         except (OSError, ValueError, ModuleNotFoundError, WeightsError, torch.OutOfMemoryError) as error:
             self._failure = f"ref_fr={self.name} cannot be loaded: {error}"
-            raise StageOneFailure(self._failure) from error
+            raise RestorerUnavailableError(self._failure) from error
 
     @cached_property
     def _parts(self) -> Parts:
         parts = self._load(self.dtype, self.vae_dtype)
-        parts.describer.ready()
-        room = len(parts.prompt.positive) - parts.prompt.place
-        if self.max_references > room:
-            raise ValueError(f"ref_fr.max_references is {self.max_references} and the prompt has room for {room}.")
+        parts.reference_encoder.ready()
+        limit = len(parts.prompt.positive) - parts.prompt.place
+        if self.max_references > limit:
+            raise ValueError(f"ref_fr.max_references is {self.max_references} and the prompt has room for {limit}.")
         for network in (parts.unet, parts.controlnet, parts.id_encoder, parts.mix):
-            nn.Module.to(network, self.dtype)  # diffusers' own method warns of what it has nothing to warn of
+            nn.Module.to(network, self.dtype)  # diffusers' own method warns without need
         nn.Module.to(parts.vae, self.vae_dtype)
         if not self.offload:
             for network in (parts.unet, parts.controlnet, parts.id_encoder, parts.mix, parts.vae):
@@ -209,7 +208,7 @@ class FaceMe(AlignedRefFR):
         return parts
 
     @contextmanager
-    def _at_work(self, *networks: nn.Module) -> Iterator[None]:
+    def _on_device(self, *networks: nn.Module) -> Iterator[None]:
         if not self.offload:
             yield
             return
@@ -224,71 +223,72 @@ class FaceMe(AlignedRefFR):
     # --- references
 
     def reference_tokens(self, paths: Sequence[Path]) -> tuple[Tensor, tuple[str, ...]]:
-        """The chosen references of one person as prompt tokens (N, D) on the CPU, and notes for the restoration log.
+        """Prompt tokens (N, D) of the chosen references of one person, on the CPU, and notes for the restoration log.
 
         Raises:
             FaceRestorationError: no reference, none with a face, or a network is missing.
         """
         parts = self.parts
-        if new := self._book.unknown(paths):
-            with torch.inference_mode(), self._at_work(parts.id_encoder):
+        if new := self._references.missing(paths):
+            with torch.inference_mode(), self._on_device(parts.id_encoder):
                 for path in new:
-                    self._book.write(path, describe(path, parts.describer, self._looks))
-        chosen, notes = choose(paths, self._book.read(paths), most=self.max_references, same_person=self.same_person)
-        looks = torch.stack([one.looks for one in chosen]).to(self.device, self.dtype)
+                    self._references.write(path, describe(path, parts.reference_encoder, self._appearance))
+        described = self._references.read(paths)
+        chosen, notes = choose(paths, described, max_references=self.max_references, same_person=self.same_person)
+        appearance = torch.stack([one.appearance for one in chosen]).to(self.device, self.dtype)
         identities = torch.stack([torch.from_numpy(one.identity) for one in chosen]).to(self.device, self.dtype)
-        with torch.inference_mode(), self._at_work(parts.mix):
-            return parts.mix(looks, identities).float().cpu(), notes
+        with torch.inference_mode(), self._on_device(parts.mix):
+            return parts.mix(appearance, identities).float().cpu(), notes
 
-    def _looks(self, pixels: Tensor) -> Tensor:
-        # one reference at a time: a batch would round the others differently
+    def _appearance(self, pixels: Tensor) -> Tensor:
+        # one reference at a time, because rounding depends on the batch
         return self.parts.id_encoder(pixels[None].to(self.device, self.dtype))[0].cpu()
 
     # --- faces
 
     def restore_aligned(self, faces: Tensor, references: Sequence[Sequence[Path]]) -> list[RestoredFace]:
         if faces.shape[1:] != (3, self.size, self.size):
-            raise ValueError(f"FaceMe wants faces (B, 3, {self.size}, {self.size}), got {tuple(faces.shape)}.")
+            raise ValueError(f"FaceMe needs faces (B, 3, {self.size}, {self.size}), got {tuple(faces.shape)}.")
         people = [self.reference_tokens(paths) for paths in references]
         faces = in_bytes(faces).cpu()
-        made = []
+        restored: list[Tensor] = []
         for start in range(0, len(faces), self.batch):
             rows = slice(start, start + self.batch)
             try:
-                made += list(self._restore(faces[rows], [tokens for tokens, _ in people[rows]]))
+                restored += list(self._restore(faces[rows], [tokens for tokens, _ in people[rows]]))
             except torch.OutOfMemoryError as error:
-                raise StageOneFailure(
+                raise RestorerUnavailableError(
                     f"ref_fr={self.name} ran out of memory with {len(faces[rows])} face(s) at once: set "
                     "ref_fr.batch=1, ref_fr.dtype=float16 or ref_fr.offload=true"
                 ) from error
-        return [RestoredFace(image, notes) for image, (_, notes) in zip(made, people, strict=True)]
+        return [RestoredFace(image, notes) for image, (_, notes) in zip(restored, people, strict=True)]
 
     @torch.inference_mode()
     def _restore(self, faces: Tensor, tokens: Sequence[Tensor]) -> Tensor:
         parts = self.parts
         generators = [face_generator(self.seed, face) for face in faces]
         control = (faces * 2 - 1).to(self.device)
-        with self._at_work(parts.vae):
+        with self._on_device(parts.vae):
             latents = start_latents(parts.vae, control, self._schedule(), generators)
         prompts = torch.stack([insert_tokens(parts.prompt.positive, parts.prompt.place, one) for one in tokens])
-        with self._at_work(parts.unet, parts.controlnet):
+        with self._on_device(parts.unet, parts.controlnet):
             latents = self.denoise(latents, control, prompts, generators)
-        with self._at_work(parts.vae):
+        with self._on_device(parts.vae):
             scaled = (latents / parts.vae.config.scaling_factor).to(self.vae_dtype)
             images = parts.vae.decode(scaled).sample.float() / 2 + 0.5
         if not torch.isfinite(images).all():
-            raise StageOneFailure(
+            raise RestorerUnavailableError(
                 "FaceMe's networks gave NaN: set ref_fr.vae_dtype=float32, or ref_fr.dtype=bfloat16 in place of float16"
             )
         images = in_bytes(images)
-        if self.colour != "none":  # whose fractions the released program cuts off
+        if self.colour != "none":  # truncated to bytes, as released
             images = align_colour(images, faces.to(images), self.colour).mul(255).floor().div(255)
         return images.cpu()
 
     def _schedule(self) -> Any:
         kind = getattr(diffusers, SCHEDULERS[self.scheduler])
-        given = {"timestep_spacing": self.spacing} if self.spacing else {}
-        return kind.from_config(self.parts.schedule, **given)
+        options = {"timestep_spacing": self.spacing} if self.spacing else {}
+        return kind.from_config(self.parts.schedule, **options)
 
     def denoise(
         self,
@@ -299,14 +299,14 @@ class FaceMe(AlignedRefFR):
         *,
         until: int = 0,
     ) -> Tensor:
-        """The guided sampling.
+        """Sample with classifier-free guidance.
 
         Args:
             latents: (B, C, h, w) float32, noised.
             control: (B, 3, 8h, 8w) in [-1, 1].
             prompts: (B, L, D), references inserted.
             generators: one per face, for schedulers that add noise.
-            until: stop after so many steps; 0 is all of them.
+            until: number of steps; 0 is all.
         """
         parts, count = self.parts, len(latents)
         schedule = self._schedule()
@@ -320,48 +320,49 @@ class FaceMe(AlignedRefFR):
             "text_embeds": pooled.to(self.device, self.dtype),
             "time_ids": torch.tensor([[side, side, 0, 0, side, side]] * 2 * count).to(self.device, self.dtype),
         }
-        seen = torch.cat([control] * 2).to(self.dtype)
+        condition = torch.cat([control] * 2).to(self.dtype)
         for step, t in enumerate(schedule.timesteps):
-            given = torch.cat([schedule.scale_model_input(latents, t)] * 2).to(self.dtype)
+            noisy = torch.cat([schedule.scale_model_input(latents, t)] * 2).to(self.dtype)
             down, middle = parts.controlnet(
-                given,
+                noisy,
                 t,
                 encoder_hidden_states=both,
-                controlnet_cond=seen,
+                controlnet_cond=condition,
                 conditioning_scale=self.control,
                 added_cond_kwargs=added,
                 return_dict=False,
             )
             predicted = parts.unet(
-                given,
+                noisy,
                 t,
                 encoder_hidden_states=both,
                 added_cond_kwargs=added,
                 down_block_additional_residuals=down,
                 mid_block_additional_residual=middle,
             ).sample.float()
-            plain, guided = predicted.chunk(2)
-            latents = schedule.step(plain + self.guidance * (guided - plain), t, latents, **noise).prev_sample
+            negative, positive = predicted.chunk(2)
+            guided = negative + self.guidance * (positive - negative)
+            latents = schedule.step(guided, t, latents, **noise).prev_sample
             if step + 1 == until:
                 break
         return latents
 
 
 def face_generator(seed: int, face: Tensor) -> torch.Generator:
-    """The generator of one face (3, s, s): of `seed` and its pixels, on the CPU."""
+    """The CPU generator of a face (3, s, s), seeded by `seed` and its pixels."""
     digest = hashlib.sha256((face * 255).round().to(torch.uint8).numpy().tobytes()).hexdigest()
     return torch.Generator().manual_seed(seed_from(seed, "faceme", digest))
 
 
 def start_latents(vae: AutoencoderKL, control: Tensor, schedule: Any, generators: Sequence[torch.Generator]) -> Tensor:
-    """A sample of the VAE's posterior of each face (B, 3, s, s) in [-1, 1], under the noise of t = 999; float32.
+    """Posterior samples of faces (B, 3, s, s) in [-1, 1], noised to t = 999, in float32.
 
-    Two draws per generator: the posterior's, then the noise.
+    Each generator draws twice: the posterior's sample, then the noise.
     """
     posterior = vae.encode(control.to(vae.dtype)).latent_dist
     mean, std = posterior.mean.float(), posterior.std.float()
     draws = [torch.randn((2, *mean.shape[1:]), generator=generator) for generator in generators]
-    draws = torch.stack(draws, dim=1).to(mean)
-    clean = (mean + std * draws[0]) * vae.config.scaling_factor
-    when = torch.full((len(mean),), START, device=mean.device, dtype=torch.long)
-    return schedule.add_noise(clean, draws[1], when)
+    sample, noise = torch.stack(draws, dim=1).to(mean)
+    clean = (mean + std * sample) * vae.config.scaling_factor
+    timesteps = torch.full((len(mean),), START, device=mean.device, dtype=torch.long)
+    return schedule.add_noise(clean, noise, timesteps)

@@ -1,4 +1,4 @@
-"""FaceMe's networks at a size for tests: SDXL's kinds of blocks and conditions, a few thousand random weights."""
+"""FaceMe's networks with a few thousand random weights, for tests: SDXL's kinds of blocks and conditions."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextM
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.ref_fr.faceme.id_encoder import IDEncoder, Mix
 from face2scene.ref_fr.faceme.loading import CLIP_VOCABULARY, Parts, encode_with
-from face2scene.ref_fr.faceme.references import SeenFace
+from face2scene.ref_fr.faceme.references import ReferenceFace
 
 _FIRST, _SECOND = 20, 12  # widths of the two text encoders
 # RealVisXL's scheduler file, as SDXL-base has it.
@@ -25,14 +25,14 @@ SDXL_SCHEDULE = {
 
 
 class WholeImage:
-    """Takes the middle of any image for a face and its mean colours for an identity; black images show nobody."""
+    """A `ReferenceEncoder` without weights: the image's centre as face, its mean colours as identity."""
 
     version = "whole image"
 
     def ready(self) -> None:
         """Nothing to load."""
 
-    def see(self, image: np.ndarray) -> SeenFace | None:
+    def detect(self, image: np.ndarray) -> ReferenceFace | None:
         if image.max() == 0:
             return None
         height, width = image.shape[:2]
@@ -40,11 +40,11 @@ class WholeImage:
         identity = np.concatenate(cells)[: (_FIRST + _SECOND) // 4]
         points = np.array([[0.35, 0.4], [0.65, 0.4], [0.5, 0.55], [0.38, 0.7], [0.62, 0.7]]) * [width, height]
         box = (0.2 * width, 0.2 * height, 0.8 * width, 0.8 * height)
-        return SeenFace(box, points, identity / max(float(np.linalg.norm(identity)), 1e-6))
+        return ReferenceFace(box, points, identity / max(float(np.linalg.norm(identity)), 1e-6))
 
 
 def tiny_unet() -> UNet2DConditionModel:
-    """Two levels, the lower with cross-attention, and SDXL's extra condition on size and pooled text."""
+    """Two levels, the lower with cross-attention, and SDXL's additional condition on size and pooled text."""
     return UNet2DConditionModel(
         sample_size=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -63,13 +63,13 @@ def tiny_unet() -> UNet2DConditionModel:
 
 
 def tiny_parts(seed: int = 0) -> Parts:
-    """Everything, random from `seed`; the tokenizer is the shipped one, the global generator is left as it was."""
+    """All parts, random from `seed`, with the shipped tokenizer; the global generator is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = tiny_unet()
         controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 8, 8))
         for name, parameter in controlnet.named_parameters():
-            if "controlnet_" in name:  # born zero, which would hide the control
+            if "controlnet_" in name:  # zero-initialised, which would disable the control
                 torch.nn.init.normal_(parameter, std=0.1)
         vae = AutoencoderKL(
             down_block_types=["DownEncoderBlock2D"] * 4,
@@ -79,7 +79,7 @@ def tiny_parts(seed: int = 0) -> Parts:
             norm_num_groups=4,
             scaling_factor=0.13025,
         )
-        tower = CLIPVisionConfig(
+        vision = CLIPVisionConfig(
             hidden_size=16,
             intermediate_size=32,
             num_attention_heads=2,
@@ -87,7 +87,7 @@ def tiny_parts(seed: int = 0) -> Parts:
             patch_size=56,
             projection_dim=_FIRST,
         )
-        id_encoder, mix = IDEncoder(tower, second=_SECOND), Mix(_FIRST + _SECOND, (_FIRST + _SECOND) // 4)
+        id_encoder, mix = IDEncoder(vision, second=_SECOND), Mix(_FIRST + _SECOND, (_FIRST + _SECOND) // 4)
         encoders = [CLIPTextModel(_text(_FIRST)), CLIPTextModelWithProjection(_text(_SECOND))]
     tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "checkpoints/tiny/base/tokenizer")
     same = "A photo of face."

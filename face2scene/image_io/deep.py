@@ -1,0 +1,183 @@
+"""Files of more than 8 bits a sample, and TIFF layouts that Pillow does not read: tifffile for TIFF, OpenCV for PNG."""
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from face2scene.common.optional import import_optional
+from face2scene.image_io.metadata import Metadata, byte_order, into_tiff
+
+_SIGNED, _ASSOCIATED, _UNASSOCIATED, _SEPARATE = 2, 1, 2, 2  # values of TIFF's tags
+_COLOURS = {0: 1, 1: 1, 2: 3}  # by photometric interpretation: white is zero, black is zero, RGB
+
+
+class ImageError(ValueError):
+    """A file that cannot be used as an image; the message names the file and the reason."""
+
+
+class Samples(NamedTuple):
+    """Decoded samples as a file stores them: neither turned upright nor converted to sRGB."""
+
+    colour: np.ndarray  # float32 (H, W, 1 or 3) in [0, 1], not multiplied by alpha
+    alpha: np.ndarray | None = None  # float32 (H, W)
+    bits: int = 8
+
+
+def check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
+    """Refuse an image of (width, height) without pixels or above the limit.
+
+    Raises:
+        ImageError: no pixels, or more than `max_pixels`.
+    """
+    width, height = size
+    if width * height == 0:
+        raise ImageError(f"{path} has {width} x {height} pixels.")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{path} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million (max_pixels)."
+        )
+
+
+class TiffFile(NamedTuple):
+    """What tifffile reads of a TIFF's first page."""
+
+    samples: Samples
+    orientation: int
+    icc: bytes | None
+    notes: list[str]
+
+
+def read_tiff(path: Path, max_pixels: int) -> TiffFile:
+    """Read the first page of a TIFF by its declared layout.
+
+    Raises:
+        ImageError: a layout that is not read, by name; more than `max_pixels` pixels.
+        ModuleNotFoundError: without tifffile.
+    """
+    tifffile = import_optional("tifffile", "photos", why=f"Reading {path.name}")
+    notes: list[str] = []
+    with tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        check_size(path, (page.imagewidth, page.imagelength), max_pixels)
+        count = _COLOURS.get(int(page.photometric))
+        if count is None or page.imagedepth != 1 or page.samplesperpixel < count:
+            name = getattr(page.photometric, "name", page.photometric)
+            raise ImageError(
+                f"{path} cannot be read: photometric interpretation {name}, {page.samplesperpixel} samples."
+            )
+        if len(file.pages) > 1:
+            notes.append(f"{len(file.pages) - 1} further pages are left out.")
+        try:
+            values = page.asarray()
+        except ValueError as error:
+            if "imagecodecs" in str(error):
+                import_optional("imagecodecs", "photos", why=f"Reading {path.name} ({page.compression.name})")
+            raise
+        if int(page.planarconfig) == _SEPARATE and values.ndim == 3 and page.samplesperpixel > 1:
+            values = np.moveaxis(values, 0, -1)
+        values = values.reshape(page.imagelength, page.imagewidth, page.samplesperpixel)
+        tags = {code: page.tags.valueof(code) for code in (274, 281, 34675)}
+        extra = [int(value) for value in page.extrasamples]
+        bits, white_is_zero = page.bitspersample, int(page.photometric) == 0
+    values = unit_range(path, values, bits, tags[281], notes)
+    colour, alpha = values[..., :count], None
+    if white_is_zero:
+        colour = 1 - colour
+    if extra and extra[0] in (_ASSOCIATED, _UNASSOCIATED):
+        alpha = values[..., count]
+        if extra[0] == _ASSOCIATED:
+            colour = (colour / np.maximum(alpha, 1e-6)[..., None]).clip(0, 1)
+        extra = extra[1:]
+    if extra:
+        notes.append(f"{len(extra)} extra samples a pixel are left out.")
+    icc = tags[34675] if isinstance(tags[34675], bytes) else None
+    return TiffFile(Samples(colour, alpha, 8 if bits <= 8 else 16), int(tags[274] or 1), icc, notes)
+
+
+def unit_range(path: Path, values: np.ndarray, bits: int, top: object, notes: list[str]) -> np.ndarray:
+    """Samples to float32 [0, 1].
+
+    Args:
+        values: unsigned integers, or floats in [0, 1], of which one in a hundred may lie beyond and is clipped.
+        bits: of an integer sample.
+        top: TIFF's MaxSampleValue, where it is given.
+
+    Raises:
+        ImageError: signed or complex samples, NaN, and values whose range is not declared.
+    """
+    if values.dtype.kind == "f":
+        if not np.isfinite(values).all():
+            raise ImageError(f"{path} cannot be read: NaN or infinite samples.")
+        beyond = float(np.mean((values > 1) | (values < 0)))
+        if beyond > 0.01:
+            raise ImageError(
+                f"{path} cannot be read: float samples must lie in [0, 1], these go from {values.min():g} to "
+                f"{values.max():g}. Divide them by their white."
+            )
+        if beyond:
+            notes.append("Float samples beyond [0, 1] are clipped.")
+        return values.astype(np.float32).clip(0, 1)
+    if values.dtype.kind != "u":
+        raise ImageError(f"{path} cannot be read: samples of type {values.dtype}, only unsigned and float are.")
+    declared = max(top) if isinstance(top, tuple) else top
+    white = int(declared) if isinstance(declared, int) and declared > 0 else 2**bits - 1
+    if not declared and bits == 16 and 255 < values.max() <= 4095:
+        raise ImageError(
+            f"{path} cannot be read: no sample is above {values.max()} of 65535, as of 12 bits in 16, and no "
+            "MaxSampleValue says which."
+        )
+    return (values / (np.float64(white) if bits > 16 else np.float32(white))).clip(0, 1).astype(np.float32)
+
+
+def read_png(path: Path) -> Samples:
+    """Read a 16-bit PNG with colour or alpha.
+
+    Raises:
+        ImageError: OpenCV cannot read it.
+        ModuleNotFoundError: without OpenCV.
+    """
+    cv2 = import_optional("cv2", "photos", why=f"Reading 16 bits of {path.name}")
+    data = path.read_bytes()
+    levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if levels is None or levels.dtype != np.uint16 or levels.ndim != 3:
+        raise ImageError(f"{path} cannot be read as a 16-bit image.")
+    values = levels.astype(np.float32) / 65535
+    grey = data[25] == 4  # IHDR's colour type: grey with alpha
+    return Samples(
+        values[..., :1] if grey else values[..., 2::-1], values[..., 3] if values.shape[2] == 4 else None, 16
+    )
+
+
+def encode_tiff(levels: np.ndarray, kept: Metadata, icc: bytes | None) -> bytes:
+    """A deflated TIFF of uint8 or uint16 levels (H, W, 1 to 4), the even counts with alpha."""
+    count = levels.shape[2]
+    buffer = io.BytesIO()
+    import_optional("tifffile", "photos", why="Writing a TIFF").imwrite(
+        buffer,
+        levels[..., 0] if count == 1 else levels,
+        photometric="rgb" if count > 2 else "minisblack",
+        planarconfig="contig" if count > 1 else None,
+        extrasamples=["unassalpha"] if count % 2 == 0 else None,
+        compression="zlib",
+        metadata=None,
+        software=False,
+        byteorder=byte_order(kept.exif),
+        bigtiff=False,
+        iccprofile=icc,
+        resolution=kept.dpi,
+        resolutionunit=2 if kept.dpi else None,
+        extratags=[(281, "H", count, (2 ** (8 * levels.itemsize) - 1,) * count, True)],
+    )
+    return into_tiff(buffer.getvalue(), kept)
+
+
+def encode_png(levels: np.ndarray) -> bytes:
+    """A PNG of uint16 levels (H, W, 1 to 4), the even counts with alpha."""
+    cv2 = import_optional("cv2", "photos", why="Writing a 16-bit PNG")
+    order = {1: [0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[levels.shape[2]]
+    ok, encoded = cv2.imencode(".png", np.ascontiguousarray(levels[..., order]))
+    if not ok:
+        raise ImageError("OpenCV could not write a 16-bit PNG.")
+    return encoded.tobytes()
