@@ -250,7 +250,7 @@ def test_degenerate_landmarks_have_no_pose():
         assert head_pose(points, POINTS_5) is None
 
 
-def test_pose_prefers_backend_then_68_points():
+def test_pose_prefers_68_points():
     five, many = projected_head(POINTS_5, 10, 0, 0), np.zeros((68, 2))
     many[list(INDICES_68)] = projected_head(POINTS_68, -20, 0, 0)
     assert with_pose(Face((0, 0, 9, 9), 1.0, five)).pose == pytest.approx((10, 0, 0), abs=0.01)
