@@ -31,7 +31,8 @@ def main(cfg: DictConfig) -> None:
             files = [file for folder in folders for file in list_images(folder)]
             part = slice(-kind.held_out, None) if held_out else slice(-kind.held_out)
             kinds.append(tiny_base.Pictures(files[part], kind.share))
-        return tiny_base.Pairs(kinds, crop=cfg.crop, batch=batch, space=instantiate(cfg.degradation, _convert_="all"), seed=seed)
+        space = instantiate(cfg.degradation, _convert_="all")
+        return tiny_base.Pairs(kinds, crop=cfg.crop, batch=batch, space=space, seed=seed)
 
     base = tiny_base.untrained(load_base(cfg.text), **cfg.shape)
     task = tiny_base.RestoringTask(
