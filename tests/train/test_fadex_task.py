@@ -246,7 +246,7 @@ def test_head_retraining_rejects_bad_input():
     encoder = FaDeX((4, 8), (1, 2), embedding=8).eval()
     with pytest.raises(ValueError, match=r"raise train\.fadex\.head\.batches"):
         retrain_projection_head(encoder, degradations(3, 1), steps=1, operators=4)
-    with pytest.raises(ValueError, match=r"two images at least"):
+    with pytest.raises(ValueError, match=r"at least two operators and two images"):
         retrain_projection_head(encoder, degradations(8, 1)[:, :1], steps=1, operators=4)
     with pytest.raises(ValueError, match=r"a temperature above 0"):
         retrain_projection_head(encoder, degradations(8, 1), steps=1, operators=4, temperature=0)
