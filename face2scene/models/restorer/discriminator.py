@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
@@ -120,8 +121,6 @@ def load_features(source: str | Path | Mapping[str, Any]) -> ViTModel:
     """
     if isinstance(source, Mapping):
         return ViTModel(ViTConfig(**source), add_pooling_layer=False)
-    from safetensors.torch import load_file
-
     path = catalogue.folder(str(source)) / "dino.safetensors" if str(source) in catalogue.catalogue() else Path(source)
     if not path.is_file():
         raise FileNotFoundError(

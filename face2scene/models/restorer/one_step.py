@@ -81,14 +81,13 @@ class OneStepRestorer(RestorerBase):
         skip_channels: Sequence[Sequence[int]] | None = None,
         source: str = "",
     ):
-        super().__init__()
+        super().__init__(base, prompts=prompts, timestep=timestep, guidance=guidance, posterior=posterior)
         width = base.unet.config.cross_attention_dim
         if mapnet.config["width"] != width:
             raise ValueError(
                 f"MapNet makes tokens of width {mapnet.config['width']}, the base model reads {width}: "
                 "set mapnet.width."
             )
-        self._set_base(base, prompts=prompts, timestep=timestep, guidance=guidance, posterior=posterior)
         self.mapnet = mapnet
         # the VAE's factor times the UNet's
         self.multiple = 2 ** sum(len(part.config.block_out_channels) - 1 for part in (self.vae, self.unet))

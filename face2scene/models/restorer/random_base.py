@@ -53,11 +53,6 @@ SD_TURBO: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def is_random(source: str) -> bool:
-    """Whether a base's source is `random` or `random:FOLDER`."""
-    return source == "random" or source.startswith("random:")
-
-
 def networks(shapes: Mapping[str, Mapping[str, Any]]) -> tuple[AutoencoderKL, UNet2DConditionModel, CLIPTextModel]:
     """VAE, UNet and text encoder of the given configurations, with random weights on the default device."""
     vae = AutoencoderKL.from_config(dict(shapes["vae"]))

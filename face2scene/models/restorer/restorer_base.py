@@ -29,7 +29,7 @@ class RestorerBase(nn.Module):
     vae: AutoencoderKL
     unet: UNet2DConditionModel
 
-    def _set_base(
+    def __init__(
         self,
         base: DiffusionBase | PackagedBase,
         *,
@@ -37,7 +37,8 @@ class RestorerBase(nn.Module):
         timestep: int,
         guidance: float,
         posterior: str,
-    ) -> None:
+    ):
+        super().__init__()
         one_of("restorer.adapters.posterior", posterior, ("mean", "sample"))
         self.vae, self.unet = base.vae, base.unet  # frozen, both of the base
         self.register_buffer("text", base.encode_prompts(list(prompts)), persistent=False)

@@ -11,7 +11,7 @@ statistics are estimated once for the whole image and used by every tile, see `s
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,9 @@ from tqdm import tqdm
 
 from face2scene.common.memory import free_memory
 from face2scene.common.types import Box, Progress
+from face2scene.models.restorer.restorer_base import RestorerBase
 from face2scene.models.restorer.shared_norms import SharedNorms
 from face2scene.models.restorer.strata import Square, strata
-
-if TYPE_CHECKING:
-    from face2scene.models.restorer.restorer_base import RestorerBase
 
 SPLIT = 2  # squares for statistics have 1 / SPLIT of a tile's side, for more positions at the same cost (ours)
 MAPS = 4  # full-size maps of the decoder in memory at once: 3 at SD 2.1's shape, and one for workspaces
@@ -53,7 +51,7 @@ class TilePlan:
     def of(
         cls,
         size: tuple[int, int],
-        restorer: "RestorerBase",
+        restorer: RestorerBase,
         *,
         tile: int | str | None,
         overlap: int = 64,
@@ -209,7 +207,7 @@ def _ramp(start: int, end: int, length: int, overlap: int) -> Tensor:
     return weight
 
 
-def fitting_tile(restorer: "RestorerBase") -> int:
+def fitting_tile(restorer: RestorerBase) -> int:
     """The largest tile of 128 to 1024 pixels, in steps of 128, whose samples fit into half of the free memory.
 
     The decoder's last level needs the most, see `MAPS`. Coarse steps keep the plan, and with it the images, the same

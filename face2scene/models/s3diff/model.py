@@ -81,7 +81,7 @@ class S3Diff(RestorerBase):
         train_scores: bool = False,
         source: str = "",
     ):
-        super().__init__()
+        super().__init__(base, prompts=prompts, timestep=timestep, guidance=guidance, posterior=posterior)
         for network in (base.vae, base.unet):
             if len(network.config.block_out_channels) > 4:
                 raise ValueError(
@@ -90,7 +90,6 @@ class S3Diff(RestorerBase):
                 )
         if not 0 <= latent_overlap < latent_tile:
             raise ValueError(f"latent_overlap must be from 0 to less than latent_tile={latent_tile}: {latent_overlap}.")
-        self._set_base(base, prompts=prompts, timestep=timestep, guidance=guidance, posterior=posterior)
         self.score_net = score_net.requires_grad_(train_scores)
         vae_names = lora.add_lora(self.vae, vae_layers, rank=vae_rank, alpha=lora_alpha)
         unet_names = lora.add_lora(self.unet, unet_layers, rank=unet_rank, alpha=lora_alpha)

@@ -80,9 +80,8 @@ class Antelope:
 
     @property
     def version(self) -> str:
-        return (
-            f"antelopev2 rgb {catalogue.catalogue()['antelopev2'].fingerprint if self.folder is None else self.folder}"
-        )
+        weights = catalogue.catalogue()["antelopev2"].fingerprint if self.folder is None else self.folder
+        return f"antelopev2 rgb {weights}"
 
     def ready(self) -> None:
         """Load the networks now."""
