@@ -55,6 +55,18 @@ def release_freed_memory() -> None:
 
 
 @contextmanager
+def on_device(device: torch.device | str, *networks: torch.nn.Module) -> Iterator[None]:
+    """Inside, the networks are on `device`; afterwards on the CPU."""
+    try:
+        for network in networks:
+            torch.nn.Module.to(network, device)  # diffusers' own method warns without need
+        yield
+    finally:
+        for network in networks:
+            torch.nn.Module.to(network, "cpu")
+
+
+@contextmanager
 def explained(advice: str) -> Iterator[None]:
     """Add advice to an out-of-memory error of CUDA, Python or the CPU allocator.
 

@@ -11,11 +11,9 @@
     >>> other_grain == recipe, PRESETS["d1"] == recipe
     (True, False)
 
-A `Space` has the ranges and probabilities of the two-stage pipeline and of a camera's own degradations; those of
-configs/degradation have the published numbers. `PRESETS` are d1 to d4 of the paper's supplement. `apply_batch` takes a
-recipe for every image of a batch, and `python -m face2scene.degradation.visualize` draws the effect of recipes. A value
-outside its physical range, an invalid image and an incomplete recipe raise a `ValueError` that names the field and what
-is allowed.
+The spaces of configs/degradation have the published numbers; `python -m face2scene.degradation.visualize` draws the
+effect of recipes. A value outside its physical range, an invalid image and an incomplete recipe raise a `ValueError`
+that names the field and what is allowed.
 """
 
 from face2scene.degradation.operators import (

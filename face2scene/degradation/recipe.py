@@ -34,12 +34,9 @@ class Recipe:
 
     operators: tuple[Operator, ...] = ()
     noise_seed: int = field(default=0, compare=False)
-    schema: int = SCHEMA
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "operators", tuple(self.operators))
-        if self.schema != SCHEMA:
-            raise ValueError(f"Recipe.schema is {self.schema!r}: this version of the code reads {SCHEMA} only.")
         Number(0, 2**63 - 1, whole=True)(self, "noise_seed")
         for operator in self.operators:
             if type(operator) not in STORED_NAMES:
@@ -49,7 +46,7 @@ class Recipe:
     def key(self) -> str:
         """Sixteen hex digits that identify the operators, whatever the noise seed."""
         text = json.dumps([_operator_to_dict(operator) for operator in self.operators], sort_keys=True)
-        return hashlib.sha256(f"{self.schema}:{text}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{SCHEMA}:{text}".encode()).hexdigest()[:16]
 
     def with_noise_seed(self, noise_seed: int) -> "Recipe":
         """The same operators with another noise realisation."""
@@ -114,7 +111,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         operators = [_operator_to_dict(operator) for operator in self.operators]
-        return {"schema": self.schema, "operators": operators, "noise_seed": self.noise_seed}
+        return {"schema": SCHEMA, "operators": operators, "noise_seed": self.noise_seed}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
@@ -167,16 +164,12 @@ def apply_batch(
     if not isinstance(images, Tensor) or images.dim() != 4 or len(images) != len(recipes):
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"A batch is a tensor (B, 3, H, W) with B recipes, got {got} and {len(recipes)} recipes.")
-    result: Tensor | None = None
-    for number, (recipe, image) in enumerate(zip(recipes, images, strict=True)):
-        degraded = recipe.apply(image, keep_size=keep_size, gradients=gradients)
-        if result is None:
-            result = degraded.new_empty(len(images), *degraded.shape)
-        if degraded.shape != result.shape[1:]:
-            sizes = f"{tuple(result.shape[-2:])} and {tuple(degraded.shape[-2:])}"
-            raise ValueError(f"The recipes of one batch make images of {sizes} pixels: apply them one by one.")
-        result[number] = degraded
-    return images.clone() if result is None else result
+    options = {"keep_size": keep_size, "gradients": gradients}
+    degraded = [recipe.apply(image, **options) for recipe, image in zip(recipes, images, strict=True)]
+    sizes = {tuple(image.shape[-2:]) for image in degraded}
+    if len(sizes) > 1:
+        raise ValueError(f"The recipes of one batch make images of {sizes} pixels: apply them one by one.")
+    return torch.stack(degraded) if degraded else images.clone()
 
 
 def _operator_to_dict(operator: Operator) -> dict[str, Any]:

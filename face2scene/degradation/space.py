@@ -5,27 +5,14 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
 from face2scene.degradation.functional import jpeg, kernels
 from face2scene.degradation.functional.resize import MODES
-from face2scene.degradation.operators import (
-    Blur,
-    GaussianNoise,
-    Jpeg,
-    MotionBlur,
-    Operator,
-    PoissonNoise,
-    Resize,
-    RestoreSize,
-    SensorNoise,
-    Sinc,
-    SpatiallyVaryingBlur,
-    Webp,
-    validation,
-)
+from face2scene.degradation.operators import SpatiallyVaryingBlur, basic, camera, validation
+from face2scene.degradation.operators.basic import Operator
 from face2scene.degradation.operators.validation import Checked, Number, OneOf, Pair
 from face2scene.degradation.recipe import Recipe
 
@@ -198,14 +185,14 @@ class Space(Checked):
 
         file = self._jpeg(rng, self.jpeg_prob2, self.jpeg_quality2)
         if file and self.webp_prob2 and rng.random() < self.webp_prob2:
-            file = [Webp(int(rng.integers(*self.webp_quality2, endpoint=True)))]
+            file = [camera.Webp(int(rng.integers(*self.webp_quality2, endpoint=True)))]
         closing = self._resize(rng, second, small)
         if rng.random() < self.final_sinc_prob:
-            closing.append(Sinc(rng.uniform(*SMALL_SINC_RAD), self._kernel_size(rng)))
+            closing.append(basic.Sinc(rng.uniform(*SMALL_SINC_RAD), self._kernel_size(rng)))
         operators += closing + file if rng.random() < 0.5 else file + closing
 
         if self.scale > 1:  # else the closing resize has restored the size
-            operators.append(RestoreSize(antialias=self.antialias))
+            operators.append(basic.RestoreSize(antialias=self.antialias))
         return operators
 
     def _blur(self, rng: np.random.Generator, prob: float, stage: str) -> list[Operator]:
@@ -213,11 +200,10 @@ class Space(Checked):
             return []
         size = self._kernel_size(rng)
         if rng.random() < getattr(self, f"sinc_prob{stage}"):
-            return [Sinc(rng.uniform(*(SMALL_SINC_RAD if size < SMALL_SINC_BELOW else LARGE_SINC_RAD)), size)]
-        shares = getattr(self, f"kernel_probs{stage}")
-        family = _choose(rng, shares)
+            return [basic.Sinc(rng.uniform(*(SMALL_SINC_RAD if size < SMALL_SINC_BELOW else LARGE_SINC_RAD)), size)]
+        family = _choose(rng, getattr(self, f"kernel_probs{stage}"))
         sigmas = getattr(self, f"blur_sigma{stage}")
-        values: dict[str, Any] = {"sigma_x": rng.uniform(*sigmas)}
+        values = {"sigma_x": rng.uniform(*sigmas)}
         if not kernels.is_round(family):
             values |= {"sigma_y": rng.uniform(*sigmas), "theta_rad": rng.uniform(-math.pi, math.pi)}
         if kernels.has_shape(family):
@@ -226,7 +212,7 @@ class Space(Checked):
         if not stage and self.spatial_prob and rng.random() < self.spatial_prob:
             values |= {"centre": rng.uniform(*self.spatial_centre), "power": rng.uniform(*self.spatial_power)}
             return [SpatiallyVaryingBlur(family, self.spatial_kernel_size, **values)]
-        return [Blur(family, size, **values)]
+        return [basic.Blur(family, size, **values)]
 
     def _beta(self, rng: np.random.Generator, limits: Range) -> float:
         low, high = limits
@@ -240,19 +226,19 @@ class Space(Checked):
         length = rng.uniform(*self.motion_length)
         bend = length * rng.uniform(*self.motion_bend) * rng.choice((-1, 1))
         tremor, turns = rng.uniform(*self.motion_tremor), rng.uniform(*self.motion_turns)
-        return [MotionBlur(length, rng.uniform(-math.pi, math.pi), bend, tremor, turns)]
+        return [camera.MotionBlur(length, rng.uniform(-math.pi, math.pi), bend, tremor, turns)]
 
     def _noise(self, rng: np.random.Generator, stage: str) -> list[Operator]:
         if rng.random() >= getattr(self, f"noise_prob{stage}"):
             return []
         if not stage and self.sensor_prob and rng.random() < self.sensor_prob:
             gains = {colour: rng.uniform(*getattr(self, f"sensor_{colour}")) for colour in ("red_gain", "blue_gain")}
-            return [SensorNoise.at_iso(self.sensor_iso[rng.integers(len(self.sensor_iso))], **gains)]
+            return [camera.SensorNoise.at_iso(self.sensor_iso[rng.integers(len(self.sensor_iso))], **gains)]
         gaussian = rng.random() < getattr(self, f"gaussian_prob{stage}")
         grey = bool(rng.random() < getattr(self, f"grey_prob{stage}"))
         if gaussian:
-            return [GaussianNoise(rng.uniform(*getattr(self, f"gaussian_sigma{stage}")), grey)]
-        return [PoissonNoise(rng.uniform(*getattr(self, f"poisson_scale{stage}")), grey)]
+            return [basic.GaussianNoise(rng.uniform(*getattr(self, f"gaussian_sigma{stage}")), grey)]
+        return [basic.PoissonNoise(rng.uniform(*getattr(self, f"poisson_scale{stage}")), grey)]
 
     def _factor(self, rng: np.random.Generator, shares: tuple[float, ...], limits: Range) -> float:
         direction = _choose(rng, dict(zip(DIRECTIONS, shares, strict=True)))
@@ -266,14 +252,14 @@ class Space(Checked):
         self, rng: np.random.Generator, current: float, factor: float, *, by_factor: bool = False
     ) -> list[Operator]:
         mode = self.resize_modes[rng.integers(len(self.resize_modes))]
-        return [] if factor == current else [Resize(factor, mode, self.antialias, by_factor or None)]
+        return [] if factor == current else [basic.Resize(factor, mode, self.antialias, by_factor or None)]
 
     def _jpeg(self, rng: np.random.Generator, prob: float, quality: tuple[int, int]) -> list[Operator]:
         if rng.random() >= prob:
             return []
         if self.jpeg_codec == "diffjpeg":
-            return [Jpeg(rng.uniform(*quality), self.jpeg_codec)]
-        return [Jpeg(int(rng.integers(*quality, endpoint=True)), self.jpeg_codec)]
+            return [basic.Jpeg(rng.uniform(*quality), self.jpeg_codec)]
+        return [basic.Jpeg(int(rng.integers(*quality, endpoint=True)), self.jpeg_codec)]
 
     def _kernel_size(self, rng: np.random.Generator) -> int:
         smallest, largest = self.kernel_sizes
@@ -307,13 +293,7 @@ class Mixture:
     shares: Mapping[str, float]
 
     def __post_init__(self) -> None:
-        if set(self.spaces) != set(self.shares):
-            raise ValueError(
-                f"degradation.shares names {sorted(self.shares)} and degradation.spaces {sorted(self.spaces)}: "
-                "every space needs one share."
-            )
-        if any(share < 0 for share in self.shares.values()) or abs(sum(self.shares.values()) - 1) > 1e-6:
-            raise ValueError(f"degradation.shares must be at least 0 and sum to 1, got {dict(self.shares)}.")
+        validation.check_shares("degradation.shares", self.shares, "degradation.spaces", self.spaces)
 
     def draw(self, rng: np.random.Generator) -> Recipe:
         """A new recipe of one of the spaces."""

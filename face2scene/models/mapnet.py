@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from face2scene.common.model_files import recorded
+from face2scene.models.saved_module import one_of
 
 
 class DegAttn(nn.Module):
@@ -48,8 +49,8 @@ class DegAttn(nn.Module):
         super().__init__()
         if heads % 2 or channels % heads:
             raise ValueError(f"heads must be even and divide {channels} channels, not {heads} (mapnet.heads).")
-        _one_of("mapnet.scalar", scalar, ("free", "reparametrised"))
-        _one_of("mapnet.norm", norm, ("head", "all"))
+        one_of("mapnet.scalar", scalar, ("free", "reparametrised"))
+        one_of("mapnet.norm", norm, ("head", "all"))
         self.heads = heads // 2  # per branch
         half = channels // 2
         self.query_key = nn.ModuleList(nn.Linear(half, 2 * half, bias=False) for _ in range(2))
@@ -120,11 +121,6 @@ def _split(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _one_of(option: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{option} must be {' or '.join(known)}, not {value!r}.")
-
-
 class MapNet(nn.Module):
     """Degradation tokens at several scales, from the global one to a 4 x 4 grid.
 
@@ -156,8 +152,8 @@ class MapNet(nn.Module):
         projectors: Literal["separate", "shared"] = "separate",
     ):
         super().__init__()
-        _one_of("mapnet.attention", attention, ("differential", "plain"))
-        _one_of("mapnet.projectors", projectors, ("separate", "shared"))
+        one_of("mapnet.attention", attention, ("differential", "plain"))
+        one_of("mapnet.projectors", projectors, ("separate", "shared"))
         self.grids = tuple(grids)
         self.patches = nn.Conv2d(in_channels, channels, 3, stride=2, padding=1)
         self.norm = nn.LayerNorm(channels)

@@ -134,7 +134,11 @@ class Cached(AlignedRefFR):
             write_json(self._refusal(next(iter(wanted))), {"refused": str(error)})
             return
         for key, face in zip(wanted, restored, strict=True):
-            self._write(key, face)
+            pixels, info = to_bytes(face.image), PngInfo()
+            info.add_text("pixels", hashlib.sha256(pixels.tobytes()).hexdigest())
+            info.add_text("notes", json.dumps(face.notes))
+            with atomic_write(self._image(key)) as partial:
+                Image.fromarray(pixels).save(partial, format="PNG", compress_level=3, pnginfo=info)
 
     def read(self, key: str) -> RestoredFace:
         """One face of the cache.
@@ -155,13 +159,6 @@ class Cached(AlignedRefFR):
         if not intact:
             raise ValueError(f"{path} is corrupt (its pixels are not those written): remove it and precompute again.")
         return RestoredFace(to_tensor(pixels), tuple(json.loads(info["notes"])))
-
-    def _write(self, key: str, face: RestoredFace) -> None:
-        pixels, info = to_bytes(face.image), PngInfo()
-        info.add_text("pixels", hashlib.sha256(pixels.tobytes()).hexdigest())
-        info.add_text("notes", json.dumps(face.notes))
-        with atomic_write(self._image(key)) as partial:
-            Image.fromarray(pixels).save(partial, format="PNG", compress_level=3, pnginfo=info)
 
     def _image(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.png"

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from face2scene.degradation.operators.validation import check_shares
+
 
 class _FromGroundTruth:
     name: str
@@ -160,13 +162,7 @@ class Mixed:
     name: str = "mixed"
 
     def __post_init__(self) -> None:
-        if set(self.restorers) != set(self.shares):
-            raise ValueError(
-                f"ref_fr.shares names {sorted(self.shares)} and ref_fr.restorers {sorted(self.restorers)}: every "
-                "restorer needs one share."
-            )
-        if any(share < 0 for share in self.shares.values()) or abs(sum(self.shares.values()) - 1) > 1e-6:
-            raise ValueError(f"ref_fr.shares must be at least 0 and sum to 1, got {dict(self.shares)}.")
+        check_shares("ref_fr.shares", self.shares, "ref_fr.restorers", self.restorers)
 
     @property
     def needs_gt(self) -> bool:

@@ -260,7 +260,6 @@ def test_smaller_result_needs_keep_size_false():
         (lambda: Resize(0), "Resize.factor is 0"),
         (lambda: Resize(0.5, "lanczos"), "Resize.mode is 'lanczos'"),
         (lambda: Recipe((), noise_seed=-1), "Recipe.noise_seed is -1"),
-        (lambda: Recipe((), schema=2), "Recipe.schema is 2"),
         (lambda: Space(jpeg_quality=(60, 101)), "Space.jpeg_quality is .* from 1 to 100"),
         (lambda: Space(blur_sigma=(2, 1)), "Space.blur_sigma is .* in order"),
         (lambda: Space(sinc_prob=1.5), "Space.sinc_prob is 1.5"),

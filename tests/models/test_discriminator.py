@@ -94,7 +94,7 @@ def test_dino_weights_match_timm_features(tmp_path):
         hidden = ours(image, output_hidden_states=True).hidden_states
     for level, (patches, first) in zip((1, 3), expected, strict=True):
         torch.testing.assert_close(ours.layernorm(hidden[level]), torch.cat([first, patches], 1), atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match=r"x does not hold DINO's weights"):
+    with pytest.raises(ValueError, match=r"x does not fit ViTModel: missing"):
         fill_features(vit, {"norm.weight": torch.zeros(3)}, source="x")
 
 

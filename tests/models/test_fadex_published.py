@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from dasr import STRIDES, WIDTHS, dasr_encoder
 from torch import nn
 from torch.nn import functional as F
 
 from face2scene.models.fadex import Contrast, FaDeX, MoCo
-from face2scene.models.fadex.dasr import STRIDES, WIDTHS, dasr_encoder
 
 
 class PublishedDASR(nn.Module):

@@ -122,7 +122,7 @@ def test_sampled_restore_is_per_image(make_restorer):
     torch.testing.assert_close(restorer.restore(images[1:], tokens[1:], seeds=seeds[1:]), drawn[1:], atol=1e-5, rtol=0)
     assert (restorer.restore(images, tokens, seeds=seeds + 5) - drawn).abs().max() > 1e-4
     assert torch.equal(restorer.restore(images, tokens), restorer.restore(images, tokens))
-    with pytest.raises(ValueError, match=r"adapters\.posterior must be mean or sample, not 'mode'"):
+    with pytest.raises(ValueError, match=r"adapters\.posterior must be one of mean, sample, not 'mode'"):
         make_restorer(posterior="mode")
 
 
@@ -136,8 +136,8 @@ def test_full_finetuning_has_no_lora(make_restorer, dtype, tmp_path):
     restorer(image, restorer.tokens(features, 1)).float().square().mean().backward()
     dark = [n for n, p in restorer.named_parameters() if p.requires_grad and n != "null_tokens" and p.grad is None]
     assert dark == [] and restorer.unet.time_embedding.linear_1.weight.dtype == torch.float32
-    restorer.save_pretrained(tmp_path, steps=1)
-    again = OneStepRestorer.from_pretrained(tmp_path, dtype=dtype)
+    restorer.save(tmp_path / "restorer.safetensors", about={"steps": 1})
+    again = OneStepRestorer.from_file(tmp_path / "restorer.safetensors", dtype=dtype)
     expected = restorer.eval().restore(image, restorer.tokens(features, 1))
     torch.testing.assert_close(again.restore(image, again.tokens(features, 1)), expected)
     assert {n for n, p in again.unfreeze().named_parameters() if p.requires_grad} == trained
@@ -188,8 +188,8 @@ def test_wrong_rank_weights_raise(make_restorer, tmp_path):
 
 
 def test_wrong_rank_on_resume_names_option(make_restorer, tmp_path):
-    make_restorer().save_pretrained(tmp_path)
     file = tmp_path / "restorer.safetensors"
+    make_restorer().save(file, about={})
     with pytest.raises(ValueError, match=r"unet_rank=4 \(asked for: 32\).*set restorer\.adapters\.unet_rank=4"):
         load_restorer(file, expected={"vae_rank": 2, "unet_rank": 32})
     assert load_restorer(file, expected={"vae_rank": 2, "unet_rank": 4}).config["unet_rank"] == 4

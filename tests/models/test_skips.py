@@ -89,7 +89,7 @@ def test_fresh_skips_have_gradients(make):
 def test_a_file_brings_them_back_and_trains_on(make, tmp_path, dtype):
     restorer = shaken(make(dtype=dtype, skips=True, residual=True))
     image, tokens = torch.rand(1, 3, 17, 30), restorer.tokens(None, 1)
-    restorer.save_pretrained(tmp_path)
+    restorer.save(tmp_path / "restorer.safetensors", about={})
     again = load_restorer(tmp_path / "restorer.safetensors", dtype=dtype, expected={"skips": True, "residual": True})
     assert again.skips and again.residual
     torch.testing.assert_close(again.restore(image, tokens), restorer.eval().restore(image, tokens))
@@ -125,13 +125,13 @@ def test_base_brings_its_own_skips(make, tiny_base, tmp_path):
 
 
 def test_skips_of_another_shape_are_refused(make, tiny_base, tmp_path):
-    make(skips=True).save_pretrained(tmp_path)
+    make(skips=True).save(tmp_path / "restorer.safetensors", about={})
     other = shutil.copytree(tiny_base, tmp_path / "base")
     pretraining.tiny_vae(channels=[8, 16, 24], latent_channels=4).save_pretrained(other / "vae")
     with pytest.raises(
         ValueError, match=r"skip connections .* 8 to 16, 8 to 16 channels.*base has 8 to 16, 8 to 24, 16 to 24"
     ):
-        OneStepRestorer.from_pretrained(tmp_path, source=other)
+        OneStepRestorer.from_file(tmp_path / "restorer.safetensors", source=other)
 
 
 def test_skips_of_tiles_meet_their_own_pixels(make):

@@ -17,7 +17,7 @@ from face2scene.common.reproducibility import REPOSITORY
 from face2scene.degradation import Mixture, Recipe
 from face2scene.image_io.arrays import read_image
 from face2scene.models.fadex import FaDeX, compare
-from face2scene.models.fadex.projection_head import pooled, retrain_projection_head, spread
+from face2scene.models.fadex.projection_head import pooled, retrain_projection_head
 from face2scene.models.fadex.visualize import cosine_map, neighbour_sheet
 from face2scene.ref_fr import Copy, GroundTruth, Mixed
 from face2scene.train.fadex_task import FaDeXTask
@@ -215,6 +215,12 @@ def degradations(count: int, seed: int) -> torch.Tensor:
     scale = torch.tensor([8.0, 4, 2, 1, 1, 1, 0.5, 0.5])
     operators = torch.randn(count, 1, 8, generator=generator) * scale + 5
     return operators + 0.1 * scale * torch.randn(count, 4, 8, generator=generator)
+
+
+def spread(embeddings: torch.Tensor) -> float:
+    """The effective dimension of unit vectors (N, D): the participation ratio of their covariance, 1 to D."""
+    values = torch.linalg.eigvalsh(torch.cov(embeddings.double().T)).clamp_min(0)
+    return float(values.sum().square() / values.square().sum())
 
 
 @pytest.mark.numerics

@@ -5,7 +5,7 @@ in its plain type, so that 1 and 1.0 are one value, in JSON too.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, NoReturn
@@ -101,6 +101,16 @@ def declared_checks(kind: Any) -> list[tuple[str, Any, Check]]:
         for entry in fields(kind)
         for check in ((flag,) if entry.type is bool else getattr(entry.type, "__metadata__", ()))
     ]
+
+
+def check_shares(option: str, shares: Mapping[str, float], parts_option: str, parts: Mapping[str, Any]) -> None:
+    """Refuse shares of a mixture that have other names than its parts, are negative or do not sum to 1."""
+    if set(parts) != set(shares):
+        raise ValueError(
+            f"{option} names {sorted(shares)} and {parts_option} {sorted(parts)}: each of them needs one share."
+        )
+    if any(share < 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+        raise ValueError(f"{option} must be at least 0 and sum to 1, got {dict(shares)}.")
 
 
 # Our settings: values outside are typing errors, not cameras.

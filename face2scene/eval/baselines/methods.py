@@ -19,8 +19,9 @@ from tqdm import tqdm
 from face2scene.assets import catalogue
 from face2scene.common.memory import explained
 from face2scene.common.reproducibility import seed_from
+from face2scene.common.types import Box
 from face2scene.image_io.arrays import align_colour, read_tensor, resize, write_png
-from face2scene.models.restorer.tiling import in_tiles
+from face2scene.models.restorer.tiling import TilePlan, network_in_tiles
 from face2scene.models.s3diff.model import S3Diff
 from face2scene.ref_fr.no_reference import load_real_esrgan
 
@@ -65,12 +66,12 @@ class RealESRGANx4:
         if scale == 1:
             image = resize(image, (max(4, -(-height // 4)), max(4, -(-width // 4))))
 
-        def enlarge(part: Tensor) -> Tensor:
+        def enlarge(part: Tensor, _: list[Box]) -> Tensor:
             return self.network(part).float().clamp(0, 1)
 
-        options = {"tile": self.tile, "overlap": self.overlap, "scale": 4}
+        plan = TilePlan(image.shape[-2], image.shape[-1], self.tile, self.overlap, unit=1, statistics="tile")
         with explained("lower baseline.method.tile"):
-            large = in_tiles(enlarge, image[None].to(self.device), **options)[0].cpu()
+            large = network_in_tiles("tiles", self.network, enlarge, image[None], plan, self.device, None)[0].cpu()
         target = (scale * height, scale * width)
         return large if tuple(large.shape[-2:]) == target else resize(large, target)
 

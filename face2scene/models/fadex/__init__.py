@@ -1,6 +1,6 @@
 """FaDeX, the face degradation extractor: features of an image's degradation from a restored and a degraded face."""
 
-from face2scene.models.fadex.cosine_probe import compare, nuisance_retrieval, probe, retrieval
+from face2scene.models.fadex.cosine_probe import compare, nuisance_retrieval, retrieval
 from face2scene.models.fadex.encoder import MINIMUM_SIZE, FaDeX
 from face2scene.models.fadex.linear_readout import LinearProbe
 from face2scene.models.fadex.moco import Contrast, KeyQueue, MoCo
@@ -14,6 +14,5 @@ __all__ = [
     "MoCo",
     "compare",
     "nuisance_retrieval",
-    "probe",
     "retrieval",
 ]

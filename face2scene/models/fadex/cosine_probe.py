@@ -10,14 +10,12 @@ from torch import Tensor
 from face2scene.models.fadex.encoder import FaDeX
 
 
-def probe(encoder: FaDeX, restored: Tensor, degraded: Tensor, labels: Sequence[str]) -> dict[str, Any]:
-    """`compare` of the embeddings of pairs (O, P, 3, H, W) in [0, 1], where [o, p] is image p under operator o."""
-    return compare(embed_all(encoder, restored, degraded), labels)
-
-
 @torch.no_grad()
 def embed_all(encoder: FaDeX, restored: Tensor, degraded: Tensor) -> Tensor:
-    """(O, P, D) embeddings of (O, P, 3, H, W) pairs in [0, 1], in evaluation mode; restores the encoder's mode."""
+    """(O, P, D) embeddings of (O, P, 3, H, W) pairs in [0, 1], where [o, p] is image p under operator o.
+
+    In evaluation mode; restores the encoder's mode.
+    """
     training = encoder.training
     encoder.eval()
     try:
@@ -64,9 +62,6 @@ def compare(embeddings: Tensor, labels: Sequence[str]) -> dict[str, Any]:
     for (a, b), values in zip(pairs, cross_values, strict=True):
         matrix[a, b] = matrix[b, a] = values.mean()
 
-    # For each (operator, image): the operator of the nearest embedding of another image.
-    nearest = cosines.masked_fill(~other_image, -2).permute(0, 2, 1, 3).flatten(2).argmax(2) // images
-    hits = nearest == torch.arange(operators)[:, None]
     crosses = [f"{labels[a]}-{labels[b]}" for a, b in pairs]
     return {
         "labels": list(labels),
@@ -77,7 +72,7 @@ def compare(embeddings: Tensor, labels: Sequence[str]) -> dict[str, Any]:
         "cross_spread": _by(crosses, cross_values, torch.std),
         "same_mean": float(torch.stack([v.mean() for v in same_values]).mean()),
         "different_mean": float(torch.stack([v.mean() for v in cross_values]).mean()),
-        "retrieval_top1": float(hits.double().mean()),
+        "retrieval_top1": retrieval(embeddings)["retrieval_top1"],
         "pictures": images,
     }
 
@@ -129,10 +124,10 @@ def nuisance_retrieval(embeddings: Tensor, identities: Sequence[str]) -> dict[st
     """
     images = embeddings.shape[1]
     vectors = embeddings.detach().double().cpu()
-    names = list(identities)
-    same_person = torch.tensor([[a == b for b in names] for a in names]) & ~torch.eye(images, dtype=torch.bool)
+    itself = torch.eye(images, dtype=torch.bool)
+    same_person = torch.tensor([[a == b for b in identities] for a in identities]) & ~itself
     partnered = same_person.any(1)
-    within = torch.einsum("opd,oqd->opq", vectors, vectors).masked_fill(torch.eye(images, dtype=torch.bool), -2)
+    within = torch.einsum("opd,oqd->opq", vectors, vectors).masked_fill(itself, -2)
     hits = same_person[torch.arange(images), within.argmax(2)][:, partnered]  # (O, partnered)
     share = same_person[partnered].double().sum(1) / (images - 1)
     centred = torch.nn.functional.normalize(vectors - vectors.mean(1, keepdim=True), dim=2)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from face2scene.common.model_files import recorded
-from face2scene.models.saved_module import SavedModule
+from face2scene.models.saved_module import SavedModule, one_of
 
 MINIMUM_SIZE = 16  # pixels; stride 2 here and 2 in MapNet leave the 4 x 4 grid of tokens (supplement 4.3)
 
@@ -56,9 +56,9 @@ class FaDeX(SavedModule):
         head_norm: bool = False,
     ):
         super().__init__()
-        _choose("order", order, ("restored_first", "degraded_first"))
-        _choose("inputs", inputs, ("pair", "lq_only", "difference"))
-        _choose("start", start, ("difference", "random"))
+        one_of("fadex.encoder.order", order, ("restored_first", "degraded_first"))
+        one_of("fadex.encoder.inputs", inputs, ("pair", "lq_only", "difference"))
+        one_of("fadex.encoder.start", start, ("difference", "random"))
         if not widths or len(widths) != len(strides):
             raise ValueError(
                 f"FaDeX needs one stride for each width, got fadex.encoder.widths={list(widths)} "
@@ -121,8 +121,3 @@ class FaDeX(SavedModule):
     def embed(self, features: Tensor) -> Tensor:
         """Unit vectors (B, D), float32, of maps (B, C, h, w); close for similar degradations."""
         return F.normalize(self.head(features.mean((-2, -1))).float(), dim=1)
-
-
-def _choose(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"fadex.encoder.{option} must be one of {', '.join(choices)}, not {value!r}.")

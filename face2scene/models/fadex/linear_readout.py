@@ -19,7 +19,7 @@ FACTORS: dict[str, tuple[str, float, float]] = {
     "jpeg_quality": ("quality of the last JPEG or WebP, 100 for none", 1.0, 100.0),
     "scale": ("smallest size on the way as a share of the full size, at most 1", 1 / 64, 1.0),
 }
-RIDGES = tuple(10.0**n for n in range(-6, 3))
+RIDGES = tuple(10.0**n for n in range(-6, 3))  # candidates, relative to the embeddings' mean scatter (ours)
 _FLAT = 128  # side of the mid-grey image in pixels
 
 
@@ -72,15 +72,12 @@ class LinearProbe(SavedModule):
         return {name: min(max(value, FACTORS[name][1]), FACTORS[name][2]) for name, value in estimate.items()}
 
     @classmethod
-    def fitted(
-        cls, embeddings: Tensor, recipes: Sequence[Recipe], *, ridges: Sequence[float] = RIDGES
-    ) -> "LinearProbe":
+    def fitted(cls, embeddings: Tensor, recipes: Sequence[Recipe]) -> "LinearProbe":
         """Ridge regression; every factor's ridge is the one with the least leave-one-out error.
 
         Args:
             embeddings: (N, D), of one image each.
             recipes: of the N images.
-            ridges: candidates, relative to the embeddings' mean scatter (ours).
 
         Raises:
             ValueError: fewer than two rows, or not one recipe for each.
@@ -93,7 +90,7 @@ class LinearProbe(SavedModule):
         projected, scatter = left.T @ (y - y_mean), sizes.square()  # (R, 4), (R,)
         best = torch.full((y.shape[1],), torch.inf, dtype=y.dtype)
         slopes = torch.zeros(x.shape[1], y.shape[1], dtype=y.dtype)
-        for ridge in ridges:
+        for ridge in RIDGES:
             kept = scatter / (scatter + ridge * scatter.sum() / x.shape[1])
             influence = (left.square() * kept).sum(1, keepdim=True) + 1 / len(x)  # of a row on its own prediction
             residuals = y - y_mean - left @ (kept[:, None] * projected)

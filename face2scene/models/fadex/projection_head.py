@@ -67,7 +67,13 @@ def retrain_projection_head(
     generator = torch.Generator().manual_seed(seed)
     head = retrained.head.train()
     with torch.enable_grad():
-        _initialise(head, generator)
+        for layer in head:
+            if isinstance(layer, nn.Linear):  # torch's default, from this generator
+                for tensor in (layer.weight.data, layer.bias.data):
+                    bound = layer.in_features**-0.5
+                    tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator))
+            elif isinstance(layer, nn.BatchNorm1d):
+                layer.reset_parameters()
         weights = [p.requires_grad_() for p in head.parameters()]
         optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -88,21 +94,3 @@ def retrain_projection_head(
         weight.div_(scale)
         bias.sub_(weight @ mean)
     return retrained.requires_grad_(False).eval()
-
-
-def spread(embeddings: Tensor) -> float:
-    """The effective dimension of (N, D) embeddings: the participation ratio of their covariance, 1 to D."""
-    values = torch.linalg.eigvalsh(torch.cov(F.normalize(embeddings.double().cpu(), dim=1).T)).clamp_min(0)
-    return float(values.sum().square() / values.square().sum())
-
-
-@torch.no_grad()
-def _initialise(head: nn.Sequential, generator: torch.Generator) -> None:
-    # torch's defaults, from this generator
-    for layer in head:
-        if isinstance(layer, nn.Linear):
-            bound = layer.in_features**-0.5
-            for tensor in (layer.weight, layer.bias):
-                tensor.copy_((torch.rand(tensor.shape, generator=generator) * 2 - 1) * bound)
-        elif isinstance(layer, nn.BatchNorm1d):
-            layer.reset_parameters()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from face2scene.image_io.arrays import to_bytes
@@ -17,13 +18,8 @@ def pair_sheet(restored: Tensor, degraded: Tensor, *, columns: int = 4) -> np.nd
     Args:
         restored, degraded: (O, P, 3, h, w) in [0, 1].
     """
-    rows = [
-        np.concatenate(
-            [np.concatenate([to_bytes(r), to_bytes(d)], axis=1) for r, d in zip(rs, ds, strict=True)], axis=1
-        )
-        for rs, ds in zip(restored[:, :columns].cpu(), degraded[:, :columns].cpu(), strict=True)
-    ]
-    return np.concatenate(rows, axis=0)
+    pairs = torch.stack([restored, degraded], dim=2)[:, :columns]  # (O, columns, 2, 3, h, w)
+    return to_bytes(pairs.permute(3, 0, 4, 1, 2, 5).flatten(3).flatten(1, 2))
 
 
 def cosine_map(embeddings: Tensor) -> np.ndarray:
@@ -64,7 +60,4 @@ def neighbour_sheet(degraded: Tensor, embeddings: Tensor, *, count: int = 4) -> 
 
 
 def _framed(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    height, width = image.shape[:2]
-    framed = np.full((height + 2 * _FRAME, width + 2 * _FRAME, 3), colour, np.uint8)
-    framed[_FRAME:-_FRAME, _FRAME:-_FRAME] = image
-    return framed
+    return np.asarray(ImageOps.expand(Image.fromarray(image), _FRAME, colour))

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 
 from face2scene.assets import catalogue
 from face2scene.common.reproducibility import REPOSITORY
-from face2scene.models.restorer.random_base import is_random, random_parts
+from face2scene.models.restorer.random_base import random_parts
 from face2scene.models.restorer.skips import Skips
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def load_base(
         ValueError: an empty tokenizer, parts that do not fit each other, or an unknown dtype.
     """
     where, dtype = str(source), precision(dtype)
-    if is_random(where):
+    if where.partition(":")[0] == "random":
         log.warning("The base model has random weights (restorer.base.source=%s): it restores nothing.", where)
         return _checked(where, *random_parts(where, dtype=dtype))
     where = base_folder(where)

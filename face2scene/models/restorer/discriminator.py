@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 from transformers import ViTConfig, ViTModel
 
 from face2scene.assets import catalogue
+from face2scene.common.model_files import fit
 
 # As published: CLIP's mean with ImageNet's deviation, although the features are DINO's.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -119,8 +121,6 @@ def load_features(source: str | Path | Mapping[str, Any]) -> ViTModel:
     """
     if isinstance(source, Mapping):
         return ViTModel(ViTConfig(**source), add_pooling_layer=False)
-    from safetensors.torch import load_file
-
     path = catalogue.folder(str(source)) / "dino.safetensors" if str(source) in catalogue.catalogue() else Path(source)
     if not path.is_file():
         raise FileNotFoundError(
@@ -152,10 +152,7 @@ def fill_features(vit: ViTModel, tensors: Mapping[str, Tensor], *, source: str |
             for theirs, ours in _IN_BLOCK.items():
                 rest = rest.replace(theirs, ours)
             state[f"layers.{block}.{rest}"] = tensor
-    try:
-        vit.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{source} does not hold DINO's weights for this ViT: {str(error)[:300]}") from error
+    fit(vit, state, expected=set(vit.state_dict()), source=source)
     return vit
 
 

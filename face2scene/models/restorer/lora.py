@@ -1,8 +1,8 @@
 """Which layers of the base get LoRA adapters, and how these are merged and exported."""
 
+import fnmatch
 import shutil
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -35,33 +35,30 @@ UNET = (
 )
 
 
-def layers_matching(network: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Full names of the linear and convolution layers that match any pattern.
+def add_lora(network: Any, patterns: Sequence[str], *, rank: int, alpha: float) -> list[str]:
+    """Add trainable low-rank adapters to a diffusers network; everything else stays frozen.
+
+    A starts Gaussian and B at zero, so that the output is unchanged at first.
+
+    Args:
+        patterns: of the full names of linear and convolution layers.
+
+    Returns:
+        The names of the adapted layers.
 
     Raises:
-        ValueError: a pattern matches no layer.
+        ValueError: a rank below 1, or a pattern that matches no layer.
     """
+    if rank < 1:
+        raise ValueError(f"A LoRA rank must be at least 1, not {rank}.")
     layers = [name for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    unmatched = [p for p in patterns if not any(fnmatchcase(name, p) for name in layers)]
-    if unmatched:
+    matches = {pattern: fnmatch.filter(layers, pattern) for pattern in patterns}
+    if unmatched := [pattern for pattern, found in matches.items() if not found]:
         raise ValueError(
             f"No layer of {type(network).__name__} matches {unmatched}. It has {len(layers)} layers, such as "
             f"{layers[:3]}; see restorer.adapters.vae_layers and restorer.adapters.unet_layers."
         )
-    return [name for name in layers if any(fnmatchcase(name, p) for p in patterns)]
-
-
-def add_lora(network: Any, patterns: Sequence[str], *, rank: int, alpha: float) -> list[str]:
-    """Add trainable low-rank adapters to the layers of a diffusers network that match; everything else stays frozen.
-
-    A starts Gaussian and B at zero, so that the output is unchanged at first.
-
-    Returns:
-        The names of the adapted layers.
-    """
-    if rank < 1:
-        raise ValueError(f"A LoRA rank must be at least 1, not {rank}.")
-    names = layers_matching(network, patterns)
+    names = [name for name in layers if any(name in found for found in matches.values())]
     network.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=names))
     return names
 

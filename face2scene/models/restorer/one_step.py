@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from face2scene.common import model_files
 from face2scene.common.files import atomic_write
-from face2scene.common.memory import explained
+from face2scene.common.memory import explained, on_device
 from face2scene.common.types import Box, Progress
 from face2scene.image_io.arrays import pad_to_multiple
 from face2scene.models.mapnet import MapNet
@@ -24,7 +24,7 @@ from face2scene.models.restorer.acceleration import fuse_upsample_conv, run_with
 from face2scene.models.restorer.base_model import DiffusionBase, PackagedBase, per_sample_noise, predict_x0
 from face2scene.models.restorer.restorer_base import MEMORY_ADVICE, RestorerBase
 from face2scene.models.restorer.skips import attach, channels_of
-from face2scene.models.restorer.tiling import TilePlan, network_in_tiles, on_device
+from face2scene.models.restorer.tiling import TilePlan, network_in_tiles
 
 log = logging.getLogger(__name__)
 POSITIVE = "a high-resolution, 8K, ultra-realistic sharp image, vibrant colors, and natural lighting"
@@ -81,14 +81,13 @@ class OneStepRestorer(RestorerBase):
         skip_channels: Sequence[Sequence[int]] | None = None,
         source: str = "",
     ):
-        super().__init__()
+        super().__init__(base, prompts=prompts, timestep=timestep, guidance=guidance, posterior=posterior)
         width = base.unet.config.cross_attention_dim
         if mapnet.config["width"] != width:
             raise ValueError(
                 f"MapNet makes tokens of width {mapnet.config['width']}, the base model reads {width}: "
                 "set mapnet.width."
             )
-        self._set_base(base, prompts=prompts, timestep=timestep, guidance=guidance, posterior=posterior)
         self.mapnet = mapnet
         # the VAE's factor times the UNet's
         self.multiple = 2 ** sum(len(part.config.block_out_channels) - 1 for part in (self.vae, self.unet))
@@ -191,10 +190,22 @@ class OneStepRestorer(RestorerBase):
         offload: bool = False,
         progress: Progress | None = None,
     ) -> Iterator[Tensor]:
-        """See `RestorerBase`; each network runs over all tiles before the next one starts.
+        """Restore an image by a plan at several guidances; a plan of one tile gives `restore`.
 
-        Encoder and UNet run once for all guidances. The posterior's sample is drawn for the whole latent, so that tiles
-        leave no seams.
+        Each network runs over all tiles before the next one starts, encoder and UNet once for all guidances. The
+        posterior's sample is drawn for the whole latent, so that tiles leave no seams. The image, the latents and the
+        result stay on `image`'s device; only tiles and samples go to `device`.
+
+        Args:
+            image: (1, 3, H, W) in [0, 1].
+            tokens_at: (1, N, D) for a tile's box, in pixels of the image.
+            guidances: see `restore`.
+            seed: of the sample from the VAE's posterior, where one is taken.
+            offload: keep a network on `device` only while it runs, otherwise on the CPU.
+            progress: called with the stage, the tiles done and the number of tiles.
+
+        Yields:
+            (1, 3, H, W) in [0, 1] for each of `guidances`.
         """
         padded, (height, width) = pad_to_multiple(image, plan.unit)
 
@@ -209,7 +220,7 @@ class OneStepRestorer(RestorerBase):
             return self.decode(latent, given.to(latent.device))
 
         def run(name: str, network: nn.Module, part: nn.Module, work: Callable[..., Tensor], x: Tensor) -> Tensor:
-            with explained(MEMORY_ADVICE), on_device(network, device) if offload else nullcontext():
+            with explained(MEMORY_ADVICE), on_device(device, network) if offload else nullcontext():
                 return network_in_tiles(name, part, work, x, plan, device, progress)
 
         posterior = run("encoding", self.vae, self.vae.encoder, lambda part, boxes: self.encode(part), padded)
@@ -302,7 +313,12 @@ class OneStepRestorer(RestorerBase):
         return image + decoded if self.residual and image is not None else decoded + 0.5
 
     def save(self, path: str | Path, *, about: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
-        """See `RestorerBase`."""
+        """Write the trained parts into one safetensors file whose header rebuilds the restorer.
+
+        Args:
+            about: provenance, for the header.
+            dtype: of the stored LoRA weights; None keeps float32.
+        """
         config = self.config | {"skip_channels": channels_of(self.vae) if self.skips else None}
         model_files.save_weights(path, self._stored(), kind=self.kind, config=config, about=about, dtype=dtype)
 

@@ -1,6 +1,7 @@
 """The perceptual loss of the restorer's training."""
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from face2scene.assets import catalogue
@@ -19,7 +20,6 @@ class Perceptual(nn.Module):
     def __init__(self, network: str = "vgg"):
         super().__init__()
         import lpips
-        from safetensors.torch import load_file
 
         self.network = lpips.LPIPS(net=network, pnet_rand=True, verbose=False).eval().requires_grad_(False)
         file = catalogue.folder("lpips") / {"vgg": "vgg16.safetensors", "alex": "alexnet.safetensors"}[network]

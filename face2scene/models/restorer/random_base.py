@@ -53,11 +53,6 @@ SD_TURBO: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def is_random(source: str) -> bool:
-    """Whether a base's source is `random` or `random:FOLDER`."""
-    return source == "random" or source.startswith("random:")
-
-
 def networks(shapes: Mapping[str, Mapping[str, Any]]) -> tuple[AutoencoderKL, UNet2DConditionModel, CLIPTextModel]:
     """VAE, UNet and text encoder of the given configurations, with random weights on the default device."""
     vae = AutoencoderKL.from_config(dict(shapes["vae"]))
@@ -77,7 +72,7 @@ def random_parts(
         FileNotFoundError: the folder has no config of a part.
     """
     folder = Path(source.partition(":")[2]) if ":" in source else None
-    shapes = read_shapes(folder) if folder else SD_TURBO
+    shapes = _read_shapes(folder) if folder else SD_TURBO
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae, unet, text_encoder = networks(shapes)
@@ -88,12 +83,7 @@ def random_parts(
     return nn.Module.to(vae, dtype), nn.Module.to(unet, dtype), text_encoder, tokenizer, schedule
 
 
-def read_shapes(folder: Path) -> dict[str, dict[str, Any]]:
-    """The configurations of a folder in diffusers' layout.
-
-    Raises:
-        FileNotFoundError: one is missing.
-    """
+def _read_shapes(folder: Path) -> dict[str, dict[str, Any]]:
     shapes = {}
     for part in SD_TURBO:
         file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")

@@ -1,6 +1,6 @@
 """What the restorers share: a base, and trained weights in one file apart from the base they were trained on."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -10,9 +10,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from face2scene.common import model_files
-from face2scene.common.types import Box, Progress
 from face2scene.models.restorer.base_model import DiffusionBase, PackagedBase, load_base
-from face2scene.models.restorer.tiling import TilePlan
+from face2scene.models.saved_module import one_of
 
 WEIGHTS_FILE = "restorer.safetensors"  # in a folder of trained weights
 MEMORY_ADVICE = "lower pipeline.tile, set guidance=1, or restore with a bf16 base"
@@ -30,7 +29,7 @@ class RestorerBase(nn.Module):
     vae: AutoencoderKL
     unet: UNet2DConditionModel
 
-    def _set_base(
+    def __init__(
         self,
         base: DiffusionBase | PackagedBase,
         *,
@@ -38,9 +37,9 @@ class RestorerBase(nn.Module):
         timestep: int,
         guidance: float,
         posterior: str,
-    ) -> None:
-        if posterior not in ("mean", "sample"):
-            raise ValueError(f"restorer.adapters.posterior must be mean or sample, not {posterior!r}.")
+    ):
+        super().__init__()
+        one_of("restorer.adapters.posterior", posterior, ("mean", "sample"))
         self.vae, self.unet = base.vae, base.unet  # frozen, both of the base
         self.register_buffer("text", base.encode_prompts(list(prompts)), persistent=False)
         self.alpha, self.prediction = base.alphas[timestep].item(), base.prediction
@@ -71,44 +70,6 @@ class RestorerBase(nn.Module):
         self.unet.enable_gradient_checkpointing()
         return self
 
-    def restore_tiled(
-        self,
-        image: Tensor,
-        tokens_at: Callable[[Box], Tensor],
-        plan: TilePlan,
-        guidances: Sequence[float],
-        *,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        offload: bool = False,
-        progress: Progress | None = None,
-    ) -> Iterator[Tensor]:
-        """Restore an image by a plan at several guidances; a plan of one tile gives `restore`.
-
-        The image, the latents and the result stay on `image`'s device; only tiles and samples go to `device`.
-
-        Args:
-            image: (1, 3, H, W) in [0, 1].
-            tokens_at: (1, N, D) for a tile's box, in pixels of the image.
-            guidances: see `restore`.
-            seed: of the sample from the VAE's posterior, where one is taken.
-            offload: keep a network on `device` only while it runs, otherwise on the CPU.
-            progress: called with the stage, the tiles done and the number of tiles.
-
-        Yields:
-            (1, 3, H, W) in [0, 1] for each of `guidances`.
-        """
-        raise NotImplementedError
-
-    def save(self, path: str | Path, *, about: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
-        """Write the trained parts into one safetensors file whose header rebuilds the restorer.
-
-        Args:
-            about: provenance, for the header.
-            dtype: of the stored LoRA weights; None keeps float32.
-        """
-        raise NotImplementedError
-
     @classmethod
     def from_file(
         cls, path: str | Path, *, source: str | Path | None = None, dtype: str | torch.dtype = torch.float32
@@ -135,12 +96,3 @@ class RestorerBase(nn.Module):
     def _stored(self) -> Mapping[str, Tensor]:
         """What `save` writes, by name."""
         raise NotImplementedError
-
-    def save_pretrained(self, folder: str | Path, **about: Any) -> None:
-        """`save` into a folder, under the name that `from_pretrained` reads."""
-        self.save(Path(folder) / WEIGHTS_FILE, about=about)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, **base: Any) -> Self:
-        """`from_file` of a folder that `save_pretrained` wrote."""
-        return cls.from_file(Path(folder) / WEIGHTS_FILE, **base)

@@ -8,32 +8,24 @@ its own, a tile of sky and one of hair get different colours (the colour shift o
 statistics are estimated once for the whole image and used by every tile, see `shared_norms`.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from fractions import Fraction
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from face2scene.common.memory import free_memory
 from face2scene.common.types import Box, Progress
+from face2scene.models.restorer.restorer_base import RestorerBase
 from face2scene.models.restorer.shared_norms import SharedNorms
 from face2scene.models.restorer.strata import Square, strata
 
 SPLIT = 2  # squares for statistics have 1 / SPLIT of a tile's side, for more positions at the same cost (ours)
 MAPS = 4  # full-size maps of the decoder in memory at once: 3 at SD 2.1's shape, and one for workspaces
 SAMPLES = 4  # area, in tiles, on which the shared statistics are estimated at once (ours)
-
-
-class Tileable(Protocol):
-    """The attributes of a restorer that a plan uses."""
-
-    vae: AutoencoderKL
-    text: Tensor  # on the device of the networks
-    multiple: int  # sides of tiles are multiples of it
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,7 @@ class TilePlan:
     def of(
         cls,
         size: tuple[int, int],
-        restorer: Tileable,
+        restorer: RestorerBase,
         *,
         tile: int | str | None,
         overlap: int = 64,
@@ -165,7 +157,7 @@ def network_in_tiles(
     Args:
         name: of the stage, for `progress`.
         network: its GroupNorms share statistics where the plan says so.
-        work: (n, C, h', w') with the boxes of n tiles to the network's output.
+        work: (n, C, h', w') with the boxes of n tiles to the network's output, of any constant factor of the size.
         x: (1, C, h, w), the image or a map smaller by an integer factor.
     """
     boxes, stride = plan.boxes, plan.height // x.shape[-2]
@@ -190,31 +182,13 @@ def network_in_tiles(
         bar = tqdm(boxes, desc=name, unit="tile", leave=False, disable=progress is not None or len(boxes) < 4)
         for number, box in enumerate(bar):
             part = run([box])
-            scale = (box[3] - box[1]) // part.shape[-2]  # the output may be smaller than the image, too
-            blend = blend or _Blend((plan.height // scale, plan.width // scale), plan.overlap // scale, part)
-            blend.add(part, box[0] // scale, box[1] // scale)
+            scale = Fraction(part.shape[-2], box[3] - box[1])  # the output may be smaller or larger than the image
+            size = int(plan.height * scale), int(plan.width * scale)
+            blend = blend or _Blend(size, int(plan.overlap * scale), part)
+            blend.add(part, int(box[0] * scale), int(box[1] * scale))
             if progress:
                 progress(name, number + 1, len(boxes))
     assert blend is not None  # there is a tile
-    return blend.mean()
-
-
-def in_tiles(work: Callable[[Tensor], Tensor], image: Tensor, *, tile: int, overlap: int, scale: int = 1) -> Tensor:
-    """Apply a network without normalisation, such as Real-ESRGAN, to tiles and blend the results.
-
-    Args:
-        work: (1, 3, h, w) to (1, 3, scale h, scale w).
-        image: (1, 3, H, W).
-        tile, overlap: pixels of the input.
-    """
-    rows, columns = (tile_starts(side, tile, overlap) for side in image.shape[-2:])
-    if len(rows) == len(columns) == 1:
-        return work(image)
-    height, width = image.shape[-2:]
-    blend = _Blend((scale * height, scale * width), scale * overlap, image)
-    places = [(y, x) for y in rows for x in columns]
-    for y, x in tqdm(places, desc="tiles", unit="tile", leave=False, disable=len(places) < 4):
-        blend.add(work(image[..., y : y + tile, x : x + tile]), scale * x, scale * y)
     return blend.mean()
 
 
@@ -233,17 +207,7 @@ def _ramp(start: int, end: int, length: int, overlap: int) -> Tensor:
     return weight
 
 
-@contextmanager
-def on_device(network: nn.Module, device: torch.device | str) -> Iterator[None]:
-    """Inside, `network` is on `device`; afterwards on the CPU."""
-    nn.Module.to(network, device)
-    try:
-        yield
-    finally:
-        nn.Module.to(network, "cpu")
-
-
-def fitting_tile(restorer: Tileable) -> int:
+def fitting_tile(restorer: RestorerBase) -> int:
     """The largest tile of 128 to 1024 pixels, in steps of 128, whose samples fit into half of the free memory.
 
     The decoder's last level needs the most, see `MAPS`. Coarse steps keep the plan, and with it the images, the same

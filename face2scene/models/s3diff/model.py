@@ -81,7 +81,7 @@ class S3Diff(RestorerBase):
         train_scores: bool = False,
         source: str = "",
     ):
-        super().__init__()
+        super().__init__(base, prompts=prompts, timestep=timestep, guidance=guidance, posterior=posterior)
         for network in (base.vae, base.unet):
             if len(network.config.block_out_channels) > 4:
                 raise ValueError(
@@ -90,7 +90,6 @@ class S3Diff(RestorerBase):
                 )
         if not 0 <= latent_overlap < latent_tile:
             raise ValueError(f"latent_overlap must be from 0 to less than latent_tile={latent_tile}: {latent_overlap}.")
-        self._set_base(base, prompts=prompts, timestep=timestep, guidance=guidance, posterior=posterior)
         self.score_net = score_net.requires_grad_(train_scores)
         vae_names = lora.add_lora(self.vae, vae_layers, rank=vae_rank, alpha=lora_alpha)
         unet_names = lora.add_lora(self.unet, unet_layers, rank=unet_rank, alpha=lora_alpha)
@@ -124,16 +123,10 @@ class S3Diff(RestorerBase):
         negative: Tensor | None = None,
         seeds: Tensor | None = None,
     ) -> Tensor:
-        """One step without guidance, as in training.
+        """One step without guidance, as in training; see `OneStepRestorer.forward`.
 
-        Args:
-            image: (B, 3, H, W) in [0, 1], sides multiples of the total stride of VAE and UNet.
-            tokens: not used; see `tokens`.
-            negative: (B,) bool, which images get the negative prompt; None is none of them.
-            seeds: (B,) int64, one per image, of the sample from the VAE's posterior; None follows `posterior`.
-
-        Returns:
-            (B, 3, H, W), clamped to [0, 1], as S3Diff does in training too.
+        `tokens` is not used. Without `seeds` the sample follows `posterior`. The sides of `image` are multiples of the
+        total stride of VAE and UNet, and the result is clamped to [0, 1], as S3Diff does in training too.
         """
         which = torch.zeros(len(image), dtype=torch.long, device=image.device) if negative is None else negative.long()
         vae_matrices, unet_matrices = self.matrices(self.score_net(image))
@@ -157,12 +150,10 @@ class S3Diff(RestorerBase):
     ) -> Tensor:
         """Restore images of any size as S3Diff's inference does, before its colour alignment.
 
-        A network whose output is not finite in half precision runs again in float32, with a warning.
+        `tokens` is not used; `guidance`, the run in float32 and the errors are those of `OneStepRestorer.restore`.
 
         Args:
             image: (B, 3, H, W) in [0, 1].
-            tokens: not used; see `tokens`.
-            guidance: of classifier-free guidance; None is the model's own, 1 skips the negative prompt.
             scale: bilinear enlargement before the VAE; S3Diff's own use is 4.
             scores: (B, 2); None computes them from `image` before the enlargement.
             posterior: `sample` or `mean`; None is the model's own.
@@ -170,10 +161,6 @@ class S3Diff(RestorerBase):
 
         Returns:
             (B, 3, scale H, scale W) in [0, 1].
-
-        Raises:
-            FloatingPointError: not finite in float32 either.
-            torch.OutOfMemoryError: the message names the options that lower the memory.
         """
         guidance = self.guidance if guidance is None else guidance
         vae_matrices, unet_matrices = self.matrices(self.score_net(image) if scores is None else scores)
@@ -212,7 +199,7 @@ class S3Diff(RestorerBase):
         offload: bool = False,
         progress: Progress | None = None,
     ) -> Iterator[Tensor]:
-        """See `RestorerBase`; each tile is restored with the scores of the whole image.
+        """See `OneStepRestorer.restore_tiled`; each tile is restored with the scores of the whole image.
 
         Every guidance is a run of its own, with the UNet's calls as released. `tokens_at` and `offload` are not used:
         scores come from the image, and each tile takes all networks.
@@ -260,7 +247,7 @@ class S3Diff(RestorerBase):
         return self.vae.decode(scaled).sample  # not clamped yet: that would hide an overflow
 
     def save(self, path: str | Path, *, about: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
-        """See `RestorerBase`; the modulations, which start at 1e-5, stay float32."""
+        """See `OneStepRestorer.save`; the modulations, which start at 1e-5, stay float32."""
         tensors = {
             name: t.to(dtype) if name.startswith(("vae.", "unet.")) and dtype else t
             for name, t in self._stored().items()

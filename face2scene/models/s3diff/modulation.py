@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from face2scene.models.saved_module import one_of
+
 
 class Modulation(nn.Module):
     """Matrices (B, K, r, r), one per image and block, from the Fourier features (B, 4 F) of its two scores.
@@ -23,8 +25,7 @@ class Modulation(nn.Module):
 
     def __init__(self, blocks: int, rank: int, *, waves: int, start: Literal["near_zero", "identity"] = "near_zero"):
         super().__init__()
-        if start not in ("near_zero", "identity"):
-            raise ValueError(f"restorer.adapters.start must be near_zero or identity, not {start!r}.")
+        one_of("restorer.adapters.start", start, ("near_zero", "identity"))
         self.rank = rank
         self.scores = nn.Sequential(nn.Linear(waves, 256), nn.ReLU())
         self.block = nn.Sequential(nn.Linear(64, 64), nn.ReLU())

@@ -172,9 +172,9 @@ def read_photomaker(path: str | Path) -> dict[str, dict[str, Tensor]]:
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise ValueError(f"{path} is not a whole checkpoint of tensors ({reason}). Fetch it again.") from error
-    missing = [name for name in ("id_encoder", "lora_weights") if name not in parts] if isinstance(parts, dict) else []
-    if not isinstance(parts, dict) or missing:
-        raise ValueError(f"{path} lacks the part {(missing or ['id_encoder'])[0]!r}: it is not PhotoMaker v1.")
+    for name in ("id_encoder", "lora_weights"):
+        if not isinstance(parts, dict) or name not in parts:
+            raise ValueError(f"{path} lacks the part {name!r}: it is not PhotoMaker v1.")
     return parts
 
 

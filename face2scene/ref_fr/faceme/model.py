@@ -11,8 +11,8 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from face2scene.assets.catalogue import WeightsError
+from face2scene.common.memory import on_device
 from face2scene.common.reproducibility import seed_from
 from face2scene.image_io.arrays import align_colour
 from face2scene.ref_fr import base
@@ -207,18 +208,8 @@ class FaceMe(AlignedRefFR):
                 network.to(self.device)
         return parts
 
-    @contextmanager
-    def _on_device(self, *networks: nn.Module) -> Iterator[None]:
-        if not self.offload:
-            yield
-            return
-        try:
-            for network in networks:
-                network.to(self.device)
-            yield
-        finally:
-            for network in networks:
-                network.to("cpu")
+    def _on_device(self, *networks: nn.Module) -> AbstractContextManager[None]:
+        return on_device(self.device, *networks) if self.offload else nullcontext()
 
     # --- references
 
@@ -296,8 +287,6 @@ class FaceMe(AlignedRefFR):
         control: Tensor,
         prompts: Tensor,
         generators: Sequence[torch.Generator],
-        *,
-        until: int = 0,
     ) -> Tensor:
         """Sample with classifier-free guidance.
 
@@ -306,7 +295,6 @@ class FaceMe(AlignedRefFR):
             control: (B, 3, 8h, 8w) in [-1, 1].
             prompts: (B, L, D), references inserted.
             generators: one per face, for schedulers that add noise.
-            until: number of steps; 0 is all.
         """
         parts, count = self.parts, len(latents)
         schedule = self._schedule()
@@ -321,7 +309,7 @@ class FaceMe(AlignedRefFR):
             "time_ids": torch.tensor([[side, side, 0, 0, side, side]] * 2 * count).to(self.device, self.dtype),
         }
         condition = torch.cat([control] * 2).to(self.dtype)
-        for step, t in enumerate(schedule.timesteps):
+        for t in schedule.timesteps:
             noisy = torch.cat([schedule.scale_model_input(latents, t)] * 2).to(self.dtype)
             down, middle = parts.controlnet(
                 noisy,
@@ -343,8 +331,6 @@ class FaceMe(AlignedRefFR):
             negative, positive = predicted.chunk(2)
             guided = negative + self.guidance * (positive - negative)
             latents = schedule.step(guided, t, latents, **noise).prev_sample
-            if step + 1 == until:
-                break
         return latents
 
 

@@ -60,7 +60,7 @@ class ReferenceEncoder(Protocol):
 
 
 class Antelope:
-    """InsightFace's antelopev2 with FaceMe's channel order: RGB where the networks expect BGR.
+    """InsightFace's antelopev2, on the CPU, with FaceMe's channel order: RGB where the networks expect BGR.
 
     The released code has this order in preprocessing, training and inference, so its weights require it. The largest
     face is taken, as in its preprocessing. The detector runs at 512, then from 640 to 256 pixels in steps of 64, until
@@ -75,14 +75,13 @@ class Antelope:
 
     sizes = (512, *range(640, 256, -64), 256)
 
-    def __init__(self, folder: str | Path | None = None, device: str = "cpu"):
-        self.folder, self.device = folder, device
+    def __init__(self, folder: str | Path | None = None):
+        self.folder = folder
 
     @property
     def version(self) -> str:
-        return (
-            f"antelopev2 rgb {catalogue.catalogue()['antelopev2'].fingerprint if self.folder is None else self.folder}"
-        )
+        weights = catalogue.catalogue()["antelopev2"].fingerprint if self.folder is None else self.folder
+        return f"antelopev2 rgb {weights}"
 
     def ready(self) -> None:
         """Load the networks now."""
@@ -109,17 +108,14 @@ class Antelope:
         for file in files:
             if not file.is_file():
                 raise FileNotFoundError(f"There is no {file}: ref_fr.antelope has to name antelopev2's own folder.")
-        providers = ["CPUExecutionProvider"]
-        if self.device.startswith("cuda"):
-            providers.insert(0, "CUDAExecutionProvider")
         networks = []
         for file in files:
             try:
-                networks.append(zoo.get_model(str(file), providers=providers))
+                networks.append(zoo.get_model(str(file), providers=["CPUExecutionProvider"]))
             except Exception as error:  # onnxruntime's errors have no common base class
                 reason = str(error).strip().splitlines()[0][:200]
                 raise ValueError(f"{file} is not a whole network ({reason}): fetch antelopev2 again.") from error
-        networks[0].prepare(0 if self.device.startswith("cuda") else -1)
+        networks[0].prepare(-1)  # on the CPU
         return networks
 
 

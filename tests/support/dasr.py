@@ -32,24 +32,15 @@ def dasr_encoder(state: Mapping[str, Tensor]) -> FaDeX:
         )
     prefix = last[0].removesuffix("mlp.2.weight")
     encoder = FaDeX(WIDTHS, STRIDES, inputs="lq_only", start="random")
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if not name.startswith(prefix):
-            continue
-        inner = name.removeprefix(prefix)
-        if inner.startswith("mlp."):
-            tensors[f"head.{inner.removeprefix('mlp.')}"] = tensor
-        elif inner.startswith("E.") and not _is_convolution_bias(inner):
-            tensors[f"body.{inner.removeprefix('E.')}"] = tensor
+    tensors = {
+        name.removeprefix(prefix).replace("mlp.", "head.").replace("E.", "body."): tensor
+        for name, tensor in state.items()
+        if name.startswith((f"{prefix}mlp.", f"{prefix}E."))
+    }
     for number in range(len(WIDTHS)):
-        bias, mean = state.get(f"{prefix}E.{3 * number}.bias"), f"body.{3 * number + 1}.running_mean"
+        bias, mean = tensors.pop(f"body.{3 * number}.bias", None), f"body.{3 * number + 1}.running_mean"
         if bias is not None and mean in tensors:
             tensors[mean] = tensors[mean] - bias
     tensors["body.0.weight"] = tensors["body.0.weight"] * 255
     fit(encoder, tensors, expected=set(encoder.state_dict()), source="DASR's encoder")
     return encoder.eval().requires_grad_(False)
-
-
-def _is_convolution_bias(name: str) -> bool:
-    parts = name.split(".")
-    return len(parts) == 3 and parts[2] == "bias" and int(parts[1]) % 3 == 0
