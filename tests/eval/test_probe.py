@@ -96,7 +96,7 @@ def test_linear_probe_fits_and_reloads(tmp_path):
     assert 0 < found["scale"] <= 1 and found["noise"] >= 0
     far = again(1000 * embeddings[50])
     assert all(FACTORS[name][1] <= value <= FACTORS[name][2] for name, value in far.items())
-    with pytest.raises(ValueError, match="of one embedding"):
+    with pytest.raises(ValueError, match="takes one embedding"):
         again(embeddings[:2])
 
 
