@@ -30,6 +30,7 @@ from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.restorer_base import WEIGHTS_FILE
 from face2scene.train.ema import EMA
 from face2scene.train.loop import Phase
+from face2scene.train.restorer_task import RestorerStep
 
 _OWN = ("mapnet.", "null_tokens", "unet.conv_in.", "vae.skips.")  # in a restorer's file besides adapters
 _INITIAL_CORRECTION = 0.1  # factor on the decoder's last layer; from zero, training is ten times slower
@@ -179,15 +180,6 @@ def untrained_restorer(base: DiffusionBase, mapnet: MapNet, source: str) -> OneS
     return restorer
 
 
-class _WithNullTokens(nn.Module):
-    def __init__(self, restorer: OneStepRestorer):
-        super().__init__()
-        self.restorer = restorer
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.restorer(image, self.restorer.tokens(None, len(image)))
-
-
 class RestoringTask:
     """L1 and LPIPS of restored crops, both on images in [-1, 1].
 
@@ -214,7 +206,7 @@ class RestoringTask:
         self.base, self.perceptual, self.data, self.validation = base, perceptual, data, validation
         self.lpips_weight = lpips_weight
         self.restorer = untrained_restorer(base, mapnet, source)
-        model = _WithNullTokens(self.restorer)
+        model = RestorerStep(self.restorer)
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
         self.phases = [Phase("restoring", model, optimizer, self._losses)]
@@ -222,7 +214,7 @@ class RestoringTask:
         self.stateful = [self.ema]
 
     def _losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        output, gt = self.phases[0].model(batch["image"]).float() * 2 - 1, batch["gt"] * 2 - 1
+        output, gt = self.phases[0].model(batch["image"], None).float() * 2 - 1, batch["gt"] * 2 - 1
         return {"l1": (output - gt).abs().mean(), "lpips": self.lpips_weight * self.perceptual(output, gt)}
 
     def after_step(self) -> None:
@@ -237,7 +229,7 @@ class RestoringTask:
     def validate(self) -> dict[str, float]:
         device = self.restorer.null_tokens.device
         batch = {name: value.to(device) for name, value in self.validation[0].items()}
-        restored = self.phases[0].model(batch["image"]).float().clamp(0, 1)
+        restored = self.phases[0].model(batch["image"], None).float().clamp(0, 1)
         values = {}
         for name, image in (("", restored), ("input_", batch["image"])):
             error = (image - batch["gt"]).square().mean((1, 2, 3)).clamp_min(1e-6)  # an untouched crop counts 60 dB
@@ -248,7 +240,7 @@ class RestoringTask:
     def images(self) -> dict[str, np.ndarray]:
         batch = self.validation[0]
         image = batch["image"][:8].to(self.restorer.null_tokens.device)
-        rows = [image.cpu(), self.phases[0].model(image).float().cpu().clamp(0, 1), batch["gt"][:8]]
+        rows = [image.cpu(), self.phases[0].model(image, None).float().cpu().clamp(0, 1), batch["gt"][:8]]
         return {"input_restored_gt": to_bytes(torch.cat([torch.cat(list(row), 2) for row in rows], 1))}
 
     @torch.no_grad()
