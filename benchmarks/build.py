@@ -25,9 +25,10 @@ from face2scene.common.files import sha256_of, write_json
 from face2scene.data.building import build as building
 from face2scene.data.building.build import BuildResult, RecordCandidate, build
 from face2scene.data.building.finalize import FinalizePlan
+from face2scene.data.generators.base import GenerationRequest
 from face2scene.data.records import stream_manifest
 from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
-from face2scene.data.verify import problems_of
+from face2scene.data.verify import verify
 from face2scene.image_io.arrays import write_png
 
 PEOPLE, SHOTS, SIDE = 24, 5, 512
@@ -61,7 +62,7 @@ def plain(folder: Path, count: int) -> float:
     start, records = time.perf_counter(), []
     for person in range(count):
         for shot in range(SHOTS):
-            image = DrawnPeople(side=SIDE).generate(person, shot)
+            image = DrawnPeople(side=SIDE).draw(GenerationRequest(person, shot))
             path = folder / f"{person}_{shot}.png"
             write_png(path, image.astype(np.float32) / 255)
             records.append({"image": path.name, "identity": person, "sha256": sha256_of(path)})
@@ -116,7 +117,7 @@ def memory(folder: Path, count: int) -> dict[str, float]:
     built, seconds = peak(), time.perf_counter() - start
     rows = sum(1 for _ in stream_manifest(folder))
     assert rows == count, rows
-    sum(1 for _ in problems_of(folder))  # no file is an image, so each is reported
+    sum(1 for _ in verify(folder))  # no file is an image, so each is reported
     return {"build": built - before, "verify": peak() - before, "seconds": seconds, "imports": before}
 
 

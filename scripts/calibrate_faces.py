@@ -16,11 +16,8 @@ def main(cfg: DictConfig) -> None:
     detector = instantiate(cfg.faces)
     people = {name: photos(places) for name, places in cfg.people.items()}
     found = pairs(people, photos(cfg.others), detector)
-    print(
-        table(
-            {HydraConfig.get().runtime.choices.faces: (detector.backend.identity_model, detector.same_threshold, found)}
-        )
-    )
+    backend = HydraConfig.get().runtime.choices.faces
+    print(table(backend, detector.backend.identity_model, detector.same_threshold, found))
     for sentence in found.skipped:
         print(f"not used: {sentence}")
 

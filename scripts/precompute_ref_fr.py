@@ -5,6 +5,7 @@ that an image that occurs twice is restored once.
 """
 
 import sys
+from collections import Counter
 from time import perf_counter
 
 from accelerate import Accelerator
@@ -41,10 +42,13 @@ def main(cfg: DictConfig) -> None:
     problems = [line for part in parts for line in part.problems]
     if state.is_main_process:
         bar.close()
-        new, seen, refused = (sum(getattr(p, name) for p in parts) for name in ("new", "seen", "refused"))
+        new, seen, reasons = sum(p.new for p in parts), sum(p.seen for p in parts), Counter()
+        for part in parts:
+            reasons.update(part.reasons)
+        refused = reasons.total()
         print(f"{seen} faces: {new} restored now, {refused} refused, {seen - new} were there or of the same content.")
         print(f"They are in {cache.folder} ({perf_counter() - start:.1f} s).")
-        for reason, count in sorted({k: v for p in parts for k, v in p.reasons.items()}.items()):
+        for reason, count in sorted(reasons.items()):
             print(f"  refused {count}: {reason}", file=sys.stderr)
         for line in problems:
             print(f"  {line}", file=sys.stderr)

@@ -85,8 +85,7 @@ class Asset:
     @property
     def bytes_on_disk(self) -> int | None:
         sizes = [facts.size for facts in self.files.values()]
-        known = [size for size in sizes if size is not None]
-        return self.size or (sum(known) if known and len(known) == len(sizes) else None)
+        return self.size or (sum(sizes) if sizes and None not in sizes else None)
 
     @property
     def fingerprint(self) -> str:

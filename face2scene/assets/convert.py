@@ -112,17 +112,6 @@ def _dino_features(place: Path) -> None:
     (place / "dino_vitbase16_pretrain.pth").unlink()
 
 
-def convert_score_net(pickle_file: str | Path, output: str | Path) -> None:
-    """MM-RealSR's degradation-score network (de_net.pth) to safetensors that `ScoreNet.from_file` reads.
-
-    Raises:
-        WeightsError: another file; names the first key that is missing, unknown or of another shape.
-    """
-    from face2scene.common.model_files import save_weights
-
-    save_weights(output, _score_net(Path(pickle_file)), kind="score_net", config={}, about={"source": "de_net.pth"})
-
-
 def convert_s3diff(
     pickle_file: str | Path, score_pickle: str | Path, output: str | Path, *, source: str = "sd_turbo"
 ) -> None:
@@ -171,7 +160,10 @@ def convert_s3diff(
 
 
 def _s3diff(place: Path) -> None:
-    convert_score_net(place / "de_net.pth", place / "de_net.safetensors")
+    from face2scene.common.model_files import save_weights
+
+    scores = _score_net(place / "de_net.pth")
+    save_weights(place / "de_net.safetensors", scores, kind="score_net", config={}, about={"source": "de_net.pth"})
     convert_s3diff(place / "s3diff.pkl", place / "de_net.pth", place / "s3diff.safetensors")
     (place / "s3diff.pkl").unlink()
     (place / "de_net.pth").unlink()

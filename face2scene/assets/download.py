@@ -100,7 +100,9 @@ def _fetch_one(asset: Asset, root: Path, offline: bool | None, given: str | Path
             if given is not None:
                 _take_given(asset, Path(given), partial)
             else:
-                _need_space(asset, source, root)
+                need = (source.size or 0) + (asset.bytes_on_disk or 0) * (2 if asset.convert else 1)
+                if shutil.disk_usage(root).free < need:
+                    raise OSError(errno.ENOSPC, "No space left on device")
                 with _bar(asset, source, partial):
                     _download(asset, source, partial, offline, runner)
             check_files(asset, partial)
@@ -323,12 +325,6 @@ def _lock(root: Path, name: str) -> Iterator[None]:
             print(f"Another process is fetching '{name}'; waiting for it.", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield  # not removed, or a third process could lock another file of that name
-
-
-def _need_space(asset: Asset, source: Source, root: Path) -> None:
-    need = (source.size or 0) + (asset.bytes_on_disk or 0) * (2 if asset.convert else 1)
-    if shutil.disk_usage(root).free < need:
-        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @contextmanager

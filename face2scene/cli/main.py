@@ -127,10 +127,10 @@ def _asset_lines() -> list[str]:
 
 
 def _verify_data(arguments: argparse.Namespace) -> int:
-    from face2scene.data.verify import problems_of
+    from face2scene.data.verify import verify
 
     found = 0
-    for problem in problems_of(arguments.folder):
+    for problem in verify(arguments.folder):
         found += 1
         print(problem)
     print(f"{arguments.folder}: {found} problems." if found else f"{arguments.folder} is sound.")

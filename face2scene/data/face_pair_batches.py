@@ -278,15 +278,10 @@ def degrade_together(recipe: Recipe, tiles: Sequence[Tensor]) -> list[Tensor]:
     """Apply one recipe to several images (3, h, w) of one size, tiled into one image; noise differs between them."""
     rows = int(np.sqrt(len(tiles)))
     columns = -(-len(tiles) // rows)
-    full = [*tiles, *tiles[: rows * columns - len(tiles)]]  # the last row is filled with the first tiles
-    sheet = torch.cat([torch.cat(full[r * columns : (r + 1) * columns], dim=2) for r in range(rows)], dim=1)
-    height, width = tiles[0].shape[-2:]
+    full = torch.stack([*tiles, *tiles[: rows * columns - len(tiles)]])  # the last row is filled with the first tiles
+    sheet = torch.cat([torch.cat(list(row), dim=2) for row in full.split(columns)], dim=1)
     degraded = recipe.apply(sheet)
-    return [
-        degraded[:, r * height : (r + 1) * height, c * width : (c + 1) * width]
-        for r in range(rows)
-        for c in range(columns)
-    ][: len(tiles)]
+    return [tile for row in degraded.chunk(rows, dim=1) for tile in row.chunk(columns, dim=2)][: len(tiles)]
 
 
 def _augmented(tiles: list[Tensor], rng: np.random.Generator) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,9 +24,8 @@ class PrecomputeSummary:
 
     seen: int
     new: int
-    refused: int
-    reasons: Counter = field(default_factory=Counter)  # of refusals: message to count
-    problems: tuple[str, ...] = ()  # entries that cannot be read back
+    reasons: Counter  # of refusals: message to count
+    problems: list[str]  # entries that cannot be read back
 
 
 class Faces(Dataset):
@@ -107,4 +106,4 @@ def fill(
             reasons[str(error)] += 1
         except (ValueError, OSError) as error:
             problems.append(str(error))
-    return PrecomputeSummary(len(keys), new, sum(reasons.values()), reasons, tuple(problems))
+    return PrecomputeSummary(len(keys), new, reasons, problems)

@@ -150,13 +150,8 @@ def stream_manifest(folder: str | Path) -> Iterator[Record]:
     """All records one after the other, a thousand in memory at once; raises what `Records` does."""
     folder = Path(folder)
     paths = FolderPaths(folder)
-    with _opened(folder) as file:
-        batches = file.iter_batches(_ROWS, columns=_SCHEMA.names)
-        while True:
-            with _readable(folder):
-                batch = next(batches, None)
-            if batch is None:
-                return
+    with _opened(folder) as file, _readable(folder):
+        for batch in file.iter_batches(_ROWS, columns=_SCHEMA.names):
             _check_names(paths, batch)
             yield from map(_to_record, batch.to_pylist())
 

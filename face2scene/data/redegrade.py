@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from face2scene.common.files import atomic_write
 from face2scene.common.ledger import claim
 from face2scene.data.building.build import BuildError
 from face2scene.data.building.finalize import Degradations, degrade
@@ -51,6 +52,5 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.copyfile(source, partial)
-        partial.replace(target)
+        with atomic_write(target) as partial:
+            shutil.copyfile(source, partial)

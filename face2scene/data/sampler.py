@@ -50,24 +50,16 @@ class MixtureSampler:
         self._groups = [_grouped(of) for of in shards]
         self.quotas = _quotas(weights)
         self.block = sum(self.quotas)
-        self.__setstate__({})
-
-    def __getstate__(self) -> dict:
-        return {key: value for key, value in vars(self).items() if key not in ("_mixed", "_epochs")}
-
-    def __setstate__(self, state: dict) -> None:
-        vars(self).update(state)
-        self._mixed = lru_cache(maxsize=2)(self._mix)
-        self._epochs = lru_cache(maxsize=2 * len(self.counts))(self._epoch)
 
     def __getitem__(self, sample: int) -> tuple[int, int]:
         """Set and number of the image of sample number `sample`."""
         block, place = divmod(sample, self.block)
-        sets, ranks = self._mixed(block)
+        sets, ranks = self._mix(block)
         part = int(sets[place])
         epoch, position = divmod(block * self.quotas[part] + int(ranks[place]), self.counts[part])
-        return part, int(self._epochs(part, epoch)[position])
+        return part, int(self._epoch(part, epoch)[position])
 
+    @lru_cache(maxsize=4)  # noqa: B019  the last sampler stays in memory
     def _mix(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """The set of every place of a block, and the rank of the place among those of its set."""
         sets = np.repeat(np.arange(len(self.quotas)), self.quotas)
@@ -78,6 +70,7 @@ class MixtureSampler:
             ranks[sets == part] = np.arange(self.quotas[part])
         return sets, ranks
 
+    @lru_cache(maxsize=16)  # noqa: B019
     def _epoch(self, part: int, epoch: int) -> np.ndarray:
         rng = np.random.default_rng(seed_from(self.seed, "epoch", part, epoch))
         groups = [self._groups[part][n] for n in rng.permutation(len(self._groups[part]))]

@@ -138,12 +138,9 @@ class SceneBatches(Dataset):
         part, number = self.order[index * self.batch + row]
         return int(self.first[part]) + number
 
-    def _record(self, number: int) -> tuple[Path, Record]:
-        part = int(np.searchsorted(self.first, number, side="right")) - 1
-        return self.folders[part], self.sets[part][number - int(self.first[part])]
-
     def _one(self, number: int, window: int, negative: bool, rng: np.random.Generator) -> tuple[Tensor, ...]:
-        folder, record = self._record(number)
+        part = int(np.searchsorted(self.first, number, side="right")) - 1
+        folder, record = self.folders[part], self.sets[part][number - int(self.first[part])]
         gt = to_tensor(self._image(number, folder, record))
         mirror = rng.random() < 0.5
         mirror_first = mirror and not self.recipes  # before the degradation

@@ -52,10 +52,9 @@ def read_bytes(folder: Path, name: str) -> bytes:
     if _INSIDE not in name:
         return (folder / name).read_bytes()
     archive, member = _archive_and_member(folder, name)
-    place = _contents(archive).get(member)
-    if place is None:
-        raise FileNotFoundError(f"{archive} has no member {member}.")
-    offset, size = place
+    if member not in _contents(archive):
+        raise FileNotFoundError(f"{archive} is corrupt or has no member {member}.")
+    offset, size = _contents(archive)[member]
     with open(archive, "rb") as file:
         file.seek(offset)
         content = file.read(size)
@@ -84,10 +83,7 @@ def is_stored(folder: Path, name: str) -> bool:
     if _INSIDE not in name:
         return (folder / name).is_file()
     archive, member = _archive_and_member(folder, name)
-    try:
-        return archive.is_file() and member in _contents(archive)
-    except tarfile.TarError:
-        return False
+    return archive.is_file() and member in _contents(archive)
 
 
 def _archive_and_member(folder: Path, name: str) -> tuple[Path, str]:
@@ -102,8 +98,12 @@ def shard_of(name: str) -> str:
 
 @lru_cache(maxsize=64)
 def _contents(archive: Path) -> dict[str, tuple[int, int]]:
-    with tarfile.open(archive) as tar:
-        return {member.name: (member.offset_data, member.size) for member in tar}
+    # Offset and size of every member; none of a corrupt archive.
+    try:
+        with tarfile.open(archive) as tar:
+            return {member.name: (member.offset_data, member.size) for member in tar}
+    except tarfile.TarError:
+        return {}
 
 
 @lru_cache(maxsize=1)
@@ -169,11 +169,7 @@ def pack(folder: str | Path, packed: str | Path, *, split: str = "train", per_sh
 
 def members_of(folder: Path, name: str) -> Iterator[str]:
     """Names of the images in an archive of a set, as in records; none of a corrupt archive."""
-    try:
-        contents = _contents(folder / name)
-    except tarfile.TarError:
-        return
-    yield from (f"{name}/{member}" for member in contents if member.endswith(".png"))
+    return (f"{name}/{member}" for member in _contents(folder / name) if member.endswith(".png"))
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -23,13 +23,8 @@ _KNOWN_FILES = {METADATA, SUMS, "metadata.jsonl", "rejected.jsonl", "build.json"
 _KNOWN_FILES |= {"funnel.html", "identities.html"}
 
 
-def verify(folder: str | Path) -> list[str]:
-    """The problems of a dataset, one sentence each."""
-    return list(problems_of(folder))
-
-
-def problems_of(folder: str | Path) -> Iterator[str]:
-    """What `verify` returns, one by one; a scratch database keeps memory independent of the set's size."""
+def verify(folder: str | Path) -> Iterator[str]:
+    """The problems of a dataset, a sentence each; a scratch database keeps memory independent of the set's size."""
     folder = Path(folder)
     with tempfile.TemporaryDirectory() as place:
         seen = _Seen(Path(place) / "seen.sqlite")
@@ -51,7 +46,7 @@ def problems_of(folder: str | Path) -> Iterator[str]:
             elif name.endswith(".tar"):
                 inside = members_of(folder, name)
                 yield from (f"{member} belongs to no record." for member in inside if not seen.is_used(member))
-        seen.close()
+        seen.db.close()
 
 
 def _problems_of_sums(folder: Path, seen: "_Seen") -> Iterator[str]:
@@ -162,6 +157,3 @@ class _Seen:
     def is_image(self, name: str) -> bool:
         query = "select 1 from firsts where kind = 'path' and value = ?"
         return self.db.execute(query, (name,)).fetchone() is not None
-
-    def close(self) -> None:
-        self.db.close()

@@ -60,16 +60,11 @@ def similarity(source: np.ndarray, target: np.ndarray) -> Similarity:
     """The similarity transform from `source` to `target` in least squares, without reflections (Umeyama 1991).
 
     Args:
-        source, target: (N, 2) points, N at least 2.
+        source, target: (N, 2) finite float64 points, N at least 2.
 
     Raises:
-        AlignmentError: when the points are not finite, coincide, or have no shape in common.
+        AlignmentError: when the points coincide, or have no shape in common.
     """
-    source, target = np.asarray(source, dtype=np.float64), np.asarray(target, dtype=np.float64)
-    if source.shape != target.shape or source.ndim != 2 or source.shape[1] != 2 or len(source) < 2:
-        raise AlignmentError(f"Two equal sets of (N, 2) points are needed, got {source.shape} and {target.shape}.")
-    if not (np.isfinite(source).all() and np.isfinite(target).all()):
-        raise AlignmentError("Landmarks hold NaN or infinite values.")
     from_mean, to_mean = source.mean(0), target.mean(0)
     moved, wanted = source - from_mean, target - to_mean
     spread = (moved**2).sum() / len(source)
@@ -111,8 +106,6 @@ def face_transform(
             raise AlignmentError(
                 f"The landmarks lie around ({x:.0f}, {y:.0f}), outside an image of {width} x {height}."
             )
-    if template not in TEMPLATES:
-        raise AlignmentError(f"Unknown template {template!r}: choose {' or '.join(TEMPLATES)}.")
     wanted, side = TEMPLATES[template]
     return similarity(points, (wanted + 0.5) * (size / side) - 0.5)  # pixel centres to edges and back
 

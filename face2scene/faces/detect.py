@@ -24,52 +24,6 @@ _SURE = 0.92  # score from which a face needs no second look; the median of upri
 _TURNS = (0, 40, -40, 180, 90, -90, 140, -140)  # degrees by which an uncertain face is turned, in this order
 
 
-@dataclass(frozen=True, eq=False)
-class Detection:
-    """A detected face, not yet described, in pixels of the image that was searched."""
-
-    box: Box
-    score: float  # 0 to 1
-    landmarks_5: np.ndarray  # (5, 2), see `types.Face`
-
-    @property
-    def side(self) -> float:
-        """Longer side of the box."""
-        return max(self.box[2] - self.box[0], self.box[3] - self.box[1])
-
-    def face(self, landmarks_68: np.ndarray | None = None) -> Face:
-        """The face without identity."""
-        return Face(self.box, self.score, self.landmarks_5, landmarks_68)
-
-    @property
-    def roll(self) -> float:
-        """Clockwise turn of the head in the image in radians, by eyes and mouth."""
-        across, down = self.landmarks_5[3:].mean(0) - self.landmarks_5[:2].mean(0)
-        return float(np.arctan2(-across, down))
-
-    def moved(self, scale: tuple[float, float] = (1.0, 1.0), shift: tuple[float, float] = (0.0, 0.0)) -> "Detection":
-        """The same face where the image is `scale` times larger (x, y) and then shifted by `shift`."""
-        scales, shifts = np.array(scale), np.array(shift)
-        box = np.array(self.box).reshape(2, 2) * scales + shifts
-        return Detection(tuple(float(v) for v in box.flatten()), self.score, self.landmarks_5 * scales + shifts)
-
-    def turned_back(self, quarters: int, size: tuple[int, int]) -> "Detection":
-        """The same face in the image before `np.rot90(image, quarters)`; exact.
-
-        Args:
-            size: height and width of the image before it was turned.
-        """
-        height, width = size if quarters % 2 == 0 else size[::-1]  # of what was searched
-        box, points = np.array(self.box).reshape(2, 2), self.landmarks_5
-        for _ in range(quarters % 4):
-            # One quarter clockwise. Points are pixel centres, boxes pixel edges: one pixel apart at the far side.
-            box = np.stack([height - box[:, 1], box[:, 0]], axis=1)
-            points = np.stack([height - 1 - points[:, 1], points[:, 0]], axis=1)
-            height, width = width, height
-        box = np.stack([box.min(0), box.max(0)])
-        return Detection(tuple(float(v) for v in box.flatten()), self.score, points)
-
-
 class Backend(Protocol):
     """Networks that detect and describe faces. They are loaded at first use and kept.
 
@@ -82,15 +36,16 @@ class Backend(Protocol):
     identity_model: str
     same_threshold: float
 
-    def search(self, image: np.ndarray) -> list[Detection]:
-        """Faces of an image as it is: uint8 RGB (H, W, 3)."""
+    def search(self, image: np.ndarray) -> list[Face]:
+        """Faces of an image as it is, uint8 RGB (H, W, 3): boxes, scores and five points."""
         ...
 
-    def describe(self, image: np.ndarray, found: Sequence[Detection], *, identities: bool) -> list[Face]:
+    def describe(self, image: np.ndarray, found: Sequence[Face], *, identities: bool) -> list[Face]:
         """Add the 68 landmarks and, if asked, the identity, in order.
 
         Args:
-            image: float RGB (H, W, 3) in [0, 1]; `found` lies in its pixels.
+            image: float RGB (H, W, 3) in [0, 1].
+            found: in its pixels, with neither landmarks nor identity yet.
         """
         ...
 
@@ -160,49 +115,50 @@ class Detector:
             if found:
                 break
             found = self._retry(shown, name, scale)
-        found = [_clipped(face.moved(scale), width, height) for face in found]
-        found.sort(key=lambda face: -face.side)
-        if not self.landmarks:
-            return [with_pose(f.face()) for f in found]
-        return [with_pose(face) for face in self.backend.describe(image, found, identities=self.identities)]
+        found = [_moved(face, scale) for face in found]
+        found = [replace(f, box=tuple(np.clip(f.box, 0, [width, height] * 2).tolist())) for f in found]
+        found.sort(key=lambda face: -face.size)
+        if self.landmarks:
+            found = self.backend.describe(image, found, identities=self.identities)
+        return [with_pose(face) for face in found]
 
     def _faces(
         self, shown: np.ndarray, rotations: Sequence[int], scale: tuple[float, float], min_score: float
-    ) -> list[Detection]:
+    ) -> list[Face]:
         # Faces in pixels of `shown`; the image is `scale` times as large.
         found = self._turned(shown, rotations)
         if self.second_look:
             found = self._search_again(shown, found)
             # If one head is turned by a quarter or more, the first search may have missed others.
-            turns = {round(face.roll / (np.pi / 2)) * 90 % 360 for face in found} - set(rotations)
+            turns = {round(_roll(face) / (np.pi / 2)) * 90 % 360 for face in found} - set(rotations)
             if turns:
                 found = self._search_again(shown, _best_of_overlapping(found + self._turned(shown, sorted(turns))))
         height, width = shown.shape[:2]
-        large = [f for f in found if f.moved(scale).side >= self.min_face and f.score >= min_score]
+        large = [f for f in found if _moved(f, scale).size >= self.min_face and f.score >= min_score]
         return [f for f in large if _inside(f, width, height)]
 
-    def _turned(self, shown: np.ndarray, rotations: Sequence[int]) -> list[Detection]:
-        found: list[Detection] = []
+    def _turned(self, shown: np.ndarray, rotations: Sequence[int]) -> list[Face]:
+        found: list[Face] = []
         for degrees in rotations:
             turned = np.ascontiguousarray(np.rot90(shown, degrees // 90))
-            found += [face.turned_back(degrees // 90, shown.shape[:2]) for face in self._search(turned)]
+            found += [_turned_back(face, degrees // 90, shown.shape[:2]) for face in self._search(turned)]
         return _best_of_overlapping(found)
 
-    def _search(self, shown: np.ndarray) -> list[Detection]:
+    def _search(self, shown: np.ndarray) -> list[Face]:
         # Detectors find faces of about 10 to 300 pixels, so the image is searched at halving sizes.
-        found: list[Detection] = []
+        found: list[Face] = []
         height, width = shown.shape[:2]
         level = shown
         while True:
             scale = width / level.shape[1], height / level.shape[0]
             for part, (x, y) in _tiles(level):
-                found += [face.moved(shift=(x, y)).moved(scale) for face in self.backend.search(part)]
+                found += [_moved(_moved(face, shift=(x, y)), scale) for face in self.backend.search(part)]
             if max(level.shape) // 2 < 160:
                 return found
             half = max(1, level.shape[0] // 2), max(1, level.shape[1] // 2)
             level = to_bytes(resize(to_tensor(level), half))
 
-    def _retry(self, shown: np.ndarray, name: str, scale: tuple[float, float]) -> list[Detection]:
+    def _retry(self, shown: np.ndarray, name: str, scale: tuple[float, float]) -> list[Face]:
         score = max(self.min_score, self.retry_score)
         if name == "turned":
             return self._faces(shown, [d for d in (90, 270, 180) if d not in self.rotations], scale, score)
@@ -211,23 +167,23 @@ class Detector:
             return []
         changed, shift, factor = variant
         found = self._faces(changed, self.rotations, (scale[0] / factor, scale[1] / factor), score)
-        found = [face.moved(shift=(-shift, -shift)).moved((1 / factor, 1 / factor)) for face in found]
+        found = [_moved(_moved(face, shift=(-shift, -shift)), (1 / factor, 1 / factor)) for face in found]
         return [face for face in found if _inside(face, shown.shape[1], shown.shape[0])]
 
-    def _search_again(self, shown: np.ndarray, found: list[Detection]) -> list[Detection]:
+    def _search_again(self, shown: np.ndarray, found: list[Face]) -> list[Face]:
         if not found:
             return []
         image = to_tensor(shown)
         return _best_of_overlapping([self._refined(image, face) for face in found])
 
-    def _refined(self, image: Tensor, face: Detection) -> Detection:
+    def _refined(self, image: Tensor, face: Face) -> Face:
         # Landmarks do not show the tilt (YuNet gives a head tilted by 45 degrees nearly upright ones), scores do: the
         # turn with the highest score counts.
         if face.score >= _SURE:
             return face
         best = seen_at = None
         for turn in _TURNS:
-            roll = face.roll + np.radians(turn)
+            roll = _roll(face) + np.radians(turn)
             look = self._search_chip(image, face, roll)
             if look is not None and (best is None or look.score > best.score + 0.01):
                 best, seen_at = look, roll
@@ -235,15 +191,15 @@ class Detector:
                 break
         if best is None:
             return face
-        tilt = (best.roll - seen_at + np.pi) % (2 * np.pi) - np.pi  # what is left; the landmarks show less than that
+        tilt = (_roll(best) - seen_at + np.pi) % (2 * np.pi) - np.pi  # what is left; the landmarks show less than that
         if abs(tilt) > np.radians(8):
-            best = self._search_chip(image, best, best.roll) or best
+            best = self._search_chip(image, best, _roll(best)) or best
         # The mean of both, since the maximum over many turns would raise the scores of false positives.
         return replace(best, score=(best.score + face.score) / 2)
 
-    def _search_chip(self, image: Tensor, face: Detection, roll: float) -> Detection | None:
+    def _search_chip(self, image: Tensor, face: Face, roll: float) -> Face | None:
         # Searches a small crop around the face, turned back by `roll` radians.
-        scale = _CHIP_FACE / max(face.side, 1.0)
+        scale = _CHIP_FACE / max(face.size, 1.0)
         transform = turned_view(face.box, _CHIP, scale, roll)
         chip = to_bytes(warp(image, transform, (_CHIP, _CHIP)))
         seen = [f for f in self.backend.search(chip) if _is_same_face(f)]
@@ -256,13 +212,37 @@ class Detector:
         if abs(np.sin(roll)) > abs(np.cos(roll)):
             width, height = height, width
         box = (float(x - width), float(y - height), float(x + width), float(y + height))
-        return Detection(box, best.score, back(best.landmarks_5))
+        return Face(box, best.score, back(best.landmarks_5))
 
 
-def _is_same_face(face: Detection) -> bool:
+def _roll(face: Face) -> float:
+    # Clockwise turn of the head in the image in radians, by eyes and mouth.
+    across, down = face.landmarks_5[3:].mean(0) - face.landmarks_5[:2].mean(0)
+    return float(np.arctan2(-across, down))
+
+
+def _moved(face: Face, scale: tuple[float, float] = (1.0, 1.0), shift: tuple[float, float] = (0.0, 0.0)) -> Face:
+    # The same face where the image is `scale` times larger (x, y) and then shifted by `shift`.
+    box = np.array(face.box) * (scale * 2) + shift * 2
+    return Face(tuple(box.tolist()), face.score, face.landmarks_5 * scale + shift)
+
+
+def _turned_back(face: Face, quarters: int, size: tuple[int, int]) -> Face:
+    # The same face in the image of `size` (height, width) before `np.rot90(image, quarters)`; exact.
+    height, width = size if quarters % 2 == 0 else size[::-1]  # of what was searched
+    box, points = np.array(face.box).reshape(2, 2), face.landmarks_5
+    for _ in range(quarters):
+        # One quarter clockwise. Points are pixel centres, boxes pixel edges: one pixel apart at the far side.
+        box = np.stack([height - box[:, 1], box[:, 0]], axis=1)
+        points = np.stack([height - 1 - points[:, 1], points[:, 0]], axis=1)
+        height, width = width, height
+    return Face((*box.min(0).tolist(), *box.max(0).tolist()), face.score, points)
+
+
+def _is_same_face(face: Face) -> bool:
     # Centred in the crop and of about the expected size.
     off = np.array(face.box).reshape(2, 2).mean(0) - _CHIP / 2
-    return bool(np.abs(off).max() < 0.35 * _CHIP_FACE and 0.6 < face.side / _CHIP_FACE < 1.6)
+    return bool(np.abs(off).max() < 0.35 * _CHIP_FACE and 0.6 < face.size / _CHIP_FACE < 1.6)
 
 
 _Variant = tuple[np.ndarray, int, float] | None
@@ -330,30 +310,21 @@ def _reduced(image: np.ndarray, side: int) -> np.ndarray:
 
 def _tiles(level: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
     # Overlapping parts of a level and their offsets. A face cut by an edge is whole in the next part or level.
-    if max(level.shape) <= _TILE:
-        yield level, (0, 0)
-        return
     ys, xs = (range(0, max(1, side - _OVERLAP), _TILE - _OVERLAP) for side in level.shape[:2])
     for y in ys:
         for x in xs:
             yield level[y : y + _TILE, x : x + _TILE], (x, y)
 
 
-def _clipped(face: Detection, width: int, height: int) -> Detection:
-    x0, y0, x1, y1 = face.box
-    box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
-    return Detection(box, face.score, face.landmarks_5)
-
-
-def _inside(face: Detection, width: int, height: int) -> bool:
+def _inside(face: Face, width: int, height: int) -> bool:
     # At least half of the box is in the image; padding can cause false positives beside it.
     return intersection(face.box, (0, 0, width, height)) >= 0.5 * area(face.box)
 
 
-def _best_of_overlapping(found: list[Detection], limit: float = 0.4) -> list[Detection]:
+def _best_of_overlapping(found: list[Face], limit: float = 0.4) -> list[Face]:
     # Greedy non-maximum suppression by score over the pyramid's levels. The shared area is relative to the smaller box,
     # so that a part of a face is not another face.
-    kept: list[Detection] = []
+    kept: list[Face] = []
     for face in sorted(found, key=lambda f: -f.score):
         smaller = [min(area(face.box), area(other.box)) for other in kept]
         if all(intersection(face.box, k.box) < limit * max(a, 1e-9) for k, a in zip(kept, smaller, strict=True)):

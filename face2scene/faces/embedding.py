@@ -13,7 +13,7 @@ from face2scene.assets import catalogue
 from face2scene.common.optional import import_optional
 from face2scene.common.types import Face
 from face2scene.faces.align import AlignmentError, align_face, five_points
-from face2scene.faces.detect import Backend, Detection
+from face2scene.faces.detect import Backend
 from face2scene.image_io.arrays import to_tensor
 
 CPU = ("CPUExecutionProvider",)
@@ -94,10 +94,10 @@ class WithIdentityNet:
         self.identity_model = self.identity.name
         self.same_threshold = self.identity.same_threshold
 
-    def search(self, image: np.ndarray) -> list[Detection]:
+    def search(self, image: np.ndarray) -> list[Face]:
         return self.backend.search(image)
 
-    def describe(self, image: np.ndarray, found: Sequence[Detection], *, identities: bool) -> list[Face]:
+    def describe(self, image: np.ndarray, found: Sequence[Face], *, identities: bool) -> list[Face]:
         faces = self.backend.describe(image, found, identities=False)
         if not identities:
             return faces

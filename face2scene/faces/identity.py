@@ -3,7 +3,7 @@
 import numpy as np
 
 from face2scene.common.types import Box, Face
-from face2scene.faces.detect import Detection, Detector, area, intersection
+from face2scene.faces.detect import Detector, area, intersection
 
 
 def cosine(a: Face, b: Face) -> float:
@@ -52,7 +52,7 @@ def face_similarity(output: np.ndarray, gt: np.ndarray, detector: Detector, *, b
         faces = sorted((f for f in faces if _iou(f.box, box) > 0), key=lambda f: -_iou(f.box, box))
     if not faces or faces[0].identity is None:
         return None
-    place = Detection(faces[0].box, faces[0].score, faces[0].landmarks_5)
+    place = Face(faces[0].box, faces[0].score, faces[0].landmarks_5)
     (restored,) = detector.backend.describe(output, [place], identities=True)
     return None if restored.identity is None else cosine(restored, faces[0])
 

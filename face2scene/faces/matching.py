@@ -3,11 +3,9 @@
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
 
 from face2scene.common.types import Face
+from face2scene.faces.detect import Detector
 from face2scene.faces.identity import cosine
 from face2scene.image_io.arrays import ImageError, list_images, read_image
 
@@ -29,11 +27,10 @@ def people_of(place: str | Path) -> dict[str, tuple[Path, ...]]:
         return {place.resolve().parent.name: photos}
     people: dict[str, tuple[Path, ...]] = {}
     for path in photos:
-        inside = path.relative_to(place).parts
-        name = inside[0] if len(inside) > 1 else ""
-        people[name] = (*people.get(name, ()), path)
-    loose = people.pop("", ())
-    return people or {place.resolve().name: loose}
+        name, *inside = path.relative_to(place).parts
+        if inside:
+            people[name] = (*people.get(name, ()), path)
+    return people or {place.resolve().name: photos}
 
 
 def photos_in(place: str | Path) -> tuple[Path, ...]:
@@ -51,14 +48,6 @@ def photos_in(place: str | Path) -> tuple[Path, ...]:
     if not photos:
         raise FileNotFoundError(f"There is no image in the folder of references {place}.")
     return photos
-
-
-class Finder(Protocol):
-    """A face detector, as `faces.detect.Detector`."""
-
-    min_face: int
-
-    def find(self, image: np.ndarray) -> list[Face]: ...
 
 
 @dataclass(frozen=True)
@@ -151,7 +140,7 @@ class ReferenceGallery:
 
 
 def known_faces(
-    photos: Mapping[str, Sequence[Path]], detector: Finder | None, cache: MutableMapping[Path, Face | str]
+    photos: Mapping[str, Sequence[Path]], detector: Detector | None, cache: MutableMapping[Path, Face | str]
 ) -> ReferenceGallery:
     """The gallery of photos by person; the warnings name photos that do not show one face.
 
@@ -181,7 +170,7 @@ class UnusableReference(ValueError):
     """A reference photo that does not show one person's face; the message names the file and what to do."""
 
 
-def reference_face(path: str | Path, detector: Finder) -> Face:
+def reference_face(path: str | Path, detector: Detector) -> Face:
     """The face of the one person that a reference photo shows, `DOMINANCE` times as large as any other.
 
     Raises:

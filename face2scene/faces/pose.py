@@ -29,9 +29,7 @@ POINTS_68 = np.array(
 
 
 def with_pose(face: Face) -> Face:
-    """The face with a pose, if it has none: from the 68 landmarks, else from the five."""
-    if face.pose is not None:
-        return face
+    """The face with its pose from the 68 landmarks, else from the five."""
     if face.landmarks_68 is not None:
         return replace(face, pose=head_pose(face.landmarks_68[list(INDICES_68)], POINTS_68))
     return replace(face, pose=head_pose(face.landmarks_5, POINTS_5))
@@ -56,7 +54,10 @@ def head_pose(seen: np.ndarray, model: np.ndarray) -> tuple[float, float, float]
     wide, narrow = np.linalg.svd(flat, compute_uv=False)
     if narrow < 0.02 * wide or wide < 1e-6:
         return None
-    rotation, scale = _initial_pose(flat, solid)
+    # The affine camera, projected to a rotation.
+    left, singular, right = np.linalg.svd(np.linalg.lstsq(solid, flat, rcond=None)[0].T, full_matrices=False)
+    rows = left @ right
+    rotation, scale = np.vstack([rows, np.cross(rows[0], rows[1])]), float(singular.mean())
     best = np.inf
     for _ in range(20):  # Gauss-Newton over three angles and the scale
         turned = solid @ rotation.T
@@ -72,21 +73,9 @@ def head_pose(seen: np.ndarray, model: np.ndarray) -> tuple[float, float, float]
         slope_y = np.stack([-scale * z, zero, scale * x, y], axis=1)
         step = np.linalg.lstsq(np.concatenate([slope_x, slope_y]), error.T.ravel(), rcond=None)[0]
         rotation, scale = Rotation.from_rotvec(step[:3]).as_matrix() @ rotation, scale + step[3]
-    return _angles(answer)
-
-
-def _initial_pose(flat: np.ndarray, solid: np.ndarray) -> tuple[np.ndarray, float]:
-    # The affine camera, projected to a rotation.
-    affine = np.linalg.lstsq(solid, flat, rcond=None)[0].T
-    left, singular, right = np.linalg.svd(affine, full_matrices=False)
-    rows = left @ right
-    return np.vstack([rows, np.cross(rows[0], rows[1])]), float(singular.mean())
-
-
-def _angles(rotation: np.ndarray) -> tuple[float, float, float]:
-    yaw = np.arcsin(np.clip(rotation[2, 0], -1, 1))
-    pitch = -np.arctan2(rotation[2, 1], rotation[2, 2])
-    roll = np.arctan2(rotation[1, 0], rotation[0, 0])
+    yaw = np.arcsin(np.clip(answer[2, 0], -1, 1))
+    pitch = -np.arctan2(answer[2, 1], answer[2, 2])
+    roll = np.arctan2(answer[1, 0], answer[0, 0])
     return tuple(float(v) for v in np.degrees([yaw, pitch, roll]))
 
 

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box, DegradationTokens, Face, FacePair, Progress, Scene
 from face2scene.faces.align import AlignmentError, crop, square_crop_box
-from face2scene.faces.detect import Detection
+from face2scene.faces.detect import Detector
 from face2scene.faces.identity import cosine
-from face2scene.faces.matching import FaceMatch, Finder, ReferenceGallery, known_faces
+from face2scene.faces.matching import FaceMatch, ReferenceGallery, known_faces
 from face2scene.image_io.arrays import COLOURS, to_array
 from face2scene.inference.results import DegradationEstimate, FaceEstimate
 from face2scene.models.fadex.encoder import MINIMUM_SIZE, FaDeX
@@ -96,7 +96,7 @@ class DegradationEstimator:
         restorer: OneStepRestorer | S3Diff,
         fadex: FaDeX,
         ref_fr: RefFR | None,
-        detector: Finder | None,
+        detector: Detector | None,
         options: PipelineOptions,
     ):
         self.restorer, self.fadex, self.ref_fr, self.detector = restorer, fadex, ref_fr, detector
@@ -235,7 +235,7 @@ class DegradationEstimator:
         x0, y0, x1, y1 = (int(v) for v in pair.box)
         pasted = scene.image.clone()
         pasted[:, y0:y1, x0:x1] = pair.restored
-        detection = Detection(face.box, face.score, face.landmarks_5)
+        detection = Face(face.box, face.score, face.landmarks_5)
         (restored,) = detector.backend.describe(to_array(pasted), [detection], identities=True)
         if restored.identity is None:
             return

@@ -23,7 +23,7 @@ from torch import Tensor
 from face2scene.common.memory import peak_memory
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box, Progress, Scene
-from face2scene.faces.matching import Finder
+from face2scene.faces.detect import Detector
 from face2scene.image_io.arrays import align_colour, to_tensor
 from face2scene.image_io.photos import MAX_PIXELS, Photo
 from face2scene.inference import pretrained
@@ -60,7 +60,7 @@ class Face2ScenePipeline(DegradationEstimator):
         fadex: FaDeX,
         *,
         ref_fr: RefFR | None = None,
-        detector: Finder | None = None,
+        detector: Detector | None = None,
         device: str | torch.device = "cpu",
         **options: Any,
     ):

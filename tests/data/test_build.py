@@ -15,6 +15,7 @@ from face2scene.common.types import Face
 from face2scene.data.building.build import BuildError, build
 from face2scene.data.building.photo_filtering import CropSpec
 from face2scene.data.building.prompts import Prompts
+from face2scene.data.generators.base import GenerationRequest
 from face2scene.data.records import ManifestError, Record, read_manifest, write_manifest
 from face2scene.data.redegrade import redegrade
 from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
@@ -55,7 +56,7 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 
 def test_built_dataset_verifies(tmp_path):
     summary = build_drawn(tmp_path / "set", jsonl=True)
-    assert verify(tmp_path / "set") == []
+    assert list(verify(tmp_path / "set")) == []
     assert summary.images == {"train": 4, "val": 4} and summary.people == {"train": 2, "val": 2}
     train, val = (read_manifest(tmp_path / "set", split) for split in ("train", "val"))
     assert all(record.lq is None for record in train) and all(record.lq and record.recipe for record in val)
@@ -240,7 +241,7 @@ def test_every_photo_is_used_or_rejected(tmp_path):
     (photos / "notes.txt").write_text("no image")
     source = Photos(photos, MiddleFaces(), name="photos", size=32, min_face=8, licence="mine")
     build_drawn(tmp_path / "set", [source])
-    assert verify(tmp_path / "set") == []
+    assert list(verify(tmp_path / "set")) == []
     records = read_manifest(tmp_path / "set")
     used = {record.generator["file"] for record in records}
     assert used == {"Jo Ann/grey.png", "Jo Ann/clear.png", "Ömer/a.jpg", "turned.jpg", "deep.png", "twin.png"}
@@ -268,8 +269,8 @@ def test_face_crop_stays_inside_photo():
 
 def test_wrong_identity_is_rejected(tmp_path):
     class Odd(DrawnPeople):
-        def generate(self, identity, shot):
-            image = super().generate(identity, 0)
+        def draw(self, request):
+            shot, image = request.number, super().draw(GenerationRequest(request.person, 0))
             return image if shot in (0, 3) else image // 8 if shot == 1 else np.full_like(image, 90)
 
     source = drawn_source(train_people=1, val_people=0, threshold=0.99, tries=3)
@@ -299,16 +300,16 @@ def test_prompts_are_deterministic():
 
 def test_drawn_people_are_deterministic():
     people = DrawnPeople(side=32)
-    assert (people.generate(1, 0) == people.generate(1, 0)).all()
-    assert (people.generate(1, 0) != people.generate(1, 1)).any()
-    assert (people.generate(1, 0) != people.generate(2, 0)).any()
+    assert (people.draw(GenerationRequest(1, 0)) == people.draw(GenerationRequest(1, 0))).all()
+    assert (people.draw(GenerationRequest(1, 0)) != people.draw(GenerationRequest(1, 1))).any()
+    assert (people.draw(GenerationRequest(1, 0)) != people.draw(GenerationRequest(2, 0))).any()
 
 
-def test_facegen_output_is_stable(weights):
+def test_facegen_output_is_stable():
     pytest.importorskip("openvino")
     from face2scene.data.generators.facegen import FaceGenerator
 
-    make_image = FaceGenerator(weights("facegen")).generate(10000, 1)
+    make_image = FaceGenerator().draw(GenerationRequest(10000, 1))
     assert make_image.shape == (1024, 1024, 3)
     blocks = make_image.reshape(4, 256, 4, 256, 3).mean((1, 3, 4)).round(1)
     expected = [

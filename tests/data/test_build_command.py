@@ -114,4 +114,4 @@ def test_configuration_builds_past_a_bad_item(tmp_path, monkeypatch, name):
     bad = [row for row in rejected_rows(tmp_path / "set") if row["stage"] == "input"]
     assert (code, len(bad)) == (3 if quarantined else 0, quarantined), bad
     assert len(read_manifest(tmp_path / "set")) == images
-    assert verify(tmp_path / "set") == []
+    assert list(verify(tmp_path / "set")) == []

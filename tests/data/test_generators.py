@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from face2scene.data.building.prompts import PACKS, Prompts, subjects
-from face2scene.data.generators.base import DrawnPeople, GenerationRequest, GeneratorError, JobFailed
+from face2scene.data.generators.base import GenerationRequest, GeneratorError, JobFailed
 from face2scene.data.generators.infiniteyou import LICENCES, InfiniteYou
 
 # Prompts
@@ -300,8 +300,3 @@ def test_ip_adapter_pipeline_uses_reference(tmp_path):
         IPAdapterPipeline(tmp_path / "base", tmp_path / "adapter", weight_name="gone.safetensors").draw(
             make_job(tmp_path)
         )
-
-
-def test_drawn_people_accept_jobs():
-    people = DrawnPeople(side=32)
-    assert (people.draw(GenerationRequest(1, 2)) == people.generate(1, 2)).all()

@@ -47,7 +47,7 @@ BATCHES = {"crop": 16, "face_window": (16, 16), "batch": 1, "negative_prob": 0, 
 READERS = {
     "Records": lambda folder, out: Records(folder),
     "stream_manifest": lambda folder, out: list(stream_manifest(folder)),
-    "verify": lambda folder, out: verify(folder),
+    "verify": lambda folder, out: list(verify(folder)),
     "pack": lambda folder, out: pack(folder, out),
     "redegrade": lambda folder, out: redegrade(folder, out, SMALL, settings={}),
     "precompute": lambda folder, out: faces_of(folder, SMALL, size=32, recipes=1, splits=("train", "val")),

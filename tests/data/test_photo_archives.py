@@ -53,7 +53,7 @@ def test_stopped_archive_resumes_at_chunk(tmp_path):
     records = read_manifest(tmp_path / "whole")
     assert [r.prompt for r in records] == [f"Number {n}." for n in range(8)]
     assert {r.identity for r in records} == {"photos_ann", "photos_ben", "photos_cat"}
-    assert verify(tmp_path / "whole") == []
+    assert list(verify(tmp_path / "whole")) == []
 
     source, judged = make_source(tmp_path), []
     process = source.process

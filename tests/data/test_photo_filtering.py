@@ -10,7 +10,7 @@ from PIL import Image
 
 from face2scene.common.types import Face
 from face2scene.data.building.build import BuildError
-from face2scene.data.building.filters import FaceSize, HasFace, InFocus, Persons, Quality, Resolution, Sharp, Tagged
+from face2scene.data.building.filters import FaceSize, HasFace, InFocus, Quality, Resolution, Sharp
 from face2scene.data.building.finalize import FinalizePlan, Selection
 from face2scene.data.building.identity_clusters import Grouping
 from face2scene.data.records import read_manifest
@@ -49,7 +49,7 @@ def test_bad_file_is_quarantined(tmp_path, kind):
     import re
 
     assert re.search(words, reason), reason
-    assert verify(tmp_path / "set") == []
+    assert list(verify(tmp_path / "set")) == []
 
 
 def test_non_utf8_name_is_quarantined(tmp_path):
@@ -77,7 +77,7 @@ def test_min_photos_per_identity(tmp_path):
     assert {record.identity for record in read_manifest(tmp_path / "set")} == {"photos_ann"}
     said = "too few photos of this person: 1, needed are 2"
     assert reasons(tmp_path / "set") == {"ben/only.png": ("identity", said)}
-    assert verify(tmp_path / "set") == []
+    assert list(verify(tmp_path / "set")) == []
 
 
 def write_csv_table(
@@ -140,13 +140,18 @@ def test_stages_run_in_order(tmp_path):
             candidate.measured["green"] = float(candidate.photo[..., 1].mean())
             return "too green" if candidate.measured["green"] > 0.5 else ""
 
+    class Tagger:
+        name, thresholds = "tags", {}
+
+        def __call__(self, candidate):
+            candidate.prompt = "A photo of a person, a red wall, noon."
+            return ""
+
     photos = tmp_path / "photos"
     photo(photos / "ann.png"), photo(photos / "ben.png", "ben")
     photo(photos / "small.png", size=(20, 20))
     Image.new("RGB", (80, 80), "grey").save(photos / "nobody.png")
-    tags = Tagged(lambda image: ["a red wall", "noon"])
-    persons = Persons(lambda image: [(0, 0, image.shape[1], image.shape[0] * 0.9)], min_share=0.5)
-    stages = [Resolution(32), HasFace(), persons, Vetoes(), tags]
+    stages = [Resolution(32), HasFace(), Vetoes(), Tagger()]
     source = Photos(photos, ColourFaces(), stages=stages, **OPTIONS)
     built(tmp_path / "set", source, plan=FinalizePlan(report=True, thresholds={"green": 0.5}, stages=("face", "veto")))
     assert {name: stage for name, (stage, _) in reasons(tmp_path / "set").items()} == {
@@ -159,7 +164,7 @@ def test_stages_run_in_order(tmp_path):
     page = (tmp_path / "set" / "funnel.html").read_text()
     assert "1 of 4 images stayed" in page and page.count("data:image/jpeg") == 3
     assert "too green: 1" in page and "threshold 0.5" in page and page.index("face: 1") < page.index("veto: 1")
-    assert verify(tmp_path / "set") == []
+    assert list(verify(tmp_path / "set")) == []
 
 
 def test_missing_metric_stops_before_build(tmp_path):
@@ -200,7 +205,7 @@ def test_quality_thresholds_and_selection(tmp_path):
     left = reasons(tmp_path / "set")
     assert left["11.png"] == ("quality", "low quality by first: 99.000, wanted max 50")
     assert sum(stage == "selection" for stage, _ in left.values()) == 7
-    assert verify(tmp_path / "set") == []
+    assert list(verify(tmp_path / "set")) == []
 
 
 def test_blurred_faces_are_filtered(photo):
@@ -262,7 +267,7 @@ def test_identities_are_clustered_and_split(tmp_path):
     assert all(r.image.startswith(f"images/{r.split}/") for r in records)
     assert all((r.lq is not None) == (r.split == "val") for r in records)
     assert not (tmp_path / "set" / "candidates").exists()
-    assert verify(tmp_path / "set") == []
+    assert list(verify(tmp_path / "set")) == []
     page = (tmp_path / "set" / "identities.html").read_text()
     assert page.count("<h2") == 3 and all(record.image in page for record in records)
 

@@ -96,7 +96,7 @@ def test_accepts_three_and_counts_rejects(celebrities, tmp_path):
     assert {r.identity: r.split for r in records} == {"00002": "train", "00003": "val"}
     with Image.open(tmp_path / "set" / first.references[0]) as reference:
         assert reference.size == (16, 16)
-    assert verify(tmp_path / "set") == []
+    assert list(verify(tmp_path / "set")) == []
 
 
 def test_prompt_is_dropped_after_ten_tries(celebrities):

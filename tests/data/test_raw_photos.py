@@ -177,7 +177,7 @@ def test_raw_folder_becomes_test_set(tmp_path, photo):
     assert not records["IMG_2.dng"].generator["motion_blur"]["flag"]
     assert [record.generator["person_by"], records["IMG_2.dng"].generator["person_by"]] == ["folder", "gallery"]
     assert len(record.references) == 2 and record.similarity > 0.9 and record.lq is None
-    assert summary.quarantined == 2 and verify(tmp_path / "set") == []
+    assert summary.quarantined == 2 and list(verify(tmp_path / "set")) == []
     left = {row["name"]: row["reason"].split(":")[0] for row in rejected_rows(tmp_path / "set")}
     assert left == {
         "gallery/ann/cut.png": "unreadable",

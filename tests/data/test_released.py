@@ -118,7 +118,7 @@ def test_imagefolder_is_read(tmp_path):
     build(tmp_path / "set", [source], settings={}, space=None)
     records = read_manifest(tmp_path / "set")
     assert [(r.identity, r.prompt, len(r.references)) for r in records] == [("ann", f"Scene {n}.", 2) for n in range(3)]
-    assert verify(tmp_path / "set") == []
+    assert list(verify(tmp_path / "set")) == []
 
 
 def test_wrong_mapping_lists_fields(parquet_folder):

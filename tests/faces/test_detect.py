@@ -26,7 +26,7 @@ from face2scene.faces.align import (
 )
 from face2scene.faces.backends import yunet_dlib
 from face2scene.faces.backends.yunet_dlib import OpenBackend
-from face2scene.faces.detect import Detection, Detector
+from face2scene.faces.detect import Detector
 from face2scene.image_io.arrays import read_image, to_array, to_tensor
 
 BALD_GUYS = Path("/usr/share/doc/libdlib19.1/examples/faces/bald_guys.jpg")  # of Debian's package libdlib19.1
@@ -42,7 +42,7 @@ class SpotBackend:
     def __init__(self):
         self.sizes = []
 
-    def search(self, image: np.ndarray) -> list[Detection]:
+    def search(self, image: np.ndarray) -> list[Face]:
         self.sizes.append(image.shape[:2])
         red = (image[..., 0] > 200) & (image[..., 2] < 60)
         blue = (image[..., 2] > 200) & (image[..., 0] < 60)
@@ -50,7 +50,7 @@ class SpotBackend:
             return []
         (y0, x0), (y1, x1) = (np.argwhere(red | blue).min(0), np.argwhere(red | blue).max(0) + 1)
         eyes, chin = np.argwhere(red).mean(0)[::-1], np.argwhere(blue).mean(0)[::-1]
-        return [Detection((x0, y0, x1, y1), 0.95, np.array([eyes, eyes, (eyes + chin) / 2, chin, chin], np.float64))]
+        return [Face((x0, y0, x1, y1), 0.95, np.array([eyes, eyes, (eyes + chin) / 2, chin, chin], np.float64))]
 
     def describe(self, image, found, *, identities):
         return [Face(box=f.box, score=f.score, landmarks_5=f.landmarks_5) for f in found]
@@ -223,7 +223,7 @@ def test_landmarks_outside_image_are_refused():
 def test_bad_landmarks_give_no_identity(photo):
     line = np.outer(np.arange(5.0), [20, 10]) + 100
     for points in (line, OUTSIDE + 400):
-        (face,) = OpenBackend().describe(photo, [Detection((90, 90, 200, 200), 0.9, points)], identities=True)
+        (face,) = OpenBackend().describe(photo, [Face((90, 90, 200, 200), 0.9, points)], identities=True)
         assert face.identity is None and face.landmarks_68 is None and face.box == (90, 90, 200, 200)
 
 

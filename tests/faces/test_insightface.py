@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from face2scene.assets.catalogue import MissingWeights
+from face2scene.common.types import Face
 from face2scene.faces import embedding
 from face2scene.faces.align import five_points, warp
 from face2scene.faces.backends import facexlib, insightface
@@ -14,7 +15,7 @@ from face2scene.faces.backends.facexlib import FacexBackend, IrSe50, peaks
 from face2scene.faces.backends.insightface import InsightBackend, sixty_eight_of_106
 from face2scene.faces.backends.insightface_packs import open_pack, pack_folder
 from face2scene.faces.backends.yunet_dlib import OpenBackend
-from face2scene.faces.detect import Detection, Detector
+from face2scene.faces.detect import Detector
 from face2scene.faces.embedding import OnnxIdentity, WithIdentityNet, onnx_session
 from face2scene.faces.identity import cosine
 from face2scene.faces.pose import upright_view
@@ -76,7 +77,7 @@ def test_faces_are_embedded_in_one_batch(insightface_small, portraits, monkeypat
     together = insightface_small.find(both)
     assert len(together) == 2 and runs == [2]
     for face in together:
-        place = Detection(face.box, face.score, face.landmarks_5)
+        place = Face(face.box, face.score, face.landmarks_5)
         (alone,) = insightface_small.backend.describe(both, [place], identities=True)
         assert cosine(face, alone) > 0.9999
         np.testing.assert_allclose(face.landmarks_68, alone.landmarks_68, atol=1e-3)
@@ -282,7 +283,7 @@ def test_identity_network_can_be_replaced(source, portraits, weights):
     (one,), (two,), (other,) = (detector.find(portraits[name]) for name in ("obama", "obama2", "biden"))
     assert cosine(one, two) > detector.same_threshold > cosine(one, other)
     assert one.landmarks_68.shape == (68, 2) and one.identity_model == detector.backend.identity_model
-    place = Detection(one.box, one.score, one.landmarks_5)
+    place = Face(one.box, one.score, one.landmarks_5)
     assert detector.backend.describe(portraits["obama"], [place], identities=False)[0].identity is None
 
 
@@ -290,8 +291,8 @@ def test_degenerate_face_has_no_identity(weights):
     weights("w600k_mbf")
     image = np.random.default_rng(0).uniform(size=(128, 128, 3)).astype(np.float32)
     whole, broken = (
-        Detection((30, 30, 90, 110), 1.0, UPRIGHT_POINTS),
-        Detection((0, 0, 20, 20), 1.0, np.full((5, 2), 7.0)),
+        Face((30, 30, 90, 110), 1.0, UPRIGHT_POINTS),
+        Face((0, 0, 20, 20), 1.0, np.full((5, 2), 7.0)),
     )
     backend = FacexBackend(network="mobile0.25", landmarks=False, identity=OnnxIdentity())
     faces = backend.describe(image, [broken, whole, broken], identities=True)
@@ -348,7 +349,7 @@ def test_98_landmarks_become_68(monkeypatch):
     cells = np.random.default_rng(0).integers(2, 62, (98, 2))
     net = FixedMaps(cells)
     monkeypatch.setattr(facexlib, "_opened", lambda *_: net)
-    places = [Detection((20.0 + n, 30 + n, 100 + n, 120 + n), 0.9, UPRIGHT_POINTS + n) for n in range(10)]
+    places = [Face((20.0 + n, 30 + n, 100 + n, 120 + n), 0.9, UPRIGHT_POINTS + n) for n in range(10)]
     image = np.zeros((160, 160, 3), np.float32)
     faces = FacexBackend().describe(image, places, identities=False)
     assert net.batches == [8, 2]
@@ -376,7 +377,7 @@ def test_landmark_and_identity_files_run(tmp_path, monkeypatch):
     save_asset(tmp_path, *facexlib._FAN, {"state_dict": fan.state_dict(), "best": score})
     save_asset(tmp_path, *facexlib._IR_SE50, Backbone(50, 0.6, "ir_se").state_dict())
     image = np.random.default_rng(0).uniform(size=(160, 160, 3)).astype(np.float32)
-    faces = FacexBackend().describe(image, [Detection((20, 30, 100, 120), 0.9, UPRIGHT_POINTS)], identities=True)
+    faces = FacexBackend().describe(image, [Face((20, 30, 100, 120), 0.9, UPRIGHT_POINTS)], identities=True)
     assert all(face.landmarks_68.shape == (68, 2) and np.isfinite(face.landmarks_68).all() for face in faces)
     assert faces[0].identity.shape == (512,) and faces[0].identity_model == "facexlib_ir_se50"
     assert np.linalg.norm(faces[0].identity) == pytest.approx(1, abs=1e-5)
@@ -426,7 +427,7 @@ def test_inverted_head_keeps_identity(insightface_small, portraits):
     height, width = flipped.shape[:2]
     points = [width - 1, height - 1] - upright.landmarks_5
     x0, y0, x1, y1 = upright.box
-    place = Detection((width - x1, height - y1, width - x0, height - y0), 1.0, points)
+    place = Face((width - x1, height - y1, width - x0, height - y0), 1.0, points)
     (turned,) = insightface_small.backend.describe(flipped, [place], identities=True)
     assert cosine(upright, turned) > 0.99
     back = [width - 1, height - 1] - turned.landmarks_68

@@ -111,4 +111,4 @@ def test_pickle_with_code_is_rejected(released_files, tmp_path):
     state = released_files[1] | {"body.1.8.conv2.bias": torch.zeros(64)}
     torch.save(state, tmp_path / "de_net.pth")
     with pytest.raises(WeightsError, match=r"'body.1.8.conv2.bias' of it is \(64,\) instead of \(128,\)"):
-        convert.convert_score_net(tmp_path / "de_net.pth", tmp_path / "o.safetensors")
+        convert._s3diff(tmp_path)

@@ -114,7 +114,7 @@ def finalize(
     beside = [name for name in ("rejected.jsonl", "funnel.html", "identities.html") if (folder / name).is_file()]
     write_sums(folder, (*table.sums(), *((name, sha256_of(folder / name)) for name in beside)))
     write_manifest(folder, _records(table, plan), jsonl=jsonl)  # last: this file marks the set as finished
-    table.close()
+    table.db.close()
     shutil.rmtree(folder / PARTS)
 
 
@@ -212,7 +212,7 @@ def _records(table: StagingDB, plan: FinalizePlan) -> Iterator[Record]:
                 if len(chosen) == limit:
                     break
         chosen = chosen[:limit]
-        table.mark_needed(reference for reference, _ in chosen)
+        table.db.executemany("insert or ignore into needed values (?)", [(reference,) for reference, _ in chosen])
         near = chosen[0][1] if chosen else None
         points = fields["landmarks_68"]
         yield Record(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 
 from face2scene.common.pages import write_page
 
@@ -21,11 +22,6 @@ class Grouping:
     together: Sequence[Sequence[str]] = ()  # each list shows one person
     apart: Sequence[Sequence[str]] = ()  # each list is a person of its own
     out: Sequence[str] = ()  # left out
-
-    @property
-    def review_margin(self) -> float:
-        """Cosine under the threshold down to which two groups are listed as possibly one person (ours)."""
-        return min(0.1, (1 - self.threshold) / 2)  # some networks put all faces close together
 
     def groups(self, vectors: np.ndarray, names: Sequence[str]) -> list[int | None]:
         """The group of every face, numbered from 0 by first appearance; None for those in `out`.
@@ -46,7 +42,11 @@ class Grouping:
         listed = [*self.out, *(name for group in (*self.together, *self.apart) for name in group)]
         if unknown := sorted(set(listed) - place.keys()):
             raise ValueError(f"data.grouping corrects images that are not in the collection: {unknown[:5]}.")
-        labels = list(self._clusters(vectors))
+        labels = [1] * len(vectors)
+        if len(vectors) > 1:
+            distances = 1 - (vectors @ vectors.T).clip(-1, 1)  # rounding would make some negative
+            tree = linkage(squareform(distances, checks=False), "average")
+            labels = fcluster(tree, 1 - self.threshold, "distance").tolist()
         for group in self.together:
             joined = {labels[place[name]] for name in group}
             labels = [min(joined) if label in joined else label for label in labels]
@@ -59,13 +59,6 @@ class Grouping:
             None if name in out else order.setdefault(label, len(order))
             for label, name in zip(labels, names, strict=True)
         ]
-
-    def _clusters(self, vectors: np.ndarray) -> Iterable[int]:
-        if len(vectors) < 2:
-            return [1] * len(vectors)
-        distances = 1 - (vectors @ vectors.T).clip(-1, 1)  # rounding would make some negative
-        condensed = np.concatenate([row[number + 1 :] for number, row in enumerate(distances)])
-        return (int(label) for label in fcluster(linkage(condensed, "average"), 1 - self.threshold, "distance"))
 
 
 def write_review(
@@ -88,7 +81,9 @@ def write_review(
             for name, image, vector in members[:_SHOWN]
         ]
         people.append({"identity": identity, "count": len(members), "images": images})
-    maybe = _near_pairs(np.array(centres), names, grouping.threshold - grouping.review_margin) if len(names) > 1 else {}
+    # Ours: two groups this far under the threshold may be one person. Some networks put all faces close together.
+    lowest = grouping.threshold - min(0.1, (1 - grouping.threshold) / 2)
+    maybe = _near_pairs(np.array(centres), names, lowest) if len(names) > 1 else {}
     values = {"people": people, "maybe": maybe, "threshold": grouping.threshold}
     write_page(path, "identities.html.j2", style="collection.css", title="Who is who", **values)
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,7 +40,6 @@ class Candidate:
     prompt: str | None = None
     measured: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)  # go into the record's `generator`
-    _image: np.ndarray | None = None
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -52,16 +52,11 @@ class Candidate:
         x0, y0, x1, y1 = self.box
         return self.crop.factor(x1 - x0, y1 - y0)
 
-    @property
+    @cached_property
     def image(self) -> np.ndarray:
         """The image for the set: the photo's part `box`, resized."""
-        if self._image is None:
-            x0, y0, x1, y1 = self.box
-            size = self.crop.size_of(x1 - x0, y1 - y0)
-            part = self.photo[y0:y1, x0:x1]
-            same = size == (x1 - x0, y1 - y0) and self.crop.side is None
-            self._image = part if same else resized(part, size)
-        return self._image
+        x0, y0, x1, y1 = self.box
+        return resized(self.photo[y0:y1, x0:x1], self.crop.size_of(x1 - x0, y1 - y0))
 
     @property
     def face_pixels(self) -> np.ndarray:
@@ -108,8 +103,6 @@ class CropSpec:
 
     def size_of(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of the image of a part."""
-        if self.side is not None:
-            return (self.side, self.side)
         factor = self.factor(width, height)
         return (max(1, round(width * factor)), max(1, round(height * factor)))
 
@@ -133,6 +126,8 @@ def copies(photos: Sequence[Path], side: int | None) -> list[tuple[str, np.ndarr
 def resized(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """An image (H, W, 3), uint8 or float in [0, 1], in another size (width, height), by Lanczos; same type."""
     size = (size, size) if isinstance(size, int) else size
+    if size == image.shape[1::-1]:
+        return image
     if image.dtype == np.uint8:
         return np.asarray(Image.fromarray(image).resize(size, Image.LANCZOS))
     # Channel by channel: Pillow resizes float images of one channel only, and 8 bit would round twice.
@@ -143,5 +138,4 @@ def resized(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
 def reduced(image: np.ndarray, side: int | None) -> np.ndarray:
     """An image whose longer side is at most `side`; None keeps it."""
     height, width = image.shape[:2]
-    size = CropSpec(None, max_side=side).size_of(width, height)
-    return image if size == (width, height) else resized(image, size)
+    return resized(image, CropSpec(None, max_side=side).size_of(width, height))

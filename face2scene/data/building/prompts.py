@@ -6,10 +6,9 @@ The phrases are in scene packs, YAML files that users can add to.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -26,8 +25,7 @@ _SHOT_WORDS = {"mid-up": "A photo from the waist up", "full-body": "A full-lengt
 _DRAWN = {"places": 1, "focus": 4, "scenes": 1, "objects": 1, "air": 1, "clarity": 2, "surfaces": 1, "realism": 2}
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(NamedTuple):
     """A prompt and the shot it asks for."""
 
     text: str

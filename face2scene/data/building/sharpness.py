@@ -13,18 +13,13 @@ _REBLUR = 1.5  # pixels
 _EDGES = 0.05  # share of the pixels, those of the steepest gradients, that count as edges
 
 
-def luma(image: np.ndarray) -> np.ndarray:
-    """BT.601 luma (H, W), 0 to 255, of an image (H, W, 3) in [0, 1]."""
-    return image @ _LUMA * 255
-
-
 def laplacian_variance(face: np.ndarray, side: int = 160) -> float:
     """Variance of the Laplacian of a face (H, W, 3) in [0, 1], reduced to `side` pixels if it is larger.
 
     Smaller faces are not enlarged: interpolation would look like blur.
     """
     height, width = face.shape[:2]
-    grey = luma(face)
+    grey = face @ _LUMA * 255
     factor = side / max(height, width)
     if factor < 1:
         size = max(3, round(width * factor)), max(3, round(height * factor))
@@ -65,7 +60,7 @@ def directional_blur(image: np.ndarray, directions: int = 8) -> tuple[float, flo
 
 
 def _gradients(pixels: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    grey = luma(pixels)
+    grey = pixels @ _LUMA * 255
     reblurred = ndimage.gaussian_filter(grey, _REBLUR, mode="nearest")
     return [
         [ndimage.gaussian_filter(image, 0.5, order=o, mode="nearest") for o in ((1, 0), (0, 1))]

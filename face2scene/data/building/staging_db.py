@@ -1,6 +1,5 @@
 """The side-cars of a build as a database on disk, so that rows are compared without holding them in memory."""
 
-import heapq
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +11,6 @@ import numpy as np
 from face2scene.common.files import read_json
 
 PARTS = "parts"
-_REJECTED = ("name", "reason", "stage", "measured", "thumbnail")
 
 
 class StagingDB:
@@ -74,12 +72,6 @@ class StagingDB:
         self.db.execute("update rows set lq = ?, record = ? where n = ?", (lq, json.dumps(record), n))
         self.db.execute("insert or replace into sums values (?, ?)", (lq, digest))
 
-    def mark_needed(self, names: Iterable[str]) -> None:
-        self.db.executemany("insert or ignore into needed values (?)", ((name,) for name in names))
-
-    def close(self) -> None:
-        self.db.close()
-
     # Queries, all in the order of the sources.
 
     def count_kept(self) -> int:
@@ -111,11 +103,13 @@ class StagingDB:
 
     def rejected(self) -> Iterator[dict[str, Any]]:
         """Everything left out, in order: rejections of the sources, and rows dropped here under their file's name."""
-        kept = "select n, name, reason, stage, measured, thumbnail from left_out order by n, rowid"
-        dropped = "select n, source, record, reason, stage, measured from rows where stage is not null order by n"
-        left = ((row[0], dict(zip(_REJECTED, row[1:], strict=True))) for row in self.db.execute(kept))
-        # A rejection at n stands before the row n.
-        yield from (row for _, row in heapq.merge(left, map(_dropped, self.db.execute(dropped)), key=lambda r: r[0]))
+        query = (
+            "select n, 0 as dropped, rowid, name, reason, stage, measured, thumbnail from left_out union all "
+            "select n, 1, n, coalesce(source || '/' || (record ->> '$.generator.file'), record ->> '$.image'), reason,"
+            " stage, measured, null from rows where stage is not null order by 1, 2, 3"
+        )
+        for row in self.db.execute(query):
+            yield dict(zip(("name", "reason", "stage", "measured", "thumbnail"), row[3:], strict=True))
 
     def unneeded_references(self) -> list[str]:
         query = "select name from sums where name like 'references/%' and name not in (select name from needed)"
@@ -138,13 +132,6 @@ class StagingDB:
 
 def _vector(blob: bytes | None) -> np.ndarray | None:
     return None if blob is None else np.frombuffer(blob)
-
-
-def _dropped(row: tuple) -> tuple[int, dict[str, Any]]:
-    n, source, record, *rest = row
-    fields = json.loads(record)
-    file = fields["generator"].get("file")
-    return n, dict(zip(_REJECTED, (f"{source}/{file}" if file else fields["image"], *rest, None), strict=True))
 
 
 def _parts(folder: Path, keys: Iterable[str]) -> Iterator[dict[str, Any]]:

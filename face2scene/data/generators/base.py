@@ -54,12 +54,9 @@ class DrawnPeople:
         self.side = side
 
     def draw(self, request: GenerationRequest) -> np.ndarray:
-        return self.generate(request.person, request.number)
-
-    def generate(self, identity: int, shot: int) -> np.ndarray:
-        """uint8 (side, side, 3); the same numbers give the same image."""
-        person = np.random.default_rng([identity, 7])
-        scene = np.random.default_rng([identity, shot, 8])
+        """uint8 (side, side, 3), from `person` and `number` alone."""
+        person = np.random.default_rng([request.person, 7])
+        scene = np.random.default_rng([request.person, request.number, 8])
         y, x = np.mgrid[0 : self.side, 0 : self.side] / self.side
         skin, hair = person.uniform(0.4, 0.9, 3), person.uniform(0.0, 0.5, 3)
         slope = scene.uniform(-1, 1, (2, 3))

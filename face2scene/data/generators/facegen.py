@@ -7,7 +7,6 @@ person M is always the same.
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -18,34 +17,21 @@ from face2scene.data.generators.base import GenerationRequest
 _MEAN_SAMPLES = 256  # styles averaged for the truncation trick
 
 
-def facegen(*, truncation: float = 0.7, drift: float = 0.25, threads: int = 0) -> "FaceGenerator":
-    """The packaged generator with its weights from the catalogue; see `FaceGenerator`."""
-    return FaceGenerator(catalogue.folder("facegen"), truncation=truncation, drift=drift, threads=threads)
-
-
 class FaceGenerator:
     """Images of generated people, 1024 x 1024.
 
     Args:
-        folder: where `MappingNetwork.xml` and `SynthesisNetwork.xml` (OpenVINO IR) lie.
         truncation: distance of identities from the mean face, 0 to 1; higher is more varied and less realistic.
         drift: distance of an image from its identity, as a share of the way to a random other style.
         threads: CPU threads for the network; 0 leaves the choice to OpenVINO.
 
     Raises:
         ModuleNotFoundError: without openvino; the message names the extra.
-        FileNotFoundError: without the weights; the message names the fetch command.
+        MissingWeights: without the weights; the message names the fetch command.
     """
 
-    size = 1024
-
-    def __init__(self, folder: str | Path, *, truncation: float = 0.7, drift: float = 0.25, threads: int = 0):
-        self.folder, self.truncation, self.drift, self.threads = Path(folder), truncation, drift, threads
-        for name in ("MappingNetwork.xml", "SynthesisNetwork.xml"):
-            if not (self.folder / name).is_file():
-                raise FileNotFoundError(
-                    f"{name} of the face generator is not in {self.folder}. Get it with `face2scene fetch facegen`."
-                )
+    def __init__(self, *, truncation: float = 0.7, drift: float = 0.25, threads: int = 0):
+        self.folder, self.truncation, self.drift, self.threads = catalogue.folder("facegen"), truncation, drift, threads
 
     @cached_property
     def _networks(self):
@@ -64,11 +50,11 @@ class FaceGenerator:
         return np.mean([self._style((0, n)) for n in range(_MEAN_SAMPLES)], axis=0)
 
     def draw(self, request: GenerationRequest) -> np.ndarray:
-        return self.generate(request.person, request.number)
-
-    def generate(self, identity: int, shot: int) -> np.ndarray:
-        """Image number `shot` of person number `identity`: uint8 RGB, (1024, 1024, 3)."""
-        style = self._mean + self.truncation * (self._style((1, identity)) - self._mean)
-        style = style + self.drift * (self._style((2, identity, shot)) - self._mean)
+        """uint8 (1024, 1024, 3), from `person` and `number` alone."""
+        style = self._mean + self.truncation * (self._style((1, request.person)) - self._mean)
+        style = style + self.drift * (self._style((2, request.person, request.number)) - self._mean)
         image = self._networks[1]([style])[0][0]  # (3, 1024, 1024) in [-1, 1]
         return ((image.transpose(1, 2, 0).clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
+
+
+facegen = FaceGenerator  # the name in configurations

@@ -55,6 +55,7 @@ class InfiniteYou:
     retries: int = 2  # number of further workers that get a request before it fails
     log: str | Path | None = None  # for the worker's output; None is a temporary file
     environment: Mapping[str, str] = field(default_factory=dict)  # of the worker, over ours
+    _worker: "_Worker | None" = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.version not in ("sim_stage1", "aes_stage2"):
@@ -71,7 +72,6 @@ class InfiniteYou:
             "cpu_offload": self.cpu_offload,
         }
         self.starts = 0  # number of workers so far
-        self._worker: _Worker | None = None
 
     @property
     def _lora(self) -> Path:
@@ -147,8 +147,7 @@ class InfiniteYou:
             self._worker = None
 
     def __del__(self) -> None:
-        if getattr(self, "_worker", None) is not None:
-            self.close()
+        self.close()
 
     def _running(self) -> "_Worker":
         if self._worker is None:
@@ -167,8 +166,8 @@ class InfiniteYou:
                 "loras": [[str(self._lora.resolve()), "anti_blur", self.lora_weight]] if self.lora_weight else [],
                 "call": self.call,
             }
-            self._worker = _Worker(self.python, self._environment(), self.repository, settings, self.log)
-            self._worker.await_ready(self.start_timeout_s)
+            self._worker = _Worker(self.python, self._environment(), self.repository, self.log)
+            self._worker.start(settings, self.start_timeout_s)
         return self._worker
 
     def _environment(self) -> dict[str, str]:
@@ -188,7 +187,7 @@ class _WorkerLost(RuntimeError):
 class _Worker:
     """The worker process. A thread reads its answers, so that the wait for one can time out."""
 
-    def __init__(self, python: Path, environment: dict, folder: Path, settings: dict, log: str | Path | None):
+    def __init__(self, python: Path, environment: dict, folder: Path, log: str | Path | None):
         # Its stderr goes to a file, whose last lines explain a failure.
         self.log = open(log, "ab+") if log else tempfile.TemporaryFile()  # noqa: SIM115  closed in end()
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log, "text": True, "bufsize": 1}
@@ -196,23 +195,20 @@ class _Worker:
         self.answers: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
         self.count = 0
-        self._settings = settings
 
     def _listen(self) -> None:
         for line in self.process.stdout:
             self.answers.put(line)
         self.answers.put(None)
 
-    def await_ready(self, timeout_s: float) -> None:
+    def start(self, settings: dict[str, Any], timeout_s: float) -> None:
         try:
-            reply = self._exchange(self._settings, timeout_s)
+            reply = self._exchange(settings, timeout_s)
+            if not reply.get("ready"):
+                raise _WorkerLost(f"{reply.get('error')}{self._last_lines()}")
         except _WorkerLost as error:
             self.end()
             raise GeneratorError(f"InfiniteYou did not start: {error}.") from error
-        if not reply.get("ready"):
-            reason = f"{reply.get('error')}{self._last_lines()}"
-            self.end()
-            raise GeneratorError(f"InfiniteYou did not start: {reason}.")
 
     def ask(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         self.count += 1

@@ -32,10 +32,9 @@ class IPAdapterPipeline:
     height: int = 576
     guidance: float = 5.0
     steps: int = 30
-    negative_prompt: str | None = None  # none, as in the paper's generator
     dtype: str = "float32"  # or `float16`, `bfloat16`
     device: str | None = None  # None takes the first accelerator of this rank, else the CPU
-    options: Mapping[str, Any] = field(default_factory=dict)  # more arguments of the pipeline's call
+    options: Mapping[str, Any] = field(default_factory=dict)  # more of the call, such as `negative_prompt`
 
     def __post_init__(self) -> None:
         self.pipeline, self.adapter = str(self.pipeline or ""), str(self.adapter or "")
@@ -62,7 +61,6 @@ class IPAdapterPipeline:
             raise GeneratorError("IP-Adapter needs a reference photo of the person.")
         image = self._loaded(
             prompt=request.prompt,
-            negative_prompt=self.negative_prompt,
             ip_adapter_image=self._face(request.reference),
             generator=torch.Generator().manual_seed(request.seed),
             output_type="np",

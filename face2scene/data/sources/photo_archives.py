@@ -46,9 +46,9 @@ class PhotoArchives(PhotoSource):
     Args:
         archives: files, or patterns such as `/data/cc12m/*.tar`, sorted by name.
         chunk_size: samples per side-car, the most that a crash loses.
-        identity_field, split_field: fields of a sample's JSON. Without the identity, each image is a person of its own
-            unless `data.grouping` finds people; without the split, it is `split`.
-        split: of the samples without one; None is by seed.
+        identity_field: field of a sample's JSON with the identity. Without it, each image is a person of its own unless
+            `data.grouping` finds people.
+        split: of all samples; None is by seed.
         caption: take a sample's `.txt` as its prompt.
         max_bytes: larger members are quarantined unread.
         options: see `PhotoSource`.
@@ -62,7 +62,6 @@ class PhotoArchives(PhotoSource):
         name: str,
         chunk_size: int = 256,
         identity_field: str | None = None,
-        split_field: str | None = None,
         split: str | None = "train",
         caption: bool = True,
         max_bytes: int = 200_000_000,
@@ -71,7 +70,7 @@ class PhotoArchives(PhotoSource):
         super().__init__(detector, name=name, **options)
         self.patterns = [archives] if isinstance(archives, str | Path) else list(archives or ())
         self.chunk_size, self.split, self.caption, self.max_bytes = chunk_size, split, caption, max_bytes
-        self.identity_field, self.split_field = identity_field, split_field
+        self.identity_field = identity_field
 
     @cached_property
     def files(self) -> list[Path]:
@@ -134,11 +133,8 @@ class PhotoArchives(PhotoSource):
         if not isinstance(known, dict):
             return bad("bad metadata: the JSON is no object")
         person = known.get(self.identity_field) if self.identity_field else None
-        split = known.get(self.split_field, self.split) if self.split_field else self.split
-        if split not in ("train", "val", "test", None):
-            return bad(f"bad metadata: unknown split {split!r}")
         identity = f"{self.name}_{safe(str(person))}" if person else None
-        info = PhotoInfo(shown, identity, split, caption if self.caption else None)
+        info = PhotoInfo(shown, identity, self.split, caption if self.caption else None)
         return self.process(file, f"{self.key(item)}_{number:06d}", info)
 
 

@@ -102,13 +102,11 @@ class Photos(PhotoSource):
         return name
 
     def make(self, item: str) -> BuildResult:
-        person = self._person(item)
+        if self.people is not None:
+            person = self.people[item]
+        else:
+            person = item.split("/")[0] if "/" in item else self.key(item).removeprefix(f"{self.name}_")
         split = self.split[person] if isinstance(self.split, Mapping) else self.split
         known = self.identity == "folder" or self.people is not None
         info = PhotoInfo(item, f"{self.name}_{safe(person)}" if known else None, split)
         return BuildResult.of([self.process(self.folder / item, self.key(item), info)])
-
-    def _person(self, item: str) -> str:
-        if self.people is not None:
-            return self.people[item]
-        return item.split("/")[0] if "/" in item else self.key(item).removeprefix(f"{self.name}_")

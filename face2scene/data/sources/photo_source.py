@@ -118,10 +118,7 @@ class PhotoSource:
         x0, y0, x1, y1 = box = candidate.box
         size = candidate.image.shape[1], candidate.image.shape[0]
         face, factor = candidate.face, candidate.factor
-        face_box = tuple(
-            min(max((value - origin) * factor, 0), limit)
-            for value, origin, limit in zip(face.box, (x0, y0, x0, y0), size * 2, strict=True)
-        )
+        face_box = tuple(((np.array(face.box) - [x0, y0, x0, y0]) * factor).clip(0, size * 2).tolist())
         points = face.landmarks_68
         if points is not None:
             points = (points + 0.5 - [x0, y0]) * factor - 0.5  # pixel centres to edges and back

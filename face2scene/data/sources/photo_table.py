@@ -48,7 +48,7 @@ class PhotoTable(PhotoSource):
         super().__init__(detector, name=name, **options)
         self.table = Path(table or "")
         self.folder = Path(folder) if folder else self.table.parent
-        self.block, self.complete = block, complete
+        self.block, self.complete, self._paths = block, complete, FolderPaths(self.folder)
 
     @cached_property
     def _columns(self) -> list[str]:
@@ -64,10 +64,6 @@ class PhotoTable(PhotoSource):
         if "file" not in columns:
             raise BuildError(f"{self.table} has no column 'file', only {columns}; known are {', '.join(COLUMNS)}.")
         return columns
-
-    @cached_property
-    def _paths(self) -> FolderPaths:
-        return FolderPaths(self.folder)
 
     @cached_property
     def _starts(self) -> list[int]:

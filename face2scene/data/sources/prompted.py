@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,6 @@ class PromptedPeople:
         if self.tries < self.repeats or self.repeats < 1:
             raise ValueError(f"tries ({self.tries}) must be at least repeats ({self.repeats}), and that at least 1.")
         self.prompts = self.prompts or Prompts(seed=self.seed)
-        self._references: tuple[str, list[tuple[Path, Face]], list[Rejection]] | None = None
 
     @cached_property
     def identities(self) -> list[str]:
@@ -147,7 +146,7 @@ class PromptedPeople:
                     identity=person,
                     prompt=prompt.text,
                     shot=prompt.shot,
-                    face_box=_clipped(found.box, image.shape[:2]),
+                    face_box=tuple(np.clip(found.box, 0, image.shape[1::-1] * 2).tolist()),
                     landmarks_68=found.landmarks_68,
                     vector=found.identity,
                     source=self.name,
@@ -170,27 +169,20 @@ class PromptedPeople:
         reason = f"another person: cosine {cosine:.3f} is under {self.threshold}" if different else ""
         return reason, {"similarity": cosine}
 
+    @lru_cache(maxsize=1)  # noqa: B019  for the person's next prompt
     def _photos(self, person: str) -> tuple[list[tuple[Path, Face]], list[Rejection]]:
-        """Photos of a person with their faces, and rejections of the others; kept for the person's next prompt."""
-        if self._references is None or self._references[0] != person:
-            usable, bad = [], []
-            for path in list_images(Path(self.folder) / person):
-                shown = f"{person}/{path.name}"
-                try:
-                    face = largest(self.detector.find(read_image(path)))
-                except (ImageError, OSError) as error:
-                    reason = str(error).replace(f"{self.folder}/", "")
-                    bad.append(Rejection(shown, f"unreadable: {reason}", BAD_INPUT))
-                    continue
-                if face is None or face.identity is None:
-                    bad.append(Rejection(shown, "no face found on this photo of a person", "reference"))
-                else:
-                    usable.append((path, face))
-            self._references = (person, usable, bad)
-        return self._references[1], self._references[2]
-
-
-def _clipped(box: tuple[float, ...], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    height, width = size
-    x0, y0, x1, y1 = box
-    return max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
+        """Photos of a person with their faces, and rejections of the others."""
+        usable, bad = [], []
+        for path in list_images(Path(self.folder) / person):
+            shown = f"{person}/{path.name}"
+            try:
+                face = largest(self.detector.find(read_image(path)))
+            except (ImageError, OSError) as error:
+                reason = str(error).replace(f"{self.folder}/", "")
+                bad.append(Rejection(shown, f"unreadable: {reason}", BAD_INPUT))
+                continue
+            if face is None or face.identity is None:
+                bad.append(Rejection(shown, "no face found on this photo of a person", "reference"))
+            else:
+                usable.append((path, face))
+        return usable, bad

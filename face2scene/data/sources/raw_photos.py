@@ -54,7 +54,7 @@ class MotionBlurFilter:
 
 
 class RawPhotos(Photos):
-    """The RAW files of a folder. One item is one file; images are whole photos unless `size` is given.
+    """The RAW files of a folder, no others. One item is one file; images are whole photos unless `size` is given.
 
     Args:
         where, detector, name: see `Photos`; the person is the name of the sub-folder.
@@ -64,7 +64,6 @@ class RawPhotos(Photos):
         match_threshold: lowest identity cosine of a match; None is the detector's `same_threshold`.
         motion_blur: options of `MotionBlurFilter`.
         references: photos of the gallery per image at most.
-        raw_only: leave out other images in the folder.
         options: see `Photos` and `PhotoSource`.
     """
 
@@ -79,7 +78,6 @@ class RawPhotos(Photos):
         match_threshold: float | None = None,
         motion_blur: dict[str, Any] | None = None,
         references: int = 4,
-        raw_only: bool = True,
         size: int | None = None,
         split: str | None = "test",
         **options: Any,
@@ -90,7 +88,7 @@ class RawPhotos(Photos):
         self.develop = Development(**(develop or {}))
         self.gallery = Path(gallery) if gallery else None
         self.match_threshold = detector.same_threshold if match_threshold is None else match_threshold
-        self.references, self.raw_only = references, raw_only
+        self.references = references
         self._unreadable: list[Rejection] = []  # photos of the gallery
 
     @cached_property
@@ -120,8 +118,6 @@ class RawPhotos(Photos):
         return [super().listing(), [[p.relative_to(self.gallery).as_posix(), p.stat().st_size] for p in photos]]
 
     def read(self, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
-        if path.suffix.lower() not in RAW_SUFFIXES:
-            return super().read(path)
         try:
             raw = develop_apart(path, self.develop)
         except RawError as error:
@@ -129,7 +125,7 @@ class RawPhotos(Photos):
         return raw.image, {"name": "raw", "develop": self.develop.as_record(), "exif": dict(raw.facts)}
 
     def make(self, item: str) -> BuildResult:
-        if self.raw_only and Path(item).suffix.lower() not in RAW_SUFFIXES:
+        if Path(item).suffix.lower() not in RAW_SUFFIXES:
             reason = f"not a RAW file: the suffix is none of {' '.join(RAW_SUFFIXES)}"
             result = BuildResult(rejected=[Rejection(f"{self.name}/{item}", reason, "suffix")])
         else:

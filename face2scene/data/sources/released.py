@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,6 @@ class Released:
             raise ValueError(f"box must be xyxy or xywh and units pixels or relative, not {wrong}.")
         self.source, self.name = str(self.source), safe(self.name)
         self.fields = {ours: theirs for ours, theirs in self.fields.items() if theirs}
-        self._copied: tuple[str, list[tuple[str, np.ndarray]]] = ("", [])
 
     @cached_property
     def _sets(self) -> dict[str, Any]:
@@ -197,15 +196,10 @@ class Released:
             raise ValueError(f"{len(points)} landmarks, 68 are needed")
         return tuple(box), points * scale
 
+    @lru_cache(maxsize=1)  # noqa: B019  most sets are sorted by person
     def _photos(self, identity: str) -> list[tuple[str, np.ndarray]]:
-        # Kept for the next image: most sets are sorted by person.
-        if not self.references:
-            return []
-        if self._copied[0] != identity:
-            folder = FolderPaths(self.references)(identity)
-            paths = list_images(folder)[: self.max_references] if os.path.isdir(folder) else []
-            self._copied = identity, copies(paths, self.reference_size)
-        return self._copied[1]
+        folder = FolderPaths(self.references)(identity) if self.references else ""
+        return copies(list_images(folder)[: self.max_references], self.reference_size) if os.path.isdir(folder) else []
 
 
 def _at(row: Mapping[str, Any], field: str) -> Any:

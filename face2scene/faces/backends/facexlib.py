@@ -6,7 +6,7 @@ landmark decoding fails under current NumPy (`np.float`, and an index past the l
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from face2scene.assets import catalogue
 from face2scene.common.optional import import_optional
 from face2scene.common.types import Face
 from face2scene.faces.align import warp
-from face2scene.faces.detect import Detection
 from face2scene.faces.embedding import ARCFACE_SAME, IdentityNet, file_stamp, unreadable, with_identities
 from face2scene.faces.pose import upright_view
 from face2scene.image_io.arrays import to_tensor
@@ -76,21 +75,21 @@ class FacexBackend:
         self.same_threshold = self.identity.same_threshold
 
     @torch.inference_mode()
-    def search(self, image: np.ndarray) -> list[Detection]:
+    def search(self, image: np.ndarray) -> list[Face]:
         net = _opened(self.network, *_RETINAFACE[self.network], self.device)
         bgr = np.ascontiguousarray(image[..., ::-1])
         rows = net.detect_faces(bgr, conf_threshold=self.score_threshold).astype(np.float64)
-        return [Detection(tuple(float(v) for v in row[:4]), float(row[4]), row[5:].reshape(5, 2)) for row in rows]
+        return [Face(tuple(float(v) for v in row[:4]), float(row[4]), row[5:].reshape(5, 2)) for row in rows]
 
-    def describe(self, image: np.ndarray, found: Sequence[Detection], *, identities: bool) -> list[Face]:
+    def describe(self, image: np.ndarray, found: Sequence[Face], *, identities: bool) -> list[Face]:
         if not found:
             return []
         points = self._landmarks(image, found) if self.landmarks else [None] * len(found)
-        faces = [f.face(p) for f, p in zip(found, points, strict=True)]
+        faces = [replace(face, landmarks_68=p) for face, p in zip(found, points, strict=True)]
         return with_identities(image, faces, self.identity) if identities else faces
 
     @torch.inference_mode()
-    def _landmarks(self, image: np.ndarray, found: Sequence[Detection]) -> list[np.ndarray]:
+    def _landmarks(self, image: np.ndarray, found: Sequence[Face]) -> list[np.ndarray]:
         net = _opened("fan", *_FAN, self.device)
         to_68 = import_optional("facexlib.alignment", "faces", why="The 68 landmarks of facexlib").landmark_98_to_68
         tensor = to_tensor(image)
@@ -143,21 +142,14 @@ def _network(kind: str, path: Path, device: str, *_stamp: int) -> nn.Module:
         else:
             module = import_optional("facexlib.recognition.arcface_arch", "faces", why=why)
             net = module.Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se")
-    state = _state(path)
-    try:
-        net.load_state_dict({name.removeprefix("module."): value for name, value in state.items()}, strict=True)
-    except (RuntimeError, AttributeError) as error:
-        raise unreadable(path, error) from error
-    return net.eval().to(device)
-
-
-def _state(path: Path) -> dict[str, Tensor]:
     # The landmark file may hold a training score beside its weights, a NumPy scalar, which is allowed.
     scalar = np._core.multiarray.scalar
     number = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]
     try:
         with torch.serialization.safe_globals(number):
             state = torch.load(path, map_location="cpu", weights_only=True)
-        return state.get("state_dict", state)
+        state = state.get("state_dict", state)
+        net.load_state_dict({name.removeprefix("module."): value for name, value in state.items()}, strict=True)
     except Exception as error:  # torch raises many kinds for a corrupt file
         raise unreadable(path, error) from error
+    return net.eval().to(device)

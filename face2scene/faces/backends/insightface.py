@@ -5,7 +5,7 @@ landmarks give the 68 landmarks. The weights are for non-commercial research onl
 """
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ import torch
 from face2scene.common.types import Face
 from face2scene.faces.align import warp
 from face2scene.faces.backends.insightface_packs import Pack, open_pack
-from face2scene.faces.detect import Detection
 from face2scene.faces.embedding import ARCFACE_SAME, CPU, run_batch, with_identities
 from face2scene.faces.pose import upright_view
 from face2scene.image_io.arrays import to_tensor
@@ -53,30 +52,29 @@ class InsightBackend:
     def _networks(self) -> Pack:
         return open_pack(self.pack, self.providers)
 
-    def search(self, image: np.ndarray) -> list[Detection]:
-        side = min(self.det_size, -(-max(image.shape[:2]) // 32) * 32)
-        # SCRFD scales the longer side of its input to the square; padding prevents enlarging.
+    def search(self, image: np.ndarray) -> list[Face]:
         height, width = image.shape[:2]
+        side = min(self.det_size, -(-max(height, width) // 32) * 32)
+        # SCRFD scales the longer side of its input to the square; padding prevents enlarging.
         shown = image
         if max(height, width) < side:
-            shown = np.zeros((side, side, 3), np.uint8)
-            shown[:height, :width] = image
+            shown = np.pad(image, ((0, side - height), (0, side - width), (0, 0)))
         rows, points = self._networks.detector.detect(
             np.ascontiguousarray(shown[..., ::-1]), input_size=(side, side), det_thresh=self.score_threshold
         )
         return [
-            Detection(tuple(float(v) for v in row[:4]), float(row[4]), np.asarray(five, dtype=np.float64))
+            Face(tuple(float(v) for v in row[:4]), float(row[4]), np.asarray(five, dtype=np.float64))
             for row, five in zip(rows, points, strict=True)
         ]
 
-    def describe(self, image: np.ndarray, found: Sequence[Detection], *, identities: bool) -> list[Face]:
+    def describe(self, image: np.ndarray, found: Sequence[Face], *, identities: bool) -> list[Face]:
         if not found:
             return []
         points = self._landmarks(image, found)
-        faces = [f.face(p) for f, p in zip(found, points, strict=True)]
+        faces = [replace(face, landmarks_68=p) for face, p in zip(found, points, strict=True)]
         return with_identities(image, faces, self._networks.identity) if identities else faces
 
-    def _landmarks(self, image: np.ndarray, found: Sequence[Detection]) -> list[np.ndarray | None]:
+    def _landmarks(self, image: np.ndarray, found: Sequence[Face]) -> list[np.ndarray | None]:
         net = self._networks.landmarks
         if net is None:
             return [None] * len(found)

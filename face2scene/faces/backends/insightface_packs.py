@@ -46,8 +46,16 @@ def _opened(folder: Path, providers: tuple[str, ...], stamps: tuple[tuple[str, i
         if role in names:
             raise ValueError(f"{folder} holds two networks for {role}, {names[role]} and {name}: keep one of them.")
         names[role] = name
+        path = str(folder / name)
         try:
-            roles[role] = _network(zoo, role, str(folder / name), session, providers)
+            if role == "detection":
+                # One session for all sizes; insightface would create another for each.
+                roles[role] = zoo.SCRFD(path, session, static_shape_sessions=False)
+            elif role == "identity":
+                net = zoo.ArcFaceONNX(path, session)
+                roles[role] = OnnxIdentity(path, mean=net.input_mean, std=net.input_std, providers=providers)
+            else:
+                roles[role] = zoo.Landmark(path, session)
         except Exception as error:  # insightface raises many kinds for an unknown graph
             raise unreadable(folder / name, error) from error
     for role in ("detection", "identity"):
@@ -72,16 +80,6 @@ def _role(session: Any) -> str | None:
     if shape[2:] == [192, 192]:
         return {3309: "68 landmarks", 212: "106 landmarks"}.get(width)
     return "identity" if shape[2:] == [112, 112] else None
-
-
-def _network(zoo: Any, role: str, path: str, session: Any, providers: tuple[str, ...]) -> Any:
-    if role == "detection":
-        # One session for all sizes; insightface would create another for each.
-        return zoo.SCRFD(path, session, static_shape_sessions=False)
-    if role == "identity":
-        net = zoo.ArcFaceONNX(path, session)
-        return OnnxIdentity(path, mean=net.input_mean, std=net.input_std, providers=providers)
-    return zoo.Landmark(path, session)
 
 
 def pack_folder(pack: str | Path) -> Path:

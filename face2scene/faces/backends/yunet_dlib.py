@@ -16,7 +16,6 @@ from face2scene.assets import catalogue
 from face2scene.common.optional import import_optional
 from face2scene.common.types import Face
 from face2scene.faces.align import AlignmentError, face_transform, warp
-from face2scene.faces.detect import Detection
 from face2scene.faces.embedding import unreadable
 from face2scene.image_io.arrays import to_bytes, to_tensor
 
@@ -42,24 +41,23 @@ class OpenBackend:
     same_threshold = 0.93
     score_threshold: float = 0.7
 
-    def search(self, image: np.ndarray) -> list[Detection]:
+    def search(self, image: np.ndarray) -> list[Face]:
         size = image.shape[1], image.shape[0]
-        with _quiet(self._cv2):
+        with _quiet_cv2():
             self._yunet.setInputSize(size)
             rows = self._yunet.detect(np.ascontiguousarray(image[..., ::-1]))[1]
         found = []
         for row in () if rows is None else rows.astype(np.float64):
             x, y, width, height = row[:4]
-            found.append(Detection((x, y, x + width, y + height), min(float(row[14]), 1.0), row[4:14].reshape(5, 2)))
+            found.append(Face((x, y, x + width, y + height), min(float(row[14]), 1.0), row[4:14].reshape(5, 2)))
         return found
 
-    def describe(self, image: np.ndarray, found: Sequence[Detection], *, identities: bool) -> list[Face]:
+    def describe(self, image: np.ndarray, found: Sequence[Face], *, identities: bool) -> list[Face]:
         return [self._describe(image, face, identities) for face in found]
 
-    def _describe(self, image: np.ndarray, found: Detection, identities: bool) -> Face:
-        face = found.face()
+    def _describe(self, image: np.ndarray, face: Face, identities: bool) -> Face:
         try:
-            transform = face_transform(found.landmarks_5, _FRAME, image_size=image.shape[:2])
+            transform = face_transform(face.landmarks_5, _FRAME, image_size=image.shape[:2])
         except AlignmentError:
             return face  # degenerate landmarks: a face without identity
         upright = np.ascontiguousarray(to_bytes(warp(to_tensor(image), transform, (_FRAME, _FRAME))))
@@ -77,16 +75,12 @@ class OpenBackend:
         )
 
     @cached_property
-    def _cv2(self) -> Any:
-        return import_optional("cv2", "faces", why="Face detection")
-
-    @cached_property
     def _yunet(self) -> Any:
         path = next(catalogue.folder("yunet").glob("*.onnx"))
-        with _quiet(self._cv2):
+        with _quiet_cv2() as cv2:
             try:
-                return self._cv2.FaceDetectorYN.create(str(path), "", (320, 320), self.score_threshold, 0.3, 5000)
-            except self._cv2.error as error:
+                return cv2.FaceDetectorYN.create(str(path), "", (320, 320), self.score_threshold, 0.3, 5000)
+            except cv2.error as error:
                 raise unreadable(path, error, "yunet") from error
 
     @cached_property
@@ -110,15 +104,16 @@ class OpenBackend:
 
 
 @contextmanager
-def _quiet(cv2: Any) -> Iterator[None]:
+def _quiet_cv2() -> Iterator[Any]:
     # OpenCV 5 warns about every network that its new graph engine ignores the target, which is not set here.
+    cv2 = import_optional("cv2", "faces", why="Face detection")
     logging = getattr(cv2.utils, "logging", None)
     if logging is None:
-        yield
+        yield cv2
         return
     before = logging.getLogLevel()
     logging.setLogLevel(logging.LOG_LEVEL_ERROR)
     try:
-        yield
+        yield cv2
     finally:
         logging.setLogLevel(before)
