@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> None:
             folders = [kind.folder] if "folder" in kind else [catalogue.folder(name) for name in kind.assets]
             files = [file for folder in folders for file in list_images(folder)]
             part = slice(-kind.held_out, None) if held_out else slice(-kind.held_out)
-            kinds.append(tiny_base.Images(files[part], kind.share))
+            kinds.append((files[part], kind.share))
         return tiny_base.Pairs(
             kinds, crop=cfg.crop, batch=batch, space=instantiate(cfg.degradation, _convert_="all"), seed=seed
         )

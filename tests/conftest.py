@@ -35,6 +35,7 @@ def photo() -> np.ndarray:
 def tiny_base(tmp_path_factory) -> Path:
     """A random base model in diffusers' layout, smaller than the one that ships; its tokenizer is the shipped one."""
     import torch
+    from tiny_text_encoder import tiny_text_encoder
 
     from face2scene.common.reproducibility import REPOSITORY
     from face2scene.train import tiny_base as make
@@ -44,7 +45,7 @@ def tiny_base(tmp_path_factory) -> Path:
     make.tiny_vae(channels=[8, 16], latent_channels=4).save_pretrained(folder / "vae")
     unet = make.tiny_unet(channels=[8, 16, 16], latent_channels=4, text_width=32, heads=2)
     unet.save_pretrained(folder / "unet")
-    make.tiny_text_encoder(text_width=32).save_pretrained(folder / "text_encoder")
+    tiny_text_encoder(text_width=32).save_pretrained(folder / "text_encoder")
     make.tiny_schedule().save_pretrained(folder / "scheduler")
     shutil.copytree(REPOSITORY / "checkpoints/tiny/base/tokenizer", folder / "tokenizer")
     return folder

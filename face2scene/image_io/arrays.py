@@ -99,11 +99,9 @@ def list_files(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not _stray(path.relative_to(folder)))
-
-
-def _stray(place: Path) -> bool:
-    return any(part.startswith(".") or part.lower() in STRAY_FOLDERS | STRAY_FILES for part in place.parts)
+    stray = STRAY_FOLDERS | STRAY_FILES
+    found = {path: path.relative_to(folder).parts for path in folder.rglob("*") if path.is_file()}
+    return sorted(p for p, parts in found.items() if not any(s.startswith(".") or s.lower() in stray for s in parts))
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
@@ -182,12 +180,11 @@ _STRIP = 1024  # rows
 _REACH = 31  # rows that a pixel's low frequencies come from, up and down: 1 + 2 + 4 + 8 + 16
 
 
-def _low_frequencies(image: Tensor, levels: int = 5) -> Tensor:
+def _low_frequencies(image: Tensor) -> Tensor:
     # The a-trous wavelet: a 3 x 3 binomial kernel whose taps move apart by two at every level.
     row = torch.tensor([0.25, 0.5, 0.25], dtype=image.dtype, device=image.device)
     kernel = torch.outer(row, row).expand(3, 1, 3, 3)
-    for level in range(levels):
-        radius = 2**level
+    for radius in (1, 2, 4, 8, 16):
         padded = F.pad(image, (radius,) * 4, mode="replicate")
         image = F.conv2d(padded, kernel, groups=3, dilation=radius)
     return image

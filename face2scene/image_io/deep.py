@@ -40,17 +40,11 @@ def check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
         )
 
 
-class TiffFile(NamedTuple):
-    """What tifffile reads of a TIFF's first page."""
-
-    samples: Samples
-    orientation: int
-    icc: bytes | None
-    notes: list[str]
-
-
-def read_tiff(path: Path, max_pixels: int) -> TiffFile:
+def read_tiff(path: Path, max_pixels: int) -> tuple[Samples, bytes | None, int, list[str]]:
     """Read the first page of a TIFF by its declared layout.
+
+    Returns:
+        Samples, ICC profile, orientation (1 to 8), and a sentence for whatever was left out.
 
     Raises:
         ImageError: a layout that is not read, by name; more than `max_pixels` pixels.
@@ -93,7 +87,7 @@ def read_tiff(path: Path, max_pixels: int) -> TiffFile:
     if extra:
         notes.append(f"{len(extra)} extra samples a pixel are left out.")
     icc = tags[34675] if isinstance(tags[34675], bytes) else None
-    return TiffFile(Samples(colour, alpha, 8 if bits <= 8 else 16), int(tags[274] or 1), icc, notes)
+    return Samples(colour, alpha, 8 if bits <= 8 else 16), icc, int(tags[274] or 1), notes
 
 
 def unit_range(path: Path, values: np.ndarray, bits: int, top: object, notes: list[str]) -> np.ndarray:
@@ -144,10 +138,8 @@ def read_png(path: Path) -> Samples:
     if levels is None or levels.dtype != np.uint16 or levels.ndim != 3:
         raise ImageError(f"{path} cannot be read as a 16-bit image.")
     values = levels.astype(np.float32) / 65535
-    grey = data[25] == 4  # IHDR's colour type: grey with alpha
-    return Samples(
-        values[..., :1] if grey else values[..., 2::-1], values[..., 3] if values.shape[2] == 4 else None, 16
-    )
+    colour = values[..., :1] if data[25] == 4 else values[..., 2::-1]  # IHDR's colour type 4: grey with alpha
+    return Samples(colour, values[..., 3] if values.shape[2] == 4 else None, 16)
 
 
 def encode_tiff(levels: np.ndarray, kept: Metadata, icc: bytes | None) -> bytes:
@@ -168,9 +160,16 @@ def encode_tiff(levels: np.ndarray, kept: Metadata, icc: bytes | None) -> bytes:
         iccprofile=icc,
         resolution=kept.dpi,
         resolutionunit=2 if kept.dpi else None,
-        extratags=[(281, "H", count, (2 ** (8 * levels.itemsize) - 1,) * count, True)],
+        extratags=[
+            (281, "H", count, (2 ** (8 * levels.itemsize) - 1,) * count, True),
+            *(
+                (tag, kind, len(value), value, True)
+                for tag, kind, value in ((700, 1, kept.xmp), (33723, 7, kept.iptc))
+                if value
+            ),
+        ],
     )
-    return into_tiff(buffer.getvalue(), kept)
+    return into_tiff(buffer.getvalue(), kept.exif)
 
 
 def encode_png(levels: np.ndarray) -> bytes:

@@ -237,24 +237,20 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def into_tiff(tiff: bytes, kept: Metadata) -> bytes:
-    """Append EXIF, XMP and IPTC to a TIFF of the same byte order, and a first directory with their entries."""
+def into_tiff(tiff: bytes, exif: bytes | None) -> bytes:
+    """Append an EXIF block to a TIFF of the same byte order, and a first directory with the entries of both."""
+    if exif is None:
+        return tiff
     result = bytearray(tiff + b"\0" * (len(tiff) % 2))
     order, start = byte_order(tiff), _number(tiff, 4)
     rows = {entry.tag: tiff[entry.at : entry.at + 12] for entry in _entries(tiff, start)}
     after = start + 2 + 12 * len(rows)
-    if kept.exif is not None:
-        block = bytearray(kept.exif)
-        entries = _entries(block, _number(block, 4))
-        _move(block, entries, len(result))
-        own = {entry.tag: bytes(block[entry.at : entry.at + 12]) for entry in entries}
-        rows = own | rows | {tag: own[tag] for tag in _RESOLUTION if tag in own}
-        result += block + b"\0" * (len(block) % 2)
-    for tag, value in ((_XMP, kept.xmp), (_IPTC, kept.iptc)):
-        if value:
-            value = value.ljust(6, b"\0")  # at most 4 bytes would stand in the entry
-            rows[tag] = struct.pack(order + "HHII", tag, 1 if tag == _XMP else 7, len(value), len(result))
-            result += value + b"\0" * (len(value) % 2)
+    block = bytearray(exif)
+    entries = _entries(block, _number(block, 4))
+    _move(block, entries, len(result))
+    own = {entry.tag: bytes(block[entry.at : entry.at + 12]) for entry in entries}
+    rows = own | rows | {tag: own[tag] for tag in _RESOLUTION if tag in own}
+    result += block + b"\0" * (len(block) % 2)
     struct.pack_into(order + "I", result, 4, len(result))
     return bytes(result) + _directory(order, rows, tiff[after : after + 4])
 

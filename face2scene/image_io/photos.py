@@ -20,14 +20,7 @@ from face2scene.common.files import atomic_write
 from face2scene.common.optional import import_optional
 from face2scene.image_io import deep
 from face2scene.image_io.deep import ImageError, Samples, check_size
-from face2scene.image_io.metadata import (
-    Metadata,
-    for_pillow,
-    for_size,
-    into_png,
-    metadata_of,
-    tiff_metadata,
-)
+from face2scene.image_io.metadata import Metadata, for_pillow, for_size, into_png, metadata_of, tiff_metadata
 from face2scene.image_io.raw import Development, RawError, develop
 
 LOG = logging.getLogger(__name__)
@@ -131,12 +124,11 @@ def write_photo(path: str | Path, image: np.ndarray, *, like: Photo | None = Non
         raise ImageError(f"{path} cannot be written: its suffix must be one of {', '.join(kind)}.")
     if not np.isfinite(image).all():
         raise ImageError("An image holds NaN or infinite values and cannot be written.")
-    if like.alpha is not None and like.alpha.shape != image.shape[:2]:
-        raise ImageError(f"The transparency has {like.alpha.shape} pixels, the image {image.shape[:2]}.")
-    fmt = kind[path.suffix.lower()]
+    fmt, alpha = kind[path.suffix.lower()], like.alpha
     if max(image.shape[:2]) > _LONGEST.get(fmt, 2**31):
         raise ImageError(f"{path} cannot be written: a side of {max(image.shape[:2])} pixels is too long for {fmt}.")
-    alpha = like.alpha
+    if alpha is not None and alpha.shape != image.shape[:2]:
+        raise ImageError(f"The transparency has {alpha.shape} pixels, the image {image.shape[:2]}.")
     if alpha is not None and fmt == "jpeg":
         image, alpha = Photo(image, alpha).on_white(), None
     if like.grey or like.neutral:
@@ -160,18 +152,16 @@ def _encode(path: Path, fmt: str, levels: np.ndarray, kept: Metadata, icc: bytes
     if fmt == "tiff":
         path.write_bytes(deep.encode_tiff(levels, kept, icc))
         return [key for key, _ in kept.texts]
-    if fmt == "png" and levels.dtype == np.uint16:
-        path.write_bytes(into_png(deep.encode_png(levels), kept))
-        return ["iptc"] if kept.iptc else []
     options, lost = for_pillow(kept, fmt)
-    options["quality" if fmt != "png" else "compress_level"] = quality if fmt != "png" else 3
-    if fmt == "jpeg":
-        options["subsampling"] = "4:4:4"
-    if icc:
-        options["icc_profile"] = icc
-    buffer = io.BytesIO()
-    Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels).save(buffer, format=fmt.upper(), **options)
-    path.write_bytes(into_png(buffer.getvalue(), kept) if fmt == "png" else buffer.getvalue())
+    options |= {"icc_profile": icc, "quality": quality, "subsampling": "4:4:4", "compress_level": 3}
+    if fmt == "png" and levels.dtype == np.uint16:
+        content = deep.encode_png(levels)
+    else:  # each of Pillow's writers takes the options that it knows
+        buffer = io.BytesIO()
+        image = Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels)
+        image.save(buffer, format=fmt.upper(), **options)
+        content = buffer.getvalue()
+    path.write_bytes(into_png(content, kept) if fmt == "png" else content)
     return lost
 
 
@@ -226,9 +216,8 @@ def _read_file(path: Path, max_pixels: int, heif: bool) -> Photo:
     except UnidentifiedImageError:
         if _head(path, 4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             raise
-    read = deep.read_tiff(path, max_pixels)
-    metadata = tiff_metadata(path.read_bytes(), read.notes)
-    return _photo(read.samples, read.icc, read.orientation, metadata, read.notes)
+    samples, icc, orientation, notes = deep.read_tiff(path, max_pixels)
+    return _photo(samples, icc, orientation, tiff_metadata(path.read_bytes(), notes), notes)
 
 
 def _from_pillow(path: Path, image: Image.Image, in_memory: bool = False) -> Photo:

@@ -4,11 +4,10 @@ ExifRead reads the settings that LibRaw does not give, such as the camera's name
 """
 
 import importlib.util
-import json
+import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -139,15 +138,7 @@ def develop(path: str | Path, how: Development = _AS_SHOT, *, max_pixels: int = 
         RawError: not a RAW file that LibRaw knows, corrupt, or more than `max_pixels` pixels.
         ModuleNotFoundError: without rawpy; the message names the extra.
     """
-    levels, facts = _levels(Path(path), how, max_pixels)
-    return Developed(_as_float(levels), facts)
-
-
-def _as_float(levels: np.ndarray) -> np.ndarray:
-    return levels.astype(np.float32) / (65535 if levels.dtype == np.uint16 else 255)
-
-
-def _levels(path: Path, how: Development, max_pixels: int) -> tuple[np.ndarray, dict[str, Any]]:
+    path = Path(path)
     rawpy = import_optional("rawpy", "raw", why=f"Developing {path.name}")
     try:
         with rawpy.imread(str(path)) as raw:
@@ -157,9 +148,11 @@ def _levels(path: Path, how: Development, max_pixels: int) -> tuple[np.ndarray, 
                     f"{path} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million."
                 )
             facts = _facts(path, raw)
-            return raw.postprocess(**how.arguments(rawpy)), facts
+            levels = raw.postprocess(**how.arguments(rawpy))
     except rawpy.LibRawError as error:
-        raise RawError(f"{path} cannot be developed as camera RAW ({_message(error)}).") from error
+        reason = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else error
+        raise RawError(f"{path} cannot be developed as camera RAW ({reason}).") from error
+    return Developed(levels.astype(np.float32) / (2**how.output_bps - 1), facts)
 
 
 def develop_apart(path: str | Path, how: Development = _AS_SHOT, *, timeout_s: float = 600) -> Developed:
@@ -168,32 +161,27 @@ def develop_apart(path: str | Path, how: Development = _AS_SHOT, *, timeout_s: f
     Raises:
         RawError: as `develop`, and where the process was ended or took longer than `timeout_s`.
     """
-    with tempfile.TemporaryDirectory() as place:
-        order = json.dumps({"path": str(path), "how": how.as_record(), "to": str(Path(place) / "levels.npy")})
-        command = [sys.executable, "-m", "face2scene.image_io.raw"]
-        try:
-            done = subprocess.run(command, input=order, capture_output=True, text=True, check=False, timeout=timeout_s)
-        except subprocess.TimeoutExpired as error:
-            raise RawError(f"{path} was not developed within {timeout_s:g} s.") from error
-        if done.returncode < 0:
-            raise RawError(f"{path} ended LibRaw with signal {signal.Signals(-done.returncode).name}.")
-        answer: dict[str, Any] = (
-            json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"error": done.stderr[-300:]}
-        )
-        if "error" in answer:
-            raise RawError(answer["error"])
-        return Developed(_as_float(np.load(Path(place) / "levels.npy")), answer["facts"])
-
-
-def _answer() -> None:
-    order = json.load(sys.stdin)
+    command = [sys.executable, "-c", "from face2scene.image_io import raw; raw._develop_for_parent()"]
+    order = pickle.dumps((path, how))
     try:
-        levels, facts = _levels(Path(order["path"]), Development(**order["how"]), 200_000_000)
+        done = subprocess.run(command, input=order, capture_output=True, check=False, timeout=timeout_s)
+    except subprocess.TimeoutExpired as error:
+        raise RawError(f"{path} was not developed within {timeout_s:g} s.") from error
+    if done.returncode < 0:
+        raise RawError(f"{path} ended LibRaw with signal {signal.Signals(-done.returncode).name}.")
+    answer = pickle.loads(done.stdout) if done.stdout else done.stderr[-300:].decode(errors="replace")
+    if isinstance(answer, Developed):
+        return answer
+    raise RawError(answer)
+
+
+def _develop_for_parent() -> None:
+    answer: Developed | str
+    try:
+        answer = develop(*pickle.load(sys.stdin.buffer))
     except (RawError, ModuleNotFoundError) as error:
-        print(json.dumps({"error": str(error)}))
-        return
-    np.save(order["to"], levels)
-    print(json.dumps({"facts": facts}))
+        answer = str(error)
+    pickle.dump(answer, sys.stdout.buffer)
 
 
 def _facts(path: Path, raw: Any) -> dict[str, Any]:
@@ -229,12 +217,3 @@ def _tags(path: Path) -> dict[str, Any]:
             return exifread.process_file(file, details=False)
     except Exception:  # ExifRead raises almost anything on a file it does not know; LibRaw has opened it
         return {}
-
-
-def _message(error: Exception) -> str:
-    first = error.args[0] if error.args else error
-    return first.decode(errors="replace") if isinstance(first, bytes) else str(first)
-
-
-if __name__ == "__main__":
-    _answer()

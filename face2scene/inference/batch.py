@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from face2scene.common.files import atomic_write, fitting_name, write_json
 from face2scene.common.ledger import Ledger, content, digest, facts_of, unchanged
-from face2scene.common.types import Box, DegradationTokens, FacePair, Scene
+from face2scene.common.types import Box, DegradationTokens, Scene
 from face2scene.image_io.arrays import output_size, read_tensor, resize, to_array, to_tensor, write_png
 from face2scene.image_io.photos import FORMATS, MAX_PIXELS, Photo, read_photo, write_photo
 from face2scene.inference.bursts import Bursts
@@ -345,8 +345,11 @@ class _Run:
         line["warnings"] = [*photo.warnings, *result.notes.get("warnings", [])]
         try:
             if donor is task and result.token_source == "pair":
-                for number, face_estimate in enumerate(result.estimate.face_estimates):
-                    self._write_pair(task, number, face_estimate.pair)
+                for number, face in enumerate(result.estimate.face_estimates):
+                    stem = task.stem + (f"_{number + 1}" if number else "")
+                    for kind, image in (("degraded", face.pair.degraded), ("restored", face.pair.restored)):
+                        name = fitting_name(stem, f"_{kind}.png")
+                        write_png(self.output / "faces" / task.relative_dir / name, image)
             with ExitStack() as files:
                 partials = [files.enter_context(atomic_write(target)) for target in targets]
                 for partial, one in zip(partials, results, strict=True):
@@ -368,11 +371,6 @@ class _Run:
         for warning in line["warnings"]:
             log.info("%s: %s", task.file, warning)
         self.result.restored += 1
-
-    def _write_pair(self, task: RestorationTask, number: int, pair: FacePair) -> None:
-        folder, stem = self.output / "faces" / task.relative_dir, task.stem + (f"_{number + 1}" if number else "")
-        for kind, image in (("degraded", pair.degraded), ("restored", pair.restored)):
-            write_png(folder / fitting_name(stem, f"_{kind}.png"), image)
 
     def _record_failure(self, task: RestorationTask, reason: Exception | str) -> None:
         message = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"

@@ -3,8 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from face2scene.image_io.metadata import Shot, shot_of
-from face2scene.inference.results import DegradationEstimate, average_estimates
+import torch
+
+from face2scene.common.types import DegradationTokens
+from face2scene.image_io.metadata import shot_of
+from face2scene.inference.results import DegradationEstimate
 from face2scene.inference.tasks import RestorationTask
 
 
@@ -18,19 +21,19 @@ class Bursts:
 
     def __init__(self, tasks: Sequence[RestorationTask], seconds: float):
         self.tasks, self.seconds = tasks, seconds
-        self._shots: dict[str, Shot | None] = {}
+        self._shots = {task.file: shot_of(task.path) for task in tasks} if seconds else {}
         self._estimates: dict[str, DegradationEstimate] = {}
 
     def siblings(self, task: RestorationTask) -> list[RestorationTask]:
         """Images of the same folder, camera and time as `task`, without it; in the order of the tasks."""
-        shot = self._shot(task)
-        if shot is None or not self.seconds:
+        shot = self._shots.get(task.file)
+        if shot is None:
             return []
         others = [other for other in self.tasks if other.relative_dir == task.relative_dir and other.path != task.path]
         return [
             other
             for other in others
-            if (taken := self._shot(other)) is not None
+            if (taken := self._shots[other.file]) is not None
             and taken.camera == shot.camera
             and abs(taken.time - shot.time) <= self.seconds
         ]
@@ -52,15 +55,11 @@ class Bursts:
                 own.notes["warnings"].append(f"No face could be used in the {len(siblings)} other images of its burst.")
             return own
         names = ", ".join(other.file for other in with_face[:4]) + (" ..." if len(with_face) > 4 else "")
-        mean = average_estimates([self._estimates[other.file] for other in with_face], own)
-        mean.notes["warnings"][-1] = (  # in place of the fallback's warning
+        warning = (
             f"The tokens are the mean of {len(with_face)} other image(s) of its burst ({names}), because "
             f"{own.notes['no_pair']}."
         )
-        mean.notes["burst"] = [other.file for other in with_face]
-        return mean
-
-    def _shot(self, task: RestorationTask) -> Shot | None:
-        if task.file not in self._shots:
-            self._shots[task.file] = shot_of(task.path)
-        return self._shots[task.file]
+        warnings = [*own.notes["warnings"][:-1], warning]  # in place of the fallback's
+        notes = own.notes | {"warnings": warnings, "burst": [other.file for other in with_face]}
+        tokens = [self._estimates[other.file].tokens.tokens.mean(0, keepdim=True) for other in with_face]
+        return replace(own, tokens=DegradationTokens(torch.cat(tokens).mean(0, keepdim=True), "burst"), notes=notes)

@@ -30,11 +30,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class _FeaturesAndEmbedding(nn.Module):
-    """FaDeX with both of its outputs.
-
-    restored, degraded (B, 3, H, W) in [0, 1] -> features (B, C, h, w), embedding (B, D) of unit length
-    """
-
+    # restored, degraded (B, 3, H, W) in [0, 1] -> features (B, C, h, w), embedding (B, D) of unit length
     def __init__(self, fadex: FaDeX):
         super().__init__()
         self.fadex = fadex
@@ -88,9 +84,11 @@ def export_fadex(fadex: FaDeX, folder: str | Path) -> dict[str, float]:
         ValueError: the output of an exported file differs from the module's.
     """
     module, generator = _FeaturesAndEmbedding(fadex).eval(), torch.Generator().manual_seed(0)
-    traced, other = (tuple(torch.rand(2, *size, generator=generator)) for size in ((2, 3, 68, 84), (1, 3, 33, 51)))
-    inputs, outputs = ("restored", "degraded"), ("features", "embedding")
-    return _export(module, module, "fadex", inputs, outputs, traced, other, Path(folder))
+    traced, other = (
+        dict(zip(("restored", "degraded"), torch.rand(2, *size, generator=generator), strict=True))
+        for size in ((2, 3, 68, 84), (1, 3, 33, 51))
+    )
+    return _export(module, module, Path(folder) / "fadex", traced, other, ("features", "embedding"))
 
 
 def export_mapnet(restorer_weights: str | Path, folder: str | Path) -> dict[str, float]:
@@ -98,10 +96,10 @@ def export_mapnet(restorer_weights: str | Path, folder: str | Path) -> dict[str,
     mapnet = load_mapnet(restorer_weights)
     channels, smallest = mapnet.config["in_channels"], 2 * max(mapnet.grids)
     generator = torch.Generator().manual_seed(0)
-    traced = (torch.randn(2, channels, smallest + 9, smallest + 14, generator=generator),)
-    other = (torch.randn(1, channels, smallest, smallest + 5, generator=generator),)
+    traced = {"features": torch.randn(2, channels, smallest + 9, smallest + 14, generator=generator)}
+    other = {"features": torch.randn(1, channels, smallest, smallest + 5, generator=generator)}
     onnx = load_mapnet(restorer_weights, onnx=True)
-    return _export(mapnet, onnx, "mapnet", ("features",), ("tokens",), traced, other, Path(folder))
+    return _export(mapnet, onnx, Path(folder) / "mapnet", traced, other, ("tokens",))
 
 
 def export_merged(
@@ -127,27 +125,27 @@ def export_merged(
 def _export(
     module: nn.Module,
     onnx_module: nn.Module,
-    name: str,
-    inputs: tuple[str, ...],
+    path: Path,
+    traced: Mapping[str, Tensor],
+    other: Mapping[str, Tensor],
     outputs: tuple[str, ...],
-    traced: tuple[Tensor, ...],
-    other: tuple[Tensor, ...],
-    folder: Path,
 ) -> dict[str, float]:
-    """Write both files of a module; `other` are inputs of another size, for the comparison."""
+    """Write both files of a module, named `path` and a suffix; `other` are inputs of another size, to compare with."""
     import_optional("onnxscript", "export", why="ONNX export")
     with torch.inference_mode():
-        expected = _tuple(module(*other))
+        expected = _tuple(module(*other.values()))
     differences = {}
-    for file in (f"{name}.pt2", f"{name}.onnx"):
+    for file in (f"{path.name}.pt2", f"{path.name}.onnx"):
         with tempfile.TemporaryDirectory(prefix="export") as scratch:
             partial = Path(scratch) / file
             if partial.suffix == ".pt2":
-                _write_program(partial, module, inputs, traced)
+                sizes = {name: dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO) for name in traced}
+                program = torch.export.export(module, tuple(traced.values()), dynamic_shapes=sizes)
+                torch.export.save(program, partial)
                 given = _run_program(partial, other)
             else:
-                _write_onnx(partial, onnx_module, inputs, outputs, traced)
-                given = _run_onnx(partial, dict(zip(inputs, other, strict=True)))
+                _write_onnx(partial, onnx_module, traced, outputs)
+                given = _run_onnx(partial, other)
             relative = [(g - e).abs().max() / e.abs().max() for g, e in zip(given, expected, strict=True)]
             differences[file] = float(max(relative))
             if not differences[file] <= TOLERANCE:
@@ -155,9 +153,9 @@ def _export(
                     f"{file} gives values that differ from the module's by {differences[file]:.2g}, "
                     f"more than {TOLERANCE}: it was not written. Another version of torch or onnxruntime may help."
                 )
-            with atomic_write(folder / file) as target:
+            with atomic_write(path.parent / file) as target:
                 shutil.copyfile(partial, target)
-        log.info("%s differs from the module by at most %.1e.", folder / file, differences[file])
+        log.info("%s differs from the module by at most %.1e.", path.parent / file, differences[file])
     return differences
 
 
@@ -165,26 +163,19 @@ def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def _write_program(path: Path, module: nn.Module, inputs: tuple[str, ...], traced: tuple[Tensor, ...]) -> None:
-    sizes = {name: dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO) for name in inputs}
-    torch.export.save(torch.export.export(module, traced, dynamic_shapes=sizes), path)
-
-
-def _run_program(path: Path, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _run_program(path: Path, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     with torch.inference_mode():
-        return _tuple(torch.export.load(path).module()(*given))
+        return _tuple(torch.export.load(path).module()(*given.values()))
 
 
-def _write_onnx(
-    path: Path, module: nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...], traced: tuple[Tensor, ...]
-) -> None:
-    sizes = {name: {0: "batch", 2: "height", 3: "width"} for name in inputs}
+def _write_onnx(path: Path, module: nn.Module, traced: Mapping[str, Tensor], outputs: tuple[str, ...]) -> None:
+    sizes = {name: {0: "batch", 2: "height", 3: "width"} for name in traced}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # several inputs share the names of their axes on purpose
         program = torch.onnx.export(
             module,
-            traced,
-            input_names=inputs,
+            tuple(traced.values()),
+            input_names=tuple(traced),
             output_names=outputs,
             dynamo=True,
             dynamic_shapes=sizes,

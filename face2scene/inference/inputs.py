@@ -15,9 +15,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from face2scene.common.files import atomic_write
 from face2scene.faces.matching import people_of, photos_in
-from face2scene.image_io.arrays import output_size, resize, resize_with_alpha, to_array, to_tensor
+from face2scene.image_io.arrays import output_size, resize, resize_with_alpha, to_array, to_tensor, write_png
 from face2scene.image_io.photos import MAX_PIXELS, ImageError, Photo, photo_of, read_photo
 
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
@@ -126,7 +125,5 @@ class References:
             self._folder = TemporaryDirectory(prefix="face2scene-references-")
         path = Path(self._folder.name) / f"{name_of(image, photo)}.png"
         if not path.exists():
-            pixels = (photo.on_white() * 255).round().astype(np.uint8)
-            with atomic_write(path) as partial:
-                Image.fromarray(pixels).save(partial, format="PNG", compress_level=1)
+            write_png(path, photo.on_white())
         return (path,)

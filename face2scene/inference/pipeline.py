@@ -179,18 +179,10 @@ class Face2ScenePipeline(DegradationEstimator):
 
     @overload
     def __call__(
-        self,
-        image: list[Any] | tuple[Any, ...],
-        references: Any = None,
-        *,
-        scale: float = 1.0,
-        seed: int = 0,
-        guidance: float | None = None,
-        progress: Progress = no_progress,
-        max_pixels: int = MAX_PIXELS,
+        self, image: list[Any] | tuple[Any, ...], references: Any = None, **options: Any
     ) -> list[Restoration]: ...
 
-    def __call__(
+    def __call__(  # type: ignore[misc]  # the options of a list are checked here
         self,
         image: Scene | ImageInput | list[Any] | tuple[Any, ...],
         references: Any = None,
@@ -273,15 +265,10 @@ class Face2ScenePipeline(DegradationEstimator):
     ) -> Iterator[Restoration]:
         """`restore` at several guidances in turn; what they share runs once and counts to the first's time."""
         start = perf_counter()
-        image = scene.image[None]
-        options = self.options
+        image, options = scene.image[None], self.options
         height, width = image.shape[-2:]
         plan = TilePlan.of(
-            (height, width),
-            self.restorer,
-            tile=options.tile,
-            overlap=options.overlap,
-            statistics=options.statistics,
+            (height, width), self.restorer, tile=options.tile, overlap=options.overlap, statistics=options.statistics
         )
         strengths = [self.restorer.guidance if guidance is None else guidance for guidance in guidances]
         outputs = self.restorer.restore_tiled(
@@ -312,10 +299,8 @@ class Face2ScenePipeline(DegradationEstimator):
 
     def restore_patch(self, image: Tensor, tokens: Tensor) -> Tensor:
         """Restore (1, 3, h, w) in [0, 1] with tokens (1, N, D), untiled."""
-        restorer = self.restorer
-        plan = TilePlan.of((image.shape[-2], image.shape[-1]), restorer, tile=None)
-        guidances = [restorer.guidance]
-        outputs = restorer.restore_tiled(
-            image, lambda box: tokens, plan, guidances, device=self.device, offload=self._offloaded
+        plan = TilePlan.of((image.shape[-2], image.shape[-1]), self.restorer, tile=None)
+        outputs = self.restorer.restore_tiled(
+            image, lambda _: tokens, plan, [self.restorer.guidance], device=self.device, offload=self._offloaded
         )
         return next(outputs)

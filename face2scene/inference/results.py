@@ -1,11 +1,9 @@
 """Results of the pipeline: degradation estimates and restorations."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -38,14 +36,6 @@ class DegradationEstimate:
     def pair(self) -> FacePair | None:
         """The first face pair; image patches are no face pairs."""
         return self.face_estimates[0].pair if self.face_estimates and self.tokens.source == "pair" else None
-
-
-def average_estimates(estimates: Sequence[DegradationEstimate], of: DegradationEstimate) -> DegradationEstimate:
-    """`of`, an estimate without a usable face, with the mean tokens of `estimates`, all of them from face pairs."""
-    tokens = [one.tokens.tokens.mean(0, keepdim=True) for one in estimates]
-    notes = of.notes | {"warnings": list(of.notes.get("warnings", []))}
-    mean = torch.cat(tokens).mean(0, keepdim=True)
-    return DegradationEstimate(DegradationTokens(mean, "burst"), of.faces, of.face_estimates, notes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -118,7 +118,10 @@ def _tasks_of_files(
     source: Path, references: str | Path | None, gt: str | Path | None, output: str | Path | None
 ) -> list[RestorationTask]:
     root = source.parent if source.is_file() else source
-    paths = [source] if source.is_file() else _inputs(source, output)
+    paths = [source] if source.is_file() else list_images(source)
+    ours = [(Path(output) / part).resolve() for part in ("images", "faces")] if output is not None else []
+    if source.resolve() not in ours:  # otherwise `restore_folder` raises, with a better message than "no image"
+        paths = [path for path in paths if not any(path.resolve().is_relative_to(folder) for folder in ours)]
     gts = None
     if gt is not None:
         gts = {path.relative_to(gt).with_suffix("").as_posix(): path for path in list_images(gt)}
@@ -130,16 +133,6 @@ def _tasks_of_files(
             raise FileNotFoundError(f"There is no image named {name} in gt={gt}.")
         tasks.append(RestorationTask(path, people, gts[name] if gts else None, relative_dir=place.parent))
     return tasks
-
-
-def _inputs(source: Path, output: str | Path | None) -> list[Path]:
-    paths = list_images(source)
-    if output is None:
-        return paths
-    ours = [(Path(output) / part).resolve() for part in ("images", "faces")]
-    if source.resolve() in ours:  # `restore_folder` raises, with a better message than "no image"
-        return paths
-    return [path for path in paths if not any(path.resolve().is_relative_to(folder) for folder in ours)]
 
 
 def _people(references: str | Path | None, places: list[Path]) -> list[dict[str, tuple[Path, ...]]]:

@@ -29,8 +29,6 @@ from face2scene.train.run import Run
 from face2scene.train.schedule import Progress, Schedule
 
 log = logging.getLogger(__name__)
-
-
 _MIN_SCALE = 1.0  # of the loss scaler: overflows below are no matter of the scale
 _MAX_OVERFLOWS = 30  # in a row
 
@@ -148,7 +146,7 @@ def train(
             bar.set_postfix(postfix)
         if progress.due(schedule.validate_every) or progress.step == schedule.steps:
             with eval_weights():
-                with preserve_rng_state():
+                with torch.random.fork_rng(), torch.no_grad():  # validation cannot affect the training
                     values = task.validate()
                     images = task.images() if hasattr(task, "images") else {}
                 run.log(values, progress.step)
@@ -248,10 +246,3 @@ def check_finite(phase: Phase, terms: dict[str, Tensor], norm: Tensor, scaler: A
         f"Phase {phase.name!r} is not finite (gradient norm {norm.item():.4g}; {listed}). The weights are unchanged by "
         "this step; the same command resumes from the last state. Lower the learning rate or train in float32."
     )
-
-
-@contextmanager
-def preserve_rng_state() -> Iterator[None]:
-    """Run validation on a copy of the generators' state, without gradients, so that it cannot affect the training."""
-    with torch.random.fork_rng(), torch.no_grad():
-        yield

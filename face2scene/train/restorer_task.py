@@ -27,14 +27,17 @@ _SAVED_IMAGES = 4  # of the validation pairs
 _TOKEN_WEIGHTS = ("mapnet.", "null_tokens", ".attn2.")  # the tokens pass through these
 
 
-class _Step(nn.Module):
-    # MapNet and the null tokens run inside the wrapped module, which reduces gradients over the processes.
+class RestorerStep(nn.Module):
+    """`OneStepRestorer.forward` with its `tokens` inside, for a wrapper that reduces gradients over the processes."""
+
     def __init__(self, restorer: OneStepRestorer):
         super().__init__()
         self.restorer = restorer
 
-    def forward(self, image: Tensor, features: Tensor, negative: Tensor, drop: Tensor, seeds: Tensor | None) -> Tensor:
-        return self.restorer(image, self.restorer.tokens(features, len(image), drop), negative, seeds)
+    def forward(
+        self, image: Tensor, features: Tensor | None, *, drop: Tensor | None = None, **options: Tensor | None
+    ) -> Tensor:
+        return self.restorer(image, self.restorer.tokens(features, len(image), drop), **options)
 
 
 class RestorerTask:
@@ -107,7 +110,7 @@ class RestorerTask:
         self.l2_weight, self.lpips_weight, self.gan_weight = l2_weight, lpips_weight, gan_weight
         self.real_target, self.posterior, self.order = real_target, posterior, order
         self.device, self.about = device, dict(about)
-        step = _Step(self.restorer)
+        step = RestorerStep(self.restorer)
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for name, parameter in step.named_parameters():
             if parameter.requires_grad:
@@ -152,7 +155,7 @@ class RestorerTask:
         with torch.no_grad():
             features = self.fadex(batch["restored"], batch["degraded"])
         seeds = batch["seed"] + seed_offset if self.posterior == "sample" else None
-        output = self.phases[0].model(batch["image"], features, negative, batch["drop"], seeds)
+        output = self.phases[0].model(batch["image"], features, drop=batch["drop"], negative=negative, seeds=seeds)
         return output.float() * 2 - 1
 
     def _reconstruction_loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

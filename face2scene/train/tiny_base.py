@@ -10,7 +10,6 @@ is then multiplied by 14.6: it removes noise and degradation in one step, and do
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,18 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from face2scene.common import model_files
 from face2scene.common.reproducibility import seed_from
 from face2scene.degradation import Mixture, Space
 from face2scene.image_io.arrays import to_bytes, to_tensor
 from face2scene.models.mapnet import MapNet
-from face2scene.models.restorer.base_model import CLIP_VOCABULARY, DiffusionBase
+from face2scene.models.restorer.base_model import DiffusionBase
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.restorer_base import WEIGHTS_FILE
 from face2scene.train.ema import EMA
 from face2scene.train.loop import Phase
+from face2scene.train.restorer_task import RestorerStep
 
 _OWN = ("mapnet.", "null_tokens", "unet.conv_in.", "vae.skips.")  # in a restorer's file besides adapters
 _INITIAL_CORRECTION = 0.1  # factor on the decoder's last layer; from zero, training is ten times slower
@@ -70,22 +69,6 @@ def tiny_unet(*, channels: Sequence[int], latent_channels: int, text_width: int,
     )
 
 
-def tiny_text_encoder(*, text_width: int) -> CLIPTextModel:
-    """A CLIP text model with the real vocabulary and two narrow layers."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=CLIP_VOCABULARY,
-            hidden_size=text_width,
-            intermediate_size=2 * text_width,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            bos_token_id=CLIP_VOCABULARY - 2,
-            eos_token_id=CLIP_VOCABULARY - 1,
-            pad_token_id=0,
-        )
-    )
-
-
 def tiny_schedule() -> DDPMScheduler:
     """1000 linear steps down to about half signal, epsilon prediction."""
     return DDPMScheduler(
@@ -98,32 +81,20 @@ def tiny_schedule() -> DDPMScheduler:
     )
 
 
-@dataclass(frozen=True)
-class Images:
-    """Images of one kind, in memory.
-
-    Args:
-        share: of the crops; the shares of all kinds sum to 1.
-        longest: pixels of the longer side; larger images are downsampled to it, so that crops are sharp.
-    """
-
-    files: Sequence[Path]
-    share: float
-    longest: int = 1536
-
-    def load(self) -> list[np.ndarray]:
-        """uint8 (H, W, 3) each."""
-        images = [Image.open(file).convert("RGB") for file in self.files]
-        for image in images:
-            image.thumbnail((self.longest, self.longest), Image.Resampling.LANCZOS, reducing_gap=None)
-        return [np.asarray(image) for image in images]
+def load_images(files: Sequence[Path], longest: int = 1536) -> list[np.ndarray]:
+    """uint8 (H, W, 3) each; a longer side above `longest` pixels is downsampled to it, so that crops are sharp."""
+    images = [Image.open(file).convert("RGB") for file in files]
+    for image in images:
+        image.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=None)
+    return [np.asarray(image) for image in images]
 
 
 class Pairs(Dataset):
     """Batches of degraded crops and their ground truth; a batch depends on its index alone.
 
     Args:
-        kinds: images with shorter sides of at least `crop` pixels.
+        kinds: files of images with shorter sides of at least `crop` pixels, and their share of the crops, for each kind
+            of images; the shares sum to 1.
         space: of the degradation recipes.
         zoom: a crop's side before resizing is at most this many times `crop`, so that faces of all sizes occur.
 
@@ -134,10 +105,17 @@ class Pairs(Dataset):
     """
 
     def __init__(
-        self, kinds: Sequence[Images], *, crop: int, batch: int, space: Space | Mixture, seed: int, zoom: float = 4.0
+        self,
+        kinds: Sequence[tuple[Sequence[Path], float]],
+        *,
+        crop: int,
+        batch: int,
+        space: Space | Mixture,
+        seed: int,
+        zoom: float = 4.0,
     ):
-        self.images = [kind.load() for kind in kinds]
-        shares = np.array([kind.share for kind in kinds])
+        self.images = [load_images(files) for files, _ in kinds]
+        shares = np.array([share for _, share in kinds])
         if abs(shares.sum() - 1) > 1e-6:
             raise ValueError(f"The shares of the images must sum to 1, not {shares.tolist()} (images.*.share).")
         # Larger images have more different crops, and are drawn more often.
@@ -202,15 +180,6 @@ def untrained_restorer(base: DiffusionBase, mapnet: MapNet, source: str) -> OneS
     return restorer
 
 
-class _WithNullTokens(nn.Module):
-    def __init__(self, restorer: OneStepRestorer):
-        super().__init__()
-        self.restorer = restorer
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.restorer(image, self.restorer.tokens(None, len(image)))
-
-
 class RestoringTask:
     """L1 and LPIPS of restored crops, both on images in [-1, 1].
 
@@ -237,15 +206,15 @@ class RestoringTask:
         self.base, self.perceptual, self.data, self.validation = base, perceptual, data, validation
         self.lpips_weight = lpips_weight
         self.restorer = untrained_restorer(base, mapnet, source)
-        model = _WithNullTokens(self.restorer)
+        model = RestorerStep(self.restorer)
         trained = [p for p in model.parameters() if p.requires_grad]
-        self.phase = Phase("restoring", model, torch.optim.AdamW(trained, lr=lr, weight_decay=0.0), self._losses)
-        self.phases = [self.phase]
+        optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
+        self.phases = [Phase("restoring", model, optimizer, self._losses)]
         self.ema = EMA(self.restorer, ema)
         self.stateful = [self.ema]
 
     def _losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        output, gt = self.phase.model(batch["image"]).float() * 2 - 1, batch["gt"] * 2 - 1
+        output, gt = self.phases[0].model(batch["image"], None).float() * 2 - 1, batch["gt"] * 2 - 1
         return {"l1": (output - gt).abs().mean(), "lpips": self.lpips_weight * self.perceptual(output, gt)}
 
     def after_step(self) -> None:
@@ -260,7 +229,7 @@ class RestoringTask:
     def validate(self) -> dict[str, float]:
         device = self.restorer.null_tokens.device
         batch = {name: value.to(device) for name, value in self.validation[0].items()}
-        restored = self.phase.model(batch["image"]).float().clamp(0, 1)
+        restored = self.phases[0].model(batch["image"], None).float().clamp(0, 1)
         values = {}
         for name, image in (("", restored), ("input_", batch["image"])):
             error = (image - batch["gt"]).square().mean((1, 2, 3)).clamp_min(1e-6)  # an untouched crop counts 60 dB
@@ -271,7 +240,7 @@ class RestoringTask:
     def images(self) -> dict[str, np.ndarray]:
         batch = self.validation[0]
         image = batch["image"][:8].to(self.restorer.null_tokens.device)
-        rows = [image.cpu(), self.phase.model(image).float().cpu().clamp(0, 1), batch["gt"][:8]]
+        rows = [image.cpu(), self.phases[0].model(image, None).float().cpu().clamp(0, 1), batch["gt"][:8]]
         return {"input_restored_gt": to_bytes(torch.cat([torch.cat(list(row), 2) for row in rows], 1))}
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
+from tiny_text_encoder import tiny_text_encoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,7 +16,6 @@ from face2scene.assets import convert
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.models.restorer.base_model import load_base
 from face2scene.models.s3diff.degradation_scores import ScoreNet
-from face2scene.train import tiny_base
 
 RANKS = {"vae": 2, "unet": 4}
 # the released targets, as they stand in the pickle
@@ -198,7 +198,7 @@ def write_base(folder: Path) -> Path:
         attention_head_dim=2,
         use_linear_projection=True,
     ).save_pretrained(folder / "unet")
-    tiny_base.tiny_text_encoder(text_width=32).save_pretrained(folder / "text_encoder")
+    tiny_text_encoder(text_width=32).save_pretrained(folder / "text_encoder")
     DDPMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,

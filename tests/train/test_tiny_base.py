@@ -22,7 +22,7 @@ def pairs(tmp_path):
         for number in range(2):
             write_png(tmp_path / f"photos/{number}.png", rng.random((40, 48, 3)).astype(np.float32))
         files = sorted((tmp_path / "photos").glob("*.png"))
-        kinds = [tiny_base.Images(files[:1], 0.5), tiny_base.Images(files[1:], 0.5)]
+        kinds = [(files[:1], 0.5), (files[1:], 0.5)]
         space = Space(scale=1, no_degradation_prob=0.0, kernel_sizes=(3, 5))
         return tiny_base.Pairs(kinds, **{"crop": 32, "batch": 2, "space": space, "seed": 0} | options)
 
@@ -54,13 +54,13 @@ def test_batch_depends_on_index_and_large_images_shrink(pairs, tmp_path):
     assert all(torch.equal(one[name], same[name]) for name in ("image", "gt"))
     assert not torch.equal(one["gt"], other["gt"])
     assert one["gt"].shape == (2, 3, 32, 32) and (one["image"] - one["gt"]).abs().mean() > 0.01
-    (shrunk,) = tiny_base.Images([tmp_path / "photos/0.png"], 1.0, longest=24).load()
+    (shrunk,) = tiny_base.load_images([tmp_path / "photos/0.png"], longest=24)
     assert shrunk.shape == (20, 24, 3)
 
 
 def test_shares_must_sum_to_one(pairs):
     with pytest.raises(ValueError, match=r"must sum to 1, not \[0\.7\]"):
-        tiny_base.Pairs([tiny_base.Images([], 0.7)], crop=8, batch=1, space=Space(), seed=0)
+        tiny_base.Pairs([([], 0.7)], crop=8, batch=1, space=Space(), seed=0)
 
 
 def test_untrained_base_starts_near_input(task):
