@@ -109,7 +109,7 @@ def test_a_merged_file_has_them_too(make, tmp_path):
 
 
 def test_a_file_of_before_cannot_be_gone_on_with_as_one_that_has_them(make, tmp_path):
-    make().save_pretrained(tmp_path)
+    make().save(tmp_path / "restorer.safetensors", about={})
     with pytest.raises(ValueError, match=r"written with skips=False \(asked for: True\)"):
         load_restorer(tmp_path / "restorer.safetensors", expected={"skips": True})
 
