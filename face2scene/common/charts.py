@@ -24,8 +24,7 @@ def matrix_svg(matrix: Sequence[Sequence[float]], labels: Sequence[str]) -> Mark
 
 
 def _diverging(value: float) -> str:
-    """-1 blue, 0 near white, 1 orange; the ends are ColorBrewer's, distinguishable with colour blindness."""
-    end = (179, 88, 6) if value > 0 else (33, 102, 172)
+    end = (179, 88, 6) if value > 0 else (33, 102, 172)  # ColorBrewer's
     share = min(1.0, abs(value)) ** 0.9
     return "#" + "".join(f"{round(247 + (part - 247) * share):02x}" for part in end)
 

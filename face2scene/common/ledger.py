@@ -152,11 +152,8 @@ def claim(path: Path, settings: Mapping[str, Any]) -> list[str]:
 class Ledger:
     """A file of one line of JSON per item; the last line of a name counts.
 
-    Each process but the first writes its own file, `STEM.rank3.jsonl`, which `gather` merges at the end or at the next
-    start.
-
-    Args:
-        rank: of this process; only rank 0 merges.
+    Each process but that of `rank` 0 writes its own file, `STEM.rank3.jsonl`, which rank 0 merges at the end or at the
+    next start by `gather`.
     """
 
     def __init__(self, path: str | Path, rank: int = 0):

@@ -20,12 +20,9 @@ from face2scene.common.reproducibility import commit
 
 
 def recorded(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a module's `__init__` to keep its arguments with defaults as `self.config`, for `save_weights`.
+    """Decorate a module's `__init__` to keep its arguments, but for `left_out`, as `self.config` for `save_weights`.
 
     Sequences become lists, and an argument that is a recorded module becomes its `config`.
-
-    Args:
-        left_out: names of arguments that are not kept.
     """
 
     def decorated(init: Callable[..., None]) -> Callable[..., None]:
@@ -64,9 +61,9 @@ def _buffers(module: nn.Module, *, trained: bool) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for prefix, child in module.named_modules():
         if not trained or any(p.requires_grad for p in child.parameters(recurse=False)):
-            names = {name: buffer for name, buffer in child.named_buffers(recurse=False)}
-            names = {name: b for name, b in names.items() if name not in child._non_persistent_buffers_set}
-            found |= {f"{prefix}.{name}" if prefix else name: buffer for name, buffer in names.items()}
+            for name, buffer in child.named_buffers(prefix, recurse=False):
+                if name.rpartition(".")[2] not in child._non_persistent_buffers_set:
+                    found[name] = buffer
     return found
 
 

@@ -1,5 +1,6 @@
 """External programs as process groups: run, timed, and killed with their child processes."""
 
+import math
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, perf_counter, sleep
+from time import perf_counter
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,21 @@ def run_group(
             )
         except OSError as error:
             return ProcessResult(None, 0.0, None, None, f"{words[0]} cannot be run ({error.strerror})")
-        watch = _GpuWatch(process.pid)
-        reason, peak = "", 0
+        watch, reason = _MemoryWatch(process.pid), ""
+        watch.start()
         try:
-            peak = _wait(process, timeout)
+            process.wait(math.inf if timeout is None else timeout)  # with a timeout it polls, so that signals are seen
         except subprocess.TimeoutExpired:
             reason = f"it took longer than {timeout:g} s and was ended"
         finally:
-            _kill(process.pid)
+            with suppress(ProcessLookupError, PermissionError):  # no process of it is left
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            peak_gpu = watch.stop()
+            watch.ended.set()
+            watch.join()
     seconds, line = perf_counter() - start, reason or last_line(log, begin)
-    return ProcessResult(process.returncode, seconds, peak // 1024 or None, peak_gpu, line, timed_out=bool(reason))
+    peaks = (watch.peak_kib // 1024 or None, watch.peak_gpu_mib or None)
+    return ProcessResult(process.returncode, seconds, *peaks, line, timed_out=bool(reason))
 
 
 def last_line(log: str | Path, begin: int = 0) -> str:
@@ -83,71 +87,40 @@ def last_line(log: str | Path, begin: int = 0) -> str:
     return lines[-1][:300] if lines else "it said nothing"
 
 
-def _wait(process: subprocess.Popen, timeout: float | None) -> int:
-    # Memory is polled in /proc, because wait4's figure includes this process, which the child was forked from.
-    deadline = None if timeout is None else monotonic() + timeout
-    pause, peak = 0.005, 0
-    while process.poll() is None:
-        if deadline is not None and monotonic() > deadline:
-            raise subprocess.TimeoutExpired(process.args, timeout or 0.0)
-        peak = max(peak, _peak_memory(process.pid))
-        sleep(pause)
-        pause = min(0.3, pause * 1.3)
-    return peak
-
-
-def _peak_memory(group: int) -> int:
-    """Largest VmHWM in KiB among the processes of a group; 0 where there is no /proc."""
-    peak = 0
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            if os.getpgid(int(status.parent.name)) == group:
-                lines = status.read_text().splitlines()
-                peak = max(peak, *(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
-        except (OSError, TypeError, ValueError):
-            continue  # the process ended meanwhile
-    return peak
-
-
-def _kill(group: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # no process of it is left
-        os.killpg(group, signal.SIGKILL)
-
-
-class _GpuWatch:
-    """Polls the largest GPU memory of a process group with nvidia-smi, twice a second."""
+class _MemoryWatch(threading.Thread):
+    """Polls the peak memory of a process group in /proc, and its GPU memory with nvidia-smi."""
 
     def __init__(self, group: int):
-        self.group, self.peak = group, 0
-        self.tool = shutil.which("nvidia-smi")
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        if self.tool:
-            self._thread.start()
+        super().__init__(daemon=True)
+        self.group, self.peak_kib, self.peak_gpu_mib = group, 0, 0
+        self.ended = threading.Event()
 
-    def _look(self) -> None:
-        assert self.tool
-        query = [self.tool, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-        while not self._end.wait(0.5):
-            try:
-                answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-            except (OSError, subprocess.SubprocessError):
-                return
-            used = 0
-            for line in answer.splitlines():
+    def run(self) -> None:
+        # wait4's figure would include this process, which the child was forked from.
+        smi, pause = shutil.which("nvidia-smi"), 0.005
+        while not self.ended.wait(pause):
+            self.peak_kib = max(self.peak_kib, self._peak_memory())
+            if smi and pause == 0.3:
+                self.peak_gpu_mib = max(self.peak_gpu_mib, self._gpu_memory(smi))
+            pause = min(0.3, pause * 1.3)
+
+    def _peak_memory(self) -> int:
+        """Largest VmHWM in KiB among the group's processes; 0 where there is no /proc."""
+        peak = 0
+        for status in Path("/proc").glob("[0-9]*/status"):
+            with suppress(OSError, TypeError, ValueError):  # the process ended meanwhile
+                if os.getpgid(int(status.parent.name)) == self.group:
+                    lines = status.read_text().splitlines()
+                    peak = max(peak, *(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
+        return peak
+
+    def _gpu_memory(self, smi: str) -> int:
+        """MiB of all the group's processes together."""
+        used = 0
+        with suppress(OSError, subprocess.SubprocessError):
+            query = [smi, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+            for line in subprocess.check_output(query, text=True, stderr=subprocess.DEVNULL, timeout=10).splitlines():
                 pid, _, memory = line.partition(",")
-                if memory.strip().isdigit() and self._ours(int(pid)):
-                    used += int(memory)
-            self.peak = max(self.peak, used)
-
-    def _ours(self, pid: int) -> bool:
-        try:
-            return os.getpgid(pid) == self.group
-        except ProcessLookupError:
-            return False
-
-    def stop(self) -> int | None:
-        self._end.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=11)
-        return self.peak or None
+                with suppress(OSError, ValueError):  # the process ended meanwhile, or its memory is not known
+                    used += int(memory) if os.getpgid(int(pid)) == self.group else 0
+        return used

@@ -344,7 +344,7 @@ def test_x4_method_gets_quarter_size_input(tmp_path, tasks, make_adapter):
     )
     rows = lay_out(make_adapter(sizes="x4"), tasks, 1)
     assert [row.size for row in rows] == [(12, 16), (11, 10), (10, 13)]
-    assert rows[2].expected == (40, 52) and rows[2].kept == (37, 50)
+    assert rows[2].expected == (40, 52) and rows[2].target == (37, 50)
 
 
 def test_x4_task_upscales_by_four(tmp_path, tasks, make_adapter):

@@ -41,8 +41,8 @@ def test_macs_match_hand_count():
 def test_timing_excludes_warmup():
     pauses = iter([0.2, 0.01, 0.03, 0.05])
     found = complexity.timed(lambda: sleep(next(pauses)), warmup=1, repeats=3)
-    assert 0.03 <= found.median < 0.15 and 0.01 <= found.least < 0.1 and found.median < 0.2
-    assert 0.01 < found.spread < 0.15 and (found.repeats, found.warmup) == (3, 1)
+    assert 0.03 <= found["median"] < 0.15 and 0.01 <= found["least"] < 0.1
+    assert 0.01 < found["spread"] < 0.15 and (found["repeats"], found["warmup"]) == (3, 1)
     with pytest.raises(ValueError, match=r"cost\.repeats must be at least 1"):
         complexity.timed(lambda: None, repeats=0)
 
@@ -50,19 +50,23 @@ def test_timing_excludes_warmup():
 def test_peak_memory_excludes_earlier_use():
     past = torch.ones(80 << 18)  # 80 MiB, gone before the measurement
     del past
-    small = complexity.timed(lambda: None, warmup=0, repeats=1).peak_memory_mib
-    large = complexity.timed(lambda: torch.ones(160 << 18).sum(), warmup=0, repeats=1).peak_memory_mib
+    small = complexity.timed(lambda: None, warmup=0, repeats=1)["peak_memory_mib"]
+    large = complexity.timed(lambda: torch.ones(160 << 18).sum(), warmup=0, repeats=1)["peak_memory_mib"]
     assert 140 < large - small < 300
 
 
-def test_complexity_by_stage(tiny_models, tmp_path):
+@pytest.fixture
+def small_faceme(monkeypatch):
+    held = {"SDXL UNet": {"parameters": 1, "trainable": 1}}
+    monkeypatch.setattr(complexity, "faceme_counts", lambda: (held, {"SDXL UNet": 50}))
+
+
+def test_complexity_by_stage(tiny_models, small_faceme, tmp_path):
     before = complexity.count(tiny_models[0])
-    found = complexity.complexity(
-        *tiny_models, sizes=[32, 64], face=16, model="test", warmup=0, repeats=2, faceme=False
-    )
+    found = complexity.complexity(*tiny_models, sizes=[32, 64], face=16, model="test", warmup=0, repeats=2)
     complexity.write(found, tmp_path)
     found = json.loads((tmp_path / "complexity.json").read_text())
-    assert found["weights"]["restorer in all"]["trainable"] == before.trainable < before.parameters
+    assert found["weights"]["restorer in all"]["trainable"] == before["trainable"] < before["parameters"]
     rows = {(row["stage"], row["size"]): row for row in found["stages"]}
     assert len(rows) == 10 and all(row["seconds"]["median"] > 0 and row["macs"] > 0 for row in rows.values())
     for stage in ("VAE encoder", "VAE decoder"):  # convolutions: four times the pixels, four times the work
@@ -74,12 +78,9 @@ def test_complexity_by_stage(tiny_models, tmp_path):
         complexity.stages(*tiny_models, size=17, face=16)
 
 
-def test_paper_model_counts_on_meta_device(monkeypatch):
+def test_paper_model_counts_on_meta_device(small_faceme):
     """865.911 M in the UNet and 83.654 M in the VAE of SD 2.1; 1.477 + 32.434 M of LoRA and conv_in are trained."""
     restorer, fadex = complexity.paper_models("meta")
-    monkeypatch.setattr(
-        complexity, "faceme_counts", lambda: ({"SDXL UNet": complexity.Weights(1, 1)}, {"SDXL UNet": 50})
-    )
     found = complexity.complexity(
         restorer, fadex, sizes=[512], face=64, model="paper", counted=complexity.paper_models("meta", ranks=(0, 0))
     )
@@ -100,8 +101,8 @@ def test_paper_model_counts_on_meta_device(monkeypatch):
 @pytest.mark.slow
 def test_faceme_counts_at_full_size():
     held, work = complexity.faceme_counts(steps=50)
-    assert held["SDXL UNet"].parameters / 1e6 == pytest.approx(2567.5, abs=0.1)
-    assert held["ControlNet"].parameters / 1e6 == pytest.approx(1251.0, abs=0.1)
+    assert held["SDXL UNet"]["parameters"] / 1e6 == pytest.approx(2567.5, abs=0.1)
+    assert held["ControlNet"]["parameters"] / 1e6 == pytest.approx(1251.0, abs=0.1)
     assert work["SDXL UNet"] == 50 * complexity.faceme_counts(steps=1)[1]["SDXL UNet"]
 
 
@@ -117,7 +118,7 @@ class SlowCopy(Copy):
 def test_figure_5_times_each_stage(tiny_models, tmp_path):
     pipeline = Face2ScenePipeline(*tiny_models, ref_fr=SlowCopy(), tile=256)
     scenes = list(drawn(3, 64, tmp_path))
-    found = time_pipeline(pipeline, scenes, box=(16.0, 16.0, 48.0, 48.0), warmup=1, progress=False)
+    found = time_pipeline(pipeline, scenes, box=(16.0, 16.0, 48.0, 48.0), warmup=1)
     assert found["pictures"] == 3 and found["without_pair"] == 0
     assert found["stage_1"]["mean"] >= 0.2 and found["stage_2"]["mean"] > 0
     assert found["total"]["mean"] == pytest.approx(found["stage_1"]["mean"] + found["stage_2"]["mean"])

@@ -22,7 +22,7 @@ from face2scene.data.records import read_manifest, write_manifest
 from face2scene.degradation.recipe import OPERATORS
 from face2scene.eval.metrics import pyiqa_backend
 from face2scene.eval.metrics.psnr_ssim import ssim_y
-from face2scene.eval.metrics.pyiqa_backend import MetricMissing, Pyiqa
+from face2scene.eval.metrics.pyiqa_backend import Pyiqa
 from face2scene.eval.metrics.registry import METRICS, build_all, choose
 from face2scene.eval.reports import quickstart_page
 from face2scene.eval.reports.quickstart import quickstart_report
@@ -474,5 +474,5 @@ def test_fetched_files_are_placed_for_pyiqa(key, tmp_path, monkeypatch):
 def test_placed_trunk_omits_classifier(weights, tmp_path):
     weights("lpips")
     assert pyiqa_backend.ready(pyiqa_backend.ALEXNET, tmp_path).stat().st_size < 11_000_000
-    with pytest.raises(MetricMissing, match="fetch pyiqa"):
+    with pytest.raises(catalogue.MissingWeights, match="fetch pyiqa"):
         pyiqa_backend.ready("hub/pyiqa/never.pth", tmp_path)

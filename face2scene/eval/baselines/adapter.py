@@ -31,83 +31,53 @@ class AdapterError(ValueError):
 
 @dataclass(frozen=True)
 class Need:
-    """A file or folder that the program reads.
+    """A file or folder that the program reads."""
 
-    Args:
-        path: below the checkout, absolute, below ~, or with {options}; hub:OWNER/NAME is in the hub's cache, where the
-            program looks for it by itself; asset:NAME is an asset of this project (`face2scene fetch`).
-        source: where to get it, in words.
-        sha256: of a file, where it is known; a warning is given for another one.
-    """
-
+    # Below the checkout, absolute, below ~, or with {options}; hub:OWNER/NAME is in the hub's cache, where the program
+    # looks for it by itself; asset:NAME is an asset of this project (`face2scene fetch`).
     path: str
-    source: str
+    source: str  # where to get it, in words
     licence: str = "unknown"
-    sha256: str | None = None
+    sha256: str | None = None  # of a file, where it is known; a warning is given for another one
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One system of the comparison.
+    """One system of the comparison."""
 
-    Args:
-        title: its row's name in the paper's tables.
-        kind: `command` starts a program; `method` is a callable of this process (`method`); `pipeline` is
-            scripts/restore.py in this process.
-        sizes: `any` runs at scale 1 on images of full size and at 4 on quarters; `x4` has scale 4 alone, so that images
-            of full size are reduced by 4 for it; `face` needs squares of 512 pixels that show one face.
-        repository, licence, environment: in words.
-        commit: of the checkout from which its options were taken; a warning is given for another one.
-        python: interpreter of its environment.
-        checkout: its repository on this machine.
-        folder: below the checkout, where it is started.
-        command: template, split as a shell would but run without one; its fields are `FIELDS` and those of `options`.
-        options: name -> value of further fields, such as the folder of a base model.
-        files: name -> text, written to {scratch} before a launch; with the same fields, and braces doubled.
-        output: path of an image below {output}, with {stem}.
-        multiple: staged sides are padded to multiples of this, and the result is cropped.
-        other_sizes: `refuse` a result of another size than expected, or `resize` it with a note.
-        layout: `flat` {input}/NAME.png, or `identity` {input}/NAME/degraded.png with gt.png and conditioning/.
-        per_identity: one launch for each person, whose references (at least one) are staged in {references}.
-        references: so many are staged, repeated when there are fewer; 0 stages all.
-        variables: of the environment, in addition to CUDA_VISIBLE_DEVICES and the hub's offline switch.
-        weights: files and folders that it needs.
-        seedable: whether {seed} fixes its result.
-        trust_exit: whether a bad exit code makes all images of a launch bad.
-        settings: steps, version, guidance and other settings that decide the numbers, for the record.
-        notes: known problems, shown by a dry run.
-        tried: which part of this has been run.
-        pipeline: of kind `pipeline`: overrides of the configuration.
-    """
-
-    title: str
+    title: str  # its row's name in the paper's tables
+    # `command` starts a program; `method` is a callable, `pipeline` is scripts/restore.py, both in this process.
     kind: str = "command"
+    # `any` runs at scale 1 on images of full size and at 4 on quarters; `x4` has scale 4 alone, so that images of full
+    # size are reduced by 4 for it; `face` needs squares of 512 pixels that show one face.
     sizes: str = "any"
     repository: str = ""
-    commit: str | None = None
+    commit: str | None = None  # of the checkout from which its options were taken; another one gives a warning
     licence: str = "unknown"
-    environment: str = ""
-    python: str = "python"
-    checkout: str | None = None
-    folder: str = "."
-    command: str = ""
-    options: Mapping[str, str] = field(default_factory=dict)
+    environment: str = ""  # in words
+    python: str = "python"  # interpreter of its environment
+    checkout: str | None = None  # its repository on this machine
+    folder: str = "."  # below the checkout, where it is started
+    command: str = ""  # split as a shell would but run without one; its fields are `FIELDS` and those of `options`
+    options: Mapping[str, str] = field(default_factory=dict)  # further fields, such as the folder of a base model
+    # Name -> text, written to {scratch} before a launch; with the same fields, and braces doubled.
     files: Mapping[str, str] = field(default_factory=dict)
-    output: str = "{stem}.png"
-    multiple: int = 1
-    other_sizes: str = "refuse"
-    layout: str = "flat"
-    per_identity: bool = False
-    references: int = 0
+    output: str = "{stem}.png"  # path of an image below {output}
+    multiple: int = 1  # staged sides are padded to multiples of this, and the result is cropped
+    other_sizes: str = "refuse"  # or `resize` with a note: results of another size than expected
+    layout: str = "flat"  # {input}/NAME.png; `identity`: {input}/NAME/degraded.png with gt.png and conditioning/
+    per_identity: bool = False  # one launch for each person, whose references (at least one) are in {references}
+    references: int = 0  # so many are staged, repeated when there are fewer; 0 stages all
+    # Of the environment, in addition to CUDA_VISIBLE_DEVICES and the hub's offline switch.
     variables: Mapping[str, str] = field(default_factory=dict)
     weights: Sequence[Need] = ()
-    seedable: bool = True
-    trust_exit: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-    tried: str = "never run here"
-    method: Any = None
-    pipeline: Mapping[str, str] = field(default_factory=dict)
+    seedable: bool = True  # whether {seed} fixes its result
+    trust_exit: bool = False  # whether a bad exit code makes all images of a launch bad
+    settings: Mapping[str, Any] = field(default_factory=dict)  # that decide the numbers, such as steps, for the record
+    notes: Sequence[str] = ()  # known problems, shown by a dry run
+    tried: str = "never run here"  # which part of this has been run
+    method: Any = None  # the callable of kind `method`
+    pipeline: Mapping[str, str] = field(default_factory=dict)  # of kind `pipeline`: overrides of the configuration
 
     def __post_init__(self) -> None:
         for key, allowed in _CHOICES.items():

@@ -1,8 +1,6 @@
 """Run other methods on our images: stage the inputs, start the program, check its images, record the run.
 
-    runs/<name>/  images/*.png  baseline.json  log.txt  scores.csv  scores.json
-
-`baseline.json` describes how the predictions were made; see `record`.
+runs/<name>/  images/*.png  baseline.json (see `record`)  log.txt  scores.csv  scores.json
 """
 
 import logging
@@ -154,16 +152,13 @@ def run_in_process(
     device: torch.device | str = "cpu",
     **facts: Any,
 ) -> BaselineResult:
-    """The same record for a method of this process.
+    """The same record for a method of this process; raises as `PredictionRecord`.
 
     Args:
         predict: returns the numbers of images made now and before, the reasons of those that failed, and the method's
             seconds.
         weights: name -> file or folder that it reads.
         facts: scale, seed, options and whatever else decides its images.
-
-    Raises:
-        ValueError: `output` holds predictions made otherwise.
     """
     record = PredictionRecord(Path(output), adapter, inputs_of(adapter, tasks), weights=weights, **facts)
     made, before, failed, seconds = predict()
@@ -207,8 +202,8 @@ def import_folder(
         found.setdefault(path.name, []).append(path)
     plain = Adapter(title=method.title, kind="method", other_sizes=method.other_sizes)
     stems = Counter(task.path.stem for task in tasks)
-    rows, outcome = lay_out(plain, tasks, scale), BaselineResult()
-    sources: dict[str, Path | None] = {}
+    rows, images, outcome = lay_out(plain, tasks, scale), inputs_of(plain, tasks), BaselineResult()
+    sources: dict[str, Path] = {}
     for row in rows:
         names = [method.output.format(stem=row.name), f"{row.name}.png"]
         if stems[row.path.stem] == 1:  # otherwise it could belong to another input
@@ -218,18 +213,18 @@ def import_folder(
             raise StagingError(
                 f"{folder} holds {len(set(files))} images called {files[0].name}: give the folder of one."
             )
-        sources[row.name] = files[0] if files else None
-        if not files:
+        if files:
+            sources[row.name] = files[0]
+        else:
             outcome.missing[row.name] = f"no {names[0]} or {names[1]} in {folder}"
-    digests = {name: {"source_sha256": sha256_of(path) if path else None} for name, path in sources.items()}
-    images = {name: one | digests[name] for name, one in inputs_of(plain, tasks).items()}
+        images[row.name]["source_sha256"] = sha256_of(files[0]) if files else None
     facts = {"weights": {}, "scale": scale, "imported": str(folder.resolve()), "said": said}
     record = PredictionRecord(Path(output), method, images, **facts)
     for row in rows:
         if record.is_done(row.name):
             outcome.finished_before += 1
-        elif source := sources[row.name]:
-            outcome.add(row.name, *collect_output(plain, row, source), record)
+        elif row.name in sources:
+            outcome.add(row.name, *collect_output(plain, row, sources[row.name]), record)
     outcome.write(record)
     return outcome
 

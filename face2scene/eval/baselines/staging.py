@@ -26,24 +26,14 @@ class StagingError(ValueError):
 
 @dataclass(frozen=True)
 class Staged:
-    """One image as it is staged for a program, and the sizes of its result.
+    """One image as it is staged for a program, and the sizes (H, W) of its result."""
 
-    Args:
-        name: its place in the input folder, without the suffix; the prediction has the same among the predictions.
-        stem: its name among the staged images.
-        size: (H, W) staged.
-        expected: (H, W) that the program's result must have.
-        kept: (H, W) of the part of the result that is kept; the rest is padding.
-        target: (H, W) of the prediction.
-    """
-
-    name: str
-    stem: str
+    name: str  # place in the input folder, without the suffix; the prediction has the same among the predictions
+    stem: str  # its name among the staged images
     path: Path
-    size: tuple[int, int]
-    expected: tuple[int, int]
-    kept: tuple[int, int]
-    target: tuple[int, int]
+    size: tuple[int, int]  # staged
+    expected: tuple[int, int]  # that the program's result must have
+    target: tuple[int, int]  # of the prediction; what a scene's result has beyond it is padding
     references: tuple[Path, ...] = ()
 
 
@@ -53,20 +43,16 @@ def scale_of(tasks: Sequence[RestorationTask], gts: Mapping[str, Path] | None, s
     Raises:
         StagingError: the sizes have another factor, or several.
     """
-    found = set()
+    found: set[float] = set()
     for task in tasks:
         gt = (gts or {}).get(task.path.stem) or task.gt
         if gt is not None:
             (high, wide), (height, width) = image_header(gt).size, image_header(task.path).size
-            found.add((high / height, wide / width))
-    if scale is None and not found:
-        return 1
-    factors = {factor for pair in found for factor in pair}
-    if scale is None and len(factors) == 1 and factors <= {1.0, 4.0}:
-        return int(factors.pop())
-    if scale in (1, 4) and factors <= {float(scale)}:
-        return scale
-    listed = ", ".join(sorted(f"{factor:.3g}" for factor in factors)) or "?"
+            found |= {high / height, wide / width}
+    wanted = next(iter(found), 1) if scale is None else scale
+    if wanted in (1, 4) and found <= {wanted}:
+        return int(wanted)
+    listed = ", ".join(sorted(f"{factor:.3g}" for factor in found)) or "?"
     raise StagingError(
         f"The ground truth is {listed} times as large as the input and scale is {scale}: 1 (same size) and 4 (the "
         "input is a quarter) are the two size modes (option scale)."
@@ -87,15 +73,12 @@ def lay_out(adapter: Adapter, tasks: Sequence[RestorationTask], scale: int) -> l
         if adapter.sizes == "face":
             if height != width:
                 wrong.append(f"{task.path.name} is {width} x {height}")
-            size = expected = kept = (FACE, FACE)
+            size = expected = (FACE, FACE)
         else:
-            multiple = adapter.multiple * (4 if adapter.sizes == "x4" and scale == 1 else 1)
-            padded = tuple(side + -side % multiple for side in (height, width))
-            shrunk = adapter.sizes == "x4" and scale == 1
-            size = tuple(side // 4 for side in padded) if shrunk else padded
-            expected, kept = tuple(scale * side for side in padded), target
-        given = {"size": size, "expected": expected, "kept": kept, "target": target, "references": task.references}
-        rows.append(Staged(task.name, names[task.name], task.path, **given))
+            factor = 4 if adapter.sizes == "x4" and scale == 1 else 1
+            padded = tuple(side + -side % (adapter.multiple * factor) for side in (height, width))
+            size, expected = tuple(side // factor for side in padded), tuple(scale * side for side in padded)
+        rows.append(Staged(task.name, names[task.name], task.path, size, expected, target, task.references))
     if wrong:
         raise StagingError(
             f"{adapter.title} restores aligned faces, squares that show one face; {', '.join(wrong[:4])}. "
@@ -113,14 +96,12 @@ def lay_out(adapter: Adapter, tasks: Sequence[RestorationTask], scale: int) -> l
 def stage(adapter: Adapter, row: Staged, folder: Path) -> None:
     """Write one image below the program's input folder, 8-bit sRGB PNG."""
     image = read_tensor(row.path)
-    if adapter.sizes == "face":
-        image = resize(image, (FACE, FACE)) if image.shape[-1] != FACE else image
-    else:
+    if adapter.sizes != "face":
         shrunk = adapter.sizes == "x4" and row.target == tuple(image.shape[-2:])
         image = pad_to_multiple(image[None], adapter.multiple * (4 if shrunk else 1))[0][0]
-        image = resize(image, row.size) if tuple(image.shape[-2:]) != row.size else image
-    people = {"references": row.references, "count": adapter.references}
-    stage_input(folder, row.stem, image, layout=adapter.layout, **people)
+    if tuple(image.shape[-2:]) != row.size:
+        image = resize(image, row.size)
+    stage_input(folder, row.stem, image, layout=adapter.layout, references=row.references, count=adapter.references)
 
 
 def collect_output(adapter: Adapter, row: Staged, path: Path) -> tuple[Tensor | None, str]:
@@ -131,8 +112,9 @@ def collect_output(adapter: Adapter, row: Staged, path: Path) -> tuple[Tensor | 
     height, width = image.shape[-2:]
     if (height, width) != row.expected:
         image, note = resize(image, row.expected), f"resized from {width} x {height}"
-    image = image[..., : row.kept[0], : row.kept[1]]
-    if tuple(image.shape[-2:]) != row.target:
+    if adapter.sizes != "face":
+        image = image[..., : row.target[0], : row.target[1]]
+    elif row.target != row.expected:
         image = resize(image, row.target)
     if nothing := nothing_in(image):
         return None, f"{path.name} is {nothing}, which is how NaN looks"

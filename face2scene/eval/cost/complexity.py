@@ -9,7 +9,6 @@ One MAC is two of torch's FLOPs. Convolutions, matrix products and attention are
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,7 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from face2scene.common.files import write_json
-from face2scene.common.memory import release_freed_memory
+from face2scene.common.memory import peak_memory, release_freed_memory
 from face2scene.common.reproducibility import commit
 from face2scene.eval.scoring.results import versions
 from face2scene.eval.tables.render import plain_markdown
@@ -44,26 +43,6 @@ SDXL = {  # configuration that its UNet and its ControlNet share
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Numbers of parameters of a network."""
-
-    parameters: int
-    trainable: int
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one call; `spread` is the interquartile range."""
-
-    median: float
-    spread: float
-    least: float
-    repeats: int
-    warmup: int
-    peak_memory_mib: float  # on CUDA of the tensors, elsewhere of the whole process during the calls
 
 
 def paper_models(
@@ -103,10 +82,11 @@ def _filled(network: nn.Module, device: str | torch.device) -> nn.Module:
     return network
 
 
-def count(network: nn.Module) -> Weights:
-    """Parameters of a network, and how many of them are trained."""
-    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
-    return Weights(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
+def count(network: nn.Module) -> dict[str, int]:
+    """Numbers of `parameters` of a network, and of those that are `trainable`."""
+    parameters = list(network.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return {"parameters": sum(p.numel() for p in parameters), "trainable": trained}
 
 
 def macs(work: Callable[[], Any]) -> int:
@@ -116,8 +96,15 @@ def macs(work: Callable[[], Any]) -> int:
     return counter.get_total_flops() // 2
 
 
-def timed(work: Callable[[], Any], *, device: str | torch.device = "cpu", warmup: int = 2, repeats: int = 5) -> Timing:
-    """Seconds of `repeats` calls, after `warmup` calls that do not count; on CUDA each is waited for."""
+def timed(
+    work: Callable[[], Any], *, device: str | torch.device = "cpu", warmup: int = 2, repeats: int = 5
+) -> dict[str, float]:
+    """Seconds of `repeats` calls, after `warmup` calls that do not count; on CUDA each is waited for.
+
+    Returns:
+        `median`, `spread` (interquartile range) and `least` in seconds; `repeats` and `warmup`; `peak_memory_mib`, on
+        CUDA of the tensors, elsewhere of the whole process during the calls.
+    """
     if repeats < 1 or warmup < 0:
         raise ValueError(f"cost.repeats must be at least 1 and warmup at least 0, not {repeats} and {warmup}.")
     device = torch.device(device)
@@ -131,7 +118,8 @@ def timed(work: Callable[[], Any], *, device: str | torch.device = "cpu", warmup
         synchronise(device)
         if number >= warmup:
             seconds.append(perf_counter() - start)
-    return Timing(statistics.median(seconds), float(iqr(seconds)), min(seconds), repeats, warmup, _peak(device))
+    found = {"median": statistics.median(seconds), "spread": float(iqr(seconds)), "least": min(seconds)}
+    return found | {"repeats": repeats, "warmup": warmup, "peak_memory_mib": _peak(device)}
 
 
 def synchronise(device: torch.device) -> None:
@@ -152,15 +140,12 @@ def _reset_peak(device: torch.device) -> None:
 
 
 def _peak(device: torch.device) -> float:
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024, 1)
-    except (OSError, StopIteration):
-        import resource
-
-        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    status = Path("/proc/self/status")
+    if device.type != "cuda" and status.is_file():  # `peak_memory` is not reset
+        found = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
+        if found:
+            return round(int(found.split()[1]) / 1024, 1)
+    return round(peak_memory(device) / 2**20, 1)
 
 
 def stages(restorer: OneStepRestorer, fadex: FaDeX, *, size: int, face: int) -> dict[str, Callable[[], Any]]:
@@ -196,7 +181,7 @@ def stages(restorer: OneStepRestorer, fadex: FaDeX, *, size: int, face: int) -> 
     }
 
 
-def faceme_counts(steps: int = FACEME_STEPS) -> tuple[dict[str, Weights], dict[str, int]]:
+def faceme_counts(steps: int = FACEME_STEPS) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
     """Parameters of FaceMe's networks, and MACs of all their calls for one face, counted on the meta device.
 
     SDXL's UNet and its ControlNet run `steps` times for two prompts at 512 x 512; identity networks are left out.
@@ -231,22 +216,20 @@ def complexity(
     warmup: int = 2,
     repeats: int = 5,
     counted: tuple[OneStepRestorer, FaDeX] | None = None,
-    faceme: bool = True,
 ) -> dict[str, Any]:
-    """Parameters, MACs and times of all stages and sizes, as `write` stores them.
+    """Parameters, MACs and times of all stages and sizes, and FaceMe's counts, as `write` stores them.
 
     Args:
         restorer, fadex: measured on their device; on `meta` nothing is timed.
         face: side of the face crop in pixels, which decides the cost of FaDeX.
         model: description of the weights, for the record.
         counted: the same models on the meta device, so that counting MACs runs nothing; None counts on those measured.
-        faceme: also count FaceMe's networks.
     """
     device = restorer.null_tokens.device
     networks = {"VAE": restorer.vae, "UNet": restorer.unet, "MapNet": restorer.mapnet, "FaDeX": fadex}
     # FaDeX is trained on its own, so it is no part of the restorer.
-    weights = {name: asdict(count(network)) for name, network in networks.items()}
-    weights["restorer in all"] = asdict(count(restorer))
+    weights = {name: count(network) for name, network in networks.items()}
+    weights["restorer in all"] = count(restorer)
     measured = device.type != "meta"
     fast = restorer.merged() if measured else restorer  # as in use: merged LoRAs cost nothing
     rows = []
@@ -255,16 +238,10 @@ def complexity(
         alike = stages(*counted, size=size, face=face) if counted else parts
         for name, run in parts.items():
             seconds = timed(run, device=device, warmup=warmup, repeats=repeats) if measured else None
-            row = {"stage": name, "size": size, "macs": macs(alike[name])}
-            rows.append(row | {"seconds": asdict(seconds) if seconds else None})
-    found: dict[str, Any] = {"model": model, "face": face, "weights": weights, "stages": rows}
-    if faceme:
-        held, work = faceme_counts()
-        found["faceme"] = {
-            "steps": FACEME_STEPS,
-            "weights": {name: asdict(value) for name, value in held.items()},
-            "macs_per_face": work,
-        }
+            rows.append({"stage": name, "size": size, "macs": macs(alike[name]), "seconds": seconds})
+    held, work = faceme_counts()
+    faceme = {"steps": FACEME_STEPS, "weights": held, "macs_per_face": work}
+    found = {"model": model, "face": face, "weights": weights, "stages": rows, "faceme": faceme}
     return found | {"machine": machine(device), "commit": commit(), "versions": versions()}
 
 
@@ -278,17 +255,16 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def table(found: Mapping[str, Any]) -> str:
     """The record as Markdown."""
-    faceme = found.get("faceme", {"weights": {}, "macs_per_face": {}})
+    faceme = found["faceme"]
     held = dict(found["weights"]) | {f"FaceMe: {name}": value for name, value in faceme["weights"].items()}
     counts = [
         [name, *(f"{value[key] / 1e6:.3f}" for key in ("parameters", "trainable"))] for name, value in held.items()
     ]
     lines = []
     for row in found["stages"]:
-        spent = (
-            "{median:.4f} {spread:.4f} {peak_memory_mib:.0f}".format(**row["seconds"]) if row["seconds"] else "- - -"
-        )
-        lines.append([row["stage"], str(row["size"]), f"{row['macs'] / 1e9:.2f}", *spent.split()])
+        form = "{median:.4f} {spread:.4f} {peak_memory_mib:.0f}" if row["seconds"] else "- - -"
+        spent = form.format(**row["seconds"] or {}).split()
+        lines.append([row["stage"], str(row["size"]), f"{row['macs'] / 1e9:.2f}", *spent])
     for name, work in faceme["macs_per_face"].items():
         lines.append([f"FaceMe: {name}, {faceme['steps']} steps", str(FACE), f"{work / 1e9:.2f}", "-", "-", "-"])
     title = f"{found['model']}, face of {found['face']} pixels, {found['machine']['device']}"

@@ -32,12 +32,7 @@ def drawn_scene(number: int, side: int) -> Tensor:
 
 
 def time_pipeline(
-    pipeline: Face2ScenePipeline,
-    scenes: Sequence[Scene],
-    *,
-    box: Box | None = None,
-    warmup: int = 2,
-    progress: bool = True,
+    pipeline: Face2ScenePipeline, scenes: Sequence[Scene], *, box: Box | None = None, warmup: int = 2
 ) -> dict[str, Any]:
     """Seconds of every scene by stage.
 
@@ -52,7 +47,7 @@ def time_pipeline(
     rows: list[tuple[float, float]] = []
     without = 0
     order = [*scenes[:1] * warmup, *scenes]
-    for number, scene in enumerate(tqdm(order, desc="figure 5", unit="image", disable=not progress)):
+    for number, scene in enumerate(tqdm(order, desc="figure 5", unit="image")):
         first, second, pair = _seconds(pipeline, scene, box)
         if number >= warmup:
             rows.append((first, second))
@@ -60,8 +55,8 @@ def time_pipeline(
     found: dict[str, Any] = {"pictures": len(rows), "without_pair": without, "warmup": warmup}
     first, second = zip(*rows, strict=True)
     for key, values in (("stage_1", first), ("stage_2", second), ("total", [sum(row) for row in rows])):
-        mean, median = statistics.fmean(values), statistics.median(values)
-        found[key] = {"mean": mean, "median": median, "spread": float(iqr(values))}
+        mean = statistics.fmean(values)
+        found[key] = {"mean": mean, "median": statistics.median(values), "spread": float(iqr(values))}
     return found
 
 

@@ -11,11 +11,7 @@ _SIDE = 299  # pixels, Inception's input
 
 
 class Fid:
-    """FID as clean-fid computes it (Parmar et al. 2022): every channel resized in float, antialiased bicubic.
-
-    Args:
-        net: pyiqa's FID network.
-    """
+    """FID of clean-fid (Parmar et al. 2022) by pyiqa's `net`: channels resized in float, antialiased bicubic."""
 
     def __init__(self, net: nn.Module, device: torch.device):
         self.inception = net.model.to(memory_format=torch.channels_last)

@@ -22,7 +22,7 @@ class IdScore:
     """ArcFace MobileFaceNet on the face that YuNet finds in the ground truth; see `faces.identity.face_similarity`.
 
     Raises:
-        MetricMissing: a network is not fetched or its file has changed; with the command that fetches it.
+        MissingWeights, MetricMissing: a network is not fetched; its file has changed. With the command that fetches it.
         ModuleNotFoundError: a package is not installed.
     """
 

@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import patch_environment
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 
 from face2scene.assets.catalogue import catalogue, folder, recorded, verify, weights_root
@@ -54,11 +56,9 @@ class SetScorer(Protocol):
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, D) of images."""
-        ...
 
     def distance(self, ours: Tensor, theirs: Tensor) -> float:
         """The value for features (N, D) and (M, D)."""
-        ...
 
 
 Scorer = PerImage | SetScorer
@@ -70,20 +70,13 @@ class MetricMissing(RuntimeError):
 
 @dataclass(frozen=True)
 class Pyiqa:
-    """A metric of pyiqa.
+    """A metric of pyiqa."""
 
-    Args:
-        name: the metric's name in pyiqa.
-        files: the files of the torch home that it reads.
-        hub: repositories whose `model.safetensors` it loads through timm.
-        options: of `pyiqa.create_metric`.
-        wrap: makes a faster scorer with the same values from pyiqa's network.
-    """
-
-    name: str
-    files: tuple[str, ...] = ()
-    hub: tuple[str, ...] = ()
-    options: Mapping[str, object] = field(default_factory=dict)
+    name: str  # in pyiqa
+    files: tuple[str, ...] = ()  # of the torch home, that it reads
+    hub: tuple[str, ...] = ()  # repositories whose `model.safetensors` it loads through timm
+    options: Mapping[str, object] = field(default_factory=dict)  # of `pyiqa.create_metric`
+    # Makes a faster scorer with the same values from pyiqa's network.
     wrap: Callable[[nn.Module, torch.device], Scorer] | None = None
 
     def __str__(self) -> str:
@@ -93,10 +86,8 @@ class Pyiqa:
     def paths(self, home: Path) -> dict[str, Path]:
         """Its weight files by name: those of the torch home, and those that are in the hub's cache."""
         found = {Path(file).name: home / file for file in self.files}
-        for repository in self.hub if importlib.util.find_spec("huggingface_hub") else ():
-            import huggingface_hub
-
-            cached = huggingface_hub.try_to_load_from_cache(repository, "model.safetensors")
+        for repository in self.hub:
+            cached = try_to_load_from_cache(repository, "model.safetensors")
             found |= {repository: Path(cached)} if isinstance(cached, str) else {}
         return found
 
@@ -104,7 +95,7 @@ class Pyiqa:
         """pyiqa's own metric object.
 
         Raises:
-            MetricMissing: a file is missing or has changed.
+            MetricMissing, MissingWeights: a file has changed; is missing.
             ModuleNotFoundError: pyiqa is not installed.
         """
         home = torch_home()
@@ -113,7 +104,8 @@ class Pyiqa:
             ready(file, home)
         for repository in set(self.hub) - self.paths(home).keys():
             raise MetricMissing(f"needs {repository} in the hub's cache: hf download {repository}")
-        with _torch_home_is(home), contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints every file it reads
+        # pyiqa prints every file that it reads.
+        with patch_environment(torch_home=home), contextlib.redirect_stdout(io.StringIO()):
             import pyiqa
             from pyiqa.utils import download_util
 
@@ -147,24 +139,12 @@ def torch_home() -> Path:
     return weights_root() / "torch_home"
 
 
-@contextlib.contextmanager
-def _torch_home_is(home: Path) -> Iterator[None]:
-    before = os.environ.get("TORCH_HOME")
-    os.environ["TORCH_HOME"] = str(home)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TORCH_HOME"]
-        else:
-            os.environ["TORCH_HOME"] = before
-
-
 def ready(file: str, home: Path) -> Path:
     """A file of the torch home, linked there if need be.
 
     Raises:
-        MetricMissing: its asset is not fetched, or its content is neither what was fetched nor as in the catalogue.
+        MissingWeights: its asset is not fetched.
+        MetricMissing: its content is neither what was fetched nor as in the catalogue.
     """
     path, assets = home / file, _ASSETS.get(file, ("pyiqa",))
     if not path.is_file() or (not path.is_symlink() and any(map(recorded, assets))):
@@ -172,7 +152,7 @@ def ready(file: str, home: Path) -> Path:
             if file == NIQE:
                 _write_niqe_parameters(partial)
             else:
-                source = _asset_folder(next(filter(recorded, assets), assets[0])) / path.name
+                source = folder(next(filter(recorded, assets), assets[0])) / path.name
                 partial.symlink_to(os.path.relpath(source.resolve(), path.parent.resolve()))
     known = {name: recorded(name).get(path.name) or _published(name, path.name) for name in assets}
     if any(known.values()) and (found := sha256_of(path)) not in known.values():
@@ -215,18 +195,11 @@ def _identity(path: Path, changed: int, size: int) -> str:
 
 
 def fetched(name: str) -> Path:
-    """The folder of a fetched asset; raises MetricMissing where it is not there or a file of it has changed."""
-    place = _asset_folder(name)
+    """The folder of a fetched asset; raises MissingWeights, or MetricMissing where a file of it has changed."""
+    place = folder(name)
     if changed := verify(name):
         raise MetricMissing(changed[0])
     return place
-
-
-def _asset_folder(name: str) -> Path:
-    try:
-        return folder(name)
-    except FileNotFoundError as error:
-        raise MetricMissing(str(error)) from error
 
 
 def _published(asset: str, name: str) -> str | None:

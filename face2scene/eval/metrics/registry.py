@@ -21,31 +21,21 @@ from face2scene.eval.metrics.pyiqa_backend import MetricMissing, Pyiqa, Scorer, 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric, with the protocol without which two of its values are not comparable.
-
-    Args:
-        title: as printed in the paper.
-        compares: an image with its ground truth (`pair`), the face of both (`faces`), two sets (`sets`), or nothing
-            (`alone`).
-        network: which one, and what it was trained on.
-        bounds: of the values; None is unbounded.
-        min_size: smallest side of an image in pixels.
-        undefined: why an image may have no value (NaN of `faces`, else infinity); such images are left out and named.
-        assets: of the catalogue, whose files an engine of this project reads.
-    """
+    """One metric, with the protocol without which two of its values are not comparable."""
 
     key: str
-    title: str
+    title: str  # as printed in the paper
     better: Literal["higher", "lower"]
+    # An image with its ground truth, nothing, the face of both, or two sets of images.
     compares: Literal["pair", "alone", "faces", "sets"]
     engine: Pyiqa | Callable[[torch.device | str], Scorer]
-    network: str = "none"
+    network: str = "none"  # which one, and what it was trained on
     colour: str = "RGB"
     resize: str = "none"
-    bounds: tuple[float | None, float | None] = (0, None)
-    min_size: int = 1
-    undefined: str = ""
-    assets: tuple[str, ...] = ()
+    bounds: tuple[float | None, float | None] = (0, None)  # of the values; None is unbounded
+    min_size: int = 1  # smallest side of an image in pixels
+    undefined: str = ""  # why an image may have no value (NaN of `faces`, else infinity); it is left out and named
+    assets: tuple[str, ...] = ()  # of the catalogue, whose files an engine of this project reads
 
     def build(self, device: torch.device | str = "cpu") -> Scorer:
         """The metric as a scorer; raises MetricMissing, MissingWeights, or ModuleNotFoundError naming the extra."""
@@ -74,8 +64,7 @@ class Metric:
         """The entry of `scores.json`."""
         by_pyiqa = isinstance(self.engine, Pyiqa)
         return {
-            **{key: getattr(self, key) for key in ("title", "better", "compares", "protocol", "network")},
-            "colour": self.colour,
+            **{key: getattr(self, key) for key in ("title", "better", "compares", "protocol", "network", "colour")},
             "resize": self.resize,
             "crop": "none",
             "range": list(self.bounds),
@@ -153,8 +142,7 @@ def build_all(
     metrics: Iterable[Metric], device: torch.device | str = "cpu"
 ) -> tuple[dict[str, Scorer], dict[str, str]]:
     """Scorers by key, and for each metric that is not available the reason with the command that installs it."""
-    ready: dict[str, Scorer] = {}
-    missing: dict[str, str] = {}
+    ready, missing = {}, {}
     for metric in metrics:
         try:
             ready[metric.key] = metric.build(device)

@@ -29,52 +29,31 @@ _BATCH = 12  # crops embedded together
 
 @dataclass(frozen=True, kw_only=True)
 class FaDeXProbe:
-    """The probe with its settings; called with the folder to write to.
+    """The probe with its settings; called with the folder to write to."""
 
-    Args:
-        weights: of the encoder.
-        against: other encoders by name, such as `lq_only`, that are measured too; null is skipped.
-        data, split: a built set, and the part of it that no encoder was trained on.
-        fit_split: the part whose images the linear probes are fitted on; people of `split` are not in it.
-        photos: a folder of photos in place of the set, which count as clean.
-        detector: finds the faces of `photos`.
-        restorer: takes the part of Stage I in every measurement but the comparison of restorers.
-        restorers: the compared restorers by name.
-        space: of the operators for retrieval and linear probes.
-        wide: a second space, that of the training; the linear probes fitted on it are written to readout.safetensors.
-        images, operators: numbers of images and operators for the retrieval.
-        wide_operators: number of operators of `wide` that its linear probes are tested on.
-        fit_operators: number of operators that linear probes are fitted on, none of them among those tested.
-        fit_crop: largest side of the crops that they are fitted on; small, so that many operators are affordable,
-            without which the linear probes are no better than the mean.
-        restorer_operators: operators for the comparison of restorers, in addition to the presets.
-        nuisance_images: images for the retrieval of image and person, several of one person among them.
-        crop: largest side of a face crop in pixels; smaller faces keep their size.
-        margin: pixels around it that are degraded too and cropped afterwards.
-        seed: of every draw.
-    """
-
-    weights: str | Path
-    against: Mapping[str, str | Path | None] = field(default_factory=dict)
-    data: str | Path
-    split: str = "val"
-    fit_split: str = "train"
-    photos: str | Path | None = None
-    detector: Any = None
-    restorer: Any
-    restorers: Mapping[str, Any] = field(default_factory=dict)
-    space: Any
-    wide: Any
-    images: int = 10
-    operators: int = 100
-    wide_operators: int = 40
-    fit_operators: int = 400
+    weights: str | Path  # of the encoder
+    against: Mapping[str, str | Path | None] = field(default_factory=dict)  # other encoders by name; null is skipped
+    data: str | Path  # a built set
+    split: str = "val"  # the part of it that no encoder was trained on
+    fit_split: str = "train"  # whose images the linear probes are fitted on; people of `split` are not in it
+    photos: str | Path | None = None  # a folder of photos in place of the set, which count as clean
+    detector: Any = None  # finds the faces of `photos`
+    restorer: Any  # takes the part of Stage I in every measurement but the comparison of restorers
+    restorers: Mapping[str, Any] = field(default_factory=dict)  # the compared restorers by name
+    space: Any  # of the operators for retrieval and linear probes
+    wide: Any  # that of the training; the linear probes fitted on it are written to readout.safetensors
+    images: int = 10  # for the retrieval
+    operators: int = 100  # for the retrieval
+    wide_operators: int = 40  # of `wide` that its linear probes are tested on
+    fit_operators: int = 400  # that linear probes are fitted on, none of them among those tested
+    # Largest side of the crops that they are fitted on; small, so that many operators are affordable, without which
+    # the linear probes are no better than the mean.
     fit_crop: int = 128
-    restorer_operators: int = 24
-    nuisance_images: int = 24
-    crop: int = 192
-    margin: int = 32
-    seed: int = 0
+    restorer_operators: int = 24  # for the comparison of restorers, in addition to the presets
+    nuisance_images: int = 24  # for the retrieval of image and person, several of one person among them
+    crop: int = 192  # largest side of a face crop in pixels; smaller faces keep their size
+    margin: int = 32  # pixels around it that are degraded too and cropped afterwards
+    seed: int = 0  # of every draw
 
     def __call__(self, folder: Path) -> dict[str, Any]:
         """Measure, and write probe.json, probe.csv, images/probe.png and readout.safetensors into `folder`.

@@ -1,7 +1,6 @@
 """The probe's results as text, a CSV file and figures, with the paper's values beside ours."""
 
 import csv
-import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,15 +49,12 @@ def write_report(folder: Path, found: Mapping[str, Any], embeddings: Tensor) -> 
     Args:
         embeddings: (O, P, D) unit vectors of P images under the O presets.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows_of(found))
-    with atomic_write(folder / "probe.csv") as partial:
-        partial.write_text(text.getvalue(), encoding="utf-8")
-    figure = probe_figure(found, embeddings)
+    with atomic_write(folder / "probe.csv") as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows_of(found))
     with atomic_write(folder / "images/probe.png") as partial:
-        figure.savefig(partial, format="png", dpi=110)
+        probe_figure(found, embeddings).savefig(partial, format="png", dpi=110)
 
 
 def summary(found: Mapping[str, Any]) -> str:

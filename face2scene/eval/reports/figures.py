@@ -117,26 +117,21 @@ def draw_tradeoff(rows: Sequence[TableRow], folder: Path) -> list[Path]:
 def _label(axes: Any, points: Sequence[tuple[float, float, TableRow]]) -> None:
     """A name beside every point, moved where it would overlap another name or point."""
     axes.figure.draw_without_rendering()
-    taken: list[tuple[float, float, float, float]] = []
+    bbox = import_optional("matplotlib.transforms", "report", why="Figures").Bbox
     dots = [axes.transData.transform((a, b)) for a, b, _ in points]
+    taken = [bbox.from_bounds(px - 4, py - 4, 8, 8) for px, py in dots]
     scale, frame = axes.figure.dpi / 72, axes.get_window_extent()
     for (a, b, row), (px, py) in zip(points, dots, strict=True):
         name = row.name.replace(" without degradation estimation", ", no tokens") + (", ours" * (row.source == "ours"))
         wide, high = 4.1 * scale * len(name), 9 * scale
         for dx, dy in ((6, -3), (6, 6), (6, -12), (-6, 6), (-6, -12), (6, 16), (6, -22), (-6, 16), (-6, -22), (6, 26)):
             left = px + dx * scale - (wide if dx < 0 else 0)
-            box = (left, py + dy * scale, left + wide, py + dy * scale + high)
-            others = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots if (x, y) != (px, py)]
-            in_frame = frame.x0 < box[0] and box[2] < frame.x1 + 0.1 * frame.width
-            if in_frame and not any(_overlap(box, other) for other in [*taken, *others]):
+            box = bbox.from_bounds(left, py + dy * scale, wide, high)
+            if frame.x0 < box.x0 and box.x1 < frame.x1 + 0.1 * frame.width and not box.count_overlaps(taken):
                 break
         taken.append(box)
         align = "right" if dx < 0 else "left"
         axes.annotate(name, (a, b), (dx, dy), textcoords="offset points", fontsize=7, ha=align)
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _bars(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:

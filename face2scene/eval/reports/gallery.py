@@ -22,7 +22,7 @@ from face2scene.common.pages import write_page
 from face2scene.eval.metrics.registry import METRICS
 from face2scene.eval.scoring import significance
 from face2scene.eval.scoring.pairing import ScoreError, named_gt
-from face2scene.eval.scoring.results import SHIFT, gt_digest, read_scores
+from face2scene.eval.scoring.results import alignment_doubts, gt_digest, read_scores
 from face2scene.eval.tables.render import TableRow, html_table, row_from_scores, same_gt, slug
 from face2scene.image_io.arrays import list_images, read_image, to_bytes
 from face2scene.inference.log import RESTORATION_LOG
@@ -154,14 +154,8 @@ def _warnings(methods: Sequence[GalleryMethod]) -> list[str]:
         for key, why in {k: w for m in methods for k, w in m.scores["not_measured"].items()}.items()
     ]
     for method in methods:
-        alignment = method.scores.get("alignment", {})
-        if 2 * len(unlike := alignment.get("unlike", [])) > alignment.get("estimated", 0) + len(unlike):
-            warnings.append(f"{method.title}: {len(unlike)} images are unlike the ground truth of their name.")
-        shift = alignment.get("median_shift")
-        if shift and (shift[0] ** 2 + shift[1] ** 2) ** 0.5 > SHIFT:
-            warnings.append(
-                f"{method.title} is shifted by {shift[0]:+.2f}, {shift[1]:+.2f} px against its ground truth."
-            )
+        if alignment := method.scores.get("alignment"):
+            warnings += [f"{method.title}: {doubt}" for doubt in alignment_doubts(alignment)]
         for key, names in method.scores.get("undefined", {}).items():
             warnings.append(f"{METRICS[key].title} of {method.title} has no value for {len(names)} images.")
     return warnings

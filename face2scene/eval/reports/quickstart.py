@@ -42,7 +42,10 @@ def quickstart_report(
         FileNotFoundError: a step of the quickstart has not been run yet.
     """
     run, dataset, shipped = Path(run), Path(dataset), Path(shipped)
-    _refuse_unfinished(run)
+    trained = [run / "fadex/weights/fadex.safetensors", run / "restorer/weights/restorer.safetensors"]
+    for needed in (*trained, *(run / row / RESTORATION_LOG for row in RESTORED)):
+        if not needed.is_file():
+            raise FileNotFoundError(f"{needed} is not there yet: `make demo` makes it, and resumes where it stopped.")
     records = {Path(record.image).stem: record for record in read_manifest(dataset, split=split) if record.lq}
     for name, record in records.items():  # written again, so that they are of this set
         write_png(run / "input/images" / f"{name}.png", read_image(dataset / str(record.lq)))
@@ -50,6 +53,12 @@ def quickstart_report(
     folders = {row: (run / row, run / row) for row in ("input", *RESTORED)}
     rows = score_folders(folders, gts, metrics, device=device)
 
+    weights = {
+        "trained_here": trained[1],
+        "restored": shipped / "restorer.safetensors",
+        "fadex": trained[0],
+        "fadex_shipped": shipped / "fadex.safetensors",
+    }
     probes = {"fadex": read_json(run / "fadex/weights/probe.json"), "fadex_shipped": read_json(shipped / "probe.json")}
     seconds = run / "seconds.json"  # scripts/quickstart.py writes it; single commands do not
     block = {
@@ -58,12 +67,7 @@ def quickstart_report(
             for row, scores in rows.items()
         },
         **{name: {key: probe[f"{key}_mean"] for key in ("same", "different")} for name, probe in probes.items()},
-        "steps": {
-            "trained_here": _steps(run / "restorer/weights/restorer.safetensors", "restorer"),
-            "restored": _steps(shipped / "restorer.safetensors", "restorer"),
-            "fadex": _steps(run / "fadex/weights/fadex.safetensors", "fadex"),
-            "fadex_shipped": _steps(shipped / "fadex.safetensors", "fadex"),
-        },
+        "steps": {name: load_weights(path, kind=path.stem)[2]["steps"] for name, path in weights.items()},
         "pictures": rows["restored"]["counts"]["scored"],
         "seconds": read_json(seconds) if seconds.is_file() else {},
     }
@@ -84,14 +88,3 @@ def quickstart_report(
         print(finding)
     print(f"report: {run / 'report.html'}")
     return scores
-
-
-def _refuse_unfinished(run: Path) -> None:
-    weights = [run / "fadex/weights/fadex.safetensors", run / "restorer/weights/restorer.safetensors"]
-    for needed in (*weights, *(run / row / RESTORATION_LOG for row in RESTORED)):
-        if not needed.is_file():
-            raise FileNotFoundError(f"{needed} is not there yet: `make demo` makes it, and resumes where it stopped.")
-
-
-def _steps(weights: Path, kind: str) -> int:
-    return load_weights(weights, kind=kind)[2]["steps"]

@@ -115,23 +115,14 @@ def _cosines(here: Mapping[str, float], shipped: Mapping[str, float]) -> Finding
 
 @dataclass(frozen=True)
 class Figures:
-    """The contents of the page.
+    """The contents of the page."""
 
-    Args:
-        run: the quickstart's folder, with a folder of images and scores for every view but the ground truth.
-        dataset: the InScene folder that `records` are relative to.
-        records: the held-out images by name.
-        scores: the contents of the run's scores.json.
-        findings: in their order on the page.
-        probes: the contents of the FaDeX probes, `fadex` (this run's) and `fadex_shipped`.
-    """
-
-    run: Path
-    dataset: Path
-    records: Mapping[str, Record]
-    scores: Mapping[str, Any]
-    findings: Sequence[Finding]
-    probes: Mapping[str, Mapping[str, Any]]
+    run: Path  # the quickstart's folder, with a folder of images and scores for every view but the ground truth
+    dataset: Path  # the InScene folder that `records` are relative to
+    records: Mapping[str, Record]  # the held-out images by name
+    scores: Mapping[str, Any]  # the contents of the run's scores.json
+    findings: Sequence[Finding]  # in their order on the page
+    probes: Mapping[str, Mapping[str, Any]]  # contents of the FaDeX probes, `fadex` (this run's) and `fadex_shipped`
 
     @property
     def block(self) -> Mapping[str, Any]:

@@ -57,8 +57,7 @@ def gather(row: ScoreRow, processes: int) -> None:
 
     Flags are taken from this run's processes alone: parts of earlier runs may be of other metrics.
     """
-    ranks = {path: path.stem.rpartition(".")[2] for path in row.out.glob("scores.state.*.json")}
-    parts = {path: int(rank) for path, rank in ranks.items() if rank.isdigit()}
+    parts = {path: int(path.stem.rpartition(".")[2]) for path in row.out.glob("scores.state.*.json")}
     recall(row)
     for part, rank in parts.items():
         for name, flag in read_json(part)["flagged"].items() if rank < processes else ():

@@ -6,7 +6,7 @@ Images that cannot be compared are refused by name; missing ones are named and m
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,9 +57,8 @@ class ScoreRow:
     def of_region(self, region: Region, boxes: Mapping[str, Box], sizes: Mapping[str, tuple[int, int]]) -> "ScoreRow":
         """The same folder without values, for a region whose results go to a folder of its name."""
         out = self.out if region == "whole" else self.out / region
-        row = ScoreRow(self.title, self.folder, out, self.paths, self.extra, self.missing)
-        row.hashes, row.sizes, row.region, row.boxes = self.hashes, sizes, region, boxes
-        return row
+        about = {"hashes": self.hashes, "sizes": sizes, "region": region, "boxes": boxes}
+        return ScoreRow(self.title, self.folder, out, self.paths, self.extra, self.missing, **about)
 
     def expect(self, names: Sequence[str]) -> None:
         """Put the images in the order of `names`, and log those that are missing."""
@@ -141,7 +140,7 @@ def open_row(title: str, folder: Path, out: Path, gts: Mapping[str, Path]) -> Sc
     return row
 
 
-def checked_sizes(rows: Iterable[ScoreRow], gts: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
+def checked_sizes(rows: Collection[ScoreRow], gts: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
     """(H, W) of every ground truth in use; without any, of the first row's images.
 
     Raises:
@@ -149,7 +148,6 @@ def checked_sizes(rows: Iterable[ScoreRow], gts: Mapping[str, Path]) -> dict[str
             in another colour mode than RGB.
         ImageError: a file that cannot be read.
     """
-    rows = list(rows)
     first: dict[str, Path] = {}
     for row in rows:
         first = row.paths | first

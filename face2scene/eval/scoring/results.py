@@ -172,26 +172,32 @@ def _alignment(row: ScoreRow) -> dict[str, Any]:
     shifts = {n: row.shifts[n] for n in row.paths if n in row.shifts and n not in row.flagged}
     known = {n: shift for n, shift in shifts.items() if math.isfinite(shift[0])}
     unlike = [n for n in shifts if n not in known and min(row.sizes[n]) >= MIN_SHIFT_SIDE]
-    if 2 * len(unlike) > len(known) + len(unlike):
-        log.warning(
-            "%s: %d of %d images have too little in common with the ground truth of their name for their shift to be "
-            "estimated: %s. Names may be mixed up.",
-            *(row.title, len(unlike), len(known) + len(unlike), some(unlike)),
-        )
-    if not known:
-        return {"median_shift": None, "pictures": {}, "estimated": 0, "unlike": unlike}
-    median = [statistics.median(shift[axis] for shift in known.values()) for axis in (0, 1)]
-    if math.hypot(*median) > SHIFT:
-        log.warning(
-            "%s: predictions are shifted against their ground truth by %+.2f px (right) and %+.2f px (down) in the "
-            "median: size, crop or pairing differ, and metrics that compare pixels measure that.",
-            *(row.title, *median),
-        )
+    median = [round(statistics.median(axis), 3) for axis in zip(*known.values(), strict=True)] or None
     off = {n: [round(v, 3) for v in shift] for n, shift in known.items() if math.hypot(*shift) > SHIFT}
     if off:
         listed = some(f"{name} ({x:+.1f}, {y:+.1f})" for name, (x, y) in off.items())
         log.warning("%s: %d images are shifted by more than half a pixel: %s", row.title, len(off), listed)
-    return {"median_shift": [round(v, 3) for v in median], "pictures": off, "estimated": len(known), "unlike": unlike}
+    found = {"median_shift": median, "pictures": off, "estimated": len(known), "unlike": unlike}
+    for doubt in alignment_doubts(found):
+        log.warning("%s: %s", row.title, doubt)
+    return found
+
+
+def alignment_doubts(alignment: Mapping[str, Any]) -> list[str]:
+    """Whether names may be mixed up and whether all images are shifted, in sentences, from `alignment` of a row."""
+    unlike, shift = alignment["unlike"], alignment["median_shift"]
+    total, doubts = alignment["estimated"] + len(unlike), []
+    if 2 * len(unlike) > total:
+        doubts.append(
+            f"{len(unlike)} of {total} images have too little in common with the ground truth of their name for their "
+            f"shift to be estimated: {some(unlike)}. Names may be mixed up."
+        )
+    if shift and math.hypot(*shift) > SHIFT:
+        doubts.append(
+            "predictions are shifted against their ground truth by {:+.2f} px (right) and {:+.2f} px (down) in the "
+            "median: size, crop or pairing differ, and metrics that compare pixels measure that.".format(*shift)
+        )
+    return doubts
 
 
 def _boxes_digest(metric: Metric, row: ScoreRow) -> dict[str, str]:

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -158,26 +159,23 @@ def _check_request(
         )
 
 
+@dataclass
 class _RegionScoring:
     """The scoring of one region: what is not scored yet, in batches, each loaded while the one before is scored."""
 
-    def __init__(
-        self,
-        work: Mapping[str, ScoreRow],
-        gts: Mapping[str, Path],
-        sizes: Mapping[str, tuple[int, int]],
-        boxes: Mapping[str, Box],
-        region: Region,
-        metrics: Sequence[Metric],
-        ready: Mapping[str, Scorer],
-        device: torch.device | str,
-        batch_pixels: int,
-    ):
-        self.work, self.gts, self.sizes, self.boxes = work, gts, sizes, boxes
-        self.region: Region = region
-        self.metrics, self.ready, self.device, self.batch_pixels = metrics, ready, device, batch_pixels
-        self.due = {title: {n for n in row.paths if self._is_due(row, n)} for title, row in work.items()}
-        self.gt_features: dict[tuple[str, str], Tensor] = {}
+    work: Mapping[str, ScoreRow]
+    gts: Mapping[str, Path]
+    sizes: Mapping[str, tuple[int, int]]
+    boxes: Mapping[str, Box]
+    region: Region
+    metrics: Sequence[Metric]
+    ready: Mapping[str, Scorer]
+    device: torch.device | str
+    batch_pixels: int
+    gt_features: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.due = {title: {n for n in row.paths if self._is_due(row, n)} for title, row in self.work.items()}
 
     def _is_due(self, row: ScoreRow, name: str) -> bool:
         aligned = name in row.shifts or self.region != "whole" or not self.gts

@@ -32,41 +32,27 @@ class SweepError(ValueError):
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of a sweep.
+    """One row of a sweep."""
 
-    Args:
-        label: its name in tables.
-        folder: below the sweep's.
-        overrides: kind of step -> overrides of its configuration.
-        value: of the setting, in a sweep whose variants are restored together.
-        only_with: a key of `use` without which the row is left out.
-    """
-
-    label: str
-    folder: str
-    overrides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    value: float | None = None
-    only_with: str | None = None
+    label: str  # its name in tables
+    folder: str  # below the sweep's
+    overrides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # kind of step -> of its configuration
+    value: float | None = None  # of the setting, in a sweep whose variants are restored together
+    only_with: str | None = None  # a key of `use` without which the row is left out
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A file of configs/sweep.
-
-    Args:
-        chosen: label of the paper's own choice, marked in table and plot.
-        train: which of FaDeX and the restorer are trained before restoring.
-        together: a key of `TOGETHER`; one command restores all variants, each with a value of it.
-    """
+    """A file of configs/sweep."""
 
     key: str
     title: str
     source: str
     axis: str
     variants: tuple[Variant, ...]
-    chosen: str | None = None
-    train: tuple[str, ...] = ()
-    together: str | None = None
+    chosen: str | None = None  # label of the paper's own choice, marked in table and plot
+    train: tuple[str, ...] = ()  # which of FaDeX and the restorer are trained before restoring
+    together: str | None = None  # a key of `TOGETHER`; one command restores all variants, each with a value of it
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Sweep":
@@ -102,19 +88,12 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Step:
-    """One command of a sweep, a process group of its own.
+    """One command of a sweep, a process group of its own."""
 
-    Args:
-        name: unique in the sweep, a path below its folder; markers and logs are named after it.
-        words: the command.
-        needs: names of the steps that come before.
-        product: the file or folder that it leaves.
-    """
-
-    name: str
-    words: tuple[str, ...]
-    needs: tuple[str, ...]
-    product: Path
+    name: str  # unique in the sweep, a path below its folder; markers and logs are named after it
+    words: tuple[str, ...]  # the command
+    needs: tuple[str, ...]  # names of the steps that come before
+    product: Path  # the file or folder that it leaves
 
 
 @dataclass(frozen=True)
