@@ -149,7 +149,6 @@ def known_faces(
         cache: by path, the face of a photo that was read before, or the reason why it has none.
     """
     photos = {name: tuple(paths) for name, paths in photos.items() if paths}
-    threshold = getattr(detector, "same_threshold", 1.0)
     seen: dict[str, list[tuple[Path, Face]]] = {name: [] for name in photos}
     warnings: list[str] = []
     for name, paths in photos.items():
@@ -163,7 +162,7 @@ def known_faces(
                 warnings.append(cache[path])
             else:
                 seen[name].append((path, cache[path]))
-    return ReferenceGallery(photos, seen, threshold, warnings)
+    return ReferenceGallery(photos, seen, getattr(detector, "same_threshold", 1.0), warnings)
 
 
 class UnusableReference(ValueError):
