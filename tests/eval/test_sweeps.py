@@ -2,24 +2,21 @@
 
 import importlib.util
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from sweep_inputs import TOUCH, plan_of_steps
 
-from face2scene.common.processes import run_group
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.common.types import Scene
 from face2scene.data.records import read_manifest
 from face2scene.eval.sweeps.plan import Step, Sweep, SweepError, SweepPlan, plan
-from face2scene.eval.sweeps.run import pending, run_steps, submit_steps
+from face2scene.eval.sweeps.run import pending, run_steps
 from face2scene.eval.sweeps.table import section
 from face2scene.image_io.arrays import read_image, read_tensor, write_png
 from face2scene.inference.batch import restore_folder
@@ -31,9 +28,17 @@ from face2scene.models.restorer.base_model import load_base
 from face2scene.models.restorer.one_step import OneStepRestorer
 
 CONFIGS = REPOSITORY / "configs"
+
+
 SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))
+
+
 TINY = ["data=tiny", "degradation=tiny", "faces=none", "fadex=tiny", "mapnet=tiny", "restorer=tiny", "train=tiny"]
+
+
 LORA_RANKS = ((4, 4), (8, 8), (16, 16), (16, 32), (32, 32))
+
+
 SHORT = ["train.fadex.schedule.steps=1", "train.restorer.schedule.steps=1", "train.restorer.discriminator=null"]
 
 
@@ -101,7 +106,13 @@ def images(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "images").glob("*.png"))}
 
 
-# --- end to end ---------------------------------------------------------------------------------------------
+def plan_of(key: str, **options) -> SweepPlan:
+    data = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"sweep/{key}.yaml"))
+    return plan(Sweep.from_dict(data), **{"name": key, "runs": "runs", "data": "data/x"} | options)
+
+
+def together(pipeline, folder, output, **options):
+    return restore_folder(pipeline, find_tasks(folder), output, **options)
 
 
 def test_guidance_sweep_shares_unet_calls(trained_models, monkeypatch, capsys):
@@ -225,20 +236,6 @@ def test_every_sweep_runs_as_commands(trained_models, key):
     assert result["variants"] and all(row["complete"] for row in result["variants"])
 
 
-def test_lost_product_requeues_dependents(tmp_path):
-    needs = {"fadex": (), "a/restorer": ("fadex",), "a/restore": ("a/restorer",), "b/restore": ()}
-    steps = tuple(Step(name, ("python", name), before, tmp_path / name) for name, before in needs.items())
-    laid_out = SweepPlan(tmp_path, steps, (), {}, {})
-
-    def make(step, log, environment):
-        step.product.mkdir(parents=True)
-        return ""
-
-    assert run_steps(laid_out, pending(laid_out), runner=make, report=str) == {} and pending(laid_out) == []
-    (tmp_path / "fadex").rmdir()
-    assert [step.name for step in pending(laid_out)] == ["fadex", "a/restorer", "a/restore"]
-
-
 @pytest.mark.parametrize("change", ["set", "weights", "old marker"])
 def test_replaced_files_are_refused(tmp_path, change):
     for name in ("data/metadata.parquet", "data/SHA256SUMS", "w.safetensors"):
@@ -264,14 +261,6 @@ def test_damaged_marker_repeats_step(tmp_path, text):
     assert run_steps(todo, pending(todo), report=lambda _: None) == {} and pending(todo) == []
     (tmp_path / "steps/a.json").write_text(text)
     assert pending(todo) == list(todo.steps)
-
-
-# --- plans --------------------------------------------------------------------------------------------------
-
-
-def plan_of(key: str, **options) -> SweepPlan:
-    data = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"sweep/{key}.yaml"))
-    return plan(Sweep.from_dict(data), **{"name": key, "runs": "runs", "data": "data/x"} | options)
 
 
 @pytest.mark.parametrize("key", SWEEPS)
@@ -331,117 +320,6 @@ def test_dry_run_starts_nothing(trained_models, capsys):
     out = capsys.readouterr().out
     assert code == 0 and not folder.exists()
     assert "$ " in out and "restorer.adapters.unet_rank=32" in out and "(after fadex)" in out and "dry_run" not in out
-
-
-# --- running ------------------------------------------------------------------------------------------------
-
-
-def plan_of_steps(folder: Path, *rows: tuple[str, str, tuple[str, ...]]) -> SweepPlan:
-    """Steps of one line of Python each; `product` is a file of the step's name."""
-    made = [
-        Step(name, (sys.executable, "-S", "-c", code, str(folder / name)), needs, folder / name)
-        for name, code, needs in rows
-    ]
-    return SweepPlan(folder, tuple(made), (), {}, {})
-
-
-TOUCH = "import sys; open(sys.argv[1], 'w').close()"
-
-
-def test_steps_run_in_parallel_on_gpus(tmp_path):
-    note = (
-        "import os, sys, time; mine = sys.argv[1]; open(mine, 'w').write(os.environ['CUDA_VISIBLE_DEVICES']);"
-        "other = mine[:-1] + ('b' if mine[-1] == 'a' else 'a'); end = time.time() + 60\n"
-        "while not os.path.exists(other):\n"
-        "    assert time.time() < end, 'the other was not started meanwhile'\n"
-        "    time.sleep(0.01)\n"
-    )
-    todo = plan_of_steps(tmp_path, ("a", note, ()), ("b", note, ()), ("c", TOUCH, ("a", "b")))
-    assert run_steps(todo, pending(todo), gpus=["0,1", "2"], report=lambda _: None) == {}
-    assert {(tmp_path / name).read_text() for name in "ab"} == {"0,1", "2"} and (tmp_path / "c").exists()
-    assert pending(todo) == []
-
-
-def test_failed_step_stops_dependents(tmp_path):
-    wrong = "print('first'); print('out of disk'); raise SystemExit(3)"
-    todo = plan_of_steps(
-        tmp_path, ("a", wrong, ()), ("b", TOUCH, ("a",)), ("c", TOUCH, ("b",)), ("d", TOUCH, ()), ("e", "pass", ())
-    )
-    failed = run_steps(todo, pending(todo), report=lambda _: None)
-    assert list(failed) == ["a", "b", "c", "e"] and (tmp_path / "d").exists()
-    assert "exit code 3, last line: out of disk" in failed["a"] and failed["b"] == "not started, because a failed"
-    assert "left no" in failed["e"]
-    assert [step.name for step in pending(todo)] == ["a", "b", "c", "e"]
-
-
-def test_timeout_kills_process_group(tmp_path):
-    child = "import sys, time, os; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
-    code = (
-        "import subprocess, sys, time\n"
-        f"subprocess.Popen([sys.executable, '-S', '-c', {child!r}, sys.argv[1]])\n"
-        "time.sleep(600)"
-    )
-    place = tmp_path / "pid"
-    ended = run_group([sys.executable, "-S", "-c", code, str(place)], log=tmp_path / "log.txt", timeout=3)
-    assert ended.code == -signal.SIGKILL and "longer than 3 s" in ended.last_line
-    child_id = int(place.read_text())
-    for _ in range(200):
-        if not Path(f"/proc/{child_id}").exists() or "Z" in Path(f"/proc/{child_id}/stat").read_text().split(")")[1]:
-            return
-        time.sleep(0.05)
-    os.kill(child_id, signal.SIGKILL)
-    raise AssertionError("a child outlived its program")
-
-
-def test_process_memory_and_output(tmp_path):
-    code = "block = bytearray(60 << 20); block[::4096] = b'x' * len(block[::4096]); print('made it');"
-    code += "import time; time.sleep(0.5)"  # it is looked at now and then
-    ended = run_group([sys.executable, "-S", "-c", code], log=tmp_path / "log.txt")
-    assert ended.code == 0 and ended.last_line == "made it" and 60 <= ended.peak_memory_mib < 200
-    assert run_group(["no-such-program"], log=tmp_path / "log.txt").last_line.startswith(
-        "no-such-program cannot be run"
-    )
-
-
-@pytest.mark.parametrize("cluster", [pytest.param("local", marks=pytest.mark.slow), "debug"])
-def test_submitit_respects_dependencies(tmp_path, cluster):
-    after = "import os, sys; assert os.path.exists(os.path.dirname(sys.argv[1]) + '/a'); open(sys.argv[1], 'w').close()"
-    wrong = "raise SystemExit(2)"
-    todo = plan_of_steps(tmp_path, ("a", TOUCH, ()), ("b", after, ("a",)), ("x", wrong, ()), ("y", TOUCH, ("x",)))
-    parameters = {"timeout_min": 5, "slurm_partition": None, "slurm_account": "somebody"}
-    failed = submit_steps(todo, pending(todo), cluster=cluster, parameters=parameters)
-    assert set(failed) == {"x", "y"} and "exit code 2" in failed["x"] and failed["y"] == "not started, because x failed"
-    assert (tmp_path / "b").exists() and [step.name for step in pending(todo)] == ["x", "y"]
-
-
-def test_slurm_dependencies_are_set(tmp_path, monkeypatch):
-    import submitit
-
-    handed = []
-
-    class Cluster:
-        def __init__(self, folder, cluster):
-            assert cluster == "slurm"
-
-        def update_parameters(self, **given):
-            self.given = given
-
-        def submit(self, function, plan, step, cluster):
-            handed.append((step.name, self.given))
-            return type("RestorationTask", (), {"job_id": str(40 + len(handed))})
-
-    monkeypatch.setattr(submitit, "AutoExecutor", Cluster)
-    todo = plan_of_steps(tmp_path, ("a", TOUCH, ()), ("b", TOUCH, ("a",)))
-    submit_steps(todo, pending(todo), cluster="slurm", parameters={"timeout_min": 5}, wait_for_all=False)
-    (_, first), (_, second) = handed
-    assert first == {"name": f"{tmp_path.name}-a", "timeout_min": 5}
-    assert second["slurm_additional_parameters"] == {"dependency": "afterok:41", "kill_on_invalid_dep": "yes"}
-    with pytest.raises(SweepError, match="choose slurm, local or debug"):
-        submit_steps(todo, pending(todo), cluster="slrum", parameters={})
-
-
-def together(pipeline, folder, output, **options):
-    return restore_folder(pipeline, find_tasks(folder), output, **options)
 
 
 def test_values_together_equal_alone(make_pipeline, photo, tmp_path):

@@ -1,51 +1,21 @@
 """The backends insightface and facexlib: real networks where a package index has them, else of the same shapes."""
 
-import shutil
-
 import numpy as np
 import pytest
-import torch
+from face_backends import UPRIGHT_POINTS, write_nested_pack
 
-from face2scene.assets.catalogue import MissingWeights
 from face2scene.common.types import Face
 from face2scene.faces import embedding
 from face2scene.faces.align import five_points, warp
-from face2scene.faces.backends import facexlib, insightface
-from face2scene.faces.backends.facexlib import FacexBackend, IrSe50, peaks
+from face2scene.faces.backends import insightface
 from face2scene.faces.backends.insightface import InsightBackend, sixty_eight_of_106
 from face2scene.faces.backends.insightface_packs import open_pack, pack_folder
 from face2scene.faces.backends.yunet_dlib import OpenBackend
 from face2scene.faces.detect import Detector
-from face2scene.faces.embedding import OnnxIdentity, WithIdentityNet, onnx_session
+from face2scene.faces.embedding import onnx_session
 from face2scene.faces.identity import cosine
 from face2scene.faces.pose import upright_view
-from face2scene.image_io.arrays import read_image, resize, to_array, to_bytes, to_tensor
-
-UPRIGHT_POINTS = np.array([[40.0, 50], [80, 50], [60, 72], [44, 95], [76, 95]])
-
-
-@pytest.fixture(scope="module")
-def portraits(weights):
-    folder = weights("photos_face_recognition")
-    photos = {name: to_tensor(read_image(folder / f"{name}.jpg")) for name in ("obama", "obama2", "biden")}
-    return {name: to_array(resize(p, (p.shape[1] * 480 // p.shape[2], 480))) for name, p in photos.items()}
-
-
-@pytest.fixture(scope="module")
-def insightface_small(weights):
-    pytest.importorskip("insightface")
-    weights("insightface_small")
-    return Detector(InsightBackend("insightface_small", det_size=640), max_side=640)
-
-
-@pytest.fixture(scope="module")
-def retinaface(weights):
-    pytest.importorskip("facexlib")
-    weights("retinaface_mobile025"), weights("w600k_mbf")
-    return Detector(FacexBackend(network="mobile0.25", landmarks=False, identity=OnnxIdentity()))
-
-
-# --- insightface --------------------------------------------------------------------------------------------
+from face2scene.image_io.arrays import resize, to_array, to_bytes, to_tensor
 
 
 def test_insightface_separates_identities(insightface_small, portraits, photo):
@@ -113,45 +83,6 @@ def test_detectors_share_networks(insightface_small, weights):
     )
 
 
-def write_constant_onnx(path, shape, answer, outputs=1):
-    """An ONNX file that gives `answer` for every image of `shape`."""
-    onnx = pytest.importorskip("onnx")
-    from onnx import TensorProto, helper, numpy_helper
-
-    answer = np.asarray(answer, dtype=np.float32)
-    nodes = [
-        helper.make_node("ReduceMean", ["data"], ["mean"], axes=[1, 2, 3], keepdims=0),
-        helper.make_node("Mul", ["mean", "zero"], ["none"]),
-        helper.make_node("Unsqueeze", ["none"], ["column"], axes=[1]),
-    ]
-    nodes += [helper.make_node("Add", ["column", "answer"], [f"out{n}"]) for n in range(outputs)]
-    graph = helper.make_graph(
-        nodes,
-        "constant",
-        [helper.make_tensor_value_info("data", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(f"out{n}", TensorProto.FLOAT, [1, len(answer)]) for n in range(outputs)],
-        [numpy_helper.from_array(np.zeros(1, np.float32), "zero"), numpy_helper.from_array(answer[None], "answer")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), path)
-    return path
-
-
-@pytest.fixture
-def buffalo_like_pack(tmp_path, weights):
-    """A folder shaped like buffalo_l: a real detector, a 3D landmark net of known answer, an identity net."""
-    pytest.importorskip("insightface")
-    folder = tmp_path / "buffalo"
-    folder.mkdir()
-    shutil.copy(weights("insightface_small") / "scrfd_500m_bnkps.onnx", folder / "det_10g.onnx")
-    circle = np.stack([np.cos(np.arange(68)), np.sin(np.arange(68)), np.zeros(68)], axis=1) * 0.5
-    answer = np.concatenate([np.full((1035, 3), 9.0), circle])
-    write_constant_onnx(folder / "1k3d68.onnx", ["None", 3, 192, 192], answer.ravel())
-    write_constant_onnx(folder / "2d106det.onnx", ["None", 3, 192, 192], np.zeros(212))
-    write_constant_onnx(folder / "genderage.onnx", ["None", 3, 96, 96], np.zeros(3))
-    write_constant_onnx(folder / "w600k_r50.onnx", [1, 3, 112, 112], np.arange(1, 513))
-    return folder
-
-
 def test_3d_landmarks_are_in_image_pixels(buffalo_like_pack, portraits):
     (face,) = Detector(InsightBackend(buffalo_like_pack, det_size=640), max_side=640).find(portraits["obama"])
     view = upright_view(face.box, face.landmarks_5, 192, 1.5)
@@ -159,11 +90,6 @@ def test_3d_landmarks_are_in_image_pixels(buffalo_like_pack, portraits):
     np.testing.assert_allclose(view(face.landmarks_68), expected, atol=1e-3)
     assert face.identity_model == "w600k_r50" and face.identity.shape == (512,)
     assert np.linalg.norm(face.identity) == pytest.approx(1, abs=1e-5)
-
-
-def test_fixed_batch_network_runs_per_face(buffalo_like_pack, portraits):
-    crops = torch.rand(3, 3, 112, 112)
-    assert OnnxIdentity(buffalo_like_pack / "w600k_r50.onnx").embed(list(crops)).shape == (3, 512)
 
 
 @pytest.mark.parametrize("degrees", [0, 40, 90, 180, -90])
@@ -186,16 +112,6 @@ def test_68_of_106_keep_outline_order():
     assert sorted([*insightface._OUTLINE, *insightface._INNER]) == sorted({*insightface._OUTLINE, *insightface._INNER})
 
 
-# --- incomplete and nested packs ----------------------------------------------------------------------------
-
-
-def write_nested_pack(root, weights, name="insightface_small"):
-    inner = root / name / name
-    shutil.copytree(weights("insightface_small"), inner, ignore=shutil.ignore_patterns(".*"))
-    (inner / "README.txt").write_text("kept")
-    return inner
-
-
 def test_nested_pack_of_the_catalogue_is_read_where_it_lies(tmp_path, weights, monkeypatch):
     pytest.importorskip("insightface")
     inner = write_nested_pack(tmp_path, weights)
@@ -214,211 +130,6 @@ def test_nested_pack_with_other_bytes_is_refused(tmp_path, weights, monkeypatch)
     monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
     with pytest.raises(ValueError, match=r"a file has other bytes\. Run `face2scene fetch insightface_small`"):
         pack_folder("insightface_small")
-
-
-def test_nested_folder_by_path_is_read(tmp_path, weights):
-    inner = write_nested_pack(tmp_path, weights, "mine")
-    assert pack_folder(tmp_path / "mine") == inner
-    assert (inner / "README.txt").exists()
-
-
-def test_partial_pack_lists_missing_files(tmp_path, weights, monkeypatch):
-    inner = write_nested_pack(tmp_path, weights)
-    (inner / "w600k_mbf.onnx").unlink()
-    monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
-    with pytest.raises(ValueError, match=r"w600k_mbf\.onnx missing.*face2scene fetch insightface_small"):
-        pack_folder("insightface_small")
-
-
-def test_missing_pack_names_fetch_command(tmp_path, monkeypatch):
-    monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
-    with pytest.raises(MissingWeights, match="face2scene fetch antelopev2"):
-        InsightBackend("antelopev2").search(np.zeros((64, 64, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"faces\.backend\.pack=buffalo_xxl is neither a folder nor"):
-        pack_folder("buffalo_xxl")
-
-
-def test_empty_or_ambiguous_pack_is_refused(buffalo_like_pack, tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty holds no \.onnx file: unpack"):
-        pack_folder(tmp_path / "empty")
-    shutil.copy(buffalo_like_pack / "w600k_r50.onnx", buffalo_like_pack / "glintr100.onnx")
-    with pytest.raises(ValueError, match=r"two networks for identity, glintr100\.onnx and w600k_r50\.onnx"):
-        open_pack(buffalo_like_pack)
-    (buffalo_like_pack / "glintr100.onnx").unlink()
-    (buffalo_like_pack / "det_10g.onnx").unlink()
-    with pytest.raises(ValueError, match=r"no network for detection \(it holds 1k3d68\.onnx, "):
-        open_pack(buffalo_like_pack)
-
-
-def test_replaced_network_is_reloaded(buffalo_like_pack):
-    path = buffalo_like_pack / "w600k_r50.onnx"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"w600k_r50\.onnx is not a readable network .*: replace it with a whole copy"):
-        open_pack(buffalo_like_pack)
-    path.write_bytes(whole)
-    assert open_pack(buffalo_like_pack).identity.name == "w600k_r50"
-
-
-def test_missing_provider_is_refused(weights):
-    pytest.importorskip("onnxruntime")
-    with pytest.raises(ValueError, match=r"ONNX Runtime has no NoSuchProvider here.*CPUExecutionProvider"):
-        OnnxIdentity("w600k_mbf", providers=["NoSuchProvider"]).embed([torch.zeros(3, 112, 112)])
-
-
-def test_invalid_identity_source_is_refused():
-    with pytest.raises(ValueError, match="photos_pyiqa_calibration is neither an ONNX file"):
-        OnnxIdentity("photos_pyiqa_calibration")
-
-
-# --- other identity networks for a backend ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("source", ["w600k_mbf", "sface"])
-def test_identity_network_can_be_replaced(source, portraits, weights):
-    pytest.importorskip("onnxruntime"), pytest.importorskip("dlib")
-    weights("yunet"), weights("dlib"), weights(source)
-    detector = Detector(WithIdentityNet(OpenBackend(), OnnxIdentity(source)))
-    (one,), (two,), (other,) = (detector.find(portraits[name]) for name in ("obama", "obama2", "biden"))
-    assert cosine(one, two) > detector.same_threshold > cosine(one, other)
-    assert one.landmarks_68.shape == (68, 2) and one.identity_model == detector.backend.identity_model
-    place = Face(one.box, one.score, one.landmarks_5)
-    assert detector.backend.describe(portraits["obama"], [place], identities=False)[0].identity is None
-
-
-def test_degenerate_face_has_no_identity(weights):
-    weights("w600k_mbf")
-    image = np.random.default_rng(0).uniform(size=(128, 128, 3)).astype(np.float32)
-    whole, broken = (
-        Face((30, 30, 90, 110), 1.0, UPRIGHT_POINTS),
-        Face((0, 0, 20, 20), 1.0, np.full((5, 2), 7.0)),
-    )
-    backend = FacexBackend(network="mobile0.25", landmarks=False, identity=OnnxIdentity())
-    faces = backend.describe(image, [broken, whole, broken], identities=True)
-    assert [face.identity is None for face in faces] == [True, False, True]
-    assert backend.describe(image, [], identities=True) == []
-
-
-# --- facexlib -----------------------------------------------------------------------------------------------
-
-
-def test_retinaface_agrees_with_scrfd(retinaface, insightface_small, portraits, photo):
-    for image in (*portraits.values(), photo):
-        (face,), (witness,) = retinaface.find(image), insightface_small.find(image)
-        assert np.linalg.norm(face.landmarks_5 - witness.landmarks_5, axis=1).mean() < 0.06 * face.size
-        assert cosine(face, witness) > 0.9  # one identity network, two alignments
-        assert face.landmarks_68 is None and face.pose is not None
-    assert retinaface.find(np.full((200, 200, 3), 0.5, np.float32)) == []
-
-
-def test_networks_are_loaded_once(retinaface, weights):
-    retinaface.backend.search(np.zeros((64, 64, 3), np.uint8))
-    opened = facexlib._network.cache_info().misses
-    FacexBackend(network="mobile0.25", score_threshold=0.5).search(np.zeros((64, 64, 3), np.uint8))
-    assert facexlib._network.cache_info().misses == opened
-
-
-def test_heatmap_peaks_at_quarter_cell():
-    maps = np.zeros((2, 2, 64, 64), np.float32)
-    maps[0, 0, 10, 20], maps[0, 0, 10, 21], maps[0, 0, 9, 20] = 1, 0.5, 0.5  # right and up
-    maps[0, 1, 63, 63] = 1  # where facexlib reads past the end
-    maps[1, 0, 0, 0] = 1
-    maps[1, 1, 30, 0], maps[1, 1, 31, 0] = 1, 0.5
-    expected = [[[20.75, 10.25], [63.5, 63.5]], [[0.5, 0.5], [0.5, 30.75]]]
-    np.testing.assert_allclose(peaks(maps), expected)
-
-
-class FixedMaps(torch.nn.Module):
-    """In place of the landmark network: heat maps with one peak for each point, whatever the input."""
-
-    def __init__(self, cells):
-        super().__init__()
-        self.cells, self.batches = cells, []
-
-    def forward(self, images):
-        self.batches.append(len(images))
-        maps = torch.zeros(len(images), 99, 64, 64)
-        for number, (x, y) in enumerate(self.cells):
-            maps[:, number, y, x] = 1
-        return [None, maps], None
-
-
-def test_98_landmarks_become_68(monkeypatch):
-    pytest.importorskip("facexlib")
-    cells = np.random.default_rng(0).integers(2, 62, (98, 2))
-    net = FixedMaps(cells)
-    monkeypatch.setattr(facexlib, "_opened", lambda *_: net)
-    places = [Face((20.0 + n, 30 + n, 100 + n, 120 + n), 0.9, UPRIGHT_POINTS + n) for n in range(10)]
-    image = np.zeros((160, 160, 3), np.float32)
-    faces = FacexBackend().describe(image, places, identities=False)
-    assert net.batches == [8, 2]
-    view = upright_view(places[3].box, places[3].landmarks_5, 256, 1.1)
-    seen = view(faces[3].landmarks_68)
-    middles = cells * 4 + 1.5  # of cells of four pixels
-    np.testing.assert_allclose(seen[[36, 39, 42, 45, 8, 30, 48]], middles[[60, 64, 68, 72, 16, 54, 76]], atol=1e-4)
-    np.testing.assert_allclose(seen[18], (middles[34] + middles[41]) / 2, atol=1e-4)
-
-
-def save_asset(folder, asset, file, state):
-    (folder / asset).mkdir()
-    torch.save(state, folder / asset / file)
-
-
-def test_landmark_and_identity_files_run(tmp_path, monkeypatch):
-    pytest.importorskip("facexlib")
-    from facexlib.alignment import FAN
-    from facexlib.recognition.arcface_arch import Backbone
-
-    monkeypatch.setattr(facexlib.catalogue, "folder", lambda name: tmp_path / name)
-    torch.manual_seed(0)
-    score = np.float64(0.1)  # what a training script leaves beside the weights
-    fan = FAN(num_modules=4, num_landmarks=98, device="cpu")
-    save_asset(tmp_path, *facexlib._FAN, {"state_dict": fan.state_dict(), "best": score})
-    save_asset(tmp_path, *facexlib._IR_SE50, Backbone(50, 0.6, "ir_se").state_dict())
-    image = np.random.default_rng(0).uniform(size=(160, 160, 3)).astype(np.float32)
-    faces = FacexBackend().describe(image, [Face((20, 30, 100, 120), 0.9, UPRIGHT_POINTS)], identities=True)
-    assert all(face.landmarks_68.shape == (68, 2) and np.isfinite(face.landmarks_68).all() for face in faces)
-    assert faces[0].identity.shape == (512,) and faces[0].identity_model == "facexlib_ir_se50"
-    assert np.linalg.norm(faces[0].identity) == pytest.approx(1, abs=1e-5)
-    crops = torch.rand(2, 3, 112, 112)
-    one_by_one = np.concatenate([IrSe50().embed([crop]) for crop in crops])
-    np.testing.assert_allclose(IrSe50().embed(list(crops)), one_by_one, atol=1e-4)
-    facexlib._network.cache_clear()  # 70 M parameters of no further use
-
-
-def test_identity_input_is_bgr(monkeypatch):
-    seen = []
-
-    def net(batch):
-        seen.append(batch)
-        return torch.ones(len(batch), 512)
-
-    monkeypatch.setattr(facexlib, "_opened", lambda *_: net)
-    crop = torch.tensor([1.0, 0.5, 0.0])[:, None, None].expand(3, 112, 112)
-    IrSe50().embed([crop, crop])
-    assert seen[0].shape == (2, 3, 112, 112) and seen[0][1, :, 5, 5].tolist() == [-1, 0, 1]
-
-
-def test_bad_weights_files_are_reported(tmp_path, weights, monkeypatch):
-    pytest.importorskip("facexlib")
-    good = weights("retinaface_mobile025") / "mobilenet0.25_Final.pth"
-    blank = np.zeros((64, 64, 3), np.uint8)
-    with monkeypatch.context() as patched:
-        patched.setattr(facexlib.catalogue, "folder", lambda name: tmp_path / name)
-        (tmp_path / "retinaface_resnet50").mkdir()
-        path = tmp_path / "retinaface_resnet50/detection_Resnet50_Final.pth"
-        shutil.copy(good, path)
-        with pytest.raises(ValueError, match=r"Resnet50_Final\.pth is not a readable network .*fetch retinaface_res"):
-            FacexBackend().search(blank)
-        path.write_bytes(good.read_bytes()[:5000])
-        with pytest.raises(ValueError, match=r"Resnet50_Final\.pth is not a readable network"):
-            FacexBackend().search(blank)
-    monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path / "nothing"))
-    with pytest.raises(MissingWeights, match="face2scene fetch retinaface_resnet50"):
-        FacexBackend().search(blank)
-    with pytest.raises(ValueError, match=r"faces\.backend\.network is 'vgg'"):
-        FacexBackend(network="vgg")
 
 
 def test_inverted_head_keeps_identity(insightface_small, portraits):

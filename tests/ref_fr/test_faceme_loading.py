@@ -16,20 +16,64 @@ from tiny_faceme import SDXL_UNET, SDXL_VAE, clip_layer, clip_text, text_config
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from face2scene.assets.catalogue import MissingWeights, WeightsError
-from face2scene.assets.convert import CONVERTERS
+from face2scene.assets.catalogue import MissingWeights
 from face2scene.eval.cost.complexity import SDXL
 from face2scene.ref_fr.base import FaceRestorationError
 from face2scene.ref_fr.faceme import id_encoder, loading
 from face2scene.ref_fr.faceme.id_encoder import IDEncoder, Mix, insert_tokens
 from face2scene.ref_fr.faceme.model import FaceMe
 from face2scene.ref_fr.faceme.references import Antelope
-from face2scene.ref_fr.faceme.tiny import SDXL_SCHEDULE, WholeImage, tiny_parts, tiny_unet
+from face2scene.ref_fr.faceme.tiny import SDXL_SCHEDULE, WholeImage, tiny_parts
 
 pytestmark = pytest.mark.usefixtures("faceme_parts_made_once")
 
 
 people, faces = tiny_faceme.people, tiny_faceme.faces  # fixtures
+
+
+def write_half_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], *, random: bool = False) -> None:
+    """A file of full size in half precision: random numbers, or holes, which take no room on the disk."""
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * int(np.prod(shape))
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        block = (np.random.default_rng(0).standard_normal(1 << 24) * 0.02).astype(np.float16)
+        for name, shape in shapes.items() if random else ():
+            count = int(np.prod(shape))
+            first = len(name) * 1009  # no two networks alike
+            file.write(np.resize(block[first:], count).tobytes())
+        file.truncate(8 + len(text) + offset)
+
+
+def write_released_folder(
+    folder: Path, kind: type, config: dict, change=lambda shapes: None, random: bool = False
+) -> int:
+    with torch.device("meta"):
+        network = kind.from_config(config)
+    shapes = {name: tuple(t.shape) for name, t in network.state_dict().items()}
+    count = sum(int(np.prod(shape)) for shape in shapes.values())
+    change(shapes)
+    write_half_safetensors(folder / "diffusion_pytorch_model.safetensors", shapes, random=random)
+    network.save_config(folder)
+    return count
+
+
+SDXL_TEXT_ENCODERS = {  # kind, width, inner, layers, heads, activation, projection
+    "text_encoder": (CLIPTextModel, 768, 3072, 12, 12, "quick_gelu", None),
+    "text_encoder_2": (CLIPTextModelWithProjection, 1280, 5120, 32, 20, "gelu", 1280),
+}
+
+
+def process_memory_gib(kind: str) -> float:
+    """GiB of this process: RssAnon now, or VmHWM, the most there ever was."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind)]
+    return int(line.split()[1]) / 2**20
 
 
 def test_id_encoder_has_released_shapes():
@@ -126,39 +170,6 @@ def test_partial_text_encoder_is_refused(tmp_path):
     assert "model.safetensors" in str(error.value)
 
 
-def write_half_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], *, random: bool = False) -> None:
-    """A file of full size in half precision: random numbers, or holes, which take no room on the disk."""
-    header, offset = {}, 0
-    for name, shape in shapes.items():
-        size = 2 * int(np.prod(shape))
-        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        block = (np.random.default_rng(0).standard_normal(1 << 24) * 0.02).astype(np.float16)
-        for name, shape in shapes.items() if random else ():
-            count = int(np.prod(shape))
-            first = len(name) * 1009  # no two networks alike
-            file.write(np.resize(block[first:], count).tobytes())
-        file.truncate(8 + len(text) + offset)
-
-
-def write_released_folder(
-    folder: Path, kind: type, config: dict, change=lambda shapes: None, random: bool = False
-) -> int:
-    with torch.device("meta"):
-        network = kind.from_config(config)
-    shapes = {name: tuple(t.shape) for name, t in network.state_dict().items()}
-    count = sum(int(np.prod(shape)) for shape in shapes.values())
-    change(shapes)
-    write_half_safetensors(folder / "diffusion_pytorch_model.safetensors", shapes, random=random)
-    network.save_config(folder)
-    return count
-
-
 @pytest.mark.parametrize(
     ("kind", "config", "millions"),
     [
@@ -172,12 +183,6 @@ def test_full_size_networks_are_accepted(tmp_path, kind, config, millions):
     loading.compare_headers(kind, tmp_path)
 
 
-SDXL_TEXT_ENCODERS = {  # kind, width, inner, layers, heads, activation, projection
-    "text_encoder": (CLIPTextModel, 768, 3072, 12, 12, "quick_gelu", None),
-    "text_encoder_2": (CLIPTextModelWithProjection, 1280, 5120, 32, 20, "gelu", 1280),
-}
-
-
 @pytest.mark.parametrize("name", SDXL_TEXT_ENCODERS)
 def test_full_size_text_encoders_are_accepted(tmp_path, name, monkeypatch):
     kind, width, inner, layers, heads, activation, projection = SDXL_TEXT_ENCODERS[name]
@@ -189,12 +194,6 @@ def test_full_size_text_encoders_are_accepted(tmp_path, name, monkeypatch):
     assert (
         sum(int(np.prod(s)) for s in shapes.values()) == {"text_encoder": 123060480, "text_encoder_2": 694659840}[name]
     )
-
-
-def process_memory_gib(kind: str) -> float:
-    """GiB of this process: RssAnon now, or VmHWM, the most there ever was."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind)]
-    return int(line.split()[1]) / 2**20
 
 
 @pytest.mark.slow
@@ -321,78 +320,6 @@ def test_mix_loads_from_half_precision(tmp_path):
     loaded = id_encoder.load_mix(tmp_path / "mix.safetensors", Mix())
     assert loaded(torch.randn(2, 2048), torch.randn(2, 512)).shape == (2, 2048)
     assert torch.equal(loaded.mlp1.fc1.weight, mix.mlp1.fc1.weight.half().float())
-
-
-def test_full_size_pickle_is_read(tmp_path):
-    with torch.device("meta"):
-        encoder = IDEncoder()
-    assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(305.3, abs=0.5)
-    # expanded from one number, so that the file is small for all shapes
-    tensors = {name: torch.zeros(1).expand(t.shape) for name, t in encoder.state_dict().items()}
-    extra = {"fuse_module.mlp1.fc1.weight": torch.zeros(1).expand(2048, 4096)}
-    extra["vision_model.embeddings.position_ids"] = torch.arange(257)[None]
-    path = tmp_path / "photomaker-v1.bin"
-    torch.save({"id_encoder": tensors | extra, "lora_weights": {}}, path)
-    read = id_encoder.read_photomaker(path)["id_encoder"]
-    kept = {n: t for n, t in read.items() if n not in extra}
-    assert {n: t.shape for n, t in kept.items()} == {n: t.shape for n, t in encoder.state_dict().items()}
-    with pytest.raises(ValueError, match=r"id_encoder.*missing \['visual_projection_2\.weight'\]"):
-        id_encoder.load_id_encoder({n: t for n, t in read.items() if "projection_2" not in n}, encoder, source=path)
-
-
-def test_conversion_keeps_tensors(tmp_path):
-    encoder = tiny_parts().id_encoder
-    lora = {"unet.mid_block.attentions.0.to_q_lora.up.weight": torch.randn(4, 2).t()}
-    torch.save({"id_encoder": encoder.state_dict(), "lora_weights": lora}, tmp_path / "photomaker-v1.bin")
-    before = id_encoder.read_photomaker(tmp_path / "photomaker-v1.bin")
-    CONVERTERS["photomaker"](tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["photomaker-v1.safetensors"]
-    after = id_encoder.read_photomaker(tmp_path / "photomaker-v1.safetensors")
-    for part in ("id_encoder", "lora_weights"):
-        assert before[part].keys() == after[part].keys()
-        assert all(torch.equal(before[part][name], after[part][name]) for name in before[part])
-    torch.save({"id_encoder": UnsafePickle()}, tmp_path / "photomaker-v1.bin")
-    with pytest.raises(WeightsError, match="refused"):
-        CONVERTERS["photomaker"](tmp_path)
-
-
-class UnsafePickle:
-    def __reduce__(self):
-        return (print, ("run",))
-
-
-def test_invalid_checkpoint_is_refused(tmp_path, capsys):
-    path = tmp_path / "photomaker-v1.bin"
-    torch.save({"id_encoder": UnsafePickle(), "lora_weights": {}}, path)
-    with pytest.raises(ValueError, match="not a whole checkpoint of tensors"):
-        id_encoder.read_photomaker(path)
-    assert "run" not in capsys.readouterr().out
-    torch.save({"id_encoder": {}}, path)
-    with pytest.raises(ValueError, match="lacks the part 'lora_weights'"):
-        id_encoder.read_photomaker(path)
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match="not a whole checkpoint"):
-        id_encoder.read_photomaker(path)
-    with pytest.raises(FileNotFoundError, match=r"ref_fr\.photomaker"):
-        id_encoder.read_photomaker(tmp_path / "nothing.bin")
-
-
-def test_lora_is_added_where_it_fits():
-    unet = tiny_unet()
-    place = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
-    down, up = torch.randn(2, 16), torch.randn(16, 2)
-    lora = {
-        f"unet.{place}.processor.to_{k}_lora.{s}.weight": t
-        for k in ("q", "out")
-        for s, t in (("down", down), ("up", up))
-    }
-    before = {k: unet.get_submodule(f"{place}.{k}").weight.clone() for k in ("to_q", "to_k", "to_out.0")}
-    assert id_encoder.apply_photomaker_lora(unet, lora, source="x") == 2
-    for name, weight in before.items():
-        expected = weight if name == "to_k" else weight + up @ down
-        torch.testing.assert_close(unet.get_submodule(f"{place}.{name}").weight, expected)
-    with pytest.raises(ValueError, match="half a pair"):
-        id_encoder.apply_photomaker_lora(unet, {f"unet.{place}.processor.to_q_lora.up.weight": up}, source="x")
 
 
 @pytest.mark.numerics

@@ -1,0 +1,138 @@
+"""Baseline methods."""
+
+import json
+
+import pytest
+import torch
+from baseline_inputs import BASELINES, read_record
+
+from face2scene.common.files import sha256_of
+from face2scene.common.reproducibility import REPOSITORY
+from face2scene.eval.baselines.adapter import Adapter, AdapterError
+from face2scene.eval.baselines.methods import Bicubic, RealESRGANx4, predict_folder
+from face2scene.eval.baselines.run import run_in_process
+from face2scene.image_io.arrays import read_tensor, resize, write_png
+from face2scene.inference.tasks import RestorationTask
+from face2scene.models.fadex.encoder import FaDeX
+
+
+def test_in_process_run_skips_unreadable_file(tmp_path, tasks):
+    bad = tmp_path / "lq/bad.png"
+    bad.write_bytes(b"no image")
+    inputs = {task.path.stem: task.path for task in [*tasks, RestorationTask(bad)]}
+    adapter = Adapter(title="Bicubic", kind="method", method=Bicubic())
+
+    def predict():
+        failed, seconds = predict_folder(adapter.method, inputs, tmp_path / "out")
+        return len(inputs) - len(failed), 0, failed, seconds
+
+    outcome = run_in_process(
+        adapter, [*tasks, RestorationTask(bad)], tmp_path / "out", predict, weights={"w": bad}, scale=1
+    )
+    assert read_record(tmp_path / "out")["weights_sha256"] == {"w": sha256_of(bad)}
+    assert list(outcome.missing) == ["bad"] and read_record(tmp_path / "out")["complete"] is False
+    assert torch.equal(read_tensor(tmp_path / "out/images/c.png"), read_tensor(tasks[2].path))
+    assert Bicubic()(torch.rand(3, 5, 6), 4).shape == (3, 20, 24)
+
+
+def test_in_process_run_checks_weights_options(tmp_path, tasks, run_baseline_script):
+    lq = f"input={tmp_path}/lq"
+    assert run_baseline_script("baseline=bicubic", lq)
+    write_png(tasks[0].path, 1 - read_tensor(tasks[0].path))
+    assert run_baseline_script("baseline=bicubic", lq)
+    assert torch.equal(read_tensor(tmp_path / "runs/baseline/x/images/a b.1.png"), read_tensor(tasks[0].path))
+
+    ours = ["baseline=face2scene", "name=ours", "limit=1", "faces=none", "ref_fr=none", lq]
+    ours += [f"restorer_weights={REPOSITORY}/checkpoints/tiny/restorer.safetensors"]
+    assert run_baseline_script(*ours)
+    kept = read_record(tmp_path / "runs/ours")
+    assert list(kept["weights_sha256"]) == ["restorer_weights", "fadex_weights"]
+    (launch,) = kept["launches"]
+    assert launch["device"] and launch["peak_memory_mib"] > 50 and launch["seconds_per_picture"] > 0
+    assert kept["ref_fr"] is None and kept["guidance"] is None and kept["options"]["colour"] == "wavelet"
+    with pytest.raises(ValueError, match=r"different: guidance"):
+        run_baseline_script(*ours, "guidance=1.5")
+    weights = tmp_path / "fadex.safetensors"
+    weights.write_bytes((REPOSITORY / "checkpoints/tiny/fadex.safetensors").read_bytes())
+    assert run_baseline_script(*ours, f"fadex_weights={weights}"), "the same bytes elsewhere"
+    network = FaDeX.from_file(weights)
+    with torch.no_grad():
+        next(network.parameters()).mul_(1.01)
+    network.save(weights)
+    with pytest.raises(ValueError, match=r"different: weights_sha256\.fadex_weights"):
+        run_baseline_script(*ours, f"fadex_weights={weights}")
+
+
+def test_record_holds_method_weights_hash(tmp_path, weights, baseline_script, run_baseline_script):
+    weights("real_esrgan_x4plus")
+    write_png(tmp_path / "tiny/x.png", torch.rand(3, 8, 8))
+    assert run_baseline_script("baseline=real_esrgan", f"input={tmp_path}/tiny")
+    kept = read_record(tmp_path / "runs/baseline/x")
+    assert len(kept["weights_sha256"]["asset:real_esrgan_x4plus"]) == 64
+    assert kept["method_options"]["tile"] == 192
+    with pytest.raises(ValueError, match=r"different: method_options\.tile"):
+        run_baseline_script("baseline=real_esrgan", "baseline.method.tile=64", f"input={tmp_path}/tiny")
+
+
+def test_real_esrgan_tiled_matches_whole(weights):
+    weights("real_esrgan_x4plus")
+    method = RealESRGANx4(tile=24, overlap=8, device="cpu")
+    method.network.body = torch.nn.Sequential(*method.network.body[:1])  # one of 23 blocks: the seams are the same
+    torch.manual_seed(0)
+    image = resize(torch.rand(3, 8, 10), (30, 40))
+    tiled = method(image, 4)
+    whole = RealESRGANx4(device="cpu")
+    whole.network = method.network
+    difference = (tiled - whole(image, 4)).abs()
+    assert tiled.shape == (3, 120, 160) and difference.mean() < 5e-3 and difference.max() < 0.1, difference.max()
+    assert method(image, 1).shape == (3, 30, 40)
+    with pytest.raises(ValueError, match="enlarges by 4 or"):
+        method(image, 2)
+
+
+@pytest.mark.slow
+def test_real_esrgan_sharpens_photo(weights, photo, tmp_path):
+    weights("real_esrgan_x4plus")
+    gt = torch.from_numpy(photo.copy()).permute(2, 0, 1)[:, 64:256, 160:352]
+    small = resize(gt, (48, 48))
+    made = RealESRGANx4(device="cpu")(small, 4)
+    enlarged = Bicubic()(small, 4)
+    detail = [(p[..., 1:] - p[..., :-1]).abs().mean() for p in (gt, made, enlarged)]
+    assert detail[1] > 1.1 * detail[2], detail
+    assert (made - gt).square().mean() < 0.02
+
+
+def test_script_flags_become_overrides(baseline_script):
+    for words in (["x", "--import-only", "F", "a=1", "--dry-run"], ["x", "--import-only=F", "a=1", "--dry-run"]):
+        assert baseline_script.with_overrides(words) == ["x", "import_only=F", "a=1", "dry_run=true"]
+    for words in (["x", "--import-only"], ["x", "--import-only="], ["x", "--import-only", "--dry-run"]):
+        with pytest.raises(SystemExit, match="takes the folder"):
+            baseline_script.with_overrides(words)
+
+
+def test_script_list_dry_run_import_score(tmp_path, tasks, capsys, baseline_script, run_baseline_script):
+    lines = baseline_script.listing().splitlines()
+    assert len(lines) >= len(BASELINES) and any(line.startswith("supir ") and "missing" in line for line in lines)
+
+    def run(*overrides: str) -> bool:
+        return run_baseline_script(f"input={tmp_path}/lq", f"gt={tmp_path}/truth", *overrides)
+
+    assert run("baseline=sinsr", "dry_run=true", "baseline.python=no-such-python")
+    assert "environment: no-such-python" in capsys.readouterr().out
+    assert run("baseline=sinsr", "dry_run=true")
+    out = capsys.readouterr().out
+    assert "missing  weights" in out and "--one_step" in out and "# 3 images" in out and "note     After" in out
+    write_png(tmp_path / "lone/face.png", torch.rand(3, 64, 64))
+    assert run_baseline_script("baseline=faceme", "dry_run=true", f"input={tmp_path}/lone")
+    out = capsys.readouterr().out
+    assert "missing  input: FaceMe needs references" in out and "does not fix its result" in out
+    assert "infer.py" in out, "what is missing of the input hides neither the command nor what else is missing"
+    assert not (tmp_path / "runs").exists()
+    assert run("baseline=bicubic")
+    assert "3 images made" in capsys.readouterr().out
+    assert json.loads((tmp_path / "runs/baseline/x/scores.json").read_text())["complete"]
+    with pytest.raises(AdapterError, match="SUPIR cannot be started here"):
+        run("baseline=supir")
+    write_png(tmp_path / "some/a b.1.png", read_tensor(tasks[0].path))
+    assert not run(f"import_only={tmp_path}/some", "name=imported")
+    assert json.loads((tmp_path / "runs/imported/scores.json").read_text())["complete"] is False
