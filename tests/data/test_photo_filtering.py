@@ -10,7 +10,7 @@ from PIL import Image
 
 from face2scene.common.types import Face
 from face2scene.data.building.build import BuildError
-from face2scene.data.building.filters import FaceSize, HasFace, InFocus, Quality, Resolution, Sharp
+from face2scene.data.building.filters import FaceSize, HasFace, InFocus, Persons, Quality, Resolution, Sharp, Tagged
 from face2scene.data.building.finalize import FinalizePlan, Selection
 from face2scene.data.building.identity_clusters import Grouping
 from face2scene.data.records import read_manifest
@@ -140,18 +140,13 @@ def test_stages_run_in_order(tmp_path):
             candidate.measured["green"] = float(candidate.photo[..., 1].mean())
             return "too green" if candidate.measured["green"] > 0.5 else ""
 
-    class Tagger:
-        name, thresholds = "tags", {}
-
-        def __call__(self, candidate):
-            candidate.prompt = "A photo of a person, a red wall, noon."
-            return ""
-
     photos = tmp_path / "photos"
     photo(photos / "ann.png"), photo(photos / "ben.png", "ben")
     photo(photos / "small.png", size=(20, 20))
     Image.new("RGB", (80, 80), "grey").save(photos / "nobody.png")
-    stages = [Resolution(32), HasFace(), Vetoes(), Tagger()]
+    tags = Tagged(lambda image: ["a red wall", "noon"])
+    persons = Persons(lambda image: [(0, 0, image.shape[1], image.shape[0] * 0.9)], min_share=0.5)
+    stages = [Resolution(32), HasFace(), persons, Vetoes(), tags]
     source = Photos(photos, ColourFaces(), stages=stages, **OPTIONS)
     built(tmp_path / "set", source, plan=FinalizePlan(report=True, thresholds={"green": 0.5}, stages=("face", "veto")))
     assert {name: stage for name, (stage, _) in reasons(tmp_path / "set").items()} == {

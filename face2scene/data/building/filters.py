@@ -1,15 +1,16 @@
 """The stages of the real-photo filter (supplement, figure 3): 1 face detection, 2 face quality, 3 image quality.
 
 No threshold of the paper is public; all numbers are settings and ours. The configuration lists the stages; any
-`photo_filtering.FilterStage` can be one, such as a person detector, or a tagger that sets `Candidate.prompt`.
+`photo_filtering.FilterStage` can be one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
+from face2scene.common.types import Box
 from face2scene.data.building.build import BuildError, largest
 from face2scene.data.building.photo_filtering import Candidate, Scorer, StageContext
 from face2scene.data.building.sharpness import edge_blur, laplacian_variance
@@ -160,6 +161,43 @@ class Quality:
             if value < limits.get("min", value) or value > limits.get("max", value):
                 wanted = ", ".join(f"{key} {limit:g}" for key, limit in limits.items())
                 return f"low quality by {name}: {value:.3f}, wanted {wanted}"
+        return ""
+
+
+@dataclass
+class Persons:
+    """A person detector as a stage: the person with the largest face is large enough."""
+
+    find: Callable[[np.ndarray], Sequence[Box]]  # photo (H, W, 3) in [0, 1] to person boxes, such as a wrapped YOLO
+    min_share: float = 0.0  # smallest share of the photo's area that the person takes
+    name: ClassVar = "person"
+    thresholds = property(lambda self: {"person_share": self.min_share})
+
+    def __call__(self, candidate: Candidate) -> str:
+        x0, y0, x1, y1 = candidate.face.box
+        middle = (x0 + x1) / 2, (y0 + y1) / 2
+        around = [b for b in self.find(candidate.photo) if b[0] <= middle[0] <= b[2] and b[1] <= middle[1] <= b[3]]
+        if not around:
+            return "no person around the face"
+        height, width = candidate.photo.shape[:2]
+        share = max((b[2] - b[0]) * (b[3] - b[1]) for b in around) / (width * height)
+        candidate.measured["person_share"] = share
+        small = share < self.min_share
+        return f"person too small: {share:.3f} of the photo, under {self.min_share:g}" if small else ""
+
+
+@dataclass
+class Tagged:
+    """A tagger as a stage: its tags become the prompt. It leaves nothing out."""
+
+    tags: Callable[[np.ndarray], Sequence[str]]  # image (H, W, 3) in [0, 1] to words, most certain first, such as RAM
+    max_tags: int = 12
+    name: ClassVar = "tags"
+    thresholds: ClassVar = {}
+
+    def __call__(self, candidate: Candidate) -> str:
+        words = list(self.tags(candidate.image))[: self.max_tags]
+        candidate.prompt = f"A photo of a person, {', '.join(words)}." if words else None
         return ""
 
 
