@@ -52,35 +52,23 @@ class Backend(Protocol):
 
 @dataclass(eq=False)
 class Detector:
-    """Detects and describes faces.
+    """Detects and describes faces."""
 
-    Args:
-        backend: the networks; None finds no face in anything.
-        max_side: longer side in pixels of the largest image that the backend sees. A larger photo is reduced to it
-            once, so its small faces need more (a 12-megapixel photo at 1024: faces from 40 pixels).
-        min_face: smallest longer side of a face in pixels of the image (our setting: FaDeX needs 16).
-        landmarks: also find 68 landmarks (needed for identities).
-        identities: also compute identity vectors.
-        same_threshold: None is the backend's own.
-        min_score: lowest score after the second look; the backend's own threshold may then be lower.
-        retry_score: the same for faces that only a retry finds.
-        rotations: degrees by which the image is turned and searched, of 0, 90, 180 and 270.
-        retries: what to try, in order, where the first search found nothing, until something is found: see `RETRIES`.
-        second_look: search uncertain and tilted faces again, alone and upright. Detectors find many upside-down and
-            tilted heads, but give them the landmarks of upright ones.
-    """
-
-    backend: Backend | None
+    backend: Backend | None  # the networks; None finds no face in anything
     _: KW_ONLY
+    # Longer side in pixels of the largest image that the backend sees. A larger photo is reduced to it once, so its
+    # small faces need more (a 12-megapixel photo at 1024: faces from 40 pixels).
     max_side: int = 1024
-    min_face: int = 16
-    landmarks: bool = True
-    identities: bool = True
-    same_threshold: float | None = None
-    min_score: float = 0.0
-    retry_score: float = 0.82
-    rotations: Sequence[int] = (0,)
+    min_face: int = 16  # smallest longer side of a face in pixels of the image (our setting: FaDeX needs 16)
+    landmarks: bool = True  # also find 68 landmarks (needed for identities)
+    identities: bool = True  # also compute identity vectors
+    same_threshold: float | None = None  # None is the backend's own
+    min_score: float = 0.0  # lowest score after the second look; the backend's own threshold may then be lower
+    retry_score: float = 0.82  # the same for faces that only a retry finds
+    rotations: Sequence[int] = (0,)  # degrees by which the image is turned and searched, of 0, 90, 180 and 270
+    # What to try, in order, where the first search found nothing, until something is found: see `RETRIES`.
     retries: Sequence[str] = ("padded", "turned", "brightened")
+    # Search uncertain and tilted faces again, alone and upright: else tilted heads have the landmarks of upright ones.
     second_look: bool = True
 
     def __post_init__(self) -> None:

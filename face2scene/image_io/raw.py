@@ -33,43 +33,27 @@ class RawError(ValueError):
 
 @dataclass(frozen=True)
 class Development:
-    """How a RAW file becomes an image; LibRaw's postprocessing. Defaults are what `photos.read_photo` does.
+    """How a RAW file becomes an image; LibRaw's postprocessing. Defaults are what `photos.read_photo` does."""
 
-    Args:
-        white_balance: `camera` (as shot), `auto`, `daylight`, or four multipliers for R, G, B, G.
-        demosaic: LibRaw's algorithm; None is its default, AHD. Some are not in every build.
-        half_size: one pixel of every 2 x 2, without demosaicing.
-        gamma: power and slope at zero; (2.4, 12.92) is sRGB's, (2.222, 4.5) BT.709, (1, 1) linear.
-        auto_bright: stretch the histogram until `auto_bright_clipped` of the pixels are white; brightness then follows
-            the content.
-        brightness: factor on everything.
-        exposure_shift: linear factor before demosaicing, 0.25 to 8; None leaves it out.
-        highlights: `clip`, `ignore`, `blend` or `reconstruct`.
-        colour: of the output; images of a set are sRGB.
-        output_bps: 8 or 16 bits.
-        noise_threshold: wavelet denoising; None is none. LibRaw 0.22 aborts with it on a file of 160 pixels a side; see
-            `develop_apart`.
-        median_passes: of a median filter on colour differences.
-        black, white: levels; None takes the file's.
-        flip: quarter turns of LibRaw (0, 3, 5, 6); None follows the camera.
-    """
-
-    white_balance: Any = "camera"
-    demosaic: str | None = None
-    half_size: bool = False
+    white_balance: Any = "camera"  # `camera` (as shot), `auto`, `daylight`, or four multipliers for R, G, B, G
+    demosaic: str | None = None  # LibRaw's algorithm; None is its default, AHD. Some are not in every build
+    half_size: bool = False  # one pixel of every 2 x 2, without demosaicing
+    # Power and slope at zero; (2.4, 12.92) is sRGB's, (2.222, 4.5) BT.709, (1, 1) linear.
     gamma: tuple[float, float] = (2.4, 12.92)
+    # Stretch the histogram until `auto_bright_clipped` of the pixels are white; brightness then follows the content.
     auto_bright: bool = False
     auto_bright_clipped: float = 0.01
-    brightness: float = 1.0
-    exposure_shift: float | None = None
-    highlights: str = "clip"
-    colour: str = "sRGB"
-    output_bps: int = 16
+    brightness: float = 1.0  # factor on everything
+    exposure_shift: float | None = None  # linear factor before demosaicing, 0.25 to 8; None leaves it out
+    highlights: str = "clip"  # `clip`, `ignore`, `blend` or `reconstruct`
+    colour: str = "sRGB"  # of the output; images of a set are sRGB
+    output_bps: int = 16  # 8 or 16 bits
+    # Wavelet denoising; None is none. LibRaw 0.22 aborts with it on a file of 160 pixels a side: see `develop_apart`.
     noise_threshold: float | None = None
-    median_passes: int = 0
-    black: int | None = None
+    median_passes: int = 0  # of a median filter on colour differences
+    black: int | None = None  # black and white level; None takes the file's
     white: int | None = None
-    flip: int | None = None
+    flip: int | None = None  # quarter turns of LibRaw (0, 3, 5, 6); None follows the camera
 
     def __post_init__(self) -> None:
         if not isinstance(self.white_balance, str):

@@ -68,29 +68,22 @@ class BatchResult:
 class Settings:
     """Options of `restore_folder` that determine its output.
 
-    Args:
-        tokens_from: `own` is the method; as ablations, `other` takes the tokens of another image of the list and `null`
-            the learned null tokens.
-        guidance: of classifier-free guidance; several share all but the VAE's decoder; None is the restorer's own.
-        token_counts: several numbers of tokens, the first so many of each image's own; they share Stage I and FaDeX.
-        scale: enlarge before restoring (bicubic); 1 keeps the size.
-        file_format: one of `image_io.photos.FORMATS`, or `same` for the input's own where it can be written, else PNG.
-        burst_seconds: an image without a usable face takes the mean tokens of images with one that the same camera
-            took within so many seconds; 0 disables it.
-        max_pixels: a larger image is rejected before it is decoded.
-
     Raises:
         ValueError: an option out of range.
     """
 
+    # `own` is the method; as ablations, `other` takes the tokens of another image of the list, `null` the null tokens.
     tokens_from: str = "own"
     seed: int = 0
+    # Of classifier-free guidance; several share all but the VAE's decoder; None is the restorer's own.
     guidance: float | Sequence[float] | None = None
-    token_counts: Sequence[int] = ()
-    scale: float = 1.0
-    file_format: str = "png"
+    token_counts: Sequence[int] = ()  # several numbers of tokens, the first so many; they share Stage I and FaDeX
+    scale: float = 1.0  # enlarge before restoring (bicubic); 1 keeps the size
+    file_format: str = "png"  # one of `photos.FORMATS`, or `same` as the input's where it can be written, else PNG
+    # An image without a usable face takes the mean tokens of images with one that the same camera took within so many
+    # seconds; 0 disables it.
     burst_seconds: float = 0.0
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = MAX_PIXELS  # a larger image is rejected before it is decoded
 
     def __post_init__(self) -> None:
         if self.tokens_from not in ("own", "other", "null"):

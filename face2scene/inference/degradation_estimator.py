@@ -43,34 +43,22 @@ def no_progress(stage: str, done: int, total: int) -> None:
 class PipelineOptions:
     """Options of the pipeline; `save_pretrained` stores them beside the weights.
 
-    Args:
-        token_aggregation: whose tokens (ours): of the `largest` usable face, the `mean` of all faces weighted by area,
-            or for every tile those of the `nearest` face, so that the restoration varies over the image.
-        fallback: where no face can be used: the learned `null` tokens, or a `blind` estimate (see `_estimate_blind`).
-        colour: alignment with the input: `none`, `wavelet` or `adain` (not public; see `image_io.arrays.align_colour`).
-        tile: pixels; a larger image is restored in tiles. `auto` chooses by the free memory, None never tiles.
-        overlap: of the tiles, pixels.
-        statistics: of normalisation over tiles, `shared` or `tile`; see `models.restorer.tiling`.
-        max_face_size: pixels; a larger face is cropped to its centre at its native scale (ours: attention over a whole
-            close-up costs more than it gains).
-        max_faces: of one scene, the largest first (ours).
-        max_tokens: keep the first so many tokens, coarse to fine (an ablation of ours); None keeps all.
-        identity_tolerance: how far below the detector's threshold the similarity of a degraded or restored face to its
-            person may lie (ours).
-
     Raises:
         ValueError: unknown token_aggregation, fallback or colour.
     """
 
+    # Whose tokens (ours): of the `largest` usable face, the `mean` of all faces weighted by area, or for every tile
+    # those of the `nearest` face, so that the restoration varies over the image.
     token_aggregation: str = "largest"
-    fallback: str = "null"
-    colour: str = "none"
-    tile: int | str | None = 512
-    overlap: int = 64
-    statistics: str = "shared"
-    max_face_size: int = 256
-    max_faces: int = 8
-    max_tokens: int | None = None
+    fallback: str = "null"  # without a usable face: learned `null` tokens, or a `blind` estimate (`_estimate_blind`)
+    colour: str = "none"  # alignment with the input: `none`, `wavelet`, `adain` (not public; `arrays.align_colour`)
+    tile: int | str | None = 512  # pixels; larger images go in tiles. `auto`: by the free memory; None: never
+    overlap: int = 64  # of the tiles, pixels
+    statistics: str = "shared"  # of normalisation over tiles, `shared` or `tile`; see `models.restorer.tiling`
+    max_face_size: int = 256  # pixels; of a larger face the centre is used at its native scale (ours: attention's cost)
+    max_faces: int = 8  # of one scene, the largest first (ours)
+    max_tokens: int | None = None  # the first so many tokens, coarse to fine (an ablation of ours); None keeps all
+    # How far below the detector's threshold the similarity of a degraded or restored face to its person may lie (ours).
     identity_tolerance: float = 0.05
 
     def __post_init__(self) -> None:

@@ -37,22 +37,15 @@ _MAX_OVERFLOWS = 30  # in a row
 class Phase:
     """One backward pass and one optimizer step on one set of weights.
 
-    Args:
-        name: prefix of its losses in the logs.
-        model: holds the weights; after preparation it is the wrapped one, and `losses` must call that.
-        optimizer: over the weights of `model` that require gradients.
-        losses: batch to weighted terms (scalars); their sum is minimised.
-        shards: its model is sharded over the processes under FSDP; other models are replicated.
-
     Raises:
         ValueError: no weight requires gradients.
     """
 
-    name: str
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    losses: Callable[[Any], dict[str, Tensor]]
-    shards: bool = False
+    name: str  # prefix of its losses in the logs
+    model: nn.Module  # holds the weights; after preparation it is the wrapped one, and `losses` must call that
+    optimizer: torch.optim.Optimizer  # over the weights of `model` that require gradients
+    losses: Callable[[Any], dict[str, Tensor]]  # batch to weighted terms (scalars); their sum is minimised
+    shards: bool = False  # its model is sharded over the processes under FSDP; other models are replicated
     weights: list[nn.Parameter] = field(init=False)
     overflows: int = field(init=False, default=0)  # fp16 steps skipped in a row
 

@@ -10,31 +10,20 @@ from typing import Any
 class Schedule:
     """Settings of the loop, in optimizer steps.
 
-    Args:
-        steps: length of the training.
-        warmup: steps of linear growth of every learning rate.
-        decay: `constant`, or `cosine` down to a hundredth at the end.
-        validate_every, save_every: 0 means only at the end.
-        keep_states: how many of the newest states stay on disk.
-        max_norm: gradients of each phase are clipped to this norm.
-        best: a validation metric; whenever it improves, the weights are also exported to weights/best. Empty exports
-            the last weights only.
-        best_is: `lowest` or `highest`.
-
     Raises:
         ValueError: a setting out of range.
     """
 
-    steps: int
-    warmup: int = 0
-    decay: str = "constant"
+    steps: int  # length of the training
+    warmup: int = 0  # steps of linear growth of every learning rate
+    decay: str = "constant"  # or `cosine`, down to a hundredth at the end
     log_every: int = 10
-    validate_every: int = 0
+    validate_every: int = 0  # 0: only at the end, as for `save_every`
     save_every: int = 0
-    keep_states: int = 2
-    max_norm: float = 1.0
-    best: str = ""
-    best_is: str = "lowest"
+    keep_states: int = 2  # how many of the newest states stay on disk
+    max_norm: float = 1.0  # gradients of each phase are clipped to this norm
+    best: str = ""  # a validation metric; whenever it improves, the weights are also exported to weights/best
+    best_is: str = "lowest"  # or `highest`
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.log_every < 1 or self.keep_states < 1:

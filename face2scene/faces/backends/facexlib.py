@@ -51,20 +51,12 @@ class IrSe50:
 
 @dataclass(eq=False, kw_only=True)
 class FacexBackend:
-    """The networks of facexlib; see `faces.detect.Backend`.
+    """The networks of facexlib; see `faces.detect.Backend`."""
 
-    Args:
-        network: RetinaFace's backbone, `resnet50` (facexlib's default) or `mobile0.25`.
-        landmarks: also find 68 landmarks. Without, `Face.landmarks_68` is None and the pose comes from five points.
-        identity: any identity network; None is `IrSe50` on the same device.
-        score_threshold: lowest detector score, 0 to 1 (facexlib's: 0.8).
-        device: of torch.
-    """
-
-    network: str = "resnet50"
-    landmarks: bool = True
-    identity: IdentityNet | None = None
-    score_threshold: float = 0.8
+    network: str = "resnet50"  # RetinaFace's backbone: facexlib's default, or `mobile0.25`
+    landmarks: bool = True  # else `Face.landmarks_68` is None and the pose comes from five points
+    identity: IdentityNet | None = None  # None is `IrSe50` on the same device
+    score_threshold: float = 0.8  # lowest detector score, 0 to 1 (facexlib's)
     device: str = "cpu"
 
     def __post_init__(self) -> None:
