@@ -166,9 +166,9 @@ def apply_batch(
         raise ValueError(f"A batch is a tensor (B, 3, H, W) with B recipes, got {got} and {len(recipes)} recipes.")
     options = {"keep_size": keep_size, "gradients": gradients}
     degraded = [recipe.apply(image, **options) for recipe, image in zip(recipes, images, strict=True)]
-    sizes = {tuple(image.shape[-2:]) for image in degraded}
+    sizes = dict.fromkeys(str(tuple(image.shape[-2:])) for image in degraded)
     if len(sizes) > 1:
-        raise ValueError(f"The recipes of one batch make images of {sizes} pixels: apply them one by one.")
+        raise ValueError(f"The recipes of one batch make images of {' and '.join(sizes)} pixels: apply them one by one.")
     return torch.stack(degraded) if degraded else images.clone()
 
 

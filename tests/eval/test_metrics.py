@@ -155,7 +155,7 @@ WITHOUT_WEIGHTS = {"psnr", "psnr_y", "ssim", "ssim_y"}
 
 def test_metric_identity_follows_weights_hash(tmp_path, monkeypatch):
     monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: str(tmp_path / name / file))
+    monkeypatch.setattr(pyiqa_backend, "try_to_load_from_cache", lambda name, file: str(tmp_path / name / file))
     for name, asset in catalogue().items():
         if name in METRICS["id"].assets:
             write_json(tmp_path / name / MARKER, {"fingerprint": asset.fingerprint, "files": {f"{name}.bin": "1" * 64}})
