@@ -168,7 +168,7 @@ def apply_batch(
     degraded = [recipe.apply(image, **options) for recipe, image in zip(recipes, images, strict=True)]
     sizes = dict.fromkeys(str(tuple(image.shape[-2:])) for image in degraded)
     if len(sizes) > 1:
-        raise ValueError(f"The recipes of one batch make images of {' and '.join(sizes)} pixels: apply them one by one.")
+        raise ValueError(f"The recipes of a batch make images of {' and '.join(sizes)} pixels: apply them one by one.")
     return torch.stack(degraded) if degraded else images.clone()
 
 
