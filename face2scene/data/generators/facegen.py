@@ -36,7 +36,8 @@ class FaceGenerator:
     @cached_property
     def _networks(self):
         core = import_optional("openvino", "quickstart", why="The face generator").Core()
-        settings = {"INFERENCE_NUM_THREADS": self.threads} if self.threads else {}
+        settings = {"INFERENCE_PRECISION_HINT": "f32"}  # else bfloat16 where a processor has it, and other images
+        settings |= {"INFERENCE_NUM_THREADS": self.threads} if self.threads else {}
         return [
             core.compile_model(self.folder / f"{name}Network.xml", "CPU", settings) for name in ("Mapping", "Synthesis")
         ]
