@@ -313,10 +313,10 @@ def test_facegen_output_is_stable():
     assert make_image.shape == (1024, 1024, 3)
     blocks = make_image.reshape(4, 256, 4, 256, 3).mean((1, 3, 4)).round(1)
     expected = [
-        [49.5, 93.9, 87.5, 115.0],
-        [59.8, 144.4, 169.6, 98.9],
-        [60.1, 139.3, 169.5, 94.1],
-        [128.2, 115.7, 144.8, 111.6],
+        [50.3, 93.4, 87.0, 114.6],
+        [59.8, 144.7, 169.7, 98.6],
+        [60.4, 139.4, 169.6, 93.9],
+        [128.4, 115.7, 144.7, 111.3],
     ]
     assert np.abs(blocks - np.array(expected)).max() < 0.2  # float32 on every processor; values are rounded to 0.1
 
