@@ -161,7 +161,7 @@ def test_shared_projector_serves_all_scales():
 )
 def test_unknown_option_names_choices(options):
     ((name, value),) = options.items()
-    with pytest.raises(ValueError, match=rf"mapnet\.{name} must be \w+ or \w+, not '{value}'"):
+    with pytest.raises(ValueError, match=rf"mapnet\.{name} must be one of \w+, \w+, not '{value}'"):
         small_mapnet(**options)
 
 
