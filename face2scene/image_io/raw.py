@@ -4,7 +4,7 @@ ExifRead reads the settings that LibRaw does not give, such as the camera's name
 """
 
 import importlib.util
-import pickle
+import json
 import signal
 import subprocess
 import sys
@@ -146,26 +146,27 @@ def develop_apart(path: str | Path, how: Development = _AS_SHOT, *, timeout_s: f
         RawError: as `develop`, and where the process was ended or took longer than `timeout_s`.
     """
     command = [sys.executable, "-c", "from face2scene.image_io import raw; raw._develop_for_parent()"]
-    order = pickle.dumps((path, how))
+    order = json.dumps({"path": str(path), "how": how.as_record()}).encode()
     try:
         done = subprocess.run(command, input=order, capture_output=True, check=False, timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
         raise RawError(f"{path} was not developed within {timeout_s:g} s.") from error
     if done.returncode < 0:
         raise RawError(f"{path} ended LibRaw with signal {signal.Signals(-done.returncode).name}.")
-    answer = pickle.loads(done.stdout) if done.stdout else done.stderr[-300:].decode(errors="replace")
-    if isinstance(answer, Developed):
-        return answer
-    raise RawError(answer)
+    head, _, pixels = done.stdout.partition(b"\n")  # data only: the child has read an unchecked file
+    answer = json.loads(head) if head else {"error": done.stderr[-300:].decode(errors="replace")}
+    if "error" in answer:
+        raise RawError(answer["error"])
+    return Developed(np.frombuffer(bytearray(pixels), np.float32).reshape(answer["shape"]), answer["facts"])
 
 
 def _develop_for_parent() -> None:
-    answer: Developed | str
     try:
-        answer = develop(*pickle.load(sys.stdin.buffer))
+        order = json.load(sys.stdin)
+        image, facts = vars(develop(order["path"], Development(**order["how"]))).values()
+        sys.stdout.buffer.write(json.dumps({"facts": facts, "shape": image.shape}).encode() + b"\n" + image.tobytes())
     except (RawError, ModuleNotFoundError) as error:
-        answer = str(error)
-    pickle.dump(answer, sys.stdout.buffer)
+        print(json.dumps({"error": str(error)}))
 
 
 def _facts(path: Path, raw: Any) -> dict[str, Any]:
