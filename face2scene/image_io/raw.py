@@ -154,7 +154,7 @@ def develop_apart(path: str | Path, how: Development = _AS_SHOT, *, timeout_s: f
     if done.returncode < 0:
         raise RawError(f"{path} ended LibRaw with signal {signal.Signals(-done.returncode).name}.")
     head, _, pixels = done.stdout.partition(b"\n")  # data only: the child has read an unchecked file
-    answer = json.loads(head) if head else {"error": done.stderr[-300:].decode(errors="replace")}
+    answer: dict[str, Any] = json.loads(head) if head else {"error": done.stderr[-300:].decode(errors="replace")}
     if "error" in answer:
         raise RawError(answer["error"])
     return Developed(np.frombuffer(bytearray(pixels), np.float32).reshape(answer["shape"]), answer["facts"])
