@@ -107,9 +107,21 @@ def photo_files(tmp_path) -> list[Path]:
 
 
 @pytest.fixture
+def face_files(tmp_path) -> list[Path]:
+    """Six images of noise, 44 x 40 pixels, one for each identity of a small FaDeX training."""
+    from face2scene.image_io.arrays import write_png
+
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for path in paths:
+        write_png(path, rng.random((40, 44, 3), dtype=np.float32))
+    return paths
+
+
+@pytest.fixture
 def no_accelerator_of_another_test():
     """For tests that train in this process."""
-    from accelerate_state import forget_processes
+    from accelerate_processes import forget_processes
 
     forget_processes()
     yield

@@ -2,21 +2,17 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
+from composed_configs import CONFIGS, compose_config, unknown_arguments
+from hydra.utils import instantiate
 
-from face2scene.common.reproducibility import REPOSITORY
 from face2scene.inference.degradation_estimator import PipelineOptions
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.s3diff.model import S3Diff
 from face2scene.train.loop import Schedule
 
-CONFIGS = REPOSITORY / "configs"
 ROOTS = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "base")
 GROUPS = [
     "data",
@@ -32,33 +28,6 @@ GROUPS = [
     "tracker",
 ]
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
-
-
-def compose_config(root: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose(root, list(overrides))
-
-
-def iter_targets(node: object, path: str = "") -> Iterator[tuple[str, dict]]:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield path, node
-        for key, value in node.items():
-            yield from iter_targets(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for number, value in enumerate(node):
-            yield from iter_targets(value, f"{path}[{number}]")
-
-
-def unknown_arguments(config: DictConfig) -> list[str]:
-    plain = OmegaConf.to_container(config, resolve=True)
-    complaints = []
-    for path, node in iter_targets(plain):
-        accepted = inspect.signature(get_object(node["_target_"])).parameters
-        given = {key for key in node if not key.startswith("_")}
-        if given - accepted.keys() and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-            complaints.append(f"{path}: {node['_target_']} has no {sorted(given - accepted.keys())}")
-    return complaints
 
 
 @pytest.mark.parametrize("root", ROOTS)

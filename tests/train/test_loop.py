@@ -4,7 +4,7 @@ import types
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate_state import forget_processes
+from accelerate_processes import forget_processes
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn

@@ -1,25 +1,24 @@
 """The restorer's training at tiny size: its phases, what each moves, and going on."""
 
+import functools
 import json
 from unittest.mock import Mock
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate_state import forget_processes
+from accelerate_processes import forget_processes
+from restorer_training import tiny_restorer_task
 from safetensors.torch import load_file
-from torch import nn
 from torch.nn import functional as F
 
 from face2scene.common.model_files import load_weights
 from face2scene.common.reproducibility import REPOSITORY
-from face2scene.common.types import FacePair
-from face2scene.data.scene_batches import ValidationPair
 from face2scene.image_io.arrays import read_tensor
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer import lora
 from face2scene.models.restorer.base_model import load_base
-from face2scene.models.restorer.discriminator import Discriminator, load_features, multilevel_sigmoid
+from face2scene.models.restorer.discriminator import multilevel_sigmoid
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.train.loop import Phase, Schedule, freeze_other_phases, step, train
 from face2scene.train.restorer_task import RestorerTask
@@ -27,75 +26,10 @@ from face2scene.train.run import Run
 
 pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
 
-TINY_VIT = {
-    "hidden_size": 8,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 1,
-    "intermediate_size": 8,
-    "image_size": 16,
-    "patch_size": 4,
-}
-
-
-class SeededSceneBatches:
-    """Batch `index` is a function of `index` alone; the first image of two is a negative."""
-
-    def __getitem__(self, index):
-        rng = torch.Generator().manual_seed(index)
-        image, gt = torch.rand(2, 2, 3, 16, 16, generator=rng)
-        negative = torch.tensor([True, False])
-        return {
-            "image": image,
-            "gt": gt,
-            "target": torch.where(negative.view(2, 1, 1, 1), image, gt),
-            "restored": torch.rand(2, 3, 16, 16, generator=rng),
-            "degraded": torch.rand(2, 3, 16, 16, generator=rng),
-            "negative": negative,
-            "drop": torch.tensor([False, index % 2 == 0]),
-            "seed": torch.tensor([index, index + 1000]),
-        }
-
-
-class StubEncoder(nn.Module):
-    """In FaDeX's place."""
-
-    def forward(self, restored, degraded):
-        return torch.cat([restored, degraded, restored - degraded], 1)[:, :8, ::2, ::2]
-
-
-class StubPerceptualLoss(nn.Module):
-    """In LPIPS' place."""
-
-    def forward(self, output, target):
-        return (output - target).abs().mean()
-
-
-@pytest.fixture(scope="module")
-def base(tiny_base):
-    return lambda: load_base(tiny_base)
-
 
 @pytest.fixture
-def make_task(base):
-    def build(with_discriminator=True, ema=None, checkpointing=False, **options) -> RestorerTask:
-        torch.manual_seed(0)
-        mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
-        restorer = OneStepRestorer(base(), mapnet, vae_rank=2, unet_rank=2, vae_layers=lora.VAE_ENCODER[:6])
-        if checkpointing:
-            restorer.checkpoint_gradients()
-        discriminator = Discriminator(load_features(TINY_VIT), levels=(1, 2), width=4) if with_discriminator else None
-        image = torch.rand(3, 16, 16)
-        held = [ValidationPair(None, image, image, FacePair(restored=image, degraded=image, box=(0, 0, 16, 16)))]
-        settings = {
-            "lr": 1e-3,
-            "discriminator": discriminator,
-            "ema": ema,
-            "device": torch.device("cpu"),
-            "about": {},
-        } | options
-        return RestorerTask(restorer, StubEncoder(), StubPerceptualLoss(), SeededSceneBatches(), held, **settings)
-
-    return build
+def make_task(tiny_base):
+    return functools.partial(tiny_restorer_task, tiny_base)
 
 
 def marked(task: RestorerTask, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
