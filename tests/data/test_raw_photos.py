@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
+from image_measures import psnr
 
 from face2scene.common.types import Face
 from face2scene.data.building.build import build, rejected_rows
@@ -13,9 +15,6 @@ from face2scene.data.verify import verify
 from face2scene.faces.detect import Detector
 from face2scene.image_io.photos import read_photo
 from face2scene.image_io.raw import Development, RawError, develop
-
-pytest.importorskip("rawpy")
-tifffile = pytest.importorskip("tifffile")
 
 WHITE_BALANCE = np.array([2.0, 1.0, 1.6])
 BLACK, WHITE = 512, 16383
@@ -55,10 +54,6 @@ def write_dng(path: Path, rgb: np.ndarray, *, iso: int = 800, exposure=(1, 50), 
     path.parent.mkdir(parents=True, exist_ok=True)
     tifffile.imwrite(path, raw, photometric=32803, compression=None, extratags=tags, metadata=None)
     return path
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(-10 * np.log10(np.mean((a - b) ** 2)))
 
 
 def test_dng_round_trip_psnr(tmp_path, photo):

@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
@@ -78,7 +79,6 @@ def test_loss_is_mean_per_head_summed():
 
 
 def test_dino_weights_match_timm_features(tmp_path):
-    timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     sizes = {"embed_dim": 16, "depth": 3, "num_heads": 2, "img_size": 32, "patch_size": 4, "mlp_ratio": 2}
     theirs = timm.models.VisionTransformer(num_classes=0, **sizes).eval()

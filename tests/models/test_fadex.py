@@ -279,6 +279,7 @@ def test_queue_overflow_raises_before_training(face_files):
         FaDeXTask(small_moco(queue_size=5), pairs(face_files), pairs(face_files), Accelerator(cpu=True), lr=1e-3)
 
 
+@pytest.mark.numerics
 def test_two_processes_share_queue_and_encoder(tmp_path, face_files):
     run_in_two_processes(train_on_rank, tmp_path, *face_files)
     one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
@@ -10,6 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from face2scene.common.reproducibility import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
+TINY = ("data=tiny", "degradation=tiny", "fadex=tiny", "mapnet=tiny", "restorer=tiny", "train=tiny")
+
+
+def paths_below(folder: Path) -> list[str]:
+    """Options that keep data and runs in a test's folder, and read the shipped weights."""
+    return [f"paths.data={folder}/data", f"paths.runs={folder}/runs", f"paths.shipped={REPOSITORY}/checkpoints"]
 
 
 def compose_config(root: str, *overrides: str) -> DictConfig:

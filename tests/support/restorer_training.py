@@ -3,13 +3,11 @@
 from pathlib import Path
 
 import torch
+from tiny_restorer import tiny_restorer
 from torch import Tensor, nn
 
 from face2scene.common.types import FacePair
 from face2scene.data.scene_batches import ValidationPair
-from face2scene.models.mapnet import MapNet
-from face2scene.models.restorer import lora
-from face2scene.models.restorer.base_model import load_base
 from face2scene.models.restorer.discriminator import Discriminator, load_features
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.train.restorer_task import RestorerTask
@@ -57,22 +55,6 @@ class StubPerceptualLoss(nn.Module):
         return (output - target).abs().mean()
 
 
-def tiny_restorer(base: Path, **options) -> OneStepRestorer:
-    """New LoRAs on the base model of a folder; a training moves them, for they start as the identity."""
-    mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
-    settings = {"vae_rank": 2, "unet_rank": 2, "vae_layers": lora.VAE_ENCODER[:6]} | options
-    return OneStepRestorer(load_base(base), mapnet, **settings)
-
-
-def randomise_loras(restorer: OneStepRestorer) -> OneStepRestorer:
-    """As after a training: the LoRAs change what the base model computes."""
-    with torch.no_grad():
-        for name, parameter in restorer.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.02)
-    return restorer
-
-
 def tiny_discriminator(**options) -> Discriminator:
     return Discriminator(load_features(TINY_VIT), levels=(1, 2), width=4, **options)
 
@@ -84,8 +66,7 @@ def restorer_task(restorer: OneStepRestorer, data: object, held: list[Validation
 
 def tiny_restorer_task(base: Path, *, with_discriminator=True, checkpointing=False, **options) -> RestorerTask:
     """A training on `SeededSceneBatches` with one random image to validate on, from seed 0."""
-    torch.manual_seed(0)
-    restorer = tiny_restorer(base)
+    restorer = tiny_restorer(base, source=None)
     if checkpointing:
         restorer.checkpoint_gradients()
     discriminator = tiny_discriminator() if with_discriminator else None

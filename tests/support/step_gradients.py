@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate_processes import forget_processes
-from restorer_training import randomise_loras, restorer_task, tiny_discriminator, tiny_restorer
+from restorer_training import restorer_task, tiny_discriminator
+from tiny_restorer import randomise_loras, tiny_restorer
 
 from face2scene.train.loop import step
 from face2scene.train.restorer_task import RestorerTask
@@ -17,7 +18,6 @@ IMAGES = 4
 
 def still_task(base: Path, order: str) -> RestorerTask:
     """Its steps change nothing; the discriminator keeps its spectral norms, whose iteration counts forward passes."""
-    torch.manual_seed(0)
     restorer = randomise_loras(tiny_restorer(base))
     discriminator = tiny_discriminator(augment=False)
     task = restorer_task(restorer, None, [], discriminator=discriminator, order=order, lr=1e-12, posterior="mean")

@@ -262,6 +262,7 @@ def test_head_reads_mean_of_map(face_files):
     torch.testing.assert_close(vectors, encoder.embed(encoder(*pair)), atol=1e-6, rtol=0)
 
 
+@pytest.mark.numerics
 def test_only_exported_head_is_retrained(tmp_path, face_files):
     plain = train_to(tmp_path / "plain", face_files, 2)
     settings = {"batches": 2, "crop": 16, "images": 2, "steps": 3, "operators": 4}

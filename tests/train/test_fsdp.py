@@ -13,6 +13,7 @@ from torch import nn
 from face2scene.train import fsdp
 
 
+@pytest.mark.numerics
 def test_sharded_training_matches_and_resumes(tmp_path, tiny_base):
     run_in_two_processes(train_on_rank, tiny_base, tmp_path)
     units, share = json.loads((tmp_path / "units.json").read_text())

@@ -94,6 +94,7 @@ def test_resume_is_bitwise_exact(tmp_path, accumulate):
     assert [json.loads(x)["step"] for x in lines[0]] == [json.loads(x)["step"] for x in lines[1]]
 
 
+@pytest.mark.numerics
 def test_lost_steps_are_repeated_exactly(tmp_path):
     whole, _ = train_to(tmp_path / "whole", 6)
     with pytest.raises(FloatingPointError):

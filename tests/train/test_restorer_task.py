@@ -103,7 +103,7 @@ def test_negatives_skip_adversarial_losses(make_task):
 
 
 @pytest.mark.numerics
-def test_generator_losses_leave_discriminator_without_gradients(make_task):
+def test_generator_losses_spare_discriminator(make_task):
     task = make_task(order="published")
     with freeze_other_phases(task.phases[1], task.phases):
         sum(task.phases[1].losses(marked(task, task.data[0])).values()).backward()
