@@ -275,7 +275,6 @@ def test_drawn_people_are_deterministic():
     assert (people.draw(GenerationRequest(1, 0)) != people.draw(GenerationRequest(2, 0))).any()
 
 
-@pytest.mark.numerics
 def test_facegen_output_is_stable():
     from face2scene.data.generators.facegen import FaceGenerator
 

@@ -28,7 +28,7 @@ from face2scene.image_io.arrays import read_tensor, write_png
 
 def near_uniform_image(*colour):
     """A colour with noise of one step of 8 bits."""
-    return (np.random.default_rng(0).integers(0, 2, (32, 32, 3)) + np.array(colour)).astype(np.float32) / 255
+    return (np.random.default_rng(0).integers(0, 2, (*SIZE, 3)) + np.array(colour)).astype(np.float32) / 255
 
 
 def test_psnr_has_no_ceiling():
@@ -137,8 +137,8 @@ def test_missing_prediction_is_incomplete(tmp_path):
 @pytest.mark.parametrize(
     ("image", "why"),
     [
-        (np.zeros((32, 32, 3), np.float32), "one colour"),
-        (np.full((32, 32, 3), (0.9, 0.2, 0.5), np.float32), "one colour"),
+        (np.zeros((*SIZE, 3), np.float32), "one colour"),
+        (np.full((*SIZE, 3), (0.9, 0.2, 0.5), np.float32), "one colour"),
         (near_uniform_image(0, 0, 0), "one colour"),
         (near_uniform_image(200, 40, 90), "one colour"),
         (2 * near_uniform_image(0, 0, 0), "black"),
@@ -163,7 +163,7 @@ def test_nonfinite_score_is_flagged(tmp_path):
 
 def test_size_mismatch_is_refused(tmp_path):
     gt, made = write_images(tmp_path / "truth", "ab"), write_images(tmp_path / "made", "ab", size=(32, 36))
-    with pytest.raises(ScoreError, match=r"a\.png is 36 x 32, ground truth 32 x 32"):
+    with pytest.raises(ScoreError, match=r"a\.png is 36 x 32, ground truth 48 x 40"):
         score_folder(made, gt, ["lpips"], tmp_path / "out", scorers=SCORERS)
 
 

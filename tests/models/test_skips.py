@@ -72,14 +72,15 @@ def test_skips_are_the_only_further_trained_weights(make, recomputed):
     skips = {n for n in trained if n.startswith("vae.skips.")}
     assert trained - skips == {n for n, p in plain.named_parameters() if p.requires_grad} and len(skips) == 2
     grads = [p.grad for n, p in restorer.named_parameters() if n in skips]
-    assert all(grad is not None and grad.abs().sum() > 0 for grad in grads)
+    # the largest of each is 3e-3; rounding leaves 1e-9 of a true zero
+    assert all(grad is not None and grad.abs().max() > 1e-4 for grad in grads)
 
 
 @pytest.mark.numerics
 def test_fresh_skips_have_gradients(make):
     restorer = make(skips=True).train()
     restorer(torch.rand(1, 3, 16, 16), restorer.tokens(None, 1)).square().mean().backward()
-    assert all(conv.weight.grad.abs().sum() > 0 for conv in restorer.vae.skips.convs)
+    assert all(conv.weight.grad.abs().max() > 1e-4 for conv in restorer.vae.skips.convs)  # it is 1e-3
 
 
 @pytest.mark.numerics

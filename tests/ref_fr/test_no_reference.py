@@ -8,6 +8,7 @@ import pytest
 import torch
 from basicsr_compat import rrdbnet_arch
 from image_measures import detail
+from tolerances import RELOADED
 
 from face2scene.ref_fr.base import RestorerUnavailableError, in_bytes
 from face2scene.ref_fr.no_reference import RealESRGAN, RRDBNet, SpandrelFace, load_real_esrgan, read_ncnn
@@ -20,7 +21,7 @@ def test_real_esrgan_matches_basicsr(weights):
     theirs.load_state_dict(network.state_dict())
     image = torch.rand(1, 3, 12, 9, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(network(image), theirs(image), atol=1e-6, rtol=0)
+        torch.testing.assert_close(network(image), theirs(image), **RELOADED["fp32"])
 
 
 def test_real_esrgan_sharpens_photo(weights, photo):
