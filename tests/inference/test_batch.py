@@ -1,6 +1,7 @@
 """A folder of photos: what is finished, what is done again, and what goes on after an interruption."""
 
 import json
+import logging
 import multiprocessing
 import os
 import threading
@@ -112,6 +113,17 @@ def test_corrupt_log_keeps_finished_images(tmp_path, corruption):
     result = restore_folder(InvertingPipeline(), tasks, out)
     assert (result.restored, result.skipped, result.failed) == (1, 2, {})
     assert restore_folder(InvertingPipeline(), tasks, out).skipped == 3
+
+
+def test_odd_names_are_found_again(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    names = ["new\nline", "line\u2028sep", "nel\u0085", os.fsdecode(b"latin1-\xe9"), '{"name": "a"}']
+    for name in names:
+        make_image(tmp_path / "in/x.png").rename(tmp_path / "in" / f"{name}.png")
+    tasks = find_tasks(tmp_path / "in")
+    assert restore_folder(InvertingPipeline(), tasks, tmp_path / "out").restored == len(names)
+    assert restore_folder(InvertingPipeline(), tasks, tmp_path / "out").skipped == len(names)
+    assert log_entries(tmp_path / "out").keys() == {f"{name}.png" for name in names}
 
 
 def test_foreign_files_are_not_overwritten(photo_folder, tmp_path):

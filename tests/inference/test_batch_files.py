@@ -33,16 +33,6 @@ def test_output_inside_input_is_not_reread(photo_folder):
     assert (again.restored, again.skipped, again.failed) == (0, 3, {})
 
 
-def test_odd_names_are_found_again(tmp_path):
-    names = ["new\nline", "line\u2028sep", "nel\u0085", os.fsdecode(b"latin1-\xe9"), '{"name": "a"}']
-    for name in names:
-        make_image(tmp_path / "in/x.png").rename(tmp_path / "in" / f"{name}.png")
-    tasks = find_tasks(tmp_path / "in")
-    assert restore_folder(InvertingPipeline(), tasks, tmp_path / "out").restored == len(names)
-    assert restore_folder(InvertingPipeline(), tasks, tmp_path / "out").skipped == len(names)
-    assert log_entries(tmp_path / "out").keys() == {f"{name}.png" for name in names}
-
-
 def test_corrupt_files_fail_individually(photo_folder, tmp_path):
     whole = tmp_path / "whole.jpg"
     Image.effect_noise((64, 64), 50).save(whole)

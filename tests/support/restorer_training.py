@@ -60,7 +60,7 @@ def tiny_discriminator(**options) -> Discriminator:
 
 
 def restorer_task(restorer: OneStepRestorer, data: object, held: list[ValidationPair], **options) -> RestorerTask:
-    settings = {"lr": 1e-3, "device": torch.device("cpu"), "about": {}} | options
+    settings = {"lr": 1e-3, "order": "one_forward", "device": torch.device("cpu"), "about": {}} | options
     return RestorerTask(restorer, StubEncoder(), StubPerceptualLoss(), data, held, **settings)
 
 
