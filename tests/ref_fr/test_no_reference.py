@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from basicsr_compat import rrdbnet_arch
+from basicsr_compat import rrdbnet
 from image_measures import detail
 from tolerances import RELOADED
 
@@ -17,7 +17,7 @@ from face2scene.ref_fr.no_reference import RealESRGAN, RRDBNet, SpandrelFace, lo
 @pytest.mark.numerics
 def test_real_esrgan_matches_basicsr(weights):
     network = load_real_esrgan(weights("real_esrgan_x4plus"))
-    theirs = rrdbnet_arch.RRDBNet(3, 3, 4, 64, 23, 32).eval()
+    theirs = rrdbnet(3, 3, 4, 64, 23, 32)
     theirs.load_state_dict(network.state_dict())
     image = torch.rand(1, 3, 12, 9, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
