@@ -66,7 +66,7 @@ def restorer_task(restorer: OneStepRestorer, data: object, held: list[Validation
 
 def tiny_restorer_task(base: Path, *, with_discriminator=True, checkpointing=False, **options) -> RestorerTask:
     """A training on `SeededSceneBatches` with one random image to validate on, from seed 0."""
-    restorer = tiny_restorer(base, source=None)
+    restorer = tiny_restorer(base)
     if checkpointing:
         restorer.checkpoint_gradients()
     discriminator = tiny_discriminator() if with_discriminator else None
