@@ -115,7 +115,8 @@ def steps(task: RestorerTask, count: int = 1) -> list[dict[str, torch.Tensor]]:
 
 
 def trained_tensors(task: RestorerTask) -> dict[str, torch.Tensor]:
-    models = {"generator": task.phases[0].model, "discriminator": task.phases[1].model}
+    last = [phase for phase in task.phases if phase.name != "estimator"][-1]
+    models = {"generator": task.phases[0].model, "discriminator": last.model}
     return {f"{m}.{n}": p.detach().clone() for m, x in models.items() for n, p in x.named_parameters()}
 
 
