@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import multiprocessing
 import os
 import struct
@@ -192,7 +193,8 @@ def test_corrupt_log_keeps_finished_images(tmp_path, corruption):
     assert restore_folder(InvertingPipeline(), tasks, out).skipped == 3
 
 
-def test_odd_names_are_found_again(tmp_path):
+def test_odd_names_are_found_again(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     names = ["new\nline", "line\u2028sep", "nel\u0085", os.fsdecode(b"latin1-\xe9"), '{"name": "a"}']
     for name in names:
         make_image(tmp_path / "in/x.png").rename(tmp_path / "in" / f"{name}.png")
@@ -200,6 +202,7 @@ def test_odd_names_are_found_again(tmp_path):
     assert restore_folder(InvertingPipeline(), tasks, tmp_path / "out").restored == len(names)
     assert restore_folder(InvertingPipeline(), tasks, tmp_path / "out").skipped == len(names)
     assert log_entries(tmp_path / "out").keys() == {f"{name}.png" for name in names}
+    caplog.text.encode()  # no surrogates
 
 
 def test_foreign_files_are_not_overwritten(photo_folder, tmp_path):
