@@ -270,12 +270,12 @@ class DegradationEstimator:
         notes["no_pair"] = reason
         if self.estimator is not None and self.options.fallback in ("auto", "estimated"):
             start = perf_counter()
-            if (patches := self._textured_patches(scene.image)) is not None:
-                features = self.estimator.features(patches.to(self.restorer.text.device))
+            if (squares := self._textured_patches(scene.image)) is not None:
+                features = self.estimator.features(squares.to(self.restorer.text.device))
                 tokens = self._tokens(features).mean(0, keepdim=True)
                 notes["seconds_tokens"] = round(perf_counter() - start, 3)
                 notes["warnings"].append(
-                    f"The degradation was estimated from {len(patches)} square(s) of the image alone, because {reason}."
+                    f"The degradation was estimated from {len(squares)} square(s) of the image alone, because {reason}."
                 )
                 return DegradationEstimate(DegradationTokens(tokens, "estimated"), tuple(faces), (), notes)
         if self.options.fallback == "blind" and min(scene.image.shape[-2:]) >= MINIMUM_SIZE:

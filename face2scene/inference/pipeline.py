@@ -98,9 +98,8 @@ class Face2ScenePipeline(DegradationEstimator):
         if estimator is None and (beside := Path(restorer).with_name(pretrained.ESTIMATOR)).is_file():
             estimator = beside
         files = (Path(restorer), Path(fadex), *([Path(estimator)] if estimator else []))
-        parts = [load_restorer(restorer, source=base), FaDeX.from_file(fadex)]
         own = SceneEstimator.from_file(estimator) if estimator else None
-        pipeline = cls(*parts, estimator=own, **options)
+        pipeline = cls(load_restorer(restorer, source=base), FaDeX.from_file(fadex), estimator=own, **options)
         pipeline.files = files
         return pipeline if dtype is None else pipeline.to(precision(dtype))
 
@@ -127,7 +126,7 @@ class Face2ScenePipeline(DegradationEstimator):
         The card names Stage I and the detector; they are not saved.
         """
         options = asdict(self.options)
-        parts = {"ref_fr": self.ref_fr, "detector": self.detector, "estimator": self.estimator}
+        parts: dict[str, Any] = {"ref_fr": self.ref_fr, "detector": self.detector, "estimator": self.estimator}
         pretrained.write(folder, self.restorer, self.fadex, options, **parts)
 
     @cached_property

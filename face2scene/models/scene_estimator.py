@@ -35,9 +35,10 @@ class SceneEstimator(SavedModule):
         super().__init__()
         self.encoder = FaDeX(widths, strides, embedding=1, inputs="lq_only")
         del self.encoder.head  # not used
-        self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, 1))
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.constant_(self.head[-1].bias, -2.0)  # starts at a fidelity of 0.12 for every image
+        last = nn.Linear(2 * width, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, -2.0)  # starts at a fidelity of 0.12 for every image
+        self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), last)
 
     def fits(self, mapnet: MapNet) -> bool:
         """Whether it makes maps that this MapNet reads, and reads its tokens."""
