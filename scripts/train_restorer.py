@@ -56,7 +56,7 @@ def main(cfg: DictConfig) -> None:
     estimator = SceneEstimator(**settings.estimator, width=cfg.mapnet.width) if settings.estimator else None
     batches = OmegaConf.to_container(settings.batches, resolve=True)
     mix = OmegaConf.to_container(cfg.data.get("mix") or OmegaConf.create([]), resolve=True)
-    data = SceneBatches(mix or cfg.data.root, instantiate(cfg.degradation), ref_fr, seed=cfg.seed, **batches)
+    data = SceneBatches(mix or cfg.data.root, instantiate(cfg.degradation, _convert_="all"), ref_fr, seed=cfg.seed, **batches)
     task = RestorerTask(
         restorer,
         fadex,
