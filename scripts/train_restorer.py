@@ -16,6 +16,7 @@ from face2scene.models.restorer.discriminator import Discriminator, load_feature
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.perceptual import Perceptual
 from face2scene.models.s3diff.model import NoFaDeX, S3Diff
+from face2scene.models.scene_estimator import SceneEstimator
 from face2scene.train import fsdp
 from face2scene.train.loop import Schedule, train
 from face2scene.train.restorer_task import RestorerTask
@@ -50,9 +51,12 @@ def main(cfg: DictConfig) -> None:
     if settings.gradient_checkpointing:
         restorer.checkpoint_gradients()
     discriminator = OmegaConf.to_container(settings.discriminator, resolve=True) if settings.discriminator else None
+    if settings.estimator and s3diff:
+        raise ValueError("S3Diff has no degradation tokens to estimate: set train.restorer.estimator=null.")
+    estimator = SceneEstimator(**settings.estimator, width=cfg.mapnet.width) if settings.estimator else None
     batches = OmegaConf.to_container(settings.batches, resolve=True)
     mix = OmegaConf.to_container(cfg.data.get("mix") or OmegaConf.create([]), resolve=True)
-    data = SceneBatches(mix or cfg.data.root, instantiate(cfg.degradation), ref_fr, seed=cfg.seed, **batches)
+    data = SceneBatches(mix or cfg.data.root, instantiate(cfg.degradation, _convert_="all"), ref_fr, seed=cfg.seed, **batches)
     task = RestorerTask(
         restorer,
         fadex,
@@ -65,6 +69,8 @@ def main(cfg: DictConfig) -> None:
         **settings.loss,
         **{name: settings[name] for name in ("lr", "tokens_lr", "weight_decay")},
         **{name: settings[name] for name in ("order", "posterior", "ema")},
+        estimator=estimator,
+        estimator_lr=settings.estimator_lr,
         device=accelerator.device,
         about={"run": cfg.name, "data": cfg.data.name, "ref_fr": ref_fr.name},
     )

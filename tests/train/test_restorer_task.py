@@ -20,6 +20,7 @@ from face2scene.models.restorer import lora
 from face2scene.models.restorer.base_model import load_base
 from face2scene.models.restorer.discriminator import multilevel_sigmoid
 from face2scene.models.restorer.one_step import OneStepRestorer
+from face2scene.models.scene_estimator import SceneEstimator
 from face2scene.train.loop import Phase, Schedule, freeze_other_phases, step, train
 from face2scene.train.restorer_task import RestorerTask
 from face2scene.train.run import Run
@@ -48,7 +49,8 @@ def steps(task: RestorerTask, count: int = 1) -> list[dict[str, torch.Tensor]]:
 
 
 def trained_tensors(task: RestorerTask) -> dict[str, torch.Tensor]:
-    models = {"generator": task.phases[0].model, "discriminator": task.phases[-1].model}
+    last = [phase for phase in task.phases if phase.name != "estimator"][-1]
+    models = {"generator": task.phases[0].model, "discriminator": last.model}
     return {f"{m}.{n}": p.detach().clone() for m, x in models.items() for n, p in x.named_parameters()}
 
 
@@ -67,6 +69,23 @@ def test_step_updates_only_trained_weights(make_task):
     )
     assert any(n.startswith("discriminator.maps") for n in moved) and any("lora_B" in n for n in moved)
     assert not any(n.startswith("discriminator.features") or "decoder" in n for n in moved)
+
+
+def test_estimator_trains_beside_the_restorer(make_task, tmp_path):
+    torch.manual_seed(1)
+    estimator = SceneEstimator(widths=[8, 8], strides=[2, 1], width=32)
+    plain, task = make_task(), make_task(estimator=estimator)
+    before = {name: weight.clone() for name, weight in estimator.named_parameters()}
+    reports = steps(task, 2)
+    assert reports[1]["estimator/tokens"] > 0 and "estimator/fidelity" in reports[1]
+    after = dict(estimator.named_parameters())
+    assert "encoder.body.0.weight" in changed_names(before, after)
+    assert any(name.startswith("head.") for name in changed_names(before, after))
+    steps(plain, 2)
+    kept, moved = trained_tensors(plain), trained_tensors(task)
+    assert all(torch.equal(kept[name], moved[name]) for name in kept if name.startswith("generator."))
+    task.export(tmp_path, 2)
+    assert SceneEstimator.from_file(tmp_path / "estimator.safetensors").config == estimator.config
 
 
 @pytest.mark.parametrize(("order", "calls", "moves"), [("one_forward", 1, 2), ("published", 2, 4)])
