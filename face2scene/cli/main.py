@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
-        print("face2scene: stopped; no incomplete file was left.", file=sys.stderr)
+        print("face2scene: stopped; nothing incomplete has a final name.", file=sys.stderr)
         return 130
     except Exception as error:
         from face2scene.cli.command_line import is_user_error  # Hydra comes with it
