@@ -55,7 +55,15 @@ def find(folder: str | Path) -> Path:
 def read_options(folder: Path) -> dict[str, Any]:
     """The saved options; empty if the folder holds weights alone, as `checkpoints/tiny` does."""
     file = folder / OPTIONS
-    return with_new_names(read_json(file)["options"], "pipeline") if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    saved = read_json(file)
+    options = saved.get("options") if isinstance(saved, Mapping) else None
+    if not isinstance(options, Mapping):
+        raise ValueError(
+            f"{file} holds no options of a pipeline. Save the pipeline again, or remove it for the defaults."
+        )
+    return with_new_names(options, "pipeline")
 
 
 def write(

@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from face2scene.common.files import atomic_write, read_json, write_json
+from face2scene.common.files import atomic_write, read_seconds, write_json
 from face2scene.common.memory import keep_freed_memory
 from face2scene.common.renamed_keys import keys_of, refuse_renamed
 from face2scene.common.reproducibility import commit
@@ -116,7 +116,7 @@ class Run:
         yield
         if self.main:
             path = self.folder / "seconds.json"
-            seconds = read_json(path) if path.exists() else {}
+            seconds = read_seconds(path)
             seconds[what] = round(seconds.get(what, 0.0) + perf_counter() - start, 2)
             write_json(path, seconds)
 

@@ -147,7 +147,7 @@ class Hub:
     def answer(self, request):
         path = request.path.partition("?")[0]
         if self.down:
-            return request.send_error(503)
+            return request.send_error(404)
         if path.startswith("/api/"):
             files = [
                 {
@@ -215,7 +215,7 @@ def test_hub_goes_on_inside_a_large_file(tmp_path, online):
         with pytest.raises(WeightsError, match="503"):
             fetch(["toy"], root=tmp_path, assets=hub_asset())
         hub.down = True
-        with pytest.raises(WeightsError, match="could not be fetched"):
+        with pytest.raises(WeightsError, match="cannot be compared with the hub's list"):
             fetch(["toy"], root=tmp_path, assets=hub_asset())
         hub.down = False
         fetch(["toy"], root=tmp_path, assets=hub_asset())
