@@ -19,7 +19,7 @@ from face2scene.models.s3diff.model import NoFaDeX, S3Diff
 from face2scene.train import fsdp
 from face2scene.train.loop import Schedule, train
 from face2scene.train.restorer_task import RestorerTask
-from face2scene.train.run import open_run
+from face2scene.train.run import open_run, trained_with
 
 
 @script("train_restorer", level=logging.INFO)
@@ -66,7 +66,7 @@ def main(cfg: DictConfig) -> None:
         **{name: settings[name] for name in ("lr", "tokens_lr", "weight_decay")},
         **{name: settings[name] for name in ("order", "posterior", "ema")},
         device=accelerator.device,
-        about={"run": cfg.name, "data": cfg.data.name, "ref_fr": ref_fr.name},
+        about={"run": cfg.name, "data": cfg.data.name, "ref_fr": ref_fr.name, **trained_with(cfg)},
     )
     with run.timed("train"):
         schedule = Schedule(**settings.schedule)

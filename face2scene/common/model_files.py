@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from face2scene.common.files import atomic_write
-from face2scene.common.reproducibility import commit
+from face2scene.common.provenance import provenance
 
 
 def recorded(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -82,10 +82,10 @@ def save_weights(
     Args:
         kind: such as `fadex`; `load_weights` refuses another kind.
         config: the constructor's arguments, plain values.
-        about: origin (steps, data, command); the commit is added.
+        about: origin (steps, data, command); commit, versions and machine are added.
         dtype: of floating-point tensors in the file; None keeps theirs.
     """
-    described = {"commit": commit(), **(about or {})}
+    described = {**provenance(), **(about or {})}
     header = {"kind": kind, "config": json.dumps(dict(config)), "about": json.dumps(described)}
     plain = {
         name: t.detach().to("cpu", dtype if dtype and t.is_floating_point() else t.dtype).contiguous().clone()

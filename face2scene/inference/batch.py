@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from face2scene.common.files import atomic_write, fitting_name, write_json
 from face2scene.common.ledger import Ledger, content, digest, facts_of, unchanged
+from face2scene.common.provenance import provenance
 from face2scene.common.types import Box, DegradationTokens, Scene
 from face2scene.image_io.arrays import output_size, read_tensor, resize, to_array, to_tensor, write_png
 from face2scene.image_io.photos import FORMATS, MAX_PIXELS, Photo, read_photo, write_photo
@@ -183,6 +184,8 @@ class _Run:
         model = self.pipeline
         parts = [model.options, model.fingerprint, getattr(model, "dtype", None), model.ref_fr, model.detector]
         self.digest = digest([options, *parts])
+        weights = dict(zip(("restorer", "fadex"), getattr(model, "files", ()), strict=False))
+        self.provenance = provenance(weights=weights, config=self.digest, device=getattr(model, "device", "cpu"))
 
     def restore_all(self, share: Sequence[int]) -> BatchResult:
         open_tasks = [number for number in share if self._is_open(number)]
@@ -359,6 +362,7 @@ class _Run:
                         os.fsync(file.fileno())
                 written = list(map(facts_of, partials))
                 line |= facts | {"output_bytes": sum(one["bytes"] for one in written), "written": written}
+                line["provenance"] = self.provenance
                 # The line is on disk before the image gets its name, so the next start notices a kill in between.
                 self.ledger.append(line)
         except Exception as error:
