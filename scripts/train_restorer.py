@@ -20,7 +20,7 @@ from face2scene.models.scene_estimator import SceneEstimator
 from face2scene.train import fsdp
 from face2scene.train.loop import Schedule, train
 from face2scene.train.restorer_task import RestorerTask
-from face2scene.train.run import open_run
+from face2scene.train.run import open_run, trained_with
 
 
 @script("train_restorer", level=logging.INFO)
@@ -72,7 +72,7 @@ def main(cfg: DictConfig) -> None:
         estimator=estimator,
         estimator_lr=settings.estimator_lr,
         device=accelerator.device,
-        about={"run": cfg.name, "data": cfg.data.name, "ref_fr": ref_fr.name},
+        about={"run": cfg.name, "data": cfg.data.name, "ref_fr": ref_fr.name, **trained_with(cfg)},
     )
     with run.timed("train"):
         schedule = Schedule(**settings.schedule)

@@ -3,6 +3,7 @@
 FOLDER/  face2scene.json  restorer.safetensors  fadex.safetensors  [estimator.safetensors]  README.md
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from face2scene import __version__
 from face2scene.common.files import atomic_write, read_json, write_json
 from face2scene.common.ledger import content, digest
 from face2scene.common.model_files import kind_of
+from face2scene.common.provenance import provenance
 from face2scene.common.renamed_keys import with_new_names
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.models.fadex.encoder import FaDeX
@@ -57,7 +59,15 @@ def find(folder: str | Path) -> Path:
 def read_options(folder: Path) -> dict[str, Any]:
     """The saved options; empty if the folder holds weights alone, as `checkpoints/tiny` does."""
     file = folder / OPTIONS
-    return with_new_names(read_json(file)["options"], "pipeline") if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    saved = read_json(file)
+    options = saved.get("options") if isinstance(saved, Mapping) else None
+    if not isinstance(options, Mapping):
+        raise ValueError(
+            f"{file} holds no options of a pipeline. Save the pipeline again, or remove it for the defaults."
+        )
+    return with_new_names(options, "pipeline")
 
 
 def write(
@@ -82,9 +92,11 @@ def write(
     stage_one = getattr(ref_fr, "name", "none")
     backend = getattr(detector, "backend", None)
     faces = type(backend).__name__ if backend is not None else "none"
+    files = {"restorer": folder / RESTORER, "fadex": folder / FADEX}
+    record = json.dumps(provenance(weights=files, config=dict(options)), indent=1, ensure_ascii=False)
     with atomic_write(folder / CARD) as partial:
-        partial.write_text(_card(restorer, options, stage_one, faces), encoding="utf-8")
-    write_json(folder / OPTIONS, {"version": __version__, "options": dict(options)})
+        partial.write_text(_card(restorer, options, stage_one, faces, record), encoding="utf-8")
+    write_json(folder / OPTIONS, {"version": __version__, "options": dict(options), "provenance": json.loads(record)})
 
 
 def fingerprint(files: Sequence[Path], restorer: OneStepRestorer | S3Diff, fadex: FaDeX) -> str:
@@ -105,7 +117,9 @@ def cast(restorer: OneStepRestorer | S3Diff, dtype: torch.dtype) -> None:
         nn.Module.to(network, dtype)  # diffusers' own `to` warns for no reason
 
 
-def _card(restorer: OneStepRestorer | S3Diff, options: Mapping[str, Any], stage_one: str, faces: str) -> str:
+def _card(
+    restorer: OneStepRestorer | S3Diff, options: Mapping[str, Any], stage_one: str, faces: str, record: str
+) -> str:
     source = restorer.config.get("source") or "not recorded"
     weights = sum(p.numel() for p in restorer.parameters()) / 1e6
     rows = "\n".join(f"| `{key}` | {value} |" for key, value in options.items())
@@ -140,4 +154,10 @@ detector (was `{faces}`). Without Stage I the learned null tokens are used, and 
 
 The base model's licence applies to the restorer's file. A restored face is an estimate guided by other photos of the
 person: it is no evidence of what somebody looked like.
+
+Where it comes from (`face2scene explain` prints it):
+
+```json
+{record}
+```
 """

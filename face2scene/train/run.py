@@ -17,11 +17,15 @@ from typing import Any, cast
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from face2scene.common.files import atomic_write, read_json, write_json
+from face2scene.common.files import atomic_write, read_seconds, write_json
+from face2scene.common.ledger import digest
 from face2scene.common.memory import keep_freed_memory
 from face2scene.common.renamed_keys import keys_of, refuse_renamed
 from face2scene.common.reproducibility import commit
+from face2scene.data.records import version_of
 
 # Settings that do not change the result of a run.
 _FREE = ("allow_config_change", "tracker", "paths", "hydra")
@@ -57,7 +61,7 @@ class Run:
         self.trackers = trackers
         stored = self.folder / "config.yaml"
         if stored.exists() and not allow_config_change:
-            before = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(stored)))
+            before = _stored_config(stored)
             refuse_renamed(keys_of(before), source=str(stored))
             changed = _differences(_kept(before), _kept(self.config))
             if changed:
@@ -116,7 +120,7 @@ class Run:
         yield
         if self.main:
             path = self.folder / "seconds.json"
-            seconds = read_json(path) if path.exists() else {}
+            seconds = read_seconds(path)
             seconds[what] = round(seconds.get(what, 0.0) + perf_counter() - start, 2)
             write_json(path, seconds)
 
@@ -133,6 +137,24 @@ def open_run(cfg: DictConfig, *, main: bool = True) -> Run:
     if main and tracker:
         trackers = (get_object(tracker.pop("_target_"))(name=cfg.name, config=config, folder=folder, **tracker),)
     return Run(folder, config, main=main, trackers=trackers, allow_config_change=cfg.allow_config_change)
+
+
+def _stored_config(path: Path) -> dict[str, Any]:
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except (AttributeError, OSError, RecursionError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is damaged ({reason}): remove it if the run is yours and unchanged.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no configuration: remove it if the run is yours and unchanged.")
+    return cast(dict[str, Any], config)
+
+
+def trained_with(cfg: DictConfig) -> dict[str, Any]:
+    """For the header of the weights: digest of a script's configuration, and versions of its data sets."""
+    config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    folders = [part["folder"] for part in config["data"].get("mix") or ()] or [config["data"]["root"]]
+    return {"config": digest(_kept(config)), "data_sha256": list(map(version_of, folders))}
 
 
 def _kept(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,11 +81,12 @@ class RestorerBase(nn.Module):
             dtype: of the base; the trained parts are float32.
         """
         tensors, config, _ = model_files.load_weights(path, kind=cls.kind)
-        where = str(source) if source else config["source"]
-        if "prompts" in config:
-            config["prompts"] = tuple(config["prompts"])
-        restorer = cls._built(load_base(where, dtype=dtype), config | {"source": where})
-        model_files.fit(restorer, tensors, expected=set(restorer._stored()), source=path)
+        with model_files.rebuilding(path):
+            where = str(source) if source else config["source"]
+            if "prompts" in config:
+                config["prompts"] = tuple(config["prompts"])
+            restorer = cls._built(load_base(where, dtype=dtype), config | {"source": where})
+            model_files.fit(restorer, tensors, expected=set(restorer._stored()), source=path)
         return restorer.eval().requires_grad_(False)
 
     @classmethod
