@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import io
+import sys
 
 import numpy as np
 import pillow_heif
@@ -126,7 +127,8 @@ def test_exif_orientation_is_applied_once(tmp_path, orientation, bits):
         assert written.getexif()[0x010F] == "A Camera" and 0x0112 not in written.getexif()
 
 
-def test_lost_bit_depth_is_warned(tmp_path):
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_deep_profile_is_converted_in_full_depth(tmp_path, monkeypatch, suffix):
     import cv2
 
     path = tmp_path / "a.png"
@@ -140,7 +142,18 @@ def test_lost_bit_depth_is_warned(tmp_path):
     data = encoded.tobytes()
     path.write_bytes(data[:33] + chunk + data[33:])
     photo = read_photo(path)
-    assert photo.bits == 8 and photo.profile and "depth is lost" in photo.warnings[0]
+    assert photo.bits == 16 and photo.profile == swapped_profile() and not photo.warnings
+    shallow = Image.fromarray((IMAGE[..., ::-1] * 255).round().astype(np.uint8))  # OpenCV takes BGR
+    shallow.save(tmp_path / "shallow.png", icc_profile=swapped_profile())
+    np.testing.assert_allclose(photo.image, read_photo(tmp_path / "shallow.png").image, atol=3 / 255)
+    write_photo(tmp_path / f"b{suffix}", photo.image, like=photo)
+    again = read_photo(tmp_path / f"b{suffix}")
+    assert again.bits == 16 and again.profile == photo.profile
+    inside = (photo.image > 0.02) & (photo.image < 1)  # near black a level of 16 bits is more of sRGB's; others are cut
+    np.testing.assert_allclose(again.image[inside], photo.image[inside], atol=16 / 65535)
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    photo = read_photo(path)
+    assert photo.bits == 8 and "face2scene[photos]" in photo.warnings[0]
 
 
 def test_heic_is_read_or_names_package(tmp_path):
