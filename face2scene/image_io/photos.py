@@ -13,14 +13,14 @@ from threading import Lock
 from typing import IO, Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageChops, ImageCms, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageChops, ImageCms, UnidentifiedImageError
 from scipy import ndimage
 
 from face2scene.common.files import atomic_write
 from face2scene.common.optional import import_optional
 from face2scene.image_io import deep
 from face2scene.image_io.deep import ImageError, Samples, check_size
-from face2scene.image_io.metadata import Metadata, for_pillow, for_size, into_png, metadata_of, tiff_metadata
+from face2scene.image_io.metadata import OPENED, Metadata, for_pillow, for_size, into_png, metadata_of, tiff_metadata
 from face2scene.image_io.raw import Development, RawError, develop
 
 LOG = logging.getLogger(__name__)
@@ -175,7 +175,6 @@ def quantize(image: np.ndarray, bits: int) -> np.ndarray:
 
 
 _OPENING = Lock()
-_OPENED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", *(("AVIF",) if features.check("avif") else ()))
 
 
 def _opened(file: IO[bytes], heif: bool) -> Image.Image:
@@ -184,8 +183,7 @@ def _opened(file: IO[bytes], heif: bool) -> Image.Image:
     with _OPENING:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            # Named one by one: for a PostScript file that calls itself .jpg Pillow would start another program.
-            return Image.open(file, formats=["HEIF"] if heif else _OPENED)
+            return Image.open(file, formats=["HEIF"] if heif else OPENED)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
