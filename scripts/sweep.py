@@ -66,7 +66,7 @@ def sweep(cfg: DictConfig, given: list[str], stage_one: str, runner: Runner = ru
         return 0
     if not (Path(cfg.data.root) / "metadata.parquet").is_file():
         raise FileNotFoundError(f"There is no InScene set in {cfg.data.root} (data.root): build it first.")
-    with locked(laid_out.folder, "choose another name=..."):
+    with locked(laid_out.folder, "choose another name=...", name=".sweep.lock"):  # a step may restore into this folder
         if cfg.submit:
             parameters = OmegaConf.to_container(cfg.slurm)
             failed = submit_steps(laid_out, steps, cluster=cfg.submit, parameters=parameters, wait_for_all=cfg.wait)
