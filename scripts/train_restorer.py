@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
         mixed_precision=settings.mixed_precision,
     )
     run = open_run(cfg, main=accelerator.is_main_process)
-    ref_fr = instantiate(cfg.ref_fr)
+    ref_fr = instantiate(cfg.ref_fr, _convert_="all")
     s3diff = "score_net" in cfg.restorer
     fadex = NoFaDeX() if s3diff else FaDeX.from_file(cfg.fadex_weights)
     adapters = OmegaConf.to_container(cfg.restorer.adapters, resolve=True)
@@ -56,7 +56,8 @@ def main(cfg: DictConfig) -> None:
     estimator = SceneEstimator(**settings.estimator, width=cfg.mapnet.width) if settings.estimator else None
     batches = OmegaConf.to_container(settings.batches, resolve=True)
     mix = OmegaConf.to_container(cfg.data.get("mix") or OmegaConf.create([]), resolve=True)
-    data = SceneBatches(mix or cfg.data.root, instantiate(cfg.degradation, _convert_="all"), ref_fr, seed=cfg.seed, **batches)
+    space = instantiate(cfg.degradation, _convert_="all")
+    data = SceneBatches(mix or cfg.data.root, space, ref_fr, seed=cfg.seed, **batches)
     task = RestorerTask(
         restorer,
         fadex,

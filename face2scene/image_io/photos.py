@@ -13,7 +13,7 @@ from threading import Lock
 from typing import IO, Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageChops, ImageCms, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageChops, ImageCms, UnidentifiedImageError
 from scipy import ndimage
 
 from face2scene.common.files import atomic_write
@@ -21,7 +21,16 @@ from face2scene.common.optional import import_optional
 from face2scene.image_io import deep
 from face2scene.image_io.attachments import left_out, turn_of_heif
 from face2scene.image_io.deep import ImageError, Samples, check_size
-from face2scene.image_io.metadata import Metadata, for_pillow, for_size, into_png, is_dng, metadata_of, tiff_metadata
+from face2scene.image_io.metadata import (
+    OPENED,
+    Metadata,
+    for_pillow,
+    for_size,
+    into_png,
+    is_dng,
+    metadata_of,
+    tiff_metadata,
+)
 from face2scene.image_io.raw import Development, RawError, develop
 
 LOG = logging.getLogger(__name__)
@@ -200,7 +209,6 @@ def quantize(image: np.ndarray, bits: int) -> np.ndarray:
 
 
 _OPENING = Lock()
-_OPENED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", *(("AVIF",) if features.check("avif") else ()))
 
 
 def _opened(file: IO[bytes], heif: bool) -> Image.Image:
@@ -209,8 +217,7 @@ def _opened(file: IO[bytes], heif: bool) -> Image.Image:
     with _OPENING:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            # Named one by one: for a PostScript file that calls itself .jpg Pillow would start another program.
-            return Image.open(file, formats=["HEIF"] if heif else _OPENED)
+            return Image.open(file, formats=["HEIF"] if heif else OPENED)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from face2scene.common.files import atomic_write, fitting_name, write_json
 from face2scene.common.ledger import Ledger, content, digest, facts_of, unchanged
+from face2scene.common.locks import locked
 from face2scene.common.provenance import provenance
 from face2scene.common.types import Box, DegradationTokens, Scene
 from face2scene.data.building.names import printable
@@ -148,22 +149,24 @@ def restore_folder(
     Raises:
         ValueError: an option out of range, or an output that would overwrite an input.
         OutputError: the output folder cannot be written to.
+        FolderInUse: another process restores into it.
     """
     chosen, output = Settings(**settings), Path(output)
-    _check_output(output, tasks, chosen)
-    if rank == 0:
-        Ledger(output / RESTORATION_LOG).gather()
-    wait()
-    run = _Run(pipeline, tasks, output, chosen, overwrite, Ledger(output / RESTORATION_LOG, rank).read())
-    finished = False
-    try:
-        result = run.restore_all(range(rank, len(tasks), processes))
-        finished = not result.stopped
-        return result
-    finally:
-        wait()
+    with locked(output, "choose another output", hold=rank == 0):
+        _check_output(output, tasks, chosen)
         if rank == 0:
-            Ledger(output / RESTORATION_LOG).gather(at_end=finished)
+            Ledger(output / RESTORATION_LOG).gather()
+        wait()
+        run = _Run(pipeline, tasks, output, chosen, overwrite, Ledger(output / RESTORATION_LOG, rank).read())
+        finished = False
+        try:
+            result = run.restore_all(range(rank, len(tasks), processes))
+            finished = not result.stopped
+            return result
+        finally:
+            wait()
+            if rank == 0:
+                Ledger(output / RESTORATION_LOG).gather(at_end=finished)
 
 
 @dataclass
