@@ -101,9 +101,7 @@ class AlignedRefFR:
             RestorerUnavailableError: they cannot be loaded.
         """
 
-    def restore_in(
-        self, scene: Tensor, box: Box, landmarks: np.ndarray | None, references: Sequence[Path]
-    ) -> FacePair:
+    def restore_in(self, scene: Tensor, box: Box, landmarks: np.ndarray | None, references: Sequence[Path]) -> FacePair:
         """The face pair of `box`, or of the part of it that the aligned face covers; see `face_pair`."""
         aligned, transform, notes = aligned_face(scene, box, landmarks, self.size)
         try:
