@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from face2scene.common.ledger import digest
 from face2scene.common.reproducibility import seed_from
 from face2scene.data.records import Record, Records
 from face2scene.data.shards import read_stored
 from face2scene.degradation import Bank, Mixture, Recipe, Space
+from face2scene.faces.align import five_points, square_crop_box
 from face2scene.image_io.arrays import to_bytes
+from face2scene.ref_fr.base import upright_points
 
 
 class Mix:
@@ -59,6 +62,19 @@ def draw_distinct(numbers: np.ndarray, count: int, rng: np.random.Generator, sha
     """`count` different ones of the images `numbers`, by their `Mix.shares`."""
     weights = None if shares is None else shares[numbers] / shares[numbers].sum()
     return rng.choice(numbers, count, replace=False, p=weights).tolist()
+
+
+def points_of(record: Record) -> np.ndarray:
+    """The five landmarks (5, 2) of a record's face, those of an upright face where none are recorded."""
+    if record.landmarks_68:
+        return five_points(record.landmarks_68)
+    return upright_points(square_crop_box(record.face_box, (record.height, record.width)))
+
+
+def face_name(record: Record, recipe: Recipe | None = None) -> str:
+    """What a degraded face was made from, for `ref_fr.cache`; without a recipe that of the fixed degraded image."""
+    made = [record.recipe, record.lq] if recipe is None else [recipe.key, recipe.noise_seed]
+    return digest([record.sha256, record.face_box, record.landmarks_68, *made])
 
 
 def recipe_of(space: Space | Mixture | Bank, content: str, number: int) -> Recipe:

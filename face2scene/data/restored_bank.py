@@ -10,8 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from face2scene.data.face_crops import Images, Stored
-from face2scene.data.mix import Mix, draw_distinct, recipe_of
-from face2scene.data.scene_batches import points_of
+from face2scene.data.mix import Mix, draw_distinct, face_name, points_of, recipe_of
 from face2scene.data.shards import stored_path
 from face2scene.degradation import Bank, Mixture, Space
 from face2scene.faces.align import crop, square_crop_box
@@ -38,14 +37,15 @@ class RestoredPairs:
         ]
 
     def __getitem__(self, item: int) -> np.ndarray:
-        number, recipe = divmod(item, self.recipes)
-        folder, record = self.mix[number]
-        gt = to_tensor(self.mix.image(number))
-        degraded = recipe_of(self.space, record.sha256, recipe).apply(gt)
+        folder, record = self.mix[item // self.recipes]
+        recipe = recipe_of(self.space, record.sha256, item % self.recipes)
+        gt = to_tensor(self.mix.image(item // self.recipes))
+        degraded = recipe.apply(gt)
         box = square_crop_box(record.face_box, (record.height, record.width))
         given = {"references": [stored_path(folder, r) for r in record.references], "landmarks": points_of(record)}
+        given |= {"name": face_name(record, recipe), "rng": np.random.default_rng(0)}
         try:
-            pair = face_pair(self.restorer, degraded, box, rng=np.random.default_rng(0), **given)
+            pair = face_pair(self.restorer, degraded, box, **given)
         except FaceRestorationError:
             return np.stack([to_bytes(crop(image, box)) for image in (gt, degraded, gt)])
         return np.stack([to_bytes(image) for image in (pair.restored, pair.degraded, crop(gt, pair.box))])

@@ -2,12 +2,13 @@
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 
@@ -32,7 +33,10 @@ def batches(data: Dataset, accelerator: Accelerator, first: int, workers: int) -
     )
     for number, packed in enumerate(loader, start=first):
         batch = send_to_device(packed, accelerator.device, non_blocking=True)
-        yield number, batch | {name: batch[name] / 255 for name in names} if names else batch
+        yield (
+            number,
+            batch | {name: _each(batch[name], lambda image: image / 255) for name in names} if names else batch,
+        )
 
 
 class _Packed(Dataset):
@@ -42,8 +46,12 @@ class _Packed(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         batch = self.data[index]
-        packed = {name: (batch[name] * 255).round().to(torch.uint8) for name in self.names}
+        packed = {name: _each(batch[name], lambda image: (image * 255).round().to(torch.uint8)) for name in self.names}
         return batch | packed if packed else batch
+
+
+def _each(images: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    return change(images) if isinstance(images, Tensor) else [change(image) for image in images]
 
 
 def _use_one_thread(_: int) -> None:
