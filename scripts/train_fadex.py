@@ -4,6 +4,7 @@ The same command again goes on where the run stopped. Writes weights/fadex.safet
 """
 
 import logging
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from face2scene.cli.command_line import script
-from face2scene.data.face_crops import Images, Stored
+from face2scene.data.face_crops import Stored
 from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy, ground_truth
 from face2scene.degradation import PRESETS
 from face2scene.models.fadex import MoCo
@@ -39,7 +40,7 @@ def main(cfg: DictConfig) -> None:
     aligned = isinstance(restorer, AlignedRefFR)
     in_workers = not aligned or getattr(restorer, "missing", "compute") == "refuse"  # networks stay in this process
 
-    def keep(images: Images) -> Stored:
+    def keep(images: Any) -> Stored:
         stored = Stored(images, cfg.paths.face_crops)
         ranks = {"rank": accelerator.process_index, "processes": accelerator.num_processes}
         stored.fill(workers=settings.workers if in_workers else 0, **ranks)
