@@ -11,7 +11,7 @@ from time import perf_counter
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from face2scene.cli.command_line import script
@@ -27,8 +27,9 @@ def main(cfg: DictConfig) -> None:
     cache = restorer if isinstance(restorer, Cached) else Cached(restorer, cfg.cache)
     cache.missing = "compute"
     cache.ready()
+    mix = OmegaConf.to_container(cfg.data.get("mix") or OmegaConf.create([]), resolve=True)
     faces = faces_of(
-        cfg.data.root,
+        mix or cfg.data.root,
         instantiate(cfg.degradation, _convert_="all"),
         size=cache.size,
         recipes=cfg.recipes,

@@ -101,7 +101,7 @@ class FaDeXTask:
         self._accuracy = torch.zeros(())
         self.stateful = [] if ema is None else [EMA(moco.query, ema, buffers=True)]
         count = sum(p.numel() for p in weights)
-        log.info("FaDeX trains %d weights on %d images.", count, len(data.paths))
+        log.info("FaDeX trains %d weights on %d images.", count, len(data.boxes))
 
     @property
     def moco(self) -> MoCo:
