@@ -43,11 +43,10 @@ def main(cfg: DictConfig) -> None:
         start = {"source": cfg.restorer.base.source, "dtype": cfg.restorer.base.dtype}
         restorer = load_restorer(cfg.init_from, expected=adapters, **start).unfreeze()
     else:
-        kind, conditioning = (S3Diff, cfg.restorer.score_net) if s3diff else (OneStepRestorer, cfg.mapnet)
+        kind, part = (S3Diff, cfg.restorer.score_net) if s3diff else (OneStepRestorer, cfg.mapnet)
+        conditioning = instantiate(part, _convert_="all")
         # the base is not kept here: its text encoder is needed for the prompts alone
-        restorer = kind(
-            load_base(**cfg.restorer.base), instantiate(conditioning), source=cfg.restorer.base.source, **adapters
-        )
+        restorer = kind(load_base(**cfg.restorer.base), conditioning, source=cfg.restorer.base.source, **adapters)
     if settings.gradient_checkpointing:
         restorer.checkpoint_gradients()
     discriminator = OmegaConf.to_container(settings.discriminator, resolve=True) if settings.discriminator else None
