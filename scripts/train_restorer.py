@@ -17,9 +17,10 @@ from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.perceptual import Perceptual
 from face2scene.models.s3diff.model import NoFaDeX, S3Diff
 from face2scene.train import fsdp
-from face2scene.train.loop import Schedule, train
+from face2scene.train.loop import train
 from face2scene.train.restorer_task import RestorerTask
 from face2scene.train.run import open_run
+from face2scene.train.schedule import Schedule, share_batch
 
 
 @script("train_restorer", level=logging.INFO)
@@ -27,11 +28,13 @@ def main(cfg: DictConfig) -> None:
     """Build the parts, then run the shared loop."""
     settings = cfg.train.restorer
     torch.manual_seed(cfg.seed)
+    torch.backends.cuda.matmul.allow_tf32 = True  # for the float32 UNet, as cuDNN does by itself
     shard_from = fsdp.fsdp_min_params()
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        gradient_accumulation_steps=settings.accumulate,
-        mixed_precision=settings.mixed_precision,
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=settings.mixed_precision)
+    batches = OmegaConf.to_container(settings.batches, resolve=True)
+    limits = {name: settings.get(name) for name in ("effective_batch", "accumulate")}
+    batches["batch"], accelerator.gradient_accumulation_steps = share_batch(
+        batches["batch"], accelerator.num_processes, **limits
     )
     run = open_run(cfg, main=accelerator.is_main_process)
     ref_fr = instantiate(cfg.ref_fr)
@@ -39,7 +42,7 @@ def main(cfg: DictConfig) -> None:
     fadex = NoFaDeX() if s3diff else FaDeX.from_file(cfg.fadex_weights)
     adapters = OmegaConf.to_container(cfg.restorer.adapters, resolve=True)
     if cfg.init_from:
-        start = {"source": cfg.restorer.base.source, "dtype": cfg.restorer.base.dtype}
+        start = {name: cfg.restorer.base.get(name) for name in ("source", "dtype", "unet_dtype")}
         restorer = load_restorer(cfg.init_from, expected=adapters, **start).unfreeze()
     else:
         kind, conditioning = (S3Diff, cfg.restorer.score_net) if s3diff else (OneStepRestorer, cfg.mapnet)
@@ -50,8 +53,9 @@ def main(cfg: DictConfig) -> None:
     if settings.gradient_checkpointing:
         restorer.checkpoint_gradients()
     discriminator = OmegaConf.to_container(settings.discriminator, resolve=True) if settings.discriminator else None
-    batches = OmegaConf.to_container(settings.batches, resolve=True)
     mix = OmegaConf.to_container(cfg.data.get("mix") or OmegaConf.create([]), resolve=True)
+    if s3diff and restorer.score_reduction == cfg.degradation.get("scale"):
+        batches["small"] = restorer.score_reduction
     data = SceneBatches(mix or cfg.data.root, instantiate(cfg.degradation), ref_fr, seed=cfg.seed, **batches)
     task = RestorerTask(
         restorer,

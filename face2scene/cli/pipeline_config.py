@@ -21,6 +21,7 @@ def pipeline_of(cfg: DictConfig, device: torch.device | None = None) -> Face2Sce
         device: None is `device_of(cfg)`.
     """
     device = device_of(cfg) if device is None else device
+    torch.backends.cuda.matmul.allow_tf32 = True  # for the float32 UNet, as cuDNN does by itself
     pipeline = Face2ScenePipeline.from_files(
         cfg.restorer_weights,
         cfg.fadex_weights,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from face2scene.common.reproducibility import seed_from
@@ -53,6 +54,8 @@ class SceneBatches(Dataset):
             the other; None is `random` for one set of loose files, else `epochs`.
         small_faces: for faces under the window: `refuse` the set, or `surround` them with scene.
         cache_mib: images are kept in memory as bytes up to this many MiB per process.
+        small: s, of a space of this scale: `small`, the crop before its enlargement by s, is also given (S3Diff scores
+            it), and crops begin at multiples of s.
 
     Raises:
         ValueError: images smaller than the crop, or a face smaller than the window.
@@ -77,6 +80,7 @@ class SceneBatches(Dataset):
         order: str | None = None,
         small_faces: str = "refuse",
         cache_mib: int = 2048,
+        small: int = 0,
     ):
         for option, value, known in (
             ("order", order, (None, "random", "epochs")),
@@ -84,7 +88,7 @@ class SceneBatches(Dataset):
         ):
             if value not in known:
                 raise ValueError(f"train.restorer.batches.{option} must be one of {known}, not {value!r}.")
-        self.recipes = recipes
+        self.recipes, self.small = recipes, small
         mix = [{"folder": folder}] if isinstance(folder, str | Path) else list(folder)
         self.folders = [Path(part["folder"]) for part in mix]
         self.sets = [Records(part, split) for part in self.folders]
@@ -120,13 +124,14 @@ class SceneBatches(Dataset):
 
         Returns:
             image (degraded), target, gt: (B, 3, c, c) in [0, 1], target equal to gt except for negatives; restored,
-            degraded: (B, 3, f, f); negative, drop: (B,) bool; seed: (B,) int64, for other random choices of a scene.
+            degraded: (B, 3, f, f); negative, drop: (B,) bool; seed: (B,) int64, for other random choices of a scene;
+            small, where it is asked for: (B, 3, c / s, c / s).
         """
         rng = np.random.default_rng(seed_from(self.seed, "scenes", index))
         window = int(rng.integers(self.window[0] // 8, self.window[1] // 8 + 1)) * 8
         negative, drop = rng.random(self.batch) < self.negative_prob, rng.random(self.batch) < self.token_dropout
         rows = [self._one(self._chosen(index, row, rng), window, bool(bad), rng) for row, bad in enumerate(negative)]
-        names = ("image", "target", "gt", "restored", "degraded", "refused")
+        names = ("image", "target", "gt", "restored", "degraded", *(["small"] if self.small else []), "refused")
         batch = {name: torch.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
         seeds = [seed_from(self.seed, "scene", index, row) for row in range(self.batch)]
         drop = torch.from_numpy(drop) | batch.pop("refused")
@@ -166,12 +171,19 @@ class SceneBatches(Dataset):
             face = crop(degraded, inner)
             pair, refused = FacePair(restored=face, degraded=face, box=inner), True
         height, width = gt.shape[-2:]
-        place = _window(rng, (0, 0, width, height), self.crop)
+        place = _window(rng, (0, 0, width, height), self.crop, self.small or 1)
         image, clean = crop(degraded, place), crop(gt, place)
         rows = [image, image if negative else clean, clean, pair.restored, pair.degraded]
+        rows += [self._before_enlargement(recipe, gt, place)] if self.small else []
         if mirror and not mirror_first:
             rows = [row.flip(-1) for row in rows]
         return *rows, torch.tensor(refused)
+
+    def _before_enlargement(self, recipe: Recipe, gt: Tensor, place: Box) -> Tensor:
+        low = recipe.apply(gt, keep_size=False)
+        if low.shape == gt.shape:  # not degraded
+            low = interpolate(gt[None], scale_factor=1 / self.small, mode="bicubic", antialias=True)[0].clamp(0, 1)
+        return crop(low, tuple(int(v) // self.small for v in place))
 
     def _image(self, number: int, folder: Path, record: Record) -> np.ndarray:
         image = self._images.get(number)
@@ -193,9 +205,9 @@ def _around(box: tuple[int, int, int, int], side: int, size: tuple[int, int]) ->
     return x, y, x + side, y + side
 
 
-def _window(rng: np.random.Generator, box: Box, side: int) -> tuple[int, int, int, int]:
+def _window(rng: np.random.Generator, box: Box, side: int, step: int = 1) -> tuple[int, int, int, int]:
     x0, y0, x1, y1 = (int(v) for v in box)
-    x, y = int(rng.integers(x0, x1 - side + 1)), int(rng.integers(y0, y1 - side + 1))
+    x, y = (int(rng.integers(low, high - side + 1)) // step * step for low, high in ((x0, x1), (y0, y1)))
     return x, y, x + side, y + side
 
 

@@ -84,8 +84,8 @@ class Face2ScenePipeline(DegradationEstimator):
 
         Args:
             base: the base model, if not the one that the restorer's header names.
-            dtype: of the VAE and the UNet, also as `bf16`, `fp16` or `fp32`; None is float32, or a merged file's own.
-                FaDeX, MapNet and Stage I keep theirs.
+            dtype: of the VAE and the UNet, also as `bf16`, `fp16` or `fp32`; None is as they were trained (float32
+                where an older header does not say), or a merged file's own. FaDeX, MapNet and Stage I keep theirs.
             options: of the constructor.
         """
         pipeline = cls(load_restorer(restorer, source=base), FaDeX.from_file(fadex), **options)

@@ -72,3 +72,13 @@ def test_negative_target_is_degraded_image(dataset):
     assert torch.equal(batch["target"][bad], batch["image"][bad])
     assert torch.equal(batch["target"][~bad], batch["gt"][~bad])
     assert (batch["gt"] - batch["image"]).flatten(1).abs().amax(1).gt(0).float().mean() > 0.9
+
+
+def test_small_crop_is_the_one_before_enlargement(dataset):
+    space = Space(scale=4, no_degradation_prob=0.0)
+    options = {"negative_prob": 0.0, "token_dropout": 0.0, "crop": 32, "face_window": (16, 16), "batch": 12}
+    batch = SceneBatches(dataset, space, GreyStageOne(), seed=0, small=4, **options)[0]
+    assert batch["small"].shape == (12, 3, 8, 8)
+    again = torch.nn.functional.interpolate(batch["small"], scale_factor=4, mode="bicubic")
+    inner = (slice(None), slice(None), slice(8, -8), slice(8, -8))  # the crop ends within the kernel elsewhere
+    torch.testing.assert_close(again[inner], batch["image"][inner], atol=1e-5, rtol=0)

@@ -88,6 +88,7 @@ def make_task(base):
         held = [ValidationPair(None, image, image, FacePair(restored=image, degraded=image, box=(0, 0, 16, 16)))]
         settings = {
             "lr": 1e-3,
+            "order": "one_forward",
             "discriminator": discriminator,
             "ema": ema,
             "device": torch.device("cpu"),
