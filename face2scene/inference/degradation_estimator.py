@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box, DegradationTokens, Face, FacePair, Progress, Scene
-from face2scene.faces.align import AlignmentError, crop, square_crop_box
+from face2scene.faces.align import MAX_FACE_SIZE, AlignmentError, crop, face_crop_box, square_crop_box
 from face2scene.faces.detect import Detector
 from face2scene.faces.identity import cosine
 from face2scene.faces.matching import FaceMatch, ReferenceGallery, known_faces
@@ -55,7 +55,7 @@ class PipelineOptions:
     tile: int | str | None = 512  # pixels; larger images go in tiles. `auto`: by the free memory; None: never
     overlap: int = 64  # of the tiles, pixels
     statistics: str = "shared"  # of normalisation over tiles, `shared` or `tile`; see `models.restorer.tiling`
-    max_face_size: int = 256  # pixels; of a larger face the centre is used at its native scale (ours: attention's cost)
+    max_face_size: int = MAX_FACE_SIZE  # pixels; of a larger face the centre is used, see `align.face_crop_box`
     max_faces: int = 8  # of one scene, the largest first (ours)
     max_tokens: int | None = None  # the first so many tokens, coarse to fine (an ablation of ours); None keeps all
     # How far below the detector's threshold the similarity of a degraded or restored face to its person may lie (ours).
@@ -184,12 +184,12 @@ class DegradationEstimator:
     ) -> FaceEstimate:
         known = box if face is None else face.box
         assert known is not None and self.ref_fr is not None  # `estimate` checks both
-        whole = square_crop_box(known, (scene.image.shape[-2], scene.image.shape[-1]))
-        points = face.landmarks_5 if face is not None else upright_points(whole)
+        size = (scene.image.shape[-2], scene.image.shape[-1])
+        points = face.landmarks_5 if face is not None else upright_points(square_crop_box(known, size))
         pair = face_pair(
             self.ref_fr,
             scene.image,
-            _centre(whole, self.options.max_face_size),
+            face_crop_box(known, size, self.options.max_face_size),
             references=people.files(person),
             gt=gt,
             landmarks=points,
@@ -268,7 +268,7 @@ class DegradationEstimator:
         # pair 26.22 and 0.204. So it is an option and not the default.
         height, width = image.shape[-2:]
         limit = self.options.max_face_size
-        boxes = [_centre(square_crop_box(face.box, (height, width)), limit) for face in faces[:4]]
+        boxes = [face_crop_box(face.box, (height, width), limit) for face in faces[:4]]
         estimates = []
         for box in boxes or select_textured_patches(image, min(limit, height, width), 4):
             degraded = crop(image, box)
@@ -288,12 +288,6 @@ def _log_entry(face: Face, match: FaceMatch) -> dict[str, Any]:
     if match.similarity is not None:
         row |= {"reference": match.reference, "similarity": round(match.similarity, 4), "person": match.person}
     return row
-
-
-def _centre(box: Box, max_size: int) -> Box:
-    x0, y0, x1, y1 = (int(v) for v in box)
-    cut = max(0, (x1 - x0 - max_size) // 2)
-    return (x0 + cut, y0 + cut, x1 - cut, y1 - cut)
 
 
 def select_textured_patches(image: Tensor, side: int, count: int) -> list[Box]:

@@ -28,16 +28,26 @@ _TOKEN_WEIGHTS = ("mapnet.", "null_tokens", ".attn2.")  # the tokens pass throug
 
 
 class RestorerStep(nn.Module):
-    """`OneStepRestorer.forward` with its `tokens` inside, for a wrapper that reduces gradients over the processes."""
+    """`OneStepRestorer.forward` with its `tokens` inside, for a wrapper that reduces gradients over the processes.
+
+    Faces have sizes of their own, so MapNet runs once for each: as often on every process, as sharded weights need it.
+    """
 
     def __init__(self, restorer: OneStepRestorer):
         super().__init__()
         self.restorer = restorer
 
     def forward(
-        self, image: Tensor, features: Tensor | None, *, drop: Tensor | None = None, **options: Tensor | None
+        self,
+        image: Tensor,
+        features: Sequence[Tensor | None] | None,
+        *,
+        drop: Tensor | None = None,
+        **options: Tensor | Sequence[int] | None,
     ) -> Tensor:
-        return self.restorer(image, self.restorer.tokens(features, len(image), drop), **options)
+        none = [None] * len(image)
+        rows = zip(features or none, none if drop is None else drop.split(1), strict=True)
+        return self.restorer(image, torch.cat([self.restorer.tokens(one, 1, null) for one, null in rows]), **options)
 
 
 class RestorerTask:
@@ -151,11 +161,12 @@ class RestorerTask:
         counts = torch.stack([batch["adversarial"].sum() for batch in batches]).float()
         self._adversarial_count = accelerator.reduce(counts.mean(), "mean").clamp(min=1e-6)  # per batch; 0 has no loss
 
-    def _restore(self, batch: Mapping[str, Tensor], negative: Tensor, seed_offset: int = 0) -> Tensor:
+    def _restore(self, batch: Mapping[str, Any], negative: Tensor, seed_offset: int = 0) -> Tensor:
         """(B, 3, c, c) in [-1, 1], the range of all losses."""
         with torch.no_grad():
-            features = self.fadex(batch["restored"], batch["degraded"])
-        seeds = batch["seed"] + seed_offset if self.posterior == "sample" else None
+            pairs = zip(batch["restored"], batch["degraded"], strict=True)
+            features = [self.fadex(restored[None], degraded[None]) for restored, degraded in pairs]
+        seeds = [seed + seed_offset for seed in batch["seed"]] if self.posterior == "sample" else None
         options = {"negative": negative, "seeds": seeds} | {n: batch[n] for n in ("small",) if n in batch}
         output = self.phases[0].model(batch["image"], features, drop=batch["drop"], **options)
         return output.float() * 2 - 1

@@ -43,7 +43,7 @@ def rename(folder: Path, split: str, **changes) -> None:
     write_manifest(folder, records)
 
 
-BATCHES = {"crop": 16, "face_window": (16, 16), "batch": 1, "negative_prob": 0, "token_dropout": 0, "seed": 0}
+BATCHES = {"crop": 16, "batch": 1, "negative_prob": 0, "token_dropout": 0, "seed": 0}
 READERS = {
     "Records": lambda folder, out: Records(folder),
     "stream_manifest": lambda folder, out: list(stream_manifest(folder)),

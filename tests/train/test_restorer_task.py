@@ -38,7 +38,7 @@ TINY_VIT = {
 
 
 class SeededSceneBatches:
-    """Batch `index` is a function of `index` alone; the first image of two is a negative."""
+    """Batch `index` is a function of `index` alone; the first image of two is a negative, and faces differ in size."""
 
     def __getitem__(self, index):
         rng = torch.Generator().manual_seed(index)
@@ -48,11 +48,11 @@ class SeededSceneBatches:
             "image": image,
             "gt": gt,
             "target": torch.where(negative.view(2, 1, 1, 1), image, gt),
-            "restored": torch.rand(2, 3, 16, 16, generator=rng),
-            "degraded": torch.rand(2, 3, 16, 16, generator=rng),
+            "restored": [torch.rand(3, side, side, generator=rng) for side in (16, 19 + index)],
+            "degraded": [torch.rand(3, side, side, generator=rng) for side in (16, 19 + index)],
             "negative": negative,
             "drop": torch.tensor([False, index % 2 == 0]),
-            "seed": torch.tensor([index, index + 1000]),
+            "seed": [index, index + 1000],
         }
 
 

@@ -6,6 +6,7 @@ SD-Turbo or the tiny base that ships with this project.
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -196,13 +197,14 @@ def precision(name: str | torch.dtype) -> torch.dtype:
     return _PRECISIONS[name]
 
 
-def per_sample_noise(seeds: Tensor, like: Tensor) -> Tensor:
+def per_sample_noise(seeds: Tensor | Sequence[int], like: Tensor) -> Tensor:
     """Gaussian noise of the shape of `like` (B, ...), each image's from its own seed of (B,), on every device the same.
 
-    Independent of the batch; drawn on the CPU.
+    Independent of the batch; drawn on the CPU. In a training loop the seeds are no tensor of a GPU, whose values the
+    host would wait for.
     """
-    noise = [torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(int(s))) for s in seeds.tolist()]
-    return torch.stack(noise).to(like)
+    noise = [torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
+    return torch.stack(noise).to(like, non_blocking=True)
 
 
 def amplification(alpha: float, kind: str) -> float:

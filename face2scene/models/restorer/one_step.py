@@ -130,7 +130,11 @@ class OneStepRestorer(RestorerBase):
         return tokens if drop is None else torch.where(drop.view(-1, 1, 1), null.to(tokens), tokens)
 
     def forward(
-        self, image: Tensor, tokens: Tensor, negative: Tensor | None = None, seeds: Tensor | None = None
+        self,
+        image: Tensor,
+        tokens: Tensor,
+        negative: Tensor | None = None,
+        seeds: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
         """One step without guidance, as in training.
 
@@ -138,10 +142,10 @@ class OneStepRestorer(RestorerBase):
             image: (B, 3, H, W) in [0, 1], sides multiples of `multiple`.
             tokens: (B, N, D).
             negative: (B,) bool, which images get the negative prompt; None is none of them.
-            seeds: (B,) int64, one per image, of the sample from the VAE's posterior; None takes its mean.
+            seeds: (B,), one per image, of the sample from the VAE's posterior; None takes its mean.
 
         Returns:
-            (B, 3, H, W), about [0, 1]; not clamped, which would cut gradients.
+            (B, 3, H, W), float32, about [0, 1]; not clamped, which would cut gradients.
         """
         if negative is None:
             negative = torch.zeros(len(image), dtype=torch.bool, device=image.device)
@@ -293,7 +297,7 @@ class OneStepRestorer(RestorerBase):
         factor = self.vae.config.scaling_factor
         return posterior.mean * factor, posterior.std * factor
 
-    def _encode(self, image: Tensor, seeds: Tensor | None = None) -> Tensor:
+    def _encode(self, image: Tensor, seeds: Tensor | Sequence[int] | None = None) -> Tensor:
         mean, std = self._posterior(image)
         return mean if seeds is None else mean + std * per_sample_noise(seeds, mean)
 
@@ -309,9 +313,9 @@ class OneStepRestorer(RestorerBase):
             raise ValueError("A restorer with skip connections or a residual needs the encoded image to decode.")
         if self.skips and image is not None:
             features = self.vae.skips.encoder_features(self.vae, (image * 2 - 1).to(self.vae_dtype))
-            decoded = self.vae.skips.decode(self.vae, scaled, features) / 2
+            decoded = self.vae.skips.decode(self.vae, scaled, features).float() / 2
         else:
-            decoded = self.vae.decode(scaled).sample / 2
+            decoded = self.vae.decode(scaled).sample.float() / 2  # bf16 has 375 values in [0, 1] after `/ 2 + 0.5`
         return image + decoded if self.residual and image is not None else decoded + 0.5
 
     def save(self, path: str | Path, *, about: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:

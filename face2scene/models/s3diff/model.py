@@ -125,7 +125,7 @@ class S3Diff(RestorerBase):
         image: Tensor,
         tokens: Tensor | None = None,
         negative: Tensor | None = None,
-        seeds: Tensor | None = None,
+        seeds: Tensor | Sequence[int] | None = None,
         small: Tensor | None = None,
     ) -> Tensor:
         """One step without guidance, as in training; see `OneStepRestorer.forward`.
@@ -191,7 +191,7 @@ class S3Diff(RestorerBase):
                 tiled = partial(in_latent_tiles, predict, latent, tile=self.latent_tile, overlap=self.latent_overlap)
                 prediction = run_with_fp32_fallback("UNet", self.unet, tiled)
             output = run_with_fp32_fallback("VAE decoder", self.vae, lambda: self._decode(latent, prediction))
-        return _image(output)[..., :height, :width].float()
+        return _image(output)[..., :height, :width]
 
     def restore_tiled(
         self,
@@ -237,7 +237,9 @@ class S3Diff(RestorerBase):
         with modulated(self.vae, self.vae_layers, matrices):
             return self.vae.encode(image).latent_dist
 
-    def _draw(self, posterior: DiagonalGaussianDistribution, how: str, seeds: Tensor | None = None) -> Tensor:
+    def _draw(
+        self, posterior: DiagonalGaussianDistribution, how: str, seeds: Tensor | Sequence[int] | None = None
+    ) -> Tensor:
         if how == "mean":
             latent = posterior.mode()
         elif seeds is None:
@@ -300,7 +302,7 @@ class S3Diff(RestorerBase):
 
 
 def _image(output: Tensor) -> Tensor:
-    return (output.clamp(-1, 1) + 1) / 2
+    return (output.float().clamp(-1, 1) + 1) / 2
 
 
 class NoFaDeX(nn.Module):
