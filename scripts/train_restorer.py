@@ -1,6 +1,7 @@
 """Train the one-step restorer: `accelerate launch scripts/train_restorer.py experiment=quickstart`."""
 
 import logging
+import math
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +23,8 @@ from face2scene.train.restorer_task import RestorerTask
 from face2scene.train.run import open_run
 from face2scene.train.schedule import Schedule, share_batch
 
+log = logging.getLogger(__name__)
+
 
 @script("train_restorer", level=logging.INFO)
 def main(cfg: DictConfig) -> None:
@@ -37,6 +40,8 @@ def main(cfg: DictConfig) -> None:
         batches["batch"], accelerator.num_processes, **limits
     )
     run = open_run(cfg, main=accelerator.is_main_process)
+    counts = (batches["batch"], accelerator.gradient_accumulation_steps, accelerator.num_processes)
+    log.info("%d images x %d accumulated x %d processes = %d images per step.", *counts, math.prod(counts))
     ref_fr = instantiate(cfg.ref_fr)
     s3diff = "score_net" in cfg.restorer
     fadex = NoFaDeX() if s3diff else FaDeX.from_file(cfg.fadex_weights)

@@ -27,6 +27,7 @@ def pipeline_of(cfg: DictConfig, device: torch.device | None = None) -> Face2Sce
         cfg.fadex_weights,
         base=cfg.base,
         dtype=cfg.dtype,
+        decoder=cfg.restorer.get("decoder"),
         ref_fr=instantiate(cfg.ref_fr) or None,
         detector=instantiate(cfg.faces) or None,
         **cast(dict[str, Any], OmegaConf.to_container(cfg.pipeline, resolve=True)),

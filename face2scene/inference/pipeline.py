@@ -33,6 +33,7 @@ from face2scene.inference.results import DegradationEstimate, Restoration
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.loading import load_restorer
 from face2scene.models.restorer.base_model import precision
+from face2scene.models.restorer.light_decoders import replace_decoder
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.tiling import TilePlan
 from face2scene.models.s3diff.model import S3Diff
@@ -78,6 +79,7 @@ class Face2ScenePipeline(DegradationEstimator):
         *,
         base: str | Path | None = None,
         dtype: str | torch.dtype | None = None,
+        decoder: str | Path | None = None,
         **options: Any,
     ) -> "Face2ScenePipeline":
         """Load the two weights files.
@@ -86,10 +88,14 @@ class Face2ScenePipeline(DegradationEstimator):
             base: the base model, if not the one that the restorer's header names.
             dtype: of the VAE and the UNet, also as `bf16`, `fp16` or `fp32`; None is as they were trained (float32
                 where an older header does not say), or a merged file's own. FaDeX, MapNet and Stage I keep theirs.
+            decoder: a small decoder in place of the VAE's, see `light_decoders`.
             options: of the constructor.
         """
-        pipeline = cls(load_restorer(restorer, source=base), FaDeX.from_file(fadex), **options)
-        pipeline.files = (Path(restorer), Path(fadex))
+        loaded, files = load_restorer(restorer, source=base), [Path(restorer), Path(fadex)]
+        if decoder is not None:
+            files.append(replace_decoder(loaded.vae, decoder))
+        pipeline = cls(loaded, FaDeX.from_file(fadex), **options)
+        pipeline.files = tuple(files)
         return pipeline if dtype is None else pipeline.to(precision(dtype))
 
     @classmethod

@@ -1,12 +1,9 @@
 """Schedule, progress and batch sizes of a training."""
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,34 +57,27 @@ class Schedule:
 def share_batch(
     batch: int, processes: int, *, effective_batch: int | None = None, accumulate: int | None = None
 ) -> tuple[int, int]:
-    """Images per call and process, and calls per optimizer step, so that every number of processes takes equal steps.
+    """`batch` and `accumulate`, so that any number of processes takes equal steps.
 
     Args:
-        batch: images per call; an upper bound where `effective` is given.
+        batch: images per call; an upper bound where `effective_batch` is given.
         effective_batch: images per optimizer step, over all calls and processes; None is what the others come to.
         accumulate: calls per optimizer step; None follows from the others, or is 1.
-
-    Returns:
-        batch, accumulate; the log says what they come to.
 
     Raises:
         ValueError: `effective_batch` is not the product of such numbers.
     """
-    if effective_batch is not None:
+    if effective_batch:
         batch = min(batch, max(1, effective_batch // processes))
-        fitting = accumulate or max(1, round(effective_batch / (batch * processes)))
-        if batch * fitting * processes != effective_batch:
-            raise ValueError(
-                f"train.restorer.effective_batch={effective_batch} is not batch x accumulate x processes = {batch} x "
-                f"{fitting} x {processes}: set train.restorer.effective_batch={batch * fitting * processes}, another "
-                "train.restorer.batches.batch, or train.restorer.accumulate=null."
-            )
-        accumulate = fitting
+        accumulate = accumulate or max(1, round(effective_batch / (batch * processes)))
     accumulate = accumulate or 1
-    log.info(
-        "%d images x %d accumulated x %d processes = %d images per step.",
-        batch, accumulate, processes, batch * accumulate * processes,
-    )  # fmt: skip
+    images = batch * accumulate * processes
+    if effective_batch and images != effective_batch:
+        raise ValueError(
+            f"train.restorer.effective_batch={effective_batch} is not batch x accumulate x processes = {batch} x "
+            f"{accumulate} x {processes}: set train.restorer.effective_batch={images}, another "
+            "train.restorer.batches.batch, or train.restorer.accumulate=null."
+        )
     return batch, accumulate
 
 

@@ -1,7 +1,5 @@
 """An optimizer step has as many images on any number of cards."""
 
-import logging
-
 import pytest
 import yaml
 
@@ -14,13 +12,11 @@ PAPER = yaml.safe_load((REPOSITORY / "configs/train/paper.yaml").read_text())["r
 
 @pytest.mark.parametrize("launch", LAUNCHES)
 @pytest.mark.parametrize("batch", [PAPER["batches"]["batch"], 16])
-def test_every_launch_file_makes_64_images(launch, batch, caplog):
+def test_every_launch_file_makes_64_images(launch, batch):
     processes = yaml.safe_load((REPOSITORY / f"configs/accelerate/{launch}.yaml").read_text())["num_processes"]
-    caplog.set_level(logging.INFO)
     given = {name: PAPER[name] for name in ("effective_batch", "accumulate")}
     images, calls = share_batch(batch, processes, **given)
     assert images * calls * processes == 64
-    assert f"{images} images x {calls} accumulated x {processes} processes = 64 images per step." in caplog.text
 
 
 def test_paper_batch_needs_checkpointing_on_48_gb():

@@ -162,7 +162,8 @@ def _checked(
         part.eval().requires_grad_(False)
     clip = schedule.config.clip_sample_range if schedule.config.clip_sample else None
     alphas, kind = schedule.alphas_cumprod.float(), schedule.config.prediction_type
-    return DiffusionBase(vae, unet, text_encoder, tokenizer, alphas, kind, clip, origin=origin_of(vae, unet))
+    origin = {} if where.partition(":")[0] == "random" else origin_of(vae, unet)
+    return DiffusionBase(vae, unet, text_encoder, tokenizer, alphas, kind, clip, origin=origin)
 
 
 def origin_of(vae: AutoencoderKL, unet: UNet2DConditionModel) -> dict[str, str]:
@@ -177,8 +178,7 @@ def origin_of(vae: AutoencoderKL, unet: UNet2DConditionModel) -> dict[str, str]:
             content.update(f"{name} {tuple(tensor.shape)}".encode())
             content.update(flat[:: max(1, len(flat) // 64)][:64].bfloat16().view(torch.int16).numpy().tobytes())
     names = {dtype: name for name, dtype in _PRECISIONS.items()}
-    dtypes = {"dtype": names.get(vae.dtype, str(vae.dtype)), "unet_dtype": names.get(unet.dtype, str(unet.dtype))}
-    return dtypes | {"content": content.hexdigest()[:16]}
+    return {"dtype": names[vae.dtype], "unet_dtype": names[unet.dtype], "content": content.hexdigest()[:16]}
 
 
 _FURTHER_CONDITIONS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "num_class_embeds")

@@ -16,7 +16,7 @@ from face2scene.models.saved_module import one_of
 
 log = logging.getLogger(__name__)
 WEIGHTS_FILE = "restorer.safetensors"  # in a folder of trained weights
-MEMORY_ADVICE = "lower pipeline.tile, set guidance=1, or restore with a bf16 base"
+MEMORY_ADVICE = "lower pipeline.tile, set guidance=1, or dtype=fp16"
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -58,7 +58,7 @@ class RestorerBase(nn.Module):
 
     @property
     def vae_dtype(self) -> torch.dtype:
-        return self.vae.decoder.conv_in.weight.dtype  # never adapted, never trained
+        return next(self.vae.decoder.parameters()).dtype  # never adapted, never trained
 
     @property
     def unet_dtype(self) -> torch.dtype:
