@@ -83,7 +83,7 @@ class SceneBatches(Dataset):
     ):
         if order not in (None, "random", "epochs"):
             raise ValueError(f"train.restorer.batches.order must be random, epochs or null, not {order!r}.")
-        self.recipes, self.small = recipes, small
+        self.recipes, self.small = recipes, small if small > 1 else 0
         mix = [{"folder": folder}] if isinstance(folder, str | Path) else list(folder)
         self.folders = [Path(part["folder"]) for part in mix]
         self.sets = [Records(part, split) for part in self.folders]
@@ -178,7 +178,8 @@ class SceneBatches(Dataset):
         low = recipe.apply(gt, keep_size=False)
         if low.shape == gt.shape:  # not degraded
             low = interpolate(gt[None], scale_factor=1 / self.small, mode="bicubic", antialias=True)[0].clamp(0, 1)
-        return crop(low, tuple(int(v) // self.small for v in place))
+        x0, y0, x1, y1 = (int(v) // self.small for v in place)
+        return crop(low, (x0, y0, x1, y1))
 
     def _image(self, number: int, folder: Path, record: Record) -> np.ndarray:
         image = self._images.get(number)

@@ -83,6 +83,7 @@ def test_small_crop_is_the_one_before_enlargement(dataset):
     again = torch.nn.functional.interpolate(batch["small"], scale_factor=4, mode="bicubic")
     inner = (slice(None), slice(None), slice(8, -8), slice(8, -8))  # the crop ends within the kernel elsewhere
     torch.testing.assert_close(again[inner], batch["image"][inner], atol=1e-5, rtol=0)
+    assert "small" not in SceneBatches(dataset, Space(scale=1), GreyStageOne(), seed=0, small=1, **options)[0]
 
 
 class Coordinates:

@@ -73,8 +73,11 @@ class RestorerBase(nn.Module):
 
     def _unet_autocast(self) -> AbstractContextManager:
         # A float32 UNet is never rounded, also where the training's mixed_precision is bf16: see `amplification`.
+        kind = self.text.device.type
+        if not torch.amp.is_autocast_available(kind):  # meta
+            return nullcontext()
         mixed = self.unet_dtype in _HALF and self.unet.conv_in.weight.dtype != self.unet_dtype
-        return torch.autocast(self.text.device.type, self.unet_dtype if mixed else None, enabled=mixed)
+        return torch.autocast(kind, self.unet_dtype if mixed else None, enabled=mixed)
 
     def checkpoint_gradients(self) -> Self:
         """Recompute activations in the backward pass in place of keeping them: less memory, more time."""
@@ -110,7 +113,8 @@ class RestorerBase(nn.Module):
         base = load_base(where, dtype=dtype, unet_dtype=unet_dtype)
         restorer = cls._built(base, config | {"source": where})
         model_files.fit(restorer, tensors, expected=set(restorer._stored()), source=path)
-        if other := [f"{k}={base.origin[k]} (trained: {v})" for k, v in trained.items() if base.origin[k] != v]:
+        found = {k: base.origin.get(k) for k in trained}
+        if other := [f"{k}={found[k]} (trained: {v})" for k, v in trained.items() if found[k] != v]:
             log.warning("%s was trained on another base than %s: %s.", path, where, ", ".join(other))
         return restorer.eval().requires_grad_(False)
 
