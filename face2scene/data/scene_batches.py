@@ -19,14 +19,15 @@ from torch.utils.data import Dataset
 
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box, FacePair
-from face2scene.data.records import Record, Records, read_manifest
+from face2scene.data.mix import Mix, face_name, points_of, recipe_of
+from face2scene.data.records import Record, read_manifest
 from face2scene.data.sampler import MixtureSampler
 from face2scene.data.shards import read_stored, shard_of, stored_path
-from face2scene.degradation import Recipe, Space
-from face2scene.faces.align import crop, face_crop_box, five_points, square_crop_box
-from face2scene.image_io.arrays import read_tensor, to_bytes, to_tensor
+from face2scene.degradation import Bank, Mixture, Space
+from face2scene.faces.align import crop, face_crop_box
+from face2scene.image_io.arrays import to_tensor
 from face2scene.ref_fr import FaceRestorationError, RefFR, face_pair
-from face2scene.ref_fr.base import mirrored_points, upright_points
+from face2scene.ref_fr.base import mirrored_points
 from face2scene.ref_fr.stand_ins import GroundTruth
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class SceneBatches(Dataset):
             mirrors it after the degradation, so that Stage I can be precomputed.
         order: `random` draws images with replacement; `epochs` uses each once an epoch and reads archives one after
             the other; None is `random` for one set of loose files, else `epochs`.
-        cache_mib: images are kept in memory as bytes up to this many MiB per process.
+        cache_mib: images are kept in memory as bytes up to this many MiB, on one machine in all.
         small: s, of a space of this scale: `small`, the crop before its enlargement by s, is also given (S3Diff scores
             it), and crops begin at multiples of s.
 
@@ -62,10 +63,12 @@ class SceneBatches(Dataset):
         ValueError: images smaller than the crop.
     """
 
+    in_bytes = ("image", "gt", "restored", "degraded")  # for `train.dataloader`
+
     def __init__(
         self,
         folder: str | Path | Sequence[Mapping[str, Any]],
-        space: Space,
+        space: Space | Mixture | Bank,
         ref_fr: RefFR,
         *,
         crop: int,
@@ -84,18 +87,14 @@ class SceneBatches(Dataset):
         if order not in (None, "random", "epochs"):
             raise ValueError(f"train.restorer.batches.order must be random, epochs or null, not {order!r}.")
         self.recipes, self.small = recipes, small if small > 1 else 0
-        mix = [{"folder": folder}] if isinstance(folder, str | Path) else list(folder)
-        self.folders = [Path(part["folder"]) for part in mix]
-        self.sets = [Records(part, split) for part in self.folders]
-        self.first = np.cumsum([0, *map(len, self.sets)])  # number of every set's first image
-        sizes = [pair for s in self.sets for pair in zip(s.column("height"), s.column("width"), strict=True)]
-        found = [box for s in self.sets for box in s.column("face_box")]
-        self.boxes = np.array([face_crop_box(box, size) for box, size in zip(found, sizes, strict=True)], np.int32)
-        shards = [[shard_of(name) for name in s.column("image")] for s in self.sets]
+        self.mix = mix = Mix(folder, split)
+        sizes = list(zip(mix.column("height"), mix.column("width"), strict=True))
+        found = zip(mix.column("face_box"), sizes, strict=True)
+        self.boxes = np.array([face_crop_box(box, size) for box, size in found], np.int32)
+        shards = [[shard_of(name) for name in part.column("image")] for part in mix.sets]
         if order is None:
-            order = "epochs" if len(mix) > 1 or any(map(any, shards)) else "random"
-        weights = [part["weight"] for part in mix] if all("weight" in part for part in mix) else None
-        self.order = MixtureSampler(shards, weights, seed=seed) if order == "epochs" else None
+            order = "epochs" if len(shards) > 1 or any(map(any, shards)) else "random"
+        self.order = MixtureSampler(shards, mix.weights, seed=seed) if order == "epochs" else None
         self.space, self.ref_fr, self.crop, self.batch = space, ref_fr, crop, batch
         self.seed, self.negative_prob, self.token_dropout = seed, negative_prob, token_dropout
         self.gt_share, self.gt_without_references = gt_share, gt_without_references
@@ -111,18 +110,17 @@ class SceneBatches(Dataset):
         """Batch `index`.
 
         Returns:
-            image (degraded), target, gt: (B, 3, c, c) in [0, 1], target equal to gt except for negatives; restored,
-            degraded: B times (3, f, f), in lists; negative, drop: (B,) bool; seed: B whole numbers, for other random
-            choices of a scene, in a list, because the host reads them; small, where it is asked for:
-            (B, 3, c / s, c / s).
+            image (degraded), gt: (B, 3, c, c) in [0, 1], the loader makes 8 bits of them; restored, degraded: B times
+            (3, f, f), in lists; negative: (B,) bool, the image itself is the target; drop: (B,) bool; seed: B whole
+            numbers, for other random choices of a scene, in a list, because the host reads them; small, where it is
+            asked for: (B, 3, c / s, c / s).
         """
         rng = np.random.default_rng(seed_from(self.seed, "scenes", index))
         negative, drop = rng.random(self.batch) < self.negative_prob, rng.random(self.batch) < self.token_dropout
-        rows = [self._one(self._chosen(index, row, rng), bool(bad), rng) for row, bad in enumerate(negative)]
-        image, target, gt, restored, degraded, refused, *small = map(list, zip(*rows, strict=True))
+        rows = [self._one(self._chosen(index, row, rng), rng) for row in range(self.batch)]
+        image, gt, restored, degraded, refused, *small = map(list, zip(*rows, strict=True))
         return {
             "image": torch.stack(image),
-            "target": torch.stack(target),
             "gt": torch.stack(gt),
             "restored": restored,
             "degraded": degraded,
@@ -136,18 +134,19 @@ class SceneBatches(Dataset):
         if self.order is None:
             return int(rng.integers(len(self.boxes)))
         part, number = self.order[index * self.batch + row]
-        return int(self.first[part]) + number
+        return int(self.mix.first[part]) + number
 
-    def _one(self, number: int, negative: bool, rng: np.random.Generator) -> tuple[Any, ...]:
-        part = int(np.searchsorted(self.first, number, side="right")) - 1
-        folder, record = self.folders[part], self.sets[part][number - int(self.first[part])]
-        gt = to_tensor(self._image(number, folder, record))
+    def _one(self, number: int, rng: np.random.Generator) -> tuple[Any, ...]:
+        folder, record = self.mix[number]
+        gt = to_tensor(self._image(number))
         mirror = rng.random() < 0.5
         mirror_first = mirror and not self.recipes  # before the degradation
         if mirror_first:
             gt = gt.flip(-1)
         fixed = self.recipes > 0
-        recipe = recipe_of(self.space, record, int(rng.integers(self.recipes))) if fixed else self.space.draw(rng)
+        recipe = (
+            recipe_of(self.space, record.sha256, int(rng.integers(self.recipes))) if fixed else self.space.draw(rng)
+        )
         degraded = recipe.apply(gt)
         x0, y0, x1, y1 = map(int, self.boxes[number])
         points = points_of(record)
@@ -160,6 +159,7 @@ class SceneBatches(Dataset):
         use_gt = self.gt_share > 0 and rng.random() < self.gt_share
         use_gt = use_gt or (self.gt_without_references and not references)
         given = {"references": references, "gt": gt, "landmarks": points, "rng": rng}
+        given |= {"name": face_name(record, recipe)} if fixed else {}
         try:
             pair, refused = face_pair(_GT if use_gt else self.ref_fr, degraded, box, **given), False
         except FaceRestorationError:
@@ -168,7 +168,7 @@ class SceneBatches(Dataset):
         height, width = gt.shape[-2:]
         place = _window(rng, (0, 0, width, height), self.crop, self.small or 1)
         image, clean = crop(degraded, place), crop(gt, place)
-        rows = [image, image if negative else clean, clean, pair.restored, pair.degraded]
+        rows = [image, clean, pair.restored, pair.degraded]
         small = [self._before_enlargement(recipe, gt, place)] if self.small else []
         if mirror and not mirror_first:
             rows, small = ([row.flip(-1) for row in part] for part in (rows, small))
@@ -181,10 +181,14 @@ class SceneBatches(Dataset):
         x0, y0, x1, y1 = (int(v) // self.small for v in place)
         return crop(low, (x0, y0, x1, y1))
 
-    def _image(self, number: int, folder: Path, record: Record) -> np.ndarray:
+    def divide_memory(self, parts: int) -> None:
+        """Share the memory for images with the copies of this object in `parts` workers and processes."""
+        self._free_bytes //= parts
+
+    def _image(self, number: int) -> np.ndarray:
         image = self._images.get(number)
         if image is None:
-            image = to_bytes(read_stored(folder, record.image))
+            image = self.mix.image(number)
             if image.nbytes <= self._free_bytes:
                 self._free_bytes -= image.nbytes
                 self._images[number] = image
@@ -195,18 +199,6 @@ def _window(rng: np.random.Generator, box: Box, side: int, step: int = 1) -> tup
     x0, y0, x1, y1 = (int(v) for v in box)
     x, y = (int(rng.integers(low, high - side + 1)) // step * step for low, high in ((x0, x1), (y0, y1)))
     return x, y, x + side, y + side
-
-
-def recipe_of(space: Space, record: Record, number: int) -> Recipe:
-    """Recipe `number` of an image; it depends on the image's content only."""
-    return space.draw(np.random.default_rng(seed_from("recipe", record.sha256, number)))
-
-
-def points_of(record: Record) -> np.ndarray:
-    """The five landmarks (5, 2) of a record's face, those of an upright face where none are recorded."""
-    if record.landmarks_68:
-        return five_points(record.landmarks_68)
-    return upright_points(square_crop_box(record.face_box, (record.height, record.width)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,9 +227,10 @@ def held_out(folder: str | Path, ref_fr: RefFR, *, count: int, seed: int) -> Seq
     for record in sorted(hashed, key=turn):
         if len(rows) == count:
             break
-        image, gt = read_tensor(folder / record.lq), read_tensor(folder / record.image)
+        image, gt = (to_tensor(read_stored(folder, name)) for name in (record.lq, record.image) if name)
         box = face_crop_box(record.face_box, (record.height, record.width))
-        given = {"references": [folder / r for r in record.references], "gt": gt, "landmarks": points_of(record)}
+        references = [stored_path(folder, name) for name in record.references]
+        given = {"references": references, "gt": gt, "landmarks": points_of(record), "name": face_name(record)}
         given["rng"] = np.random.default_rng(seed_from(seed, record.image))
         try:
             rows.append(ValidationPair(record, image, gt, face_pair(ref_fr, image, box, **given)))

@@ -4,11 +4,13 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from typing import Annotated
 
 import numpy as np
 
+from face2scene.common.reproducibility import seed_from
 from face2scene.degradation.functional import jpeg, kernels
 from face2scene.degradation.functional.resize import MODES
 from face2scene.degradation.operators import SpatiallyVaryingBlur, basic, camera, validation
@@ -298,3 +300,29 @@ class Mixture:
     def draw(self, rng: np.random.Generator) -> Recipe:
         """A new recipe of one of the spaces."""
         return self.spaces[_choose(rng, self.shares)].draw(rng)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """A finite number of operators of a space, so that many images share each and Stage I can restore them beforehand.
+
+    The noise differs between images.
+    """
+
+    space: Space | Mixture
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 2:
+            raise ValueError(f"degradation.size is {self.size}: a bank has two operators or more.")
+
+    @cached_property
+    def _drawn(self) -> dict[int, Recipe]:
+        return {}
+
+    def draw(self, rng: np.random.Generator) -> Recipe:
+        """One of the operators, with a noise seed of its own."""
+        number = int(rng.integers(self.size))
+        if number not in self._drawn:
+            self._drawn[number] = self.space.draw(np.random.default_rng(seed_from("operator", number)))
+        return self._drawn[number].with_noise_seed(int(rng.integers(2**63)))

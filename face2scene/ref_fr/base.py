@@ -101,14 +101,20 @@ class AlignedRefFR:
             RestorerUnavailableError: they cannot be loaded.
         """
 
-    def restore_in(self, scene: Tensor, box: Box, landmarks: np.ndarray | None, references: Sequence[Path]) -> FacePair:
+    def restore_named(self, face: Tensor, references: Sequence[Path], name: str) -> RestoredFace:
+        """Restore one face (3, size, size), which a cache knows by `name`, see `face_pair`."""
+        return self.restore_aligned(face[None], [references])[0]
+
+    def restore_in(
+        self, scene: Tensor, box: Box, landmarks: np.ndarray | None, references: Sequence[Path], name: str = ""
+    ) -> FacePair:
         """The face pair of `box`, or of the part of it that the aligned face covers; see `face_pair`."""
         aligned, transform, notes = aligned_face(scene, box, landmarks, self.size)
         try:
             box = covered_box(box, transform, self.size)
         except AlignmentError as error:
             raise FaceRestorationError(str(error)) from error
-        restored = self.restore_aligned(aligned[None], [references])[0]
+        restored = self.restore_named(aligned, references, name)
         pasted = paste_back(scene, restored.image.to(scene), transform, feather=0)
         return FacePair(crop(pasted, box).clone(), crop(scene, box), box, notes + restored.notes)
 
@@ -166,6 +172,7 @@ def face_pair(
     gt: Tensor | None = None,
     landmarks: np.ndarray | None = None,
     rng: np.random.Generator,
+    name: str = "",
 ) -> FacePair:
     """Crop the face from a scene at its native size and restore it.
 
@@ -176,6 +183,7 @@ def face_pair(
         landmarks: (5, 2) in the scene, see `types.Face`, to align the face; without them it is assumed to be upright
             in the middle of `box`.
         rng: for restorers that draw random numbers.
+        name: what the degraded face was made from, by which caches know it on every processor; empty for its pixels.
 
     Returns:
         The pair, of `box` or, where an aligned face covers less of it, of the part it covers.
@@ -184,7 +192,7 @@ def face_pair(
         FaceRestorationError: the face cannot be restored.
     """
     if isinstance(restorer, AlignedRefFR):
-        return restorer.restore_in(scene, box, landmarks, references)
+        return restorer.restore_in(scene, box, landmarks, references, name)
     degraded = crop(scene, box)
     restored = restorer.restore(degraded, references, gt=None if gt is None else crop(gt, box), rng=rng)
     return FacePair(restored=restored, degraded=degraded, box=box)

@@ -172,7 +172,7 @@ class RestorerTask:
         return output.float() * 2 - 1
 
     def _reconstruction_loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        target = batch["target"] * 2 - 1
+        target = torch.where(batch["negative"].view(-1, 1, 1, 1), batch["image"], batch["gt"]) * 2 - 1
         return {
             "l2": self.l2_weight * (output - target).square().mean(),
             "lpips": self.lpips_weight * self.perceptual(output, target),

@@ -9,7 +9,6 @@ import torch
 from fake_ref_fr import Negative
 from inscene_records import record
 
-from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy
 from face2scene.data.precompute import faces_of, fill
 from face2scene.data.records import write_manifest
 from face2scene.data.scene_batches import SceneBatches, held_out
@@ -69,26 +68,6 @@ def test_scene_batches_read_precomputed(tmp_path, inscene):
     with pytest.raises(FileNotFoundError, match=r"train\.restorer\.batches\.recipes"):
         fresh = SceneBatches(inscene, space, reader, **options)
         fresh[0]
-
-
-def test_face_pair_batches_read_precomputed(tmp_path, inscene):
-    space, inner = Space(), Negative()
-    everything = {"size": 32, "recipes": 1, "splits": ("train", "val")}
-    fill(Cached(inner, tmp_path / "cache"), faces_of(inscene, space, **everything), batch=8)
-    before = list(inner.calls)
-    reader = Cached(inner, tmp_path / "cache", missing="refuse")
-    options = {"operators": 2, "images": 2, "crop": 16, "seed": 5, "margin": 4}
-    restored = FacePairBatches.from_manifest(inscene, "train", space, **options, restore=RestoredBy(reader))[0]
-    assert inner.calls == before
-    gts = FacePairBatches.from_manifest(inscene, "train", space, **options)[0]
-    for side in ("query", "key"):
-        a, b = restored[f"{side}_restored"], gts[f"{side}_restored"]
-        assert a.shape == b.shape and (a - b).abs().mean() > 0.1
-        if side == "query":
-            assert torch.equal(restored["query_degraded"][:2], gts["query_degraded"][:2])
-    always = RestoredBy(reader, gt_share=1.0)
-    same = FacePairBatches.from_manifest(inscene, "train", space, **options, restore=always)[0]
-    assert torch.equal(same["query_restored"][:2], gts["query_restored"][:2])
 
 
 def test_refused_face_drops_tokens(inscene):

@@ -57,18 +57,6 @@ def test_augmentation_precedes_degradation(face_files):
     assert torch.equal(varied[3]["key_restored"], again[3]["key_restored"])
 
 
-def test_restored_is_augmented_like_gt(face_files):
-    data = pairs(face_files, augment=True)
-    same = pairs(face_files, augment=True, restored=lambda number: clean_image(data, number))
-    data.space = same.space = IdentitySpace()
-    first = slice(0, 2)  # of one operator; for the next ones another number of draws has gone before
-    torch.testing.assert_close(same[0]["query_restored"][first], data[0]["query_restored"][first])
-
-
-def clean_image(data, number):
-    return torch.from_numpy(data._image(number)[0]).permute(2, 0, 1).float() / 255
-
-
 def make_task(face_files, accelerator, **options):
     settings = {"lr": 1e-2, "probe_on": "space", "probe_operators": 2, "probe_images": 3} | options
     data = pairs(face_files, buckets={16: 2, 20: 1}, augment=True)

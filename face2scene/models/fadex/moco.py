@@ -64,7 +64,7 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, labels: Tensor) -> None:
-        """Store (N, D) keys with their (N,) labels; any N up to the size.
+        """Store (N, D) keys with their (N,) labels; any N up to the size. Those labelled EMPTY pad a batch.
 
         Raises:
             ValueError: more keys than slots.
@@ -76,9 +76,11 @@ class KeyQueue(nn.Module):
                 "lower train.fadex.operators, train.fadex.images, train.fadex.accumulate or the processes."
             )
         slots = (self.cursor + torch.arange(count, device=keys.device)) % size
-        self.keys[slots] = keys.to(self.keys.dtype)
-        self.labels[slots] = labels
-        self.cursor.copy_((self.cursor + count) % size)
+        real = labels != EMPTY
+        order = real.logical_not().byte().argsort(stable=True)  # padding last: the next step overwrites it
+        self.keys[slots] = keys[order].to(self.keys.dtype)
+        self.labels[slots] = labels[order]
+        self.cursor.copy_((self.cursor + real.sum()) % size)
 
 
 class MoCo(nn.Module):
