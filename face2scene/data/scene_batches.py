@@ -23,7 +23,7 @@ from face2scene.data.mix import Mix, face_name, points_of, recipe_of
 from face2scene.data.records import Record, read_manifest
 from face2scene.data.sampler import MixtureSampler
 from face2scene.data.shards import read_stored, shard_of, stored_path
-from face2scene.degradation import Bank, Mixture, Space
+from face2scene.degradation import Bank, Mixture, Recipe, Space
 from face2scene.faces.align import crop, face_crop_box
 from face2scene.image_io.arrays import to_tensor
 from face2scene.ref_fr import FaceRestorationError, RefFR, face_pair

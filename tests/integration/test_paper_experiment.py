@@ -82,12 +82,18 @@ def test_runs_hand_over_to_each_other(runs):
     assert runs["restorer"].fadex_weights == runs["restore"].fadex_weights == fadex
     restorer = f"{runs['restorer'].paths.runs}/{runs['restorer'].name}/weights/restorer.safetensors"
     assert runs["restore"].restorer_weights == restorer
-    assert runs["restorer"].train.restorer.batches.recipes == runs["stage_1"].recipes
+    counts = (
+        runs["stage_1"].recipes,
+        runs["restorer"].train.restorer.batches.recipes,
+        runs["fadex"].train.fadex.recipes,
+    )
+    assert counts == (4, 4, 4)
     caches = {runs[name].ref_fr.folder for name in ("fadex", "stage_1", "restorer", "restore")}
     assert len(caches) == 1
     wanted = {name: runs[name].ref_fr.missing for name in ("fadex", "stage_1", "restorer", "restore")}
     assert wanted == {"fadex": "refuse", "stage_1": "compute", "restorer": "refuse", "restore": "compute"}
     assert runs["fadex"].degradation == runs["stage_1"].degradation == runs["restorer"].degradation
+    assert runs["restorer"].degradation.space == runs["s3diff"].degradation
 
 
 def test_scores_are_the_tables_columns(runs):
