@@ -96,6 +96,13 @@ def test_runs_hand_over_to_each_other(runs):
     assert runs["restorer"].degradation.space == runs["s3diff"].degradation
 
 
+@pytest.mark.parametrize("option", ["ground_truth", "copy", "faceme"])
+def test_another_stage_one_fits_the_experiment(option):
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        ref_fr = compose("restore", ["experiment=paper", f"ref_fr={option}"]).ref_fr
+    assert "missing" not in ref_fr  # is of faceme_cached alone
+
+
 def test_scores_are_the_tables_columns(runs):
     table = yaml.safe_load((REPOSITORY / "configs/eval/table_5.yaml").read_text())
     assert list(runs["eval"].metrics) == table["parts"]["synthetic"]["columns"]
