@@ -34,6 +34,7 @@ from face2scene.inference.results import DegradationEstimate, Restoration
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.loading import load_restorer
 from face2scene.models.restorer.base_model import precision
+from face2scene.models.restorer.light_decoders import replace_decoder
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.tiling import TilePlan
 from face2scene.models.s3diff.model import S3Diff
@@ -84,6 +85,7 @@ class Face2ScenePipeline(DegradationEstimator):
         estimator: str | Path | None = None,
         base: str | Path | None = None,
         dtype: str | torch.dtype | None = None,
+        decoder: str | Path | None = None,
         **options: Any,
     ) -> "Face2ScenePipeline":
         """Load the weights files.
@@ -91,16 +93,21 @@ class Face2ScenePipeline(DegradationEstimator):
         Args:
             estimator: None is `estimator.safetensors` beside the restorer, if it is there.
             base: the base model, if not the one that the restorer's header names.
-            dtype: of the VAE and the UNet, also as `bf16`, `fp16` or `fp32`; None is float32, or a merged file's own.
-                FaDeX, MapNet and Stage I keep theirs.
+            dtype: of the VAE and the UNet, also as `bf16`, `fp16` or `fp32`; None is as they were trained (float32
+                where an older header does not say), or a merged file's own. FaDeX, MapNet and Stage I keep theirs.
+            decoder: a small decoder in place of the VAE's, see `light_decoders`.
             options: of the constructor.
         """
         if estimator is None and (beside := Path(restorer).with_name(pretrained.ESTIMATOR)).is_file():
             estimator = beside
-        files = (Path(restorer), Path(fadex), *([Path(estimator)] if estimator else []))
-        own = SceneEstimator.from_file(estimator) if estimator else None
-        pipeline = cls(load_restorer(restorer, source=base), FaDeX.from_file(fadex), estimator=own, **options)
-        pipeline.files = files
+        loaded, files = load_restorer(restorer, source=base), [Path(restorer), Path(fadex)]
+        if estimator is not None:
+            files.append(Path(estimator))
+        if decoder is not None:
+            files.append(replace_decoder(loaded.vae, decoder))
+        own = None if estimator is None else SceneEstimator.from_file(estimator)
+        pipeline = cls(loaded, FaDeX.from_file(fadex), estimator=own, **options)
+        pipeline.files = tuple(files)
         return pipeline if dtype is None else pipeline.to(precision(dtype))
 
     @classmethod

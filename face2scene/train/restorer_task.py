@@ -55,10 +55,11 @@ class RestorerStep(nn.Module):
 class RestorerTask:
     """Online negatives, L2 and LPIPS on the whole crop, and a discriminator (supplement 2.2; weights 2.0, 5.0, 0.5).
 
-    `one_forward` (ours): one restoration and two optimizer steps, one on all generator losses and one on both of the
-    discriminator's. The adversarial losses skip negatives: they are means over the positively prompted images of all
-    batches and processes of a step. `published` is S3Diff's loop: a reconstruction step, an adversarial step on a
-    second restoration with positive prompts throughout, then discriminator steps on real and on restored images.
+    `published` is S3Diff's loop: a reconstruction step, an adversarial step on a second restoration with positive
+    prompts throughout, then discriminator steps on real and on restored images, each clipped by itself. `one_forward`
+    (ours, cheaper): one restoration and two optimizer steps, one on all generator losses and one on both of the
+    discriminator's; the adversarial losses skip negatives and are means over the positively prompted images of all
+    batches and processes of a step.
 
     Args:
         restorer: trained; moves to `device`.
@@ -72,7 +73,7 @@ class RestorerTask:
         discriminator_lr: None is `lr`, as in S3Diff.
         gan_weight: of all adversarial losses, the discriminator's too, as in S3Diff.
         real_target: label of real images; S3Diff's is 0.8.
-        order: `one_forward` or `published`.
+        order: `published` or `one_forward`.
         posterior: `sample` (S3Diff's) from the VAE's posterior, seeded per image, or its `mean`.
         ema: decay of an EMA of the trained weights, which is then validated and exported; None keeps none.
         estimator: distilled in a last phase from the tokens of the face pairs (ours); None trains none.
@@ -84,7 +85,7 @@ class RestorerTask:
     """
 
     memory_advice = (
-        "lower train.restorer.batches.batch (and raise train.restorer.accumulate as much), set "
+        "lower train.restorer.batches.batch (train.restorer.effective_batch then accumulates more calls), set "
         "train.restorer.gradient_checkpointing=true, or restorer.base.dtype=bf16"
     )
 
@@ -105,7 +106,7 @@ class RestorerTask:
         discriminator_lr: float | None = None,
         gan_weight: float = 0.5,
         real_target: float = 0.8,
-        order: Literal["one_forward", "published"] = "one_forward",
+        order: Literal["published", "one_forward"] = "published",
         posterior: Literal["sample", "mean"] = "sample",
         ema: float | None = None,
         estimator: SceneEstimator | None = None,
@@ -114,7 +115,7 @@ class RestorerTask:
         about: Mapping[str, Any],
     ):
         for option, value, known in (
-            ("order", order, ("one_forward", "published")),
+            ("order", order, ("published", "one_forward")),
             ("posterior", posterior, ("sample", "mean")),
         ):
             if value not in known:
@@ -176,8 +177,10 @@ class RestorerTask:
             pairs = zip(batch["restored"], batch["degraded"], strict=True)
             features = [self.fadex(restored[None], degraded[None]) for restored, degraded in pairs]
         seeds = [seed + seed_offset for seed in batch["seed"]] if self.posterior == "sample" else None
-        output = self.phases[0].model(batch["image"], features, drop=batch["drop"], negative=negative, seeds=seeds)
-        batch["features"], batch["output"] = features, output.detach().float()  # for the estimator's phase
+        options = {"negative": negative, "seeds": seeds} | {n: batch[n] for n in ("small",) if n in batch}
+        output = self.phases[0].model(batch["image"], features, drop=batch["drop"], **options)
+        if self.estimator is not None:
+            batch["features"], batch["output"] = features, output.detach().float()  # for the estimator's phase
         return output.float() * 2 - 1
 
     def _reconstruction_loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

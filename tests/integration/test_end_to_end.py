@@ -72,6 +72,10 @@ def test_build_train_restore_and_score(trained_fadex, weights):
     run_command(train_restorer_command(trained_fadex, "restorer"), trained_fadex)
     _, config, about = load_weights(trained_fadex / "runs/restorer/weights/restorer.safetensors", kind="restorer")
     assert about["steps"] == 4 and config["mapnet"]["grids"] == [1, 2, 4]
+    log = (trained_fadex / "runs/restorer/log.txt").read_text()
+    assert (
+        "2 images x 1 accumulated x 1 processes = 2 images per step." in log and "times as large in the latent" in log
+    )
     steps = [
         json.loads(line)["step"] for line in (trained_fadex / "runs/restorer/metrics.jsonl").read_text().splitlines()
     ]

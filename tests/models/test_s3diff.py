@@ -75,6 +75,22 @@ def test_fp32_output_matches_released(model, released_files, base_folder):
     torch.testing.assert_close(model.restore(image), expected, atol=1e-4, rtol=0)
 
 
+def test_enlarged_image_is_scored_before_enlargement(model, monkeypatch):
+    small = torch.rand(1, 3, 16, 16)
+    large = F.interpolate(small, scale_factor=4, mode="bicubic").clamp(0, 1)
+    seeds, scored = torch.tensor([3]), []
+    monkeypatch.setattr(model.score_net, "forward", lambda image: scored.append(image) or torch.full((1, 2), 0.5))
+    monkeypatch.setattr(model, "score_reduction", 4)
+    model(large, seeds=seeds, small=small)
+    assert scored.pop() is small  # as published, in training
+    model(large, seeds=seeds)
+    model.restore(large)
+    for reduced in (scored.pop(), scored.pop()):
+        torch.testing.assert_close(reduced, small, atol=0.1, rtol=0)  # white noise, of range 1
+    model.restore(small, scale=4)
+    assert scored.pop() is small
+
+
 @pytest.mark.parametrize(("height", "width"), [(16, 24), (13, 40), (8, 64), (24, 16)])
 def test_latent_tiles_match_released(height, width):
     latent = torch.randn(2, 4, height, width)
