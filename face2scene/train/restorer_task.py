@@ -47,9 +47,12 @@ class RestorerStep(nn.Module):
         drop: Tensor | None = None,
         **options: Tensor | Sequence[int] | None,
     ) -> Tensor:
-        none = [None] * len(image)
-        rows = zip(features or none, none if drop is None else drop.split(1), strict=True)
-        return self.restorer(image, torch.cat([self.restorer.tokens(one, 1, null) for one, null in rows]), **options)
+        return self.restorer(image, _tokens(self.restorer, features or [None] * len(image), drop), **options)
+
+
+def _tokens(restorer: OneStepRestorer, features: Sequence[Tensor | None], drop: Tensor | None) -> Tensor:
+    rows = zip(features, [None] * len(features) if drop is None else drop.split(1), strict=True)
+    return torch.cat([restorer.tokens(one, 1, null) for one, null in rows])
 
 
 class RestorerTask:
@@ -222,7 +225,7 @@ class RestorerTask:
 
     def _estimator_loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         with torch.no_grad():
-            tokens = self.restorer.tokens(batch["features"], len(batch["image"]), batch["drop"])
+            tokens = _tokens(self.restorer, batch["features"], batch["drop"])
         own, *fidelities = self.phases[-1].model(batch["image"], tokens, self.restorer.mapnet)
         used = ~(batch["negative"] | batch["drop"])
         return estimator_losses(own, tokens, fidelities, batch["image"], batch["output"], batch["gt"], used)
