@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> None:
     task = tiny_base.RestoringTask(
         base,
         instantiate(cfg.mapnet),
-        FaDeX.from_file(cfg.fadex_weights),
+        FaDeX.from_file(cfg.fadex_weights).to(accelerator.device),
         Perceptual("alex").to(accelerator.device),
         pairs(False, cfg.batch, cfg.seed),
         pairs(True, cfg.validation_crops, cfg.seed + 1),

@@ -215,13 +215,8 @@ class RestoringTask:
         ema: float,
         source: str,
     ):
-        self.base, self.fadex, self.perceptual, self.data, self.validation = (
-            base,
-            fadex.requires_grad_(False),
-            perceptual,
-            data,
-            validation,
-        )
+        self.base, self.fadex, self.perceptual = base, fadex.eval().requires_grad_(False), perceptual
+        self.data, self.validation = data, validation
         self.lpips_weight = lpips_weight
         self.restorer = untrained_restorer(base, mapnet, source)
         model = RestorerStep(self.restorer)
@@ -251,15 +246,11 @@ class RestoringTask:
         return self.ema.average_parameters()
 
     def validate(self) -> dict[str, float]:
-        """PSNR and LPIPS of the input, and restored with its own tokens, with another image's and with the null tokens."""
+        """PSNR and LPIPS of the input, and with its own tokens, those of another image and the null tokens."""
         device = self.restorer.null_tokens.device
         batch = {name: value.to(device) for name, value in self.validation[0].items()}
-        every = torch.ones_like(batch["drop"])
-        outputs = {
-            "": self._restore(batch),
-            "other_": self._restore(batch, 1),
-            "null_": self._restore(batch, drop=every),
-        }
+        outputs = {"": self._restore(batch), "other_": self._restore(batch, 1)}
+        outputs["null_"] = self._restore(batch, drop=torch.ones_like(batch["drop"]))
         values = {}
         for name, image in (outputs | {"input_": batch["image"]}).items():
             image = image.clamp(0, 1)
