@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box
-from face2scene.data.face_crops import FaceRegions, Images
+from face2scene.data.face_crops import FaceRegions
 from face2scene.data.mix import Mix, draw_distinct
 from face2scene.data.restored_bank import RestoredBank, RestoredPairs
 from face2scene.degradation import Bank, Mixture, Recipe, Space
@@ -65,7 +65,7 @@ class FacePairBatches(Dataset):
     in 8 bits, as photos are.
 
     Args:
-        faces: paths, or uint8 arrays (h, w, 3). boxes: the face in each: (x0, y0, x1, y1) in its pixels.
+        faces: paths, or uint8 arrays (h, w, 3), by number. boxes: the face in each: (x0, y0, x1, y1) in its pixels.
         space: draws recipes.
         operators, images: O and P.
         crop: side of the crops in pixels, from 16 on.
@@ -78,8 +78,6 @@ class FacePairBatches(Dataset):
         margin: pixels around a crop that are degraded with it and removed.
         identities: of the images; only counted.
         shares: probability of every image; None is the same for all.
-        bank: faces restored by Stage I, each from its own degraded face; replaces new operators and `restore`, except
-            for the latter's `gt_share`.
 
     Raises:
         ValueError: too few images, operators or pixels.
@@ -89,7 +87,7 @@ class FacePairBatches(Dataset):
 
     def __init__(
         self,
-        faces: Sequence[str | Path] | Images,
+        faces: Any,
         boxes: Sequence[Box],
         space: Space | Mixture | Bank,
         *,
@@ -101,11 +99,11 @@ class FacePairBatches(Dataset):
         margin: int = 16,
         identities: Sequence[str] | None = None,
         shares: np.ndarray | None = None,
-        bank: RestoredBank | None = None,
         buckets: Mapping[int, int] | None = None,
         augment: bool = False,
     ):
-        self.faces, self.shares, self.bank = faces, shares, bank
+        self.faces, self.shares = faces, shares
+        self.bank: RestoredBank | None = None  # in place of new operators and `restore`, except for its `gt_share`
         self.boxes = [tuple(map(float, box)) for box in boxes]
         self.sides = np.array([min(x1 - x0, y1 - y0) for x0, y0, x1, y1 in self.boxes])
         self.people = len(set(identities)) if identities is not None else len(self.boxes)
@@ -113,8 +111,6 @@ class FacePairBatches(Dataset):
         self.operators, self.margin, self.augment = operators, margin, augment
         if operators < 2:
             raise ValueError(f"{operators} operator gives no negatives: raise train.fadex.operators to 2 or more.")
-        if bank is not None and augment:
-            raise ValueError("Faces that Stage I restored cannot be varied any more: set train.fadex.augment=false.")
         self._use(buckets or {crop: images})
 
     def _use(self, buckets: Mapping[int, int]) -> None:
@@ -143,26 +139,31 @@ class FacePairBatches(Dataset):
         space: Space | Mixture | Bank,
         *,
         recipes: int = 1,
-        keep: Callable[[Images], Images] = lambda images: images,
+        keep: Callable[[Any], Any] = lambda images: images,
         **options: Any,
     ) -> "FacePairBatches":
         """The images of one split of an InScene set, or of a mix of several (see `Mix`).
 
         Args:
             recipes: with a Stage I of the aligned face (FaceMe), the first so many recipes of every image
-                (`scene_batches.recipe_of`) make the pairs; the space must be a `Bank`, whose operators images share.
+                (`mix.recipe_of`) make the pairs; the space must be a `Bank`, whose operators images share.
             keep: stores faces, see `face_crops.Stored`; the default cuts them from the images every time.
         """
         mix = Mix(folder, split)
         regions, restore = FaceRegions(mix, options.get("margin", 16)), options.get("restore")
-        images: Images = regions
-        if isinstance(restore, RestoredBy) and isinstance(restore.restorer, AlignedRefFR):
-            pairs = RestoredPairs(mix, space, restore.restorer, recipes)
-            options["bank"] = RestoredBank(keep(pairs), pairs.operators, recipes, mix.shares())
-        else:
-            images = keep(regions)
         given = {"identities": mix.column("identity"), "shares": mix.shares()} | options
-        return cls(images, regions.boxes, space, **given)
+        data = cls(regions, regions.boxes, space, **given)
+        if not (isinstance(restore, RestoredBy) and isinstance(restore.restorer, AlignedRefFR)):
+            data.faces = keep(regions)
+            return data
+        if data.augment:
+            raise ValueError("Faces that Stage I restored cannot be varied any more: set train.fadex.augment=false.")
+        pairs = RestoredPairs(mix, space, restore.restorer, recipes)
+        data.bank = RestoredBank(pairs, pairs.operators, recipes, mix.shares(), data.sides.repeat(recipes))
+        data._use(dict(data.buckets))  # too few faces are found before any is made
+        data.bank = RestoredBank(keep(pairs), pairs.operators, recipes, mix.shares())
+        data._use(dict(data.buckets))
+        return data
 
     def at(self, crop: int, images: int) -> "FacePairBatches":
         """The same images, operators and seed in batches of another size."""
