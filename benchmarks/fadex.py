@@ -1,6 +1,6 @@
 """FaDeX's training step, with and without the making of its batches, against DASR's batches.
 
-Ours degrades the images of one operator together and takes the others of its step as positives. In DASR's batch, with
+Ours has several images for each operator, whose others in a step are the positives. In DASR's batch, with
 as many images and the same encoder, loss and restored faces, every image has its own operator and is cropped twice,
 each view is degraded separately, and the other view is the only positive. Both sides run in this process, in turns, and
 the fastest turn counts. `--variants` times the step alone in other memory layouts and precisions and with
