@@ -65,7 +65,7 @@ def random_base(*, narrow: bool) -> DiffusionBase:
     torch.manual_seed(0)
     shapes = {part: dict(config) | (NARROW[part] if narrow else {}) for part, config in SD_TURBO.items()}
     vae, unet, text_encoder = networks(shapes)
-    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "checkpoints/tiny/base/tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "checkpoints/tiny/base/tokenizer", trust_remote_code=False)
     alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
     for network in (vae, unet, text_encoder):
         network.eval().requires_grad_(False)

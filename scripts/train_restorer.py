@@ -17,10 +17,11 @@ from face2scene.models.restorer.discriminator import Discriminator, load_feature
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.perceptual import Perceptual
 from face2scene.models.s3diff.model import NoFaDeX, S3Diff
+from face2scene.models.scene_estimator import SceneEstimator
 from face2scene.train import fsdp
 from face2scene.train.loop import train
 from face2scene.train.restorer_task import RestorerTask
-from face2scene.train.run import open_run
+from face2scene.train.run import open_run, trained_with
 from face2scene.train.schedule import Schedule, share_batch
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,9 @@ def main(cfg: DictConfig) -> None:
     if settings.gradient_checkpointing:
         restorer.checkpoint_gradients()
     discriminator = OmegaConf.to_container(settings.discriminator, resolve=True) if settings.discriminator else None
+    if settings.estimator and s3diff:
+        raise ValueError("S3Diff has no degradation tokens to estimate: set train.restorer.estimator=null.")
+    estimator = SceneEstimator(**settings.estimator, width=cfg.mapnet.width) if settings.estimator else None
     mix = OmegaConf.to_container(cfg.data.get("mix") or OmegaConf.create([]), resolve=True)
     if s3diff and restorer.score_reduction == cfg.degradation.get("scale"):
         batches["small"] = restorer.score_reduction
@@ -74,8 +78,10 @@ def main(cfg: DictConfig) -> None:
         **settings.loss,
         **{name: settings[name] for name in ("lr", "tokens_lr", "weight_decay")},
         **{name: settings[name] for name in ("order", "posterior", "ema")},
+        estimator=estimator,
+        estimator_lr=settings.estimator_lr,
         device=accelerator.device,
-        about={"run": cfg.name, "data": cfg.data.name, "ref_fr": ref_fr.name},
+        about={"run": cfg.name, "data": cfg.data.name, "ref_fr": ref_fr.name, **trained_with(cfg)},
     )
     with run.timed("train"):
         schedule = Schedule(**settings.schedule)

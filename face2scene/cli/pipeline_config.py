@@ -25,6 +25,7 @@ def pipeline_of(cfg: DictConfig, device: torch.device | None = None) -> Face2Sce
     pipeline = Face2ScenePipeline.from_files(
         cfg.restorer_weights,
         cfg.fadex_weights,
+        estimator=cfg.estimator_weights,
         base=cfg.base,
         dtype=cfg.dtype,
         decoder=cfg.restorer.get("decoder"),

@@ -34,7 +34,7 @@ class Schedule:
             raise ValueError(f"best_is must be lowest or highest, not {self.best_is!r}.")
 
     def improves(self, values: Mapping[str, float], best: float | None) -> bool:
-        """Whether the metric in `values` is better than `best` (None before the first).
+        """Whether the metric in `values` is finite and better than `best` (None before the first).
 
         Raises:
             ValueError: there is no such metric; the message lists the metrics.
@@ -44,7 +44,9 @@ class Schedule:
         if self.best not in values:
             raise ValueError(f"schedule.best={self.best} is not among the validation metrics: {', '.join(values)}.")
         value = values[self.best]
-        return best is None or (value < best if self.best_is == "lowest" else value > best)
+        if not math.isfinite(value):
+            return False
+        return best is None or not math.isfinite(best) or (value < best if self.best_is == "lowest" else value > best)
 
     def rate(self, step: int) -> float:
         """Factor on the learning rates for step number `step`, counted from 0."""

@@ -116,7 +116,9 @@ def load_base(
         text_encoder = CLIPTextModel.from_pretrained(
             where, subfolder="text_encoder", revision=revision, torch_dtype=torch.float32
         )
-        tokenizer = AutoTokenizer.from_pretrained(where, subfolder="tokenizer", revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            where, subfolder="tokenizer", revision=revision, trust_remote_code=False
+        )
         schedule = DDPMScheduler.from_pretrained(where, subfolder="scheduler", revision=revision)
     except OSError as error:
         raise FileNotFoundError(

@@ -78,7 +78,7 @@ def random_parts(
         vae, unet, text_encoder = networks(shapes)
     shipped = REPOSITORY / "checkpoints/tiny/base/tokenizer"
     own = folder / "tokenizer" if folder else shipped
-    tokenizer = AutoTokenizer.from_pretrained(own if own.is_dir() else shipped)
+    tokenizer = AutoTokenizer.from_pretrained(own if own.is_dir() else shipped, trust_remote_code=False)
     schedule = DDPMScheduler.from_config(dict(shapes["scheduler"]))
     return nn.Module.to(vae, dtype), nn.Module.to(unet, unet_dtype), text_encoder, tokenizer, schedule
 

@@ -106,14 +106,15 @@ class RestorerBase(nn.Module):
         """
         tensors, config, _ = model_files.load_weights(path, kind=cls.kind)
         where, trained = str(source) if source else config["source"], config.pop("base", {})
-        if dtype is None:
-            dtype, unet_dtype = trained.get("dtype", torch.float32), unet_dtype or trained.get("unet_dtype")
-        if "prompts" in config:
-            config["prompts"] = tuple(config["prompts"])
-        base = load_base(where, dtype=dtype, unet_dtype=unet_dtype)
-        restorer = cls._built(base, config | {"source": where})
-        model_files.fit(restorer, tensors, expected=set(restorer._stored()), source=path)
-        found = {k: base.origin.get(k) for k in trained}
+        with model_files.rebuilding(path):
+            if dtype is None:
+                dtype, unet_dtype = trained.get("dtype", torch.float32), unet_dtype or trained.get("unet_dtype")
+            if "prompts" in config:
+                config["prompts"] = tuple(config["prompts"])
+            base = load_base(where, dtype=dtype, unet_dtype=unet_dtype)
+            restorer = cls._built(base, config | {"source": where})
+            model_files.fit(restorer, tensors, expected=set(restorer._stored()), source=path)
+            found = {k: base.origin.get(k) for k in trained}
         if other := [f"{k}={found[k]} (trained: {v})" for k, v in trained.items() if found[k] != v]:
             log.warning("%s was trained on another base than %s: %s.", path, where, ", ".join(other))
         return restorer.eval().requires_grad_(False)
