@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from face2scene.cli import preflight
 from face2scene.cli.command_line import script
 from face2scene.data.scene_batches import SceneBatches, held_out
 from face2scene.models.fadex.encoder import FaDeX
@@ -33,6 +34,7 @@ def main(cfg: DictConfig) -> None:
         gradient_accumulation_steps=settings.accumulate,
         mixed_precision=settings.mixed_precision,
     )
+    preflight.refuse(cfg, "restorer", accelerator.num_processes)
     run = open_run(cfg, main=accelerator.is_main_process)
     ref_fr = instantiate(cfg.ref_fr, _convert_="all")
     s3diff = "score_net" in cfg.restorer

@@ -50,8 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] in (["restore"], ["app"]) and argv[1:] not in (["-h"], ["--help"]):
         return _script(argv[0], argv[1:])  # their key=value options are Hydra's, not argparse's
-    arguments = _parser().parse_args(argv)
+    arguments = None if argv[:1] == ["rehearse"] else _parser().parse_args(argv)
     try:
+        if arguments is None:  # key=value options anywhere among the others
+            from face2scene.cli import rehearse
+
+            return rehearse.main(argv[1:])
         return arguments.run(arguments)
     except KeyboardInterrupt:
         print("face2scene: stopped; no incomplete file was left.", file=sys.stderr)
@@ -68,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="face2scene", description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"face2scene {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="fetch | doctor | restore | app | data")
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="fetch | doctor | restore | app | data | rehearse"
+    )
 
     fetcher = commands.add_parser("fetch", help="get third-party weights and photos by name, checked")
     fetcher.add_argument("names", nargs="*", metavar="NAME", help="an asset or a group (quickstart, tests, open)")
@@ -93,8 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     packer.add_argument("--per-shard", type=int, default=1000, help="images per archive (default %(default)s)")
     packer.set_defaults(run=_pack_data)
 
-    # `main` runs these two itself; here they are listed by --help
+    # `main` runs these three itself; here they are listed by --help
     commands.add_parser("restore", help="restore photos: input=PHOTO references=FOLDER output=FOLDER")
+    commands.add_parser("rehearse", help="whether a run fits a machine and how long it takes, without a GPU")
     commands.add_parser("app", help="the web page: port=7860 host=127.0.0.1, and the options of restore")
     return parser
 

@@ -133,7 +133,7 @@ class MoCo(nn.Module):
         Raises:
             ValueError: there is one operator only.
         """
-        if bool((labels == labels[0]).all()):
+        if not bool((labels != labels[0]).any()):
             raise ValueError(
                 "All faces of this batch were degraded by one operator, so there are no negatives: raise "
                 "train.fadex.operators to 2 or more."
