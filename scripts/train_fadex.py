@@ -4,6 +4,7 @@ The same command again goes on where the run stopped. Writes weights/fadex.safet
 """
 
 import logging
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,14 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from face2scene.cli import preflight
 from face2scene.cli.command_line import script
-from face2scene.data.face_crops import Images, Stored
+from face2scene.data.face_crops import Stored
 from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy, ground_truth
 from face2scene.degradation import PRESETS
 from face2scene.models.fadex import MoCo
 from face2scene.ref_fr import AlignedRefFR
 from face2scene.train.fadex_task import FaDeXTask
 from face2scene.train.loop import Schedule, train
-from face2scene.train.run import open_run
+from face2scene.train.run import open_run, trained_with
 
 
 @script("train_fadex", level=logging.INFO)
@@ -41,7 +42,7 @@ def main(cfg: DictConfig) -> None:
     aligned = isinstance(restorer, AlignedRefFR)
     in_workers = not aligned or getattr(restorer, "missing", "compute") == "refuse"  # networks stay in this process
 
-    def keep(images: Images) -> Stored:
+    def keep(images: Any) -> Stored:
         stored = Stored(images, cfg.paths.face_crops)
         ranks = {"rank": accelerator.process_index, "processes": accelerator.num_processes}
         stored.fill(workers=settings.workers if in_workers else 0, **ranks)
@@ -77,7 +78,7 @@ def main(cfg: DictConfig) -> None:
         **{name: settings[name] for name in ("probe_on", "probe_operators", "probe_images")},
         presets=PRESETS,
         seed=cfg.seed,
-        about={"run": cfg.name, "data": cfg.data.name},
+        about={"run": cfg.name, "data": cfg.data.name, **trained_with(cfg)},
     )
     with run.timed("train"):
         train(task, accelerator, Schedule(**settings.schedule), run, seed=cfg.seed, workers=settings.workers)

@@ -42,6 +42,7 @@ from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.s3diff.degradation_scores import ScoreNet
 from face2scene.models.s3diff.model import S3Diff
 from face2scene.ref_fr.stand_ins import Copy
+from face2scene.train.schedule import share_batch
 
 ROOTS = ("train_fadex", "train_restorer", "precompute_ref_fr", "restore")
 PROGRAMS = ("fadex", "restorer", "s3diff", "stage_one", "restore")
@@ -263,8 +264,6 @@ def _settled(name: str, cfg: DictConfig, folder: Path, gpus: int) -> tuple[DictC
     settings = cfg.train["fadex" if name == "fadex" else "restorer"]
     accumulate = int(settings.accumulate or 1)
     if "effective_batch" in settings:
-        from face2scene.train.schedule import share_batch
-
         limits = {key: settings.get(key) for key in ("effective_batch", "accumulate")}
         settings.batches.batch, accumulate = share_batch(settings.batches.batch, gpus, **limits)
         settings.effective_batch = None

@@ -9,15 +9,14 @@ their faces, and nothing stale is read. The files are mapped into memory: all wo
 
 import hashlib
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from face2scene.common.files import atomic_write
@@ -25,17 +24,6 @@ from face2scene.data.mix import Mix
 from face2scene.faces.align import square_crop_box
 
 _CHUNK = 64  # items of a file
-
-
-class Images(Protocol):
-    """Numbered uint8 arrays that are made on demand."""
-
-    @property
-    def keys(self) -> Sequence[str]:
-        """What decides every array."""
-        ...
-
-    def __getitem__(self, number: int) -> np.ndarray: ...
 
 
 class FaceRegions:
@@ -64,21 +52,21 @@ class FaceRegions:
         return self.mix.image(number)[y0:y1, x0:x1]
 
 
-class Stored(Dataset):
+class Stored:
     """Images that are kept in a folder once they are made; `fill` makes them.
+
+    Args:
+        images: `images[number]` is made on demand, and `images.keys[number]` says from what.
 
     Raises:
         FileNotFoundError, ValueError: on access, an image was not made, or its file is corrupt.
     """
 
-    def __init__(self, images: Images, folder: str | Path):
+    def __init__(self, images: Any, folder: str | Path):
         self.images, self.keys, self.folder = images, images.keys, Path(folder)
         chunks = [self.keys[start : start + _CHUNK] for start in range(0, len(self.keys), _CHUNK)]
         digests = [hashlib.sha256("\n".join(chunk).encode()).hexdigest()[:32] for chunk in chunks]
         self.files = [self.folder / digest[:2] / f"{digest}.safetensors" for digest in digests]
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
     def __getitem__(self, number: int) -> np.ndarray:
         path = self.files[number // _CHUNK]
@@ -102,21 +90,11 @@ class Stored(Dataset):
         """Make what is missing of this process's share of the files, in so many workers; rank 0 shows the progress."""
         missing = [chunk for chunk in range(rank, len(self.files), processes) if not self.files[chunk].is_file()]
         options = {"batch_size": None, "num_workers": min(workers, len(missing)), "generator": torch.Generator()}
-        loader = DataLoader(_Filling(self, missing), **options)
+        loader: DataLoader = DataLoader(missing, collate_fn=self._make, **options)  # type: ignore[arg-type]
         deque(tqdm(loader, desc=f"Faces to {self.folder}", unit="file", disable=rank > 0 or not missing), maxlen=0)
 
-
-class _Filling(Dataset):
-    # Item `index` makes file `chunks[index]`.
-    def __init__(self, stored: Stored, chunks: Sequence[int]):
-        self.stored, self.chunks = stored, chunks
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __getitem__(self, index: int) -> None:
-        first = self.chunks[index] * _CHUNK
-        numbers = range(first, min(first + _CHUNK, len(self.stored)))
-        made = {str(number - first): np.ascontiguousarray(self.stored.images[number]) for number in numbers}
-        with atomic_write(self.stored.files[self.chunks[index]]) as partial:
+    def _make(self, chunk: int) -> None:
+        numbers = range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, len(self.keys)))
+        made = {str(number % _CHUNK): np.ascontiguousarray(self.images[number]) for number in numbers}
+        with atomic_write(self.files[chunk]) as partial:
             save_file(made, partial)

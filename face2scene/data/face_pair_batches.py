@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box
-from face2scene.data.face_crops import FaceRegions, Images
+from face2scene.data.face_crops import FaceRegions
 from face2scene.data.mix import Mix, draw_distinct
 from face2scene.data.restored_bank import RestoredBank, RestoredPairs
 from face2scene.degradation import Bank, Mixture, Recipe, Space
@@ -59,14 +59,13 @@ class RestoredBy:
 class FacePairBatches(Dataset):
     """An endless stream of face pairs: batch `index` has O operators on P faces for queries and P others for keys.
 
-    The 2 P images under one operator are different, so that queries and keys share the degradation only. All crops of
-    one operator are tiled into one image and degraded at once: it is faster, noise differs between crops, and kernels
-    fit. A margin around every crop keeps its neighbours out of the result. A face of n times the crop's side is reduced
-    by a whole number from 1 to n before, so that small crops hold small faces as well as parts of large ones (ours).
-    Results are in 8 bits, as photos are.
+    The 2 P images under one operator are different, so that queries and keys share the degradation only. Each crop is
+    degraded by itself, with a margin of its surroundings. A face of n times the crop's side is reduced by a whole
+    number from 1 to n before, so that small crops hold small faces as well as parts of large ones (ours). Results are
+    in 8 bits, as photos are.
 
     Args:
-        faces: paths, or uint8 arrays (h, w, 3). boxes: the face in each: (x0, y0, x1, y1) in its pixels.
+        faces: paths, or uint8 arrays (h, w, 3), by number. boxes: the face in each: (x0, y0, x1, y1) in its pixels.
         space: draws recipes.
         operators, images: O and P.
         crop: side of the crops in pixels, from 16 on.
@@ -79,8 +78,6 @@ class FacePairBatches(Dataset):
         margin: pixels around a crop that are degraded with it and removed.
         identities: of the images; only counted.
         shares: probability of every image; None is the same for all.
-        bank: faces restored by Stage I, each from its own degraded face; replaces new operators and `restore`, except
-            for the latter's `gt_share`.
 
     Raises:
         ValueError: too few images, operators or pixels.
@@ -90,7 +87,7 @@ class FacePairBatches(Dataset):
 
     def __init__(
         self,
-        faces: Sequence[str | Path] | Images,
+        faces: Any,
         boxes: Sequence[Box],
         space: Space | Mixture | Bank,
         *,
@@ -102,11 +99,11 @@ class FacePairBatches(Dataset):
         margin: int = 16,
         identities: Sequence[str] | None = None,
         shares: np.ndarray | None = None,
-        bank: RestoredBank | None = None,
         buckets: Mapping[int, int] | None = None,
         augment: bool = False,
     ):
-        self.faces, self.shares, self.bank = faces, shares, bank
+        self.faces, self.shares = faces, shares
+        self.bank: RestoredBank | None = None  # in place of new operators and `restore`, except for its `gt_share`
         self.boxes = [tuple(map(float, box)) for box in boxes]
         self.sides = np.array([min(x1 - x0, y1 - y0) for x0, y0, x1, y1 in self.boxes])
         self.people = len(set(identities)) if identities is not None else len(self.boxes)
@@ -114,8 +111,6 @@ class FacePairBatches(Dataset):
         self.operators, self.margin, self.augment = operators, margin, augment
         if operators < 2:
             raise ValueError(f"{operators} operator gives no negatives: raise train.fadex.operators to 2 or more.")
-        if bank is not None and augment:
-            raise ValueError("Faces that Stage I restored cannot be varied any more: set train.fadex.augment=false.")
         self._use(buckets or {crop: images})
 
     def _use(self, buckets: Mapping[int, int]) -> None:
@@ -144,26 +139,31 @@ class FacePairBatches(Dataset):
         space: Space | Mixture | Bank,
         *,
         recipes: int = 1,
-        keep: Callable[[Images], Images] = lambda images: images,
+        keep: Callable[[Any], Any] = lambda images: images,
         **options: Any,
     ) -> "FacePairBatches":
         """The images of one split of an InScene set, or of a mix of several (see `Mix`).
 
         Args:
             recipes: with a Stage I of the aligned face (FaceMe), the first so many recipes of every image
-                (`scene_batches.recipe_of`) make the pairs; the space must be a `Bank`, whose operators images share.
+                (`mix.recipe_of`) make the pairs; the space must be a `Bank`, whose operators images share.
             keep: stores faces, see `face_crops.Stored`; the default cuts them from the images every time.
         """
         mix = Mix(folder, split)
         regions, restore = FaceRegions(mix, options.get("margin", 16)), options.get("restore")
-        images: Images = regions
-        if isinstance(restore, RestoredBy) and isinstance(restore.restorer, AlignedRefFR):
-            pairs = RestoredPairs(mix, space, restore.restorer, recipes)
-            options["bank"] = RestoredBank(keep(pairs), pairs.operators, recipes, mix.shares())
-        else:
-            images = keep(regions)
         given = {"identities": mix.column("identity"), "shares": mix.shares()} | options
-        return cls(images, regions.boxes, space, **given)
+        data = cls(regions, regions.boxes, space, **given)
+        if not (isinstance(restore, RestoredBy) and isinstance(restore.restorer, AlignedRefFR)):
+            data.faces = keep(regions)
+            return data
+        if data.augment:
+            raise ValueError("Faces that Stage I restored cannot be varied any more: set train.fadex.augment=false.")
+        pairs = RestoredPairs(mix, space, restore.restorer, recipes)
+        data.bank = RestoredBank(pairs, pairs.operators, recipes, mix.shares(), data.sides.repeat(recipes))
+        data._use(dict(data.buckets))  # too few faces are found before any is made
+        data.bank = RestoredBank(keep(pairs), pairs.operators, recipes, mix.shares())
+        data._use(dict(data.buckets))
+        return data
 
     def at(self, crop: int, images: int) -> "FacePairBatches":
         """The same images, operators and seed in batches of another size."""
@@ -194,6 +194,11 @@ class FacePairBatches(Dataset):
                 labels.append(recipe.key)
                 tiles = [self._tile(number, crop, rng) for number in self._choose(crop, 2 * count, rng)]
                 rows.append(self._pairs(recipe, tiles, crop, rng))
+        if len(set(labels)) == 1:
+            raise ValueError(
+                "All faces of a batch were degraded by one operator, so there are no negatives: raise "
+                "train.fadex.operators, or choose a degradation of several operators."
+            )
         restored, degraded = (in_bytes(torch.stack(side)) for side in zip(*rows, strict=True))  # (O, 2P, 3, c, c)
         return {
             "query_restored": restored[:, :count].flatten(0, 1),
@@ -227,7 +232,7 @@ class FacePairBatches(Dataset):
         return draw_distinct(np.flatnonzero(self.sides >= crop), count, rng, self.shares)
 
     def _pairs(self, recipe: Recipe, tiles: list[Tensor], crop: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        degraded = degrade_together(recipe, tiles)
+        degraded = degrade_each(recipe, tiles)
         restored = [self.restore(t, d, rng) for t, d in zip(tiles, degraded, strict=True)]
         inner = slice(self.margin, self.margin + crop)
         return torch.stack(restored)[..., inner, inner], torch.stack(degraded)[..., inner, inner]
@@ -251,14 +256,14 @@ def _decoded(path: str | Path) -> np.ndarray:
     return to_bytes(read_tensor(path))
 
 
-def degrade_together(recipe: Recipe, tiles: Sequence[Tensor]) -> list[Tensor]:
-    """Apply one recipe to several images (3, h, w) of one size, tiled into one image; noise differs between them."""
-    rows = int(np.sqrt(len(tiles)))
-    columns = -(-len(tiles) // rows)
-    full = torch.stack([*tiles, *tiles[: rows * columns - len(tiles)]])  # the last row is filled with the first tiles
-    sheet = torch.cat([torch.cat(list(row), dim=2) for row in full.split(columns)], dim=1)
-    degraded = recipe.apply(sheet)
-    return [tile for row in degraded.chunk(rows, dim=1) for tile in row.chunk(columns, dim=2)][: len(tiles)]
+def degrade_each(recipe: Recipe, tiles: Sequence[Tensor]) -> list[Tensor]:
+    """Apply one recipe to several images (3, h, w), each by itself, with noise of its own.
+
+    Side by side in one image they would be degraded faster and leak into each other: over a margin of 64 pixels by up
+    to 5 grey levels through the paper's blurs, resizes and JPEGs, and by up to 40 where noise follows them.
+    """
+    seeds = [seed_from(recipe.noise_seed, "image", number) for number in range(len(tiles))]
+    return [recipe.with_noise_seed(seed).apply(tile) for seed, tile in zip(seeds, tiles, strict=True)]
 
 
 def _augmented(tile: Tensor, rng: np.random.Generator) -> Tensor:
@@ -271,7 +276,7 @@ def _augmented(tile: Tensor, rng: np.random.Generator) -> Tensor:
 
 def _start(low: float, high: float, crop: int, size: int, rng: np.random.Generator) -> int:
     # A random place inside the face.
-    return int(np.clip(round(rng.uniform(low, high - crop)), 0, max(size - crop, 0)))
+    return int(np.clip(round(rng.uniform(low, max(low, high - crop))), 0, max(size - crop, 0)))
 
 
 def _around(start: int, crop: int, margin: int, size: int) -> np.ndarray:

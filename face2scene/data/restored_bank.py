@@ -1,15 +1,14 @@
 """Faces restored by Stage I ahead of FaDeX's training, each from its own degraded face (supplement 2.1).
 
-Operators come from a finite bank and are shared by many images; the noise differs. The whole scene is degraded and its
-face cropped, as in use.
+The whole scene is degraded and its face cropped, as in use.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from face2scene.data.face_crops import Images, Stored
 from face2scene.data.mix import Mix, draw_distinct, face_name, points_of, recipe_of
 from face2scene.data.shards import stored_path
 from face2scene.degradation import Bank, Mixture, Space
@@ -55,14 +54,21 @@ class RestoredBank:
     """The pairs of `RestoredPairs` by operator.
 
     Args:
-        operators: of every pair. recipes: pairs of every image. shares: see `Mix.shares`.
+        operators: of the pairs. recipes: pairs of every image.
+        shares: see `Mix.shares`.
+        sides: of the pairs in pixels; None reads those of stored ones.
     """
 
-    def __init__(self, pairs: Images, operators: Sequence[str], recipes: int, shares: np.ndarray | None):
+    def __init__(
+        self,
+        pairs: Any,
+        operators: Sequence[str],
+        recipes: int,
+        shares: np.ndarray | None,
+        sides: np.ndarray | None = None,
+    ):
         self.pairs, self.shares = pairs, None if shares is None else shares.repeat(recipes)
-        self.sides = (
-            pairs.sides() if isinstance(pairs, Stored) else np.array([len(pairs[n][0]) for n in range(len(operators))])
-        )
+        self.sides = pairs.sides() if sides is None else sides
         members: dict[str, dict[int, int]] = {}  # operator to image to pair
         for pair, operator in enumerate(operators):
             members.setdefault(operator, {}).setdefault(pair // recipes, pair)

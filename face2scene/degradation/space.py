@@ -304,10 +304,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Bank:
-    """A finite number of operators of a space, so that many images share each and Stage I can restore them beforehand.
-
-    The noise differs between images.
-    """
+    """`size` operators of a space, which images share, so that Stage I can restore them beforehand; noise differs."""
 
     space: Space | Mixture
     size: int
@@ -317,12 +314,9 @@ class Bank:
             raise ValueError(f"degradation.size is {self.size}: a bank has two operators or more.")
 
     @cached_property
-    def _drawn(self) -> dict[int, Recipe]:
-        return {}
+    def _operators(self) -> list[Recipe]:
+        return [self.space.draw(np.random.default_rng(seed_from("operator", number))) for number in range(self.size)]
 
     def draw(self, rng: np.random.Generator) -> Recipe:
         """One of the operators, with a noise seed of its own."""
-        number = int(rng.integers(self.size))
-        if number not in self._drawn:
-            self._drawn[number] = self.space.draw(np.random.default_rng(seed_from("operator", number)))
-        return self._drawn[number].with_noise_seed(int(rng.integers(2**63)))
+        return self._operators[int(rng.integers(self.size))].with_noise_seed(int(rng.integers(2**63)))

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from face2scene.common.processes import end_with_parent
 
 
 def batches(data: Dataset, accelerator: Accelerator, first: int, workers: int) -> Iterator[tuple[int, Any]]:
@@ -24,35 +27,30 @@ def batches(data: Dataset, accelerator: Accelerator, first: int, workers: int) -
     if hasattr(data, "divide_memory"):
         data.divide_memory(max(workers, 1) * int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
     loader: DataLoader = DataLoader(
-        _Packed(data, names),
+        data,
         batch_size=None,  # `data` returns whole batches
         sampler=itertools.count(first * ranks + rank, ranks),
         num_workers=workers,
         pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=_use_one_thread,
+        collate_fn=partial(_packed, names) if names else None,
+        worker_init_fn=_start_worker,
     )
-    for number, packed in enumerate(loader, start=first):
-        batch = send_to_device(packed, accelerator.device, non_blocking=True)
-        yield (
-            number,
-            batch | {name: _each(batch[name], lambda image: image / 255) for name in names} if names else batch,
-        )
+    for number, batch in enumerate(loader, start=first):
+        batch = send_to_device(batch, accelerator.device, non_blocking=True)
+        for name in names:
+            batch[name] = _each(batch[name], lambda image: image / 255)
+        yield number, batch
 
 
-class _Packed(Dataset):
-    # Batches of `data` with the images `names`, which have 256 values, as bytes.
-    def __init__(self, data: Dataset, names: Sequence[str]):
-        self.data, self.names = data, names
-
-    def __getitem__(self, index: int) -> Any:
-        batch = self.data[index]
-        packed = {name: _each(batch[name], lambda image: (image * 255).round().to(torch.uint8)) for name in self.names}
-        return batch | packed if packed else batch
+def _packed(names: Sequence[str], batch: dict[str, Any]) -> dict[str, Any]:
+    # With the images `names`, which have 256 values, as bytes.
+    return batch | {n: _each(batch[n], lambda image: (image * 255).round().to(torch.uint8)) for n in names}
 
 
 def _each(images: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return change(images) if isinstance(images, Tensor) else [change(image) for image in images]
 
 
-def _use_one_thread(_: int) -> None:
+def _start_worker(_: int) -> None:
+    end_with_parent()
     torch.set_num_threads(1)

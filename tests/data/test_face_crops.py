@@ -21,7 +21,7 @@ from face2scene.data.shards import pack
 from face2scene.degradation import Bank, Space
 from face2scene.image_io.arrays import write_png
 from face2scene.ref_fr.cache import Cached
-from face2scene.train.dataloader import _Packed, batches
+from face2scene.train.dataloader import _packed, batches
 
 SPACE = Space(scale=1, no_degradation_prob=0, kernel_sizes=(3, 5))
 BATCH = {"operators": 2, "images": 1, "crop": 16, "seed": 3, "margin": 4}
@@ -135,7 +135,7 @@ def test_small_crops_show_whole_faces_too():
 
 def test_images_leave_workers_as_bytes(loose):
     data = pairs(loose)
-    packed = _Packed(data, data.in_bytes)[2]
+    packed = _packed(data.in_bytes, data[2])
     assert {name for name, tensor in packed.items() if tensor.dtype == torch.uint8} == set(data.in_bytes)
     number, batch = next(batches(data, Accelerator(cpu=True), 2, 1))
     assert number == 2
@@ -178,9 +178,14 @@ def restored(tmp_path, loose, monkeypatch):
     monkeypatch.setattr(Shade, "error", 2 / 255)
     reader = Cached(inner, tmp_path / "cache", missing="refuse")
 
+    def keep(images):
+        stored = Stored(images, tmp_path / "store")
+        stored.fill()
+        return stored
+
     def make(**options):
         stage_one = RestoredBy(reader, options.pop("gt_share", 0.0))
-        given = BATCH | {"images": 2, "recipes": recipes, "restore": stage_one} | options
+        given = BATCH | {"images": 2, "recipes": recipes, "restore": stage_one, "keep": keep} | options
         return FacePairBatches.from_manifest(loose, "train", space, **given)
 
     yield make

@@ -128,16 +128,8 @@ class MoCo(nn.Module):
         Args:
             query_pair, key_pair: (restored, degraded), each (B, 3, H, W) in [0, 1]; row i of both was degraded by the
                 same operator, and no face appears twice under one operator.
-            labels: (B,) int64, one per operator.
-
-        Raises:
-            ValueError: there is one operator only.
+            labels: (B,) int64, one per operator, two or more of them.
         """
-        if not bool((labels != labels[0]).any()):
-            raise ValueError(
-                "All faces of this batch were degraded by one operator, so there are no negatives: raise "
-                "train.fadex.operators to 2 or more."
-            )
         queries = self.query.embed(self.query(*query_pair))  # (B, D)
         with torch.no_grad():
             keys, recent_labels = self.key.embed(self.key(*key_pair)), labels  # (N, D), (N,)
