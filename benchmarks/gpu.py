@@ -96,7 +96,7 @@ def training(name: str, options: argparse.Namespace, device: torch.device) -> tu
         count, side = (8, 16) if tiny else (64, 96)
         batch = {key: torch.rand(count, 3, side, side, device=device) for key in ("a", "b")}
         return FaDeXStep(tiny, device), batch | {"labels": torch.arange(count, device=device) // 2}
-    base = random_base(narrow=True) if tiny else load_base("random", dtype="bf16")
+    base = random_base(narrow=True) if tiny else load_base("random", dtype="bf16", unet_dtype="fp32")
     mapnet = MapNet(in_channels=8 if tiny else 256, channels=64 if tiny else 512, heads=8, width=1024)
     restorer: Any = S3Diff(base, ScoreNet()) if name == "s3diff" else OneStepRestorer(base, mapnet)
     del base
@@ -260,6 +260,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     np.random.seed(0)
+    torch.backends.cuda.matmul.allow_tf32 = True  # as train_restorer.py
     device, rows = torch.device(options.device), {}
     parts = {"correctness": correctness_rows, "train": train_rows, "restore": restore_rows}
     parts |= {"stage_one": stage_one_row, "degradation": degradation_row, "loader": loader_row}

@@ -202,8 +202,8 @@ def _captured(script: str, cfg: DictConfig) -> dict[str, Any]:
     def train(task: Any, accelerator: Any, schedule: Any, *_: Any, **__: Any) -> None:
         found.update(task=task, accelerator=accelerator, schedule=schedule)
 
-    def base(source: str, *, dtype: Any = torch.float32, **_: Any) -> Any:
-        return load_base(random_source(source), dtype=dtype)
+    def base(source: str, *, revision: str | None = None, **precisions: Any) -> Any:
+        return load_base(random_source(source), **precisions)
 
     def features(source: Any) -> ViTModel:
         shape = source if isinstance(source, dict) else VIT_B16 | {"image_size": 224, "patch_size": 16}
@@ -240,17 +240,17 @@ def random_source(source: str) -> str:
 
 
 def prepared(name: str, overrides: Sequence[str], folder: Path) -> tuple[Any, Any, Any]:
-    """Task, accelerator and the largest of two batches of a training, as its script makes them; in `fake_tensors`.
+    """Task, accelerator and the largest batch of a training, as its script makes them; in `fake_tensors`.
 
     Args:
         folder: for a generated set.
     """
     cfg = _settled(name, composed(overrides)[_root(name)], folder, 1)[0]
-    rehearsal.generated_set(folder, size=_set_of(cfg)[0], count=12)
+    with real():
+        rehearsal.generated_set(folder, size=_set_of(cfg)[0], count=12)
     found = _captured(_root(name), cfg)
     with real():
-        batch = rehearsal.largest(rehearsal.loading(found["task"].data, batches=2)[1])
-    return found["task"], found["accelerator"], batch
+        return found["task"], found["accelerator"], rehearsal.loading(found["task"].data)[1]
 
 
 def _root(name: str) -> str:
@@ -290,8 +290,8 @@ def _training(name: str, cfg: DictConfig, folder: Path, costs: Costs, gpus: int)
         found = _captured(_root(name), cfg)
         task = found["task"]
         with real():
-            seconds, batches = rehearsal.loading(task.data, batches=2)
-        batch = faked(dict(rehearsal.largest(batches)))
+            seconds, batch = rehearsal.loading(task.data)
+        batch = faked(dict(batch))
         schedule = found["schedule"]
         program = rehearsal.training_step(task, found["accelerator"], batch, costs, max_norm=schedule.max_norm)
     program.work = {stage: w if stage == "optimiser" else w * accumulate for stage, w in program.work.items()}
@@ -321,14 +321,16 @@ def pipeline(cfg: DictConfig) -> Face2ScenePipeline:
     """The pipeline of restore.yaml with random weights; Stage I is the degraded face itself."""
     adapters: Any = OmegaConf.to_container(cfg.restorer.adapters, resolve=True)
     options: Any = OmegaConf.to_container(cfg.pipeline, resolve=True)
-    base = load_base(random_source(str(cfg.restorer.base.source)))
+    precisions = {name: cfg.restorer.base[name] for name in ("dtype", "unet_dtype") if cfg.restorer.base.get(name)}
+    base = load_base(random_source(str(cfg.restorer.base.source)), **precisions)
     restorer: Any = (
         S3Diff(base, ScoreNet(), **adapters)
         if "score_net" in cfg.restorer
         else OneStepRestorer(base, instantiate(cfg.mapnet, _convert_="all"), **adapters)
     )
     fadex: FaDeX = instantiate(cfg.fadex.encoder, _convert_="all")
-    return Face2ScenePipeline(restorer, fadex, ref_fr=Copy(), **options).to(precision(cfg.dtype or torch.float32))
+    made = Face2ScenePipeline(restorer, fadex, ref_fr=Copy(), **options)
+    return made.to(precision(cfg.dtype)) if cfg.dtype else made
 
 
 def _restoring(cfg: DictConfig, costs: Costs, side: int) -> Rehearsed:

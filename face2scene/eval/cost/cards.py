@@ -12,15 +12,15 @@ class Card:
     name: str
     memory: float  # 1e9 bytes, as sold; what a process can have is less (CONTEXT)
     half: float  # fp16 and bf16 with float32 sums, tensor cores
-    tf32: float  # float32 convolutions, which torch computes so by default
-    single: float  # float32 matrix products, which torch does not
+    tf32: float  # float32 convolutions, and matrix products where torch is allowed to
+    single: float  # float32 matrix products else
     bandwidth: float
 
-    def rate(self, dtype: torch.dtype, *, convolution: bool) -> float:
+    def rate(self, dtype: torch.dtype, *, tf32: bool) -> float:
         """Operations per second."""
         if dtype in (torch.float16, torch.bfloat16):
             return self.half * 1e12
-        return (self.tf32 if convolution else self.single) * 1e12
+        return (self.tf32 if tf32 else self.single) * 1e12
 
 
 CARDS = {

@@ -4,7 +4,6 @@ Everything here runs the code of a real run; see `simulation`.
 """
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,11 +135,6 @@ def training_step(task: Any, accelerator: Any, batch: Any, costs: Costs, *, max_
     return Rehearsed("", "step", costs.peak, dict(costs.work), trained=sum(trained.values()), state=stored)
 
 
-def largest(batches: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The batch of most values: memory has to suffice for that."""
-    return max(batches, key=lambda batch: sum(t.numel() for t in tree_leaves(batch) if isinstance(t, Tensor)))
-
-
 def faceme_parts(dtype: torch.dtype, vae_dtype: torch.dtype) -> Parts:
     """FaceMe's networks at their published shapes, with random weights."""
     unet, controlnet, vae = faceme_networks()
@@ -215,14 +209,18 @@ def generated_set(folder: Path, *, size: tuple[int, int], count: int) -> int:
     return sum((folder / row.image).stat().st_size for row in rows) // count
 
 
-def loading(data: Any, *, batches: int = 1) -> tuple[float, list[Any]]:
-    """Processor seconds of one core for a batch, and the batches."""
+def loading(data: Any) -> tuple[float, Any]:
+    """Seconds of one core for a batch, and a batch; where batches differ in size, the mean and the largest."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
+        count = min(4, len(getattr(data, "buckets", "-")))
         start = time.process_time()
-        found = [data[number] for number in range(batches)]
-        return (time.process_time() - start) / batches, found
+        batch = [data[number] for number in range(count)][-1]
+        seconds = (time.process_time() - start) / count
+        if count > 1:
+            batch = data.at(*max(data.buckets, key=lambda bucket: bucket[0] ** 2 * bucket[1]))[0]
+        return seconds, batch
     finally:
         torch.set_num_threads(threads)
 

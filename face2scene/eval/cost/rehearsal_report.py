@@ -38,8 +38,8 @@ def report(found: Findings, card: Card, gpus: int, efficiency: float) -> tuple[s
     )
     lines += ["## Arithmetic and time\n", _stages(found)]
     lines.append(
-        f"Roofline of the card: {efficiency:.0%} of {card.half:g} TFLOP/s in half precision, {card.tf32:g} in float32 "
-        f"convolutions, {card.single:g} in float32 products; {STREAMING:.0%} of {card.bandwidth:g} GB/s; at least "
+        f"Roofline of the card: {efficiency:.0%} of {card.half:g} TFLOP/s in half precision, {card.tf32:g} in TF32, "
+        f"{card.single:g} in float32; {STREAMING:.0%} of {card.bandwidth:g} GB/s; at least "
         f"{LAUNCH * 1e6:g} us a kernel. The shares are assumed, not measured.\n"
     )
     lines += ["## Loaders\n", _loaders(found, gpus)]
