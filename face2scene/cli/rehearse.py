@@ -277,6 +277,8 @@ def _settled(name: str, cfg: DictConfig, folder: Path, gpus: int) -> tuple[DictC
         cfg.ref_fr = {"_target_": "face2scene.ref_fr.stand_ins.Copy"}  # the cache's reading is not counted
     if "score_net" in cfg.restorer and str(cfg.restorer.score_net._target_).endswith(".published"):
         cfg.restorer.score_net = {"_target_": "face2scene.models.s3diff.degradation_scores.ScoreNet"}
+    if "score_net" in cfg.restorer and "estimator" in settings:
+        settings.estimator = None  # S3Diff has no tokens to estimate
     if "validation_images" in settings:
         settings.validation_images = 0
     return cfg, accumulate

@@ -73,6 +73,7 @@ _LIKE_CUDA = {"group_norm": _norm, "layer_norm": _norm, "scaled_dot_product_atte
 
 
 _READS = (aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default)
+_WHOLE = (*_READS, torch.ops.prim.device.default)  # not decomposed
 
 
 @contextmanager
@@ -196,7 +197,7 @@ class Costs(TorchDispatchMode):
             self._stages.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.is_inference_mode_enabled() and func not in _READS:  # operations arrive there before their parts
+        if torch.is_inference_mode_enabled() and func not in _WHOLE:  # operations arrive there before their parts
             with self:
                 parts = func.decompose(*args, **(kwargs or {}))
             if parts is not NotImplemented:
