@@ -23,7 +23,7 @@ from face2scene.ref_fr.cache import Cached
 def main(cfg: DictConfig) -> None:
     """Restore this process's share of the faces, check the files; exit code 1 when one is corrupt or missing."""
     start, state = perf_counter(), Accelerator()
-    restorer = instantiate(cfg.ref_fr)
+    restorer = instantiate(cfg.ref_fr, _convert_="all")
     cache = restorer if isinstance(restorer, Cached) else Cached(restorer, cfg.cache)
     cache.missing = "compute"
     cache.ready()

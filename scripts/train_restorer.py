@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> None:
         mixed_precision=settings.mixed_precision,
     )
     run = open_run(cfg, main=accelerator.is_main_process)
-    ref_fr = instantiate(cfg.ref_fr)
+    ref_fr = instantiate(cfg.ref_fr, _convert_="all")
     s3diff = "score_net" in cfg.restorer
     fadex = NoFaDeX() if s3diff else FaDeX.from_file(cfg.fadex_weights)
     adapters = OmegaConf.to_container(cfg.restorer.adapters, resolve=True)
@@ -42,17 +42,17 @@ def main(cfg: DictConfig) -> None:
         start = {"source": cfg.restorer.base.source, "dtype": cfg.restorer.base.dtype}
         restorer = load_restorer(cfg.init_from, expected=adapters, **start).unfreeze()
     else:
-        kind, conditioning = (S3Diff, cfg.restorer.score_net) if s3diff else (OneStepRestorer, cfg.mapnet)
+        kind, part = (S3Diff, cfg.restorer.score_net) if s3diff else (OneStepRestorer, cfg.mapnet)
+        conditioning = instantiate(part, _convert_="all")
         # the base is not kept here: its text encoder is needed for the prompts alone
-        restorer = kind(
-            load_base(**cfg.restorer.base), instantiate(conditioning), source=cfg.restorer.base.source, **adapters
-        )
+        restorer = kind(load_base(**cfg.restorer.base), conditioning, source=cfg.restorer.base.source, **adapters)
     if settings.gradient_checkpointing:
         restorer.checkpoint_gradients()
     discriminator = OmegaConf.to_container(settings.discriminator, resolve=True) if settings.discriminator else None
     batches = OmegaConf.to_container(settings.batches, resolve=True)
     mix = OmegaConf.to_container(cfg.data.get("mix") or OmegaConf.create([]), resolve=True)
-    data = SceneBatches(mix or cfg.data.root, instantiate(cfg.degradation), ref_fr, seed=cfg.seed, **batches)
+    space = instantiate(cfg.degradation, _convert_="all")
+    data = SceneBatches(mix or cfg.data.root, space, ref_fr, seed=cfg.seed, **batches)
     task = RestorerTask(
         restorer,
         fadex,

@@ -59,11 +59,10 @@ class RestoredBy:
 class FacePairBatches(Dataset):
     """An endless stream of face pairs: batch `index` has O operators on P faces for queries and P others for keys.
 
-    The 2 P images under one operator are different, so that queries and keys share the degradation only. All crops of
-    one operator are tiled into one image and degraded at once: it is faster, noise differs between crops, and kernels
-    fit. A margin around every crop keeps its neighbours out of the result. A face of n times the crop's side is reduced
-    by a whole number from 1 to n before, so that small crops hold small faces as well as parts of large ones (ours).
-    Results are in 8 bits, as photos are.
+    The 2 P images under one operator are different, so that queries and keys share the degradation only. Each crop is
+    degraded by itself, with a margin of its surroundings. A face of n times the crop's side is reduced by a whole
+    number from 1 to n before, so that small crops hold small faces as well as parts of large ones (ours). Results are
+    in 8 bits, as photos are.
 
     Args:
         faces: paths, or uint8 arrays (h, w, 3), by number. boxes: the face in each: (x0, y0, x1, y1) in its pixels.
@@ -195,6 +194,11 @@ class FacePairBatches(Dataset):
                 labels.append(recipe.key)
                 tiles = [self._tile(number, crop, rng) for number in self._choose(crop, 2 * count, rng)]
                 rows.append(self._pairs(recipe, tiles, crop, rng))
+        if len(set(labels)) == 1:
+            raise ValueError(
+                "All faces of a batch were degraded by one operator, so there are no negatives: raise "
+                "train.fadex.operators, or choose a degradation of several operators."
+            )
         restored, degraded = (in_bytes(torch.stack(side)) for side in zip(*rows, strict=True))  # (O, 2P, 3, c, c)
         return {
             "query_restored": restored[:, :count].flatten(0, 1),
@@ -228,7 +232,7 @@ class FacePairBatches(Dataset):
         return draw_distinct(np.flatnonzero(self.sides >= crop), count, rng, self.shares)
 
     def _pairs(self, recipe: Recipe, tiles: list[Tensor], crop: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        degraded = degrade_together(recipe, tiles)
+        degraded = degrade_each(recipe, tiles)
         restored = [self.restore(t, d, rng) for t, d in zip(tiles, degraded, strict=True)]
         inner = slice(self.margin, self.margin + crop)
         return torch.stack(restored)[..., inner, inner], torch.stack(degraded)[..., inner, inner]
@@ -252,14 +256,14 @@ def _decoded(path: str | Path) -> np.ndarray:
     return to_bytes(read_tensor(path))
 
 
-def degrade_together(recipe: Recipe, tiles: Sequence[Tensor]) -> list[Tensor]:
-    """Apply one recipe to several images (3, h, w) of one size, tiled into one image; noise differs between them."""
-    rows = int(np.sqrt(len(tiles)))
-    columns = -(-len(tiles) // rows)
-    full = torch.stack([*tiles, *tiles[: rows * columns - len(tiles)]])  # the last row is filled with the first tiles
-    sheet = torch.cat([torch.cat(list(row), dim=2) for row in full.split(columns)], dim=1)
-    degraded = recipe.apply(sheet)
-    return [tile for row in degraded.chunk(rows, dim=1) for tile in row.chunk(columns, dim=2)][: len(tiles)]
+def degrade_each(recipe: Recipe, tiles: Sequence[Tensor]) -> list[Tensor]:
+    """Apply one recipe to several images (3, h, w), each by itself, with noise of its own.
+
+    Side by side in one image they would be degraded faster and leak into each other: over a margin of 64 pixels by up
+    to 5 grey levels through the paper's blurs, resizes and JPEGs, and by up to 40 where noise follows them.
+    """
+    seeds = [seed_from(recipe.noise_seed, "image", number) for number in range(len(tiles))]
+    return [recipe.with_noise_seed(seed).apply(tile) for seed, tile in zip(seeds, tiles, strict=True)]
 
 
 def _augmented(tile: Tensor, rng: np.random.Generator) -> Tensor:
@@ -272,7 +276,7 @@ def _augmented(tile: Tensor, rng: np.random.Generator) -> Tensor:
 
 def _start(low: float, high: float, crop: int, size: int, rng: np.random.Generator) -> int:
     # A random place inside the face.
-    return int(np.clip(round(rng.uniform(low, high - crop)), 0, max(size - crop, 0)))
+    return int(np.clip(round(rng.uniform(low, max(low, high - crop))), 0, max(size - crop, 0)))
 
 
 def _around(start: int, crop: int, margin: int, size: int) -> np.ndarray:

@@ -38,12 +38,7 @@ class RestorerStep(nn.Module):
         self.restorer = restorer
 
     def forward(
-        self,
-        image: Tensor,
-        features: Sequence[Tensor | None] | None,
-        *,
-        drop: Tensor | None = None,
-        **options: Tensor | Sequence[int] | None,
+        self, image: Tensor, features: Sequence[Tensor | None] | None, *, drop: Tensor | None = None, **options: Any
     ) -> Tensor:
         none = [None] * len(image)
         rows = zip(features or none, none if drop is None else drop.split(1), strict=True)

@@ -1,9 +1,12 @@
 """Every option of every group composes, and names only arguments that exist."""
 
 import dataclasses
+import importlib.util
 import inspect
+import pickle
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object, instantiate
@@ -102,6 +105,28 @@ def test_mapnet_width_matches_fadex(name):
     config = compose_config("train_restorer", f"mapnet={name}", f"fadex={name}")
     mapnet: MapNet = instantiate(config.mapnet)
     assert mapnet.config["in_channels"] == config.fadex.encoder.widths[-1]
+
+
+def test_training_takes_a_mixture_of_spaces(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("train_restorer", REPOSITORY / "scripts/train_restorer.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    given = []
+
+    def take(folder, space, ref_fr, **options):
+        given.extend([space, ref_fr])
+        raise InterruptedError
+
+    monkeypatch.setattr(script, "SceneBatches", take)
+    tiny = [f"{group}=tiny" for group in ("data", "fadex", "mapnet", "restorer", "train")]
+    files = [f"paths.runs={tmp_path}", f"fadex_weights={REPOSITORY}/checkpoints/tiny/fadex.safetensors"]
+    cfg = compose_config("train_restorer", "degradation=fadex", "ref_fr=mixed", *tiny, *files)
+    with pytest.raises(InterruptedError):
+        script.main.__wrapped__(cfg)
+    space, ref_fr = (pickle.loads(pickle.dumps(one)) for one in given)  # as a loader's process gets them
+    assert type(space.spaces) is dict and set(space.spaces) == set(space.shares)
+    assert [type(space.draw(np.random.default_rng(seed))).__name__ for seed in range(4)] == ["Recipe"] * 4
+    assert type(ref_fr.restorers) is dict and set(ref_fr.restorers) == set(ref_fr.shares)
 
 
 def test_misspelt_argument_is_reported():

@@ -10,12 +10,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate_state import forget_processes
+from host_reads import HostReads
 
 from face2scene.common.model_files import save_weights
-from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy, degrade_together
+from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy, degrade_each
 from face2scene.degradation import Blur, GaussianNoise, Recipe, Space
 from face2scene.image_io.arrays import write_png
 from face2scene.models.fadex import Contrast, FaDeX, KeyQueue, MoCo, compare
+from face2scene.models.fadex.moco import EMPTY
 from face2scene.ref_fr import Copy
 from face2scene.train.fadex_task import FaDeXTask
 from face2scene.train.loop import Schedule, train
@@ -207,12 +209,46 @@ def test_equal_codes_give_log_of_pair_count():
     assert contrast.loss(mean_over_positives=True).item() == pytest.approx(math.log(4))
 
 
+class OneOperator:
+    """A space of a single operator."""
+
+    def draw(self, rng):
+        return Recipe((Blur("iso", 3, 1.0),))
+
+
 def test_single_operator_raises(face_files):
-    batch = pairs(face_files)[0]
     with pytest.raises(ValueError, match=r"one operator.*train\.fadex\.operators"):
-        contrast_of(small_moco(), {**batch, "labels": torch.zeros(6, dtype=torch.int64)})
+        FacePairBatches(face_files, [(8, 8, 36, 36)] * 6, OneOperator(), operators=3, images=2, crop=16, seed=0)[0]
     with pytest.raises(ValueError, match=r"raise train\.fadex\.operators"):
         pairs(face_files, operators=1)
+
+
+def test_training_step_reads_nothing_back(face_files):
+    accelerator = Accelerator(cpu=True)
+    data, options = pairs(face_files), {"lr": 1e-3, "probe_on": "space"}
+    task = FaDeXTask(small_moco(queue_size=20), data, data, accelerator, **options)
+    task.moco.gather = task._gather  # as with several processes
+    batch = data[0]
+    with HostReads() as reads:
+        task.losses(batch)["contrast"].backward()
+        task.after_step()
+    assert reads.found == []
+
+
+def test_padded_keys_are_never_stored():
+    queue = KeyQueue(size=6, width=2)
+    for value in range(2):
+        keys = torch.tensor([[value, 0.0], [9, 9], [value, 1], [9, 9]])
+        queue.enqueue(keys, torch.tensor([value, EMPTY, value, EMPTY]))
+    assert queue.labels.tolist() == [0, 0, 1, 1, EMPTY, EMPTY] and queue.cursor == 4
+    assert queue.keys[:4].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+
+
+def test_whole_multiple_of_the_crop_is_cut(face_files):
+    data = FacePairBatches(
+        [np.zeros((520, 520, 3), np.uint8)] * 8, [(60, 60, 460, 460)] * 8, SPACE, operators=2, images=4, crop=16, seed=0
+    )
+    assert data[0]["query_degraded"].shape == (8, 3, 16, 16)  # 400 pixels reduced by 25 leave one place, to rounding
 
 
 # Pairs
@@ -236,16 +272,15 @@ def test_operator_faces_are_distinct(face_files):
     assert not torch.equal(batch["query_restored"], batch["query_degraded"])
 
 
-@pytest.mark.numerics
-def test_joint_degradation_matches_single():
-    tiles = [torch.rand(3, 30, 30) for _ in range(5)]
-    recipe = Recipe((Blur("iso", 7, 1.0),))
-    for tile, together in zip(tiles, degrade_together(recipe, tiles), strict=True):
-        alone = recipe.apply(tile)
-        torch.testing.assert_close(together[:, 4:-4, 4:-4], alone[:, 4:-4, 4:-4], atol=1e-5, rtol=0)
-    flat = [torch.full((3, 20, 20), 0.5)] * 2
-    first, second = degrade_together(Recipe((GaussianNoise(10.0),)), flat)
-    assert not torch.equal(first, second)
+@pytest.mark.parametrize("seed", range(6))
+def test_crops_do_not_leak_into_each_other(seed):
+    """Every operator of the paper's space, noise and JPEG among them."""
+    first, *others = torch.rand(5, 3, 48, 48, generator=torch.Generator().manual_seed(seed))
+    recipe = Space().draw(np.random.default_rng(seed))
+    beside_noise, beside_black = (degrade_each(recipe, [first, *rest])[0] for rest in (others, [first * 0] * 4))
+    assert torch.equal(beside_noise, beside_black)  # the same computation, to the bit
+    same = degrade_each(Recipe((GaussianNoise(10.0),)), [first, first])
+    assert not torch.equal(*same), "noise differs between crops"
 
 
 def test_restored_face_is_gt_or_stage_one(face_files):

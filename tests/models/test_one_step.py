@@ -237,6 +237,15 @@ def test_bf16_output_is_near_fp32(make_restorer):
     assert merged.restore(image, tokens).sub(exact).abs().mean() < 0.02
 
 
+@pytest.mark.parametrize("options", [{}, {"skips": True}, {"residual": True}])
+def test_bf16_output_is_scaled_in_fp32(make_restorer, options):
+    restorer, image = make_restorer("bf16", **options).eval(), torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        output = restorer(image, restorer.tokens(None, 1))
+    assert output.dtype == torch.float32
+    assert (output != output.bfloat16()).float().mean() > 0.2  # else it has the few values of bf16 beyond 0.5
+
+
 def test_lora_merge_sums_in_fp32(make_restorer):
     restorer = make_restorer(dtype="bf16").eval()
     with torch.no_grad():

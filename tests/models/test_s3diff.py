@@ -18,7 +18,7 @@ from face2scene.models.loading import load_restorer
 from face2scene.models.restorer.base_model import load_base
 from face2scene.models.s3diff.degradation_scores import ScoreNet
 from face2scene.models.s3diff.latent_tiles import in_latent_tiles
-from face2scene.models.s3diff.model import S3Diff
+from face2scene.models.s3diff.model import S3Diff, _image
 from face2scene.train import tiny_base as make_base
 
 pytestmark = pytest.mark.numerics
@@ -124,6 +124,12 @@ def test_bf16_base_trains_in_fp32(released_files):
     assert (half - s3diff_fp64).abs().mean() < 0.05
     dtypes = [{n: p.dtype for n, p in each.named_parameters()} for each in (model, other.merged(torch.bfloat16))]
     assert dtypes[0] == dtypes[1] and torch.isfinite(other.restore(image)).all()
+
+
+def test_bf16_output_is_scaled_in_fp32():
+    decoded = torch.linspace(-1.2, 1.2, 20001).bfloat16()
+    image = _image(decoded)
+    assert image.dtype == torch.float32 and len(image.unique()) == len(decoded.clamp(-1, 1).unique())
 
 
 def test_modulation_is_per_image(s3diff_fp64):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate_state import forget_processes
+from host_reads import HostReads, without_optimizers
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
@@ -145,6 +146,27 @@ def test_order_sets_forward_and_step_counts(make_task, order, calls, moves):
     (report,) = steps(task)
     assert (len(seen), len(stepped), len(task.phases)) == (calls, moves, moves)
     assert all(torch.isfinite(value) for value in report.values())
+
+
+@pytest.mark.parametrize("order", ["one_forward", "published"])
+def test_host_reads_one_value_per_phase(make_task, order):
+    task = make_task(order=order)
+    without_optimizers(task.phases)
+    with HostReads() as reads:
+        steps(task)
+    assert reads.found == ["aten::_local_scalar_dense"] * len(task.phases)  # whether all is finite
+
+
+@pytest.mark.numerics
+def test_tokens_are_each_face_by_itself(make_task):
+    task, batch = make_task(with_discriminator=False), SeededSceneBatches()[4]
+    seen = []
+    task.restorer.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    task.phases[0].losses(batch)
+    faces = zip(batch["restored"], batch["degraded"], strict=True)
+    alone = [task.restorer.tokens(task.fadex(restored[None], degraded[None]), 1) for restored, degraded in faces]
+    alone[1] = task.restorer.null_tokens  # dropped
+    torch.testing.assert_close(seen[0], torch.cat(alone))
 
 
 @pytest.mark.numerics

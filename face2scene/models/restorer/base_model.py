@@ -21,6 +21,7 @@ from face2scene.models.restorer.skips import Skips
 
 log = logging.getLogger(__name__)
 CLIP_VOCABULARY = 49408
+Seeds = Tensor | Sequence[int]  # (B,), one per image
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +175,7 @@ def precision(name: str | torch.dtype) -> torch.dtype:
     return known[name]
 
 
-def per_sample_noise(seeds: Tensor | Sequence[int], like: Tensor) -> Tensor:
+def per_sample_noise(seeds: Seeds, like: Tensor) -> Tensor:
     """Gaussian noise of the shape of `like` (B, ...), each image's from its own seed of (B,), on every device the same.
 
     Independent of the batch; drawn on the CPU. In a training loop the seeds are no tensor of a GPU, whose values the
