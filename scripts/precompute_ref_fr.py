@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from face2scene.cli.command_line import script
+from face2scene.common.ledger import digest
+from face2scene.common.locks import locked
 from face2scene.data.precompute import faces_of, fill
 from face2scene.ref_fr.cache import Cached
 
@@ -37,9 +39,11 @@ def main(cfg: DictConfig) -> None:
         rank=state.process_index,
         processes=state.num_processes,
     )
-    bar = tqdm(total=len(faces), unit="face", disable=not state.is_main_process, desc="Stage I")
-    summary = fill(cache, faces, batch=cfg.batch, progress=bar.update)
-    parts = gather_object([summary])
+    here = f".{digest([str(cfg.data.root), list(cfg.splits)])}.lock"
+    with locked(cache.folder, "choose another cache", name=here, hold=state.is_main_process):
+        bar = tqdm(total=len(faces), unit="face", disable=not state.is_main_process, desc="Stage I")
+        summary = fill(cache, faces, batch=cfg.batch, progress=bar.update)
+        parts = gather_object([summary])
     problems = [line for part in parts for line in part.problems]
     if state.is_main_process:
         bar.close()

@@ -19,7 +19,7 @@ from face2scene.models.fadex import MoCo
 from face2scene.ref_fr import AlignedRefFR
 from face2scene.train.fadex_task import FaDeXTask
 from face2scene.train.loop import Schedule, train
-from face2scene.train.run import open_run
+from face2scene.train.run import open_run, trained_with
 
 
 @script("train_fadex", level=logging.INFO)
@@ -76,7 +76,7 @@ def main(cfg: DictConfig) -> None:
         **{name: settings[name] for name in ("probe_on", "probe_operators", "probe_images")},
         presets=PRESETS,
         seed=cfg.seed,
-        about={"run": cfg.name, "data": cfg.data.name},
+        about={"run": cfg.name, "data": cfg.data.name, **trained_with(cfg)},
     )
     with run.timed("train"):
         train(task, accelerator, Schedule(**settings.schedule), run, seed=cfg.seed, workers=settings.workers)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from face2scene.common.reproducibility import seed_from
@@ -22,7 +23,7 @@ from face2scene.data.mix import Mix, face_name, points_of, recipe_of
 from face2scene.data.records import Record, read_manifest
 from face2scene.data.sampler import MixtureSampler
 from face2scene.data.shards import read_stored, shard_of, stored_path
-from face2scene.degradation import Bank, Mixture, Space
+from face2scene.degradation import Bank, Mixture, Recipe, Space
 from face2scene.faces.align import crop, face_crop_box
 from face2scene.image_io.arrays import to_tensor
 from face2scene.ref_fr import FaceRestorationError, RefFR, face_pair
@@ -55,6 +56,8 @@ class SceneBatches(Dataset):
         order: `random` draws images with replacement; `epochs` uses each once an epoch and reads archives one after
             the other; None is `random` for one set of loose files, else `epochs`.
         cache_mib: images are kept in memory as bytes up to this many MiB, on one machine in all.
+        small: s, of a space of this scale: `small`, the crop before its enlargement by s, is also given (S3Diff scores
+            it), and crops begin at multiples of s.
 
     Raises:
         ValueError: images smaller than the crop.
@@ -79,10 +82,11 @@ class SceneBatches(Dataset):
         recipes: int = 0,
         order: str | None = None,
         cache_mib: int = 2048,
+        small: int = 0,
     ):
         if order not in (None, "random", "epochs"):
             raise ValueError(f"train.restorer.batches.order must be random, epochs or null, not {order!r}.")
-        self.recipes = recipes
+        self.recipes, self.small = recipes, small if small > 1 else 0
         self.mix = mix = Mix(folder, split)
         sizes = list(zip(mix.column("height"), mix.column("width"), strict=True))
         found = zip(mix.column("face_box"), sizes, strict=True)
@@ -108,18 +112,20 @@ class SceneBatches(Dataset):
         Returns:
             image (degraded), gt: (B, 3, c, c) in [0, 1], the loader makes 8 bits of them; restored, degraded: B times
             (3, f, f), in lists; negative: (B,) bool, the image itself is the target; drop: (B,) bool; seed: B whole
-            numbers, for other random choices of a scene, in a list, because the host reads them.
+            numbers, for other random choices of a scene, in a list, because the host reads them; small, where it is
+            asked for: (B, 3, c / s, c / s).
         """
         rng = np.random.default_rng(seed_from(self.seed, "scenes", index))
         negative, drop = rng.random(self.batch) < self.negative_prob, rng.random(self.batch) < self.token_dropout
         rows = [self._one(self._chosen(index, row, rng), rng) for row in range(self.batch)]
-        image, gt, restored, degraded, refused = map(list, zip(*rows, strict=True))
+        image, gt, restored, degraded, refused, *small = map(list, zip(*rows, strict=True))
         return {
             "image": torch.stack(image),
             "gt": torch.stack(gt),
             "restored": restored,
             "degraded": degraded,
             "negative": torch.from_numpy(negative),
+            **({"small": torch.stack(small[0])} if small else {}),
             "drop": torch.from_numpy(drop | np.array(refused)),
             "seed": [seed_from(self.seed, "scene", index, row) for row in range(self.batch)],
         }
@@ -160,12 +166,20 @@ class SceneBatches(Dataset):
             face = crop(degraded, box)
             pair, refused = FacePair(restored=face, degraded=face, box=box), True
         height, width = gt.shape[-2:]
-        place = _window(rng, (0, 0, width, height), self.crop)
+        place = _window(rng, (0, 0, width, height), self.crop, self.small or 1)
         image, clean = crop(degraded, place), crop(gt, place)
         rows = [image, clean, pair.restored, pair.degraded]
+        small = [self._before_enlargement(recipe, gt, place)] if self.small else []
         if mirror and not mirror_first:
-            rows = [row.flip(-1) for row in rows]
-        return *rows, refused
+            rows, small = ([row.flip(-1) for row in part] for part in (rows, small))
+        return *rows, refused, *small
+
+    def _before_enlargement(self, recipe: Recipe, gt: Tensor, place: Box) -> Tensor:
+        low = recipe.apply(gt, keep_size=False)
+        if low.shape == gt.shape:  # not degraded
+            low = interpolate(gt[None], scale_factor=1 / self.small, mode="bicubic", antialias=True)[0].clamp(0, 1)
+        x0, y0, x1, y1 = (int(v) // self.small for v in place)
+        return crop(low, (x0, y0, x1, y1))
 
     def divide_memory(self, parts: int) -> None:
         """Share the memory for images with the copies of this object in `parts` workers and processes."""
@@ -181,9 +195,9 @@ class SceneBatches(Dataset):
         return image
 
 
-def _window(rng: np.random.Generator, box: Box, side: int) -> tuple[int, int, int, int]:
+def _window(rng: np.random.Generator, box: Box, side: int, step: int = 1) -> tuple[int, int, int, int]:
     x0, y0, x1, y1 = (int(v) for v in box)
-    x, y = int(rng.integers(x0, x1 - side + 1)), int(rng.integers(y0, y1 - side + 1))
+    x, y = (int(rng.integers(low, high - side + 1)) // step * step for low, high in ((x0, x1), (y0, y1)))
     return x, y, x + side, y + side
 
 

@@ -158,7 +158,7 @@ class Cached(AlignedRefFR):
             raise FaceRestorationError(read_json(self._refusal(key))["refused"])
         path = self._image(key)
         try:
-            with Image.open(path) as file:
+            with Image.open(path, formats=["PNG"]) as file:
                 pixels, info = np.array(file.convert("RGB")), file.info
             intact = info["pixels"] == hashlib.sha256(pixels.tobytes()).hexdigest()
         except (OSError, KeyError, SyntaxError) as error:

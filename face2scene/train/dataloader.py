@@ -12,6 +12,8 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from face2scene.common.processes import end_with_parent
+
 
 def batches(data: Dataset, accelerator: Accelerator, first: int, workers: int) -> Iterator[tuple[int, Any]]:
     """Numbered batches of this process, from number `first` on; batch n of rank r is `data[n * ranks + r]`.
@@ -31,7 +33,7 @@ def batches(data: Dataset, accelerator: Accelerator, first: int, workers: int) -
         num_workers=workers,
         pin_memory=accelerator.device.type == "cuda",
         collate_fn=partial(_packed, names) if names else None,
-        worker_init_fn=_use_one_thread,
+        worker_init_fn=_start_worker,
     )
     for number, batch in enumerate(loader, start=first):
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
@@ -49,5 +51,6 @@ def _each(images: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return change(images) if isinstance(images, Tensor) else [change(image) for image in images]
 
 
-def _use_one_thread(_: int) -> None:
+def _start_worker(_: int) -> None:
+    end_with_parent()
     torch.set_num_threads(1)

@@ -73,6 +73,17 @@ def test_images_are_degraded(dataset):
     assert (batch["gt"] - batch["image"]).flatten(1).abs().amax(1).gt(0).float().mean() > 0.9
 
 
+def test_small_crop_is_the_one_before_enlargement(dataset):
+    space = Space(scale=4, no_degradation_prob=0.0)
+    options = {"negative_prob": 0.0, "token_dropout": 0.0, "crop": 32, "batch": 12}
+    batch = SceneBatches(dataset, space, GreyStageOne(), seed=0, small=4, **options)[0]
+    assert batch["small"].shape == (12, 3, 8, 8)
+    again = torch.nn.functional.interpolate(batch["small"], scale_factor=4, mode="bicubic")
+    inner = (slice(None), slice(None), slice(8, -8), slice(8, -8))  # the crop ends within the kernel elsewhere
+    torch.testing.assert_close(again[inner], batch["image"][inner], atol=1e-5, rtol=0)
+    assert "small" not in SceneBatches(dataset, Space(scale=1), GreyStageOne(), seed=0, small=1, **options)[0]
+
+
 class Coordinates:
     """A degradation that only marks where a pixel lies, and a Stage I that shows what it was given."""
 

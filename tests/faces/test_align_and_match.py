@@ -187,8 +187,6 @@ def test_image_out_of_range_is_refused():
 
 @pytest.fixture(scope="module")
 def detector():
-    pytest.importorskip("cv2")
-    pytest.importorskip("dlib")
     return Detector(OpenBackend())
 
 

@@ -1,16 +1,14 @@
 """Every option of every group composes, and names only arguments that exist."""
 
 import dataclasses
-import importlib.util
 import inspect
 import pickle
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
+from composed_configs import CONFIGS, compose_config, unknown_arguments
+from hydra.utils import instantiate
+from repository_scripts import load_script
 
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.inference.degradation_estimator import PipelineOptions
@@ -19,7 +17,6 @@ from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.s3diff.model import S3Diff
 from face2scene.train.loop import Schedule
 
-CONFIGS = REPOSITORY / "configs"
 ROOTS = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "base")
 GROUPS = [
     "data",
@@ -35,33 +32,6 @@ GROUPS = [
     "tracker",
 ]
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
-
-
-def compose_config(root: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose(root, list(overrides))
-
-
-def iter_targets(node: object, path: str = "") -> Iterator[tuple[str, dict]]:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield path, node
-        for key, value in node.items():
-            yield from iter_targets(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for number, value in enumerate(node):
-            yield from iter_targets(value, f"{path}[{number}]")
-
-
-def unknown_arguments(config: DictConfig) -> list[str]:
-    plain = OmegaConf.to_container(config, resolve=True)
-    complaints = []
-    for path, node in iter_targets(plain):
-        accepted = inspect.signature(get_object(node["_target_"])).parameters
-        given = {key for key in node if not key.startswith("_")}
-        if given - accepted.keys() and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-            complaints.append(f"{path}: {node['_target_']} has no {sorted(given - accepted.keys())}")
-    return complaints
 
 
 @pytest.mark.parametrize("root", ROOTS)
@@ -108,9 +78,7 @@ def test_mapnet_width_matches_fadex(name):
 
 
 def test_training_takes_a_mixture_of_spaces(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("train_restorer", REPOSITORY / "scripts/train_restorer.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("train_restorer")
     given = []
 
     def take(folder, space, ref_fr, **options):

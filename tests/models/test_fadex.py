@@ -1,51 +1,24 @@
 import copy
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate_state import forget_processes
+from accelerate_processes import run_in_two_processes
+from fadex_training import SMALL_ENCODER, SPACE, pairs, small_moco, train_on_rank, train_plain
 from host_reads import HostReads
 
 from face2scene.common.model_files import save_weights
 from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy, degrade_each
 from face2scene.degradation import Blur, GaussianNoise, Recipe, Space
-from face2scene.image_io.arrays import write_png
-from face2scene.models.fadex import Contrast, FaDeX, KeyQueue, MoCo, compare
+from face2scene.models.fadex import Contrast, FaDeX, KeyQueue, compare
 from face2scene.models.fadex.moco import EMPTY
 from face2scene.ref_fr import Copy
 from face2scene.train.fadex_task import FaDeXTask
-from face2scene.train.loop import Schedule, train
-from face2scene.train.run import Run
 
 pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
-
-SMALL_ENCODER = {"widths": (4, 8), "strides": (1, 2), "embedding": 8}
-SPACE = Space(scale=1, no_degradation_prob=0, kernel_sizes=(3, 5), poisson_scale=(0.05, 0.1))
-
-
-@pytest.fixture
-def face_files(tmp_path) -> list[Path]:
-    rng = np.random.default_rng(0)
-    paths = [tmp_path / f"{number}.png" for number in range(6)]
-    for path in paths:
-        write_png(path, rng.random((40, 44, 3), dtype=np.float32))
-    return paths
-
-
-def pairs(face_files, **options):
-    settings = {"operators": 3, "images": 2, "crop": 16, "seed": 0, "margin": 4} | options
-    return FacePairBatches(face_files, [(8, 8, 36, 36)] * len(face_files), SPACE, **settings)
-
-
-def small_moco(**options):
-    torch.manual_seed(0)
-    return MoCo(FaDeX(**SMALL_ENCODER), **({"queue_size": 12} | options))
 
 
 def contrast_of(module, batch):
@@ -312,38 +285,19 @@ def test_cosine_probe_matches_by_hand():
         compare(torch.rand(1, 3, 4), ["d1"])
 
 
-def train_to(folder, face_files, steps, accumulate=1, queue_size=20, keep_group=False):
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
-    task = FaDeXTask(
-        small_moco(queue_size=queue_size, momentum=0.5),
-        pairs(face_files),
-        pairs(face_files, seed=9),
-        accelerator,
-        lr=1e-2,
-        probe_on="space",
-        probe_operators=2,
-        probe_images=3,
-    )
-    run = Run(folder, {}, main=accelerator.is_main_process)
-    train(task, accelerator, Schedule(steps=steps, validate_every=1), run, seed=0)
-    if not keep_group:
-        forget_processes()  # the next training of this process is another one
-    return task
-
-
 @pytest.mark.numerics
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_resume_is_bitwise_exact(tmp_path, face_files, accumulate):
-    whole = train_to(tmp_path / "whole", face_files, 4, accumulate).moco.state_dict()
-    train_to(tmp_path / "halves", face_files, 2, accumulate)
-    halves = train_to(tmp_path / "halves", face_files, 4, accumulate).moco.state_dict()
+    whole = train_plain(tmp_path / "whole", face_files, 4, accumulate).moco.state_dict()
+    train_plain(tmp_path / "halves", face_files, 2, accumulate)
+    halves = train_plain(tmp_path / "halves", face_files, 4, accumulate).moco.state_dict()
     assert all(torch.equal(t, halves[name]) for name, t in whole.items())
     assert halves["queue.cursor"] == 4 * accumulate * 6 % 20  # the keys of every accumulated batch are there
     assert not torch.equal(whole["key.head.0.weight"], whole["query.head.0.weight"])
 
 
 def test_training_exports_encoder_and_probe(tmp_path, face_files):
-    task = train_to(tmp_path, face_files, 2)
+    task = train_plain(tmp_path, face_files, 2)
     again = FaDeX.from_file(tmp_path / "weights/fadex.safetensors")
     assert all(torch.equal(t, task.encoder.state_dict()[name]) for name, t in again.state_dict().items())
     found = json.loads((tmp_path / "weights/probe.json").read_text())
@@ -356,25 +310,9 @@ def test_queue_overflow_raises_before_training(face_files):
         FaDeXTask(small_moco(queue_size=5), pairs(face_files), pairs(face_files), Accelerator(cpu=True), lr=1e-3)
 
 
-def _train_rank(folder, face_files):
-    state = train_to(folder, face_files, 2, queue_size=40, keep_group=True).moco.state_dict()
-    torch.save(state, folder / f"rank{torch.distributed.get_rank()}.pt")
-
-
-LAUNCH_TWO = """
-import sys
-from pathlib import Path
-from accelerate import debug_launcher
-sys.path[:0] = [sys.argv[1], sys.argv[1] + "/../support"]
-from test_fadex import _train_rank
-debug_launcher(_train_rank, (Path(sys.argv[2]), [Path(p) for p in sys.argv[3:]]), num_processes=2)
-"""
-
-
+@pytest.mark.numerics
 def test_two_processes_share_queue_and_encoder(tmp_path, face_files):
-    # In an interpreter of its own: this one has started OpenMP threads by now, and a fork of it would wait for them.
-    words = [sys.executable, "-c", LAUNCH_TWO, str(Path(__file__).parent), str(tmp_path), *map(str, face_files)]
-    subprocess.run(words, check=True, timeout=300)
+    run_in_two_processes(train_on_rank, tmp_path, *face_files)
     one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, tensor in one.items():
         if "running" not in name:  # each keeps the statistics of its own batches until the next broadcast
@@ -383,5 +321,5 @@ def test_two_processes_share_queue_and_encoder(tmp_path, face_files):
     expected = torch.cat([pairs(face_files)[number]["labels"] for number in range(4)])
     assert one["queue.labels"].tolist() == expected.tolist() + [-1] * 16
 
-    alone = train_to(tmp_path, face_files, 3, queue_size=40).moco  # one process goes on from the state of two
+    alone = train_plain(tmp_path, face_files, 3, queue_size=40).moco  # one process goes on from the state of two
     assert alone.queue.labels[:24].tolist() == expected.tolist() and alone.queue.cursor == 30

@@ -138,7 +138,7 @@ def test_reparametrised_scalar_learns():
     attention = DegAttn(512, 8, 16, scalar="reparametrised")
     assert attention.scalar.item() == pytest.approx(0.2, abs=0.5)
     attention(torch.randn(1, 4, 512)).square().sum().backward()
-    assert attention.vectors.grad.abs().min() > 0
+    assert (attention.vectors.grad.abs().amax(-1) > 1e-2).all()  # 0.56 and more; rounding leaves 1e-7 of a true zero
 
 
 def test_norm_over_all_heads_differs():

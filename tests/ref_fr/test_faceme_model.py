@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny_faceme
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLControlNetPipeline
 from PIL import Image
@@ -23,9 +22,6 @@ from face2scene.ref_fr.faceme.tiny import SDXL_SCHEDULE, WholeImage, tiny_parts
 from face2scene.ref_fr.fingerprint import code_version
 
 pytestmark = pytest.mark.usefixtures("faceme_parts_made_once")
-
-
-people, faces = tiny_faceme.people, tiny_faceme.faces  # fixtures
 
 
 # --- the same numbers as the released code

@@ -53,8 +53,9 @@ class OneStepRestorer(RestorerBase):
         residual: decode a correction of the input, restored = input + decoded (ours).
         skip_channels: of the skip connections in a weights file; a base of other shapes is refused.
 
-    The base may be bf16 or fp16. Trained parts are float32, and until the LoRAs are merged the networks run under
-    autocast in the base's precision.
+    VAE and UNet of the base may be bf16 or fp16. Trained parts are float32, and until the LoRAs are merged the networks
+    run under autocast in the base's precision. At timestep 999 a UNet in less than float32 (TF32) puts noise into the
+    latent: see configs/restorer/sd_turbo.yaml.
     """
 
     kind = "restorer"
@@ -299,7 +300,8 @@ class OneStepRestorer(RestorerBase):
     def _predict(self, latent: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
         context = torch.cat([text, tokens.to(text)], dim=1)  # 77 + 21 = 98 tokens
         dtype = self.unet_dtype
-        return self.unet(latent.to(dtype), self.timestep, encoder_hidden_states=context.to(dtype)).sample
+        with self._unet_autocast():
+            return self.unet(latent.to(dtype), self.timestep, encoder_hidden_states=context.to(dtype)).sample
 
     def _decode(self, latent: Tensor, image: Tensor | None = None) -> Tensor:
         scaled = (latent / self.vae.config.scaling_factor).to(self.vae_dtype)
@@ -320,6 +322,7 @@ class OneStepRestorer(RestorerBase):
             dtype: of the stored LoRA weights; None keeps float32.
         """
         config = self.config | {"skip_channels": channels_of(self.vae) if self.skips else None}
+        config |= {"base": self.base_origin} if self.base_origin else {}
         model_files.save_weights(path, self._stored(), kind=self.kind, config=config, about=about, dtype=dtype)
 
     @classmethod
@@ -358,14 +361,13 @@ class OneStepRestorer(RestorerBase):
         Upsampling and convolution are also fused (see `acceleration`). The output changes by rounding only.
 
         Args:
-            dtype: of VAE and UNet afterwards; None is the base's. LoRAs are added in float32: bf16 would round small
-                updates away.
+            dtype: of VAE and UNet afterwards; None is as they are in the base. LoRAs are added in float32: bf16 would
+                round small updates away.
         """
-        dtype = dtype or self.vae_dtype
-        for network in (self.vae, self.unet):
+        for network, own in ((self.vae, self.vae_dtype), (self.unet, self.unet_dtype)):
             nn.Module.float(network)  # diffusers' own casts warn without need
             lora.merge_lora(network)
-            nn.Module.to(network, dtype)
+            nn.Module.to(network, dtype or own)
             fuse_upsample_conv(network)
         # The VAE's large maps of few channels: half the time in bf16 and two thirds in fp32 on a processor with AMX, no
         # change elsewhere. The UNet's small maps of many channels gain nothing.
