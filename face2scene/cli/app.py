@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from face2scene.assets.catalogue import WeightsError
 from face2scene.common.optional import import_optional
 from face2scene.common.types import FacePair
 from face2scene.image_io.arrays import to_array
 from face2scene.image_io.photos import SUFFIXES
 from face2scene.inference.pipeline import Face2ScenePipeline
-from face2scene.inference.results import DegradationEstimate
+from face2scene.inference.results import DegradationEstimate, Restoration
 from face2scene.models.fadex import FaDeX
 from face2scene.models.fadex.linear_readout import FACTORS, LinearProbe
 
@@ -64,10 +65,13 @@ class AppController:
     Args:
         readout: estimates degradation strengths from the face pair; None hides that table.
         seed: of everything random, together with the photo's name, as in `scripts/restore.py`.
+        reading: see `Face2ScenePipeline.__call__`.
     """
 
-    def __init__(self, pipeline: Face2ScenePipeline, readout: DegradationReadout | None = None, *, seed: int = 0):
-        self.pipeline, self.readout, self.seed = pipeline, readout, seed
+    def __init__(
+        self, pipeline: Face2ScenePipeline, readout: DegradationReadout | None = None, *, seed: int = 0, **reading: Any
+    ):
+        self.pipeline, self.readout, self.seed, self.reading = pipeline, readout, seed, reading
         self._downloads = tempfile.TemporaryDirectory(prefix="face2scene-app-")  # removed with the page
 
     def find_faces(self, photo: str | None, references: Sequence[str] | None) -> tuple[Any, str]:
@@ -78,7 +82,7 @@ class AppController:
         """
         if not photo:
             return None, ""
-        scene, _ = self.pipeline.scene(photo, _named(references))
+        scene, _ = self.pipeline.scene(photo, _named(references), **self.reading)
         estimate = self.pipeline.find_faces(scene)
         return _boxed(scene.image, estimate), _faces_text(estimate)
 
@@ -105,17 +109,23 @@ class AppController:
             progress(done / max(total, 1), f"{stage} {done} of {total}" if total > 1 else stage)
 
         result = self.pipeline(
-            photo, _named(references), scale=scale, seed=self.seed, guidance=guidance, progress=report
+            photo,
+            _named(references),
+            scale=scale,
+            seed=self.seed,
+            guidance=guidance,
+            progress=report,
+            **self.reading,
         )
         folder = Path(tempfile.mkdtemp(dir=self._downloads.name))
         path = folder / f"{Path(photo).stem}.png"
         result.save(path)
-        before, _ = self.pipeline.scene(photo, scale=scale)
+        before, _ = self.pipeline.scene(photo, scale=scale, **self.reading)
         pair = result.estimate.face_estimates[0].pair if result.estimate.face_estimates else None
         gallery = [(_small(pair.degraded), "as it is"), (_small(pair.restored), "as restored")] if pair else []
         rows = self.readout(pair) if self.readout and pair else []
         why = json.loads(json.dumps({"name": Path(photo).name} | result.notes, default=str))
-        boxed, sentence = _boxed(before.image, result.estimate), _tokens_text(result.estimate)
+        boxed, sentence = _boxed(before.image, result.estimate), _tokens_text(result)
         return boxed, sentence, (_small(before.image), _small(result.image)), gallery, rows, why, str(path)
 
 
@@ -134,7 +144,7 @@ def build(page: AppController, *, guidance: float) -> Any:
     def errors_shown() -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, ModuleNotFoundError, FloatingPointError) as error:
+        except (OSError, ValueError, ModuleNotFoundError, FloatingPointError, WeightsError) as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
 
     def restore(
@@ -249,11 +259,11 @@ def _faces_text(estimate: DegradationEstimate) -> str:
     return "\n".join([found, *(f"- {sentence}" for sentence in estimate.notes["warnings"])])
 
 
-def _tokens_text(estimate: DegradationEstimate) -> str:
-    source = estimate.tokens.source
+def _tokens_text(result: Restoration) -> str:
+    source = result.token_source
     sentence = {
         "pair": "The degradation was estimated from the face pair.",
         "blind": "The degradation was estimated without a restored face.",
         "null": "The degradation was not estimated: the learned null tokens were used.",
     }.get(source, f"Tokens: {source}.")
-    return "\n".join([f"**{sentence}**", *(f"- {warning}" for warning in estimate.notes["warnings"])])
+    return "\n".join([f"**{sentence}**", *(f"- {warning}" for warning in result.notes["warnings"])])
