@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from face2scene.cli.app import AppController, DegradationReadout, build, launch
 from face2scene.cli.command_line import script
 from face2scene.cli.pipeline_config import development_of, named_keys, pipeline_of
+from face2scene.cli.visitors import Limits
 
 log = logging.getLogger(__name__)
 # Keys of restore.yaml that the page sets itself or has no use for.
@@ -17,7 +18,7 @@ RESTORE_ONLY = frozenset(
 
 @script("app")
 def main(cfg: DictConfig) -> None:
-    """Load the models once and serve until Ctrl-C."""
+    """Load the models once and serve until Ctrl-C or SIGTERM."""
     logging.getLogger("face2scene").setLevel(logging.INFO)
     if unused := sorted(named_keys() & RESTORE_ONLY):
         raise ValueError(f"The page does not use {', '.join(unused)}: leave it out, or use face2scene restore.")
@@ -33,7 +34,8 @@ def main(cfg: DictConfig) -> None:
     guidance = pipeline.restorer.guidance if cfg.guidance is None else cfg.guidance
     reading = {"max_pixels": cfg.max_pixels, "development": development_of(cfg)}
     blocks = build(AppController(pipeline, readout, seed=cfg.seed, **reading), guidance=guidance)
-    launch(blocks, **{name: cfg[name] for name in ("host", "port", "waiting", "largest_mb")})
+    options = {name: cfg[name] for name in ("host", "port", "waiting", "largest_mb")}
+    launch(blocks, **options, visitor=Limits(**cfg.visitor))
 
 
 if __name__ == "__main__":

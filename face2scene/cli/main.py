@@ -7,10 +7,10 @@ import argparse
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -19,6 +19,8 @@ from pathlib import Path
 from face2scene import __version__
 from face2scene.assets import catalogue
 from face2scene.assets.download import fetch
+from face2scene.common.files import disk_error
+from face2scene.common.processes import run_attached
 
 # by import name; pyproject.toml has the distributions
 CORE = (
@@ -54,21 +56,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
-        print("face2scene: stopped; no incomplete file was left.", file=sys.stderr)
+        print("face2scene: stopped; nothing incomplete has a final name.", file=sys.stderr)
         return 130
     except Exception as error:
         from face2scene.cli.command_line import is_user_error  # Hydra comes with it
 
         if not is_user_error(error):
             raise
-        print(f"face2scene: {error}", file=sys.stderr)
+        print(f"face2scene: {disk_error(error) or error}", file=sys.stderr)
         return 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="face2scene", description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"face2scene {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="fetch | doctor | restore | app | data")
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="fetch | doctor | restore | app | data | explain"
+    )
 
     fetcher = commands.add_parser("fetch", help="get third-party weights and photos by name, checked")
     fetcher.add_argument("names", nargs="*", metavar="NAME", help="an asset or a group (quickstart, tests, open)")
@@ -92,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     packer.add_argument("--split", default="train")
     packer.add_argument("--per-shard", type=int, default=1000, help="images per archive (default %(default)s)")
     packer.set_defaults(run=_pack_data)
+
+    explainer = commands.add_parser(
+        "explain", help="where any output comes from: weights, commit, settings, data, machine"
+    )
+    explainer.add_argument("file", help="an image, scores.json, a weights file, a report, or a folder of a run")
+    explainer.set_defaults(run=_explain)
 
     # `main` runs these two itself; here they are listed by --help
     commands.add_parser("restore", help="restore photos: input=PHOTO references=FOLDER output=FOLDER")
@@ -145,13 +155,20 @@ def _pack_data(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _explain(arguments: argparse.Namespace) -> int:
+    from face2scene.cli.explain import explain
+
+    print(json.dumps(explain(arguments.file), indent=2, ensure_ascii=False))
+    return 0
+
+
 def _script(name: str, overrides: Sequence[str]) -> int:
     script = Path(__file__).resolve().parents[2] / "scripts" / f"{name}.py"
     if not script.is_file():
         print(f"There is no {script}: `face2scene {name}` works from a checkout (pip install -e .).", file=sys.stderr)
         return 2
     try:
-        return subprocess.run([sys.executable, str(script), *overrides], check=False).returncode
+        return run_attached([sys.executable, str(script), *overrides])
     except KeyboardInterrupt:
         return 130  # the script has printed its own message
 

@@ -56,11 +56,14 @@ def pipeline_of(cfg: DictConfig, device: torch.device | None = None) -> Face2Sce
             detector.ready()
         except (MissingWeights, WeightsError, ModuleNotFoundError) as error:
             detector, warnings = None, (f"Faces were not looked for: {error}",)
+    torch.backends.cuda.matmul.allow_tf32 = True  # for the float32 UNet, as cuDNN does by itself
     pipeline = Face2ScenePipeline.from_files(
         cfg.restorer_weights,
         cfg.fadex_weights,
+        estimator=cfg.estimator_weights,
         base=cfg.base,
         dtype=cfg.dtype,
+        decoder=cfg.restorer.get("decoder"),
         ref_fr=ref_fr,
         detector=detector,
         **cast(dict[str, Any], OmegaConf.to_container(cfg.pipeline, resolve=True)),

@@ -14,8 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, features
 
+# What Pillow may open, named one by one: for a PostScript file that calls itself .jpg it would start another program.
+OPENED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", *(("AVIF",) if features.check("avif") else ()))
 _Base = ExifTags.Base
 _EXIF, _GPS, _INTEROP = int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo), int(ExifTags.IFD.Interop)
 _XMP, _IPTC = int(_Base.XMLPacket), int(_Base.IPTCNAA)
@@ -85,7 +87,7 @@ class Shot(NamedTuple):
 def shot_of(path: str | Path) -> Shot | None:
     """From the EXIF of a file; None where it is missing or cannot be read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=[*OPENED, *({"HEIF"} & Image.OPEN.keys())]) as image:
             exif = image.getexif()
             inner = exif.get_ifd(_EXIF)
         taken = datetime.strptime(str(inner[_Base.DateTimeOriginal]), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)

@@ -13,7 +13,7 @@ from threading import Lock
 from typing import IO, Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageChops, ImageCms, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageChops, ImageCms, UnidentifiedImageError
 from scipy import ndimage
 
 from face2scene.common.files import atomic_write
@@ -21,7 +21,17 @@ from face2scene.common.optional import import_optional
 from face2scene.image_io import deep
 from face2scene.image_io.attachments import left_out, turn_of_heif
 from face2scene.image_io.deep import ImageError, Samples, check_size
-from face2scene.image_io.metadata import Metadata, for_pillow, for_size, into_png, is_dng, metadata_of, tiff_metadata
+from face2scene.image_io.metadata import (
+    OPENED,
+    Metadata,
+    for_pillow,
+    for_size,
+    into_png,
+    is_dng,
+    metadata_of,
+    tiff_metadata,
+)
+from face2scene.image_io.profiles import colour_space, convert, other_profile, profile_of, quantize, srgb, to_srgb
 from face2scene.image_io.raw import Development, RawError, develop
 
 LOG = logging.getLogger(__name__)
@@ -146,10 +156,10 @@ def write_photo(
     bits = 16 if like.bits == 16 and fmt in _DEEP else 8
     lost += ["16 bits a channel"] if bits < like.bits else []
     if like.profile and bits == 16:
-        image = deep.convert(image[..., : 1 if like.grey else 3], _srgb().tobytes(), like.profile)
+        image = deep.convert(image[..., : 1 if like.grey else 3], srgb().tobytes(), like.profile)
     levels = quantize(image, bits)
     if like.profile and bits == 8:
-        levels = _convert(levels, _srgb(), _profile(like.profile), "L" if like.grey else "RGB")
+        levels = convert(levels, srgb(), profile_of(like.profile), "L" if like.grey else "RGB")
     levels = levels.reshape(*levels.shape[:2], -1)[..., : 1 if like.grey else 3]
     if alpha is not None:
         levels = np.dstack([levels, quantize(alpha, bits)])
@@ -190,17 +200,10 @@ def _encode(path: Path, fmt: str, levels: np.ndarray, kept: Metadata, icc: bytes
     return lost
 
 
-def quantize(image: np.ndarray, bits: int) -> np.ndarray:
-    """[0, 1] to whole levels, rounded to nearest: uint8 or uint16."""
-    top = 2**bits - 1
-    return (image.clip(0, 1) * top).round().astype(np.uint8 if bits == 8 else np.uint16)
-
-
 # Reading
 
 
 _OPENING = Lock()
-_OPENED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", *(("AVIF",) if features.check("avif") else ()))
 
 
 def _opened(file: IO[bytes], heif: bool) -> Image.Image:
@@ -209,8 +212,7 @@ def _opened(file: IO[bytes], heif: bool) -> Image.Image:
     with _OPENING:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            # Named one by one: for a PostScript file that calls itself .jpg Pillow would start another program.
-            return Image.open(file, formats=["HEIF"] if heif else _OPENED)
+            return Image.open(file, formats=["HEIF"] if heif else OPENED)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
@@ -275,7 +277,7 @@ def _from_cmyk(image: Image.Image, icc: bytes | None, notes: list[str]) -> tuple
         image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for Adobe's, whose inks are inverted
     if icc:
         with contextlib.suppress(ImageCms.PyCMSError, OSError):  # then as without a profile
-            return ImageCms.profileToProfile(image, _profile(icc), _srgb(), outputMode="RGB") or image, None
+            return ImageCms.profileToProfile(image, profile_of(icc), srgb(), outputMode="RGB") or image, None
     notes.append("CMYK without a usable colour profile: converted by the plain formula, so colours may differ.")
     return image, None
 
@@ -301,11 +303,11 @@ def _samples(path: Path, image: Image.Image, notes: list[str]) -> Samples:
 def _photo(samples: Samples, icc: bytes | None, orientation: int, metadata: Metadata, notes: list[str]) -> Photo:
     colour, alpha, bits = samples
     grey = colour.shape[2] == 1
-    profile = _other_profile(icc, grey, notes)
+    profile = other_profile(icc, grey, notes)
     if profile:
-        colour, bits = _to_srgb(colour, profile, bits, notes)
+        colour, bits = to_srgb(colour, profile, bits, notes)
         colour = colour[..., 1:2] if grey else colour
-        profile = None if grey and _space(profile) != "GRAY" else profile  # a file of one channel cannot keep it
+        profile = None if grey and colour_space(profile) != "GRAY" else profile  # a file of one channel cannot keep it
     colour = _upright(np.repeat(colour, 3, axis=2) if grey else colour, orientation)
     alpha = None if alpha is None or alpha.min() == 1 else np.ascontiguousarray(_upright(alpha, orientation))
     if alpha is not None:
@@ -346,54 +348,3 @@ def _read_raw(path: Path, max_pixels: int, development: Development) -> Photo:
     in_tiff = _head(path, 2) in (b"II", b"MM")  # laid out like one; metadata of the others are not read
     metadata = tiff_metadata(path.read_bytes(), notes) if in_tiff else Metadata()
     return Photo(image, bits=16, metadata=metadata, warnings=tuple(notes))
-
-
-# Colour profiles. Pillow's littlecms converts 8 bits a channel only; imagecodecs' converts more.
-
-
-_STEPS = np.linspace(0, 255, 9).round().astype(np.uint8)
-_PROBE = np.stack(np.meshgrid(_STEPS, _STEPS, _STEPS), -1).reshape(27, 27, 3)
-
-
-def _srgb() -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-
-
-def _profile(icc: bytes) -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(io.BytesIO(icc))
-
-
-def _space(icc: bytes) -> str:
-    return _profile(icc).profile.xcolor_space.strip()
-
-
-def _to_srgb(colour: np.ndarray, profile: bytes, bits: int, notes: list[str]) -> tuple[np.ndarray, int]:
-    if bits == 16:
-        try:
-            return deep.convert(colour, profile, _srgb().tobytes()), 16
-        except ModuleNotFoundError as error:
-            notes.append(f"16 bits with a colour profile were converted at 8 bits: {error}.")
-    return _convert(quantize(colour, 8), _profile(profile), _srgb(), "RGB").astype(np.float32) / 255, 8
-
-
-def _other_profile(icc: bytes | None, grey: bool, notes: list[str]) -> bytes | None:
-    if not icc:
-        return None
-    try:
-        if _space(icc) == "GRAY" and not grey:
-            raise ImageCms.PyCMSError("a grey profile of a colour image")
-        probe = _PROBE[..., :1] if _space(icc) == "GRAY" else _PROBE
-        converted = _convert(probe, _profile(icc), _srgb(), "RGB")
-    except (ImageCms.PyCMSError, OSError) as error:  # treated like a missing one, as browsers do
-        notes.append(f"The colour profile cannot be used ({error}): the colours were read as sRGB.")
-        return None
-    # What a profile does decides, not its name: many that mean sRGB have names of their own.
-    return None if np.abs(converted.astype(int) - probe).max() <= 2 else icc
-
-
-def _convert(levels: np.ndarray, source: Any, target: Any, mode: str) -> np.ndarray:
-    """Convert uint8 (H, W, 1 or 3) to (H, W, 3), or (H, W) for the mode `L`."""
-    if levels.shape[2] == 1 and source.profile.xcolor_space.strip() != "GRAY":
-        levels = np.repeat(levels, 3, axis=2)
-    image = Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels)
-    return np.asarray(ImageCms.profileToProfile(image, source, target, outputMode=mode))

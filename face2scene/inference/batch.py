@@ -22,7 +22,10 @@ from tqdm import tqdm
 
 from face2scene.common.files import atomic_write, fitting_name, write_json
 from face2scene.common.ledger import Ledger, content, digest, facts_of, unchanged
+from face2scene.common.locks import locked
+from face2scene.common.provenance import provenance
 from face2scene.common.types import Box, DegradationTokens, Scene
+from face2scene.data.building.names import printable
 from face2scene.image_io.arrays import output_size, read_tensor, resize, to_array, to_tensor, write_png
 from face2scene.image_io.photos import FORMATS, MAX_PIXELS, Photo, read_photo, write_photo
 from face2scene.image_io.raw import Development
@@ -127,22 +130,24 @@ def restore_folder(
     Raises:
         ValueError: an option out of range, or an output that would overwrite an input.
         OutputError: the output folder cannot be written to.
+        FolderInUse: another process restores into it.
     """
     chosen, output = Settings(**settings), Path(output)
-    _check_output(output, tasks, chosen)
-    if rank == 0:
-        Ledger(output / RESTORATION_LOG).gather()
-    wait()
-    run = _Run(pipeline, tasks, output, chosen, overwrite, Ledger(output / RESTORATION_LOG, rank).read())
-    finished = False
-    try:
-        result = run.restore_all(range(rank, len(tasks), processes))
-        finished = not result.stopped
-        return result
-    finally:
-        wait()
+    with locked(output, "choose another output", hold=rank == 0):
+        _check_output(output, tasks, chosen)
         if rank == 0:
-            Ledger(output / RESTORATION_LOG).gather(at_end=finished)
+            Ledger(output / RESTORATION_LOG).gather()
+        wait()
+        run = _Run(pipeline, tasks, output, chosen, overwrite, Ledger(output / RESTORATION_LOG, rank).read())
+        finished = False
+        try:
+            result = run.restore_all(range(rank, len(tasks), processes))
+            finished = not result.stopped
+            return result
+        finally:
+            wait()
+            if rank == 0:
+                Ledger(output / RESTORATION_LOG).gather(at_end=finished)
 
 
 @dataclass
@@ -155,6 +160,7 @@ class _Run:
     ledger: Ledger
     result: BatchResult = field(default_factory=BatchResult)
     seconds: list[tuple[float, float]] = field(default_factory=list)  # per image: for one value, for all values
+    people: dict[int, Any] = field(default_factory=dict)  # digests of the references, by the identity of their mapping
 
     def __post_init__(self) -> None:
         self.bursts = Bursts(self.tasks, self.settings.burst_seconds)
@@ -163,6 +169,8 @@ class _Run:
         model = self.pipeline
         parts = [model.options, model.fingerprint, getattr(model, "dtype", None), model.ref_fr, model.detector]
         self.digest = digest([options, *parts])
+        weights = dict(zip(("restorer", "fadex"), getattr(model, "files", ()), strict=False))
+        self.provenance = provenance(weights=weights, config=self.digest, device=getattr(model, "device", "cpu"))
 
     def restore_all(self, share: Sequence[int]) -> BatchResult:
         open_tasks = [number for number in share if self._is_open(number)]
@@ -222,7 +230,14 @@ class _Run:
         task = self.tasks[number]
         donor = self._donor(number)
         others = self.bursts.siblings(task) if donor is task else [donor, *self.bursts.siblings(donor)]
-        return digest([self.digest, task.name, task.contents, [[content(one.path), one.contents] for one in others]])
+        siblings = [[content(one.path), self._contents(one)] for one in others]
+        return digest([self.digest, task.name, self._contents(task), siblings])
+
+    def _contents(self, task: RestorationTask) -> dict[str, Any]:
+        # Once per run for the references that tasks share, which may be thousands.
+        if id(task.people) not in self.people:
+            self.people[id(task.people)] = task.contents["people_sha256"]
+        return task.contents_with(self.people[id(task.people)])
 
     def _donor(self, number: int) -> RestorationTask:
         """The task whose tokens an image gets."""
@@ -337,6 +352,7 @@ class _Run:
                 written = list(map(facts_of, partials))
                 line["warnings"] += lost
                 line |= facts | {"output_bytes": sum(one["bytes"] for one in written), "written": written}
+                line["provenance"] = self.provenance
                 # The line is on disk before the image gets its name, so the next start notices a kill in between.
                 self.ledger.append(line)
         except Exception as error:
@@ -348,7 +364,7 @@ class _Run:
                 )
             return
         for warning in line["warnings"]:
-            log.info("%s: %s", task.file, warning)
+            log.info("%s: %s", printable(task.file), warning)
         self.result.restored += 1
         self.result.warned += bool(line["warnings"])
         if reason := result.notes.get("no_pair"):
@@ -357,12 +373,13 @@ class _Run:
     def _record_failure(self, task: RestorationTask, reason: Exception | str) -> None:
         message = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
         self.result.failed[task.file] = message
-        log.warning("%s was not restored. %s", task.file, message)
+        log.warning("%s was not restored. %s", printable(task.file), printable(message))
 
 
 def _check_output(output: Path, tasks: Sequence[RestorationTask], settings: Settings) -> None:
     inputs = {task.path.resolve() for task in tasks} | {task.gt.resolve() for task in tasks if task.gt}
-    inputs |= {path.resolve() for task in tasks for paths in task.people.values() for path in paths}
+    shared = {id(task.people): task.people for task in tasks}.values()
+    inputs |= {path.resolve() for people in shared for paths in people.values() for path in paths}
     for task in tasks:
         for target in settings.targets(output, task):
             if target.resolve() in inputs or (target.exists() and target.samefile(task.path)):

@@ -9,6 +9,7 @@ process computes the same path.
 
 import json
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,18 @@ from typing import Any, cast
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from face2scene.common.files import atomic_write, read_json, write_json
+from face2scene.common.files import atomic_write, read_seconds, write_json
+from face2scene.common.ledger import digest
+from face2scene.common.locks import lock_until_exit
 from face2scene.common.memory import keep_freed_memory
 from face2scene.common.renamed_keys import keys_of, refuse_renamed
 from face2scene.common.reproducibility import commit
+from face2scene.data.records import version_of
 
+log = logging.getLogger(__name__)
 # Settings that do not change the result of a run.
 _FREE = ("allow_config_change", "tracker", "paths", "hydra")
 
@@ -40,6 +47,7 @@ class Run:
     Raises:
         ValueError: the folder has another configuration; the message lists the differences.
         RenamedKey: its configuration has keys of an earlier version.
+        FolderInUse: another process trains there.
     """
 
     def __init__(
@@ -56,8 +64,10 @@ class Run:
         self.main = main
         self.trackers = trackers
         stored = self.folder / "config.yaml"
+        if main:
+            lock_until_exit(self.folder, "choose another name=...")
         if stored.exists() and not allow_config_change:
-            before = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(stored)))
+            before = _stored_config(stored)
             refuse_renamed(keys_of(before), source=str(stored))
             changed = _differences(_kept(before), _kept(self.config))
             if changed:
@@ -66,7 +76,7 @@ class Run:
                     "Choose another name=..., remove the folder, or resume it with allow_config_change=true."
                 )
         if main:
-            with atomic_write(stored) as partial:
+            with atomic_write(stored, durable=True) as partial:
                 OmegaConf.save(OmegaConf.create(self.config), partial)
             with atomic_write(self.folder / "commit.txt") as partial:
                 partial.write_text(commit() + "\n")
@@ -116,7 +126,7 @@ class Run:
         yield
         if self.main:
             path = self.folder / "seconds.json"
-            seconds = read_json(path) if path.exists() else {}
+            seconds = read_seconds(path)
             seconds[what] = round(seconds.get(what, 0.0) + perf_counter() - start, 2)
             write_json(path, seconds)
 
@@ -135,6 +145,24 @@ def open_run(cfg: DictConfig, *, main: bool = True) -> Run:
     return Run(folder, config, main=main, trackers=trackers, allow_config_change=cfg.allow_config_change)
 
 
+def _stored_config(path: Path) -> dict[str, Any]:
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except (AttributeError, OSError, RecursionError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is damaged ({reason}): remove it if the run is yours and unchanged.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no configuration: remove it if the run is yours and unchanged.")
+    return cast(dict[str, Any], config)
+
+
+def trained_with(cfg: DictConfig) -> dict[str, Any]:
+    """For the header of the weights: digest of a script's configuration, and versions of its data sets."""
+    config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    folders = [part["folder"] for part in config["data"].get("mix") or ()] or [config["data"]["root"]]
+    return {"config": digest(_kept(config)), "data_sha256": list(map(version_of, folders))}
+
+
 def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in _FREE}
 
@@ -150,11 +178,19 @@ def _differences(before: Any, now: Any, path: str = "") -> list[str]:
     return [] if before == now else [f"{path} was {before!r}, is {now!r}"]
 
 
+class _RunLog(logging.FileHandler):
+    """A log that ends with one sentence when it cannot be written any more, for example on a full disk."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        logging.getLogger().removeHandler(self)
+        log.warning("%s ends here: it cannot be written (%s).", self.baseFilename, sys.exc_info()[1])
+
+
 def _log_to(path: Path) -> None:
     root = logging.getLogger()
     if any(getattr(handler, "baseFilename", None) == str(path.resolve()) for handler in root.handlers):
         return
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _RunLog(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root.addHandler(handler)
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # four lines for every saved state otherwise

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dng import write_dng
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
-from raw_files import write_dng
 
 from face2scene.assets import catalogue
 from face2scene.cli.app import AppController

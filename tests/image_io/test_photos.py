@@ -6,9 +6,12 @@ import io
 import sys
 
 import numpy as np
+import pillow_heif
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 from PIL.TiffImagePlugin import IFDRational
+from png_files import png_claiming
 
 from face2scene.image_io.arrays import output_size
 from face2scene.image_io.metadata import Metadata, shot_of
@@ -49,7 +52,6 @@ def test_sixteen_bit_round_trip(tmp_path, suffix, channels):
 
 
 def test_tifffile_reads_sixteen_bits(tmp_path):
-    tifffile = pytest.importorskip("tifffile")
     write_photo(tmp_path / "a.tif", IMAGE, like=Photo(IMAGE, bits=16))
     levels = tifffile.imread(tmp_path / "a.tif")
     assert levels.dtype == np.uint16
@@ -245,8 +247,7 @@ def test_disguised_formats_raise(tmp_path, content):
 
 
 def test_heic_is_detected_by_content(tmp_path):
-    heif = pytest.importorskip("pillow_heif")
-    heif.from_pillow(Image.new("RGB", (64, 48), (200, 40, 90))).save(tmp_path / "a.heic", quality=95)
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 40, 90))).save(tmp_path / "a.heic", quality=95)
     (tmp_path / "a.heic").rename(tmp_path / "a.jpg")
     assert read_photo(tmp_path / "a.jpg").image.shape == (48, 64, 3)
 
@@ -267,3 +268,10 @@ def test_output_size_follows_scale(size, scale, expected):
     for wrong in (0, -1, 8.1):
         with pytest.raises(ValueError, match="at most 8"):
             output_size(size, wrong)
+
+
+def test_header_over_pixel_limit_raises(tmp_path):
+    """Sides as cameras have them; refused by the header, in no time and no memory."""
+    (tmp_path / "a.png").write_bytes(png_claiming(16_320, 12_241))
+    with pytest.raises(ImageError, match="more than the limit of 199"):
+        read_photo(tmp_path / "a.png", max_pixels=199_000_000)

@@ -19,6 +19,7 @@ from face2scene.common.charts import spread_svg
 from face2scene.common.files import atomic_write, sha256_of
 from face2scene.common.ledger import Ledger
 from face2scene.common.pages import write_page
+from face2scene.common.provenance import provenance
 from face2scene.eval.metrics.registry import METRICS
 from face2scene.eval.scoring import significance
 from face2scene.eval.scoring.pairing import ScoreError, named_gt
@@ -144,6 +145,7 @@ def _write_page(path: Path, title: str, methods: Sequence[GalleryMethod], data: 
         plots=plots,
         data=data,
         versions=methods[0].scores["versions"],
+        provenance=provenance() | {"rows": {m.title: m.scores.get("provenance") for m in methods}},
     )
     return path
 
@@ -188,7 +190,7 @@ def thumbnail(task: tuple[Path, Path]) -> tuple[Path, tuple[int, int]]:
     """Write the small JPEG of (target, source) unless it is newer; returns the target and its (width, height)."""
     target, source = task
     if target.is_file() and target.stat().st_mtime > source.stat().st_mtime:
-        with Image.open(target) as image:
+        with Image.open(target, formats=["JPEG"]) as image:
             return target, image.size
     image = Image.fromarray(to_bytes(read_image(source)))
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)

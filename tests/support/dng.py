@@ -1,4 +1,4 @@
-"""Camera RAW files of known ground truth."""
+"""RAW files whose content is known."""
 
 from pathlib import Path
 
