@@ -50,7 +50,8 @@ def pipeline_of(cfg: DictConfig, device: torch.device | None = None) -> Face2Sce
         device: None is `device_of(cfg)`.
     """
     device = device_of(cfg) if device is None else device
-    ref_fr, detector, warnings = instantiate(cfg.ref_fr) or None, instantiate(cfg.faces) or None, ()
+    ref_fr, detector = instantiate(cfg.ref_fr) or None, instantiate(cfg.faces) or None
+    warnings: tuple[str, ...] = ()
     if detector is not None and ref_fr is None and "faces" not in named_keys():
         try:
             detector.ready()
