@@ -11,7 +11,7 @@ from time import perf_counter
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from face2scene.cli.command_line import script
@@ -25,12 +25,13 @@ from face2scene.ref_fr.cache import Cached
 def main(cfg: DictConfig) -> None:
     """Restore this process's share of the faces, check the files; exit code 1 when one is corrupt or missing."""
     start, state = perf_counter(), Accelerator()
-    restorer = instantiate(cfg.ref_fr)
+    restorer = instantiate(cfg.ref_fr, _convert_="all")
     cache = restorer if isinstance(restorer, Cached) else Cached(restorer, cfg.cache)
     cache.missing = "compute"
     cache.ready()
+    mix = OmegaConf.to_container(cfg.data.get("mix") or OmegaConf.create([]), resolve=True)
     faces = faces_of(
-        cfg.data.root,
+        mix or cfg.data.root,
         instantiate(cfg.degradation, _convert_="all"),
         size=cache.size,
         recipes=cfg.recipes,

@@ -15,7 +15,7 @@ import webbrowser
 from pathlib import Path
 from time import perf_counter
 
-from face2scene.common.files import read_json, write_json
+from face2scene.common.files import read_seconds, write_json
 from face2scene.common.processes import run_attached
 
 RUN = Path("runs/quickstart")
@@ -54,7 +54,7 @@ def main() -> None:
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     RUN.mkdir(parents=True, exist_ok=True)
     log = RUN / "seconds.json"
-    seconds = read_json(log) if log.exists() else {}
+    seconds = read_seconds(log)
     for number, (name, command) in enumerate(STEPS.items(), start=1):
         words = command.split() + (sys.argv[1:] if number == 1 else [])
         print(f"\n[{number}/{len(STEPS)}] {name}\n$ {shlex.join(words)}", flush=True)

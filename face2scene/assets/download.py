@@ -10,13 +10,11 @@ import subprocess
 import sys
 import tarfile
 import threading
-import urllib.error
-import urllib.request
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial as bound
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -34,9 +32,10 @@ from face2scene.assets.catalogue import (
     weights_root,
 )
 from face2scene.assets.convert import CONVERTERS
+from face2scene.assets.http_download import FULL, MAX_BYTES, UnfinishedDownload, download
+from face2scene.assets.hub_download import from_hub
 from face2scene.common.files import debian_data, sha256_of
 
-MAX_MEMBER_BYTES = 20 * 2**30  # for files of unknown size (ours)
 Runner = Callable[[Sequence[str], Path], tuple[int, str]]
 
 
@@ -76,6 +75,8 @@ def fetch(
                         _fetch_one(asset, root, offline, given, runner or run_tool)
         except WeightsError as error:
             failures.append(str(error))
+        except OSError as error:  # such as a folder that cannot be written to
+            failures.append(f"'{asset.name}' could not be fetched: {error}.")
     if failures:
         raise WeightsError("\n".join(failures))
 
@@ -90,51 +91,68 @@ def run_tool(command: Sequence[str], scratch: Path) -> tuple[int, str]:
 
 
 def _fetch_one(asset: Asset, root: Path, offline: bool | None, given: str | Path | None, runner: Runner) -> None:
-    partial = root / f"{asset.name}.partial"
+    partial, kept = root / f"{asset.name}.partial", root / f".{asset.name}.download"
     reasons = []
     sources = asset.sources if given is None else (Source(kind="local", note=Path(given).name),)
     for source in sources:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
+        place = kept / sha256(repr(source).encode()).hexdigest()[:16]
         try:
             if given is not None:
                 _take_given(asset, Path(given), partial)
             else:
                 need = (source.size or 0) + (asset.bytes_on_disk or 0) * (2 if asset.convert else 1)
-                if shutil.disk_usage(root).free < need:
+                if shutil.disk_usage(root).free < need - _bytes_below(place):
                     raise OSError(errno.ENOSPC, "No space left on device")
-                with _bar(asset, source, partial):
-                    _download(asset, source, partial, offline, runner)
+                with _bar(asset, source, (partial, place)):
+                    _download(asset, source, partial, place, offline, runner)
             check_files(asset, partial)
             if asset.convert:
                 CONVERTERS[asset.convert](partial)
             install(asset, partial, root, source.title)
+            shutil.rmtree(kept, ignore_errors=True)
             return
-        except WeightsError as error:
+        except UnfinishedDownload as error:
             reasons.append(str(error))
+        except Exception as error:  # whatever a source sends, the next one is tried
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
+            own = isinstance(error, WeightsError)
+            reasons.append(str(error) if own else f"{source.title}: {type(error).__name__}: {error}.")
+            shutil.rmtree(place, ignore_errors=True)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+            with suppress(OSError):  # only if it is empty
+                kept.rmdir()
     by_hand = sorted({s.archive or f"a folder with the files of {s.repo}" for s in asset.sources if s.kind != "local"})
     hint = f" By hand: get {' or '.join(by_hand)}, then `face2scene fetch {asset.name} --from FILE`." if by_hand else ""
     raise WeightsError(f"'{asset.name}' could not be fetched: {' '.join(reasons)}{hint if given is None else ''}")
 
 
-def _download(asset: Asset, source: Source, partial: Path, offline: bool | None, runner: Runner) -> None:
+def _download(asset: Asset, source: Source, partial: Path, place: Path, offline: bool | None, runner: Runner) -> None:
+    """Fill `partial`; downloads that can go on after an interruption wait in `place`."""
     if source.kind == "local":
         raise WeightsError(f"It has to be supplied: `face2scene fetch {asset.name} --from FILE` ({source.note}).")
     if offline:
-        raise WeightsError(f"{source.title}: this run is offline, so nothing was downloaded.")
+        raise UnfinishedDownload(f"{source.title}: this run is offline, so nothing was downloaded.")
     if source.kind == "hub":
         hub_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
         if offline is None and hub_offline:
-            raise WeightsError(f"{source.title}: HF_HUB_OFFLINE is set, so nothing was downloaded.")
-        _from_hub(source, partial)
+            raise UnfinishedDownload(f"{source.title}: HF_HUB_OFFLINE is set, so nothing was downloaded.")
+        from_hub(asset, source, place)
+        partial.rmdir()
+        os.replace(place, partial)
         return
-    downloads = partial / ".download"
-    downloads.mkdir()
+    downloads = place if source.kind == "url" else partial / ".download"
+    downloads.mkdir(parents=True, exist_ok=True)
     archive = downloads / source.archive
     if source.kind == "url":
-        _from_url(source, archive)
+        try:
+            download(source.url, archive, title=source.title, size=source.size, sha256=source.sha256)
+        finally:
+            with suppress(OSError):  # only if nothing came
+                downloads.rmdir()
     else:
         _from_client(source, downloads, runner)
     _check_archive(source, archive)
@@ -191,42 +209,11 @@ def _client_error(output: str) -> str:
     return f"the download client failed: {(errors or lines or ['no output'])[-1][:300].rstrip('.')}."
 
 
-def _from_url(source: Source, archive: Path) -> None:
-    request = urllib.request.Request(source.url, headers={"User-Agent": "face2scene"})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as reply, open(archive, "wb") as file:
-            expected = reply.headers.get("Content-Length")
-            shutil.copyfileobj(reply, file, 1 << 20)
-    except urllib.error.HTTPError as error:
-        raise WeightsError(f"{source.title}: the server answered {error.code} ({error.reason}).") from error
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        raise WeightsError(f"{source.title}: cannot be reached ({getattr(error, 'reason', error)}).") from error
-    if expected is not None and archive.stat().st_size < int(expected):
-        raise WeightsError(f"{source.title}: cut short, {archive.stat().st_size} of {expected} bytes came.")
-
-
-def _from_hub(source: Source, partial: Path) -> None:
-    import huggingface_hub
-
-    wanted = list(source.patterns) or None
-    try:
-        huggingface_hub.snapshot_download(
-            source.repo, revision=source.revision, allow_patterns=wanted, local_dir=partial
-        )
-    except OSError as error:  # the hub's own errors are all OSErrors
-        if error.errno == errno.ENOSPC:
-            raise
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0][:300].rstrip(".")
-        raise WeightsError(f"{source.title}: {type(error).__name__}: {reason}.") from error
-    shutil.rmtree(partial / ".cache", ignore_errors=True)
-    if not any(path.is_file() for path in partial.rglob("*")):
-        raise WeightsError(f"{source.title}: no file there matches {', '.join(source.patterns)}.")
-
-
 def _check_archive(source: Source, archive: Path) -> None:
     size = archive.stat().st_size
-    if source.size is not None and size < source.size:
-        raise WeightsError(f"{source.title}: {archive.name} is cut short, {size} of {source.size} bytes; deleted.")
+    if source.size is not None and size != source.size:
+        what = "is cut short" if size < source.size else "is longer than expected"
+        raise WeightsError(f"{source.title}: {archive.name} {what}, {size} of {source.size} bytes; deleted.")
     if source.sha256 is not None and (actual := sha256_of(archive)) != source.sha256:
         raise WeightsError(
             f"{source.title}: {archive.name} has sha256 {actual} where the catalogue says {source.sha256}; deleted."
@@ -246,7 +233,11 @@ def _extract(asset: Asset, source: Source, archive: Path, partial: Path) -> None
                     target = PurePosixPath(local, PurePosixPath(name).name) if pattern else local
                     with opened() as stream:
                         _write_member(asset, stream, partial, str(target))
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+    except WeightsError:
+        raise
+    except Exception as error:  # cut, encrypted, of an unknown method, or a compression's own errors
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
         raise WeightsError(f"{archive.name} is cut or corrupt ({error}).") from error
     if missing := [inside for inside in source.members if inside not in found]:
         raise WeightsError(f"{archive.name} does not hold {', '.join(missing)}.")
@@ -275,12 +266,12 @@ def _write_member(asset: Asset, stream: IO[bytes], partial: Path, local: str) ->
     target = partial / local
     target.parent.mkdir(parents=True, exist_ok=True)
     known = asset.files.get(local, FileFacts()).size
-    left = MAX_MEMBER_BYTES if known is None else known
+    left = MAX_BYTES if known is None else known
     with open(target, "wb") as file:
         while block := stream.read(1 << 20):
             left -= len(block)
             if left < 0:
-                raise WeightsError(f"{local} is longer than the {known or MAX_MEMBER_BYTES} bytes expected; stopped.")
+                raise WeightsError(f"{local} is longer than the {known or MAX_BYTES} bytes expected; stopped.")
             file.write(block)
 
 
@@ -332,20 +323,20 @@ def _full_disk_explained(root: Path, asset: Asset) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         size = asset.bytes_on_disk
         need = f"about {2 * size / 2**20:.0f} MiB are needed" if size else "its size is not known"
         free = shutil.disk_usage(next(p for p in (root, *root.parents) if p.exists())).free / 2**20
         raise WeightsError(
             f"'{asset.name}' could not be fetched: the disk of {root} is full ({need}, {free:.0f} MiB free). "
-            "Free some space, or set FACE2SCENE_WEIGHTS to another disk. No incomplete file was left."
+            "Free some space, or set FACE2SCENE_WEIGHTS to another disk. Nothing incomplete has a final name."
         ) from error
 
 
 @contextmanager
-def _bar(asset: Asset, source: Source, partial: Path) -> Iterator[None]:
-    """A progress bar of the download folder's size, because pip and npm report no progress."""
+def _bar(asset: Asset, source: Source, places: Sequence[Path]) -> Iterator[None]:
+    """A progress bar of the download folders' size, because pip and npm report no progress."""
     from tqdm import tqdm
 
     done = threading.Event()
@@ -353,7 +344,7 @@ def _bar(asset: Asset, source: Source, partial: Path) -> Iterator[None]:
 
         def watch() -> None:
             while not done.wait(0.2):
-                arrived = _bytes_below(partial)
+                arrived = sum(map(_bytes_below, places))
                 grown = min(arrived, bar.total or arrived) - bar.n
                 if grown > 0:  # an update by 0 would print a line into a log file
                     bar.update(grown)

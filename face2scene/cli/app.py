@@ -3,22 +3,28 @@
 A downloaded image has the bytes that `scripts/restore.py` writes for the same photo, seed and settings.
 """
 
+import functools
 import json
 import logging
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from face2scene.cli.visitors import Limits, VisitorLeft, VisitorLimits, keep_clean
+from face2scene.common.memory import release_freed_memory
 from face2scene.common.optional import import_optional
 from face2scene.common.types import FacePair
 from face2scene.image_io.arrays import to_array
-from face2scene.image_io.photos import SUFFIXES
+from face2scene.image_io.photos import MAX_PIXELS, SUFFIXES, read_photo
 from face2scene.inference.pipeline import Face2ScenePipeline
 from face2scene.inference.results import DegradationEstimate
 from face2scene.models.fadex import FaDeX
@@ -26,6 +32,7 @@ from face2scene.models.fadex.linear_readout import FACTORS, LinearProbe
 
 log = logging.getLogger(__name__)
 
+MOST_REFERENCES = 20  # photos of the person in one request (ours)
 SHOWN = 1600  # pixels: longer sides are downscaled for the browser; the download is not
 TITLE = "Face2Scene"
 INTRODUCTION = """# Face2Scene
@@ -64,11 +71,26 @@ class AppController:
     Args:
         readout: estimates degradation strengths from the face pair; None hides that table.
         seed: of everything random, together with the photo's name, as in `scripts/restore.py`.
+        max_pixels: of a photo, after its enlargement, and of a reference; a larger one is refused before it is decoded.
     """
 
-    def __init__(self, pipeline: Face2ScenePipeline, readout: DegradationReadout | None = None, *, seed: int = 0):
-        self.pipeline, self.readout, self.seed = pipeline, readout, seed
-        self._downloads = tempfile.TemporaryDirectory(prefix="face2scene-app-")  # removed with the page
+    def __init__(
+        self,
+        pipeline: Face2ScenePipeline,
+        readout: DegradationReadout | None = None,
+        *,
+        seed: int = 0,
+        max_pixels: int = MAX_PIXELS,
+    ):
+        self.pipeline, self.readout, self.seed, self.max_pixels = pipeline, readout, seed, max_pixels
+        self._files = tempfile.TemporaryDirectory(prefix="face2scene-app-", ignore_cleanup_errors=True)
+        self.folder = Path(self._files.name)  # of uploads and results, mode 0700, removed with the page
+        self.closed = threading.Event()
+
+    def close(self) -> None:
+        """Delete uploads and results; a restoration in work stops."""
+        self.closed.set()
+        self._files.cleanup()
 
     def find_faces(self, photo: str | None, references: Sequence[str] | None) -> tuple[Any, str]:
         """Find and identify the faces, before anything is restored.
@@ -78,7 +100,7 @@ class AppController:
         """
         if not photo:
             return None, ""
-        scene, _ = self.pipeline.scene(photo, _named(references))
+        scene, _ = self.pipeline.scene(photo, self._named(references), max_pixels=self.max_pixels)
         estimate = self.pipeline.find_faces(scene)
         return _boxed(scene.image, estimate), _faces_text(estimate)
 
@@ -102,21 +124,28 @@ class AppController:
             raise ValueError("Drop a photo first.")
 
         def report(stage: str, done: int, total: int) -> None:
+            if self.closed.is_set():
+                raise VisitorLeft("The page is closed.")
             progress(done / max(total, 1), f"{stage} {done} of {total}" if total > 1 else stage)
 
-        result = self.pipeline(
-            photo, _named(references), scale=scale, seed=self.seed, guidance=guidance, progress=report
-        )
-        folder = Path(tempfile.mkdtemp(dir=self._downloads.name))
-        path = folder / f"{Path(photo).stem}.png"
-        result.save(path)
-        before, _ = self.pipeline.scene(photo, scale=scale)
+        limit = int(self.max_pixels / scale**2)
+        before, file = self.pipeline.scene(photo, self._named(references), scale=scale, max_pixels=limit)
+        result = self.pipeline(before, seed=self.seed, guidance=guidance, progress=report)
+        path = Path(tempfile.mkdtemp(dir=self.folder)) / f"{Path(photo).stem}.png"
+        replace(result, photo=file).save(path)
         pair = result.estimate.face_estimates[0].pair if result.estimate.face_estimates else None
         gallery = [(_small(pair.degraded), "as it is"), (_small(pair.restored), "as restored")] if pair else []
         rows = self.readout(pair) if self.readout and pair else []
         why = json.loads(json.dumps({"name": Path(photo).name} | result.notes, default=str))
         boxed, sentence = _boxed(before.image, result.estimate), _tokens_text(result.estimate)
         return boxed, sentence, (_small(before.image), _small(result.image)), gallery, rows, why, str(path)
+
+    def _named(self, references: Sequence[str] | None) -> dict[str, list[str]] | None:
+        if len(references or ()) > MOST_REFERENCES:
+            raise ValueError(f"{len(references or ())} photos of the person were given: {MOST_REFERENCES} are enough.")
+        for path in references or ():
+            read_photo(path, max_pixels=self.max_pixels)
+        return {"the person": list(references)} if references else None
 
 
 def read_out(rows: Sequence[Sequence[str]]) -> str:
@@ -128,14 +157,28 @@ def read_out(rows: Sequence[Sequence[str]]) -> str:
 def build(page: AppController, *, guidance: float) -> Any:
     """The page as a `gradio.Blocks`; `launch` serves it."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    uploads = page.folder / "gradio"
+    uploads.mkdir(mode=0o700, exist_ok=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     gr = import_optional("gradio", "app", why="The web page")
 
     @contextmanager
     def errors_shown() -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, ModuleNotFoundError, FloatingPointError) as error:
+        except (OSError, ValueError, ModuleNotFoundError, FloatingPointError, VisitorLeft) as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
+        finally:
+            release_freed_memory()
+
+    def needed() -> None:
+        from gradio.context import LocalContext
+
+        jobs = [job for batch in blocks._queue.active_jobs for job in batch or ()]
+        job = next((job for job in jobs if job._id == LocalContext.event_id.get(None)), None)
+        open_jobs = blocks._queue.pending_event_ids_session.get(job.session_hash, ()) if job else ()
+        if job and not (job.alive and job._id in open_jobs):
+            raise VisitorLeft("The visitor has left.")
 
     def restore(
         photo: str | None,
@@ -144,11 +187,15 @@ def build(page: AppController, *, guidance: float) -> Any:
         scale: float,
         progress: Any = gr.Progress(),  # noqa: B008 (gradio finds it by its default)
     ) -> tuple[Any, ...]:
+        def report(share: float, stage: str) -> None:
+            needed()
+            progress(share, stage)
+
         with errors_shown():
-            boxed, said, slider, pair, rows, why, path = page.restore(photo, references, guidance, scale, progress)
+            boxed, said, slider, pair, rows, why, path = page.restore(photo, references, guidance, scale, report)
         return boxed, said, slider, pair, read_out(rows), why, gr.DownloadButton(value=path, interactive=True)
 
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
         gr.Markdown(INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
@@ -185,22 +232,52 @@ def build(page: AppController, *, guidance: float) -> Any:
             concurrency_limit=1,
             api_name="restore",
         )
+    blocks.page = page
     return blocks
 
 
-def launch(blocks: Any, *, host: str, port: int, waiting: int, largest_mb: int, wait: bool = True) -> str:
-    """Serve until interrupted; returns the address when `wait` is false.
+def launch(
+    blocks: Any,
+    *,
+    host: str,
+    port: int,
+    waiting: int,
+    largest_mb: int,
+    visitor: Limits | None = None,
+    wait: bool = True,
+) -> str:
+    """Serve until interrupted or terminated; returns the address when `wait` is false.
+
+    Uploads and results are deleted an hour after they were written, and all of them at the end.
 
     Args:
         host, port: address to listen at; 127.0.0.1 is reached from this machine only.
         waiting: largest number of requests in the queue; one more is refused with a message.
         largest_mb: largest size of an uploaded file, in MB.
+        visitor: what one visitor may use; None for the defaults.
 
     Raises:
         OSError: the port is taken.
     """
     gr = import_optional("gradio", "app", why="The web page")
-    blocks.queue(max_size=waiting, default_concurrency_limit=1)
+    blocks.queue(max_size=waiting, default_concurrency_limit=1, api_open=False)  # nothing goes past the queue
+
+    def queued() -> list[str]:
+        queue = blocks._queue
+        working = [job for batch in queue.active_jobs for job in batch or ()]
+        jobs = [job for one in queue.event_queue_per_concurrency_id.values() for job in one.queue] + working
+        return [job.request.client.host for job in jobs if job.request.client]
+
+    limits = functools.partial(VisitorLimits, limits=visitor or Limits(), queued=queued)
+    page: AppController = blocks.page
+    keep_clean(page.folder, page.closed)
+
+    def terminated(*_: object) -> None:
+        page.close()
+        os._exit(143)  # the server would wait for visitors who are connected
+
+    if wait:
+        signal.signal(signal.SIGTERM, terminated)
     system = ["system-ui", "sans-serif"]  # gradio's own fonts are downloaded from the internet
     _, address, _ = blocks.launch(
         server_name=host,
@@ -213,15 +290,15 @@ def launch(blocks: Any, *, host: str, port: int, waiting: int, largest_mb: int, 
         footer_links=[],
         theme=gr.themes.Base(font=system, font_mono=["ui-monospace", "monospace"]),
         css=CSS,
+        app_kwargs={"middleware": [(limits, (), {})]},
     )
     if wait:
         log.info("Face2Scene is at %s (stop with Ctrl-C).", address)
-        blocks.block_thread()
+        try:
+            blocks.block_thread()
+        finally:
+            page.close()
     return address
-
-
-def _named(references: Sequence[str] | None) -> dict[str, list[str]] | None:
-    return {"the person": list(references)} if references else None
 
 
 def _small(image: Any) -> np.ndarray:

@@ -31,7 +31,7 @@ PATHS = frozenset(
     | {"restorer_weights", "fadex_weights", "base", "shipped", "init_from", "text", "images.faces.folder"}
     | {"paths.data", "paths.runs", "paths.shipped", "data.root", "data.photos", "data.collection", "probe.photos"}
     | {"use.fadex", "use.restorer", "use.s3diff", "readout.fadex", "readout.heads", "ref_fr.folder"}
-    | {"baseline.checkout", "baseline.python"}
+    | {"baseline.checkout", "baseline.python", "restorer.decoder"}
 )
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch for tracebacks
 _WORD = re.compile(r"(\+{0,2}(?P<key>[\w.]+))=(?P<value>.*)", re.DOTALL)

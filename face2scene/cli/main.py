@@ -7,6 +7,7 @@ import argparse
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
-        print("face2scene: stopped; no incomplete file was left.", file=sys.stderr)
+        print("face2scene: stopped; nothing incomplete has a final name.", file=sys.stderr)
         return 130
     except Exception as error:
         from face2scene.cli.command_line import is_user_error  # Hydra comes with it
@@ -69,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="face2scene", description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"face2scene {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="fetch | doctor | restore | app | data")
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="fetch | doctor | restore | app | data | explain"
+    )
 
     fetcher = commands.add_parser("fetch", help="get third-party weights and photos by name, checked")
     fetcher.add_argument("names", nargs="*", metavar="NAME", help="an asset or a group (quickstart, tests, open)")
@@ -93,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     packer.add_argument("--split", default="train")
     packer.add_argument("--per-shard", type=int, default=1000, help="images per archive (default %(default)s)")
     packer.set_defaults(run=_pack_data)
+
+    explainer = commands.add_parser(
+        "explain", help="where any output comes from: weights, commit, settings, data, machine"
+    )
+    explainer.add_argument("file", help="an image, scores.json, a weights file, a report, or a folder of a run")
+    explainer.set_defaults(run=_explain)
 
     # `main` runs these two itself; here they are listed by --help
     commands.add_parser("restore", help="restore photos: input=PHOTO references=FOLDER output=FOLDER")
@@ -143,6 +152,13 @@ def _pack_data(arguments: argparse.Namespace) -> int:
 
     count = pack(arguments.folder, arguments.out, split=arguments.split, per_shard=arguments.per_shard)
     print(f"{arguments.out}: {count} archives.")
+    return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from face2scene.cli.explain import explain
+
+    print(json.dumps(explain(arguments.file), indent=2, ensure_ascii=False))
     return 0
 
 

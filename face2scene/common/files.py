@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import tarfile
@@ -97,8 +98,22 @@ def read_json(path: str | Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a whole JSON file ({error}). Write it again or remove it.") from error
+
+
+def read_seconds(path: Path) -> dict[str, float]:
+    """The seconds of a run by part; a damaged file counts as none, with a warning, since no result depends on it."""
+    try:
+        seconds = read_json(path)
+        if isinstance(seconds, dict) and all(isinstance(one, int | float) for one in seconds.values()):
+            return seconds
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        pass
+    logging.getLogger(__name__).warning("%s is damaged: its seconds are counted from here on.", path)
+    return {}
 
 
 def debian_data(package: Path) -> io.BytesIO:

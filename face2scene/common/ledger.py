@@ -203,7 +203,7 @@ class Ledger:
                 line, end = json.JSONDecoder().raw_decode(text, place)
                 self._take(line)
                 place = len(text) - len(text[end:].lstrip())
-            except ValueError:
+            except (ValueError, RecursionError):
                 cut = _START.match(text, place)
                 following = _START.search(text, place + 1)
                 end = following.start() if following else len(text)

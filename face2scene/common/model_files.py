@@ -4,7 +4,8 @@ Third-party weights are in `assets.catalogue`.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from inspect import signature
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from face2scene.common.files import atomic_write
-from face2scene.common.reproducibility import commit
+from face2scene.common.provenance import provenance
 
 
 def recorded(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -81,10 +82,10 @@ def save_weights(
     Args:
         kind: such as `fadex`; `load_weights` refuses another kind.
         config: the constructor's arguments, plain values.
-        about: origin (steps, data, command); the commit is added.
+        about: origin (steps, data, command); commit, versions and machine are added.
         dtype: of floating-point tensors in the file; None keeps theirs.
     """
-    described = {"commit": commit(), **(about or {})}
+    described = {**provenance(), **(about or {})}
     header = {"kind": kind, "config": json.dumps(dict(config)), "about": json.dumps(described)}
     plain = {
         name: t.detach().to("cpu", dtype if dtype and t.is_floating_point() else t.dtype).contiguous().clone()
@@ -108,11 +109,41 @@ def load_weights(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dic
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
+    except (SafetensorError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}). Fetch or train it again.") from error
     if header.get("kind") != kind:
         raise ValueError(f"{path} holds {header.get('kind', 'weights of unknown kind')!r}, not {kind!r}.")
-    return tensors, json.loads(header["config"]), json.loads(header["about"])
+    return tensors, _part(path, header, "config"), _part(path, header, "about")
+
+
+def _part(path: Path, header: Mapping[str, str], key: str) -> dict[str, Any]:
+    try:
+        value = json.loads(header.get(key, ""))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} has no readable {key!r} in its header. Fetch or train it again.")
+    return value
+
+
+@contextmanager
+def rebuilding(path: str | Path) -> Iterator[None]:
+    """Name the weights file in an error of a module that is built from its header.
+
+    Raises:
+        ValueError: in place of whatever the constructor makes of settings it does not know.
+    """
+    try:
+        yield
+    except OSError:
+        raise  # such as a base that is not here
+    except Exception as error:
+        if str(path) in str(error):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{path}: nothing can be built from its header ({reason}). Fetch or train it again."
+        ) from error
 
 
 def kind_of(path: str | Path) -> str:

@@ -6,6 +6,7 @@ scripts and allows no address but files and data URIs, so a page runs nothing el
 
 import base64
 import hashlib
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from face2scene.common.files import atomic_write
+from face2scene.common.provenance import provenance
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -32,8 +34,10 @@ def render(template: str, *, style: str, scripts: Sequence[str] = (), **values: 
         template: extends `base.html.j2`.
         style: name of its style sheet among the templates.
         scripts: names of its scripts, in their order.
-        values: of the template's variables; `title` is always needed.
+        values: of the template's variables; `title` is always needed. `provenance` is the record at the page's foot,
+            this process's own if none is given.
     """
+    record = json.dumps(values.pop("provenance", None) or provenance(), ensure_ascii=False)
     sheet, code = _text(style), [_text(name) for name in scripts]
     policy = {
         "default-src": "'none'",
@@ -44,7 +48,11 @@ def render(template: str, *, style: str, scripts: Sequence[str] = (), **values: 
         "script-src": " ".join(map(_hash, code)) or "'none'",
     }
     allowed = "; ".join(f"{what} {source}" for what, source in policy.items())
-    return _environment().get_template(template).render(style=sheet, scripts=code, policy=allowed, **values)
+    return (
+        _environment()
+        .get_template(template)
+        .render(style=sheet, scripts=code, policy=allowed, provenance=record, **values)
+    )
 
 
 def fragment(template: str, macro: str, *values: Any, **named: Any) -> Markup:

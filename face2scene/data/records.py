@@ -65,6 +65,7 @@ _TYPES = {  # of the columns; others are strings, `generator` and `recipe` in JS
     "width": pa.int32(),
     "height": pa.int32(),
 }
+_OPTIONAL = {"landmarks_68", "similarity", "lq", "recipe"}
 _SCHEMA = pa.schema([(field.name, _TYPES.get(field.name, pa.string())) for field in dataclasses.fields(Record)])
 
 
@@ -114,15 +115,14 @@ class Records(Sequence[Record]):
     def __init__(self, folder: str | Path, split: str | None = None):
         folder = Path(folder)
         with _opened(folder) as file, _readable(folder):
-            table = file.read(columns=_SCHEMA.names)
-        _check_names(FolderPaths(folder), table)
+            table = _checked(FolderPaths(folder), file.read(columns=_SCHEMA.names))
         if split is not None:
             chosen = table.filter(pc.equal(table["split"], split))
             if not chosen.num_rows:
                 known = sorted(set(table["split"].to_pylist()))
                 raise ManifestError(f"{folder} has no image in the split {split!r}; it has {known} (option split).")
             table = chosen
-        self.table = table.combine_chunks()
+        self.table, self._folder = table.combine_chunks(), folder
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -130,11 +130,11 @@ class Records(Sequence[Record]):
     def __getitem__(self, number: int) -> Record:
         if not -len(self) <= number < len(self):
             raise IndexError(number)
-        return _to_record(self.table.slice(number % len(self), 1).to_pylist()[0])
+        return next(_to_records(self._folder, self.table.slice(number % len(self), 1)))
 
     def __iter__(self) -> Iterator[Record]:
         for batch in self.table.to_batches(max_chunksize=_ROWS):
-            yield from map(_to_record, batch.to_pylist())
+            yield from _to_records(self._folder, batch)
 
     def column(self, name: str) -> list[Any]:
         """One field of all records."""
@@ -152,13 +152,12 @@ def stream_manifest(folder: str | Path) -> Iterator[Record]:
     paths = FolderPaths(folder)
     with _opened(folder) as file, _readable(folder):
         for batch in file.iter_batches(_ROWS, columns=_SCHEMA.names):
-            _check_names(paths, batch)
-            yield from map(_to_record, batch.to_pylist())
+            yield from _to_records(folder, _checked(paths, batch))
 
 
 def read_sums(folder: str | Path) -> Iterator[tuple[str, str]]:
     """(name, sha256) of every line of `SHA256SUMS`."""
-    with open(Path(folder) / SUMS, encoding="utf-8") as lines:
+    with open(Path(folder) / SUMS, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             digest, _, name = line.rstrip("\n").partition("  ")
             yield name, digest
@@ -190,20 +189,38 @@ def _opened(folder: Path) -> pq.ParquetFile:
 def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (ManifestError, FileNotFoundError):
+        raise
+    except (pa.ArrowException, ArithmeticError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
         path = folder / METADATA
         raise ManifestError(
             f"{path} cannot be read ({error}). Build the set again with data.overwrite=true."
         ) from error
 
 
-def _check_names(paths: FolderPaths, table: pa.Table | pa.RecordBatch) -> None:
+def _checked(paths: FolderPaths, table: pa.Table | pa.RecordBatch) -> pa.Table:
+    """The table in the types of `Record`; every name in it leads into the folder, and what must be there is."""
+    table = (table if isinstance(table, pa.Table) else pa.Table.from_batches([table])).cast(_SCHEMA)
+    empty = [name for name in _SCHEMA.names if name not in _OPTIONAL and table[name].null_count]
+    empty += ["references"] * bool(pc.list_flatten(table["references"]).null_count)
+    if empty:
+        raise ManifestError(
+            f"{paths.folder / METADATA} has rows without {empty}: build it again with data.overwrite=true."
+        )
     lists = [table["image"], table["lq"], pc.list_flatten(table["references"])]
     for name in sorted({name for names in lists for name in pc.unique(names).to_pylist()} - {None}):
         try:
             paths(name)
         except OutsideFolder as error:
             raise ManifestError(f"{paths.folder / METADATA} is refused. {error}") from error
+    return table
+
+
+def _to_records(folder: Path, table: pa.Table | pa.RecordBatch) -> Iterator[Record]:
+    for row in table.to_pylist():
+        with _readable(folder):
+            record = _to_record(row)
+        yield record
 
 
 def _to_row(record: Record) -> dict[str, Any]:
@@ -218,13 +235,25 @@ def _to_record(row: dict[str, Any]) -> Record:
     return Record(
         **{
             **row,
-            "face_box": tuple(row["face_box"]),
+            "face_box": _box(row["face_box"]),
             "landmarks_68": tuple((x, y) for x, y in points) if points else None,
             "references": tuple(row["references"]),
-            "generator": json.loads(row["generator"]),
-            "recipe": json.loads(row["recipe"]) if row["recipe"] else None,
+            "generator": _mapping(row["generator"]),
+            "recipe": _mapping(row["recipe"]) if row["recipe"] else None,
         }
     )
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise TypeError(f"{text[:40]!r} is no JSON object")
+    return value
+
+
+def _box(numbers: Sequence[float]) -> Box:
+    x0, y0, x1, y1 = map(float, numbers)  # raises for another count, or without a value
+    return x0, y0, x1, y1
 
 
 def version_of(folder: str | Path) -> str:

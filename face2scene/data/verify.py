@@ -7,6 +7,7 @@ the images are in the records.
 import hashlib
 import io
 import json
+import re
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -45,6 +46,8 @@ def verify(folder: str | Path) -> Iterator[str]:
         for name in _files(folder):
             if name not in _KNOWN_FILES and not seen.is_used(name):
                 yield f"{name} belongs to no record."
+            elif (folder / SUMS).is_file() and (name == METADATA or seen.is_used(name)) and not seen.has_sum(name):
+                yield f"{name} is not in {SUMS}."
             elif name.endswith(".tar"):
                 inside = members_of(folder, name)
                 yield from (f"{member} belongs to no record." for member in inside if not seen.is_used(member))
@@ -56,6 +59,10 @@ def _problems_of_sums(folder: Path, seen: "_Seen") -> Iterator[str]:
         return  # a set of another origin
     paths = FolderPaths(folder)
     for name, digest in read_sums(folder):
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            yield f"{SUMS} has a line that is no checksum ({digest[:20]!r})."
+            continue
+        seen.first("sum", name, name)
         if seen.is_image(name):
             continue  # compared with its record
         try:
@@ -157,5 +164,11 @@ class _Seen:
         return self.db.execute("select 1 from used where name = ?", (name,)).fetchone() is not None
 
     def is_image(self, name: str) -> bool:
-        query = "select 1 from firsts where kind = 'path' and value = ?"
-        return self.db.execute(query, (name,)).fetchone() is not None
+        return self._knows("path", name)
+
+    def has_sum(self, name: str) -> bool:
+        return self._knows("sum", name) or self.is_image(name)  # an image's is in its record
+
+    def _knows(self, kind: str, value: str) -> bool:
+        query = "select 1 from firsts where kind = ? and value = ?"
+        return self.db.execute(query, (kind, value)).fetchone() is not None

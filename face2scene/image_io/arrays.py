@@ -3,6 +3,7 @@
 Files with transparency, profiles and metadata are read and written by `face2scene.image_io.photos`.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +164,8 @@ def align_colour(image: Tensor, reference: Tensor, method: str) -> Tensor:
         return image
     if method == "adain":
         mean, to_mean = (x.mean((-2, -1), keepdim=True) for x in (image, reference))
-        std, to_std = (x.var((-2, -1), keepdim=True).add(1e-5).sqrt() for x in (image, reference))  # S3Diff's 1e-5
+        spread = partial(torch.var, dim=(-2, -1), keepdim=True, correction=int(image[0, 0].numel() > 1))
+        std, to_std = (spread(x).add(1e-5).sqrt() for x in (image, reference))  # S3Diff's 1e-5
         return ((image - mean) / std * to_std + to_mean).clamp(0, 1)
     if method == "wavelet":
         result = torch.empty_like(image)

@@ -7,7 +7,6 @@ continues after any interruption. A file that the log does not list is overwritt
 
 import errno
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -23,7 +22,9 @@ from tqdm import tqdm
 from face2scene.common.files import atomic_write, fitting_name, write_json
 from face2scene.common.ledger import Ledger, content, digest, facts_of, unchanged
 from face2scene.common.locks import locked
+from face2scene.common.provenance import provenance
 from face2scene.common.types import Box, DegradationTokens, Scene
+from face2scene.data.building.names import printable
 from face2scene.image_io.arrays import output_size, read_tensor, resize, to_array, to_tensor, write_png
 from face2scene.image_io.photos import FORMATS, MAX_PIXELS, Photo, read_photo, write_photo
 from face2scene.inference.bursts import Bursts
@@ -177,6 +178,7 @@ class _Run:
     ledger: Ledger
     result: BatchResult = field(default_factory=BatchResult)
     seconds: list[tuple[float, float]] = field(default_factory=list)  # per image: for one value, for all values
+    people: dict[int, Any] = field(default_factory=dict)  # digests of the references, by the identity of their mapping
 
     def __post_init__(self) -> None:
         self.bursts = Bursts(self.tasks, self.settings.burst_seconds)
@@ -185,6 +187,8 @@ class _Run:
         model = self.pipeline
         parts = [model.options, model.fingerprint, getattr(model, "dtype", None), model.ref_fr, model.detector]
         self.digest = digest([options, *parts])
+        weights = dict(zip(("restorer", "fadex"), getattr(model, "files", ()), strict=False))
+        self.provenance = provenance(weights=weights, config=self.digest, device=getattr(model, "device", "cpu"))
 
     def restore_all(self, share: Sequence[int]) -> BatchResult:
         open_tasks = [number for number in share if self._is_open(number)]
@@ -241,7 +245,14 @@ class _Run:
         task = self.tasks[number]
         donor = self._donor(number)
         others = self.bursts.siblings(task) if donor is task else [donor, *self.bursts.siblings(donor)]
-        return digest([self.digest, task.name, task.contents, [[content(one.path), one.contents] for one in others]])
+        siblings = [[content(one.path), self._contents(one)] for one in others]
+        return digest([self.digest, task.name, self._contents(task), siblings])
+
+    def _contents(self, task: RestorationTask) -> dict[str, Any]:
+        # Once per run for the references that tasks share, which may be thousands.
+        if id(task.people) not in self.people:
+            self.people[id(task.people)] = task.contents["people_sha256"]
+        return task.contents_with(self.people[id(task.people)])
 
     def _donor(self, number: int) -> RestorationTask:
         """The task whose tokens an image gets."""
@@ -325,12 +336,7 @@ class _Run:
         return self.pipeline.estimate(scene, gt=gt, box=box, seed=self.settings.seed)
 
     def _write(
-        self,
-        task: RestorationTask,
-        donor: RestorationTask,
-        photo: Photo,
-        facts: dict[str, Any],
-        results: Sequence[Restoration],
+        self, task: RestorationTask, donor: RestorationTask, photo: Photo, facts: dict, results: Sequence[Restoration]
     ) -> None:
         targets, result = self.settings.targets(self.output, task), results[0]
         outputs = [target.relative_to(self.output).as_posix() for target in targets]
@@ -347,13 +353,12 @@ class _Run:
                         name = fitting_name(stem, f"_{kind}.png")
                         write_png(self.output / "faces" / task.relative_dir / name, image)
             with ExitStack() as files:
-                partials = [files.enter_context(atomic_write(target)) for target in targets]
+                partials = [files.enter_context(atomic_write(target, durable=True)) for target in targets]
                 for partial, one in zip(partials, results, strict=True):
                     write_photo(partial, to_array(one.image), like=photo)
-                    with open(partial, "rb") as file:
-                        os.fsync(file.fileno())
                 written = list(map(facts_of, partials))
                 line |= facts | {"output_bytes": sum(one["bytes"] for one in written), "written": written}
+                line["provenance"] = self.provenance
                 # The line is on disk before the image gets its name, so the next start notices a kill in between.
                 self.ledger.append(line)
         except Exception as error:
@@ -365,18 +370,19 @@ class _Run:
                 )
             return
         for warning in line["warnings"]:
-            log.info("%s: %s", task.file, warning)
+            log.info("%s: %s", printable(task.file), warning)
         self.result.restored += 1
 
     def _record_failure(self, task: RestorationTask, reason: Exception | str) -> None:
         message = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
         self.result.failed[task.file] = message
-        log.warning("%s was not restored. %s", task.file, message)
+        log.warning("%s was not restored. %s", printable(task.file), printable(message))
 
 
 def _check_output(output: Path, tasks: Sequence[RestorationTask], settings: Settings) -> None:
     inputs = {task.path.resolve() for task in tasks} | {task.gt.resolve() for task in tasks if task.gt}
-    inputs |= {path.resolve() for task in tasks for paths in task.people.values() for path in paths}
+    shared = {id(task.people): task.people for task in tasks}.values()
+    inputs |= {path.resolve() for people in shared for paths in people.values() for path in paths}
     for task in tasks:
         for target in settings.targets(output, task):
             if target.resolve() in inputs or (target.exists() and target.samefile(task.path)):

@@ -1,8 +1,9 @@
 """A pipeline in a folder, for sharing: its weights, its options and a model card.
 
-FOLDER/  face2scene.json  restorer.safetensors  fadex.safetensors  README.md
+FOLDER/  face2scene.json  restorer.safetensors  fadex.safetensors  [estimator.safetensors]  README.md
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from face2scene import __version__
 from face2scene.common.files import atomic_write, read_json, write_json
 from face2scene.common.ledger import content, digest
 from face2scene.common.model_files import kind_of
+from face2scene.common.provenance import provenance
 from face2scene.common.renamed_keys import with_new_names
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.models.fadex.encoder import FaDeX
@@ -22,6 +24,8 @@ from face2scene.models.restorer.base_model import base_folder
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.restorer_base import WEIGHTS_FILE
 from face2scene.models.s3diff.model import S3Diff
+from face2scene.models.scene_estimator import FILE as ESTIMATOR
+from face2scene.models.scene_estimator import SceneEstimator
 from face2scene.ref_fr.fingerprint import files_version
 
 OPTIONS, RESTORER, FADEX, CARD = "face2scene.json", WEIGHTS_FILE, "fadex.safetensors", "README.md"
@@ -41,7 +45,7 @@ def find(folder: str | Path) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(snapshot_download(name, allow_patterns=[OPTIONS, RESTORER, FADEX, CARD]))
+            return Path(snapshot_download(name, allow_patterns=[OPTIONS, RESTORER, FADEX, ESTIMATOR, CARD]))
         except Exception as error:  # no network, no repository, or no access
             raise FileNotFoundError(
                 f"There is no folder {name}, and the hub did not have it ({type(error).__name__})."
@@ -55,7 +59,15 @@ def find(folder: str | Path) -> Path:
 def read_options(folder: Path) -> dict[str, Any]:
     """The saved options; empty if the folder holds weights alone, as `checkpoints/tiny` does."""
     file = folder / OPTIONS
-    return with_new_names(read_json(file)["options"], "pipeline") if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    saved = read_json(file)
+    options = saved.get("options") if isinstance(saved, Mapping) else None
+    if not isinstance(options, Mapping):
+        raise ValueError(
+            f"{file} holds no options of a pipeline. Save the pipeline again, or remove it for the defaults."
+        )
+    return with_new_names(options, "pipeline")
 
 
 def write(
@@ -66,6 +78,7 @@ def write(
     *,
     ref_fr: Any = None,
     detector: Any = None,
+    estimator: SceneEstimator | None = None,
 ) -> None:
     """Write everything; the options last, so that a folder with options is complete."""
     folder = Path(folder)
@@ -74,12 +87,16 @@ def write(
     else:
         restorer.save(folder / RESTORER, about={"version": __version__})
     fadex.save(folder / FADEX, about={"version": __version__})
+    if estimator is not None:
+        estimator.save(folder / ESTIMATOR, about={"version": __version__})
     stage_one = getattr(ref_fr, "name", "none")
     backend = getattr(detector, "backend", None)
     faces = type(backend).__name__ if backend is not None else "none"
+    files = {"restorer": folder / RESTORER, "fadex": folder / FADEX}
+    record = json.dumps(provenance(weights=files, config=dict(options)), indent=1, ensure_ascii=False)
     with atomic_write(folder / CARD) as partial:
-        partial.write_text(_card(restorer, options, stage_one, faces), encoding="utf-8")
-    write_json(folder / OPTIONS, {"version": __version__, "options": dict(options)})
+        partial.write_text(_card(restorer, options, stage_one, faces, record), encoding="utf-8")
+    write_json(folder / OPTIONS, {"version": __version__, "options": dict(options), "provenance": json.loads(record)})
 
 
 def fingerprint(files: Sequence[Path], restorer: OneStepRestorer | S3Diff, fadex: FaDeX) -> str:
@@ -100,7 +117,9 @@ def cast(restorer: OneStepRestorer | S3Diff, dtype: torch.dtype) -> None:
         nn.Module.to(network, dtype)  # diffusers' own `to` warns for no reason
 
 
-def _card(restorer: OneStepRestorer | S3Diff, options: Mapping[str, Any], stage_one: str, faces: str) -> str:
+def _card(
+    restorer: OneStepRestorer | S3Diff, options: Mapping[str, Any], stage_one: str, faces: str, record: str
+) -> str:
     source = restorer.config.get("source") or "not recorded"
     weights = sum(p.numel() for p in restorer.parameters()) / 1e6
     rows = "\n".join(f"| `{key}` | {value} |" for key, value in options.items())
@@ -135,4 +154,10 @@ detector (was `{faces}`). Without Stage I the learned null tokens are used, and 
 
 The base model's licence applies to the restorer's file. A restored face is an estimate guided by other photos of the
 person: it is no evidence of what somebody looked like.
+
+Where it comes from (`face2scene explain` prints it):
+
+```json
+{record}
+```
 """

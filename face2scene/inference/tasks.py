@@ -43,7 +43,10 @@ class RestorationTask:
     @property
     def contents(self) -> dict[str, Any]:
         """Digests of the references by person, in their order, and of the ground truth, and the box."""
-        people = {name: list(map(content, paths)) for name, paths in self.people.items()}
+        return self.contents_with({name: list(map(content, paths)) for name, paths in self.people.items()})
+
+    def contents_with(self, people: Mapping[str, list[str]]) -> dict[str, Any]:
+        """`contents`, for which the references' digests are known."""
         return {"people_sha256": people, "truth_sha256": content(self.gt) if self.gt else None, "box": self.box}
 
     @property

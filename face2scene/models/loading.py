@@ -66,16 +66,17 @@ def save_merged(restorer: OneStepRestorer, path: str | Path, *, about: Mapping[s
 def load_merged(path: str | Path) -> OneStepRestorer:
     """Rebuild a restorer from a file of `save_merged`, in its precision; no base model is read."""
     tensors, config, _ = model_files.load_weights(path, kind="merged_restorer")
-    networks = {}
-    for name, kind in (("vae", AutoencoderKL), ("unet", UNet2DConditionModel)):
-        weight = next(tensor for key, tensor in tensors.items() if key.startswith(f"{name}."))
-        network = kind.from_config(json.loads(config.pop(name))).requires_grad_(False)
-        networks[name] = nn.Module.to(network, weight.dtype)
-    alphas = torch.full((config["timestep"] + 1,), config.pop("alpha"), dtype=torch.float64)
-    base = PackagedBase(**networks, text=tensors.pop("text"), alphas=alphas, prediction=config.pop("prediction"))
-    mapnet = MapNet(**config.pop("mapnet"))
-    config |= {"vae_rank": 0, "unet_rank": 0, "full": False, "prompts": tuple(config["prompts"])}  # no adapters
-    restorer = OneStepRestorer(base, mapnet, **config)
-    nn.Module.to(restorer.unet, restorer.unet_dtype)
-    model_files.fit(restorer, tensors, expected=set(restorer.state_dict()), source=path)
+    with model_files.rebuilding(path):
+        networks = {}
+        for name, kind in (("vae", AutoencoderKL), ("unet", UNet2DConditionModel)):
+            weight = next(tensor for key, tensor in tensors.items() if key.startswith(f"{name}."))
+            network = kind.from_config(json.loads(config.pop(name))).requires_grad_(False)
+            networks[name] = nn.Module.to(network, weight.dtype)
+        alphas = torch.full((config["timestep"] + 1,), config.pop("alpha"), dtype=torch.float64)
+        base = PackagedBase(**networks, text=tensors.pop("text"), alphas=alphas, prediction=config.pop("prediction"))
+        mapnet = MapNet(**config.pop("mapnet"))
+        config |= {"vae_rank": 0, "unet_rank": 0, "full": False, "prompts": tuple(config["prompts"])}  # no adapters
+        restorer = OneStepRestorer(base, mapnet, **config)
+        nn.Module.to(restorer.unet, restorer.unet_dtype)
+        model_files.fit(restorer, tensors, expected=set(restorer.state_dict()), source=path)
     return restorer.merged()  # for the fused upsampling and memory format of the saved one

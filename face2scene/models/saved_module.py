@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from face2scene.common.model_files import fit, load_weights, save_weights
+from face2scene.common.model_files import fit, load_weights, rebuilding, save_weights
 
 
 class SavedModule(nn.Module):
@@ -27,8 +27,9 @@ class SavedModule(nn.Module):
             FileNotFoundError, ValueError: no such file; another kind, or names or shapes that differ.
         """
         tensors, config, _ = load_weights(path, kind=cls.kind)
-        module = cls(**config)
-        fit(module, tensors, expected=set(module.state_dict()), source=path)
+        with rebuilding(path):
+            module = cls(**config)
+            fit(module, tensors, expected=set(module.state_dict()), source=path)
         return module.eval().requires_grad_(False)
 
 

@@ -11,20 +11,23 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from face2scene.common.files import atomic_write, read_json, write_json
+from face2scene.common.files import atomic_write, read_seconds, write_json
+from face2scene.common.ledger import digest
 from face2scene.common.locks import lock_until_exit
 from face2scene.common.memory import keep_freed_memory
 from face2scene.common.renamed_keys import keys_of, refuse_renamed
 from face2scene.common.reproducibility import commit
+from face2scene.data.records import version_of
 
 log = logging.getLogger(__name__)
 # Settings that do not change the result of a run.
@@ -64,7 +67,7 @@ class Run:
         if main:
             lock_until_exit(self.folder, "choose another name=...")
         if stored.exists() and not allow_config_change:
-            before = _read_config(stored)
+            before = _stored_config(stored)
             refuse_renamed(keys_of(before), source=str(stored))
             changed = _differences(_kept(before), _kept(self.config))
             if changed:
@@ -123,10 +126,7 @@ class Run:
         yield
         if self.main:
             path = self.folder / "seconds.json"
-            try:
-                seconds = read_json(path)
-            except (FileNotFoundError, ValueError):  # damaged: the times are lost, the run is not
-                seconds = {}
+            seconds = read_seconds(path)
             seconds[what] = round(seconds.get(what, 0.0) + perf_counter() - start, 2)
             write_json(path, seconds)
 
@@ -145,11 +145,22 @@ def open_run(cfg: DictConfig, *, main: bool = True) -> Run:
     return Run(folder, config, main=main, trackers=trackers, allow_config_change=cfg.allow_config_change)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    with suppress(YAMLError):
-        if path.stat().st_size:
-            return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
-    raise ValueError(f"{path} is empty or damaged: say allow_config_change=true, and it is written anew.")
+def _stored_config(path: Path) -> dict[str, Any]:
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except (AttributeError, OSError, RecursionError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is damaged ({reason}): remove it if the run is yours and unchanged.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no configuration: remove it if the run is yours and unchanged.")
+    return cast(dict[str, Any], config)
+
+
+def trained_with(cfg: DictConfig) -> dict[str, Any]:
+    """For the header of the weights: digest of a script's configuration, and versions of its data sets."""
+    config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    folders = [part["folder"] for part in config["data"].get("mix") or ()] or [config["data"]["root"]]
+    return {"config": digest(_kept(config)), "data_sha256": list(map(version_of, folders))}
 
 
 def _kept(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Schedule and progress of a training."""
+"""Schedule, progress and batch sizes of a training."""
 
 import math
 from collections.abc import Mapping
@@ -54,6 +54,33 @@ class Schedule:
         if self.decay == "constant":
             return warm
         return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+
+
+def share_batch(
+    batch: int, processes: int, *, effective_batch: int | None = None, accumulate: int | None = None
+) -> tuple[int, int]:
+    """`batch` and `accumulate`, so that any number of processes takes equal steps.
+
+    Args:
+        batch: images per call; an upper bound where `effective_batch` is given.
+        effective_batch: images per optimizer step, over all calls and processes; None is what the others come to.
+        accumulate: calls per optimizer step; None follows from the others, or is 1.
+
+    Raises:
+        ValueError: `effective_batch` is not the product of such numbers.
+    """
+    if effective_batch:
+        batch = min(batch, max(1, effective_batch // processes))
+        accumulate = accumulate or max(1, round(effective_batch / (batch * processes)))
+    accumulate = accumulate or 1
+    images = batch * accumulate * processes
+    if effective_batch and images != effective_batch:
+        raise ValueError(
+            f"train.restorer.effective_batch={effective_batch} is not batch x accumulate x processes = {batch} x "
+            f"{accumulate} x {processes}: set train.restorer.effective_batch={images}, another "
+            "train.restorer.batches.batch, or train.restorer.accumulate=null."
+        )
+    return batch, accumulate
 
 
 class Progress:

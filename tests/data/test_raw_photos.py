@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from dng import write_dng
+from image_measures import psnr
 
 from face2scene.common.types import Face
 from face2scene.data.building.build import build, rejected_rows
@@ -13,13 +14,7 @@ from face2scene.faces.detect import Detector
 from face2scene.image_io.photos import read_photo
 from face2scene.image_io.raw import Development, RawError, develop
 
-pytest.importorskip("rawpy")
-
 SRGB_OPTIONS = {"gamma": (2.4, 12.92), "auto_bright": False}
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(-10 * np.log10(np.mean((a - b) ** 2)))
 
 
 def test_dng_round_trip_psnr(tmp_path, photo):

@@ -4,7 +4,7 @@ import types
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate_state import forget_processes
+from accelerate_processes import forget_processes
 from safetensors import safe_open
 from torch import nn
 
@@ -93,6 +93,7 @@ def test_resume_is_bitwise_exact(tmp_path, accumulate):
     assert [json.loads(x)["step"] for x in lines[0]] == [json.loads(x)["step"] for x in lines[1]]
 
 
+@pytest.mark.numerics
 def test_lost_steps_are_repeated_exactly(tmp_path):
     whole, _ = train_to(tmp_path / "whole", 6)
     with pytest.raises(FloatingPointError):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate_state import forget_processes
+from accelerate_processes import forget_processes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn

@@ -20,10 +20,10 @@ import torch
 from face2scene.common.files import read_json, sha256_of, write_json
 from face2scene.common.ledger import content, differences, plain
 from face2scene.common.memory import peak_memory
+from face2scene.common.provenance import versions
 from face2scene.common.reproducibility import REPOSITORY, commit
 from face2scene.eval.baselines.adapter import Adapter
 from face2scene.eval.baselines.staging import SHRINK
-from face2scene.eval.scoring.results import versions
 from face2scene.inference.tasks import RestorationTask
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ seconds and memory are measured on a device, with any weights, random ones too.
 One MAC is two of torch's FLOPs. Convolutions, matrix products and attention are counted, element-wise work is not.
 """
 
-import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from face2scene.common.files import write_json
 from face2scene.common.memory import peak_memory, release_freed_memory
+from face2scene.common.provenance import machine, versions
 from face2scene.common.reproducibility import commit
-from face2scene.eval.scoring.results import versions
 from face2scene.eval.tables.render import plain_markdown
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.mapnet import MapNet
@@ -46,12 +45,12 @@ SDXL = {  # configuration that its UNet and its ControlNet share
 
 
 def paper_models(
-    device: str | torch.device, dtype: torch.dtype = torch.float32, ranks: tuple[int, int] = (16, 32)
+    device: str | torch.device, dtype: torch.dtype | None = None, ranks: tuple[int, int] = (16, 32)
 ) -> tuple[OneStepRestorer, FaDeX]:
     """The restorer at SD 2.1's size, and FaDeX, with random weights; on `meta` without any.
 
     Args:
-        dtype: of VAE and UNet.
+        dtype: of VAE and UNet; None is as they are used, bfloat16 and float32.
         ranks: of the LoRAs in VAE and UNet; (0, 0) is a restorer whose LoRAs are merged.
     """
     with torch.device("meta"):
@@ -64,9 +63,8 @@ def paper_models(
     restorer.eval(), fadex.eval()
     if torch.device(device).type != "meta":
         restorer, fadex = (_filled(network, device) for network in (restorer, fadex))
-        for name, parameter in restorer.named_parameters():
-            if name.startswith(("vae.", "unet.")):
-                parameter.data = parameter.data.to(dtype)
+        for network, own in ((restorer.vae, torch.bfloat16), (restorer.unet, torch.float32)):
+            nn.Module.to(network, dtype or own)
     return restorer, fadex
 
 
@@ -243,14 +241,6 @@ def complexity(
     faceme = {"steps": FACEME_STEPS, "weights": held, "macs_per_face": work}
     found = {"model": model, "face": face, "weights": weights, "stages": rows, "faceme": faceme}
     return found | {"machine": machine(device), "commit": commit(), "versions": versions()}
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Device, threads and processor, on which seconds depend."""
-    found = {"device": str(device), "threads": torch.get_num_threads(), "processor": platform.processor()}
-    if device.type == "cuda":
-        found["card"] = torch.cuda.get_device_name(device)
-    return found
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from face2scene.common.files import read_json, write_json
+from face2scene.common.provenance import machine, versions
 from face2scene.common.reproducibility import commit, seed_from
 from face2scene.common.types import Box, Scene
-from face2scene.eval.cost.complexity import machine, synchronise
-from face2scene.eval.scoring.results import versions
+from face2scene.eval.cost.complexity import synchronise
 from face2scene.eval.tables.render import plain_markdown
 from face2scene.image_io.arrays import resize, write_png
 from face2scene.inference.pipeline import Face2ScenePipeline

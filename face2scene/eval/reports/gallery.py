@@ -19,6 +19,7 @@ from face2scene.common.charts import spread_svg
 from face2scene.common.files import atomic_write, sha256_of
 from face2scene.common.ledger import Ledger
 from face2scene.common.pages import write_page
+from face2scene.common.provenance import provenance
 from face2scene.eval.metrics.registry import METRICS
 from face2scene.eval.scoring import significance
 from face2scene.eval.scoring.pairing import ScoreError, named_gt
@@ -144,6 +145,7 @@ def _write_page(path: Path, title: str, methods: Sequence[GalleryMethod], data: 
         plots=plots,
         data=data,
         versions=methods[0].scores["versions"],
+        provenance=provenance() | {"rows": {m.title: m.scores.get("provenance") for m in methods}},
     )
     return path
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from face2scene.common.files import atomic_write, read_json, write_json
+from face2scene.common.files import atomic_write, read_json, read_seconds, write_json
 from face2scene.common.model_files import load_weights
 from face2scene.common.reproducibility import commit
 from face2scene.data.records import read_manifest
@@ -60,7 +60,6 @@ def quickstart_report(
         "fadex_shipped": shipped / "fadex.safetensors",
     }
     probes = {"fadex": read_json(run / "fadex/weights/probe.json"), "fadex_shipped": read_json(shipped / "probe.json")}
-    seconds = run / "seconds.json"  # scripts/quickstart.py writes it; single commands do not
     block = {
         **{
             row: {key: scores["means"][key] for key in HEADLINE if key in scores["means"]}
@@ -69,7 +68,7 @@ def quickstart_report(
         **{name: {key: probe[f"{key}_mean"] for key in ("same", "different")} for name, probe in probes.items()},
         "steps": {name: load_weights(path, kind=path.stem)[2]["steps"] for name, path in weights.items()},
         "pictures": rows["restored"]["counts"]["scored"],
-        "seconds": read_json(seconds) if seconds.is_file() else {},
+        "seconds": read_seconds(run / "seconds.json"),  # scripts/quickstart.py writes it; single commands do not
     }
     scores = {
         **rows["restored"],

@@ -158,6 +158,7 @@ def page(figures: Figures) -> str:
     return render(
         "quickstart.html.j2",
         style="page.css",
+        provenance=figures.scores.get("provenance"),
         scripts=("page.js",),
         facts=facts,
         figures=figures,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from face2scene.common.files import read_json
 from face2scene.common.pages import render
+from face2scene.common.provenance import provenance
 from face2scene.eval.reports.gallery import thumbnail
 from face2scene.eval.tables.paper_tables import PaperTable, load_table
 from face2scene.eval.tables.render import csv_text, html_table, latex, markdown, slug
@@ -50,7 +51,9 @@ def table_page(title: str, parts: Sequence[PaperTable], runs: Path) -> str:
         sections[key] = part.title
         tables[key] = {"table": html_table(rows, part.columns, thumbnails=images), "notes": part.notes(rows)}
     values = {"title": f"Face2Scene: {title}", "heading": title, "sections": sections, "parts": tables}
-    return render("tables.html.j2", style="page.css", **values)
+    found = {f"{p.key} {row.name}": p.folder(runs, row.name) / "scores.json" for p in parts for row in p.rows}
+    records = {name: read_json(path).get("provenance") for name, path in found.items() if path.is_file()}
+    return render("tables.html.j2", style="page.css", provenance=provenance() | {"rows": records}, **values)
 
 
 def _thumbnails(part: PaperTable, method: str, runs: Path) -> list[str]:

@@ -5,21 +5,21 @@ import hashlib
 import json
 import logging
 import math
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from face2scene import __version__
 from face2scene.common.files import atomic_write, read_json, sha256_of, write_json
+from face2scene.common.ledger import Ledger
+from face2scene.common.provenance import provenance, versions
 from face2scene.common.types import Box
 from face2scene.eval.metrics.registry import Metric, Scorer
 from face2scene.eval.scoring.pairing import MIN_SHIFT_SIDE, ScoreError, ScoreRow, some
+from face2scene.inference.log import RESTORATION_LOG
 
 log = logging.getLogger(__name__)
 SHIFT = 0.5  # pixels from which a shift is reported
@@ -34,6 +34,7 @@ def write_results(
     chosen: Sequence[Metric],
     gt: Mapping[str, Any],
     copies: Mapping[str, Sequence[str]],
+    device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """Write both files of a row and return the contents of `scores.json`.
 
@@ -94,11 +95,22 @@ def write_results(
         "protocol": {m.key: m.described() | _boxes_digest(m, row) for m in chosen if m.key not in missing},
         "not_measured": dict(missing),
         "versions": versions(),
+        "provenance": provenance(config={m.key: m.described() for m in chosen}, data=gt.get("sha256"), device=device)
+        | {"predictions": _made_by(row.folder)},
         "predictions": str(row.folder),
         "csv_sha256": sha256_of(row.out / "scores.csv"),
     }
     write_json(row.out / "scores.json", scores)
     return scores
+
+
+def _made_by(folder: Path) -> list[Any]:
+    """The records of what made the images, from a restoration log in their folder or the one above."""
+    for place in (folder, folder.parent):
+        if (log := place / RESTORATION_LOG).is_file():
+            records = [line.get("provenance") for line in Ledger(log).read().lines.values()]
+            return [record for number, record in enumerate(records) if record and record not in records[:number]]
+    return []
 
 
 def read_scores_csv(path: str | Path) -> dict[str, dict[str, float]]:
@@ -129,7 +141,7 @@ def read_scores(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[str,
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder / file} is not there: score the folder first (predictions=, name=).")
     scores = read_json(folder / "scores.json")
-    if scores.get("csv_sha256") != sha256_of(folder / "scores.csv"):
+    if not isinstance(scores, dict) or scores.get("csv_sha256") != sha256_of(folder / "scores.csv"):
         raise ScoreError(
             f"{folder / 'scores.csv'} is not the file that was written with scores.json: it was changed. "
             "Score the folder again; values are kept, so it takes seconds."
@@ -155,17 +167,6 @@ def interval(values: Sequence[float]) -> list[float]:
     means = [float(data[rng.integers(0, len(data), len(data))].mean()) for _ in range(_DRAWS)]
     low, high = np.quantile(means, [0.025, 0.975])
     return [float(low), float(high)]
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that the numbers depend on, as far as they are installed."""
-    found = {"face2scene": __version__, "python": platform.python_version()}
-    for package in ("torch", "torchvision", "pyiqa", "numpy", "pillow", "diffusers", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _alignment(row: ScoreRow) -> dict[str, Any]:

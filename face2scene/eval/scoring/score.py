@@ -123,7 +123,7 @@ def score_folders(
                 cache.gather(row, processes)
             row.flagged |= work[title].flagged
             digest = gt_digest(hashes, boxes if region != "whole" else None)
-            found = write_results(row, measured, ready, missing, chosen, digest, copies[title])
+            found = write_results(row, measured, ready, missing, chosen, digest, copies[title], device)
             if region == "whole":
                 work[title].flagged, results[title] = row.flagged, found
                 continue

@@ -197,9 +197,11 @@ def _finished(plan: SweepPlan, step: Step) -> dict[str, Any] | None:
     """The identity with which a step was finished, or None; also None for a damaged marker."""
     try:
         before = read_json(_marker(plan, step)) if step.product.exists() else {}
-        return before if {"command"} <= set(before) else None
-    except (FileNotFoundError, ValueError, TypeError):
+    except (FileNotFoundError, ValueError):
         return None
+    whole = isinstance(before, dict) and isinstance(before.get("files", {}), dict)
+    words = before.get("command") if whole else None
+    return before if isinstance(words, list) and all(isinstance(word, str) for word in words) else None
 
 
 def _marker(plan: SweepPlan, step: Step) -> Path:
