@@ -7,7 +7,6 @@ continues after any interruption. A file that the log does not list is overwritt
 
 import errno
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -323,12 +322,7 @@ class _Run:
         return self.pipeline.estimate(scene, gt=gt, box=box, seed=self.settings.seed)
 
     def _write(
-        self,
-        task: RestorationTask,
-        donor: RestorationTask,
-        photo: Photo,
-        facts: dict[str, Any],
-        results: Sequence[Restoration],
+        self, task: RestorationTask, donor: RestorationTask, photo: Photo, facts: dict, results: Sequence[Restoration]
     ) -> None:
         targets, result = self.settings.targets(self.output, task), results[0]
         outputs = [target.relative_to(self.output).as_posix() for target in targets]
@@ -344,11 +338,9 @@ class _Run:
                         name = fitting_name(stem, f"_{kind}.png")
                         write_png(self.output / "faces" / task.relative_dir / name, image)
             with ExitStack() as files:
-                partials = [files.enter_context(atomic_write(target)) for target in targets]
+                partials = [files.enter_context(atomic_write(target, durable=True)) for target in targets]
                 for partial, one in zip(partials, results, strict=True):
                     lost = write_photo(partial, to_array(one.image), like=photo)
-                    with open(partial, "rb") as file:
-                        os.fsync(file.fileno())
                 written = list(map(facts_of, partials))
                 line["warnings"] += lost
                 line |= facts | {"output_bytes": sum(one["bytes"] for one in written), "written": written}
