@@ -206,11 +206,12 @@ class Ledger:
                 cut = _START.match(text, place)
                 following = _START.search(text, place + 1)
                 end = following.start() if following else len(text)
-                if cut and cut[1] and cut.end() <= end and "\ufffd" not in cut[1]:
-                    self._take({"name": json.loads(cut[1]), "unfinished": True})
-                else:
-                    self.corrupt = True
                 place = end
+                try:
+                    known = bool(cut and cut[1]) and cut.end() <= end and "\ufffd" not in cut[1]
+                    self._take({"name": json.loads(cut[1]), "unfinished": True} if known else None)
+                except ValueError:  # an escape that JSON does not have
+                    self.corrupt = True
 
     def _take(self, line: Any) -> None:
         name = line.get("name") if isinstance(line, Mapping) else None

@@ -31,7 +31,7 @@ from face2scene.inference.inputs import enlarged
 from face2scene.inference.log import RESTORATION_LOG
 from face2scene.inference.pipeline import Face2ScenePipeline
 from face2scene.inference.results import DegradationEstimate, Restoration
-from face2scene.inference.tasks import RestorationTask, variant_folder
+from face2scene.inference.tasks import RestorationTask, shared_contents, variant_folder
 
 log = logging.getLogger(__name__)
 _AHEAD = 2  # images that are read ahead, and images that wait to be written
@@ -175,7 +175,7 @@ class _Run:
     ledger: Ledger
     result: BatchResult = field(default_factory=BatchResult)
     seconds: list[tuple[float, float]] = field(default_factory=list)  # per image: for one value, for all values
-    people: dict[int, Any] = field(default_factory=dict)  # digests of the references, by the identity of their mapping
+    contents: Callable[[RestorationTask], dict[str, Any]] = field(default_factory=shared_contents)
 
     def __post_init__(self) -> None:
         self.bursts = Bursts(self.tasks, self.settings.burst_seconds)
@@ -242,14 +242,8 @@ class _Run:
         task = self.tasks[number]
         donor = self._donor(number)
         others = self.bursts.siblings(task) if donor is task else [donor, *self.bursts.siblings(donor)]
-        siblings = [[content(one.path), self._contents(one)] for one in others]
-        return digest([self.digest, task.name, self._contents(task), siblings])
-
-    def _contents(self, task: RestorationTask) -> dict[str, Any]:
-        # Once per run for the references that tasks share, which may be thousands.
-        if id(task.people) not in self.people:
-            self.people[id(task.people)] = task.contents["people_sha256"]
-        return task.contents_with(self.people[id(task.people)])
+        siblings = [[content(one.path), self.contents(one)] for one in others]
+        return digest([self.digest, task.name, self.contents(task), siblings])
 
     def _donor(self, number: int) -> RestorationTask:
         """The task whose tokens an image gets."""
