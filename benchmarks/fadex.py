@@ -5,9 +5,11 @@ as many images and the same encoder, loss and restored faces, every image has it
 each view is degraded separately, and the other view is the only positive. Both sides run in this process, in turns, and
 the fastest turn counts. `--variants` times the step alone in other memory layouts and precisions and with
 torch.compile; `--loader N` measures how long a training waits for N workers (wall time, so on an idle machine).
+`--store` times one worker's batch at `--train`'s buckets from faces stored once (`data.face_crops`), against the same
+batch that decodes the whole image of every face, on noisy images of 1024 x 1152 pixels with faces of 300.
 
     python benchmarks/fadex.py [--quick] [--fadex tiny] [--train quickstart] [--degradation tiny] [--variants]
-        [--loader 2] [--turns 5] [--json FILE]
+        [--loader 2] [--store] [--turns 5] [--json FILE]
 """
 
 import argparse
@@ -27,11 +29,13 @@ from omegaconf import DictConfig
 from table import show
 from torch import Tensor
 
-from face2scene.common.files import write_json
+from face2scene.common.files import sha256_of, write_json
 from face2scene.common.memory import keep_freed_memory
 from face2scene.common.optional import import_optional
 from face2scene.common.reproducibility import REPOSITORY, seed_from
+from face2scene.data.face_crops import Stored
 from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy
+from face2scene.data.records import Record, write_manifest
 from face2scene.image_io.arrays import write_png
 from face2scene.models.fadex import MoCo
 from face2scene.train.dataloader import batches
@@ -60,14 +64,72 @@ class TwoViews(FacePairBatches):
         crop, inner = self.crop, slice(self.margin, self.margin + self.crop)
         for _ in range(self.operators * self.images):
             recipe = self.space.draw(rng)
-            number = int(rng.integers(len(self.paths)))
+            number = int(rng.integers(len(self.boxes)))
             labels.append(int(recipe.key, 16) >> 1)
             for turn, view in enumerate(("query", "key")):
-                gt, _ = self._tile(number, crop, rng)
+                gt = self._tile(number, crop, rng)
                 degraded = recipe.with_noise_seed(seed_from(index, len(labels), turn)).apply(gt)
                 views[f"{view}_restored"].append(self.restore(gt, degraded, rng)[..., inner, inner])
                 views[f"{view}_degraded"].append(degraded[..., inner, inner])
         return {name: torch.stack(rows) for name, rows in views.items()} | {"labels": torch.tensor(labels)}
+
+
+def scenes(folder: Path, count: int) -> Path:
+    """An InScene set of generated noise over a packaged portrait: PNG files as large as real ones."""
+    photo = import_optional("skimage.data", "dev", why="The astronaut photo").astronaut().astype(np.float32) / 255
+    records = []
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        image = np.tile(np.roll(photo, 7 * number, axis=1), (3, 2, 1))[:1152]
+        path = folder / f"{number:03d}.png"
+        write_png(path, (image + 0.02 * rng.standard_normal(image.shape, dtype=np.float32)).clip(0, 1))
+        known = {"prompt": "", "shot": "close-up", "landmarks_68": None, "references": (), "similarity": None}
+        known |= {
+            "source": "",
+            "licence": "",
+            "generator": {},
+            "sha256": sha256_of(path),
+            "width": 1024,
+            "height": 1152,
+        }
+        records.append(Record(path.name, "train", str(number), face_box=(400.0, 400.0, 614.0, 614.0), **known))
+    write_manifest(folder, records)
+    return folder
+
+
+def store_rows(cfg: DictConfig, folder: Path, count: int, quick: bool) -> dict[str, dict[str, Any]]:
+    """Processor seconds of one worker's batch, the mean over the buckets, with and without stored faces."""
+    settings = cfg.train.fadex
+    shared = {
+        "restore": RestoredBy(instantiate(cfg.ref_fr, _convert_="all"), settings.gt_share),
+        **{name: settings[name] for name in ("operators", "images", "crop", "margin", "augment")},
+        "seed": 0,
+    }
+
+    def keep(images: Any) -> Stored:
+        stored = Stored(images, folder / "store")
+        stored.fill()
+        return stored
+
+    space, root = instantiate(cfg.degradation, _convert_="all"), scenes(folder, count)
+    plain = FacePairBatches.from_manifest(root, "train", space, **shared)
+    start = time.process_time()
+    stored = FacePairBatches.from_manifest(root, "train", space, keep=keep, **shared)
+    once = (time.process_time() - start) / count
+    buckets = dict(settings.buckets or {settings.crop: settings.images})
+    seconds: dict[str, dict[int, float]] = {"stored": {}, "plain": {}}
+    for crop, images in buckets.items():
+        for name, data, turns in (("stored", stored, 2 if quick else 4), ("plain", plain, 1)):
+            small = data.at(int(crop), int(images))
+            start = time.process_time()
+            for index in range(turns):
+                small[index]
+            seconds[name][int(crop)] = (time.process_time() - start) / turns
+    ours, other = (sum(seconds[name].values()) / len(buckets) for name in ("stored", "plain"))
+    by_crop = ", ".join(f"{crop}: {value:.2f}" for crop, value in seconds["stored"].items())
+    note = f"a batch of one worker, mean over buckets ({by_crop}); other: whole images decoded"
+    row = {"ours": ours, "other": other, "ratio": other / ours, "unit": "s"}
+    return {"stored_batch": row | {"note": f"{note}; cutting a face once: {once:.3f} s"}}
 
 
 def trainer(cfg: DictConfig, *, channels_last: bool, compiled: bool = False) -> tuple[MoCo, torch.optim.Optimizer]:
@@ -129,6 +191,7 @@ def main() -> None:
     parser.add_argument("--degradation", default="tiny", help="of configs/degradation")
     parser.add_argument("--variants", action="store_true", help="also the step in other layouts and precisions")
     parser.add_argument("--loader", type=int, metavar="WORKERS", help="also measure the wait for so many workers")
+    parser.add_argument("--store", action="store_true", help="only the batches from stored faces, at all buckets")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
@@ -141,6 +204,13 @@ def main() -> None:
     settings = cfg.train.fadex
 
     rows: dict[str, dict[str, Any]] = {}
+    if options.store:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = store_rows(cfg, Path(folder), IMAGES, options.quick)
+        show(rows)
+        if options.json:
+            write_json(options.json, rows)
+        return
     with tempfile.TemporaryDirectory() as folder:
         paths, boxes = drawn(Path(folder))
         # one crop size, so that every step is alike

@@ -28,6 +28,7 @@ from face2scene.common.reproducibility import REPOSITORY
 from face2scene.degradation import Blur, GaussianNoise, Jpeg, Recipe, Resize, RestoreSize
 from face2scene.eval.baselines.methods import RealESRGANx4
 from face2scene.image_io.arrays import to_array, to_tensor, write_png
+from face2scene.image_io.metadata import OPENED
 from face2scene.inference.pipeline import Face2ScenePipeline
 from face2scene.models.restorer.perceptual import Perceptual
 
@@ -62,7 +63,7 @@ def photos(size: int) -> dict[str, Tensor]:
     files["hopper"] = Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"
     files["obama"] = catalogue.folder("photos_face_recognition") / "obama.jpg"
     files["china"] = Path(sklearn.__file__).parent / "datasets/images/china.jpg"
-    loaded = {name: Image.open(file).convert("RGB") for name, file in files.items()}
+    loaded = {name: Image.open(file, formats=OPENED).convert("RGB") for name, file in files.items()}
     for name in ("astronaut", "coffee", "chelsea"):
         loaded[name] = Image.fromarray(getattr(skimage.data, name)())
     return {name: to_tensor(np.asarray(_shrunk(image, size))) for name, image in loaded.items()}

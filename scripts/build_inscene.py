@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> None:
         data.root,
         sources,
         settings=settings,
-        space=instantiate(data.get("space") or cfg.degradation),
+        space=instantiate(data.get("space") or cfg.degradation, _convert_="all"),
         seed=data.seed,
         plan=_plan(data, sources, detector),
         jsonl=data.jsonl,

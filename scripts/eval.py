@@ -115,6 +115,8 @@ def _probe(cfg: DictConfig, run: Path) -> None:
 
 def _models(cfg: DictConfig, model: str) -> tuple:
     """Restorer and FaDeX: the shipped tiny ones, or the paper's size with random weights."""
+    import torch
+
     from face2scene.eval.cost.complexity import paper_models
     from face2scene.models.fadex.encoder import FaDeX
     from face2scene.models.loading import load_restorer
@@ -124,7 +126,8 @@ def _models(cfg: DictConfig, model: str) -> tuple:
         shipped = Path(cfg.shipped)
         return load_restorer(shipped / "restorer.safetensors"), FaDeX.from_file(shipped / "fadex.safetensors")
     if model == "paper":
-        return paper_models(cfg.device, precision(cfg.cost.dtype))
+        torch.backends.cuda.matmul.allow_tf32 = True  # as in restoring
+        return paper_models(cfg.device, cfg.cost.dtype and precision(cfg.cost.dtype))
     raise ValueError(f"There is no model {model!r}: choose tiny (the shipped weights) or paper (random ones).")
 
 

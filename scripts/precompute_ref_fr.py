@@ -11,10 +11,12 @@ from time import perf_counter
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from face2scene.cli.command_line import script
+from face2scene.common.ledger import digest
+from face2scene.common.locks import locked
 from face2scene.data.precompute import faces_of, fill
 from face2scene.ref_fr.cache import Cached
 
@@ -23,12 +25,13 @@ from face2scene.ref_fr.cache import Cached
 def main(cfg: DictConfig) -> None:
     """Restore this process's share of the faces, check the files; exit code 1 when one is corrupt or missing."""
     start, state = perf_counter(), Accelerator()
-    restorer = instantiate(cfg.ref_fr)
+    restorer = instantiate(cfg.ref_fr, _convert_="all")
     cache = restorer if isinstance(restorer, Cached) else Cached(restorer, cfg.cache)
     cache.missing = "compute"
     cache.ready()
+    mix = OmegaConf.to_container(cfg.data.get("mix") or OmegaConf.create([]), resolve=True)
     faces = faces_of(
-        cfg.data.root,
+        mix or cfg.data.root,
         instantiate(cfg.degradation, _convert_="all"),
         size=cache.size,
         recipes=cfg.recipes,
@@ -36,9 +39,11 @@ def main(cfg: DictConfig) -> None:
         rank=state.process_index,
         processes=state.num_processes,
     )
-    bar = tqdm(total=len(faces), unit="face", disable=not state.is_main_process, desc="Stage I")
-    summary = fill(cache, faces, batch=cfg.batch, progress=bar.update)
-    parts = gather_object([summary])
+    here = f".{digest([str(cfg.data.root), list(cfg.splits)])}.lock"
+    with locked(cache.folder, "choose another cache", name=here, hold=state.is_main_process):
+        bar = tqdm(total=len(faces), unit="face", disable=not state.is_main_process, desc="Stage I")
+        summary = fill(cache, faces, batch=cfg.batch, progress=bar.update)
+        parts = gather_object([summary])
     problems = [line for part in parts for line in part.problems]
     if state.is_main_process:
         bar.close()

@@ -10,13 +10,13 @@ Options are handed to the first step: your own photos join the held-out images.
 
 import os
 import shlex
-import subprocess
 import sys
 import webbrowser
 from pathlib import Path
 from time import perf_counter
 
 from face2scene.common.files import read_seconds, write_json
+from face2scene.common.processes import run_attached
 
 RUN = Path("runs/quickstart")
 EXPERIMENT = "experiment=quickstart"
@@ -59,7 +59,7 @@ def main() -> None:
         words = command.split() + (sys.argv[1:] if number == 1 else [])
         print(f"\n[{number}/{len(STEPS)}] {name}\n$ {shlex.join(words)}", flush=True)
         start = perf_counter()
-        code = subprocess.run(words, env=environment, check=False).returncode
+        code = run_attached(words, environment)
         if code:
             sys.exit(
                 f"\nStep {number} ({name}) ended with code {code}. Correct what it reports and run `make demo` again."

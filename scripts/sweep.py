@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from face2scene.cli.command_line import script, typed_values
 from face2scene.cli.pipeline_config import device_of
+from face2scene.common.locks import locked
 from face2scene.eval.metrics.registry import choose
 from face2scene.eval.sweeps.plan import Sweep, plan
 from face2scene.eval.sweeps.run import Runner, pending, run_in_process_group, run_steps, submit_steps
@@ -65,16 +66,17 @@ def sweep(cfg: DictConfig, given: list[str], stage_one: str, runner: Runner = ru
         return 0
     if not (Path(cfg.data.root) / "metadata.parquet").is_file():
         raise FileNotFoundError(f"There is no InScene set in {cfg.data.root} (data.root): build it first.")
-    if cfg.submit:
-        parameters = OmegaConf.to_container(cfg.slurm)
-        failed = submit_steps(laid_out, steps, cluster=cfg.submit, parameters=parameters, wait_for_all=cfg.wait)
-        if not cfg.wait:
-            print("Handed in. The same command without submit=... makes the table when the jobs have ended.")
-            return 0
-    else:
-        failed = run_steps(laid_out, steps, jobs=cfg.jobs, gpus=cfg.gpus, runner=runner)
-    options = {"metrics": list(cfg.metrics), "limit": cfg.limit, "device": str(device_of(cfg))}
-    result = collect(chosen, laid_out, failed=failed, **options)
+    with locked(laid_out.folder, "choose another name=...", name=".sweep.lock"):  # a step may restore into this folder
+        if cfg.submit:
+            parameters = OmegaConf.to_container(cfg.slurm)
+            failed = submit_steps(laid_out, steps, cluster=cfg.submit, parameters=parameters, wait_for_all=cfg.wait)
+            if not cfg.wait:
+                print("Handed in. The same command without submit=... makes the table when the jobs have ended.")
+                return 0
+        else:
+            failed = run_steps(laid_out, steps, jobs=cfg.jobs, gpus=cfg.gpus, runner=runner)
+        options = {"metrics": list(cfg.metrics), "limit": cfg.limit, "device": str(device_of(cfg))}
+        result = collect(chosen, laid_out, failed=failed, **options)
     print("\n" + (laid_out.folder / "sweep.md").read_text(encoding="utf-8"))
     for sentence in filter(None, [sharing_sentence(result)]):
         print(sentence)

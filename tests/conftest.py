@@ -1,9 +1,8 @@
 """What tests share: fetched assets by name, and one real photo."""
 
-import copy
-import functools
+import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,24 @@ from face2scene.assets.catalogue import folder
 from face2scene.common.memory import keep_freed_memory
 
 keep_freed_memory()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """File names that are not UTF-8 appear escaped in captured output: pytest-xdist cannot send them otherwise."""
+    report = yield
+    escaped = ((name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections)
+    report.sections = list(escaped)
+    return report
+
+
+@pytest.fixture(autouse=True)
+def restored_log_level():
+    """A run lowers the root logger's level for its process; the next test starts without that."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
@@ -54,22 +71,11 @@ def tiny_base(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_pipeline(tiny_base, tmp_path_factory) -> Path:
     """A folder as `Face2ScenePipeline.from_pretrained` reads it: a restorer with random LoRAs, and a FaDeX."""
-    import torch
+    from tiny_restorer import randomise_loras, tiny_restorer
 
     from face2scene.models.fadex.encoder import FaDeX
-    from face2scene.models.mapnet import MapNet
-    from face2scene.models.restorer import lora
-    from face2scene.models.restorer.base_model import load_base
-    from face2scene.models.restorer.one_step import OneStepRestorer
 
-    torch.manual_seed(0)
-    mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
-    ranks = {"vae_rank": 2, "unet_rank": 2, "vae_layers": lora.VAE_ENCODER[:6]}
-    restorer = OneStepRestorer(load_base(tiny_base), mapnet, **ranks, source=str(tiny_base))
-    with torch.no_grad():
-        for name, parameter in restorer.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.02)
+    restorer = randomise_loras(tiny_restorer(tiny_base))
     folder = tmp_path_factory.mktemp("pipeline")
     restorer.save(folder / "restorer.safetensors", about={})
     FaDeX(widths=(8, 8), strides=(2, 1), embedding=8).save(folder / "fadex.safetensors")
@@ -85,17 +91,6 @@ def make_pipeline(tiny_pipeline) -> Callable:
     return lambda **options: Face2ScenePipeline(loaded.restorer, loaded.fadex, **options)
 
 
-@pytest.fixture(scope="module")
-def faceme_parts_made_once():
-    """Random networks of FaceMe cost more to make than to run; every model still gets its own."""
-    from face2scene.ref_fr.faceme import tiny
-
-    made = functools.cache(tiny.tiny_parts)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny, "tiny_parts", lambda seed=0: copy.deepcopy(made(seed)))
-        yield
-
-
 @pytest.fixture
 def photo_files(tmp_path) -> list[Path]:
     """Two plain images, as references of somebody."""
@@ -107,9 +102,21 @@ def photo_files(tmp_path) -> list[Path]:
 
 
 @pytest.fixture
+def face_files(tmp_path) -> list[Path]:
+    """Six images of noise, 44 x 40 pixels, one for each identity of a small FaDeX training."""
+    from face2scene.image_io.arrays import write_png
+
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for path in paths:
+        write_png(path, rng.random((40, 44, 3), dtype=np.float32))
+    return paths
+
+
+@pytest.fixture
 def no_accelerator_of_another_test():
     """For tests that train in this process."""
-    from accelerate_state import forget_processes
+    from accelerate_processes import forget_processes
 
     forget_processes()
     yield
@@ -119,7 +126,8 @@ def no_accelerator_of_another_test():
 @pytest.fixture(scope="session")
 def chromium():
     """For tests marked `browser`: Debian's or Google's Chromium, and `pip install playwright`."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    from playwright.sync_api import sync_playwright
+
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         yield driver.chromium.launch(executable_path=program, args=["--no-sandbox"])

@@ -87,6 +87,20 @@ def test_no_modules_import_each_other():
     assert not graph, f"these modules import each other in a circle: {', '.join(sorted(graph))}"
 
 
+def test_no_test_module_imports_another():
+    """Nor does a program that a test holds as text. What tests share stands in tests/support and in conftest.py."""
+    tests = REPOSITORY / "tests"
+    names = "|".join({path.stem for path in tests.rglob("test_*.py")})
+    of_one = rf"from\s+(?:[\w.]+\.)?(?:{names})\s+import\b|(?:from\s+[\w.]+\s+)?import\b.*\b(?:{names})\b"
+    pattern = re.compile(rf"^\s*(?:{of_one}).*", re.MULTILINE)
+    found = [
+        f"{path.relative_to(REPOSITORY)}: {line.strip()}"
+        for path in sorted(tests.rglob("*.py"))
+        for line in pattern.findall(path.read_text(encoding="utf-8"))
+    ]
+    assert not found, "\n".join(found)
+
+
 def test_folders_and_files_stay_small():
     loose = [p.name for p in PACKAGE.glob("*.py") if p.name not in ("__init__.py", "__main__.py")]
     assert len(loose) <= MAX_LOOSE, loose

@@ -18,7 +18,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from face2scene.common.files import disk_error
 from face2scene.common.memory import keep_freed_memory
+from face2scene.common.processes import end_with_launcher
 from face2scene.common.renamed_keys import keys_of, refuse_renamed
 from face2scene.common.reproducibility import REPOSITORY
 
@@ -29,7 +31,7 @@ PATHS = frozenset(
     | {"restorer_weights", "fadex_weights", "base", "shipped", "init_from", "text", "images.faces.folder"}
     | {"paths.data", "paths.runs", "paths.shipped", "data.root", "data.photos", "data.collection", "probe.photos"}
     | {"use.fadex", "use.restorer", "use.s3diff", "readout.fadex", "readout.heads", "ref_fr.folder"}
-    | {"baseline.checkout", "baseline.python"}
+    | {"baseline.checkout", "baseline.python", "restorer.decoder"}
 )
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch for tracebacks
 _WORD = re.compile(r"(\+{0,2}(?P<key>[\w.]+))=(?P<value>.*)", re.DOTALL)
@@ -81,6 +83,9 @@ def _run(
     task: Callable[[DictConfig], None], cfg: DictConfig, *, required: Sequence[str], level: int, codes: list[int]
 ) -> None:
     keep_freed_memory()
+    end_with_launcher()
+    if hasattr(sys.stdout, "reconfigure"):  # names of files may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=level, format="%(message)s")
     try:
         with _user_errors(codes):
@@ -116,6 +121,8 @@ def _chosen() -> str:
 def _print_error(error: BaseException) -> int:
     cause = error.__cause__ if isinstance(error, InstantiationException) else None
     sentence = str(cause or error)
+    if not type(error).__module__.startswith("face2scene."):  # whose own errors say more
+        sentence = disk_error(error) or sentence
     if isinstance(error, OmegaConfBaseException) or isinstance(cause, ImportError):
         sentence = sentence.partition("\n")[0]  # the rest is about OmegaConf's nodes, or the search for a module
     if isinstance(cause, ImportError) and "'face2scene." in sentence:
@@ -129,7 +136,7 @@ def is_user_error(error: BaseException) -> bool:
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return isinstance(error.__cause__, ImportError) or is_user_error(error.__cause__)
     kinds = (OSError, ValueError, ModuleNotFoundError, OmegaConfBaseException)
-    return isinstance(error, kinds) or type(error).__module__.startswith("face2scene.")
+    return isinstance(error, kinds) or type(error).__module__.startswith("face2scene.") or bool(disk_error(error))
 
 
 def _own_folder(cfg: DictConfig) -> None:

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -20,6 +19,8 @@ from pathlib import Path
 from face2scene import __version__
 from face2scene.assets import catalogue
 from face2scene.assets.download import fetch
+from face2scene.common.files import disk_error
+from face2scene.common.processes import run_attached
 
 # by import name; pyproject.toml has the distributions
 CORE = (
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if not is_user_error(error):
             raise
-        print(f"face2scene: {error}", file=sys.stderr)
+        print(f"face2scene: {disk_error(error) or error}", file=sys.stderr)
         return 1
 
 
@@ -167,7 +168,7 @@ def _script(name: str, overrides: Sequence[str]) -> int:
         print(f"There is no {script}: `face2scene {name}` works from a checkout (pip install -e .).", file=sys.stderr)
         return 2
     try:
-        return subprocess.run([sys.executable, str(script), *overrides], check=False).returncode
+        return run_attached([sys.executable, str(script), *overrides])
     except KeyboardInterrupt:
         return 130  # the script has printed its own message
 

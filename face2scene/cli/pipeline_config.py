@@ -21,11 +21,14 @@ def pipeline_of(cfg: DictConfig, device: torch.device | None = None) -> Face2Sce
         device: None is `device_of(cfg)`.
     """
     device = device_of(cfg) if device is None else device
+    torch.backends.cuda.matmul.allow_tf32 = True  # for the float32 UNet, as cuDNN does by itself
     pipeline = Face2ScenePipeline.from_files(
         cfg.restorer_weights,
         cfg.fadex_weights,
+        estimator=cfg.estimator_weights,
         base=cfg.base,
         dtype=cfg.dtype,
+        decoder=cfg.restorer.get("decoder"),
         ref_fr=instantiate(cfg.ref_fr) or None,
         detector=instantiate(cfg.faces) or None,
         **cast(dict[str, Any], OmegaConf.to_container(cfg.pipeline, resolve=True)),

@@ -1,10 +1,12 @@
-"""Atomic writes, JSON files, hashes and Debian packages."""
+"""Atomic writes, full disks, JSON files, hashes and Debian packages."""
 
+import errno
 import hashlib
 import io
 import json
 import logging
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,17 +15,52 @@ from typing import Any
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path`, with its suffix, to write to; move it to `path` on success, remove it on an error."""
+def atomic_write(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a path beside `path`, with its suffix, to write to; move it to `path` on success, remove it on an error.
+
+    With `durable` the content is on the disk before the file gets its name, so that a power cut cannot leave it empty.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = f".{os.getpid()}.partial{path.suffix}"
     partial = path.with_name(fitting_name(f".{path.stem}", suffix))
     try:
         yield partial
+        if durable:
+            sync(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync(path: str | Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_SAID = re.compile("|".join(map(os.strerror, _NO_ROOM)) + "|database or disk is full|readonly database", re.IGNORECASE)
+
+
+def disk_error(error: BaseException | None) -> str:
+    """A sentence if an error, or what caused it, is of a disk that is full or can only be read; else empty.
+
+    Libraries of other languages (safetensors, SQLite) give the system's words in errors of their own.
+    """
+    while error is not None:
+        said = _SAID.search(str(error))
+        if said or getattr(error, "errno", None) in _NO_ROOM:
+            path = getattr(error, "filename2", None) or getattr(error, "filename", None)
+            return (
+                f"Nothing more can be written{f' to {path}' if path else ''}: {said[0] if said else error}. What is "
+                "finished stays; make room, or choose another folder, and start the same command again."
+            )
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def fitting_name(stem: str, suffix: str, most: int = 255) -> str:
@@ -44,10 +81,13 @@ def sha256_of(path: str | Path) -> str:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; NaN is refused, since readers disagree about it."""
+    """Write `value` as indented JSON, atomically; NaN is refused, since readers disagree about it.
+
+    Bytes of file names that are no text become escapes of JSON, which are read back as they were.
+    """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_write(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: str | Path) -> Any:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from face2scene.common.files import atomic_write, read_json, sha256_of, write_json
+from face2scene.common.locks import LOCK
 
 _START = re.compile(r'\{"name": ("(?:[^"\\]|\\.)*")?')
 # Line breaks of `str.splitlines` that JSON does not escape, and surrogates, which UTF-8 cannot encode.
@@ -140,7 +141,7 @@ def claim(path: Path, settings: Mapping[str, Any]) -> list[str]:
     """
     settings = plain(settings)
     there = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
-    others = [name for name in there if name != path.name and not name.startswith(f".{path.stem}.")]
+    others = [name for name in there if name not in (path.name, LOCK) and not name.startswith(f".{path.stem}.")]
     if others and not path.is_file():
         raise FileExistsError(path.parent)
     changed = differences(read_json(path), settings) if path.is_file() else [path.name]

@@ -1,13 +1,15 @@
-"""External programs as process groups: run, timed, and killed with their child processes."""
+"""Processes that end with the one that started them: external programs as process groups, and launched scripts."""
 
+import ctypes
 import math
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -38,7 +40,7 @@ def run_group(
 ) -> ProcessResult:
     """Run a program without a shell, in a process group of its own, and wait for it.
 
-    When the wait ends for any reason (timeout, Ctrl-C, an error), the whole group is killed.
+    When the wait ends for any reason (timeout, Ctrl-C, an error), or this process is killed, the whole group is killed.
 
     Args:
         log: file that its output is appended to.
@@ -65,7 +67,8 @@ def run_group(
         watch, reason = _MemoryWatch(process.pid), ""
         watch.start()
         try:
-            process.wait(math.inf if timeout is None else timeout)  # with a timeout it polls, so that signals are seen
+            with killed_with_this_process(-process.pid):
+                process.wait(math.inf if timeout is None else timeout)  # with a timeout it polls: signals are seen
         except subprocess.TimeoutExpired:
             reason = f"it took longer than {timeout:g} s and was ended"
         finally:
@@ -77,6 +80,38 @@ def run_group(
     seconds, line = perf_counter() - start, reason or last_line(log, begin)
     peaks = (watch.peak_kib // 1024 or None, watch.peak_gpu_mib or None)
     return ProcessResult(process.returncode, seconds, *peaks, line, timed_out=bool(reason))
+
+
+@contextmanager
+def killed_with_this_process(target: int) -> Iterator[None]:
+    """Inside, `target` (a process, or minus a group) is killed if this process ends in any way, SIGKILL included."""
+    # The shell's input ends when nobody holds the other end of the pipe any more.
+    words = ["/bin/sh", "-c", 'read -r _; kill -s KILL -- "$1"', "watch", str(target)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    watch = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True, **quiet)  # type: ignore[call-overload]
+    try:
+        yield
+    finally:
+        watch.kill()
+        watch.communicate()
+
+
+def run_attached(words: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+    """Exit code of a program that shares this one's terminal and is killed with it; None is this environment."""
+    with subprocess.Popen(words, env=environment) as process, killed_with_this_process(process.pid):
+        return process.wait()
+
+
+def end_with_launcher() -> None:
+    """Let this process be killed when the `accelerate launch` that started it ends, SIGKILL included."""
+    if "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Let this process be killed when the thread that started it ends (PR_SET_PDEATHSIG; on Linux alone)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
 
 
 def last_line(log: str | Path, begin: int = 0) -> str:

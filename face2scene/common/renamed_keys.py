@@ -53,6 +53,9 @@ REMOVED = {
         "gradients of one phase never reach the weights of another; train.restorer.order=published is still S3Diff's "
         "order of steps"
     ),
+    "train.restorer.batches.face_window": "a face crop has the face's own size, as in use",
+    "train.restorer.batches.small_faces": "faces of all sizes are trained on",
+    "train.fadex.side": "faces larger than a crop are reduced by whole numbers, see train.fadex.buckets",
     "prompts": "the tiny base is trained with MapNet's tokens in place of prompts",
     "denoiser.text_width": "the text encoder in `text` decides it",
     **{f"{net}.damaged": "every image is degraded by the space `degradation`" for net in ("vae", "denoiser")},

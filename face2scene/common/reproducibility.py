@@ -8,8 +8,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def seed_from(*parts: object) -> int:
-    """A seed in [0, 2**63) from any values, the same in every process and Python version."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    """A seed in [0, 2**63) from any values, also names of files that are no text; the same in every process."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 

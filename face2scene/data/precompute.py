@@ -1,19 +1,20 @@
 """The degraded faces of an InScene set that training and validation give to Stage I, restored ahead of time."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from face2scene.data.records import Record, read_manifest
-from face2scene.data.scene_batches import points_of, recipe_of
-from face2scene.degradation import Space
+from face2scene.data.mix import Mix, face_name, points_of, recipe_of
+from face2scene.data.shards import read_stored, stored_path
+from face2scene.degradation import Bank, Mixture, Space
 from face2scene.faces.align import square_crop_box
-from face2scene.image_io.arrays import read_image, read_tensor, to_bytes, to_tensor
+from face2scene.image_io.arrays import to_tensor
 from face2scene.ref_fr.base import FaceRestorationError, aligned_face
 from face2scene.ref_fr.cache import Cached
 
@@ -29,34 +30,34 @@ class PrecomputeSummary:
 
 
 class Faces(Dataset):
-    """Degraded aligned faces (3, size, size) in [0, 1] with the paths of their references.
+    """Degraded aligned faces (3, size, size) in [0, 1] with the paths of their references and their names.
 
     Args:
-        tasks: record and number of its recipe; None is the fixed LQ image.
+        tasks: number of an image of the mix, and of its recipe; None is the fixed LQ image.
     """
 
-    def __init__(self, folder: Path, tasks: Sequence[tuple[Record, int | None]], space: Space, size: int):
-        self.folder, self.tasks, self.space, self.size = folder, tasks, space, size
+    def __init__(self, mix: Mix, tasks: Sequence[tuple[int, int | None]], space: Space | Mixture | Bank, size: int):
+        self.mix, self.tasks, self.space, self.size = mix, tasks, space, size
 
     def __len__(self) -> int:
         return len(self.tasks)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, list[Path]]:
-        record, recipe = self.tasks[number]
+    def __getitem__(self, task: int) -> tuple[Tensor, list[Path], str]:
+        number, which = self.tasks[task]
+        folder, record = self.mix[number]
+        recipe = None if which is None else recipe_of(self.space, record.sha256, which)
         if recipe is None:
-            scene = read_tensor(self.folder / record.lq)
+            scene = to_tensor(read_stored(folder, str(record.lq)))
         else:
-            # in 8 bits, as in SceneBatches
-            gt = to_tensor(to_bytes(read_image(self.folder / record.image)))
-            scene = recipe_of(self.space, record, recipe).apply(gt)
+            scene = recipe.apply(to_tensor(self.mix.image(number)))
         box = square_crop_box(record.face_box, (record.height, record.width))
         face, _, _ = aligned_face(scene, box, points_of(record), self.size)
-        return face, [self.folder / r for r in record.references]
+        return face, [stored_path(folder, name) for name in record.references], face_name(record, recipe)
 
 
 def faces_of(
-    folder: str | Path,
-    space: Space,
+    folder: str | Path | Sequence[Mapping[str, Any]],
+    space: Space | Mixture | Bank,
     *,
     size: int,
     recipes: int,
@@ -64,22 +65,22 @@ def faces_of(
     rank: int = 0,
     processes: int = 1,
 ) -> Faces:
-    """One process's share of a set: every training image under each of its recipes, every fixed pair once.
+    """One process's share of a set, or of a mix (see `Mix`): every training image under each of its recipes, every
+    fixed pair once.
 
     Args:
-        space: the training's, see `scene_batches.recipe_of`.
-        recipes: recipes per training image, `train.restorer.batches.recipes`.
+        space: the training's, see `mix.recipe_of`.
+        recipes: recipes per training image, `recipes` of train.fadex and train.restorer.batches.
         splits: of `train`, `val`, `test`; the last two have fixed LQ images.
     """
-    tasks: list[tuple[Record, int | None]] = []
-    for record in read_manifest(folder):
-        if record.split not in splits or int(record.sha256[:8], 16) % processes != rank:
-            continue
-        if record.split == "train":
-            tasks += [(record, number) for number in range(recipes)]
-        elif record.lq:
-            tasks.append((record, None))
-    return Faces(Path(folder), tasks, space, size)
+    mix = Mix(folder, None)
+    tasks: list[tuple[int, int | None]] = []
+    rows = zip(mix.column("split"), mix.column("sha256"), mix.column("lq"), strict=True)
+    for number, (split, digest, lq) in enumerate(rows):
+        if split in splits and int(digest[:8], 16) % processes == rank:
+            fixed = [None] if lq else []
+            tasks += [(number, which) for which in (range(recipes) if split == "train" else fixed)]
+    return Faces(mix, tasks, space, size)
 
 
 def fill(
@@ -94,9 +95,9 @@ def fill(
     new, keys = 0, []
     for start in range(0, len(faces), batch):
         rows = [faces[number] for number in range(start, min(start + batch, len(faces)))]
-        images, references = torch.stack([image for image, _ in rows]), [paths for _, paths in rows]
-        new += cache.fill(images, references)
-        keys += [cache.key(image, paths) for image, paths in rows]
+        images, references, names = zip(*rows, strict=True)
+        new += cache.fill(torch.stack(images), references, names)
+        keys += [cache.key(*row) for row in rows]
         progress(len(rows))
     reasons, problems = Counter(), []
     for key in dict.fromkeys(keys):

@@ -1,9 +1,11 @@
 """Batches for the restorer: crops of degraded scenes, each with the face pair for the estimate of its degradation.
 
 Everything random in batch number `index` follows from (seed, index). Shapes: B scenes; c, side of a square scene crop
-in pixels; f, side of a square window of the face, equal within a batch.
+in pixels; f, side of a scene's face crop (`faces.align.face_crop_box`), each its own.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box, FacePair
-from face2scene.data.records import Record, Records, read_manifest
+from face2scene.data.mix import Mix, face_name, points_of, recipe_of
+from face2scene.data.records import Record, read_manifest
 from face2scene.data.sampler import MixtureSampler
 from face2scene.data.shards import read_stored, shard_of, stored_path
-from face2scene.degradation import Recipe, Space
-from face2scene.faces.align import crop, five_points, square_crop_box
-from face2scene.image_io.arrays import read_tensor, to_bytes, to_tensor
+from face2scene.degradation import Bank, Mixture, Recipe, Space
+from face2scene.faces.align import crop, face_crop_box
+from face2scene.image_io.arrays import to_tensor
 from face2scene.ref_fr import FaceRestorationError, RefFR, face_pair
-from face2scene.ref_fr.base import mirrored_points, upright_points
+from face2scene.ref_fr.base import mirrored_points
 from face2scene.ref_fr.stand_ins import GroundTruth
 
+log = logging.getLogger(__name__)
 _GT = GroundTruth()
 
 
@@ -37,7 +42,6 @@ class SceneBatches(Dataset):
         space: draws one recipe per scene; the degraded face is a crop of the degraded scene.
         ref_fr: Stage I. A face that it refuses is trained on with the null tokens.
         crop: c, a multiple of what the restorer needs.
-        face_window: smallest and largest f; FaDeX gets a random window of the face, so that all sizes occur.
         batch: B.
         negative_prob: p_n, share of scenes whose target is the degraded image itself, under the negative prompt
             (supplement 2.2).
@@ -51,21 +55,23 @@ class SceneBatches(Dataset):
             mirrors it after the degradation, so that Stage I can be precomputed.
         order: `random` draws images with replacement; `epochs` uses each once an epoch and reads archives one after
             the other; None is `random` for one set of loose files, else `epochs`.
-        small_faces: for faces under the window: `refuse` the set, or `surround` them with scene.
-        cache_mib: images are kept in memory as bytes up to this many MiB per process.
+        cache_mib: images are kept in memory as bytes up to this many MiB, on one machine in all.
+        small: s, of a space of this scale: `small`, the crop before its enlargement by s, is also given (S3Diff scores
+            it), and crops begin at multiples of s.
 
     Raises:
-        ValueError: images smaller than the crop, or a face smaller than the window.
+        ValueError: images smaller than the crop.
     """
+
+    in_bytes = ("image", "gt", "restored", "degraded")  # for `train.dataloader`
 
     def __init__(
         self,
         folder: str | Path | Sequence[Mapping[str, Any]],
-        space: Space,
+        space: Space | Mixture | Bank,
         ref_fr: RefFR,
         *,
         crop: int,
-        face_window: tuple[int, int],
         batch: int,
         negative_prob: float,
         token_dropout: float,
@@ -75,79 +81,72 @@ class SceneBatches(Dataset):
         split: str = "train",
         recipes: int = 0,
         order: str | None = None,
-        small_faces: str = "refuse",
         cache_mib: int = 2048,
+        small: int = 0,
     ):
-        for option, value, known in (
-            ("order", order, (None, "random", "epochs")),
-            ("small_faces", small_faces, ("refuse", "surround")),
-        ):
-            if value not in known:
-                raise ValueError(f"train.restorer.batches.{option} must be one of {known}, not {value!r}.")
-        self.recipes = recipes
-        mix = [{"folder": folder}] if isinstance(folder, str | Path) else list(folder)
-        self.folders = [Path(part["folder"]) for part in mix]
-        self.sets = [Records(part, split) for part in self.folders]
-        self.first = np.cumsum([0, *map(len, self.sets)])  # number of every set's first image
-        sizes = [pair for s in self.sets for pair in zip(s.column("height"), s.column("width"), strict=True)]
-        found = [box for s in self.sets for box in s.column("face_box")]
-        self.boxes = np.array([square_crop_box(box, size) for box, size in zip(found, sizes, strict=True)], np.int32)
-        shards = [[shard_of(name) for name in s.column("image")] for s in self.sets]
+        if order not in (None, "random", "epochs"):
+            raise ValueError(f"train.restorer.batches.order must be random, epochs or null, not {order!r}.")
+        self.recipes, self.small = recipes, small if small > 1 else 0
+        self.mix = mix = Mix(folder, split)
+        sizes = list(zip(mix.column("height"), mix.column("width"), strict=True))
+        found = zip(mix.column("face_box"), sizes, strict=True)
+        self.boxes = np.array([face_crop_box(box, size) for box, size in found], np.int32)
+        shards = [[shard_of(name) for name in part.column("image")] for part in mix.sets]
         if order is None:
-            order = "epochs" if len(mix) > 1 or any(map(any, shards)) else "random"
-        weights = [part["weight"] for part in mix] if all("weight" in part for part in mix) else None
-        self.order = MixtureSampler(shards, weights, seed=seed) if order == "epochs" else None
+            order = "epochs" if len(shards) > 1 or any(map(any, shards)) else "random"
+        self.order = MixtureSampler(shards, mix.weights, seed=seed) if order == "epochs" else None
         self.space, self.ref_fr, self.crop, self.batch = space, ref_fr, crop, batch
-        self.window, self.seed = tuple(face_window), seed
-        self.negative_prob, self.token_dropout = negative_prob, token_dropout
+        self.seed, self.negative_prob, self.token_dropout = seed, negative_prob, token_dropout
         self.gt_share, self.gt_without_references = gt_share, gt_without_references
         smallest = min(map(min, sizes))
-        face = int((self.boxes[:, 2] - self.boxes[:, 0]).min()) if small_faces == "refuse" else smallest
         if crop > smallest:
             raise ValueError(
                 f"A crop of {crop} exceeds an image of {smallest} pixels: lower train.restorer.batches.crop."
             )
-        if self.window[1] > face or self.window[0] < 16 or self.window[0] > self.window[1]:
-            raise ValueError(
-                f"train.restorer.batches.face_window {list(self.window)} must rise from at least 16 to at most the "
-                f"smallest face of the set, {face:g} pixels, or train.restorer.batches.small_faces be surround."
-            )
         self._images: dict[int, np.ndarray] = {}
         self._free_bytes = cache_mib * 2**20
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """Batch `index`.
 
         Returns:
-            image (degraded), target, gt: (B, 3, c, c) in [0, 1], target equal to gt except for negatives; restored,
-            degraded: (B, 3, f, f); negative, drop: (B,) bool; seed: (B,) int64, for other random choices of a scene.
+            image (degraded), gt: (B, 3, c, c) in [0, 1], the loader makes 8 bits of them; restored, degraded: B times
+            (3, f, f), in lists; negative: (B,) bool, the image itself is the target; drop: (B,) bool; seed: B whole
+            numbers, for other random choices of a scene, in a list, because the host reads them; small, where it is
+            asked for: (B, 3, c / s, c / s).
         """
         rng = np.random.default_rng(seed_from(self.seed, "scenes", index))
-        window = int(rng.integers(self.window[0] // 8, self.window[1] // 8 + 1)) * 8
         negative, drop = rng.random(self.batch) < self.negative_prob, rng.random(self.batch) < self.token_dropout
-        rows = [self._one(self._chosen(index, row, rng), window, bool(bad), rng) for row, bad in enumerate(negative)]
-        names = ("image", "target", "gt", "restored", "degraded", "refused")
-        batch = {name: torch.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
-        seeds = [seed_from(self.seed, "scene", index, row) for row in range(self.batch)]
-        drop = torch.from_numpy(drop) | batch.pop("refused")
-        return batch | {"negative": torch.from_numpy(negative), "drop": drop, "seed": torch.tensor(seeds)}
+        rows = [self._one(self._chosen(index, row, rng), rng) for row in range(self.batch)]
+        image, gt, restored, degraded, refused, *small = map(list, zip(*rows, strict=True))
+        return {
+            "image": torch.stack(image),
+            "gt": torch.stack(gt),
+            "restored": restored,
+            "degraded": degraded,
+            "negative": torch.from_numpy(negative),
+            **({"small": torch.stack(small[0])} if small else {}),
+            "drop": torch.from_numpy(drop | np.array(refused)),
+            "seed": [seed_from(self.seed, "scene", index, row) for row in range(self.batch)],
+        }
 
     def _chosen(self, index: int, row: int, rng: np.random.Generator) -> int:
         if self.order is None:
             return int(rng.integers(len(self.boxes)))
         part, number = self.order[index * self.batch + row]
-        return int(self.first[part]) + number
+        return int(self.mix.first[part]) + number
 
-    def _one(self, number: int, window: int, negative: bool, rng: np.random.Generator) -> tuple[Tensor, ...]:
-        part = int(np.searchsorted(self.first, number, side="right")) - 1
-        folder, record = self.folders[part], self.sets[part][number - int(self.first[part])]
-        gt = to_tensor(self._image(number, folder, record))
+    def _one(self, number: int, rng: np.random.Generator) -> tuple[Any, ...]:
+        folder, record = self.mix[number]
+        gt = to_tensor(self._image(number))
         mirror = rng.random() < 0.5
         mirror_first = mirror and not self.recipes  # before the degradation
         if mirror_first:
             gt = gt.flip(-1)
         fixed = self.recipes > 0
-        recipe = recipe_of(self.space, record, int(rng.integers(self.recipes))) if fixed else self.space.draw(rng)
+        recipe = (
+            recipe_of(self.space, record.sha256, int(rng.integers(self.recipes))) if fixed else self.space.draw(rng)
+        )
         degraded = recipe.apply(gt)
         x0, y0, x1, y1 = map(int, self.boxes[number])
         points = points_of(record)
@@ -155,60 +154,51 @@ class SceneBatches(Dataset):
             width = gt.shape[-1]
             x0, x1 = width - x1, width - x0
             points = mirrored_points(points, width)
-        inner = _window(rng, _around((x0, y0, x1, y1), window, gt.shape[-2:]), window)
+        box = (x0, y0, x1, y1)
         references = [stored_path(folder, r) for r in record.references]
         use_gt = self.gt_share > 0 and rng.random() < self.gt_share
         use_gt = use_gt or (self.gt_without_references and not references)
         given = {"references": references, "gt": gt, "landmarks": points, "rng": rng}
+        given |= {"name": face_name(record, recipe)} if fixed else {}
         try:
-            pair, refused = face_pair(_GT if use_gt else self.ref_fr, degraded, inner, **given), False
+            pair, refused = face_pair(_GT if use_gt else self.ref_fr, degraded, box, **given), False
         except FaceRestorationError:
-            face = crop(degraded, inner)
-            pair, refused = FacePair(restored=face, degraded=face, box=inner), True
+            face = crop(degraded, box)
+            pair, refused = FacePair(restored=face, degraded=face, box=box), True
         height, width = gt.shape[-2:]
-        place = _window(rng, (0, 0, width, height), self.crop)
+        place = _window(rng, (0, 0, width, height), self.crop, self.small or 1)
         image, clean = crop(degraded, place), crop(gt, place)
-        rows = [image, image if negative else clean, clean, pair.restored, pair.degraded]
+        rows = [image, clean, pair.restored, pair.degraded]
+        small = [self._before_enlargement(recipe, gt, place)] if self.small else []
         if mirror and not mirror_first:
-            rows = [row.flip(-1) for row in rows]
-        return *rows, torch.tensor(refused)
+            rows, small = ([row.flip(-1) for row in part] for part in (rows, small))
+        return *rows, refused, *small
 
-    def _image(self, number: int, folder: Path, record: Record) -> np.ndarray:
+    def _before_enlargement(self, recipe: Recipe, gt: Tensor, place: Box) -> Tensor:
+        low = recipe.apply(gt, keep_size=False)
+        if low.shape == gt.shape:  # not degraded
+            low = interpolate(gt[None], scale_factor=1 / self.small, mode="bicubic", antialias=True)[0].clamp(0, 1)
+        x0, y0, x1, y1 = (int(v) // self.small for v in place)
+        return crop(low, (x0, y0, x1, y1))
+
+    def divide_memory(self, parts: int) -> None:
+        """Share the memory for images with the copies of this object in `parts` workers and processes."""
+        self._free_bytes //= parts
+
+    def _image(self, number: int) -> np.ndarray:
         image = self._images.get(number)
         if image is None:
-            image = to_bytes(read_stored(folder, record.image))
+            image = self.mix.image(number)
             if image.nbytes <= self._free_bytes:
                 self._free_bytes -= image.nbytes
                 self._images[number] = image
         return image
 
 
-def _around(box: tuple[int, int, int, int], side: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    # The box, or a square of `side` around its centre, shifted into an image of `size` (height, width).
-    x0, y0, x1, y1 = box
-    if x1 - x0 >= side:
-        return box
-    x = min(max((x0 + x1 - side) // 2, 0), size[1] - side)
-    y = min(max((y0 + y1 - side) // 2, 0), size[0] - side)
-    return x, y, x + side, y + side
-
-
-def _window(rng: np.random.Generator, box: Box, side: int) -> tuple[int, int, int, int]:
+def _window(rng: np.random.Generator, box: Box, side: int, step: int = 1) -> tuple[int, int, int, int]:
     x0, y0, x1, y1 = (int(v) for v in box)
-    x, y = int(rng.integers(x0, x1 - side + 1)), int(rng.integers(y0, y1 - side + 1))
+    x, y = (int(rng.integers(low, high - side + 1)) // step * step for low, high in ((x0, x1), (y0, y1)))
     return x, y, x + side, y + side
-
-
-def recipe_of(space: Space, record: Record, number: int) -> Recipe:
-    """Recipe `number` of an image; it depends on the image's content only."""
-    return space.draw(np.random.default_rng(seed_from("recipe", record.sha256, number)))
-
-
-def points_of(record: Record) -> np.ndarray:
-    """The five landmarks (5, 2) of a record's face, those of an upright face where none are recorded."""
-    if record.landmarks_68:
-        return five_points(record.landmarks_68)
-    return upright_points(square_crop_box(record.face_box, (record.height, record.width)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,12 +212,28 @@ class ValidationPair:
 
 
 def held_out(folder: str | Path, ref_fr: RefFR, *, count: int, seed: int) -> Sequence[ValidationPair]:
-    """The first `count` validation pairs of an InScene dataset."""
-    folder, rows = Path(folder), []
-    for record in [r for r in read_manifest(folder, "val") if r.lq][:count]:
-        image, gt = read_tensor(folder / record.lq), read_tensor(folder / record.image)
-        box = square_crop_box(record.face_box, (record.height, record.width))
-        given = {"references": [folder / r for r in record.references], "gt": gt, "landmarks": points_of(record)}
+    """`count` validation pairs of an InScene dataset, or all, if there are fewer.
+
+    The same ones in every training: one image of every person before a second one of anybody, in the order of a hash
+    of their names. An image whose face Stage I refuses is left out, with a warning.
+    """
+    folder, rows, shown = Path(folder), list[ValidationPair](), Counter[str]()
+
+    def turn(record: Record) -> int:
+        shown[record.identity] += 1
+        return shown[record.identity]
+
+    hashed = sorted((r for r in read_manifest(folder, "val") if r.lq), key=lambda r: seed_from("held out", r.image))
+    for record in sorted(hashed, key=turn):
+        if len(rows) == count:
+            break
+        image, gt = (to_tensor(read_stored(folder, name)) for name in (record.lq, record.image) if name)
+        box = face_crop_box(record.face_box, (record.height, record.width))
+        references = [stored_path(folder, name) for name in record.references]
+        given = {"references": references, "gt": gt, "landmarks": points_of(record), "name": face_name(record)}
         given["rng"] = np.random.default_rng(seed_from(seed, record.image))
-        rows.append(ValidationPair(record, image, gt, face_pair(ref_fr, image, box, **given)))
+        try:
+            rows.append(ValidationPair(record, image, gt, face_pair(ref_fr, image, box, **given)))
+        except FaceRestorationError as error:
+            log.warning("Validation leaves out %s, because %s.", record.image, str(error).rstrip("."))
     return rows

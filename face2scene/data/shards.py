@@ -30,6 +30,7 @@ from face2scene.data.records import (
     write_sums,
 )
 from face2scene.image_io.arrays import read_image
+from face2scene.image_io.metadata import OPENED
 
 _INSIDE = ".tar/"
 _EXTRACTED = 512  # members that one process keeps as files
@@ -39,7 +40,7 @@ def read_stored(folder: Path, name: str) -> np.ndarray:
     """An image of a set, loose or in an archive: float32 (H, W, 3) in [0, 1]."""
     if _INSIDE not in name:
         return read_image(folder / name)
-    with Image.open(io.BytesIO(read_bytes(folder, name))) as image:
+    with Image.open(io.BytesIO(read_bytes(folder, name)), formats=OPENED) as image:
         return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
 
 

@@ -16,11 +16,13 @@ from pathlib import Path
 from PIL import Image
 
 from face2scene.common.files import sha256_of
+from face2scene.common.locks import LOCK
 from face2scene.data.paths import FolderPaths, OutsideFolder
 from face2scene.data.records import METADATA, SPLITS, SUMS, Record, read_sums, stream_manifest
 from face2scene.data.shards import is_stored, members_of, read_bytes, shard_of
+from face2scene.image_io.metadata import OPENED
 
-_KNOWN_FILES = {METADATA, SUMS, "metadata.jsonl", "rejected.jsonl", "build.json", "README.md"}
+_KNOWN_FILES = {METADATA, SUMS, "metadata.jsonl", "rejected.jsonl", "build.json", "README.md", LOCK}
 _KNOWN_FILES |= {"funnel.html", "identities.html"}
 
 
@@ -84,7 +86,7 @@ def _problems_of(folder: Path, record: Record) -> Iterator[str]:
         yield f"{record.image} is not the recorded file (wrong sha256)."
     else:
         try:
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=OPENED) as image:
                 if image.size != (record.width, record.height):
                     yield f"{record.image} is {image.size}, recorded as {(record.width, record.height)}."
         except (OSError, Image.DecompressionBombError) as error:

@@ -33,9 +33,10 @@ from face2scene.degradation.operators import (
 )
 from face2scene.degradation.presets import PRESETS
 from face2scene.degradation.recipe import Recipe, apply_batch
-from face2scene.degradation.space import Mixture, Space
+from face2scene.degradation.space import Bank, Mixture, Space
 
 __all__ = [
-    "OPERATORS", "PRESETS", "Blur", "GaussianNoise", "Jpeg", "Mixture", "MotionBlur", "Operator", "PoissonNoise",
-    "Recipe", "Resize", "RestoreSize", "SensorNoise", "Sinc", "Space", "SpatiallyVaryingBlur", "Webp", "apply_batch",
+    "OPERATORS", "PRESETS", "Bank", "Blur", "GaussianNoise", "Jpeg", "Mixture", "MotionBlur", "Operator",
+    "PoissonNoise", "Recipe", "Resize", "RestoreSize", "SensorNoise", "Sinc", "Space", "SpatiallyVaryingBlur", "Webp",
+    "apply_batch",
 ]  # fmt: skip

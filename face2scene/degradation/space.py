@@ -4,11 +4,13 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from typing import Annotated
 
 import numpy as np
 
+from face2scene.common.reproducibility import seed_from
 from face2scene.degradation.functional import jpeg, kernels
 from face2scene.degradation.functional.resize import MODES
 from face2scene.degradation.operators import SpatiallyVaryingBlur, basic, camera, validation
@@ -298,3 +300,23 @@ class Mixture:
     def draw(self, rng: np.random.Generator) -> Recipe:
         """A new recipe of one of the spaces."""
         return self.spaces[_choose(rng, self.shares)].draw(rng)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """`size` operators of a space, which images share, so that Stage I can restore them beforehand; noise differs."""
+
+    space: Space | Mixture
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 2:
+            raise ValueError(f"degradation.size is {self.size}: a bank has two operators or more.")
+
+    @cached_property
+    def _operators(self) -> list[Recipe]:
+        return [self.space.draw(np.random.default_rng(seed_from("operator", number))) for number in range(self.size)]
+
+    def draw(self, rng: np.random.Generator) -> Recipe:
+        """One of the operators, with a noise seed of its own."""
+        return self._operators[int(rng.integers(self.size))].with_noise_seed(int(rng.integers(2**63)))

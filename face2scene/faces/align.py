@@ -23,6 +23,7 @@ ARCFACE_112 = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
 TEMPLATES = {"ffhq": (FFHQ_512, 512), "arcface": (ARCFACE_112, 112)}  # and the side in pixels they are made for
+MAX_FACE_SIZE = 256  # pixels of a face crop (ours: the cost of MapNet's attention rises with the fourth power)
 
 
 class AlignmentError(ValueError):
@@ -214,6 +215,39 @@ def square_crop_box(face_box: Box, image_size: tuple[int, int], margin: float = 
     left = int(np.clip(round((x0 + x1 - side) / 2), 0, width - side))
     top = int(np.clip(round((y0 + y1 - side) / 2), 0, height - side))
     return (left, top, left + side, top + side)
+
+
+def face_crop_box(face_box: Box, image_size: tuple[int, int], max_size: int = MAX_FACE_SIZE) -> Box:
+    """The face crop of FaDeX, in training and in use: `square_crop_box` at its native size in the photo.
+
+    Args:
+        max_size: of a larger face the centre is taken, at its native scale too.
+    """
+    x0, y0, x1, _ = (int(v) for v in square_crop_box(face_box, image_size))
+    side = min(x1 - x0, max_size)
+    cut = (x1 - x0 - side) // 2
+    return (x0 + cut, y0 + cut, x0 + cut + side, y0 + cut + side)
+
+
+def covered_box(box: Box, transform: Similarity, size: int) -> Box:
+    """The part of a square crop that an aligned face covers once pasted back: the same box, or a smaller one inside it.
+
+    Around the aligned face (of a strongly turned head, in the corners of the crop) the pasted scene is the degraded
+    one, and FaDeX would read there that nothing is degraded.
+
+    Args:
+        transform: from the image to the aligned face of `size` x `size` pixels.
+
+    Raises:
+        AlignmentError: less than 16 x 16 pixels are covered.
+    """
+    x0, y0, x1, y1 = (int(v) for v in box)
+    centre = transform(np.array([[x0 + x1 - 1, y0 + y1 - 1]]) / 2) + 0.5
+    reach = min(centre.min(), (size - centre).min()) / np.abs(transform.matrix[0, :2]).sum()  # of image pixels
+    cut = max(0, int(np.ceil((x1 - x0) / 2 - reach)))
+    if x1 - x0 - 2 * cut < 16:
+        raise AlignmentError(f"The aligned face covers too little of the crop {(x0, y0, x1, y1)} around the face box.")
+    return (x0 + cut, y0 + cut, x1 - cut, y1 - cut)
 
 
 def crop(image: Tensor, box: Box) -> Tensor:

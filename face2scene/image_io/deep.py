@@ -142,6 +142,33 @@ def read_png(path: Path) -> Samples:
     return Samples(colour, values[..., 3] if values.shape[2] == 4 else None, 16)
 
 
+def read_heif(content: bytes) -> Samples:
+    """The primary image of a HEIC of more than 8 bits a channel, upright."""
+    file = import_optional("pillow_heif", "photos", why="Reading a HEIC").open_heif(content, convert_hdr_to_8bit=False)
+    values = np.asarray(file).astype(np.float32) / 65535  # 10 and 12 bits are scaled to 16
+    values = values.reshape(*values.shape[:2], -1)
+    alpha = values[..., -1] if file.has_alpha else None
+    return Samples(values[..., : 3 if values.shape[2] > 2 else 1], alpha, 16)
+
+
+def convert(values: np.ndarray, source: bytes, target: bytes) -> np.ndarray:
+    """Convert float (H, W, 1 or 3) in [0, 1] from one ICC profile to another, by littlecms in float; clipped.
+
+    One channel is converted as three equal ones where the source is not grey.
+
+    Raises:
+        ModuleNotFoundError: without imagecodecs.
+    """
+    cms = import_optional("imagecodecs", "photos", why="Converting more than 8 bits by a colour profile")
+    spaces = [{b"GRAY": "gray"}.get(profile[16:20], "rgb") for profile in (source, target)]
+    values = np.ascontiguousarray(values.clip(0, 1), dtype=np.float32)
+    if values.shape[2] == 1 and spaces[0] == "rgb":
+        values = np.repeat(values, 3, axis=2)
+    values = values.squeeze(2) if values.shape[2] == 1 else values
+    converted = cms.cms_transform(values, source, target, colorspace=spaces[0], outcolorspace=spaces[1])
+    return converted.reshape(*values.shape[:2], -1).clip(0, 1)
+
+
 def encode_tiff(levels: np.ndarray, kept: Metadata, icc: bytes | None) -> bytes:
     """A deflated TIFF of uint8 or uint16 levels (H, W, 1 to 4), the even counts with alpha."""
     count = levels.shape[2]

@@ -1,7 +1,8 @@
 """Metadata of photo files, kept through a restoration as bytes: EXIF, XMP, IPTC, texts and resolution.
 
 Entries are copied as they are stored. Left out are the orientation, which has been applied; the thumbnail, which shows
-the degraded image; and how the old file was laid out. An entry that cannot be read is left out alone, with a warning.
+the degraded image; and how the old file was laid out (its gain map and video, too). An entry that cannot be read is
+left out alone, with a warning.
 """
 
 import contextlib
@@ -13,8 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, features
 
+# What Pillow may open, named one by one: for a PostScript file that calls itself .jpg it would start another program.
+OPENED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", *(("AVIF",) if features.check("avif") else ()))
 _Base = ExifTags.Base
 _EXIF, _GPS, _INTEROP = int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo), int(ExifTags.IFD.Interop)
 _XMP, _IPTC = int(_Base.XMLPacket), int(_Base.IPTCNAA)
@@ -27,7 +30,12 @@ _KEPT = {
 }
 _SIZES = {int(_Base.ExifImageWidth): 0, int(_Base.ExifImageHeight): 1}
 _MAKER_NOTE_OF_RAW = 500_000  # bytes; raw files keep whole previews there
-_XMP_ORIENTATION = re.compile(rb'\s*tiff:Orientation="[0-9]"|<tiff:Orientation>[0-9]</tiff:Orientation>')
+# What XMP says of the old file's layout: its orientation, and the gain map or video behind the image.
+_XMP_LAYOUT = re.compile(
+    rb'\s*(tiff:Orientation|hdrgm:\w+|GCamera:(MotionPhoto|MicroVideo)\w*)="[^"]*"'
+    rb"|<(tiff:Orientation|hdrgm:\w+|GCamera:(MotionPhoto|MicroVideo)\w*|Container:Directory)\b[^>]*>.*?</\3>",
+    re.DOTALL,
+)
 _XMP_OF_PNG = "XML:com.adobe.xmp"
 _JPEG_MARKER = 65_000  # bytes; what one of its segments holds, about
 
@@ -62,7 +70,7 @@ def metadata_of(image: Image.Image, tiff: bytes | None = None) -> tuple[Metadata
     if comment := info.get("comment"):
         texts["Comment"] = comment.decode("utf-8", "surrogateescape") if isinstance(comment, bytes) else str(comment)
     xmp = xmp.encode() if isinstance(xmp, str) else xmp
-    xmp = _XMP_ORIENTATION.sub(b"", xmp) if isinstance(xmp, bytes) else found.xmp
+    xmp = _XMP_LAYOUT.sub(b"", xmp) if isinstance(xmp, bytes) else found.xmp
     dpi = info.get("dpi")
     dpi = (float(dpi[0]), float(dpi[1])) if dpi and 1 < min(dpi) <= max(dpi) < 1e6 else None
     pairs = tuple((key, str(value)) for key, value in texts.items())
@@ -79,7 +87,7 @@ class Shot(NamedTuple):
 def shot_of(path: str | Path) -> Shot | None:
     """From the EXIF of a file; None where it is missing or cannot be read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=[*OPENED, *({"HEIF"} & Image.OPEN.keys())]) as image:
             exif = image.getexif()
             inner = exif.get_ifd(_EXIF)
         taken = datetime.strptime(str(inner[_Base.DateTimeOriginal]), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
@@ -172,12 +180,19 @@ def tiff_metadata(tiff: bytes, notes: list[str]) -> Metadata:
             blocks[entry.tag] = tiff[entry.start : entry.start + entry.size]
     kept = [entry for entry in first if entry.tag in _KEPT]
     struct.pack_into(order + "I", result, 4, copy(kept, pointers))
-    xmp = _XMP_ORIENTATION.sub(b"", blocks.get(_XMP, b""))
+    xmp = _XMP_LAYOUT.sub(b"", blocks.get(_XMP, b""))
     return Metadata(bytes(result) if kept or pointers else None, xmp or None, blocks.get(_IPTC) or None)
 
 
 def _directory(order: str, rows: dict[int, bytes], following: bytes) -> bytes:
     return struct.pack(order + "H", len(rows)) + b"".join(rows[tag] for tag in sorted(rows)) + following
+
+
+def is_dng(head: bytes) -> bool:
+    """Whether a file that begins like this is a TIFF with the camera's samples (DNG), whatever its suffix."""
+    with contextlib.suppress(struct.error):
+        return head[:2] in (b"II", b"MM") and any(entry.tag == 50706 for entry in _entries(head, _number(head, 4)))
+    return False
 
 
 def for_size(exif: bytes | None, width: int, height: int) -> bytes | None:
@@ -221,9 +236,10 @@ def for_pillow(kept: Metadata, fmt: str) -> tuple[dict[str, Any], list[str]]:
     return options, lost
 
 
-def into_png(png: bytes, kept: Metadata) -> bytes:
-    """Add chunks behind the header: eXIf, iTXt, pHYs."""
-    chunks = _chunk(b"eXIf", kept.exif) if kept.exif is not None else b""
+def into_png(png: bytes, kept: Metadata, icc: bytes | None = None) -> bytes:
+    """Add chunks behind the header: iCCP, eXIf, iTXt, pHYs."""
+    chunks = _chunk(b"iCCP", b"profile\0\0" + zlib.compress(icc)) if icc else b""
+    chunks += _chunk(b"eXIf", kept.exif) if kept.exif is not None else b""
     texts = [(key, value.encode("utf-8", "replace")) for key, value in kept.texts]
     for key, value in texts + ([(_XMP_OF_PNG, kept.xmp)] if kept.xmp is not None else []):
         chunks += _chunk(b"iTXt", key.encode("latin-1", "replace")[:79] + b"\0\0\0\0\0" + value)

@@ -13,14 +13,25 @@ from threading import Lock
 from typing import IO, Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageChops, ImageCms, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageChops, ImageCms, UnidentifiedImageError
 from scipy import ndimage
 
 from face2scene.common.files import atomic_write
 from face2scene.common.optional import import_optional
 from face2scene.image_io import deep
+from face2scene.image_io.attachments import left_out, turn_of_heif
 from face2scene.image_io.deep import ImageError, Samples, check_size
-from face2scene.image_io.metadata import Metadata, for_pillow, for_size, into_png, metadata_of, tiff_metadata
+from face2scene.image_io.metadata import (
+    OPENED,
+    Metadata,
+    for_pillow,
+    for_size,
+    into_png,
+    is_dng,
+    metadata_of,
+    tiff_metadata,
+)
+from face2scene.image_io.profiles import colour_space, convert, other_profile, profile_of, quantize, srgb, to_srgb
 from face2scene.image_io.raw import Development, RawError, develop
 
 LOG = logging.getLogger(__name__)
@@ -65,8 +76,9 @@ def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS, development: D
     """Read an image upright and in sRGB, and keep the rest.
 
     PNG, JPEG, WebP, BMP, GIF, TIFF; AVIF where Pillow has it; HEIC where pillow-heif is installed; camera RAW where
-    rawpy is. Of several pages or frames the first is read, with a warning. Colour under an alpha of 0 becomes that of
-    the nearest visible pixel.
+    rawpy is. Of several pages or frames the first is read, of a HEIC its primary image; the warnings name what is left
+    out (pages, gain maps, depth maps, videos). Colour under an alpha of 0 becomes that of the nearest visible pixel. An
+    image whose channels are equal, but for a JPEG's rounding, becomes grey. docs/formats.md has a table.
 
     Args:
         development: of camera RAW; None for the camera's white balance at its own brightness.
@@ -79,7 +91,7 @@ def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS, development: D
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no image at {path}.")
-    if path.suffix.lower() in RAW_SUFFIXES:
+    if path.suffix.lower() in RAW_SUFFIXES or is_dng(_head(path, 2**16)):
         return _read_raw(path, max_pixels, development or Development())
     if heif := _is_heif(path):  # phones and messengers also name such files .jpg
         import_optional("pillow_heif", "photos", why=f"Reading {path.name}").register_heif_opener()
@@ -102,20 +114,26 @@ def photo_of(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Photo:
     return _from_pillow(path, image, in_memory=True)
 
 
-def write_photo(path: str | Path, image: np.ndarray, *, like: Photo | None = None, quality: int = JPEG_QUALITY) -> None:
+def write_photo(
+    path: str | Path, image: np.ndarray, *, like: Photo | None = None, quality: int = JPEG_QUALITY
+) -> list[str]:
     """Write an image in the format of the path's suffix; whole or not at all.
 
     Args:
         image: float (H, W, 3) in [0, 1], sRGB.
         like: whose transparency, depth, greyness, profile and metadata the file gets, as far as the format can hold
-            them (the log names the metadata that it does not); its `alpha` must have the image's size. Where a format
-            holds no transparency, the image is laid on white.
+            them; its `alpha` must have the image's size. Where a format holds no transparency, the image is laid on
+            white.
         quality: of JPEG and WebP, 1 to 100.
+
+    Returns:
+        Sentences about what the format does not hold; they are logged as well.
 
     Raises:
         ImageError: an unknown suffix, values that are not finite, a side that the format does not hold, an image of
             another size than `like.alpha`.
-        ModuleNotFoundError: TIFF without tifffile, 16-bit PNG without OpenCV.
+        ModuleNotFoundError: TIFF without tifffile, 16-bit PNG without OpenCV, 16 bits with a profile without
+            imagecodecs.
     """
     path = Path(path)
     like = like or Photo(image)
@@ -129,22 +147,39 @@ def write_photo(path: str | Path, image: np.ndarray, *, like: Photo | None = Non
         raise ImageError(f"{path} cannot be written: a side of {max(image.shape[:2])} pixels is too long for {fmt}.")
     if alpha is not None and alpha.shape != image.shape[:2]:
         raise ImageError(f"The transparency has {alpha.shape} pixels, the image {image.shape[:2]}.")
+    lost = []
     if alpha is not None and fmt == "jpeg":
         image, alpha = Photo(image, alpha).on_white(), None
+        lost.append("transparency")
     if like.grey or like.neutral:
-        image = np.repeat((image @ _LUMA)[..., None], 3, axis=2)
-    bits = 16 if like.bits == 16 and fmt in _DEEP and not like.profile else 8
+        image = _grey(image)
+    bits = 16 if like.bits == 16 and fmt in _DEEP else 8
+    lost += ["16 bits a channel"] if bits < like.bits else []
+    if like.profile and bits == 16:
+        image = deep.convert(image[..., : 1 if like.grey else 3], srgb().tobytes(), like.profile)
     levels = quantize(image, bits)
-    if like.profile:
-        levels = _convert(levels, _srgb(), _profile(like.profile), "L" if like.grey else "RGB")
+    if like.profile and bits == 8:
+        levels = convert(levels, srgb(), profile_of(like.profile), "L" if like.grey else "RGB")
     levels = levels.reshape(*levels.shape[:2], -1)[..., : 1 if like.grey else 3]
     if alpha is not None:
         levels = np.dstack([levels, quantize(alpha, bits)])
     exif = for_size(like.metadata.exif, levels.shape[1], levels.shape[0])
     with atomic_write(path) as partial:
-        lost = _encode(partial, fmt, levels, like.metadata._replace(exif=exif), like.profile, quality)
-    if lost:
-        LOG.warning("%s: a %s does not hold this metadata: %s.", path.name, fmt.upper(), ", ".join(lost))
+        lost += _encode(partial, fmt, levels, like.metadata._replace(exif=exif), like.profile, quality)
+    notes = [f"Left out, because a {fmt.upper()} does not hold it: {', '.join(lost)}."] if lost else []
+    for note in notes:
+        LOG.warning("%s: %s", path.name, note)
+    return notes
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    return np.repeat((image @ _LUMA)[..., None], 3, axis=2)
+
+
+def grey_where_neutral(image: np.ndarray) -> tuple[np.ndarray, bool]:
+    """An image (H, W, 3) in equal channels if they are no farther apart than a JPEG's rounding, and whether so."""
+    neutral = all(np.ptp(part, axis=2).max() <= NEUTRAL + 1e-6 for part in (image[::16, ::16], image))
+    return (_grey(image) if neutral else image), neutral
 
 
 def _encode(path: Path, fmt: str, levels: np.ndarray, kept: Metadata, icc: bytes | None, quality: int) -> list[str]:
@@ -155,7 +190,7 @@ def _encode(path: Path, fmt: str, levels: np.ndarray, kept: Metadata, icc: bytes
     options, lost = for_pillow(kept, fmt)
     options |= {"icc_profile": icc, "quality": quality, "subsampling": "4:4:4", "compress_level": 3}
     if fmt == "png" and levels.dtype == np.uint16:
-        content = deep.encode_png(levels)
+        content = into_png(deep.encode_png(levels), Metadata(), icc)
     else:  # each of Pillow's writers takes the options that it knows
         buffer = io.BytesIO()
         image = Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels)
@@ -165,17 +200,10 @@ def _encode(path: Path, fmt: str, levels: np.ndarray, kept: Metadata, icc: bytes
     return lost
 
 
-def quantize(image: np.ndarray, bits: int) -> np.ndarray:
-    """[0, 1] to whole levels, rounded to nearest: uint8 or uint16."""
-    top = 2**bits - 1
-    return (image.clip(0, 1) * top).round().astype(np.uint8 if bits == 8 else np.uint16)
-
-
 # Reading
 
 
 _OPENING = Lock()
-_OPENED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", *(("AVIF",) if features.check("avif") else ()))
 
 
 def _opened(file: IO[bytes], heif: bool) -> Image.Image:
@@ -184,8 +212,7 @@ def _opened(file: IO[bytes], heif: bool) -> Image.Image:
     with _OPENING:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            # Named one by one: for a PostScript file that calls itself .jpg Pillow would start another program.
-            return Image.open(file, formats=["HEIF"] if heif else _OPENED)
+            return Image.open(file, formats=["HEIF"] if heif else OPENED)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
@@ -221,34 +248,37 @@ def _read_file(path: Path, max_pixels: int, heif: bool) -> Photo:
 
 
 def _from_pillow(path: Path, image: Image.Image, in_memory: bool = False) -> Photo:
-    notes: list[str] = []
-    if (pages := getattr(image, "n_frames", 1)) > 1:
-        notes.append(f"{pages - 1} further pages or frames are left out.")
-    in_png = not in_memory and image.format == "PNG"
+    content = b"" if in_memory else path.read_bytes()
+    notes = left_out(image, content)
+    fmt = None if in_memory else image.format
     image.load()
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    metadata, lost = metadata_of(image, path.read_bytes() if image.format == "TIFF" and not in_memory else None)
+    metadata, lost = metadata_of(image, content if fmt == "TIFF" else None)
     icc = image.info.get("icc_profile")
     samples = None
-    if in_png and _head(path, 25)[24] == 16 and not image.mode.startswith("I"):  # IHDR's depth
+    if fmt == "HEIF":
+        orientation = turn_of_heif(image, content, notes)
+        samples = deep.read_heif(content) if image.info["bit_depth"] > 8 else None
+    if fmt == "PNG" and _head(path, 25)[24] == 16 and not image.mode.startswith("I"):  # IHDR's depth
         try:
             samples = deep.read_png(path)
         except ModuleNotFoundError:
             notes.append("16-bit colour needs OpenCV (pip install 'face2scene[photos]'): read at 8 bits.")
     if samples is None:
-        image, icc = _from_cmyk(image, icc)
+        image, icc = _from_cmyk(image, icc, notes)
         samples = _samples(path, image, notes)
     return _photo(samples, icc, orientation, metadata, [*notes, *lost])
 
 
-def _from_cmyk(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bytes | None]:
+def _from_cmyk(image: Image.Image, icc: bytes | None, notes: list[str]) -> tuple[Image.Image, bytes | None]:
     if image.mode != "CMYK":
         return image, icc
     if image.format == "JPEG" and "adobe" not in image.info:
         image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for Adobe's, whose inks are inverted
     if icc:
         with contextlib.suppress(ImageCms.PyCMSError, OSError):  # then as without a profile
-            image = ImageCms.profileToProfile(image, _profile(icc), _srgb(), outputMode="RGB") or image
+            return ImageCms.profileToProfile(image, profile_of(icc), srgb(), outputMode="RGB") or image, None
+    notes.append("CMYK without a usable colour profile: converted by the plain formula, so colours may differ.")
     return image, None
 
 
@@ -273,19 +303,18 @@ def _samples(path: Path, image: Image.Image, notes: list[str]) -> Samples:
 def _photo(samples: Samples, icc: bytes | None, orientation: int, metadata: Metadata, notes: list[str]) -> Photo:
     colour, alpha, bits = samples
     grey = colour.shape[2] == 1
-    profile = _other_profile(icc, grey)
+    profile = other_profile(icc, grey, notes)
     if profile:
-        if bits == 16:
-            notes.append("16 bits with a colour profile: converted to sRGB at 8 bits, the depth is lost.")
-        bits = 8
-        colour = _convert(quantize(colour, 8), _profile(profile), _srgb(), "RGB").astype(np.float32) / 255
+        colour, bits = to_srgb(colour, profile, bits, notes)
         colour = colour[..., 1:2] if grey else colour
-        profile = None if grey and _space(profile) != "GRAY" else profile  # a file of one channel cannot keep it
+        profile = None if grey and colour_space(profile) != "GRAY" else profile  # a file of one channel cannot keep it
     colour = _upright(np.repeat(colour, 3, axis=2) if grey else colour, orientation)
     alpha = None if alpha is None or alpha.min() == 1 else np.ascontiguousarray(_upright(alpha, orientation))
     if alpha is not None:
         colour = _visible(colour, alpha)
-    neutral = not grey and all(np.ptp(part, axis=2).max() <= NEUTRAL + 1e-6 for part in (colour[::16, ::16], colour))
+    neutral = False
+    if not grey:
+        colour, neutral = grey_where_neutral(colour)
     return Photo(np.ascontiguousarray(colour), alpha, bits, grey, neutral, profile, metadata, tuple(notes))
 
 
@@ -319,44 +348,3 @@ def _read_raw(path: Path, max_pixels: int, development: Development) -> Photo:
     in_tiff = _head(path, 2) in (b"II", b"MM")  # laid out like one; metadata of the others are not read
     metadata = tiff_metadata(path.read_bytes(), notes) if in_tiff else Metadata()
     return Photo(image, bits=16, metadata=metadata, warnings=tuple(notes))
-
-
-# Colour profiles. Pillow's littlecms converts 8 bits a channel only.
-
-
-_STEPS = np.linspace(0, 255, 9).round().astype(np.uint8)
-_PROBE = np.stack(np.meshgrid(_STEPS, _STEPS, _STEPS), -1).reshape(27, 27, 3)
-
-
-def _srgb() -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-
-
-def _profile(icc: bytes) -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(io.BytesIO(icc))
-
-
-def _space(icc: bytes) -> str:
-    return _profile(icc).profile.xcolor_space.strip()
-
-
-def _other_profile(icc: bytes | None, grey: bool) -> bytes | None:
-    if not icc:
-        return None
-    try:
-        if _space(icc) == "GRAY" and not grey:
-            return None
-        probe = _PROBE[..., :1] if _space(icc) == "GRAY" else _PROBE
-        converted = _convert(probe, _profile(icc), _srgb(), "RGB")
-    except (ImageCms.PyCMSError, OSError):
-        return None  # a broken profile, or one of another colour model, is treated like a missing one, as browsers do
-    # What a profile does decides, not its name: many that mean sRGB have names of their own.
-    return None if np.abs(converted.astype(int) - probe).max() <= 2 else icc
-
-
-def _convert(levels: np.ndarray, source: Any, target: Any, mode: str) -> np.ndarray:
-    """Convert uint8 (H, W, 1 or 3) to (H, W, 3), or (H, W) for the mode `L`."""
-    if levels.shape[2] == 1 and source.profile.xcolor_space.strip() != "GRAY":
-        levels = np.repeat(levels, 3, axis=2)
-    image = Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels)
-    return np.asarray(ImageCms.profileToProfile(image, source, target, outputMode=mode))

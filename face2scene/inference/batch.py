@@ -22,8 +22,10 @@ from tqdm import tqdm
 
 from face2scene.common.files import atomic_write, fitting_name, write_json
 from face2scene.common.ledger import Ledger, content, digest, facts_of, unchanged
+from face2scene.common.locks import locked
 from face2scene.common.provenance import provenance
 from face2scene.common.types import Box, DegradationTokens, Scene
+from face2scene.data.building.names import printable
 from face2scene.image_io.arrays import output_size, read_tensor, resize, to_array, to_tensor, write_png
 from face2scene.image_io.photos import FORMATS, MAX_PIXELS, Photo, read_photo, write_photo
 from face2scene.inference.bursts import Bursts
@@ -147,22 +149,24 @@ def restore_folder(
     Raises:
         ValueError: an option out of range, or an output that would overwrite an input.
         OutputError: the output folder cannot be written to.
+        FolderInUse: another process restores into it.
     """
     chosen, output = Settings(**settings), Path(output)
-    _check_output(output, tasks, chosen)
-    if rank == 0:
-        Ledger(output / RESTORATION_LOG).gather()
-    wait()
-    run = _Run(pipeline, tasks, output, chosen, overwrite, Ledger(output / RESTORATION_LOG, rank).read())
-    finished = False
-    try:
-        result = run.restore_all(range(rank, len(tasks), processes))
-        finished = not result.stopped
-        return result
-    finally:
-        wait()
+    with locked(output, "choose another output", hold=rank == 0):
+        _check_output(output, tasks, chosen)
         if rank == 0:
-            Ledger(output / RESTORATION_LOG).gather(at_end=finished)
+            Ledger(output / RESTORATION_LOG).gather()
+        wait()
+        run = _Run(pipeline, tasks, output, chosen, overwrite, Ledger(output / RESTORATION_LOG, rank).read())
+        finished = False
+        try:
+            result = run.restore_all(range(rank, len(tasks), processes))
+            finished = not result.stopped
+            return result
+        finally:
+            wait()
+            if rank == 0:
+                Ledger(output / RESTORATION_LOG).gather(at_end=finished)
 
 
 @dataclass
@@ -368,13 +372,13 @@ class _Run:
                 )
             return
         for warning in line["warnings"]:
-            log.info("%s: %s", task.file, warning)
+            log.info("%s: %s", printable(task.file), warning)
         self.result.restored += 1
 
     def _record_failure(self, task: RestorationTask, reason: Exception | str) -> None:
         message = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
         self.result.failed[task.file] = message
-        log.warning("%s was not restored. %s", task.file, message)
+        log.warning("%s was not restored. %s", printable(task.file), printable(message))
 
 
 def _check_output(output: Path, tasks: Sequence[RestorationTask], settings: Settings) -> None:

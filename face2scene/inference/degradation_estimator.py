@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box, DegradationTokens, Face, FacePair, Progress, Scene
-from face2scene.faces.align import AlignmentError, crop, square_crop_box
+from face2scene.faces.align import MAX_FACE_SIZE, AlignmentError, crop, face_crop_box, square_crop_box
 from face2scene.faces.detect import Detector
 from face2scene.faces.identity import cosine
 from face2scene.faces.matching import FaceMatch, ReferenceGallery, known_faces
@@ -28,11 +28,13 @@ from face2scene.inference.results import DegradationEstimate, FaceEstimate
 from face2scene.models.fadex.encoder import MINIMUM_SIZE, FaDeX
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.s3diff.model import S3Diff
+from face2scene.models.scene_estimator import FILE as ESTIMATOR_FILE
+from face2scene.models.scene_estimator import SceneEstimator
 from face2scene.ref_fr import FaceRestorationError, RefFR, face_pair
 from face2scene.ref_fr.base import upright_points
 
 TOKEN_AGGREGATIONS = ("largest", "mean", "nearest")
-FALLBACKS = ("null", "blind")
+FALLBACKS = ("auto", "estimated", "null", "blind")
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
@@ -50,12 +52,16 @@ class PipelineOptions:
     # Whose tokens (ours): of the `largest` usable face, the `mean` of all faces weighted by area, or for every tile
     # those of the `nearest` face, so that the restoration varies over the image.
     token_aggregation: str = "largest"
-    fallback: str = "null"  # without a usable face: learned `null` tokens, or a `blind` estimate (`_estimate_blind`)
+    # Without a usable face: tokens `estimated` from the image by the weights' estimator, learned `null` tokens, or a
+    # `blind` estimate (`_estimate_blind`). `auto`: estimated where the weights have an estimator, else null.
+    fallback: str = "auto"
+    # Share of the input in the result (ours), 0 to 1. `auto`: from the tokens; 0 where the weights have no estimator.
+    fidelity: float | str = "auto"
     colour: str = "none"  # alignment with the input: `none`, `wavelet`, `adain` (not public; `arrays.align_colour`)
     tile: int | str | None = 512  # pixels; larger images go in tiles. `auto`: by the free memory; None: never
     overlap: int = 64  # of the tiles, pixels
     statistics: str = "shared"  # of normalisation over tiles, `shared` or `tile`; see `models.restorer.tiling`
-    max_face_size: int = 256  # pixels; of a larger face the centre is used at its native scale (ours: attention's cost)
+    max_face_size: int = MAX_FACE_SIZE  # pixels; of a larger face the centre is used, see `align.face_crop_box`
     max_faces: int = 8  # of one scene, the largest first (ours)
     max_tokens: int | None = None  # the first so many tokens, coarse to fine (an ablation of ours); None keeps all
     # How far below the detector's threshold the similarity of a degraded or restored face to its person may lie (ours).
@@ -66,6 +72,8 @@ class PipelineOptions:
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} is {value!r}: choose one of {', '.join(known)} (option pipeline.{name}).")
+        if self.fidelity != "auto" and not (isinstance(self.fidelity, int | float) and 0 <= self.fidelity <= 1):
+            raise ValueError(f"fidelity is {self.fidelity!r}: give auto or a number from 0 to 1 (pipeline.fidelity).")
 
 
 class DegradationEstimator:
@@ -77,6 +85,7 @@ class DegradationEstimator:
         ref_fr: Stage I; without one no face is used.
         detector: finds faces; without one only a given box is used.
         options: of the whole pipeline.
+        estimator: gives tokens and fidelity from the degraded image; trained with the restorer.
     """
 
     def __init__(
@@ -86,7 +95,17 @@ class DegradationEstimator:
         ref_fr: RefFR | None,
         detector: Detector | None,
         options: PipelineOptions,
+        estimator: SceneEstimator | None = None,
     ):
+        if estimator is None and options.fallback == "estimated":
+            raise ValueError(
+                f"fallback=estimated needs {ESTIMATOR_FILE} beside the restorer's weights (estimator_weights=FILE); "
+                "train_restorer writes it with train.restorer.estimator. Or set pipeline.fallback=null."
+            )
+        mapnet = getattr(restorer, "mapnet", None)
+        if estimator is not None and (mapnet is None or not estimator.fits(mapnet)):
+            raise ValueError("The estimator is of another restorer: name the file that was trained with this one.")
+        self.estimator = estimator
         self.restorer, self.fadex, self.ref_fr, self.detector = restorer, fadex, ref_fr, detector
         self.options = options
         self._photos: dict[Path, Face | str] = {}  # reference photos, each read once
@@ -184,12 +203,12 @@ class DegradationEstimator:
     ) -> FaceEstimate:
         known = box if face is None else face.box
         assert known is not None and self.ref_fr is not None  # `estimate` checks both
-        whole = square_crop_box(known, (scene.image.shape[-2], scene.image.shape[-1]))
-        points = face.landmarks_5 if face is not None else upright_points(whole)
+        size = (scene.image.shape[-2], scene.image.shape[-1])
+        points = face.landmarks_5 if face is not None else upright_points(square_crop_box(known, size))
         pair = face_pair(
             self.ref_fr,
             scene.image,
-            _centre(whole, self.options.max_face_size),
+            face_crop_box(known, size, self.options.max_face_size),
             references=people.files(person),
             gt=gt,
             landmarks=points,
@@ -210,7 +229,8 @@ class DegradationEstimator:
         return FaceEstimate(pair, features.cpu(), tokens, face, person)
 
     def _tokens(self, features: Tensor | None) -> Tensor:
-        return self.restorer.tokens(features, 1)[:, : self.options.max_tokens]
+        batch = 1 if features is None else len(features)
+        return self.restorer.tokens(features, batch)[:, : self.options.max_tokens]
 
     def _check_identity(
         self, scene: Scene, face: Face, person: str | None, pair: FacePair, people: ReferenceGallery
@@ -248,6 +268,16 @@ class DegradationEstimator:
         self, scene: Scene, reason: str, faces: Sequence[Face], notes: dict[str, Any]
     ) -> DegradationEstimate:
         notes["no_pair"] = reason
+        if self.estimator is not None and self.options.fallback in ("auto", "estimated"):
+            start = perf_counter()
+            if (squares := self._textured_patches(scene.image)) is not None:
+                features = self.estimator.features(squares.to(self.restorer.text.device))
+                tokens = self._tokens(features).mean(0, keepdim=True)
+                notes["seconds_tokens"] = round(perf_counter() - start, 3)
+                notes["warnings"].append(
+                    f"The degradation was estimated from {len(squares)} square(s) of the image alone, because {reason}."
+                )
+                return DegradationEstimate(DegradationTokens(tokens, "estimated"), tuple(faces), (), notes)
         if self.options.fallback == "blind" and min(scene.image.shape[-2:]) >= MINIMUM_SIZE:
             start = perf_counter()
             patches = self._estimate_blind(scene.image, faces)
@@ -261,6 +291,13 @@ class DegradationEstimator:
         notes["warnings"].append(f"The learned null tokens stand in for the face's, because {reason}.")
         return DegradationEstimate(DegradationTokens(self._tokens(None), "null"), tuple(faces), (), notes)
 
+    def _textured_patches(self, image: Tensor) -> Tensor | None:
+        # (P, 3, s, s); None for an image that is too small
+        side = min(self.options.max_face_size, *image.shape[-2:])
+        if side < MINIMUM_SIZE:
+            return None
+        return torch.stack([crop(image, box) for box in select_textured_patches(image, side, 4)])
+
     def _estimate_blind(self, image: Tensor, faces: Sequence[Face]) -> tuple[FaceEstimate, ...]:
         # Ours, where Stage I is missing: the restorer's own output under null tokens takes the place of Stage I's, on
         # the faces, or without faces on the patches with the most texture. With the tiny weights it gains nothing: on
@@ -268,7 +305,7 @@ class DegradationEstimator:
         # pair 26.22 and 0.204. So it is an option and not the default.
         height, width = image.shape[-2:]
         limit = self.options.max_face_size
-        boxes = [_centre(square_crop_box(face.box, (height, width)), limit) for face in faces[:4]]
+        boxes = [face_crop_box(face.box, (height, width), limit) for face in faces[:4]]
         estimates = []
         for box in boxes or select_textured_patches(image, min(limit, height, width), 4):
             degraded = crop(image, box)
@@ -288,12 +325,6 @@ def _log_entry(face: Face, match: FaceMatch) -> dict[str, Any]:
     if match.similarity is not None:
         row |= {"reference": match.reference, "similarity": round(match.similarity, 4), "person": match.person}
     return row
-
-
-def _centre(box: Box, max_size: int) -> Box:
-    x0, y0, x1, y1 = (int(v) for v in box)
-    cut = max(0, (x1 - x0 - max_size) // 2)
-    return (x0 + cut, y0 + cut, x1 - cut, y1 - cut)
 
 
 def select_textured_patches(image: Tensor, side: int, count: int) -> list[Box]:

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
+from itertools import repeat
 from pathlib import Path
 from time import perf_counter
 from typing import Any, overload
@@ -33,12 +34,15 @@ from face2scene.inference.results import DegradationEstimate, Restoration
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.loading import load_restorer
 from face2scene.models.restorer.base_model import precision
+from face2scene.models.restorer.light_decoders import replace_decoder
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.tiling import TilePlan
 from face2scene.models.s3diff.model import S3Diff
+from face2scene.models.scene_estimator import SceneEstimator
 from face2scene.ref_fr import RefFR
 
 log = logging.getLogger(__name__)
+UNTOUCHED = 0.98  # an estimated fidelity from here on returns the input itself
 
 
 class Face2ScenePipeline(DegradationEstimator):
@@ -49,6 +53,7 @@ class Face2ScenePipeline(DegradationEstimator):
         fadex: the degradation encoder.
         ref_fr: Stage I; without one every scene gets the fallback of `PipelineOptions`.
         detector: finds faces; without one also, unless a box is given.
+        estimator: of the restorer, for images without a usable face and for `fidelity=auto`; None has neither.
         options: fields of `PipelineOptions`.
     """
 
@@ -61,10 +66,11 @@ class Face2ScenePipeline(DegradationEstimator):
         *,
         ref_fr: RefFR | None = None,
         detector: Detector | None = None,
+        estimator: SceneEstimator | None = None,
         device: str | torch.device = "cpu",
         **options: Any,
     ):
-        super().__init__(restorer.merged(), fadex.eval(), ref_fr, detector, PipelineOptions(**options))
+        super().__init__(restorer.merged(), fadex.eval(), ref_fr, detector, PipelineOptions(**options), estimator)
         self.enable_tiling(self.options.tile, self.options.overlap, self.options.statistics)
         self._references = References()
         self._offloaded = False
@@ -76,20 +82,32 @@ class Face2ScenePipeline(DegradationEstimator):
         restorer: str | Path,
         fadex: str | Path,
         *,
+        estimator: str | Path | None = None,
         base: str | Path | None = None,
         dtype: str | torch.dtype | None = None,
+        decoder: str | Path | None = None,
         **options: Any,
     ) -> "Face2ScenePipeline":
-        """Load the two weights files.
+        """Load the weights files.
 
         Args:
+            estimator: None is `estimator.safetensors` beside the restorer, if it is there.
             base: the base model, if not the one that the restorer's header names.
-            dtype: of the VAE and the UNet, also as `bf16`, `fp16` or `fp32`; None is float32, or a merged file's own.
-                FaDeX, MapNet and Stage I keep theirs.
+            dtype: of the VAE and the UNet, also as `bf16`, `fp16` or `fp32`; None is as they were trained (float32
+                where an older header does not say), or a merged file's own. FaDeX, MapNet and Stage I keep theirs.
+            decoder: a small decoder in place of the VAE's, see `light_decoders`.
             options: of the constructor.
         """
-        pipeline = cls(load_restorer(restorer, source=base), FaDeX.from_file(fadex), **options)
-        pipeline.files = (Path(restorer), Path(fadex))
+        if estimator is None and (beside := Path(restorer).with_name(pretrained.ESTIMATOR)).is_file():
+            estimator = beside
+        loaded, files = load_restorer(restorer, source=base), [Path(restorer), Path(fadex)]
+        if estimator is not None:
+            files.append(Path(estimator))
+        if decoder is not None:
+            files.append(replace_decoder(loaded.vae, decoder))
+        own = None if estimator is None else SceneEstimator.from_file(estimator)
+        pipeline = cls(loaded, FaDeX.from_file(fadex), estimator=own, **options)
+        pipeline.files = tuple(files)
         return pipeline if dtype is None else pipeline.to(precision(dtype))
 
     @classmethod
@@ -115,7 +133,8 @@ class Face2ScenePipeline(DegradationEstimator):
         The card names Stage I and the detector; they are not saved.
         """
         options = asdict(self.options)
-        pretrained.write(folder, self.restorer, self.fadex, options, ref_fr=self.ref_fr, detector=self.detector)
+        parts: dict[str, Any] = {"ref_fr": self.ref_fr, "detector": self.detector, "estimator": self.estimator}
+        pretrained.write(folder, self.restorer, self.fadex, options, **parts)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -136,6 +155,8 @@ class Face2ScenePipeline(DegradationEstimator):
                 self.device, self._offloaded = torch.device(one), False
                 self.restorer.to(self.device)
                 self.fadex.to(self.device)
+                if self.estimator is not None:
+                    self.estimator.to(self.device)
         return self
 
     @property
@@ -270,32 +291,52 @@ class Face2ScenePipeline(DegradationEstimator):
         plan = TilePlan.of(
             (height, width), self.restorer, tile=options.tile, overlap=options.overlap, statistics=options.statistics
         )
+        fidelity = self._fidelity(estimate)
         strengths = [self.restorer.guidance if guidance is None else guidance for guidance in guidances]
-        outputs = self.restorer.restore_tiled(
-            image,
-            lambda box: estimate.tokens.near(box).to(self.device),
-            plan,
-            strengths,
-            seed=seed_from(seed, scene.name),
-            device=self.device,
-            offload=self._offloaded,
-            progress=None if progress is no_progress else progress,  # None shows a bar over the tiles
+        untouched = options.fidelity == "auto" and fidelity >= UNTOUCHED
+        outputs = (
+            repeat(image, len(strengths))
+            if untouched
+            else self.restorer.restore_tiled(
+                image,
+                lambda box: estimate.tokens.near(box).to(self.device),
+                plan,
+                strengths,
+                seed=seed_from(seed, scene.name),
+                device=self.device,
+                offload=self._offloaded,
+                progress=None if progress is no_progress else progress,  # None shows a bar over the tiles
+            )
         )
         for guidance, output in zip(strengths, outputs, strict=True):
-            aligned = align_colour(output, image, options.colour)[0]
+            full = scene.image if untouched else align_colour(output, image, options.colour)[0]
             notes = estimate.notes | {
                 "width": width,
                 "height": height,
                 "tokens": estimate.tokens.source,
                 "ref_fr": getattr(self.ref_fr, "name", "none"),
                 "guidance": guidance,
+                "fidelity": 1.0 if untouched else round(fidelity, 4),
                 "tiles": plan.notes,
                 "colour": options.colour,
                 "seconds_restore": round(perf_counter() - start, 3),
                 "peak_memory_mib": peak_memory(self.device) // 2**20,
             }
-            yield Restoration(aligned, estimate, notes)
+            if untouched:
+                notes["warnings"] = [
+                    *notes["warnings"],
+                    "The image is returned as it was: no degradation was estimated.",
+                ]
+            yield Restoration(full, estimate, notes, scene=scene.image).at_fidelity(notes["fidelity"])
             start = perf_counter()
+
+    def _fidelity(self, estimate: DegradationEstimate) -> float:
+        if self.options.fidelity != "auto":
+            return float(self.options.fidelity)
+        if self.estimator is None:
+            return 0.0
+        with torch.inference_mode():
+            return self.estimator.fidelity(estimate.tokens.tokens.mean(0, keepdim=True).to(self.device)).item()
 
     def restore_patch(self, image: Tensor, tokens: Tensor) -> Tensor:
         """Restore (1, 3, h, w) in [0, 1] with tokens (1, N, D), untiled."""

@@ -1,6 +1,6 @@
 """A pipeline in a folder, for sharing: its weights, its options and a model card.
 
-FOLDER/  face2scene.json  restorer.safetensors  fadex.safetensors  README.md
+FOLDER/  face2scene.json  restorer.safetensors  fadex.safetensors  [estimator.safetensors]  README.md
 """
 
 import json
@@ -24,6 +24,8 @@ from face2scene.models.restorer.base_model import base_folder
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.restorer_base import WEIGHTS_FILE
 from face2scene.models.s3diff.model import S3Diff
+from face2scene.models.scene_estimator import FILE as ESTIMATOR
+from face2scene.models.scene_estimator import SceneEstimator
 from face2scene.ref_fr.fingerprint import files_version
 
 OPTIONS, RESTORER, FADEX, CARD = "face2scene.json", WEIGHTS_FILE, "fadex.safetensors", "README.md"
@@ -43,7 +45,7 @@ def find(folder: str | Path) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(snapshot_download(name, allow_patterns=[OPTIONS, RESTORER, FADEX, CARD]))
+            return Path(snapshot_download(name, allow_patterns=[OPTIONS, RESTORER, FADEX, ESTIMATOR, CARD]))
         except Exception as error:  # no network, no repository, or no access
             raise FileNotFoundError(
                 f"There is no folder {name}, and the hub did not have it ({type(error).__name__})."
@@ -76,6 +78,7 @@ def write(
     *,
     ref_fr: Any = None,
     detector: Any = None,
+    estimator: SceneEstimator | None = None,
 ) -> None:
     """Write everything; the options last, so that a folder with options is complete."""
     folder = Path(folder)
@@ -84,6 +87,8 @@ def write(
     else:
         restorer.save(folder / RESTORER, about={"version": __version__})
     fadex.save(folder / FADEX, about={"version": __version__})
+    if estimator is not None:
+        estimator.save(folder / ESTIMATOR, about={"version": __version__})
     stage_one = getattr(ref_fr, "name", "none")
     backend = getattr(detector, "backend", None)
     faces = type(backend).__name__ if backend is not None else "none"

@@ -1,9 +1,10 @@
 """Results of the pipeline: degradation estimates and restorations."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -46,6 +47,20 @@ class Restoration:
     estimate: DegradationEstimate
     notes: dict[str, Any]  # its line of the restoration log, without the file names
     photo: Photo | None = None  # the input; `save` keeps its transparency, depth, profile and EXIF
+    scene: Tensor | None = None  # (3, H, W), the input at the output's size
+    full: Tensor | None = None  # (3, H, W), the image at fidelity 0
+
+    def at_fidelity(self, fidelity: float) -> "Restoration":
+        """The same restoration with another share of the input in it, from 0, none, to 1; no network runs again.
+
+        Raises:
+            ValueError: outside [0, 1], or a restoration without its input.
+        """
+        if not 0 <= fidelity <= 1 or self.scene is None:
+            raise ValueError(f"The fidelity must be from 0 to 1, of a result of the pipeline; it is {fidelity}.")
+        full = self.image if self.full is None else self.full
+        image = torch.lerp(full, self.scene, fidelity) if 0 < fidelity < 1 else (self.scene if fidelity else full)
+        return replace(self, image=image, full=full, notes=self.notes | {"fidelity": fidelity})
 
     @property
     def faces(self) -> tuple[Face, ...]:
@@ -54,7 +69,7 @@ class Restoration:
 
     @property
     def token_source(self) -> str:
-        """`pair` (of faces), `burst`, `blind` or `null`; the reason is among `notes["warnings"]`."""
+        """`pair` (of faces), `burst`, `estimated`, `blind` or `null`; the reason is among `notes["warnings"]`."""
         return self.estimate.tokens.source
 
     @property

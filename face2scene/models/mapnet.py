@@ -79,7 +79,9 @@ class DegAttn(nn.Module):
         branches = []
         for half, query_key in zip(x.chunk(2, dim=-1), self.query_key, strict=True):
             query, key = (_split(part, self.heads) for part in query_key(half).chunk(2, dim=-1))
-            branches.append(F.scaled_dot_product_attention(query, key, value))
+            # In two halves, since the fused kernels take values of the query's width alone.
+            parts = [F.scaled_dot_product_attention(query, key, half_value) for half_value in value.chunk(2, dim=-1)]
+            branches.append(torch.cat(parts, dim=-1))
         difference = branches[0] - self.scalar.to(branches[1]) * branches[1]
         if self.per_head:
             difference = self.norm(difference)

@@ -9,7 +9,16 @@ import numpy as np
 from torch import Tensor
 
 from face2scene.common.types import Box, FacePair
-from face2scene.faces.align import FFHQ_512, AlignmentError, Similarity, crop, face_transform, paste_back, warp
+from face2scene.faces.align import (
+    FFHQ_512,
+    AlignmentError,
+    Similarity,
+    covered_box,
+    crop,
+    face_transform,
+    paste_back,
+    warp,
+)
 
 # Assumed of a face without landmarks: centre and side of a detector's box in the FFHQ frame, as shares of its side,
 # and how much wider the square crop is (`align.square_crop_box`).
@@ -83,7 +92,7 @@ class AlignedRefFR:
         self, degraded: Tensor, references: Sequence[Path], *, gt: Tensor | None, rng: np.random.Generator
     ) -> Tensor:
         """See `RefFR.restore`; the face is upright in a crop of `square_crop_box`. `gt` and `rng` are not used."""
-        return self.restore_in(degraded, (0, 0, degraded.shape[-1], degraded.shape[-2]), None, references)[0]
+        return self.restore_in(degraded, (0, 0, degraded.shape[-1], degraded.shape[-2]), None, references).restored
 
     def ready(self) -> None:
         """Load the networks.
@@ -92,14 +101,22 @@ class AlignedRefFR:
             RestorerUnavailableError: they cannot be loaded.
         """
 
+    def restore_named(self, face: Tensor, references: Sequence[Path], name: str) -> RestoredFace:
+        """Restore one face (3, size, size), which a cache knows by `name`, see `face_pair`."""
+        return self.restore_aligned(face[None], [references])[0]
+
     def restore_in(
-        self, scene: Tensor, box: Box, landmarks: np.ndarray | None, references: Sequence[Path]
-    ) -> tuple[Tensor, tuple[str, ...]]:
-        """The restored crop of `box`, and notes; see `face_pair`."""
+        self, scene: Tensor, box: Box, landmarks: np.ndarray | None, references: Sequence[Path], name: str = ""
+    ) -> FacePair:
+        """The face pair of `box`, or of the part of it that the aligned face covers; see `face_pair`."""
         aligned, transform, notes = aligned_face(scene, box, landmarks, self.size)
-        restored = self.restore_aligned(aligned[None], [references])[0]
+        try:
+            box = covered_box(box, transform, self.size)
+        except AlignmentError as error:
+            raise FaceRestorationError(str(error)) from error
+        restored = self.restore_named(aligned, references, name)
         pasted = paste_back(scene, restored.image.to(scene), transform, feather=0)
-        return crop(pasted, box).clone(), notes + restored.notes
+        return FacePair(crop(pasted, box).clone(), crop(scene, box), box, notes + restored.notes)
 
 
 def aligned_face(
@@ -155,24 +172,28 @@ def face_pair(
     gt: Tensor | None = None,
     landmarks: np.ndarray | None = None,
     rng: np.random.Generator,
+    name: str = "",
 ) -> FacePair:
     """Crop the face from a scene at its native size and restore it.
 
     Args:
         scene: (3, H, W) in [0, 1], degraded.
-        box: integer square inside the scene, see `faces.align.square_crop_box`.
+        box: integer square inside the scene, see `faces.align.face_crop_box`.
         gt: the clean scene, for stand-ins.
         landmarks: (5, 2) in the scene, see `types.Face`, to align the face; without them it is assumed to be upright
             in the middle of `box`.
         rng: for restorers that draw random numbers.
+        name: what the degraded face was made from, by which caches know it on every processor; empty for its pixels.
+
+    Returns:
+        The pair, of `box` or, where an aligned face covers less of it, of the part it covers.
 
     Raises:
         FaceRestorationError: the face cannot be restored.
     """
-    degraded = crop(scene, box)
     if isinstance(restorer, AlignedRefFR):
-        restored, notes = restorer.restore_in(scene, box, landmarks, references)
-        return FacePair(restored=restored, degraded=degraded, box=box, notes=notes)
+        return restorer.restore_in(scene, box, landmarks, references, name)
+    degraded = crop(scene, box)
     restored = restorer.restore(degraded, references, gt=None if gt is None else crop(gt, box), rng=rng)
     return FacePair(restored=restored, degraded=degraded, box=box)
 

@@ -4,8 +4,10 @@
     FOLDER/<fingerprint>/ab/<key>.png    one restored face; its notes and the digest of its pixels are in the header
     FOLDER/<fingerprint>/ab/<key>.json   one face that could not be restored, with the message
 
-The fingerprint is the restorer's: weights, settings and code. The key is a digest of the degraded face's pixels and the
-reference files' bytes, so stale entries are never read, and records of the same content share one entry.
+The fingerprint is the restorer's: weights, settings and code. The key is a digest of the reference files' bytes and of
+the face's name, which says from which image and by which recipe it was made: degraded pixels have other last digits on
+another processor. A face without a name, such as a photo's, is known by its pixels. So stale entries are never read,
+and records of the same content share one entry.
 """
 
 import hashlib
@@ -75,9 +77,9 @@ class Cached(AlignedRefFR):
         if self.missing == "compute":
             self.restorer.ready()
 
-    def key(self, face: Tensor, references: Sequence[Path]) -> str:
-        """Hex digest of a face (3, s, s) in [0, 1] and its references' bytes, in order."""
-        digest = hashlib.sha256(to_bytes(face).tobytes())
+    def key(self, face: Tensor, references: Sequence[Path], name: str = "") -> str:
+        """Hex digest of a face's name, else of its pixels (3, s, s) in [0, 1], and its references' bytes, in order."""
+        digest = hashlib.sha256(f"name {name} ".encode() if name else to_bytes(face).tobytes())
         for path in references:
             try:
                 digest.update(content(path).encode())
@@ -95,7 +97,12 @@ class Cached(AlignedRefFR):
         self.fill(faces, references)
         return [self.read(self.key(face, paths)) for face, paths in zip(faces, references, strict=True)]
 
-    def fill(self, faces: Tensor, references: Sequence[Sequence[Path]]) -> int:
+    def restore_named(self, face: Tensor, references: Sequence[Path], name: str) -> RestoredFace:
+        """See `AlignedRefFR`; raises what `restore_aligned` does."""
+        self.fill(face[None], [references], [name])
+        return self.read(self.key(face, references, name))
+
+    def fill(self, faces: Tensor, references: Sequence[Sequence[Path]], names: Sequence[str] = ()) -> int:
         """Restore the faces that are missing, each content once; their number.
 
         Raises:
@@ -103,8 +110,8 @@ class Cached(AlignedRefFR):
             RestorerUnavailableError: the restorer does not work; nothing of this batch is stored.
         """
         wanted = {}
-        for number, (face, paths) in enumerate(zip(faces, references, strict=True)):
-            key = self.key(face, paths)
+        for number, (face, paths, name) in enumerate(zip(faces, references, names or [""] * len(faces), strict=True)):
+            key = self.key(face, paths, name)
             if key not in wanted and not self._image(key).is_file() and not self._refusal(key).is_file():
                 wanted[key] = number
         if wanted and self.missing == "refuse":
@@ -151,7 +158,7 @@ class Cached(AlignedRefFR):
             raise FaceRestorationError(read_json(self._refusal(key))["refused"])
         path = self._image(key)
         try:
-            with Image.open(path) as file:
+            with Image.open(path, formats=["PNG"]) as file:
                 pixels, info = np.array(file.convert("RGB")), file.info
             intact = info["pixels"] == hashlib.sha256(pixels.tobytes()).hexdigest()
         except (OSError, KeyError, SyntaxError) as error:

@@ -31,7 +31,7 @@ def resolve_path(option: str, value: str) -> Path:
 
 def digest(*texts: str) -> str:
     """32 hex digits."""
-    return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()[:32]
+    return hashlib.sha256("\x1f".join(texts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def code_version(*parts: ModuleType | Callable) -> str:

@@ -1,72 +1,129 @@
-"""Training checkpoints: their content, atomic writing, and loading of the newest one."""
+"""Training states: what is in them, how they are written whole, and which one a run goes on from.
 
+`state/<step>/` holds model.safetensors, model_1.safetensors (trained weights and buffers of each model),
+training.safetensors (optimizers, loss scaler, progress, averages: tensors, and the rest as JSON in its header) and
+SHA256SUMS of them, which `sha256sum -c` reads too. None of these can run code. No state of a random generator is kept,
+since the randomness of a step follows from its number alone.
+"""
+
+import json
 import logging
 import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import extract_model_from_parallel
-from safetensors.torch import load_file
-from torch import nn
+from accelerate.utils import broadcast_object_list, extract_model_from_parallel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
+from face2scene.common.files import sha256_of, sync
+from face2scene.common.model_files import trained_tensors
+from face2scene.data.records import SUMS
 from face2scene.train.fsdp import full_tensor, shard_like
 from face2scene.train.run import Run
 
 log = logging.getLogger(__name__)
+_OTHERS = "training.safetensors"
 
 
-def keep_trained_only(models: list[nn.Module], weights: list[dict], folder: str) -> None:
-    """Hook of `save_state`: drop frozen weights, such as a base of a billion, and keep buffers.
+@dataclass
+class TrainingState:
+    """What a run goes on from, written by the main process and read by all.
 
-    Names are the module's own, without the wrapper's "module.", so that any number of processes can load the state.
+    Args:
+        models, optimizers: after preparation; frozen weights, such as a base of a billion, are left out.
+        others: further objects with state_dict and load_state_dict.
     """
-    for model, state in zip(models, weights, strict=True):
-        inner = extract_model_from_parallel(model)
-        frozen = {name for name, p in inner.named_parameters() if not p.requires_grad}
-        keep = tuple(getattr(inner, "state_beside_training", ()))
-        for name in list(state):
-            tensor, plain = state.pop(name), name if inner is model else name.removeprefix("module.")
-            if plain not in frozen or plain.startswith(keep):
-                state[plain] = full_tensor(tensor)
 
+    accelerator: Accelerator
+    run: Run
+    models: Sequence[nn.Module]
+    optimizers: Sequence[Any]
+    others: Sequence[Any]
 
-def load_trained(models: list[nn.Module], folder: str) -> None:
-    """Hook of `load_state`: load instead of accelerate, whose loading is strict or, with strict=False, unchecked.
+    def save(self, step: int, keep: int) -> None:
+        """Write `state/<step>`, whole and on the disk or not at all; of all states up to it, keep the newest `keep`."""
+        tensors: dict[str, Tensor] = {}
+        weights = [_weights(model) for model in self.models]  # of all processes: sharded ones are gathered
+        tree = _split({name: part.state_dict() for name, part in self._parts().items()}, "", tensors)
+        if self.accelerator.is_main_process:
+            folder = self.run.folder / "state"
+            partial = folder / f".{step}.partial"
+            for old in folder.glob(".*.partial"):
+                shutil.rmtree(old)
+            partial.mkdir(parents=True)
+            try:
+                for number, values in enumerate(weights):
+                    save_file(values, partial / _model_file(number))
+                save_file(tensors, partial / _OTHERS, metadata={"tree": json.dumps(tree)})
+                sums = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(partial.iterdir())]
+                (partial / SUMS).write_text("".join(sums), encoding="utf-8")
+                for path in (*partial.iterdir(), partial):
+                    sync(path)
+                shutil.rmtree(folder / str(step), ignore_errors=True)
+                partial.rename(folder / str(step))
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)  # a full disk gets its room back
+                raise
+            sync(folder)
+            for old in [path for path in states(self.run) if int(path.name) <= step][:-keep]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
 
-    Raises:
-        ValueError: trained weights are missing, or names are unknown.
-    """
-    while models:
-        inner = extract_model_from_parallel(models.pop())
-        path = Path(folder) / f"model{f'_{len(models)}' if models else ''}.safetensors"
-        own = inner.state_dict(keep_vars=True)
-        stored = {name: shard_like(t, own[name]) if name in own else t for name, t in load_file(path).items()}
-        missing, unknown = inner.load_state_dict(stored, strict=False)
-        trained = {name for name, p in inner.named_parameters() if p.requires_grad}
-        lost = sorted(trained.intersection(missing))
-        if lost or unknown:
+    def resume(self) -> None:
+        """Load the newest whole state, if there is any state.
+
+        Raises:
+            ValueError: none is whole, or its weights do not fit the models.
+        """
+        found = states(self.run)
+        main = self.accelerator.is_main_process
+        folder = broadcast_object_list([next(filter(_is_whole, reversed(found)), None) if main else None])[0]
+        if folder is not None:
+            log.info("Going on from %s.", folder)
+            self._load(folder)
+        elif found:
             raise ValueError(
-                f"{path} does not fit {type(inner).__name__}: missing {lost[:5]}, unknown {unknown[:5]}. It belongs to "
-                "other settings: choose another name=..., or remove the run's folder."
+                f"None of the training states in {found[-1].parent} is whole. Remove that folder, so that the same "
+                "command starts from the beginning, or choose another name=..."
             )
 
+    def check_finite(self, step: int) -> None:
+        """Refuse to go on with weights that are not finite, before they are exported or saved.
 
-def save(accelerator: Accelerator, run: Run, step: int, keep: int) -> None:
-    """Write `state/<step>` atomically, and delete all but the newest `keep` states."""
-    folder = run.folder / "state"
-    partial = folder / f".{step}.partial"
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(folder / str(step), ignore_errors=True)
-        partial.rename(folder / str(step))
-        for old in states(run)[:-keep]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+        Raises:
+            FloatingPointError: trained weights, or buffers beside them, are not finite on some process.
+        """
+        named = {name: t for model in self.models for name, t in trained_tensors(_inner(model)).items()}
+        finite = torch.stack([torch.isfinite(full_tensor(t.detach())).all() for t in named.values()])
+        if not self.accelerator.gather(finite.all()[None]).all():
+            bad = [name for name, fine in zip(named, finite.tolist(), strict=True) if not fine]
+            raise FloatingPointError(
+                f"Weights are not finite after step {step} ({', '.join(bad[:5]) or 'on another process'}): they are "
+                "neither saved nor exported, and the same command goes on from the last state. Lower the learning rate "
+                "(with allow_config_change=true) or train in float32."
+            )
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {f"optimizer_{number}": part for number, part in enumerate(self.optimizers)}
+        parts |= {f"other_{number}": part for number, part in enumerate(self.others)}
+        return parts if self.accelerator.scaler is None else parts | {"scaler": self.accelerator.scaler}
+
+    def _load(self, folder: Path) -> None:
+        for number, model in enumerate(self.models):
+            _load_weights(_inner(model), folder / _model_file(number))
+        stored = _read_others(folder, len(self.optimizers), len(self.others))
+        parts = self._parts()
+        if missing := sorted(parts.keys() - stored.keys()):
+            raise ValueError(f"{folder} has no {missing[0]}. It belongs to other settings: choose another name=...")
+        for name, part in parts.items():
+            values = stored[name]
+            part.load_state_dict(_strided(part, values) if name.startswith("optimizer") else values)
 
 
 def states(run: Run) -> list[Path]:
@@ -76,9 +133,102 @@ def states(run: Run) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name))
 
 
-def resume(accelerator: Accelerator, run: Run) -> None:
-    """Load the newest state, if there is one."""
-    found = states(run)
-    if found:
-        log.info("Going on from %s.", found[-1])
-        accelerator.load_state(str(found[-1]))
+def _model_file(number: int) -> str:
+    return f"model{f'_{number}' if number else ''}.safetensors"
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    return extract_model_from_parallel(model)
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Trained weights and all buffers, on the CPU, under the module's own names, for any number of processes."""
+    inner = _inner(model)
+    frozen = {name for name, p in inner.named_parameters() if not p.requires_grad}
+    keep = tuple(getattr(inner, "state_beside_training", ()))
+    state = inner.state_dict()
+    return {name: _on_cpu(t) for name, t in state.items() if name not in frozen or name.startswith(keep)}
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return full_tensor(tensor).detach().to("cpu", copy=True).contiguous()
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    own = model.state_dict(keep_vars=True)
+    stored = {name: shard_like(t, own[name]) if name in own else t for name, t in load_file(path).items()}
+    missing, unknown = model.load_state_dict(stored, strict=False)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    lost = sorted(trained.intersection(missing))
+    if lost or unknown:
+        raise ValueError(
+            f"{path} does not fit {type(model).__name__}: missing {lost[:5]}, unknown {unknown[:5]}. It belongs to "
+            "other settings: choose another name=..., or remove the run's folder."
+        )
+
+
+def _is_whole(folder: Path) -> bool:
+    if damage := _damage(folder):
+        log.warning("%s is passed over: %s.", folder, damage)
+    return not damage
+
+
+def _damage(folder: Path) -> str:
+    """Why a state is not whole; empty if it is."""
+    names = {path.name for path in folder.iterdir()}
+    if "optimizer.bin" in names:  # of an earlier version, which wrote no checksums
+        try:
+            _read_others(folder, *(sum(n.startswith(s) for n in names) for s in ("optimizer", "custom_checkpoint")))
+            load_file(folder / _model_file(0))
+        except Exception as error:  # a damaged file fails in any way
+            return f"an earlier version wrote it, and it cannot be read as plain tensors ({type(error).__name__})"
+        return ""
+    if SUMS not in names:
+        return f"it has no {SUMS}"
+    lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    if wrong := sorted((names - {SUMS}) ^ sums.keys()):
+        return f"{wrong[0]} is missing, or {SUMS} does not list it"
+    wrong = [name for name, digest in sums.items() if sha256_of(folder / name) != digest]
+    return f"{wrong[0]} differs from its checksum" if wrong else ""
+
+
+def _read_others(folder: Path, optimizers: int, others: int) -> dict[str, Any]:
+    if (folder / "optimizer.bin").is_file():  # of an earlier version: pickles, of which only plain tensors are read
+        bins = {f"optimizer_{n}": f"optimizer{f'_{n}' if n else ''}.bin" for n in range(optimizers)}
+        bins |= {f"other_{n}": f"custom_checkpoint_{n}.pkl" for n in range(others)}
+        bins |= {"scaler": "scaler.pt"} if (folder / "scaler.pt").is_file() else {}
+        return {name: torch.load(folder / file, map_location="cpu", weights_only=True) for name, file in bins.items()}
+    with safe_open(folder / _OTHERS, "pt") as file:
+        return _joined(json.loads(file.metadata()["tree"]), file.get_tensor)
+
+
+def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """A state_dict as JSON; its tensors go to `tensors`. Mappings become pairs, because their keys may be numbers."""
+    if isinstance(value, Tensor):
+        tensors[name] = _on_cpu(value)
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"pairs": [[key, _split(one, f"{name}/{key}" if name else key, tensors)] for key, one in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_split(one, f"{name}/{number}", tensors) for number, one in enumerate(value)]
+    return value
+
+
+def _joined(value: Any, tensor: Callable[[str], Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_joined(one, tensor) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return tensor(value["tensor"]) if "tensor" in value else {k: _joined(one, tensor) for k, one in value["pairs"]}
+
+
+def _strided(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state with the memory layout of its weights, which may decide the last digit of a step."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, values in state["state"].items():
+        for key, value in values.items():
+            like = weights[number]
+            if isinstance(value, Tensor) and value.shape == like.shape and not like.is_contiguous():
+                values[key] = torch.empty_like(like, dtype=value.dtype, device="cpu").copy_(value)
+    return state

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from face2scene.common.files import write_json
@@ -100,7 +101,7 @@ class FaDeXTask:
         self._accuracy = torch.zeros(())
         self.stateful = [] if ema is None else [EMA(moco.query, ema, buffers=True)]
         count = sum(p.numel() for p in weights)
-        log.info("FaDeX trains %d weights on %d images.", count, len(data.paths))
+        log.info("FaDeX trains %d weights on %d images.", count, len(data.boxes))
 
     @property
     def moco(self) -> MoCo:
@@ -130,11 +131,9 @@ class FaDeXTask:
             average.update()
 
     def _gather(self, keys: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        # Batch sizes may differ between processes: pad to the largest, gather, and drop the padding.
-        keys = self.accelerator.pad_across_processes(keys.contiguous())
-        labels = self.accelerator.pad_across_processes(labels, pad_index=EMPTY)
-        keys, labels = self.accelerator.gather((keys, labels))
-        return keys[labels != EMPTY], labels[labels != EMPTY]
+        # Batch sizes may differ between processes: all are padded to the largest, without asking for their sizes.
+        missing = self.data.operators * self.data.images - len(labels)
+        return self.accelerator.gather((F.pad(keys, (0, 0, 0, missing)), F.pad(labels, (0, missing), value=EMPTY)))
 
     @contextmanager
     def eval_weights(self) -> Iterator[FaDeX]:

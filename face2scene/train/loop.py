@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from face2scene.common.memory import explained
 from face2scene.common.reproducibility import seed_from
-from face2scene.train.checkpoint import keep_trained_only, load_trained, resume, save
+from face2scene.train.checkpoint import TrainingState
 from face2scene.train.dataloader import batches
 from face2scene.train.fsdp import full_tensor, shard
 from face2scene.train.run import Run
@@ -90,8 +90,10 @@ def train(
             `fsdp`); None replicates every model.
 
     Raises:
-        FloatingPointError: a loss or gradient is not finite (see `step`); that step changed no weight.
-        ValueError: `schedule.best` is not a validation metric, or a single process was asked to shard.
+        FloatingPointError: a loss or gradient is not finite (see `step`); that step changed no weight. Or the weights
+            are not, at a step that validates or saves: nothing of them is written.
+        ValueError: `schedule.best` is not a validation metric, a single process was asked to shard, or none of the
+            run's states is whole.
     """
     progress = Progress()
     rates = [[group["lr"] for group in phase.optimizer.param_groups] for phase in task.phases]
@@ -105,10 +107,9 @@ def train(
         phase.model, phase.optimizer = prepared[key]
         phase.weights = [p for p in phase.model.parameters() if p.requires_grad]  # sharding replaces them
     eval_weights = getattr(task, "eval_weights", nullcontext)
-    accelerator.register_for_checkpointing(progress, *getattr(task, "stateful", ()))
-    accelerator.register_save_state_pre_hook(keep_trained_only)
-    accelerator.register_load_state_pre_hook(load_trained)
-    resume(accelerator, run)
+    models, optimizers = zip(*prepared.values(), strict=True)
+    state = TrainingState(accelerator, run, models, optimizers, [progress, *getattr(task, "stateful", ())])
+    state.resume()
     run.forget_after(progress.step)
     log.info("Training from step %d to %d.", progress.step, schedule.steps)
 
@@ -137,7 +138,13 @@ def train(
                 postfix["images/s"] = f"{seen / (perf_counter() - since):.3g}"
                 seen, since = 0, perf_counter()
             bar.set_postfix(postfix)
-        if progress.due(schedule.validate_every) or progress.step == schedule.steps:
+        validating, saving = (
+            progress.due(every) or progress.step == schedule.steps
+            for every in (schedule.validate_every, schedule.save_every)
+        )
+        if validating or saving:
+            state.check_finite(progress.step)
+        if validating:
             with eval_weights():
                 with torch.random.fork_rng(), torch.no_grad():  # validation cannot affect the training
                     values = task.validate()
@@ -145,11 +152,11 @@ def train(
                 run.log(values, progress.step)
                 run.show(images, progress.step)
                 if schedule.improves(values, progress.best):
-                    progress.best = values[schedule.best]
+                    progress.best = float(values[schedule.best])
                     if accelerator.is_main_process:
                         task.export(run.folder / "weights/best", progress.step)
-        if progress.due(schedule.save_every) or progress.step == schedule.steps:
-            save(accelerator, run, progress.step, schedule.keep_states)
+        if saving:
+            state.save(progress.step, schedule.keep_states)
     bar.close()
 
     with eval_weights():

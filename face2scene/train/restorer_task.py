@@ -19,6 +19,8 @@ from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.restorer.discriminator import Discriminator, multilevel_sigmoid
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.restorer_base import WEIGHTS_FILE
+from face2scene.models.scene_estimator import FILE as ESTIMATOR_FILE
+from face2scene.models.scene_estimator import SceneEstimator, estimator_losses
 from face2scene.train.ema import EMA
 from face2scene.train.fsdp import summon_full_params
 from face2scene.train.loop import Phase
@@ -28,25 +30,39 @@ _TOKEN_WEIGHTS = ("mapnet.", "null_tokens", ".attn2.")  # the tokens pass throug
 
 
 class RestorerStep(nn.Module):
-    """`OneStepRestorer.forward` with its `tokens` inside, for a wrapper that reduces gradients over the processes."""
+    """`OneStepRestorer.forward` with its `tokens` inside, for a wrapper that reduces gradients over the processes.
+
+    Faces have sizes of their own, so MapNet runs once for each: as often on every process, as sharded weights need it.
+    """
 
     def __init__(self, restorer: OneStepRestorer):
         super().__init__()
         self.restorer = restorer
 
     def forward(
-        self, image: Tensor, features: Tensor | None, *, drop: Tensor | None = None, **options: Tensor | None
+        self,
+        image: Tensor,
+        features: Sequence[Tensor | None] | None,
+        *,
+        drop: Tensor | None = None,
+        **options: Tensor | Sequence[int] | None,
     ) -> Tensor:
-        return self.restorer(image, self.restorer.tokens(features, len(image), drop), **options)
+        return self.restorer(image, _tokens(self.restorer, features or [None] * len(image), drop), **options)
+
+
+def _tokens(restorer: OneStepRestorer, features: Sequence[Tensor | None], drop: Tensor | None) -> Tensor:
+    rows = zip(features, [None] * len(features) if drop is None else drop.split(1), strict=True)
+    return torch.cat([restorer.tokens(one, 1, null) for one, null in rows])
 
 
 class RestorerTask:
     """Online negatives, L2 and LPIPS on the whole crop, and a discriminator (supplement 2.2; weights 2.0, 5.0, 0.5).
 
-    `one_forward` (ours): one restoration and two optimizer steps, one on all generator losses and one on both of the
-    discriminator's. The adversarial losses skip negatives: they are means over the positively prompted images of all
-    batches and processes of a step. `published` is S3Diff's loop: a reconstruction step, an adversarial step on a
-    second restoration with positive prompts throughout, then discriminator steps on real and on restored images.
+    `published` is S3Diff's loop: a reconstruction step, an adversarial step on a second restoration with positive
+    prompts throughout, then discriminator steps on real and on restored images, each clipped by itself. `one_forward`
+    (ours, cheaper): one restoration and two optimizer steps, one on all generator losses and one on both of the
+    discriminator's; the adversarial losses skip negatives and are means over the positively prompted images of all
+    batches and processes of a step.
 
     Args:
         restorer: trained; moves to `device`.
@@ -60,9 +76,11 @@ class RestorerTask:
         discriminator_lr: None is `lr`, as in S3Diff.
         gan_weight: of all adversarial losses, the discriminator's too, as in S3Diff.
         real_target: label of real images; S3Diff's is 0.8.
-        order: `one_forward` or `published`.
+        order: `published` or `one_forward`.
         posterior: `sample` (S3Diff's) from the VAE's posterior, seeded per image, or its `mean`.
         ema: decay of an EMA of the trained weights, which is then validated and exported; None keeps none.
+        estimator: distilled in a last phase from the tokens of the face pairs (ours); None trains none.
+        estimator_lr: of AdamW; None is `lr`.
         about: goes into the header of the exported weights.
 
     Raises:
@@ -70,7 +88,7 @@ class RestorerTask:
     """
 
     memory_advice = (
-        "lower train.restorer.batches.batch (and raise train.restorer.accumulate as much), set "
+        "lower train.restorer.batches.batch (train.restorer.effective_batch then accumulates more calls), set "
         "train.restorer.gradient_checkpointing=true, or restorer.base.dtype=bf16"
     )
 
@@ -91,14 +109,16 @@ class RestorerTask:
         discriminator_lr: float | None = None,
         gan_weight: float = 0.5,
         real_target: float = 0.8,
-        order: Literal["one_forward", "published"] = "one_forward",
+        order: Literal["published", "one_forward"] = "published",
         posterior: Literal["sample", "mean"] = "sample",
         ema: float | None = None,
+        estimator: SceneEstimator | None = None,
+        estimator_lr: float | None = None,
         device: torch.device,
         about: Mapping[str, Any],
     ):
         for option, value, known in (
-            ("order", order, ("one_forward", "published")),
+            ("order", order, ("published", "one_forward")),
             ("posterior", posterior, ("sample", "mean")),
         ):
             if value not in known:
@@ -137,6 +157,10 @@ class RestorerTask:
                     Phase("discriminator_real", discriminator, d_optimizer, partial(self._d_loss, parts=["real"])),
                     Phase("discriminator_fake", discriminator, d_optimizer, partial(self._d_loss, parts=["fake"])),
                 ]
+        self.estimator = estimator
+        if estimator is not None:
+            e_optimizer = torch.optim.AdamW(estimator.to(device).parameters(), lr=estimator_lr or lr, weight_decay=0.0)
+            self.phases.append(Phase("estimator", estimator, e_optimizer, self._estimator_loss))
         self._adversarial_count = torch.ones(())
         self.ema_weights = None if ema is None else EMA(self.restorer, ema)
         self._images: dict[str, Tensor] = {}  # of the last validation
@@ -150,20 +174,28 @@ class RestorerTask:
         counts = torch.stack([batch["adversarial"].sum() for batch in batches]).float()
         self._adversarial_count = accelerator.reduce(counts.mean(), "mean").clamp(min=1e-6)  # per batch; 0 has no loss
 
-    def _restore(self, batch: Mapping[str, Tensor], negative: Tensor, seed_offset: int = 0) -> Tensor:
+    def _restore(self, batch: dict[str, Any], negative: Tensor, seed_offset: int = 0) -> Tensor:
         """(B, 3, c, c) in [-1, 1], the range of all losses."""
         with torch.no_grad():
-            features = self.fadex(batch["restored"], batch["degraded"])
-        seeds = batch["seed"] + seed_offset if self.posterior == "sample" else None
-        output = self.phases[0].model(batch["image"], features, drop=batch["drop"], negative=negative, seeds=seeds)
+            pairs = zip(batch["restored"], batch["degraded"], strict=True)
+            features = [self.fadex(restored[None], degraded[None]) for restored, degraded in pairs]
+        seeds = [seed + seed_offset for seed in batch["seed"]] if self.posterior == "sample" else None
+        options = {"negative": negative, "seeds": seeds} | {n: batch[n] for n in ("small",) if n in batch}
+        output = self.phases[0].model(batch["image"], features, drop=batch["drop"], **options)
+        if self.estimator is not None:
+            batch["features"], batch["output"] = features, output.detach().float()  # for the estimator's phase
         return output.float() * 2 - 1
 
     def _reconstruction_loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        target = batch["target"] * 2 - 1
+        target = torch.where(batch["negative"].view(-1, 1, 1, 1), batch["image"], batch["gt"]) * 2 - 1
         return {
             "l2": self.l2_weight * (output - target).square().mean(),
             "lpips": self.lpips_weight * self.perceptual(output, target),
         }
+
+    @property
+    def _discriminator(self) -> Phase:
+        return next(phase for phase in self.phases if phase.name.startswith("discriminator"))
 
     def _adversarial_loss(self, logits: Sequence[Tensor], batch: Mapping[str, Tensor], target: float) -> Tensor:
         losses = multilevel_sigmoid([each.float() for each in logits], target)  # (B,)
@@ -171,7 +203,7 @@ class RestorerTask:
 
     def _generator_gan(self, output: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         # Not through the wrapped discriminator: its processes would wait for gradients that this phase does not make.
-        discriminator = extract_model_from_parallel(self.phases[-1].model)
+        discriminator = extract_model_from_parallel(self._discriminator.model)
         batch["fake"] = output.detach()  # for the discriminator's phases
         return {"gan": self._adversarial_loss(discriminator(output), batch, self.real_target)}
 
@@ -187,9 +219,16 @@ class RestorerTask:
 
     def _d_loss(self, batch: dict[str, Tensor], parts: Sequence[str] = ("real", "fake")) -> dict[str, Tensor]:
         images, targets = {"real": batch["gt"] * 2 - 1, "fake": batch["fake"]}, {"real": self.real_target, "fake": 0.0}
-        logits = self.phases[-1].model(torch.cat([images[part] for part in parts]))  # one call for both
+        logits = self._discriminator.model(torch.cat([images[part] for part in parts]))  # one call for both
         chunks = zip(*(each.chunk(len(parts)) for each in logits), strict=True)
         return {part: self._adversarial_loss(c, batch, targets[part]) for part, c in zip(parts, chunks, strict=True)}
+
+    def _estimator_loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            tokens = _tokens(self.restorer, batch["features"], batch["drop"])
+        own, *fidelities = self.phases[-1].model(batch["image"], tokens, self.restorer.mapnet)
+        used = ~(batch["negative"] | batch["drop"])
+        return estimator_losses(own, tokens, fidelities, batch["image"], batch["output"], batch["gt"], used)
 
     def after_step(self) -> None:
         """Update the EMA."""
@@ -233,5 +272,7 @@ class RestorerTask:
         return {name: to_bytes(image) for name, image in self._images.items()}
 
     def export(self, folder: Path, step: int) -> None:
-        """Write restorer.safetensors in float16."""
+        """Write restorer.safetensors in float16, and the estimator."""
         self.restorer.save(folder / WEIGHTS_FILE, about=self.about | {"steps": step}, dtype=torch.float16)
+        if self.estimator is not None:
+            self.estimator.save(folder / ESTIMATOR_FILE, about=self.about | {"steps": step})

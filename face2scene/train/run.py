@@ -9,6 +9,7 @@ process computes the same path.
 
 import json
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +23,13 @@ from yaml import YAMLError
 
 from face2scene.common.files import atomic_write, read_seconds, write_json
 from face2scene.common.ledger import digest
+from face2scene.common.locks import lock_until_exit
 from face2scene.common.memory import keep_freed_memory
 from face2scene.common.renamed_keys import keys_of, refuse_renamed
 from face2scene.common.reproducibility import commit
 from face2scene.data.records import version_of
 
+log = logging.getLogger(__name__)
 # Settings that do not change the result of a run.
 _FREE = ("allow_config_change", "tracker", "paths", "hydra")
 
@@ -44,6 +47,7 @@ class Run:
     Raises:
         ValueError: the folder has another configuration; the message lists the differences.
         RenamedKey: its configuration has keys of an earlier version.
+        FolderInUse: another process trains there.
     """
 
     def __init__(
@@ -60,6 +64,8 @@ class Run:
         self.main = main
         self.trackers = trackers
         stored = self.folder / "config.yaml"
+        if main:
+            lock_until_exit(self.folder, "choose another name=...")
         if stored.exists() and not allow_config_change:
             before = _stored_config(stored)
             refuse_renamed(keys_of(before), source=str(stored))
@@ -70,7 +76,7 @@ class Run:
                     "Choose another name=..., remove the folder, or resume it with allow_config_change=true."
                 )
         if main:
-            with atomic_write(stored) as partial:
+            with atomic_write(stored, durable=True) as partial:
                 OmegaConf.save(OmegaConf.create(self.config), partial)
             with atomic_write(self.folder / "commit.txt") as partial:
                 partial.write_text(commit() + "\n")
@@ -172,11 +178,19 @@ def _differences(before: Any, now: Any, path: str = "") -> list[str]:
     return [] if before == now else [f"{path} was {before!r}, is {now!r}"]
 
 
+class _RunLog(logging.FileHandler):
+    """A log that ends with one sentence when it cannot be written any more, for example on a full disk."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        logging.getLogger().removeHandler(self)
+        log.warning("%s ends here: it cannot be written (%s).", self.baseFilename, sys.exc_info()[1])
+
+
 def _log_to(path: Path) -> None:
     root = logging.getLogger()
     if any(getattr(handler, "baseFilename", None) == str(path.resolve()) for handler in root.handlers):
         return
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _RunLog(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root.addHandler(handler)
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # four lines for every saved state otherwise

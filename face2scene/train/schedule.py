@@ -1,4 +1,4 @@
-"""Schedule and progress of a training."""
+"""Schedule, progress and batch sizes of a training."""
 
 import math
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ class Schedule:
             raise ValueError(f"best_is must be lowest or highest, not {self.best_is!r}.")
 
     def improves(self, values: Mapping[str, float], best: float | None) -> bool:
-        """Whether the metric in `values` is better than `best` (None before the first).
+        """Whether the metric in `values` is finite and better than `best` (None before the first).
 
         Raises:
             ValueError: there is no such metric; the message lists the metrics.
@@ -44,7 +44,9 @@ class Schedule:
         if self.best not in values:
             raise ValueError(f"schedule.best={self.best} is not among the validation metrics: {', '.join(values)}.")
         value = values[self.best]
-        return best is None or (value < best if self.best_is == "lowest" else value > best)
+        if not math.isfinite(value):
+            return False
+        return best is None or not math.isfinite(best) or (value < best if self.best_is == "lowest" else value > best)
 
     def rate(self, step: int) -> float:
         """Factor on the learning rates for step number `step`, counted from 0."""
@@ -52,6 +54,33 @@ class Schedule:
         if self.decay == "constant":
             return warm
         return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+
+
+def share_batch(
+    batch: int, processes: int, *, effective_batch: int | None = None, accumulate: int | None = None
+) -> tuple[int, int]:
+    """`batch` and `accumulate`, so that any number of processes takes equal steps.
+
+    Args:
+        batch: images per call; an upper bound where `effective_batch` is given.
+        effective_batch: images per optimizer step, over all calls and processes; None is what the others come to.
+        accumulate: calls per optimizer step; None follows from the others, or is 1.
+
+    Raises:
+        ValueError: `effective_batch` is not the product of such numbers.
+    """
+    if effective_batch:
+        batch = min(batch, max(1, effective_batch // processes))
+        accumulate = accumulate or max(1, round(effective_batch / (batch * processes)))
+    accumulate = accumulate or 1
+    images = batch * accumulate * processes
+    if effective_batch and images != effective_batch:
+        raise ValueError(
+            f"train.restorer.effective_batch={effective_batch} is not batch x accumulate x processes = {batch} x "
+            f"{accumulate} x {processes}: set train.restorer.effective_batch={images}, another "
+            "train.restorer.batches.batch, or train.restorer.accumulate=null."
+        )
+    return batch, accumulate
 
 
 class Progress:

@@ -24,6 +24,7 @@ from face2scene.common import model_files
 from face2scene.common.reproducibility import seed_from
 from face2scene.degradation import Mixture, Space
 from face2scene.image_io.arrays import to_bytes, to_tensor
+from face2scene.image_io.metadata import OPENED
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer.base_model import DiffusionBase
 from face2scene.models.restorer.one_step import OneStepRestorer
@@ -83,7 +84,7 @@ def tiny_schedule() -> DDPMScheduler:
 
 def load_images(files: Sequence[Path], longest: int = 1536) -> list[np.ndarray]:
     """uint8 (H, W, 3) each; a longer side above `longest` pixels is downsampled to it, so that crops are sharp."""
-    images = [Image.open(file).convert("RGB") for file in files]
+    images = [Image.open(file, formats=OPENED).convert("RGB") for file in files]
     for image in images:
         image.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=None)
     return [np.asarray(image) for image in images]

@@ -233,12 +233,12 @@ def test_full_disk_names_option(tmp_path, archive, told_by):
     assert "is full" in message and "FACE2SCENE_WEIGHTS" in message
 
 
-def test_a_debian_package_is_read_without_debian(tmp_path, archive):
+def test_debian_package_is_read_without_debian(tmp_path, archive):
     inside, package = io.BytesIO(), archive.parent / "toy_1.0_all.deb"
     with tarfile.open(fileobj=inside, mode="w:xz") as box:
-        catalogue_entry = tarfile.TarInfo("./usr/share/net.bin")
-        catalogue_entry.size = len(CONTENT)
-        box.addfile(catalogue_entry, io.BytesIO(CONTENT))
+        member = tarfile.TarInfo("./usr/share/net.bin")
+        member.size = len(CONTENT)
+        box.addfile(member, io.BytesIO(CONTENT))
     parts = {"debian-binary": b"2.0\n", "control.tar": b"odd", "data.tar.xz": inside.getvalue()}
     with open(package, "wb") as file:
         file.write(b"!<arch>\n")

@@ -3,11 +3,11 @@
 import sys
 
 import pytest
-from hydra import compose, initialize_config_dir
+from composed_configs import compose_config
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from face2scene.cli.command_line import CONFIGS, is_user_error, path_values, script, typed_values
+from face2scene.cli.command_line import is_user_error, path_values, script, typed_values
 from face2scene.common.renamed_keys import RenamedKey
 from face2scene.train.run import Run
 
@@ -42,8 +42,7 @@ def call(monkeypatch):
 
 def test_path_values_are_literal():
     words = [f"input={name}" for name in NAMES]
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        read = [compose("restore", path_values([word, "output=o"])).input for word in words]
+    read = [compose_config("restore", *path_values([word, "output=o"])).input for word in words]
     assert read == NAMES
     assert typed_values(path_values(words)) == words
 
@@ -74,7 +73,7 @@ def test_user_errors_are_one_sentence_and_exit_code_1(call, capsys, monkeypatch,
     assert end.value.code == 1 and capsys.readouterr().err == "no photo\n"
 
 
-def test_user_error_below_instantiate_is_reported_by_its_cause(call, capsys):
+def test_instantiate_error_is_reported_by_its_cause(call, capsys):
     broken = OmegaConf.create({"_target_": "face2scene.ref_fr.external.External", "command": "x", "version": "1"})
     with pytest.raises(SystemExit):
         call(lambda cfg: instantiate(broken))
@@ -82,7 +81,7 @@ def test_user_error_below_instantiate_is_reported_by_its_cause(call, capsys):
     assert not is_user_error(TypeError()) and not is_user_error(ZeroDivisionError())
 
 
-def test_moved_class_is_reported_with_the_list_of_new_places(call, capsys):
+def test_moved_class_names_list_of_new_places(call, capsys):
     moved = OmegaConf.create({"_target_": "face2scene.data.real.Photos", "where": "x"})
     with pytest.raises(SystemExit):
         call(lambda cfg: instantiate(moved))
@@ -91,7 +90,7 @@ def test_moved_class_is_reported_with_the_list_of_new_places(call, capsys):
     assert "CHANGELOG.md lists those that were renamed" in error
 
 
-def test_other_errors_are_raised_and_hydra_full_error_raises_all(call, monkeypatch):
+def test_other_errors_and_hydra_full_error_raise(call, monkeypatch):
     def task(cfg):
         raise {}[cfg.seed] if cfg.seed else ValueError("a sentence")
 
@@ -115,7 +114,7 @@ def test_required_keys_and_stops(call, capsys):
     assert end.value.code == 130 and "the same command goes on" in capsys.readouterr().err
 
 
-def test_multirun_separates_folders_and_survives_a_failure(call, capsys, monkeypatch, tmp_path):
+def test_multirun_separates_folders_and_goes_on(call, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     seen = []
 
@@ -131,7 +130,7 @@ def test_multirun_separates_folders_and_survives_a_failure(call, capsys, monkeyp
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == ["runs/multirun/multirun.yaml"]
 
 
-def test_old_keys_are_refused_on_the_command_line_in_files_and_in_stored_runs(call, capsys, tmp_path):
+def test_old_keys_are_refused_everywhere(call, capsys, tmp_path):
     def error_of(*options):
         with pytest.raises(SystemExit) as end:
             call(lambda cfg: None, *options)

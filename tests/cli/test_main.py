@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import types
 
 import pytest
 
@@ -44,8 +43,7 @@ def test_weights_folder_is_a_file(tmp_path, monkeypatch, capsys):
 
 def test_restore_forwards_overrides(monkeypatch):
     seen = []
-    done = types.SimpleNamespace(returncode=3)
-    monkeypatch.setattr(main.subprocess, "run", lambda command, check: seen.extend(command) or done)
+    monkeypatch.setattr(main, "run_attached", lambda words: seen.extend(words) or 3)
     assert main.main(["restore", "input=a.png", "output=b", "--cfg", "job"]) == 3
     assert seen[1].endswith("scripts/restore.py") and seen[2:] == ["input=a.png", "output=b", "--cfg", "job"]
 

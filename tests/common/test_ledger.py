@@ -46,7 +46,7 @@ def test_whatever_a_crash_cuts_the_other_lines_stay(tmp_path, cut):
     assert read.corrupt or read.lines["ü"] == {"name": "ü", "unfinished": True}
 
 
-def test_a_lost_line_is_remembered_until_the_work_is_done(tmp_path):
+def test_lost_line_is_remembered_until_redone(tmp_path):
     path, ledger = tmp_path / "log.jsonl", Ledger(tmp_path / "log.jsonl")
     ledger.append({"name": "a"})
     path.write_bytes(path.read_bytes() + bytes(50))
@@ -83,7 +83,7 @@ def test_every_setting_of_an_object_decides(other):
     assert " at 0x" not in json.dumps(described([other, *known]))  # an address would differ in every process
 
 
-def test_equal_settings_have_equal_digests_and_state_is_no_setting():
+def test_settings_digest_ignores_state():
     class Counts:
         def __init__(self, size: int, hidden: int = 1):
             self.size, self._hidden, self.seen = size, hidden, 0
@@ -99,7 +99,7 @@ def test_equal_settings_have_equal_digests_and_state_is_no_setting():
     assert digest(Detector(OpenBackend())) == digest(Detector(OpenBackend()))
 
 
-def test_content_sees_a_file_replaced_by_one_of_its_size_and_time(tmp_path):
+def test_content_detects_replaced_file_of_same_size(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"one")
     before, facts = content(path), facts_of(path)
@@ -112,7 +112,7 @@ def test_content_sees_a_file_replaced_by_one_of_its_size_and_time(tmp_path):
     assert unchanged(path, facts)  # touched and the same
 
 
-def test_a_folder_s_content_is_its_names_and_files_without_hidden_ones(tmp_path):
+def test_folder_content_ignores_hidden_files(tmp_path):
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/c").write_text("1")
     first = content(tmp_path / "a")

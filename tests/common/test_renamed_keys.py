@@ -3,10 +3,9 @@
 from fnmatch import fnmatchcase
 
 import pytest
-from hydra import compose, initialize_config_dir
+from composed_configs import compose_config
 from omegaconf import OmegaConf
 
-from face2scene.cli.command_line import CONFIGS
 from face2scene.common.renamed_keys import REMOVED, RENAMED, RenamedKey, keys_of, refuse_renamed, with_new_names
 from face2scene.common.reproducibility import REPOSITORY
 
@@ -28,9 +27,8 @@ COMPOSED = [
 def keys_in_use():
     """Dotted keys of the composed configurations of all scripts."""
     keys = set()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        for root, *overrides in COMPOSED:
-            keys |= set(keys_of(OmegaConf.to_container(compose(root, overrides))))
+    for root, *overrides in COMPOSED:
+        keys |= set(keys_of(OmegaConf.to_container(compose_config(root, *overrides))))
     return keys
 
 

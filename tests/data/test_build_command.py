@@ -31,10 +31,10 @@ FILTER = [
 ]
 
 
-def run_command(folder: Path, *overrides: str) -> int:
+def run_command(folder: Path, *overrides: str, degradation: str = "tiny") -> int:
     """Exit code of the build command in this process."""
     GlobalHydra.instance().clear()
-    sys.argv = ["build_inscene.py", f"data.root={folder}", "degradation=tiny", *overrides]
+    sys.argv = ["build_inscene.py", f"data.root={folder}", f"degradation={degradation}", *overrides]
     try:
         runpy.run_path(str(REPOSITORY / "scripts/build_inscene.py"), run_name="__main__")
     except SystemExit as end:
@@ -53,7 +53,8 @@ def make_photos(folder: Path) -> Path:
 
 
 def make_release(folder: Path) -> Path:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     numbers, text = datasets.List(datasets.Value("float64")), datasets.Value("string")
     features = {"image": datasets.Image(), "identity": text, "prompt": text, "face_box": numbers}
     features = datasets.Features(features | {"landmarks": datasets.List(numbers)})
@@ -115,3 +116,9 @@ def test_configuration_builds_past_a_bad_item(tmp_path, monkeypatch, name):
     assert (code, len(bad)) == (3 if quarantined else 0, quarantined), bad
     assert len(read_manifest(tmp_path / "set")) == images
     assert list(verify(tmp_path / "set")) == []
+
+
+def test_mixture_degrades_validation_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    assert run_command(tmp_path / "set", "data=tiny", "faces=none", degradation="tiny_base") == 0
+    assert all(record.lq for record in read_manifest(tmp_path / "set", "val"))

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colour_identities import SMALL, png_claiming
+from drawn_sets import SMALL, build_drawn, drawn_source
 from fake_ref_fr import Negative
 from PIL import Image
+from png_files import png_claiming
 
 from face2scene.cli.main import main
 from face2scene.common.reproducibility import REPOSITORY
@@ -22,15 +23,12 @@ from face2scene.data.records import ManifestError, Records, read_manifest, strea
 from face2scene.data.redegrade import redegrade
 from face2scene.data.scene_batches import SceneBatches, held_out
 from face2scene.data.shards import pack
-from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
 from face2scene.data.verify import verify
 
 
 @pytest.fixture
 def dataset(tmp_path) -> Path:
-    people = {"train_people": 2, "train_shots": 2, "val_people": 1, "val_shots": 2, "size": 32, "licence": "CC0-1.0"}
-    source = GeneratedPeople(lambda: DrawnPeople(side=32), None, name="drawn", **people)
-    build(tmp_path / "set", [source], settings={}, space=SMALL)
+    build_drawn(tmp_path / "set", [drawn_source(side=32, val_people=1)])
     (tmp_path / "secret.png").write_bytes((tmp_path / "set" / read_manifest(tmp_path / "set")[0].image).read_bytes())
     return tmp_path / "set"
 
@@ -43,7 +41,7 @@ def rename(folder: Path, split: str, **changes) -> None:
     write_manifest(folder, records)
 
 
-BATCHES = {"crop": 16, "face_window": (16, 16), "batch": 1, "negative_prob": 0, "token_dropout": 0, "seed": 0}
+BATCHES = {"crop": 16, "batch": 1, "negative_prob": 0, "token_dropout": 0, "seed": 0}
 READERS = {
     "Records": lambda folder, out: Records(folder),
     "stream_manifest": lambda folder, out: list(stream_manifest(folder)),
@@ -112,8 +110,9 @@ def test_checksums_outside_the_folder_are_named(dataset, capsys):
     assert "refused" in capsys.readouterr().err
 
 
-def test_published_paths_outside_the_source_are_rejected(tmp_path):
-    datasets = pytest.importorskip("datasets")
+def test_published_paths_outside_source_are_rejected(tmp_path):
+    import datasets
+
     from face2scene.data.sources.released import Released
 
     buffer = io.BytesIO()

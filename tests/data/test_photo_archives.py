@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from colour_identities import HUES, OPTIONS, ColourFaces, built, pixels, reasons
 from PIL import Image
+from png_files import png_bytes
 
 from face2scene.data.records import read_manifest
 from face2scene.data.sources.photo_archives import PhotoArchives
@@ -23,10 +24,8 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
     return path
 
 
-def png_bytes(person: str, seed: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels(person, seed)).save(buffer, "PNG")
-    return buffer.getvalue()
+def portrait(person: str, seed: int) -> Image.Image:
+    return Image.fromarray(pixels(person, seed))
 
 
 def make_samples(count: int, first: int = 0) -> list[tuple[str, bytes]]:
@@ -34,7 +33,7 @@ def make_samples(count: int, first: int = 0) -> list[tuple[str, bytes]]:
     for number in range(first, first + count):
         person = list(HUES)[number % 3]
         members += [
-            (f"{number:06d}.png", png_bytes(person, number)),
+            (f"{number:06d}.png", png_bytes(portrait(person, number))),
             (f"{number:06d}.json", json.dumps({"who": person}).encode()),
             (f"{number:06d}.txt", f"Number {number}.".encode()),
         ]
@@ -99,16 +98,16 @@ def test_bad_samples_are_quarantined(tmp_path):
         *make_samples(1),
         ("lonely.json", b"{}"),
         ("broken.jpg", b"no picture"),
-        ("odd.png", png_bytes("ben", 9)),
+        ("odd.png", png_bytes(portrait("ben", 9))),
         ("odd.json", b"{cut"),
-        ("list.png", png_bytes("ben", 10)),
+        ("list.png", png_bytes(portrait("ben", 10))),
         ("list.json", b"[1]"),
-        ("huge.png", png_bytes("cat", 11) + bytes(200_000)),
+        ("huge.png", png_bytes(portrait("cat", 11)) + bytes(200_000)),
     ]
     write_tar(tmp_path / "a.tar", members)
     with tarfile.open(tmp_path / "a.tar", "a", format=tarfile.GNU_FORMAT) as tar:
         info = tarfile.TarInfo("caf\udce9.png")
-        info.size = len(content := png_bytes("cat", 12))
+        info.size = len(content := png_bytes(portrait("cat", 12)))
         tar.addfile(info, io.BytesIO(content))
     summary = built(tmp_path / "set", make_source(tmp_path, max_bytes=100_000))
     left = {

@@ -1,29 +1,21 @@
 """A published set with any field names is converted to records."""
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from png_files import png_bytes
 
 from face2scene.data.building.build import BuildError, build, rejected_rows
 from face2scene.data.records import read_manifest
 from face2scene.data.sources.released import Released
 from face2scene.data.verify import verify
 
-pytest.importorskip("datasets")
-
 
 def make_image(seed: int, size=(32, 40)) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
-
-
-def png_bytes(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture

@@ -6,25 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_sets import build_drawn, drawn_source
 from PIL import Image
 
 from face2scene.cli.main import main
-from face2scene.data.building.build import build
 from face2scene.data.records import SUMS, Record, read_manifest, write_manifest
 from face2scene.data.shards import pack, read_stored
-from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
 from face2scene.data.verify import verify
-from face2scene.degradation import Space
-
-SMALL = Space(scale=1, kernel_sizes=(7, 7), resize_probs=(0, 0, 1), resize_probs2=(0, 0, 1), final_sinc_prob=0)
 
 
 @pytest.fixture
 def dataset(tmp_path) -> Path:
-    people = {"train_people": 2, "train_shots": 3, "val_people": 1, "val_shots": 2}
-    options = {"name": "drawn", "size": 32, "reference_size": 48, "licence": "CC0-1.0"}
-    source = GeneratedPeople(lambda: DrawnPeople(side=64), None, **people, **options)
-    build(tmp_path / "set", [source], settings={}, space=SMALL)
+    build_drawn(tmp_path / "set", [drawn_source(train_shots=3, val_people=1, reference_size=48)])
     return tmp_path / "set"
 
 
@@ -148,7 +141,7 @@ def test_pack_keeps_records_and_pixels(dataset, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("change", ["per_shard", "set", "nothing tells"])
-def test_a_stopped_packing_goes_on_in_the_same_way_only(dataset, tmp_path, change):
+def test_stopped_packing_resumes_same_way_only(dataset, tmp_path, change):
     packed = tmp_path / "packed"
     pack(dataset, packed, per_shard=4)
     before = {path: path.read_bytes() for path in packed.rglob("*") if path.is_file()}

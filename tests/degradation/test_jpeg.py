@@ -1,16 +1,13 @@
 """Jpeg."""
 
-import importlib
 import io
-import sys
-import types
 
 import numpy as np
 import pytest
 import torch
+from basicsr_compat import DiffJPEG
 from degradation_batches import make_image
 from PIL import Image
-from torchvision.transforms import functional as transforms
 
 from face2scene.degradation import (
     Jpeg,
@@ -21,16 +18,6 @@ from face2scene.degradation.functional import jpeg
 from face2scene.image_io.arrays import to_array, to_bytes, to_tensor
 
 pytestmark = pytest.mark.numerics
-
-
-@pytest.fixture(scope="module")
-def diffjpeg():
-    """basicsr's class."""
-    old = types.ModuleType("torchvision.transforms.functional_tensor")  # basicsr 1.4.2 imports it; it was removed
-    old.rgb_to_grayscale = transforms.rgb_to_grayscale
-    sys.modules.setdefault(old.__name__, old)
-    pytest.importorskip("basicsr", reason="the witness comes with the extra `degrade`")
-    return importlib.import_module("basicsr.utils.diffjpeg").DiffJPEG
 
 
 def test_libjpeg_refuses_gradients():
@@ -54,21 +41,21 @@ def test_strips_leave_no_jpeg_seams(monkeypatch, photo):
 
 
 @pytest.mark.parametrize("quality", [5, 30, 49, 50, 75, 95])
-def test_differentiable_jpeg_matches_basicsr(quality, photo, diffjpeg):
+def test_differentiable_jpeg_matches_basicsr(quality, photo):
     image = to_tensor(photo[:160, :112])
     # basicsr's tables are turned over their diagonal; so is an image whose sides are exchanged.
     with torch.no_grad():
-        expected = diffjpeg(differentiable=True)(image.transpose(1, 2)[None].contiguous(), quality=quality)[0]
+        expected = DiffJPEG(differentiable=True)(image.transpose(1, 2)[None].contiguous(), quality=quality)[0]
     difference = (Recipe((Jpeg(quality, "differentiable"),)).apply(image) - expected.transpose(1, 2)).abs()
     assert (difference > 1e-4).float().mean() < 1e-3  # a value at the edge may round the other way
     assert difference.mean() < 1e-5
 
 
 @pytest.mark.parametrize("quality", [5.5, 30, 50, 75.25, 99.9])
-def test_diffjpeg_matches_basicsr(quality, photo, diffjpeg):
+def test_diffjpeg_matches_basicsr(quality, photo):
     image = to_tensor(photo[:150, :109])
     with torch.no_grad():
-        expected = diffjpeg(differentiable=False)(image[None], quality=quality)[0]
+        expected = DiffJPEG(differentiable=False)(image[None], quality=quality)[0]
     recipe = Recipe((Jpeg(quality, "diffjpeg"),))
     difference = (recipe.apply(image) - expected).abs()
     assert (difference > 1e-4).float().mean() < 1e-3 and difference.mean() < 1e-5
@@ -80,8 +67,8 @@ def test_diffjpeg_matches_basicsr(quality, photo, diffjpeg):
 def test_only_diffjpeg_draws_float_quality():
     for codec, kind in (("diffjpeg", float), ("differentiable", int), ("libjpeg", int)):
         space, rng = Space(jpeg_codec=codec), np.random.default_rng(0)
-        draw_recipes = [o for _ in range(20) for o in space.draw(rng).operators if isinstance(o, Jpeg)]
-        assert {(type(o.quality), o.codec) for o in draw_recipes} == {(kind, codec)}
+        operators = [o for _ in range(20) for o in space.draw(rng).operators if isinstance(o, Jpeg)]
+        assert {(type(o.quality), o.codec) for o in operators} == {(kind, codec)}
     with pytest.raises(ValueError, match=r"Space\.jpeg_codec is 'turbo': it must be one of libjpeg"):
         Space(jpeg_codec="turbo")
 

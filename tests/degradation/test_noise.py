@@ -52,9 +52,9 @@ def test_poisson_tables_match_pmf(photons):
 
 @pytest.mark.parametrize("level", [0, 3, 40, 200, 255])
 def test_photon_counts_pass_chi_square(level):
-    make_image = torch.full((512, 512), level / 255)
-    make_image[:1, :256] = torch.arange(256) / 255  # all levels are used: white is 256 photons
-    centred, photons = noise.shot(make_image, seed=level)
+    image = torch.full((512, 512), level / 255)
+    image[:1, :256] = torch.arange(256) / 255  # all levels are used: white is 256 photons
+    centred, photons = noise.shot(image, seed=level)
     mean = level * 256 / 255
     counts = np.round(centred[1:].numpy().ravel() + mean).astype(int)
     assert photons == 256 and np.abs(counts - mean - centred[1:].numpy().ravel()).max() < 1e-3

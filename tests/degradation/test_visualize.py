@@ -18,6 +18,7 @@ def photo(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.numerics
 def test_last_stage_equals_recipe():
     image = to_tensor(astronaut())[:, :120, 180:300]
     shown = stages(PRESETS["d1"], image)

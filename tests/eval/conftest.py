@@ -1,19 +1,18 @@
 """Fixtures of tests/eval."""
 
-import importlib.util
 import json
 import sys
 
 import numpy as np
 import pytest
 from baseline_inputs import FAKE_METHOD
-from hydra import compose, initialize_config_dir
+from composed_configs import compose_config
 from inscene_records import record
-from scoring_inputs import SCORERS, write_images
+from repository_scripts import load_script
+from scored_folders import PER_IMAGE, write_images
 
 from face2scene.common.files import write_json
 from face2scene.common.model_files import save_weights
-from face2scene.common.reproducibility import REPOSITORY
 from face2scene.data.records import write_manifest
 from face2scene.eval.baselines.adapter import Adapter
 from face2scene.image_io.arrays import write_png
@@ -59,10 +58,7 @@ def make_adapter(tmp_path):
 
 @pytest.fixture(scope="module")
 def baseline_script():
-    found = importlib.util.spec_from_file_location("script_run_baseline", REPOSITORY / "scripts/run_baseline.py")
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+    return load_script("run_baseline")
 
 
 @pytest.fixture
@@ -71,8 +67,7 @@ def run_baseline_script(tmp_path, baseline_script):
 
     def run(*overrides: str) -> bool:
         options = [f"paths.runs={tmp_path}/runs", "metrics=[psnr]", *overrides]
-        with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-            return baseline_script.run(compose("run_baseline", options), "x")
+        return baseline_script.run(compose_config("run_baseline", *options), "x")
 
     return run
 
@@ -116,6 +111,6 @@ def quickstart_run(tmp_path, monkeypatch):
     write_json(shipped / "probe.json", probe | {"same_mean": 0.9})
     write_json(run / "seconds.json", {"train FaDeX": 12.5, "restore, shipped weights": 70.0})
     monkeypatch.setattr(
-        "face2scene.eval.scoring.score.build_all", lambda chosen, device: (SCORERS, {"ssim_y": "left out"})
+        "face2scene.eval.scoring.score.build_all", lambda chosen, device: (PER_IMAGE, {"ssim_y": "left out"})
     )
     return run, {"dataset": data, "shipped": shipped}

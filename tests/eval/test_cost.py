@@ -5,7 +5,9 @@ from time import sleep
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composed_configs import compose_config
+from repository_scripts import load_script
+from tiny_restorer import tiny_restorer
 from torch import nn
 
 from face2scene.common.reproducibility import REPOSITORY
@@ -14,19 +16,13 @@ from face2scene.eval.cost.timing import drawn, figure_5, table, time_pipeline
 from face2scene.eval.tables.paper_tables import read_texts
 from face2scene.inference.pipeline import Face2ScenePipeline
 from face2scene.models.fadex.encoder import FaDeX
-from face2scene.models.mapnet import MapNet
-from face2scene.models.restorer import lora
-from face2scene.models.restorer.base_model import load_base
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.ref_fr.stand_ins import Copy
 
 
 @pytest.fixture
 def tiny_models(tiny_base) -> tuple[OneStepRestorer, FaDeX]:
-    torch.manual_seed(0)
-    options = {"vae_rank": 2, "unet_rank": 4, "vae_layers": lora.VAE_ENCODER[:6], "source": str(tiny_base)}
-    mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
-    restorer = OneStepRestorer(load_base(tiny_base), mapnet, **options).eval()
+    restorer = tiny_restorer(tiny_base, unet_rank=4).eval()
     return restorer, FaDeX(widths=[8, 8], strides=[1, 2], embedding=8).eval()
 
 
@@ -140,16 +136,11 @@ def test_figure_5_times_each_stage(tiny_models, tmp_path):
 
 @pytest.mark.slow
 def test_script_runs_figure_5_and_complexity(tmp_path, capsys):
-    import importlib.util
-
-    found = importlib.util.spec_from_file_location("script_eval", REPOSITORY / "scripts/eval.py")
-    script = importlib.util.module_from_spec(found)
-    found.loader.exec_module(script)
+    script = load_script("eval")
 
     def run(*overrides: str) -> str:
         options = [f"paths.runs={tmp_path}/runs", f"paths.shipped={REPOSITORY}/checkpoints", "name=x"]
-        with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-            script.main(compose("eval", [*options, *overrides]))
+        script.main(compose_config("eval", *options, *overrides))
         return capsys.readouterr().out
 
     short = ["cost.images=1", "cost.side=256", "cost.face=64"]

@@ -71,11 +71,11 @@ def test_unknown_metric_is_refused():
 def test_fetched_files_are_placed_for_pyiqa(key, tmp_path, monkeypatch):
     monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
     for name in ("pyiqa", "clip_rn50", "clip_vit_b32"):
-        asset, write_images = catalogue.catalogue()[name], tmp_path / f"{name}.partial"
-        write_images.mkdir()
+        asset, partial = catalogue.catalogue()[name], tmp_path / f"{name}.partial"
+        partial.mkdir()
         for file in asset.files:
-            (write_images / file).write_text(file)
-        catalogue.install(asset, write_images, tmp_path, "test")
+            (partial / file).write_text(file)
+        catalogue.install(asset, partial, tmp_path, "test")
     for file in METRICS[key].engine.files:
         assert pyiqa_backend.ready(file, pyiqa_backend.torch_home()).read_text() == Path(file).name
 

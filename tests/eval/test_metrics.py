@@ -85,6 +85,7 @@ def test_psnr_ssim_match_skimage(calibration_pair):
     assert ssim_rgb(*batch).item() == pytest.approx(drawn[5:-5, 5:-5].mean(), abs=1e-4)
 
 
+@pytest.mark.numerics
 def test_niqe_matches_pyiqa(calibration_pair):
     values = METRICS["niqe"].build()(calibration_pair[0]).tolist()
     assert values == pytest.approx(PYIQA_NIQE, rel=2e-4)  # so the parameters in basicsr's file are the same

@@ -145,6 +145,7 @@ def probe(tmp_path, dataset):
     return make
 
 
+@pytest.mark.numerics
 def test_probe_writes_json_csv_and_figure(tmp_path, probe):
     found = probe()(tmp_path / "run")
     stored = json.loads((tmp_path / "run/probe.json").read_text())

@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
-from scoring_inputs import SCORERS, mean_abs_error, write_images
+from scored_folders import SCORERS, SIZE, MeanColourDistance, mean_abs_error, write_images
 
 from face2scene.common.files import read_json
 from face2scene.common.reproducibility import REPOSITORY
@@ -28,21 +28,7 @@ from face2scene.image_io.arrays import read_tensor, write_png
 
 def near_uniform_image(*colour):
     """A colour with noise of one step of 8 bits."""
-    return (np.random.default_rng(0).integers(0, 2, (32, 32, 3)) + np.array(colour)).astype(np.float32) / 255
-
-
-class MeanColourDistance:
-    """A metric of sets for tests: how far the mean colours lie apart; counts the images it sees."""
-
-    def __init__(self):
-        self.seen = 0
-
-    def features(self, images):
-        self.seen += len(images)
-        return images.mean((2, 3))
-
-    def distance(self, ours, theirs):
-        return float((ours.mean(0) - theirs.mean(0)).abs().sum())
+    return (np.random.default_rng(0).integers(0, 2, (*SIZE, 3)) + np.array(colour)).astype(np.float32) / 255
 
 
 def test_psnr_has_no_ceiling():
@@ -82,7 +68,7 @@ def test_scores_pair_by_name(tmp_path):
 def test_batching_changes_no_score(tmp_path):
     gt = write_images(tmp_path / "truth", "abcde")
     rows = {s: (write_images(tmp_path / s, "abcde", noise=0.1, seed=n), tmp_path / f"o{s}") for n, s in enumerate("xy")}
-    together = score_folders(rows, gt, ["lpips"], scorers=SCORERS, batch_pixels=3 * 1024)
+    together = score_folders(rows, gt, ["lpips"], scorers=SCORERS, batch_pixels=3 * SIZE[0] * SIZE[1])
     alone = score_folder(rows["y"][0], gt, ["lpips"], tmp_path / "alone", scorers=SCORERS, batch_pixels=1)
     assert together["y"]["means"]["lpips"] == pytest.approx(alone["means"]["lpips"], abs=1e-7)
 
@@ -151,8 +137,8 @@ def test_missing_prediction_is_incomplete(tmp_path):
 @pytest.mark.parametrize(
     ("image", "why"),
     [
-        (np.zeros((32, 32, 3), np.float32), "one colour"),
-        (np.full((32, 32, 3), (0.9, 0.2, 0.5), np.float32), "one colour"),
+        (np.zeros((*SIZE, 3), np.float32), "one colour"),
+        (np.full((*SIZE, 3), (0.9, 0.2, 0.5), np.float32), "one colour"),
         (near_uniform_image(0, 0, 0), "one colour"),
         (near_uniform_image(200, 40, 90), "one colour"),
         (2 * near_uniform_image(0, 0, 0), "black"),
@@ -177,7 +163,7 @@ def test_nonfinite_score_is_flagged(tmp_path):
 
 def test_size_mismatch_is_refused(tmp_path):
     gt, made = write_images(tmp_path / "truth", "ab"), write_images(tmp_path / "made", "ab", size=(32, 36))
-    with pytest.raises(ScoreError, match=r"a\.png is 36 x 32, ground truth 32 x 32"):
+    with pytest.raises(ScoreError, match=r"a\.png is 36 x 32, ground truth 48 x 40"):
         score_folder(made, gt, ["lpips"], tmp_path / "out", scorers=SCORERS)
 
 

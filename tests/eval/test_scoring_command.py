@@ -1,11 +1,10 @@
 """Scoring command."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composed_configs import compose_config
+from repository_scripts import load_script
 from scored_folders import (
     BATCH,
     KEYS,
@@ -17,7 +16,6 @@ from scored_folders import (
     write_images,
 )
 
-from face2scene.common.reproducibility import REPOSITORY
 from face2scene.eval.scoring.pairing import ScoreError
 from face2scene.eval.scoring.results import read_scores
 from face2scene.eval.scoring.score import score_folder, score_folders
@@ -26,12 +24,7 @@ from face2scene.image_io.arrays import read_tensor, write_png
 
 def run_eval_script(*overrides: str) -> None:
     """`scripts/eval.py` in this process."""
-    found = importlib.util.spec_from_file_location("script_eval", REPOSITORY / "scripts/eval.py")
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        cfg = compose("eval", list(overrides))
-    module.main(cfg)
+    load_script("eval").main(compose_config("eval", *overrides))
 
 
 def test_edited_csv_is_refused(tmp_path):

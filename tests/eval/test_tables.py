@@ -145,8 +145,8 @@ def test_figure_5_stacks_stages(tmp_path):
     assert {name: float(seconds["total"]) for name, seconds in printed["methods"].items()} == {
         "OSEDiff": 1.3, "S3Diff": 1.4, "Face2Scene": 3.3, "PASD": 5.1, "SUPIR": 19.9, "DiffBIR": 34.6,
     }  # fmt: skip
-    write_our_scores = printed["methods"]["Face2Scene"]
-    assert float(write_our_scores["stage_1"]) + float(write_our_scores["stage_2"]) == float(write_our_scores["total"])
+    ours = printed["methods"]["Face2Scene"]
+    assert float(ours["stage_1"]) + float(ours["stage_2"]) == float(ours["total"])
     methods = {"Face2Scene": {"stage_1": {"mean": 0.25}, "stage_2": {"mean": 0.5}, "total": {"mean": 0.75}}}
     measured = {"methods": methods, "protocol": "here", "machine": {"device": "cpu"}}
     png, svg = draw_times(printed, measured, tmp_path)

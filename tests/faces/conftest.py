@@ -20,7 +20,6 @@ def portraits(weights):
 
 @pytest.fixture(scope="module")
 def insightface_small(weights):
-    pytest.importorskip("insightface")
     weights("insightface_small")
     return Detector(InsightBackend("insightface_small", det_size=640), max_side=640)
 
@@ -28,7 +27,6 @@ def insightface_small(weights):
 @pytest.fixture
 def buffalo_like_pack(tmp_path, weights):
     """A folder shaped like buffalo_l: a real detector, a 3D landmark net of known answer, an identity net."""
-    pytest.importorskip("insightface")
     folder = tmp_path / "buffalo"
     folder.mkdir()
     shutil.copy(weights("insightface_small") / "scrfd_500m_bnkps.onnx", folder / "det_10g.onnx")

@@ -5,11 +5,13 @@ import importlib.util
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from skimage import transform
 
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.common.types import Face
@@ -65,8 +67,6 @@ def spot_image(height: int, width: int, x: int, y: int, side: int = 40) -> np.nd
 
 def package_file(package: str, path: str) -> Path:
     spec = importlib.util.find_spec(package)
-    if spec is None:
-        pytest.skip(f"{package} is not installed: pip install 'face2scene[faces]'")
     return Path(spec.submodule_search_locations[0]) / path
 
 
@@ -83,7 +83,6 @@ def rotate_about_centre(photo: np.ndarray, degrees: float) -> tuple[np.ndarray, 
 @pytest.fixture(scope="module")
 def open_detector(weights):
     """configs/faces/open.yaml, without descriptions."""
-    pytest.importorskip("cv2")
     weights("yunet")
     config = OmegaConf.load(REPOSITORY / "configs/faces/open.yaml")
     return instantiate(config, landmarks=False, identities=False)
@@ -162,8 +161,7 @@ def test_dark_face_is_found_by_retry(open_detector, photo):
 
 @pytest.mark.slow
 def test_bald_guys_photo_face_count(open_detector):
-    if not BALD_GUYS.is_file():
-        pytest.skip(f"{BALD_GUYS} is missing: it comes with Debian's package libdlib19.1, not from a package index.")
+    assert BALD_GUYS.is_file(), "it comes with Debian's package libdlib19.1, not from a package index"
     faces = open_detector.find(read_image(BALD_GUYS))
     assert 22 <= sum(face.size > 100 for face in faces) <= 24
 
@@ -201,8 +199,6 @@ def test_invalid_options_are_refused(options, words):
 
 
 def test_corrupt_network_names_fetch_command(monkeypatch, tmp_path):
-    pytest.importorskip("cv2")
-    pytest.importorskip("dlib")
     for name in ("yunet.onnx", "shape_predictor_68_face_landmarks.dat", "dlib_face_recognition_resnet_model_v1.dat"):
         (tmp_path / name).write_bytes(b"\x08\x07 no network" * 99)
     monkeypatch.setattr(yunet_dlib.catalogue, "folder", lambda name: tmp_path)
@@ -228,8 +224,6 @@ def test_bad_landmarks_give_no_identity(photo):
 
 
 def test_similarity_matches_skimage_and_opencv():
-    cv2 = pytest.importorskip("cv2")
-    transform = pytest.importorskip("skimage.transform")
     rng = np.random.default_rng(0)
     for _ in range(20):
         points = FFHQ_512 * rng.uniform(0.1, 4) + rng.uniform(-300, 3000, 2) + rng.normal(0, 3, (5, 2))
@@ -242,7 +236,6 @@ def test_similarity_matches_skimage_and_opencv():
 
 
 def test_templates_match_insightface_facexlib():
-    pytest.importorskip("cv2")
     face_align = package_file("insightface", "utils/face_align.py")
     spec = importlib.util.spec_from_file_location("face_align", face_align)  # the package itself takes long to import
     face_align = importlib.util.module_from_spec(spec)

@@ -16,7 +16,6 @@ def test_fixed_batch_network_runs_per_face(buffalo_like_pack, portraits):
 
 
 def test_missing_provider_is_refused(weights):
-    pytest.importorskip("onnxruntime")
     with pytest.raises(ValueError, match=r"ONNX Runtime has no NoSuchProvider here.*CPUExecutionProvider"):
         OnnxIdentity("w600k_mbf", providers=["NoSuchProvider"]).embed([torch.zeros(3, 112, 112)])
 
@@ -28,7 +27,6 @@ def test_invalid_identity_source_is_refused():
 
 @pytest.mark.parametrize("source", ["w600k_mbf", "sface"])
 def test_identity_network_can_be_replaced(source, portraits, weights):
-    pytest.importorskip("onnxruntime"), pytest.importorskip("dlib")
     weights("yunet"), weights("dlib"), weights(source)
     detector = Detector(WithIdentityNet(OpenBackend(), OnnxIdentity(source)))
     (one,), (two,), (other,) = (detector.find(portraits[name]) for name in ("obama", "obama2", "biden"))

@@ -19,7 +19,6 @@ from face2scene.faces.pose import upright_view
 
 @pytest.fixture(scope="module")
 def retinaface(weights):
-    pytest.importorskip("facexlib")
     weights("retinaface_mobile025"), weights("w600k_mbf")
     return Detector(FacexBackend(network="mobile0.25", landmarks=False, identity=OnnxIdentity()))
 
@@ -84,7 +83,6 @@ def test_heatmap_peaks_at_quarter_cell():
 
 
 def test_98_landmarks_become_68(monkeypatch):
-    pytest.importorskip("facexlib")
     cells = np.random.default_rng(0).integers(2, 62, (98, 2))
     net = FixedMaps(cells)
     monkeypatch.setattr(facexlib, "_opened", lambda *_: net)
@@ -99,8 +97,8 @@ def test_98_landmarks_become_68(monkeypatch):
     np.testing.assert_allclose(seen[18], (middles[34] + middles[41]) / 2, atol=1e-4)
 
 
+@pytest.mark.numerics
 def test_landmark_and_identity_files_run(tmp_path, monkeypatch):
-    pytest.importorskip("facexlib")
     from facexlib.alignment import FAN
     from facexlib.recognition.arcface_arch import Backbone
 
@@ -135,7 +133,6 @@ def test_identity_input_is_bgr(monkeypatch):
 
 
 def test_bad_weights_files_are_reported(tmp_path, weights, monkeypatch):
-    pytest.importorskip("facexlib")
     good = weights("retinaface_mobile025") / "mobilenet0.25_Final.pth"
     blank = np.zeros((64, 64, 3), np.uint8)
     with monkeypatch.context() as patched:

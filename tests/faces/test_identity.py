@@ -25,11 +25,11 @@ class ColourBackend:
     identity_model = "marks"
     same_threshold = 0.9
 
-    def search(self, make_image):
+    def search(self, image):
         found = []
-        for colour in np.unique(make_image.reshape(-1, 3), axis=0):
+        for colour in np.unique(image.reshape(-1, 3), axis=0):
             if colour.max() > 20:
-                y, x = np.nonzero((make_image == colour).all(2))
+                y, x = np.nonzero((image == colour).all(2))
                 side = x.max() + 1 - x.min()
                 box = (float(x.min()), float(y.min()), float(x.max() + 1), float(y.max() + 1))
                 found.append(Face(box, 1.0, FIVE / 100 * side + [x.min(), y.min()]))
@@ -119,7 +119,7 @@ def test_folders_that_programs_leave_are_nobody(tmp_path, stray):
     assert [job.file for job in find_tasks(tmp_path / "ann")] == ["1.png"]
 
 
-def test_people_of_a_photo_and_of_a_folder_of_one_person(reference_folders, monkeypatch):
+def test_single_photo_or_person_folder_is_one_person(reference_folders, monkeypatch):
     assert list(people_of(reference_folders / "ann")) == ["ann"]
     assert people_of(reference_folders / "loose.png") == {reference_folders.name: (reference_folders / "loose.png",)}
     monkeypatch.chdir(reference_folders / "ann")
@@ -149,7 +149,6 @@ def test_similarity_uses_gt_face_region(detector):
 
 
 def test_similarity_falls_with_degradation(weights, photo):
-    pytest.importorskip("cv2"), pytest.importorskip("dlib"), pytest.importorskip("onnxruntime")
     from face2scene.faces.backends.yunet_dlib import OpenBackend
     from face2scene.faces.embedding import OnnxIdentity, WithIdentityNet
 
@@ -258,7 +257,6 @@ def test_pose_prefers_68_points():
 
 
 def test_mean_shape_pose_is_near_frontal():
-    pytest.importorskip("insightface")
     from insightface.data import get_object
 
     mean_shape = get_object("meanshape_68.pkl")[list(INDICES_68), :2]
@@ -267,7 +265,6 @@ def test_mean_shape_pose_is_near_frontal():
 
 
 def test_pose_follows_flip_and_rotation(weights):
-    pytest.importorskip("cv2"), pytest.importorskip("dlib")
     from face2scene.faces.backends.yunet_dlib import OpenBackend
 
     weights("yunet"), weights("dlib")

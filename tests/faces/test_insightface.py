@@ -28,7 +28,6 @@ def test_insightface_separates_identities(insightface_small, portraits, photo):
 
 
 def test_68_landmarks_agree_with_dlib(insightface_small, portraits, weights):
-    pytest.importorskip("dlib")
     weights("yunet"), weights("dlib")
     judge = Detector(OpenBackend(), identities=False)
     for name in ("obama2", "biden"):
@@ -112,8 +111,7 @@ def test_68_of_106_keep_outline_order():
     assert sorted([*insightface._OUTLINE, *insightface._INNER]) == sorted({*insightface._OUTLINE, *insightface._INNER})
 
 
-def test_nested_pack_of_the_catalogue_is_read_where_it_lies(tmp_path, weights, monkeypatch):
-    pytest.importorskip("insightface")
+def test_nested_catalogue_pack_is_read_in_place(tmp_path, weights, monkeypatch):
     inner = write_nested_pack(tmp_path, weights)
     before = {path.name: path.read_bytes() for path in inner.iterdir()}
     monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))

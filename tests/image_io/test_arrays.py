@@ -3,6 +3,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from image_measures import detail
 from PIL import Image, ImageCms
 
 from face2scene.common.files import atomic_write
@@ -152,9 +153,6 @@ def test_colour_alignment_keeps_sharpness(photo, method):
     cast = (sharp * torch.tensor([0.8, 0.9, 0.7]).view(1, 3, 1, 1) + 0.1).clamp(0, 1)
     aligned = align_colour(cast, blurred, method)
     assert (aligned.mean((-2, -1)) - sharp.mean((-2, -1))).abs().max() < 0.01  # of a cast of up to 0.1
-
-    def detail(image):
-        return float((image[..., 1:] - image[..., :-1]).abs().mean())
 
     assert detail(aligned) > 0.75 * detail(sharp) and detail(blurred) < 0.5 * detail(sharp)
 

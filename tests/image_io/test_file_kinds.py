@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageCms
+from png_files import png_of_chunks
 
 from face2scene.image_io.arrays import resize_with_alpha
 from face2scene.image_io.metadata import Metadata
@@ -150,19 +151,10 @@ def test_missing_tifffile_is_named(tmp_path, monkeypatch):
 
 
 def png_16_bit(values: np.ndarray, colour_type: int, key: bytes = b"") -> bytes:
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour_type, 0, 0, 0)
-    return b"".join(
-        [
-            b"\x89PNG\r\n\x1a\n",
-            chunk(b"IHDR", header),
-            *([chunk(b"tRNS", key)] if key else []),
-            chunk(b"IDAT", zlib.compress(rows)),
-            chunk(b"IEND", b""),
-        ]
+    transparent = [(b"tRNS", key)] if key else []
+    return png_of_chunks(
+        values.shape[1], values.shape[0], 16, colour_type, *transparent, (b"IDAT", zlib.compress(rows))
     )
 
 

@@ -3,11 +3,15 @@
 import dataclasses
 import importlib.util
 import io
+import sys
 
 import numpy as np
+import pillow_heif
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 from PIL.TiffImagePlugin import IFDRational
+from png_files import png_claiming
 
 from face2scene.image_io.arrays import output_size
 from face2scene.image_io.metadata import Metadata, shot_of
@@ -48,7 +52,6 @@ def test_sixteen_bit_round_trip(tmp_path, suffix, channels):
 
 
 def test_tifffile_reads_sixteen_bits(tmp_path):
-    tifffile = pytest.importorskip("tifffile")
     write_photo(tmp_path / "a.tif", IMAGE, like=Photo(IMAGE, bits=16))
     levels = tifffile.imread(tmp_path / "a.tif")
     assert levels.dtype == np.uint16
@@ -124,7 +127,8 @@ def test_exif_orientation_is_applied_once(tmp_path, orientation, bits):
         assert written.getexif()[0x010F] == "A Camera" and 0x0112 not in written.getexif()
 
 
-def test_lost_bit_depth_is_warned(tmp_path):
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_deep_profile_is_converted_in_full_depth(tmp_path, monkeypatch, suffix):
     import cv2
 
     path = tmp_path / "a.png"
@@ -138,7 +142,18 @@ def test_lost_bit_depth_is_warned(tmp_path):
     data = encoded.tobytes()
     path.write_bytes(data[:33] + chunk + data[33:])
     photo = read_photo(path)
-    assert photo.bits == 8 and photo.profile and "depth is lost" in photo.warnings[0]
+    assert photo.bits == 16 and photo.profile == swapped_profile() and not photo.warnings
+    shallow = Image.fromarray((IMAGE[..., ::-1] * 255).round().astype(np.uint8))  # OpenCV takes BGR
+    shallow.save(tmp_path / "shallow.png", icc_profile=swapped_profile())
+    np.testing.assert_allclose(photo.image, read_photo(tmp_path / "shallow.png").image, atol=3 / 255)
+    write_photo(tmp_path / f"b{suffix}", photo.image, like=photo)
+    again = read_photo(tmp_path / f"b{suffix}")
+    assert again.bits == 16 and again.profile == photo.profile
+    inside = (photo.image > 0.02) & (photo.image < 1)  # near black a level of 16 bits is more of sRGB's; others are cut
+    np.testing.assert_allclose(again.image[inside], photo.image[inside], atol=16 / 65535)
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    photo = read_photo(path)
+    assert photo.bits == 8 and "face2scene[photos]" in photo.warnings[0]
 
 
 def test_heic_is_read_or_names_package(tmp_path):
@@ -232,8 +247,7 @@ def test_disguised_formats_raise(tmp_path, content):
 
 
 def test_heic_is_detected_by_content(tmp_path):
-    heif = pytest.importorskip("pillow_heif")
-    heif.from_pillow(Image.new("RGB", (64, 48), (200, 40, 90))).save(tmp_path / "a.heic", quality=95)
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 40, 90))).save(tmp_path / "a.heic", quality=95)
     (tmp_path / "a.heic").rename(tmp_path / "a.jpg")
     assert read_photo(tmp_path / "a.jpg").image.shape == (48, 64, 3)
 
@@ -254,3 +268,10 @@ def test_output_size_follows_scale(size, scale, expected):
     for wrong in (0, -1, 8.1):
         with pytest.raises(ValueError, match="at most 8"):
             output_size(size, wrong)
+
+
+def test_header_over_pixel_limit_raises(tmp_path):
+    """Sides as cameras have them; refused by the header, in no time and no memory."""
+    (tmp_path / "a.png").write_bytes(png_claiming(16_320, 12_241))
+    with pytest.raises(ImageError, match="more than the limit of 199"):
+        read_photo(tmp_path / "a.png", max_pixels=199_000_000)

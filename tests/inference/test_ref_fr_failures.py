@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_restorer import tiny_restorer
 
 from face2scene.common.types import Face, Scene
 from face2scene.image_io.arrays import write_png
@@ -27,23 +28,9 @@ class CentreFaceDetector:
 def pipeline(tiny_base):
     from face2scene.inference.pipeline import Face2ScenePipeline
     from face2scene.models.fadex.encoder import FaDeX
-    from face2scene.models.mapnet import MapNet
-    from face2scene.models.restorer import lora
-    from face2scene.models.restorer.base_model import load_base
-    from face2scene.models.restorer.one_step import OneStepRestorer
 
-    torch.manual_seed(0)
-    restorer = OneStepRestorer(
-        load_base(tiny_base),
-        MapNet(in_channels=8, channels=16, heads=2, width=32),
-        vae_rank=2,
-        unet_rank=2,
-        vae_layers=lora.VAE_ENCODER[:6],
-        source=str(tiny_base),
-    )
-    return Face2ScenePipeline(
-        restorer, FaDeX(widths=(8, 8), strides=(2, 1), embedding=8), detector=CentreFaceDetector()
-    )
+    restorer, fadex = tiny_restorer(tiny_base), FaDeX(widths=(8, 8), strides=(2, 1), embedding=8)
+    return Face2ScenePipeline(restorer, fadex, detector=CentreFaceDetector())
 
 
 def test_refused_face_uses_null_tokens(pipeline, photo_files):

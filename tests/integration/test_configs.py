@@ -2,12 +2,13 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
+import pickle
 
+import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
+from composed_configs import CONFIGS, compose_config, unknown_arguments
+from hydra.utils import instantiate
+from repository_scripts import load_script
 
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.inference.degradation_estimator import PipelineOptions
@@ -16,7 +17,6 @@ from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.s3diff.model import S3Diff
 from face2scene.train.loop import Schedule
 
-CONFIGS = REPOSITORY / "configs"
 ROOTS = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "base")
 GROUPS = [
     "data",
@@ -32,33 +32,6 @@ GROUPS = [
     "tracker",
 ]
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
-
-
-def compose_config(root: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose(root, list(overrides))
-
-
-def iter_targets(node: object, path: str = "") -> Iterator[tuple[str, dict]]:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield path, node
-        for key, value in node.items():
-            yield from iter_targets(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for number, value in enumerate(node):
-            yield from iter_targets(value, f"{path}[{number}]")
-
-
-def unknown_arguments(config: DictConfig) -> list[str]:
-    plain = OmegaConf.to_container(config, resolve=True)
-    complaints = []
-    for path, node in iter_targets(plain):
-        accepted = inspect.signature(get_object(node["_target_"])).parameters
-        given = {key for key in node if not key.startswith("_")}
-        if given - accepted.keys() and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-            complaints.append(f"{path}: {node['_target_']} has no {sorted(given - accepted.keys())}")
-    return complaints
 
 
 @pytest.mark.parametrize("root", ROOTS)
@@ -102,6 +75,26 @@ def test_mapnet_width_matches_fadex(name):
     config = compose_config("train_restorer", f"mapnet={name}", f"fadex={name}")
     mapnet: MapNet = instantiate(config.mapnet)
     assert mapnet.config["in_channels"] == config.fadex.encoder.widths[-1]
+
+
+def test_training_takes_a_mixture_of_spaces(tmp_path, monkeypatch):
+    script = load_script("train_restorer")
+    given = []
+
+    def take(folder, space, ref_fr, **options):
+        given.extend([space, ref_fr])
+        raise InterruptedError
+
+    monkeypatch.setattr(script, "SceneBatches", take)
+    tiny = [f"{group}=tiny" for group in ("data", "fadex", "mapnet", "restorer", "train")]
+    files = [f"paths.runs={tmp_path}", f"fadex_weights={REPOSITORY}/checkpoints/tiny/fadex.safetensors"]
+    cfg = compose_config("train_restorer", "degradation=fadex", "ref_fr=mixed", *tiny, *files)
+    with pytest.raises(InterruptedError):
+        script.main.__wrapped__(cfg)
+    space, ref_fr = (pickle.loads(pickle.dumps(one)) for one in given)  # as a loader's process gets them
+    assert type(space.spaces) is dict and set(space.spaces) == set(space.shares)
+    assert [type(space.draw(np.random.default_rng(seed))).__name__ for seed in range(4)] == ["Recipe"] * 4
+    assert type(ref_fr.restorers) is dict and set(ref_fr.restorers) == set(ref_fr.shares)
 
 
 def test_misspelt_argument_is_reported():

@@ -25,6 +25,7 @@ EARLIER = Path(__file__).parent / "earlier"
 TINY = REPOSITORY / "checkpoints/tiny"
 
 
+@pytest.mark.numerics
 def test_weights_load_and_give_the_same_values():
     fadex, probe = (
         FaDeX.from_file(EARLIER / "fadex.safetensors"),
@@ -53,7 +54,7 @@ def test_scores_are_read_into_a_row():
     assert row.cells == {"psnr": "30.54"} and row.gt == scores["truth"]["sha256"]
 
 
-def test_pipeline_folder_loads_with_its_old_option_names(tmp_path):
+def test_old_pipeline_options_load(tmp_path):
     for name in ("restorer.safetensors", "fadex.safetensors"):
         (tmp_path / name).symlink_to(TINY / name)
     shutil.copy(EARLIER / "face2scene.json", tmp_path)

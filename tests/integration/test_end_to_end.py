@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from composed_configs import TINY, paths_below
 
 from face2scene.common.model_files import load_weights
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.data.records import read_manifest
 from face2scene.image_io.arrays import read_image, write_png
-
-TINY = ["data=tiny", "degradation=tiny", "fadex=tiny", "mapnet=tiny", "restorer=tiny", "train=tiny"]
 
 
 def launch_command(script: str, *overrides: str, processes: int = 1) -> list[str]:
@@ -42,22 +41,18 @@ def run_command(command: list[str], folder: Path, *, expect: int = 0) -> str:
     return done.stdout
 
 
-def paths(folder: Path) -> list[str]:
-    return [f"paths.runs={folder}/runs", f"paths.shipped={REPOSITORY}/checkpoints"]
-
-
 @pytest.fixture(scope="module")
 def trained_fadex(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("path")
-    run_command(launch_command("build_inscene.py", "data=tiny", "faces=none", *paths(folder)), folder)
-    run_command(launch_command("train_fadex.py", *TINY, "name=fadex", *paths(folder)), folder)
+    run_command(launch_command("build_inscene.py", "data=tiny", "faces=none", *paths_below(folder)), folder)
+    run_command(launch_command("train_fadex.py", *TINY, "name=fadex", *paths_below(folder)), folder)
     return folder
 
 
 def train_restorer_command(folder: Path, name: str, *more: str, processes: int = 1) -> list[str]:
     weights = f"fadex_weights={folder}/runs/fadex/weights/fadex.safetensors"
     return launch_command(
-        "train_restorer.py", *TINY, f"name={name}", weights, *paths(folder), *more, processes=processes
+        "train_restorer.py", *TINY, f"name={name}", weights, *paths_below(folder), *more, processes=processes
     )
 
 
@@ -77,6 +72,10 @@ def test_build_train_restore_and_score(trained_fadex, weights):
     run_command(train_restorer_command(trained_fadex, "restorer"), trained_fadex)
     _, config, about = load_weights(trained_fadex / "runs/restorer/weights/restorer.safetensors", kind="restorer")
     assert about["steps"] == 4 and config["mapnet"]["grids"] == [1, 2, 4]
+    log = (trained_fadex / "runs/restorer/log.txt").read_text()
+    assert (
+        "2 images x 1 accumulated x 1 processes = 2 images per step." in log and "times as large in the latent" in log
+    )
     steps = [
         json.loads(line)["step"] for line in (trained_fadex / "runs/restorer/metrics.jsonl").read_text().splitlines()
     ]
@@ -92,7 +91,7 @@ def test_build_train_restore_and_score(trained_fadex, weights):
             "ref_fr=perturbed",
             f"fadex_weights={trained_fadex}/runs/fadex/weights/fadex.safetensors",
             f"restorer_weights={trained_fadex}/runs/restorer/weights/restorer.safetensors",
-            *paths(trained_fadex),
+            *paths_below(trained_fadex),
         ],
         trained_fadex,
     )
@@ -105,7 +104,7 @@ def test_build_train_restore_and_score(trained_fadex, weights):
         f"gt={trained_fadex}/data/tiny",
         "name=scores",
         "metrics=[psnr,ssim_y]",
-        *paths(trained_fadex),
+        *paths_below(trained_fadex),
     ]
     run_command([sys.executable, str(REPOSITORY / "scripts/eval.py"), *scored], trained_fadex)
     scores = json.loads((trained_fadex / "runs/scores/scores.json").read_text())
@@ -143,7 +142,7 @@ def test_killed_training_resumes_exactly(trained_fadex):
 
 
 def test_script_rejects_changed_config(trained_fadex):
-    command = launch_command("train_fadex.py", *TINY, "name=fadex", "train.fadex.lr=5", *paths(trained_fadex))
+    command = launch_command("train_fadex.py", *TINY, "name=fadex", "train.fadex.lr=5", *paths_below(trained_fadex))
     out = run_command(command, trained_fadex, expect=1)
     assert "train.fadex.lr was 0.002, is 5" in out and "allow_config_change=true" in out
 
@@ -159,7 +158,7 @@ def test_two_processes_share_one_folder(tmp_path):
     for name in ("a", "b", "sub/c"):
         write_png(tmp_path / f"in/{name}.png", rng.random((24, 40, 3), dtype=np.float32))
     (tmp_path / "in/broken.jpg").write_bytes(b"no image")
-    options = [f"input={tmp_path}/in", f"output={tmp_path}/out", "faces=none", "device=cpu", *paths(tmp_path)]
+    options = [f"input={tmp_path}/in", f"output={tmp_path}/out", "faces=none", "device=cpu", *paths_below(tmp_path)]
     out = run_command(launch_command("restore.py", *options, processes=2), tmp_path, expect=1)
     assert "3 restored, 0 were finished before, 1 failed" in out and "broken.jpg" in out
     log = [json.loads(line) for line in (tmp_path / "out/restore.jsonl").read_text().splitlines()]

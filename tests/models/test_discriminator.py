@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
@@ -64,7 +65,7 @@ def test_only_heads_are_trained():
 def test_gradient_reaches_image():
     image = torch.rand(2, 3, 40, 48, requires_grad=True)
     multilevel_sigmoid(discriminator(augment=False)(image), 0.8).sum().backward()
-    assert (image.grad.flatten(2).abs().sum(-1) > 0).all()
+    assert (image.grad.flatten(2).abs().amax(-1) > 1e-5).all()  # 7e-4 and more; rounding leaves 1e-10 of a true zero
 
 
 def test_loss_is_mean_per_head_summed():
@@ -78,7 +79,6 @@ def test_loss_is_mean_per_head_summed():
 
 
 def test_dino_weights_match_timm_features(tmp_path):
-    timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     sizes = {"embed_dim": 16, "depth": 3, "num_heads": 2, "img_size": 32, "patch_size": 4, "mlp_ratio": 2}
     theirs = timm.models.VisionTransformer(num_classes=0, **sizes).eval()
@@ -122,7 +122,7 @@ def test_augmentation_is_seeded_per_image():
     holes = (one == 0).all(1).flatten(1).sum(1)
     assert (holes >= 8 * 10).all()  # a quarter of a square in a corner is the least that is cut out
     one.sum().backward()
-    assert images.grad.abs().sum() > 0
+    assert images.grad.abs().max() > 1e-2  # colours change by factors near 1
 
 
 def test_augmentation_shift_is_bounded(monkeypatch):

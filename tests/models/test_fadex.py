@@ -1,49 +1,24 @@
 import copy
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate_state import forget_processes
+from accelerate_processes import run_in_two_processes
+from fadex_training import SMALL_ENCODER, SPACE, pairs, small_moco, train_on_rank, train_plain
+from host_reads import HostReads
 
 from face2scene.common.model_files import save_weights
-from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy, degrade_together
+from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy, degrade_each
 from face2scene.degradation import Blur, GaussianNoise, Recipe, Space
-from face2scene.image_io.arrays import write_png
-from face2scene.models.fadex import Contrast, FaDeX, KeyQueue, MoCo, compare
+from face2scene.models.fadex import Contrast, FaDeX, KeyQueue, compare
+from face2scene.models.fadex.moco import EMPTY
 from face2scene.ref_fr import Copy
 from face2scene.train.fadex_task import FaDeXTask
-from face2scene.train.loop import Schedule, train
-from face2scene.train.run import Run
 
 pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
-
-SMALL_ENCODER = {"widths": (4, 8), "strides": (1, 2), "embedding": 8}
-SPACE = Space(scale=1, no_degradation_prob=0, kernel_sizes=(3, 5), poisson_scale=(0.05, 0.1))
-
-
-@pytest.fixture
-def face_files(tmp_path) -> list[Path]:
-    rng = np.random.default_rng(0)
-    paths = [tmp_path / f"{number}.png" for number in range(6)]
-    for path in paths:
-        write_png(path, rng.random((40, 44, 3), dtype=np.float32))
-    return paths
-
-
-def pairs(face_files, **options):
-    settings = {"operators": 3, "images": 2, "crop": 16, "seed": 0, "margin": 4} | options
-    return FacePairBatches(face_files, [(8, 8, 36, 36)] * len(face_files), SPACE, **settings)
-
-
-def small_moco(**options):
-    torch.manual_seed(0)
-    return MoCo(FaDeX(**SMALL_ENCODER), **({"queue_size": 12} | options))
 
 
 def contrast_of(module, batch):
@@ -207,12 +182,46 @@ def test_equal_codes_give_log_of_pair_count():
     assert contrast.loss(mean_over_positives=True).item() == pytest.approx(math.log(4))
 
 
+class OneOperator:
+    """A space of a single operator."""
+
+    def draw(self, rng):
+        return Recipe((Blur("iso", 3, 1.0),))
+
+
 def test_single_operator_raises(face_files):
-    batch = pairs(face_files)[0]
     with pytest.raises(ValueError, match=r"one operator.*train\.fadex\.operators"):
-        contrast_of(small_moco(), {**batch, "labels": torch.zeros(6, dtype=torch.int64)})
+        FacePairBatches(face_files, [(8, 8, 36, 36)] * 6, OneOperator(), operators=3, images=2, crop=16, seed=0)[0]
     with pytest.raises(ValueError, match=r"raise train\.fadex\.operators"):
         pairs(face_files, operators=1)
+
+
+def test_training_step_reads_nothing_back(face_files):
+    accelerator = Accelerator(cpu=True)
+    data, options = pairs(face_files), {"lr": 1e-3, "probe_on": "space"}
+    task = FaDeXTask(small_moco(queue_size=20), data, data, accelerator, **options)
+    task.moco.gather = task._gather  # as with several processes
+    batch = data[0]
+    with HostReads() as reads:
+        task.losses(batch)["contrast"].backward()
+        task.after_step()
+    assert reads.found == []
+
+
+def test_padded_keys_are_never_stored():
+    queue = KeyQueue(size=6, width=2)
+    for value in range(2):
+        keys = torch.tensor([[value, 0.0], [9, 9], [value, 1], [9, 9]])
+        queue.enqueue(keys, torch.tensor([value, EMPTY, value, EMPTY]))
+    assert queue.labels.tolist() == [0, 0, 1, 1, EMPTY, EMPTY] and queue.cursor == 4
+    assert queue.keys[:4].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+
+
+def test_whole_multiple_of_the_crop_is_cut(face_files):
+    data = FacePairBatches(
+        [np.zeros((520, 520, 3), np.uint8)] * 8, [(60, 60, 460, 460)] * 8, SPACE, operators=2, images=4, crop=16, seed=0
+    )
+    assert data[0]["query_degraded"].shape == (8, 3, 16, 16)  # 400 pixels reduced by 25 leave one place, to rounding
 
 
 # Pairs
@@ -228,7 +237,7 @@ def test_batch_depends_only_on_index(face_files):
 
 
 def test_operator_faces_are_distinct(face_files):
-    batch = pairs(face_files, cache_mib=0)[0]
+    batch = pairs(face_files)[0]
     assert batch["query_restored"].shape == batch["key_degraded"].shape == (6, 3, 16, 16)
     assert len(batch["labels"].unique()) == 3 and torch.equal(batch["labels"][::2], batch["labels"][1::2])
     first = torch.cat([batch["query_restored"][:2], batch["key_restored"][:2]])
@@ -236,16 +245,15 @@ def test_operator_faces_are_distinct(face_files):
     assert not torch.equal(batch["query_restored"], batch["query_degraded"])
 
 
-@pytest.mark.numerics
-def test_joint_degradation_matches_single():
-    tiles = [torch.rand(3, 30, 30) for _ in range(5)]
-    recipe = Recipe((Blur("iso", 7, 1.0),))
-    for tile, together in zip(tiles, degrade_together(recipe, tiles), strict=True):
-        alone = recipe.apply(tile)
-        torch.testing.assert_close(together[:, 4:-4, 4:-4], alone[:, 4:-4, 4:-4], atol=1e-5, rtol=0)
-    flat = [torch.full((3, 20, 20), 0.5)] * 2
-    first, second = degrade_together(Recipe((GaussianNoise(10.0),)), flat)
-    assert not torch.equal(first, second)
+@pytest.mark.parametrize("seed", range(6))
+def test_crops_do_not_leak_into_each_other(seed):
+    """Every operator of the paper's space, noise and JPEG among them."""
+    first, *others = torch.rand(5, 3, 48, 48, generator=torch.Generator().manual_seed(seed))
+    recipe = Space().draw(np.random.default_rng(seed))
+    beside_noise, beside_black = (degrade_each(recipe, [first, *rest])[0] for rest in (others, [first * 0] * 4))
+    assert torch.equal(beside_noise, beside_black)  # the same computation, to the bit
+    same = degrade_each(Recipe((GaussianNoise(10.0),)), [first, first])
+    assert not torch.equal(*same), "noise differs between crops"
 
 
 def test_restored_face_is_gt_or_stage_one(face_files):
@@ -256,13 +264,9 @@ def test_restored_face_is_gt_or_stage_one(face_files):
     assert torch.equal(batch["query_restored"], batch["query_degraded"])
 
 
-def test_large_images_shrink_small_ones_raise(face_files):
-    half = pairs(face_files, side=20)
-    for _ in range(2):
-        image, box = half._image(0)
-        assert image.shape == (20, 22, 3) and box == (4, 4, 18, 18)
-    with pytest.raises(ValueError, match=r"44 x 40 pixels.*train\.fadex\.crop"):
-        pairs(face_files, crop=48)[0]
+def test_too_few_or_too_small_faces_raise(face_files):
+    with pytest.raises(ValueError, match=r"faces of 48 pixels, and 0 of 6 are so large.*train\.fadex\.crop"):
+        pairs(face_files, crop=48)
     with pytest.raises(ValueError, match=r"2 x 4 different images.*train\.fadex\.images"):
         pairs(face_files, images=4)
 
@@ -281,38 +285,19 @@ def test_cosine_probe_matches_by_hand():
         compare(torch.rand(1, 3, 4), ["d1"])
 
 
-def train_to(folder, face_files, steps, accumulate=1, queue_size=20, keep_group=False):
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
-    task = FaDeXTask(
-        small_moco(queue_size=queue_size, momentum=0.5),
-        pairs(face_files),
-        pairs(face_files, seed=9),
-        accelerator,
-        lr=1e-2,
-        probe_on="space",
-        probe_operators=2,
-        probe_images=3,
-    )
-    run = Run(folder, {}, main=accelerator.is_main_process)
-    train(task, accelerator, Schedule(steps=steps, validate_every=1), run, seed=0)
-    if not keep_group:
-        forget_processes()  # the next training of this process is another one
-    return task
-
-
 @pytest.mark.numerics
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_resume_is_bitwise_exact(tmp_path, face_files, accumulate):
-    whole = train_to(tmp_path / "whole", face_files, 4, accumulate).moco.state_dict()
-    train_to(tmp_path / "halves", face_files, 2, accumulate)
-    halves = train_to(tmp_path / "halves", face_files, 4, accumulate).moco.state_dict()
+    whole = train_plain(tmp_path / "whole", face_files, 4, accumulate).moco.state_dict()
+    train_plain(tmp_path / "halves", face_files, 2, accumulate)
+    halves = train_plain(tmp_path / "halves", face_files, 4, accumulate).moco.state_dict()
     assert all(torch.equal(t, halves[name]) for name, t in whole.items())
     assert halves["queue.cursor"] == 4 * accumulate * 6 % 20  # the keys of every accumulated batch are there
     assert not torch.equal(whole["key.head.0.weight"], whole["query.head.0.weight"])
 
 
 def test_training_exports_encoder_and_probe(tmp_path, face_files):
-    task = train_to(tmp_path, face_files, 2)
+    task = train_plain(tmp_path, face_files, 2)
     again = FaDeX.from_file(tmp_path / "weights/fadex.safetensors")
     assert all(torch.equal(t, task.encoder.state_dict()[name]) for name, t in again.state_dict().items())
     found = json.loads((tmp_path / "weights/probe.json").read_text())
@@ -325,25 +310,9 @@ def test_queue_overflow_raises_before_training(face_files):
         FaDeXTask(small_moco(queue_size=5), pairs(face_files), pairs(face_files), Accelerator(cpu=True), lr=1e-3)
 
 
-def _train_rank(folder, face_files):
-    state = train_to(folder, face_files, 2, queue_size=40, keep_group=True).moco.state_dict()
-    torch.save(state, folder / f"rank{torch.distributed.get_rank()}.pt")
-
-
-LAUNCH_TWO = """
-import sys
-from pathlib import Path
-from accelerate import debug_launcher
-sys.path[:0] = [sys.argv[1], sys.argv[1] + "/../support"]
-from test_fadex import _train_rank
-debug_launcher(_train_rank, (Path(sys.argv[2]), [Path(p) for p in sys.argv[3:]]), num_processes=2)
-"""
-
-
+@pytest.mark.numerics
 def test_two_processes_share_queue_and_encoder(tmp_path, face_files):
-    # In an interpreter of its own: this one has started OpenMP threads by now, and a fork of it would wait for them.
-    words = [sys.executable, "-c", LAUNCH_TWO, str(Path(__file__).parent), str(tmp_path), *map(str, face_files)]
-    subprocess.run(words, check=True, timeout=300)
+    run_in_two_processes(train_on_rank, tmp_path, *face_files)
     one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, tensor in one.items():
         if "running" not in name:  # each keeps the statistics of its own batches until the next broadcast
@@ -352,5 +321,5 @@ def test_two_processes_share_queue_and_encoder(tmp_path, face_files):
     expected = torch.cat([pairs(face_files)[number]["labels"] for number in range(4)])
     assert one["queue.labels"].tolist() == expected.tolist() + [-1] * 16
 
-    alone = train_to(tmp_path, face_files, 3, queue_size=40).moco  # one process goes on from the state of two
+    alone = train_plain(tmp_path, face_files, 3, queue_size=40).moco  # one process goes on from the state of two
     assert alone.queue.labels[:24].tolist() == expected.tolist() and alone.queue.cursor == 30

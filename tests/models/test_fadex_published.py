@@ -1,12 +1,11 @@
 """FaDeX against what others published and against runs worked out by hand."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate_processes import run_in_two_processes
 from dasr import STRIDES, WIDTHS, dasr_encoder
+from fadex_gradients import face_batch, gradients_of_batch, save_gradients_of_rank
 from torch import nn
 from torch.nn import functional as F
 
@@ -109,74 +108,11 @@ def test_momentum_and_queue_match_by_hand():
     assert module.queue.cursor == 1
 
 
-# Two processes. Batch norms are frozen: each process has the statistics of its own batch, as MoCo's and DASR's have.
-SIZES = (4, 2)  # faces of the two processes
-
-
-def _task(accelerator):
-    from face2scene.train.fadex_task import FaDeXTask
-
-    class Pairs:
-        operators, images, people, paths = 2, 2, 6, ()
-
-        class space:
-            @staticmethod
-            def draw(rng):
-                return None
-
-    torch.manual_seed(0)
-    moco = MoCo(FaDeX(widths=(4, 8), strides=(1, 2), embedding=8), queue_size=12, momentum=0.5).eval()
-    task = FaDeXTask(moco, Pairs(), Pairs(), accelerator, lr=1e-2, probe_on="space", probe_operators=2)
-    task.phases[0].model = accelerator.prepare(task.phases[0].model)
-    return task
-
-
-def _batch(first, count):
-    generator = torch.Generator().manual_seed(7)
-    faces = torch.rand(4, 6, 3, 16, 16, generator=generator)[:, first : first + count]
-    labels = torch.tensor([1, 2, 1, 3, 4, 5])[first : first + count]
-    names = ("query_restored", "query_degraded", "key_restored", "key_degraded")
-    return dict(zip(names, faces, strict=True)) | {"labels": labels}
-
-
-def _gradients(accelerator, batch, weight):
-    task = _task(accelerator)
-    accelerator.backward(task.losses(batch)["contrast"] * weight)
-    task.after_step()
-    moco = task.moco
-    state = {name: p.grad for name, p in moco.named_parameters() if p.grad is not None}
-    return state | {"queue.keys": moco.queue.keys, "queue.labels": moco.queue.labels}
-
-
-def _gradients_of_rank(folder, sizes):
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=True)
-    rank = accelerator.process_index
-    first = sum(sizes[:rank])
-    # The mean over processes of means over unequal batches, weighted back to the mean over all faces.
-    found = _gradients(accelerator, _batch(first, sizes[rank]), 2 * sizes[rank] / sum(sizes))
-    torch.save(found, folder / f"rank{rank}.pt")
-
-
-LAUNCH_TWO = """
-import sys
-from pathlib import Path
-from accelerate import debug_launcher
-sys.path[:0] = [sys.argv[1], sys.argv[1] + "/../support"]
-from test_fadex_published import SIZES, _gradients_of_rank
-debug_launcher(_gradients_of_rank, (Path(sys.argv[2]), SIZES), num_processes=2)
-"""
-
-
+@pytest.mark.numerics
+@pytest.mark.usefixtures("no_accelerator_of_another_test")
 def test_unequal_batches_match_one_process(tmp_path):
-    from accelerate import Accelerator
-    from accelerate_state import forget_processes
-
-    words = [sys.executable, "-c", LAUNCH_TWO, str(Path(__file__).parent), str(tmp_path)]
-    subprocess.run(words, check=True, timeout=300)
-    forget_processes()
-    whole = _gradients(Accelerator(cpu=True), _batch(0, 6), 1.0)
+    run_in_two_processes(save_gradients_of_rank, tmp_path)
+    whole = gradients_of_batch(Accelerator(cpu=True), face_batch(0, 6), 1.0)
     assert whole["queue.labels"].tolist() == [1, 2, 1, 3, 4, 5] + [-1] * 6
     for rank in (0, 1):
         part = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)

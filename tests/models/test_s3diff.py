@@ -6,7 +6,8 @@ import shutil
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from s3diff_reference import by_hand, scores_by_hand, tiles_by_hand, write_base, write_released
+from s3diff_reference import by_hand, scores_by_hand, tiles_by_hand
+from tolerances import RELOADED
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,26 +19,15 @@ from face2scene.models.loading import load_restorer
 from face2scene.models.restorer.base_model import load_base
 from face2scene.models.s3diff.degradation_scores import ScoreNet
 from face2scene.models.s3diff.latent_tiles import in_latent_tiles
-from face2scene.models.s3diff.model import S3Diff
+from face2scene.models.s3diff.model import S3Diff, _image
 from face2scene.train import tiny_base as make_base
 
 pytestmark = pytest.mark.numerics
 
 
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    return write_base(tmp_path_factory.mktemp("sd"))
-
-
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def released_files(base_folder, tmp_path_factory):
-    """(pickle's content, de_net's content, the converted file)."""
-    return write_released(tmp_path_factory.mktemp("released"), base_folder)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +75,22 @@ def test_fp32_output_matches_released(model, released_files, base_folder):
     torch.testing.assert_close(model.restore(image), expected, atol=1e-4, rtol=0)
 
 
+def test_enlarged_image_is_scored_before_enlargement(model, monkeypatch):
+    small = torch.rand(1, 3, 16, 16)
+    large = F.interpolate(small, scale_factor=4, mode="bicubic").clamp(0, 1)
+    seeds, scored = torch.tensor([3]), []
+    monkeypatch.setattr(model.score_net, "forward", lambda image: scored.append(image) or torch.full((1, 2), 0.5))
+    monkeypatch.setattr(model, "score_reduction", 4)
+    model(large, seeds=seeds, small=small)
+    assert scored.pop() is small  # as published, in training
+    model(large, seeds=seeds)
+    model.restore(large)
+    for reduced in (scored.pop(), scored.pop()):
+        torch.testing.assert_close(reduced, small, atol=0.1, rtol=0)  # white noise, of range 1
+    model.restore(small, scale=4)
+    assert scored.pop() is small
+
+
 @pytest.mark.parametrize(("height", "width"), [(16, 24), (13, 40), (8, 64), (24, 16)])
 def test_latent_tiles_match_released(height, width):
     latent = torch.randn(2, 4, height, width)
@@ -124,6 +130,12 @@ def test_bf16_base_trains_in_fp32(released_files):
     assert (half - s3diff_fp64).abs().mean() < 0.05
     dtypes = [{n: p.dtype for n, p in each.named_parameters()} for each in (model, other.merged(torch.bfloat16))]
     assert dtypes[0] == dtypes[1] and torch.isfinite(other.restore(image)).all()
+
+
+def test_bf16_output_is_scaled_in_fp32():
+    decoded = torch.linspace(-1.2, 1.2, 20001).bfloat16()
+    image = _image(decoded)
+    assert image.dtype == torch.float32 and len(image.unique()) == len(decoded.clamp(-1, 1).unique())
 
 
 def test_modulation_is_per_image(s3diff_fp64):
@@ -228,7 +240,8 @@ def test_save_load_round_trip(model, tmp_path):
     model.save(tmp_path / "again.safetensors", about={"steps": 1})
     again = load_restorer(tmp_path / "again.safetensors")
     image = torch.rand(1, 3, 64, 64)
-    torch.testing.assert_close(again.restore(image, posterior="mean"), model.restore(image, posterior="mean"))
+    expected = model.restore(image, posterior="mean")
+    torch.testing.assert_close(again.restore(image, posterior="mean"), expected, **RELOADED["fp32"])
     assert isinstance(again, S3Diff) and again.config == model.config
     model.save(tmp_path / "half.safetensors", about={}, dtype=torch.float16)
     tensors, _, _ = load_weights(tmp_path / "half.safetensors", kind="s3diff")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import init_empty_weights
-from s3diff_reference import BLOCKS, place_by_hand, released, released_scores, write_base, write_released
+from s3diff_reference import BLOCKS, place_by_hand, released, released_scores
 from torch import nn
 
 from face2scene.assets import convert
@@ -15,17 +15,6 @@ from face2scene.models.restorer.random_base import SD_TURBO, networks
 from face2scene.models.s3diff import modulation
 from face2scene.models.s3diff.degradation_scores import ScoreNet
 from face2scene.models.s3diff.model import S3Diff
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    return write_base(tmp_path_factory.mktemp("sd"))
-
-
-@pytest.fixture(scope="module")
-def released_files(base_folder, tmp_path_factory):
-    """(pickle's content, de_net's content, the converted file)."""
-    return write_released(tmp_path_factory.mktemp("released"), base_folder)
 
 
 def full_size_networks() -> tuple[nn.Module, nn.Module]:

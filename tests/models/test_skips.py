@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 import torch
+from tiny_restorer import tiny_restorer
+from tolerances import RELOADED
 from torch import nn
 
 from face2scene.models.loading import load_merged, load_restorer, save_merged
-from face2scene.models.mapnet import MapNet
-from face2scene.models.restorer import lora
 from face2scene.models.restorer.base_model import load_base
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.skips import Skips, channels_of
@@ -18,13 +18,7 @@ from face2scene.train import tiny_base as pretraining
 
 @pytest.fixture
 def make(tiny_base):
-    def build(folder=tiny_base, dtype="fp32", **options) -> OneStepRestorer:
-        torch.manual_seed(0)
-        settings = {"vae_rank": 2, "unet_rank": 2, "vae_layers": lora.VAE_ENCODER[:6], "source": str(folder)} | options
-        mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
-        return OneStepRestorer(load_base(folder, dtype=dtype), mapnet, **settings)
-
-    return build
+    return lambda folder=tiny_base, **options: tiny_restorer(folder, **options)
 
 
 def shaken(restorer: OneStepRestorer) -> OneStepRestorer:
@@ -47,7 +41,8 @@ def with_skips(tiny_base, folder):
     return copy
 
 
-def test_fresh_skips_change_nothing_and_residual_adds_input(make):
+@pytest.mark.numerics
+def test_fresh_skips_are_identity_residual_adds_input(make):
     image = torch.rand(2, 3, 16, 32)
     plain, with_skip, residual = make().eval(), make(skips=True).eval(), make(residual=True).eval()
     tokens = plain.tokens(None, 2)
@@ -65,6 +60,7 @@ def test_skips_carry_what_the_latent_does_not(make):
     assert (restorer.decode(latent, one) - restorer.decode(latent, other)).abs().mean() > 1e-3
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("recomputed", [False, True])
 def test_skips_are_the_only_further_trained_weights(make, recomputed):
     plain, restorer = make(), shaken(make(skips=True, residual=True)).train()
@@ -76,39 +72,44 @@ def test_skips_are_the_only_further_trained_weights(make, recomputed):
     skips = {n for n in trained if n.startswith("vae.skips.")}
     assert trained - skips == {n for n, p in plain.named_parameters() if p.requires_grad} and len(skips) == 2
     grads = [p.grad for n, p in restorer.named_parameters() if n in skips]
-    assert all(grad is not None and grad.abs().sum() > 0 for grad in grads)
+    # the largest of each is 3e-3; rounding leaves 1e-9 of a true zero
+    assert all(grad is not None and grad.abs().max() > 1e-4 for grad in grads)
 
 
+@pytest.mark.numerics
 def test_fresh_skips_have_gradients(make):
     restorer = make(skips=True).train()
     restorer(torch.rand(1, 3, 16, 16), restorer.tokens(None, 1)).square().mean().backward()
-    assert all(conv.weight.grad.abs().sum() > 0 for conv in restorer.vae.skips.convs)
+    assert all(conv.weight.grad.abs().max() > 1e-4 for conv in restorer.vae.skips.convs)  # it is 1e-3
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_file_brings_them_back_and_trains_on(make, tmp_path, dtype):
+def test_skips_reload_from_file_and_train_on(make, tmp_path, dtype):
     restorer = shaken(make(dtype=dtype, skips=True, residual=True))
     image, tokens = torch.rand(1, 3, 17, 30), restorer.tokens(None, 1)
     restorer.save(tmp_path / "restorer.safetensors", about={})
     again = load_restorer(tmp_path / "restorer.safetensors", dtype=dtype, expected={"skips": True, "residual": True})
     assert again.skips and again.residual
-    torch.testing.assert_close(again.restore(image, tokens), restorer.eval().restore(image, tokens))
+    expected = restorer.eval().restore(image, tokens)
+    torch.testing.assert_close(again.restore(image, tokens), expected, **RELOADED[dtype])
     trained = {n for n, p in restorer.named_parameters() if p.requires_grad}
     assert {n for n, p in again.unfreeze().named_parameters() if p.requires_grad} == trained
     with pytest.raises(ValueError, match=r"written with skips=True \(asked for: False\)"):
         load_restorer(tmp_path / "restorer.safetensors", expected={"skips": False})
 
 
-def test_a_merged_file_has_them_too(make, tmp_path):
+@pytest.mark.numerics
+def test_merged_file_keeps_skips(make, tmp_path):
     restorer = shaken(make(skips=True, residual=True)).eval()
     image, tokens = torch.rand(1, 3, 24, 16), restorer.tokens(None, 1)
     expected = restorer.restore(image, tokens)
     save_merged(restorer.merged(), tmp_path / "whole.safetensors", about={})
     whole = load_merged(tmp_path / "whole.safetensors")
-    torch.testing.assert_close(whole.restore(image, tokens), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(whole.restore(image, tokens), expected, **RELOADED["fp32"])
 
 
-def test_a_file_of_before_cannot_be_gone_on_with_as_one_that_has_them(make, tmp_path):
+def test_file_without_skips_is_refused_for_skips(make, tmp_path):
     make().save(tmp_path / "restorer.safetensors", about={})
     with pytest.raises(ValueError, match=r"written with skips=False \(asked for: True\)"):
         load_restorer(tmp_path / "restorer.safetensors", expected={"skips": True})

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from image_measures import psnr
 from torch import nn
 
 from face2scene.common.reproducibility import REPOSITORY
@@ -71,7 +72,7 @@ def test_cells_cover_image_once_inside_their_squares():
     assert covered.min() == covered.max() == 1
 
 
-def test_few_squares_stand_for_all_content_wherever_it_lies():
+def test_few_squares_represent_all_content():
     for y, x in ((0, 0), (150, 130), (300, 60), (210, 320)):
         image = torch.ones(1, 3, 448, 448)
         detail = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -111,7 +112,7 @@ def test_shared_statistics_match_whole():
     torch.testing.assert_close(network(image), whole)  # outside the context nothing is left
 
 
-def test_content_that_no_square_showed_is_not_normalised_by_the_ground_alone():
+def test_unmeasured_content_keeps_its_scale():
     norm = nn.GroupNorm(1, 4)
     image = torch.zeros(1, 4, 16, 16)
     image[..., 8:, 8:] = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -124,10 +125,6 @@ def test_content_that_no_square_showed_is_not_normalised_by_the_ground_alone():
 
 def norm_of(image: torch.Tensor) -> torch.Tensor:
     return nn.GroupNorm(1, image.shape[1])(image)
-
-
-def psnr(a, b) -> float:
-    return float(-10 * torch.log10((a - b).square().mean()))
 
 
 def seam_ratio(plan: TilePlan, difference: torch.Tensor) -> float:
@@ -173,7 +170,7 @@ def on_a_ground(photo, number: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("number", range(len(PLACES)))
-def test_the_vae_in_tiles_is_as_good_as_whole_with_content_anywhere(shipped_restorer, photo, number):
+def test_tiled_vae_is_as_good_anywhere(shipped_restorer, photo, number):
     image = on_a_ground(photo, number)
     chosen = plan(shipped_restorer, image, tile=144, overlap=48)
     output = image
@@ -189,7 +186,7 @@ def test_the_vae_in_tiles_is_as_good_as_whole_with_content_anywhere(shipped_rest
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(PLACES)))
-def test_restored_in_tiles_is_as_good_as_whole_with_content_anywhere(shipped_restorer, photo, number):
+def test_tiled_restoration_is_as_good_anywhere(shipped_restorer, photo, number):
     image, tokens = on_a_ground(photo, number), shipped_restorer.tokens(None, 1)
     whole, output = (
         restore_in_tiles(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_faceme
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from safetensors import safe_open
@@ -26,9 +25,6 @@ from face2scene.ref_fr.faceme.references import Antelope
 from face2scene.ref_fr.faceme.tiny import SDXL_SCHEDULE, WholeImage, tiny_parts
 
 pytestmark = pytest.mark.usefixtures("faceme_parts_made_once")
-
-
-people, faces = tiny_faceme.people, tiny_faceme.faces  # fixtures
 
 
 def write_half_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], *, random: bool = False) -> None:

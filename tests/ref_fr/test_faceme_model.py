@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny_faceme
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLControlNetPipeline
 from PIL import Image
@@ -23,9 +22,6 @@ from face2scene.ref_fr.faceme.tiny import SDXL_SCHEDULE, WholeImage, tiny_parts
 from face2scene.ref_fr.fingerprint import code_version
 
 pytestmark = pytest.mark.usefixtures("faceme_parts_made_once")
-
-
-people, faces = tiny_faceme.people, tiny_faceme.faces  # fixtures
 
 
 # --- the same numbers as the released code
@@ -322,11 +318,11 @@ def test_rotated_face_is_restored_upright(roll):
     rows = torch.linspace(0.1, 0.9, 200)[:, None].expand(200, 200)
     scene = torch.stack([rows, rows.T, rows * 0 + 0.5])
     restorer = Same()
-    restored, notes = restorer.restore_in(scene, (60, 60, 140, 140), rotated_landmarks(128, roll), ())
-    assert (restored - scene[:, 60:140, 60:140]).abs().max() < 0.02
+    pair = restorer.restore_in(scene, (60, 60, 140, 140), rotated_landmarks(128, roll), ())
+    assert (pair.restored - scene[:, 60:140, 60:140]).abs().max() < 0.02
     downwards = restorer.received[0, 0, -1, 64] - restorer.received[0, 0, 0, 64]
     assert downwards < 0 if roll else downwards > 0
-    assert bool(notes) == bool(roll)
+    assert bool(pair.notes) == bool(roll)
 
 
 def test_missing_landmarks_assume_upright():

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_faceme
 import torch
 from tiny_faceme import tiny
 from torch.nn import functional as F
@@ -14,9 +13,6 @@ from face2scene.ref_fr.faceme.id_encoder import clip_pixels
 from face2scene.ref_fr.faceme.references import Antelope, Reference, ReferenceCache, ReferenceFace, choose, quality
 
 pytestmark = pytest.mark.usefixtures("faceme_parts_made_once")
-
-
-people = tiny_faceme.people  # a fixture
 
 
 def make_reference(name: str, angle: float, quality: float) -> Reference:
@@ -80,7 +76,8 @@ class FakeDetector:
 
 def test_arcface_gets_largest_face_as_rgb(weights, photo):
     """With the small ArcFace of the packaged weights: the embedding is that of swapped channels."""
-    zoo = pytest.importorskip("insightface.model_zoo")
+    from insightface import model_zoo as zoo
+
     file = next(weights("w600k_mbf").glob("*.onnx"))
     recogniser = zoo.get_model(str(file), providers=["CPUExecutionProvider"])
     image = to_bytes(photo[10:290, 110:390])[::2, ::2].copy()

@@ -6,25 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from basicsr_compat import rrdbnet
+from image_measures import detail
+from tolerances import RELOADED
 
 from face2scene.ref_fr.base import RestorerUnavailableError, in_bytes
 from face2scene.ref_fr.no_reference import RealESRGAN, RRDBNet, SpandrelFace, load_real_esrgan, read_ncnn
 
 
+@pytest.mark.numerics
 def test_real_esrgan_matches_basicsr(weights):
-    import types
-
-    from torchvision.transforms import functional
-
     network = load_real_esrgan(weights("real_esrgan_x4plus"))
-    shim = types.ModuleType("torchvision.transforms.functional_tensor")
-    shim.rgb_to_grayscale = functional.rgb_to_grayscale
-    sys.modules.setdefault(shim.__name__, shim)
-    theirs = pytest.importorskip("basicsr.archs.rrdbnet_arch").RRDBNet(3, 3, 4, 64, 23, 32).eval()
+    theirs = rrdbnet(3, 3, 4, 64, 23, 32)
     theirs.load_state_dict(network.state_dict())
     image = torch.rand(1, 3, 12, 9, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(network(image), theirs(image), atol=1e-6, rtol=0)
+        torch.testing.assert_close(network(image), theirs(image), **RELOADED["fp32"])
 
 
 def test_real_esrgan_sharpens_photo(weights, photo):
@@ -34,9 +31,6 @@ def test_real_esrgan_sharpens_photo(weights, photo):
     assert restored.shape == gt.shape
     small = torch.nn.functional.interpolate(gt[None], size=(24, 24), mode="bicubic", antialias=True)
     bicubic = torch.nn.functional.interpolate(small, size=(96, 96), mode="bicubic")[0]
-
-    def detail(image):
-        return (image[:, 1:] - image[:, :-1]).abs().mean()
 
     assert detail(restored) > 1.2 * detail(bicubic)
     assert (restored - gt).square().mean() < 0.02
@@ -66,12 +60,12 @@ def test_rrdbnet_has_351_convolutions():
 
 
 def write_random_weights(kind: str, path: Path) -> None:
-    if kind == "codeformer":
-        arch = pytest.importorskip("spandrel_extra_arches.architectures.CodeFormer").CodeFormer
-    else:
-        arch = pytest.importorskip("spandrel.architectures.RestoreFormer").RestoreFormer
+    from spandrel.architectures.RestoreFormer import RestoreFormer
+    from spandrel_extra_arches.architectures.CodeFormer import CodeFormer
+
     torch.manual_seed(0)
-    torch.save({"params_ema": arch().state_dict()}, path)
+    network = CodeFormer() if kind == "codeformer" else RestoreFormer()
+    torch.save({"params_ema": network.state_dict()}, path)
 
 
 @pytest.mark.slow
@@ -89,12 +83,15 @@ def test_spandrel_matches_released_network(tmp_path, kind, other):
         SpandrelFace(other, str(tmp_path / "r.pth"), device="cpu").ready()
 
 
-def test_missing_package_or_cut_file_raises(tmp_path, monkeypatch):
+def test_missing_spandrel_names_extra(tmp_path, monkeypatch):
     (tmp_path / "r.pth").write_bytes(b"PK cut")
     monkeypatch.setitem(sys.modules, "spandrel", None)
     with pytest.raises(RestorerUnavailableError, match=r"pip install 'face2scene\[restorers\]'"):
         SpandrelFace("restoreformer", str(tmp_path / "r.pth"), device="cpu").ready()
-    monkeypatch.undo()
-    pytest.importorskip("spandrel")
+
+
+@pytest.mark.slow  # as the other tests that need the extra `restorers`
+def test_cut_spandrel_file_raises(tmp_path):
+    (tmp_path / "r.pth").write_bytes(b"PK cut")
     with pytest.raises(RestorerUnavailableError, match=r"r\.pth is not a whole checkpoint"):
         SpandrelFace("restoreformer", str(tmp_path / "r.pth"), device="cpu").ready()

@@ -8,6 +8,7 @@ import torch
 from fake_ref_fr import Negative, faces
 from PIL import Image
 
+from face2scene.faces.align import FFHQ_512
 from face2scene.image_io.arrays import read_tensor, write_png
 from face2scene.ref_fr import CalibratedPerturbation, Copy, FaceRestorationError, GroundTruth, Perturbed, face_pair
 from face2scene.ref_fr.base import RestorerUnavailableError, in_bytes
@@ -195,6 +196,16 @@ def test_unaligned_crop_is_restored(photo_files):
     assert restored.shape == crop.shape
     pair = face_pair(Negative(), crop, (0, 0, 40, 40), references=photo_files, rng=np.random.default_rng(0))
     assert torch.equal(pair.restored, restored) and pair.notes == ("2 references",)
+
+
+def test_pair_holds_restored_pixels_only(photo_files):
+    roll, scene = np.pi / 4, torch.zeros(3, 200, 200)
+    turn = np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
+    given = {"references": photo_files, "landmarks": (FFHQ_512 - 256) / 4 @ turn.T + 100, "rng": None}
+    pair = face_pair(Negative(), scene, (50, 50, 150, 150), **given)
+    assert pair.restored.min() > 0.99, "a corner outside the aligned face would say that nothing is degraded"
+    x0, y0, x1, y1 = pair.box
+    assert x1 - x0 < 100 and pair.restored.shape == pair.degraded.shape == (3, y1 - y0, x1 - x0)
 
 
 def test_restored_face_png_round_trip(tmp_path):

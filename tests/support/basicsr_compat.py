@@ -14,6 +14,14 @@ sys.modules.setdefault(_gone.__name__, _gone)
 with warnings.catch_warnings(), np.errstate():  # it sets NumPy's for the whole process
     warnings.simplefilter("ignore", DeprecationWarning)  # of SciPy's old names in its metrics
     from basicsr.data import degradations
+    from basicsr.utils.diffjpeg import DiffJPEG
     from basicsr.utils.img_process_util import filter2D
 
-__all__ = ["degradations", "filter2D"]
+__all__ = ["DiffJPEG", "degradations", "filter2D", "rrdbnet"]
+
+
+def rrdbnet(*sizes: int):
+    """Real-ESRGAN's network. Its module is imported here, since it brings every other network of basicsr."""
+    from basicsr.archs.rrdbnet_arch import RRDBNet
+
+    return RRDBNet(*sizes).eval()

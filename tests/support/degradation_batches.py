@@ -1,5 +1,8 @@
 """Inputs that several test files of tests/degradation share."""
 
+import functools
+
+import hydra.utils
 import numpy as np
 import torch
 from omegaconf import OmegaConf
@@ -9,6 +12,7 @@ from face2scene.degradation import (
     Blur,
     GaussianNoise,
     Jpeg,
+    Mixture,
     PoissonNoise,
     Recipe,
     Resize,
@@ -40,10 +44,13 @@ def make_image(height: int = 96, width: int = 80, seed: int = 0) -> torch.Tensor
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
+@functools.cache
+def load_space(name: str) -> Space | Mixture:
+    return hydra.utils.instantiate(OmegaConf.load(CONFIGS / f"{name}.yaml"))
+
+
 def draw_recipes(name: str, count: int, seed: int = 0) -> list[Recipe]:
-    values = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
-    space = Space(**{key: value for key, value in values.items() if key != "_target_"})
-    rng = np.random.default_rng(seed)
+    space, rng = load_space(name), np.random.default_rng(seed)
     return [space.draw(rng) for _ in range(count)]
 
 

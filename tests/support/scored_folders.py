@@ -18,18 +18,25 @@ def mean_abs_error(images, gts):
 
 
 class MeanColourDistance:
+    """A metric of sets: how far the mean colours lie apart; counts the images it sees."""
+
+    def __init__(self):
+        self.seen = 0
+
     def features(self, images):
+        self.seen += len(images)
         return images.mul(255).round().sum((2, 3)) / (255 * images[0, 0].numel())
 
     def distance(self, ours, theirs):
         return float((ours.mean(0) - theirs.mean(0)).abs().sum())
 
 
-SCORERS = {
-    "dists": mean_abs_error,
+PER_IMAGE = {
     "psnr": lambda x, y: -10 * torch.log10(mean_abs_error(x, y) ** 2 + 1e-8),
-    "fid": MeanColourDistance(),
+    "lpips": mean_abs_error,
+    "dists": mean_abs_error,
 }
+SCORERS = PER_IMAGE | {"fid": MeanColourDistance()}
 
 
 KEYS = ("dists", "psnr", "fid")

@@ -5,15 +5,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import test_fadex
 import torch
 from accelerate import Accelerator
-from accelerate_state import forget_processes
-from hydra import compose, initialize_config_dir
-from test_configs import unknown_arguments
-from test_fadex import pairs, small_moco
+from accelerate_processes import forget_processes
+from composed_configs import compose_config, unknown_arguments
+from fadex_training import pairs, small_moco
 
-from face2scene.common.reproducibility import REPOSITORY
 from face2scene.degradation import Mixture, Recipe
 from face2scene.image_io.arrays import read_image
 from face2scene.models.fadex import FaDeX, compare
@@ -25,7 +22,6 @@ from face2scene.train.loop import Schedule, train
 from face2scene.train.run import Run
 
 pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
-face_files = test_fadex.face_files  # a fixture
 
 
 class IdentitySpace:
@@ -55,18 +51,6 @@ def test_augmentation_precedes_degradation(face_files):
     assert batch["query_restored"].min() >= 0 and batch["query_restored"].max() <= 1
     assert not torch.equal(batch["query_restored"], plain[0]["query_restored"])
     assert torch.equal(varied[3]["key_restored"], again[3]["key_restored"])
-
-
-def test_restored_is_augmented_like_gt(face_files):
-    data = pairs(face_files, augment=True)
-    same = pairs(face_files, augment=True, restored=lambda number: clean_image(data, number))
-    data.space = same.space = IdentitySpace()
-    first = slice(0, 2)  # of one operator; for the next ones another number of draws has gone before
-    torch.testing.assert_close(same[0]["query_restored"][first], data[0]["query_restored"][first])
-
-
-def clean_image(data, number):
-    return torch.from_numpy(data._image(number)[0]).permute(2, 0, 1).float() / 255
 
 
 def make_task(face_files, accelerator, **options):
@@ -176,9 +160,8 @@ def test_difference_input_ignores_offset():
 
 
 def test_probe_config_names_real_arguments():
-    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        assert unknown_arguments(compose("eval", ["probe=fadex"])) == []
-        assert compose("eval").get("probe") is None
+    assert unknown_arguments(compose_config("eval", "probe=fadex")) == []
+    assert compose_config("eval").get("probe") is None
 
 
 @pytest.mark.numerics
@@ -267,6 +250,7 @@ def test_head_reads_mean_of_map(face_files):
     torch.testing.assert_close(vectors, encoder.embed(encoder(*pair)), atol=1e-6, rtol=0)
 
 
+@pytest.mark.numerics
 def test_only_exported_head_is_retrained(tmp_path, face_files):
     plain = train_to(tmp_path / "plain", face_files, 2)
     settings = {"batches": 2, "crop": 16, "images": 2, "steps": 3, "operators": 4}

@@ -4,9 +4,8 @@ import types
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate_state import forget_processes
+from accelerate_processes import forget_processes
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from face2scene.train.checkpoint import states
@@ -94,6 +93,7 @@ def test_resume_is_bitwise_exact(tmp_path, accumulate):
     assert [json.loads(x)["step"] for x in lines[0]] == [json.loads(x)["step"] for x in lines[1]]
 
 
+@pytest.mark.numerics
 def test_lost_steps_are_repeated_exactly(tmp_path):
     whole, _ = train_to(tmp_path / "whole", 6)
     with pytest.raises(FloatingPointError):
@@ -131,14 +131,6 @@ def test_checkpoint_omits_frozen_weights(tmp_path):
         names = set(file.keys())
     assert not any(name.startswith("0.") for name in names)
     assert {"1.running_mean", "2.weight"} <= names
-
-
-def test_mismatched_checkpoint_raises(tmp_path):
-    _, run = train_to(tmp_path / "run", 2)
-    path = states(run)[-1] / "model.safetensors"
-    save_file({"another": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match=r"not fit Linear: missing \['bias', 'weight'\], unknown \['another'\]"):
-        train_to(tmp_path / "run", 4)
 
 
 def test_only_newest_checkpoints_are_kept(tmp_path):

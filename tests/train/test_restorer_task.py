@@ -1,101 +1,37 @@
 """The restorer's training at tiny size: its phases, what each moves, and going on."""
 
+import functools
 import json
 from unittest.mock import Mock
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate_state import forget_processes
+from accelerate_processes import forget_processes
+from host_reads import HostReads, without_optimizers
+from restorer_training import SeededSceneBatches, tiny_restorer_task
 from safetensors.torch import load_file
-from torch import nn
 from torch.nn import functional as F
 
 from face2scene.common.model_files import load_weights
 from face2scene.common.reproducibility import REPOSITORY
-from face2scene.common.types import FacePair
-from face2scene.data.scene_batches import ValidationPair
 from face2scene.image_io.arrays import read_tensor
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer import lora
 from face2scene.models.restorer.base_model import load_base
-from face2scene.models.restorer.discriminator import Discriminator, load_features, multilevel_sigmoid
+from face2scene.models.restorer.discriminator import multilevel_sigmoid
 from face2scene.models.restorer.one_step import OneStepRestorer
+from face2scene.models.scene_estimator import SceneEstimator
 from face2scene.train.loop import Phase, Schedule, freeze_other_phases, step, train
 from face2scene.train.restorer_task import RestorerTask
 from face2scene.train.run import Run
 
 pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
 
-TINY_VIT = {
-    "hidden_size": 8,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 1,
-    "intermediate_size": 8,
-    "image_size": 16,
-    "patch_size": 4,
-}
-
-
-class SeededSceneBatches:
-    """Batch `index` is a function of `index` alone; the first image of two is a negative."""
-
-    def __getitem__(self, index):
-        rng = torch.Generator().manual_seed(index)
-        image, gt = torch.rand(2, 2, 3, 16, 16, generator=rng)
-        negative = torch.tensor([True, False])
-        return {
-            "image": image,
-            "gt": gt,
-            "target": torch.where(negative.view(2, 1, 1, 1), image, gt),
-            "restored": torch.rand(2, 3, 16, 16, generator=rng),
-            "degraded": torch.rand(2, 3, 16, 16, generator=rng),
-            "negative": negative,
-            "drop": torch.tensor([False, index % 2 == 0]),
-            "seed": torch.tensor([index, index + 1000]),
-        }
-
-
-class StubEncoder(nn.Module):
-    """In FaDeX's place."""
-
-    def forward(self, restored, degraded):
-        return torch.cat([restored, degraded, restored - degraded], 1)[:, :8, ::2, ::2]
-
-
-class StubPerceptualLoss(nn.Module):
-    """In LPIPS' place."""
-
-    def forward(self, output, target):
-        return (output - target).abs().mean()
-
-
-@pytest.fixture(scope="module")
-def base(tiny_base):
-    return lambda: load_base(tiny_base)
-
 
 @pytest.fixture
-def make_task(base):
-    def build(with_discriminator=True, ema=None, checkpointing=False, **options) -> RestorerTask:
-        torch.manual_seed(0)
-        mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
-        restorer = OneStepRestorer(base(), mapnet, vae_rank=2, unet_rank=2, vae_layers=lora.VAE_ENCODER[:6])
-        if checkpointing:
-            restorer.checkpoint_gradients()
-        discriminator = Discriminator(load_features(TINY_VIT), levels=(1, 2), width=4) if with_discriminator else None
-        image = torch.rand(3, 16, 16)
-        held = [ValidationPair(None, image, image, FacePair(restored=image, degraded=image, box=(0, 0, 16, 16)))]
-        settings = {
-            "lr": 1e-3,
-            "discriminator": discriminator,
-            "ema": ema,
-            "device": torch.device("cpu"),
-            "about": {},
-        } | options
-        return RestorerTask(restorer, StubEncoder(), StubPerceptualLoss(), SeededSceneBatches(), held, **settings)
-
-    return build
+def make_task(tiny_base):
+    return functools.partial(tiny_restorer_task, tiny_base)
 
 
 def marked(task: RestorerTask, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -114,7 +50,8 @@ def steps(task: RestorerTask, count: int = 1) -> list[dict[str, torch.Tensor]]:
 
 
 def trained_tensors(task: RestorerTask) -> dict[str, torch.Tensor]:
-    models = {"generator": task.phases[0].model, "discriminator": task.phases[-1].model}
+    last = [phase for phase in task.phases if phase.name != "estimator"][-1]
+    models = {"generator": task.phases[0].model, "discriminator": last.model}
     return {f"{m}.{n}": p.detach().clone() for m, x in models.items() for n, p in x.named_parameters()}
 
 
@@ -135,6 +72,23 @@ def test_step_updates_only_trained_weights(make_task):
     assert not any(n.startswith("discriminator.features") or "decoder" in n for n in moved)
 
 
+def test_estimator_trains_beside_the_restorer(make_task, tmp_path):
+    torch.manual_seed(1)
+    estimator = SceneEstimator(widths=[8, 8], strides=[2, 1], width=32)
+    plain, task = make_task(), make_task(estimator=estimator)
+    before = {name: weight.clone() for name, weight in estimator.named_parameters()}
+    reports = steps(task, 2)
+    assert reports[1]["estimator/tokens"] > 0 and "estimator/fidelity" in reports[1]
+    after = dict(estimator.named_parameters())
+    assert "encoder.body.0.weight" in changed_names(before, after)
+    assert any(name.startswith("head.") for name in changed_names(before, after))
+    steps(plain, 2)
+    kept, moved = trained_tensors(plain), trained_tensors(task)
+    assert all(torch.equal(kept[name], moved[name]) for name in kept if name.startswith("generator."))
+    task.export(tmp_path, 2)
+    assert SceneEstimator.from_file(tmp_path / "estimator.safetensors").config == estimator.config
+
+
 @pytest.mark.parametrize(("order", "calls", "moves"), [("one_forward", 1, 2), ("published", 2, 4)])
 def test_order_sets_forward_and_step_counts(make_task, order, calls, moves):
     task = make_task(order=order)
@@ -145,6 +99,27 @@ def test_order_sets_forward_and_step_counts(make_task, order, calls, moves):
     (report,) = steps(task)
     assert (len(seen), len(stepped), len(task.phases)) == (calls, moves, moves)
     assert all(torch.isfinite(value) for value in report.values())
+
+
+@pytest.mark.parametrize("order", ["one_forward", "published"])
+def test_host_reads_one_value_per_phase(make_task, order):
+    task = make_task(order=order)
+    without_optimizers(task.phases)
+    with HostReads() as reads:
+        steps(task)
+    assert reads.found == ["aten::_local_scalar_dense"] * len(task.phases)  # whether all is finite
+
+
+@pytest.mark.numerics
+def test_tokens_are_each_face_by_itself(make_task):
+    task, batch = make_task(with_discriminator=False), SeededSceneBatches()[4]
+    seen = []
+    task.restorer.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    task.phases[0].losses(batch)
+    faces = zip(batch["restored"], batch["degraded"], strict=True)
+    alone = [task.restorer.tokens(task.fadex(restored[None], degraded[None]), 1) for restored, degraded in faces]
+    alone[1] = task.restorer.null_tokens  # dropped
+    torch.testing.assert_close(seen[0], torch.cat(alone))
 
 
 @pytest.mark.numerics
@@ -169,7 +144,7 @@ def test_negatives_skip_adversarial_losses(make_task):
 
 
 @pytest.mark.numerics
-def test_generator_losses_leave_discriminator_without_gradients(make_task):
+def test_generator_losses_spare_discriminator(make_task):
     task = make_task(order="published")
     with freeze_other_phases(task.phases[1], task.phases):
         sum(task.phases[1].losses(marked(task, task.data[0])).values()).backward()

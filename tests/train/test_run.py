@@ -1,12 +1,9 @@
 import json
-import sys
-import types
 
 import pytest
-from omegaconf import OmegaConf
 
 from face2scene.common.reproducibility import seed_from
-from face2scene.train.run import Run, open_run
+from face2scene.train.run import Run
 
 
 def test_seed_depends_on_every_part():
@@ -31,24 +28,3 @@ def test_metrics_of_lost_steps_are_dropped(tmp_path):
     run.forget_after(2)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}]
-
-
-def test_wandb_logs_under_run_name(tmp_path, monkeypatch):
-    seen = []
-    fake = types.ModuleType("wandb")
-    fake.init = lambda **options: types.SimpleNamespace(
-        log=lambda values, step: seen.append((step, values)), options=seen.append(options)
-    )
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    config = {
-        "name": "a/b",
-        "paths": {"runs": str(tmp_path)},
-        "allow_config_change": False,
-        "part": {"_target_": "nobody.builds.this"},
-        "tracker": {"_target_": "face2scene.train.trackers.Wandb", "project": "p", "mode": "offline"},
-    }
-    open_run(OmegaConf.create(config)).log({"loss": 1}, 7)
-    options, line = seen
-    assert (options["id"], options["mode"], options["resume"]) == ("a-b", "offline", "allow")
-    assert options["config"]["part"] == {"_target_": "nobody.builds.this"}
-    assert line == (7, {"loss": 1.0})

@@ -49,7 +49,7 @@ def difference(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (output - target).square().mean()
 
 
-def test_batch_depends_on_index_and_large_images_shrink(pairs, tmp_path):
+def test_batches_follow_index_and_images_shrink(pairs, tmp_path):
     one, same, other = pairs()[3], pairs()[3], pairs()[4]
     assert all(torch.equal(one[name], same[name]) for name in ("image", "gt"))
     assert not torch.equal(one["gt"], other["gt"])
@@ -70,6 +70,7 @@ def test_untrained_base_starts_near_input(task):
     assert all(conv.weight.abs().min() > 0 for conv in task.restorer.vae.skips.convs)
 
 
+@pytest.mark.numerics
 @pytest.mark.usefixtures("no_accelerator_of_another_test")
 def test_export_holds_trained_weights(task, tmp_path):
     before = {name: p.detach().clone() for name, p in task.restorer.named_parameters() if p.requires_grad}

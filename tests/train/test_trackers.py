@@ -3,9 +3,8 @@ import sys
 import types
 
 import numpy as np
-from hydra import compose, initialize_config_dir
+from composed_configs import compose_config
 
-from face2scene.common.reproducibility import REPOSITORY
 from face2scene.image_io.arrays import read_image
 from face2scene.train.run import open_run
 
@@ -14,9 +13,8 @@ IMAGE = np.zeros((8, 6, 3), np.uint8) + np.array([255, 0, 51], np.uint8)
 
 def open_tracked_run(tmp_path, tracker):
     """A run as a script opens it."""
-    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        cfg = compose("train_fadex", [f"tracker={tracker}", f"paths.runs={tmp_path}", "name=part/a", "train=tiny"])
-    return open_run(cfg)
+    options = [f"tracker={tracker}", f"paths.runs={tmp_path}", "name=part/a", "train=tiny"]
+    return open_run(compose_config("train_fadex", *options))
 
 
 def test_jsonl_and_images_are_always_written(tmp_path):
@@ -59,4 +57,6 @@ def test_wandb_logs_and_is_offline_by_default(tmp_path, monkeypatch):
     run.show({"pairs": IMAGE}, 7)
     options, line, image = seen
     assert (options["id"], options["mode"], options["dir"]) == ("part-a", "offline", str(tmp_path / "part/a"))
+    assert options["resume"] == "allow"
+    assert options["config"]["fadex"]["encoder"]["_target_"].startswith("face2scene.")  # as it is: nothing is built
     assert line == (7, {"loss": 1.0}) and image == (7, {"pairs": (8, 6, 3)})

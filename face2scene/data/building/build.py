@@ -6,13 +6,10 @@ it. `finalize.py` turns the side-cars into one set.
 """
 
 import base64
-import errno
 import json
 import shutil
-import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,6 +20,7 @@ from tqdm import tqdm
 
 from face2scene.common.files import sha256_of, write_json
 from face2scene.common.ledger import claim
+from face2scene.common.locks import locked
 from face2scene.common.types import Box, Face
 from face2scene.data.building.finalize import PARTS, BuildError, Degradations, FinalizePlan, degrade, finalize
 from face2scene.data.building.names import safe
@@ -160,21 +158,23 @@ def build(
         wait: returns when all processes have called it.
 
     Raises:
-        BuildError: for a folder with other settings or with files of others, and for a full disk; what is finished
-            then stays, and the same call resumes.
+        BuildError: for a folder with other settings or with files of others.
+        OSError, sqlite3.OperationalError: for a full disk (`common.files.disk_error`); what is finished then stays, and
+            the same call resumes.
+        FolderInUse: another process builds there.
     """
     folder = Path(folder)
-    settings = {**settings, "listings": [source.listing() for source in sources]}
-    if rank == 0:
-        _open_folder(folder, settings, overwrite)
-    wait()
-    if (folder / METADATA).is_file():
+    with locked(folder, "choose another data.root", hold=rank == 0):
+        settings = {**settings, "listings": [source.listing() for source in sources]}
         if rank == 0:
-            shutil.rmtree(folder / PARTS, ignore_errors=True)
-        summary = summarise(folder)
-        summary.built = False
-        return summary
-    with _full_disk_as_build_error(folder):
+            _open_folder(folder, settings, overwrite)
+        wait()
+        if (folder / METADATA).is_file():
+            if rank == 0:
+                shutil.rmtree(folder / PARTS, ignore_errors=True)
+            summary = summarise(folder)
+            summary.built = False
+            return summary
         items = ((source, number, item) for source in sources for number, item in enumerate(source.items()))
         mine = islice(items, rank, None, processes)
         total = len(range(rank, sum(len(source.items()) for source in sources), processes))
@@ -185,8 +185,8 @@ def build(
         if rank == 0:
             keys = (source.key(item) for source in sources for item in source.items())
             finalize(folder, keys, plan or FinalizePlan(), space=space, seed=seed, jsonl=jsonl)
-    wait()
-    return summarise(folder)
+        wait()
+        return summarise(folder)
 
 
 def _make_item(
@@ -292,20 +292,6 @@ def _write_candidate(
         "measured": {name: float(value) for name, value in candidate.measured.items()},
         "sums": sums,
     }
-
-
-@contextmanager
-def _full_disk_as_build_error(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, sqlite3.OperationalError) as error:
-        full = "disk is full" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if not full:
-            raise
-        raise BuildError(
-            f"The disk of {folder} is full ({error}). What is finished stays: free some space and start the same "
-            "command again."
-        ) from error
 
 
 def summarise(folder: str | Path) -> BuildSummary:

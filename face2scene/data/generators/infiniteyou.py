@@ -136,7 +136,7 @@ class InfiniteYou:
                     continue
                 if not reply["ok"]:
                     raise JobFailed(reply["error"])
-                with Image.open(output) as image:
+                with Image.open(output, formats=["PNG"]) as image:
                     return np.asarray(image.convert("RGB"))
         raise JobFailed(f"{len(reasons)} workers in a row were lost with this job ({reasons[-1]})")
 

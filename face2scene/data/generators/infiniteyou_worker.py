@@ -35,7 +35,7 @@ def main():
     for line in iter(sys.stdin.readline, ""):
         job = json.loads(line)
         try:
-            with Image.open(job["reference"]) as photo:
+            with Image.open(job["reference"], formats=["PNG", "JPEG"]) as photo:
                 image = pipeline(
                     id_image=photo.convert("RGB"), prompt=job["prompt"], seed=job["seed"], **settings["call"]
                 )

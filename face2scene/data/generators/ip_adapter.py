@@ -88,7 +88,9 @@ class IPAdapterPipeline:
 
         weights = {"subfolder": self.subfolder, "weight_name": self.weight_name}
         try:
-            pipeline = AutoPipelineForText2Image.from_pretrained(self.pipeline, dtype=getattr(torch, self.dtype))
+            pipeline = AutoPipelineForText2Image.from_pretrained(
+                self.pipeline, dtype=getattr(torch, self.dtype), trust_remote_code=False
+            )
             pipeline.load_ip_adapter(self.adapter, **weights, image_encoder_folder=self.image_encoder)
         except (OSError, ValueError, RuntimeError) as error:
             raise GeneratorError(f"The pipeline {self.pipeline} with {self.adapter} does not load: {error}") from error

@@ -16,6 +16,7 @@ from face2scene.data.building.photo_filtering import Candidate, CropSpec, Filter
 from face2scene.data.building.prompts import plain_prompt, shot_of
 from face2scene.faces.detect import Detector
 from face2scene.image_io.arrays import SUFFIXES, ImageError
+from face2scene.image_io.metadata import OPENED
 from face2scene.image_io.photos import HEIF_SUFFIXES, RAW_SUFFIXES, read_photo
 
 _MAX_BYTES = 500_000_000  # larger files are quarantined unread
@@ -146,7 +147,7 @@ def _mislabelled(path: Path) -> str:
     if suffix in (*RAW_SUFFIXES, *HEIF_SUFFIXES):
         return ""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=OPENED) as image:
             found = image.format
     except (OSError, ValueError, Image.DecompressionBombError):
         return ""  # unreadable: the reader gives the better message

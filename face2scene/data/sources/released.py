@@ -23,6 +23,7 @@ from face2scene.data.building.photo_filtering import copies
 from face2scene.data.building.prompts import plain_prompt, shot_of
 from face2scene.data.paths import FolderPaths
 from face2scene.image_io.arrays import ImageError, list_images
+from face2scene.image_io.metadata import OPENED
 from face2scene.image_io.photos import MAX_PIXELS
 
 FIELDS = ("image", "lq", "name", "identity", "prompt", "shot", "face_box", "landmarks_68", "similarity")
@@ -66,7 +67,7 @@ class Released:
         datasets = import_optional("datasets", "data", why="Reading a published set")
         given = {"revision": self.revision} if self.revision else {}
         try:
-            found = datasets.load_dataset(self.source, streaming=True, **given, **self.options)
+            found = datasets.load_dataset(self.source, streaming=True, trust_remote_code=False, **given, **self.options)
         except Exception as error:  # the hub's, the file system's and the readers' own errors
             reason = f"{type(error).__name__}: {error}"
             raise BuildError(f"{self.source} cannot be read as a published set ({reason}).") from error
@@ -171,7 +172,7 @@ class Released:
             content = FolderPaths(root)(os.path.relpath(os.path.realpath(value["path"]), root)).read_bytes()
         if not content:
             raise ImageError("the image is empty")
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=OPENED) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"{image.width} x {image.height} pixels are more than the limit")
             return np.asarray(image.convert("RGB"))

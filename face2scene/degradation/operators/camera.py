@@ -148,7 +148,7 @@ class Webp(Operator):
             )
         file = io.BytesIO()
         Image.fromarray(to_bytes(image)).save(file, format="WEBP", quality=self.quality, method=4)
-        with Image.open(file) as decoded:
+        with Image.open(file, formats=["WEBP"]) as decoded:
             return to_tensor(np.asarray(decoded.convert("RGB"))).to(image)
 
 

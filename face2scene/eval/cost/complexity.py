@@ -45,12 +45,12 @@ SDXL = {  # configuration that its UNet and its ControlNet share
 
 
 def paper_models(
-    device: str | torch.device, dtype: torch.dtype = torch.float32, ranks: tuple[int, int] = (16, 32)
+    device: str | torch.device, dtype: torch.dtype | None = None, ranks: tuple[int, int] = (16, 32)
 ) -> tuple[OneStepRestorer, FaDeX]:
     """The restorer at SD 2.1's size, and FaDeX, with random weights; on `meta` without any.
 
     Args:
-        dtype: of VAE and UNet.
+        dtype: of VAE and UNet; None is as they are used, bfloat16 and float32.
         ranks: of the LoRAs in VAE and UNet; (0, 0) is a restorer whose LoRAs are merged.
     """
     with torch.device("meta"):
@@ -63,9 +63,8 @@ def paper_models(
     restorer.eval(), fadex.eval()
     if torch.device(device).type != "meta":
         restorer, fadex = (_filled(network, device) for network in (restorer, fadex))
-        for name, parameter in restorer.named_parameters():
-            if name.startswith(("vae.", "unet.")):
-                parameter.data = parameter.data.to(dtype)
+        for network, own in ((restorer.vae, torch.bfloat16), (restorer.unet, torch.float32)):
+            nn.Module.to(network, dtype or own)
     return restorer, fadex
 
 

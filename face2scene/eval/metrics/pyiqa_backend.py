@@ -216,7 +216,7 @@ def _write_niqe_parameters(path: Path) -> None:
     if not source or not source.is_file():
         raise MetricMissing("needs the parameter file in the package 'basicsr': pip install 'face2scene[degrade]'")
     written = io.BytesIO()
-    with np.load(source) as given:
+    with np.load(source, allow_pickle=False) as given:
         savemat(written, {"mu_prisparam": given["mu_pris_param"], "cov_prisparam": given["cov_pris_param"]})
     text = b"MATLAB 5.0 MAT-file".ljust(116)  # in place of scipy's header, which holds the platform and the date
     path.write_bytes(text + written.getvalue()[116:])

@@ -190,7 +190,7 @@ def thumbnail(task: tuple[Path, Path]) -> tuple[Path, tuple[int, int]]:
     """Write the small JPEG of (target, source) unless it is newer; returns the target and its (width, height)."""
     target, source = task
     if target.is_file() and target.stat().st_mtime > source.stat().st_mtime:
-        with Image.open(target) as image:
+        with Image.open(target, formats=["JPEG"]) as image:
             return target, image.size
     image = Image.fromarray(to_bytes(read_image(source)))
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)

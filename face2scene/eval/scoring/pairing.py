@@ -20,6 +20,7 @@ from face2scene.common.types import Box
 from face2scene.data.records import METADATA, read_manifest
 from face2scene.eval.scoring.regions import Region
 from face2scene.image_io.arrays import ImageError, list_images
+from face2scene.image_io.metadata import OPENED
 
 log = logging.getLogger(__name__)
 MIN_SHIFT_SIDE = 48  # pixels; a smaller image has too few low frequencies for its shift to be estimated
@@ -255,7 +256,7 @@ class ImageHeader:
 def image_header(path: Path) -> ImageHeader:
     """Raises ImageError where the file cannot be read as an image."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=OPENED) as image:
             width, height = image.size
             upright = image.getexif().get(0x0112, 1) < 5
             # Pillow opens 16 bits a channel as RGB, so the depth is read from the PNG's own header.

@@ -64,7 +64,7 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, labels: Tensor) -> None:
-        """Store (N, D) keys with their (N,) labels; any N up to the size.
+        """Store (N, D) keys with their (N,) labels; any N up to the size. Those labelled EMPTY pad a batch.
 
         Raises:
             ValueError: more keys than slots.
@@ -76,9 +76,11 @@ class KeyQueue(nn.Module):
                 "lower train.fadex.operators, train.fadex.images, train.fadex.accumulate or the processes."
             )
         slots = (self.cursor + torch.arange(count, device=keys.device)) % size
-        self.keys[slots] = keys.to(self.keys.dtype)
-        self.labels[slots] = labels
-        self.cursor.copy_((self.cursor + count) % size)
+        real = labels != EMPTY
+        order = real.logical_not().byte().argsort(stable=True)  # padding last: the next step overwrites it
+        self.keys[slots] = keys[order].to(self.keys.dtype)
+        self.labels[slots] = labels[order]
+        self.cursor.copy_((self.cursor + real.sum()) % size)
 
 
 class MoCo(nn.Module):
@@ -126,16 +128,8 @@ class MoCo(nn.Module):
         Args:
             query_pair, key_pair: (restored, degraded), each (B, 3, H, W) in [0, 1]; row i of both was degraded by the
                 same operator, and no face appears twice under one operator.
-            labels: (B,) int64, one per operator.
-
-        Raises:
-            ValueError: there is one operator only.
+            labels: (B,) int64, one per operator, two or more of them.
         """
-        if bool((labels == labels[0]).all()):
-            raise ValueError(
-                "All faces of this batch were degraded by one operator, so there are no negatives: raise "
-                "train.fadex.operators to 2 or more."
-            )
         queries = self.query.embed(self.query(*query_pair))  # (B, D)
         with torch.no_grad():
             keys, recent_labels = self.key.embed(self.key(*key_pair)), labels  # (N, D), (N,)

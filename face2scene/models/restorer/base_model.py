@@ -4,8 +4,10 @@ Read from a folder or hub repository in diffusers' layout (`vae/ unet/ text_enco
 SD-Turbo or the tiny base that ships with this project.
 """
 
+import hashlib
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from face2scene.models.restorer.skips import Skips
 
 log = logging.getLogger(__name__)
 CLIP_VOCABULARY = 49408
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,7 @@ class DiffusionBase:
     prediction: str  # "epsilon" or "v_prediction"
     clip: float | None = None  # the schedule's bound on clean latents; SD-Turbo's has none
     skips: Skips | None = None  # skip connections of its pretraining, from its folder `skips`; SD-Turbo has none
+    origin: dict[str, str] = field(default_factory=dict)  # `origin_of` its networks
 
     def encode_prompts(self, prompts: list[str]) -> Tensor:
         """Text tokens (len(prompts), 77, D) in float32; longer prompts are truncated."""
@@ -76,7 +80,11 @@ def base_folder(source: str) -> str:
 
 
 def load_base(
-    source: str | Path, *, revision: str | None = None, dtype: str | torch.dtype = torch.float32
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = torch.float32,
+    unet_dtype: str | torch.dtype | None = None,
 ) -> DiffusionBase:
     """Read a base model.
 
@@ -85,15 +93,16 @@ def load_base(
             weights in SD-Turbo's shapes (`random:FOLDER`: the shapes of a folder's config files).
         revision: of a hub repository.
         dtype: of VAE and UNet, also as `fp32`, `bf16` or `fp16`; the text encoder is float32.
+        unet_dtype: of the UNet, if another.
 
     Raises:
         FileNotFoundError: not fetched yet, no such folder, or not available from the hub; with the remedy.
         ValueError: an empty tokenizer, parts that do not fit each other, or an unknown dtype.
     """
-    where, dtype = str(source), precision(dtype)
+    where, dtype, unet_dtype = str(source), precision(dtype), precision(unet_dtype or dtype)
     if where.partition(":")[0] == "random":
         log.warning("The base model has random weights (restorer.base.source=%s): it restores nothing.", where)
-        return _checked(where, *random_parts(where, dtype=dtype))
+        return _checked(where, *random_parts(where, dtype=dtype, unet_dtype=unet_dtype))
     where = base_folder(where)
     local = Path(where).exists() or Path(where).is_absolute() or where.startswith(".") or where.count("/") != 1
     if local and not (Path(where) / "unet").is_dir():
@@ -103,11 +112,13 @@ def load_base(
         )
     try:
         vae = AutoencoderKL.from_pretrained(where, subfolder="vae", revision=revision, torch_dtype=dtype)
-        unet = UNet2DConditionModel.from_pretrained(where, subfolder="unet", revision=revision, torch_dtype=dtype)
+        unet = UNet2DConditionModel.from_pretrained(where, subfolder="unet", revision=revision, torch_dtype=unet_dtype)
         text_encoder = CLIPTextModel.from_pretrained(
             where, subfolder="text_encoder", revision=revision, torch_dtype=torch.float32
         )
-        tokenizer = AutoTokenizer.from_pretrained(where, subfolder="tokenizer", revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            where, subfolder="tokenizer", revision=revision, trust_remote_code=False
+        )
         schedule = DDPMScheduler.from_pretrained(where, subfolder="scheduler", revision=revision)
     except OSError as error:
         raise FileNotFoundError(
@@ -153,7 +164,23 @@ def _checked(
         part.eval().requires_grad_(False)
     clip = schedule.config.clip_sample_range if schedule.config.clip_sample else None
     alphas, kind = schedule.alphas_cumprod.float(), schedule.config.prediction_type
-    return DiffusionBase(vae, unet, text_encoder, tokenizer, alphas, kind, clip)
+    origin = {} if where.partition(":")[0] == "random" else origin_of(vae, unet)
+    return DiffusionBase(vae, unet, text_encoder, tokenizer, alphas, kind, clip, origin=origin)
+
+
+def origin_of(vae: AutoencoderKL, unet: UNet2DConditionModel) -> dict[str, str]:
+    """`dtype` and `unet_dtype`, and `content`: 16 hex digits of names, shapes and up to 64 values of every tensor.
+
+    The values are rounded to bfloat16, so that a base in float32 and in bfloat16 has one content.
+    """
+    content = hashlib.sha256()
+    for network in (vae, unet):
+        for name, tensor in sorted(network.named_parameters()):
+            flat = tensor.detach().flatten()
+            content.update(f"{name} {tuple(tensor.shape)}".encode())
+            content.update(flat[:: max(1, len(flat) // 64)][:64].bfloat16().view(torch.int16).numpy().tobytes())
+    names = {dtype: name for name, dtype in _PRECISIONS.items()}
+    return {"dtype": names[vae.dtype], "unet_dtype": names[unet.dtype], "content": content.hexdigest()[:16]}
 
 
 _FURTHER_CONDITIONS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "num_class_embeds")
@@ -167,25 +194,30 @@ def precision(name: str | torch.dtype) -> torch.dtype:
     """
     if isinstance(name, torch.dtype):
         return name
-    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if name not in known:
+    if name not in _PRECISIONS:
         raise ValueError(f"restorer.base.dtype must be fp32, bf16 or fp16, not {name!r}.")
-    return known[name]
+    return _PRECISIONS[name]
 
 
-def per_sample_noise(seeds: Tensor, like: Tensor) -> Tensor:
+def per_sample_noise(seeds: Tensor | Sequence[int], like: Tensor) -> Tensor:
     """Gaussian noise of the shape of `like` (B, ...), each image's from its own seed of (B,), on every device the same.
 
-    Independent of the batch; drawn on the CPU.
+    Independent of the batch; drawn on the CPU. In a training loop the seeds are no tensor of a GPU, whose values the
+    host would wait for.
     """
-    noise = [torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(int(s))) for s in seeds.tolist()]
-    return torch.stack(noise).to(like)
+    noise = [torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
+    return torch.stack(noise).to(like, non_blocking=True)
+
+
+def amplification(alpha: float, kind: str) -> float:
+    """By how much an error of the UNet's prediction is multiplied in x0; arguments of `predict_x0`."""
+    return (1 - alpha) ** 0.5 / (1.0 if kind == "v_prediction" else alpha**0.5)
 
 
 def predict_x0(noisy: Tensor, prediction: Tensor, alpha: float, kind: str) -> Tensor:
     """The clean latent x0 of DDPM in closed form, in float32.
 
-    At SD 2.1's last timestep (alpha = 0.00466) an error of the prediction is multiplied by 14.6, too much for bf16.
+    At SD 2.1's last timestep (alpha = 0.00466) an error of the prediction is multiplied by 14.6, see `amplification`.
 
     Args:
         noisy, prediction: (B, C, h, w).

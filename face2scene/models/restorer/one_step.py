@@ -53,8 +53,9 @@ class OneStepRestorer(RestorerBase):
         residual: decode a correction of the input, restored = input + decoded (ours).
         skip_channels: of the skip connections in a weights file; a base of other shapes is refused.
 
-    The base may be bf16 or fp16. Trained parts are float32, and until the LoRAs are merged the networks run under
-    autocast in the base's precision.
+    VAE and UNet of the base may be bf16 or fp16. Trained parts are float32, and until the LoRAs are merged the networks
+    run under autocast in the base's precision. At timestep 999 a UNet in less than float32 (TF32) puts noise into the
+    latent: see configs/restorer/sd_turbo.yaml.
     """
 
     kind = "restorer"
@@ -129,7 +130,11 @@ class OneStepRestorer(RestorerBase):
         return tokens if drop is None else torch.where(drop.view(-1, 1, 1), null.to(tokens), tokens)
 
     def forward(
-        self, image: Tensor, tokens: Tensor, negative: Tensor | None = None, seeds: Tensor | None = None
+        self,
+        image: Tensor,
+        tokens: Tensor,
+        negative: Tensor | None = None,
+        seeds: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
         """One step without guidance, as in training.
 
@@ -137,10 +142,10 @@ class OneStepRestorer(RestorerBase):
             image: (B, 3, H, W) in [0, 1], sides multiples of `multiple`.
             tokens: (B, N, D).
             negative: (B,) bool, which images get the negative prompt; None is none of them.
-            seeds: (B,) int64, one per image, of the sample from the VAE's posterior; None takes its mean.
+            seeds: (B,), one per image, of the sample from the VAE's posterior; None takes its mean.
 
         Returns:
-            (B, 3, H, W), about [0, 1]; not clamped, which would cut gradients.
+            (B, 3, H, W), float32, about [0, 1]; not clamped, which would cut gradients.
         """
         if negative is None:
             negative = torch.zeros(len(image), dtype=torch.bool, device=image.device)
@@ -292,14 +297,15 @@ class OneStepRestorer(RestorerBase):
         factor = self.vae.config.scaling_factor
         return posterior.mean * factor, posterior.std * factor
 
-    def _encode(self, image: Tensor, seeds: Tensor | None = None) -> Tensor:
+    def _encode(self, image: Tensor, seeds: Tensor | Sequence[int] | None = None) -> Tensor:
         mean, std = self._posterior(image)
         return mean if seeds is None else mean + std * per_sample_noise(seeds, mean)
 
     def _predict(self, latent: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
         context = torch.cat([text, tokens.to(text)], dim=1)  # 77 + 21 = 98 tokens
         dtype = self.unet_dtype
-        return self.unet(latent.to(dtype), self.timestep, encoder_hidden_states=context.to(dtype)).sample
+        with self._unet_autocast():
+            return self.unet(latent.to(dtype), self.timestep, encoder_hidden_states=context.to(dtype)).sample
 
     def _decode(self, latent: Tensor, image: Tensor | None = None) -> Tensor:
         scaled = (latent / self.vae.config.scaling_factor).to(self.vae_dtype)
@@ -307,9 +313,9 @@ class OneStepRestorer(RestorerBase):
             raise ValueError("A restorer with skip connections or a residual needs the encoded image to decode.")
         if self.skips and image is not None:
             features = self.vae.skips.encoder_features(self.vae, (image * 2 - 1).to(self.vae_dtype))
-            decoded = self.vae.skips.decode(self.vae, scaled, features) / 2
+            decoded = self.vae.skips.decode(self.vae, scaled, features).float() / 2
         else:
-            decoded = self.vae.decode(scaled).sample / 2
+            decoded = self.vae.decode(scaled).sample.float() / 2  # bf16 has 375 values in [0, 1] after `/ 2 + 0.5`
         return image + decoded if self.residual and image is not None else decoded + 0.5
 
     def save(self, path: str | Path, *, about: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
@@ -320,6 +326,7 @@ class OneStepRestorer(RestorerBase):
             dtype: of the stored LoRA weights; None keeps float32.
         """
         config = self.config | {"skip_channels": channels_of(self.vae) if self.skips else None}
+        config |= {"base": self.base_origin} if self.base_origin else {}
         model_files.save_weights(path, self._stored(), kind=self.kind, config=config, about=about, dtype=dtype)
 
     @classmethod
@@ -358,14 +365,13 @@ class OneStepRestorer(RestorerBase):
         Upsampling and convolution are also fused (see `acceleration`). The output changes by rounding only.
 
         Args:
-            dtype: of VAE and UNet afterwards; None is the base's. LoRAs are added in float32: bf16 would round small
-                updates away.
+            dtype: of VAE and UNet afterwards; None is as they are in the base. LoRAs are added in float32: bf16 would
+                round small updates away.
         """
-        dtype = dtype or self.vae_dtype
-        for network in (self.vae, self.unet):
+        for network, own in ((self.vae, self.vae_dtype), (self.unet, self.unet_dtype)):
             nn.Module.float(network)  # diffusers' own casts warn without need
             lora.merge_lora(network)
-            nn.Module.to(network, dtype)
+            nn.Module.to(network, dtype or own)
             fuse_upsample_conv(network)
         # The VAE's large maps of few channels: half the time in bf16 and two thirds in fp32 on a processor with AMX, no
         # change elsewhere. The UNet's small maps of many channels gain nothing.

@@ -61,7 +61,7 @@ def networks(shapes: Mapping[str, Mapping[str, Any]]) -> tuple[AutoencoderKL, UN
 
 
 def random_parts(
-    source: str, *, dtype: torch.dtype
+    source: str, *, dtype: torch.dtype, unet_dtype: torch.dtype
 ) -> tuple[AutoencoderKL, UNet2DConditionModel, CLIPTextModel, PreTrainedTokenizerBase, DDPMScheduler]:
     """VAE, UNet, text encoder, tokenizer and scheduler for `load_base`; the same weights every time.
 
@@ -78,9 +78,9 @@ def random_parts(
         vae, unet, text_encoder = networks(shapes)
     shipped = REPOSITORY / "checkpoints/tiny/base/tokenizer"
     own = folder / "tokenizer" if folder else shipped
-    tokenizer = AutoTokenizer.from_pretrained(own if own.is_dir() else shipped)
+    tokenizer = AutoTokenizer.from_pretrained(own if own.is_dir() else shipped, trust_remote_code=False)
     schedule = DDPMScheduler.from_config(dict(shapes["scheduler"]))
-    return nn.Module.to(vae, dtype), nn.Module.to(unet, dtype), text_encoder, tokenizer, schedule
+    return nn.Module.to(vae, dtype), nn.Module.to(unet, unet_dtype), text_encoder, tokenizer, schedule
 
 
 def _read_shapes(folder: Path) -> dict[str, dict[str, Any]]:

@@ -195,7 +195,9 @@ def encode_prompts(found: Path, *, prompt: str, negative: str, word: str) -> Tex
     tokenizers = []
     for name in ("tokenizer", "tokenizer_2"):
         try:
-            tokenizers.append(AutoTokenizer.from_pretrained(found / name, local_files_only=True))
+            tokenizers.append(
+                AutoTokenizer.from_pretrained(found / name, local_files_only=True, trust_remote_code=False)
+            )
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0][:200]
             raise FileNotFoundError(f"{found / name} cannot be read ({reason}): see ref_fr.base.") from error

@@ -1,0 +1,103 @@
+"""One process at a time works in a folder; a second one is told which."""
+
+import atexit
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+LOCK = ".lock"
+_held: dict[Path, int] = {}  # files that this process holds, with their descriptors
+
+
+class FolderInUse(OSError):
+    """Another process works in the folder; the message says which, since when, and what to do."""
+
+
+@contextmanager
+def locked(folder: str | Path, instead: str, *, name: str = LOCK, hold: bool = True) -> Iterator[None]:
+    """Hold `folder` for this process, which may enter it again; its file `name` says who holds it.
+
+    The kernel releases it when the process ends in any way. A file that is left then is recognised and reported. A
+    folder that nobody can write to is not held.
+
+    Args:
+        instead: what else the user can do, such as `choose another name=...`.
+        hold: False does nothing, for all processes of a job but one.
+
+    Raises:
+        FolderInUse: another process holds it. Nothing was changed.
+    """
+    path = (Path(folder) / name).absolute()
+    if not hold or path in _held:
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _held[path] = _acquire(path, instead)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+    try:
+        yield
+    finally:
+        if path in _held:
+            with suppress(OSError):  # the folder was removed
+                path.unlink()  # while it is held, and `_acquire` of another process notices
+            os.close(_held.pop(path))
+
+
+def lock_until_exit(folder: str | Path, instead: str) -> None:
+    """`locked` for the rest of this process."""
+    stack = ExitStack()
+    stack.enter_context(locked(folder, instead))
+    atexit.register(stack.close)
+
+
+def _acquire(path: Path, instead: str) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = _described(descriptor)
+            os.close(descriptor)
+            raise FolderInUse(
+                f"{path.parent} is in use by {holder or 'another process'}. Wait until it has ended, or {instead}."
+            ) from error
+        except OSError as error:  # some network file systems have no locks
+            log.warning("%s cannot be locked (%s): start nothing else in it.", path.parent, error.strerror)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                break
+        os.close(descriptor)  # the holder removed the file meanwhile
+    if holder := _described(descriptor):
+        log.warning("%s was left by %s, which has ended; going on.", path.parent, holder)
+    since = datetime.now().astimezone().isoformat(timespec="seconds")
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}).encode(), 0)
+    return descriptor
+
+
+def _described(descriptor: int) -> str:
+    try:
+        holder = json.loads(os.pread(descriptor, 1000, 0))
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (ValueError, TypeError, KeyError):  # empty, or cut by a crash
+        return ""
+
+
+def _release_in_child() -> None:
+    # A forked worker that outlives this process must not keep the folders.
+    while _held:
+        os.close(_held.popitem()[1])
+
+
+os.register_at_fork(after_in_child=_release_in_child)
