@@ -1,8 +1,7 @@
 """Restore a folder of photos: finished images are skipped, and a broken file fails alone.
 
-Reading, restoring and writing overlap: the next images are read and the last ones written while one is in the models.
-The restoration log (see `log`) has one line per image and is also the list of finished work, so the same command
-continues after any interruption. A file that the log does not list is overwritten only with `overwrite`.
+Reading, restoring and writing overlap. The restoration log (see `log`) has one line per image and is also the list of
+finished work, so the same command continues after any interruption. Other files are overwritten only with `overwrite`.
 """
 
 import errno
@@ -277,7 +276,7 @@ class _Run:
     def _read_with_facts(self, number: int) -> tuple[Photo, dict[str, Any]]:
         # Facts first: if a file is replaced in between, they are the old one's, and the next start notices it.
         task = self.tasks[number]
-        facts = {"settings": self._settings_digest(number), "input": facts_of(task.path)}
+        facts = {"settings": self._settings_digest(number), "input": facts_of(task.path), "provenance": self.provenance}
         return self._read(task), facts
 
     def _read(self, task: RestorationTask) -> Photo:
@@ -360,7 +359,6 @@ class _Run:
                         os.fsync(file.fileno())
                 written = list(map(facts_of, partials))
                 line |= facts | {"output_bytes": sum(one["bytes"] for one in written), "written": written}
-                line["provenance"] = self.provenance
                 # The line is on disk before the image gets its name, so the next start notices a kill in between.
                 self.ledger.append(line)
         except Exception as error:

@@ -189,7 +189,7 @@ def configs(place: Path) -> tuple[list[bytes], str, Reader]:
 
     def read(path: Path) -> None:
         (folder / "config.yaml").write_bytes(path.read_bytes())
-        Run(folder, config)
+        Run(folder, config, main=False)
 
     return [(folder / "config.yaml").read_bytes()], "config.yaml", read
 
