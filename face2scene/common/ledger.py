@@ -208,9 +208,9 @@ class Ledger:
                 following = _START.search(text, place + 1)
                 end = following.start() if following else len(text)
                 place = end
+                name = cut[1] if cut and cut[1] and cut.end() <= end and "\ufffd" not in cut[1] else "null"
                 try:
-                    known = bool(cut and cut[1]) and cut.end() <= end and "\ufffd" not in cut[1]
-                    self._take({"name": json.loads(cut[1]), "unfinished": True} if known else None)
+                    self._take({"name": json.loads(name), "unfinished": True})
                 except ValueError:  # an escape that JSON does not have
                     self.corrupt = True
 
