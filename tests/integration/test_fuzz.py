@@ -154,7 +154,7 @@ def recipes(place: Path) -> tuple[list[bytes], str, Reader]:
     stored = json.loads((Path(__file__).parents[1] / "degradation/presets.json").read_text())
     texts = _recipes_in(stored)[:20]
     assert texts
-    image = torch.rand(3, 16, 16)
+    image = torch.rand(3, 64, 64)
 
     def read(path: Path) -> None:
         Recipe.from_json(path.read_text(encoding="utf-8")).apply(image, keep_size=False)
