@@ -207,11 +207,12 @@ class Ledger:
                 cut = _START.match(text, place)
                 following = _START.search(text, place + 1)
                 end = following.start() if following else len(text)
-                if cut and cut[1] and cut.end() <= end and "\ufffd" not in cut[1]:
-                    self._take({"name": json.loads(cut[1]), "unfinished": True})
-                else:
-                    self.corrupt = True
                 place = end
+                name = cut[1] if cut and cut[1] and cut.end() <= end and "\ufffd" not in cut[1] else "null"
+                try:
+                    self._take({"name": json.loads(name), "unfinished": True})
+                except ValueError:  # an escape that JSON does not have
+                    self.corrupt = True
 
     def _take(self, line: Any) -> None:
         name = line.get("name") if isinstance(line, Mapping) else None

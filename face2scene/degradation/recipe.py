@@ -145,7 +145,7 @@ class Recipe:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"The recipe is not whole JSON, it may have been cut ({error}).") from error
         return cls.from_dict(values)
 

@@ -1,8 +1,7 @@
 """Restore a folder of photos: finished images are skipped, and a broken file fails alone.
 
-Reading, restoring and writing overlap: the next images are read and the last ones written while one is in the models.
-The restoration log (see `log`) has one line per image and is also the list of finished work, so the same command
-continues after any interruption. A file that the log does not list is overwritten only with `overwrite`.
+Reading, restoring and writing overlap. The restoration log (see `log`) has one line per image and is also the list of
+finished work, so the same command continues after any interruption. Other files are overwritten only with `overwrite`.
 """
 
 import errno
@@ -33,7 +32,7 @@ from face2scene.inference.inputs import enlarged
 from face2scene.inference.log import RESTORATION_LOG
 from face2scene.inference.pipeline import Face2ScenePipeline
 from face2scene.inference.results import BatchResult, DegradationEstimate, Restoration
-from face2scene.inference.tasks import RestorationTask, variant_folder
+from face2scene.inference.tasks import RestorationTask, shared_contents, variant_folder
 
 log = logging.getLogger(__name__)
 _AHEAD = 2  # images that are read ahead, and images that wait to be written
@@ -159,7 +158,7 @@ class _Run:
     ledger: Ledger
     result: BatchResult = field(default_factory=BatchResult)
     seconds: list[tuple[float, float]] = field(default_factory=list)  # per image: for one value, for all values
-    people: dict[int, Any] = field(default_factory=dict)  # digests of the references, by the identity of their mapping
+    contents: Callable[[RestorationTask], dict[str, Any]] = field(default_factory=shared_contents)
 
     def __post_init__(self) -> None:
         self.bursts = Bursts(self.tasks, self.settings.burst_seconds)
@@ -229,14 +228,8 @@ class _Run:
         task = self.tasks[number]
         donor = self._donor(number)
         others = self.bursts.siblings(task) if donor is task else [donor, *self.bursts.siblings(donor)]
-        siblings = [[content(one.path), self._contents(one)] for one in others]
-        return digest([self.digest, task.name, self._contents(task), siblings])
-
-    def _contents(self, task: RestorationTask) -> dict[str, Any]:
-        # Once per run for the references that tasks share, which may be thousands.
-        if id(task.people) not in self.people:
-            self.people[id(task.people)] = task.contents["people_sha256"]
-        return task.contents_with(self.people[id(task.people)])
+        siblings = [[content(one.path), self.contents(one)] for one in others]
+        return digest([self.digest, task.name, self.contents(task), siblings])
 
     def _donor(self, number: int) -> RestorationTask:
         """The task whose tokens an image gets."""
@@ -266,7 +259,7 @@ class _Run:
     def _read_with_facts(self, number: int) -> tuple[Photo, dict[str, Any]]:
         # Facts first: if a file is replaced in between, they are the old one's, and the next start notices it.
         task = self.tasks[number]
-        facts = {"settings": self._settings_digest(number), "input": facts_of(task.path)}
+        facts = {"settings": self._settings_digest(number), "input": facts_of(task.path), "provenance": self.provenance}
         return self._read(task), facts
 
     def _read(self, task: RestorationTask) -> Photo:
@@ -344,7 +337,6 @@ class _Run:
                 written = list(map(facts_of, partials))
                 line["warnings"] += lost
                 line |= facts | {"output_bytes": sum(one["bytes"] for one in written), "written": written}
-                line["provenance"] = self.provenance
                 # The line is on disk before the image gets its name, so the next start notices a kill in between.
                 self.ledger.append(line)
         except Exception as error:

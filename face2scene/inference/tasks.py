@@ -1,7 +1,7 @@
 """Restoration tasks: the images of a file, a folder or a dataset, each with its references and ground truth."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,18 @@ class RestorationTask:
     def file(self) -> str:
         """Relative path of the image, its name in the restoration log."""
         return (self.relative_dir / self.path.name).as_posix()
+
+
+def shared_contents() -> Callable[[RestorationTask], dict[str, Any]]:
+    """`RestorationTask.contents`, but references that tasks share, which may be thousands, are looked at once."""
+    known: dict[int, Any] = {}
+
+    def contents(task: RestorationTask) -> dict[str, Any]:
+        if id(task.people) not in known:
+            known[id(task.people)] = task.contents["people_sha256"]
+        return task.contents_with(known[id(task.people)])
+
+    return contents
 
 
 def variant_folder(setting: str, value: float) -> str:

@@ -350,3 +350,8 @@ def test_presets_differ_from_each_other():
     error = {name: (degraded[name] - image).square().mean().item() for name in names}
     assert min(error, key=error.get) == "d3" and error["d3"] < 1e-3  # "almost-clean identity"
     assert Recipe.from_json(PRESETS["d4"].to_json()) == PRESETS["d4"]
+
+
+def test_deeply_nested_text_is_no_recipe():
+    with pytest.raises(ValueError, match="not whole JSON"):
+        Recipe.from_json("[" * 5000)

@@ -160,3 +160,8 @@ def test_colour_alignment_keeps_sharpness(photo, method):
 def test_unknown_colour_alignment_raises():
     with pytest.raises(ValueError, match="none, wavelet or adain"):
         align_colour(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4), "histogram")
+
+
+def test_adain_takes_one_pixel():
+    image, reference = torch.full((1, 3, 1, 1), 0.3), torch.full((1, 3, 1, 1), 0.7)
+    torch.testing.assert_close(align_colour(image, reference, "adain"), reference)

@@ -154,7 +154,7 @@ def recipes(place: Path) -> tuple[list[bytes], str, Reader]:
     stored = json.loads((Path(__file__).parents[1] / "degradation/presets.json").read_text())
     texts = _recipes_in(stored)[:20]
     assert texts
-    image = torch.rand(3, 16, 16)
+    image = torch.rand(3, 64, 64)
 
     def read(path: Path) -> None:
         Recipe.from_json(path.read_text(encoding="utf-8")).apply(image, keep_size=False)
@@ -189,7 +189,7 @@ def configs(place: Path) -> tuple[list[bytes], str, Reader]:
 
     def read(path: Path) -> None:
         (folder / "config.yaml").write_bytes(path.read_bytes())
-        Run(folder, config)
+        Run(folder, config, main=False)
 
     return [(folder / "config.yaml").read_bytes()], "config.yaml", read
 
