@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE := 1
 export OMP_WAIT_POLICY := passive
 
 # Tests whose numbers depend on the processor's instruction set, run again with older ones.
-NUMERICS := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -n 2 -m 'numerics and not gpu and not slow and not browser and not fuzz'
+NUMERICS := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -n 2 -m 'numerics and not gpu and not slow and not browser and not fuzz and not chaos'
 
 .PHONY: help venv demo test lint clean
 

@@ -15,10 +15,11 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from omegaconf import DictConfig, OmegaConf
 
 from face2scene.cli.command_line import script
-from face2scene.cli.pipeline_config import pipeline_of
+from face2scene.cli.pipeline_config import development_of, device_of, pipeline_of
 from face2scene.data.records import METADATA
-from face2scene.inference.batch import BatchResult, restore_folder
+from face2scene.inference.batch import restore_folder
 from face2scene.inference.log import RESTORATION_LOG
+from face2scene.inference.results import BatchResult
 from face2scene.inference.tasks import find_tasks, passed_over
 
 
@@ -45,7 +46,7 @@ def _restored(cfg: DictConfig, state: Accelerator) -> BatchResult:
     if state.is_main_process:
         others = passed_over(cfg.input) if not (Path(cfg.input) / METADATA).is_file() else ""
         print(f"{len(tasks)} image(s){f'; {others}' if others else ''}; loading the models.", flush=True)
-    device = torch.device(cfg.device) if cfg.device else state.device
+    device = device_of(cfg, state.device)
     counts = cfg.pipeline.max_tokens
     if OmegaConf.is_list(counts):
         cfg.pipeline.max_tokens = None  # applied per value instead
@@ -61,6 +62,7 @@ def _restored(cfg: DictConfig, state: Accelerator) -> BatchResult:
         file_format=cfg.format,
         burst_seconds=cfg.burst_seconds,
         max_pixels=cfg.max_pixels,
+        development=development_of(cfg),
         overwrite=cfg.overwrite,
         rank=state.process_index,
         processes=state.num_processes,
@@ -73,6 +75,11 @@ def _report(outcome: BatchResult, output: Path) -> None:
     if outcome.restored:
         print(f"{outcome.seconds:.1f} s, of them {outcome.seconds_models:.1f} s in the models.")
     print(f"Images are in {output / 'images'}, the reasons in {output / RESTORATION_LOG}.")
+    if outcome.warned:
+        print(f"{outcome.warned} of {outcome.restored} have warnings there.")
+    for reason, count in outcome.without_pair.items():
+        print(f"{count} of {outcome.restored} without a restored face: {reason}.")
+    sys.stdout.flush()
     for name, sentence in outcome.failed.items():
         print(f"  {name}: {sentence}", file=sys.stderr)
     if outcome.stopped:

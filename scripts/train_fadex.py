@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from face2scene.cli import preflight
 from face2scene.cli.command_line import script
 from face2scene.data.face_crops import Stored
 from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy, ground_truth
@@ -34,6 +35,7 @@ def main(cfg: DictConfig) -> None:
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
     torch.manual_seed(cfg.seed)
+    preflight.refuse(cfg, "fadex", accelerator.num_processes)
     run = open_run(cfg, main=accelerator.is_main_process)
 
     restorer = instantiate(cfg.ref_fr, _convert_="all")

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from face2scene.cli import preflight
 from face2scene.cli.command_line import script
 from face2scene.data.scene_batches import SceneBatches, held_out
 from face2scene.models.fadex.encoder import FaDeX
@@ -40,6 +41,7 @@ def main(cfg: DictConfig) -> None:
     batches["batch"], accelerator.gradient_accumulation_steps = share_batch(
         batches["batch"], accelerator.num_processes, **limits
     )
+    preflight.refuse(cfg, "restorer", accelerator.num_processes)
     run = open_run(cfg, main=accelerator.is_main_process)
     counts = (batches["batch"], accelerator.gradient_accumulation_steps, accelerator.num_processes)
     log.info("%d images x %d accumulated x %d processes = %d images per step.", *counts, math.prod(counts))

@@ -1,4 +1,4 @@
-"""Pretrain the tiny base as a blind restorer; the same command goes on from the newest state."""
+"""Pretrain the tiny base as a restorer; the same command goes on from the newest state."""
 
 import logging
 
@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from face2scene.assets import catalogue
 from face2scene.cli.command_line import script
 from face2scene.image_io.arrays import list_images
+from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.restorer.base_model import load_base
 from face2scene.models.restorer.perceptual import Perceptual
 from face2scene.train import tiny_base
@@ -38,6 +39,7 @@ def main(cfg: DictConfig) -> None:
     task = tiny_base.RestoringTask(
         base,
         instantiate(cfg.mapnet),
+        FaDeX.from_file(cfg.fadex_weights).to(accelerator.device),
         Perceptual("alex").to(accelerator.device),
         pairs(False, cfg.batch, cfg.seed),
         pairs(True, cfg.validation_crops, cfg.seed + 1),

@@ -31,6 +31,16 @@ NEVER = (
     *("marshal.load", "marshal.loads", "pd.read_pickle", "yaml.unsafe_load", "yaml.full_load", "eval", "exec"),
     *("accelerator.load_state", "accelerator.save_state", "os.system", "os.popen"),
 )
+# Classes that would run code of a hub's repository, if they were let.
+CODE_OF_HUB = (
+    "AutoModel",
+    "AutoTokenizer",
+    "AutoConfig",
+    "AutoProcessor",
+    "AutoImage",
+    "AutoPipe",
+    "DiffusionPipeline",
+)
 SAFE_LOADERS = ("SafeLoader", "CSafeLoader", "BaseLoader")
 # Files of the catalogue with known hashes: TorchScript, and a pickle through an unpickler that knows numpy alone.
 EXCEPTIONS = {("face2scene/assets/convert.py", "torch.jit.load"), ("face2scene/assets/convert.py", "pickle.Unpickler")}
@@ -51,7 +61,7 @@ def unsafe(name: str, call: ast.Call) -> str:
     if name == "yaml.load" and not any(loader in given["Loader"] for loader in SAFE_LOADERS):
         return "yaml.load with another loader"
     last = name.rpartition(".")[0].rpartition(".")[2]
-    if name.endswith(".from_pretrained") and last.startswith("Auto") and last != "AutoencoderKL":
+    if name.endswith(".from_pretrained") and last.startswith(CODE_OF_HUB):
         return "" if given.get("trust_remote_code") == "False" else f"{name} without trust_remote_code=False"
     if given.get("trust_remote_code", "False") != "False" or given.get("shell", "False") != "False":
         return f"{name} trusts code or a shell"

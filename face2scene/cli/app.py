@@ -12,13 +12,13 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from face2scene.assets.catalogue import WeightsError
 from face2scene.cli.visitors import Limits, VisitorLeft, VisitorLimits, keep_clean
 from face2scene.common.memory import release_freed_memory
 from face2scene.common.optional import import_optional
@@ -26,7 +26,7 @@ from face2scene.common.types import FacePair
 from face2scene.image_io.arrays import to_array
 from face2scene.image_io.photos import MAX_PIXELS, SUFFIXES, read_photo
 from face2scene.inference.pipeline import Face2ScenePipeline
-from face2scene.inference.results import DegradationEstimate
+from face2scene.inference.results import DegradationEstimate, Restoration
 from face2scene.models.fadex import FaDeX
 from face2scene.models.fadex.linear_readout import FACTORS, LinearProbe
 
@@ -71,7 +71,8 @@ class AppController:
     Args:
         readout: estimates degradation strengths from the face pair; None hides that table.
         seed: of everything random, together with the photo's name, as in `scripts/restore.py`.
-        max_pixels: of a photo, after its enlargement, and of a reference; a larger one is refused before it is decoded.
+        reading: `max_pixels`, of a photo after its enlargement and of a reference (a larger one is refused before it is
+            decoded), and the `development` of camera RAW.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class AppController:
         *,
         seed: int = 0,
         max_pixels: int = MAX_PIXELS,
+        **reading: Any,
     ):
         self.pipeline, self.readout, self.seed, self.max_pixels = pipeline, readout, seed, max_pixels
+        self.reading = reading
         self._files = tempfile.TemporaryDirectory(prefix="face2scene-app-", ignore_cleanup_errors=True)
         self.folder = Path(self._files.name)  # of uploads and results, mode 0700, removed with the page
         self.closed = threading.Event()
@@ -100,7 +103,7 @@ class AppController:
         """
         if not photo:
             return None, ""
-        scene, _ = self.pipeline.scene(photo, self._named(references), max_pixels=self.max_pixels)
+        scene, _ = self.pipeline.scene(photo, self._named(references), max_pixels=self.max_pixels, **self.reading)
         estimate = self.pipeline.find_faces(scene)
         return _boxed(scene.image, estimate), _faces_text(estimate)
 
@@ -128,16 +131,16 @@ class AppController:
                 raise VisitorLeft("The page is closed.")
             progress(done / max(total, 1), f"{stage} {done} of {total}" if total > 1 else stage)
 
-        limit = int(self.max_pixels / scale**2)
-        before, file = self.pipeline.scene(photo, self._named(references), scale=scale, max_pixels=limit)
-        result = self.pipeline(before, seed=self.seed, guidance=guidance, progress=report)
+        reading = {"max_pixels": int(self.max_pixels / scale**2)} | self.reading
+        before, file = self.pipeline.scene(photo, self._named(references), scale=scale, **reading)
+        result = self.pipeline(before, seed=self.seed, guidance=guidance, progress=report).of(file)
         path = Path(tempfile.mkdtemp(dir=self.folder)) / f"{Path(photo).stem}.png"
-        replace(result, photo=file).save(path)
+        result.save(path)
         pair = result.estimate.face_estimates[0].pair if result.estimate.face_estimates else None
         gallery = [(_small(pair.degraded), "as it is"), (_small(pair.restored), "as restored")] if pair else []
         rows = self.readout(pair) if self.readout and pair else []
         why = json.loads(json.dumps({"name": Path(photo).name} | result.notes, default=str))
-        boxed, sentence = _boxed(before.image, result.estimate), _tokens_text(result.estimate)
+        boxed, sentence = _boxed(before.image, result.estimate), _tokens_text(result)
         return boxed, sentence, (_small(before.image), _small(result.image)), gallery, rows, why, str(path)
 
     def _named(self, references: Sequence[str] | None) -> dict[str, list[str]] | None:
@@ -166,7 +169,7 @@ def build(page: AppController, *, guidance: float) -> Any:
     def errors_shown() -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, ModuleNotFoundError, FloatingPointError, VisitorLeft) as error:
+        except (OSError, ValueError, ImportError, FloatingPointError, VisitorLeft, WeightsError) as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
         finally:
             release_freed_memory()
@@ -326,11 +329,11 @@ def _faces_text(estimate: DegradationEstimate) -> str:
     return "\n".join([found, *(f"- {sentence}" for sentence in estimate.notes["warnings"])])
 
 
-def _tokens_text(estimate: DegradationEstimate) -> str:
-    source = estimate.tokens.source
+def _tokens_text(result: Restoration) -> str:
+    source = result.token_source
     sentence = {
         "pair": "The degradation was estimated from the face pair.",
         "blind": "The degradation was estimated without a restored face.",
         "null": "The degradation was not estimated: the learned null tokens were used.",
     }.get(source, f"Tokens: {source}.")
-    return "\n".join([f"**{sentence}**", *(f"- {warning}" for warning in estimate.notes["warnings"])])
+    return "\n".join([f"**{sentence}**", *(f"- {warning}" for warning in result.notes["warnings"])])

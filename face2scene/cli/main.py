@@ -52,8 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] in (["restore"], ["app"]) and argv[1:] not in (["-h"], ["--help"]):
         return _script(argv[0], argv[1:])  # their key=value options are Hydra's, not argparse's
-    arguments = _parser().parse_args(argv)
+    arguments = None if argv[:1] == ["rehearse"] else _parser().parse_args(argv)
     try:
+        if arguments is None:  # key=value options anywhere among the others
+            from face2scene.cli import rehearse
+
+            return rehearse.main(argv[1:])
         return arguments.run(arguments)
     except KeyboardInterrupt:
         print("face2scene: stopped; nothing incomplete has a final name.", file=sys.stderr)
@@ -71,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="face2scene", description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"face2scene {__version__}")
     commands = parser.add_subparsers(
-        title="commands", required=True, metavar="fetch | doctor | restore | app | data | explain"
+        title="commands", required=True, metavar="fetch | doctor | restore | app | data | explain | rehearse"
     )
 
     fetcher = commands.add_parser("fetch", help="get third-party weights and photos by name, checked")
@@ -103,8 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     explainer.add_argument("file", help="an image, scores.json, a weights file, a report, or a folder of a run")
     explainer.set_defaults(run=_explain)
 
-    # `main` runs these two itself; here they are listed by --help
+    # `main` runs these three itself; here they are listed by --help
     commands.add_parser("restore", help="restore photos: input=PHOTO references=FOLDER output=FOLDER")
+    commands.add_parser("rehearse", help="whether a run fits a machine and how long it takes, without a GPU")
     commands.add_parser("app", help="the web page: port=7860 host=127.0.0.1, and the options of restore")
     return parser
 

@@ -3,24 +3,60 @@
 from typing import Any, cast
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from face2scene.assets.catalogue import MissingWeights, WeightsError
+from face2scene.image_io.raw import Development
 from face2scene.inference.pipeline import Face2ScenePipeline
 
 
-def device_of(cfg: DictConfig) -> torch.device:
-    """The option `device`; null is cuda where there is one."""
-    return torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+def named_keys() -> set[str]:
+    """First parts of the keys that were given on the command line; these must work or fail, only defaults fall back."""
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return {word.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0] for word in words}
+
+
+def device_of(cfg: DictConfig, default: torch.device | None = None) -> torch.device:
+    """The option `device`; null is `default`, else cuda where there is one.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if cfg.device is None:
+        return default or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(cfg.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"device={cfg.device} cannot be used here ({reason}): choose cpu, or cuda:0.") from error
+    return device
+
+
+def development_of(cfg: DictConfig) -> Development:
+    """The options `develop` of camera RAW."""
+    return Development(**cast(dict[str, Any], OmegaConf.to_container(cfg.develop, resolve=True)))
 
 
 def pipeline_of(cfg: DictConfig, device: torch.device | None = None) -> Face2ScenePipeline:
     """The pipeline of a configuration like restore.yaml, on its device.
 
+    A detector that was not named on the command line and that no Stage I needs is left out where it does not work; the
+    pipeline's `warnings` say so.
+
     Args:
         device: None is `device_of(cfg)`.
     """
     device = device_of(cfg) if device is None else device
+    ref_fr, detector = instantiate(cfg.ref_fr) or None, instantiate(cfg.faces) or None
+    warnings: tuple[str, ...] = ()
+    if detector is not None and ref_fr is None and "faces" not in named_keys():
+        try:
+            detector.ready()
+        except (MissingWeights, WeightsError, ModuleNotFoundError) as error:
+            detector, warnings = None, (f"Faces were not looked for: {error}",)
     torch.backends.cuda.matmul.allow_tf32 = True  # for the float32 UNet, as cuDNN does by itself
     pipeline = Face2ScenePipeline.from_files(
         cfg.restorer_weights,
@@ -29,8 +65,9 @@ def pipeline_of(cfg: DictConfig, device: torch.device | None = None) -> Face2Sce
         base=cfg.base,
         dtype=cfg.dtype,
         decoder=cfg.restorer.get("decoder"),
-        ref_fr=instantiate(cfg.ref_fr) or None,
-        detector=instantiate(cfg.faces) or None,
+        ref_fr=ref_fr,
+        detector=detector,
         **cast(dict[str, Any], OmegaConf.to_container(cfg.pipeline, resolve=True)),
     )
+    pipeline.warnings = warnings
     return pipeline.enable_model_cpu_offload(device) if cfg.offload else pipeline.to(device)

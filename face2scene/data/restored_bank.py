@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from face2scene.common.ledger import digest
 from face2scene.data.mix import Mix, draw_distinct, face_name, points_of, recipe_of
 from face2scene.data.shards import stored_path
 from face2scene.degradation import Bank, Mixture, Space
@@ -29,7 +30,7 @@ class RestoredPairs:
         names = {recipe: recipe.key for recipe in drawn}
         self.operators = [names[recipe] for recipe in drawn]
         columns = [mix.column(name) for name in ("sha256", "face_box", "landmarks_68", "references")]
-        facts = [f"{restorer.fingerprint} {row}" for row in zip(*columns, strict=True)]
+        facts = [digest([restorer.fingerprint, *row]) for row in zip(*columns, strict=True)]
         self.keys = [
             f"{facts[item // recipes]} {operator} {recipe.noise_seed}"
             for item, (operator, recipe) in enumerate(zip(self.operators, drawn, strict=True))

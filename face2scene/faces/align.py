@@ -229,27 +229,6 @@ def face_crop_box(face_box: Box, image_size: tuple[int, int], max_size: int = MA
     return (x0 + cut, y0 + cut, x0 + cut + side, y0 + cut + side)
 
 
-def covered_box(box: Box, transform: Similarity, size: int) -> Box:
-    """The part of a square crop that an aligned face covers once pasted back: the same box, or a smaller one inside it.
-
-    Around the aligned face (of a strongly turned head, in the corners of the crop) the pasted scene is the degraded
-    one, and FaDeX would read there that nothing is degraded.
-
-    Args:
-        transform: from the image to the aligned face of `size` x `size` pixels.
-
-    Raises:
-        AlignmentError: less than 16 x 16 pixels are covered.
-    """
-    x0, y0, x1, y1 = (int(v) for v in box)
-    centre = transform(np.array([[x0 + x1 - 1, y0 + y1 - 1]]) / 2) + 0.5
-    reach = min(centre.min(), (size - centre).min()) / np.abs(transform.matrix[0, :2]).sum()  # of image pixels
-    cut = max(0, int(np.ceil((x1 - x0) / 2 - reach)))
-    if x1 - x0 - 2 * cut < 16:
-        raise AlignmentError(f"The aligned face covers too little of the crop {(x0, y0, x1, y1)} around the face box.")
-    return (x0 + cut, y0 + cut, x1 - cut, y1 - cut)
-
-
 def crop(image: Tensor, box: Box) -> Tensor:
     """The pixels of a whole-pixel box: (..., h, w), a view."""
     x0, y0, x1, y1 = (int(v) for v in box)

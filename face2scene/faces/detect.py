@@ -63,7 +63,8 @@ class Detector:
     landmarks: bool = True  # also find 68 landmarks (needed for identities)
     identities: bool = True  # also compute identity vectors
     same_threshold: float | None = None  # None is the backend's own
-    min_score: float = 0.0  # lowest score after the second look; the backend's own threshold may then be lower
+    # Lowest score after the second look; the backend's threshold may be lower. None is the backend's own, else 0.
+    min_score: float | None = None
     retry_score: float = 0.82  # the same for faces that only a retry finds
     rotations: Sequence[int] = (0,)  # degrees by which the image is turned and searched, of 0, 90, 180 and 270
     # What to try, in order, where the first search found nothing, until something is found: see `RETRIES`.
@@ -79,8 +80,23 @@ class Detector:
         if unknown := [name for name in self.retries if name not in RETRIES]:
             raise ValueError(f"faces.retries names {unknown}; choose from {list(RETRIES)}.")
         self.landmarks = self.landmarks or self.identities
+        if self.min_score is None:
+            self.min_score = getattr(self.backend, "min_score", 0.0)
         if self.same_threshold is None:
             self.same_threshold = 1.0 if self.backend is None else self.backend.same_threshold
+
+    def ready(self) -> None:
+        """Load all networks by describing one face on an empty image.
+
+        Raises:
+            MissingWeights, WeightsError, ModuleNotFoundError: one cannot be loaded.
+        """
+        if self.backend is not None:
+            points = np.array([[76.0, 86], [116, 86], [96, 106], [80, 130], [112, 130]])
+            self.backend.search(np.zeros((192, 192, 3), np.uint8))
+            if self.landmarks:
+                face = Face((48.0, 48.0, 144.0, 152.0), 1.0, points)
+                self.backend.describe(np.zeros((192, 192, 3), np.float32), [face], identities=self.identities)
 
     def find(self, image: np.ndarray) -> list[Face]:
         """All faces of an image, largest first.
@@ -98,7 +114,7 @@ class Detector:
         height, width = image.shape[:2]
         shown = _reduced(image, self.max_side)
         scale = width / shown.shape[1], height / shown.shape[0]
-        found = self._faces(shown, self.rotations, scale, self.min_score)
+        found = self._faces(shown, self.rotations, scale, self.min_score or 0.0)
         for name in self.retries:
             if found:
                 break
@@ -147,7 +163,7 @@ class Detector:
             level = to_bytes(resize(to_tensor(level), half))
 
     def _retry(self, shown: np.ndarray, name: str, scale: tuple[float, float]) -> list[Face]:
-        score = max(self.min_score, self.retry_score)
+        score = max(self.min_score or 0.0, self.retry_score)
         if name == "turned":
             return self._faces(shown, [d for d in (90, 270, 180) if d not in self.rotations], scale, score)
         variant = RETRIES[name](shown)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from face2scene.common.files import atomic_write
-from face2scene.image_io.photos import MAX_PIXELS, SUFFIXES, ImageError, quantize, read_photo
+from face2scene.image_io.photos import LUMA, MAX_PIXELS, NEUTRAL, SUFFIXES, ImageError, quantize, read_photo
 
 COLOURS = ("none", "wavelet", "adain")
 
@@ -176,6 +176,13 @@ def align_colour(image: Tensor, reference: Tensor, method: str) -> Tensor:
             result[..., top : top + _STRIP, :] = aligned[..., top - start : top - start + _STRIP, :]
         return result
     raise ValueError(f"Unknown colour alignment {method!r}: choose none, wavelet or adain (option colour).")
+
+
+def grey_where_grey(image: Tensor, reference: Tensor) -> Tensor:
+    """The luma of `image` in all channels if `reference` is grey, else `image`; both (B, 3, H, W) in [0, 1]."""
+    if float((reference.amax(1) - reference.amin(1)).max()) > NEUTRAL + 1e-6:
+        return image
+    return torch.einsum("bchw,c->bhw", image, torch.from_numpy(LUMA).to(image))[:, None].repeat(1, 3, 1, 1)
 
 
 _STRIP = 1024  # rows

@@ -181,7 +181,16 @@ def tiff_metadata(tiff: bytes, notes: list[str]) -> Metadata:
     kept = [entry for entry in first if entry.tag in _KEPT]
     struct.pack_into(order + "I", result, 4, copy(kept, pointers))
     xmp = _XMP_LAYOUT.sub(b"", blocks.get(_XMP, b""))
-    return Metadata(bytes(result) if kept or pointers else None, xmp or None, blocks.get(_IPTC) or None)
+    block = bytes(result) if kept or pointers else None
+    return Metadata(block, xmp or None, blocks.get(_IPTC) or None, dpi=_dpi(tiff, first))
+
+
+def _dpi(tiff: bytes, entries: list[_Entry]) -> tuple[float, float] | None:
+    starts = {entry.tag: entry.start for entry in entries if entry.size}
+    if not set(_RESOLUTION) <= set(starts) or (unit := _number(tiff, starts[_RESOLUTION[2]], "H")) not in (2, 3):
+        return None
+    values = [_number(tiff, starts[tag]) / max(_number(tiff, starts[tag] + 4), 1) for tag in _RESOLUTION[:2]]
+    return (values[0], values[1]) if unit == 2 else (values[0] * 2.54, values[1] * 2.54)
 
 
 def _directory(order: str, rows: dict[int, bytes], following: bytes) -> bytes:
@@ -233,6 +242,8 @@ def for_pillow(kept: Metadata, fmt: str) -> tuple[dict[str, Any], list[str]]:
         options["comment"] = comment.encode("utf-8", "surrogateescape")
     if jpeg and kept.dpi:
         options["dpi"] = kept.dpi
+    elif kept.dpi:
+        lost.append("dpi")
     return options, lost
 
 

@@ -49,7 +49,7 @@ JPEG_QUALITY = 95  # ours; of WebP too
 NEUTRAL = 2 / 255  # ours: channels no farther apart are one grey; JPEG's rounding stays below
 _LONGEST = {"webp": 16383, "jpeg": 65500}  # pixels a side
 _DEEP = ("png", "tiff")  # formats that hold 16 bits
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's L
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's L
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +173,7 @@ def write_photo(
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
-    return np.repeat((image @ _LUMA)[..., None], 3, axis=2)
+    return np.repeat((image @ LUMA)[..., None], 3, axis=2)
 
 
 def grey_where_neutral(image: np.ndarray) -> tuple[np.ndarray, bool]:

@@ -6,7 +6,6 @@ finished work, so the same command continues after any interruption. Other files
 
 import errno
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -27,11 +26,12 @@ from face2scene.common.types import Box, DegradationTokens, Scene
 from face2scene.data.building.names import printable
 from face2scene.image_io.arrays import output_size, read_tensor, resize, to_array, to_tensor, write_png
 from face2scene.image_io.photos import FORMATS, MAX_PIXELS, Photo, read_photo, write_photo
+from face2scene.image_io.raw import Development
 from face2scene.inference.bursts import Bursts
 from face2scene.inference.inputs import enlarged
 from face2scene.inference.log import RESTORATION_LOG
 from face2scene.inference.pipeline import Face2ScenePipeline
-from face2scene.inference.results import DegradationEstimate, Restoration
+from face2scene.inference.results import BatchResult, DegradationEstimate, Restoration
 from face2scene.inference.tasks import RestorationTask, shared_contents, variant_folder
 
 log = logging.getLogger(__name__)
@@ -43,27 +43,6 @@ _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, er
 
 class OutputError(OSError):
     """The output folder cannot be written to; the message has the reason and the remedy."""
-
-
-@dataclass
-class BatchResult:
-    """Result of a folder."""
-
-    restored: int = 0
-    skipped: int = 0
-    failed: dict[str, str] = field(default_factory=dict)  # file to reason
-    seconds_models: float = 0.0  # in faces, Stage I, FaDeX and the restorer
-    seconds: float = 0.0  # from the first image to the last
-    stopped: str = ""  # why not all images were tried
-
-    def add(self, other: "BatchResult") -> None:
-        """Add the result of another process's share."""
-        self.restored += other.restored
-        self.skipped += other.skipped
-        self.failed |= other.failed
-        self.seconds_models += other.seconds_models
-        self.seconds = max(self.seconds, other.seconds)
-        self.stopped = self.stopped or other.stopped
 
 
 @dataclass(frozen=True)
@@ -86,6 +65,7 @@ class Settings:
     # seconds; 0 disables it.
     burst_seconds: float = 0.0
     max_pixels: int = MAX_PIXELS  # a larger image is rejected before it is decoded
+    development: Development | None = None  # of camera RAW; None is the camera's own brightness and white balance
 
     def __post_init__(self) -> None:
         if self.tokens_from not in ("own", "other", "null"):
@@ -192,6 +172,9 @@ class _Run:
 
     def restore_all(self, share: Sequence[int]) -> BatchResult:
         open_tasks = [number for number in share if self._is_open(number)]
+        if open_tasks and self.settings.tokens_from != "null":
+            chosen = [self._donor(number) for number in open_tasks]
+            self.pipeline.ready(boxes=all(task.box for task in chosen), gts=all(task.gt for task in chosen))
         bar = tqdm(total=len(open_tasks), desc="restoring", unit="image", disable=len(open_tasks) < 2)
         start = perf_counter()
         writing: list[Future] = []
@@ -280,7 +263,9 @@ class _Run:
         return self._read(task), facts
 
     def _read(self, task: RestorationTask) -> Photo:
-        return enlarged(read_photo(task.path, max_pixels=self.settings.max_pixels), self.settings.scale)
+        chosen = self.settings
+        photo = read_photo(task.path, max_pixels=chosen.max_pixels, development=chosen.development)
+        return enlarged(photo, chosen.scale)
 
     def _restore(self, number: int, photo: Photo, facts: dict[str, Any], writer: ThreadPoolExecutor) -> list[Future]:
         task, start = self.tasks[number], perf_counter()
@@ -330,20 +315,14 @@ class _Run:
         return self.pipeline.estimate(scene, gt=gt, box=box, seed=self.settings.seed)
 
     def _write(
-        self,
-        task: RestorationTask,
-        donor: RestorationTask,
-        photo: Photo,
-        facts: dict[str, Any],
-        results: Sequence[Restoration],
+        self, task: RestorationTask, donor: RestorationTask, photo: Photo, facts: dict, results: Sequence[Restoration]
     ) -> None:
         targets, result = self.settings.targets(self.output, task), results[0]
         outputs = [target.relative_to(self.output).as_posix() for target in targets]
         line: dict[str, Any] = {"name": task.file, "output": outputs[0] if self.settings.folders == [""] else outputs}
-        line |= {"tokens_from": donor.file} | result.notes
+        line |= {"tokens_from": donor.file} | result.of(photo).notes
         if isinstance(self.settings.guidance, Sequence):
             line["guidance"] = list(self.settings.guidance)
-        line["warnings"] = [*photo.warnings, *result.notes.get("warnings", [])]
         try:
             if donor is task and result.token_source == "pair":
                 for number, face in enumerate(result.estimate.face_estimates):
@@ -352,12 +331,11 @@ class _Run:
                         name = fitting_name(stem, f"_{kind}.png")
                         write_png(self.output / "faces" / task.relative_dir / name, image)
             with ExitStack() as files:
-                partials = [files.enter_context(atomic_write(target)) for target in targets]
+                partials = [files.enter_context(atomic_write(target, durable=True)) for target in targets]
                 for partial, one in zip(partials, results, strict=True):
-                    write_photo(partial, to_array(one.image), like=photo)
-                    with open(partial, "rb") as file:
-                        os.fsync(file.fileno())
+                    lost = write_photo(partial, to_array(one.image), like=photo)
                 written = list(map(facts_of, partials))
+                line["warnings"] += lost
                 line |= facts | {"output_bytes": sum(one["bytes"] for one in written), "written": written}
                 # The line is on disk before the image gets its name, so the next start notices a kill in between.
                 self.ledger.append(line)
@@ -372,6 +350,9 @@ class _Run:
         for warning in line["warnings"]:
             log.info("%s: %s", printable(task.file), warning)
         self.result.restored += 1
+        self.result.warned += bool(line["warnings"])
+        if reason := result.notes.get("no_pair"):
+            self.result.without_pair[f"{result.token_source} tokens, because {reason}"] += 1
 
     def _record_failure(self, task: RestorationTask, reason: Exception | str) -> None:
         message = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"

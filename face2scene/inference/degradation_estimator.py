@@ -31,7 +31,7 @@ from face2scene.models.s3diff.model import S3Diff
 from face2scene.models.scene_estimator import FILE as ESTIMATOR_FILE
 from face2scene.models.scene_estimator import SceneEstimator
 from face2scene.ref_fr import FaceRestorationError, RefFR, face_pair
-from face2scene.ref_fr.base import upright_points
+from face2scene.ref_fr.base import RestorerUnavailableError, upright_points
 
 TOKEN_AGGREGATIONS = ("largest", "mean", "nearest")
 FALLBACKS = ("auto", "estimated", "null", "blind")
@@ -57,7 +57,7 @@ class PipelineOptions:
     fallback: str = "auto"
     # Share of the input in the result (ours), 0 to 1. `auto`: from the tokens; 0 where the weights have no estimator.
     fidelity: float | str = "auto"
-    colour: str = "none"  # alignment with the input: `none`, `wavelet`, `adain` (not public; `arrays.align_colour`)
+    colour: str = "wavelet"  # alignment with the input (`arrays.align_colour`): S3Diff's default, or `none`, `adain`
     tile: int | str | None = 512  # pixels; larger images go in tiles. `auto`: by the free memory; None: never
     overlap: int = 64  # of the tiles, pixels
     statistics: str = "shared"  # of normalisation over tiles, `shared` or `tile`; see `models.restorer.tiling`
@@ -109,10 +109,33 @@ class DegradationEstimator:
         self.restorer, self.fadex, self.ref_fr, self.detector = restorer, fadex, ref_fr, detector
         self.options = options
         self._photos: dict[Path, Face | str] = {}  # reference photos, each read once
+        self.warnings: tuple[str, ...] = ()  # about defaults that do not work here; in every image's notes
 
     def restore_patch(self, image: Tensor, tokens: Tensor) -> Tensor:
         """Restore (1, 3, h, w) in [0, 1] with tokens (1, N, D); the blind estimate needs it."""
         raise NotImplementedError
+
+    def ready(self, *, boxes: bool = False, gts: bool = False) -> None:
+        """Load the detector and Stage I now, so that a part that was chosen and is missing fails before any image.
+
+        Args:
+            boxes: the faces of all images are known, so that no detector is needed.
+            gts: the ground truths of all images are there.
+
+        Raises:
+            ValueError, OSError, RuntimeError, ModuleNotFoundError: a part does not work; the message says why.
+        """
+        if self.ref_fr is not None:
+            self._check_inputs(boxes, gts)
+        for part in (self.ref_fr, None if boxes else self.detector):
+            getattr(part, "ready", lambda: None)()
+
+    def _check_inputs(self, box: bool, gt: bool) -> None:
+        name = getattr(self.ref_fr, "name", "")
+        if self.ref_fr is not None and self.ref_fr.needs_gt and not gt:
+            raise ValueError(f"ref_fr={name} is made from the ground truth and none was given (gt=FOLDER).")
+        if not box and getattr(self.detector, "backend", self.detector) is None:  # faces=none has no backend
+            raise ValueError(f"ref_fr={name} restores faces, and there is no face detector: choose one (faces=open).")
 
     @torch.inference_mode()
     def estimate(
@@ -130,16 +153,20 @@ class DegradationEstimator:
             gt: (3, H, W), the ground truth, only for stand-ins of Stage I that are made from it.
             box: the face, where it is known; the detector is not used then.
             seed: with the scene's name, of Stage I's randomness.
+
+        Raises:
+            ValueError: Stage I needs the ground truth or a detector and there is none, or it does not work at all
+                (`RestorerUnavailableError`). A face that it refuses, or no face, gives the fallback instead.
         """
         faces, people, named, notes = self._detect_faces(scene, search=box is None, progress=progress)
 
         reason = ""
         if self.ref_fr is None:
             reason = "there is no Stage I (ref_fr=none)"
-        elif self.ref_fr.needs_gt and gt is None:
-            reason = f"ref_fr={self.ref_fr.name} is made from the ground truth and none was given (gt=FOLDER)"
-        elif not faces and box is None:
-            reason = "no face was found" if self.detector else "no face detector is set (faces=none)"
+        else:
+            self._check_inputs(box is not None or bool(scene.faces), gt is not None)
+        if not faces and box is None:
+            reason = reason or "no face was found"
         if reason:
             return self._without_face(scene, reason, faces, notes)
 
@@ -156,6 +183,8 @@ class DegradationEstimator:
             progress("stage one", number, len(places))
             try:
                 face_estimates.append(self._estimate_face(scene, face, box, person, people, gt, rng, notes))
+            except RestorerUnavailableError:  # it was asked for, and works for no face
+                raise
             except (FaceRestorationError, AlignmentError) as error:
                 refused.append(str(error).rstrip("."))
                 continue
@@ -185,7 +214,7 @@ class DegradationEstimator:
             faces = self.detector.find(to_array(scene.image))
         people = known_faces(scene.people, self.detector if faces else None, self._photos)
         matches, warnings = people.match(faces, self.options.identity_tolerance)
-        notes: dict[str, Any] = {"warnings": [*people.warnings, *warnings]}
+        notes: dict[str, Any] = {"warnings": [*self.warnings, *people.warnings, *warnings]}
         notes["faces"] = [_log_entry(face, one) for face, one in zip(faces, matches, strict=True)]
         notes["seconds_faces"] = round(perf_counter() - start, 3)
         return faces, people, matches, notes

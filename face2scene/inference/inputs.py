@@ -17,17 +17,19 @@ from torch import Tensor
 
 from face2scene.faces.matching import people_of, photos_in
 from face2scene.image_io.arrays import output_size, resize, resize_with_alpha, to_array, to_tensor, write_png
-from face2scene.image_io.photos import MAX_PIXELS, ImageError, Photo, photo_of, read_photo
+from face2scene.image_io.photos import MAX_PIXELS, ImageError, Photo, grey_where_neutral, photo_of, read_photo
+from face2scene.image_io.raw import Development
 
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 
 
-def as_photo(image: ImageInput, *, max_pixels: int = MAX_PIXELS) -> Photo:
+def as_photo(image: ImageInput, *, max_pixels: int = MAX_PIXELS, development: Development | None = None) -> Photo:
     """Read or wrap one image.
 
     Args:
         image: a path; a PIL image; an array (H, W), (H, W, 3) or (H, W, 4) of bytes, of 16-bit levels, or of floats
             in [0, 1]; a tensor (3, H, W) of floats in [0, 1].
+        development: of a file of camera RAW, see `read_photo`.
 
     Raises:
         ImageError: another shape, dtype or range; a file that cannot be read.
@@ -35,7 +37,7 @@ def as_photo(image: ImageInput, *, max_pixels: int = MAX_PIXELS) -> Photo:
         TypeError: another type.
     """
     if isinstance(image, str | Path):
-        return read_photo(image, max_pixels=max_pixels)
+        return read_photo(image, max_pixels=max_pixels, development=development)
     if isinstance(image, Image.Image):
         return photo_of(image, max_pixels=max_pixels)
     if isinstance(image, Tensor):
@@ -62,8 +64,10 @@ def _from_array(array: np.ndarray) -> Photo:
         raise ImageError("An array of floats must lie in [0, 1]: divide bytes by 255.")
     values = values.reshape(*values.shape[:2], channels)
     alpha = values[..., 3] if channels == 4 else None
-    colour = np.repeat(values, 3, axis=2) if channels == 1 else values[..., :3]
-    return Photo(np.ascontiguousarray(colour), alpha, bits=16 if top == 65535 else 8, grey=channels == 1)
+    if channels == 1:
+        return Photo(np.repeat(values, 3, axis=2), bits=16 if top == 65535 else 8, grey=True)
+    colour, neutral = grey_where_neutral(np.ascontiguousarray(values[..., :3]))
+    return Photo(colour, alpha, bits=16 if top == 65535 else 8, neutral=neutral)
 
 
 def name_of(image: ImageInput, photo: Photo) -> str:

@@ -24,9 +24,10 @@ from torch import Tensor
 from face2scene.common.memory import peak_memory
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box, Progress, Scene
+from face2scene.faces.backends.yunet_dlib import OpenBackend
 from face2scene.faces.detect import Detector
-from face2scene.image_io.arrays import align_colour, to_tensor
-from face2scene.image_io.photos import MAX_PIXELS, Photo
+from face2scene.image_io.arrays import align_colour, grey_where_grey, to_tensor
+from face2scene.image_io.photos import Photo
 from face2scene.inference import pretrained
 from face2scene.inference.degradation_estimator import DegradationEstimator, PipelineOptions, no_progress
 from face2scene.inference.inputs import ImageInput, References, as_photo, enlarged, name_of
@@ -93,11 +94,15 @@ class Face2ScenePipeline(DegradationEstimator):
         Args:
             estimator: None is `estimator.safetensors` beside the restorer, if it is there.
             base: the base model, if not the one that the restorer's header names.
+            ref_fr, detector: see the constructor. With a `ref_fr` and without a word about the detector it is
+                `faces=open`, as on the command line; None is none.
             dtype: of the VAE and the UNet, also as `bf16`, `fp16` or `fp32`; None is as they were trained (float32
                 where an older header does not say), or a merged file's own. FaDeX, MapNet and Stage I keep theirs.
             decoder: a small decoder in place of the VAE's, see `light_decoders`.
             options: of the constructor.
         """
+        if options.get("ref_fr") is not None:
+            options.setdefault("detector", Detector(OpenBackend()))
         if estimator is None and (beside := Path(restorer).with_name(pretrained.ESTIMATOR)).is_file():
             estimator = beside
         loaded, files = load_restorer(restorer, source=base), [Path(restorer), Path(fadex)]
@@ -195,7 +200,7 @@ class Face2ScenePipeline(DegradationEstimator):
         seed: int = 0,
         guidance: float | None = None,
         progress: Progress = no_progress,
-        max_pixels: int = MAX_PIXELS,
+        **reading: Any,
     ) -> Restoration: ...
 
     @overload
@@ -215,7 +220,7 @@ class Face2ScenePipeline(DegradationEstimator):
         seed: int = 0,
         guidance: float | None = None,
         progress: Progress = no_progress,
-        max_pixels: int = MAX_PIXELS,
+        **reading: Any,
     ) -> Restoration | list[Restoration]:
         """Restore one image, or each of a list.
 
@@ -228,6 +233,7 @@ class Face2ScenePipeline(DegradationEstimator):
             gt, box: see `estimate`; for a single image.
             guidance: see `restore`.
             progress: called with (stage, done, total); an exception raised in it stops the restoration.
+            reading: `max_pixels`, and the `development` of camera RAW, see `inputs.as_photo`.
 
         Returns:
             One `Restoration`, or a list of them in order.
@@ -235,11 +241,11 @@ class Face2ScenePipeline(DegradationEstimator):
         if isinstance(image, list | tuple):
             if name is not None or gt is not None or box is not None:
                 raise ValueError("name, ground truth and box belong to one image: restore them one at a time.")
-            restore = partial(self, scale=scale, seed=seed, guidance=guidance, progress=progress, max_pixels=max_pixels)
+            restore = partial(self, scale=scale, seed=seed, guidance=guidance, progress=progress, **reading)
             return [restore(one, references) for one in image]
-        scene, photo = self.scene(image, references, name=name, scale=scale, max_pixels=max_pixels)
+        scene, photo = self.scene(image, references, name=name, scale=scale, **reading)
         estimate = self.estimate(scene, gt=gt, box=box, seed=seed, progress=progress)
-        return replace(self.restore(scene, estimate, guidance=guidance, seed=seed, progress=progress), photo=photo)
+        return self.restore(scene, estimate, guidance=guidance, seed=seed, progress=progress).of(photo)
 
     def scene(
         self,
@@ -248,12 +254,12 @@ class Face2ScenePipeline(DegradationEstimator):
         *,
         name: str | None = None,
         scale: float = 1.0,
-        max_pixels: int = MAX_PIXELS,
+        **reading: Any,
     ) -> tuple[Scene, Photo | None]:
         """The input of `__call__` as a scene at the output's size, and the photo with its file's metadata."""
         if isinstance(image, Scene):
             return (image if references is None else replace(image, people=self._references(references))), None
-        photo = as_photo(image, max_pixels=max_pixels)
+        photo = as_photo(image, **reading)
         name = name_of(image, photo) if name is None else name
         photo = enlarged(photo, scale)
         return Scene(name, to_tensor(photo.image), people=self._references(references)), photo
@@ -309,7 +315,8 @@ class Face2ScenePipeline(DegradationEstimator):
             )
         )
         for guidance, output in zip(strengths, outputs, strict=True):
-            full = scene.image if untouched else align_colour(output, image, options.colour)[0]
+            aligned = align_colour(output, image, options.colour)
+            full = scene.image if untouched else grey_where_grey(aligned, image)[0]
             notes = estimate.notes | {
                 "width": width,
                 "height": height,

@@ -1,5 +1,6 @@
-"""Results of the pipeline: degradation estimates and restorations."""
+"""Results of the pipeline: degradation estimates, restorations, and the outcome of a folder."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,40 @@ class Restoration:
         """The image in 8 bits, without metadata."""
         return Image.fromarray(to_bytes(self.image))
 
+    def of(self, photo: Photo | None) -> "Restoration":
+        """The same with its photo, whose warnings come first in the notes."""
+        if photo is None:
+            return self
+        warnings = [*photo.warnings, *self.notes.get("warnings", [])]
+        return replace(self, photo=photo, notes=self.notes | {"warnings": warnings})
+
     def save(self, path: str | Path) -> None:
         """Write PNG, JPEG, TIFF or WebP by the path's suffix, see `image_io.photos.write_photo`."""
         write_photo(path, to_array(self.image), like=self.photo)
+
+
+@dataclass
+class BatchResult:
+    """Result of a folder."""
+
+    restored: int = 0
+    skipped: int = 0
+    failed: dict[str, str] = field(default_factory=dict)  # file to reason
+    seconds_models: float = 0.0  # in faces, Stage I, FaDeX and the restorer
+    seconds: float = 0.0  # from the first image to the last
+    stopped: str = ""  # why not all images were tried
+    without_pair: Counter[str] = field(
+        default_factory=Counter
+    )  # restored images without face pair, by tokens and reason
+    warned: int = 0  # restored images whose log line has warnings
+
+    def add(self, other: "BatchResult") -> None:
+        """Add the result of another process's share."""
+        self.restored += other.restored
+        self.skipped += other.skipped
+        self.failed |= other.failed
+        self.seconds_models += other.seconds_models
+        self.seconds = max(self.seconds, other.seconds)
+        self.stopped = self.stopped or other.stopped
+        self.without_pair += other.without_pair
+        self.warned += other.warned

@@ -9,16 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from face2scene.common.types import Box, FacePair
-from face2scene.faces.align import (
-    FFHQ_512,
-    AlignmentError,
-    Similarity,
-    covered_box,
-    crop,
-    face_transform,
-    paste_back,
-    warp,
-)
+from face2scene.faces.align import FFHQ_512, AlignmentError, Similarity, crop, face_transform, paste_back, warp
 
 # Assumed of a face without landmarks: centre and side of a detector's box in the FFHQ frame, as shares of its side,
 # and how much wider the square crop is (`align.square_crop_box`).
@@ -110,10 +101,7 @@ class AlignedRefFR:
     ) -> FacePair:
         """The face pair of `box`, or of the part of it that the aligned face covers; see `face_pair`."""
         aligned, transform, notes = aligned_face(scene, box, landmarks, self.size)
-        try:
-            box = covered_box(box, transform, self.size)
-        except AlignmentError as error:
-            raise FaceRestorationError(str(error)) from error
+        box = covered_box(box, transform, self.size)
         restored = self.restore_named(aligned, references, name)
         pasted = paste_back(scene, restored.image.to(scene), transform, feather=0)
         return FacePair(crop(pasted, box).clone(), crop(scene, box), box, notes + restored.notes)
@@ -149,6 +137,27 @@ def _frame(box: Box, landmarks: np.ndarray | None, size: int) -> tuple[Similarit
     scale = _BOX_SIDE * size * _SQUARE / max(x1 - x0, y1 - y0)
     right, down = size * _BOX_CENTRE[0] - scale * (x0 + x1) / 2, size * _BOX_CENTRE[1] - scale * (y0 + y1) / 2
     return Similarity(np.array([[scale, 0.0, right], [0.0, scale, down]])), notes
+
+
+def covered_box(box: Box, transform: Similarity, size: int) -> Box:
+    """The part of a square crop that an aligned face covers: the same box, or a smaller one around its centre.
+
+    Beside it (in the corners of the crop, if the head is turned) the pasted scene is the degraded one, and FaDeX would
+    read there that nothing is degraded.
+
+    Args:
+        transform: from the scene to the aligned face of `size` x `size` pixels.
+
+    Raises:
+        FaceRestorationError: less than 16 x 16 pixels are covered.
+    """
+    x0, y0, x1, y1 = (int(v) for v in box)
+    centre = transform(np.array([[x0 + x1 - 1, y0 + y1 - 1]]) / 2) + 0.5
+    reach = min(centre.min(), (size - centre).min()) / np.abs(transform.matrix[0, :2]).sum()  # in pixels of the scene
+    cut = max(0, int(np.ceil((x1 - x0) / 2 - reach)))
+    if x1 - x0 - 2 * cut < 16:
+        raise FaceRestorationError(f"The aligned face covers too little of the crop {(x0, y0, x1, y1)} around its box.")
+    return (x0 + cut, y0 + cut, x1 - cut, y1 - cut)
 
 
 def upright_points(square: Box) -> np.ndarray:

@@ -143,6 +143,10 @@ class RealESRGAN:
     def network(self) -> RRDBNet:
         return load_real_esrgan(self.folder).to(self.device)
 
+    def ready(self) -> None:
+        """Load the network now."""
+        _ = self.network
+
     @torch.inference_mode()
     def restore(
         self, degraded: Tensor, references: Sequence[Path], *, gt: Tensor | None, rng: np.random.Generator

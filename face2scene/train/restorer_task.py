@@ -223,7 +223,7 @@ class RestorerTask:
         chunks = zip(*(each.chunk(len(parts)) for each in logits), strict=True)
         return {part: self._adversarial_loss(c, batch, targets[part]) for part, c in zip(parts, chunks, strict=True)}
 
-    def _estimator_loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _estimator_loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         with torch.no_grad():
             tokens = _tokens(self.restorer, batch["features"], batch["drop"])
         own, *fidelities = self.phases[-1].model(batch["image"], tokens, self.restorer.mapnet)

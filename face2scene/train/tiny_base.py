@@ -1,8 +1,10 @@
-"""Pretraining of the tiny base, which replaces SD-Turbo where its weights are missing, as a blind one-step restorer.
+"""Pretraining of the tiny base, which replaces SD-Turbo where its weights are missing, as a one-step restorer.
 
 VAE, UNet and the skips between encoder and decoder are diffusers' classes at a small size. They train from random
-weights with the positive prompt and the null tokens on what the restorer later computes: restored = input + decoded.
-The text encoder is not trained.
+weights on what the restorer later computes: restored = input + decoded, with both prompts and with MapNet's tokens of
+another image of the same degradation. A base that saw constant prompts and tokens alone stops reading them: after 5,000
+such steps random tokens changed its images by 3e-7, and no LoRA of 600 steps made it read them again. The text encoder
+and FaDeX are not trained.
 
 The noise schedule ends at half signal instead of almost none, because a small network cannot carry a prediction that
 is then multiplied by 14.6: it removes noise and degradation in one step, and does not generate images from noise.
@@ -25,6 +27,7 @@ from face2scene.common.reproducibility import seed_from
 from face2scene.degradation import Mixture, Space
 from face2scene.image_io.arrays import to_bytes, to_tensor
 from face2scene.image_io.metadata import OPENED
+from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer.base_model import DiffusionBase
 from face2scene.models.restorer.one_step import OneStepRestorer
@@ -35,6 +38,8 @@ from face2scene.train.restorer_task import RestorerStep
 
 _OWN = ("mapnet.", "null_tokens", "unet.conv_in.", "vae.skips.")  # in a restorer's file besides adapters
 _INITIAL_CORRECTION = 0.1  # factor on the decoder's last layer; from zero, training is ten times slower
+_DROPPED = 0.3  # share of the images that are restored with the null tokens
+_NEGATIVE = 0.05  # share whose target is the degraded image, under the negative prompt
 _LOG_VARIANCE = -12.0  # of the initial posterior, whose samples then differ from the mean by 0.0025
 
 
@@ -99,7 +104,8 @@ class Pairs(Dataset):
         space: of the degradation recipes.
         zoom: a crop's side before resizing is at most this many times `crop`, so that faces of all sizes occur.
 
-    Returns per batch: `image` and `gt`, (B, 3, crop, crop) in [0, 1].
+    Returns per batch: `image` and `gt`, (B, 3, crop, crop) in [0, 1]; `restored` and `degraded`, a pair of other crops
+    with the same degradation, for FaDeX; `drop` and `negative`, (B,) bool: null tokens, and the negative prompt.
 
     Raises:
         ValueError: the shares do not sum to 1.
@@ -126,9 +132,17 @@ class Pairs(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng(seed_from(self.seed, "pairs", index))
-        gts = [self._crop(rng) for _ in range(self.batch)]
-        images = [self.space.draw(rng).apply(gt) for gt in gts]
-        return {"image": torch.stack(images), "gt": torch.stack(gts)}
+        recipes = [self.space.draw(rng) for _ in range(self.batch)]
+        gts, others = ([self._crop(rng) for _ in recipes] for _ in range(2))
+        images = [recipe.apply(gt) for recipe, gt in zip(recipes, gts, strict=True)]
+        degraded = [
+            recipe.with_noise_seed(seed_from(self.seed, "noise", index, row)).apply(other)
+            for row, (recipe, other) in enumerate(zip(recipes, others, strict=True))
+        ]
+        columns = {"image": images, "gt": gts, "restored": others, "degraded": degraded}
+        chance = torch.from_numpy(rng.random((2, self.batch)))
+        marks = {"drop": chance[0] < _DROPPED, "negative": chance[1] < _NEGATIVE}
+        return {name: torch.stack(column) for name, column in columns.items()} | marks
 
     def _crop(self, rng: np.random.Generator) -> Tensor:
         kind = rng.choice(len(self.shares), p=self.shares)
@@ -165,20 +179,14 @@ def untrained(
 
 
 def untrained_restorer(base: DiffusionBase, mapnet: MapNet, source: str) -> OneStepRestorer:
-    """A restorer whose VAE, UNet and skips are trained; MapNet and null tokens are not."""
+    """A restorer without adapters: VAE, UNet, skips, MapNet and the null tokens are trained."""
     restorer = OneStepRestorer(
         base, mapnet, vae_rank=0, unet_rank=0, skips=True, residual=True, guidance=1.0, source=source
     )
-    projectors: Any = mapnet.projectors
-    for projector in projectors:  # MapNet's tokens equal the null tokens until they are trained
-        nn.init.zeros_(projector[-1].weight)
     skips: Any = restorer.vae.skips
     for conv in skips.convs:  # zeros are the start beside a decoder that was trained without skips
         conv.reset_parameters()
-    restorer.requires_grad_(False)
-    for part in (restorer.vae, restorer.unet):
-        part.requires_grad_(True)
-    return restorer
+    return restorer.requires_grad_(True)
 
 
 class RestoringTask:
@@ -186,7 +194,8 @@ class RestoringTask:
 
     Args:
         base: see `untrained`.
-        mapnet: untrained and unused; the exported restorer file needs one.
+        mapnet: untrained.
+        fadex: frozen.
         ema: decay of the EMA, which is validated and exported.
         source: path of the base in the restorer's file.
     """
@@ -195,27 +204,36 @@ class RestoringTask:
         self,
         base: DiffusionBase,
         mapnet: MapNet,
+        fadex: FaDeX,
         perceptual: nn.Module,
         data: Pairs,
         validation: Pairs,
         *,
         lpips_weight: float,
         lr: float,
+        weight_decay: float,
         ema: float,
         source: str,
     ):
-        self.base, self.perceptual, self.data, self.validation = base, perceptual, data, validation
+        self.base, self.fadex, self.perceptual = base, fadex.eval().requires_grad_(False), perceptual
+        self.data, self.validation = data, validation
         self.lpips_weight = lpips_weight
         self.restorer = untrained_restorer(base, mapnet, source)
         model = RestorerStep(self.restorer)
         trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
         self.phases = [Phase("restoring", model, optimizer, self._losses)]
         self.ema = EMA(self.restorer, ema)
         self.stateful = [self.ema]
 
+    def _restore(self, batch: Mapping[str, Tensor], shift: int = 0, **options: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = self.fadex(batch["restored"].roll(shift, 0), batch["degraded"].roll(shift, 0))
+        return self.phases[0].model(batch["image"], features.split(1), **options).float()
+
     def _losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        output, gt = self.phases[0].model(batch["image"], None).float() * 2 - 1, batch["gt"] * 2 - 1
+        output = self._restore(batch, drop=batch["drop"], negative=batch["negative"]) * 2 - 1
+        gt = torch.where(batch["negative"].view(-1, 1, 1, 1), batch["image"], batch["gt"]) * 2 - 1
         return {"l1": (output - gt).abs().mean(), "lpips": self.lpips_weight * self.perceptual(output, gt)}
 
     def after_step(self) -> None:
@@ -228,21 +246,24 @@ class RestoringTask:
         return self.ema.average_parameters()
 
     def validate(self) -> dict[str, float]:
+        """PSNR and LPIPS of the input, and with its own tokens, those of another image and the null tokens."""
         device = self.restorer.null_tokens.device
         batch = {name: value.to(device) for name, value in self.validation[0].items()}
-        restored = self.phases[0].model(batch["image"], None).float().clamp(0, 1)
+        outputs = {"": self._restore(batch), "other_": self._restore(batch, 1)}
+        outputs["null_"] = self._restore(batch, drop=torch.ones_like(batch["drop"]))
         values = {}
-        for name, image in (("", restored), ("input_", batch["image"])):
+        for name, image in (outputs | {"input_": batch["image"]}).items():
+            image = image.clamp(0, 1)
             error = (image - batch["gt"]).square().mean((1, 2, 3)).clamp_min(1e-6)  # an untouched crop counts 60 dB
             values[f"validation/{name}psnr"] = (-10 * error.log10()).mean().item()
             values[f"validation/{name}lpips"] = self.perceptual(image * 2 - 1, batch["gt"] * 2 - 1).item()
         return values
 
     def images(self) -> dict[str, np.ndarray]:
-        batch = self.validation[0]
-        image = batch["image"][:8].to(self.restorer.null_tokens.device)
-        rows = [image.cpu(), self.phases[0].model(image, None).float().cpu().clamp(0, 1), batch["gt"][:8]]
-        return {"input_restored_gt": to_bytes(torch.cat([torch.cat(list(row), 2) for row in rows], 1))}
+        device = self.restorer.null_tokens.device
+        batch = {name: value[:8].to(device) for name, value in self.validation[0].items()}
+        rows = [batch["image"], self._restore(batch).clamp(0, 1), batch["gt"]]
+        return {"input_restored_gt": to_bytes(torch.cat([torch.cat(list(row), 2).cpu() for row in rows], 1))}
 
     @torch.no_grad()
     def export(self, folder: Path, step: int) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from colour_identities import photo, pixels
+from dng import write_dng
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from PIL import Image
 
 from face2scene.common.reproducibility import REPOSITORY
@@ -97,11 +99,73 @@ def make_table(folder: Path) -> Path:
     return folder / "table.csv"
 
 
+def make_people(folder: Path) -> Path:
+    """CelebRef-HQ's layout: one of `train`, one of `val`, and a file that is no image."""
+    for person in ("00002", "00003"):
+        for number in range(2):
+            photo(folder / person / f"{number + 1}.png", "ann" if person == "00002" else "ben", seed=number)
+    (folder / "00002" / "3.png").write_bytes(b"")
+    return folder
+
+
+def make_named(folder: Path) -> Path:
+    """Photos under the names of a packaged set that the tests do not fetch."""
+    config = OmegaConf.load(REPOSITORY / "configs/data/fadex.yaml")
+    for number, (name, person) in enumerate(config.sources.unsplash.people.items()):
+        photo(folder / name, {"emily": "ann", "jessica": "ben", "tara": "cat"}[person], seed=number)
+    return folder
+
+
+def make_raws(folder: Path) -> Path:
+    image = pixels("ann", 1, (64, 48)).astype(np.float64) / 255
+    write_dng(folder / "ann" / "0.dng", image)
+    (folder / "ann" / "1.dng").write_bytes(b"II*\0")
+    return folder
+
+
+DRAWN = ["data.sources.generated.generator._target_=colour_identities.drawn_people", "data.size=64"]
+DRAWN += ["data.sources.generated.train_people=2"]
+PROMPTED = ["degradation@data.space=tiny", "data.sources.synthetic.prompts_per_person=1"]
 CASES = {  # name: overrides by folder, images, quarantined
     "tiny": (lambda f: ["faces=none"], 6, 0),
     "inscene_real": (lambda f: [*FILTER, f"data.collection={make_photos(f / 'in')}"], 4, 1),
     "inscene_web": (lambda f: [*FILTER, f"data.archives={make_archive(f / 'a.tar')}"], 2, 1),
     "inscene_table": (lambda f: [*FILTER, f"data.table={make_table(f / 'in')}"], 3, 1),
+    "inscene_facegen": (lambda f: [*DRAWN, "data.sources.generated.threshold=-1"], 25, 0),
+    "quickstart": (
+        lambda f: [*DRAWN, "data.sources.generated.threshold=-1", "data.sources.generated.val_people=1"],
+        13,
+        0,
+    ),
+    "fadex": (
+        lambda f: [
+            *(*DRAWN, "data.size=512", "data.sources.generated.val_people=1"),
+            f"data.sources.unsplash.where={make_named(f / 'in')}",
+        ],
+        54,
+        0,
+    ),
+    "tiny_base": (lambda f: DRAWN, 4, 0),
+    "inscene_real_offline": (lambda f: [*FILTER, f"data.collection={make_photos(f / 'in')}", "data.size=192"], 13, 1),
+    "inscene_synthetic": (
+        lambda f: [
+            *PROMPTED,
+            f"data.celebref={make_people(f / 'in')}",
+            "data.infiniteyou_generator._target_=colour_identities.SamePerson",
+        ],
+        2,
+        1,
+    ),
+    "inscene_diffusers": (
+        lambda f: [
+            *PROMPTED,
+            f"data.celebref={make_people(f / 'in')}",
+            "data.diffusers_generator._target_=colour_identities.SamePerson",
+        ],
+        2,
+        1,
+    ),
+    "inscene_test": (lambda f: [f"data.raws={make_raws(f / 'in')}"], 1, 1),
     "inscene_released": (lambda f: [f"data.source={make_release(f / 'in')}"], 6, 2),
 }
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from inscene_records import record
 
 from face2scene.common.types import Scene
@@ -11,6 +12,7 @@ from face2scene.data.scene_batches import SceneBatches, held_out
 from face2scene.degradation import Space
 from face2scene.image_io.arrays import write_png
 from face2scene.ref_fr import Copy, FaceRestorationError
+from face2scene.train.dataloader import batches as loaded
 
 
 class GreyStageOne:
@@ -66,10 +68,8 @@ def test_image_seeds_are_unique_and_stable(dataset):
     assert seeds[1] == batches(dataset, batch=8)[1]["seed"]
 
 
-def test_negative_target_is_degraded_image(dataset):
-    batch = batches(dataset, negative_prob=0.5)[0]
-    bad = batch["negative"]
-    assert 5 < bad.sum() < 35
+def test_images_are_degraded(dataset):
+    batch = batches(dataset)[0]
     assert (batch["gt"] - batch["image"]).flatten(1).abs().amax(1).gt(0).float().mean() > 0.9
 
 
@@ -158,3 +158,18 @@ def test_validation_leaves_refused_faces_out(tmp_path, caplog):
 
     assert len(held_out(tmp_path, Refusing(), count=2, seed=0)) == 2
     assert "because the face is turned away." in caplog.text
+
+
+def test_image_memory_holds_for_the_machine(dataset, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    data = batches(dataset, cache_mib=1)
+    _, batch = next(loaded(data, Accelerator(cpu=True), 0, 0))
+    assert data._free_bytes + sum(image.nbytes for image in data._images.values()) == 2**20 // 4
+    assert batch["image"].dtype == batch["restored"][0].dtype == torch.float32
+    assert len((batch["image"] * 255).round().unique()) > 100
+    torch.testing.assert_close(batch["gt"], data[0]["gt"], atol=1e-6, rtol=0)  # 8 bits already
+
+
+def test_batches_hold_no_image_twice(dataset):
+    batch = batches(dataset, negative_prob=0.5)[0]
+    assert "target" not in batch and 5 < batch["negative"].sum() < 35

@@ -14,7 +14,6 @@ from face2scene.faces.align import (
     AlignmentError,
     Similarity,
     align_face,
-    covered_box,
     face_crop_box,
     face_transform,
     paste_back,
@@ -139,23 +138,6 @@ def test_face_crop_is_native_and_at_most_max_size():
     large = (100.0, 100.0, 501.0, 500.0)  # its square is 561 pixels wide
     assert face_crop_box(large, (900, 900)) == (172, 172, 428, 428)
     assert face_crop_box(large, (900, 900), max_size=600) == square_crop_box(large, (900, 900))
-
-
-@pytest.mark.parametrize("degrees", [0, 30, 45, 90, -135])
-def test_covered_box_lies_in_aligned_face(degrees):
-    for shift in (0, 30):
-        transform = similarity_from_degrees(degrees, 1.3, 0, 0)
-        transform = Similarity(np.column_stack([transform.matrix[:, :2], 64 - transform(np.array([[99.5, 99.5]]))[0]]))
-        box = (60 + shift, 60, 140 + shift, 140)
-        x0, y0, x1, y1 = covered_box(box, transform, 128)
-        corners = np.array([[x0, y0], [x1, y0], [x0, y1], [x1, y1]]) - 0.5
-        inside = transform(corners) + 0.5
-        assert inside.min() >= 0 and inside.max() <= 128 and x1 - x0 == y1 - y0
-        assert x0 + x1 == box[0] + box[2] and y0 + y1 == box[1] + box[3]  # same centre
-        if degrees in (0, 90) and not shift:
-            assert x1 - x0 == 80, "a crop inside the aligned face is kept whole"
-    with pytest.raises(AlignmentError, match="covers too little"):
-        covered_box((200, 200, 240, 240), similarity_from_degrees(degrees, 1.0, 0, 0), 128)
 
 
 def test_small_image_or_empty_box_is_refused():

@@ -53,18 +53,40 @@ def test_output_keeps_size_and_notes(make_pipeline, photo_folder):
     json.dumps(result.notes)  # goes into the restoration log as it is
 
 
+def test_null_tokens_stand_in_without_stage_one(make_pipeline, photo_folder):
+    result = make_pipeline()(scene(photo_folder))
+    assert result.notes["tokens"] == "null" and "there is no Stage I" in result.notes["warnings"][0]
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({}, "there is no Stage I"),
-        ({"ref_fr": Copy()}, "no face detector is set"),
+        ({"ref_fr": Copy()}, "there is no face detector"),
         ({"ref_fr": GroundTruth(), "detector": FixedFaceDetector()}, "made from the ground truth and none was given"),
     ],
 )
-def test_null_tokens_replace_missing_pair(make_pipeline, photo_folder, options, reason):
+def test_chosen_stage_one_works_or_fails(make_pipeline, photo_folder, tmp_path, options, reason):
     pipeline = make_pipeline(**options)
-    result = pipeline(scene(photo_folder))
-    assert result.notes["tokens"] == "null" and reason in result.notes["warnings"][0]
+    for use in (
+        pipeline.ready,
+        lambda: pipeline(scene(photo_folder)),
+        lambda: restore_folder(pipeline, find_tasks(photo_folder), tmp_path / "out"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            use()
+    assert not list(tmp_path.glob("out/images/*"))
+
+
+def test_grey_comes_back_neutral_before_saving(make_pipeline, tmp_path):
+    pipeline = make_pipeline(colour="none")
+    levels = np.random.default_rng(0).integers(0, 255, (40, 48), dtype=np.uint8)
+    Image.fromarray(np.dstack([levels] * 3)).save(tmp_path / "a.jpg", quality=60)
+    for image in (tmp_path / "a.jpg", levels, np.dstack([levels] * 3), Image.open(tmp_path / "a.jpg").convert("RGB")):
+        restored = pipeline(image, scale=2).image
+        assert torch.equal(restored[0], restored[1]) and torch.equal(restored[0], restored[2])
+    near = levels[..., None] // 4 + np.array([0, 0, 9])
+    restored = pipeline(near.astype(np.uint8)).image
+    assert not torch.equal(restored[0], restored[2])  # a tint is no grey
 
 
 def test_face_pair_is_cut_at_box(photo_folder):

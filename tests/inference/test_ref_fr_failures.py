@@ -1,4 +1,4 @@
-"""After any failure of Stage I the scene is restored, and the restoration log has the reason."""
+"""A face that Stage I refuses is restored without it, and the log has the reason; a broken Stage I is an error."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ from tiny_restorer import tiny_restorer
 
 from face2scene.common.types import Face, Scene
 from face2scene.image_io.arrays import write_png
+from face2scene.ref_fr.base import RestorerUnavailableError
 from face2scene.ref_fr.faceme.model import FaceMe
 
 
@@ -121,7 +122,7 @@ def drop_tensor(name: str):
         ("antelope", None, ["scrfd_10g_bnkps.onnx", "ref_fr.antelope"]),
     ],
 )
-def test_broken_faceme_uses_null_tokens(
+def test_broken_faceme_is_refused_by_name(
     pipeline, faceme_release, tmp_path, photo_files, monkeypatch, file, spoil, words
 ):
     import shutil
@@ -158,9 +159,13 @@ def test_broken_faceme_uses_null_tokens(
         size=64,
         device="cpu",
     )
-    result = pipeline(Scene("a", torch.rand(3, 96, 96), people={"ann": tuple(photo_files)}))
-    assert result.image.shape == (3, 96, 96) and result.notes["tokens"] == "null"
-    (warning,) = result.notes["warnings"]
-    assert "\n" not in json.loads(json.dumps(warning))
-    for word in words:
-        assert word in warning, warning
+    for use in (
+        lambda: pipeline(Scene("a", torch.rand(3, 96, 96), people={"ann": tuple(photo_files)})),
+        pipeline.ready,
+    ):
+        with pytest.raises(RestorerUnavailableError) as caught:
+            use()
+        sentence = str(caught.value)
+        assert "\n" not in sentence
+        for word in words:
+            assert word in sentence, sentence

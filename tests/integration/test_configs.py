@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from repository_scripts import load_script
 
 from face2scene.common.reproducibility import REPOSITORY
+from face2scene.data.scene_batches import SceneBatches
 from face2scene.inference.degradation_estimator import PipelineOptions
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer.one_step import OneStepRestorer
@@ -56,6 +57,7 @@ def test_train_option_has_valid_schedule(option):
     train = compose_config("train_restorer", f"train={option}").train
     for part in ("fadex", "restorer"):
         Schedule(**train[part].schedule)
+    assert set(train.restorer.batches) <= inspect.signature(SceneBatches).parameters.keys()
 
 
 @pytest.mark.parametrize("option", [o for g, o in OPTIONS if g == "restorer"])

@@ -8,10 +8,10 @@ import torch
 from fake_ref_fr import Negative, faces
 from PIL import Image
 
-from face2scene.faces.align import FFHQ_512
+from face2scene.faces.align import FFHQ_512, Similarity
 from face2scene.image_io.arrays import read_tensor, write_png
 from face2scene.ref_fr import CalibratedPerturbation, Copy, FaceRestorationError, GroundTruth, Perturbed, face_pair
-from face2scene.ref_fr.base import RestorerUnavailableError, in_bytes
+from face2scene.ref_fr.base import RestorerUnavailableError, covered_box, in_bytes
 from face2scene.ref_fr.cache import Cached
 from face2scene.ref_fr.faceme.model import FaceMe
 from face2scene.ref_fr.no_reference import SpandrelFace
@@ -206,6 +206,24 @@ def test_pair_holds_restored_pixels_only(photo_files):
     assert pair.restored.min() > 0.99, "a corner outside the aligned face would say that nothing is degraded"
     x0, y0, x1, y1 = pair.box
     assert x1 - x0 < 100 and pair.restored.shape == pair.degraded.shape == (3, y1 - y0, x1 - x0)
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 45, 90, -135])
+@pytest.mark.parametrize("shift", [0, 30])
+def test_covered_box_lies_in_aligned_face(degrees, shift):
+    """Around a face whose centre, (99.5, 99.5) of the scene, is the centre of an aligned face of 128 pixels."""
+    angle = np.radians(degrees)
+    turn = 1.3 * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    transform = Similarity(np.column_stack([turn, 63.5 - turn @ [99.5, 99.5]]))
+    box = (60 + shift, 60, 140 + shift, 140)
+    x0, y0, x1, y1 = covered_box(box, transform, 128)
+    inside = transform(np.array([[x0, y0], [x1, y0], [x0, y1], [x1, y1]]) - 0.5) + 0.5
+    assert inside.min() >= 0 and inside.max() <= 128 and x1 - x0 == y1 - y0
+    assert x0 + x1 == box[0] + box[2] and y0 + y1 == box[1] + box[3]  # the same centre
+    if degrees in (0, 90) and not shift:
+        assert x1 - x0 == 80, "a crop inside the aligned face is kept whole"
+    with pytest.raises(FaceRestorationError, match="covers too little"):
+        covered_box((10, 10, 50, 50), transform, 128)
 
 
 def test_restored_face_png_round_trip(tmp_path):

@@ -8,6 +8,7 @@ from PIL import Image
 from face2scene.common.types import Face
 from face2scene.data.building.build import build, rejected_rows
 from face2scene.data.building.finalize import FinalizePlan
+from face2scene.data.generators.base import DrawnPeople, GenerationRequest
 from face2scene.degradation import Space
 from face2scene.faces.detect import Detector
 
@@ -73,3 +74,22 @@ OPTIONS = {"name": "photos", "size": 32, "min_face": 8, "licence": "mine"}
 
 def reasons(folder: Path) -> dict[str, tuple[str, str]]:
     return {row["name"].split("/", 1)[1]: (row["stage"], row["reason"]) for row in rejected_rows(folder)}
+
+
+def drawn_people(**_: object) -> DrawnPeople:
+    """Stands for the packaged generator of people, whatever its settings."""
+    return DrawnPeople(side=64)
+
+
+class SamePerson:
+    """Stands for a generator of prompted scenes, whatever its settings: every image is the photo of the reference."""
+
+    def __init__(self, **_: object):
+        pass
+
+    def about(self) -> dict[str, str]:
+        return {"name": "same person"}
+
+    def draw(self, job: GenerationRequest) -> np.ndarray:
+        with Image.open(job.reference, formats=["PNG"]) as image:
+            return np.asarray(image.convert("RGB"))

@@ -27,6 +27,9 @@ class InvertingPipeline:
         def tokens(features, batch):
             return torch.zeros(1, 1, 1)
 
+    def ready(self, **_):
+        pass
+
     def estimate(self, scene, **_):
         source = "pair" if "face" in scene.name else "null"
         value = float(scene.name[-1]) if scene.name[-1].isdigit() else 0.0

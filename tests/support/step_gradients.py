@@ -13,7 +13,8 @@ from face2scene.train.loop import step
 from face2scene.train.restorer_task import RestorerTask
 
 ORDERS = ("one_forward", "published")
-IMAGES = 4
+IMAGES = 8
+UNEQUAL = 5  # negatives for two processes: all positive images are the second's
 
 
 def still_task(base: Path, order: str) -> RestorerTask:
@@ -68,7 +69,7 @@ def step_gradients(base: Path, order: str, negatives: int, accumulate: int) -> l
 
 
 def save_gradients(base: Path, folder: Path) -> None:
-    for order, accumulate in itertools.product(ORDERS, (1, 2)):
-        gradients = step_gradients(base, order, 3, accumulate)
+    for order, accumulate in itertools.product(ORDERS, (1, 4)):
+        gradients = step_gradients(base, order, UNEQUAL, accumulate)
         if Accelerator(cpu=True).is_main_process:
             torch.save(gradients, folder / f"{order}_{accumulate}.pt")

@@ -322,3 +322,11 @@ def test_tokens_matter_after_training():
         optimizer.step()
         optimizer.zero_grad()
     assert abs(before) < 0.02 and 0.4 < brightness() < 0.6
+
+
+def test_negatives_are_restored_to_themselves(make_task):
+    task, batch = make_task(with_discriminator=False), SeededSceneBatches()[0]
+    perfect = torch.stack([batch["image"][0], batch["gt"][1]]) * 2 - 1
+    losses = task._reconstruction_loss(perfect, batch)
+    assert losses["l2"] == 0 and losses["lpips"] == 0
+    assert task._reconstruction_loss(batch["gt"] * 2 - 1, batch)["l2"] > 0.1

@@ -179,15 +179,20 @@ def stages(restorer: OneStepRestorer, fadex: FaDeX, *, size: int, face: int) -> 
     }
 
 
+def faceme_networks() -> tuple[UNet2DConditionModel, ControlNetModel, AutoencoderKL]:
+    """FaceMe's UNet, ControlNet and VAE at their published shapes, with random weights on the default device."""
+    up = ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]
+    vae = AutoencoderKL.from_config(dict(SD_TURBO["vae"]))
+    return UNet2DConditionModel(**SDXL, up_block_types=up), ControlNetModel(**SDXL), vae
+
+
 def faceme_counts(steps: int = FACEME_STEPS) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
     """Parameters of FaceMe's networks, and MACs of all their calls for one face, counted on the meta device.
 
     SDXL's UNet and its ControlNet run `steps` times for two prompts at 512 x 512; identity networks are left out.
     """
     with torch.device("meta"):
-        up = ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]
-        unet, controlnet = UNet2DConditionModel(**SDXL, up_block_types=up), ControlNetModel(**SDXL)
-        vae = AutoencoderKL.from_config(dict(SD_TURBO["vae"]))
+        unet, controlnet, vae = faceme_networks()
         noisy, context = torch.randn(2, 4, FACE // 8, FACE // 8), torch.randn(2, 77, 2048)
         added = {"text_embeds": torch.randn(2, 1280), "time_ids": torch.ones(2, 6)}
         face = torch.rand(1, 3, FACE, FACE)

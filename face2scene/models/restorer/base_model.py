@@ -23,6 +23,7 @@ from face2scene.models.restorer.skips import Skips
 log = logging.getLogger(__name__)
 CLIP_VOCABULARY = 49408
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Seeds = Tensor | Sequence[int]  # (B,), one per image
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +200,7 @@ def precision(name: str | torch.dtype) -> torch.dtype:
     return _PRECISIONS[name]
 
 
-def per_sample_noise(seeds: Tensor | Sequence[int], like: Tensor) -> Tensor:
+def per_sample_noise(seeds: Seeds, like: Tensor) -> Tensor:
     """Gaussian noise of the shape of `like` (B, ...), each image's from its own seed of (B,), on every device the same.
 
     Independent of the batch; drawn on the CPU. In a training loop the seeds are no tensor of a GPU, whose values the

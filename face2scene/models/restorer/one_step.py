@@ -21,7 +21,7 @@ from face2scene.image_io.arrays import pad_to_multiple
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer import lora
 from face2scene.models.restorer.acceleration import fuse_upsample_conv, run_with_fp32_fallback
-from face2scene.models.restorer.base_model import DiffusionBase, PackagedBase, per_sample_noise, predict_x0
+from face2scene.models.restorer.base_model import DiffusionBase, PackagedBase, Seeds, per_sample_noise, predict_x0
 from face2scene.models.restorer.restorer_base import MEMORY_ADVICE, RestorerBase
 from face2scene.models.restorer.skips import attach, channels_of
 from face2scene.models.restorer.tiling import TilePlan, network_in_tiles
@@ -130,11 +130,7 @@ class OneStepRestorer(RestorerBase):
         return tokens if drop is None else torch.where(drop.view(-1, 1, 1), null.to(tokens), tokens)
 
     def forward(
-        self,
-        image: Tensor,
-        tokens: Tensor,
-        negative: Tensor | None = None,
-        seeds: Tensor | Sequence[int] | None = None,
+        self, image: Tensor, tokens: Tensor, negative: Tensor | None = None, seeds: Seeds | None = None
     ) -> Tensor:
         """One step without guidance, as in training.
 
@@ -297,7 +293,7 @@ class OneStepRestorer(RestorerBase):
         factor = self.vae.config.scaling_factor
         return posterior.mean * factor, posterior.std * factor
 
-    def _encode(self, image: Tensor, seeds: Tensor | Sequence[int] | None = None) -> Tensor:
+    def _encode(self, image: Tensor, seeds: Seeds | None = None) -> Tensor:
         mean, std = self._posterior(image)
         return mean if seeds is None else mean + std * per_sample_noise(seeds, mean)
 

@@ -25,7 +25,7 @@ from face2scene.common.types import Box, Progress
 from face2scene.image_io.arrays import pad_to_multiple
 from face2scene.models.restorer import lora
 from face2scene.models.restorer.acceleration import run_with_fp32_fallback
-from face2scene.models.restorer.base_model import DiffusionBase, per_sample_noise, predict_x0
+from face2scene.models.restorer.base_model import DiffusionBase, Seeds, per_sample_noise, predict_x0
 from face2scene.models.restorer.restorer_base import MEMORY_ADVICE, RestorerBase
 from face2scene.models.restorer.tiling import TilePlan, network_in_tiles
 from face2scene.models.s3diff.degradation_scores import ScoreNet
@@ -125,7 +125,7 @@ class S3Diff(RestorerBase):
         image: Tensor,
         tokens: Tensor | None = None,
         negative: Tensor | None = None,
-        seeds: Tensor | Sequence[int] | None = None,
+        seeds: Seeds | None = None,
         small: Tensor | None = None,
     ) -> Tensor:
         """One step without guidance, as in training; see `OneStepRestorer.forward`.
@@ -237,9 +237,7 @@ class S3Diff(RestorerBase):
         with modulated(self.vae, self.vae_layers, matrices):
             return self.vae.encode(image).latent_dist
 
-    def _draw(
-        self, posterior: DiagonalGaussianDistribution, how: str, seeds: Tensor | Sequence[int] | None = None
-    ) -> Tensor:
+    def _draw(self, posterior: DiagonalGaussianDistribution, how: str, seeds: Seeds | None = None) -> Tensor:
         if how == "mean":
             latent = posterior.mode()
         elif seeds is None:
