@@ -131,8 +131,8 @@ def restore_folder(
         FolderInUse: another process restores into it.
     """
     chosen, output = Settings(**settings), Path(output)
+    _check_output(output, tasks, chosen)
     with locked(output, "choose another output", hold=rank == 0):
-        _check_output(output, tasks, chosen)
         if rank == 0:
             Ledger(output / RESTORATION_LOG).gather()
         wait()

@@ -160,7 +160,8 @@ def trained_with(cfg: DictConfig) -> dict[str, Any]:
     """For the header of the weights: digest of a script's configuration, and versions of its data sets."""
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     folders = [part["folder"] for part in config["data"].get("mix") or ()] or [config["data"]["root"]]
-    return {"config": digest(_kept(config)), "data_sha256": list(map(version_of, folders))}
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg))  # unresolved: the folder of the runs decides nothing
+    return {"config": digest(_kept(plain)), "data_sha256": list(map(version_of, folders))}
 
 
 def _kept(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def test_whole_lines_glued_together_are_two(tmp_path):
     "other",
     [
         Detector(OpenBackend(), min_face=500),
-        Detector(OpenBackend(score_threshold=0.5)),
+        Detector(OpenBackend(score_threshold=0.6)),
         Detector(None),
         Perturbed(softness=8.0),
         replace(Perturbed(), name="mine"),

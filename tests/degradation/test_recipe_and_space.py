@@ -14,6 +14,7 @@ from face2scene import degradation
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.degradation import (
     PRESETS,
+    Bank,
     Blur,
     GaussianNoise,
     Jpeg,
@@ -330,7 +331,7 @@ def test_tiny_space_is_never_empty():
 def test_config_is_a_documented_space(path):
     with hydra.initialize_config_dir(str(path.parent), version_base="1.3"):
         config = hydra.compose(path.stem)
-    assert isinstance(hydra.utils.instantiate(config), Space | Mixture)
+    assert isinstance(hydra.utils.instantiate(config, _convert_="all"), Space | Mixture | Bank)
     assert path.read_text().startswith("# ")
 
 

@@ -171,7 +171,7 @@ def test_read_restore_write_overlap(photo_folder, tmp_path, monkeypatch):
     def writing(path, image, **options):
         number = sum(event.is_set() for event in restoring)
         assert number == 3 or restoring[number].wait(60)  # the next one is in the models while this one is written
-        write_photo(path, image, **options)
+        return write_photo(path, image, **options)
 
     monkeypatch.setattr(batch, "read_photo", reading)
     monkeypatch.setattr(batch, "write_photo", writing)

@@ -91,7 +91,7 @@ def test_full_disk_leaves_no_partial_files(photo_folder, tmp_path, monkeypatch):
             Path(path).write_bytes(b"half of a")
             raise OSError(errno.ENOSPC, "No space left on device")
         written.append(path)
-        write_photo(path, image, **options)
+        return write_photo(path, image, **options)
 
     monkeypatch.setattr(batch, "write_photo", full)
     pipeline = InvertingPipeline()

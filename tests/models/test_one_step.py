@@ -223,7 +223,7 @@ def test_bf16_output_is_near_fp32(make_restorer):
 
 @pytest.mark.parametrize("options", [{}, {"skips": True}, {"residual": True}])
 def test_bf16_output_is_scaled_in_fp32(make_restorer, options):
-    restorer, image = make_restorer("bf16", **options).eval(), torch.rand(1, 3, 32, 32)
+    restorer, image = make_restorer(dtype="bf16", **options).eval(), torch.rand(1, 3, 32, 32)
     with torch.no_grad():
         output = restorer(image, restorer.tokens(None, 1))
     assert output.dtype == torch.float32

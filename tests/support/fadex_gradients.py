@@ -18,7 +18,7 @@ SIZES = (4, 2)  # faces of the two processes
 class NoPairs:
     """Data of two operators and two images; its batches are `face_batch`."""
 
-    operators, images, people, paths = 2, 2, 6, ()
+    operators, images, people, paths, boxes = 2, 2, 6, (), ()
 
     class space:
         @staticmethod

@@ -11,7 +11,7 @@ from accelerate_processes import forget_processes
 from composed_configs import compose_config, unknown_arguments
 from fadex_training import pairs, small_moco
 
-from face2scene.degradation import Mixture, Recipe
+from face2scene.degradation import Mixture, Recipe, RestoreSize
 from face2scene.image_io.arrays import read_image
 from face2scene.models.fadex import FaDeX, compare
 from face2scene.models.fadex.projection_head import pooled, retrain_projection_head
@@ -28,7 +28,7 @@ class IdentitySpace:
     """Every operator leaves the image as it is."""
 
     def draw(self, rng):
-        return Recipe()
+        return Recipe((RestoreSize(),) * int(rng.integers(1, 20)))  # different operators
 
 
 def test_each_batch_uses_one_bucket(face_files):

@@ -166,7 +166,7 @@ def test_phases_can_share_model_and_optimizer(tmp_path):
     assert again.model is generator.model and again.optimizer is generator.optimizer
     assert generator.optimizer.optimizer.state[generator.weights[0]]["step"] == 4  # two phases of two steps
     names = [path.name for path in states(Run(tmp_path, {}))[-1].iterdir() if path.suffix == ".safetensors"]
-    assert sorted(names) == ["model.safetensors", "model_1.safetensors"]
+    assert sorted(names) == ["model.safetensors", "model_1.safetensors", "training.safetensors"]
 
 
 class HalfPrecisionGradient(torch.autograd.Function):

@@ -181,7 +181,8 @@ def origin_of(vae: AutoencoderKL, unet: UNet2DConditionModel) -> dict[str, str]:
             content.update(f"{name} {tuple(tensor.shape)}".encode())
             content.update(flat[:: max(1, len(flat) // 64)][:64].bfloat16().view(torch.int16).numpy().tobytes())
     names = {dtype: name for name, dtype in _PRECISIONS.items()}
-    return {"dtype": names[vae.dtype], "unet_dtype": names[unet.dtype], "content": content.hexdigest()[:16]}
+    dtypes = (names.get(network.dtype, str(network.dtype)) for network in (vae, unet))
+    return dict(zip(("dtype", "unet_dtype"), dtypes, strict=True)) | {"content": content.hexdigest()[:16]}
 
 
 _FURTHER_CONDITIONS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "num_class_embeds")
