@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from time import perf_counter
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from hydra.utils import instantiate
@@ -24,7 +25,7 @@ from face2scene.ref_fr.cache import Cached
 @script("precompute_ref_fr")
 def main(cfg: DictConfig) -> None:
     """Restore this process's share of the faces, check the files; exit code 1 when one is corrupt or missing."""
-    start, state = perf_counter(), Accelerator()
+    start, state = perf_counter(), Accelerator(cpu=not torch.cuda.is_available())
     restorer = instantiate(cfg.ref_fr, _convert_="all")
     cache = restorer if isinstance(restorer, Cached) else Cached(restorer, cfg.cache)
     cache.missing = "compute"

@@ -24,7 +24,7 @@ from face2scene.data.records import Record, read_manifest
 from face2scene.data.sampler import MixtureSampler
 from face2scene.data.shards import read_stored, shard_of, stored_path
 from face2scene.degradation import Bank, Mixture, Recipe, Space
-from face2scene.faces.align import crop, face_crop_box
+from face2scene.faces.align import MAX_FACE_SIZE, crop, face_crop_box
 from face2scene.image_io.arrays import to_tensor
 from face2scene.ref_fr import FaceRestorationError, RefFR, face_pair
 from face2scene.ref_fr.base import mirrored_points
@@ -55,6 +55,8 @@ class SceneBatches(Dataset):
             mirrors it after the degradation, so that Stage I can be precomputed.
         order: `random` draws images with replacement; `epochs` uses each once an epoch and reads archives one after
             the other; None is `random` for one set of loose files, else `epochs`.
+        max_face_size: pixels; of a larger face the centre is taken, as in use. Less saves time: MapNet's attention costs
+            the fourth power of it.
         cache_mib: images are kept in memory as bytes up to this many MiB, on one machine in all.
         small: s, of a space of this scale: `small`, the crop before its enlargement by s, is also given (S3Diff scores
             it), and crops begin at multiples of s.
@@ -81,6 +83,7 @@ class SceneBatches(Dataset):
         split: str = "train",
         recipes: int = 0,
         order: str | None = None,
+        max_face_size: int = MAX_FACE_SIZE,
         cache_mib: int = 2048,
         small: int = 0,
     ):
@@ -90,7 +93,7 @@ class SceneBatches(Dataset):
         self.mix = mix = Mix(folder, split)
         sizes = list(zip(mix.column("height"), mix.column("width"), strict=True))
         found = zip(mix.column("face_box"), sizes, strict=True)
-        self.boxes = np.array([face_crop_box(box, size) for box, size in found], np.int32)
+        self.boxes = np.array([face_crop_box(box, size, max_face_size) for box, size in found], np.int32)
         shards = [[shard_of(name) for name in part.column("image")] for part in mix.sets]
         if order is None:
             order = "epochs" if len(shards) > 1 or any(map(any, shards)) else "random"

@@ -47,12 +47,11 @@ class RestorerStep(nn.Module):
         drop: Tensor | None = None,
         **options: Tensor | Sequence[int] | None,
     ) -> Tensor:
-        return self.restorer(image, _tokens(self.restorer, features or [None] * len(image), drop), **options)
-
-
-def _tokens(restorer: OneStepRestorer, features: Sequence[Tensor | None], drop: Tensor | None) -> Tensor:
-    rows = zip(features, [None] * len(features) if drop is None else drop.split(1), strict=True)
-    return torch.cat([restorer.tokens(one, 1, null) for one, null in rows])
+        none = [None] * len(image)
+        rows = zip(features or none, none if drop is None else drop.split(1), strict=True)
+        tokens = torch.cat([self.restorer.tokens(one, 1, null) for one, null in rows])
+        self.last_tokens = tokens.detach()
+        return self.restorer(image, tokens, **options)
 
 
 class RestorerTask:
@@ -130,7 +129,7 @@ class RestorerTask:
         self.l2_weight, self.lpips_weight, self.gan_weight = l2_weight, lpips_weight, gan_weight
         self.real_target, self.posterior, self.order = real_target, posterior, order
         self.device, self.about = device, dict(about)
-        step = RestorerStep(self.restorer)
+        self._step = step = RestorerStep(self.restorer)
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for name, parameter in step.named_parameters():
             if parameter.requires_grad:
@@ -183,7 +182,8 @@ class RestorerTask:
         options = {"negative": negative, "seeds": seeds} | {n: batch[n] for n in ("small",) if n in batch}
         output = self.phases[0].model(batch["image"], features, drop=batch["drop"], **options)
         if self.estimator is not None:
-            batch["features"], batch["output"] = features, output.detach().float()  # for the estimator's phase
+            # for the estimator's phase
+            batch["tokens"], batch["output"] = self._step.last_tokens, output.detach().float()
         return output.float() * 2 - 1
 
     def _reconstruction_loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -224,8 +224,7 @@ class RestorerTask:
         return {part: self._adversarial_loss(c, batch, targets[part]) for part, c in zip(parts, chunks, strict=True)}
 
     def _estimator_loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        with torch.no_grad():
-            tokens = _tokens(self.restorer, batch["features"], batch["drop"])
+        tokens = batch["tokens"]
         own, *fidelities = self.phases[-1].model(batch["image"], tokens, self.restorer.mapnet)
         used = ~(batch["negative"] | batch["drop"])
         return estimator_losses(own, tokens, fidelities, batch["image"], batch["output"], batch["gt"], used)

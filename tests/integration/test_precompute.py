@@ -84,8 +84,8 @@ def test_killed_precompute_resumes_exactly(tmp_path, inscene):
     reader = Cached(fresh, cache, missing="refuse")
     space = instantiate(OmegaConf.load(REPOSITORY / "configs/degradation/tiny.yaml"), _convert_="all")
     for split, number in (("train", 0), ("val", 0)):
-        face, references = faces_of(inscene, space, size=64, recipes=2, splits=(split,))[number]
-        stored = reader.read(reader.key(face, references)).image
+        face, references, name = faces_of(inscene, space, size=64, recipes=2, splits=(split,))[number]
+        stored = reader.read(reader.key(face, references, name)).image
         made = fresh.restore_aligned(face[None], [references])[0].image
         # Another process, with another number of threads, may round a float32's last bit differently, and the result is
         # rounded to 256 values.
