@@ -55,8 +55,8 @@ class SceneBatches(Dataset):
             mirrors it after the degradation, so that Stage I can be precomputed.
         order: `random` draws images with replacement; `epochs` uses each once an epoch and reads archives one after
             the other; None is `random` for one set of loose files, else `epochs`.
-        max_face_size: pixels; of a larger face the centre is taken, as in use. Less saves time: MapNet's attention costs
-            the fourth power of it.
+        max_face_size: pixels; of a larger face the centre is taken, as in use. Less saves time: MapNet's attention
+            takes the fourth power of it.
         cache_mib: images are kept in memory as bytes up to this many MiB, on one machine in all.
         small: s, of a space of this scale: `small`, the crop before its enlargement by s, is also given (S3Diff scores
             it), and crops begin at multiples of s.

@@ -114,6 +114,9 @@ def content_of(folder: Path, *patterns: str) -> dict[str, Any]:
         text = read.replace(os.fsencode(folder), b"FOLDER")
         if path.suffix == ".jsonl" and path.name.startswith("restore"):
             found[name] = sorted((without_times(json.loads(line)) for line in text.splitlines()), key=str)
+        elif path.suffix == ".safetensors":  # the order of its metadata is random
+            end = 8 + int.from_bytes(read[:8], "little")
+            found[name] = (json.loads(read[8:end]), read[end:])
         else:
             found[name] = without_times(json.loads(text)) if path.suffix == ".json" else read
     return found
