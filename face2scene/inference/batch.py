@@ -131,8 +131,10 @@ def restore_folder(
         FolderInUse: another process restores into it.
     """
     chosen, output = Settings(**settings), Path(output)
-    _check_output(output, tasks, chosen)
+    if output.is_file():
+        raise OutputError(f"Nothing can be written to output={output} (it is a file). Choose another folder.")
     with locked(output, "choose another output", hold=rank == 0):
+        _check_output(output, tasks, chosen)
         if rank == 0:
             Ledger(output / RESTORATION_LOG).gather()
         wait()
