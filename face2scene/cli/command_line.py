@@ -107,7 +107,7 @@ def _user_errors(codes: list[int]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if FULL_ERROR in os.environ or not is_user_error(error):
+        if os.environ.get(FULL_ERROR) == "1" or not is_user_error(error):
             raise
         codes.append(_print_error(error))
 

@@ -63,7 +63,7 @@ def test_script_passes_the_composed_configuration(call):
     "error", [FileNotFoundError("no photo"), ValueError("no photo"), ModuleNotFoundError("no photo")]
 )
 def test_user_errors_are_one_sentence_and_exit_code_1(call, capsys, monkeypatch, error):
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
 
     def task(cfg):
         raise error

@@ -68,14 +68,16 @@ def test_p_values_are_corrected_jointly(tmp_path):
 
 def test_only_changed_thumbnails_are_remade(tmp_path):
     methods, gt = scored_methods(tmp_path, 2)
-    report = write_report(tmp_path / "report", methods, gt)
-    thumbnails = [report.parent / f"thumbnails/truth/000{n}.jpg" for n in (0, 1)]
-    for path in thumbnails:
-        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 50))
-    old = [path.stat().st_mtime_ns for path in thumbnails]
-    os.utime(gt / "0000.png", (1, 1))  # older than its thumbnail
-    write_report(tmp_path / "report", methods, gt)
-    assert [path.stat().st_mtime_ns == then for path, then in zip(thumbnails, old, strict=True)] == [True, False]
+    report = write_report(tmp_path / "report", {"ours": methods["plain"]}, gt)
+    thumbnails = {view: report.parent / f"thumbnails/{view}/0000.jpg" for view in ("ours", "truth")}
+    first = {view: (path.stat().st_ino, path.read_bytes()) for view, path in thumbnails.items()}
+    os.utime(tmp_path / "made Ours & more/images/0000.png", (1, 1))  # older than the thumbnail of the same title
+    os.utime(gt / "0000.png")  # newer than its thumbnail, with the same content
+    write_report(tmp_path / "report", {"ours": methods["Ours & more"]}, gt)
+    assert thumbnails["ours"].read_bytes() != first["ours"][1]
+    assert thumbnails["truth"].stat().st_ino == first["truth"][0]
+    write_report(tmp_path / "report", {"ours": methods["plain"]}, gt)
+    assert thumbnails["ours"].read_bytes() == first["ours"][1]
 
 
 def test_missing_image_is_marked(tmp_path):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from face2scene.common.charts import spread_svg
 from face2scene.common.files import atomic_write, sha256_of
-from face2scene.common.ledger import Ledger
+from face2scene.common.ledger import Ledger, content
 from face2scene.common.pages import write_page
 from face2scene.common.provenance import provenance
 from face2scene.eval.metrics.registry import METRICS
@@ -60,7 +60,7 @@ def log_entries(folder: Path) -> dict[str, dict[str, Any]]:
 def write_report(
     run: str | Path, methods: Mapping[str, str | Path], gt: str | Path | Mapping[str, Path], *, title: str = ""
 ) -> Path:
-    """Write `run`/report.html and its thumbnails; those newer than their image are kept.
+    """Write `run`/report.html and its thumbnails; those of unchanged images are kept.
 
     Args:
         methods: title -> scored folder; the others are tested against the first.
@@ -187,13 +187,18 @@ def _tests(methods: Sequence[GalleryMethod]) -> list[tuple[str, list[Any], str]]
 
 
 def thumbnail(task: tuple[Path, Path]) -> tuple[Path, tuple[int, int]]:
-    """Write the small JPEG of (target, source) unless it is newer; returns the target and its (width, height)."""
+    """Write the small JPEG of (target, source) unless it is there; returns the target and its (width, height).
+
+    Its comment is the source's hash: times tell nothing when a title is given to another folder.
+    """
     target, source = task
-    if target.is_file() and target.stat().st_mtime > source.stat().st_mtime:
+    source_hash = content(source).encode()
+    if target.is_file():
         with Image.open(target, formats=["JPEG"]) as image:
-            return target, image.size
+            if image.info.get("comment") == source_hash:
+                return target, image.size
     image = Image.fromarray(to_bytes(read_image(source)))
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     with atomic_write(target) as partial:
-        image.save(partial, format="JPEG", quality=QUALITY)
+        image.save(partial, format="JPEG", quality=QUALITY, comment=source_hash)
     return target, image.size
