@@ -26,7 +26,7 @@ def locked(folder: str | Path, instead: str, *, name: str = LOCK, hold: bool = T
     """Hold `folder` for this process, which may enter it again; its file `name` says who holds it.
 
     The kernel releases it when the process ends in any way. A file that is left then is recognised and reported. A
-    folder that nobody can write to is not held.
+    read-only folder is not held.
 
     Args:
         instead: what else the user can do, such as `choose another name=...`.

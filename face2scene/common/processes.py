@@ -85,7 +85,7 @@ def run_group(
 @contextmanager
 def killed_with_this_process(target: int) -> Iterator[None]:
     """Inside, `target` (a process, or minus a group) is killed if this process ends in any way, SIGKILL included."""
-    # The shell's input ends when nobody holds the other end of the pipe any more.
+    # The shell's input ends when the last process that holds the other end of the pipe has ended.
     words = ["/bin/sh", "-c", 'read -r _; kill -s KILL -- "$1"', "watch", str(target)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     watch = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True, **quiet)  # type: ignore[call-overload]

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.process import BaseProcess
@@ -180,12 +181,10 @@ class SlowFiles:
                 if first:
                     self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
                 self.end_headers()
-                try:
+                with suppress(OSError):  # the client was killed
                     for at in range(first, len(content), 16384):
                         self.wfile.write(content[at : at + 16384])
                         time.sleep(pause)
-                except OSError:
-                    pass  # the client was killed
 
             def log_message(self, *_: Any) -> None:
                 pass

@@ -1,7 +1,7 @@
 """Our own code run without numbers: fake tensors have a shape, a dtype and a device, and neither values nor memory.
 
 Everything is executed but the arithmetic, so memory and operations of a full-size training are known in seconds,
-without a GPU and without weights. What a run reads from a tensor (a truth value, seeds, a norm) is answered with a
+without a GPU and without weights. What a run reads from a tensor (a boolean, seeds, a norm) is answered with a
 constant.
 """
 
