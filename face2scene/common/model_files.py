@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from face2scene.common.files import atomic_write
 from face2scene.common.provenance import provenance
+from face2scene.common.shipped import portable
 
 
 def recorded(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -86,7 +87,7 @@ def save_weights(
         dtype: of floating-point tensors in the file; None keeps theirs.
     """
     described = {**provenance(), **(about or {})}
-    header = {"kind": kind, "config": json.dumps(dict(config)), "about": json.dumps(described)}
+    header = {"kind": kind} | {k: json.dumps(portable(v)) for k, v in (("config", config), ("about", described))}
     plain = {
         name: t.detach().to("cpu", dtype if dtype and t.is_floating_point() else t.dtype).contiguous().clone()
         for name, t in tensors.items()

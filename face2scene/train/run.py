@@ -27,6 +27,7 @@ from face2scene.common.locks import lock_until_exit
 from face2scene.common.memory import keep_freed_memory
 from face2scene.common.renamed_keys import keys_of, refuse_renamed
 from face2scene.common.reproducibility import commit
+from face2scene.common.shipped import portable
 from face2scene.data.records import version_of
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ def open_run(cfg: DictConfig, *, main: bool = True) -> Run:
     from hydra.utils import get_object  # hydra.instantiate has an argument `config` of its own
 
     keep_freed_memory()
-    config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    config = portable(OmegaConf.to_container(cfg, resolve=True))
     folder = Path(cfg.paths.runs) / cfg.name
     tracker = dict(config.get("tracker") or {})
     trackers: tuple[Any, ...] = ()
