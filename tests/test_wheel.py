@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import sysconfig
 import zipfile
 from pathlib import Path
@@ -41,9 +42,10 @@ def run(*words: str | Path, folder: Path | None = None) -> str:
     """Output of a program in an environment without settings of ours, and a user's folders that are empty."""
     ours = [name for name in os.environ if name == "PYTHONPATH" or name.startswith("FACE2SCENE_")]
     environment = {name: value for name, value in os.environ.items() if name not in ours}
-    environment["XDG_CACHE_HOME"] = str(Path("no cache").absolute())
     options = {"capture_output": True, "text": True, "timeout": 1500, "env": environment, "cwd": folder}
-    done = subprocess.run(words, **options)
+    with tempfile.TemporaryDirectory() as empty:
+        environment["XDG_CACHE_HOME"] = empty
+        done = subprocess.run(words, **options)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 

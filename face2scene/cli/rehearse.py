@@ -216,7 +216,8 @@ def _captured(script: str, cfg: DictConfig) -> dict[str, Any]:
 
         return reading
 
-    run = SimpleNamespace(timed=lambda _: nullcontext(), folder=Path(cfg.paths.runs) / str(cfg.name))
+    folder = Path(cfg.paths.runs) / str(cfg.name)
+    run = SimpleNamespace(timed=lambda _: nullcontext(), check_base=lambda _: None, folder=folder)
     stand_ins = {"train": train, "open_run": lambda *_, **__: run, "load_base": base, "load_features": features}
     stand_ins |= {"Perceptual": RandomLpips} | ({"FaDeX": encoder} if script == "train_restorer" else {})
     stand_ins |= {name: read(getattr(module, name, None)) for name in ("SceneBatches", "held_out")}

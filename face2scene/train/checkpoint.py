@@ -20,6 +20,7 @@ from accelerate.utils import broadcast_object_list, extract_model_from_parallel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from face2scene.common.files import sha256_of, sync
 from face2scene.common.model_files import trained_tensors
@@ -91,6 +92,27 @@ class TrainingState:
             raise ValueError(
                 f"None of the training states in {found[-1].parent} is whole. Remove that folder, so that the same "
                 "command starts from the beginning, or choose another name=..."
+            )
+
+    def check_room(self, keep: int) -> None:
+        """Refuse a run whose states will not fit the disk, before its first step.
+
+        Args:
+            keep: states that stay; one more is there while it is written.
+
+        Raises:
+            ValueError: the folder of the run has less room than they need beside those already there.
+        """
+        weights = [t for model in self.models for t in trained_tensors(_inner(model)).values()]
+        moments = [p for one in self.optimizers for group in one.param_groups for p in group["params"]] * 2  # Adam's
+        averages = tree_leaves([one.state_dict() for one in self.others])
+        size = sum(t.numel() * t.element_size() for t in [*weights, *moments, *averages] if isinstance(t, Tensor))
+        there = sum(file.stat().st_size for state in states(self.run) for file in state.iterdir())
+        need, free = (keep + 1) * size - there, shutil.disk_usage(self.run.folder).free
+        if need > free:
+            raise ValueError(
+                f"{self.run.folder} has {free / 1e9:.1f} GB free and {keep + 1} training states need "
+                f"{need / 1e9:.1f} GB: set paths.runs, or lower schedule.keep_states."
             )
 
     def check_finite(self, step: int) -> None:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from face2scene.common.files import atomic_write, read_seconds, write_json
+from face2scene.common.files import atomic_write, read_json, read_seconds, write_json
 from face2scene.common.ledger import digest
 from face2scene.common.locks import lock_until_exit
 from face2scene.common.memory import keep_freed_memory
@@ -64,6 +64,7 @@ class Run:
         self.config = dict(config)
         self.main = main
         self.trackers = trackers
+        self._allow_config_change = allow_config_change
         stored = self.folder / "config.yaml"
         if main:
             lock_until_exit(self.folder, "choose another name=...")
@@ -82,6 +83,25 @@ class Run:
             with atomic_write(self.folder / "commit.txt") as partial:
                 partial.write_text(commit() + "\n")
             _log_to(self.folder / "log.txt")
+
+    def check_base(self, origin: Mapping[str, str]) -> None:
+        """Refuse to go on from another base model; the folder's first start keeps `base.json`.
+
+        Args:
+            origin: `models.restorer.base_model.origin_of` the base; empty for a random one, which is not checked.
+
+        Raises:
+            ValueError: the base's content or precision is another than at the first start.
+        """
+        path = self.folder / "base.json"
+        before = read_json(path) if path.exists() else origin
+        if changed := _differences(before, dict(origin)) if origin and not self._allow_config_change else []:
+            raise ValueError(
+                f"{self.folder} was trained on another base model: {'; '.join(changed)}. Set restorer.base.source to "
+                "that one, choose another name=..., or go on with this one by allow_config_change=true."
+            )
+        if self.main and origin:
+            write_json(path, dict(origin))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Append a line to metrics.jsonl, and log to the trackers."""

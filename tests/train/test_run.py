@@ -19,6 +19,16 @@ def test_changed_config_raises(tmp_path):
     assert Run(tmp_path, {"lr": 1, "part": {"steps": 3}}, allow_config_change=True).config["part"]["steps"] == 3
 
 
+def test_other_base_is_refused(tmp_path):
+    first, other = {"dtype": "bf16", "content": "a" * 16}, {"dtype": "bf16", "content": "b" * 16}
+    Run(tmp_path, {}).check_base(first)
+    Run(tmp_path, {}).check_base(first)
+    with pytest.raises(ValueError, match="another base model: content was 'aaaaaaaaaaaaaaaa', is 'bbbbbbbbbbbbbbbb'"):
+        Run(tmp_path, {}).check_base(other)
+    Run(tmp_path, {}, allow_config_change=True).check_base(other)
+    Run(tmp_path, {}).check_base(other)
+
+
 def test_metrics_of_lost_steps_are_dropped(tmp_path):
     run = Run(tmp_path, {})
     for step in (1, 2, 3):

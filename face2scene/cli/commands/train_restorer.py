@@ -57,6 +57,7 @@ def main(cfg: DictConfig) -> None:
         conditioning = instantiate(part, _convert_="all")
         # the base is not kept here: its text encoder is needed for the prompts alone
         restorer = kind(load_base(**cfg.restorer.base), conditioning, source=cfg.restorer.base.source, **adapters)
+    run.check_base(restorer.base_origin)
     if settings.gradient_checkpointing:
         restorer.checkpoint_gradients()
     discriminator = OmegaConf.to_container(settings.discriminator, resolve=True) if settings.discriminator else None
