@@ -201,6 +201,28 @@ def test_quality_thresholds_and_selection(tmp_path):
     assert list(verify(tmp_path / "set")) == []
 
 
+def test_unmeasurable_image_is_named(tmp_path):
+    import torch
+
+    photo(tmp_path / "photos/small.png", seed=1)
+    photo(tmp_path / "photos/good.png", seed=2, size=(120, 120))
+
+    def metric(name):
+        def score(image):
+            windows = torch.nn.functional.unfold(image, 80)  # an error of torch for smaller images
+            return windows.mean()[None]
+
+        return score
+
+    stages = [HasFace(), Quality({"niqe": {"max": 50}})]
+    options = OPTIONS | {"size": None}
+    built(tmp_path / "set", Photos(tmp_path / "photos", ColourFaces(), stages=stages, metric=metric, **options))
+    assert [record.generator["file"] for record in read_manifest(tmp_path / "set")] == ["good.png"]
+    ((stage, reason),) = [reasons(tmp_path / "set")["small.png"]]
+    assert stage == "quality"
+    assert reason.startswith("no quality: niqe cannot measure 90 x 60 pixels (RuntimeError: ")
+
+
 def test_blurred_faces_are_filtered(photo):
     from scipy import ndimage
 
