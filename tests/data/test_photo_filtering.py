@@ -201,6 +201,14 @@ def test_quality_thresholds_and_selection(tmp_path):
     assert list(verify(tmp_path / "set")) == []
 
 
+def test_people_of_similar_names_stay_apart(tmp_path):
+    for person in ("ann b", "ann-b", "ann_b.", "cat_d"):
+        photo(tmp_path / "photos" / person / "1.png", seed=len(person) + ord(person[3]))
+    built(tmp_path / "set", Photos(tmp_path / "photos", ColourFaces(), **OPTIONS))
+    identities = {record.identity for record in read_manifest(tmp_path / "set")}
+    assert len(identities) == 4 and {"photos_ann-b", "photos_cat-d"} < identities
+
+
 def test_unmeasurable_image_is_named(tmp_path):
     import torch
 
