@@ -5,8 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import sysconfig
+import tempfile
 import zipfile
 from pathlib import Path
 
