@@ -5,12 +5,14 @@ import json
 import pytest
 import torch
 from baseline_inputs import BASELINES, read_record
+from basicsr_compat import srvgg
+from tolerances import RELOADED
 
 from face2scene.common.files import sha256_of
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.eval.baselines.adapter import Adapter, AdapterError
 from face2scene.eval.baselines.methods import Bicubic, FFDNetColour, RealESRGANx4, predict_folder
-from face2scene.eval.baselines.networks import load_ffdnet, noise_level
+from face2scene.eval.baselines.networks import load_ffdnet, load_real_esrgan_general, noise_level
 from face2scene.eval.baselines.run import run_in_process
 from face2scene.image_io.arrays import read_tensor, resize, write_png
 from face2scene.inference.tasks import RestorationTask
@@ -101,6 +103,29 @@ def test_real_esrgan_sharpens_photo(weights, photo, tmp_path):
     detail = [(p[..., 1:] - p[..., :-1]).abs().mean() for p in (gt, made, enlarged)]
     assert detail[1] > 1.1 * detail[2], detail
     assert (made - gt).square().mean() < 0.02
+
+
+@pytest.mark.numerics
+def test_general_network_matches_basicsr(weights):
+    network = load_real_esrgan_general(weights("real_esrgan_general"))
+    theirs = srvgg(num_in_ch=3, num_out_ch=3, num_feat=64, num_conv=32, upscale=4)
+    theirs.load_state_dict(network.state_dict())
+    assert sum(parameter.numel() for parameter in network.parameters()) == 1_213_296
+    image = torch.rand(1, 3, 12, 9, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(network(image), theirs(image), **RELOADED["fp32"])
+
+
+def test_general_network_cleans_photo(weights, photo):
+    weights("real_esrgan_general")
+    gt, noisy = noisy_photo(photo, 10)
+    small = resize(noisy, (32, 33))
+    method = RealESRGANx4(version="general-x4v3", device="cpu")
+    made = method(small, 4)
+    assert made.shape == (3, 128, 132) and method(noisy, 1).shape == gt.shape
+    assert decibels(made[:, :127, :131], gt) > 22, "the right image, and no other range or order of colours"
+    with pytest.raises(ValueError, match="version is 'x2': choose x4plus or general-x4v3"):
+        RealESRGANx4(version="x2")
 
 
 def noisy_photo(photo, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Small released networks of in-process methods: FFDNet, which is told the noise level."""
+"""Small released networks of in-process methods: Real-ESRGAN general, and FFDNet, which is told the noise level."""
 
 import pickle
 from itertools import pairwise
@@ -9,6 +9,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from face2scene.assets import catalogue
+from face2scene.ref_fr.no_reference import with_ncnn_weights
+
+
+class SRVGGNetCompact(nn.Module):
+    """Real-ESRGAN's compact x4 generator, with the parameter names of its released files (Wang et al. 2021)."""
+
+    def __init__(self, channels: int = 64, convolutions: int = 32):
+        super().__init__()
+        inner = [part for _ in range(convolutions) for part in (_conv(channels, channels), nn.PReLU(channels))]
+        self.body = nn.Sequential(_conv(3, channels), nn.PReLU(channels), *inner, _conv(channels, 48))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, h, w) to (B, 3, 4h, 4w), both about [0, 1]: a residual on the nearest pixels."""
+        return F.pixel_shuffle(self.body(x), 4) + F.interpolate(x, scale_factor=4, mode="nearest")
+
+
+def load_real_esrgan_general(folder: str | Path | None = None) -> SRVGGNetCompact:
+    """Real-ESRGAN general x4v3 from packaged ncnn files (asset `real_esrgan_general`).
+
+    Raises:
+        MissingWeights, ValueError: not fetched; another network.
+    """
+    place = Path(folder) if folder is not None else catalogue.folder("real_esrgan_general")
+    return with_ncnn_weights(SRVGGNetCompact(), place, "realesrgan-x4fast")
 
 
 class FFDNet(nn.Module):
@@ -20,8 +44,7 @@ class FFDNet(nn.Module):
     def __init__(self, channels: int = 96, layers: int = 12):
         super().__init__()
         widths = [13, *[channels] * (layers - 1), 12]  # 3 colours of 2 x 2 pixels, and a plane of the noise level
-        convolutions = [nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths)]
-        parts = [part for convolution in convolutions for part in (convolution, nn.ReLU())]
+        parts = [part for a, b in pairwise(widths) for part in (_conv(a, b), nn.ReLU())]
         self.model = nn.Sequential(*parts[:-1])
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -66,3 +89,7 @@ def noise_level(image: Tensor) -> float:
     a, b, c, d = F.pixel_unshuffle(image[:, None, :height, :width], 2).unbind(1)
     detail = (a - b - c + d).abs() / 2
     return float(detail.flatten(1).median(dim=1).values.mean() / 0.6745)
+
+
+def _conv(before: int, after: int) -> nn.Conv2d:
+    return nn.Conv2d(before, after, 3, padding=1)
