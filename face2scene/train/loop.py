@@ -163,6 +163,7 @@ def train(
     with eval_weights():
         if accelerator.is_main_process:
             task.export(run.folder / "weights", progress.step)
+            run.share()
     accelerator.wait_for_everyone()
 
 

@@ -46,7 +46,8 @@ class Run:
         folder: `runs/<name>`.
         config: the resolved configuration as plain containers.
         main: whether this process writes.
-        trackers: further receivers, each with `log(values, step)` and, for images, `show(images, step)`.
+        trackers: further receivers, each with `log(values, step)` and, where it takes them, `show(images, step)` and
+            `share(folders)`.
         allow_config_change: resume a folder with another configuration; the new one is written.
 
     Raises:
@@ -131,6 +132,13 @@ class Run:
         for tracker in self.trackers:
             if hasattr(tracker, "show"):
                 tracker.show(images, step)
+
+    def share(self) -> None:
+        """Give the weights and the images of a finished training to trackers of files."""
+        folders = {"model": self.folder / "weights", "predictions": self.folder / "validation"}
+        for tracker in self.trackers:
+            if hasattr(tracker, "share"):
+                tracker.share({kind: folder for kind, folder in folders.items() if folder.is_dir()})
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps after `step`, which are repeated after a resume."""
