@@ -31,7 +31,7 @@ _MIN_PEAK = 0.1  # share of the ideal peak that a correlation needs, ours
 _NOISE = 7.5  # share that it needs too, in units of one independent low frequency; unrelated images stay below it
 _HANN = 2.25  # frequencies that one independent value is spread over by the window, in two directions
 _MAX_ERROR = 0.1  # pixels of standard error up to which a shift is told; errors of blurred pairs were 7 times theirs
-_SAME_SCENE = 0.9  # correlation of thumbnails above which two images without a peak show one scene
+_SAME_SCENE = 0.6  # correlation of thumbnails above which two images without a peak show one scene
 UNCERTAIN = (math.inf, math.inf)  # a shift that cannot be told: one of the images is too blurred
 
 
@@ -227,7 +227,7 @@ def global_shift(image: Tensor, gt: Tensor) -> tuple[float, float] | None:
     y, x = divmod(place, width)
     independent = 2 * math.pi * _CUTOFF**2 * height * width
     if not peak[y, x] > max(_MIN_PEAK, _NOISE / math.sqrt(independent)) * ideal:
-        thumbnails = [torch.nn.functional.adaptive_avg_pool2d(side, 16).flatten() for side in sides]
+        thumbnails = [torch.nn.functional.adaptive_avg_pool2d(side, 8).flatten() for side in sides]
         return UNCERTAIN if torch.corrcoef(torch.stack(thumbnails))[0, 1] > _SAME_SCENE else None
     down = y + _between(*(peak[(y + d) % height, x] for d in (-1, 0, 1)))
     right = x + _between(*(peak[y, (x + d) % width] for d in (-1, 0, 1)))
