@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import run_baseline
 import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from face2scene.assets import catalogue
 from face2scene.cli.command_line import CONFIGS
+from face2scene.cli.commands import run_baseline
 from face2scene.common.files import atomic_write
 from face2scene.common.reproducibility import commit
 from face2scene.degradation import Blur, GaussianNoise, Jpeg, Recipe, Resize, RestoreSize
