@@ -2,6 +2,7 @@
 
     teaser.jpg     degraded photo, the face pair, restored photo, ground truth; people who are held out of the training
     restoring.svg  the same as an animation: the photo, its face, the pair, the restored photo
+    face2scene/cli/examples/*.jpg   two of the degraded photos, for the web page
     page.png, page_narrow.png   the web page in Chromium at 1280 and 400 pixels (--page; pip install playwright)
 
 Needs `face2scene fetch quickstart real_esrgan_x4plus` and the extra `quickstart`. The photos: NASA's portrait of Eileen
@@ -37,6 +38,7 @@ CELL, GAP, HEAD = 256, 8, 30  # of the teaser
 INK, PAPER = (24, 26, 32), (255, 255, 255)
 GENERATED_PERSON = 26  # of the quickstart's held-out people
 DEGRADATION = Recipe((Blur("iso", 15, sigma_x=0.9), GaussianNoise(26.0), Jpeg(70)))  # a dark room, and an upload
+EXAMPLES = ("astronaut", "generated")  # of the web page
 COLUMNS = ("degraded", "its face", "face restored", "photo restored", "ground truth")
 
 
@@ -229,6 +231,8 @@ def main() -> None:
     teaser(rows).save(arguments.out / "teaser.jpg", quality=88, optimize=True)
     (arguments.out / "restoring.svg").write_text(animation(rows[0]), encoding="utf-8")
     for one in rows:
+        if one.name in EXAMPLES:
+            Image.fromarray(one.degraded).save(REPOSITORY / f"face2scene/cli/examples/{one.name}.jpg", quality=90)
         print(f"{one.name}: degraded {one.decibels(one.degraded)}, restored {one.decibels(one.restored)}")
     if arguments.page:
         page(arguments.out, rows[0].degraded)
