@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from face2scene.assets import catalogue
+from face2scene.cli.pipeline_config import best_ref_fr
 from face2scene.common.reproducibility import REPOSITORY
 
 SPACE = REPOSITORY / "app"
@@ -36,3 +37,20 @@ def test_app_fetches_and_serves(monkeypatch):
     fetch, app = asked
     assert fetch[0] == "fetch" and catalogue.resolve(fetch[1:])
     assert app[0] == "app" and "host=0.0.0.0" in app and app[-1] == "seed=1"
+
+
+@pytest.mark.parametrize(
+    ("ready", "cuda", "best"),
+    [
+        ((), True, "none"),
+        (("real_esrgan_x4plus",), False, "none"),  # no detector
+        (("yunet", "dlib"), False, "none"),
+        (("yunet", "dlib", "real_esrgan_x4plus"), True, "real_esrgan"),
+        (("yunet", "dlib", "faceme", "realvisxl_v3", "photomaker", "antelopev2"), True, "faceme"),
+        (("yunet", "dlib", "faceme", "realvisxl_v3", "photomaker", "antelopev2"), False, "none"),  # hours a face
+    ],
+)
+def test_best_stage_one_is_what_is_here(monkeypatch, ready, cuda, best):
+    monkeypatch.setattr(catalogue, "is_ready", lambda asset: asset.name in ready)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    assert best_ref_fr() == best
