@@ -121,7 +121,7 @@ def animation(one: Example) -> str:
         Image.fromarray(array).save(file, "JPEG", quality=86)
         data = base64.b64encode(file.getvalue()).decode()
         return (
-            f'<image {attributes} x="{x:g}" y="{y:g}" width="{size:g}" height="{size:g}" '
+            f'<image{attributes} x="{x:g}" y="{y:g}" width="{size:g}" height="{size:g}" '
             f'preserveAspectRatio="none" href="data:image/jpeg;base64,{data}"/>'
         )
 
@@ -145,7 +145,7 @@ def animation(one: Example) -> str:
         f"@keyframes high{{0%,28%{{opacity:0}}33%,100%{{opacity:1}}}}.high{{animation:high {seconds}s infinite}}"
         f"@keyframes read{{0%,38%{{opacity:0}}43%,100%{{opacity:1}}}}.read{{animation:read {seconds}s infinite}}"
         f"@keyframes wipe{{0%,58%{{width:0}}78%,100%{{width:{SIZE}px}}}}#wipe{{animation:wipe {seconds}s infinite}}"
-        "@media (prefers-reduced-motion:reduce){*{animation:none!important}#c0,#c1,#c2,#c3{opacity:0}}" + frames
+        "#c0,#c1,#c2,#c3{opacity:0}@media (prefers-reduced-motion:reduce){*{animation:none!important}}" + frames
     )
     tokens = "".join(
         f'<rect x="{SIZE + 60 + 12 + n * 17:g}" y="{SIZE - 36:g}" width="12" height="28" rx="3" '
@@ -162,8 +162,8 @@ def animation(one: Example) -> str:
         f'<g clip-path="url(#cut)">{picture(one.restored, 0, 0, SIZE)}</g>',
         f'<rect id="box" x="{x0 * scale:g}" y="{y0 * scale:g}" width="{(x1 - x0) * scale:g}" '
         f'height="{(y1 - y0) * scale:g}" fill="none" stroke="#ffd600" stroke-width="3"/>',
-        picture(_bytes(pair.degraded), right - 90, 20, side, 'class="low"'),
-        picture(_bytes(pair.restored), right + 90, 20, side, 'class="high"'),
+        picture(_bytes(pair.degraded), right - 90, 20, side, ' class="low"'),
+        picture(_bytes(pair.restored), right + 90, 20, side, ' class="high"'),
         f'<g class="low"><text x="{right - 90 + side / 2}" y="194" text-anchor="middle">as it is</text></g>',
         f'<g class="high"><text x="{right + 90 + side / 2}" y="194" text-anchor="middle">restored</text></g>',
         f'<g class="read"><text x="{SIZE + 72}" y="{SIZE - 80}">what it says about the damage:</text>'

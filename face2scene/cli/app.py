@@ -116,6 +116,7 @@ def build(page: AppController, *, guidance: float) -> Any:
                             columns=len(EXAMPLES),
                             height=140,
                             allow_preview=False,
+                            object_fit="contain",
                             elem_id="examples",
                             buttons=[],
                         ).select(chosen, None, photo, api_visibility="private")
