@@ -14,11 +14,13 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 from face2scene import __version__
 from face2scene.assets import catalogue
 from face2scene.assets.download import fetch
+from face2scene.cli import options
 from face2scene.common.files import disk_error
 from face2scene.common.processes import run_attached
 
@@ -45,38 +47,51 @@ DISTRIBUTIONS = (  # noqa: SIM905
     "torch torchvision diffusers transformers peft accelerate hydra-core omegaconf numpy opencv-python-headless "
     "opencv-python basicsr facexlib insightface pyiqa rawpy wandb openvino dlib-bin"
 ).split()
+_EPILOG = "Each command has --help. An error is one sentence and exit code 1 or 2; --debug shows its traceback."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] in (["restore"], ["app"]) and argv[1:] not in (["-h"], ["--help"]):
-        return _script(argv[0], argv[1:])  # their key=value options are Hydra's, not argparse's
-    arguments = None if argv[:1] == ["rehearse"] else _parser().parse_args(argv)
+    debug, name = (
+        "--debug" in argv or os.environ.get("HYDRA_FULL_ERROR") == "1",
+        argv[0].replace("_", "-") if argv else "",
+    )
     try:
-        if arguments is None:  # key=value options anywhere among the others
+        if name in options.COMMANDS:
+            options.read(name, argv[1:])  # help and misspelt options are answered before anything heavy is imported
+            return _script(name, argv[1:])  # their key=value options are Hydra's, not argparse's
+        argv = [word for word in argv if word != "--debug"]
+        if name == "rehearse":  # key=value options anywhere among the others
             from face2scene.cli import rehearse
 
             return rehearse.main(argv[1:])
+        arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
     except KeyboardInterrupt:
         print("face2scene: stopped; nothing incomplete has a final name.", file=sys.stderr)
         return 130
+    except options.UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
     except Exception as error:
         from face2scene.cli.command_line import is_user_error  # Hydra comes with it
 
-        if not is_user_error(error):
+        if debug or not is_user_error(error):
             raise
         print(f"face2scene: {disk_error(error) or error}", file=sys.stderr)
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="face2scene", description=__doc__.splitlines()[0])
+def _parser() -> options.Parser:
+    parser = options.Parser(prog="face2scene", description=__doc__.splitlines()[0], epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"face2scene {__version__}")
-    commands = parser.add_subparsers(
-        title="commands", required=True, metavar="fetch | doctor | restore | app | data | explain | rehearse"
-    )
+    strict = partial(options.Parser, strict=True)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=strict)
+    # `main` runs these itself; here they are listed by --help
+    for name, command in options.COMMANDS.items():
+        commands.add_parser(name, help=command.about.partition(":")[0].partition(".")[0])
+    commands.add_parser("rehearse", help="whether a run fits a machine and how long it takes, without a GPU")
 
     fetcher = commands.add_parser("fetch", help="get third-party weights and photos by name, checked")
     fetcher.add_argument("names", nargs="*", metavar="NAME", help="an asset or a group (quickstart, tests, open)")
@@ -107,11 +122,21 @@ def _parser() -> argparse.ArgumentParser:
     explainer.add_argument("file", help="an image, scores.json, a weights file, a report, or a folder of a run")
     explainer.set_defaults(run=_explain)
 
-    # `main` runs these three itself; here they are listed by --help
-    commands.add_parser("restore", help="restore photos: input=PHOTO references=FOLDER output=FOLDER")
-    commands.add_parser("rehearse", help="whether a run fits a machine and how long it takes, without a GPU")
-    commands.add_parser("app", help="the web page: port=7860 host=127.0.0.1, and the options of restore")
+    completer = commands.add_parser("completion", help='tab completion: eval "$(face2scene completion bash)"')
+    completer.add_argument("shell", choices=("bash", "zsh", "fish"))
+    completer.add_argument("line", nargs="?", help="print what the last word of this line may become")
+    completer.set_defaults(run=_complete)
     return parser
+
+
+def _complete(arguments: argparse.Namespace) -> int:
+    from face2scene.cli import completion
+
+    if arguments.line is None:
+        print(completion.SCRIPTS[arguments.shell])
+    else:
+        print("\n".join(completion.candidates(arguments.line, _parser())))
+    return 0
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
@@ -168,7 +193,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _script(name: str, overrides: Sequence[str]) -> int:
-    script = Path(__file__).resolve().parents[2] / "scripts" / f"{name}.py"
+    script = Path(__file__).resolve().parents[2] / "scripts" / f"{name.replace('-', '_')}.py"
     if not script.is_file():
         print(f"There is no {script}: `face2scene {name}` works from a checkout (pip install -e .).", file=sys.stderr)
         return 2
