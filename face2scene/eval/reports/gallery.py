@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.common.charts import spread_svg
 from face2scene.common.files import atomic_write, sha256_of
