@@ -24,7 +24,10 @@ from face2scene.common.files import disk_error
 from face2scene.common.memory import keep_freed_memory
 from face2scene.common.processes import end_with_launcher
 from face2scene.common.renamed_keys import keys_of, refuse_renamed
+from face2scene.common.shipped import CHECKPOINTS
 
+# for configs/paths: absolute, so that no default depends on the folder that a command is started in
+OmegaConf.register_new_resolver("shipped", lambda: CHECKPOINTS.as_posix(), replace=True)
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch for tracebacks
 _WORD = re.compile(r"(\+{0,2}(?P<key>[\w.]+))=(?P<value>.*)", re.DOTALL)
 _ESCAPED = re.compile(r"(\\*)\$\{")

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from face2scene.common.reproducibility import REPOSITORY
+from face2scene.common.shipped import CONFIGS
 
-CONFIGS = REPOSITORY / "configs"
 _KEY = re.compile(r"(?P<indent> *)(?P<key>[\w-]+):(?:\s(?P<rest>.*))?")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

@@ -10,19 +10,20 @@ import importlib.util
 import json
 import os
 import platform
+import re
+import runpy
 import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
-from pathlib import Path
 
 from face2scene import __version__
 from face2scene.assets import catalogue
 from face2scene.assets.download import fetch
 from face2scene.cli import options
 from face2scene.common.files import disk_error
-from face2scene.common.processes import run_attached
+from face2scene.common.shipped import CHECKPOINTS
 
 # by import name; pyproject.toml has the distributions
 CORE = (
@@ -47,20 +48,22 @@ DISTRIBUTIONS = (  # noqa: SIM905
     "torch torchvision diffusers transformers peft accelerate hydra-core omegaconf numpy opencv-python-headless "
     "opencv-python basicsr facexlib insightface pyiqa rawpy wandb openvino dlib-bin"
 ).split()
-_EPILOG = "Each command has --help. An error is one sentence and exit code 1 or 2; --debug shows its traceback."
+_EPILOG = "Every command has --help. An error is one sentence and exit code 1 or 2; --debug shows its traceback."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code."""
+    """Run one subcommand; returns the exit code.
+
+    Raises:
+        SystemExit: of argparse, and of a command of `cli.commands` that does not end well.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
-    debug, name = (
-        "--debug" in argv or os.environ.get("HYDRA_FULL_ERROR") == "1",
-        argv[0].replace("_", "-") if argv else "",
-    )
+    debug = "--debug" in argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
+    name = argv[0].replace("_", "-") if argv else ""
     try:
         if name in options.COMMANDS:
             options.read(name, argv[1:])  # help and misspelt options are answered before anything heavy is imported
-            return _script(name, argv[1:])  # their key=value options are Hydra's, not argparse's
+            return _command(name, argv[1:])  # their key=value options are Hydra's, not argparse's
         argv = [word for word in argv if word != "--debug"]
         if name == "rehearse":  # key=value options anywhere among the others
             from face2scene.cli import rehearse
@@ -84,16 +87,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> options.Parser:
-    parser = options.Parser(prog="face2scene", description=__doc__.splitlines()[0], epilog=_EPILOG)
+    parser = options.Parser(
+        prog="face2scene", epilog=_EPILOG, formatter_class=partial(options.Help, max_help_position=26)
+    )
     parser.add_argument("--version", action="version", version=f"face2scene {__version__}")
     strict = partial(options.Parser, strict=True)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=strict)
     # `main` runs these itself; here they are listed by --help
     for name, command in options.COMMANDS.items():
-        commands.add_parser(name, help=command.about.partition(":")[0].partition(".")[0])
-    commands.add_parser("rehearse", help="whether a run fits a machine and how long it takes, without a GPU")
+        commands.add_parser(name, help=re.split("[:;.]", command.about)[0])
+    quickstart = commands.add_parser("quickstart", help="The whole method at CPU scale, ending in a report")
+    quickstart.add_argument(
+        "words", nargs="*", metavar="KEY=VALUE", help="for the first step, such as data.photos=FOLDER"
+    )
+    quickstart.set_defaults(run=lambda given: _command("quickstart", given.words))
+    commands.add_parser("rehearse", help="Whether a run fits a machine and how long it takes, without a GPU")
 
-    fetcher = commands.add_parser("fetch", help="get third-party weights and photos by name, checked")
+    fetcher = commands.add_parser("fetch", help="Get third-party weights and photos by name, checked")
     fetcher.add_argument("names", nargs="*", metavar="NAME", help="an asset or a group (quickstart, tests, open)")
     fetcher.add_argument("--all-open", action="store_true", help="every asset under a permissive licence")
     fetcher.add_argument("--list", action="store_true", help="show the catalogue and fetch nothing")
@@ -101,10 +111,10 @@ def _parser() -> options.Parser:
     fetcher.add_argument("--offline", action="store_true", help="use no network; fails for what is not here")
     fetcher.set_defaults(run=_fetch)
 
-    about = "what works on this machine, what is missing, and how to get it"
+    about = "What works on this machine, what is missing, and how to get it"
     commands.add_parser("doctor", help=about).set_defaults(run=_doctor)
 
-    data = commands.add_parser("data", help="datasets: verify FOLDER checks one, pack FOLDER OUT puts it into archives")
+    data = commands.add_parser("data", help="Datasets: verify FOLDER checks one, pack FOLDER OUT puts it into archives")
     actions = data.add_subparsers(title="actions", required=True, metavar="verify | pack")
     verify = actions.add_parser("verify", help="compare a dataset with its metadata; exit code 1 if anything is wrong")
     verify.add_argument("folder")
@@ -117,12 +127,12 @@ def _parser() -> options.Parser:
     packer.set_defaults(run=_pack_data)
 
     explainer = commands.add_parser(
-        "explain", help="where any output comes from: weights, commit, settings, data, machine"
+        "explain", help="Where any output comes from: weights, commit, settings, data, machine"
     )
     explainer.add_argument("file", help="an image, scores.json, a weights file, a report, or a folder of a run")
     explainer.set_defaults(run=_explain)
 
-    completer = commands.add_parser("completion", help='tab completion: eval "$(face2scene completion bash)"')
+    completer = commands.add_parser("completion", help='Tab completion: eval "$(face2scene completion bash)"')
     completer.add_argument("shell", choices=("bash", "zsh", "fish"))
     completer.add_argument("line", nargs="?", help="print what the last word of this line may become")
     completer.set_defaults(run=_complete)
@@ -192,15 +202,11 @@ def _explain(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _script(name: str, overrides: Sequence[str]) -> int:
-    script = Path(__file__).resolve().parents[2] / "scripts" / f"{name.replace('-', '_')}.py"
-    if not script.is_file():
-        print(f"There is no {script}: `face2scene {name}` works from a checkout (pip install -e .).", file=sys.stderr)
-        return 2
-    try:
-        return run_attached([sys.executable, str(script), *overrides])
-    except KeyboardInterrupt:
-        return 130  # the script has printed its own message
+def _command(name: str, overrides: Sequence[str]) -> int:
+    sys.argv = [f"face2scene {name}", *overrides]
+    # as a program of its own, so that processes that it spawns (workers of a data loader) find its module
+    runpy.run_module(f"face2scene.cli.commands.{name.replace('-', '_')}", run_name="__main__", alter_sys=True)
+    return 0
 
 
 def _doctor(_: argparse.Namespace) -> int:
@@ -289,8 +295,7 @@ def _tiny_obstacles(failures: dict[str, str]) -> list[str]:
     obstacles = [f"{module} ({failures[module]}): pip install face2scene" for module in CORE if module in failures]
     extra = "pip install 'face2scene[quickstart]'"
     obstacles += [f"{module} ({failures[module]}): {extra}" for module in TINY_NEEDS if module in failures]
-    tiny = Path(__file__).resolve().parents[2] / "checkpoints" / "tiny"
-    if not any(tiny.rglob("*.safetensors")):
+    if not any((tiny := CHECKPOINTS / "tiny").rglob("*.safetensors")):
         obstacles.append(f"the tiny base in {tiny}: part of the repository; scripts/train_tiny_base.py trains it")
     obstacles += [
         f"{asset.purpose} `face2scene fetch {name}`"

@@ -90,7 +90,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{self.prog}: {message}; see {self.prog} --help.")
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
+class Help(argparse.RawDescriptionHelpFormatter):
     """One form of each option, with its value once."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
@@ -134,7 +134,7 @@ def parser_of(name: str) -> Parser:
         usage=" ".join([f"face2scene {name}", *positional, *required, "[options] [KEY=VALUE ...]"]),
         description=command.about,
         epilog=f"example: {command.example}\n\n{_MORE}",
-        formatter_class=partial(_Help, max_help_position=27),
+        formatter_class=partial(Help, max_help_position=27),
         add_help=False,
     )
     group, hidden = parser.add_argument_group("options"), partial(parser.add_argument, help=argparse.SUPPRESS)
@@ -166,7 +166,8 @@ def _metavar(key: str, known: Key) -> str:
 def _about(key: str, known: Key, paths: Mapping[str, Key]) -> str:
     text = ", ".join(options_of(key)) or re.split(r"(?<=\w{3})[;.] ", known.comment)[0]
     default = re.sub(r"\$\{(paths\.\w+)\}", lambda found: str(paths[found[1]].default), str(known.default))
-    without = known.default in (None, "", "???") or known.default is False
+    default = default.replace("${shipped:}", "checkpoints")
+    without = known.default in (None, "null", "", "???") or known.default is False
     return f"{text}{'' if without else f' (default: {default})'}".strip().replace("%", "%%")
 
 
@@ -203,6 +204,8 @@ def read(name: str, argv: Sequence[str]) -> Words:
         value = getattr(given, key)
         if key == words:
             plain = [*(value or []), *plain]
+        elif value == "":
+            raise UsageError(f"{options(name)[key][-1]} needs a value: `face2scene {name} --help` says which.")
         elif value is not None:
             listed = isinstance(known[key].default, list) and not value.startswith("[")
             overrides.append(f"{key}=[{value}]" if listed else f"{key}={value}")

@@ -7,9 +7,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from face2scene.common.reproducibility import REPOSITORY
+from face2scene.common.shipped import CONFIGS
 
-CONFIGS = REPOSITORY / "configs"
 GROUPS = {"ref_fr": "ref_fr", "detector": "faces"}  # argument of the pipeline -> folder of configs/
 
 
