@@ -1,4 +1,4 @@
-"""Restore every face of an InScene set once: `accelerate launch scripts/precompute_ref_fr.py data=... ref_fr=...`.
+"""Restore every face of an InScene set once: `face2scene precompute-ref-fr data=... ref_fr=...`.
 
 It can be stopped at any moment; the same command goes on from there. Faces are shared among processes by content, so
 that an image that occurs twice is restored once.

@@ -77,7 +77,8 @@ def _report(outcome: BatchResult, output: Path) -> None:
     print(f"{outcome.restored} restored, {outcome.skipped} were finished before, {len(outcome.failed)} failed.")
     if outcome.restored:
         print(f"{outcome.seconds:.1f} s, of them {outcome.seconds_models:.1f} s in the models.")
-    print(f"Images are in {output / 'images'}, the reasons in {output / RESTORATION_LOG}.")
+    if (output / RESTORATION_LOG).is_file():
+        print(f"Images are in {output / 'images'}, the reasons in {output / RESTORATION_LOG}.")
     if outcome.warned:
         print(f"{outcome.warned} of {outcome.restored} have warnings there.")
     for reason, count in outcome.without_pair.items():
