@@ -99,7 +99,7 @@ class Run:
         return any((self.folder / name).exists() for name in ("metrics.jsonl", "state", "weights"))
 
     def check_base(self, origin: Mapping[str, str]) -> None:
-        """Refuse to go on from another base model; the folder's first start keeps `base.json`.
+        """Refuse to go on from another base model; its first start keeps `base.json`.
 
         Args:
             origin: `models.restorer.base_model.origin_of` the base; empty for a random one, which is not checked.
