@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -170,7 +171,8 @@ def build(page: AppController, *, guidance: float) -> Any:
         try:
             yield
         except (OSError, ValueError, ImportError, FloatingPointError, VisitorLeft, WeightsError) as error:
-            raise gr.Error(str(error), duration=None, print_exception=False) from error
+            said = re.sub(rf"{re.escape(str(page.folder))}/(?:[^/\s]+/)*", "", str(error))  # nothing of our folders
+            raise gr.Error(said, duration=None, print_exception=False) from error
         finally:
             release_freed_memory()
 

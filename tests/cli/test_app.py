@@ -130,10 +130,11 @@ def test_server_reports_unreadable_image(served_app, tmp_path):
     from gradio_client.exceptions import AppError
 
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n, but no more")
-    with pytest.raises(AppError, match="cannot be read as an image"):
+    with pytest.raises(AppError, match=r"broken\.png cannot be read as an image") as caught:
         Client(served_app[0], verbose=False).predict(
             handle_file(str(tmp_path / "broken.png")), None, 1.1, 1, api_name="/restore"
         )
+    assert "face2scene-app" not in str(caught.value)  # the server's folders are nobody's business
 
 
 def test_readout_reports_all_factors_with_units(readout):
