@@ -16,7 +16,7 @@ from tempfile import TemporaryFile
 from time import perf_counter
 from typing import Any, cast
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.common.files import atomic_write, fitting_name, remove_partials, write_json
 from face2scene.common.ledger import Ledger, content, digest, facts_of, unchanged

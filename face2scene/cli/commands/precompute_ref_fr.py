@@ -1,4 +1,4 @@
-"""Restore every face of an InScene set once: `accelerate launch scripts/precompute_ref_fr.py data=... ref_fr=...`.
+"""Restore every face of an InScene set once: `face2scene precompute-ref-fr data=... ref_fr=...`.
 
 It can be stopped at any moment; the same command goes on from there. Faces are shared among processes by content, so
 that an image that occurs twice is restored once.
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.cli.command_line import script
 from face2scene.common.files import remove_partials
