@@ -102,7 +102,8 @@ def list_files(folder: str | Path) -> list[Path]:
         raise FileNotFoundError(f"There is no folder {folder}.")
     stray = STRAY_FOLDERS | STRAY_FILES
     found = {path: path.relative_to(folder).parts for path in folder.rglob("*") if path.is_file()}
-    return sorted(p for p, parts in found.items() if not any(s.startswith(".") or s.lower() in stray for s in parts))
+    kept = [p for p, parts in found.items() if not any(s.startswith(".") or s.lower() in stray for s in parts)]
+    return sorted(kept, key=found.__getitem__)  # on Windows paths compare without case
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from face2scene.assets import catalogue
-from face2scene.common.memory import explained
+from face2scene.common.memory import best_device, explained
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box
 from face2scene.image_io.arrays import align_colour, read_tensor, resize, write_png
@@ -52,7 +52,7 @@ class RealESRGANx4:
         self, folder: str | None = None, *, tile: int = 192, overlap: int = 16, device: str | torch.device | None = None
     ):
         self.folder, self.tile, self.overlap = folder, tile, overlap
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device or best_device())
 
     @cached_property
     def network(self) -> torch.nn.Module:
@@ -99,7 +99,7 @@ class S3DiffAsReleased:
         device: str | torch.device | None = None,
     ):
         self.path, self.base, self.seed = path, dict(base or {}), seed
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device or best_device())
 
     @cached_property
     def network(self) -> S3Diff:

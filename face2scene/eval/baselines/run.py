@@ -259,7 +259,7 @@ def _prepare(adapter: Adapter, group: Sequence[Staged], home: Path, *, scale: in
     if adapter.per_identity and adapter.layout == "flat":
         stage_references(group[0].references, values["references"], adapter.references)
     for name, text in adapter.texts(**values).items():
-        (home / name).write_text(text, encoding="utf-8")
+        (home / name).write_text(text, encoding="utf-8", newline="\n")
     words = adapter.words(**values)
     log.info("%s: %d images, %s", adapter.title, len(group), shlex.join(words))
     return words
