@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: of argparse, and of a command of `COMMANDS` that does not end well.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:2] == ["eval", "submit"] and len(argv) > 2:
+        argv[1:3] = [f"submit={argv[2]}"]  # a word, since it is an action; among the options it is submit=FOLDER
     if argv[:1] and (name := argv[0].replace("_", "-")) in COMMANDS and argv[1:] not in (["-h"], ["--help"]):
         return _command(name, argv[1:])  # their key=value options are Hydra's, not argparse's
     arguments = None if argv[:1] == ["rehearse"] else _parser().parse_args(argv)
