@@ -4,7 +4,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -54,7 +54,7 @@ def listing() -> str:
         absent = adapter.missing()
         state = f"{len(absent)} things are missing" if absent else adapter.tried
         lines.append(f"{path.stem:18} {adapter.title:18} {how[adapter.kind]:24} {state}")
-    return "\n".join([*lines, "", "What one of them lacks: python scripts/run_baseline.py baseline=NAME --dry-run"])
+    return "\n".join([*lines, "", "What one of them lacks: face2scene run-baseline --baseline NAME --dry-run"])
 
 
 def run(cfg: DictConfig, key: str) -> bool:
@@ -247,20 +247,6 @@ def weights_file(value: str) -> Path:
     return Path(value)
 
 
-def with_overrides(words: Sequence[str]) -> list[str]:
-    """A command line whose --dry-run and --import-only FOLDER are written as Hydra's overrides."""
-    made, rest = [], iter(words)
-    for word in rest:
-        flag, _, value = word.partition("=")
-        if flag == "--import-only":
-            value = value or next(rest, "")
-            if not value or value.startswith("-"):
-                sys.exit("--import-only takes the folder of the predictions: --import-only FOLDER.")
-            word = f"import_only={value}"
-        made.append("dry_run=true" if word == "--dry-run" else word)
-    return made
-
-
 def report(outcome: BaselineResult, output: Path) -> None:
     """Print the result."""
     print(outcome)
@@ -271,5 +257,4 @@ def report(outcome: BaselineResult, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv = with_overrides(sys.argv)
     main()
