@@ -207,3 +207,39 @@ def test_script_list_dry_run_import_score(tmp_path, tasks, capsys, baseline_scri
     write_png(tmp_path / "some/a b.1.png", read_tensor(tasks[0].path))
     assert not run(f"import_only={tmp_path}/some", "name=imported")
     assert json.loads((tmp_path / "runs/imported/scores.json").read_text())["complete"] is False
+
+
+def write_pairs(folder, lq="LQ", hq="HQ", names=("0001", "0002")):
+    """A stand-in of a test set's layout, of noise."""
+    for name in names:
+        gt = torch.rand(3, 24, 32)
+        write_png(folder / lq / f"{name}.png", (gt + 0.1 * torch.randn(gt.shape)).clamp(0, 1))
+        if hq:
+            write_png(folder / hq / f"{name}.png", gt)
+
+
+def test_persona_val_pairs_by_configuration(tmp_path, run_baseline_script, capsys):
+    options = ["testset=persona_val", "baseline=bicubic", f"paths.data={tmp_path}/data"]
+    with pytest.raises(FileNotFoundError, match=r"PERSONA-Val is not in .*_val/LQ: get it from the README"):
+        run_baseline_script(*options)
+    assert run_baseline_script(*options, "dry_run=true") and "PERSONA-Val is not in" in capsys.readouterr().out
+    write_pairs(tmp_path / "data/persona_val")
+    assert run_baseline_script(*options, "metrics=[psnr]")
+    scores = json.loads((tmp_path / "runs/persona_val/x/scores.json").read_text())
+    assert scores["complete"] and scores["counts"]["scored"] == 2 and 15 < scores["means"]["psnr"] < 25
+    (tmp_path / "data/persona_val/HQ/0002.png").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks 1 of the images, such as 0002"):
+        run_baseline_script(*options, "metrics=[psnr]", "name=again")
+
+
+def test_mpii_test_is_scored_without_gt(tmp_path, run_baseline_script, monkeypatch):
+    write_pairs(tmp_path / "data", "mpii_test", None)
+    seen = []
+    monkeypatch.setattr(
+        "face2scene.eval.scoring.score.build_all",
+        lambda chosen, device: (seen.extend(m.key for m in chosen), ({}, {m.key: "not here" for m in chosen}))[1],
+    )
+    options = ["testset=mpii_test", "baseline=bicubic", f"paths.data={tmp_path}/data", "metrics=[psnr,musiq,niqe]"]
+    assert run_baseline_script(*options)
+    assert seen == ["musiq", "niqe"], "metrics that need a ground truth are left out"
+    assert json.loads((tmp_path / "runs/mpii_test/x/scores.json").read_text())["counts"]["expected"] == 2
