@@ -17,7 +17,10 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Literal
 
+from platformdirs import user_cache_path
+
 from face2scene.common.files import read_json, sha256_of, write_json
+from face2scene.common.shipped import CHECKPOINTS, INSTALLED
 
 MARKER = ".complete"
 Kind = Literal["pypi", "npm", "url", "hub", "local"]
@@ -104,10 +107,7 @@ def weights_root() -> Path:
     given = os.environ.get("FACE2SCENE_WEIGHTS")
     if given:
         return Path(given).expanduser()
-    checkout = Path(__file__).resolve().parents[2]
-    if (checkout / "pyproject.toml").is_file():
-        return checkout / "checkpoints" / "third_party"
-    return Path.home() / ".cache" / "face2scene"
+    return user_cache_path("face2scene", appauthor=False) if INSTALLED else CHECKPOINTS / "third_party"
 
 
 @cache

@@ -22,9 +22,10 @@ from face2scene.common.files import disk_error
 from face2scene.common.memory import keep_freed_memory
 from face2scene.common.processes import end_with_launcher
 from face2scene.common.renamed_keys import keys_of, refuse_renamed
-from face2scene.common.reproducibility import REPOSITORY
+from face2scene.common.shipped import CHECKPOINTS, CONFIGS
 
-CONFIGS = REPOSITORY / "configs"
+# for configs/paths: absolute, so that no default depends on the folder that a command is started in
+OmegaConf.register_new_resolver("shipped", lambda: CHECKPOINTS.as_posix(), replace=True)
 # Keys whose value is a path and is not parsed by Hydra's grammar.
 PATHS = frozenset(
     {"input", "output", "references", "gt", "predictions", "boxes", "dataset", "import_only", "scratch", "cache"}

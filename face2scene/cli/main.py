@@ -10,17 +10,17 @@ import importlib.util
 import json
 import os
 import platform
+import runpy
 import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 
 from face2scene import __version__
 from face2scene.assets import catalogue
 from face2scene.assets.download import fetch
 from face2scene.common.files import disk_error
-from face2scene.common.processes import run_attached
+from face2scene.common.shipped import CHECKPOINTS
 
 # by import name; pyproject.toml has the distributions
 CORE = (
@@ -40,6 +40,23 @@ EXTRAS = {
     "report": ("matplotlib",),
     "slurm": ("submitit",),
 }
+# Modules of face2scene.cli.commands by the name of their command, with the root of their configuration.
+COMMANDS = {
+    "restore": "restore photos: input=PHOTO references=FOLDER output=FOLDER",
+    "app": "the web page: port=7860 host=127.0.0.1, and the options of restore",
+    "quickstart": "the whole method at CPU scale, ending in a report",
+    "build-inscene": "build a dataset: data=NAME",
+    "redegrade": "another degradation for a dataset's validation images: degradation=NAME output=FOLDER",
+    "precompute-ref-fr": "restore every face of a dataset once: data=NAME ref_fr=NAME",
+    "train-fadex": "train FaDeX, the degradation encoder",
+    "train-restorer": "train the one-step restorer",
+    "train-tiny-base": "pretrain the tiny base model",
+    "eval": "scores, tables, figures and reports",
+    "sweep": "an ablation sweep: sweep=NAME",
+    "run-baseline": "another method on the same images: baseline=NAME input=FOLDER",
+    "calibrate-faces": "identity similarity by a faces backend: faces=NAME",
+    "export": "the trained parts for other programs: output=FOLDER",
+}
 TINY_NEEDS = ("cv2", "dlib", "openvino", "pyiqa", "matplotlib")
 DISTRIBUTIONS = (  # noqa: SIM905
     "torch torchvision diffusers transformers peft accelerate hydra-core omegaconf numpy opencv-python-headless "
@@ -48,10 +65,14 @@ DISTRIBUTIONS = (  # noqa: SIM905
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code."""
+    """Run one subcommand; returns the exit code.
+
+    Raises:
+        SystemExit: of argparse, and of a command of `COMMANDS` that does not end well.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] in (["restore"], ["app"]) and argv[1:] not in (["-h"], ["--help"]):
-        return _script(argv[0], argv[1:])  # their key=value options are Hydra's, not argparse's
+    if argv[:1] and (name := argv[0].replace("_", "-")) in COMMANDS and argv[1:] not in (["-h"], ["--help"]):
+        return _command(name, argv[1:])  # their key=value options are Hydra's, not argparse's
     arguments = None if argv[:1] == ["rehearse"] else _parser().parse_args(argv)
     try:
         if arguments is None:  # key=value options anywhere among the others
@@ -74,9 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="face2scene", description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"face2scene {__version__}")
-    commands = parser.add_subparsers(
-        title="commands", required=True, metavar="fetch | doctor | restore | app | data | explain | rehearse"
-    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     fetcher = commands.add_parser("fetch", help="get third-party weights and photos by name, checked")
     fetcher.add_argument("names", nargs="*", metavar="NAME", help="an asset or a group (quickstart, tests, open)")
@@ -107,10 +126,10 @@ def _parser() -> argparse.ArgumentParser:
     explainer.add_argument("file", help="an image, scores.json, a weights file, a report, or a folder of a run")
     explainer.set_defaults(run=_explain)
 
-    # `main` runs these three itself; here they are listed by --help
-    commands.add_parser("restore", help="restore photos: input=PHOTO references=FOLDER output=FOLDER")
+    # `main` runs these itself; here they are listed by --help
     commands.add_parser("rehearse", help="whether a run fits a machine and how long it takes, without a GPU")
-    commands.add_parser("app", help="the web page: port=7860 host=127.0.0.1, and the options of restore")
+    for name, about in COMMANDS.items():
+        commands.add_parser(name, help=about)
     return parser
 
 
@@ -167,15 +186,11 @@ def _explain(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _script(name: str, overrides: Sequence[str]) -> int:
-    script = Path(__file__).resolve().parents[2] / "scripts" / f"{name}.py"
-    if not script.is_file():
-        print(f"There is no {script}: `face2scene {name}` works from a checkout (pip install -e .).", file=sys.stderr)
-        return 2
-    try:
-        return run_attached([sys.executable, str(script), *overrides])
-    except KeyboardInterrupt:
-        return 130  # the script has printed its own message
+def _command(name: str, overrides: Sequence[str]) -> int:
+    sys.argv = [f"face2scene {name}", *overrides]
+    # as a program of its own, so that processes that it spawns (workers of a data loader) find its module
+    runpy.run_module(f"face2scene.cli.commands.{name.replace('-', '_')}", run_name="__main__", alter_sys=True)
+    return 0
 
 
 def _doctor(_: argparse.Namespace) -> int:
@@ -264,8 +279,7 @@ def _tiny_obstacles(failures: dict[str, str]) -> list[str]:
     obstacles = [f"{module} ({failures[module]}): pip install face2scene" for module in CORE if module in failures]
     extra = "pip install 'face2scene[quickstart]'"
     obstacles += [f"{module} ({failures[module]}): {extra}" for module in TINY_NEEDS if module in failures]
-    tiny = Path(__file__).resolve().parents[2] / "checkpoints" / "tiny"
-    if not any(tiny.rglob("*.safetensors")):
+    if not any((tiny := CHECKPOINTS / "tiny").rglob("*.safetensors")):
         obstacles.append(f"the tiny base in {tiny}: part of the repository; scripts/train_tiny_base.py trains it")
     obstacles += [
         f"{asset.purpose} `face2scene fetch {name}`"

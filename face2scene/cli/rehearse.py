@@ -28,7 +28,7 @@ from face2scene.cli import preflight
 from face2scene.cli.command_line import CONFIGS, path_values
 from face2scene.common.files import write_json
 from face2scene.common.renamed_keys import refuse_renamed
-from face2scene.common.reproducibility import REPOSITORY
+from face2scene.common.shipped import shipped
 from face2scene.data.records import METADATA, Records
 from face2scene.eval.cost import rehearsal, rehearsal_report
 from face2scene.eval.cost.cards import CARDS, EFFICIENCY, Card
@@ -192,10 +192,8 @@ def _captured(script: str, cfg: DictConfig) -> dict[str, Any]:
     """What a training script hands to `train`: its task, accelerator and schedule; weights are random."""
     for state in (AcceleratorState, GradientState):
         state._reset_state(True) if state is AcceleratorState else state._reset_state()
-    specification = importlib.util.spec_from_file_location(f"rehearsed_{script}", REPOSITORY / f"scripts/{script}.py")
-    if specification is None or specification.loader is None or not Path(str(specification.origin)).is_file():
-        raise FileNotFoundError(f"There is no scripts/{script}.py: `face2scene rehearse` works from a checkout.")
-    module: Any = importlib.util.module_from_spec(specification)
+    specification: Any = importlib.util.find_spec(f"face2scene.cli.commands.{script}")
+    module: Any = importlib.util.module_from_spec(specification)  # a copy, whose names are replaced below
     specification.loader.exec_module(module)
     found: dict[str, Any] = {}
 
@@ -218,7 +216,8 @@ def _captured(script: str, cfg: DictConfig) -> dict[str, Any]:
 
         return reading
 
-    run = SimpleNamespace(timed=lambda _: nullcontext(), folder=Path(cfg.paths.runs) / str(cfg.name))
+    folder = Path(cfg.paths.runs) / str(cfg.name)
+    run = SimpleNamespace(timed=lambda _: nullcontext(), check_base=lambda _: None, folder=folder)
     stand_ins = {"train": train, "open_run": lambda *_, **__: run, "load_base": base, "load_features": features}
     stand_ins |= {"Perceptual": RandomLpips} | ({"FaDeX": encoder} if script == "train_restorer" else {})
     stand_ins |= {name: read(getattr(module, name, None)) for name in ("SceneBatches", "held_out")}
@@ -233,7 +232,7 @@ def _captured(script: str, cfg: DictConfig) -> dict[str, Any]:
 
 def random_source(source: str) -> str:
     """A base of random weights: in the shapes of a local folder, or of SD-Turbo."""
-    for folder in (Path(source), REPOSITORY / source):
+    for folder in filter(None, (Path(source), shipped(source))):
         if (folder / "unet" / "config.json").is_file():
             return f"random:{folder}"
     return "random"

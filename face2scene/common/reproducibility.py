@@ -1,10 +1,11 @@
-"""Where the checkout is, which commit it is at, and seeds that are the same in every process."""
+"""Which commit the code is at, and seeds that are the same in every process."""
 
 import hashlib
 import subprocess
-from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from face2scene.common.shipped import INSTALLED, PACKAGE
+
+REPOSITORY = PACKAGE.parent  # the checkout, where the package is not installed from a wheel
 
 
 def seed_from(*parts: object) -> int:
@@ -15,6 +16,8 @@ def seed_from(*parts: object) -> int:
 
 def commit() -> str:
     """The commit of the checkout this code runs from, `-dirty` when files differ; `unknown` outside git."""
+    if INSTALLED:  # a repository around it is another project's
+        return "unknown"
     try:
         done = subprocess.run(
             ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],

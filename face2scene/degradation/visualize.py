@@ -22,13 +22,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from face2scene.common.reproducibility import REPOSITORY
+from face2scene.common.shipped import CONFIGS
 from face2scene.degradation.operators.basic import Operator, RestoreSize
 from face2scene.degradation.presets import PRESETS
 from face2scene.degradation.recipe import Recipe
 from face2scene.image_io.arrays import read_tensor, resize, to_bytes, write_png
 
-SPACES = REPOSITORY / "configs" / "degradation"
+SPACES = CONFIGS / "degradation"
 CELL = 320  # pixels of a cell's width
 GAP = 16
 INSET = 148

@@ -2,7 +2,7 @@
 
     scene -> faces -> the face restored (Stage I) -> FaDeX -> MapNet's tokens -> the scene restored (Stage II)
 
-    pipeline = Face2ScenePipeline.from_pretrained("checkpoints/tiny", detector=..., ref_fr=...).to("cuda")
+    pipeline = Face2ScenePipeline.from_pretrained("tiny", detector=..., ref_fr=...).to("cuda")
     result = pipeline("party.jpg", references={"Ann": "photos/ann", "Bob": ["bob1.jpg", "bob2.jpg"]})
     result.save("party_restored.jpg")
 
@@ -117,7 +117,7 @@ class Face2ScenePipeline(DegradationEstimator):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> "Face2ScenePipeline":
-        """Load a folder of `save_pretrained`, `checkpoints/tiny`, or a hub repository with these files.
+        """Load a folder of `save_pretrained`, the shipped `tiny`, or a hub repository with these files.
 
         Args:
             folder: a path, also relative to the checkout, or a hub id OWNER/NAME.

@@ -17,7 +17,7 @@ from face2scene.common.ledger import content, digest
 from face2scene.common.model_files import kind_of
 from face2scene.common.provenance import provenance
 from face2scene.common.renamed_keys import with_new_names
-from face2scene.common.reproducibility import REPOSITORY
+from face2scene.common.shipped import CHECKPOINTS, shipped
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.loading import save_merged
 from face2scene.models.restorer.base_model import base_folder
@@ -28,19 +28,22 @@ from face2scene.models.scene_estimator import FILE as ESTIMATOR
 from face2scene.models.scene_estimator import SceneEstimator
 from face2scene.ref_fr.fingerprint import files_version
 
+NAMES = ("tiny",)  # pipelines that ship
 OPTIONS, RESTORER, FADEX, CARD = "face2scene.json", WEIGHTS_FILE, "fadex.safetensors", "README.md"
 
 
 def find(folder: str | Path) -> Path:
-    """The folder of a saved pipeline: a path, also relative to the checkout, or a hub repository, which is downloaded.
+    """The folder of a saved pipeline: a name of `NAMES`, a path, or a hub repository, which is downloaded.
+
+    A name stands for what ships with the package, also where the working folder holds such a folder (`./tiny`).
 
     Raises:
         FileNotFoundError: no such folder, or files are missing; the message names them.
     """
-    path = Path(folder)
-    if not path.is_dir() and (REPOSITORY / path).is_dir():
-        path = REPOSITORY / path  # shipped files are found from any folder
     name = str(folder)
+    path = Path(folder) if name not in NAMES else CHECKPOINTS / name
+    if not path.is_dir():
+        path = shipped(path) or path
     if not path.is_dir() and name.count("/") == 1 and not name.startswith((".", "/")):
         from huggingface_hub import snapshot_download
 
@@ -57,7 +60,7 @@ def find(folder: str | Path) -> Path:
 
 
 def read_options(folder: Path) -> dict[str, Any]:
-    """The saved options; empty if the folder holds weights alone, as `checkpoints/tiny` does."""
+    """The saved options; empty if the folder holds weights alone, as the shipped `tiny` does."""
     file = folder / OPTIONS
     if not file.is_file():
         return {}
@@ -133,7 +136,7 @@ tags: [image-restoration, face, one-step-diffusion]
 The degradation of a photo is estimated from a face in it, and the whole photo is restored with that estimate.
 
 ```python
-from face2scene.inference.pipeline import Face2ScenePipeline
+from face2scene import Face2ScenePipeline
 
 pipeline = Face2ScenePipeline.from_pretrained("this folder", detector=..., ref_fr=...)
 pipeline("photo.jpg", references="photos of the person").save("restored.png")

@@ -1,10 +1,12 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from face2scene.assets import catalogue
-from face2scene.cli import main
+from face2scene.cli import commands, main
+from face2scene.common.reproducibility import REPOSITORY
 
 
 def test_startup_does_not_import_torch():
@@ -41,11 +43,21 @@ def test_weights_folder_is_a_file(tmp_path, monkeypatch, capsys):
     assert "file" in capsys.readouterr().err
 
 
-def test_restore_forwards_overrides(monkeypatch):
+@pytest.mark.parametrize("name", ["run-baseline", "run_baseline"])
+def test_commands_get_their_words(monkeypatch, name):
     seen = []
-    monkeypatch.setattr(main, "run_attached", lambda words: seen.extend(words) or 3)
-    assert main.main(["restore", "input=a.png", "output=b", "--cfg", "job"]) == 3
-    assert seen[1].endswith("scripts/restore.py") and seen[2:] == ["input=a.png", "output=b", "--cfg", "job"]
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(main.runpy, "run_module", lambda module, **_: seen.extend([module, *sys.argv[1:]]))
+    assert main.main([name, "input=a.png", "output=b", "--cfg", "job"]) == 0
+    assert seen == ["face2scene.cli.commands.run_baseline", "input=a.png", "output=b", "--cfg", "job"]
+
+
+def test_every_command_is_listed_and_has_a_door():
+    modules = {path.stem for path in Path(commands.__path__[0]).glob("[!_]*.py")}
+    assert {name.replace("-", "_") for name in main.COMMANDS} == modules
+    doors = {path.stem: path.read_text() for path in (REPOSITORY / "scripts").glob("*.py")}
+    for name in main.COMMANDS:
+        assert f'main(["{name}", *sys.argv[1:]])' in doors[name.replace("-", "_")]
 
 
 def test_doctor_lists_missing_parts(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,5 @@
 """The command line, Python and the page: one set of defaults, the same bytes, and what was named works or fails."""
 
-import importlib.util
 import json
 import sys
 from dataclasses import asdict
@@ -12,24 +11,17 @@ from dng import write_dng
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
+from repository_scripts import load_script
 
 from face2scene.assets import catalogue
 from face2scene.cli.app import AppController
 from face2scene.cli.command_line import CONFIGS
-from face2scene.common.reproducibility import REPOSITORY
 from face2scene.faces.backends.yunet_dlib import OpenBackend
 from face2scene.faces.detect import Detector
 from face2scene.image_io.raw import Development
 from face2scene.inference.degradation_estimator import PipelineOptions
 from face2scene.inference.pipeline import Face2ScenePipeline
 from face2scene.ref_fr import Copy
-
-
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(f"script_{name}", REPOSITORY / f"scripts/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -42,7 +34,7 @@ def restore(monkeypatch, tiny_pipeline, tmp_path):
         weights.append(f"fadex_weights={tiny_pipeline}/fadex.safetensors")
         monkeypatch.setattr(sys, "argv", ["restore.py", f"output={tmp_path}/out", *weights, *words])
         try:
-            script("restore").main()
+            load_script("restore").main()
         except SystemExit as end:
             return int(end.code or 0)
         return 0
@@ -132,7 +124,7 @@ def test_named_option_works_or_fails(restore, face, no_weights, tmp_path, capsys
 def test_page_refuses_keys_it_does_not_use(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["app.py", "tokens_from=null", "format=jpeg"])
     with pytest.raises(SystemExit):
-        script("app").main()
+        load_script("app").main()
     assert "does not use format, tokens_from" in capsys.readouterr().err
 
 

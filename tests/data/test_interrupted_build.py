@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from colour_identities import SMALL
 from drawn_sets import folder_bytes
+from repository_scripts import load_script
 
 from face2scene.cli.main import main
 from face2scene.common.files import disk_error
@@ -253,7 +254,7 @@ def run_build_script(*arguments: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", os.environ.get("FACE2SCENE_KILL_SETS", "drawn").split(","))
 def test_killed_command_resumes_to_same_bytes(tmp_path, kind):
-    runpy.run_path(str(REPOSITORY / "scripts/build_inscene.py"))  # imports
+    load_script("build_inscene")  # imports
     start = time.monotonic()
     whole = fork_call(run_build_script, f"data.root={tmp_path}/whole", *BUILD_OVERRIDES[kind])
     assert os.waitpid(whole, 0)[1] == 0

@@ -77,6 +77,8 @@ def test_only_changed_thumbnails_are_remade(tmp_path):
     assert thumbnails["ours"].read_bytes() != first["ours"][1]
     assert thumbnails["truth"].stat().st_ino == first["truth"][0]
     write_report(tmp_path / "report", {"ours": methods["plain"]}, gt)
+    thumbnails["ours"].write_bytes(b"cut")
+    write_report(tmp_path / "report", {"ours": methods["plain"]}, gt)
     assert thumbnails["ours"].read_bytes() == first["ours"][1]
 
 

@@ -17,7 +17,7 @@ from tolerances import STORED_IN_8_BITS
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.common.types import Scene
 from face2scene.data.records import read_manifest
-from face2scene.eval.sweeps.plan import Step, Sweep, SweepError, SweepPlan, plan
+from face2scene.eval.sweeps.plan import COMMANDS, Step, Sweep, SweepError, SweepPlan, plan
 from face2scene.eval.sweeps.run import pending, run_steps
 from face2scene.eval.sweeps.table import section
 from face2scene.image_io.arrays import read_image, read_tensor, write_png
@@ -41,12 +41,18 @@ LORA_RANKS = ((4, 4), (8, 8), (16, 16), (16, 32), (32, 32))
 SHORT = ["train.fadex.schedule.steps=1", "train.restorer.schedule.steps=1", "train.restorer.discriminator=null"]
 
 
+def command_of(step: Step) -> tuple[str, tuple[str, ...]]:
+    """Module of a step's command, and its options."""
+    at = step.words.index("face2scene") + 1
+    assert step.words[at - 2] == "-m" and step.words[at] in COMMANDS.values()
+    return step.words[at].replace("-", "_"), step.words[at + 1 :]
+
+
 def run_in_process(step: Step, log: Path, environment) -> str:
     """The scripts' own `main`, without the half minute that an interpreter takes to start."""
-    at = next(n for n, word in enumerate(step.words) if word.endswith(".py"))
-    name = Path(step.words[at]).stem
+    name, overrides = command_of(step)
     try:
-        load_script(name).main(compose_config(name, *step.words[at + 1 :]))
+        load_script(name).main(compose_config(name, *overrides))
     except SystemExit as error:
         return str(error.code) if error.code else ""
     return ""
@@ -230,6 +236,21 @@ def test_every_sweep_runs_as_commands(trained_models, key):
     assert result["variants"] and all(row["complete"] for row in result["variants"])
 
 
+def test_sweep_of_an_earlier_version_goes_on(tmp_path):
+    (tmp_path / "images").mkdir()
+    words = ("python", "-m", "accelerate.commands.launch", "-m", "face2scene", "train-fadex", "a=1", "b=x.py")
+    laid_out = SweepPlan(tmp_path, (Step("fadex", words, (), tmp_path / "images"),), (), {}, {}, None)
+    for last, left in (("b=x.py", 0), ("b=y.py", None)):
+        before = [*words[1:3], "/old/scripts/train_fadex.py", "a=1", last]
+        (tmp_path / "steps").mkdir(exist_ok=True)
+        (tmp_path / "steps/fadex.json").write_text(json.dumps({"command": before, "files": {}}))
+        if left is None:
+            with pytest.raises(SweepError, match=r"was run with b=y\.py"):
+                pending(laid_out)
+        else:
+            assert len(pending(laid_out)) == left
+
+
 @pytest.mark.parametrize("change", ["set", "weights", "old marker"])
 def test_replaced_files_are_refused(tmp_path, change):
     for name in ("data/metadata.parquet", "data/SHA256SUMS", "w.safetensors"):
@@ -262,12 +283,11 @@ def test_every_sweep_config_composes(key):
     planned = plan_of(key, use={"s3diff": "s3diff.safetensors"})
     seen = set()
     for step in planned.steps:
-        at = next(n for n, word in enumerate(step.words) if word.endswith(".py"))
-        root = Path(step.words[at]).stem
-        keys = (root, *(word.partition("=")[0] for word in step.words[at + 1 :]))
+        root, overrides = command_of(step)
+        keys = (root, *(word.partition("=")[0] for word in overrides))
         if keys not in seen:  # other values of the same keys
             seen.add(keys)
-            compose_config(root, *step.words[at + 1 :])
+            compose_config(root, *overrides)
     assert planned.steps and {row.label for row in planned.variants} >= ({"21 tokens"} if key == "tokens" else set())
 
 

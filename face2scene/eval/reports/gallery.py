@@ -7,6 +7,7 @@ view, so that a page of a thousand images opens fast.
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,10 +194,9 @@ def thumbnail(task: tuple[Path, Path]) -> tuple[Path, tuple[int, int]]:
     """
     target, source = task
     source_hash = content(source).encode()
-    if target.is_file():
-        with Image.open(target, formats=["JPEG"]) as image:
-            if image.info.get("comment") == source_hash:
-                return target, image.size
+    with suppress(OSError), Image.open(target, formats=["JPEG"]) as image:  # OSError: not there, or no image
+        if image.info.get("comment") == source_hash:
+            return target, image.size
     image = Image.fromarray(to_bytes(read_image(source)))
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     with atomic_write(target) as partial:

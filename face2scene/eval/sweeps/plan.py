@@ -11,16 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from face2scene.common.reproducibility import REPOSITORY
 from face2scene.eval.tables.render import slug
 from face2scene.inference.tasks import variant_folder
 
 TRAININGS = ("fadex", "restorer")
-_SCRIPTS = {
-    "fadex": "train_fadex.py",
-    "restorer": "train_restorer.py",
-    "degradation": "redegrade.py",
-    "restore": "restore.py",
+COMMANDS = {
+    "fadex": "train-fadex",
+    "restorer": "train-restorer",
+    "degradation": "redegrade",
+    "restore": "restore",
 }
 TOGETHER = {"guidance": "guidance", "tokens": "pipeline.max_tokens"}  # setting -> the option of restore.py
 _ONE_PROCESS = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
@@ -66,7 +65,7 @@ class Sweep:
         rows = []
         for label, row in data.pop("variants").items():
             row = dict(row or {})
-            overrides = {kind: tuple(row.pop(kind)) for kind in _SCRIPTS if kind in row}
+            overrides = {kind: tuple(row.pop(kind)) for kind in COMMANDS if kind in row}
             if unknown := set(row) - {"value", "only_with"}:
                 raise SweepError(f"Variant {label!r} of the sweep has the unknown keys {sorted(unknown)}.")
             folder = variant_folder(together, row["value"]) if together in TOGETHER and "value" in row else slug(label)
@@ -205,5 +204,5 @@ class _Planner:
         overrides = [*self.common, *self.each.get(kind, ()), *last]
         # A later override of a key replaces an earlier one, so that every key occurs once in a command.
         by_key = {override.partition("=")[0].lstrip("+"): override for override in overrides}
-        words = (*program, str(REPOSITORY / "scripts" / _SCRIPTS[kind]), *by_key.values())
+        words = (*program, "-m", "face2scene", COMMANDS[kind], *by_key.values())
         return Step(place, words, tuple(step.name for step in needs), product)

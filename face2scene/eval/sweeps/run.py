@@ -36,8 +36,8 @@ def pending(plan: SweepPlan) -> list[Step]:
     left = []
     for step in plan.steps:
         now, before = _identity(plan, step), _finished(plan, step)
-        if before and before["command"] != now["command"]:
-            was, wanted = set(before["command"]), set(now["command"])
+        if before and _options(before["command"]) != _options(now["command"]):
+            was, wanted = set(_options(before["command"])), set(_options(now["command"]))
             raise SweepError(
                 f"{plan.folder} holds a sweep with other options: {step.name} was run with "
                 f"{' '.join(sorted(was - wanted)) or 'fewer options'} and is now asked for with "
@@ -191,6 +191,14 @@ def _identity(plan: SweepPlan, step: Step) -> dict[str, Any]:
     files = {str(path): content(path) for path in named if isfile(path) and not path.is_relative_to(plan.folder)}
     data = {str(plan.data): version_of(plan.data)} if plan.data else {}
     return {"command": list(step.words[1:]), "files": data | files}
+
+
+def _options(words: Sequence[str]) -> list[str]:
+    """Without the words that name the program; in markers of earlier versions that is the path of a script."""
+    if "face2scene" in words:
+        at = words.index("face2scene")  # -m face2scene NAME
+        return [*words[: at - 1], *words[at + 2 :]]
+    return [word for word in words if "=" in word or not word.endswith(".py")]
 
 
 def _finished(plan: SweepPlan, step: Step) -> dict[str, Any] | None:

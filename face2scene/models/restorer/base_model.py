@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 
 from face2scene.assets import catalogue
-from face2scene.common.reproducibility import REPOSITORY
+from face2scene.common.shipped import shipped
 from face2scene.models.restorer.random_base import random_parts
 from face2scene.models.restorer.skips import Skips
 
@@ -68,16 +68,14 @@ class PackagedBase:
 
 
 def base_folder(source: str) -> str:
-    """The folder of a base of the asset catalogue, or of one that ships with the checkout; other sources unchanged.
+    """The folder of a base of the asset catalogue, or of one that ships with the package; other sources unchanged.
 
     Raises:
         MissingWeights: not fetched yet.
     """
     if source in catalogue.catalogue():
         return str(catalogue.folder(source))
-    if not Path(source).exists() and (REPOSITORY / source).is_dir():
-        return str(REPOSITORY / source)  # found from any working directory
-    return source
+    return source if Path(source).exists() else str(shipped(source) or source)
 
 
 def load_base(

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase
 
-from face2scene.common.reproducibility import REPOSITORY
+from face2scene.common.shipped import CHECKPOINTS
 
 # As published with SD-Turbo, without the defaults of diffusers and transformers.
 SD_TURBO: Mapping[str, Mapping[str, Any]] = {
@@ -76,7 +76,7 @@ def random_parts(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae, unet, text_encoder = networks(shapes)
-    shipped = REPOSITORY / "checkpoints/tiny/base/tokenizer"
+    shipped = CHECKPOINTS / "tiny/base/tokenizer"
     own = folder / "tokenizer" if folder else shipped
     tokenizer = AutoTokenizer.from_pretrained(own if own.is_dir() else shipped, trust_remote_code=False)
     schedule = DDPMScheduler.from_config(dict(shapes["scheduler"]))

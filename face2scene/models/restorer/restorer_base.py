@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from face2scene.common import model_files
+from face2scene.common.shipped import shipped
 from face2scene.models.restorer.base_model import DiffusionBase, PackagedBase, amplification, load_base
 from face2scene.models.saved_module import one_of
 
@@ -111,7 +112,7 @@ class RestorerBase(nn.Module):
                 dtype, unet_dtype = trained.get("dtype", torch.float32), unet_dtype or trained.get("unet_dtype")
             if "prompts" in config:
                 config["prompts"] = tuple(config["prompts"])
-            base = load_base(where, dtype=dtype, unet_dtype=unet_dtype)
+            base = load_base(where if source else shipped(where) or where, dtype=dtype, unet_dtype=unet_dtype)
             restorer = cls._built(base, config | {"source": where})
             model_files.fit(restorer, tensors, expected=set(restorer._stored()), source=path)
             found = {k: base.origin.get(k) for k in trained}

@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig
 
-from face2scene.common.reproducibility import REPOSITORY
+from face2scene.common.shipped import CHECKPOINTS
 from face2scene.ref_fr.faceme.id_encoder import IDEncoder, Mix
 from face2scene.ref_fr.faceme.loading import CLIP_VOCABULARY, Parts, encode_with
 from face2scene.ref_fr.faceme.references import ReferenceFace
@@ -89,7 +89,7 @@ def tiny_parts(seed: int = 0) -> Parts:
         )
         id_encoder, mix = IDEncoder(vision, second=_SECOND), Mix(_FIRST + _SECOND, (_FIRST + _SECOND) // 4)
         encoders = [CLIPTextModel(_text(_FIRST)), CLIPTextModelWithProjection(_text(_SECOND))]
-    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "checkpoints/tiny/base/tokenizer", trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINTS / "tiny/base/tokenizer", trust_remote_code=False)
     same = "A photo of face."
     prompt = encode_with([tokenizer, tokenizer], encoders, prompt=same, negative=same, word="face")
     for network in (unet, controlnet, vae, id_encoder, mix):

@@ -1,0 +1,118 @@
+"""The package as users install it: built, installed elsewhere, and started in a folder that is no checkout."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from face2scene.common.reproducibility import REPOSITORY
+
+SOURCES = ("face2scene", "configs", "checkpoints", "setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
+LARGEST = 25e6  # bytes of the wheel
+COMMANDS = """
+import sys
+from hydra.core.global_hydra import GlobalHydra
+from face2scene.cli.main import COMMANDS, main
+main(["fetch", "--list"])
+for words in [*([name, "--cfg", "job", "--resolve"] for name in COMMANDS if name != "quickstart"),
+              ["run-baseline"], ["sweep", "--dry-run"]]:
+    GlobalHydra.instance().clear()
+    print("====", *words)
+    try:
+        main(words)
+    except SystemExit as end:
+        assert not end.code, (words, end.code)
+"""
+PYTHON = """
+from face2scene import Face2ScenePipeline
+Face2ScenePipeline.from_pretrained("tiny")("photo.png").save("python.png")
+"""
+
+
+def run(*words: str | Path, folder: Path | None = None) -> str:
+    """Output of a program in an environment without settings of ours, and a user's folders that are empty."""
+    ours = [name for name in os.environ if name == "PYTHONPATH" or name.startswith("FACE2SCENE_")]
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    options = {"capture_output": True, "text": True, "timeout": 1500, "env": environment, "cwd": folder}
+    with tempfile.TemporaryDirectory() as empty:
+        environment["XDG_CACHE_HOME"] = empty
+        done = subprocess.run(words, **options)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """From a source archive, as an index has it; in a copy, since a build leaves files among the sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in SOURCES:
+        if (REPOSITORY / name).is_dir():
+            left_out = shutil.ignore_patterns("__pycache__", "third_party")
+            shutil.copytree(REPOSITORY / name, folder / "source" / name, ignore=left_out)
+        else:
+            shutil.copy(REPOSITORY / name, folder / "source")
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", build, folder, folder=folder / "source")
+    (archive,) = folder.glob("*.tar.gz")
+    offline = ("--no-deps", "--no-index", "--no-build-isolation")
+    run(sys.executable, "-m", "pip", "wheel", *offline, "--wheel-dir", folder, archive)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """Folder of the programs of a new environment, which has the wheel and this environment's other packages."""
+    folder = tmp_path_factory.mktemp("environment")
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    programs = folder / ("Scripts" if os.name == "nt" else "bin")
+    offline = ("--no-deps", "--no-index", "--no-compile")
+    run(sys.executable, "-m", "pip", "--python", programs / "python", "install", *offline, wheel)
+    packages = Path(run(programs / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    # a plain line: the .pth files over there, one of which leads to the checkout, are not read
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib"))
+    return programs
+
+
+@pytest.fixture
+def elsewhere(installed, tmp_path, monkeypatch) -> Path:
+    """Inside, the working folder is empty."""
+    monkeypatch.chdir(tmp_path)
+    return installed
+
+
+def test_wheel_holds_what_inference_needs(wheel):
+    assert wheel.stat().st_size < LARGEST
+    names = set(zipfile.ZipFile(wheel).namelist())
+    configs = [path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "configs").rglob("*.yaml")]
+    assert {f"face2scene/{name}" for name in configs} <= names
+    weights = [path for path in (REPOSITORY / "checkpoints/tiny").rglob("*.safetensors")]
+    assert {f"face2scene/{path.relative_to(REPOSITORY).as_posix()}" for path in weights} <= names
+    modules = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "face2scene").rglob("*.py")}
+    assert modules == {name for name in names if name.endswith(".py")}
+    assert not [name for name in names if "third_party" in name or "/log/" in name]
+
+
+def test_installed_wheel_restores_in_empty_folder(elsewhere, photo):
+    Image.fromarray((photo[:128, 192:320] * 255).round().astype(np.uint8)).save("photo.png")
+    out = run(elsewhere / "face2scene", "restore", "input=photo.png", "output=out")
+    assert "1 restored" in out and sorted(os.listdir()) == ["out", "photo.png"]
+    (line,) = (json.loads(text) for text in Path("out/restore.jsonl").read_text().splitlines())
+    assert line["provenance"]["commit"] == "unknown"
+    run(elsewhere / "python", "-c", PYTHON)
+    assert Path("python.png").read_bytes() == Path("out/images/photo.png").read_bytes()
+
+
+def test_installed_commands_find_what_ships(elsewhere):
+    out = run(elsewhere / "python", "-c", COMMANDS)
+    assert str(REPOSITORY) not in out
+    assert f"shipped: {elsewhere.parent}" in out and "-m face2scene restore" in out
+    assert "SUPIR" in out and not os.listdir()
