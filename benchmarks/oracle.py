@@ -275,7 +275,7 @@ The paper's claim is that a restored face tells how its whole scene is degraded.
 training of a
 restorer: FFDNet has to be told the noise's level, a Wiener deconvolution the blur's width, and being told wrongly costs
 decibels. Each is told the true value; the one that FaDeX's heads
-([checkpoints/fadex](../checkpoints/fadex/README.md)) read
+(`checkpoints/fadex`, [readout.md](readout.md)) read
 off the face pair; a classical estimate off the face or the whole photo (noise: scikit-image's `estimate_sigma`;
 blur: the edges' gradients
 before and after a second blur); one fixed value. The scene without the face is scored: every pixel outside the
@@ -287,7 +287,7 @@ itself. No photo was in FaDeX's training. Values are rounded to {noise:g} grey l
 are told. In brackets:
 95 % bootstrap intervals of means over photos; degradations of one photo count as one value.
 
-![What being told otherwise than truly costs](oracle.png)
+![What being told otherwise than truly costs](images/oracle.png)
 
 {verdict}
 
@@ -315,7 +315,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="every fourth photo, three degradations")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rows", type=Path, help="keep every photo's rows here, and go on from them")
-    parser.add_argument("--page", type=Path, help="write oracle.md and oracle.png here")
+    parser.add_argument("--page", type=Path, help="write oracle.md and images/oracle.png here")
     parser.add_argument("--size", type=int, default=256, help="longer side of the photos")
     parser.add_argument("--heads", type=Path, default=REPOSITORY / "checkpoints/fadex/readout.safetensors")
     parser.add_argument("--richardson-lucy", action="store_true", help="as a second deconvolution, slow")
@@ -329,8 +329,8 @@ def main() -> None:
         write_json(options.json, {"size": options.size, "summary": summary(rows), "rows": rows})
     if options.page:
         about = {"photos": len(chosen), "size": options.size, **STEP}
-        save_figure(drawn(rows), options.page / "oracle")
-        (options.page / "oracle.svg").unlink()
+        save_figure(drawn(rows), options.page / "images/oracle")
+        (options.page / "images/oracle.svg").unlink()
         with atomic_write(options.page / "oracle.md") as partial_file:
             partial_file.write_text(PAGE.format(tables=text, verdict=verdict(rows), **about), encoding="utf-8")
 

@@ -168,7 +168,7 @@ def draws(
 
 
 def earlier_noise(recipe: Recipe) -> float:
-    """The noise's target before it was mended: on one grey level alone, where shot noise counts one photon for white."""
+    """The noise's target as it was: on one grey level alone, where shot noise counts one photon for white."""
     return float(recipe.apply(torch.full((3, 128, 128), 0.5)).std((-2, -1)).mean()) * 255
 
 
@@ -252,6 +252,17 @@ def fitted_heads(
     left = (centres - target[count:]).abs() / widths
     level = min(1.0, COVERAGE * (1 + 1 / len(left)))
     heads.reach.copy_(left.quantile(level, dim=0))
+    return heads
+
+
+def kept_heads(cache: Path | None, stage: str, fitted: Draws) -> FactorHeads:
+    """`fitted_heads` on pairs of a Stage I; of the cache where they are there."""
+    file = cache / f"heads_{stage}.safetensors" if cache else None
+    if file is not None and file.is_file():
+        return FactorHeads.from_file(file)
+    heads = fitted_heads(fitted[f"statistics {stage}"], fitted["factors"])
+    if file is not None:
+        heads.save(file)
     return heads
 
 
@@ -422,7 +433,7 @@ ground truth.
 R squared in brackets is that of log(1 + value). Coverage is the share of draws inside their 90 % interval, width the
 interval's median. The heads were fitted with Stage I as `ref_fr=mixed` and, for three tenths, the ground truth.
 
-![True and read values with intervals](readout.png)
+![True and read values with intervals](images/readout.png)
 
 ## Does the pair pay?
 
@@ -458,7 +469,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500, help="of the encoders that are trained from the start")
     parser.add_argument("--trained", type=Path, help="keep the figures of these encoders here, and take those there")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--page", type=Path, help="write readout.md and readout.png here")
+    parser.add_argument("--page", type=Path, help="write readout.md and images/readout.png here")
     parser.add_argument("--save", type=Path, help="write the heads here")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -468,13 +479,12 @@ def main() -> None:
     fitted = {name: part[order] for name, part in joined([_small(every["fit", space]) for space in SPACES]).items()}
     other = {space: every["asked", space] for space in SPACES if ("asked", space) in every}
 
-    heads = fitted_heads(fitted["statistics mixed"], fitted["factors"])
+    heads, copied = (kept_heads(options.cache, stage, fitted) for stage in ("mixed", "copy"))
     if options.save:
         heads.save(options.save, about={"weights": ENCODER.name, "draws": len(order)})
     read = answers(heads, other)
     single = other[SPACES[0]]
     before = {space: compared(_small(every["fit", space]), found) for space, found in other.items()}
-    copied = fitted_heads(fitted["statistics copy"], fitted["factors"])
     pay = {
         f"shipped, {title}, {which}": asked(fit, single[f"statistics {stage}"], single["factors"])["r_squared"]
         for title, stage, which, fit in (
@@ -498,8 +508,8 @@ def main() -> None:
     if options.json:
         write_json(options.json, {"heads": read, "features": before, "pair": pay})
     if options.page:
-        save_figure(drawn_figure(heads, single, "ground_truth"), options.page / "readout")
-        (options.page / "readout.svg").unlink()
+        save_figure(drawn_figure(heads, single, "ground_truth"), options.page / "images/readout")
+        (options.page / "images/readout.svg").unlink()
         with atomic_write(options.page / "readout.md") as partial:
             partial.write_text(text, encoding="utf-8")
 

@@ -82,10 +82,12 @@ def test_other_heads_are_refused(tmp_path):
 
 
 def test_shipped_heads_read_noise_and_jpeg(photo):
+    """Noise is read a fifth too low on this face (docs/readout.md), so order and interval are asked, not the value."""
     readout = Readout(FaDeX.from_file(SHIPPED / "fadex.safetensors"), SHIPPED / "readout.safetensors")
     gt = torch.from_numpy(np.ascontiguousarray(photo[40:168, 160:288].transpose(2, 0, 1))).float()
-    read = {level: readout(gt, Recipe((GaussianNoise(level),)).apply(gt))["noise"] for level in (4.0, 20.0)}
-    for level, reading in read.items():
-        assert reading.value == pytest.approx(level, rel=0.35)
+    noise = [readout(gt, Recipe((GaussianNoise(s),)).apply(gt))["noise"] for s in (4.0, 15.0, 30.0)]
+    for level, reading in zip((4.0, 15.0, 30.0), noise, strict=True):
+        assert reading.low <= level <= reading.high
+    assert noise[0].high < noise[1].value < noise[2].value
     quality = [readout(gt, Recipe((Jpeg(q),)).apply(gt))["jpeg_quality"].value for q in (20, 50, 90)]
     assert quality == sorted(quality) and quality[0] == pytest.approx(20, abs=12)
