@@ -72,15 +72,16 @@ def test_every_block_has_a_treatment():
 
 @pytest.mark.parametrize("page", pages_with("python"))
 def test_python_runs(page, workplace):
-    from face2scene.degradation import OPERATORS
+    from face2scene.degradation.operators import OPERATORS, STORED_NAMES
 
-    space, registered = {"__name__": "__main__"}, dict(OPERATORS)
+    space, registered = {"__name__": "__main__"}, (dict(OPERATORS), dict(STORED_NAMES))
     try:
         for block in of_page(page, "python"):
             exec(compile("\n" * block.line + block.text, str(PAGES[page]), "exec"), space)
     finally:
-        OPERATORS.clear()
-        OPERATORS.update(registered)
+        for names, before in zip((OPERATORS, STORED_NAMES), registered, strict=True):
+            names.clear()
+            names.update(before)
 
 
 @pytest.mark.parametrize("page", pages_with("json", "yaml"))
