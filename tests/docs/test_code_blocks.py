@@ -19,13 +19,19 @@ from PIL import Image
 from face2scene.assets import catalogue
 from face2scene.cli import main as command_line
 from face2scene.cli.command_line import path_values
+from face2scene.cli.options import read
 from face2scene.common.reproducibility import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
 PAGES = {path.relative_to(REPOSITORY).as_posix(): path for path in pages()}
-SHORT = {"-i": "input", "-r": "references", "-o": "output"}
-FLAGS = {"--dry-run", "--resolve", "-m"}
-OTHER_PROGRAMS = {".", "cd", "cp", "git", "jupyter", "pre-commit"}  # of the shell and of others: nothing of ours in them
+OTHER_PROGRAMS = {
+    ".",
+    "cd",
+    "cp",
+    "git",
+    "jupyter",
+    "pre-commit",
+}  # of the shell and of others: nothing of ours in them
 OTHER_PACKAGES = {"pre-commit", "jupyterlab", "playwright"}
 
 
@@ -156,19 +162,11 @@ def problem(one: Command, user: Path) -> str:
 
 def composes(script: str, words: list[str], user: Path) -> None:
     """Compose a script's configuration with the words of a command line, and check that its files and groups exist."""
-    overrides, positional, words = [], [], [word for word in words if word not in FLAGS]
-    while words:
-        word = words.pop(0)
-        if word == "--config-dir":
-            assert words.pop(0) == "my_configs"
-            overrides.append(f"hydra.searchpath=[file://{user}]")
-        elif word == "--cfg":
-            assert words.pop(0) == "job"
-        elif word in SHORT or word.startswith("--"):
-            overrides.append(f"{SHORT.get(word, word[2:].replace('-', '_'))}={words.pop(0)}")
-        else:
-            (overrides if re.match(r"[+~]{0,2}[\w.@/-]+=|~", word) else positional).append(word)
-    overrides += [f"{'predictions' if script == 'eval' else 'input'}={word}" for word in positional]
+    given = read(script.replace("_", "-"), words)
+    overrides = given.overrides
+    if "--config-dir" in given.hydra:
+        assert given.hydra[given.hydra.index("--config-dir") + 1] == "my_configs"
+        overrides = [*overrides, f"hydra.searchpath=[file://{user}]"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose(script, path_values(overrides))
     for key, folder in (("launch", "."), ("restorer_weights", "."), ("fadex_weights", ".")):
