@@ -10,7 +10,7 @@ from face2scene.common.ledger import content
 from face2scene.common.types import Box
 from face2scene.data.records import METADATA, read_manifest
 from face2scene.faces.matching import people_of
-from face2scene.image_io.arrays import list_files, list_images
+from face2scene.image_io.arrays import files_below, list_images
 from face2scene.image_io.photos import SUFFIXES
 
 
@@ -135,12 +135,19 @@ def first(tasks: list[RestorationTask], limit: int | None) -> list[RestorationTa
 
 
 def passed_over(source: str | Path) -> str:
-    """The number of files in a folder that are not readable images, by suffix; empty if there are none."""
+    """The number of files in a folder that are no images, by suffix, and its sub-folders that cannot be opened.
+
+    Empty if there are none.
+    """
     if not Path(source).is_dir():
         return ""
-    count = Counter(path.suffix.lower() for path in list_files(source) if path.suffix.lower() not in SUFFIXES)
-    listed = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in count.items())
-    return f"passed over: {listed}" if listed else ""
+    files, closed = files_below(source)
+    count = Counter(path.suffix.lower() for path in files if path.suffix.lower() not in SUFFIXES)
+    listed = [f"{n} {suffix or 'without suffix'}" for suffix, n in count.items()]
+    if closed:
+        names = ", ".join([str(path) for path in sorted(closed)[:5]] + ["..."] * (len(closed) > 5))
+        listed.append(f"{len(closed)} folder(s) that cannot be opened ({names})")
+    return f"passed over: {', '.join(listed)}" if listed else ""
 
 
 def _tasks_of_files(

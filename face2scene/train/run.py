@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from face2scene.common.files import atomic_write, read_json, read_seconds, write_json
+from face2scene.common.files import atomic_write, read_json, read_seconds, remove_partials, write_json
 from face2scene.common.ledger import digest
 from face2scene.common.locks import lock_until_exit
 from face2scene.common.memory import keep_freed_memory
@@ -86,6 +86,7 @@ class Run:
                     "Choose another name=..., remove the folder, or resume it with allow_config_change=true."
                 )
         if main:
+            remove_partials(self.folder, "weights", "validation")
             with atomic_write(stored, durable=True) as partial:
                 OmegaConf.save(OmegaConf.create(self.config), partial)
             with atomic_write(self.folder / "commit.txt") as partial:
@@ -98,7 +99,7 @@ class Run:
         return any((self.folder / name).exists() for name in ("metrics.jsonl", "state", "weights"))
 
     def check_base(self, origin: Mapping[str, str]) -> None:
-        """Refuse to go on from another base model; the folder's first start keeps `base.json`.
+        """Refuse to go on from another base model; its first start keeps `base.json`.
 
         Args:
             origin: `models.restorer.base_model.origin_of` the base; empty for a random one, which is not checked.

@@ -193,5 +193,6 @@ def test_old_keys_are_refused_everywhere(call, capsys, tmp_path):
     error = error_of("--config-dir", str(tmp_path), "train=mine")
     assert "train=mine" in error and "train.restorer.critic is now train.restorer.discriminator" in error
     (tmp_path / "config.yaml").write_text("train: {fadex: {whiten: null}}\n")
+    (tmp_path / "metrics.jsonl").touch()  # a run that has trained
     with pytest.raises(RenamedKey, match=r"config\.yaml .*is now train\.fadex\.head"):
         Run(tmp_path, {"train": {"fadex": {"head": None}}})

@@ -84,10 +84,11 @@ def run(cfg: DictConfig, key: str) -> bool:
         given = {key: value for key, value in options["method"].items() if key != "device"}
         facts = {"weights": weights_of(adapter), "scale": scale, "method_options": given}
         facts |= {"device": getattr(adapter.method, "device", "cpu")}
+        facts |= {"base_dtype": lambda: base_dtype_of(getattr(adapter.method, "network", None))}
         outcome = run_in_process(adapter, tasks, output, lambda: by_method(adapter, tasks, output, scale), **facts)
     else:
         pipeline, facts = load_pipeline(cfg, adapter)
-        facts |= {"scale": scale, "seed": cfg.seed}
+        facts |= {"scale": scale, "seed": cfg.seed, "base_dtype": lambda: base_dtype_of(pipeline.restorer)}
         predict = partial(by_pipeline, pipeline, tasks, output, scale, seed=cfg.seed, guidance=facts["guidance"])
         outcome = run_in_process(adapter, tasks, output, predict, **facts)
     report(outcome, output)
@@ -172,6 +173,15 @@ def weights_of(adapter: Adapter) -> dict[str, Path]:
     """Weights of a method in this process: the folder or file in its options, else the assets of its adapter."""
     named = {name: getattr(adapter.method, name, None) for name in ("folder", "path")}
     return {name: Path(path) for name, path in named.items() if path} or adapter.found()
+
+
+def base_dtype_of(network: Any) -> str | None:
+    """Precision of a network's VAE and UNet, `float32` or `bfloat16 (VAE), float32 (UNet)`; None where it has none."""
+    parts = {name: getattr(network, name.lower(), None) for name in ("VAE", "UNet")}
+    if None in parts.values():
+        return None
+    kinds = {name: str(part.dtype).removeprefix("torch.") for name, part in parts.items()}
+    return kinds["VAE"] if len({*kinds.values()}) == 1 else ", ".join(f"{kind} ({n})" for n, kind in kinds.items())
 
 
 def load_pipeline(cfg: DictConfig, adapter: Adapter) -> tuple[Face2ScenePipeline, dict[str, Any]]:
