@@ -229,7 +229,9 @@ def _check_kind(word: str, known: Mapping[str, Key]) -> None:
         elif isinstance(default, bool):
             kind = "" if text.lower() in ("true", "false") else "true or false"
         elif isinstance(default, int | float):
-            kind = "" if re.fullmatch(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?", text) else "a number"
+            number = re.fullmatch(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?", text)
+            below = number and default >= 0 and float(text) < 0
+            kind = "a number from 0 on" if below else "" if number else "a number"
         elif isinstance(default, list):
             kind = f"a list, such as {key}=[{value}]"
         if kind and not re.search(rf"(?<!\w){re.escape(text)}(?!\w)", entry.comment):
