@@ -18,7 +18,7 @@ setup(
         "face2scene.common": ["templates/*"],
         "face2scene.configs": ["**/*.yaml"],
         "face2scene.checkpoints": [
-            *("README.md", "tiny/*.*", "tiny/base/**/*"),
+            *("README.md", "photo/*.*", "tiny/*.*", "tiny/base/**/*"),
             *("fadex/README.md", "fadex/*.safetensors"),
         ],
     },

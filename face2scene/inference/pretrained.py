@@ -28,7 +28,7 @@ from face2scene.models.scene_estimator import FILE as ESTIMATOR
 from face2scene.models.scene_estimator import SceneEstimator
 from face2scene.ref_fr.fingerprint import files_version
 
-NAMES = ("tiny",)  # pipelines that ship
+NAMES = ("photo", "tiny")  # pipelines that ship
 OPTIONS, RESTORER, FADEX, CARD = "face2scene.json", WEIGHTS_FILE, "fadex.safetensors", "README.md"
 
 
