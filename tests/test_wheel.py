@@ -21,9 +21,10 @@ LARGEST = 25e6  # bytes of the wheel
 COMMANDS = """
 import sys
 from hydra.core.global_hydra import GlobalHydra
-from face2scene.cli.main import COMMANDS, main
+from face2scene.cli.main import main
+from face2scene.cli.options import COMMANDS
 main(["fetch", "--list"])
-for words in [*([name, "--cfg", "job", "--resolve"] for name in COMMANDS if name != "quickstart"),
+for words in [*([name, "--cfg", "job", "--resolve"] for name in COMMANDS),
               ["run-baseline"], ["sweep", "--dry-run"]]:
     GlobalHydra.instance().clear()
     print("====", *words)

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from doc_blocks import EXECUTED, LANGUAGES, Block, Command, blocks, commands, pages
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -25,7 +26,14 @@ CONFIGS = REPOSITORY / "configs"
 PAGES = {path.relative_to(REPOSITORY).as_posix(): path for path in pages()}
 SHORT = {"-i": "input", "-r": "references", "-o": "output"}
 FLAGS = {"--dry-run", "--resolve", "-m"}
-OTHER_PROGRAMS = {".", "cd", "cp", "git", "jupyter", "pre-commit"}  # of the shell and of others: nothing of ours in them
+OTHER_PROGRAMS = {
+    ".",
+    "cd",
+    "cp",
+    "git",
+    "jupyter",
+    "pre-commit",
+}  # of the shell and of others: nothing of ours in them
 OTHER_PACKAGES = {"pre-commit", "jupyterlab", "playwright"}
 
 
@@ -63,12 +71,10 @@ def test_every_block_has_a_treatment():
 
 
 @pytest.mark.parametrize("page", pages_with("python"))
-def test_python_runs(page, workplace, monkeypatch):
+def test_python_runs(page, workplace):
     from face2scene.degradation import OPERATORS
 
-    monkeypatch.setattr("face2scene.degradation.operators.OPERATORS", dict(OPERATORS))
-    space = {"__name__": "__main__"}
-    registered = dict(OPERATORS)
+    space, registered = {"__name__": "__main__"}, dict(OPERATORS)
     try:
         for block in of_page(page, "python"):
             exec(compile("\n" * block.line + block.text, str(PAGES[page]), "exec"), space)
@@ -149,7 +155,7 @@ def problem(one: Command, user: Path) -> str:
             program(words)
         else:
             assert first in OTHER_PROGRAMS, "unknown program: add what it needs to tests/docs/test_code_blocks.py"
-    except (AssertionError, ValueError, SystemExit) as error:
+    except (AssertionError, ValueError, SystemExit, HydraException) as error:
         return str(error).partition("\n")[0] or type(error).__name__
     return ""
 

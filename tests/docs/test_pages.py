@@ -45,7 +45,9 @@ def test_navigation_names_pages_that_exist():
 def test_api_pages_name_what_is_there():
     """Looked up in the source, as the site's generator does."""
     names = [
-        name for page in sorted((DOCS / "api").glob("*.md")) for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)
+        name
+        for page in sorted((DOCS / "api").glob("*.md"))
+        for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)
     ]
     assert len(names) > 30
     for name in names:

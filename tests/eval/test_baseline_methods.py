@@ -8,6 +8,7 @@ from baseline_inputs import BASELINES, read_record
 from basicsr_compat import srvgg
 from tolerances import RELOADED
 
+from face2scene.cli.options import UsageError, read
 from face2scene.common.files import sha256_of
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.eval.baselines.adapter import Adapter, AdapterError
@@ -172,12 +173,12 @@ def test_other_ffdnet_file_raises(tmp_path):
         load_ffdnet(tmp_path)
 
 
-def test_script_flags_become_overrides(baseline_script):
-    for words in (["x", "--import-only", "F", "a=1", "--dry-run"], ["x", "--import-only=F", "a=1", "--dry-run"]):
-        assert baseline_script.with_overrides(words) == ["x", "import_only=F", "a=1", "dry_run=true"]
-    for words in (["x", "--import-only"], ["x", "--import-only="], ["x", "--import-only", "--dry-run"]):
-        with pytest.raises(SystemExit, match="takes the folder"):
-            baseline_script.with_overrides(words)
+def test_script_flags_become_overrides():
+    for words in (["--import-only", "F", "seed=1", "--dry-run"], ["--import-only=F", "seed=1", "--dry-run"]):
+        assert read("run-baseline", words).overrides == ["seed=1", "import_only=F", "dry_run=true"]
+    for words in (["--import-only"], ["--import-only="], ["--import-only", "--dry-run"]):
+        with pytest.raises(UsageError, match="import-only"):
+            read("run-baseline", words)
 
 
 def test_script_list_dry_run_import_score(tmp_path, tasks, capsys, baseline_script, run_baseline_script):

@@ -1,4 +1,4 @@
-"""Train the one-step restorer: `accelerate launch scripts/train_restorer.py experiment=quickstart`."""
+"""Train the one-step restorer: `face2scene train-restorer experiment=quickstart`."""
 
 import logging
 import math
