@@ -22,7 +22,7 @@ from PIL import Image
 from face2scene.common.reproducibility import REPOSITORY
 
 SOURCES = ("face2scene", "configs", "checkpoints", "setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
-LARGEST = 25e6  # bytes of the wheel
+LARGEST = 40e6  # bytes of the wheel
 COMMANDS = """
 import sys
 from hydra.core.global_hydra import GlobalHydra
@@ -40,7 +40,7 @@ for words in [*([name, "--cfg", "job", "--resolve"] for name in COMMANDS),
 """
 PYTHON = """
 from face2scene import Face2ScenePipeline
-Face2ScenePipeline.from_pretrained("tiny")("photo.png").save("python.png")
+Face2ScenePipeline.from_pretrained("photo")("photo.png").save("python.png")
 """
 
 
