@@ -80,7 +80,9 @@ def load_merged(path: str | Path) -> OneStepRestorer:
             network = kind.from_config(json.loads(config.pop(name))).requires_grad_(False)
             networks[name] = nn.Module.to(network, getattr(torch, dtypes[name]) if dtypes else weight.dtype)
         alphas = torch.full((config["timestep"] + 1,), config.pop("alpha"), dtype=torch.float64)
-        base = PackagedBase(**networks, text=tensors.pop("text").float(), alphas=alphas, prediction=config.pop("prediction"))
+        base = PackagedBase(
+            **networks, text=tensors.pop("text").float(), alphas=alphas, prediction=config.pop("prediction")
+        )
         mapnet = MapNet(**config.pop("mapnet"))
         config |= {"vae_rank": 0, "unet_rank": 0, "full": False, "prompts": tuple(config["prompts"])}  # no adapters
         restorer = OneStepRestorer(base, mapnet, **config)

@@ -4,12 +4,12 @@ import json
 import os
 import re
 import shlex
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomllib
 import yaml
 from doc_blocks import EXECUTED, LANGUAGES, Block, Command, blocks, commands, pages
 from hydra import compose, initialize_config_dir
