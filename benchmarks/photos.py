@@ -4,10 +4,10 @@
         [--images FOLDER] [--size 512]
 
 `--ours` is a folder as `Face2ScenePipeline.from_pretrained` reads it (default: checkpoints/photo), `--other` another
-one to compare with, `--real-esrgan` the packaged x4plus on a quarter of the size. Without references, as a stranger's photo
-is restored. PSNR in dB and LPIPS (AlexNet, v0.1), means over the photos; `--images` writes every photo's row (input,
-ours, other, ground truth) at full size. The photos are in no training set: six scenes of photos_face_api, three
-portraits (skimage, matplotlib, photos_face_recognition) and three images of things (skimage, scikit-learn).
+one to compare with, `--real-esrgan` the packaged x4plus on a quarter of the size. Without references, as a stranger's
+photo is restored. PSNR in dB and LPIPS (AlexNet, v0.1), means over the photos; `--images` writes every photo's row
+(input, ours, other, ground truth) at full size. The photos are in no training set: six scenes of photos_face_api,
+three portraits (skimage, matplotlib, photos_face_recognition) and three images of things (skimage, scikit-learn).
 """
 
 import argparse
