@@ -112,7 +112,8 @@ def files_below(folder: str | Path) -> tuple[list[Path], dict[Path, str]]:
     """The files of `list_files`, and the folders that cannot be opened, each with the reason; without a warning."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
-    files, errors = [], []
+    files: list[Path] = []
+    errors: list[OSError] = []
     for parent, folders, names in os.walk(folder, onerror=errors.append):
         folders[:] = [name for name in folders if name[0] != "." and name.lower() not in STRAY_FOLDERS]
         kept = [name for name in names if name[0] != "." and name.lower() not in STRAY_FOLDERS | STRAY_FILES]

@@ -75,7 +75,12 @@ class Face2ScenePipeline(DegradationEstimator):
     ):
         parts = with_parts({"ref_fr": ref_fr, "detector": detector})
         super().__init__(
-            restorer.merged(), fadex.eval(), *parts.values(), PipelineOptions(**options), estimator=estimator
+            restorer.merged(),
+            fadex.eval(),
+            parts["ref_fr"],
+            parts["detector"],
+            PipelineOptions(**options),
+            estimator=estimator,
         )
         self.enable_tiling(self.options.tile, self.options.overlap, self.options.statistics)
         self._references = References()
