@@ -105,8 +105,11 @@ def not_required(wheel: Path) -> list[str]:
         core.add(name)
         with suppress(metadata.PackageNotFoundError):
             wanted += metadata.requires(name) or ()
-    made_by = metadata.packages_distributions()
-    return sorted(module for module, names in made_by.items() if core.isdisjoint(map(canonicalize_name, names)))
+    modules: dict[bool, set[str]] = {True: set(), False: set()}
+    for one in metadata.distributions():  # by their files: top_level.txt does not name every module
+        names = {file.parts[0].partition(".")[0] for file in one.files or () if file.suffix in (".py", ".so", ".pyd")}
+        modules[canonicalize_name(one.name) in core] |= names
+    return sorted(name for name in modules[False] - modules[True] if name.isidentifier())
 
 
 def test_extras_are_out_of_reach(installed):
