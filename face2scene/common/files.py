@@ -36,16 +36,14 @@ def atomic_write(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def remove_partials(folder: str | Path, *inside: str, seconds: float = 0) -> None:
-    """Delete what killed processes left of `atomic_write` in a folder.
+    """Delete what killed processes left of `atomic_write` in a folder, and below its folders `inside`.
 
-    Args:
-        inside: names of folders in it that are searched with all below them; empty text is the folder itself.
-        seconds: keep younger files, where other processes may work.
+    Where other processes may work, files younger than `seconds` are kept.
     """
-    pattern, before = ".*.[0-9]*.partial*", time.time() - seconds
+    pattern = ".*.[0-9]*.partial*"
     for path in chain(Path(folder).glob(pattern), *(Path(folder, name).rglob(pattern) for name in inside)):
         with suppress(FileNotFoundError):  # finished meanwhile
-            if path.is_file() and (not seconds or path.stat().st_mtime < before):
+            if path.is_file() and (not seconds or path.stat().st_mtime < time.time() - seconds):
                 path.unlink()
 
 

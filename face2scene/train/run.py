@@ -51,8 +51,7 @@ class Run:
         allow_config_change: resume a folder with another configuration; the new one is written.
 
     Raises:
-        ValueError: the folder has another configuration, or a set or file that it names was replaced since; the message
-            lists the differences.
+        ValueError: the folder has another configuration or other content of what it names; the message says what.
         RenamedKey: its configuration has keys of an earlier version.
         FolderInUse: another process trains there.
     """

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from face2scene.cli.command_line import CONFIGS as ROOTS
 from face2scene.cli.command_line import script
 from face2scene.common.files import atomic_write, read_json
+from face2scene.common.ledger import differences
 from face2scene.common.memory import best_device
 from face2scene.eval.reports.quickstart import quickstart_report
 from face2scene.eval.reports.table_page import paper_table
@@ -168,13 +169,20 @@ def _measure_figure_5(cfg: DictConfig, run: Path) -> None:
         pipeline = Face2ScenePipeline(*_models(cfg, cfg.cost.model), ref_fr=stage_one, **options)
         return pipeline, f"{cfg.cost.model}, ref_fr={getattr(stage_one, 'name', 'none')}"
 
-    if (run / "figure_5.json").is_file():
-        print(f"{run / 'figure_5.json'} was measured before; remove it to measure again.")
-        result = read_json(run / "figure_5.json")
+    given = OmegaConf.to_container(cfg, resolve=True)
+    asked = {key: given["cost"][key] for key in ("model", "side", "images", "tile", "face")}
+    asked |= {"ref_fr": given["ref_fr"], "device": str(cfg.device)}
+    if (path := run / "figure_5.json").is_file():
+        result = read_json(path)
+        if changed := differences(result.get("asked") or asked, asked):
+            raise ValueError(
+                f"{path} was measured otherwise (different: {', '.join(changed)}): choose another name=..."
+            )
+        print(f"{path} was measured before; remove it to measure again.")
     else:
         options = {"side": cfg.cost.side, "images": cfg.cost.images, "face": cfg.cost.face}
         printed = read_texts(CONFIGS / "figure_5.yaml")
-        result = figure_5(load, run, printed, records=sorted(run.glob("*/baseline.json")), **options)
+        result = figure_5(load, run, printed, records=sorted(run.glob("*/baseline.json")), asked=asked, **options)
     print(table(result))
 
 
