@@ -12,15 +12,18 @@ VENV := .venv
 # Named after the content of pyproject.toml, so that a change of the dependencies installs again, and a touch does not.
 STAMP := $(VENV)/.installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 
+DOCS := .venv-docs
+
 export FACE2SCENE_WEIGHTS ?= $(CURDIR)/checkpoints/third_party
 export TORCH_HOME := $(FACE2SCENE_WEIGHTS)/torch_home
 export HF_HUB_OFFLINE := 1
+export NO_MKDOCS_2_WARNING := 1
 export OMP_WAIT_POLICY := passive
 
 # Tests whose numbers depend on the processor's instruction set, run again with older ones.
 NUMERICS := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -n 2 -m 'numerics and not gpu and not slow and not browser and not fuzz and not chaos'
 
-.PHONY: help venv demo test lint clean
+.PHONY: help venv demo test lint docs site pictures clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -40,12 +43,24 @@ test: $(STAMP) ## Check style and types, and run the tests, the numerical ones o
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(NUMERICS)
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(NUMERICS)
 
+docs: pictures site ## Draw the pictures of README and docs/ from what ships, and build the documentation into site/
+
+site: $(DOCS)/.installed ## Build the documentation into site/, every link checked; needs neither torch nor weights
+	PYTHONPATH=. $(DOCS)/bin/mkdocs build --strict --quiet
+	@echo "The documentation is in site/index.html."
+
+pictures: $(STAMP) ## Draw the pictures alone; the web page's too where Chromium and playwright are
+	$(VENV)/bin/face2scene fetch quickstart real_esrgan_x4plus
+	$(VENV)/bin/python scripts/draw_rooms.py
+	$(VENV)/bin/python scripts/draw_method.py
+	$(VENV)/bin/python scripts/draw_docs.py $$($(VENV)/bin/python -c 'import playwright' 2>/dev/null && echo --page)
+
 lint: $(STAMP) ## Repair the style automatically
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-clean: ## Remove .venv and caches; weights, data and runs stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+clean: ## Remove environments and caches; weights, data and runs stay
+	rm -rf $(VENV) $(DOCS) site .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pyiqa brings opencv-python-headless and, through facexlib, opencv-python. Both own the same folder, and the second one
@@ -67,4 +82,13 @@ $(STAMP): pyproject.toml
 			"opencv-python-headless==$$headless"; fi
 	$(VENV)/bin/python -m pip uninstall --quiet --yes bitsandbytes
 	rm -f $(VENV)/.installed-*
+	touch $@
+
+# The site needs neither torch nor the package: docstrings are read, not imported.
+$(DOCS)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and none was found: make docs PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"]))' \
+		> $(DOCS)/requirements.txt
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r $(DOCS)/requirements.txt
 	touch $@

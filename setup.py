@@ -13,6 +13,7 @@ setup(
     package_data={
         "face2scene": ["py.typed"],
         "face2scene.assets": ["catalogue.yaml"],
+        "face2scene.cli": ["examples/*"],
         "face2scene.data.building": ["packs/*.yaml"],
         "face2scene.data.sources": ["celebref_validation.txt"],
         "face2scene.common": ["templates/*"],

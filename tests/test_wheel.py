@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import zipfile
 from contextlib import suppress
 from email import message_from_bytes
@@ -25,9 +26,10 @@ LARGEST = 25e6  # bytes of the wheel
 COMMANDS = """
 import sys
 from hydra.core.global_hydra import GlobalHydra
-from face2scene.cli.main import COMMANDS, main
+from face2scene.cli.main import main
+from face2scene.cli.options import COMMANDS
 main(["fetch", "--list"])
-for words in [*([name, "--cfg", "job", "--resolve"] for name in COMMANDS if name != "quickstart"),
+for words in [*([name, "--cfg", "job", "--resolve"] for name in COMMANDS),
               ["run-baseline"], ["sweep", "--dry-run"]]:
     GlobalHydra.instance().clear()
     print("====", *words)
@@ -46,9 +48,10 @@ def run(*words: str | Path, folder: Path | None = None) -> str:
     """Output of a program in an environment without settings of ours, and a user's folders that are empty."""
     ours = [name for name in os.environ if name == "PYTHONPATH" or name.startswith("FACE2SCENE_")]
     environment = {name: value for name, value in os.environ.items() if name not in ours}
-    environment["XDG_CACHE_HOME"] = str(Path("no cache").absolute())
     options = {"capture_output": True, "text": True, "timeout": 1500, "env": environment, "cwd": folder}
-    done = subprocess.run(words, **options)
+    with tempfile.TemporaryDirectory() as empty:
+        environment["XDG_CACHE_HOME"] = empty
+        done = subprocess.run(words, **options)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 

@@ -7,6 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from face2scene.assets import catalogue
 from face2scene.assets.catalogue import MissingWeights, WeightsError
 from face2scene.common.memory import best_device
 from face2scene.image_io.raw import Development
@@ -39,6 +40,16 @@ def device_of(cfg: DictConfig, default: torch.device | None = None) -> torch.dev
 def development_of(cfg: DictConfig) -> Development:
     """The options `develop` of camera RAW."""
     return Development(**cast(dict[str, Any], OmegaConf.to_container(cfg.develop, resolve=True)))
+
+
+def best_ref_fr() -> str:
+    """The best Stage I for photos whose weights are here, as an option of ref_fr; `none` without a detector's."""
+    ready = {name for name, asset in catalogue.catalogue().items() if catalogue.is_ready(asset)}
+    if not ready >= {"yunet", "dlib"}:
+        return "none"
+    if torch.cuda.is_available() and ready >= {"faceme", "realvisxl_v3", "photomaker", "antelopev2"}:
+        return "faceme"
+    return "real_esrgan" if "real_esrgan_x4plus" in ready else "none"
 
 
 def pipeline_of(cfg: DictConfig, device: torch.device | None = None) -> Face2ScenePipeline:

@@ -8,8 +8,10 @@ import logging
 import os
 import re
 import tarfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,20 @@ def atomic_write(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partials(folder: str | Path, *inside: str, seconds: float = 0) -> None:
+    """Delete what killed processes left of `atomic_write` in a folder.
+
+    Args:
+        inside: names of folders in it that are searched with all below them; empty text is the folder itself.
+        seconds: keep younger files, where other processes may work.
+    """
+    pattern, before = ".*.[0-9]*.partial*", time.time() - seconds
+    for path in chain(Path(folder).glob(pattern), *(Path(folder, name).rglob(pattern) for name in inside)):
+        with suppress(FileNotFoundError):  # finished meanwhile
+            if path.is_file() and (not seconds or path.stat().st_mtime < before):
+                path.unlink()
 
 
 def sync(path: str | Path) -> None:

@@ -3,6 +3,7 @@
 Third-party weights are in `assets.catalogue`.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from face2scene.common.files import atomic_write
+from face2scene.common.ledger import content, digest
 from face2scene.common.provenance import provenance
 from face2scene.common.shipped import portable
 
@@ -94,6 +96,19 @@ def save_weights(
     }
     with atomic_write(path) as partial:
         save_file(plain, partial, metadata=header)
+
+
+def values_of(path: str | Path) -> str:
+    """SHA-256 of the file's content; of weights without `about`, which differs between exports of equal values."""
+    if Path(path).suffix != ".safetensors":
+        return content(path)
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            header["__metadata__"].pop("about", None)
+            return digest([header, hashlib.file_digest(file, "sha256").hexdigest()])
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError):  # without metadata, or damaged
+        return content(path)
 
 
 def load_weights(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:

@@ -173,8 +173,7 @@ def _opened(folder: Path) -> pq.ParquetFile:
     if not (folder / METADATA).is_file():
         what = "holds no finished dataset" if folder.is_dir() else "does not exist"
         raise FileNotFoundError(
-            f"{folder} {what}. Build it with `accelerate launch scripts/build_inscene.py "
-            f"data={folder.name}`, or point data.root at one."
+            f"{folder} {what}. Build it with `face2scene build-inscene data={folder.name}`, or point data.root at one."
         )
     with _readable(folder):
         file = pq.ParquetFile(folder / METADATA, page_checksum_verification=True)

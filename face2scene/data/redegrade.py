@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.common.files import atomic_write
 from face2scene.common.ledger import claim
@@ -50,7 +50,7 @@ def _link(source: Path, target: Path) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)  # the file, where the set has a link to it
     except OSError:  # another file system
         with atomic_write(target) as partial:
             shutil.copyfile(source, partial)

@@ -4,6 +4,7 @@ A packed set is an InScene dataset with image names such as `shards/train-000012
 archive is read once, and members by random access.
 """
 
+import hashlib
 import io
 import json
 import shutil
@@ -22,8 +23,11 @@ from face2scene.common.ledger import claim
 from face2scene.data.records import (
     METADATA,
     SETTINGS,
+    SUMS,
+    ManifestError,
     Record,
     Records,
+    read_sums,
     stream_manifest,
     version_of,
     write_manifest,
@@ -101,7 +105,7 @@ def shard_of(name: str) -> str:
 def _contents(archive: Path) -> dict[str, tuple[int, int]]:
     # Offset and size of every member; none of a corrupt archive.
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, "r:") as tar:  # a compressed one has no places to read at
             return {member.name: (member.offset_data, member.size) for member in tar}
     except tarfile.TarError:
         return {}
@@ -123,6 +127,7 @@ def pack(folder: str | Path, packed: str | Path, *, split: str = "train", per_sh
 
     Raises:
         FileExistsError: `packed` is a finished set, or holds files that were not packed from this set in this way.
+        ManifestError: a file differs from its checksum.
     """
     folder, packed = Path(folder), Path(packed)
     if (packed / METADATA).is_file():
@@ -146,6 +151,16 @@ def pack(folder: str | Path, packed: str | Path, *, split: str = "train", per_sh
         references = tuple(names.get(name, name) for name in record.references)
         return replace(record, image=names.get(record.image, record.image), references=references)
 
+    known = dict(read_sums(folder)) if (folder / SUMS).is_file() else {}
+    known |= {record.image: record.sha256 for record in stream_manifest(folder)}
+
+    def checked(name: str, found: str) -> str:
+        if found != known.get(name, found):
+            raise ManifestError(
+                f"{folder / name} is not the recorded file: `face2scene data verify {folder}` says more."
+            )
+        return found
+
     count = -(-len(images) // per_shard)
     sums: dict[str, str] = {}
     for shard in range(count):
@@ -154,7 +169,9 @@ def pack(folder: str | Path, packed: str | Path, *, split: str = "train", per_sh
             with atomic_write(packed / name) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for number in range(shard * per_shard, min((shard + 1) * per_shard, len(images))):
                     key, record = f"{number:09d}", moved(chosen[number])
-                    _add(tar, f"{key}.png", (folder / images[number]).read_bytes())
+                    image = read_bytes(folder, images[number])
+                    checked(images[number], hashlib.sha256(image).hexdigest())
+                    _add(tar, f"{key}.png", image)
                     _add(tar, f"{key}.json", json.dumps(asdict(record), sort_keys=True).encode())
         sums[name] = sha256_of(packed / name)
     for record in stream_manifest(folder):
@@ -162,7 +179,7 @@ def pack(folder: str | Path, packed: str | Path, *, split: str = "train", per_sh
             if name not in sums:
                 (packed / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / name, packed / name)
-                sums[name] = sha256_of(packed / name)
+                sums[name] = checked(name, sha256_of(packed / name))
     write_sums(packed, sorted(sums.items()))
     write_manifest(packed, (moved(record) for record in stream_manifest(folder)))
     return count

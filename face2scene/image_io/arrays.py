@@ -3,6 +3,8 @@
 Files with transparency, profiles and metadata are read and written by `face2scene.image_io.photos`.
 """
 
+import logging
+import os
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 from face2scene.common.files import atomic_write
 from face2scene.image_io.photos import LUMA, MAX_PIXELS, NEUTRAL, SUFFIXES, ImageError, quantize, read_photo
 
+LOG = logging.getLogger(__name__)
 COLOURS = ("none", "wavelet", "adain")
 
 
@@ -94,16 +97,28 @@ def list_images(folder: str | Path) -> list[Path]:
 def list_files(folder: str | Path) -> list[Path]:
     """All files below `folder`, sorted by path, without hidden ones, STRAY_FOLDERS and STRAY_FILES.
 
+    A warning names each folder that cannot be opened.
+
     Raises:
         FileNotFoundError: no such folder.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    files, unreadable = files_below(folder)
+    for path, reason in unreadable.items():
+        LOG.warning("The folder %s cannot be opened (%s): what it holds is left out.", path, reason)
+    return files
+
+
+def files_below(folder: str | Path) -> tuple[list[Path], dict[Path, str]]:
+    """The files of `list_files`, and the folders that cannot be opened, each with the reason; without a warning."""
+    if not Path(folder).is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
-    stray = STRAY_FOLDERS | STRAY_FILES
-    found = {path: path.relative_to(folder).parts for path in folder.rglob("*") if path.is_file()}
-    kept = [p for p, parts in found.items() if not any(s.startswith(".") or s.lower() in stray for s in parts)]
-    return sorted(kept, key=found.__getitem__)  # on Windows paths compare without case
+    files, errors = [], []
+    for parent, folders, names in os.walk(folder, onerror=errors.append):
+        folders[:] = [name for name in folders if name[0] != "." and name.lower() not in STRAY_FOLDERS]
+        kept = [name for name in names if name[0] != "." and name.lower() not in STRAY_FOLDERS | STRAY_FILES]
+        files += [path for path in (Path(parent, name) for name in kept) if path.is_file()]
+    files.sort(key=lambda path: path.parts)  # on Windows paths compare without case
+    return files, {Path(error.filename): error.strerror or str(error) for error in errors}
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:

@@ -9,6 +9,7 @@ import numpy as np
 from face2scene.common.optional import import_optional
 from face2scene.image_io.metadata import Metadata, byte_order, into_tiff
 
+REDUCED = 1  # of TIFF's NewSubfileType: a copy of another page at a lower resolution
 _SIGNED, _ASSOCIATED, _UNASSOCIATED, _SEPARATE = 2, 1, 2, 2  # values of TIFF's tags
 _COLOURS = {0: 1, 1: 1, 2: 3}  # by photometric interpretation: white is zero, black is zero, RGB
 
@@ -41,7 +42,7 @@ def check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
 
 
 def read_tiff(path: Path, max_pixels: int) -> tuple[Samples, bytes | None, int, list[str]]:
-    """Read the first page of a TIFF by its declared layout.
+    """Read the first page of a TIFF, or the first that is no reduced copy of another one, by its declared layout.
 
     Returns:
         Samples, ICC profile, orientation (1 to 8), and a sentence for whatever was left out.
@@ -53,7 +54,8 @@ def read_tiff(path: Path, max_pixels: int) -> tuple[Samples, bytes | None, int, 
     tifffile = import_optional("tifffile", "photos", why=f"Reading {path.name}")
     notes: list[str] = []
     with tifffile.TiffFile(path) as file:
-        page = file.pages.first
+        pages = list(file.pages)
+        page = next((page for page in pages if not int(page.subfiletype) & REDUCED), pages[0])
         check_size(path, (page.imagewidth, page.imagelength), max_pixels)
         count = _COLOURS.get(int(page.photometric))
         if count is None or page.imagedepth != 1 or page.samplesperpixel < count:
@@ -61,8 +63,8 @@ def read_tiff(path: Path, max_pixels: int) -> tuple[Samples, bytes | None, int, 
             raise ImageError(
                 f"{path} cannot be read: photometric interpretation {name}, {page.samplesperpixel} samples."
             )
-        if len(file.pages) > 1:
-            notes.append(f"{len(file.pages) - 1} further pages are left out.")
+        if len(pages) > 1:
+            notes.append(f"{len(pages) - 1} further pages are left out.")
         try:
             values = page.asarray()
         except ValueError as error:

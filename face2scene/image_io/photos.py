@@ -31,12 +31,25 @@ from face2scene.image_io.metadata import (
     metadata_of,
     tiff_metadata,
 )
-from face2scene.image_io.profiles import colour_space, convert, other_profile, profile_of, quantize, srgb, to_srgb
+from face2scene.image_io.profiles import (
+    colour_space,
+    convert,
+    declared_by_exif,
+    other_profile,
+    profile_of,
+    quantize,
+    srgb,
+    to_srgb,
+)
 from face2scene.image_io.raw import Development, RawError, develop
 
 LOG = logging.getLogger(__name__)
 
-RAW_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
+# Of LibRaw's cameras; not `.raw`, which is also samples without a header.
+RAW_SUFFIXES = (
+    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".k25", ".kdc", ".mef", ".mos"),
+    *(".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
+)
 HEIF_SUFFIXES = (".heic", ".heif")
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"),
@@ -233,10 +246,22 @@ def _declares_depth(image: Any) -> bool:
     return max(depths) > 8 or set(formats) != {1}
 
 
+def _to_full_page(image: Any) -> None:
+    # Scanners and editors put a reduced copy in front of the page that it shows.
+    number = 0
+    while int(image.tag_v2.get(ExifTags.Base.NewSubfileType, 0)) & deep.REDUCED:
+        number = (number + 1) % image.n_frames
+        image.seek(number)
+        if number == 0:  # all are
+            break
+
+
 def _read_file(path: Path, max_pixels: int, heif: bool) -> Photo:
     try:
         # Opened here: of a path Pillow maps uncompressed TIFFs into memory, and then does not turn them upright.
         with open(path, "rb") as file, _opened(file, heif) as image:
+            if image.format == "TIFF":
+                _to_full_page(image)
             if not (image.format == "TIFF" and _declares_depth(image)):
                 check_size(path, image.size, max_pixels)
                 return _from_pillow(path, image)
@@ -255,6 +280,8 @@ def _from_pillow(path: Path, image: Image.Image, in_memory: bool = False) -> Pho
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     metadata, lost = metadata_of(image, content if fmt == "TIFF" else None)
     icc = image.info.get("icc_profile")
+    if icc is None and image.mode in ("RGB", "RGBA"):
+        icc = declared_by_exif(image.getexif(), notes)
     samples = None
     if fmt == "HEIF":
         orientation = turn_of_heif(image, content, notes)

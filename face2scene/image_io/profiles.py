@@ -1,10 +1,12 @@
 """ICC colour profiles: to sRGB and back. Pillow's littlecms converts 8 bits a channel only; imagecodecs' more."""
 
+import contextlib
 import io
+import struct
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
 from face2scene.image_io import deep
 
@@ -24,6 +26,41 @@ def srgb() -> ImageCms.ImageCmsProfile:
 
 def profile_of(icc: bytes) -> ImageCms.ImageCmsProfile:
     return ImageCms.ImageCmsProfile(io.BytesIO(icc))
+
+
+def adobe_rgb() -> bytes:
+    """An ICC profile of Adobe RGB (1998): primaries adapted to D50, gamma 563 / 256."""
+
+    def xyz(*values: float) -> bytes:
+        return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in values))
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IHxx", 1, 563)
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 17) + b"Adobe RGB (1998)\0".ljust(95, b"\0"),
+        b"cprt": b"text\0\0\0\0none".ljust(16, b"\0"),
+        b"wtpt": xyz(0.9505, 1.0, 1.0891),
+        b"rXYZ": xyz(0.60974, 0.31111, 0.01947),
+        b"gXYZ": xyz(0.20528, 0.62567, 0.06087),
+        b"bXYZ": xyz(0.14919, 0.06322, 0.74457),
+    } | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+    table, body, start = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, content in tags.items():
+        table += name + struct.pack(">II", start + len(body), len(content))
+        body += content.ljust(-(-len(content) // 4) * 4, b"\0")
+    head = struct.pack(">I4xI12s12x4s28x", start + len(body), 0x02100000, b"mntrRGB XYZ ", b"acsp")
+    return (head + xyz(0.9642, 1.0, 0.8249)[8:]).ljust(128, b"\0") + table + body
+
+
+def declared_by_exif(exif: Image.Exif, notes: list[str]) -> bytes | None:
+    """The profile of a colour image without one: Adobe RGB where the camera's file says so (DCF 2.0), or None."""
+    with contextlib.suppress(Exception):  # Pillow's reader raises almost anything on corrupt EXIF
+        space = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
+        index = str(exif.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex, "")).strip("\0 ")
+        if index == "R03" or space == 2:  # DCF's option file; 2 is what some cameras write, outside the standard
+            return adobe_rgb()
+        if space == 65535 and not index:
+            notes.append("EXIF says that the colours are not sRGB, but not which: they were read as sRGB.")
+    return None
 
 
 def colour_space(icc: bytes) -> str:

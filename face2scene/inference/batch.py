@@ -16,9 +16,9 @@ from tempfile import TemporaryFile
 from time import perf_counter
 from typing import Any, cast
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from face2scene.common.files import atomic_write, fitting_name, write_json
+from face2scene.common.files import atomic_write, fitting_name, remove_partials, write_json
 from face2scene.common.ledger import Ledger, content, digest, facts_of, unchanged
 from face2scene.common.locks import locked
 from face2scene.common.provenance import provenance
@@ -136,6 +136,7 @@ def restore_folder(
     with locked(output, "choose another output", hold=rank == 0):
         _check_output(output, tasks, chosen)
         if rank == 0:
+            remove_partials(output, "faces", *(f"{folder}/images".lstrip("/") for folder in chosen.folders))
             Ledger(output / RESTORATION_LOG).gather()
         wait()
         run = _Run(pipeline, tasks, output, chosen, overwrite, Ledger(output / RESTORATION_LOG, rank).read())
@@ -163,6 +164,7 @@ class _Run:
     contents: Callable[[RestorationTask], dict[str, Any]] = field(default_factory=shared_contents)
 
     def __post_init__(self) -> None:
+        self.names = {task.name for task in self.tasks}
         self.bursts = Bursts(self.tasks, self.settings.burst_seconds)
         # `max_pixels` rejects images and does not change the output of the others.
         options = {name: value for name, value in vars(self.settings).items() if name != "max_pixels"}
@@ -326,12 +328,14 @@ class _Run:
         if isinstance(self.settings.guidance, Sequence):
             line["guidance"] = list(self.settings.guidance)
         try:
-            if donor is task and result.token_source == "pair":
-                for number, face in enumerate(result.estimate.face_estimates):
-                    stem = task.stem + (f"_{number + 1}" if number else "")
-                    for kind, image in (("degraded", face.pair.degraded), ("restored", face.pair.restored)):
-                        name = fitting_name(stem, f"_{kind}.png")
-                        write_png(self.output / "faces" / task.relative_dir / name, image)
+            own = donor is task and result.token_source == "pair"
+            pairs = [face.pair for face in result.estimate.face_estimates] if own else []
+            for number, pair in enumerate(pairs):
+                for path, image in zip(self._face_files(task, number), (pair.degraded, pair.restored), strict=True):
+                    write_png(path, image)
+            for number in range(len(pairs), len(self.ledger.lines.get(task.file, {}).get("faces") or ())):
+                for path in self._face_files(task, number):  # of an earlier image of this name
+                    path.unlink(missing_ok=True)
             with ExitStack() as files:
                 partials = [files.enter_context(atomic_write(target, durable=True)) for target in targets]
                 for partial, one in zip(partials, results, strict=True):
@@ -355,6 +359,14 @@ class _Run:
         self.result.warned += bool(line["warnings"])
         if reason := result.notes.get("no_pair"):
             self.result.without_pair[f"{result.token_source} tokens, because {reason}"] += 1
+
+    def _face_files(self, task: RestorationTask, number: int) -> list[Path]:
+        """Files of a face pair: degraded and restored."""
+        stem = task.stem + (f"_{number + 1}" if number else "")
+        while number and (task.relative_dir / stem).as_posix() in self.names:  # the first face of another image
+            stem += "_"
+        folder = self.output / "faces" / task.relative_dir
+        return [folder / fitting_name(stem, f"_{kind}.png") for kind in ("degraded", "restored")]
 
     def _record_failure(self, task: RestorationTask, reason: Exception | str) -> None:
         message = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"

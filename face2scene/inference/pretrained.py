@@ -28,6 +28,7 @@ from face2scene.models.scene_estimator import FILE as ESTIMATOR
 from face2scene.models.scene_estimator import SceneEstimator
 from face2scene.ref_fr.fingerprint import files_version
 
+_HERE = "this folder"
 NAMES = ("tiny",)  # pipelines that ship
 OPTIONS, RESTORER, FADEX, CARD = "face2scene.json", WEIGHTS_FILE, "fadex.safetensors", "README.md"
 
@@ -102,6 +103,12 @@ def write(
     write_json(folder / OPTIONS, {"version": __version__, "options": dict(options), "provenance": json.loads(record)})
 
 
+def name_card(folder: str | Path, name: str) -> None:
+    """Let a folder's model card load the pipeline by its name on the hub."""
+    card = Path(folder) / CARD
+    card.write_text(card.read_text(encoding="utf-8").replace(_HERE, name), encoding="utf-8", newline="\n")
+
+
 def fingerprint(files: Sequence[Path], restorer: OneStepRestorer | S3Diff, fadex: FaDeX) -> str:
     """Digest (16 hex digits) of the restorer's and FaDeX's files and of the base, or without files of the tensors."""
     if not files:
@@ -138,7 +145,7 @@ The degradation of a photo is estimated from a face in it, and the whole photo i
 ```python
 from face2scene import Face2ScenePipeline
 
-pipeline = Face2ScenePipeline.from_pretrained("this folder", detector=..., ref_fr=...)
+pipeline = Face2ScenePipeline.from_pretrained("{_HERE}", ref_fr=..., detector=...)
 pipeline("photo.jpg", references="photos of the person").save("restored.png")
 ```
 

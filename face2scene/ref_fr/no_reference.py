@@ -1,11 +1,11 @@
 """Restorers without references, as baselines of Stage I: Real-ESRGAN, and CodeFormer and RestoreFormer (spandrel)."""
 
 import pickle
-import struct
 import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from face2scene.ref_fr.fingerprint import code_version, digest, files_version, r
 
 _HALF = 0x01306B47  # ncnn's tag of weights in half precision
 _SLOPE = 0.2
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class DenseBlock(nn.Module):
@@ -72,33 +73,61 @@ class RRDBNet(nn.Module):
         return self.conv_last(F.leaky_relu(self.conv_hr(x), _SLOPE))
 
 
-def read_ncnn(param: str | Path, binary: str | Path) -> list[tuple[Tensor, Tensor]]:
-    """Weight (out, in, k, k) and bias of every convolution of an ncnn network, float32, in file order.
+def read_ncnn(param: str | Path, binary: str | Path) -> list[tuple[Tensor, ...]]:
+    """Parameters of an ncnn network's layers, float32, in file order.
+
+    Returns:
+        Of a convolution its weight (out, in, k, k) and bias (out,), of a PReLU its slopes (channels,).
 
     Raises:
         ValueError: a convolution without half-precision weights or bias, or too few or too many bytes.
     """
-    data, place, layers = Path(binary).read_bytes(), 0, []
+    data, place = Path(binary).read_bytes(), 0
+    layers: list[tuple[Tensor, ...]] = []
+
+    def read(name: str, count: int, dtype: str, padded: int = 0) -> np.ndarray:
+        nonlocal place
+        size = padded or 4 * count
+        if place + size > len(data):
+            raise ValueError(f"{binary} is cut short at {name}: fetch {Path(binary).parent.name} again.")
+        place += size
+        return np.frombuffer(data, dtype, count, place - size)
+
     for line in Path(param).read_text().splitlines():
         words = line.split()
+        options = dict(word.split("=", 1) for word in words if "=" in word)
+        if words and words[0] == "PReLU":
+            layers.append((torch.from_numpy(read(words[1], int(options["0"]), "<f4").copy()),))
         if not words or words[0] != "Convolution":
             continue
-        options = dict(word.split("=", 1) for word in words if "=" in word)
         out, kernel, count = int(options["0"]), int(options["1"]), int(options["6"])
-        size = -(-2 * count // 4) * 4  # padded to four bytes
-        if place + 4 + size + 4 * out > len(data):
-            raise ValueError(f"{binary} is cut short at {words[1]}: fetch real_esrgan_x4plus again.")
-        if struct.unpack_from("<I", data, place)[0] != _HALF or options.get("5") != "1":
+        if read(words[1], 1, "<u4")[0] != _HALF or options.get("5") != "1":
             raise ValueError(
                 f"{binary}: {words[1]} has no half-precision weights with a bias, the only supported kind."
             )
-        weight = np.frombuffer(data, "<f2", count, place + 4).astype(np.float32)
-        bias = np.frombuffer(data, "<f4", out, place + 4 + size).copy()
-        place += 4 + size + 4 * out
+        weight = read(words[1], count, "<f2", -(-2 * count // 4) * 4).astype(np.float32)  # padded to four bytes
+        bias = read(words[1], out, "<f4").copy()
         layers.append((torch.from_numpy(weight).reshape(out, -1, kernel, kernel), torch.from_numpy(bias)))
     if place != len(data):
         raise ValueError(f"{binary} holds {len(data) - place} bytes beyond the layers of {param}.")
     return layers
+
+
+def with_ncnn_weights(network: Network, folder: Path, name: str) -> Network:
+    """`network` with the parameters of `folder`/`name`.param and .bin, layer by layer, for inference.
+
+    Raises:
+        ValueError: the files are of another network.
+    """
+    layers = read_ncnn(folder / f"{name}.param", folder / f"{name}.bin")
+    own = [list(m.parameters()) for m in network.modules() if isinstance(m, nn.Conv2d | nn.PReLU)]
+    if [[p.shape for p in layer] for layer in own] != [[p.shape for p in layer] for layer in layers]:
+        raise ValueError(f"{folder} holds {len(layers)} layers that are not those of {name}.")
+    with torch.no_grad():
+        for mine, given in zip(own, layers, strict=True):
+            for parameter, value in zip(mine, given, strict=True):
+                parameter.copy_(value)
+    return network.eval().requires_grad_(False)
 
 
 def load_real_esrgan(folder: str | Path | None = None) -> RRDBNet:
@@ -108,17 +137,7 @@ def load_real_esrgan(folder: str | Path | None = None) -> RRDBNet:
         MissingWeights, ValueError: not fetched; another network.
     """
     place = Path(folder) if folder is not None else catalogue.folder("real_esrgan_x4plus")
-    layers = read_ncnn(place / "realesrgan-x4plus.param", place / "realesrgan-x4plus.bin")
-    network = RRDBNet()
-    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
-    own = [(c.weight, c.bias) for c in convolutions if c.bias is not None]
-    if [(w.shape, b.shape) for w, b in own] != [(weight.shape, bias.shape) for weight, bias in layers]:
-        raise ValueError(f"{place} holds {len(layers)} convolutions that are not those of Real-ESRGAN x4plus.")
-    with torch.no_grad():
-        for (own_weight, own_bias), (weight, bias) in zip(own, layers, strict=True):
-            own_weight.copy_(weight)
-            own_bias.copy_(bias)
-    return network.eval().requires_grad_(False)
+    return with_ncnn_weights(RRDBNet(), place, "realesrgan-x4plus")
 
 
 class RealESRGAN:

@@ -20,6 +20,7 @@ from accelerate.utils import broadcast_object_list, extract_model_from_parallel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from face2scene.common.files import sha256_of, sync
 from face2scene.common.model_files import trained_tensors
@@ -76,21 +77,44 @@ class TrainingState:
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> None:
-        """Load the newest whole state, if there is any state.
+        """Load the newest state that is whole and can be read, if there is any state.
 
         Raises:
-            ValueError: none is whole, or its weights do not fit the models.
+            ValueError: none is, or its weights do not fit the models.
         """
-        found = states(self.run)
-        main = self.accelerator.is_main_process
-        folder = broadcast_object_list([next(filter(_is_whole, reversed(found)), None) if main else None])[0]
-        if folder is not None:
-            log.info("Going on from %s.", folder)
-            self._load(folder)
-        elif found:
+        main, why = self.accelerator.is_main_process, ""
+        for folder in broadcast_object_list([states(self.run)[::-1]])[0]:
+            why = broadcast_object_list([_damage(folder) if main else ""])[0] or self._load(folder)
+            if not why:
+                log.info("Going on from %s.", folder)
+                return
+            if main:
+                log.warning("%s is passed over: %s.", folder, why)
+        if why:
             raise ValueError(
-                f"None of the training states in {found[-1].parent} is whole. Remove that folder, so that the same "
-                "command starts from the beginning, or choose another name=..."
+                f"None of the training states in {self.run.folder / 'state'} is whole. Remove that folder, so that the "
+                "same command starts from the beginning, or choose another name=..."
+            )
+
+    def check_room(self, keep: int) -> None:
+        """Refuse a run whose states will not fit the disk, before its first step.
+
+        Args:
+            keep: states that stay; one more is there while it is written.
+
+        Raises:
+            ValueError: the folder of the run has less room than they need beside those already there.
+        """
+        weights = [t for model in self.models for t in trained_tensors(_inner(model)).values()]
+        moments = [p for one in self.optimizers for group in one.param_groups for p in group["params"]] * 2  # Adam's
+        averages = tree_leaves([one.state_dict() for one in self.others])
+        size = sum(t.numel() * t.element_size() for t in [*weights, *moments, *averages] if isinstance(t, Tensor))
+        there = sum(file.stat().st_size for state in states(self.run) for file in state.iterdir())
+        need, free = (keep + 1) * size - there, shutil.disk_usage(self.run.folder).free
+        if need > free:
+            raise ValueError(
+                f"{self.run.folder} has {free / 1e9:.1f} GB free and {keep + 1} training states need "
+                f"{need / 1e9:.1f} GB: set paths.runs, or lower schedule.keep_states."
             )
 
     def check_finite(self, step: int) -> None:
@@ -114,16 +138,23 @@ class TrainingState:
         parts |= {f"other_{number}": part for number, part in enumerate(self.others)}
         return parts if self.accelerator.scaler is None else parts | {"scaler": self.accelerator.scaler}
 
-    def _load(self, folder: Path) -> None:
-        for number, model in enumerate(self.models):
-            _load_weights(_inner(model), folder / _model_file(number))
-        stored = _read_others(folder, len(self.optimizers), len(self.others))
-        parts = self._parts()
-        if missing := sorted(parts.keys() - stored.keys()):
+    def _load(self, folder: Path) -> str:
+        """Load a whole state; returns why it cannot be, and what it has loaded by then must be loaded anew."""
+        files = [folder / _model_file(number) for number in range(len(self.models))]
+        stored, parts = _read_others(folder, len(self.optimizers), len(self.others)), self._parts()
+        missing = [path.name for path in files if not path.is_file()] + sorted(parts.keys() - stored.keys())
+        if missing:
             raise ValueError(f"{folder} has no {missing[0]}. It belongs to other settings: choose another name=...")
+        for path, model in zip(files, self.models, strict=True):
+            _load_weights(_inner(model), path)
         for name, part in parts.items():
-            values = stored[name]
-            part.load_state_dict(_strided(part, values) if name.startswith("optimizer") else values)
+            try:
+                part.load_state_dict(_strided(part, stored[name]) if name.startswith("optimizer") else stored[name])
+            except torch.OutOfMemoryError:
+                raise
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                return f"its {name} is none that can be loaded here ({type(error).__name__}: {error})"
+        return ""
 
 
 def states(run: Run) -> list[Path]:
@@ -156,41 +187,41 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 
 def _load_weights(model: nn.Module, path: Path) -> None:
     own = model.state_dict(keep_vars=True)
-    stored = {name: shard_like(t, own[name]) if name in own else t for name, t in load_file(path).items()}
-    missing, unknown = model.load_state_dict(stored, strict=False)
+    stored = load_file(path)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    lost = sorted(trained.intersection(missing))
-    if lost or unknown:
+    lost, unknown = sorted(trained - stored.keys()), sorted(stored.keys() - own.keys())
+    odd = sorted(name for name in own.keys() & stored.keys() if own[name].shape != stored[name].shape)
+    if lost or unknown or odd:
         raise ValueError(
-            f"{path} does not fit {type(model).__name__}: missing {lost[:5]}, unknown {unknown[:5]}. It belongs to "
-            "other settings: choose another name=..., or remove the run's folder."
+            f"{path} does not fit {type(model).__name__}: missing {lost[:5]}, unknown {unknown[:5]}, of another shape "
+            f"{odd[:5]}. It belongs to other settings: choose another name=..., or remove the run's folder."
         )
-
-
-def _is_whole(folder: Path) -> bool:
-    if damage := _damage(folder):
-        log.warning("%s is passed over: %s.", folder, damage)
-    return not damage
+    model.load_state_dict({name: shard_like(t, own[name]) for name, t in stored.items()}, strict=False)
 
 
 def _damage(folder: Path) -> str:
-    """Why a state is not whole; empty if it is."""
+    """Why a state is not whole, or is whole and cannot be read; empty if neither is so."""
     names = {path.name for path in folder.iterdir()}
-    if "optimizer.bin" in names:  # of an earlier version, which wrote no checksums
-        try:
-            _read_others(folder, *(sum(n.startswith(s) for n in names) for s in ("optimizer", "custom_checkpoint")))
-            load_file(folder / _model_file(0))
-        except Exception as error:  # a damaged file fails in any way
-            return f"an earlier version wrote it, and it cannot be read as plain tensors ({type(error).__name__})"
-        return ""
-    if SUMS not in names:
-        return f"it has no {SUMS}"
-    lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    if wrong := sorted((names - {SUMS}) ^ sums.keys()):
-        return f"{wrong[0]} is missing, or {SUMS} does not list it"
-    wrong = [name for name, digest in sums.items() if sha256_of(folder / name) != digest]
-    return f"{wrong[0]} differs from its checksum" if wrong else ""
+    earlier = "optimizer.bin" in names  # it has no checksums
+    if not earlier:
+        if SUMS not in names:
+            return f"it has no {SUMS}"
+        lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+        sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        if wrong := sorted((names - {SUMS}) ^ sums.keys()):
+            return f"{wrong[0]} is missing, or {SUMS} does not list it"
+        if wrong := [name for name, digest in sums.items() if sha256_of(folder / name) != digest]:
+            return f"{wrong[0]} differs from its checksum"
+    try:
+        _read_others(folder, *(sum(n.startswith(s) for n in names) for s in ("optimizer", "custom_checkpoint"))).keys()
+        for name in names:
+            if name.startswith("model") and name.endswith(".safetensors"):
+                with safe_open(folder / name, "pt"):
+                    pass
+    except Exception as error:  # a damaged file fails in any way
+        how = "an earlier version wrote it, and" if earlier else "its checksums are right, but"
+        return f"{how} it cannot be read as plain tensors ({type(error).__name__})"
+    return ""
 
 
 def _read_others(folder: Path, optimizers: int, others: int) -> dict[str, Any]:

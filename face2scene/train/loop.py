@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.common.memory import explained
 from face2scene.common.reproducibility import seed_from
@@ -92,8 +92,8 @@ def train(
     Raises:
         FloatingPointError: a loss or gradient is not finite (see `step`); that step changed no weight. Or the weights
             are not, at a step that validates or saves: nothing of them is written.
-        ValueError: `schedule.best` is not a validation metric, a single process was asked to shard, or none of the
-            run's states is whole.
+        ValueError: `schedule.best` is not a validation metric, a single process was asked to shard, none of the run's
+            states is whole, or the disk has no room for them.
     """
     progress = Progress()
     rates = [[group["lr"] for group in phase.optimizer.param_groups] for phase in task.phases]
@@ -110,6 +110,7 @@ def train(
     models, optimizers = zip(*prepared.values(), strict=True)
     state = TrainingState(accelerator, run, models, optimizers, [progress, *getattr(task, "stateful", ())])
     state.resume()
+    state.check_room(schedule.keep_states)
     run.forget_after(progress.step)
     log.info("Training from step %d to %d.", progress.step, schedule.steps)
 
@@ -162,6 +163,7 @@ def train(
     with eval_weights():
         if accelerator.is_main_process:
             task.export(run.folder / "weights", progress.step)
+            run.share()
     accelerator.wait_for_everyone()
 
 

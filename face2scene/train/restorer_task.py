@@ -33,6 +33,7 @@ class RestorerStep(nn.Module):
     """`OneStepRestorer.forward` with its `tokens` inside, for a wrapper that reduces gradients over the processes.
 
     Faces have sizes of their own, so MapNet runs once for each: as often on every process, as sharded weights need it.
+    Returns the restored images and the tokens (B, N, D), without gradient.
     """
 
     def __init__(self, restorer: OneStepRestorer):
@@ -46,12 +47,11 @@ class RestorerStep(nn.Module):
         *,
         drop: Tensor | None = None,
         **options: Tensor | Sequence[int] | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         none = [None] * len(image)
         rows = zip(features or none, none if drop is None else drop.split(1), strict=True)
         tokens = torch.cat([self.restorer.tokens(one, 1, null) for one, null in rows])
-        self.last_tokens = tokens.detach()
-        return self.restorer(image, tokens, **options)
+        return self.restorer(image, tokens, **options), tokens.detach()
 
 
 class RestorerTask:
@@ -129,7 +129,7 @@ class RestorerTask:
         self.l2_weight, self.lpips_weight, self.gan_weight = l2_weight, lpips_weight, gan_weight
         self.real_target, self.posterior, self.order = real_target, posterior, order
         self.device, self.about = device, dict(about)
-        self._step = step = RestorerStep(self.restorer)
+        step = RestorerStep(self.restorer)
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for name, parameter in step.named_parameters():
             if parameter.requires_grad:
@@ -180,10 +180,9 @@ class RestorerTask:
             features = [self.fadex(restored[None], degraded[None]) for restored, degraded in pairs]
         seeds = [seed + seed_offset for seed in batch["seed"]] if self.posterior == "sample" else None
         options = {"negative": negative, "seeds": seeds} | {n: batch[n] for n in ("small",) if n in batch}
-        output = self.phases[0].model(batch["image"], features, drop=batch["drop"], **options)
-        if self.estimator is not None:
-            # for the estimator's phase
-            batch["tokens"], batch["output"] = self._step.last_tokens, output.detach().float()
+        output, tokens = self.phases[0].model(batch["image"], features, drop=batch["drop"], **options)
+        if self.estimator is not None:  # for its phase
+            batch["tokens"], batch["output"] = tokens, output.detach().float()
         return output.float() * 2 - 1
 
     def _reconstruction_loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,9 +9,11 @@ process computes the same path.
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from os.path import isfile  # unlike Path's, it takes text of any length
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -21,18 +23,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from face2scene.common.files import atomic_write, read_seconds, write_json
+from face2scene.common.files import atomic_write, read_json, read_seconds, remove_partials, write_json
 from face2scene.common.ledger import digest
 from face2scene.common.locks import lock_until_exit
 from face2scene.common.memory import keep_freed_memory
+from face2scene.common.model_files import values_of
 from face2scene.common.renamed_keys import keys_of, refuse_renamed
 from face2scene.common.reproducibility import commit
 from face2scene.common.shipped import portable
-from face2scene.data.records import version_of
+from face2scene.data.records import METADATA, version_of
 
 log = logging.getLogger(__name__)
+_INPUTS = "inputs"  # key of the stored configuration: contents of the sets and files that its values name
 # Settings that do not change the result of a run.
-_FREE = ("allow_config_change", "tracker", "paths", "hydra")
+_FREE = ("allow_config_change", "tracker", "paths", "hydra", _INPUTS)
 
 
 class Run:
@@ -42,11 +46,13 @@ class Run:
         folder: `runs/<name>`.
         config: the resolved configuration as plain containers.
         main: whether this process writes.
-        trackers: further receivers, each with `log(values, step)` and, for images, `show(images, step)`.
+        trackers: further receivers, each with `log(values, step)` and, where it takes them, `show(images, step)` and
+            `share(folders)`.
         allow_config_change: resume a folder with another configuration; the new one is written.
 
     Raises:
-        ValueError: the folder has another configuration; the message lists the differences.
+        ValueError: the folder has another configuration, or a set or file that it names was replaced since; the message
+            lists the differences.
         RenamedKey: its configuration has keys of an earlier version.
         FolderInUse: another process trains there.
     """
@@ -64,24 +70,52 @@ class Run:
         self.config = dict(config)
         self.main = main
         self.trackers = trackers
+        self._allow_config_change = allow_config_change
         stored = self.folder / "config.yaml"
         if main:
             lock_until_exit(self.folder, "choose another name=...")
-        if stored.exists() and not allow_config_change:
+        if stored.exists() and self.trained and not allow_config_change:
             before = _stored_config(stored)
             refuse_renamed(keys_of(before), source=str(stored))
             changed = _differences(_kept(before), _kept(self.config))
+            now, then = self.config.get(_INPUTS) or {}, before.get(_INPUTS) or {}
+            changed += [f"{key} leads to other content" for key in then if now.get(key, then[key]) != then[key]]
             if changed:
                 raise ValueError(
                     f"{self.folder} holds a run with another configuration: {'; '.join(changed[:8])}. "
                     "Choose another name=..., remove the folder, or resume it with allow_config_change=true."
                 )
         if main:
+            remove_partials(self.folder, "weights", "validation")
             with atomic_write(stored, durable=True) as partial:
                 OmegaConf.save(OmegaConf.create(self.config), partial)
             with atomic_write(self.folder / "commit.txt") as partial:
                 partial.write_text(commit() + "\n", encoding="utf-8", newline="\n")
             _log_to(self.folder / "log.txt")
+
+    @property
+    def trained(self) -> bool:
+        """Whether there is anything of a training yet; a start that failed before its first step binds nobody."""
+        return any((self.folder / name).exists() for name in ("metrics.jsonl", "state", "weights"))
+
+    def check_base(self, origin: Mapping[str, str]) -> None:
+        """Refuse to go on from another base model; its first start keeps `base.json`.
+
+        Args:
+            origin: `models.restorer.base_model.origin_of` the base; empty for a random one, which is not checked.
+
+        Raises:
+            ValueError: the base's content or precision is another than at the first start.
+        """
+        path = self.folder / "base.json"
+        before = read_json(path) if path.exists() and self.trained else origin
+        if changed := _differences(before, dict(origin)) if origin and not self._allow_config_change else []:
+            raise ValueError(
+                f"{self.folder} was trained on another base model: {'; '.join(changed)}. Set restorer.base.source to "
+                "that one, choose another name=..., or go on with this one by allow_config_change=true."
+            )
+        if self.main and origin:
+            write_json(path, dict(origin))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Append a line to metrics.jsonl, and log to the trackers."""
@@ -104,6 +138,13 @@ class Run:
         for tracker in self.trackers:
             if hasattr(tracker, "show"):
                 tracker.show(images, step)
+
+    def share(self) -> None:
+        """Give the weights and the images of a finished training to trackers of files."""
+        folders = {"model": self.folder / "weights", "predictions": self.folder / "validation"}
+        for tracker in self.trackers:
+            if hasattr(tracker, "share"):
+                tracker.share({kind: folder for kind, folder in folders.items() if folder.is_dir()})
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps after `step`, which are repeated after a resume."""
@@ -137,7 +178,10 @@ def open_run(cfg: DictConfig, *, main: bool = True) -> Run:
     from hydra.utils import get_object  # hydra.instantiate has an argument `config` of its own
 
     keep_freed_memory()
-    config = portable(OmegaConf.to_container(cfg, resolve=True))
+    config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    if main:
+        config[_INPUTS] = dict(_inputs(_kept(config)))
+    config = portable(config)
     folder = Path(cfg.paths.runs) / cfg.name
     tracker = dict(config.get("tracker") or {})
     trackers: tuple[Any, ...] = ()
@@ -163,6 +207,17 @@ def trained_with(cfg: DictConfig) -> dict[str, Any]:
     folders = [part["folder"] for part in config["data"].get("mix") or ()] or [config["data"]["root"]]
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg))  # unresolved: the folder of the runs decides nothing
     return {"config": digest(_kept(plain)), "data_sha256": list(map(version_of, folders))}
+
+
+def _inputs(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Key and digest of every set and file that a value of a configuration names."""
+    if isinstance(value, Mapping | list):
+        for name, one in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _inputs(one, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, str) and isfile(value):
+        yield key, values_of(value)
+    elif isinstance(value, str) and isfile(os.path.join(value, METADATA)):
+        yield key, version_of(value)
 
 
 def _kept(config: Mapping[str, Any]) -> dict[str, Any]:

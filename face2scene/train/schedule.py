@@ -98,4 +98,6 @@ class Progress:
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        best = state["best"]
+        self.step, self.batch = int(state["step"]), int(state["batch"])
+        self.best = None if best is None else float(best)

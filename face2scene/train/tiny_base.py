@@ -229,7 +229,7 @@ class RestoringTask:
     def _restore(self, batch: Mapping[str, Tensor], shift: int = 0, **options: Tensor) -> Tensor:
         with torch.no_grad():
             features = self.fadex(batch["restored"].roll(shift, 0), batch["degraded"].roll(shift, 0))
-        return self.phases[0].model(batch["image"], features.split(1), **options).float()
+        return self.phases[0].model(batch["image"], features.split(1), **options)[0].float()
 
     def _losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         output = self._restore(batch, drop=batch["drop"], negative=batch["negative"]) * 2 - 1

@@ -1,4 +1,7 @@
-"""Trackers of a run's metrics and images, in addition to metrics.jsonl and validation/. None needs a network."""
+"""Trackers of a run's metrics and images, in addition to metrics.jsonl and validation/.
+
+Those of Weights & Biases (offline by default) and TensorBoard need no network; `AccelerateTracker` brings accelerate's.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -16,6 +19,8 @@ class Wandb:
     Args:
         folder: of the run; wandb's files go there.
         mode: `online`, `offline` (kept on disk for `wandb sync`) or `disabled`.
+        artifacts: at the end of a training, its weights and validation images as artifacts of the types `model` and
+            `predictions`.
 
     Raises:
         ModuleNotFoundError: without wandb; the message names the extra.
@@ -29,7 +34,9 @@ class Wandb:
         folder: str | Path,
         project: str = "face2scene",
         mode: str = "offline",
+        artifacts: bool = True,
     ):
+        self.artifacts = artifacts
         self._wandb = import_optional("wandb", "log", why="tracker=wandb")
         options = {"id": name.replace("/", "-"), "name": name, "config": dict(config), "dir": str(folder)}
         self.run = self._wandb.init(project=project, mode=mode, resume="allow", **options)
@@ -40,6 +47,13 @@ class Wandb:
     def show(self, images: Mapping[str, np.ndarray], step: int) -> None:
         """Images by name, uint8 (H, W, 3)."""
         self.run.log({name: self._wandb.Image(image) for name, image in images.items()}, step=step)
+
+    def share(self, folders: Mapping[str, Path]) -> None:
+        """Folders of a finished training by their artifact's type."""
+        for kind, folder in folders.items() if self.artifacts else ():
+            artifact = self._wandb.Artifact(f"{self.run.id}-{folder.name}", type=kind)
+            artifact.add_dir(str(folder))
+            self.run.log_artifact(artifact)
 
 
 class Tensorboard:
@@ -75,3 +89,61 @@ class Tensorboard:
         if self._writer is None:  # the first step of a resumed run is known only now
             self._writer = self._open(purge_step=step)
         return self._writer
+
+
+class AccelerateTracker:
+    """Any tracker that accelerate knows: mlflow, comet_ml, aim, clearml, dvclive, swanlab, trackio.
+
+    Args:
+        folder: of the run; trackers that keep files get it.
+        kind: accelerate's name of the tracker.
+        options: further arguments of accelerate's class, such as mlflow's `experiment_name`.
+
+    Raises:
+        ValueError: accelerate knows no such tracker.
+        ModuleNotFoundError: its package is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        config: Mapping[str, Any],
+        folder: str | Path,
+        kind: str,
+        options: Mapping[str, Any] | None = None,
+    ):
+        from accelerate import tracking
+
+        known = tracking.LOGGER_TYPE_TO_CLASS
+        if kind not in known:
+            raise ValueError(f"tracker.kind={kind} is no tracker of accelerate: choose {', '.join(sorted(known))}.")
+        if kind not in map(str, tracking.get_available_trackers()):
+            raise ModuleNotFoundError(f"tracker.kind={kind} needs its package: pip install {kind.replace('_', '-')}")
+        cls, options = known[kind], dict(options or {})
+        if cls.requires_logging_directory:
+            options["logging_dir"] = str(folder)
+        # mlflow's first argument is the experiment, and its run has a name besides
+        self._tracker = cls(**{"run_name": name, **options})
+        self._tracker.start()
+        self._tracker.store_init_configuration(_flat(config))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._tracker.log({key: float(value) for key, value in values.items()}, step=step)
+
+    def show(self, images: Mapping[str, np.ndarray], step: int) -> None:
+        """Images by name, uint8 (H, W, 3), where the tracker takes images."""
+        if not hasattr(self._tracker, "log_images"):
+            return
+        single = self._tracker.name in ("aim", "clearml")  # the others take a batch of images
+        options = {"dataformats": "NHWC"} if self._tracker.name == "tensorboard" else {}
+        shown = {name: image if single else image[None] for name, image in images.items()}
+        self._tracker.log_images(shown, step=step, **options)
+
+
+def _flat(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        inner = f"{path}.{key}" if path else str(key)
+        flat |= _flat(value, inner) if isinstance(value, Mapping) else {inner: value}
+    return {key: v if isinstance(v, int | float | str) else str(v) for key, v in flat.items()}

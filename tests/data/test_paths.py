@@ -102,6 +102,14 @@ def test_links_inside_and_to_the_folder_are_kept(dataset, tmp_path):
     assert len(read_manifest(tmp_path / "link")) == len(read_manifest(dataset)) == 6
 
 
+def test_link_is_followed_before_it_is_linked(dataset, tmp_path):
+    image = dataset / read_manifest(dataset, "val")[0].image
+    image.rename(image.with_name("target.png"))
+    os.symlink(image.with_name("target.png"), image)
+    redegrade(dataset, tmp_path / "again", SMALL, settings={})
+    assert list(verify(tmp_path / "again")) == []
+
+
 def test_checksums_outside_the_folder_are_named(dataset, capsys):
     write_sums(dataset, [("../secret.png", "0" * 64)])
     assert any("'../secret.png' does not lead to a place inside" in problem for problem in verify(dataset))

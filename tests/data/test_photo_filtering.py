@@ -201,6 +201,36 @@ def test_quality_thresholds_and_selection(tmp_path):
     assert list(verify(tmp_path / "set")) == []
 
 
+def test_people_of_similar_names_stay_apart(tmp_path):
+    for person in ("ann b", "ann-b", "ann_b.", "cat_d"):
+        photo(tmp_path / "photos" / person / "1.png", seed=len(person) + ord(person[3]))
+    built(tmp_path / "set", Photos(tmp_path / "photos", ColourFaces(), **OPTIONS))
+    identities = {record.identity for record in read_manifest(tmp_path / "set")}
+    assert len(identities) == 4 and {"photos_ann-b", "photos_cat-d"} < identities
+
+
+def test_unmeasurable_image_is_named(tmp_path):
+    import torch
+
+    photo(tmp_path / "photos/small.png", seed=1)
+    photo(tmp_path / "photos/good.png", seed=2, size=(120, 120))
+
+    def metric(name):
+        def score(image):
+            windows = torch.nn.functional.unfold(image, 80)  # an error of torch for smaller images
+            return windows.mean()[None]
+
+        return score
+
+    stages = [HasFace(), Quality({"niqe": {"max": 50}})]
+    options = OPTIONS | {"size": None}
+    built(tmp_path / "set", Photos(tmp_path / "photos", ColourFaces(), stages=stages, metric=metric, **options))
+    assert [record.generator["file"] for record in read_manifest(tmp_path / "set")] == ["good.png"]
+    ((stage, reason),) = [reasons(tmp_path / "set")["small.png"]]
+    assert stage == "quality"
+    assert reason.startswith("no quality: niqe cannot measure 90 x 60 pixels (RuntimeError: ")
+
+
 def test_blurred_faces_are_filtered(photo):
     from scipy import ndimage
 

@@ -10,7 +10,7 @@ from drawn_sets import build_drawn, drawn_source
 from PIL import Image
 
 from face2scene.cli.main import main
-from face2scene.data.records import SUMS, Record, read_manifest, write_manifest
+from face2scene.data.records import SUMS, ManifestError, Record, read_manifest, write_manifest
 from face2scene.data.shards import pack, read_stored
 from face2scene.data.verify import verify
 
@@ -156,6 +156,35 @@ def test_stopped_packing_resumes_same_way_only(dataset, tmp_path, change):
         (packed / "shards/train-000001.tar").unlink()
         pack(dataset, packed, per_shard=4)
         assert {path: path.read_bytes() for path in packed.rglob("*") if path.is_file()} == before
+
+
+def test_packing_passes_no_damage_on(dataset, tmp_path):
+    first = read_manifest(dataset, "val")[0]
+    for name in (read_manifest(dataset, "train")[0].image, first.image, first.lq):
+        whole = (dataset / name).read_bytes()
+        (dataset / name).write_bytes(whole[:-1] + b"x")
+        with pytest.raises(ManifestError, match=f"{name} is not the recorded file"):
+            pack(dataset, tmp_path / "packed", per_shard=4)
+        (dataset / name).write_bytes(whole)
+    pack(dataset, tmp_path / "packed", per_shard=4)
+    assert list(verify(tmp_path / "packed")) == []
+
+
+def test_packed_set_is_packed_again(dataset, tmp_path):
+    pack(dataset, tmp_path / "fours", per_shard=4)
+    pack(tmp_path / "fours", tmp_path / "threes", per_shard=3)
+    assert list(verify(tmp_path / "threes")) == []
+    same = [[r.sha256 for r in read_manifest(tmp_path / name)] for name in ("fours", "threes")]
+    assert same[0] == same[1]
+
+
+def test_compressed_archive_is_refused(dataset, tmp_path):
+    import gzip
+
+    pack(dataset, tmp_path / "packed")
+    (shard,) = (tmp_path / "packed").rglob("*.tar")
+    shard.write_bytes(gzip.compress(shard.read_bytes()))
+    assert any("train-000000.tar" in problem and "missing" in problem for problem in verify(tmp_path / "packed"))
 
 
 def test_shards_follow_webdataset_keys(dataset, tmp_path):

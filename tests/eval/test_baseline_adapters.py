@@ -5,6 +5,7 @@ import re
 import subprocess
 
 import pytest
+import torch
 from baseline_inputs import BASELINES
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -14,6 +15,8 @@ from face2scene.common.reproducibility import REPOSITORY
 from face2scene.eval.baselines.adapter import Adapter, AdapterError
 from face2scene.eval.baselines.record import compat_warnings
 from face2scene.eval.baselines.run import commands, run_command
+from face2scene.image_io.arrays import write_png
+from face2scene.inference.tasks import RestorationTask
 
 
 def load_adapter(name: str, **changes) -> Adapter:
@@ -42,7 +45,7 @@ def test_missing_parts_are_listed_before_launch(tmp_path, tasks, make_adapter):
         ({"command": "x {inptu} {input}"}, r"unknown fields \['inptu'\]"),
         ({"command": "x"}, r"neither command nor files have \{input\}"),
         ({"output": "all.png"}, r"has to hold \{stem\}"),
-        ({"sizes": "x2"}, "sizes is 'x2'; choose any, x4, face"),
+        ({"sizes": "x2"}, "sizes is 'x2'; choose any, x4, same, face"),
         ({"colour": "red"}, r"unknown keys or no title: \['colour'\]"),
     ],
 )
@@ -65,9 +68,11 @@ def test_adapter_config_is_complete(name, tmp_path):
     (line,) = commands(adapter, [], scale=4, seed=3)
     assert f"cd {adapter.place} && " in line and line.endswith("# 0 images")
     given = {"input": "IN", "output": "OUT", "references": "REF", "scratch": "S", "scale": 4, "seed": 3}
+    given |= {"stem": "STEM", "side": 512}
     words = adapter.words(**given)
     texts = adapter.texts(**given)
-    assert "IN" in words or any("IN" in text for text in texts.values())
+    source = "IN/STEM.png" if adapter.per_image else "IN"
+    assert source in words or any(source in text for text in texts.values())
     assert not any("{" in word for word in words)
     assert ("3" in words) == ("{seed}" in adapter.command) and (not adapter.seedable or "3" in words)
     # not installed: everything is named, the commit too
@@ -75,10 +80,14 @@ def test_adapter_config_is_complete(name, tmp_path):
     checkout, environment, *weights = nowhere.missing()
     assert f"git clone {adapter.repository} {tmp_path}/nowhere" in checkout and "environment: " in environment
     assert len(weights) >= len([need for need in adapter.weights if not need.path.startswith(("hub:", "~", "{clip"))])
-    unpinned = {"resshift", "invsr", "hypir", "pisa_sr"}  # their files say why
+    unpinned = {"resshift", "pisa_sr"}  # their files say why
+    abbreviated = {"omgsr_s", "adcsr"}  # noted so by those who read them
     assert (adapter.commit is None) == (name in unpinned)
     if adapter.commit:
-        assert re.fullmatch("[0-9a-f]{40}", adapter.commit) and f"nowhere checkout {adapter.commit}" in checkout
+        digits = 7 if name in abbreviated else 40
+        assert (
+            re.fullmatch(f"[0-9a-f]{{{digits}}}", adapter.commit) and f"nowhere checkout {adapter.commit}" in checkout
+        )
 
 
 def test_pasd_captioner_is_off():
@@ -96,6 +105,8 @@ def test_pasd_captioner_is_off():
         ("instantrestore", ["stabilityai/sd-turbo", "stabilityai/sd-vae-ft-mse"]),
         ("supir", ["openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"]),
         ("faceme", ["TencentARC/PhotoMaker"]),
+        ("adcsr", ["stabilityai/stable-diffusion-2-1-base"]),
+        ("faithdiff", ["jychen9811/FaithDiff", "SG161222/RealVisXL_V4.0", "madebyollin/sdxl-vae-fp16-fix"]),
     ],
 )
 def test_missing_hub_models_are_listed(name, needs, tmp_path, monkeypatch):
@@ -126,6 +137,7 @@ def test_unexpected_commit_or_weights_warn(tmp_path, tasks, make_adapter, caplog
     need = {"path": "weights.bin", "source": "a release", "licence": "none"}
     good = make_adapter(commit=head, weights=[need | {"sha256": sha256_of(place / "weights.bin")}])
     assert run_command(good, tasks, tmp_path / "good").complete and not caplog.text
+    assert not compat_warnings(make_adapter(commit=head[:7])), "an abbreviation of it"
     bad = make_adapter(commit="a" * 40, weights=[need | {"sha256": "b" * 64}])
     assert run_command(bad, tasks, tmp_path / "bad").complete
     assert f"is at {head}, and the options were read at {'a' * 40}" in caplog.text and "checkout a" in caplog.text
@@ -144,8 +156,38 @@ def test_all_paper_methods_have_config():
         titles.add(OmegaConf.load(REPOSITORY / f"configs/baseline/{name}.yaml").title)
     paper = "SUPIR, DiffBIR, ResShift, PASD, OSEDiff, SinSR, InvSR, S3Diff, S3Diff retrained, Face2Scene, FaceMe"
     paper += ", CodeFormer, OSDFace, RestoreFormer++, RedegNet"
-    beyond = "Real-ESRGAN, Bicubic, PiSA-SR, HYPIR, InstantRestore"
+    beyond = "Real-ESRGAN, Real-ESRGAN general, FFDNet, Bicubic, PiSA-SR, HYPIR, InstantRestore, HAODiff, Ada-RefSR"
+    beyond += ", TSD-SR, OMGSR-S, VOSR, AdcSR, FaithDiff, SeedVR2, DiT4SR"
     assert titles == {*paper.split(", "), *beyond.split(", ")}
+
+
+def test_faithdiff_script_is_python():
+    script = load_adapter("faithdiff").texts()["faithdiff.py"]
+    compile(script, "faithdiff.py", "exec")
+    assert "{" not in script and 'glob("*.png")' in script
+
+
+def test_dry_run_prints_commands_of_2026(capsys, baseline_script, tmp_path):
+    task = RestorationTask(tmp_path / "a b.png", people={"Ann": (tmp_path / "r.png",)})
+    write_png(task.path, torch.rand(3, 60, 100))
+    wanted = {
+        "haodiff": "run_inference.py --input_image SCRATCH/input --output_dir SCRATCH/output",
+        "adarefsr": "--lq_path SCRATCH/input/a_b.png --ref_path SCRATCH/references/reference_00.png",
+        "tsd_sr": "test/test_tsdsr.py --pretrained_model_name_or_path",
+        "omgsr_s": "--process_size 512 --upscale 4 --mid_timestep 273 --align_method adain",
+        "vosr": "inference_vosr_onestep.py -c preset/ckpts/VOSR_0.5B_os -i SCRATCH/input -o SCRATCH/output -u 4",
+        "adcsr": "test.py --LR_dir SCRATCH/input --SR_dir SCRATCH/output",
+        "faithdiff": "SCRATCH/faithdiff.py SCRATCH/input SCRATCH/output 4 7",
+        "seedvr2": "inference_cli.py SCRATCH/input/a_b.png --output SCRATCH/output/a_b.png",
+        "dit4sr": "--image_path SCRATCH/input --prompt_path SCRATCH/prompts --output_dir SCRATCH/output",
+        "hypir": "--txt_dir SCRATCH/prompts --output_dir SCRATCH/output --seed 7",
+        "invsr": "inference_invsr.py -i SCRATCH/input -o SCRATCH/output --num_steps 1 --chopping_size 128",
+    }
+    for name, words in wanted.items():
+        baseline_script.show(load_adapter(name), [task], 4, 7, tmp_path)
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
+        assert words in line, line
+        assert "--resolution 256" in line or name != "seedvr2", "60 pixels, padded to 64, times 4"
 
 
 def test_s3diff_settings_file_is_filled(tmp_path):

@@ -5,11 +5,15 @@ import json
 import pytest
 import torch
 from baseline_inputs import BASELINES, read_record
+from basicsr_compat import srvgg
+from tolerances import RELOADED
 
+from face2scene.cli.options import UsageError, read
 from face2scene.common.files import sha256_of
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.eval.baselines.adapter import Adapter, AdapterError
-from face2scene.eval.baselines.methods import Bicubic, RealESRGANx4, predict_folder
+from face2scene.eval.baselines.methods import Bicubic, FFDNetColour, RealESRGANx4, predict_folder
+from face2scene.eval.baselines.networks import load_ffdnet, load_real_esrgan_general, noise_level
 from face2scene.eval.baselines.run import run_in_process
 from face2scene.image_io.arrays import read_tensor, resize, write_png
 from face2scene.inference.tasks import RestorationTask
@@ -102,12 +106,79 @@ def test_real_esrgan_sharpens_photo(weights, photo, tmp_path):
     assert (made - gt).square().mean() < 0.02
 
 
-def test_script_flags_become_overrides(baseline_script):
-    for words in (["x", "--import-only", "F", "a=1", "--dry-run"], ["x", "--import-only=F", "a=1", "--dry-run"]):
-        assert baseline_script.with_overrides(words) == ["x", "import_only=F", "a=1", "dry_run=true"]
-    for words in (["x", "--import-only"], ["x", "--import-only="], ["x", "--import-only", "--dry-run"]):
-        with pytest.raises(SystemExit, match="takes the folder"):
-            baseline_script.with_overrides(words)
+@pytest.mark.numerics
+def test_general_network_matches_basicsr(weights):
+    network = load_real_esrgan_general(weights("real_esrgan_general"))
+    theirs = srvgg(num_in_ch=3, num_out_ch=3, num_feat=64, num_conv=32, upscale=4)
+    theirs.load_state_dict(network.state_dict())
+    assert sum(parameter.numel() for parameter in network.parameters()) == 1_213_296
+    image = torch.rand(1, 3, 12, 9, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(network(image), theirs(image), **RELOADED["fp32"])
+
+
+def test_general_network_cleans_photo(weights, photo):
+    weights("real_esrgan_general")
+    gt, noisy = noisy_photo(photo, 10)
+    small = resize(noisy, (32, 33))
+    method = RealESRGANx4(version="general-x4v3", device="cpu")
+    made = method(small, 4)
+    assert made.shape == (3, 128, 132) and method(noisy, 1).shape == gt.shape
+    assert decibels(made[:, :127, :131], gt) > 22, "the right image, and no other range or order of colours"
+    with pytest.raises(ValueError, match="version is 'x2': choose x4plus or general-x4v3"):
+        RealESRGANx4(version="x2")
+
+
+def noisy_photo(photo, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
+    gt = torch.from_numpy(photo[60:187, 180:311].copy()).permute(2, 0, 1)  # sides are odd
+    return gt, (gt + sigma / 255 * torch.randn(gt.shape, generator=torch.Generator().manual_seed(0)))
+
+
+def decibels(image: torch.Tensor, gt: torch.Tensor) -> float:
+    return float(-10 * (image - gt).square().mean().log10())
+
+
+def test_ffdnet_needs_the_true_level(weights, photo):
+    weights("ffdnet_color")
+    gt, noisy = noisy_photo(photo, 25)
+    told = {sigma: decibels(FFDNetColour(sigma=sigma, device="cpu")(noisy, 1), gt) for sigma in (10, 25, 50)}
+    assert told[25] > 31 and decibels(noisy, gt) < 21, "the network's paper prints 31.21 dB on CBSD68"
+    assert told[25] > told[50] + 1.5 and told[25] > told[10] + 5, told
+    assert abs(noise_level(noisy) * 255 - 25) < 1.5
+    estimated = decibels(FFDNetColour(device="cpu")(noisy, 1), gt)
+    assert abs(estimated - told[25]) < 0.5 and FFDNetColour(device="cpu")(noisy, 4).shape == (3, 508, 524)
+    with pytest.raises(ValueError, match=r"0 to 75 of 255; baseline\.method\.sigma is 80"):
+        FFDNetColour(sigma=80)
+
+
+def test_ffdnet_map_of_levels_acts_by_place(weights, photo):
+    network = load_ffdnet(weights("ffdnet_color"))
+    _, noisy = noisy_photo(photo, 25)
+    levels = torch.full((1, 1, 127, 131), 25 / 255)
+    with torch.inference_mode():
+        whole = network(noisy[None], torch.tensor([25 / 255]))
+        torch.testing.assert_close(network(noisy[None], levels), whole, rtol=0, atol=1e-5)
+        levels[..., 70:] = 5 / 255
+        halves = network(noisy[None], levels)
+    torch.testing.assert_close(halves[..., :40], whole[..., :40], rtol=0, atol=1e-5)  # 24 pixels: the field of view
+    assert (halves - whole)[..., 90:].abs().mean() > 0.02
+
+
+def test_other_ffdnet_file_raises(tmp_path):
+    torch.save({"model.0.weight": torch.zeros(64, 13, 3, 3)}, tmp_path / "ffdnet_color.pth")
+    with pytest.raises(ValueError, match="does not hold the tensors of FFDNet for colour: fetch ffdnet_color"):
+        load_ffdnet(tmp_path)
+    (tmp_path / "ffdnet_color.pth").write_bytes(b"PK cut")
+    with pytest.raises(ValueError, match="fetch ffdnet_color again"):
+        load_ffdnet(tmp_path)
+
+
+def test_script_flags_become_overrides():
+    for words in (["--import-only", "F", "seed=1", "--dry-run"], ["--import-only=F", "seed=1", "--dry-run"]):
+        assert read("run-baseline", words).overrides == ["seed=1", "import_only=F", "dry_run=true"]
+    for words in (["--import-only"], ["--import-only="], ["--import-only", "--dry-run"]):
+        with pytest.raises(UsageError, match="import-only"):
+            read("run-baseline", words)
 
 
 def test_script_list_dry_run_import_score(tmp_path, tasks, capsys, baseline_script, run_baseline_script):

@@ -170,3 +170,45 @@ def test_changed_folder_is_reimported(tmp_path, tasks):
     assert not (out / "images/a b.1.png").exists(), "an image of the folder of before stayed among those of now"
     with pytest.raises(ValueError, match="different: said"):
         import_folder(folder, tasks, out, said="by others")
+
+
+def test_same_size_method_gets_enlarged_quarter(tmp_path, make_adapter):
+    write_png(tmp_path / "lq/a.png", torch.rand(3, 9, 13))
+    task = RestorationTask(tmp_path / "lq/a.png")
+    adapter = make_adapter(sizes="same", multiple=8)
+    (row,) = lay_out(adapter, [task], 4)
+    assert (row.size, row.expected, row.target) == ((40, 56), (40, 56), (36, 52))
+    assert run_command(adapter, [task], tmp_path / "out", scale=4).complete
+    record = read_record(tmp_path / "out")
+    assert record["launches"][0]["command"][-3] == "1" and record["size_mode"] == "x4"
+    made = read_tensor(tmp_path / "out/images/a.png")
+    torch.testing.assert_close(made, resize(read_tensor(task.path), (36, 52)), rtol=0, atol=1.01 / 255)
+
+
+def test_each_image_has_its_launch_and_files(tmp_path, tasks, make_adapter):
+    reading = """
+import sys
+from pathlib import Path
+from PIL import Image
+source, target, side, text, reference = sys.argv[1:]
+image = Image.open(source)
+assert int(side) == min(image.size) and Path(text).read_text() == "prompt of " + Path(source).stem
+assert Image.open(reference).size == (5, 4)
+Path(target).parent.mkdir()
+image.save(target)
+"""
+    adapter = make_adapter(
+        per_image=True,
+        references=1,
+        files={"texts/{stem}.txt": "prompt of {stem}", "run.py": reading},
+        command="{python} {scratch}/run.py {input}/{stem}.png {output}/made_{seed}/{stem}.png {side} "
+        "{scratch}/texts/{stem}.txt {references}/reference_00.png",
+        output="*/{stem}.png",
+    )
+    write_png(tmp_path / "person.png", torch.rand(3, 4, 5))
+    alone = [RestorationTask(task.path, people={"Ann": (tmp_path / "person.png",)}) for task in tasks]
+    outcome = run_command(adapter, alone, tmp_path / "out", seed=7)
+    assert outcome.complete and outcome.made == 3, outcome.missing
+    assert len(read_record(tmp_path / "out")["launches"]) == 3
+    with pytest.raises(StagingError, match="Fake needs references"):
+        run_command(adapter, tasks, tmp_path / "none")

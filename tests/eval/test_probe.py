@@ -168,6 +168,8 @@ def test_probe_writes_json_csv_and_figure(tmp_path, probe):
     assert probe()(tmp_path / "again") == found  # nothing is drawn from elsewhere
     with pytest.raises(ValueError, match=r"probe\.operators"):
         probe(operators=1)(tmp_path / "few")
+    with pytest.raises(ValueError, match=r"two operators at least, got 6 images and .*probe\.fit_operators=0"):
+        probe(fit_operators=0)(tmp_path / "few")
 
 
 def test_faces_cover_people_first(dataset):

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 from png_files import png_of_chunks
 
 from face2scene.image_io.arrays import resize_with_alpha
@@ -360,3 +360,58 @@ def test_damaged_files_are_refused_or_read(tmp_path, kind):
             assert read_photo(path, max_pixels=10**6).image.dtype == np.float32
         except (ImageError, ModuleNotFoundError) as error:
             assert path.name in str(error) or "face2scene[" in str(error)
+
+
+def adobe_jpeg(path, levels, *, index="R03", space=65535):
+    """As a camera set to Adobe RGB writes it: no profile, and the interoperability index of DCF's option file."""
+    exif = Image.Exif()
+    inner = exif.get_ifd(ExifTags.IFD.Exif)
+    inner[ExifTags.Base.ColorSpace] = space
+    inner[ExifTags.IFD.Interop] = {1: index} if index else {}
+    exif[ExifTags.IFD.Exif] = inner
+    Image.fromarray(levels).save(path, quality=95, subsampling=0, exif=exif)
+
+
+def adobe_to_srgb(values):
+    """Adobe RGB (1998), 4.3.1.2 and IEC 61966-2-1, of values in [0, 1]."""
+    xyz = values ** (563 / 256) @ np.array(
+        [[0.57667, 0.29734, 0.02703], [0.18556, 0.62736, 0.07069], [0.18823, 0.07529, 0.99134]]
+    )
+    linear = (xyz @ np.array([[3.2406, -0.9689, 0.0557], [-1.5372, 1.8758, -0.2040], [-0.4986, 0.0415, 1.0570]])).clip(
+        0, 1
+    )
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize(("index", "space"), [("R03", 65535), ("", 2)])
+def test_adobe_rgb_by_exif_is_converted(tmp_path, index, space):
+    levels = np.repeat(np.repeat(RNG.integers(110, 180, (4, 4, 3), dtype=np.uint8), 16, 0), 16, 1)
+    adobe_jpeg(tmp_path / "a.jpg", levels, index=index, space=space)
+    photo = read_photo(tmp_path / "a.jpg")
+    expected = adobe_to_srgb(np.asarray(Image.open(tmp_path / "a.jpg")) / 255)
+    np.testing.assert_allclose(photo.image, expected, atol=2 / 255)  # the profile's curve has 8 bits of fraction
+    assert np.abs(photo.image - levels / 255).max() > 6 / 255  # and it is not what the bytes say in sRGB
+    write_photo(tmp_path / "b.png", photo.image, like=photo)
+    back = Image.open(tmp_path / "b.png")
+    assert "Adobe RGB" in ImageCms.getProfileDescription(io.BytesIO(back.info["icc_profile"]))
+    np.testing.assert_allclose(np.asarray(back) / 255, np.asarray(Image.open(tmp_path / "a.jpg")) / 255, atol=2 / 255)
+
+
+def test_srgb_and_unknown_spaces_are_left(tmp_path):
+    for name, index, space, notes in (("R98", "R98", 1, 0), ("unknown", "", 65535, 1)):
+        adobe_jpeg(tmp_path / f"{name}.jpg", levels(COLOUR, np.uint8), index=index, space=space)
+        photo = read_photo(tmp_path / f"{name}.jpg")
+        assert photo.profile is None and len(photo.warnings) == notes
+        np.testing.assert_allclose(photo.image * 255, np.asarray(Image.open(tmp_path / f"{name}.jpg")), atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_page_behind_a_preview_is_read(tmp_path, dtype):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(np.zeros((5, 7, 3), dtype), photometric="rgb", subfiletype=1)
+        file.write(levels(COLOUR, dtype), photometric="rgb")
+    photo = read_photo(tmp_path / "a.tif")
+    np.testing.assert_allclose(photo.image, COLOUR, atol=0.51 / np.iinfo(dtype).max)
+    assert any("1 further pages" in note for note in photo.warnings)
+    tifffile.imwrite(tmp_path / "b.tif", levels(COLOUR, dtype), photometric="rgb", subfiletype=1)
+    np.testing.assert_allclose(read_photo(tmp_path / "b.tif").image, COLOUR, atol=0.51 / np.iinfo(dtype).max)

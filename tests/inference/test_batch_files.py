@@ -5,14 +5,18 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from inverting_pipeline import InvertingPipeline, log_entries, make_image
 from PIL import Image
 from png_files import png_claiming
 
 from face2scene.common.files import fitting_name
+from face2scene.common.types import DegradationTokens, FacePair
+from face2scene.image_io.arrays import read_image
 from face2scene.image_io.photos import read_photo, write_photo
 from face2scene.inference import batch
 from face2scene.inference.batch import OutputError, restore_folder
+from face2scene.inference.results import DegradationEstimate, FaceEstimate
 from face2scene.inference.tasks import find_tasks
 
 
@@ -48,6 +52,41 @@ def test_corrupt_files_fail_individually(photo_folder, tmp_path):
     assert "truncated" in result.failed["cut.jpg"] and "20000 x 20000 pixels" in result.failed["bomb.png"]
     assert all(name in sentence for name, sentence in result.failed.items())
     assert not list((tmp_path / "out").rglob("*partial*"))
+
+
+def test_leftovers_of_a_kill_are_removed(photo_folder, tmp_path):
+    out = tmp_path / "out"
+    left = [out / name for name in (".restore.999999.partial.jsonl", "images/sub/.c.999999.partial.png")]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    restore_folder(InvertingPipeline(), find_tasks(photo_folder), out)
+    assert not any(path.exists() for path in left)
+
+
+class FacesByBrightness(InvertingPipeline):
+    """As many face pairs as the image's first value says in tenths, all of that value."""
+
+    def estimate(self, scene, **_):
+        value = scene.image[:, :1, :1]
+        pairs = (FaceEstimate(FacePair(1 - value, value, (0, 0, 1, 1)), None, None),) * round(10 * value[0].item())
+        notes = {"warnings": [], "faces": [{"box": [0, 0, 1, 1]}] * len(pairs)}
+        tokens = DegradationTokens(torch.zeros(1, 1, 1), "pair" if pairs else "null")
+        return DegradationEstimate(tokens, face_estimates=pairs, notes=notes)
+
+
+def test_face_files_belong_to_their_image(tmp_path):
+    make_image(tmp_path / "in/a.png", 0.2)
+    make_image(tmp_path / "in/a_2.png", 0.1)
+    tasks, faces = find_tasks(tmp_path / "in"), tmp_path / "out/faces"
+    restore_folder(FacesByBrightness(), tasks, tmp_path / "out")
+    stems = {path.name.removesuffix("_degraded.png") for path in faces.glob("*_degraded.png")}
+    assert stems == {"a", "a_2_", "a_2"}  # of a.png: two; of a_2.png: one
+    for stem, value in (("a", 0.2), ("a_2_", 0.2), ("a_2", 0.1)):
+        assert read_image(faces / f"{stem}_degraded.png").mean() == pytest.approx(value, abs=0.003)
+    make_image(tmp_path / "in/a.png", 0.0)  # an image without a face takes the place of one with two
+    restore_folder(FacesByBrightness(), tasks, tmp_path / "out", overwrite=True)
+    assert {path.name for path in faces.iterdir()} == {"a_2_degraded.png", "a_2_restored.png"}
 
 
 def test_one_pixel_and_odd_names_work(tmp_path):

@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -324,16 +326,35 @@ def test_unknown_suffixes_are_counted(tmp_path):
     kinds = {"jfif": "JPEG", "jpe": "JPEG", "gif": "GIF", "bmp": "BMP", "avif": "AVIF"}
     for suffix, kind in kinds.items():
         image.save(tmp_path / f"{suffix}.{suffix}", format=kind)
-    for name in ("notes.txt", "more.TXT", "raw.nrw", "README", "Thumbs.db"):
+    for name in ("notes.txt", "more.TXT", "scene.xcf", "README", "Thumbs.db"):
         (tmp_path / name).write_text("x")
     tasks = find_tasks(tmp_path)
     assert sorted(task.name for task in tasks) == sorted(kinds)
     assert all(np.abs(read_image(task.path) - 200 / 255).max() < 3 / 255 for task in tasks)  # JPEG and AVIF are lossy
-    assert passed_over(tmp_path) == "passed over: 1 without suffix, 2 .txt, 1 .nrw"
+    assert passed_over(tmp_path) == "passed over: 1 without suffix, 1 .xcf, 2 .txt"
     (tmp_path / "only").mkdir()
-    (tmp_path / "only/raw.nrw").write_text("x")
-    with pytest.raises(FileNotFoundError, match=r"no image in .*only \(input\); passed over: 1 \.nrw"):
+    (tmp_path / "only/scene.xcf").write_text("x")
+    with pytest.raises(FileNotFoundError, match=r"no image in .*only \(input\); passed over: 1 \.xcf"):
         find_tasks(tmp_path / "only")
+
+
+def test_closed_folders_are_counted_and_named(tmp_path, monkeypatch, caplog):
+    for name in ("open", "closed/deeper"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.fromarray(np.full((24, 32, 3), 200, np.uint8)).save(tmp_path / name / "a.png")
+    scandir = os.scandir
+
+    def refusing(path):  # permissions do not bind the administrator, who may run the tests
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert [task.name for task in find_tasks(tmp_path)] == ["open/a"]
+    assert f"{tmp_path / 'closed'} cannot be opened (Permission denied)" in caplog.text
+    assert passed_over(tmp_path) == f"passed over: 1 folder(s) that cannot be opened ({tmp_path / 'closed'})"
+    with pytest.raises(FileNotFoundError, match=r"no image.*; passed over: 1 folder\(s\) that cannot be opened"):
+        find_tasks(tmp_path / "closed")
 
 
 def test_unicode_names_are_kept(make_pipeline, tmp_path):

@@ -17,7 +17,7 @@ with warnings.catch_warnings(), np.errstate():  # it sets NumPy's for the whole 
     from basicsr.utils.diffjpeg import DiffJPEG
     from basicsr.utils.img_process_util import filter2D
 
-__all__ = ["DiffJPEG", "degradations", "filter2D", "rrdbnet"]
+__all__ = ["DiffJPEG", "degradations", "filter2D", "rrdbnet", "srvgg"]
 
 
 def rrdbnet(*sizes: int):
@@ -25,3 +25,10 @@ def rrdbnet(*sizes: int):
     from basicsr.archs.rrdbnet_arch import RRDBNet
 
     return RRDBNet(*sizes).eval()
+
+
+def srvgg(**sizes: int):
+    """Real-ESRGAN's compact network, see `rrdbnet`."""
+    from basicsr.archs.srvgg_arch import SRVGGNetCompact
+
+    return SRVGGNetCompact(**sizes).eval()

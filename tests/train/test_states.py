@@ -184,14 +184,58 @@ def test_pickled_code_never_runs(undisturbed, tmp_path, capsys, caplog, name):
     assert "state/4 is passed over: an earlier version wrote it" in caplog.text
 
 
+def add_sums(folder):
+    sums = [f"{sha256_of(p)}  {p.name}\n" for p in sorted(folder.iterdir()) if p.name != "SHA256SUMS"]
+    (folder / "SHA256SUMS").write_text("".join(sums))
+
+
 def test_other_settings_are_named(undisturbed, tmp_path):
     shutil.copytree(undisturbed[1], tmp_path / "run")
     folder = tmp_path / "run/state/4"
-    save_file({"another": torch.zeros(1)}, folder / "model.safetensors")
-    sums = [f"{sha256_of(p)}  {p.name}\n" for p in sorted(folder.iterdir()) if p.name != "SHA256SUMS"]
-    (folder / "SHA256SUMS").write_text("".join(sums))
-    with pytest.raises(ValueError, match=r"not fit Sequential: missing \['0.bias', .*unknown \['another'\]"):
-        train_to(tmp_path / "run", 6)
+    weights = load_file(folder / "model.safetensors")
+    for others, words in (
+        ({"another": torch.zeros(1)}, r"missing \['0.bias', .*unknown \['another'\]"),
+        (weights | {"0.bias": torch.zeros(3)}, r"missing \[\], unknown \[\], of another shape \['0.bias'\]"),
+    ):
+        save_file(others, folder / "model.safetensors")
+        add_sums(folder)
+        with pytest.raises(ValueError, match=f"not fit Sequential: {words}"):
+            train_to(tmp_path / "run", 6)
+
+
+def no_tensors(path):
+    path.write_bytes(b"\xff" * 7 + b"\x7f{}")
+
+
+def no_tree(path):
+    save_file({"a": torch.zeros(1)}, path)
+
+
+def other_tree(path):
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        tree = file.metadata()["tree"]
+    assert '"best"' in tree and "betas" in tree
+    save_file(tensors, path, metadata={"tree": tree.replace('"best"', '"other"').replace('"lr"', '"rate"')})
+
+
+def tree_of_a_list(path):
+    save_file({"a": torch.zeros(1)}, path, metadata={"tree": "[1, 2]"})
+
+
+ODD = [("model", empty), ("model", no_tensors)]
+ODD += [("training", damage) for damage in (empty, no_tensors, no_tree, tree_of_a_list, other_tree)]
+
+
+@pytest.mark.parametrize(("name", "damage"), ODD)
+def test_odd_content_is_passed_over(undisturbed, tmp_path, caplog, name, damage):
+    whole, stopped = undisturbed
+    shutil.copytree(stopped, tmp_path / "run")
+    damage(tmp_path / f"run/state/4/{name}.safetensors")
+    add_sums(tmp_path / "run/state/4")
+    resumed = train_to(tmp_path / "run", 6)
+    assert resumed.steps == 4 and same(resumed, whole)
+    assert "state/4 is passed over: its" in caplog.text
 
 
 def test_infinite_weights_are_not_saved(undisturbed, tmp_path):
@@ -216,7 +260,11 @@ def test_best_is_never_nan(tmp_path):
 def test_leftovers_of_a_kill_are_removed(undisturbed, tmp_path):
     shutil.copytree(undisturbed[1], tmp_path / "run")
     (tmp_path / "run/state/.5.partial").mkdir()
+    for name in ("", "weights/best/", "validation/000002/"):
+        (tmp_path / "run" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name / ".a.999999.partial.png").touch()
     train_to(tmp_path / "run", 6)
+    assert not list((tmp_path / "run").rglob(".a.*"))
     assert sorted(path.name for path in (tmp_path / "run/state").iterdir()) == ["4", "6"]
 
 
@@ -233,3 +281,11 @@ def test_scaler_state_survives(tmp_path):
     fresh = of(2.0**16)
     fresh.resume()
     assert fresh.accelerator.scaler.get_scale() == 2.0**9
+
+
+def test_full_disk_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    room = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
+    with pytest.raises(ValueError, match=r"0\.0 GB free and 3 training states need .* GB: set paths\.runs"):
+        train_to(tmp_path / "run", 1)
+    assert not (tmp_path / "run/state").exists() and not (tmp_path / "run/metrics.jsonl").exists()

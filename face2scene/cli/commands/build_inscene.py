@@ -1,4 +1,4 @@
-"""Build an InScene dataset: `accelerate launch scripts/build_inscene.py data=quickstart`.
+"""Build an InScene dataset: `face2scene build-inscene data=quickstart`.
 
 It can be stopped at any moment; the same command goes on from there, and leaves a finished set as it is. The exit code
 is 0, 1 when the set could not be built, or data.quarantine_exit when some input could not be read.

@@ -53,7 +53,7 @@ def _predictions(cfg: DictConfig, run: Path) -> None:
 
 def _table(cfg: DictConfig, run: Path) -> None:
     runs = Path(cfg.paths.runs)
-    text = paper_table(CONFIGS, runs, cfg.table, cfg.format)
+    text = paper_table(CONFIGS, runs, cfg.table, cfg.format, dict(cfg.sets))
     if cfg.format != "html":
         print(text)
         return
@@ -67,7 +67,7 @@ def _figure(cfg: DictConfig, run: Path) -> None:
 
     if str(cfg.figure) == "5":
         _measure_figure_5(cfg, run)
-    for path in draw_figure(str(cfg.figure), CONFIGS, Path(cfg.paths.runs), run):
+    for path in draw_figure(str(cfg.figure), CONFIGS, Path(cfg.paths.runs), run, dict(cfg.sets)):
         print(path)
 
 

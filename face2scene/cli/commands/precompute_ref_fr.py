@@ -1,4 +1,4 @@
-"""Restore every face of an InScene set once: `accelerate launch scripts/precompute_ref_fr.py data=... ref_fr=...`.
+"""Restore every face of an InScene set once: `face2scene precompute-ref-fr data=... ref_fr=...`.
 
 It can be stopped at any moment; the same command goes on from there. Faces are shared among processes by content, so
 that an image that occurs twice is restored once.
@@ -12,9 +12,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.cli.command_line import script
+from face2scene.common.files import remove_partials
 from face2scene.common.ledger import digest
 from face2scene.common.locks import locked
 from face2scene.common.memory import best_device
@@ -43,6 +44,8 @@ def main(cfg: DictConfig) -> None:
     here = f".{digest([str(cfg.data.root), list(cfg.splits)])}.lock"
     with locked(cache.folder, "choose another cache", name=here, hold=state.is_main_process):
         bar = tqdm(total=len(faces), unit="face", disable=not state.is_main_process, desc="Stage I")
+        if state.is_main_process:
+            remove_partials(cache.folder, "", seconds=3600)
         summary = fill(cache, faces, batch=cfg.batch, progress=bar.update)
         parts = gather_object([summary])
     problems = [line for part in parts for line in part.problems]

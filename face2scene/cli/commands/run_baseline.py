@@ -4,7 +4,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -53,7 +53,7 @@ def listing() -> str:
         absent = adapter.missing()
         state = f"{len(absent)} things are missing" if absent else adapter.tried
         lines.append(f"{path.stem:18} {adapter.title:18} {how[adapter.kind]:24} {state}")
-    return "\n".join([*lines, "", "What one of them lacks: python scripts/run_baseline.py baseline=NAME --dry-run"])
+    return "\n".join([*lines, "", "What one of them lacks: face2scene run-baseline --baseline NAME --dry-run"])
 
 
 def run(cfg: DictConfig, key: str) -> bool:
@@ -84,10 +84,11 @@ def run(cfg: DictConfig, key: str) -> bool:
         given = {key: value for key, value in options["method"].items() if key != "device"}
         facts = {"weights": weights_of(adapter), "scale": scale, "method_options": given}
         facts |= {"device": getattr(adapter.method, "device", "cpu")}
+        facts |= {"base_dtype": lambda: base_dtype_of(getattr(adapter.method, "network", None))}
         outcome = run_in_process(adapter, tasks, output, lambda: by_method(adapter, tasks, output, scale), **facts)
     else:
         pipeline, facts = load_pipeline(cfg, adapter)
-        facts |= {"scale": scale, "seed": cfg.seed}
+        facts |= {"scale": scale, "seed": cfg.seed, "base_dtype": lambda: base_dtype_of(pipeline.restorer)}
         predict = partial(by_pipeline, pipeline, tasks, output, scale, seed=cfg.seed, guidance=facts["guidance"])
         outcome = run_in_process(adapter, tasks, output, predict, **facts)
     report(outcome, output)
@@ -174,6 +175,15 @@ def weights_of(adapter: Adapter) -> dict[str, Path]:
     return {name: Path(path) for name, path in named.items() if path} or adapter.found()
 
 
+def base_dtype_of(network: Any) -> str | None:
+    """Precision of a network's VAE and UNet, `float32` or `bfloat16 (VAE), float32 (UNet)`; None where it has none."""
+    parts = {name: getattr(network, name.lower(), None) for name in ("VAE", "UNet")}
+    if None in parts.values():
+        return None
+    kinds = {name: str(part.dtype).removeprefix("torch.") for name, part in parts.items()}
+    return kinds["VAE"] if len({*kinds.values()}) == 1 else ", ".join(f"{kind} ({n})" for n, kind in kinds.items())
+
+
 def load_pipeline(cfg: DictConfig, adapter: Adapter) -> tuple[Face2ScenePipeline, dict[str, Any]]:
     """The pipeline of the configuration, and the settings that decide its images."""
     own = adapter.pipeline
@@ -228,20 +238,6 @@ def weights_file(value: str) -> Path:
     return Path(value)
 
 
-def with_overrides(words: Sequence[str]) -> list[str]:
-    """A command line whose --dry-run and --import-only FOLDER are written as Hydra's overrides."""
-    made, rest = [], iter(words)
-    for word in rest:
-        flag, _, value = word.partition("=")
-        if flag == "--import-only":
-            value = value or next(rest, "")
-            if not value or value.startswith("-"):
-                sys.exit("--import-only takes the folder of the predictions: --import-only FOLDER.")
-            word = f"import_only={value}"
-        made.append("dry_run=true" if word == "--dry-run" else word)
-    return made
-
-
 def report(outcome: BaselineResult, output: Path) -> None:
     """Print the result."""
     print(outcome)
@@ -252,5 +248,4 @@ def report(outcome: BaselineResult, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv = with_overrides(sys.argv)
     main()

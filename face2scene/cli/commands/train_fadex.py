@@ -1,4 +1,4 @@
-"""Train FaDeX: `accelerate launch scripts/train_fadex.py [experiment=...] [key=value ...]`.
+"""Train FaDeX: `face2scene train-fadex [experiment=...] [key=value ...]`.
 
 The same command again goes on where the run stopped. Writes weights/fadex.safetensors and weights/probe.json.
 """

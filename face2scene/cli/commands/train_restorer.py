@@ -1,4 +1,4 @@
-"""Train the one-step restorer: `accelerate launch scripts/train_restorer.py experiment=quickstart`."""
+"""Train the one-step restorer: `face2scene train-restorer experiment=quickstart`."""
 
 import logging
 import math
@@ -58,6 +58,7 @@ def main(cfg: DictConfig) -> None:
         conditioning = instantiate(part, _convert_="all")
         # the base is not kept here: its text encoder is needed for the prompts alone
         restorer = kind(load_base(**cfg.restorer.base), conditioning, source=cfg.restorer.base.source, **adapters)
+    run.check_base(restorer.base_origin)
     if settings.gradient_checkpointing:
         restorer.checkpoint_gradients()
     discriminator = OmegaConf.to_container(settings.discriminator, resolve=True) if settings.discriminator else None

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.common.files import sha256_of, write_json
 from face2scene.common.ledger import claim
 from face2scene.common.locks import locked
 from face2scene.common.types import Box, Face
 from face2scene.data.building.finalize import PARTS, BuildError, Degradations, FinalizePlan, degrade, finalize
-from face2scene.data.building.names import safe
+from face2scene.data.building.names import distinct
 from face2scene.data.records import METADATA, SETTINGS, SUMS, stream_manifest
 from face2scene.image_io.arrays import write_png
 
@@ -257,7 +257,7 @@ def _write_candidate(
     reference = image if candidate.reference is None else write(place("references"), candidate.reference)
     given = []
     for stem, photo in candidate.references:
-        given.append(name := f"references/people/{safe(candidate.identity)}/{stem}.png")
+        given.append(name := f"references/people/{distinct(candidate.identity)}/{stem}.png")
         if (folder / name).is_file():  # images of one person share the photos
             sums[name] = sha256_of(folder / name)
         else:

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from face2scene.common.types import Box
 from face2scene.data.building.build import BuildError, largest
 from face2scene.data.building.photo_filtering import Candidate, Scorer, StageContext
 from face2scene.data.building.sharpness import edge_blur, laplacian_variance
 from face2scene.image_io.arrays import to_tensor
+
+_OUT_OF_ORDER = (torch.OutOfMemoryError, torch.AcceleratorError)  # not the image's fault
 
 
 @dataclass
@@ -153,7 +156,13 @@ class Quality:
     def __call__(self, candidate: Candidate) -> str:
         image = to_tensor(candidate.image)[None].to(self.device)
         for name, scorer in self._scorers.items():
-            value = float(np.asarray(scorer(image).cpu()).reshape(-1)[0])
+            try:
+                value = float(np.asarray(scorer(image).cpu()).reshape(-1)[0])
+            except _OUT_OF_ORDER:
+                raise
+            except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                size = f"{image.shape[-1]} x {image.shape[-2]} pixels"
+                return f"no quality: {name} cannot measure {size} ({type(error).__name__}: {error})"
             if not np.isfinite(value):
                 return f"no quality: {name} is {value}"
             candidate.measured[name] = value

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from face2scene.common.types import Face
-from face2scene.data.building.names import safe
+from face2scene.data.building.names import distinct
 from face2scene.faces.align import square_crop_box
 from face2scene.faces.detect import Detector
 from face2scene.image_io.arrays import ImageError, read_image
@@ -119,7 +119,7 @@ def copies(photos: Sequence[Path], side: int | None) -> list[tuple[str, np.ndarr
         except (ImageError, OSError) as error:
             logging.getLogger(__name__).warning("A reference photo is left out: %s", error)
             continue
-        found.append((safe(path.stem if stems.count(path.stem) == 1 else path.name), image))
+        found.append((distinct(path.stem if stems.count(path.stem) == 1 else path.name), image))
     return found
 
 

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from face2scene.data.building.build import BAD_INPUT, BuildError, BuildResult, RecordCandidate, Rejection
-from face2scene.data.building.names import printable, safe
+from face2scene.data.building.names import distinct, printable, safe
 from face2scene.data.sources.photo_source import PhotoInfo, PhotoSource
 from face2scene.faces.detect import Detector
 from face2scene.image_io.arrays import SUFFIXES
@@ -133,7 +133,7 @@ class PhotoArchives(PhotoSource):
         if not isinstance(known, dict):
             return bad("bad metadata: the JSON is no object")
         person = known.get(self.identity_field) if self.identity_field else None
-        identity = f"{self.name}_{safe(str(person))}" if person else None
+        identity = f"{self.name}_{distinct(str(person))}" if person else None
         info = PhotoInfo(shown, identity, self.split, caption if self.caption else None)
         return self.process(file, f"{self.key(item)}_{number:06d}", info)
 

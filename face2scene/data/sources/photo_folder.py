@@ -11,7 +11,7 @@ from typing import Any
 from face2scene.assets import catalogue
 from face2scene.common.optional import import_optional
 from face2scene.data.building.build import BuildResult
-from face2scene.data.building.names import printable, safe
+from face2scene.data.building.names import distinct, printable, safe
 from face2scene.data.sources.photo_source import PhotoInfo, PhotoSource
 from face2scene.faces.detect import Detector
 
@@ -108,5 +108,5 @@ class Photos(PhotoSource):
             person = item.split("/")[0] if "/" in item else self.key(item).removeprefix(f"{self.name}_")
         split = self.split[person] if isinstance(self.split, Mapping) else self.split
         known = self.identity == "folder" or self.people is not None
-        info = PhotoInfo(item, f"{self.name}_{safe(person)}" if known else None, split)
+        info = PhotoInfo(item, f"{self.name}_{distinct(person)}" if known else None, split)
         return BuildResult.of([self.process(self.folder / item, self.key(item), info)])

@@ -11,7 +11,7 @@ from typing import Any
 
 from face2scene.common.files import sha256_of
 from face2scene.data.building.build import BAD_INPUT, BuildError, BuildResult, RecordCandidate, Rejection
-from face2scene.data.building.names import printable, safe
+from face2scene.data.building.names import distinct, printable, safe
 from face2scene.data.paths import FolderPaths, OutsideFolder
 from face2scene.data.sources.photo_source import PhotoInfo, PhotoSource
 from face2scene.faces.detect import Detector
@@ -115,7 +115,7 @@ class PhotoTable(PhotoSource):
                 yield Rejection(f"{self.name}/{file}", reason, BAD_INPUT)
                 continue
             size = (int(known["width"]), int(known["height"])) if known["width"] and known["height"] else None
-            identity = f"{self.name}_{safe(known['identity'])}" if known["identity"] else None
+            identity = f"{self.name}_{distinct(known['identity'])}" if known["identity"] else None
             info = PhotoInfo(file, identity, known["split"], known["prompt"], known["licence"], size)
             yield self.process(self.folder / file, f"{self.name}_{safe(file.rsplit('.', 1)[0])}_{number:06d}", info)
 

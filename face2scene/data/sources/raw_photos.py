@@ -14,7 +14,7 @@ import numpy as np
 
 from face2scene.data.building.build import BAD_INPUT, BuildError, BuildResult, RecordCandidate, Rejection, largest
 from face2scene.data.building.filters import HasFace
-from face2scene.data.building.names import safe
+from face2scene.data.building.names import distinct
 from face2scene.data.building.photo_filtering import Candidate, copies
 from face2scene.data.building.sharpness import directional_blur
 from face2scene.data.sources.photo_folder import Photos
@@ -153,7 +153,7 @@ class RawPhotos(Photos):
             photos = sorted(photos, key=lambda pair: -float(vector @ pair[1]))
         return replace(
             candidate,
-            identity=f"{self.name}_{safe(person)}",
+            identity=f"{self.name}_{distinct(person)}",
             references=copies([path for path, _ in photos[: self.references]], self.reference_size),
             similarity=similarity,
             generator={**candidate.generator, "person_by": "folder" if person == folder else "gallery"},

@@ -16,10 +16,10 @@ from typing import Any
 from face2scene.assets.catalogue import weights_root
 from face2scene.ref_fr.external_programs import LAYOUTS
 
-FIELDS = ("python", "input", "output", "references", "scale", "seed", "scratch", "checkout")
+FIELDS = ("python", "input", "output", "references", "scale", "seed", "scratch", "checkout", "stem", "side")
 _CHOICES = {
     "kind": ("command", "method", "pipeline"),
-    "sizes": ("any", "x4", "face"),
+    "sizes": ("any", "x4", "same", "face"),
     "layout": LAYOUTS,
     "other_sizes": ("refuse", "resize"),
 }
@@ -49,7 +49,8 @@ class Adapter:
     # `command` starts a program; `method` is a callable, `pipeline` is scripts/restore.py, both in this process.
     kind: str = "command"
     # `any` runs at scale 1 on images of full size and at 4 on quarters; `x4` has scale 4 alone, so that images of full
-    # size are reduced by 4 for it; `face` needs squares of 512 pixels that show one face.
+    # size are reduced by 4 for it; `same` has scale 1 alone, so that quarters are enlarged for it; `face` needs squares
+    # of 512 pixels that show one face.
     sizes: str = "any"
     repository: str = ""
     commit: str | None = None  # of the checkout from which its options were taken; another one gives a warning
@@ -60,13 +61,15 @@ class Adapter:
     folder: str = "."  # below the checkout, where it is started
     command: str = ""  # split as a shell would but run without one; its fields are `FIELDS` and those of `options`
     options: Mapping[str, str] = field(default_factory=dict)  # further fields, such as the folder of a base model
-    # Name -> text, written to {scratch} before a launch; with the same fields, and braces doubled.
+    # Name -> text, written to {scratch} before a launch, once for each image where {stem} is in the name; with the same
+    # fields, and braces doubled.
     files: Mapping[str, str] = field(default_factory=dict)
-    output: str = "{stem}.png"  # path of an image below {output}
+    output: str = "{stem}.png"  # path of an image below {output}; it may hold * where that names one file
     multiple: int = 1  # staged sides are padded to multiples of this, and the result is cropped
     other_sizes: str = "refuse"  # or `resize` with a note: results of another size than expected
     layout: str = "flat"  # {input}/NAME.png; `identity`: {input}/NAME/degraded.png with gt.png and conditioning/
     per_identity: bool = False  # one launch for each person, whose references (at least one) are in {references}
+    per_image: bool = False  # one launch for each image, whose {stem} and {side} (the result's shorter) are known then
     references: int = 0  # so many are staged, repeated when there are fewer; 0 stages all
     # Of the environment, in addition to CUDA_VISIBLE_DEVICES and the hub's offline switch.
     variables: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Methods without references that run in this process: bicubic, Real-ESRGAN, S3Diff as released.
+"""Methods without references that run in this process: bicubic, FFDNet, Real-ESRGAN, S3Diff as released.
 
 Each maps an image (3, H, W) in [0, 1] and a scale to an image (3, scale H, scale W) in [0, 1].
 """
@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.assets import catalogue
 from face2scene.common.memory import best_device, explained
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box
+from face2scene.eval.baselines.networks import FFDNet, load_ffdnet, load_real_esrgan_general, noise_level
 from face2scene.image_io.arrays import align_colour, read_tensor, resize, write_png
 from face2scene.models.restorer.tiling import TilePlan, network_in_tiles
 from face2scene.models.s3diff.model import S3Diff
@@ -37,31 +38,42 @@ class Bicubic:
 
 
 class RealESRGANx4:
-    """Real-ESRGAN x4plus (packaged weights) on whole scenes, in tiles.
+    """Real-ESRGAN (packaged weights) on whole scenes, in tiles.
 
     At scale 1 the image is reduced to a quarter first, which its author advises for degraded images of full size.
 
     Args:
-        folder: of the ncnn files; None is the asset `real_esrgan_x4plus`.
+        folder: of the ncnn files; None is the asset of the version.
+        version: `x4plus`, or `general-x4v3` (a tenth of the weights, for denoising strength 1).
         tile: side of a tile in pixels of the network's input; its author's own default is no tiles.
         overlap: of tiles, in pixels of the network's input.
         device: None is CUDA where there is one.
     """
 
+    _LOADERS: ClassVar = {"x4plus": load_real_esrgan, "general-x4v3": load_real_esrgan_general}
+
     def __init__(
-        self, folder: str | None = None, *, tile: int = 192, overlap: int = 16, device: str | torch.device | None = None
+        self,
+        folder: str | None = None,
+        *,
+        version: str = "x4plus",
+        tile: int = 192,
+        overlap: int = 16,
+        device: str | torch.device | None = None,
     ):
-        self.folder, self.tile, self.overlap = folder, tile, overlap
+        if version not in self._LOADERS:
+            raise ValueError(f"baseline.method.version is {version!r}: choose {' or '.join(self._LOADERS)}.")
+        self.folder, self.version, self.tile, self.overlap = folder, version, tile, overlap
         self.device = torch.device(device or best_device())
 
     @cached_property
     def network(self) -> torch.nn.Module:
-        return load_real_esrgan(self.folder).to(self.device)
+        return self._LOADERS[self.version](self.folder).to(self.device)
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, scale: int) -> Tensor:
         if scale not in (1, 4):
-            raise ValueError(f"Real-ESRGAN x4plus enlarges by 4 or, after a reduction, by 1, not by {scale}.")
+            raise ValueError(f"Real-ESRGAN enlarges by 4 or, after a reduction, by 1, not by {scale}.")
         height, width = image.shape[-2:]
         if scale == 1:
             image = resize(image, (max(4, -(-height // 4)), max(4, -(-width // 4))))
@@ -74,6 +86,37 @@ class RealESRGANx4:
             large = network_in_tiles("tiles", self.network, enlarge, image[None], plan, self.device, None)[0].cpu()
         target = (scale * height, scale * width)
         return large if tuple(large.shape[-2:]) == target else resize(large, target)
+
+
+class FFDNetColour:
+    """FFDNet for colour (packaged weights), whole scenes at once; enlarged by bicubic resizing where scale is 4.
+
+    Args:
+        folder: of the released file; None is the asset `ffdnet_color`.
+        sigma: the noise's deviation that it is told, in eight-bit steps, 0 to 75; None estimates it from each image
+            (`noise_level`).
+        device: None is CUDA where there is one.
+    """
+
+    def __init__(
+        self, folder: str | None = None, *, sigma: float | None = None, device: str | torch.device | None = None
+    ):
+        if sigma is not None and not 0 <= sigma <= 75:
+            raise ValueError(f"FFDNet was trained for noise of 0 to 75 of 255; baseline.method.sigma is {sigma}.")
+        self.folder, self.sigma = folder, sigma
+        self.device = torch.device(device or best_device())
+
+    @cached_property
+    def network(self) -> FFDNet:
+        return load_ffdnet(self.folder).to(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor, scale: int) -> Tensor:
+        level = min(noise_level(image), 75 / 255) if self.sigma is None else self.sigma / 255
+        sigma = torch.tensor([level], device=self.device)
+        with explained("use baseline.method.device=cpu"):
+            clean = self.network(image[None].to(self.device), sigma)[0].float().clamp(0, 1).cpu()
+        return resize(clean, (scale * image.shape[-2], scale * image.shape[-1]))
 
 
 class S3DiffAsReleased:

@@ -146,7 +146,7 @@ def compat_warnings(adapter: Adapter) -> list[str]:
     found = []
     there = adapter.place is not None and adapter.place.is_dir()
     at = (checkout_of(adapter) or {}).get("commit") if there else None
-    if adapter.commit and at not in (None, adapter.commit):
+    if adapter.commit and at is not None and not at.startswith(adapter.commit):
         where = "no clone" if at == "unknown" else f"at {at}"
         found.append(
             f"the checkout {adapter.checkout} is {where}, and the options were read at {adapter.commit} "

@@ -78,7 +78,7 @@ def commands(adapter: Adapter, rows: Sequence[Staged], *, scale: int, seed: int)
     """The commands of a dry run, one line per launch (one without images too), with the scratch folder as `SCRATCH`."""
     lines = []
     for group in _launches(adapter, rows) or [[]]:
-        words = adapter.words(**_values(adapter, Path("SCRATCH"), scale=scale, seed=seed))
+        words = adapter.words(**_values(adapter, group, Path("SCRATCH"), scale=scale, seed=seed))
         place = f"cd {shlex.quote(str(adapter.place))} && " if adapter.place else ""
         variables = " ".join(f"{key}={shlex.quote(value)}" for key, value in _variables(adapter, "0").items())
         lines.append(f"{place}{variables} {shlex.join(words)}   # {len(group)} images")
@@ -150,6 +150,7 @@ def run_in_process(
     *,
     weights: Mapping[str, Path],
     device: torch.device | str = "cpu",
+    base_dtype: Callable[[], str | None] = lambda: None,
     **facts: Any,
 ) -> BaselineResult:
     """The same record for a method of this process; raises as `PredictionRecord`.
@@ -158,6 +159,7 @@ def run_in_process(
         predict: returns the numbers of images made now and before, the reasons of those that failed, and the method's
             seconds.
         weights: name -> file or folder that it reads.
+        base_dtype: gives the precision of its diffusion base, if it has one, for the row's note.
         facts: scale, seed, options and whatever else decides its images.
     """
     record = PredictionRecord(Path(output), adapter, inputs_of(adapter, tasks), weights=weights, **facts)
@@ -166,7 +168,8 @@ def run_in_process(
     per_image = round(seconds / made, 3) if made else None
     if made or failed:
         launch = {"pictures": made, "seconds": round(seconds, 2), "seconds_per_picture": per_image}
-        record.add_launch(launch | {"seconds_are": "without loading the method", **here(device)})
+        precise = {"base_dtype": found} if (found := base_dtype()) else {}
+        record.add_launch(launch | {"seconds_are": "without loading the method", **precise, **here(device)})
     outcome.write(record)
     return outcome
 
@@ -230,6 +233,8 @@ def import_folder(
 
 
 def _launches(adapter: Adapter, rows: Sequence[Staged]) -> list[list[Staged]]:
+    if adapter.per_image:
+        return [[row] for row in rows]
     if not adapter.per_identity:
         return [list(rows)] if rows else []
     groups: dict[tuple[Path, ...], list[Staged]] = {}
@@ -238,10 +243,11 @@ def _launches(adapter: Adapter, rows: Sequence[Staged]) -> list[list[Staged]]:
     return list(groups.values())
 
 
-def _values(adapter: Adapter, home: Path, *, scale: int, seed: int) -> dict[str, Any]:
-    factor = {"x4": 4, "face": 1}.get(adapter.sizes, scale)
-    places = {name: home / name for name in ("input", "output", "references")}
-    return {**places, "scratch": home, "scale": factor, "seed": seed}
+def _values(adapter: Adapter, group: Sequence[Staged], home: Path, *, scale: int, seed: int) -> dict[str, Any]:
+    factor = {"x4": 4, "same": 1, "face": 1}.get(adapter.sizes, scale)
+    values = {name: home / name for name in ("input", "output", "references")}
+    one = {"stem": group[0].stem, "side": min(group[0].expected)} if group else {"stem": "STEM", "side": "SIDE"}
+    return {**values, **one, "scratch": home, "scale": factor, "seed": seed}
 
 
 def _variables(adapter: Adapter, gpu: str) -> dict[str, str]:
@@ -251,15 +257,17 @@ def _variables(adapter: Adapter, gpu: str) -> dict[str, str]:
 
 def _prepare(adapter: Adapter, group: Sequence[Staged], home: Path, *, scale: int, seed: int) -> list[str]:
     """Write everything that a launch reads; returns its command."""
-    values = _values(adapter, home, scale=scale, seed=seed)
+    values = _values(adapter, group, home, scale=scale, seed=seed)
     for name in ("input", "output", "references"):
         values[name].mkdir(parents=True)
     for row in group:
         stage(adapter, row, values["input"])
-    if adapter.per_identity and adapter.layout == "flat":
+    if adapter.layout == "flat" and (adapter.per_identity or (adapter.per_image and adapter.uses_references)):
         stage_references(group[0].references, values["references"], adapter.references)
     for name, text in adapter.texts(**values).items():
-        (home / name).write_text(text, encoding="utf-8", newline="\n")
+        for path in {home / name.format(stem=row.stem) for row in group}:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="\n")
     words = adapter.words(**values)
     log.info("%s: %d images, %s", adapter.title, len(group), shlex.join(words))
     return words
@@ -294,7 +302,9 @@ def _collect(
     times = []
     for row in group:
         # A pattern may lead out of the output folder: one program writes beside its input.
-        path = Path(os.path.normpath(home / "output" / adapter.output.format(stem=row.stem)))
+        pattern = adapter.output.format(stem=row.stem)
+        found = list((home / "output").glob(pattern)) if "*" in pattern else []
+        path = found[0] if len(found) == 1 else Path(os.path.normpath(home / "output" / pattern))
         image, note = collect_output(adapter, row, path)
         if image is None:
             note = f"{note} ({result})"

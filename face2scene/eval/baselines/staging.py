@@ -74,6 +74,8 @@ def lay_out(adapter: Adapter, tasks: Sequence[RestorationTask], scale: int) -> l
             if height != width:
                 wrong.append(f"{task.path.name} is {width} x {height}")
             size = expected = (FACE, FACE)
+        elif adapter.sizes == "same":
+            size = expected = tuple(side + -side % adapter.multiple for side in target)
         else:
             factor = 4 if adapter.sizes == "x4" and scale == 1 else 1
             padded = tuple(side + -side % (adapter.multiple * factor) for side in (height, width))
@@ -96,6 +98,8 @@ def lay_out(adapter: Adapter, tasks: Sequence[RestorationTask], scale: int) -> l
 def stage(adapter: Adapter, row: Staged, folder: Path) -> None:
     """Write one image below the program's input folder, 8-bit sRGB PNG."""
     image = read_tensor(row.path)
+    if adapter.sizes == "same" and row.target != tuple(image.shape[-2:]):
+        image = resize(image, row.target)
     if adapter.sizes != "face":
         shrunk = adapter.sizes == "x4" and row.target == tuple(image.shape[-2:])
         image = pad_to_multiple(image[None], adapter.multiple * (4 if shrunk else 1))[0][0]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from scipy.stats import iqr
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.common.files import read_json, write_json
 from face2scene.common.provenance import machine, versions

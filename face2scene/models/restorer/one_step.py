@@ -199,7 +199,7 @@ class OneStepRestorer(RestorerBase):
 
         Args:
             image: (1, 3, H, W) in [0, 1].
-            tokens_at: (1, N, D) for a tile's box, in pixels of the image.
+            tokens_at: (1, N, D) for a tile's box, in pixels of the image; a box may reach beyond its border.
             guidances: see `restore`.
             seed: of the sample from the VAE's posterior, where one is taken.
             offload: keep a network on `device` only while it runs, otherwise on the CPU.
@@ -208,10 +208,10 @@ class OneStepRestorer(RestorerBase):
         Yields:
             (1, 3, H, W) in [0, 1] for each of `guidances`.
         """
-        padded, (height, width) = pad_to_multiple(image, plan.unit)
+        padded, (top, left) = plan.padded(image), plan.margins
 
         def denoise(latent: Tensor, boxes: list[Box]) -> Tensor:
-            tokens = torch.cat([tokens_at(box) for box in boxes])
+            tokens = torch.cat([tokens_at((x0 - left, y0 - top, x1 - left, y1 - top)) for x0, y0, x1, y1 in boxes])
             return torch.cat(self.denoise(latent, tokens, guidances=guidances), dim=1)  # as further channels
 
         def decode(latent: Tensor, boxes: list[Box]) -> Tensor:
@@ -229,7 +229,7 @@ class OneStepRestorer(RestorerBase):
         clean = run("denoising", self.unet, self.unet, denoise, latent)
         for one in clean.chunk(len(guidances), dim=1):
             output = run("decoding", self.vae, self.vae if self.reads_input else self.vae.decoder, decode, one)
-            yield output[..., :height, :width]
+            yield plan.cropped(output, (image.shape[-2], image.shape[-1]))
 
     @torch.inference_mode()
     def encode(self, image: Tensor) -> Tensor:

@@ -3,6 +3,11 @@
 The image is divided into cells. Cells of similar content (mean, standard deviation and detail of each channel) form a
 stratum; the most typical cell of each stratum is sampled, weighted by the area of the stratum. So a uniform background
 costs one square however large it is, and objects are sampled wherever they lie.
+
+Where most of an image is empty or soft (a page, a sky, the ground of a portrait), its area would rule the statistics,
+and the content would be restored worse than by itself; untiled it is. There cells count more the more detail they have,
+until the content weighs as if it covered half of the image: it is restored about as if the image had been cropped to
+it. An image of which detail covers half or more is weighted by area alone, so that tiles equal the whole.
 """
 
 from dataclasses import dataclass
@@ -14,6 +19,7 @@ from torch import Tensor
 from face2scene.common.types import Box
 from face2scene.models.restorer.shared_norms import Core
 
+COVERED = 0.5  # the least share of an image that its content weighs (ours)
 CORE = 0.75  # of a square's side is its cell; pixels nearer to its border depend on zero padding
 
 
@@ -38,9 +44,11 @@ def strata(x: Tensor, size: tuple[int, int], side: int, count: int, unit: int) -
     rows, columns = (_cells(length, side, unit) for length in size)
     cells = [(row, column) for row in rows for column in columns]
     area = np.array([(y1 - y0) * (x1 - x0) for (_, y0, y1), (_, x0, x1) in cells], np.float64)
-    chosen, shares = list(range(len(cells))), area / area.sum()
+    features = _features(x[0], [(c[1:], r[1:]) for r, c in cells], stride)
+    detail = features[:, -x.shape[1] :].sum(1)
+    chosen, shares = list(range(len(cells))), _weights(area, detail)
     if len(cells) > count:
-        chosen, shares = _typical(_features(x[0], [(c[1:], r[1:]) for r, c in cells], stride), area, count)
+        chosen, shares = _typical(features, detail, shares, count)
     squares = []
     for number, share in zip(chosen, shares, strict=True):
         (top, y0, y1), (left, x0, x1) = cells[number]
@@ -70,9 +78,20 @@ def _features(x: Tensor, cells: list[tuple[tuple[int, int], tuple[int, int]]], s
     return torch.stack(rows).double().cpu().numpy()
 
 
-def _typical(features: np.ndarray, area: np.ndarray, count: int) -> tuple[list[int], np.ndarray]:
-    """The medoids of `count` strata, the most detailed cell among them, and their shares of the area."""
-    detailed = int(features[:, -features.shape[1] // 3 :].sum(1).argmax())
+def _weights(area: np.ndarray, detail: np.ndarray) -> np.ndarray:
+    """Of the cells: their areas, and where detail covers less than `COVERED` of the image, partly their detail."""
+    area = area / area.sum()
+    mean = (area * detail).sum()
+    if mean == 0:
+        return area
+    covered = mean**2 / (area * detail**2).sum()  # 1 where all cells are alike, 1 / n where only one of n has detail
+    part = max(COVERED - covered, 0) / (1 - covered) if covered < 1 else 0
+    return area * (1 - part + part * detail / mean)
+
+
+def _typical(features: np.ndarray, detail: np.ndarray, weights: np.ndarray, count: int) -> tuple[list[int], np.ndarray]:
+    """The medoids of `count` strata, the most detailed cell among them, and their shares of the weights."""
+    detailed = int(detail.argmax())
     features = (features - features.mean(0)) / (features.std(0) + 1e-6)
     chosen = [len(features) // 2]  # about the middle; then the cell farthest from all before
     while len(chosen) < count - 1:
@@ -90,8 +109,7 @@ def _typical(features: np.ndarray, area: np.ndarray, count: int) -> tuple[list[i
         ]
     chosen = sorted({detailed, *chosen})
     nearest = _distances(features, features[chosen]).argmin(1)
-    shares = np.bincount(nearest, weights=area, minlength=len(chosen)) / area.sum()
-    return chosen, shares
+    return chosen, np.bincount(nearest, weights=weights, minlength=len(chosen))
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -6,6 +6,9 @@ one latent, tiles of the latent are denoised and blended, tiles of the clean lat
 A tile differs from the same region of the whole image mainly through group normalisation: with means and variances of
 its own, a tile of sky and one of hair get different colours (the colour shift of plain VAE tiling). `shared`
 statistics are estimated once for the whole image and used by every tile, see `shared_norms`.
+
+Around an image of several tiles lies a mirrored margin, which is cut off at the end: the zero padding of the networks'
+convolutions is grey beyond the image's border, and puts a coloured line of up to 64 levels along a white page.
 """
 
 from collections.abc import Callable
@@ -15,10 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.common.memory import free_memory
 from face2scene.common.types import Box, Progress
+from face2scene.image_io.arrays import pad_to_multiple
 from face2scene.models.restorer.restorer_base import RestorerBase
 from face2scene.models.restorer.shared_norms import SharedNorms
 from face2scene.models.restorer.strata import Square, strata
@@ -33,11 +37,12 @@ class TilePlan:
     """How an image is divided into tiles.
 
     Args:
-        height, width: of the image, padded to multiples of `unit`.
+        height, width: of the image with its margins, multiples of `unit`.
         tile, overlap: pixels, multiples of `unit` where there is more than one tile.
         unit: sides and corners of tiles are multiples of it, so that strided layers see the same grid as in the whole
             image.
         statistics: `shared` or `tile`.
+        margins: pixels above and to the left of the image; at least as many lie below and to the right.
     """
 
     height: int
@@ -46,6 +51,7 @@ class TilePlan:
     overlap: int
     unit: int
     statistics: str = "shared"
+    margins: tuple[int, int] = (0, 0)
 
     @classmethod
     def of(
@@ -59,6 +65,9 @@ class TilePlan:
     ) -> "TilePlan":
         """The plan for an image of `size` (height, width).
 
+        Several tiles have margins of half the overlap, or of what one tile holds along a side that fits into it. A side
+        of less than `unit` has a margin of `unit`: a strip that thin is all border.
+
         Args:
             tile: pixels, `auto` for the largest that fits the free memory, None for no tiles.
 
@@ -68,9 +77,10 @@ class TilePlan:
         if statistics not in ("shared", "tile"):
             raise ValueError(f"statistics is {statistics!r}: choose shared or tile (option pipeline.statistics).")
         unit = restorer.multiple
-        height, width = (-(-side // unit) * unit for side in size)
+        thin = [unit if side < unit else 0 for side in size]
+        height, width = (-(-(side + 2 * margin) // unit) * unit for side, margin in zip(size, thin, strict=True))
         if tile is None or (tile != "auto" and max(height, width) <= int(tile)):
-            return cls(height, width, max(height, width), 0, unit, statistics)
+            return cls(height, width, max(height, width), 0, unit, statistics, (thin[0], thin[1]))
         side = fitting_tile(restorer) if tile == "auto" else int(tile)
         if not 0 <= overlap < side // 2:
             raise ValueError(
@@ -83,7 +93,27 @@ class TilePlan:
                 f"tile={tile} is too small for overlap={overlap}: this restorer needs tiles of at least "
                 f"{max(2 * unit, overlap + unit)} pixels (option pipeline.tile)."
             )
-        return cls(height, width, side, overlap, unit, statistics)
+        if max(height, width) <= side:
+            return cls(height, width, side, overlap, unit, statistics, (thin[0], thin[1]))
+        wanted = -(-overlap // (2 * unit)) * unit
+        margins = [wanted if one > side else min(wanted, (side - one) // (2 * unit) * unit) for one in (height, width)]
+        height, width = height + 2 * margins[0], width + 2 * margins[1]
+        return cls(height, width, side, overlap, unit, statistics, (thin[0] + margins[0], thin[1] + margins[1]))
+
+    def padded(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) with its margins, mirrored: (B, C, height, width)."""
+        if not any(self.margins):
+            return pad_to_multiple(image, self.unit)[0]
+        for axis, (margin, length) in enumerate(zip(self.margins, (self.height, self.width), strict=True), -2):
+            period = max(2 * image.shape[axis] - 2, 1)  # of the mirrored image, without its borders twice
+            place = (torch.arange(length, device=image.device) - margin) % period
+            image = image.index_select(axis, place.minimum(period - place) if period > 1 else place)
+        return image
+
+    def cropped(self, output: Tensor, size: tuple[int, int]) -> Tensor:
+        """Without the margins, of `size` (height, width)."""
+        top, left = self.margins
+        return output[..., top : top + size[0], left : left + size[1]]
 
     @property
     def rows(self) -> list[int]:
@@ -97,7 +127,7 @@ class TilePlan:
 
     @property
     def boxes(self) -> list[Box]:
-        """The tiles, row by row, in pixels of the padded image."""
+        """The tiles, row by row, in pixels of the image with its margins."""
         return [
             (x, y, min(x + self.tile, self.width), min(y + self.tile, self.height))
             for y in self.rows

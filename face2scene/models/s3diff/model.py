@@ -210,8 +210,7 @@ class S3Diff(RestorerBase):
         Every guidance is a run of its own, with the UNet's calls as released. `tokens_at` and `offload` are not used:
         scores come from the image, and each tile takes all networks.
         """
-        padded, (height, width) = pad_to_multiple(image, plan.unit)
-        scores = None
+        padded, scores = plan.padded(image), None
         if len(plan.boxes) > 1:  # mean over the squares that represent the image, see `strata`
             squares = plan.squares(padded)
             parts = torch.cat([padded[..., y0:y1, x0:x1] for x0, y0, x1, y1 in (square.box for square in squares)])
@@ -224,7 +223,7 @@ class S3Diff(RestorerBase):
                 return self.restore(part, guidance=guidance, scores=scores, seeds=torch.full((len(part),), seed))
 
             output = network_in_tiles("restoring", nn.Identity(), restore, padded, plan, device, progress)
-            yield output[..., :height, :width]
+            yield plan.cropped(output, (image.shape[-2], image.shape[-1]))
 
     def _scores(self, image: Tensor, scale: int = 1) -> Tensor:
         reduction = max(1, self.score_reduction // scale)
