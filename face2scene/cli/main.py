@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: of argparse, and of a command of `cli.commands` that does not end well.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:2] == ["eval", "submit"] and len(argv) > 2:
+        argv[1:3] = [f"submit={argv[2]}"]  # a word, since it is an action; among the options it is submit=FOLDER
     debug = "--debug" in argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
     name = argv[0].replace("_", "-") if argv else ""
     try:

@@ -29,7 +29,7 @@ from face2scene.models.scene_estimator import SceneEstimator
 from face2scene.ref_fr.fingerprint import files_version
 
 _HERE = "this folder"
-NAMES = ("tiny",)  # pipelines that ship
+NAMES = ("photo", "tiny")  # pipelines that ship
 OPTIONS, RESTORER, FADEX, CARD = "face2scene.json", WEIGHTS_FILE, "fadex.safetensors", "README.md"
 
 

@@ -71,6 +71,16 @@ def _figure(cfg: DictConfig, run: Path) -> None:
         print(path)
 
 
+def _submit(cfg: DictConfig, run: Path) -> None:
+    from face2scene.eval.reports.leaderboard import submit
+
+    page, lacking = submit(cfg.submit, cfg.board or Path(cfg.paths.runs) / "leaderboard")
+    print(page)
+    if lacking:
+        print(f"The entry is marked incomplete: {'; '.join(lacking)}.")
+        sys.exit(1)
+
+
 def _compare(cfg: DictConfig, run: Path) -> None:
     from face2scene.eval.scoring.significance import compare, table
 
@@ -172,6 +182,7 @@ WAYS = {  # option -> how it is said, and what it does
     "predictions": ("predictions=FOLDER gt=FOLDER name=NAME", _predictions),
     "table": ("table=N", _table),
     "figure": ("figure=5", _figure),
+    "submit": ("submit=FOLDER", _submit),
     "compare": ("compare=[RUN,RUN]", _compare),
     "report": ("report=quickstart or report=gallery", _report),
     "probe": ("probe=fadex", _probe),

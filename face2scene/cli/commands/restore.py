@@ -20,7 +20,7 @@ from face2scene.data.records import METADATA
 from face2scene.inference.batch import restore_folder
 from face2scene.inference.log import RESTORATION_LOG
 from face2scene.inference.results import BatchResult
-from face2scene.inference.tasks import find_tasks, passed_over
+from face2scene.inference.tasks import find_tasks, first, passed_over
 
 
 @script("restore", required=["input", "output"], level=logging.INFO)
@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def _restored(cfg: DictConfig, inputs: list[str], state: Accelerator) -> BatchResult:
-    tasks = find_tasks(inputs, references=cfg.references, gt=cfg.gt, output=cfg.output)[: cfg.limit]
+    tasks = first(find_tasks(inputs, references=cfg.references, gt=cfg.gt, output=cfg.output), cfg.limit)
     if state.is_main_process:
         folders = (place for place in inputs if not (Path(place) / METADATA).is_file())
         others = "; ".join(filter(None, map(passed_over, folders)))
