@@ -20,7 +20,7 @@ from face2scene.image_io.arrays import list_files, write_png
 AS_ON_WINDOWS = """
 import fcntl, logging, os, psutil, random, subprocess, sys, types
 flock, exclusive = fcntl.flock, fcntl.LOCK_EX | fcntl.LOCK_NB
-for name in ("fcntl", "resource", "termios", "pwd", "grp", "pty", "tty"):
+for name in ("fcntl", "resource"):
     sys.modules[name] = None
 for name in ("killpg", "setsid", "getpgid", "register_at_fork", "sched_getaffinity", "pread", "pwrite", "sysconf"):
     delattr(os, name)
@@ -31,7 +31,11 @@ def locking(descriptor, mode, count):
         raise PermissionError(13, "Permission denied") from error
 sys.modules["msvcrt"] = types.SimpleNamespace(LK_NBLCK=2, locking=locking)
 """
-LIBRARIES = "import accelerate, diffusers, hydra, torch, torchvision, transformers"
+LIBRARIES = """
+import accelerate, hydra, peft, torch, torchvision
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import AutoTokenizer, CLIPTextModel
+"""
 USES = """
 import json, subprocess, time
 from face2scene.common.locks import FolderInUse, locked

@@ -106,7 +106,7 @@ def write(
 def name_card(folder: str | Path, name: str) -> None:
     """Let a folder's model card load the pipeline by its name on the hub."""
     card = Path(folder) / CARD
-    card.write_text(card.read_text(encoding="utf-8").replace(_HERE, name), encoding="utf-8")
+    card.write_text(card.read_text(encoding="utf-8").replace(_HERE, name), encoding="utf-8", newline="\n")
 
 
 def fingerprint(files: Sequence[Path], restorer: OneStepRestorer | S3Diff, fadex: FaDeX) -> str:

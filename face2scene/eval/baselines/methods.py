@@ -104,7 +104,7 @@ class FFDNetColour:
         if sigma is not None and not 0 <= sigma <= 75:
             raise ValueError(f"FFDNet was trained for noise of 0 to 75 of 255; baseline.method.sigma is {sigma}.")
         self.folder, self.sigma = folder, sigma
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device or best_device())
 
     @cached_property
     def network(self) -> FFDNet:
