@@ -20,7 +20,7 @@ setup(
         "face2scene.eval.scoring": ["results.schema.json"],
         "face2scene.configs": ["**/*.yaml"],
         "face2scene.checkpoints": [
-            *("README.md", "tiny/*.*", "tiny/base/**/*"),
+            *("README.md", "photo/*.*", "tiny/*.*", "tiny/base/**/*"),
             *("fadex/README.md", "fadex/*.safetensors"),
         ],
     },

@@ -209,7 +209,7 @@ the {steps}
 steps of its released program, and the printed 2.0 s would be about {fewer:.0f} of them by this model.
 
 Measured before on another processor, two threads of an Intel Xeon with AVX-512 and AMX, at 1024 pixels
-([benchmarks/README.md](../benchmarks/README.md)): Stage II 116 s and S3Diff 183 s in float32, 1.6 times; here
+(`benchmarks/README.md`): Stage II 116 s and S3Diff 183 s in float32, 1.6 times; here
 {ratio:.1f} times.
 """
 

@@ -23,8 +23,8 @@ from face2scene.image_io.arrays import to_array
 from face2scene.image_io.photos import MAX_PIXELS, read_photo
 from face2scene.inference.pipeline import Face2ScenePipeline
 from face2scene.inference.results import DegradationEstimate, Restoration
-from face2scene.models.fadex import FaDeX
-from face2scene.models.fadex.linear_readout import FACTORS, LinearProbe
+from face2scene.models.fadex import FaDeX, Readout
+from face2scene.models.fadex.linear_readout import FACTORS
 
 MOST_REFERENCES = 20  # photos of the person in one request (ours)
 MOST_PHOTOS = 20  # in one batch (ours)
@@ -36,22 +36,20 @@ Report = Callable[[float, str], None]  # share done, stage
 
 
 class DegradationReadout:
-    """FaDeX with its linear heads: the degradation strengths of a face pair.
+    """FaDeX with its heads: the degradation strengths of a face pair.
 
     Args:
         fadex: weights file of the encoder.
-        heads: weights file of the `LinearProbe` that was fitted on it.
+        heads: weights file of the heads that were fitted on it, see `models.fadex.factor_heads.Readout`.
     """
 
     def __init__(self, fadex: str | Path, heads: str | Path):
-        self.fadex, self.heads = FaDeX.from_file(fadex), LinearProbe.from_file(heads)
+        self.readout = Readout(FaDeX.from_file(fadex), heads)
 
-    @torch.inference_mode()
     def __call__(self, pair: FacePair) -> list[list[str]]:
-        """Rows of factor, value, unit."""
-        features = self.fadex(pair.restored[None].float().cpu(), pair.degraded[None].float().cpu())
-        read = self.heads(self.fadex.embed(features))
-        return [[name.replace("_", " "), f"{value:.2f}", FACTORS[name][0]] for name, value in read.items()]
+        """Rows of factor, value with its interval where the heads have one, unit."""
+        read = self.readout(pair.restored, pair.degraded)
+        return [[name.replace("_", " "), str(reading), FACTORS[name][0]] for name, reading in read.items()]
 
 
 class AppController:

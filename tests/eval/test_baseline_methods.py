@@ -47,7 +47,8 @@ def test_in_process_run_checks_weights_options(tmp_path, tasks, run_baseline_scr
     assert torch.equal(read_tensor(tmp_path / "runs/baseline/x/images/a b.1.png"), read_tensor(tasks[0].path))
 
     ours = ["baseline=face2scene", "name=ours", "limit=1", "faces=none", "ref_fr=none", lq]
-    ours += [f"restorer_weights={REPOSITORY}/checkpoints/tiny/restorer.safetensors"]
+    tiny = REPOSITORY / "checkpoints/tiny"
+    ours += [f"restorer_weights={tiny}/restorer.safetensors", f"fadex_weights={tiny}/fadex.safetensors"]
     assert run_baseline_script(*ours)
     kept = read_record(tmp_path / "runs/ours")
     assert list(kept["weights_sha256"]) == ["restorer_weights", "fadex_weights"]
@@ -57,7 +58,7 @@ def test_in_process_run_checks_weights_options(tmp_path, tasks, run_baseline_scr
     with pytest.raises(ValueError, match=r"different: guidance"):
         run_baseline_script(*ours, "guidance=1.5")
     weights = tmp_path / "fadex.safetensors"
-    weights.write_bytes((REPOSITORY / "checkpoints/tiny/fadex.safetensors").read_bytes())
+    weights.write_bytes((tiny / "fadex.safetensors").read_bytes())
     assert run_baseline_script(*ours, f"fadex_weights={weights}"), "the same bytes elsewhere"
     network = FaDeX.from_file(weights)
     with torch.no_grad():

@@ -28,7 +28,7 @@ from face2scene.eval.tables.render import markdown, row_from_scores, slug
 from face2scene.image_io.arrays import list_images
 from face2scene.inference.batch import restore_folder
 from face2scene.inference.pipeline import Face2ScenePipeline
-from face2scene.inference.tasks import RestorationTask, find_tasks
+from face2scene.inference.tasks import RestorationTask, find_tasks, first
 
 FOLDER = CONFIGS / "baseline"
 
@@ -74,7 +74,7 @@ def run(cfg: DictConfig, key: str) -> bool:
             raise FileNotFoundError(say)
         print(f"  missing  {say}")
     else:
-        tasks = find_tasks(cfg.input, references=cfg.references, gt=None)[: cfg.limit]
+        tasks = first(find_tasks(cfg.input, references=cfg.references, gt=None), cfg.limit)
         gts = gts_of(cfg, tasks)
         scale = scale_of(tasks, gts, cfg.scale)
     output = Path(cfg.paths.runs) / (cfg.name or f"{slug(testset.title) if testset else 'baseline'}/{key}")
