@@ -39,7 +39,7 @@ ROWS = {  # the table's rows: a baseline and its options
     "Real-ESRGAN general": ["baseline=real_esrgan_general"],
     "Face2Scene, tiny weights": ["baseline=face2scene", "faces=none", "ref_fr=none"],
 }
-SHOWN = {"noise": "sample2", "mixed": "sample5", "quarter": "obama"}  # part -> the image in the page
+SHOWN = {"noise": "sample2", "mixed": "sample5"}  # part -> the image in the page
 CROP = 144  # pixels of it
 
 
@@ -66,7 +66,7 @@ def main(words: list[str]) -> None:
 
 def make_images(place: Path) -> dict[str, list[Recipe]]:
     """Ground truths and their degraded images below `place`, with recipes.json; the same for everyone."""
-    recipes: dict[str, list[Recipe]] = {"noise": [], "mixed": [], "quarter": []}
+    recipes: dict[str, list[Recipe]] = {"noise": [], "mixed": []}
     for number, (name, gt) in enumerate(crops()):
         write_png(place / "gt" / f"{name}.png", gt)
         gt, rng = read_tensor(place / "gt" / f"{name}.png"), np.random.default_rng(number)
@@ -74,10 +74,8 @@ def make_images(place: Path) -> dict[str, list[Recipe]]:
         drawn += (GaussianNoise(rng.uniform(2, 10)), Jpeg(int(rng.integers(50, 91))), RestoreSize())
         recipes["noise"].append(Recipe((GaussianNoise(25.0),), noise_seed=number))
         recipes["mixed"].append(Recipe(drawn, noise_seed=number))
-        recipes["quarter"].append(Recipe((GaussianNoise(2.0), Jpeg(90)), noise_seed=number))
         for part, drawn_so_far in recipes.items():
-            image = resize(gt, (SIDE // 4, SIDE // 4)) if part == "quarter" else gt
-            write_png(place / part / f"{name}.png", drawn_so_far[-1].apply(image))
+            write_png(place / part / f"{name}.png", drawn_so_far[-1].apply(gt))
     listed = {part: [json.loads(recipe.to_json()) for recipe in found] for part, found in recipes.items()}
     with atomic_write(place / "recipes.json") as partial:
         partial.write_text(json.dumps(listed))
@@ -123,7 +121,7 @@ GPU. `python scripts/offline_table.py docs=docs` makes the images, runs the rows
 @vladmandic/face-api, MIT; two portraits of the US government), of each the middle {side} x {side} pixels after a
 reduction. Brackets are 95 % bootstrap intervals over the six images: differences smaller than these say nothing.
 
-The rows are the input itself, or enlarged by bicubic resizing; FFDNet for colour, told the noise level that each image
+The rows are the input itself; FFDNet for colour, told the noise level that each image
 is estimated to have (Haar coefficients); Real-ESRGAN x4plus and general x4v3, which at the same size work on the image
 reduced to a quarter, as their author advises; and this project's tiny weights without faces or Stage I, trained in
 hours on two CPU cores. None of them is a row of the paper.

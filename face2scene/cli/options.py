@@ -22,7 +22,7 @@ PATHS = frozenset(
     | {"restorer_weights", "fadex_weights", "base", "shipped", "init_from", "text", "images.faces.folder"}
     | {"paths.data", "paths.runs", "paths.shipped", "data.root", "data.photos", "data.collection", "probe.photos"}
     | {"use.fadex", "use.restorer", "use.s3diff", "readout.fadex", "readout.heads", "ref_fr.folder"}
-    | {"baseline.checkout", "baseline.python", "restorer.decoder"}
+    | {"baseline.checkout", "baseline.python", "restorer.decoder", "submit", "board"}
 )
 NAMES = (
     *("restore", "app", "eval", "build-inscene", "train-fadex", "train-restorer", "precompute-ref-fr", "run-baseline"),
