@@ -128,7 +128,7 @@ class Tellers:
 
     @torch.inference_mode()
     def __call__(self, person: Person, degraded: Tensor, case: Case) -> dict[str, float]:
-        face, clean = degraded[:, *person.inside], person.image[:, *person.inside]
+        face, clean = (image[(slice(None), *person.inside)] for image in (degraded, person.image))
         restored = self.stage_one.restore(face, (), gt=None, rng=np.random.default_rng(0))
         classical = white_noise if case.factor == "noise" else edge_blur
         found = {TRUE: case.value}

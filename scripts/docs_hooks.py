@@ -1,5 +1,9 @@
-"""Hooks of mkdocs: a page of all code blocks and how they are tried, and pages that the navigation does not name."""
+"""Hooks of mkdocs: a page of all code blocks and how they are tried, pages that the navigation does not name, and links
+to files of the repository that are not in the site, which become text.
+"""
 
+import os.path
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,3 +35,14 @@ def on_files(files: Any, config: Any) -> Any:
 
     files.append(File.generated(config, CODE_BLOCKS, content=_HEAD + table()))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Take links that lead out of docs/ off their words."""
+    folder = os.path.dirname(page.file.src_uri)
+
+    def kept(found: re.Match[str]) -> str:
+        outside = os.path.normpath(os.path.join(folder, found[2])).startswith("..")
+        return f"`{found[1]}`" if outside else found[0]
+
+    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)\s]+)\)", kept, markdown)

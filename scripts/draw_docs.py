@@ -3,7 +3,7 @@
     teaser.jpg     degraded photo, the face pair, restored photo, ground truth; people who are held out of the training
     restoring.svg  the same as an animation: the photo, its face, the pair, the restored photo
     face2scene/cli/examples/*.jpg   two of the degraded photos, for the web page
-    page.png, page_narrow.png   the web page in Chromium at 1280 and 400 pixels (--page; pip install playwright)
+    page.png   the web page in Chromium at 1280 pixels (--page; pip install playwright)
 
 Needs `face2scene fetch quickstart real_esrgan_x4plus` and the extra `quickstart`. The photos: NASA's portrait of Eileen
 Collins (scikit-image), the official portrait of Barack Obama (both public domain), and a generated person. The figures
@@ -198,19 +198,17 @@ def page(folder: Path, photo: np.ndarray) -> None:
         file = Path(uploads) / "astronaut.png"
         Image.fromarray(photo).save(file)
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for name, width, height in (("page", 1280, 900), ("page_narrow", 400, 860)):
-            tab = browser.new_page(viewport={"width": width, "height": height})
-            tab.set_default_timeout(600_000)
-            tab.goto(address)
-            tab.set_input_files("#photo input[type=file]", str(file))
-            tab.get_by_text("found.").first.wait_for()
-            tab.click("#restore")
-            tab.wait_for_selector("#slider img")
-            tab.wait_for_function("() => !document.querySelector('#download')?.disabled")
-            tab.wait_for_timeout(2000)
-            shot = Image.open(io.BytesIO(tab.screenshot(full_page=True))).convert("RGB")
-            shot.quantize(200, dither=Image.Dither.NONE).save(folder / f"{name}.png", optimize=True)
-            tab.close()
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        tab.set_default_timeout(600_000)
+        tab.goto(address)
+        tab.set_input_files("#photo input[type=file]", str(file))
+        tab.get_by_text("found.").first.wait_for()
+        tab.click("#restore")
+        tab.wait_for_selector("#slider img")
+        tab.wait_for_function("() => !document.querySelector('#download')?.disabled")
+        tab.wait_for_timeout(2000)
+        shot = Image.open(io.BytesIO(tab.screenshot(full_page=True))).convert("RGB")
+        shot.quantize(200, dither=Image.Dither.NONE).save(folder / "page.png", optimize=True)
         browser.close()
     blocks.close()
 

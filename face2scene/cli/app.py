@@ -28,7 +28,7 @@ CSS = """
 #read-out table, #faces-found table {font-variant-numeric: tabular-nums}
 #read-out th, #read-out td {word-break: normal; overflow-wrap: normal}
 #read-out td:nth-child(2) {white-space: nowrap}
-#dark {max-width: 9em; margin-left: auto}
+#dark {position: absolute; top: 12px; right: 20px; width: auto; z-index: 1}
 .gradio-container {max-width: 1400px; margin: auto}
 """
 DARK = "() => {document.body.classList.toggle('dark')}"
@@ -101,9 +101,8 @@ def build(page: AppController, *, guidance: float) -> Any:
         return page.example(EXAMPLES[event.index])
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
-        with gr.Row():
-            gr.Markdown(INTRODUCTION)
-            gr.Button("Light or dark", size="sm", elem_id="dark").click(None, js=DARK)
+        gr.Markdown(INTRODUCTION)
+        gr.Button("Light or dark", size="sm", elem_id="dark").click(None, js=DARK)
         one_bar = {"concurrency_id": "model", "concurrency_limit": 1}
         with gr.Row():
             with gr.Column(scale=1, min_width=300), gr.Tabs():
@@ -215,7 +214,10 @@ def launch(
 
     Raises:
         OSError: the port is taken.
+        ValueError: there is no such port.
     """
+    if not 0 < port < 65536:
+        raise ValueError(f"port={port} does not exist: choose one from 1024 to 65535.")
     gr = import_optional("gradio", "app", why="The web page")
     blocks.queue(max_size=waiting, default_concurrency_limit=1, api_open=False)  # nothing goes past the queue
 

@@ -29,6 +29,7 @@ from face2scene.common.shipped import CHECKPOINTS
 CORE = (
     *("torch", "torchvision", "numpy", "PIL", "safetensors", "hydra", "omegaconf", "accelerate", "diffusers"),
     *("transformers", "peft", "pyarrow", "tqdm", "lpips", "scipy", "yaml", "huggingface_hub", "jinja2"),
+    *("filelock", "platformdirs", "psutil"),
 )
 EXTRAS = {
     "faces": ("cv2", "dlib", "onnxruntime", "facexlib", "insightface"),
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: of argparse, and of a command of `cli.commands` that does not end well.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:2] == ["eval", "submit"] and len(argv) > 2:
+        argv[1:3] = [f"submit={argv[2]}"]  # a word, since it is an action; among the options it is submit=FOLDER
     debug = "--debug" in argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
     name = argv[0].replace("_", "-") if argv else ""
     try:
@@ -275,7 +278,7 @@ def _machine_lines() -> list[str]:
     try:
         import torch
 
-        from face2scene.common.memory import free_memory
+        from face2scene.common.memory import best_device, free_memory
     except ImportError:
         lines.append("device: unknown, torch is not installed")
     else:
@@ -283,9 +286,12 @@ def _machine_lines() -> list[str]:
             free, total = torch.cuda.mem_get_info(index)
             name = torch.cuda.get_device_name(index)
             lines.append(f"device: cuda:{index} {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+        if best_device().type == "mps":
+            lines.append("device: mps, the GPU of this Apple computer")
         lines = lines or [f"device: cpu, {torch.get_num_threads()} threads of torch"]
         lines.append(f"free memory: {free_memory() / 2**30:.1f} GiB")
-    lines.append(f"cores: {len(os.sched_getaffinity(0))}")
+    allowed = getattr(os, "sched_getaffinity", None)  # on Linux alone
+    lines.append(f"cores: {len(allowed(0)) if allowed else os.cpu_count()}")
     place = next(p for p in (catalogue.weights_root(), *catalogue.weights_root().parents) if p.exists())
     lines.append(f"free disk: {shutil.disk_usage(place).free / 2**30:.1f} GiB at {place}")
     return lines

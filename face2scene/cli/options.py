@@ -48,14 +48,8 @@ def _command(name: str) -> Command:
 
 COMMANDS = {name: _command(name) for name in NAMES}
 # Hydra's own options, with a value and without.
-_HYDRA = (
-    ("--cfg", "-c"),
-    ("--config-dir", "-cd"),
-    ("--config-name", "-cn"),
-    ("--config-path", "-cp"),
-    ("--package", "-p"),
-)
-_HYDRA_FLAGS = (("--multirun", "-m"), ("--resolve",), ("--hydra-help",))
+_HYDRA = {"--cfg": "-c", "--config-dir": "-cd", "--config-name": "-cn", "--config-path": "-cp", "--package": "-p"}
+_HYDRA_FLAGS = {"--multirun": "-m", "--resolve": "-resolve", "--hydra-help": "-hydra-help"}
 _OVERRIDE = re.compile(r"[+~]{0,2}(?P<key>[\w.@:/-]+)=(?P<value>.*)|~[\w.@:/-]+", re.DOTALL)
 _MORE = """\
 Every key of the configuration can be given as KEY=VALUE; --help-all prints them with their comments.
@@ -78,23 +72,19 @@ class Parser(argparse.ArgumentParser):
         return self.error(f"unrecognized arguments: {found[1][0]}") if self.strict and found[1] else found
 
     def error(self, message: str) -> NoReturn:
-        for pattern in (
-            r"invalid choice: '(?P<word>.*?)' \(choose from (?P<known>.*)\)",
-            r"unrecognized arguments: (?P<word>[^\s=]*)",
-        ):
-            if found := re.search(pattern, message):
-                known = re.findall(r"[^\s',]+", found.groupdict().get("known", " ".join(self._option_string_actions)))
-                raise UsageError(
-                    f"{self.prog} has no {found['word']}{meant(found['word'], known)}: see {self.prog} --help."
-                )
-        raise UsageError(f"{self.prog}: {message}; see {self.prog} --help.")
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        found = choice or re.search(r"unrecognized arguments: ([^\s=]*)", message)
+        if found is None:
+            raise UsageError(f"{self.prog}: {message}; see {self.prog} --help.")
+        known = re.findall(r"[^\s',]+", choice[2]) if choice else self._option_string_actions
+        raise UsageError(f"{self.prog} has no {found[1]}{meant(found[1], known)}: see {self.prog} --help.")
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
     """One form of each option, with its value once."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        forms = ", ".join(form for form in action.option_strings if "_" not in form)
+        forms = ", ".join(action.option_strings)
         return f"{forms} {action.metavar}" if action.metavar else forms
 
 
@@ -125,9 +115,7 @@ def parser_of(name: str) -> Parser:
     """The parser of a command, which also makes its help."""
     command, known, forms = COMMANDS[name], keys(name.replace("-", "_")), options(name)
     words = _key_of_words(name)
-    required = [
-        f"{forms[key][0]} {_metavar(key, known[key])}" for key in forms if known[key].default == "???" and key != words
-    ]
+    required = [f"{forms[key][0]} {_metavar(key)}" for key in forms if known[key].default == "???" and key != words]
     positional = [] if words is None else ["PHOTO ..." if words == "input" else "FOLDER"]
     parser = Parser(
         prog=f"face2scene {name}",
@@ -139,16 +127,15 @@ def parser_of(name: str) -> Parser:
     )
     group, hidden = parser.add_argument_group("options"), partial(parser.add_argument, help=argparse.SUPPRESS)
     for key, flags in forms.items():
-        takes: dict[str, Any] = {"metavar": _metavar(key, known[key])}
+        takes: dict[str, Any] = {"metavar": _metavar(key)}
         if known[key].default is False:
             takes = {"action": "store_const", "const": "true"}
         elif key == words:
             takes["action"] = "append"
-        also = {flags[-1].replace("-", "_").replace("__", "--", 1)} - {*flags}
-        group.add_argument(*flags, *also, dest=key, help=_about(key, known[key], known), **takes)
-    for flags in (["--help", "-h"], ["--help-all"], ["--debug"], *_HYDRA_FLAGS):
+        group.add_argument(*flags, dest=key, help=_about(key, known[key], known), **takes)
+    for flags in (["--help", "-h"], ["--help-all"], ["--debug"], *_HYDRA_FLAGS.items()):
         hidden(*flags, action="store_true")
-    for flags in _HYDRA:
+    for flags in _HYDRA.items():
         hidden(*flags, choices=("job", "hydra", "all") if "-c" in flags else None)
     hidden("words", nargs="*")
     return parser
@@ -158,9 +145,8 @@ def _key_of_words(name: str) -> str | None:
     return next((w[1:].rpartition(":")[2] for w in COMMANDS[name].options.split() if w.startswith("!")), None)
 
 
-def _metavar(key: str, known: Key) -> str:
-    kinds = {int: "N", float: "N", list: "LIST"}
-    return "NAME" if options_of(key) else "PATH" if key in PATHS else kinds.get(type(known.default), "VALUE")
+def _metavar(key: str) -> str:
+    return "NAME" if options_of(key) else "PATH" if key in PATHS else "VALUE"
 
 
 def _about(key: str, known: Key, paths: Mapping[str, Key]) -> str:
@@ -217,9 +203,9 @@ def read(name: str, argv: Sequence[str]) -> Words:
         overrides.append(f"{words}={plain.pop()}")
     for word in overrides:
         _check_kind(word, known)
-    flags = [flags[0] for flags in _HYDRA_FLAGS if getattr(given, flags[0].strip("-").replace("-", "_"))]
-    pairs = [(flags[0], getattr(given, flags[0].strip("-").replace("-", "_"))) for flags in _HYDRA]
-    return Words([*flags, *(word for pair in pairs if pair[1] for word in pair)], overrides, plain, given.debug)
+    of = {flag: getattr(given, flag.strip("-").replace("-", "_")) for flag in (*_HYDRA_FLAGS, *_HYDRA)}
+    hydra = [word for flag, value in of.items() if value for word in ([flag] if value is True else [flag, value])]
+    return Words(hydra, overrides, plain, given.debug)
 
 
 def _is_override(word: str, known: Mapping[str, Key]) -> bool:
@@ -243,7 +229,9 @@ def _check_kind(word: str, known: Mapping[str, Key]) -> None:
         elif isinstance(default, bool):
             kind = "" if text.lower() in ("true", "false") else "true or false"
         elif isinstance(default, int | float):
-            kind = "" if re.fullmatch(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?", text) else "a number"
+            number = re.fullmatch(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?", text)
+            below = number and default >= 0 and float(text) < 0
+            kind = "a number from 0 on" if below else "" if number else "a number"
         elif isinstance(default, list):
             kind = f"a list, such as {key}=[{value}]"
         if kind and not re.search(rf"(?<!\w){re.escape(text)}(?!\w)", entry.comment):

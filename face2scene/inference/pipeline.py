@@ -2,7 +2,7 @@
 
     scene -> faces -> the face restored (Stage I) -> FaDeX -> MapNet's tokens -> the scene restored (Stage II)
 
-    pipeline = Face2ScenePipeline.from_pretrained("tiny", detector=..., ref_fr=...).to("cuda")
+    pipeline = Face2ScenePipeline.from_pretrained("photo", detector=..., ref_fr=...).to("cuda")
     result = pipeline("party.jpg", references={"Ann": "photos/ann", "Bob": ["bob1.jpg", "bob2.jpg"]})
     result.save("party_restored.jpg")
 

@@ -29,7 +29,7 @@ from face2scene.models.scene_estimator import SceneEstimator
 from face2scene.ref_fr.fingerprint import files_version
 
 _HERE = "this folder"
-NAMES = ("tiny",)  # pipelines that ship
+NAMES = ("photo", "tiny")  # pipelines that ship
 OPTIONS, RESTORER, FADEX, CARD = "face2scene.json", WEIGHTS_FILE, "fadex.safetensors", "README.md"
 
 
@@ -99,7 +99,7 @@ def write(
     files = {"restorer": folder / RESTORER, "fadex": folder / FADEX}
     record = json.dumps(provenance(weights=files, config=dict(options)), indent=1, ensure_ascii=False)
     with atomic_write(folder / CARD) as partial:
-        partial.write_text(_card(restorer, options, stage_one, faces, record), encoding="utf-8")
+        partial.write_text(_card(restorer, options, stage_one, faces, record), encoding="utf-8", newline="\n")
     write_json(folder / OPTIONS, {"version": __version__, "options": dict(options), "provenance": json.loads(record)})
 
 

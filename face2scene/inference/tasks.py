@@ -127,6 +127,13 @@ def _tasks_of(
     return tasks
 
 
+def first(tasks: list[RestorationTask], limit: int | None) -> list[RestorationTask]:
+    """The first so many tasks; all of them for None. Raises ValueError if that is none."""
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit is {limit}: give a number of images from 1 on, or null for all.")
+    return tasks[:limit]
+
+
 def passed_over(source: str | Path) -> str:
     """The number of files in a folder that are no images, by suffix, and its sub-folders that cannot be opened.
 

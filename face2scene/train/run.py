@@ -90,7 +90,7 @@ class Run:
             with atomic_write(stored, durable=True) as partial:
                 OmegaConf.save(OmegaConf.create(self.config), partial)
             with atomic_write(self.folder / "commit.txt") as partial:
-                partial.write_text(commit() + "\n")
+                partial.write_text(commit() + "\n", encoding="utf-8", newline="\n")
             _log_to(self.folder / "log.txt")
 
     @property
@@ -122,7 +122,7 @@ class Run:
         if not self.main:
             return
         line = {"step": step} | {key: float(value) for key, value in values.items()}
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line) + "\n")
         for tracker in self.trackers:
             tracker.log(values, step)
@@ -159,7 +159,7 @@ class Run:
             except json.JSONDecodeError:
                 continue  # a line truncated by a kill
         with atomic_write(path) as partial:
-            partial.write_text("".join(kept), encoding="utf-8")
+            partial.write_text("".join(kept), encoding="utf-8", newline="\n")
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:

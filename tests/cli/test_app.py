@@ -209,7 +209,7 @@ def test_readout_reports_all_factors_with_units(readout):
 
 
 @pytest.mark.browser  # with Chromium and `pip install playwright`; SCREENSHOTS=FOLDER keeps what was seen
-@pytest.mark.parametrize(("width", "height"), [(1400, 1000), (420, 900)])
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (400, 860)])
 def test_browser_upload_slider_download(chromium, served_app, small_photo, tmp_path, width, height):
     address, expected_png = served_app
     page = chromium.new_page(viewport={"width": width, "height": height})
@@ -237,3 +237,70 @@ def test_browser_upload_slider_download(chromium, served_app, small_photo, tmp_p
     if folder := os.environ.get("SCREENSHOTS"):
         page.screenshot(path=str(Path(folder) / f"app_{width}.png"), full_page=True)
     page.close()
+
+
+class QuickPage(AppController):
+    """A page that restores nothing: the photo itself, and half of it for any fidelity."""
+
+    def __init__(self):
+        super().__init__(None)
+
+    def find_faces(self, photo, references):
+        return (np.zeros((64, 64, 3), np.uint8), []), "1 face found."
+
+    def restore(self, photo, references, guidance, scale, progress):
+        image, path = np.full((64, 64, 3), 200, np.uint8), self.folder / "restored.png"
+        Image.fromarray(image).save(path)
+        return (image, []), "", (image, image), [], [], {}, str(path)
+
+    def at_fidelity(self, path, fidelity):
+        assert path == str(self.folder / "restored.png")
+        image, other = np.full((64, 64, 3), 100, np.uint8), self.folder / f"blended_{fidelity:g}.png"
+        Image.fromarray(image).save(other)
+        return (image, image), str(other)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 400])
+def test_browser_example_zoom_fidelity_and_dark(chromium, width):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    blocks = build(QuickPage(), guidance=1.1)
+    address = launch(blocks, host="127.0.0.1", port=port, waiting=2, largest_mb=20, wait=False)
+    page = chromium.new_page(viewport={"width": width, "height": 900})
+    page.set_default_timeout(120_000)
+    page.goto(address)
+    page.locator("#examples button img, #examples .thumbnail-item").first.click()
+    page.get_by_text("1 face found.").first.wait_for()
+    page.click("#restore")
+    page.wait_for_selector("#slider img")
+    page.wait_for_function("() => !document.querySelector('#download')?.disabled")
+
+    page.locator("#slider").scroll_into_view_if_needed()
+    box = page.locator("#slider img").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.wheel(0, -400)
+    page.wait_for_timeout(500)
+    zoomed = page.eval_on_selector_all("#slider img", "all => all.map(one => one.getBoundingClientRect().width)")
+    assert len(zoomed) == 2 and zoomed[0] > 1.05 * box["width"]
+    assert abs(zoomed[0] - zoomed[1]) < 1  # both
+
+    before = page.get_attribute("#slider img >> nth=0", "src")
+    track = page.locator("#fidelity input[type=range]")
+    track.scroll_into_view_if_needed()
+    at = track.bounding_box()
+    page.mouse.click(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+    page.wait_for_function("src => document.querySelector('#slider img').src !== src", arg=before)
+    with page.expect_download() as waiting:
+        page.click("#download")
+    assert waiting.value.suggested_filename == "blended_0.5.png"
+
+    assert not page.evaluate("document.body.classList.contains('dark')")
+    page.click("#dark")
+    assert page.evaluate("document.body.classList.contains('dark')")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=str(Path(folder) / f"dark_{width}.png"), full_page=True)
+    page.close()
+    blocks.close()

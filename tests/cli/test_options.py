@@ -41,7 +41,7 @@ def test_options_are_overrides():
     given = {"references=refs", "output=out", "scale=2", "overwrite=true", "pipeline.tile=auto", "seed=1,2"}
     assert set(words.overrides) == given | {"input=a.png"}
     assert read("eval", ["p", "--metrics", "psnr,lpips"]).overrides == ["metrics=[psnr,lpips]", "predictions=p"]
-    assert read("restore", ["--ref_fr=copy", "--fidelity", "0.8"]).overrides == ["pipeline.fidelity=0.8", "ref_fr=copy"]
+    assert read("restore", ["--ref-fr=copy", "--fidelity", "0.8"]).overrides == ["pipeline.fidelity=0.8", "ref_fr=copy"]
 
 
 def test_photos_are_words_or_i(tmp_path, monkeypatch):

@@ -2,9 +2,9 @@
 
 import re
 import runpy
-import tomllib
 
 import pytest
+import tomllib
 import yaml
 
 from face2scene.assets import catalogue

@@ -10,7 +10,8 @@ from torch import nn
 
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.common.types import DegradationTokens
-from face2scene.image_io.arrays import resize
+from face2scene.image_io.arrays import align_colour, resize
+from face2scene.models.restorer import strata as strata_module
 from face2scene.models.restorer import tiling
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.shared_norms import SharedNorms
@@ -72,20 +73,79 @@ def test_cells_cover_image_once_inside_their_squares():
     assert covered.min() == covered.max() == 1
 
 
-def test_few_squares_represent_all_content():
-    for y, x in ((0, 0), (150, 130), (300, 60), (210, 320)):
-        image = torch.ones(1, 3, 448, 448)
-        detail = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-        image[..., y : y + 96, x : x + 96] = 0.3 * detail
-        squares = strata(image, (448, 448), 64, 16, 16)
-        assert len(squares) <= 16 and sum(square.share for square in squares) == pytest.approx(1)
-        mean = 0.0
-        for (x0, y0, _, _), (left, top, right, bottom), share in ((s.box, s.core, s.share) for s in squares):
-            part = image[..., y0 + int(64 * top) : y0 + int(64 * bottom), x0 + int(64 * left) : x0 + int(64 * right)]
-            mean += share * float(part.mean())
-        assert mean == pytest.approx(float(image.mean()), abs=0.01)  # corner squares alone say 1 where it is 0.96
+def content_at(y: int, x: int, side: int = 96) -> torch.Tensor:
+    """A square of detail on white, (1, 3, 448, 448)."""
+    image = torch.ones(1, 3, 448, 448)
+    detail = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    image[..., y : y + side, x : x + side] = 0.3 * detail
+    return image
+
+
+@pytest.mark.parametrize(("y", "x"), [(0, 0), (150, 130), (300, 60), (210, 320)])
+def test_few_squares_represent_all_content(monkeypatch, y, x):
+    monkeypatch.setattr(strata_module, "COVERED", 0)  # by area alone
+    image = content_at(y, x)
+    squares = strata(image, (448, 448), 64, 16, 16)
+    assert len(squares) <= 16 and sum(square.share for square in squares) == pytest.approx(1)
+    mean = 0.0
+    for (x0, y0, _, _), (left, top, right, bottom), share in ((s.box, s.core, s.share) for s in squares):
+        part = image[..., y0 + int(64 * top) : y0 + int(64 * bottom), x0 + int(64 * left) : x0 + int(64 * right)]
+        mean += share * float(part.mean())
+    assert mean == pytest.approx(float(image.mean()), abs=0.01)  # corner squares alone say 1 where it is 0.96
+
+
+def test_even_image_takes_few_squares():
     even = strata(torch.ones(1, 3, 448, 448), (448, 448), 64, 16, 16)
     assert len(even) <= 2 and sum(square.share for square in even) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("y", "x"), [(0, 0), (150, 130), (210, 320)])
+@pytest.mark.parametrize("count", [16, 1000])
+def test_content_of_empty_page_weighs_half(y, x, count):
+    squares = strata(content_at(y, x), (448, 448), 64, count, 16)
+    covered = sum(s.share for s in squares if content_at(y, x)[..., s.box[1] : s.box[3], s.box[0] : s.box[2]].std() > 0)
+    assert sum(square.share for square in squares) == pytest.approx(1)
+    assert 0.5 <= covered < 0.65  # cells that hold little of it count as well; by area it is 0.05 to 0.13
+
+
+def test_detail_all_over_counts_by_area():
+    squares = strata(content_at(0, 0, 400), (448, 448), 64, 1000, 16)
+    cells = [(s.core[2] - s.core[0]) * (s.core[3] - s.core[1]) * 64**2 / 448**2 for s in squares]
+    assert [square.share for square in squares] == pytest.approx(cells)
+
+
+@pytest.mark.parametrize("size", [(448, 448), (100, 448), (1, 500), (500, 3), (40, 448)])
+def test_margins_are_mirrored_and_cut_off(shipped_restorer, size):
+    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    chosen = TilePlan.of(size, shipped_restorer, tile=144, overlap=48)
+    padded, (top, left) = chosen.padded(image), chosen.margins
+    assert padded.shape[-2:] == (chosen.height, chosen.width) and chosen.height % 16 == chosen.width % 16 == 0
+    assert torch.equal(chosen.cropped(padded, size), image)
+    assert max(chosen.margins) >= 24  # half the overlap, in multiples of 16
+    for axis, margin in ((-2, top), (-1, left)):
+        if 0 < margin < image.shape[axis]:
+            before = padded.narrow(axis, 0, margin).flip(axis)
+            assert torch.equal(before, padded.narrow(axis, margin + 1, margin))
+    assert torch.isfinite(padded).all() and padded.min() >= image.min()
+
+
+def test_one_tile_has_no_margins_unless_thin(shipped_restorer):
+    assert TilePlan.of((144, 100), shipped_restorer, tile=144).margins == (0, 0)
+    assert TilePlan.of((300, 400), shipped_restorer, tile=None).margins == (0, 0)
+    assert TilePlan.of((15, 400), shipped_restorer, tile=None).margins == (16, 0)
+    assert len(TilePlan.of((144, 300), shipped_restorer, tile=144, overlap=48).rows) == 1  # no row for a margin
+
+
+def test_white_ground_stays_white_to_the_border(shipped_restorer, photo):
+    image, tokens = torch.ones(1, 3, 192, 192), shipped_restorer.tokens(None, 1)
+    image[..., 72:120, 72:120] = resize(torch.from_numpy(photo.copy()).permute(2, 0, 1), (48, 48))
+    chosen = plan(shipped_restorer, image, tile=96, overlap=32)
+    output = align_colour(
+        restore_in_tiles(shipped_restorer, image, lambda box: tokens, chosen, guidance=1), image, "wavelet"
+    )
+    border = torch.ones(192, 192, dtype=torch.bool)
+    border[16:-16, 16:-16] = False
+    assert (output - image).abs()[..., border].max() < 4 / 255  # without margins 20 to 60
 
 
 def test_blend_weights_sum_to_one():
@@ -173,7 +233,7 @@ def on_a_ground(photo, number: int) -> torch.Tensor:
 def test_tiled_vae_is_as_good_anywhere(shipped_restorer, photo, number):
     image = on_a_ground(photo, number)
     chosen = plan(shipped_restorer, image, tile=144, overlap=48)
-    output = image
+    output = chosen.padded(image)
     for network, work in (
         (shipped_restorer.vae.encoder, shipped_restorer.encode),
         (shipped_restorer.vae.decoder, shipped_restorer.decode),
@@ -181,7 +241,7 @@ def test_tiled_vae_is_as_good_anywhere(shipped_restorer, photo, number):
         run = {"work": lambda part, _, work=work: work(part), "x": output, "plan": chosen}
         output = tiling.network_in_tiles("", network, device="cpu", progress=None, **run)
     whole = shipped_restorer.decode(shipped_restorer.encode(image))
-    assert psnr(output, image) > psnr(whole, image) - 0.3
+    assert psnr(chosen.cropped(output, (448, 448)), image) > psnr(whole, image) - 0.3
 
 
 @pytest.mark.slow
@@ -228,7 +288,8 @@ def test_progress_reports_every_tile(shipped_restorer):
     tokens = shipped_restorer.tokens(None, 1)
     chosen = plan(shipped_restorer, scene, tile=64, overlap=16)
     restore_in_tiles(shipped_restorer, scene, lambda box: tokens, chosen, progress=lambda *step: seen.append(step))
-    assert seen == [(s, n, 2) for s in ("encoding", "denoising", "decoding") for n in (1, 2)]
+    assert len(chosen.boxes) == 3
+    assert seen == [(s, n, 3) for s in ("encoding", "denoising", "decoding") for n in (1, 2, 3)]
 
 
 def test_offload_moves_networks_in_use(shipped_restorer, monkeypatch):

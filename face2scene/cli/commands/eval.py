@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from face2scene.cli.command_line import CONFIGS as ROOTS
 from face2scene.cli.command_line import script
 from face2scene.common.files import atomic_write, read_json
+from face2scene.common.memory import best_device
 from face2scene.eval.reports.quickstart import quickstart_report
 from face2scene.eval.reports.table_page import paper_table
 from face2scene.eval.scoring.pairing import boxes_of, gt_of
@@ -21,7 +22,7 @@ def _predictions(cfg: DictConfig, run: Path) -> None:
     import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=best_device().type == "cpu")
     if state.num_processes == 1 and cfg.threads:
         torch.set_num_threads(cfg.threads)
     scores = score_folder(
@@ -57,7 +58,7 @@ def _table(cfg: DictConfig, run: Path) -> None:
         print(text)
         return
     with atomic_write(runs / f"table_{cfg.table}.html") as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", newline="\n")
     print(runs / f"table_{cfg.table}.html")
 
 
@@ -68,6 +69,16 @@ def _figure(cfg: DictConfig, run: Path) -> None:
         _measure_figure_5(cfg, run)
     for path in draw_figure(str(cfg.figure), CONFIGS, Path(cfg.paths.runs), run, dict(cfg.sets)):
         print(path)
+
+
+def _submit(cfg: DictConfig, run: Path) -> None:
+    from face2scene.eval.reports.leaderboard import submit
+
+    page, lacking = submit(cfg.submit, cfg.board or Path(cfg.paths.runs) / "leaderboard")
+    print(page)
+    if lacking:
+        print(f"The entry is marked incomplete: {'; '.join(lacking)}.")
+        sys.exit(1)
 
 
 def _compare(cfg: DictConfig, run: Path) -> None:
@@ -171,6 +182,7 @@ WAYS = {  # option -> how it is said, and what it does
     "predictions": ("predictions=FOLDER gt=FOLDER name=NAME", _predictions),
     "table": ("table=N", _table),
     "figure": ("figure=5", _figure),
+    "submit": ("submit=FOLDER", _submit),
     "compare": ("compare=[RUN,RUN]", _compare),
     "report": ("report=quickstart or report=gallery", _report),
     "probe": ("probe=fadex", _probe),

@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from time import perf_counter
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from hydra.utils import instantiate
@@ -19,6 +18,7 @@ from face2scene.cli.command_line import script
 from face2scene.common.files import remove_partials
 from face2scene.common.ledger import digest
 from face2scene.common.locks import locked
+from face2scene.common.memory import best_device
 from face2scene.data.precompute import faces_of, fill
 from face2scene.ref_fr.cache import Cached
 
@@ -26,7 +26,7 @@ from face2scene.ref_fr.cache import Cached
 @script("precompute_ref_fr")
 def main(cfg: DictConfig) -> None:
     """Restore this process's share of the faces, check the files; exit code 1 when one is corrupt or missing."""
-    start, state = perf_counter(), Accelerator(cpu=not torch.cuda.is_available())
+    start, state = perf_counter(), Accelerator(cpu=best_device().type == "cpu")
     restorer = instantiate(cfg.ref_fr, _convert_="all")
     cache = restorer if isinstance(restorer, Cached) else Cached(restorer, cfg.cache)
     cache.missing = "compute"

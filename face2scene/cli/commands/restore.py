@@ -9,18 +9,18 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from omegaconf import DictConfig, OmegaConf
 
 from face2scene.cli.command_line import script
 from face2scene.cli.pipeline_config import development_of, device_of, pipeline_of
+from face2scene.common.memory import best_device
 from face2scene.data.records import METADATA
 from face2scene.inference.batch import restore_folder
 from face2scene.inference.log import RESTORATION_LOG
 from face2scene.inference.results import BatchResult
-from face2scene.inference.tasks import find_tasks, passed_over
+from face2scene.inference.tasks import find_tasks, first, passed_over
 
 
 @script("restore", required=["input", "output"], level=logging.INFO)
@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> None:
         for place in places:
             if place is not None and not Path(place).exists():
                 raise FileNotFoundError(f"There is nothing at {option}={place}.")
-    cpu = not torch.cuda.is_available() or str(cfg.device or "").startswith("cpu")
+    cpu = best_device().type == "cpu" or str(cfg.device or "").startswith("cpu")
     # a process may wait hours for another one's share
     state = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
     outcome = _restored(cfg, inputs, state)
@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def _restored(cfg: DictConfig, inputs: list[str], state: Accelerator) -> BatchResult:
-    tasks = find_tasks(inputs, references=cfg.references, gt=cfg.gt, output=cfg.output)[: cfg.limit]
+    tasks = first(find_tasks(inputs, references=cfg.references, gt=cfg.gt, output=cfg.output), cfg.limit)
     if state.is_main_process:
         folders = (place for place in inputs if not (Path(place) / METADATA).is_file())
         others = "; ".join(filter(None, map(passed_over, folders)))

@@ -22,12 +22,13 @@ from face2scene.eval.baselines.methods import predict_folder
 from face2scene.eval.baselines.record import compat_warnings
 from face2scene.eval.baselines.run import BaselineResult, commands, import_folder, run_command, run_in_process
 from face2scene.eval.baselines.staging import StagingError, lay_out, scale_of
+from face2scene.eval.metrics.registry import choose
 from face2scene.eval.scoring.score import score_folder
-from face2scene.eval.tables.render import markdown, row_from_scores
+from face2scene.eval.tables.render import markdown, row_from_scores, slug
 from face2scene.image_io.arrays import list_images
 from face2scene.inference.batch import restore_folder
 from face2scene.inference.pipeline import Face2ScenePipeline
-from face2scene.inference.tasks import RestorationTask, find_tasks
+from face2scene.inference.tasks import RestorationTask, find_tasks, first
 
 FOLDER = CONFIGS / "baseline"
 
@@ -62,15 +63,21 @@ def run(cfg: DictConfig, key: str) -> bool:
     if cfg.get("baseline") is not None:
         options = OmegaConf.to_container(cfg.baseline, resolve=True)
         adapter = Adapter.from_dict(options | {"method": instantiate(cfg.baseline.get("method")) or None})
-    if OmegaConf.is_missing(cfg, "input"):
+    testset = cfg.get("testset")
+    absent = testset is not None and not Path(cfg.input).is_dir()
+    if absent or OmegaConf.is_missing(cfg, "input"):
         tasks, scale = [], cfg.scale or 1
+        say = "Say what to restore: input=FOLDER, an InScene folder or one of images."
+        if absent:
+            say = f"{testset.title} is not in {cfg.input}: get it from {testset.source} (licence: {testset.licence})."
         if not cfg.dry_run:
-            raise FileNotFoundError("Say what to restore: input=FOLDER, an InScene folder or one of images.")
+            raise FileNotFoundError(say)
+        print(f"  missing  {say}")
     else:
-        tasks = find_tasks(cfg.input, references=cfg.references, gt=None)[: cfg.limit]
+        tasks = first(find_tasks(cfg.input, references=cfg.references, gt=None), cfg.limit)
         gts = gts_of(cfg, tasks)
         scale = scale_of(tasks, gts, cfg.scale)
-    output = Path(cfg.paths.runs) / (cfg.name or f"baseline/{key}")
+    output = Path(cfg.paths.runs) / (cfg.name or f"{slug(testset.title) if testset else 'baseline'}/{key}")
 
     if cfg.dry_run:
         show(adapter, tasks, scale, cfg.seed, output)
@@ -92,8 +99,10 @@ def run(cfg: DictConfig, key: str) -> bool:
         predict = partial(by_pipeline, pipeline, tasks, output, scale, seed=cfg.seed, guidance=facts["guidance"])
         outcome = run_in_process(adapter, tasks, output, predict, **facts)
     report(outcome, output)
-    if gts and list(cfg.metrics) and any((output / "images").glob("*.png")):
-        scores = score_folder(output, gts, list(cfg.metrics), output, device=device_of(cfg))
+    chosen = choose(cfg.metrics) if list(cfg.metrics) else []
+    metrics = [metric.key for metric in chosen if gts or metric.compares == "alone"]
+    if metrics and any((output / "images").glob("*.png")):
+        scores = score_folder(output, gts or None, metrics, output, device=device_of(cfg))
         columns = list(scores["protocol"])
         title = adapter.title if adapter else output.name
         print(markdown([row_from_scores(title, output / "scores.json", columns)], columns))

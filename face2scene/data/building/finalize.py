@@ -95,7 +95,10 @@ def finalize(
     _assign_identities(table, plan)
     _split(table, plan, seed)
     _move_files(folder, table, space, seed)
-    with atomic_write(folder / "rejected.jsonl") as partial, open(partial, "w", encoding="utf-8") as lines:
+    with (
+        atomic_write(folder / "rejected.jsonl") as partial,
+        open(partial, "w", encoding="utf-8", newline="\n") as lines,
+    ):
         for row in table.rejected():
             lines.write(json.dumps({k: row[k] for k in ("name", "reason", "stage")}, ensure_ascii=False) + "\n")
     if not table.count_kept():

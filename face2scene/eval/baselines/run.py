@@ -267,7 +267,7 @@ def _prepare(adapter: Adapter, group: Sequence[Staged], home: Path, *, scale: in
     for name, text in adapter.texts(**values).items():
         for path in {home / name.format(stem=row.stem) for row in group}:
             path.parent.mkdir(exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", newline="\n")
     words = adapter.words(**values)
     log.info("%s: %d images, %s", adapter.title, len(group), shlex.join(words))
     return words

@@ -182,7 +182,7 @@ class FaDeXProbe:
     def _degraded(self, face: ProbeFace, recipe: Recipe, restorers: Mapping[str, Any]) -> tuple[Tensor, dict]:
         """A face crop under a recipe, and its restorations by name; all (3, side, side)."""
         noisy = recipe.with_noise_seed(seed_from(self.seed, "noise", face.name, recipe.key)).apply(face.gt)
-        gt, degraded = face.gt[:, *face.inner], noisy[:, *face.inner]
+        gt, degraded = (image[(slice(None), *face.inner)] for image in (face.gt, noisy))
         restored = {}
         for name, restorer in restorers.items():
             rng = np.random.default_rng(seed_from(self.seed, "restored", face.name, recipe.key, name))

@@ -158,18 +158,20 @@ def html_table(
     *,
     contenders: Sequence[TableRow] | None = None,
     thumbnails: Mapping[str, Sequence[str]] | None = None,
+    notes: bool = False,
 ) -> Markup:
     """The same table as an HTML `<table class="scores">`.
 
     Args:
         contenders: the rows that marks are given among, all by default.
         thumbnails: row name -> addresses of images shown under the name of our row.
+        notes: show those of ranked rows too where all rows are ours.
     """
     mixed = len({row.source for row in rows}) > 1
     lines = [
         {
             "name": name,
-            "note": row.note if mixed or not row.ranked else "",
+            "note": row.note if mixed or notes or not row.ranked else "",
             "thumbnails": (thumbnails or {}).get(row.name, ()) if row.source == "ours" else (),
             "ours": mixed and row.source == "ours",
             "cells": cells,

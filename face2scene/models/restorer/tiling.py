@@ -29,6 +29,7 @@ from face2scene.models.restorer.strata import Square, strata
 
 SPLIT = 2  # squares for statistics have 1 / SPLIT of a tile's side, for more positions at the same cost (ours)
 MAPS = 4  # full-size maps of the decoder in memory at once: 3 at SD 2.1's shape, and one for workspaces
+THIN = 16  # pixels (ours)
 SAMPLES = 4  # area, in tiles, on which the shared statistics are estimated at once (ours)
 
 
@@ -66,7 +67,7 @@ class TilePlan:
         """The plan for an image of `size` (height, width).
 
         Several tiles have margins of half the overlap, or of what one tile holds along a side that fits into it. A side
-        of less than `unit` has a margin of `unit`: a strip that thin is all border.
+        of less than `THIN` pixels has a margin of `unit`: a strip that thin is all border.
 
         Args:
             tile: pixels, `auto` for the largest that fits the free memory, None for no tiles.
@@ -77,7 +78,7 @@ class TilePlan:
         if statistics not in ("shared", "tile"):
             raise ValueError(f"statistics is {statistics!r}: choose shared or tile (option pipeline.statistics).")
         unit = restorer.multiple
-        thin = [unit if side < unit else 0 for side in size]
+        thin = [unit if side < THIN else 0 for side in size]
         height, width = (-(-(side + 2 * margin) // unit) * unit for side, margin in zip(size, thin, strict=True))
         if tile is None or (tile != "auto" and max(height, width) <= int(tile)):
             return cls(height, width, max(height, width), 0, unit, statistics, (thin[0], thin[1]))
