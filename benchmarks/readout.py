@@ -1,6 +1,6 @@
 """What of a degradation can be read off a frozen FaDeX: which features and heads hold blur, noise, JPEG and scale.
 
-    python benchmarks/readout.py [--quick] [--cache FOLDER] [--json FILE] [--page FOLDER] [--save FILE] [--steps 500]
+    python benchmarks/readout.py [--quick] [--cache FOLDER] [--json FILE] [--page FOLDER] [--save FILE] [--steps 130]
 
 Heads are fitted on the faces that the encoder was trained on (80 generated people, 28 real faces), with new operators,
 and asked on photos of people it has never seen. Two spaces: `single and mixed` (below; half of its draws are one
@@ -471,7 +471,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="80 draws in place of 2,000 and 640")
     parser.add_argument("--cache", type=Path, help="keep the draws here, and take those that are there")
-    parser.add_argument("--steps", type=int, default=500, help="of encoders trained from the start; 0: none")
+    parser.add_argument("--steps", type=int, default=130, help="of encoders trained from the start; 0: none")
     parser.add_argument("--trained", type=Path, help="keep the figures of these encoders here, and take those there")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path, help="write readout.md and images/readout.png here")
@@ -560,7 +560,8 @@ pair pays."""
 TRAINED = """\
 `from the start` trains encoder and heads together on the factors, with regression and not contrast, {steps} steps
 of 24 crops of 48 pixels: a budget at which `lq_only` begins to learn, where it does not learn by contrast
-(checkpoints/fadex). It is short: a training of the encoder's own length was not run."""
+(`checkpoints/fadex`). It is short: the noise comes first, for both, and a training of the encoder's own length was
+not run."""
 NOT_TRAINED = """An encoder of the degraded face alone (`lq_only`) was not trained for this page."""
 
 
