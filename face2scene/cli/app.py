@@ -214,10 +214,7 @@ def launch(
 
     Raises:
         OSError: the port is taken.
-        ValueError: there is no such port.
     """
-    if not 0 < port < 65536:
-        raise ValueError(f"port={port} does not exist: choose one from 1024 to 65535.")
     gr = import_optional("gradio", "app", why="The web page")
     blocks.queue(max_size=waiting, default_concurrency_limit=1, api_open=False)  # nothing goes past the queue
 

@@ -21,6 +21,8 @@ RESTORE_ONLY = frozenset(
 def main(cfg: DictConfig) -> None:
     """Load the models once and serve until Ctrl-C or SIGTERM."""
     logging.getLogger("face2scene").setLevel(logging.INFO)
+    if not 0 < cfg.port < 65536:
+        raise ValueError(f"port={cfg.port} does not exist: choose one from 1024 to 65535.")
     if unused := sorted(named_keys() & RESTORE_ONLY):
         raise ValueError(f"The page does not use {', '.join(unused)}: leave it out, or use face2scene restore.")
     if not cfg.ref_fr and "ref_fr" not in named_keys() and (best := best_ref_fr()) != "none":
