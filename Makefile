@@ -17,6 +17,7 @@ DOCS := .venv-docs
 export FACE2SCENE_WEIGHTS ?= $(CURDIR)/checkpoints/third_party
 export TORCH_HOME := $(FACE2SCENE_WEIGHTS)/torch_home
 export HF_HUB_OFFLINE := 1
+export NO_MKDOCS_2_WARNING := 1
 export OMP_WAIT_POLICY := passive
 
 # Tests whose numbers depend on the processor's instruction set, run again with older ones.

@@ -13,12 +13,14 @@ setup(
     package_data={
         "face2scene": ["py.typed"],
         "face2scene.assets": ["catalogue.yaml"],
+        "face2scene.cli": ["examples/*"],
         "face2scene.data.building": ["packs/*.yaml"],
         "face2scene.data.sources": ["celebref_validation.txt"],
         "face2scene.common": ["templates/*"],
+        "face2scene.eval.scoring": ["results.schema.json"],
         "face2scene.configs": ["**/*.yaml"],
         "face2scene.checkpoints": [
-            *("README.md", "tiny/*.*", "tiny/base/**/*"),
+            *("README.md", "photo/*.*", "tiny/*.*", "tiny/base/**/*"),
             *("fadex/README.md", "fadex/*.safetensors"),
         ],
     },

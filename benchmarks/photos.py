@@ -3,11 +3,11 @@
     python benchmarks/photos.py [--ours FOLDER] [--other FOLDER] [--real-esrgan] [--quick] [--json FILE]
         [--images FOLDER] [--size 512]
 
-`--ours` is a folder as `Face2ScenePipeline.from_pretrained` reads it (default: checkpoints/tiny), `--other` another one
-to compare with, `--real-esrgan` the packaged x4plus on a quarter of the size. Without references, as a stranger's photo
-is restored. PSNR in dB and LPIPS (AlexNet, v0.1), means over the photos; `--images` writes every photo's row (input,
-ours, other, ground truth) at full size. The photos are in no training set: six scenes of photos_face_api, three
-portraits (skimage, matplotlib, photos_face_recognition) and three images of things (skimage, scikit-learn).
+`--ours` is a folder as `Face2ScenePipeline.from_pretrained` reads it (default: checkpoints/photo), `--other` another
+one to compare with, `--real-esrgan` the packaged x4plus on a quarter of the size. Without references, as a stranger's
+photo is restored. PSNR in dB and LPIPS (AlexNet, v0.1), means over the photos; `--images` writes every photo's row
+(input, ours, other, ground truth) at full size. The photos are in no training set: six scenes of photos_face_api,
+three portraits (skimage, matplotlib, photos_face_recognition) and three images of things (skimage, scikit-learn).
 """
 
 import argparse
@@ -106,7 +106,7 @@ def measured(methods: dict[str, Method], size: int, quick: bool, folder: Path | 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ours", type=Path, default=REPOSITORY / "checkpoints/tiny")
+    parser.add_argument("--ours", type=Path, default=REPOSITORY / "checkpoints/photo")
     parser.add_argument("--other", type=Path)
     parser.add_argument("--real-esrgan", action="store_true")
     parser.add_argument("--quick", action="store_true", help="three photos")

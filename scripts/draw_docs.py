@@ -2,7 +2,8 @@
 
     teaser.jpg     degraded photo, the face pair, restored photo, ground truth; people who are held out of the training
     restoring.svg  the same as an animation: the photo, its face, the pair, the restored photo
-    page.png, page_narrow.png   the web page in Chromium at 1280 and 400 pixels (--page; pip install playwright)
+    face2scene/cli/examples/*.jpg   two of the degraded photos, for the web page
+    page.png   the web page in Chromium at 1280 pixels (--page; pip install playwright)
 
 Needs `face2scene fetch quickstart real_esrgan_x4plus` and the extra `quickstart`. The photos: NASA's portrait of Eileen
 Collins (scikit-image), the official portrait of Barack Obama (both public domain), and a generated person. The figures
@@ -37,6 +38,7 @@ CELL, GAP, HEAD = 256, 8, 30  # of the teaser
 INK, PAPER = (24, 26, 32), (255, 255, 255)
 GENERATED_PERSON = 26  # of the quickstart's held-out people
 DEGRADATION = Recipe((Blur("iso", 15, sigma_x=0.9), GaussianNoise(26.0), Jpeg(70)))  # a dark room, and an upload
+EXAMPLES = ("astronaut", "generated")  # of the web page
 COLUMNS = ("degraded", "its face", "face restored", "photo restored", "ground truth")
 
 
@@ -119,7 +121,7 @@ def animation(one: Example) -> str:
         Image.fromarray(array).save(file, "JPEG", quality=86)
         data = base64.b64encode(file.getvalue()).decode()
         return (
-            f'<image {attributes} x="{x:g}" y="{y:g}" width="{size:g}" height="{size:g}" '
+            f'<image{attributes} x="{x:g}" y="{y:g}" width="{size:g}" height="{size:g}" '
             f'preserveAspectRatio="none" href="data:image/jpeg;base64,{data}"/>'
         )
 
@@ -143,7 +145,7 @@ def animation(one: Example) -> str:
         f"@keyframes high{{0%,28%{{opacity:0}}33%,100%{{opacity:1}}}}.high{{animation:high {seconds}s infinite}}"
         f"@keyframes read{{0%,38%{{opacity:0}}43%,100%{{opacity:1}}}}.read{{animation:read {seconds}s infinite}}"
         f"@keyframes wipe{{0%,58%{{width:0}}78%,100%{{width:{SIZE}px}}}}#wipe{{animation:wipe {seconds}s infinite}}"
-        "@media (prefers-reduced-motion:reduce){*{animation:none!important}#c0,#c1,#c2,#c3{opacity:0}}" + frames
+        "#c0,#c1,#c2,#c3{opacity:0}@media (prefers-reduced-motion:reduce){*{animation:none!important}}" + frames
     )
     tokens = "".join(
         f'<rect x="{SIZE + 60 + 12 + n * 17:g}" y="{SIZE - 36:g}" width="12" height="28" rx="3" '
@@ -160,8 +162,8 @@ def animation(one: Example) -> str:
         f'<g clip-path="url(#cut)">{picture(one.restored, 0, 0, SIZE)}</g>',
         f'<rect id="box" x="{x0 * scale:g}" y="{y0 * scale:g}" width="{(x1 - x0) * scale:g}" '
         f'height="{(y1 - y0) * scale:g}" fill="none" stroke="#ffd600" stroke-width="3"/>',
-        picture(_bytes(pair.degraded), right - 90, 20, side, 'class="low"'),
-        picture(_bytes(pair.restored), right + 90, 20, side, 'class="high"'),
+        picture(_bytes(pair.degraded), right - 90, 20, side, ' class="low"'),
+        picture(_bytes(pair.restored), right + 90, 20, side, ' class="high"'),
         f'<g class="low"><text x="{right - 90 + side / 2}" y="194" text-anchor="middle">as it is</text></g>',
         f'<g class="high"><text x="{right + 90 + side / 2}" y="194" text-anchor="middle">restored</text></g>',
         f'<g class="read"><text x="{SIZE + 72}" y="{SIZE - 80}">what it says about the damage:</text>'
@@ -196,19 +198,17 @@ def page(folder: Path, photo: np.ndarray) -> None:
         file = Path(uploads) / "astronaut.png"
         Image.fromarray(photo).save(file)
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for name, width, height in (("page", 1280, 900), ("page_narrow", 400, 860)):
-            tab = browser.new_page(viewport={"width": width, "height": height})
-            tab.set_default_timeout(600_000)
-            tab.goto(address)
-            tab.set_input_files("#photo input[type=file]", str(file))
-            tab.get_by_text("found.").first.wait_for()
-            tab.click("#restore")
-            tab.wait_for_selector("#slider img")
-            tab.wait_for_function("() => !document.querySelector('#download')?.disabled")
-            tab.wait_for_timeout(2000)
-            shot = Image.open(io.BytesIO(tab.screenshot(full_page=True))).convert("RGB")
-            shot.quantize(200, dither=Image.Dither.NONE).save(folder / f"{name}.png", optimize=True)
-            tab.close()
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        tab.set_default_timeout(600_000)
+        tab.goto(address)
+        tab.set_input_files("#photo input[type=file]", str(file))
+        tab.get_by_text("found.").first.wait_for()
+        tab.click("#restore")
+        tab.wait_for_selector("#slider img")
+        tab.wait_for_function("() => !document.querySelector('#download')?.disabled")
+        tab.wait_for_timeout(2000)
+        shot = Image.open(io.BytesIO(tab.screenshot(full_page=True))).convert("RGB")
+        shot.quantize(200, dither=Image.Dither.NONE).save(folder / "page.png", optimize=True)
         browser.close()
     blocks.close()
 
@@ -229,6 +229,8 @@ def main() -> None:
     teaser(rows).save(arguments.out / "teaser.jpg", quality=88, optimize=True)
     (arguments.out / "restoring.svg").write_text(animation(rows[0]), encoding="utf-8")
     for one in rows:
+        if one.name in EXAMPLES:
+            Image.fromarray(one.degraded).save(REPOSITORY / f"face2scene/cli/examples/{one.name}.jpg", quality=90)
         print(f"{one.name}: degraded {one.decibels(one.degraded)}, restored {one.decibels(one.restored)}")
     if arguments.page:
         page(arguments.out, rows[0].degraded)

@@ -86,14 +86,16 @@ def draw() -> str:
         lines.append(_arrow(x0, y0, x1, y1))
         side = 8 if y0 != y1 else 0
         at, anchor = ((x0 + x1) / 2 + side, (y0 + y1) / 2 - (8 if not side else -4)), "start" if side else "middle"
-        lines.append(f'<text x="{at[0]:g}" y="{at[1]:g}" font-size="12" fill="#445" text-anchor="{anchor}">{word}</text>')
+        lines.append(
+            f'<text x="{at[0]:g}" y="{at[1]:g}" font-size="12" fill="#445" text-anchor="{anchor}">{word}</text>'
+        )
     # The scene itself goes past Stage I, straight to Stage II, below everything.
     x, y = centre["photo"]
     bottom = MARGIN + 2 * STEP[1] + BOX[1] + 40
     to = centre["OneStepRestorer"]
     lines.append(
-        f'<path d="M{x - BOX[0] / 2 + 14:g} {y + BOX[1] / 2:g}V{bottom:g}H{to[0]:g}V{to[1] + BOX[1] / 2 + 2:g}" fill="none" '
-        'stroke="#667" stroke-width="1.5" marker-end="url(#head)"/>'
+        f'<path d="M{x - BOX[0] / 2 + 14:g} {y + BOX[1] / 2:g}V{bottom:g}H{to[0]:g}V{to[1] + BOX[1] / 2 + 2:g}" '
+        'fill="none" stroke="#667" stroke-width="1.5" marker-end="url(#head)"/>'
         f'<text x="{x + BOX[0]:g}" y="{bottom - 8:g}" font-size="12" fill="#445">Scene: the whole photo</text>'
     )
     for _, _, module, name, words in BOXES:
@@ -118,9 +120,9 @@ def _box(at: tuple[float, float], name: str, words: str, tip: str, fill: str, st
         else ""
     )
     return (
-        f'<g><title>{escape(tip)}</title><rect x="{x:g}" y="{y:g}" width="{BOX[0]}" height="{BOX[1]}" rx="8" fill="{fill}" '
-        f'stroke="{stroke}"/><text x="{at[0]:g}" y="{y + up:g}" font-size="16" text-anchor="middle" fill="#1b2740">'
-        f"{escape(name)}</text>{lower}</g>"
+        f'<g><title>{escape(tip)}</title><rect x="{x:g}" y="{y:g}" width="{BOX[0]}" height="{BOX[1]}" rx="8" '
+        f'fill="{fill}" stroke="{stroke}"/><text x="{at[0]:g}" y="{y + up:g}" font-size="16" text-anchor="middle" '
+        f'fill="#1b2740">{escape(name)}</text>{lower}</g>'
     )
 
 

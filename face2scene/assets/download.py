@@ -1,7 +1,6 @@
 """Fetch assets of the catalogue: download, unpack, check, convert, and move to the final folder."""
 
 import errno
-import fcntl
 import fnmatch
 import os
 import re
@@ -17,6 +16,8 @@ from functools import partial as bound
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import IO
+
+from filelock import FileLock, Timeout
 
 from face2scene.assets.catalogue import (
     Asset,
@@ -309,13 +310,14 @@ def _take_given(asset: Asset, given: Path, partial: Path) -> None:
 @contextmanager
 def _lock(root: Path, name: str) -> Iterator[None]:
     """One process per asset; a second one waits and then finds it complete."""
-    with open(root / f".{name}.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"Another process is fetching '{name}'; waiting for it.", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # not removed, or a third process could lock another file of that name
+    lock = FileLock(root / f".{name}.lock")
+    try:
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        print(f"Another process is fetching '{name}'; waiting for it.", file=sys.stderr)
+        held = lock.acquire()
+    with held:
+        yield
 
 
 @contextmanager

@@ -71,7 +71,9 @@ def _attempt(url: str, target: Path, title: str, size: int | None, hashed: bool,
         with urllib.request.urlopen(request, timeout=60) as reply:
             start, total = _announced(reply, start, title, size)
             tag = reply.headers.get("ETag") or ""
-            note.write_text(tag if tag[:1] == '"' else reply.headers.get("Last-Modified") or "", encoding="latin-1")
+            note.write_text(
+                tag if tag[:1] == '"' else reply.headers.get("Last-Modified") or "", encoding="latin-1", newline="\n"
+            )
             total = size if total is None else total
             arrived = _copy(reply, target, start, total, title)
     except urllib.error.HTTPError as error:

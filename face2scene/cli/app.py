@@ -1,40 +1,26 @@
-"""The web page: upload a photo and photos of the person; shows faces, estimated degradation and restored image.
-
-A downloaded image has the bytes that `scripts/restore.py` writes for the same photo, seed and settings.
-"""
+"""The web page: upload a photo and photos of the person; shows faces, estimated degradation and restored image."""
 
 import functools
-import json
 import logging
 import os
 import signal
-import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from face2scene.assets.catalogue import WeightsError
+from face2scene.cli.app_controller import MOST_REFERENCES, AppController, DegradationReadout, read_out
 from face2scene.cli.visitors import Limits, VisitorLeft, VisitorLimits, keep_clean
 from face2scene.common.memory import release_freed_memory
 from face2scene.common.optional import import_optional
-from face2scene.common.types import FacePair
-from face2scene.image_io.arrays import to_array
-from face2scene.image_io.photos import MAX_PIXELS, SUFFIXES, read_photo
-from face2scene.inference.pipeline import Face2ScenePipeline
-from face2scene.inference.results import DegradationEstimate, Restoration
-from face2scene.models.fadex import FaDeX
-from face2scene.models.fadex.linear_readout import FACTORS, LinearProbe
+from face2scene.image_io.photos import SUFFIXES
 
+__all__ = ["MOST_REFERENCES", "AppController", "DegradationReadout", "build", "launch"]
 log = logging.getLogger(__name__)
 
-MOST_REFERENCES = 20  # photos of the person in one request (ours)
-SHOWN = 1600  # pixels: longer sides are downscaled for the browser; the download is not
 TITLE = "Face2Scene"
+EXAMPLES = sorted((Path(__file__).parent / "examples").glob("*.jpg"))  # their licences: README.md beside them
 INTRODUCTION = """# Face2Scene
 The face in a degraded photo measures the degradation, and the whole photo is restored with it.
 Drop a photo; photos of the people in it help, where Stage I uses them. Nothing leaves this machine."""
@@ -42,119 +28,10 @@ CSS = """
 #read-out table, #faces-found table {font-variant-numeric: tabular-nums}
 #read-out th, #read-out td {word-break: normal; overflow-wrap: normal}
 #read-out td:nth-child(2) {white-space: nowrap}
+#dark {position: absolute; top: 12px; right: 20px; width: auto; z-index: 1}
 .gradio-container {max-width: 1400px; margin: auto}
 """
-
-
-class DegradationReadout:
-    """FaDeX with its linear heads: the degradation strengths of a face pair.
-
-    Args:
-        fadex: weights file of the encoder.
-        heads: weights file of the `LinearProbe` that was fitted on it.
-    """
-
-    def __init__(self, fadex: str | Path, heads: str | Path):
-        self.fadex, self.heads = FaDeX.from_file(fadex), LinearProbe.from_file(heads)
-
-    @torch.inference_mode()
-    def __call__(self, pair: FacePair) -> list[list[str]]:
-        """Rows of factor, value, unit."""
-        features = self.fadex(pair.restored[None].float().cpu(), pair.degraded[None].float().cpu())
-        read = self.heads(self.fadex.embed(features))
-        return [[name.replace("_", " "), f"{value:.2f}", FACTORS[name][0]] for name, value in read.items()]
-
-
-class AppController:
-    """The actions behind the page's buttons.
-
-    Args:
-        readout: estimates degradation strengths from the face pair; None hides that table.
-        seed: of everything random, together with the photo's name, as in `scripts/restore.py`.
-        reading: `max_pixels`, of a photo after its enlargement and of a reference (a larger one is refused before it is
-            decoded), and the `development` of camera RAW.
-    """
-
-    def __init__(
-        self,
-        pipeline: Face2ScenePipeline,
-        readout: DegradationReadout | None = None,
-        *,
-        seed: int = 0,
-        max_pixels: int = MAX_PIXELS,
-        **reading: Any,
-    ):
-        self.pipeline, self.readout, self.seed, self.max_pixels = pipeline, readout, seed, max_pixels
-        self.reading = reading
-        self._files = tempfile.TemporaryDirectory(prefix="face2scene-app-", ignore_cleanup_errors=True)
-        self.folder = Path(self._files.name)  # of uploads and results, mode 0700, removed with the page
-        self.closed = threading.Event()
-
-    def close(self) -> None:
-        """Delete uploads and results; a restoration in work stops."""
-        self.closed.set()
-        self._files.cleanup()
-
-    def find_faces(self, photo: str | None, references: Sequence[str] | None) -> tuple[Any, str]:
-        """Find and identify the faces, before anything is restored.
-
-        Returns:
-            image and its labelled boxes; a sentence.
-        """
-        if not photo:
-            return None, ""
-        scene, _ = self.pipeline.scene(photo, self._named(references), max_pixels=self.max_pixels, **self.reading)
-        estimate = self.pipeline.find_faces(scene)
-        return _boxed(scene.image, estimate), _faces_text(estimate)
-
-    def restore(
-        self,
-        photo: str | None,
-        references: Sequence[str] | None,
-        guidance: float,
-        scale: float,
-        progress: Callable[[float, str], None],
-    ) -> tuple[Any, ...]:
-        """Restore a photo.
-
-        Returns:
-            boxed faces, sentence, (before, after), face pair, read-out rows, restoration log, path of the download.
-
-        Raises:
-            ValueError: no photo was given, or one that cannot be used.
-        """
-        if not photo:
-            raise ValueError("Drop a photo first.")
-
-        def report(stage: str, done: int, total: int) -> None:
-            if self.closed.is_set():
-                raise VisitorLeft("The page is closed.")
-            progress(done / max(total, 1), f"{stage} {done} of {total}" if total > 1 else stage)
-
-        reading = {"max_pixels": int(self.max_pixels / scale**2)} | self.reading
-        before, file = self.pipeline.scene(photo, self._named(references), scale=scale, **reading)
-        result = self.pipeline(before, seed=self.seed, guidance=guidance, progress=report).of(file)
-        path = Path(tempfile.mkdtemp(dir=self.folder)) / f"{Path(photo).stem}.png"
-        result.save(path)
-        pair = result.estimate.face_estimates[0].pair if result.estimate.face_estimates else None
-        gallery = [(_small(pair.degraded), "as it is"), (_small(pair.restored), "as restored")] if pair else []
-        rows = self.readout(pair) if self.readout and pair else []
-        why = json.loads(json.dumps({"name": Path(photo).name} | result.notes, default=str))
-        boxed, sentence = _boxed(before.image, result.estimate), _tokens_text(result)
-        return boxed, sentence, (_small(before.image), _small(result.image)), gallery, rows, why, str(path)
-
-    def _named(self, references: Sequence[str] | None) -> dict[str, list[str]] | None:
-        if len(references or ()) > MOST_REFERENCES:
-            raise ValueError(f"{len(references or ())} photos of the person were given: {MOST_REFERENCES} are enough.")
-        for path in references or ():
-            read_photo(path, max_pixels=self.max_pixels)
-        return {"the person": list(references)} if references else None
-
-
-def read_out(rows: Sequence[Sequence[str]]) -> str:
-    """Degradation strengths as a Markdown table, which wraps in any window; empty without rows."""
-    lines = ["| what FaDeX reads | value | unit |", "|:---|---:|:---|", *(f"| {n} | {v} | {u} |" for n, v, u in rows)]
-    return "\n".join(lines) if rows else ""
+DARK = "() => {document.body.classList.toggle('dark')}"
 
 
 def build(page: AppController, *, guidance: float) -> Any:
@@ -170,7 +47,7 @@ def build(page: AppController, *, guidance: float) -> Any:
         try:
             yield
         except (OSError, ValueError, ImportError, FloatingPointError, VisitorLeft, WeightsError) as error:
-            raise gr.Error(str(error), duration=None, print_exception=False) from error
+            raise gr.Error(page.clean(str(error)), duration=None, print_exception=False) from error
         finally:
             release_freed_memory()
 
@@ -183,6 +60,13 @@ def build(page: AppController, *, guidance: float) -> Any:
         if job and not (job.alive and job._id in open_jobs):
             raise VisitorLeft("The visitor has left.")
 
+    def reporting(progress: Any) -> Any:
+        def report(share: float, stage: str) -> None:
+            needed()
+            progress(share, stage)
+
+        return report
+
     def restore(
         photo: str | None,
         references: list[str] | None,
@@ -190,51 +74,120 @@ def build(page: AppController, *, guidance: float) -> Any:
         scale: float,
         progress: Any = gr.Progress(),  # noqa: B008 (gradio finds it by its default)
     ) -> tuple[Any, ...]:
-        def report(share: float, stage: str) -> None:
-            needed()
-            progress(share, stage)
-
         with errors_shown():
-            boxed, said, slider, pair, rows, why, path = page.restore(photo, references, guidance, scale, report)
-        return boxed, said, slider, pair, read_out(rows), why, gr.DownloadButton(value=path, interactive=True)
+            boxed, said, slider, pair, rows, why, path = page.restore(
+                photo, references, guidance, scale, reporting(progress)
+            )
+        blend = gr.Slider(value=page.fidelity_of(path), interactive=True)
+        download = gr.DownloadButton(value=path, interactive=True)
+        return boxed, said, slider, pair, read_out(rows), why, path, blend, download
+
+    def restore_all(
+        photos: list[str] | None,
+        references: list[str] | None,
+        guidance: float,
+        progress: Any = gr.Progress(),  # noqa: B008
+    ) -> tuple[Any, ...]:
+        with errors_shown():
+            shown, said, path = page.restore_all(photos, references, guidance, reporting(progress))
+        return shown, said, gr.DownloadButton(value=path, interactive=True)
+
+    def blended(path: str | None, fidelity: float) -> tuple[Any, Any]:
+        with errors_shown():
+            shown, other = page.at_fidelity(path, fidelity)
+        return shown, gr.DownloadButton(value=other, interactive=True)
+
+    def chosen(event: gr.SelectData) -> str:
+        return page.example(EXAMPLES[event.index])
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
         gr.Markdown(INTRODUCTION)
+        gr.Button("Light or dark", size="sm", elem_id="dark").click(None, js=DARK)
+        one_bar = {"concurrency_id": "model", "concurrency_limit": 1}
         with gr.Row():
+            with gr.Column(scale=1, min_width=300), gr.Tabs():
+                with gr.Tab("One photo"):
+                    photo = gr.File(label="Photo", file_types=list(SUFFIXES), elem_id="photo")
+                    if EXAMPLES:
+                        gr.Gallery(
+                            lambda: page.previews(list(map(str, EXAMPLES))),
+                            label="Or one of these",
+                            columns=len(EXAMPLES),
+                            height=140,
+                            allow_preview=False,
+                            object_fit="contain",
+                            elem_id="examples",
+                            buttons=[],
+                        ).select(chosen, None, photo, api_visibility="private")
+                    button = gr.Button("Restore", variant="primary", elem_id="restore")
+                    download = gr.DownloadButton("Download PNG", interactive=False, elem_id="download")
+                with gr.Tab("Several photos"):
+                    photos = gr.File(label="Photos", file_count="multiple", file_types=list(SUFFIXES), elem_id="photos")
+                    all_button = gr.Button("Restore all", variant="primary", elem_id="restore-all")
+                    archive = gr.DownloadButton("Download zip", interactive=False, elem_id="archive")
+                    results = gr.Gallery(label="Restored", columns=2, elem_id="results")
+                    said_all = gr.Markdown(elem_id="said-all")
             with gr.Column(scale=1, min_width=300):
-                photo = gr.File(label="Photo", file_types=list(SUFFIXES), elem_id="photo")
                 references = gr.File(
                     label="Photos of the person (optional)",
                     file_count="multiple",
                     file_types=list(SUFFIXES),
                     elem_id="references",
                 )
+                seen = gr.Gallery(label="The person", columns=4, height=140, visible=False, elem_id="seen")
                 with gr.Accordion("Settings", open=False):
                     strength = gr.Slider(1.0, 1.3, value=guidance, step=0.01, label="Guidance (the paper's is 1.10)")
                     scale = gr.Radio([1, 2, 4], value=1, label="Enlarge")
-                button = gr.Button("Restore", variant="primary", elem_id="restore")
-                download = gr.DownloadButton("Download PNG", interactive=False, elem_id="download")
-            with gr.Column(scale=2, min_width=300):
-                slider = gr.ImageSlider(label="Before and after", interactive=False, elem_id="slider", max_height=700)
+        with gr.Row():
+            with gr.Column(scale=3, min_width=300):
+                slider = gr.ImageSlider(
+                    label="Before and after; the wheel zooms both", interactive=False, elem_id="slider", max_height=700
+                )
+                blend = gr.Slider(
+                    0,
+                    1,
+                    value=0,
+                    step=0.05,
+                    label="Fidelity: share of the input",
+                    interactive=False,
+                    elem_id="fidelity",
+                )
                 said = gr.Markdown(elem_id="said")
-                boxed = gr.AnnotatedImage(label="Faces found", elem_id="faces-found", height=420)
+            with gr.Column(scale=2, min_width=300):
+                boxed = gr.AnnotatedImage(label="The photo, and faces found", elem_id="faces-found", height=320)
                 pair = gr.Gallery(
-                    label="The face pair that FaDeX reads", columns=2, height=340, object_fit="contain", elem_id="pair"
+                    label="The face pair that FaDeX reads", columns=2, height=240, object_fit="contain", elem_id="pair"
                 )
                 rows = gr.Markdown(elem_id="read-out")
-                with gr.Accordion("Restoration log: every decision", open=False):
-                    why = gr.JSON(label="restore.jsonl", elem_id="why")
+        with gr.Accordion("Restoration log: every decision", open=False):
+            why = gr.JSON(label="restore.jsonl", elem_id="why")
+        finished = gr.State()
         for part in (photo, references):
             inputs, find_faces = [photo, references], errors_shown()(page.find_faces)
             part.change(find_faces, inputs, [boxed, said], concurrency_id="model", api_name="look")
+
+        def preview(paths: list[str] | None) -> Any:
+            with errors_shown():
+                return gr.Gallery(value=page.previews(paths), visible=bool(paths))
+
+        references.change(preview, references, seen, api_visibility="private")
         button.click(
             restore,
             [photo, references, strength, scale],
-            [boxed, said, slider, pair, rows, why, download],
-            concurrency_id="model",
-            concurrency_limit=1,
+            [boxed, said, slider, pair, rows, why, finished, blend, download],
             api_name="restore",
+            show_progress_on=slider,
+            **one_bar,
         )
+        all_button.click(
+            restore_all,
+            [photos, references, strength],
+            [results, said_all, archive],
+            api_name="restore_all",
+            show_progress_on=results,
+            **one_bar,
+        )
+        blend.release(blended, [finished, blend], [slider, download], show_progress="hidden", api_visibility="private")
     blocks.page = page
     return blocks
 
@@ -261,7 +214,10 @@ def launch(
 
     Raises:
         OSError: the port is taken.
+        ValueError: there is no such port.
     """
+    if not 0 < port < 65536:
+        raise ValueError(f"port={port} does not exist: choose one from 1024 to 65535.")
     gr = import_optional("gradio", "app", why="The web page")
     blocks.queue(max_size=waiting, default_concurrency_limit=1, api_open=False)  # nothing goes past the queue
 
@@ -302,38 +258,3 @@ def launch(
         finally:
             page.close()
     return address
-
-
-def _small(image: Any) -> np.ndarray:
-    """uint8 (h, w, 3) for the browser, at most `SHOWN` pixels long, whole pixels skipped."""
-    array = to_array(image)
-    step = -(-max(array.shape[:2]) // SHOWN)
-    return (array[::step, ::step] * 255).round().astype(np.uint8)
-
-
-def _boxed(image: Any, estimate: DegradationEstimate) -> tuple[np.ndarray, list[tuple[tuple[int, ...], str]]]:
-    shown = _small(image)
-    shrunk = shown.shape[1] / image.shape[-1]
-    labels = []
-    for number, note in enumerate(estimate.notes["faces"], 1):
-        box = tuple(round(v * shrunk) for v in note["box"])
-        name = note.get("person") or ("unknown" if note.get("similarity") is not None else "face")
-        near = f" {note['similarity']:.2f}" if note.get("similarity") is not None else ""
-        labels.append((box, f"{number}: {name}{near}"))
-    return shown, labels
-
-
-def _faces_text(estimate: DegradationEstimate) -> str:
-    count = len(estimate.notes["faces"])
-    found = "No face was found." if not count else f"{count} face{'s' * (count > 1)} found."
-    return "\n".join([found, *(f"- {sentence}" for sentence in estimate.notes["warnings"])])
-
-
-def _tokens_text(result: Restoration) -> str:
-    source = result.token_source
-    sentence = {
-        "pair": "The degradation was estimated from the face pair.",
-        "blind": "The degradation was estimated without a restored face.",
-        "null": "The degradation was not estimated: the learned null tokens were used.",
-    }.get(source, f"Tokens: {source}.")
-    return "\n".join([f"**{sentence}**", *(f"- {warning}" for warning in result.notes["warnings"])])

@@ -13,27 +13,21 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from face2scene.cli.config_text import CONFIGS, keys, options_of
+from face2scene.cli.options import PATHS, UsageError, meant, nearest_key, read
 from face2scene.common.files import disk_error
 from face2scene.common.memory import keep_freed_memory
 from face2scene.common.processes import end_with_launcher
 from face2scene.common.renamed_keys import keys_of, refuse_renamed
-from face2scene.common.shipped import CHECKPOINTS, CONFIGS
+from face2scene.common.shipped import CHECKPOINTS
 
 # for configs/paths: absolute, so that no default depends on the folder that a command is started in
 OmegaConf.register_new_resolver("shipped", lambda: CHECKPOINTS.as_posix(), replace=True)
-# Keys whose value is a path and is not parsed by Hydra's grammar.
-PATHS = frozenset(
-    {"input", "output", "references", "gt", "predictions", "boxes", "dataset", "import_only", "scratch", "cache"}
-    | {"restorer_weights", "fadex_weights", "base", "shipped", "init_from", "text", "images.faces.folder"}
-    | {"paths.data", "paths.runs", "paths.shipped", "data.root", "data.photos", "data.collection", "probe.photos"}
-    | {"use.fadex", "use.restorer", "use.s3diff", "readout.fadex", "readout.heads", "ref_fr.folder"}
-    | {"baseline.checkout", "baseline.python", "restorer.decoder"}
-)
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch for tracebacks
 _WORD = re.compile(r"(\+{0,2}(?P<key>[\w.]+))=(?P<value>.*)", re.DOTALL)
 _ESCAPED = re.compile(r"(\\*)\$\{")
@@ -44,9 +38,10 @@ def script(
 ) -> Callable[[Callable[[DictConfig], None]], Callable[..., None]]:
     """Decorate a function of a composed configuration as the `main` of a script.
 
-    An error that a user can cause (`is_user_error`) ends the script with one sentence and exit code 1, Ctrl-C with 130.
-    With Hydra's `-m`, every combination is run even if one fails, each into a sub-folder of `output`, else of `name`,
-    that is named after its values. HYDRA_FULL_ERROR=1 shows the whole traceback.
+    The command line is that of `options`. An error that a user can cause (`is_user_error`) ends the script with one
+    sentence and exit code 1, a command line that means nothing with 2, Ctrl-C with 130. With Hydra's `-m`, every
+    combination is run even if one fails, each into a sub-folder of `output`, else of `name`, that is named after its
+    values. `--debug`, or HYDRA_FULL_ERROR=1, shows the whole traceback.
 
     Args:
         config: name of the root file in configs/.
@@ -59,8 +54,7 @@ def script(
         def main(cfg: DictConfig | None = None) -> None:
             codes: list[int] = []
             job = functools.partial(_run, task, required=required, level=level, codes=codes)
-            job.__module__ = config  # the name that Hydra gives the job
-            with _user_errors(codes):
+            with _user_errors(codes, config):
                 if cfg is None:
                     _by_hydra(job, config)
                 else:
@@ -74,10 +68,24 @@ def script(
 
 
 def _by_hydra(job: Callable[[DictConfig], None], config: str) -> None:
-    typed = sys.argv[1:]
-    refuse_renamed(word for word in typed if not word.startswith("-"))
-    sys.argv[1:] = path_values(typed)
-    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config)(job)()
+    words = read(config.replace("_", "-"), sys.argv[1:])
+    refuse_renamed(words.overrides)
+    photos = [f"input=[{', '.join(map(_literal, words.photos))}]"] if words.photos else []
+    sys.argv[1:] = [*words.hydra, *path_values(words.overrides), *photos]
+    if words.debug:
+        os.environ[FULL_ERROR] = "1"
+    asked = os.environ.get(FULL_ERROR, "0")
+
+    def here(cfg: DictConfig) -> None:
+        os.environ[FULL_ERROR] = asked
+        job(cfg)
+
+    here.__module__ = config  # the name that Hydra gives the job
+    try:
+        os.environ[FULL_ERROR] = "1"  # Hydra's own errors come here, to be said in one sentence
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config)(here)()
+    finally:
+        os.environ[FULL_ERROR] = asked
 
 
 def _run(
@@ -88,29 +96,35 @@ def _run(
     if hasattr(sys.stdout, "reconfigure"):  # names of files may be no text
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=level, format="%(message)s")
+    root = logging.getLogger()
+    before = [*root.handlers]
     try:
         with _user_errors(codes):
             refuse_renamed(keys_of(OmegaConf.to_container(cfg)), source=f"the configuration's files{_chosen()}")
             for key in required:
                 if OmegaConf.is_missing(cfg, key):
                     raise ValueError(f"{key}=... is missing: give it on the command line.")
-            _own_folder(cfg)
+            _own_run(cfg)
             task(cfg)
     except KeyboardInterrupt:
         print("Stopped. Every file written is complete; the same command goes on from there.", file=sys.stderr)
         sys.exit(130)
     except SystemExit as end:  # the other runs of -m are still carried out
         codes.append(end.code if isinstance(end.code, int) else _print_error(end) if end.code else 0)
+    finally:
+        for handler in set(root.handlers) - {*before}:  # the log of this run is not the next one's
+            root.removeHandler(handler)
+            handler.close()
 
 
 @contextmanager
-def _user_errors(codes: list[int]) -> Iterator[None]:
+def _user_errors(codes: list[int], config: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
         if os.environ.get(FULL_ERROR) == "1" or not is_user_error(error):
             raise
-        codes.append(_print_error(error))
+        codes.append(_print_error(error, config))
 
 
 def _chosen() -> str:
@@ -119,31 +133,56 @@ def _chosen() -> str:
     return f" ({', '.join(groups)})" if groups else ""
 
 
-def _print_error(error: BaseException) -> int:
+def _print_error(error: BaseException, config: str = "") -> int:
     cause = error.__cause__ if isinstance(error, InstantiationException) else None
     sentence = str(cause or error)
     if not type(error).__module__.startswith("face2scene."):  # whose own errors say more
         sentence = disk_error(error) or sentence
     if isinstance(error, OmegaConfBaseException) or isinstance(cause, ImportError):
         sentence = sentence.partition("\n")[0]  # the rest is about OmegaConf's nodes, or the search for a module
+    elif isinstance(error, HydraException) and cause is None:
+        sentence = _composing(error, config)
     if isinstance(cause, ImportError) and "'face2scene." in sentence:
         sentence += " There is no such module or class; CHANGELOG.md lists those that were renamed."
     print(sentence, file=sys.stderr)
-    return 1
+    return 2 if isinstance(error, UsageError | HydraException) and cause is None else 1
+
+
+def _composing(error: HydraException, config: str) -> str:
+    """One sentence for an override that Hydra cannot apply, with the nearest that it can."""
+    first = str(error).partition("\n")[0]
+    if found := re.search(r"Could not (?:find|load) '([\w/]+)/(.*)'", first):
+        known = options_of(found[1])
+        return f"There is no {found[1]}={found[2]}{meant(found[2], known)}: choose {', '.join(known)}."
+    if found := re.search(r"(?:override|config group|config\.) '(.*?)'", first):
+        near = nearest_key(found[1], keys(config)) if config else ""
+        hint = f" (did you mean {near}?)" if near else ""
+        return f"There is no key {found[1]}{hint}: --help-all prints them all, and +{found[1]}=... adds one."
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read ({first}): put a value with special characters into quotes."
+    if found := re.search(r"already at '(.*)'", first):
+        return f"{found[1]} is there already: {found[1]}=... changes it."
+    if found := re.search(r"Ambiguous value for argument '(.*)'", first):
+        key, _, value = found[1].partition("=")
+        return f"{found[1]} is several values: {key}=[{value}] is a list, and -m runs one after another."
+    return first
 
 
 def is_user_error(error: BaseException) -> bool:
     """Whether a user can cause and correct it (files, values, packages, options), so that no traceback is needed."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return isinstance(error.__cause__, ImportError) or is_user_error(error.__cause__)
-    kinds = (OSError, ValueError, ModuleNotFoundError, OmegaConfBaseException)
+    kinds = (OSError, ValueError, ModuleNotFoundError, OmegaConfBaseException, HydraException)
     return isinstance(error, kinds) or type(error).__module__.startswith("face2scene.") or bool(disk_error(error))
 
 
-def _own_folder(cfg: DictConfig) -> None:
+def _own_run(cfg: DictConfig) -> None:
     # Combinations of -m differ in settings, and a folder holds the results of one set of settings.
     if not HydraConfig.initialized() or (ours := HydraConfig.get()).mode != RunMode.MULTIRUN:
         return
+    if accelerate := sys.modules.get("accelerate.state"):  # it refuses settings other than the first run's
+        accelerate.AcceleratorState._reset_state()
+        accelerate.GradientState._reset_state()
     given = OverridesParser.create().parse_overrides([word for word in sys.argv[1:] if not word.startswith("-")])
     varied = {override.key_or_group for override in given if override.is_sweep_override()}
     swept = [word for word in ours.overrides.task if word.partition("=")[0].lstrip("+") in varied]
@@ -170,9 +209,13 @@ def _quoted(word: str) -> str:
     value = match["value"]
     if match["key"] == "data.photos" and value.startswith("[") and not Path(value).exists():
         return word
+    return f"{match[1]}={_literal(value)}"
+
+
+def _literal(value: str) -> str:
     # OmegaConf halves the backslashes before ${, and one more escapes it
     text = _ESCAPED.sub(lambda found: found[1] * 2 + r"\${", value)
-    return f"{match[1]}={QuotedString(text, Quote.single).with_quotes()}"
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def typed_values(words: Iterable[str]) -> list[str]:

@@ -10,15 +10,18 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import runpy
 import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 
 from face2scene import __version__
 from face2scene.assets import catalogue
 from face2scene.assets.download import fetch
+from face2scene.cli import options
 from face2scene.common.files import disk_error
 from face2scene.common.shipped import CHECKPOINTS
 
@@ -26,6 +29,7 @@ from face2scene.common.shipped import CHECKPOINTS
 CORE = (
     *("torch", "torchvision", "numpy", "PIL", "safetensors", "hydra", "omegaconf", "accelerate", "diffusers"),
     *("transformers", "peft", "pyarrow", "tqdm", "lpips", "scipy", "yaml", "huggingface_hub", "jinja2"),
+    *("filelock", "platformdirs", "psutil"),
 )
 EXTRAS = {
     "faces": ("cv2", "dlib", "onnxruntime", "facexlib", "insightface"),
@@ -40,64 +44,69 @@ EXTRAS = {
     "report": ("matplotlib",),
     "slurm": ("submitit",),
 }
-# Modules of face2scene.cli.commands by the name of their command, with the root of their configuration.
-COMMANDS = {
-    "restore": "restore photos: input=PHOTO references=FOLDER output=FOLDER",
-    "app": "the web page: port=7860 host=127.0.0.1, and the options of restore",
-    "quickstart": "the whole method at CPU scale, ending in a report",
-    "build-inscene": "build a dataset: data=NAME",
-    "redegrade": "another degradation for a dataset's validation images: degradation=NAME output=FOLDER",
-    "precompute-ref-fr": "restore every face of a dataset once: data=NAME ref_fr=NAME",
-    "train-fadex": "train FaDeX, the degradation encoder",
-    "train-restorer": "train the one-step restorer",
-    "train-tiny-base": "pretrain the tiny base model",
-    "eval": "scores, tables, figures and reports",
-    "sweep": "an ablation sweep: sweep=NAME",
-    "run-baseline": "another method on the same images: baseline=NAME input=FOLDER",
-    "calibrate-faces": "identity similarity by a faces backend: faces=NAME",
-    "export": "the trained parts for other programs: output=FOLDER",
-}
 TINY_NEEDS = ("cv2", "dlib", "openvino", "pyiqa", "matplotlib")
 DISTRIBUTIONS = (  # noqa: SIM905
     "torch torchvision diffusers transformers peft accelerate hydra-core omegaconf numpy opencv-python-headless "
     "opencv-python basicsr facexlib insightface pyiqa rawpy wandb openvino dlib-bin"
 ).split()
+_EPILOG = "Every command has --help. An error is one sentence and exit code 1 or 2; --debug shows its traceback."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code.
 
     Raises:
-        SystemExit: of argparse, and of a command of `COMMANDS` that does not end well.
+        SystemExit: of argparse, and of a command of `cli.commands` that does not end well.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] and (name := argv[0].replace("_", "-")) in COMMANDS and argv[1:] not in (["-h"], ["--help"]):
-        return _command(name, argv[1:])  # their key=value options are Hydra's, not argparse's
-    arguments = None if argv[:1] == ["rehearse"] else _parser().parse_args(argv)
+    if argv[:2] == ["eval", "submit"] and len(argv) > 2:
+        argv[1:3] = [f"submit={argv[2]}"]  # a word, since it is an action; among the options it is submit=FOLDER
+    debug = "--debug" in argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
+    name = argv[0].replace("_", "-") if argv else ""
     try:
-        if arguments is None:  # key=value options anywhere among the others
+        if name in options.COMMANDS:
+            options.read(name, argv[1:])  # help and misspelt options are answered before anything heavy is imported
+            return _command(name, argv[1:])  # their key=value options are Hydra's, not argparse's
+        argv = [word for word in argv if word != "--debug"]
+        if name == "rehearse":  # key=value options anywhere among the others
             from face2scene.cli import rehearse
 
             return rehearse.main(argv[1:])
+        arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
     except KeyboardInterrupt:
         print("face2scene: stopped; nothing incomplete has a final name.", file=sys.stderr)
         return 130
+    except options.UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
     except Exception as error:
         from face2scene.cli.command_line import is_user_error  # Hydra comes with it
 
-        if not is_user_error(error):
+        if debug or not is_user_error(error):
             raise
         print(f"face2scene: {disk_error(error) or error}", file=sys.stderr)
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="face2scene", description=__doc__.splitlines()[0])
+def _parser() -> options.Parser:
+    parser = options.Parser(
+        prog="face2scene", epilog=_EPILOG, formatter_class=partial(options.Help, max_help_position=26)
+    )
     parser.add_argument("--version", action="version", version=f"face2scene {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    strict = partial(options.Parser, strict=True)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=strict)
+    # `main` runs these itself; here they are listed by --help
+    for name, command in options.COMMANDS.items():
+        commands.add_parser(name, help=re.split("[:;.]", command.about)[0])
+    quickstart = commands.add_parser("quickstart", help="The whole method at CPU scale, ending in a report")
+    quickstart.add_argument(
+        "words", nargs="*", metavar="KEY=VALUE", help="for the first step, such as data.photos=FOLDER"
+    )
+    quickstart.set_defaults(run=lambda given: _command("quickstart", given.words))
+    commands.add_parser("rehearse", help="Whether a run fits a machine and how long it takes, without a GPU")
 
-    fetcher = commands.add_parser("fetch", help="get third-party weights and photos by name, checked")
+    fetcher = commands.add_parser("fetch", help="Get third-party weights and photos by name, checked")
     fetcher.add_argument("names", nargs="*", metavar="NAME", help="an asset or a group (quickstart, tests, open)")
     fetcher.add_argument("--all-open", action="store_true", help="every asset under a permissive licence")
     fetcher.add_argument("--list", action="store_true", help="show the catalogue and fetch nothing")
@@ -105,10 +114,10 @@ def _parser() -> argparse.ArgumentParser:
     fetcher.add_argument("--offline", action="store_true", help="use no network; fails for what is not here")
     fetcher.set_defaults(run=_fetch)
 
-    about = "what works on this machine, what is missing, and how to get it"
+    about = "What works on this machine, what is missing, and how to get it"
     commands.add_parser("doctor", help=about).set_defaults(run=_doctor)
 
-    data = commands.add_parser("data", help="datasets: verify FOLDER checks one, pack FOLDER OUT puts it into archives")
+    data = commands.add_parser("data", help="Datasets: verify FOLDER checks one, pack FOLDER OUT puts it into archives")
     actions = data.add_subparsers(title="actions", required=True, metavar="verify | pack")
     verify = actions.add_parser("verify", help="compare a dataset with its metadata; exit code 1 if anything is wrong")
     verify.add_argument("folder")
@@ -121,16 +130,26 @@ def _parser() -> argparse.ArgumentParser:
     packer.set_defaults(run=_pack_data)
 
     explainer = commands.add_parser(
-        "explain", help="where any output comes from: weights, commit, settings, data, machine"
+        "explain", help="Where any output comes from: weights, commit, settings, data, machine"
     )
     explainer.add_argument("file", help="an image, scores.json, a weights file, a report, or a folder of a run")
     explainer.set_defaults(run=_explain)
 
-    # `main` runs these itself; here they are listed by --help
-    commands.add_parser("rehearse", help="whether a run fits a machine and how long it takes, without a GPU")
-    for name, about in COMMANDS.items():
-        commands.add_parser(name, help=about)
+    completer = commands.add_parser("completion", help='Tab completion: eval "$(face2scene completion bash)"')
+    completer.add_argument("shell", choices=("bash", "zsh", "fish"))
+    completer.add_argument("line", nargs="?", help="print what the last word of this line may become")
+    completer.set_defaults(run=_complete)
     return parser
+
+
+def _complete(arguments: argparse.Namespace) -> int:
+    from face2scene.cli import completion
+
+    if arguments.line is None:
+        print(completion.SCRIPTS[arguments.shell])
+    else:
+        print("\n".join(completion.candidates(arguments.line, _parser())))
+    return 0
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
@@ -259,7 +278,7 @@ def _machine_lines() -> list[str]:
     try:
         import torch
 
-        from face2scene.common.memory import free_memory
+        from face2scene.common.memory import best_device, free_memory
     except ImportError:
         lines.append("device: unknown, torch is not installed")
     else:
@@ -267,9 +286,12 @@ def _machine_lines() -> list[str]:
             free, total = torch.cuda.mem_get_info(index)
             name = torch.cuda.get_device_name(index)
             lines.append(f"device: cuda:{index} {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+        if best_device().type == "mps":
+            lines.append("device: mps, the GPU of this Apple computer")
         lines = lines or [f"device: cpu, {torch.get_num_threads()} threads of torch"]
         lines.append(f"free memory: {free_memory() / 2**30:.1f} GiB")
-    lines.append(f"cores: {len(os.sched_getaffinity(0))}")
+    allowed = getattr(os, "sched_getaffinity", None)  # on Linux alone
+    lines.append(f"cores: {len(allowed(0)) if allowed else os.cpu_count()}")
     place = next(p for p in (catalogue.weights_root(), *catalogue.weights_root().parents) if p.exists())
     lines.append(f"free disk: {shutil.disk_usage(place).free / 2**30:.1f} GiB at {place}")
     return lines

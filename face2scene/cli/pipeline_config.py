@@ -7,7 +7,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from face2scene.assets import catalogue
 from face2scene.assets.catalogue import MissingWeights, WeightsError
+from face2scene.common.memory import best_device
 from face2scene.image_io.raw import Development
 from face2scene.inference.pipeline import Face2ScenePipeline
 
@@ -19,25 +21,35 @@ def named_keys() -> set[str]:
 
 
 def device_of(cfg: DictConfig, default: torch.device | None = None) -> torch.device:
-    """The option `device`; null is `default`, else cuda where there is one.
+    """The option `device`; null is `default`, else `best_device`.
 
     Raises:
         ValueError: no such device here.
     """
     if cfg.device is None:
-        return default or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return default or best_device()
     try:
         device = torch.device(cfg.device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise ValueError(f"device={cfg.device} cannot be used here ({reason}): choose cpu, or cuda:0.") from error
+        raise ValueError(f"device={cfg.device} cannot be used here ({reason}): choose cpu, cuda:0, or mps.") from error
     return device
 
 
 def development_of(cfg: DictConfig) -> Development:
     """The options `develop` of camera RAW."""
     return Development(**cast(dict[str, Any], OmegaConf.to_container(cfg.develop, resolve=True)))
+
+
+def best_ref_fr() -> str:
+    """The best Stage I for photos whose weights are here, as an option of ref_fr; `none` without a detector's."""
+    ready = {name for name, asset in catalogue.catalogue().items() if catalogue.is_ready(asset)}
+    if not ready >= {"yunet", "dlib"}:
+        return "none"
+    if torch.cuda.is_available() and ready >= {"faceme", "realvisxl_v3", "photomaker", "antelopev2"}:
+        return "faceme"
+    return "real_esrgan" if "real_esrgan_x4plus" in ready else "none"
 
 
 def pipeline_of(cfg: DictConfig, device: torch.device | None = None) -> Face2ScenePipeline:

@@ -8,7 +8,16 @@ from face2scene.data.records import METADATA, Records
 
 
 def refuse(cfg: DictConfig, kind: str, processes: int) -> None:
-    """Raise a ValueError with the first of `problems`."""
+    """Refuse what is missing or does not fit, before the run's folder is there.
+
+    Raises:
+        FileNotFoundError: a part of the training set is not there.
+        ValueError: the first of `problems`.
+    """
+    for folder in parts_of(cfg):
+        if not (folder / METADATA).is_file():
+            build = f"face2scene build-inscene data={cfg.data.name if folder == Path(cfg.data.root) else folder.name}"
+            raise FileNotFoundError(f"There is no InScene set in {folder} (data.root): build it first, `{build}`.")
     for sentence in problems(cfg, kind, processes):
         raise ValueError(sentence)
 

@@ -6,7 +6,6 @@ The scripts' own code runs up to the training, on a few generated images of the 
 training, Stage I and a restoration on tensors without values.
 """
 
-import argparse
 import importlib.util
 import tempfile
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from transformers import ViTConfig, ViTModel
 
 from face2scene.cli import preflight
 from face2scene.cli.command_line import CONFIGS, path_values
+from face2scene.cli.options import Parser
 from face2scene.common.files import write_json
 from face2scene.common.renamed_keys import refuse_renamed
 from face2scene.common.shipped import shipped
@@ -64,7 +64,7 @@ class RandomLpips(nn.Module):
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; exit code 1 where the run does not fit."""
-    parser = argparse.ArgumentParser(prog="face2scene rehearse", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="face2scene rehearse", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for the training scripts")
     parser.add_argument("--card", choices=CARDS, default="a6000")
     parser.add_argument("--gpus", type=int, default=4, help="cards of the machine (default %(default)s)")

@@ -8,8 +8,10 @@ import logging
 import os
 import re
 import tarfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,23 @@ def atomic_write(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def remove_partials(folder: str | Path, *inside: str, seconds: float = 0) -> None:
+    """Delete what killed processes left of `atomic_write` in a folder, and below its folders `inside`.
+
+    Where other processes may work, files younger than `seconds` are kept.
+    """
+    pattern = ".*.[0-9]*.partial*"
+    for path in chain(Path(folder).glob(pattern), *(Path(folder, name).rglob(pattern) for name in inside)):
+        with suppress(FileNotFoundError):  # finished meanwhile
+            if path.is_file() and (not seconds or path.stat().st_mtime < time.time() - seconds):
+                path.unlink()
+
+
 def sync(path: str | Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and Path(path).is_dir():
+        return  # Windows opens no folder
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -76,8 +92,11 @@ def fitting_name(stem: str, suffix: str, most: int = 255) -> str:
 
 def sha256_of(path: str | Path) -> str:
     """Hex digest of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -87,7 +106,7 @@ def write_json(path: str | Path, value: Any) -> None:
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_write(path) as partial:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        partial.write_text(text, encoding="utf-8", newline="\n", errors="backslashreplace")
 
 
 def read_json(path: str | Path) -> Any:

@@ -39,7 +39,7 @@ def content(path: str | Path) -> str:
     """
     path = Path(path)
     if path.is_dir():
-        files = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file()]
+        files = sorted((f.relative_to(path) for f in path.rglob("*") if f.is_file()), key=lambda file: file.parts)
         files = [file for file in files if not any(part.startswith(".") for part in file.parts)]
         rows = [f"{file.as_posix()}\0{content(path / file)}\n" for file in files]
         return hashlib.sha256(b"".join(map(os.fsencode, rows))).hexdigest()
@@ -177,7 +177,7 @@ class Ledger:
         kept = [line for line in self.lines.values() if not (at_end and line.get("unfinished"))]
         lost = [{"name": "", "unfinished": True}] if self.corrupt and not at_end else []
         if kept or lost or self.whole.is_file():
-            with atomic_write(self.whole) as partial, open(partial, "w", encoding="utf-8") as file:
+            with atomic_write(self.whole) as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
                 file.writelines(map(_text, [*kept, *lost]))
                 file.flush()
                 os.fsync(file.fileno())
@@ -187,7 +187,7 @@ class Ledger:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a line, which is on the disk when this returns; its first key is `name`."""
-        with self._lock, open(self.path, "a", encoding="utf-8") as file:
+        with self._lock, open(self.path, "a", encoding="utf-8", newline="\n") as file:
             file.write(_text(line))
             file.flush()
             os.fsync(file.fileno())

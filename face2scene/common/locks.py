@@ -2,7 +2,6 @@
 
 import atexit
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -11,6 +10,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
@@ -49,8 +53,12 @@ def locked(folder: str | Path, instead: str, *, name: str = LOCK, hold: bool = T
         yield
     finally:
         if path in _held:
-            with suppress(OSError):  # the folder was removed
+            try:
                 path.unlink()  # while it is held, and `_acquire` of another process notices
+            except PermissionError:  # Windows removes no open file: an empty one says that nobody was interrupted
+                os.ftruncate(_held[path], 0)
+            except OSError:
+                pass  # the folder was removed
             os.close(_held.pop(path))
 
 
@@ -65,7 +73,7 @@ def _acquire(path: Path, instead: str) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
         except BlockingIOError as error:
             holder = _described(descriptor)
             os.close(descriptor)
@@ -82,13 +90,28 @@ def _acquire(path: Path, instead: str) -> int:
         log.warning("%s was left by %s, which has ended; going on.", path.parent, holder)
     since = datetime.now().astimezone().isoformat(timespec="seconds")
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}).encode(), 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}).encode())
     return descriptor
+
+
+def _lock(descriptor: int) -> None:
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    import msvcrt
+
+    os.lseek(descriptor, 2**20, os.SEEK_SET)  # a locked byte of the content could not be read by others
+    try:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    except PermissionError as error:
+        raise BlockingIOError(*error.args) from error
 
 
 def _described(descriptor: int) -> str:
     try:
-        holder = json.loads(os.pread(descriptor, 1000, 0))
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        holder = json.loads(os.read(descriptor, 1000))
         return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
     except (ValueError, TypeError, KeyError):  # empty, or cut by a crash
         return ""
@@ -100,4 +123,5 @@ def _release_in_child() -> None:
         os.close(_held.popitem()[1])
 
 
-os.register_at_fork(after_in_child=_release_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_in_child)

@@ -1,26 +1,27 @@
-"""Free and peak memory, keeping freed blocks, and errors that name the options which lower the use."""
+"""The device to use, its memory, keeping freed blocks, and errors that name the options which lower the use."""
 
 import ctypes
-import os
-import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
+import psutil
 import torch
 
 
+def best_device() -> torch.device:
+    """Where work goes that no device was named for: CUDA, else the GPU of an Apple computer (MPS), else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
 def free_memory(device: torch.device | str = "cpu") -> int:
-    """Free bytes: of a CUDA device, else of main memory without swapping."""
+    """Free bytes: of a CUDA device, else of main memory without swapping (which MPS shares)."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return psutil.virtual_memory().available
 
 
 def peak_memory(device: torch.device | str = "cpu") -> int:
@@ -28,7 +29,12 @@ def peak_memory(device: torch.device | str = "cpu") -> int:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def keep_freed_memory() -> bool:

@@ -24,7 +24,7 @@ _TEMPLATES = Path(__file__).with_name("templates")
 def write_page(path: Path, template: str, *, style: str, scripts: Sequence[str] = (), **values: Any) -> None:
     """Write a page; the arguments of `render`."""
     with atomic_write(path) as partial:
-        partial.write_text(render(template, style=style, scripts=scripts, **values), encoding="utf-8")
+        partial.write_text(render(template, style=style, scripts=scripts, **values), encoding="utf-8", newline="\n")
 
 
 def render(template: str, *, style: str, scripts: Sequence[str] = (), **values: Any) -> str:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+import psutil
+
 
 @dataclass(frozen=True)
 class ProcessResult:
@@ -72,8 +74,7 @@ def run_group(
         except subprocess.TimeoutExpired:
             reason = f"it took longer than {timeout:g} s and was ended"
         finally:
-            with suppress(ProcessLookupError, PermissionError):  # no process of it is left
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill_group(process.pid)
             process.wait()
             watch.ended.set()
             watch.join()
@@ -85,8 +86,11 @@ def run_group(
 @contextmanager
 def killed_with_this_process(target: int) -> Iterator[None]:
     """Inside, `target` (a process, or minus a group) is killed if this process ends in any way, SIGKILL included."""
-    # The shell's input ends when the last process that holds the other end of the pipe has ended.
+    # The watch's input ends when the last process that holds the other end of the pipe has ended.
     words = ["/bin/sh", "-c", 'read -r _; kill -s KILL -- "$1"', "watch", str(target)]
+    if os.name == "nt":
+        code = "import sys; from face2scene.common.processes import _kill_group; sys.stdin.read(); _kill_group({})"
+        words = [sys.executable, "-c", code.format(abs(target))]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     watch = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True, **quiet)  # type: ignore[call-overload]
     try:
@@ -114,6 +118,24 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
 
 
+def _kill_group(leader: int) -> None:
+    """Kill a process group by its leader; where there are no groups (Windows), the leader and what it has started."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):  # no process of it is left
+            os.killpg(leader, signal.SIGKILL)
+        return
+    for process in _started_by(leader):
+        with suppress(psutil.Error):
+            process.kill()
+
+
+def _started_by(process: int) -> list[psutil.Process]:
+    """A process and all that it has started; without those that have ended."""
+    with suppress(psutil.Error):
+        return [psutil.Process(process), *psutil.Process(process).children(recursive=True)]
+    return []
+
+
 def last_line(log: str | Path, begin: int = 0) -> str:
     """The last line of `log` after byte `begin` that is not empty, cut to 300 characters."""
     with open(log, "rb") as file:
@@ -123,7 +145,7 @@ def last_line(log: str | Path, begin: int = 0) -> str:
 
 
 class _MemoryWatch(threading.Thread):
-    """Polls the peak memory of a process group in /proc, and its GPU memory with nvidia-smi."""
+    """Polls the memory of a process and those that it starts, and their GPU memory with nvidia-smi."""
 
     def __init__(self, group: int):
         super().__init__(daemon=True)
@@ -140,22 +162,24 @@ class _MemoryWatch(threading.Thread):
             pause = min(0.3, pause * 1.3)
 
     def _peak_memory(self) -> int:
-        """Largest VmHWM in KiB among the group's processes; 0 where there is no /proc."""
+        """Largest resident memory in KiB among the processes: its peak on Linux and Windows, else that of now."""
         peak = 0
-        for status in Path("/proc").glob("[0-9]*/status"):
-            with suppress(OSError, TypeError, ValueError):  # the process ended meanwhile
-                if os.getpgid(int(status.parent.name)) == self.group:
-                    lines = status.read_text().splitlines()
-                    peak = max(peak, *(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
+        for process in _started_by(self.group):
+            with suppress(psutil.Error):
+                memory = process.memory_info()
+                peak = max(peak, getattr(memory, "peak_wset", memory.rss) // 1024)
+            with suppress(OSError, TypeError, ValueError):  # no /proc, or the process ended meanwhile
+                lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                peak = max(peak, *(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
         return peak
 
     def _gpu_memory(self, smi: str) -> int:
         """MiB of all the group's processes together."""
-        used = 0
+        used, ours = 0, {process.pid for process in _started_by(self.group)}
         with suppress(OSError, subprocess.SubprocessError):
             query = [smi, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
             for line in subprocess.check_output(query, text=True, stderr=subprocess.DEVNULL, timeout=10).splitlines():
                 pid, _, memory = line.partition(",")
-                with suppress(OSError, ValueError):  # the process ended meanwhile, or its memory is not known
-                    used += int(memory) if os.getpgid(int(pid)) == self.group else 0
+                with suppress(ValueError):  # its memory is not known
+                    used += int(memory) if int(pid) in ours else 0
         return used

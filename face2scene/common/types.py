@@ -5,7 +5,7 @@ image's own pixels, x1 and y1 exclusive. N tokens of width D.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,23 @@ Box = tuple[float, float, float, float]
 Progress = Callable[[str, int, int], None]  # stage, steps done, steps in all
 
 
-@dataclass(frozen=True, eq=False)
-class Face:
+class Brief:
+    """A dataclass (of `repr=False`) that shows the shapes of its arrays, and the length of what is long."""
+
+    def __repr__(self) -> str:
+        values = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{key}={_brief(value)}' for key, value in values.items())})"
+
+
+def _brief(value: object) -> str:
+    if hasattr(value, "shape"):
+        return f"{type(value).__name__}{tuple(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 100 or not hasattr(value, "__len__") else f"{type(value).__name__} of {len(value)}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Face(Brief):
     """A detected face."""
 
     box: Box
@@ -34,8 +49,8 @@ class Face:
         return max(x1 - x0, y1 - y0)
 
 
-@dataclass(frozen=True, eq=False)
-class FacePair:
+@dataclass(frozen=True, eq=False, repr=False)
+class FacePair(Brief):
     """A degraded face and its reference-guided restoration, aligned pixel by pixel."""
 
     restored: Tensor  # (3, h, w)
@@ -44,8 +59,8 @@ class FacePair:
     notes: tuple[str, ...] = ()  # of the restorer, for the restoration log
 
 
-@dataclass(frozen=True, eq=False)
-class DegradationTokens:
+@dataclass(frozen=True, eq=False, repr=False)
+class DegradationTokens(Brief):
     """Degradation tokens of a face pair for cross-attention: one set for the scene, or one for each of P places."""
 
     tokens: Tensor  # (1, N, D), or (P, N, D) for P places
@@ -62,8 +77,8 @@ class DegradationTokens:
         return self.tokens[nearest : nearest + 1]
 
 
-@dataclass(frozen=True, eq=False)
-class Scene:
+@dataclass(frozen=True, eq=False, repr=False)
+class Scene(Brief):
     """An image to restore, with its faces and reference photos of the people."""
 
     name: str

@@ -81,7 +81,7 @@ def write_manifest(folder: str | Path, records: Iterable[Record], *, jsonl: bool
         lines = stack.enter_context(atomic_write(folder / "metadata.jsonl")) if jsonl else None
         with (
             pq.ParquetWriter(table, _SCHEMA, write_page_checksum=True) as writer,
-            open(lines or os.devnull, "w", encoding="utf-8") as text,
+            open(lines or os.devnull, "w", encoding="utf-8", newline="\n") as text,
         ):
             all_rows = map(_to_row, records)
             while rows := list(islice(all_rows, _ROWS)):
@@ -165,7 +165,7 @@ def read_sums(folder: str | Path) -> Iterator[tuple[str, str]]:
 
 def write_sums(folder: str | Path, sums: Iterable[tuple[str, str]]) -> None:
     """Write `SHA256SUMS` from (name, sha256) of every file; `write_manifest` adds those of the metadata."""
-    with atomic_write(Path(folder) / SUMS) as partial, open(partial, "w", encoding="utf-8") as lines:
+    with atomic_write(Path(folder) / SUMS) as partial, open(partial, "w", encoding="utf-8", newline="\n") as lines:
         lines.writelines(f"{digest}  {name}\n" for name, digest in sums)
 
 
@@ -173,8 +173,7 @@ def _opened(folder: Path) -> pq.ParquetFile:
     if not (folder / METADATA).is_file():
         what = "holds no finished dataset" if folder.is_dir() else "does not exist"
         raise FileNotFoundError(
-            f"{folder} {what}. Build it with `accelerate launch scripts/build_inscene.py "
-            f"data={folder.name}`, or point data.root at one."
+            f"{folder} {what}. Build it with `face2scene build-inscene data={folder.name}`, or point data.root at one."
         )
     with _readable(folder):
         file = pq.ParquetFile(folder / METADATA, page_checksum_verification=True)

@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.common.files import atomic_write
 from face2scene.common.ledger import claim

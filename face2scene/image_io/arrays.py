@@ -112,12 +112,14 @@ def files_below(folder: str | Path) -> tuple[list[Path], dict[Path, str]]:
     """The files of `list_files`, and the folders that cannot be opened, each with the reason; without a warning."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
-    files, errors = [], []
+    files: list[Path] = []
+    errors: list[OSError] = []
     for parent, folders, names in os.walk(folder, onerror=errors.append):
         folders[:] = [name for name in folders if name[0] != "." and name.lower() not in STRAY_FOLDERS]
         kept = [name for name in names if name[0] != "." and name.lower() not in STRAY_FOLDERS | STRAY_FILES]
         files += [path for path in (Path(parent, name) for name in kept) if path.is_file()]
-    return sorted(files), {Path(error.filename): error.strerror or str(error) for error in errors}
+    ordered = sorted(files, key=lambda path: path.relative_to(folder).parts)  # on Windows paths compare without case
+    return ordered, {Path(error.filename): error.strerror or str(error) for error in errors}
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:

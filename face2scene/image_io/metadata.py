@@ -10,7 +10,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,7 +90,7 @@ def shot_of(path: str | Path) -> Shot | None:
         with Image.open(path, formats=[*OPENED, *({"HEIF"} & Image.OPEN.keys())]) as image:
             exif = image.getexif()
             inner = exif.get_ifd(_EXIF)
-        taken = datetime.strptime(str(inner[_Base.DateTimeOriginal]), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
+        taken = datetime.strptime(str(inner[_Base.DateTimeOriginal]), "%Y:%m:%d %H:%M:%S").replace(tzinfo=timezone.utc)
         fraction = str(inner.get(_Base.SubsecTimeOriginal, "")).strip()
         time = taken.timestamp() + (float(f"0.{fraction}") if fraction.isdigit() else 0.0)
     except Exception:  # no EXIF, no date, no image: no shot

@@ -16,9 +16,9 @@ from tempfile import TemporaryFile
 from time import perf_counter
 from typing import Any, cast
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from face2scene.common.files import atomic_write, fitting_name, write_json
+from face2scene.common.files import atomic_write, fitting_name, remove_partials, write_json
 from face2scene.common.ledger import Ledger, content, digest, facts_of, unchanged
 from face2scene.common.locks import locked
 from face2scene.common.provenance import provenance
@@ -136,6 +136,7 @@ def restore_folder(
     with locked(output, "choose another output", hold=rank == 0):
         _check_output(output, tasks, chosen)
         if rank == 0:
+            remove_partials(output, "faces", *(f"{folder}/images".lstrip("/") for folder in chosen.folders))
             Ledger(output / RESTORATION_LOG).gather()
         wait()
         run = _Run(pipeline, tasks, output, chosen, overwrite, Ledger(output / RESTORATION_LOG, rank).read())

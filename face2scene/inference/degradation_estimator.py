@@ -46,7 +46,7 @@ class PipelineOptions:
     """Options of the pipeline; `save_pretrained` stores them beside the weights.
 
     Raises:
-        ValueError: unknown token_aggregation, fallback or colour.
+        ValueError: unknown token_aggregation, fallback or colour, or a number out of range.
     """
 
     # Whose tokens (ours): of the `largest` usable face, the `mean` of all faces weighted by area, or for every tile
@@ -72,6 +72,10 @@ class PipelineOptions:
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} is {value!r}: choose one of {', '.join(known)} (option pipeline.{name}).")
+        for name, least in (("max_faces", 1), ("max_face_size", MINIMUM_SIZE), ("max_tokens", 1), ("overlap", 0)):
+            value = getattr(self, name)
+            if not (value is None and name == "max_tokens") and not (isinstance(value, int) and value >= least):
+                raise ValueError(f"{name} is {value!r}: give a whole number from {least} on (option pipeline.{name}).")
         if self.fidelity != "auto" and not (isinstance(self.fidelity, int | float) and 0 <= self.fidelity <= 1):
             raise ValueError(f"fidelity is {self.fidelity!r}: give auto or a number from 0 to 1 (pipeline.fidelity).")
 

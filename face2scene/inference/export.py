@@ -103,7 +103,12 @@ def export_mapnet(restorer_weights: str | Path, folder: str | Path) -> dict[str,
 
 
 def export_merged(
-    restorer_weights: str | Path, path: str | Path, *, base: str | Path | None = None, dtype: str = "fp16"
+    restorer_weights: str | Path,
+    path: str | Path,
+    *,
+    base: str | Path | None = None,
+    dtype: str = "fp16",
+    file_dtype: str | None = None,
 ) -> None:
     """Write the restorer with its LoRAs folded in, base model and encoded prompts included, as one safetensors file.
 
@@ -112,14 +117,17 @@ def export_merged(
     Args:
         base: the base model, if not the one that the restorer's header names.
         dtype: `fp32`, `fp16` or `bf16`, of VAE and UNet; the LoRAs are merged in float32 before.
+        file_dtype: of the file alone, which is read back as `dtype`; None is the same.
 
     Raises:
         ValueError: an unknown dtype; weights that are not a restorer's.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    for option, value in (("dtype", dtype), ("file_dtype", file_dtype or dtype)):
+        if value not in DTYPES:
+            raise ValueError(f"{option} must be one of {', '.join(DTYPES)}, not {value!r}.")
     restorer = OneStepRestorer.from_file(restorer_weights, source=base).merged(DTYPES[dtype])
-    save_merged(restorer, path, about={"merged_from": Path(restorer_weights).name, "dtype": dtype})
+    about = {"merged_from": Path(restorer_weights).name, "dtype": dtype}
+    save_merged(restorer, path, about=about, dtype=DTYPES[file_dtype] if file_dtype else None)
 
 
 def _export(

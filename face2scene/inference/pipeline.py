@@ -2,7 +2,7 @@
 
     scene -> faces -> the face restored (Stage I) -> FaDeX -> MapNet's tokens -> the scene restored (Stage II)
 
-    pipeline = Face2ScenePipeline.from_pretrained("tiny", detector=..., ref_fr=...).to("cuda")
+    pipeline = Face2ScenePipeline.from_pretrained("photo", detector=..., ref_fr=...).to("cuda")
     result = pipeline("party.jpg", references={"Ann": "photos/ann", "Bob": ["bob1.jpg", "bob2.jpg"]})
     result.save("party_restored.jpg")
 
@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from functools import cached_property, partial
 from itertools import repeat
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, overload
 
@@ -31,6 +32,7 @@ from face2scene.image_io.photos import Photo
 from face2scene.inference import pretrained
 from face2scene.inference.degradation_estimator import DegradationEstimator, PipelineOptions, no_progress
 from face2scene.inference.inputs import ImageInput, References, as_photo, enlarged, name_of
+from face2scene.inference.named_parts import with_parts
 from face2scene.inference.results import DegradationEstimate, Restoration
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.loading import load_restorer
@@ -52,8 +54,8 @@ class Face2ScenePipeline(DegradationEstimator):
     Args:
         restorer: Stage II; its LoRAs are merged here. An S3Diff takes no tokens: it scores the image's degradation.
         fadex: the degradation encoder.
-        ref_fr: Stage I; without one every scene gets the fallback of `PipelineOptions`.
-        detector: finds faces; without one also, unless a box is given.
+        ref_fr: Stage I, or its name in configs/ref_fr; without one every scene gets the fallback of `PipelineOptions`.
+        detector: finds faces, or its name in configs/faces; without one also, unless a box is given.
         estimator: of the restorer, for images without a usable face and for `fidelity=auto`; None has neither.
         options: fields of `PipelineOptions`.
     """
@@ -65,13 +67,21 @@ class Face2ScenePipeline(DegradationEstimator):
         restorer: OneStepRestorer | S3Diff,
         fadex: FaDeX,
         *,
-        ref_fr: RefFR | None = None,
-        detector: Detector | None = None,
+        ref_fr: RefFR | str | None = None,
+        detector: Detector | str | None = None,
         estimator: SceneEstimator | None = None,
         device: str | torch.device = "cpu",
         **options: Any,
     ):
-        super().__init__(restorer.merged(), fadex.eval(), ref_fr, detector, PipelineOptions(**options), estimator)
+        parts = with_parts({"ref_fr": ref_fr, "detector": detector})
+        super().__init__(
+            restorer.merged(),
+            fadex.eval(),
+            parts["ref_fr"],
+            parts["detector"],
+            PipelineOptions(**options),
+            estimator=estimator,
+        )
         self.enable_tiling(self.options.tile, self.options.overlap, self.options.statistics)
         self._references = References()
         self._offloaded = False
@@ -101,6 +111,7 @@ class Face2ScenePipeline(DegradationEstimator):
             decoder: a small decoder in place of the VAE's, see `light_decoders`.
             options: of the constructor.
         """
+        options = with_parts(options)  # a wrong name is refused before anything is loaded
         if options.get("ref_fr") is not None:
             options.setdefault("detector", Detector(OpenBackend()))
         if estimator is None and (beside := Path(restorer).with_name(pretrained.ESTIMATOR)).is_file():
@@ -128,6 +139,7 @@ class Face2ScenePipeline(DegradationEstimator):
             FileNotFoundError: no such folder or repository; the message names the files that are missing.
             ValueError: weights of another kind, corrupt, or an option that does not exist.
         """
+        options = with_parts(options)
         folder = pretrained.find(folder)
         options = pretrained.read_options(folder) | options
         return cls.from_files(folder / pretrained.RESTORER, folder / pretrained.FADEX, **options)
@@ -140,6 +152,21 @@ class Face2ScenePipeline(DegradationEstimator):
         options = asdict(self.options)
         parts: dict[str, Any] = {"ref_fr": self.ref_fr, "detector": self.detector, "estimator": self.estimator}
         pretrained.write(folder, self.restorer, self.fadex, options, **parts)
+
+    def push_to_hub(self, name: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload what `save_pretrained` writes, with the model card, to the hub repository `name` (OWNER/NAME).
+
+        The repository is made where it does not exist. Returns the address of the upload; errors are huggingface_hub's.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            pretrained.name_card(folder, name)
+            api.create_repo(name, private=private, exist_ok=True)
+            message = "Upload a Face2Scene pipeline"
+            return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message=message))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -28,7 +28,8 @@ from face2scene.models.scene_estimator import FILE as ESTIMATOR
 from face2scene.models.scene_estimator import SceneEstimator
 from face2scene.ref_fr.fingerprint import files_version
 
-NAMES = ("tiny",)  # pipelines that ship
+_HERE = "this folder"
+NAMES = ("photo", "tiny")  # pipelines that ship
 OPTIONS, RESTORER, FADEX, CARD = "face2scene.json", WEIGHTS_FILE, "fadex.safetensors", "README.md"
 
 
@@ -98,8 +99,14 @@ def write(
     files = {"restorer": folder / RESTORER, "fadex": folder / FADEX}
     record = json.dumps(provenance(weights=files, config=dict(options)), indent=1, ensure_ascii=False)
     with atomic_write(folder / CARD) as partial:
-        partial.write_text(_card(restorer, options, stage_one, faces, record), encoding="utf-8")
+        partial.write_text(_card(restorer, options, stage_one, faces, record), encoding="utf-8", newline="\n")
     write_json(folder / OPTIONS, {"version": __version__, "options": dict(options), "provenance": json.loads(record)})
+
+
+def name_card(folder: str | Path, name: str) -> None:
+    """Let a folder's model card load the pipeline by its name on the hub."""
+    card = Path(folder) / CARD
+    card.write_text(card.read_text(encoding="utf-8").replace(_HERE, name), encoding="utf-8", newline="\n")
 
 
 def fingerprint(files: Sequence[Path], restorer: OneStepRestorer | S3Diff, fadex: FaDeX) -> str:
@@ -138,7 +145,7 @@ The degradation of a photo is estimated from a face in it, and the whole photo i
 ```python
 from face2scene import Face2ScenePipeline
 
-pipeline = Face2ScenePipeline.from_pretrained("this folder", detector=..., ref_fr=...)
+pipeline = Face2ScenePipeline.from_pretrained("{_HERE}", ref_fr=..., detector=...)
 pipeline("photo.jpg", references="photos of the person").save("restored.png")
 ```
 

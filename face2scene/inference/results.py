@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from face2scene.common.types import DegradationTokens, Face, FacePair
+from face2scene.common.types import Brief, DegradationTokens, Face, FacePair
 from face2scene.image_io.arrays import to_array, to_bytes
 from face2scene.image_io.photos import Photo, write_photo
 
 
-@dataclass(frozen=True, eq=False)
-class FaceEstimate:
+@dataclass(frozen=True, eq=False, repr=False)
+class FaceEstimate(Brief):
     """The degradation estimated from one face pair, or from one image patch where there is no face."""
 
     pair: FacePair
@@ -25,8 +26,8 @@ class FaceEstimate:
     person: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class DegradationEstimate:
+@dataclass(frozen=True, eq=False, repr=False)
+class DegradationEstimate(Brief):
     """The degradation of a scene."""
 
     tokens: DegradationTokens
@@ -40,7 +41,7 @@ class DegradationEstimate:
         return self.face_estimates[0].pair if self.face_estimates and self.tokens.source == "pair" else None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Restoration:
     """A restored image, with its degradation estimate and notes."""
 
@@ -82,6 +83,30 @@ class Restoration:
     def pil(self) -> Image.Image:
         """The image in 8 bits, without metadata."""
         return Image.fromarray(to_bytes(self.image))
+
+    def __repr__(self) -> str:
+        height, width = self.image.shape[-2:]
+        counts = {"face": len(self.faces), "warning": len(self.notes.get("warnings", []))}
+        counted = (f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items())
+        parts = [f"{width} x {height}", f"tokens={self.token_source}", *counted, f"{sum(self.seconds.values()):.1f} s"]
+        return f"Restoration({', '.join(parts)})"
+
+    def _repr_png_(self) -> bytes:
+        """The picture that notebooks show, at most 1024 pixels wide and high."""
+        picture, file = self.pil, BytesIO()
+        picture.thumbnail((1024, 1024))
+        picture.save(file, "PNG")
+        return file.getvalue()
+
+    def compare(self) -> Image.Image:
+        """The input, at the output's size, and the restored image side by side.
+
+        Raises:
+            ValueError: a restoration without its input.
+        """
+        if self.scene is None:
+            raise ValueError("There is no input to compare with: only results of the pipeline know theirs.")
+        return Image.fromarray(to_bytes(torch.cat([self.scene, self.image], dim=-1)))
 
     def of(self, photo: Photo | None) -> "Restoration":
         """The same with its photo, whose warnings come first in the notes."""

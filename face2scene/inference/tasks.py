@@ -1,7 +1,7 @@
 """Restoration tasks: the images of a file, a folder or a dataset, each with its references and ground truth."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -73,13 +73,13 @@ def variant_folder(setting: str, value: float) -> str:
 
 
 def find_tasks(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     *,
     references: str | Path | None = None,
     gt: str | Path | None = None,
     output: str | Path | None = None,
 ) -> list[RestorationTask]:
-    """The images of a file, a folder and its sub-folders, or an InScene dataset (its validation pairs).
+    """The images of a file, a folder and its sub-folders, or an InScene dataset (its validation pairs); or of several.
 
     Args:
         references: a folder of photos of one person, or with a sub-folder for each of several; or a folder with a
@@ -94,7 +94,23 @@ def find_tasks(
     Images that differ in the suffix alone, such as a camera's IMG_1.DNG and IMG_1.JPG, are restored as IMG_1_dng and
     IMG_1_jpg.
     """
-    source = Path(source)
+    sources = [Path(source)] if isinstance(source, str | Path) else list(map(Path, source))
+    tasks = [task for one in sources for task in _tasks_of(one, references, gt, output)]
+    count = Counter(task.name for task in tasks)
+    tasks = [
+        task if count[task.name] == 1 else replace(task, label=f"{task.path.stem}_{task.path.suffix[1:].lower()}")
+        for task in tasks
+    ]
+    count = Counter(task.name for task in tasks)
+    twice = sorted(name for name, number in count.items() if number > 1)
+    if twice:
+        raise ValueError(f"These names occur more than once and would overwrite each other: {twice[:5]}. Rename them.")
+    return tasks
+
+
+def _tasks_of(
+    source: Path, references: str | Path | None, gt: str | Path | None, output: str | Path | None
+) -> list[RestorationTask]:
     if (source / METADATA).is_file():
         tasks = [
             RestorationTask(
@@ -108,16 +124,14 @@ def find_tasks(
     if not tasks:
         others = passed_over(source)
         raise FileNotFoundError(f"There is no image in {source} (input){f'; {others}' if others else ''}.")
-    count = Counter(task.name for task in tasks)
-    tasks = [
-        task if count[task.name] == 1 else replace(task, label=f"{task.path.stem}_{task.path.suffix[1:].lower()}")
-        for task in tasks
-    ]
-    count = Counter(task.name for task in tasks)
-    twice = sorted(name for name, number in count.items() if number > 1)
-    if twice:
-        raise ValueError(f"These names occur more than once and would overwrite each other: {twice[:5]}. Rename them.")
     return tasks
+
+
+def first(tasks: list[RestorationTask], limit: int | None) -> list[RestorationTask]:
+    """The first so many tasks; all of them for None. Raises ValueError if that is none."""
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit is {limit}: give a number of images from 1 on, or null for all.")
+    return tasks[:limit]
 
 
 def passed_over(source: str | Path) -> str:

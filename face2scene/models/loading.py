@@ -49,31 +49,40 @@ def load_restorer(
     return restorer.from_file(path, **base)
 
 
-def save_merged(restorer: OneStepRestorer, path: str | Path, *, about: Mapping[str, Any]) -> None:
+def save_merged(
+    restorer: OneStepRestorer, path: str | Path, *, about: Mapping[str, Any], dtype: torch.dtype | None = None
+) -> None:
     """Write a merged restorer with its base and encoded prompts; `load_merged` needs no other file.
 
     In its present precision (see `OneStepRestorer.merged`): about 1.9 GB at SD 2.1's size in bf16. The base's licence
     applies to the file.
+
+    Args:
+        dtype: of the file alone; it is read back in the restorer's present precision.
     """
     if any(".lora_" in name for name, _ in restorer.named_parameters()):
         raise ValueError("Only a merged restorer can be saved with its base: call merged() first.")
     networks = {name: json.dumps(dict(getattr(restorer, name).config), default=str) for name in ("vae", "unet")}
     config = restorer.config | networks | {"alpha": restorer.alpha, "prediction": restorer.prediction}
+    if dtype is not None:
+        config["dtypes"] = {name: str(getattr(restorer, name).dtype).removeprefix("torch.") for name in networks}
     tensors = restorer.state_dict() | {"text": restorer.text}
-    model_files.save_weights(path, tensors, kind="merged_restorer", config=config, about=about)
+    model_files.save_weights(path, tensors, kind="merged_restorer", config=config, about=about, dtype=dtype)
 
 
 def load_merged(path: str | Path) -> OneStepRestorer:
     """Rebuild a restorer from a file of `save_merged`, in its precision; no base model is read."""
     tensors, config, _ = model_files.load_weights(path, kind="merged_restorer")
     with model_files.rebuilding(path):
-        networks = {}
+        networks, dtypes = {}, config.pop("dtypes", {})
         for name, kind in (("vae", AutoencoderKL), ("unet", UNet2DConditionModel)):
             weight = next(tensor for key, tensor in tensors.items() if key.startswith(f"{name}."))
             network = kind.from_config(json.loads(config.pop(name))).requires_grad_(False)
-            networks[name] = nn.Module.to(network, weight.dtype)
+            networks[name] = nn.Module.to(network, getattr(torch, dtypes[name]) if dtypes else weight.dtype)
         alphas = torch.full((config["timestep"] + 1,), config.pop("alpha"), dtype=torch.float64)
-        base = PackagedBase(**networks, text=tensors.pop("text"), alphas=alphas, prediction=config.pop("prediction"))
+        base = PackagedBase(
+            **networks, text=tensors.pop("text").float(), alphas=alphas, prediction=config.pop("prediction")
+        )
         mapnet = MapNet(**config.pop("mapnet"))
         config |= {"vae_rank": 0, "unet_rank": 0, "full": False, "prompts": tuple(config["prompts"])}  # no adapters
         restorer = OneStepRestorer(base, mapnet, **config)

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from torch import nn
+from typing_extensions import Self
 
 from face2scene.common.model_files import fit, load_weights, rebuilding, save_weights
 

@@ -55,7 +55,7 @@ class Cached(AlignedRefFR):
             stale = f" It holds faces of other weights, settings or code ({', '.join(others[:3])})." if others else ""
             raise FileNotFoundError(
                 f"The cache {self.root} holds no face of this ref_fr={self.name} ({self.fingerprint}).{stale} "
-                "Run `accelerate launch scripts/precompute_ref_fr.py` with the same options, or set "
+                "Run `face2scene precompute-ref-fr` with the same options, or set "
                 "ref_fr.missing=compute."
             )
 
@@ -117,7 +117,7 @@ class Cached(AlignedRefFR):
         if wanted and self.missing == "refuse":
             raise FileNotFoundError(
                 f"{len(wanted)} of {len(faces)} faces are not in the cache {self.folder}: run "
-                "`accelerate launch scripts/precompute_ref_fr.py` for the same data, degradation and recipes "
+                "`face2scene precompute-ref-fr` for the same data, degradation and recipes "
                 "(train.restorer.batches.recipes), or set ref_fr.missing=compute."
             )
         if wanted:

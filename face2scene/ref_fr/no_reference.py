@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from face2scene.assets import catalogue
+from face2scene.common.memory import best_device
 from face2scene.common.optional import import_optional
 from face2scene.image_io.arrays import resize
 from face2scene.ref_fr import base
@@ -156,7 +157,7 @@ class RealESRGAN:
         if not 1 <= shrink <= 4:
             raise ValueError(f"ref_fr.shrink is {shrink}: it lies between 1 and 4.")
         self.folder, self.shrink = folder, shrink
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device or best_device())
 
     @cached_property
     def network(self) -> RRDBNet:
@@ -191,7 +192,7 @@ class SpandrelFace(AlignedRefFR):
         if kind not in ("codeformer", "restoreformer"):
             raise ValueError(f"ref_fr.kind is {kind!r}: choose codeformer or restoreformer.")
         self.name, self.weights_file, self.fidelity = kind, weights_file, fidelity
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device or best_device())
 
     @cached_property
     def fingerprint(self) -> str:

@@ -63,7 +63,7 @@ class TrainingState:
                     save_file(values, partial / _model_file(number))
                 save_file(tensors, partial / _OTHERS, metadata={"tree": json.dumps(tree)})
                 sums = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(partial.iterdir())]
-                (partial / SUMS).write_text("".join(sums), encoding="utf-8")
+                (partial / SUMS).write_text("".join(sums), encoding="utf-8", newline="\n")
                 for path in (*partial.iterdir(), partial):
                     sync(path)
                 shutil.rmtree(folder / str(step), ignore_errors=True)

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.common.memory import explained
 from face2scene.common.reproducibility import seed_from

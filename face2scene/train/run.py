@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from face2scene.common.files import atomic_write, read_json, read_seconds, write_json
+from face2scene.common.files import atomic_write, read_json, read_seconds, remove_partials, write_json
 from face2scene.common.ledger import digest
 from face2scene.common.locks import lock_until_exit
 from face2scene.common.memory import keep_freed_memory
@@ -51,8 +51,7 @@ class Run:
         allow_config_change: resume a folder with another configuration; the new one is written.
 
     Raises:
-        ValueError: the folder has another configuration, or a set or file that it names was replaced since; the message
-            lists the differences.
+        ValueError: the folder has another configuration or other content of what it names; the message says what.
         RenamedKey: its configuration has keys of an earlier version.
         FolderInUse: another process trains there.
     """
@@ -74,7 +73,7 @@ class Run:
         stored = self.folder / "config.yaml"
         if main:
             lock_until_exit(self.folder, "choose another name=...")
-        if stored.exists() and not allow_config_change:
+        if stored.exists() and self.trained and not allow_config_change:
             before = _stored_config(stored)
             refuse_renamed(keys_of(before), source=str(stored))
             changed = _differences(_kept(before), _kept(self.config))
@@ -86,14 +85,20 @@ class Run:
                     "Choose another name=..., remove the folder, or resume it with allow_config_change=true."
                 )
         if main:
+            remove_partials(self.folder, "weights", "validation")
             with atomic_write(stored, durable=True) as partial:
                 OmegaConf.save(OmegaConf.create(self.config), partial)
             with atomic_write(self.folder / "commit.txt") as partial:
-                partial.write_text(commit() + "\n")
+                partial.write_text(commit() + "\n", encoding="utf-8", newline="\n")
             _log_to(self.folder / "log.txt")
 
+    @property
+    def trained(self) -> bool:
+        """Whether there is anything of a training yet; a start that failed before its first step binds nobody."""
+        return any((self.folder / name).exists() for name in ("metrics.jsonl", "state", "weights"))
+
     def check_base(self, origin: Mapping[str, str]) -> None:
-        """Refuse to go on from another base model; the folder's first start keeps `base.json`.
+        """Refuse to go on from another base model; its first start keeps `base.json`.
 
         Args:
             origin: `models.restorer.base_model.origin_of` the base; empty for a random one, which is not checked.
@@ -102,7 +107,7 @@ class Run:
             ValueError: the base's content or precision is another than at the first start.
         """
         path = self.folder / "base.json"
-        before = read_json(path) if path.exists() else origin
+        before = read_json(path) if path.exists() and self.trained else origin
         if changed := _differences(before, dict(origin)) if origin and not self._allow_config_change else []:
             raise ValueError(
                 f"{self.folder} was trained on another base model: {'; '.join(changed)}. Set restorer.base.source to "
@@ -116,7 +121,7 @@ class Run:
         if not self.main:
             return
         line = {"step": step} | {key: float(value) for key, value in values.items()}
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line) + "\n")
         for tracker in self.trackers:
             tracker.log(values, step)
@@ -153,7 +158,7 @@ class Run:
             except json.JSONDecodeError:
                 continue  # a line truncated by a kill
         with atomic_write(path) as partial:
-            partial.write_text("".join(kept), encoding="utf-8")
+            partial.write_text("".join(kept), encoding="utf-8", newline="\n")
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:

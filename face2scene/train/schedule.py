@@ -98,6 +98,5 @@ class Progress:
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        best = state["best"]
-        self.step, self.batch = int(state["step"]), int(state["batch"])
+        self.step, self.batch, best = int(state["step"]), int(state["batch"]), state["best"]
         self.best = None if best is None else float(best)

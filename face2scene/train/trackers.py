@@ -94,6 +94,8 @@ class Tensorboard:
 class AccelerateTracker:
     """Any tracker that accelerate knows: mlflow, comet_ml, aim, clearml, dvclive, swanlab, trackio.
 
+    A resumed run is a further one there, unless `options` name the first.
+
     Args:
         folder: of the run; trackers that keep files get it.
         kind: accelerate's name of the tracker.
@@ -120,11 +122,11 @@ class AccelerateTracker:
             raise ValueError(f"tracker.kind={kind} is no tracker of accelerate: choose {', '.join(sorted(known))}.")
         if kind not in map(str, tracking.get_available_trackers()):
             raise ModuleNotFoundError(f"tracker.kind={kind} needs its package: pip install {kind.replace('_', '-')}")
-        cls, options = known[kind], dict(options or {})
+        cls = known[kind]
+        given: dict[str, Any] = {"run_name": name, **(options or {})}
         if cls.requires_logging_directory:
-            options["logging_dir"] = str(folder)
-        # mlflow's first argument is the experiment, and its run has a name besides
-        self._tracker = cls(**{"run_name": name, **options})
+            given["logging_dir"] = str(folder)
+        self._tracker = cls(**given)
         self._tracker.start()
         self._tracker.store_init_configuration(_flat(config))
 

@@ -1,10 +1,10 @@
 """The ComfyUI nodes, loaded and executed as ComfyUI does, on a stub of its server."""
 
 import json
-import tomllib
 from types import SimpleNamespace
 
 import pytest
+import tomllib
 import torch
 from comfy_server import LoadImage, SaveImage, execute, load_nodes, problems, read_workflow
 

@@ -1,5 +1,7 @@
 """The command line that all scripts share: paths, old keys, errors of a user, several runs."""
 
+import logging
+import os
 import sys
 
 import pytest
@@ -130,6 +132,49 @@ def test_multirun_separates_folders_and_goes_on(call, capsys, monkeypatch, tmp_p
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == ["runs/multirun/multirun.yaml"]
 
 
+def test_runs_of_m_have_logs_and_accelerators(call, monkeypatch, tmp_path, no_accelerator_of_another_test):
+    from accelerate import Accelerator
+
+    monkeypatch.chdir(tmp_path)
+
+    def task(cfg):
+        Accelerator(cpu=True, mixed_precision=cfg.dtype)
+        run = Run(tmp_path / cfg.output, {})
+        logging.getLogger("test").info("run with %s", cfg.dtype)
+        assert run.folder.name == f"dtype={cfg.dtype}"
+
+    call(task, "dtype=no,bf16", "-m", "input=a", "output=out", level=logging.INFO)
+    for dtype in ("no", "bf16"):
+        lines = (tmp_path / f"out/dtype={dtype}/log.txt").read_text().splitlines()
+        assert [line.split(" INFO ")[1] for line in lines] == [f"run with {dtype}"]
+
+
+def test_hydra_errors_name_the_nearest(call, capsys):
+    for words, said in {
+        ("pipeline.til=2",): "no key pipeline.til (did you mean pipeline.tile?)",
+        ("fidelity=0.5",): "did you mean pipeline.fidelity?",
+        ("ref_fr=real_esgan",): "no ref_fr=real_esgan (did you mean real_esrgan?): choose codeformer",
+        ("seed=1,2",): "-m runs one after another",
+        ("seed=[1,",): "seed=[1, cannot be read",
+        ("+seed=2",): "seed=... changes it",
+    }.items():
+        with pytest.raises(SystemExit) as end:
+            call(lambda cfg: None, *words)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and said in error and error.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(call, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+
+    def task(cfg):
+        assert os.environ["HYDRA_FULL_ERROR"] == "1"
+        raise ValueError("a sentence")
+
+    with pytest.raises(ValueError, match="a sentence"):
+        call(task, "--debug")
+
+
 def test_old_keys_are_refused_everywhere(call, capsys, tmp_path):
     def error_of(*options):
         with pytest.raises(SystemExit) as end:
@@ -148,5 +193,6 @@ def test_old_keys_are_refused_everywhere(call, capsys, tmp_path):
     error = error_of("--config-dir", str(tmp_path), "train=mine")
     assert "train=mine" in error and "train.restorer.critic is now train.restorer.discriminator" in error
     (tmp_path / "config.yaml").write_text("train: {fadex: {whiten: null}}\n")
+    (tmp_path / "metrics.jsonl").touch()  # a run that has trained
     with pytest.raises(RenamedKey, match=r"config\.yaml .*is now train\.fadex\.head"):
         Run(tmp_path, {"train": {"fadex": {"head": None}}})

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors import SafetensorError
 
-from face2scene.common.files import atomic_write, disk_error, read_json, write_json
+from face2scene.common.files import atomic_write, disk_error, read_json, remove_partials, write_json
 from face2scene.common.ledger import content
 from face2scene.common.reproducibility import seed_from
 
@@ -66,6 +66,27 @@ def test_failed_rename_leaves_no_partial_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_json(tmp_path / "a.json", {"a": 1})
     assert not list(tmp_path.iterdir())
+
+
+def left_by_a_kill(path):
+    """The file that a process leaves when it is killed while it writes `path`."""
+    with atomic_write(path) as partial:
+        partial.write_bytes(b"half")
+        left = partial.rename(partial.with_name(partial.name.replace(str(os.getpid()), "999999")))
+        partial.touch()
+    return left
+
+
+def test_leftovers_of_kills_are_removed(tmp_path):
+    left = [left_by_a_kill(tmp_path / name) for name in ("log.jsonl", "images/sub/a.png", "other/b.png")]
+    kept = [tmp_path / name for name in (".hidden", "images/.a.partial.png", "images/sub/a.partial")]
+    for path in kept:
+        path.touch()
+    remove_partials(tmp_path, "images", seconds=60)
+    assert all(path.is_file() for path in left)
+    remove_partials(tmp_path, "images")
+    assert [path.is_file() for path in left] == [False, False, True]
+    assert all(path.is_file() for path in kept)
 
 
 def test_durable_file_is_on_disk_before_its_name(tmp_path, monkeypatch):

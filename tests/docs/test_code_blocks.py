@@ -4,28 +4,35 @@ import json
 import os
 import re
 import shlex
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomllib
 import yaml
 from doc_blocks import EXECUTED, LANGUAGES, Block, Command, blocks, commands, pages
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from PIL import Image
 
 from face2scene.assets import catalogue
 from face2scene.cli import main as command_line
 from face2scene.cli.command_line import path_values
+from face2scene.cli.options import read
 from face2scene.common.reproducibility import REPOSITORY
+from face2scene.common.shipped import CONFIGS
 
-CONFIGS = REPOSITORY / "configs"
 PAGES = {path.relative_to(REPOSITORY).as_posix(): path for path in pages()}
-SHORT = {"-i": "input", "-r": "references", "-o": "output"}
-FLAGS = {"--dry-run", "--resolve", "-m"}
-OTHER_PROGRAMS = {".", "cd", "cp", "git", "jupyter", "pre-commit"}  # of the shell and of others: nothing of ours in them
+OTHER_PROGRAMS = {
+    ".",
+    "cd",
+    "cp",
+    "git",
+    "jupyter",
+    "pre-commit",
+}  # of the shell and of others: nothing of ours in them
 OTHER_PACKAGES = {"pre-commit", "jupyterlab", "playwright"}
 
 
@@ -63,18 +70,17 @@ def test_every_block_has_a_treatment():
 
 
 @pytest.mark.parametrize("page", pages_with("python"))
-def test_python_runs(page, workplace, monkeypatch):
-    from face2scene.degradation import OPERATORS
+def test_python_runs(page, workplace):
+    from face2scene.degradation.operators import OPERATORS, STORED_NAMES
 
-    monkeypatch.setattr("face2scene.degradation.operators.OPERATORS", dict(OPERATORS))
-    space = {"__name__": "__main__"}
-    registered = dict(OPERATORS)
+    space, registered = {"__name__": "__main__"}, (dict(OPERATORS), dict(STORED_NAMES))
     try:
         for block in of_page(page, "python"):
             exec(compile("\n" * block.line + block.text, str(PAGES[page]), "exec"), space)
     finally:
-        OPERATORS.clear()
-        OPERATORS.update(registered)
+        for names, before in zip((OPERATORS, STORED_NAMES), registered, strict=True):
+            names.clear()
+            names.update(before)
 
 
 @pytest.mark.parametrize("page", pages_with("json", "yaml"))
@@ -149,32 +155,24 @@ def problem(one: Command, user: Path) -> str:
             program(words)
         else:
             assert first in OTHER_PROGRAMS, "unknown program: add what it needs to tests/docs/test_code_blocks.py"
-    except (AssertionError, ValueError, SystemExit) as error:
+    except (AssertionError, ValueError, SystemExit, HydraException) as error:
         return str(error).partition("\n")[0] or type(error).__name__
     return ""
 
 
 def composes(script: str, words: list[str], user: Path) -> None:
-    """Compose a script's configuration with the words of a command line, and check that its files and groups exist."""
-    overrides, positional, words = [], [], [word for word in words if word not in FLAGS]
-    while words:
-        word = words.pop(0)
-        if word == "--config-dir":
-            assert words.pop(0) == "my_configs"
-            overrides.append(f"hydra.searchpath=[file://{user}]")
-        elif word == "--cfg":
-            assert words.pop(0) == "job"
-        elif word in SHORT or word.startswith("--"):
-            overrides.append(f"{SHORT.get(word, word[2:].replace('-', '_'))}={words.pop(0)}")
-        else:
-            (overrides if re.match(r"[+~]{0,2}[\w.@/-]+=|~", word) else positional).append(word)
-    overrides += [f"{'predictions' if script == 'eval' else 'input'}={word}" for word in positional]
+    """Read a command line as the script does, compose its configuration, and look for files of ours in it."""
+    read_words = read(script.replace("_", "-"), words)
+    overrides = path_values(read_words.overrides)
+    if "--config-dir" in read_words.hydra:
+        assert "my_configs" in read_words.hydra
+        overrides.append(f"hydra.searchpath=[file://{user}]")
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose(script, path_values(overrides))
-    for key, folder in (("launch", "."), ("restorer_weights", "."), ("fadex_weights", ".")):
+        cfg = compose(script, overrides)
+    for key in ("launch", "restorer_weights", "fadex_weights"):
         value = OmegaConf.select(cfg, key)
         if isinstance(value, str) and value.startswith(("configs/", "checkpoints/")):
-            assert "third_party" in value or (REPOSITORY / folder / value).exists(), f"{key}={value} is not there"
+            assert "third_party" in value or (REPOSITORY / value).exists(), f"{key}={value} is not there"
 
 
 def subcommand(words: list[str]) -> None:

@@ -8,6 +8,7 @@ from baseline_inputs import BASELINES, read_record
 from basicsr_compat import srvgg
 from tolerances import RELOADED
 
+from face2scene.cli.options import UsageError, read
 from face2scene.common.files import sha256_of
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.eval.baselines.adapter import Adapter, AdapterError
@@ -46,7 +47,8 @@ def test_in_process_run_checks_weights_options(tmp_path, tasks, run_baseline_scr
     assert torch.equal(read_tensor(tmp_path / "runs/baseline/x/images/a b.1.png"), read_tensor(tasks[0].path))
 
     ours = ["baseline=face2scene", "name=ours", "limit=1", "faces=none", "ref_fr=none", lq]
-    ours += [f"restorer_weights={REPOSITORY}/checkpoints/tiny/restorer.safetensors"]
+    tiny = REPOSITORY / "checkpoints/tiny"
+    ours += [f"restorer_weights={tiny}/restorer.safetensors", f"fadex_weights={tiny}/fadex.safetensors"]
     assert run_baseline_script(*ours)
     kept = read_record(tmp_path / "runs/ours")
     assert list(kept["weights_sha256"]) == ["restorer_weights", "fadex_weights"]
@@ -56,7 +58,7 @@ def test_in_process_run_checks_weights_options(tmp_path, tasks, run_baseline_scr
     with pytest.raises(ValueError, match=r"different: guidance"):
         run_baseline_script(*ours, "guidance=1.5")
     weights = tmp_path / "fadex.safetensors"
-    weights.write_bytes((REPOSITORY / "checkpoints/tiny/fadex.safetensors").read_bytes())
+    weights.write_bytes((tiny / "fadex.safetensors").read_bytes())
     assert run_baseline_script(*ours, f"fadex_weights={weights}"), "the same bytes elsewhere"
     network = FaDeX.from_file(weights)
     with torch.no_grad():
@@ -172,12 +174,12 @@ def test_other_ffdnet_file_raises(tmp_path):
         load_ffdnet(tmp_path)
 
 
-def test_script_flags_become_overrides(baseline_script):
-    for words in (["x", "--import-only", "F", "a=1", "--dry-run"], ["x", "--import-only=F", "a=1", "--dry-run"]):
-        assert baseline_script.with_overrides(words) == ["x", "import_only=F", "a=1", "dry_run=true"]
-    for words in (["x", "--import-only"], ["x", "--import-only="], ["x", "--import-only", "--dry-run"]):
-        with pytest.raises(SystemExit, match="takes the folder"):
-            baseline_script.with_overrides(words)
+def test_script_flags_become_overrides():
+    for words in (["--import-only", "F", "seed=1", "--dry-run"], ["--import-only=F", "seed=1", "--dry-run"]):
+        assert read("run-baseline", words).overrides == ["seed=1", "import_only=F", "dry_run=true"]
+    for words in (["--import-only"], ["--import-only="], ["--import-only", "--dry-run"]):
+        with pytest.raises(UsageError, match="import-only"):
+            read("run-baseline", words)
 
 
 def test_script_list_dry_run_import_score(tmp_path, tasks, capsys, baseline_script, run_baseline_script):
@@ -206,3 +208,39 @@ def test_script_list_dry_run_import_score(tmp_path, tasks, capsys, baseline_scri
     write_png(tmp_path / "some/a b.1.png", read_tensor(tasks[0].path))
     assert not run(f"import_only={tmp_path}/some", "name=imported")
     assert json.loads((tmp_path / "runs/imported/scores.json").read_text())["complete"] is False
+
+
+def write_pairs(folder, lq="LQ", hq="HQ", names=("0001", "0002")):
+    """A stand-in of a test set's layout, of noise."""
+    for name in names:
+        gt = torch.rand(3, 24, 32)
+        write_png(folder / lq / f"{name}.png", (gt + 0.1 * torch.randn(gt.shape)).clamp(0, 1))
+        if hq:
+            write_png(folder / hq / f"{name}.png", gt)
+
+
+def test_persona_val_pairs_by_configuration(tmp_path, run_baseline_script, capsys):
+    options = ["testset=persona_val", "baseline=bicubic", f"paths.data={tmp_path}/data"]
+    with pytest.raises(FileNotFoundError, match=r"PERSONA-Val is not in .*_val/LQ: get it from the README"):
+        run_baseline_script(*options)
+    assert run_baseline_script(*options, "dry_run=true") and "PERSONA-Val is not in" in capsys.readouterr().out
+    write_pairs(tmp_path / "data/persona_val")
+    assert run_baseline_script(*options, "metrics=[psnr]")
+    scores = json.loads((tmp_path / "runs/persona_val/x/scores.json").read_text())
+    assert scores["complete"] and scores["counts"]["scored"] == 2 and 15 < scores["means"]["psnr"] < 25
+    (tmp_path / "data/persona_val/HQ/0002.png").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks 1 of the images, such as 0002"):
+        run_baseline_script(*options, "metrics=[psnr]", "name=again")
+
+
+def test_mpii_test_is_scored_without_gt(tmp_path, run_baseline_script, monkeypatch):
+    write_pairs(tmp_path / "data", "mpii_test", None)
+    seen = []
+    monkeypatch.setattr(
+        "face2scene.eval.scoring.score.build_all",
+        lambda chosen, device: (seen.extend(m.key for m in chosen), ({}, {m.key: "not here" for m in chosen}))[1],
+    )
+    options = ["testset=mpii_test", "baseline=bicubic", f"paths.data={tmp_path}/data", "metrics=[psnr,musiq,niqe]"]
+    assert run_baseline_script(*options)
+    assert seen == ["musiq", "niqe"], "metrics that need a ground truth are left out"
+    assert json.loads((tmp_path / "runs/mpii_test/x/scores.json").read_text())["counts"]["expected"] == 2

@@ -134,6 +134,16 @@ def test_figure_5_times_each_stage(tiny_models, tmp_path):
     assert "| SUPIR | - | - | 15.000 | 19.9 |" in text and "3.3 (2.0 + 1.3)" in text and "| DiffBIR | - | - | -" in text
 
 
+def test_times_of_other_options_are_refused(tmp_path, capsys):
+    options = [f"paths.runs={tmp_path}", "name=x", "figure=5", "cost.side=256"]
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/figure_5.json").write_text(json.dumps({"asked": {"model": "tiny", "side": 1024}}))
+    with pytest.raises(SystemExit, match="1"):
+        load_script("eval").main(compose_config("eval", *options))
+    said = capsys.readouterr().err
+    assert "measured otherwise (different: " in said and "side, tile): choose another name" in said
+
+
 @pytest.mark.slow
 def test_script_runs_figure_5_and_complexity(tmp_path, capsys):
     script = load_script("eval")

@@ -100,6 +100,19 @@ def test_uppercase_suffix_is_shown(tmp_path):
     assert (report.parent / "thumbnails/plain/0001.jpg").is_file()
 
 
+def test_images_are_found_from_another_folder(tmp_path, monkeypatch):
+    _, gt = scored_methods(tmp_path, 2)
+    monkeypatch.chdir(tmp_path)
+    score_folder("made plain", gt, ["psnr"], tmp_path / "runs/plain", scorers=SCORERS)  # a relative path
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    data = page_data(write_report(tmp_path / "report", {"plain": tmp_path / "runs/plain"}, gt))
+    assert data["names"] == ["0000", "0001"] and data["views"]["plain"]["missing"] == []
+    shutil.move(tmp_path / "made plain", tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match=r"plain: the scored images are not in made plain; start where"):
+        write_report(tmp_path / "report", {"plain": tmp_path / "runs/plain"}, gt)
+
+
 def test_invalid_report_input_raises(tmp_path):
     methods, gt = scored_methods(tmp_path, 2)
     with pytest.raises(ScoreError, match="at least one scored folder"):

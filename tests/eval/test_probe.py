@@ -168,6 +168,8 @@ def test_probe_writes_json_csv_and_figure(tmp_path, probe):
     assert probe()(tmp_path / "again") == found  # nothing is drawn from elsewhere
     with pytest.raises(ValueError, match=r"probe\.operators"):
         probe(operators=1)(tmp_path / "few")
+    with pytest.raises(ValueError, match=r"two operators at least, got 6 images and .*probe\.fit_operators=0"):
+        probe(fit_operators=0)(tmp_path / "few")
 
 
 def test_faces_cover_people_first(dataset):
@@ -175,7 +177,7 @@ def test_faces_cover_people_first(dataset):
     assert [face.identity for face in faces] == ["a", "b", "c", "d", "a", "d"]
     sides = [face.inner[0].stop - face.inner[0].start for face in faces]
     assert sides == [34, 36, 36, 36, 35, 36]  # at most the crop; 1.4 times the box below it
-    assert faces[0].gt[:, *faces[0].inner].shape == (3, 34, 34)
+    assert faces[0].gt[(slice(None), *faces[0].inner)].shape == (3, 34, 34)
 
 
 class FirstPixelDetector:

@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 from scored_folders import KEYS, SCORERS, SIZE, score_images, score_in_two_processes, write_images
+from torchvision.transforms.functional import gaussian_blur
 
-from face2scene.eval.scoring.pairing import ScoreError, global_shift
+from face2scene.eval.scoring.pairing import UNCERTAIN, ScoreError, global_shift
 from face2scene.eval.scoring.results import read_scores
 from face2scene.eval.scoring.score import score_folder, score_folders
 from face2scene.image_io.arrays import write_png
@@ -100,6 +101,32 @@ def test_noise_and_blur_cause_no_shift():
     assert global_shift(torch.rand(gt.shape, generator=generator), gt) is None
 
 
+@pytest.mark.parametrize("sigma", [6, 12, 20])
+def test_blurred_photo_tells_no_shift(photo, sigma):
+    generator = torch.Generator().manual_seed(0)
+    gt = torch.from_numpy(photo.copy()).permute(2, 0, 1)[:, 100:356, 100:356]
+    for right in (0, 2):
+        moved = torch.from_numpy(photo.copy()).permute(2, 0, 1)[:, 100:356, 100 - right : 356 - right]
+        soft = gaussian_blur(moved, [8 * sigma + 1] * 2, [sigma] * 2)
+        soft = (soft + 0.04 * torch.randn(soft.shape, generator=generator)).clamp(0, 1)
+        found = global_shift(soft, gt)
+        assert found == UNCERTAIN or np.hypot(*found) <= 0.5, "neither a shift nor another scene"
+    other = gt.flip(-1)
+    assert global_shift(other, gt) is None
+
+
+def test_uncertain_shift_is_kept_apart(tmp_path, photo, caplog):
+    gt = torch.from_numpy(photo.copy()).permute(2, 0, 1)[:, 100:228, 100:228]
+    for name in "abc":
+        write_png(tmp_path / "truth" / f"{name}.png", gt.roll(8 * ord(name), -1))
+        write_png(tmp_path / "made" / f"{name}.png", gaussian_blur(gt.roll(8 * ord(name), -1), [81] * 2, [10.0] * 2))
+    for _ in range(2):  # the second time from what was stored
+        scores = score_folder(tmp_path / "made", tmp_path / "truth", ["dists"], tmp_path / "out", scorers=SCORERS)
+        assert scores["alignment"]["uncertain"] and scores["alignment"]["unlike"] == []
+        assert scores["alignment"]["pictures"] == {}
+    assert "mixed up" not in caplog.text and "shifted" not in caplog.text
+
+
 def test_shifted_predictions_warn(tmp_path, caplog):
     for name, move in (("a", (1, 0)), ("b", (1, 0)), ("c", (1, 0.2))):
         image, gt = shifted_pair(*move)
@@ -140,7 +167,8 @@ def test_scoring_without_gt(tmp_path):
         scores = score_folders(rows, None, ["musiq"], scorers=brightness)
         assert list(scores["made"]["pictures"]["flagged"]) == ["c"] and scores["fewer"]["pictures"]["missing"] == ["c"]
         assert scores["fewer"]["means_of_scored_only"]["musiq"] == pytest.approx(0.5, abs=0.01)
-        assert scores["made"]["alignment"] == {"median_shift": None, "pictures": {}, "estimated": 0, "unlike": []}
+        nothing = {"median_shift": None, "pictures": {}, "estimated": 0, "unlike": [], "uncertain": []}
+        assert scores["made"]["alignment"] == nothing
         brightness["musiq"] = lambda images: 9 * images.mean((1, 2, 3)).double()  # only the black one is due
     write_images(tmp_path / "made", "abc", 0.1, size=(64, 64))
     both = {"one": (made, tmp_path / "three")}

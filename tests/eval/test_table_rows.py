@@ -22,7 +22,7 @@ def test_table_marks_best_and_second():
     assert "**25.00**" in line["two"] and "<u>0.2000</u>" in line["two"]
     assert "<u>22.00</u>" in line["three"] and "**0.1000**" in line["three"]
     assert "*" not in line["partial"] and "PSNR ↑" in text and "LPIPS ↓" in text
-    assert render.csv_text(rows, ["psnr"]).splitlines()[2] == "two,ours,,25.00,,best"
+    assert render.csv_text(rows, ["psnr"]).splitlines()[2] == "two,ours,,25.00,,best,,"
 
 
 def test_paper_table_keeps_digits_and_gaps(tmp_path):
@@ -33,13 +33,14 @@ def test_paper_table_keeps_digits_and_gaps(tmp_path):
     _, (part,) = paper_tables.load_table(CONFIGS / "table_synthetic.yaml")
     osediff = next(row for row in part.rows if row.name == "OSEDiff")
     assert osediff.cells["psnr"] == "24.2400" and osediff.values["dists"] == 0.1287
-    with pytest.raises(FileNotFoundError, match=r"choose from 1, 2, .*9, main, real, synthetic"):
+    with pytest.raises(FileNotFoundError, match=r"choose from 1, 2, .*9, main, offline, real, synthetic"):
         paper_table(CONFIGS, tmp_path, 77)
 
 
 def test_our_row_shows_difference(tmp_path):
     place = tmp_path / "table_5/synthetic/face2scene/scores.json"
     means = {"dists": 0.0907, "psnr": 20.0, "psnr_y": 23.904}
-    write_json(place, {"complete": True, "means": means, "sets": {}, "counts": {"scored": 3, "expected": 3}})
-    text = paper_table(CONFIGS, tmp_path, 5)
+    counts, gt = {"scored": 3, "expected": 3}, {"sha256": "1"}
+    write_json(place, {"complete": True, "means": means, "sets": {}, "counts": counts, "truth": gt})
+    text = paper_table(CONFIGS, tmp_path, 5, sets={"synthetic": "1"})
     assert "**0.0907** (-0.0100)" in text and "**23.90** (+1.00)" in text

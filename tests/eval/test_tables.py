@@ -79,14 +79,20 @@ def test_paper_table_checksums(table, key):
 
 def test_all_paper_tables_exist():
     parts = {path.stem.removeprefix("table_"): load_table(path)[1] for path in CONFIGS.glob("table_*.yaml")}
+    offline = parts.pop("offline")
+    assert not any(part.printed for part in offline)
     assert set(parts) == {*map(str, range(1, 10)), "main", "synthetic", "real"}
     assert [part.key for part in parts["main"]] == ["synthetic", "test"]
     assert {(t, part.key) for t, found in parts.items() for part in found if t != "main"} == set(PRINTED)
 
 
-def write_our_scores(runs, table="4", part="synthetic", method="pasd", gt="1", **means):
+PAPERS = {"synthetic": "1"}  # the set that is taken for the paper's here
+
+
+def write_our_scores(runs, table="4", part="synthetic", method="pasd", gt="1", intervals=None, **means):
     counts = {"scored": 3, "expected": 3}
     scores = {"complete": True, "means": means, "sets": {}, "counts": counts, "truth": {"sha256": gt}}
+    scores["intervals"] = intervals or {}
     write_json(runs / f"table_{table}" / part / method / "scores.json", scores)
 
 
@@ -95,18 +101,22 @@ def test_trailing_zero_is_kept(tmp_path):
 
 
 def test_every_format_shows_ours_and_paper(tmp_path):
-    write_our_scores(tmp_path, id=0.5)
-    assert "PASD, ours (3 images)" in (text := paper_table(CONFIGS, tmp_path, 4))
-    assert "**0.5000** (+0.0970)" in text and "<u>0.4867</u>" in text
-    text = paper_table(CONFIGS, tmp_path, 4, "latex")
-    assert r"\textbf{0.5000} (+0.0970) \\" in text and r"\underline{0.4867}" in text and r"ID $\uparrow$" in text
+    write_our_scores(tmp_path, id=0.5, intervals={"id": [0.45, 0.56]})
+    assert "PASD, ours (3 images)" in (text := paper_table(CONFIGS, tmp_path, 4, sets=PAPERS))
+    assert "**0.5000** [0.4500, 0.5600] (+0.0970)" in text and "<u>0.4867</u>" in text
+    text = paper_table(CONFIGS, tmp_path, 4, "latex", PAPERS)
+    assert (
+        r"\textbf{0.5000} [0.4500, 0.5600] (+0.0970) \\" in text
+        and r"\underline{0.4867}" in text
+        and r"ID $\uparrow$" in text
+    )
     assert text.count("{tabular}") == 4 and text.startswith("% Identity similarity")
-    text = paper_table(CONFIGS, tmp_path, 4, "csv")
-    assert "method,source,note,id,id_difference,id_mark\n" in text
-    assert "\nPASD,paper,,0.4030,,\nPASD,ours,3 images,0.5000,+0.0970,best\n" in text
-    assert ",0.4867,,second\n" in text
-    text = paper_table(CONFIGS, tmp_path, 4, "html")
-    assert '<td class="best">0.5000 <span class="apart">(+0.0970)</span></td>' in text
+    text = paper_table(CONFIGS, tmp_path, 4, "csv", PAPERS)
+    assert "method,source,note,id,id_difference,id_mark,id_low,id_high\n" in text
+    assert "\nPASD,paper,,0.4030,,,,\nPASD,ours,3 images,0.5000,+0.0970,best,0.4500,0.5600\n" in text
+    assert ",0.4867,,second,,\n" in text
+    text = paper_table(CONFIGS, tmp_path, 4, "html", PAPERS)
+    assert '<td class="best">0.5000 <span class="apart">[0.4500, 0.5600] (+0.0970)</span></td>' in text
     assert '<td class="second">0.4867</td>' in text and "PASD, ours<small>3 images</small>" in text
     with pytest.raises(ValueError, match="markdown, latex, csv, html"):
         paper_table(CONFIGS, tmp_path, 4, "word")
@@ -115,7 +125,7 @@ def test_every_format_shows_ours_and_paper(tmp_path):
 @pytest.mark.parametrize(("form", "comment"), [("markdown", ""), ("latex", "% "), ("csv", "# ")])
 def test_rgb_psnr_is_not_compared(form, comment, tmp_path):
     write_our_scores(tmp_path, "5", method="face2scene", psnr=20.0, ssim_y=0.5)
-    text = paper_table(CONFIGS, tmp_path, 5, form)
+    text = paper_table(CONFIGS, tmp_path, 5, form, PAPERS)
     assert "20.00" not in text and "PSNR was measured without psnr" in text
     lines = text.splitlines()
     assert f"{comment}PSNR and SSIM of ours are of the Y channel." in lines
@@ -128,10 +138,40 @@ def test_rgb_psnr_is_not_compared(form, comment, tmp_path):
 def test_row_with_other_gt_is_not_ranked(tmp_path):
     for method, gt, value in (("pasd", "1", 0.4), ("s3diff", "1", 0.5), ("face2scene", "2", 0.9)):
         write_our_scores(tmp_path, method=method, gt=gt, id=value)
-    lines = paper_table(CONFIGS, tmp_path, 4).splitlines()
+    lines = paper_table(CONFIGS, tmp_path, 4, sets=PAPERS).splitlines()
     line = {line.split("|")[1].strip(): line for line in lines if "|" in line}
-    assert "| 0.9000 " in line["Face2Scene, ours (3 images, another ground truth than PASD's)"]
+    assert "| 0.9000 " in line["Face2Scene, ours (3 images, another set than the paper's)"]
     assert "+" in line["S3Diff, ours (3 images)"]
+
+
+def test_unknown_set_is_never_ranked_among_printed(tmp_path):
+    write_our_scores(tmp_path, method="s3diff", gt="abc", id=0.9)
+    text = paper_table(CONFIGS, tmp_path, 4)
+    (line,) = [line for line in text.splitlines() if "S3Diff, ours" in line and "0.9000" in line]
+    assert "| 0.9000 " in line and "not known to be the paper's set" in line and "+" not in line
+    assert "S3Diff was scored on images that are not known to be the paper's" in text and "sets.synthetic=abc" in text
+    printed = paper_table(CONFIGS, tmp_path / "none", 4)
+    marked = [cell for cell in printed.split() if cell.startswith(("**", "<u>"))]
+    assert marked == [cell for cell in text.split() if cell.startswith(("**", "<u>"))], "the marks are as without ours"
+    assert 'class="best">0.9' not in paper_table(CONFIGS, tmp_path, 4, "html")
+
+
+def test_row_states_base_precision(tmp_path):
+    write_our_scores(tmp_path, method="s3diff", id=0.5)
+    launches = [{"base_dtype": "float32"}, {"pictures": 3}]
+    write_json(tmp_path / "table_4/synthetic/s3diff/baseline.json", {"launches": launches})
+    assert "S3Diff, ours (3 images, base in float32)" in paper_table(CONFIGS, tmp_path, 4, sets=PAPERS)
+
+
+def test_table_without_printed_rows_ranks_ours(tmp_path):
+    for method, gt, value in (("input", "1", 20.0), ("bicubic", "1", 22.0), ("ffdnet", "2", 30.0)):
+        write_our_scores(tmp_path, "offline", "noise", method, gt, {"psnr": [value - 1, value + 1]}, psnr=value)
+    (tmp_path / "configs").mkdir()
+    table = "title: t\nsource: s\nparts: {noise: {title: n, columns: [psnr], methods: [Input, Bicubic, FFDNet, Other]}}"
+    (tmp_path / "configs/table_offline.yaml").write_text(table)
+    text = paper_table(tmp_path / "configs", tmp_path, "offline")
+    assert "**22.00** [21.00, 23.00]" in text and "<u>20.00</u>" in text and "paper" not in text
+    assert "FFDNet (3 images, another ground truth than Input's)" in text and "| not measured" in text
 
 
 def test_unprinted_value_is_not_ranked(tmp_path):

@@ -54,6 +54,16 @@ def test_corrupt_files_fail_individually(photo_folder, tmp_path):
     assert not list((tmp_path / "out").rglob("*partial*"))
 
 
+def test_leftovers_of_a_kill_are_removed(photo_folder, tmp_path):
+    out = tmp_path / "out"
+    left = [out / name for name in (".restore.999999.partial.jsonl", "images/sub/.c.999999.partial.png")]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    restore_folder(InvertingPipeline(), find_tasks(photo_folder), out)
+    assert not any(path.exists() for path in left)
+
+
 class FacesByBrightness(InvertingPipeline):
     """As many face pairs as the image's first value says in tenths, all of that value."""
 

@@ -77,6 +77,16 @@ def test_merged_restorer_round_trip(tmp_path):
         export.export_merged(RESTORER, tmp_path / "x.safetensors", dtype="fp8")
 
 
+def test_half_file_is_read_as_float32(tmp_path):
+    export.export_merged(RESTORER, tmp_path / "merged.safetensors", dtype="fp32", file_dtype="fp16")
+    merged = load_merged(tmp_path / "merged.safetensors")
+    assert {p.dtype for p in merged.parameters()} == {merged.text.dtype} == {torch.float32}
+    assert (tmp_path / "merged.safetensors").stat().st_size < 2.2 * sum(p.numel() for p in merged.parameters())
+    image, own = torch.rand(1, 3, 64, 64), OneStepRestorer.from_file(RESTORER)
+    restored, expected = (one.restore(image, own.null_tokens) for one in (merged, own.merged()))
+    assert (restored - expected).abs().max() < 0.02  # weights rounded to 11 bits
+
+
 def test_unknown_part_is_refused(tmp_path):
     command = [sys.executable, "scripts/export.py", f"output={tmp_path}", "parts=[unet]"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)

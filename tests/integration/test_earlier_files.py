@@ -75,6 +75,7 @@ def test_old_pipeline_options_load(tmp_path):
 )
 def test_run_folder_is_refused_with_all_new_names(tmp_path, part, renamed):
     shutil.copy(EARLIER / f"train_{part}.yaml", tmp_path / "config.yaml")
+    (tmp_path / "metrics.jsonl").write_text("")  # it has trained
     with pytest.raises(RenamedKey) as refused:
         Run(tmp_path, {"train": {}})
     sentences = str(refused.value).split(" have changed: ")[1].split("; ")

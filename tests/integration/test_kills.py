@@ -92,7 +92,7 @@ def precompute(inputs, _):
             "precompute_ref_fr.py",
             [*options, f"data.root={inputs}/set", f"cache={folder}/cache"],
         ),
-        lambda folder: content_of(folder / "cache", "*"),
+        lambda folder: content_of(folder / "cache", "*", hidden=False),  # others' too, removed an hour later
     )
 
 

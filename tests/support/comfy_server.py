@@ -45,7 +45,7 @@ class SaveImage:
 
     def save_images(self, images: Any, filename_prefix: str) -> dict[str, Any]:
         assert images.ndim == 4 and images.shape[-1] == 3, images.shape
-        assert 0 <= images.min() and images.max() <= 1
+        assert images.min() >= 0 and images.max() <= 1
         return {"ui": {"images": images}}
 
 

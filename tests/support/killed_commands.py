@@ -107,10 +107,11 @@ class Command:
         return self.leaves(folder)
 
 
-def content_of(folder: Path, *patterns: str) -> dict[str, Any]:
+def content_of(folder: Path, *patterns: str, hidden: bool = True) -> dict[str, Any]:
     """Files below a folder by name: bytes, or JSON without seconds, times of files, and the folder's own path."""
     found = {}
-    for path in sorted(path for pattern in patterns for path in folder.rglob(pattern) if path.is_file()):
+    paths = (path for pattern in patterns for path in folder.rglob(pattern) if path.is_file())
+    for path in sorted(path for path in paths if hidden or not path.name.startswith(".")):
         name, read = path.relative_to(folder).as_posix(), path.read_bytes()
         text = read.replace(os.fsencode(folder), b"FOLDER")
         if path.suffix == ".jsonl" and path.name.startswith("restore"):

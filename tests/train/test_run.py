@@ -15,7 +15,8 @@ def test_seed_depends_on_every_part():
 
 
 def test_changed_config_raises(tmp_path):
-    Run(tmp_path, {"lr": 1, "part": {"steps": 2}, "tracker": None})
+    Run(tmp_path, {"lr": 2})  # failed before its first step
+    Run(tmp_path, {"lr": 1, "part": {"steps": 2}, "tracker": None}).log({}, 1)
     Run(tmp_path, {"lr": 1, "part": {"steps": 2}, "tracker": {"mode": "offline"}})  # how it is looked at is free
     with pytest.raises(ValueError, match=r"part\.steps was 2, is 3.*allow_config_change=true"):
         Run(tmp_path, {"lr": 1, "part": {"steps": 3}})
@@ -24,7 +25,9 @@ def test_changed_config_raises(tmp_path):
 
 def test_other_base_is_refused(tmp_path):
     first, other = {"dtype": "bf16", "content": "a" * 16}, {"dtype": "bf16", "content": "b" * 16}
+    Run(tmp_path, {}).check_base(other)  # failed before its first step
     Run(tmp_path, {}).check_base(first)
+    Run(tmp_path, {}).log({}, 1)
     Run(tmp_path, {}).check_base(first)
     with pytest.raises(ValueError, match="another base model: content was 'aaaaaaaaaaaaaaaa', is 'bbbbbbbbbbbbbbbb'"):
         Run(tmp_path, {}).check_base(other)
@@ -56,7 +59,7 @@ def test_replaced_inputs_are_noticed(tmp_path):
         return open_run(OmegaConf.create(config | about | changes))
 
     weights(1.0, {"steps": 1})
-    opened()
+    opened().log({}, 1)
     weights(1.0, {"steps": 2})  # exported again
     opened()
     weights(2.0, {"steps": 2})

@@ -260,7 +260,11 @@ def test_best_is_never_nan(tmp_path):
 def test_leftovers_of_a_kill_are_removed(undisturbed, tmp_path):
     shutil.copytree(undisturbed[1], tmp_path / "run")
     (tmp_path / "run/state/.5.partial").mkdir()
+    for name in ("", "weights/best/", "validation/000002/"):
+        (tmp_path / "run" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name / ".a.999999.partial.png").touch()
     train_to(tmp_path / "run", 6)
+    assert not list((tmp_path / "run").rglob(".a.*"))
     assert sorted(path.name for path in (tmp_path / "run/state").iterdir()) == ["4", "6"]
 
 

@@ -2,12 +2,13 @@
 
 import logging
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from face2scene.cli.app import AppController, DegradationReadout, build, launch
 from face2scene.cli.command_line import script
-from face2scene.cli.pipeline_config import development_of, named_keys, pipeline_of
+from face2scene.cli.pipeline_config import best_ref_fr, development_of, named_keys, pipeline_of
 from face2scene.cli.visitors import Limits
+from face2scene.common.shipped import CONFIGS
 
 log = logging.getLogger(__name__)
 # Keys of restore.yaml that the page sets itself or has no use for.
@@ -22,6 +23,9 @@ def main(cfg: DictConfig) -> None:
     logging.getLogger("face2scene").setLevel(logging.INFO)
     if unused := sorted(named_keys() & RESTORE_ONLY):
         raise ValueError(f"The page does not use {', '.join(unused)}: leave it out, or use face2scene restore.")
+    if not cfg.ref_fr and "ref_fr" not in named_keys() and (best := best_ref_fr()) != "none":
+        OmegaConf.update(cfg, "ref_fr", OmegaConf.load(CONFIGS / f"ref_fr/{best}.yaml"), merge=False)
+        log.info("Stage I is ref_fr=%s, the best whose weights are here; ref_fr=none leaves it out.", best)
     pipeline = pipeline_of(cfg)
     pipeline.ready()
     readout = None

@@ -1,4 +1,4 @@
-"""Build an InScene dataset: `accelerate launch scripts/build_inscene.py data=quickstart`.
+"""Build an InScene dataset: `face2scene build-inscene data=quickstart`.
 
 It can be stopped at any moment; the same command goes on from there, and leaves a finished set as it is. The exit code
 is 0, 1 when the set could not be built, or data.quarantine_exit when some input could not be read.
@@ -10,12 +10,12 @@ from functools import cache
 from time import perf_counter
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from face2scene.cli.command_line import script
+from face2scene.common.memory import best_device
 from face2scene.data.building.build import ImageSource, build
 from face2scene.data.building.filters import thresholds
 from face2scene.data.building.finalize import FinalizePlan, Selection
@@ -32,7 +32,7 @@ _FREE = ("root", "overwrite", "name", "jsonl", "quarantine_exit")
 def main(cfg: DictConfig) -> None:
     """Sources from the configuration, one build, one printed summary."""
     start = perf_counter()
-    state = Accelerator(cpu=not torch.cuda.is_available())  # without cpu=True, CPU processes would not join
+    state = Accelerator(cpu=best_device().type == "cpu")  # without cpu=True, CPU processes would not join
     data = cfg.data
     if "mix" in data:
         raise ValueError(

@@ -8,6 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 from face2scene.cli.command_line import CONFIGS as ROOTS
 from face2scene.cli.command_line import script
 from face2scene.common.files import atomic_write, read_json
+from face2scene.common.ledger import differences
+from face2scene.common.memory import best_device
 from face2scene.eval.reports.quickstart import quickstart_report
 from face2scene.eval.reports.table_page import paper_table
 from face2scene.eval.scoring.pairing import boxes_of, gt_of
@@ -21,7 +23,7 @@ def _predictions(cfg: DictConfig, run: Path) -> None:
     import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=best_device().type == "cpu")
     if state.num_processes == 1 and cfg.threads:
         torch.set_num_threads(cfg.threads)
     scores = score_folder(
@@ -52,12 +54,12 @@ def _predictions(cfg: DictConfig, run: Path) -> None:
 
 def _table(cfg: DictConfig, run: Path) -> None:
     runs = Path(cfg.paths.runs)
-    text = paper_table(CONFIGS, runs, cfg.table, cfg.format)
+    text = paper_table(CONFIGS, runs, cfg.table, cfg.format, dict(cfg.sets))
     if cfg.format != "html":
         print(text)
         return
     with atomic_write(runs / f"table_{cfg.table}.html") as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", newline="\n")
     print(runs / f"table_{cfg.table}.html")
 
 
@@ -66,8 +68,18 @@ def _figure(cfg: DictConfig, run: Path) -> None:
 
     if str(cfg.figure) == "5":
         _measure_figure_5(cfg, run)
-    for path in draw_figure(str(cfg.figure), CONFIGS, Path(cfg.paths.runs), run):
+    for path in draw_figure(str(cfg.figure), CONFIGS, Path(cfg.paths.runs), run, dict(cfg.sets)):
         print(path)
+
+
+def _submit(cfg: DictConfig, run: Path) -> None:
+    from face2scene.eval.reports.leaderboard import submit
+
+    page, lacking = submit(cfg.submit, cfg.board or Path(cfg.paths.runs) / "leaderboard")
+    print(page)
+    if lacking:
+        print(f"The entry is marked incomplete: {'; '.join(lacking)}.")
+        sys.exit(1)
 
 
 def _compare(cfg: DictConfig, run: Path) -> None:
@@ -157,13 +169,20 @@ def _measure_figure_5(cfg: DictConfig, run: Path) -> None:
         pipeline = Face2ScenePipeline(*_models(cfg, cfg.cost.model), ref_fr=stage_one, **options)
         return pipeline, f"{cfg.cost.model}, ref_fr={getattr(stage_one, 'name', 'none')}"
 
-    if (run / "figure_5.json").is_file():
-        print(f"{run / 'figure_5.json'} was measured before; remove it to measure again.")
-        result = read_json(run / "figure_5.json")
+    given = OmegaConf.to_container(cfg, resolve=True)
+    asked = {key: given["cost"][key] for key in ("model", "side", "images", "tile", "face")}
+    asked |= {"ref_fr": given["ref_fr"], "device": str(cfg.device)}
+    if (path := run / "figure_5.json").is_file():
+        result = read_json(path)
+        if changed := differences(result.get("asked") or asked, asked):
+            raise ValueError(
+                f"{path} was measured otherwise (different: {', '.join(changed)}): choose another name=..."
+            )
+        print(f"{path} was measured before; remove it to measure again.")
     else:
         options = {"side": cfg.cost.side, "images": cfg.cost.images, "face": cfg.cost.face}
         printed = read_texts(CONFIGS / "figure_5.yaml")
-        result = figure_5(load, run, printed, records=sorted(run.glob("*/baseline.json")), **options)
+        result = figure_5(load, run, printed, records=sorted(run.glob("*/baseline.json")), asked=asked, **options)
     print(table(result))
 
 
@@ -171,6 +190,7 @@ WAYS = {  # option -> how it is said, and what it does
     "predictions": ("predictions=FOLDER gt=FOLDER name=NAME", _predictions),
     "table": ("table=N", _table),
     "figure": ("figure=5", _figure),
+    "submit": ("submit=FOLDER", _submit),
     "compare": ("compare=[RUN,RUN]", _compare),
     "report": ("report=quickstart or report=gallery", _report),
     "probe": ("probe=fadex", _probe),

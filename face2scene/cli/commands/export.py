@@ -21,7 +21,7 @@ def main(cfg: DictConfig) -> None:
     for part in cfg.parts:
         if part == "merged":
             path = folder / "restorer_merged.safetensors"
-            export_merged(cfg.restorer_weights, path, base=cfg.base, dtype=cfg.dtype)
+            export_merged(cfg.restorer_weights, path, base=cfg.base, dtype=cfg.dtype, file_dtype=cfg.file_dtype)
             print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {cfg.dtype}")
             continue
         if part == "fadex":

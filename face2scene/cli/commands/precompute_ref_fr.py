@@ -1,4 +1,4 @@
-"""Restore every face of an InScene set once: `accelerate launch scripts/precompute_ref_fr.py data=... ref_fr=...`.
+"""Restore every face of an InScene set once: `face2scene precompute-ref-fr data=... ref_fr=...`.
 
 It can be stopped at any moment; the same command goes on from there. Faces are shared among processes by content, so
 that an image that occurs twice is restored once.
@@ -8,16 +8,17 @@ import sys
 from collections import Counter
 from time import perf_counter
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.cli.command_line import script
+from face2scene.common.files import remove_partials
 from face2scene.common.ledger import digest
 from face2scene.common.locks import locked
+from face2scene.common.memory import best_device
 from face2scene.data.precompute import faces_of, fill
 from face2scene.ref_fr.cache import Cached
 
@@ -25,7 +26,7 @@ from face2scene.ref_fr.cache import Cached
 @script("precompute_ref_fr")
 def main(cfg: DictConfig) -> None:
     """Restore this process's share of the faces, check the files; exit code 1 when one is corrupt or missing."""
-    start, state = perf_counter(), Accelerator(cpu=not torch.cuda.is_available())
+    start, state = perf_counter(), Accelerator(cpu=best_device().type == "cpu")
     restorer = instantiate(cfg.ref_fr, _convert_="all")
     cache = restorer if isinstance(restorer, Cached) else Cached(restorer, cfg.cache)
     cache.missing = "compute"
@@ -43,6 +44,8 @@ def main(cfg: DictConfig) -> None:
     here = f".{digest([str(cfg.data.root), list(cfg.splits)])}.lock"
     with locked(cache.folder, "choose another cache", name=here, hold=state.is_main_process):
         bar = tqdm(total=len(faces), unit="face", disable=not state.is_main_process, desc="Stage I")
+        if state.is_main_process:
+            remove_partials(cache.folder, "", seconds=3600)
         summary = fill(cache, faces, batch=cfg.batch, progress=bar.update)
         parts = gather_object([summary])
     problems = [line for part in parts for line in part.problems]

@@ -9,30 +9,32 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from omegaconf import DictConfig, OmegaConf
 
 from face2scene.cli.command_line import script
 from face2scene.cli.pipeline_config import development_of, device_of, pipeline_of
+from face2scene.common.memory import best_device
 from face2scene.data.records import METADATA
 from face2scene.inference.batch import restore_folder
 from face2scene.inference.log import RESTORATION_LOG
 from face2scene.inference.results import BatchResult
-from face2scene.inference.tasks import find_tasks, passed_over
+from face2scene.inference.tasks import find_tasks, first, passed_over
 
 
 @script("restore", required=["input", "output"], level=logging.INFO)
 def main(cfg: DictConfig) -> None:
     """Restore all images and print a summary; exit code 1 when one failed."""
-    for option in ("input", "references", "gt"):
-        if cfg[option] is not None and not Path(cfg[option]).exists():
-            raise FileNotFoundError(f"There is nothing at {option}={cfg[option]}.")
-    cpu = not torch.cuda.is_available() or str(cfg.device or "").startswith("cpu")
+    inputs = list(cfg.input) if OmegaConf.is_list(cfg.input) else [cfg.input]
+    for option, places in (("input", inputs), ("references", [cfg.references]), ("gt", [cfg.gt])):
+        for place in places:
+            if place is not None and not Path(place).exists():
+                raise FileNotFoundError(f"There is nothing at {option}={place}.")
+    cpu = best_device().type == "cpu" or str(cfg.device or "").startswith("cpu")
     # a process may wait hours for another one's share
     state = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
-    outcome = _restored(cfg, state)
+    outcome = _restored(cfg, inputs, state)
     for other in gather_object([outcome])[1:]:
         outcome.add(other)
     if state.is_main_process:
@@ -41,10 +43,11 @@ def main(cfg: DictConfig) -> None:
         sys.exit(1)
 
 
-def _restored(cfg: DictConfig, state: Accelerator) -> BatchResult:
-    tasks = find_tasks(cfg.input, references=cfg.references, gt=cfg.gt, output=cfg.output)[: cfg.limit]
+def _restored(cfg: DictConfig, inputs: list[str], state: Accelerator) -> BatchResult:
+    tasks = first(find_tasks(inputs, references=cfg.references, gt=cfg.gt, output=cfg.output), cfg.limit)
     if state.is_main_process:
-        others = passed_over(cfg.input) if not (Path(cfg.input) / METADATA).is_file() else ""
+        folders = (place for place in inputs if not (Path(place) / METADATA).is_file())
+        others = "; ".join(filter(None, map(passed_over, folders)))
         print(f"{len(tasks)} image(s){f'; {others}' if others else ''}; loading the models.", flush=True)
     device = device_of(cfg, state.device)
     counts = cfg.pipeline.max_tokens
@@ -74,7 +77,8 @@ def _report(outcome: BatchResult, output: Path) -> None:
     print(f"{outcome.restored} restored, {outcome.skipped} were finished before, {len(outcome.failed)} failed.")
     if outcome.restored:
         print(f"{outcome.seconds:.1f} s, of them {outcome.seconds_models:.1f} s in the models.")
-    print(f"Images are in {output / 'images'}, the reasons in {output / RESTORATION_LOG}.")
+    if (output / RESTORATION_LOG).is_file():
+        print(f"Images are in {output / 'images'}, the reasons in {output / RESTORATION_LOG}.")
     if outcome.warned:
         print(f"{outcome.warned} of {outcome.restored} have warnings there.")
     for reason, count in outcome.without_pair.items():

@@ -4,7 +4,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -22,12 +22,13 @@ from face2scene.eval.baselines.methods import predict_folder
 from face2scene.eval.baselines.record import compat_warnings
 from face2scene.eval.baselines.run import BaselineResult, commands, import_folder, run_command, run_in_process
 from face2scene.eval.baselines.staging import StagingError, lay_out, scale_of
+from face2scene.eval.metrics.registry import choose
 from face2scene.eval.scoring.score import score_folder
-from face2scene.eval.tables.render import markdown, row_from_scores
+from face2scene.eval.tables.render import markdown, row_from_scores, slug
 from face2scene.image_io.arrays import list_images
 from face2scene.inference.batch import restore_folder
 from face2scene.inference.pipeline import Face2ScenePipeline
-from face2scene.inference.tasks import RestorationTask, find_tasks
+from face2scene.inference.tasks import RestorationTask, find_tasks, first
 
 FOLDER = CONFIGS / "baseline"
 
@@ -53,7 +54,7 @@ def listing() -> str:
         absent = adapter.missing()
         state = f"{len(absent)} things are missing" if absent else adapter.tried
         lines.append(f"{path.stem:18} {adapter.title:18} {how[adapter.kind]:24} {state}")
-    return "\n".join([*lines, "", "What one of them lacks: python scripts/run_baseline.py baseline=NAME --dry-run"])
+    return "\n".join([*lines, "", "What one of them lacks: face2scene run-baseline --baseline NAME --dry-run"])
 
 
 def run(cfg: DictConfig, key: str) -> bool:
@@ -62,15 +63,21 @@ def run(cfg: DictConfig, key: str) -> bool:
     if cfg.get("baseline") is not None:
         options = OmegaConf.to_container(cfg.baseline, resolve=True)
         adapter = Adapter.from_dict(options | {"method": instantiate(cfg.baseline.get("method")) or None})
-    if OmegaConf.is_missing(cfg, "input"):
+    testset = cfg.get("testset")
+    absent = testset is not None and not Path(cfg.input).is_dir()
+    if absent or OmegaConf.is_missing(cfg, "input"):
         tasks, scale = [], cfg.scale or 1
+        say = "Say what to restore: input=FOLDER, an InScene folder or one of images."
+        if absent:
+            say = f"{testset.title} is not in {cfg.input}: get it from {testset.source} (licence: {testset.licence})."
         if not cfg.dry_run:
-            raise FileNotFoundError("Say what to restore: input=FOLDER, an InScene folder or one of images.")
+            raise FileNotFoundError(say)
+        print(f"  missing  {say}")
     else:
-        tasks = find_tasks(cfg.input, references=cfg.references, gt=None)[: cfg.limit]
+        tasks = first(find_tasks(cfg.input, references=cfg.references, gt=None), cfg.limit)
         gts = gts_of(cfg, tasks)
         scale = scale_of(tasks, gts, cfg.scale)
-    output = Path(cfg.paths.runs) / (cfg.name or f"baseline/{key}")
+    output = Path(cfg.paths.runs) / (cfg.name or f"{slug(testset.title) if testset else 'baseline'}/{key}")
 
     if cfg.dry_run:
         show(adapter, tasks, scale, cfg.seed, output)
@@ -84,15 +91,18 @@ def run(cfg: DictConfig, key: str) -> bool:
         given = {key: value for key, value in options["method"].items() if key != "device"}
         facts = {"weights": weights_of(adapter), "scale": scale, "method_options": given}
         facts |= {"device": getattr(adapter.method, "device", "cpu")}
+        facts |= {"base_dtype": lambda: base_dtype_of(getattr(adapter.method, "network", None))}
         outcome = run_in_process(adapter, tasks, output, lambda: by_method(adapter, tasks, output, scale), **facts)
     else:
         pipeline, facts = load_pipeline(cfg, adapter)
-        facts |= {"scale": scale, "seed": cfg.seed}
+        facts |= {"scale": scale, "seed": cfg.seed, "base_dtype": lambda: base_dtype_of(pipeline.restorer)}
         predict = partial(by_pipeline, pipeline, tasks, output, scale, seed=cfg.seed, guidance=facts["guidance"])
         outcome = run_in_process(adapter, tasks, output, predict, **facts)
     report(outcome, output)
-    if gts and list(cfg.metrics) and any((output / "images").glob("*.png")):
-        scores = score_folder(output, gts, list(cfg.metrics), output, device=device_of(cfg))
+    chosen = choose(cfg.metrics) if list(cfg.metrics) else []
+    metrics = [metric.key for metric in chosen if gts or metric.compares == "alone"]
+    if metrics and any((output / "images").glob("*.png")):
+        scores = score_folder(output, gts or None, metrics, output, device=device_of(cfg))
         columns = list(scores["protocol"])
         title = adapter.title if adapter else output.name
         print(markdown([row_from_scores(title, output / "scores.json", columns)], columns))
@@ -174,6 +184,15 @@ def weights_of(adapter: Adapter) -> dict[str, Path]:
     return {name: Path(path) for name, path in named.items() if path} or adapter.found()
 
 
+def base_dtype_of(network: Any) -> str | None:
+    """Precision of a network's VAE and UNet, `float32` or `bfloat16 (VAE), float32 (UNet)`; None where it has none."""
+    parts = {name: getattr(network, name.lower(), None) for name in ("VAE", "UNet")}
+    if None in parts.values():
+        return None
+    kinds = {name: str(part.dtype).removeprefix("torch.") for name, part in parts.items()}
+    return kinds["VAE"] if len({*kinds.values()}) == 1 else ", ".join(f"{kind} ({n})" for n, kind in kinds.items())
+
+
 def load_pipeline(cfg: DictConfig, adapter: Adapter) -> tuple[Face2ScenePipeline, dict[str, Any]]:
     """The pipeline of the configuration, and the settings that decide its images."""
     own = adapter.pipeline
@@ -228,20 +247,6 @@ def weights_file(value: str) -> Path:
     return Path(value)
 
 
-def with_overrides(words: Sequence[str]) -> list[str]:
-    """A command line whose --dry-run and --import-only FOLDER are written as Hydra's overrides."""
-    made, rest = [], iter(words)
-    for word in rest:
-        flag, _, value = word.partition("=")
-        if flag == "--import-only":
-            value = value or next(rest, "")
-            if not value or value.startswith("-"):
-                sys.exit("--import-only takes the folder of the predictions: --import-only FOLDER.")
-            word = f"import_only={value}"
-        made.append("dry_run=true" if word == "--dry-run" else word)
-    return made
-
-
 def report(outcome: BaselineResult, output: Path) -> None:
     """Print the result."""
     print(outcome)
@@ -252,5 +257,4 @@ def report(outcome: BaselineResult, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv = with_overrides(sys.argv)
     main()

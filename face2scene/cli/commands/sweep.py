@@ -87,5 +87,4 @@ def sweep(cfg: DictConfig, given: list[str], stage_one: str, runner: Runner = ru
 
 
 if __name__ == "__main__":
-    sys.argv = ["dry_run=true" if word == "--dry-run" else word for word in sys.argv]
     main()

@@ -1,4 +1,4 @@
-"""Train FaDeX: `accelerate launch scripts/train_fadex.py [experiment=...] [key=value ...]`.
+"""Train FaDeX: `face2scene train-fadex [experiment=...] [key=value ...]`.
 
 The same command again goes on where the run stopped. Writes weights/fadex.safetensors and weights/probe.json.
 """
@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from face2scene.cli import preflight
 from face2scene.cli.command_line import script
+from face2scene.common.memory import best_device
 from face2scene.data.face_crops import Stored
 from face2scene.data.face_pair_batches import FacePairBatches, RestoredBy, ground_truth
 from face2scene.degradation import PRESETS
@@ -28,7 +29,7 @@ def main(cfg: DictConfig) -> None:
     """Data, model, task and loop from the configuration."""
     settings = cfg.train.fadex
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
+        cpu=best_device().type == "cpu",
         gradient_accumulation_steps=settings.accumulate,
         mixed_precision=settings.mixed_precision,
     )

@@ -1,4 +1,4 @@
-"""Train the one-step restorer: `accelerate launch scripts/train_restorer.py experiment=quickstart`."""
+"""Train the one-step restorer: `face2scene train-restorer experiment=quickstart`."""
 
 import logging
 import math
@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from face2scene.cli import preflight
 from face2scene.cli.command_line import script
+from face2scene.common.memory import best_device
 from face2scene.data.scene_batches import SceneBatches, held_out
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.loading import load_restorer
@@ -35,7 +36,7 @@ def main(cfg: DictConfig) -> None:
     torch.manual_seed(cfg.seed)
     torch.backends.cuda.matmul.allow_tf32 = True  # for the float32 UNet, as cuDNN does by itself
     shard_from = fsdp.fsdp_min_params()
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=settings.mixed_precision)
+    accelerator = Accelerator(cpu=best_device().type == "cpu", mixed_precision=settings.mixed_precision)
     batches = OmegaConf.to_container(settings.batches, resolve=True)
     limits = {name: settings.get(name) for name in ("effective_batch", "accumulate")}
     batches["batch"], accelerator.gradient_accumulation_steps = share_batch(

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from face2scene.assets import catalogue
 from face2scene.cli.command_line import script
+from face2scene.common.memory import best_device
 from face2scene.image_io.arrays import list_images
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.restorer.base_model import load_base
@@ -21,7 +22,7 @@ from face2scene.train.run import open_run
 @script("train_tiny_base", level=logging.INFO)
 def main(cfg: DictConfig) -> None:
     torch.manual_seed(cfg.seed)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=cfg.mixed_precision)
+    accelerator = Accelerator(cpu=best_device().type == "cpu", mixed_precision=cfg.mixed_precision)
     run = open_run(cfg, main=accelerator.is_main_process)
 
     def pairs(held_out: bool, batch: int, seed: int) -> tiny_base.Pairs:

@@ -17,8 +17,6 @@ from face2scene.data.building.photo_filtering import Candidate, Scorer, StageCon
 from face2scene.data.building.sharpness import edge_blur, laplacian_variance
 from face2scene.image_io.arrays import to_tensor
 
-_OUT_OF_ORDER = (torch.OutOfMemoryError, torch.AcceleratorError)  # not the image's fault
-
 
 @dataclass
 class Resolution:
@@ -158,11 +156,10 @@ class Quality:
         for name, scorer in self._scorers.items():
             try:
                 value = float(np.asarray(scorer(image).cpu()).reshape(-1)[0])
-            except _OUT_OF_ORDER:
+            except (torch.OutOfMemoryError, torch.AcceleratorError):  # not the image's fault
                 raise
             except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-                size = f"{image.shape[-1]} x {image.shape[-2]} pixels"
-                return f"no quality: {name} cannot measure {size} ({type(error).__name__}: {error})"
+                return f"no quality: {name} cannot measure it ({type(error).__name__}: {error})"
             if not np.isfinite(value):
                 return f"no quality: {name} is {value}"
             candidate.measured[name] = value

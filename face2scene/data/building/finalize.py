@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from face2scene.common.files import atomic_write, sha256_of
+from face2scene.common.files import atomic_write, remove_partials, sha256_of
 from face2scene.common.reproducibility import seed_from
 from face2scene.data.building.filter_report import write_filter_report
 from face2scene.data.building.identity_clusters import Grouping, write_review
@@ -95,7 +95,10 @@ def finalize(
     _assign_identities(table, plan)
     _split(table, plan, seed)
     _move_files(folder, table, space, seed)
-    with atomic_write(folder / "rejected.jsonl") as partial, open(partial, "w", encoding="utf-8") as lines:
+    with (
+        atomic_write(folder / "rejected.jsonl") as partial,
+        open(partial, "w", encoding="utf-8", newline="\n") as lines,
+    ):
         for row in table.rejected():
             lines.write(json.dumps({k: row[k] for k in ("name", "reason", "stage")}, ensure_ascii=False) + "\n")
     if not table.count_kept():
@@ -109,8 +112,7 @@ def finalize(
     for name in table.unneeded_references():
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "candidates", ignore_errors=True)
-    for path in folder.rglob(".*.partial*"):
-        path.unlink()  # left by a killed process
+    remove_partials(folder, "")
     beside = [name for name in ("rejected.jsonl", "funnel.html", "identities.html") if (folder / name).is_file()]
     write_sums(folder, (*table.sums(), *((name, sha256_of(folder / name)) for name in beside)))
     write_manifest(folder, _records(table, plan), jsonl=jsonl)  # last: this file marks the set as finished

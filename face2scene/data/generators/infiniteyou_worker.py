@@ -12,7 +12,7 @@ import traceback
 
 
 def main():
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
     os.dup2(2, 1)  # prints of the libraries go to standard error
 
     def answer(**values):

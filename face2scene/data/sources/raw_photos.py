@@ -103,8 +103,8 @@ class RawPhotos(Photos):
             try:
                 face = largest(self.context.detector.find(read_image(path))) if len(file.parts) > 1 else None
             except (ImageError, OSError) as error:
-                reason = str(error).replace(str(path), str(file))
-                self._unreadable.append(Rejection(f"gallery/{file}", f"unreadable: {reason}", BAD_INPUT))
+                reason = str(error).replace(str(path), file.as_posix())
+                self._unreadable.append(Rejection(f"gallery/{file.as_posix()}", f"unreadable: {reason}", BAD_INPUT))
                 continue
             if face is not None and face.identity is not None:
                 people.setdefault(file.parts[0], []).append((path, face.identity))

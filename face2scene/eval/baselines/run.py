@@ -150,6 +150,7 @@ def run_in_process(
     *,
     weights: Mapping[str, Path],
     device: torch.device | str = "cpu",
+    base_dtype: Callable[[], str | None] = lambda: None,
     **facts: Any,
 ) -> BaselineResult:
     """The same record for a method of this process; raises as `PredictionRecord`.
@@ -158,6 +159,7 @@ def run_in_process(
         predict: returns the numbers of images made now and before, the reasons of those that failed, and the method's
             seconds.
         weights: name -> file or folder that it reads.
+        base_dtype: gives the precision of its diffusion base, if it has one, for the row's note.
         facts: scale, seed, options and whatever else decides its images.
     """
     record = PredictionRecord(Path(output), adapter, inputs_of(adapter, tasks), weights=weights, **facts)
@@ -166,7 +168,8 @@ def run_in_process(
     per_image = round(seconds / made, 3) if made else None
     if made or failed:
         launch = {"pictures": made, "seconds": round(seconds, 2), "seconds_per_picture": per_image}
-        record.add_launch(launch | {"seconds_are": "without loading the method", **here(device)})
+        precise = {"base_dtype": found} if (found := base_dtype()) else {}
+        record.add_launch(launch | {"seconds_are": "without loading the method", **precise, **here(device)})
     outcome.write(record)
     return outcome
 
@@ -264,7 +267,7 @@ def _prepare(adapter: Adapter, group: Sequence[Staged], home: Path, *, scale: in
     for name, text in adapter.texts(**values).items():
         for path in {home / name.format(stem=row.stem) for row in group}:
             path.parent.mkdir(exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", newline="\n")
     words = adapter.words(**values)
     log.info("%s: %d images, %s", adapter.title, len(group), shlex.join(words))
     return words

@@ -271,4 +271,4 @@ def table(found: Mapping[str, Any]) -> str:
 def write(found: Mapping[str, Any], folder: str | Path) -> None:
     """complexity.json and complexity.md."""
     write_json(Path(folder) / "complexity.json", found)
-    (Path(folder) / "complexity.md").write_text(table(found), encoding="utf-8")
+    (Path(folder) / "complexity.md").write_text(table(found), encoding="utf-8", newline="\n")

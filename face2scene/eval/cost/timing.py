@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from scipy.stats import iqr
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.common.files import read_json, write_json
 from face2scene.common.provenance import machine, versions
@@ -91,6 +91,7 @@ def figure_5(
     images: int = 100,
     face: int = 256,
     records: Sequence[Path] = (),
+    asked: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Time the pipeline and write `folder`/figure_5.json, with the times of other methods and of the paper.
 
@@ -99,6 +100,7 @@ def figure_5(
         printed: the bars of the paper, the contents of `configs/eval/figure_5.yaml`.
         face: side of the face in pixels, which decides the time of Stage I and FaDeX.
         records: baseline.json of methods that were run with scripts/run_baseline.py.
+        asked: the options as JSON, kept with the times.
     """
     folder = Path(folder)
     start = perf_counter()
@@ -117,6 +119,7 @@ def figure_5(
             methods[title] = {"pictures": count, "total": {"mean": seconds / count}, "with_loading": loading_too}
     result = {
         "protocol": f"{side} x {side}, {images} images one by one, models loaded, face of {face} pixels given",
+        "asked": dict(asked or {}),
         "seconds_to_load": loading,
         "methods": methods,
         "printed": {

@@ -49,7 +49,7 @@ def faces_of_set(folder: str | Path, split: str, *, crop: int, margin: int, coun
         if record is not None
     ][:count]
     return [
-        _cut(read_tensor(Path(folder) / r.image), r.face_box, Path(r.image).stem, r.identity, crop, margin)
+        cut(read_tensor(Path(folder) / r.image), r.face_box, Path(r.image).stem, r.identity, crop, margin)
         for r in chosen
     ]
 
@@ -88,14 +88,15 @@ def faces_of_photos(
             left_out.append((name, "no face found"))
             continue
         person = name.split("/")[0] if "/" in name else name
-        faces.append(_cut(to_tensor(photo), face.box, name, person, crop, margin))
+        faces.append(cut(to_tensor(photo), face.box, name, person, crop, margin))
     if len(faces) < 2:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out) or "the folder is empty"
         raise ValueError(f"The probe compares two images at least, and {folder} has {len(faces)}: {reasons}.")
     return faces, left_out
 
 
-def _cut(image: Tensor, box: Box, name: str, identity: str, crop: int, margin: int) -> ProbeFace:
+def cut(image: Tensor, box: Box, name: str, identity: str, crop: int, margin: int) -> ProbeFace:
+    """The face in `box` of an image (3, H, W): its square, at most `crop` pixels a side, with `margin` around it."""
     height, width = image.shape[-2:]
     x0, y0, x1, y1 = (int(v) for v in square_crop_box(box, (height, width)))
     side = min(x1 - x0, crop)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.common.files import write_json
 from face2scene.common.reproducibility import seed_from
@@ -65,10 +65,12 @@ class FaDeXProbe:
         encoders = {"pair": FaDeX.from_file(self.weights)}
         encoders |= {name: FaDeX.from_file(path) for name, path in self.against.items() if path}
         faces, left_out = self._faces(max(self.images, self.nuisance_images))
-        if len(faces) < 2 or self.operators < 2:
+        counts = {name: getattr(self, name) for name in ("operators", "wide_operators", "fit_operators")}
+        if len(faces) < 2 or min(counts.values()) < 2:
+            given = ", ".join(f"probe.{name}={count}" for name, count in counts.items())
             raise ValueError(
-                f"The probe compares two images and two operators at least, got {len(faces)} and {self.operators}: "
-                "see probe.images, probe.operators and probe.data."
+                f"The probe compares two images and two operators at least, got {len(faces)} images and {given}: "
+                "see also probe.images and probe.data."
             )
         probed = faces[: self.images]
         presets, drawn = list(PRESETS.values()), self._draw(self.space, self.operators, "operators")
@@ -180,7 +182,7 @@ class FaDeXProbe:
     def _degraded(self, face: ProbeFace, recipe: Recipe, restorers: Mapping[str, Any]) -> tuple[Tensor, dict]:
         """A face crop under a recipe, and its restorations by name; all (3, side, side)."""
         noisy = recipe.with_noise_seed(seed_from(self.seed, "noise", face.name, recipe.key)).apply(face.gt)
-        gt, degraded = face.gt[:, *face.inner], noisy[:, *face.inner]
+        gt, degraded = (image[(slice(None), *face.inner)] for image in (face.gt, noisy))
         restored = {}
         for name, restorer in restorers.items():
             rng = np.random.default_rng(seed_from(self.seed, "restored", face.name, recipe.key, name))

@@ -18,12 +18,12 @@ _STAGES = {"stage_1": "Stage I (face)", "stage_2": "Stage II (scene)"}
 _PLANES = (("psnr", "lpips"), ("psnr", "fid"), ("lpips", "musiq"))  # distortion and perception; our choice
 
 
-def draw_figure(figure: str, configs: Path, runs: Path, run: Path) -> list[Path]:
+def draw_figure(figure: str, configs: Path, runs: Path, run: Path, sets: Mapping[str, str] | None = None) -> list[Path]:
     """Draw a figure of `FIGURES` into `run`; returns the files.
 
     5: time by method and stage, ours from `run`/figure_5.json if it is there. 6: metrics against the guidance scale,
     from `run`/sweep.json of scripts/sweep.py. fadex: cosines of `run`/probe.json. tradeoff: distortion against
-    perception of the rows of the synthetic table, ours from `runs`.
+    perception of the rows of the synthetic table, ours from `runs` where they are of the paper's set, by `sets`.
 
     Raises:
         ValueError: an unknown figure, or no data of ours for one that the paper does not print as numbers.
@@ -40,7 +40,7 @@ def draw_figure(figure: str, configs: Path, runs: Path, run: Path) -> list[Path]
         return draw_cosines(probe, run)
     if figure == "tradeoff":
         _, (part,) = load_table(configs / "table_synthetic.yaml")
-        return draw_tradeoff(part.with_ours(runs), run)
+        return draw_tradeoff(part.with_ours(runs, sets), run)
     raise ValueError(f"Unknown figure {figure!r}: choose {', '.join(FIGURES)} (option figure).")
 
 

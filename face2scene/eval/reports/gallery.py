@@ -14,7 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.common.charts import spread_svg
 from face2scene.common.files import atomic_write, sha256_of
@@ -46,10 +46,14 @@ class GalleryMethod:
 
     @classmethod
     def read(cls, title: str, folder: Path) -> "GalleryMethod":
-        """Raises FileNotFoundError or ScoreError, see `results.read_scores`."""
+        """Raises FileNotFoundError (also where the scored images are not found) or ScoreError, see `read_scores`."""
         scores, values = read_scores(folder)
-        made = Path(scores["predictions"])
-        images = {path.stem: path for path in list_images(made)} if made.is_dir() else {}
+        named = Path(scores["predictions"])  # perhaps relative to the folder that the scoring was started in
+        places = [named, *(parent / named for parent in folder.resolve().parents)]
+        made = next((place for place in places if place.is_dir()), None)
+        if made is None:
+            raise FileNotFoundError(f"{title}: the scored images are not in {named}; start where they were scored.")
+        images = {path.stem: path for path in list_images(made)}
         return cls(title, folder, scores, values, log_entries(folder) or log_entries(made.parent), images)
 
 

@@ -81,7 +81,7 @@ def quickstart_report(
     with atomic_write(run / "scores.csv") as partial:
         shutil.copyfile(run / "restored/scores.csv", partial)
     with atomic_write(run / "report.html") as partial:
-        partial.write_text(page(Figures(run, dataset, records, scores, found, probes)), encoding="utf-8")
+        partial.write_text(page(Figures(run, dataset, records, scores, found, probes)), encoding="utf-8", newline="\n")
 
     for finding in found:
         print(finding)

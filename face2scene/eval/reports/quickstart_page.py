@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.common.charts import curve_svg, matrix_svg
 from face2scene.common.pages import render

@@ -1,7 +1,7 @@
 """A table of the paper with ours beside it, as text or as a page with thumbnails under our rows."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from face2scene.common.files import read_json
@@ -16,23 +16,26 @@ FORMS = ("markdown", "latex", "csv", "html")
 _THUMBNAILS = 4  # of a row
 
 
-def paper_table(configs: Path, runs: Path, table: str | int, form: str = "markdown") -> str:
+def paper_table(
+    configs: Path, runs: Path, table: str | int, form: str = "markdown", sets: Mapping[str, str] | None = None
+) -> str:
     """Table `table` of the paper with ours beside it, ready to print.
 
     Args:
         configs: the folder with `table_*.yaml`.
         runs: the runs' folder; ours are `table_<table>/<part>/<method>` in it.
         form: of `FORMS`; `html` is a page for `runs/table_<table>.html`, see `table_page`.
+        sets: see `PaperTable.with_ours`.
     """
     if form not in FORMS:
         raise ValueError(f"Unknown format {form!r}: choose {', '.join(FORMS)} (option format).")
     title, parts = load_table(configs / f"table_{table}.yaml")
     if form == "html":
-        return table_page(title, parts, runs)
+        return table_page(title, parts, runs, sets)
     comment = {"markdown": "", "csv": "# ", "latex": "% "}[form]
     texts = [] if form == "csv" else [f"{comment}{title}\n"]
     for part in parts:
-        rows = part.with_ours(runs)
+        rows = part.with_ours(runs, sets)
         text = {"markdown": markdown, "csv": csv_text, "latex": latex}[form](rows, part.columns)
         notes = [f"{comment}{note}\n" for note in part.notes(rows)]
         if form == "markdown":
@@ -42,11 +45,11 @@ def paper_table(configs: Path, runs: Path, table: str | int, form: str = "markdo
     return "\n".join(texts)
 
 
-def table_page(title: str, parts: Sequence[PaperTable], runs: Path) -> str:
+def table_page(title: str, parts: Sequence[PaperTable], runs: Path, sets: Mapping[str, str] | None = None) -> str:
     """HTML for a file in `runs`; thumbnails are written to `runs/thumbnails/`."""
     sections, tables = {}, {}
     for part in parts:
-        rows, key = part.with_ours(runs), slug(f"{part.table} {part.key}")
+        rows, key = part.with_ours(runs, sets), slug(f"{part.table} {part.key}")
         images = {row.name: _thumbnails(part, row.name, runs) for row in part.rows}
         sections[key] = part.title
         tables[key] = {"table": html_table(rows, part.columns, thumbnails=images), "notes": part.notes(rows)}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from face2scene.common.files import atomic_write, read_json, write_json
 from face2scene.eval.metrics.registry import METRICS
-from face2scene.eval.scoring.pairing import ScoreRow
+from face2scene.eval.scoring.pairing import UNCERTAIN, ScoreRow
 
 log = logging.getLogger(__name__)
 STATE = "scores.state.json"
@@ -36,7 +36,7 @@ def save(row: ScoreRow, rank: int | None) -> None:
             "box": _box(row, name),
             "values": row.values.get(name, {}),
             "undefined": {key: found[name] for key, found in row.undefined.items() if name in found},
-            **({"shift": shift if math.isfinite(shift[0]) else None} if (shift := row.shifts.get(name)) else {}),
+            **({"offset": _stored(shift)} if (shift := row.shifts.get(name)) else {}),
         }
         for name in row.paths
         if name in names and name not in row.flagged
@@ -90,9 +90,10 @@ def _read(row: ScoreRow, path: Path) -> None:
             for key, why in entry.get("undefined", {}).items():
                 if key in usable:
                     row.undefined.setdefault(key, {})[name] = why
-            if "shift" in entry:
-                shift = entry["shift"]
-                row.shifts[name] = (math.nan, math.nan) if shift is None else (float(shift[0]), float(shift[1]))
+            if "offset" in entry:  # `shift` of earlier versions was told of blurred images too
+                kept = entry["offset"]
+                named = {None: (math.nan, math.nan), "uncertain": UNCERTAIN}
+                row.shifts[name] = (float(kept[0]), float(kept[1])) if isinstance(kept, list) else named[kept]
         features = path.with_suffix(".safetensors")
         for key, tensor in (load_file(features) if features.is_file() else {}).items():
             metric, _, name = key.split("/", 2)
@@ -101,6 +102,10 @@ def _read(row: ScoreRow, path: Path) -> None:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, SafetensorError) as error:
         row.values.clear(), row.undefined.clear(), row.shifts.clear(), row.features.clear()
         log.warning("%s cannot be read and is written anew (%s)", path, error)
+
+
+def _stored(shift: tuple[float, float]) -> list[float] | str | None:
+    return list(shift) if math.isfinite(shift[0]) else None if math.isnan(shift[0]) else "uncertain"
 
 
 def _box(row: ScoreRow, name: str) -> list[float] | None:

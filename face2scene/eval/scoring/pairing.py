@@ -23,11 +23,16 @@ from face2scene.image_io.arrays import ImageError, list_images
 from face2scene.image_io.metadata import OPENED
 
 log = logging.getLogger(__name__)
+SHIFT = 0.5  # pixels from which a shift is reported
 MIN_SHIFT_SIDE = 48  # pixels; a smaller image has too few low frequencies for its shift to be estimated
 _MAX_SHIFT_SIDE = 512  # pixels to which a larger image is reduced before its shift is estimated
 _CUTOFF = 0.15  # cycles per pixel, ours: what restoration adds or removes is above it
 _MIN_PEAK = 0.1  # share of the ideal peak that a correlation needs, ours
 _NOISE = 7.5  # share that it needs too, in units of one independent low frequency; unrelated images stay below it
+_HANN = 2.25  # frequencies that one independent value is spread over by the window, in two directions
+_MAX_ERROR = 0.1  # pixels of standard error up to which a shift is told; errors of blurred pairs were 7 times theirs
+_SAME_SCENE = 0.6  # correlation of thumbnails above which two images without a peak show one scene
+UNCERTAIN = (math.inf, math.inf)  # a shift that cannot be told: one of the images is too blurred
 
 
 class ScoreError(ValueError):
@@ -196,7 +201,8 @@ def global_shift(image: Tensor, gt: Tensor) -> tuple[float, float] | None:
     """The shift (right, down) in pixels of an image against its ground truth; None where they are too unlike.
 
     Phase correlation of low frequencies under a Hann window (Kuglin and Hines 1975), the peak read to a fraction of a
-    pixel from the three values around it.
+    pixel from the three values around it. `UNCERTAIN` where it is above half a pixel and the phases that remain leave a
+    standard error above a tenth, as a strong blur does, or where there is no peak and the thumbnails show one scene.
 
     Args:
         image, gt: (3, H, W) in [0, 1], one size.
@@ -211,19 +217,41 @@ def global_shift(image: Tensor, gt: Tensor) -> tuple[float, float] | None:
     window = torch.outer(*(torch.hann_window(n, periodic=False) for n in (height, width))).to(sides[0].device)
     spectra = [torch.fft.rfft2((side[0] - side.mean()) * window) for side in sides]
     product = spectra[0] * spectra[1].conj()
-    rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
-    weight = torch.exp(-(rows**2 + columns**2) / _CUTOFF**2).to(product.device)
-    peak = torch.fft.irfft2(product / product.abs().clamp_min(1e-12) * weight, s=(height, width))
+    phases = product / product.abs().clamp_min(1e-12)
+    frequencies = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
+    rows, columns = (f.to(product.device) for f in frequencies)
+    weight = torch.exp(-(rows**2 + columns**2) / _CUTOFF**2)
+    peak = torch.fft.irfft2(phases * weight, s=(height, width))
     ideal = torch.fft.irfft2(weight.to(product.dtype), s=(height, width))[0, 0]
     place = int(peak.argmax())
     y, x = divmod(place, width)
     independent = 2 * math.pi * _CUTOFF**2 * height * width
     if not peak[y, x] > max(_MIN_PEAK, _NOISE / math.sqrt(independent)) * ideal:
-        return None
+        thumbnails = [torch.nn.functional.adaptive_avg_pool2d(side, 8).flatten() for side in sides]
+        return UNCERTAIN if torch.corrcoef(torch.stack(thumbnails))[0, 1] > _SAME_SCENE else None
     down = y + _between(*(peak[(y + d) % height, x] for d in (-1, 0, 1)))
     right = x + _between(*(peak[y, (x + d) % width] for d in (-1, 0, 1)))
+    remaining = phases.angle() + 2 * math.pi * (rows * down + columns * right)
     wrapped = [value - size if value > size / 2 else value for value, size in ((right, width), (down, height))]
-    return wrapped[0] * factor, wrapped[1] * factor
+    found = wrapped[0] * factor, wrapped[1] * factor
+    if math.hypot(*found) <= SHIFT:
+        return found
+    return UNCERTAIN if factor * _standard_error(remaining.cpu(), weight.cpu(), frequencies) > _MAX_ERROR else found
+
+
+def _standard_error(remaining: Tensor, weight: Tensor, frequencies: tuple[Tensor, Tensor]) -> float:
+    """Of a peak's place in pixels, along its worse direction, from the phases that its shift leaves.
+
+    The peak is where the sum of weight x frequency x sin(phase) vanishes, so its covariance is that of an estimating
+    equation, from the slope and the spread of these terms.
+    """
+    k = 2 * math.pi * torch.stack([f.expand_as(weight) for f in frequencies]).double()
+    slope = torch.einsum("hw,ahw,bhw->ab", weight * torch.cos(remaining), k, k)
+    spread = _HANN * torch.einsum("hw,ahw,bhw->ab", (weight * torch.sin(remaining)) ** 2, k, k)
+    if torch.linalg.eigvalsh(slope)[0] <= 0:
+        return math.inf
+    inverse = torch.linalg.inv(slope)
+    return float(torch.linalg.eigvalsh(inverse @ spread @ inverse)[-1].clamp_min(0).sqrt())
 
 
 def _between(before: Tensor, at: Tensor, after: Tensor) -> float:

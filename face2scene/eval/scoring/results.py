@@ -18,11 +18,10 @@ from face2scene.common.ledger import Ledger
 from face2scene.common.provenance import provenance, versions
 from face2scene.common.types import Box
 from face2scene.eval.metrics.registry import Metric, Scorer
-from face2scene.eval.scoring.pairing import MIN_SHIFT_SIDE, ScoreError, ScoreRow, some
+from face2scene.eval.scoring.pairing import MIN_SHIFT_SIDE, SHIFT, ScoreError, ScoreRow, some
 from face2scene.inference.log import RESTORATION_LOG
 
 log = logging.getLogger(__name__)
-SHIFT = 0.5  # pixels from which a shift is reported
 _DRAWS = 2000  # of the bootstrap, ours
 
 
@@ -172,13 +171,15 @@ def interval(values: Sequence[float]) -> list[float]:
 def _alignment(row: ScoreRow) -> dict[str, Any]:
     shifts = {n: row.shifts[n] for n in row.paths if n in row.shifts and n not in row.flagged}
     known = {n: shift for n, shift in shifts.items() if math.isfinite(shift[0])}
-    unlike = [n for n in shifts if n not in known and min(row.sizes[n]) >= MIN_SHIFT_SIDE]
+    unlike = [n for n in shifts if math.isnan(shifts[n][0]) and min(row.sizes[n]) >= MIN_SHIFT_SIDE]
+    uncertain = [n for n in shifts if math.isinf(shifts[n][0])]
     median = [round(statistics.median(axis), 3) for axis in zip(*known.values(), strict=True)] or None
     off = {n: [round(v, 3) for v in shift] for n, shift in known.items() if math.hypot(*shift) > SHIFT}
     if off:
         listed = some(f"{name} ({x:+.1f}, {y:+.1f})" for name, (x, y) in off.items())
         log.warning("%s: %d images are shifted by more than half a pixel: %s", row.title, len(off), listed)
     found = {"median_shift": median, "pictures": off, "estimated": len(known), "unlike": unlike}
+    found["uncertain"] = uncertain
     for doubt in alignment_doubts(found):
         log.warning("%s: %s", row.title, doubt)
     return found
@@ -187,7 +188,7 @@ def _alignment(row: ScoreRow) -> dict[str, Any]:
 def alignment_doubts(alignment: Mapping[str, Any]) -> list[str]:
     """Whether names may be mixed up and whether all images are shifted, in sentences, from `alignment` of a row."""
     unlike, shift = alignment["unlike"], alignment["median_shift"]
-    total, doubts = alignment["estimated"] + len(unlike), []
+    total, doubts = alignment["estimated"] + len(unlike) + len(alignment.get("uncertain", ())), []
     if 2 * len(unlike) > total:
         doubts.append(
             f"{len(unlike)} of {total} images have too little in common with the ground truth of their name for their "

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.common.files import sha256_of, write_json
 from face2scene.common.types import Box

@@ -10,7 +10,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from face2scene.common.files import read_json, write_json
+from face2scene.common.files import read_json, remove_partials, write_json
 from face2scene.common.ledger import content, differences
 from face2scene.common.optional import import_optional
 from face2scene.common.processes import run_group
@@ -72,6 +72,7 @@ def run_steps(
     Returns:
         Name of a step -> why it failed or was not started.
     """
+    remove_partials(plan.folder / "steps")
     slots: SimpleQueue[Mapping[str, str]] = SimpleQueue()
     visible = gpus or [None] * jobs
     for devices in visible:

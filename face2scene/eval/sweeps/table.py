@@ -67,7 +67,7 @@ def collect(
     }
     write_json(plan.folder / "sweep.json", result)
     with atomic_write(plan.folder / "sweep.md") as partial:
-        partial.write_text(table(sweep, plan, list(result["protocol"])), encoding="utf-8")
+        partial.write_text(table(sweep, plan, list(result["protocol"])), encoding="utf-8", newline="\n")
     draw(result, plan.folder)
     return result
 

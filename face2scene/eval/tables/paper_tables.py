@@ -4,7 +4,7 @@ A table is `configs/eval/table_NAME.yaml`: parts, each with columns (metric keys
 file may also be made of the parts of others (`parts_of`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,28 @@ class PaperTable:
     rows: tuple[TableRow, ...]
     note: str = ""
 
-    def with_ours(self, runs: Path) -> list[TableRow]:
-        """Every row of the paper followed by ours, read from `runs/table_<table>/<key>/<method>/scores.json`."""
+    def with_ours(self, runs: Path, sets: Mapping[str, str] | None = None) -> list[TableRow]:
+        """Every row of the paper followed by ours, read from `runs/table_<table>/<key>/<method>/scores.json`.
+
+        Printed numbers are of the paper's images, so ours are ranked among them and compared with them only where they
+        are known to be of the same ones. A table without printed rows ranks ours on one ground truth among themselves.
+
+        Args:
+            sets: part -> sha256 of the ground truth that is the paper's, as `truth` of scores.json states it.
+        """
         names = [row.name for row in self.rows]
-        read = [row_from_scores(n, self.folder(runs, n) / "scores.json", self.columns, _INSTEAD) for n in names]
-        pairs = zip(self.rows, same_gt(read), strict=True)
-        return [line for row, ours in pairs for line in (row, _with_difference(ours, row))]
+        instead = _INSTEAD if self.printed else {}
+        read = [row_from_scores(n, self.folder(runs, n) / "scores.json", self.columns, instead) for n in names]
+        if not self.printed:
+            return same_gt(read)
+        papers = (sets or {}).get(self.key)
+        ours = [_unless_same_set(row, papers) for row in read]
+        return [line for row, mine in zip(self.rows, ours, strict=True) for line in (row, _with_difference(mine, row))]
+
+    @property
+    def printed(self) -> bool:
+        """Whether it has numbers of the paper."""
+        return any(row.cells for row in self.rows)
 
     def folder(self, runs: Path, method: str) -> Path:
         """The run that is our row of a method."""
@@ -41,13 +57,19 @@ class PaperTable:
 
     def notes(self, rows: Sequence[TableRow]) -> list[str]:
         """Sentences to show under the rows of `with_ours`."""
-        measured = any(row.source == "ours" and row.ranked for row in rows)
+        measured = [row for row in rows if row.source == "ours" and row.values]
+        apart = {row.gt: row for row in measured if self.printed and not row.ranked}
         methods = ", ".join(slug(row.name) for row in self.rows)
         hint = (
             "Nothing of ours is measured here. Score a folder into this table with "
             f"name=table_{self.table}/{self.key}/METHOD, METHOD one of {methods}."
         )
-        found = [self.note, PSNR_NOTE if "psnr" in self.columns else "", "" if measured else hint]
+        found = [self.note, PSNR_NOTE if self.printed and "psnr" in self.columns else "", "" if measured else hint]
+        found += [
+            f"{row.name} was scored on images that are not known to be the paper's, so it is neither ranked nor "
+            f"compared; sets.{self.key}={gt or 'SHA256'} says that they are."
+            for gt, row in apart.items()
+        ]
         return [note for note in found if note]
 
 
@@ -71,8 +93,8 @@ def load_table(path: str | Path) -> tuple[str, list[PaperTable]]:
     parts = []
     for key, part in data["parts"].items():
         columns = tuple(metric.key for metric in choose(part["columns"]))
-        rows = []
-        for method, text in part["rows"].items():
+        rows = [TableRow(method, {}, "paper") for method in part.get("methods", ())]
+        for method, text in part.get("rows", {}).items():
             cells = [f"0{cell}" if cell.startswith(".") else cell for cell in text.split()]
             if len(cells) != len(columns):
                 raise ValueError(f"{path.name}: {method} has {len(cells)} values for {len(columns)} columns.")
@@ -87,6 +109,13 @@ def read_texts(path: Path) -> Any:
     import yaml
 
     return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+
+
+def _unless_same_set(ours: TableRow, papers: str | None) -> TableRow:
+    if not ours.ranked or (papers and ours.gt == papers):
+        return ours
+    known = "another set than the paper's" if papers else "not known to be the paper's set"
+    return replace(ours, note=f"{ours.note}, {known}", ranked=False)
 
 
 def _with_difference(ours: TableRow, paper: TableRow) -> TableRow:

@@ -8,7 +8,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from markupsafe import Markup
@@ -31,6 +31,7 @@ class TableRow:
     note: str = ""
     ranked: bool = True  # false for incomplete or unmeasured rows, which get no marks
     gt: str = ""  # sha256 of the ground truth of a row of ours, see `results.gt_digest`
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # metric -> 95 % interval of its mean
 
     @property
     def values(self) -> dict[str, float]:
@@ -63,8 +64,18 @@ def row_from_scores(
         for key in columns
         if key not in cells and key in values
     ]
+    notes += _base_dtype(scores)
+    known = found.get("intervals", {})
+    intervals = {key: tuple(known[metric]) for key in cells if (metric := instead.get(key, key)) in known}
     gt = found.get("truth", {}).get("sha256", "")
-    return TableRow(name, unmeasured | cells, "ours", ", ".join(notes), gt=gt)
+    return TableRow(name, unmeasured | cells, "ours", ", ".join(notes), gt=gt, intervals=intervals)
+
+
+def _base_dtype(scores: Path) -> list[str]:
+    """The precision of a diffusion base, where the record of a method of this process beside its scores names it."""
+    record = scores.with_name("baseline.json")
+    launches = read_json(record).get("launches", []) if record.is_file() else []
+    return [f"base in {dtype}" for dtype in dict.fromkeys(launch.get("base_dtype") for launch in launches) if dtype]
 
 
 def same_gt(rows: Sequence[TableRow]) -> list[TableRow]:
@@ -127,15 +138,17 @@ def latex(rows: Sequence[TableRow], columns: Sequence[str]) -> str:
 
 
 def csv_text(rows: Sequence[TableRow], columns: Sequence[str]) -> str:
-    """The same table as CSV: numbers (empty where not measured), differences, and marks (best, second)."""
+    """The same table as CSV: numbers (empty where not measured), differences, marks (best, second) and intervals."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    more = [f"{key}_{what}" for what in ("difference", "mark") for key in columns]
+    more = [f"{key}_{what}" for what in ("difference", "mark", "low", "high") for key in columns]
     writer.writerow(["method", "source", "note", *columns, *more])
     for row, _, cells in _marked(rows, columns):
         numbers = [number if _is_number(number) else "" for _, number, _ in cells]
-        differences = [rest.strip("()") for _, _, rest in cells]
-        writer.writerow([row.name, row.source, row.note, *numbers, *differences, *(mark for mark, _, _ in cells)])
+        differences = [row.cells.get(key, "").partition(" (")[2].strip("()") for key in columns]
+        ends = [formatted(k, row.intervals[k][end]) if k in row.intervals else "" for end in (0, 1) for k in columns]
+        marks = (mark for mark, _, _ in cells)
+        writer.writerow([row.name, row.source, row.note, *numbers, *differences, *marks, *ends])
     return out.getvalue()
 
 
@@ -145,18 +158,20 @@ def html_table(
     *,
     contenders: Sequence[TableRow] | None = None,
     thumbnails: Mapping[str, Sequence[str]] | None = None,
+    notes: bool = False,
 ) -> Markup:
     """The same table as an HTML `<table class="scores">`.
 
     Args:
         contenders: the rows that marks are given among, all by default.
         thumbnails: row name -> addresses of images shown under the name of our row.
+        notes: show those of ranked rows too where all rows are ours.
     """
     mixed = len({row.source for row in rows}) > 1
     lines = [
         {
             "name": name,
-            "note": row.note if mixed or not row.ranked else "",
+            "note": row.note if mixed or notes or not row.ranked else "",
             "thumbnails": (thumbnails or {}).get(row.name, ()) if row.source == "ours" else (),
             "ours": mixed and row.source == "ours",
             "cells": cells,
@@ -169,7 +184,10 @@ def html_table(
 def _marked(
     rows: Sequence[TableRow], columns: Sequence[str], contenders: Sequence[TableRow] | None = None
 ) -> Iterator[tuple[TableRow, str, list[tuple[str, str, str]]]]:
-    """Each row, its name as shown, and its cells: mark (best, second or empty), number, and the text in brackets."""
+    """Each row, its name as shown, and its cells: mark (best, second or empty), number, and the text in brackets.
+
+    That text is the 95 % interval of a mean and its difference from the paper's.
+    """
     contenders = rows if contenders is None else contenders
     marks = {key: ranks(contenders, key) for key in columns}
     mixed = len({row.source for row in rows}) > 1
@@ -180,7 +198,9 @@ def _marked(
             best, second = marks[key]
             number, bracket, rest = row.cells.get(key, NOT_MEASURED).partition(" (")
             mark = "" if value is None else {second: "second", best: "best"}.get(value, "")
-            cells.append((mark, number, bracket[1:] + rest))
+            low_high = (formatted(key, end) for end in row.intervals.get(key, ()))
+            shown = [f"[{', '.join(low_high)}]"] if key in row.intervals else []
+            cells.append((mark, number, " ".join([*shown, *([bracket[1:] + rest] if bracket else [])])))
         yield row, f"{row.name}, {row.source}" if mixed else row.name, cells
 
 

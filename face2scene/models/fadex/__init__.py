@@ -2,6 +2,7 @@
 
 from face2scene.models.fadex.cosine_probe import compare, nuisance_retrieval, retrieval
 from face2scene.models.fadex.encoder import MINIMUM_SIZE, FaDeX
+from face2scene.models.fadex.factor_heads import FactorHeads, Readout
 from face2scene.models.fadex.linear_readout import LinearProbe
 from face2scene.models.fadex.moco import Contrast, KeyQueue, MoCo
 
@@ -9,9 +10,11 @@ __all__ = [
     "MINIMUM_SIZE",
     "Contrast",
     "FaDeX",
+    "FactorHeads",
     "KeyQueue",
     "LinearProbe",
     "MoCo",
+    "Readout",
     "compare",
     "nuisance_retrieval",
     "retrieval",

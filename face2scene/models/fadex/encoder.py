@@ -97,6 +97,10 @@ class FaDeX(SavedModule):
         Raises:
             ValueError: sizes differ or are below 16 pixels.
         """
+        return self.body(self.stacked(restored, degraded))
+
+    def stacked(self, restored: Tensor, degraded: Tensor) -> Tensor:
+        """What the first layer sees of a pair: (B, 6, H, W), or 3 channels; arguments and errors of `forward`."""
         if restored.shape != degraded.shape:
             raise ValueError(
                 f"A face pair must have one size, got restored {tuple(restored.shape)} and degraded "
@@ -109,14 +113,11 @@ class FaDeX(SavedModule):
                 f"{MINIMUM_SIZE}: raise train.fadex.crop, or let faces.min_face leave such faces out."
             )
         if self.inputs == "lq_only":
-            pair = degraded
-        elif self.inputs == "difference":
-            pair = restored - degraded
-        elif self.order == "restored_first":
-            pair = torch.cat((restored, degraded), dim=1)
-        else:
-            pair = torch.cat((degraded, restored), dim=1)
-        return self.body(pair)
+            return degraded
+        if self.inputs == "difference":
+            return restored - degraded
+        first, second = (restored, degraded) if self.order == "restored_first" else (degraded, restored)
+        return torch.cat((first, second), dim=1)
 
     def embed(self, features: Tensor) -> Tensor:
         """Unit vectors (B, D), float32, of maps (B, C, h, w); close for similar degradations."""

@@ -20,13 +20,15 @@ FACTORS: dict[str, tuple[str, float, float]] = {
     "scale": ("smallest size on the way as a share of the full size, at most 1", 1 / 64, 1.0),
 }
 RIDGES = tuple(10.0**n for n in range(-6, 3))  # candidates, relative to the embeddings' mean scatter (ours)
-_FLAT = 128  # side of the mid-grey image in pixels
+_FLAT, _GAP, _RAMP, _WIDE = 56, 40, 32, 96  # rows that are measured, left out, and of all grey levels; columns
 
 
 def factors(recipe: Recipe) -> dict[str, float]:
     """The strength of each degradation of a recipe, by the names and in the units of `FACTORS`.
 
-    Noise is measured on a mid-grey image and not summed, because later operators resize and compress it.
+    Noise is measured on a mid-grey area and not summed, because later operators resize and compress it. All grey levels
+    are elsewhere in that image: shot noise counts as many photons as an image has levels (`functional.noise.shot`), so
+    that one grey level alone has up to sixteen times the noise of a photo.
     """
     size, smallest, variance, quality = 1.0, 1.0, 0.0, 100.0
     for operator in recipe.operators:
@@ -38,8 +40,9 @@ def factors(recipe: Recipe) -> dict[str, float]:
             variance += (operator.sigma_x**2 + across**2) / 2 / size**2
         elif isinstance(operator, Jpeg | Webp):
             quality = float(operator.quality)
-    flat = recipe.apply(torch.full((3, _FLAT, _FLAT), 0.5))
-    noise = float(flat.std((-2, -1)).mean()) * 255
+    image = torch.full((3, _FLAT + _GAP + _RAMP, _WIDE), 0.5)
+    image[:, -_RAMP:] = torch.linspace(0, 1, 2 * _WIDE).view(_WIDE, 2).T.repeat(_RAMP // 2, 1)
+    noise = float(recipe.apply(image)[:, :_FLAT].std((-2, -1)).mean()) * 255
     return {"blur": math.sqrt(variance), "noise": noise, "jpeg_quality": quality, "scale": smallest}
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from face2scene.common.memory import free_memory
 from face2scene.common.types import Box, Progress

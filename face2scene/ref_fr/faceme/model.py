@@ -23,7 +23,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from face2scene.assets.catalogue import WeightsError
-from face2scene.common.memory import on_device
+from face2scene.common.memory import best_device, on_device
 from face2scene.common.reproducibility import seed_from
 from face2scene.image_io.arrays import align_colour
 from face2scene.ref_fr import base
@@ -113,7 +113,7 @@ class FaceMe(AlignedRefFR):
         self.guidance, self.control, self.colour = guidance, control, colour
         self.max_references, self.same_person = max_references, same_person
         self.size, self.batch, self.offload, self.seed = size, batch, offload, seed
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device or best_device())
         self.dtype = getattr(torch, dtype) if dtype else torch.float16 if self.device.type == "cuda" else torch.float32
         self.vae_dtype = getattr(torch, vae_dtype)
         self._failure = ""

@@ -1,0 +1,243 @@
+"""The options of every command that Hydra configures: one screen of help, and the words that are passed to Hydra.
+
+    face2scene restore party.jpg -r photos/ann -o restored --scale 2 pipeline.tile=auto
+
+An option is a key of the configuration with its last part as its name, `--fidelity 0.8` for `pipeline.fidelity=0.8`;
+defaults and descriptions are those of the files in configs/.
+"""
+
+import argparse
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from face2scene.cli.config_text import CONFIGS, Key, keys, layers, options_of
+
+# Keys whose value is a path and is not parsed by Hydra's grammar.
+PATHS = frozenset(
+    {"input", "output", "references", "gt", "predictions", "boxes", "dataset", "import_only", "scratch", "cache"}
+    | {"restorer_weights", "fadex_weights", "base", "shipped", "init_from", "text", "images.faces.folder"}
+    | {"paths.data", "paths.runs", "paths.shipped", "data.root", "data.photos", "data.collection", "probe.photos"}
+    | {"use.fadex", "use.restorer", "use.s3diff", "readout.fadex", "readout.heads", "ref_fr.folder"}
+    | {"baseline.checkout", "baseline.python", "restorer.decoder", "submit", "board"}
+)
+NAMES = (
+    *("restore", "app", "eval", "build-inscene", "train-fadex", "train-restorer", "precompute-ref-fr", "run-baseline"),
+    *("sweep", "redegrade", "calibrate-faces", "export", "train-tiny-base"),
+)
+
+
+class Command(NamedTuple):
+    """What the help of a command says: the head of its configuration's file."""
+
+    about: str
+    example: str
+    options: str  # keys; `i:input` has the short option -i besides, and ! marks the key of words without =
+
+
+def _command(name: str) -> Command:
+    text = (CONFIGS / f"{name.replace('-', '_')}.yaml").read_text(encoding="utf-8")
+    head = re.match(r"# (.+)\n# Example: (.+)\n# Options: ((?:.+\n#   )*.+)\n", text)
+    if head is None:
+        raise ValueError(f"The head of the configuration of {name} is not that of a command: about, Example, Options.")
+    return Command(head[1], head[2], head[3].replace("\n#  ", ""))
+
+
+COMMANDS = {name: _command(name) for name in NAMES}
+# Hydra's own options, with a value and without.
+_HYDRA = {"--cfg": "-c", "--config-dir": "-cd", "--config-name": "-cn", "--config-path": "-cp", "--package": "-p"}
+_HYDRA_FLAGS = {"--multirun": "-m", "--resolve": "-resolve", "--hydra-help": "-hydra-help"}
+_OVERRIDE = re.compile(r"[+~]{0,2}(?P<key>[\w.@:/-]+)=(?P<value>.*)|~[\w.@:/-]+", re.DOTALL)
+_MORE = """\
+Every key of the configuration can be given as KEY=VALUE; --help-all prints them with their comments.
+-m runs all combinations of lists such as seed=1,2; --debug shows an error's traceback."""
+
+
+class UsageError(ValueError):
+    """A command line that means nothing; the message has the nearest that does. Exit code 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one sentence with the nearest real option or choice."""
+
+    def __init__(self, *arguments: Any, strict: bool = False, **options: Any):
+        super().__init__(*arguments, allow_abbrev=False, **options)
+        self.strict = strict  # a subcommand, whose unknown options would be reported as those of the whole command
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found = super().parse_known_args(args, namespace)
+        return self.error(f"unrecognized arguments: {found[1][0]}") if self.strict and found[1] else found
+
+    def error(self, message: str) -> NoReturn:
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        found = choice or re.search(r"unrecognized arguments: ([^\s=]*)", message)
+        if found is None:
+            raise UsageError(f"{self.prog}: {message}; see {self.prog} --help.")
+        known = re.findall(r"[^\s',]+", choice[2]) if choice else self._option_string_actions
+        raise UsageError(f"{self.prog} has no {found[1]}{meant(found[1], known)}: see {self.prog} --help.")
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """One form of each option, with its value once."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        forms = ", ".join(action.option_strings)
+        return f"{forms} {action.metavar}" if action.metavar else forms
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """`, did you mean ...?` with the nearest of the known names, or nothing."""
+    near = get_close_matches(word, list(known), 1, 0.6)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def nearest_key(key: str, known: Iterable[str]) -> str:
+    """The key that was meant, also where its first parts are missing; empty if there is none."""
+    known = list(known)
+    parts = {name.rpartition(".")[2]: name for name in reversed(known)}
+    if near := get_close_matches(key, known, 1, 0.75):
+        return near[0]
+    return next((parts[part] for part in get_close_matches(key.rpartition(".")[2], parts, 1, 0.75)), "")
+
+
+def options(name: str) -> dict[str, list[str]]:
+    """The keys among a command's options, each with its forms on the command line, the long one last."""
+    parts = [word.lstrip("!").rpartition(":") for word in COMMANDS[name].options.split()]
+    return {
+        key: [f"-{short}"] * bool(short) + ["--" + key.rpartition(".")[2].replace("_", "-")] for short, _, key in parts
+    }
+
+
+def parser_of(name: str) -> Parser:
+    """The parser of a command, which also makes its help."""
+    command, known, forms = COMMANDS[name], keys(name.replace("-", "_")), options(name)
+    words = _key_of_words(name)
+    required = [f"{forms[key][0]} {_metavar(key)}" for key in forms if known[key].default == "???" and key != words]
+    positional = [] if words is None else ["PHOTO ..." if words == "input" else "FOLDER"]
+    parser = Parser(
+        prog=f"face2scene {name}",
+        usage=" ".join([f"face2scene {name}", *positional, *required, "[options] [KEY=VALUE ...]"]),
+        description=command.about,
+        epilog=f"example: {command.example}\n\n{_MORE}",
+        formatter_class=partial(Help, max_help_position=27),
+        add_help=False,
+    )
+    group, hidden = parser.add_argument_group("options"), partial(parser.add_argument, help=argparse.SUPPRESS)
+    for key, flags in forms.items():
+        takes: dict[str, Any] = {"metavar": _metavar(key)}
+        if known[key].default is False:
+            takes = {"action": "store_const", "const": "true"}
+        elif key == words:
+            takes["action"] = "append"
+        group.add_argument(*flags, dest=key, help=_about(key, known[key], known), **takes)
+    for flags in (["--help", "-h"], ["--help-all"], ["--debug"], *_HYDRA_FLAGS.items()):
+        hidden(*flags, action="store_true")
+    for flags in _HYDRA.items():
+        hidden(*flags, choices=("job", "hydra", "all") if "-c" in flags else None)
+    hidden("words", nargs="*")
+    return parser
+
+
+def _key_of_words(name: str) -> str | None:
+    return next((w[1:].rpartition(":")[2] for w in COMMANDS[name].options.split() if w.startswith("!")), None)
+
+
+def _metavar(key: str) -> str:
+    return "NAME" if options_of(key) else "PATH" if key in PATHS else "VALUE"
+
+
+def _about(key: str, known: Key, paths: Mapping[str, Key]) -> str:
+    text = ", ".join(options_of(key)) or re.split(r"(?<=\w{3})[;.] ", known.comment)[0]
+    default = re.sub(r"\$\{(paths\.\w+)\}", lambda found: str(paths[found[1]].default), str(known.default))
+    default = default.replace("${shipped:}", "checkpoints")
+    without = known.default in (None, "null", "", "???") or known.default is False
+    return f"{text}{'' if without else f' (default: {default})'}".strip().replace("%", "%%")
+
+
+class Words(NamedTuple):
+    """A command line in Hydra's words."""
+
+    hydra: list[str]  # its own options
+    overrides: list[str]
+    photos: list[str]  # several values of `input`
+    debug: bool
+
+
+def read(name: str, argv: Sequence[str]) -> Words:
+    """The words for Hydra of a command line as people type it; prints help where it is asked for, and exits.
+
+    Raises:
+        UsageError: an option, a word or a value that cannot be meant; the message has the nearest that can.
+    """
+    parser = parser_of(name)
+    given, unknown = parser.parse_known_intermixed_args(list(argv))
+    if given.help or given.help_all:
+        print(parser.format_help() if given.help else _all_files(name, given.words), end="")
+        raise SystemExit(0)
+    known, words = keys(name.replace("-", "_"), given.words), _key_of_words(name)
+    if unknown:
+        option = unknown[0].partition("=")[0]
+        near, key = meant(option, (flags[-1] for flags in options(name).values())), option.strip("-").replace("-", "_")
+        if (found := nearest_key(key, known)) and (not near or found.rpartition(".")[2] == key):
+            near = f" (did you mean {found}=VALUE?)"
+        raise UsageError(f"There is no option {option}{near}: `face2scene {name} --help` lists them.")
+    plain = [word for word in given.words if not _is_override(word, known)]
+    overrides = [word for word in given.words if word not in plain]
+    for key in options(name):
+        value = getattr(given, key)
+        if key == words:
+            plain = [*(value or []), *plain]
+        elif value == "":
+            raise UsageError(f"{options(name)[key][-1]} needs a value: `face2scene {name} --help` says which.")
+        elif value is not None:
+            listed = isinstance(known[key].default, list) and not value.startswith("[")
+            overrides.append(f"{key}=[{value}]" if listed else f"{key}={value}")
+    if plain and (words is None or (words != "input" and len(plain) > 1)):
+        raise UsageError(f"{plain[-1]!r} is no option of face2scene {name}: give KEY=VALUE, or see --help.")
+    if plain and any(word.startswith(f"{words}=") for word in overrides):
+        raise UsageError(f"{plain[0]!r} and {words}=... are both given: name what to take once.")
+    if len(plain) == 1:
+        overrides.append(f"{words}={plain.pop()}")
+    for word in overrides:
+        _check_kind(word, known)
+    of = {flag: getattr(given, flag.strip("-").replace("-", "_")) for flag in (*_HYDRA_FLAGS, *_HYDRA)}
+    hydra = [word for flag, value in of.items() if value for word in ([flag] if value is True else [flag, value])]
+    return Words(hydra, overrides, plain, given.debug)
+
+
+def _is_override(word: str, known: Mapping[str, Key]) -> bool:
+    match = _OVERRIDE.fullmatch(word)
+    if match is None or (match["key"] or "").partition(".")[0] in {key.partition(".")[0] for key in known}:
+        return match is not None
+    return not Path(word).exists()  # a photo may be called a=b.png
+
+
+def _check_kind(word: str, known: Mapping[str, Key]) -> None:
+    """Refuse a word where the configuration has a number, a list or the like, unless the key's comment has the word."""
+    match = _OVERRIDE.fullmatch(word)
+    entry = known.get(match["key"] or "") if match else None
+    if match is None or entry is None or re.search(r"[\[{($]", value := match["value"]):
+        return
+    key, default = match["key"], entry.default
+    for text in (part.strip().strip("'\"") for part in value.split(",")):
+        kind = ""
+        if isinstance(default, Mapping):
+            kind = "" if text == "null" or options_of(key) else "a group of keys"
+        elif isinstance(default, bool):
+            kind = "" if text.lower() in ("true", "false") else "true or false"
+        elif isinstance(default, int | float):
+            number = re.fullmatch(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?", text)
+            below = number and default >= 0 and float(text) < 0
+            kind = "a number from 0 on" if below else "" if number else "a number"
+        elif isinstance(default, list):
+            kind = f"a list, such as {key}=[{value}]"
+        if kind and not re.search(rf"(?<!\w){re.escape(text)}(?!\w)", entry.comment):
+            raise UsageError(f"{key} is {kind}, and {text!r} was given.")
+
+
+def _all_files(name: str, words: Sequence[str]) -> str:
+    files = [path for _, path in layers(name.replace("-", "_"), words)]
+    return "\n".join(f"# {'/'.join(path.parts[-2:])}\n{path.read_text(encoding='utf-8')}" for path in reversed(files))

@@ -1,0 +1,140 @@
+"""Per-image results that others can send (results.schema.json): written from a scored run, and checked.
+
+What cannot be compared is refused by name; what is comparable but lacks something is kept and marked incomplete.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from face2scene.common.files import read_json, sha256_of
+from face2scene.common.reproducibility import commit
+from face2scene.eval.metrics.registry import METRICS
+from face2scene.eval.scoring.pairing import ScoreError, image_header, some
+from face2scene.eval.scoring.results import read_scores
+
+FILE = "results.json"
+FORMAT = "face2scene-results-1"
+_TYPES = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "null": type(None)}
+
+
+def results_of(run: str | Path) -> dict[str, Any]:
+    """The contents of `results.json` for a scored run of `run_baseline` or of `eval predictions=`.
+
+    Raises:
+        FileNotFoundError, ScoreError: it is not scored, without a ground truth, or its images have changed or are gone.
+    """
+    run = Path(run)
+    scores, values = read_scores(run)
+    record = read_json(run / "baseline.json") if (run / "baseline.json").is_file() else {}
+    adapter, inputs = record.get("adapter", {}), record.get("pictures", {})
+    folder, images = Path(scores["predictions"]), {}
+    for name in [name for name, found in values.items() if found]:
+        images[name] = _facts(folder / f"{name}.png") | {"scores": values[name]}
+    digests = [[name, inputs[name]["input_sha256"]] for name in sorted(images) if name in inputs]
+    whole = hashlib.sha256(json.dumps(digests).encode()).hexdigest() if len(digests) == len(images) else None
+    return {
+        "format": FORMAT,
+        "method": adapter.get("title", run.name),
+        "set": {"name": run.parent.name, **scores["truth"], "inputs_sha256": whole},
+        "code": {
+            "repository": adapter.get("repository", "") if record.get("checkout") else "",  # else this project's
+            "commit": (record.get("checkout") or record).get("commit") or record.get("face2scene") or "unknown",
+            "scored_by": commit(),
+        },
+        "weights": [{"name": n, "sha256": digest} for n, digest in (record.get("weights_sha256") or {}).items()]
+        or ([] if record else [{"name": "not recorded", "sha256": None}]),
+        "protocol": {key: METRICS[key].identity for key in scores["protocol"] if METRICS[key].compares != "sets"},
+        "images": images,
+    }
+
+
+def read_results(file: str | Path) -> tuple[dict[str, Any], list[str]]:
+    """A results file that is fit for comparison, and why it is incomplete, one sentence each.
+
+    Images beside it (`images/NAME.png` or `NAME.png`) are compared with what it says of them.
+
+    Raises:
+        ScoreError: not a file of the schema, images of two sets, or an image that is not the one that was scored.
+    """
+    file = Path(file)
+    try:
+        results = read_json(file)
+    except ValueError as error:
+        raise ScoreError(f"{file} is no JSON ({error}).") from error
+    schema = read_json(Path(__file__).with_name("results.schema.json"))
+    if wrong := list(_violations(results, schema, "")):
+        raise ScoreError(f"{file} is refused, {len(wrong)} values are not of results.schema.json: {some(wrong)}.")
+    images, expected = results["images"], results["set"]["pictures"]
+    if len(images) > expected:
+        raise ScoreError(
+            f"{file} is refused: it has {len(images)} images of a set of {expected}, so two sets are mixed in it."
+        )
+    folder = file.parent / "images" if (file.parent / "images").is_dir() else file.parent
+    for name, said in images.items():
+        path = folder / f"{name}.png"
+        if path.is_file() and (found := _facts(path)) != {key: said[key] for key in found}:
+            raise ScoreError(f"{file} is refused: {path} is not the image that was scored as {name}.")
+    lacking = [f"{expected - len(images)} of {expected} images are missing"] if len(images) < expected else []
+    lacking += [f"the weights {w['name']} have no hash" for w in results["weights"] if w["sha256"] is None]
+    for key in results["protocol"]:
+        without = [name for name, image in images.items() if key not in image["scores"]]
+        if without and not (key in METRICS and METRICS[key].undefined):
+            lacking.append(f"{key} is missing for {some(without)}")
+    return results, lacking
+
+
+def check_against(results: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> None:
+    """Compare results with others on the same set.
+
+    Raises:
+        ScoreError: images that the others do not have, of another size, or made from other inputs.
+    """
+    for other in others:
+        known, mine = other["images"], results["images"]
+        whole = len(known) == other["set"]["pictures"]
+        if foreign := [name for name in mine if whole and name not in known]:
+            raise ScoreError(f"{results['method']} has images of another set than {other['method']}: {some(foreign)}.")
+        sizes = {n: [(one["width"], one["height"]) for one in (mine[n], known[n])] for n in mine if n in known}
+        if wrong := [f"{n} is {a[0]} x {a[1]}, not {b[0]} x {b[1]}" for n, (a, b) in sizes.items() if a != b]:
+            raise ScoreError(f"{results['method']} has images of another size than {other['method']}: {some(wrong)}.")
+        inputs = [one["set"].get("inputs_sha256") for one in (results, other)]
+        if len(mine) == len(known) and None not in inputs and inputs[0] != inputs[1]:
+            raise ScoreError(f"{results['method']} was made from other inputs than {other['method']} of the same set.")
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    header = image_header(path)
+    mode, _, bits = header.mode.partition(" of ")
+    size = {"width": header.size[1], "height": header.size[0]}
+    return {"sha256": sha256_of(path), **size, "mode": mode, "bits": int(bits.split()[0]) if bits else 8}
+
+
+def _violations(value: Any, schema: Mapping[str, Any], place: str) -> Iterator[str]:
+    """Of the part of JSON Schema that results.schema.json uses; each names its place."""
+    here = place or "the file"
+    if "const" in schema and (value != schema["const"] or isinstance(value, bool)):
+        yield f"{here} is {json.dumps(value)[:40]} and has to be {json.dumps(schema['const'])}"
+    kinds = schema.get("type", [])
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if kinds and (isinstance(value, bool) or not any(isinstance(value, _TYPES[kind]) for kind in kinds)):
+        yield f"{here} is no {' or '.join(kinds)}"
+    elif isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
+        yield f"{here} is {value[:40]!r} and has to match {schema['pattern']}"
+    elif isinstance(value, int | float) and not (math.isfinite(value) and value >= schema.get("minimum", -math.inf)):
+        yield f"{here} is {value}"
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _violations(item, schema["items"], f"{place}[{number}]")
+    elif isinstance(value, dict):
+        yield from (f"{place}.{key} is missing".lstrip(".") for key in schema.get("required", ()) if key not in value)
+        for key, item in value.items():
+            part = schema.get("properties", {}).get(key, schema.get("additionalProperties", False))
+            if part is False:
+                yield f"{place}.{key} is unknown".lstrip(".")
+            else:
+                yield from _violations(item, part, f"{place}.{key}".lstrip("."))

@@ -1,0 +1,103 @@
+"""Every error that a user can cause is one or two sentences and exit code 1 or 2, on every command."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate_processes import forget_processes
+from drawn_sets import build_drawn
+from hydra.core.global_hydra import GlobalHydra
+from scripts_here import SHIPPED, TINY
+
+from face2scene.cli import main
+from face2scene.cli.options import COMMANDS
+from face2scene.image_io.arrays import write_png
+
+PHOTO = ["restore", "photo.png", "-o", "out", "faces=none", SHIPPED]
+FADEX = ["train-fadex", *TINY, "name=run"]
+RESTORER = ["train-restorer", *TINY, "mapnet=tiny", "restorer=tiny", "name=run", SHIPPED]
+OTHERS = ("quickstart", "rehearse", "fetch", "doctor", "data", "explain", "completion")
+# command line -> a part of what is said
+CASES = [
+    (["nothing"], "face2scene has no nothing"),
+    (["restore", "-o", "out"], "input=... is missing"),
+    (["restore", "no.png", "-o", "out"], "nothing at input=no.png"),
+    (["restore", "text.png", "-o", "out", "faces=none", SHIPPED], "text.png cannot be read as an image"),
+    (["restore", "photo.png", "-r", "no", "-o", "out"], "nothing at references=no"),
+    ([*PHOTO, "limit=0"], "limit is 0"),
+    ([*PHOTO, "--scale", "0"], "scale is 0"),
+    ([*PHOTO, "seed=-1"], "seed is a number from 0 on"),
+    ([*PHOTO, "device=abacus"], "device=abacus cannot be used here"),
+    ([*PHOTO, "pipeline.max_faces=0"], "max_faces is 0"),
+    ([*PHOTO, "--fidelity", "2"], "fidelity is 2"),
+    ([*PHOTO, "restorer_weights=no"], "no"),
+    (["app", "port=99999", "faces=none", SHIPPED], "port=99999 does not exist"),
+    (["app", "input=photo.png"], "The page does not use input"),
+    (["eval"], "Say one of"),
+    (["eval", "no"], "no folder no"),
+    (["eval", "photos", "--metrics", "beauty"], "beauty"),
+    (["eval", "--table", "77"], "77"),
+    (["eval", "compare=[a,b]"], "a/scores.json"),
+    (["build-inscene", "data=inscene"], "is a mix of sets"),
+    (["build-inscene", "data=tiny", "faces=none", "data.photos=no"], "no"),
+    (["train-fadex"], "There is no InScene set in data/quickstart"),
+    ([*FADEX, "train.fadex.schedule.decay=sudden"], "sudden"),
+    ([*RESTORER, "fadex_weights=no"], "no"),
+    (["precompute-ref-fr", "ref_fr=copy", "data=tiny"], ""),
+    (["run-baseline", "baseline=nobody"], "There is no baseline=nobody"),
+    (["run-baseline", "baseline=bicubic", "input=no"], "no"),
+    (["sweep", "sweep=cgf"], "did you mean cfg?"),
+    (["sweep"], "There is no InScene set in data/quickstart"),
+    (["redegrade", "-o", "out"], "data/quickstart"),
+    (["calibrate-faces", "faces=opn"], "did you mean open?"),
+    (["export"], "output=... is missing"),
+    (["export", "-o", "out", "parts=[cake]"], "no part 'cake'"),
+    (["train-tiny-base", "text=no", "fadex_weights=no"], ""),
+    (["quickstart", "--data"], "quickstart has no --data"),
+    (["rehearse", "--card", "a600"], "did you mean a6000?"),
+    (["rehearse", "--gpus", "0"], "--gpus is at least 1"),
+    (["fetch"], "--all-open"),
+    (["fetch", "yunt"], "yunet"),
+    (["doctor", "now"], "doctor has no now"),
+    (["data", "verify", "no"], "no"),
+    (["data", "pack", "no", "out"], "no"),
+    (["explain", "no"], "no"),
+    (["explain", "text.png"], "text.png"),
+    (["completion", "tcsh"], "completion has no tcsh"),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a photo, a file that is none, and a small set."""
+    folder = tmp_path_factory.mktemp("place")
+    for name in ("photo", "photos/a"):
+        write_png(folder / f"{name}.png", np.full((48, 48, 3), 0.5, np.float32))
+    (folder / "text.png").write_text("no image")
+    build_drawn(folder / "data/tiny")
+    return folder
+
+
+def test_every_command_has_a_case():
+    assert {words[0] for words, _ in CASES} >= {*COMMANDS, *OTHERS}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), CASES, ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else ""
+)
+def test_errors_are_sentences(words, said, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setattr(sys, "argv", [])
+    GlobalHydra.instance().clear()
+    forget_processes()
+    try:
+        code = main.main(words)
+    except SystemExit as end:
+        code = end.code
+    finally:
+        forget_processes()
+    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line and "it/s]" not in line]
+    assert code in (1, 2), lines
+    assert 1 <= len(lines) <= 2 and len(lines[-1]) < 600 and said in " ".join(lines), lines
