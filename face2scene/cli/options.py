@@ -230,7 +230,7 @@ def _check_kind(word: str, known: Mapping[str, Key]) -> None:
             kind = "" if text.lower() in ("true", "false") else "true or false"
         elif isinstance(default, int | float):
             number = re.fullmatch(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?", text)
-            below = number and default >= 0 and float(text) < 0
+            below = number and isinstance(default, int) and default >= 0 and float(text) < 0  # a count, not a cosine
             kind = "a number from 0 on" if below else "" if number else "a number"
         elif isinstance(default, list):
             kind = f"a list, such as {key}=[{value}]"

@@ -178,7 +178,7 @@ def test_records_round_trip(tmp_path):
 
 
 def test_missing_dataset_or_split_message(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"build_inscene.py data=quickstart"):
+    with pytest.raises(FileNotFoundError, match=r"build-inscene data=quickstart"):
         read_manifest(tmp_path / "quickstart")
     build_drawn(tmp_path / "set", [drawn_source(val_people=0)])
     with pytest.raises(ManifestError, match=r"'val'; it has \['train'\]"):

@@ -112,7 +112,7 @@ def test_wrong_size_split_recipe_are_found(dataset, capsys):
 
 def test_missing_dataset_is_reported(tmp_path, capsys):
     assert main(["data", "verify", str(tmp_path / "nowhere")]) == 1
-    assert "build_inscene.py" in capsys.readouterr().err
+    assert "build-inscene" in capsys.readouterr().err
 
 
 def test_dataset_without_checksums_passes(dataset, capsys):

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,9 +111,11 @@ def test_short_commands_end_well(command, workplace, monkeypatch, capfd):
 
 
 def started(words: list[str], monkeypatch) -> int:
-    """Exit code of a command in this process, where a doctor that misses something ends well too."""
+    """Exit code of a command in this process; the doctor, which imports everything there is, has one of its own."""
     from scripts_here import run_script
 
+    if words[1] == "doctor":  # it ends with 1 where something is missing
+        return max(0, subprocess.run([sys.executable, "-m", "face2scene", "doctor"]).returncode - 1)
     if words[0] == "python":
         monkeypatch.setattr("sys.argv", [])
         return run_script(Path(words[1]).name, words[2:])
@@ -120,7 +124,7 @@ def started(words: list[str], monkeypatch) -> int:
         code = command_line.main(words[1:])
     except SystemExit as end:
         code = end.code or 0
-    return 0 if words[1] == "doctor" else code
+    return code
 
 
 def configs_of(page: str, folder: Path) -> Path:
@@ -162,6 +166,8 @@ def problem(one: Command, user: Path) -> str:
 
 def composes(script: str, words: list[str], user: Path) -> None:
     """Read a command line as the script does, compose its configuration, and look for files of ours in it."""
+    if words[:1] == ["submit"]:  # as the command line has it
+        words = [f"submit={words[1]}", *words[2:]]
     read_words = read(script.replace("_", "-"), words)
     overrides = path_values(read_words.overrides)
     if "--config-dir" in read_words.hydra:

@@ -129,6 +129,7 @@ def test_missing_hub_models_are_listed(name, needs, tmp_path, monkeypatch):
 
 
 def test_unexpected_commit_or_weights_warn(tmp_path, tasks, make_adapter, caplog, baseline_script, capsys):
+    caplog.set_level("WARNING")
     place = tmp_path / "checkout"
     git = ["git", "-C", str(place), "-c", "user.name=x", "-c", "user.email=x@example.org"]
     for words in (["init", "-q"], ["add", "tools"], ["commit", "-qm", "one"]):
