@@ -364,7 +364,8 @@ def _bar(asset: Asset, source: Source, places: Sequence[Path]) -> Iterator[None]
 
 def _bytes_below(place: Path) -> int:
     total = 0
-    for path in place.rglob("*"):
-        with suppress(OSError):  # removed meanwhile
-            total += path.stat().st_size if path.is_file() else 0
+    for folder, _, names in os.walk(place):  # which passes over folders that are removed meanwhile, as rglob does not
+        for name in names:
+            with suppress(OSError):
+                total += os.stat(os.path.join(folder, name)).st_size
     return total

@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -82,6 +83,11 @@ class AppController:
         """Delete uploads and results; a restoration in work stops."""
         self.closed.set()
         self._files.cleanup()
+        for _ in range(20):  # a request in work may write once more
+            time.sleep(0.05)
+            if not self.folder.exists():
+                break
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def find_faces(self, photo: str | None, references: Sequence[str] | None) -> tuple[Any, str]:
         """Find and identify the faces, before anything is restored.
