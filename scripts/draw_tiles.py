@@ -1,6 +1,6 @@
 """The pictures of docs/tiles.md, from what ships: `python scripts/draw_tiles.py [--out docs/images]`.
 
-    tiles_page.jpg      a photo on a white page in 16 tiles: input, by area and without margins, as it is now
+    tiles_page.jpg      a photo on a white page in 25 tiles: input, by area and without margins, as it is now
     tiles_portrait.jpg  a sharp subject before soft ground, the same
 
 It prints the figures that the page states. Photos: scikit-image's Chelsea, coffee and astronaut (CC0, public domain).
@@ -24,9 +24,9 @@ from face2scene.models.restorer import strata
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.tiling import TilePlan
 
-SIZE, PHOTO, SUBJECT = 384, 96, 124  # pixels
-TILE, OVERLAP = 128, 32
-NEAR = 24  # pixels around the photo that are not counted as ground
+SIZE, PHOTO, SUBJECT = 640, 160, 208  # pixels
+TILE, OVERLAP = 192, 64
+NEAR = 40  # pixels around the photo that are not counted as ground
 
 
 def page() -> np.ndarray:
@@ -94,7 +94,7 @@ def main() -> None:
             print(
                 f"{name}, {when}: content {decibels:.1f} dB, ground off by up to {abs(error[ground]).max() * 255:.0f}"
             )
-        crop = slice(0, SIZE * 3 // 4) if name == "page" else slice(start - 24, start + side + 24)
+        crop = slice(0, SIZE * 2 // 3) if name == "page" else slice(start - 24, start + side + 24)
         shown = [np.pad((to_array(one[0])[crop, crop] * 255).round(), ((0, 0), (0, 8), (0, 0))) for one in panels]
         sheet = Image.fromarray(np.concatenate(shown, 1)[:, :-8].astype(np.uint8))
         sheet.save(out / f"tiles_{name}.jpg", quality=90, subsampling=0, optimize=True)
