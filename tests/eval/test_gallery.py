@@ -109,7 +109,7 @@ def test_images_are_found_from_another_folder(tmp_path, monkeypatch):
     data = page_data(write_report(tmp_path / "report", {"plain": tmp_path / "runs/plain"}, gt))
     assert data["names"] == ["0000", "0001"] and data["views"]["plain"]["missing"] == []
     shutil.move(tmp_path / "made plain", tmp_path / "moved")
-    with pytest.raises(FileNotFoundError, match=r"plain: the scored images are not in made plain; start where"):
+    with pytest.raises(FileNotFoundError, match=r"plain: the scored images are not in made plain/images; start where"):
         write_report(tmp_path / "report", {"plain": tmp_path / "runs/plain"}, gt)
 
 
