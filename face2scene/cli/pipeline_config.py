@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from face2scene.assets import catalogue
 from face2scene.assets.catalogue import MissingWeights, WeightsError
-from face2scene.common.memory import best_device
+from face2scene.common.memory import best_device, named_device
 from face2scene.image_io.raw import Development
 from face2scene.inference.pipeline import Face2ScenePipeline
 
@@ -26,15 +26,7 @@ def device_of(cfg: DictConfig, default: torch.device | None = None) -> torch.dev
     Raises:
         ValueError: no such device here.
     """
-    if cfg.device is None:
-        return default or best_device()
-    try:
-        device = torch.device(cfg.device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ValueError(f"device={cfg.device} cannot be used here ({reason}): choose cpu, cuda:0, or mps.") from error
-    return device
+    return default or best_device() if cfg.device is None else named_device(cfg.device)
 
 
 def development_of(cfg: DictConfig) -> Development:

@@ -78,6 +78,8 @@ def _fadex(cfg: DictConfig, processes: int) -> list[str]:
 
 def _restorer(cfg: DictConfig) -> list[str]:
     settings, found, images = cfg.train.restorer.batches, [], images_of(cfg)
+    if int(settings.batch) < 1:
+        found.append(f"train.restorer.batches.batch is {settings.batch}: a batch has an image at least.")
     if images is not None and images < int(settings.batch):
         found.append(
             f"{cfg.data.root} has {images} images and a batch of the restorer {settings.batch}: lower "

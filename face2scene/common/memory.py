@@ -16,6 +16,17 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def named_device(name: str) -> torch.device:
+    """A device by its name. Raises ValueError if there is no such device here."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"device={name} cannot be used here ({reason}): choose cpu, cuda:0, or mps.") from error
+    return device
+
+
 def free_memory(device: torch.device | str = "cpu") -> int:
     """Free bytes: of a CUDA device, else of main memory without swapping (which MPS shares)."""
     device = torch.device(device)

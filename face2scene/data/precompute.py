@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from face2scene.data.mix import Mix, face_name, points_of, recipe_of
+from face2scene.data.records import SPLITS
 from face2scene.data.shards import read_stored, stored_path
 from face2scene.degradation import Bank, Mixture, Space
 from face2scene.faces.align import square_crop_box
@@ -73,6 +74,8 @@ def faces_of(
         recipes: recipes per training image, `recipes` of train.fadex and train.restorer.batches.
         splits: of `train`, `val`, `test`; the last two have fixed LQ images.
     """
+    if unknown := sorted({*splits} - {*SPLITS}):
+        raise ValueError(f"There is no split {unknown[0]!r}: choose among {', '.join(SPLITS)} (option splits).")
     mix = Mix(folder, None)
     tasks: list[tuple[int, int | None]] = []
     rows = zip(mix.column("split"), mix.column("sha256"), mix.column("lq"), strict=True)

@@ -176,6 +176,8 @@ def open_run(cfg: DictConfig, *, main: bool = True) -> Run:
     """Open `paths.runs`/`name` for a script's configuration; the process keeps freed memory from here on."""
     from hydra.utils import get_object  # hydra.instantiate has an argument `config` of its own
 
+    if not cfg.name:
+        raise ValueError(f"name is {cfg.name!r}: give the run one, which is its folder in {cfg.paths.runs}.")
     keep_freed_memory()
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     if main:

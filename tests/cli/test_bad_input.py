@@ -12,11 +12,13 @@ from scripts_here import SHIPPED, TINY
 
 from face2scene.cli import main
 from face2scene.cli.options import COMMANDS
+from face2scene.common.reproducibility import REPOSITORY
 from face2scene.image_io.arrays import write_png
 
 PHOTO = ["restore", "photo.png", "-o", "out", "faces=none", SHIPPED]
 FADEX = ["train-fadex", *TINY, "name=run"]
 RESTORER = ["train-restorer", *TINY, "mapnet=tiny", "restorer=tiny", "name=run", SHIPPED]
+WEIGHTS = REPOSITORY / "checkpoints/tiny/fadex.safetensors"
 OTHERS = ("quickstart", "rehearse", "fetch", "doctor", "data", "explain", "completion")
 # command line -> a part of what is said
 CASES = [
@@ -38,16 +40,22 @@ CASES = [
     (["eval", "no", "--gt", "photos"], "no folder no"),
     (["eval", "photos", "--metrics", "beauty"], "beauty"),
     (["eval", "--table", "77"], "77"),
+    (["eval", "photos", "--gt", "photos", "device=abacus"], "device=abacus cannot be used here"),
     (["eval", "compare=[a,b]"], "a/scores.json"),
     (["build-inscene", "data=inscene"], "is a mix of sets"),
     (["build-inscene", "data=tiny", "faces=none", "data.photos=no"], "no"),
     (["train-fadex"], "There is no InScene set in data/quickstart"),
     ([*FADEX, "train.fadex.schedule.decay=sudden"], "sudden"),
+    ([*FADEX[:-1], "name=null"], "name is None: give the run one"),
     ([*RESTORER, "fadex_weights=no"], "no"),
-    (["precompute-ref-fr", "ref_fr=copy", "data=tiny"], ""),
+    ([*RESTORER, "train.restorer.batches.batch=0"], "a batch has an image at least"),
+    ([*RESTORER, f"fadex_weights={WEIGHTS}", "train.restorer.batches.crop=7"], "it must be a multiple of 2"),
+    (["precompute-ref-fr", "ref_fr=copy", "data=tiny"], "ref_fr=copy cannot be cached"),
+    (["precompute-ref-fr", "ref_fr=faceme_tiny", "data=tiny", "splits=[all]"], "There is no split 'all'"),
     (["run-baseline", "baseline=nobody"], "There is no baseline=nobody"),
     (["run-baseline", "baseline=bicubic", "input=no"], "no"),
     (["sweep", "sweep=cgf"], "did you mean cfg?"),
+    (["sweep", "launch=no"], "no file of accelerate at launch=no"),
     (["sweep"], "There is no InScene set in data/quickstart"),
     (["redegrade", "-o", "out"], "data/quickstart"),
     (["calibrate-faces", "faces=opn"], "did you mean open?"),

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+import face2scene.cli.command_line  # noqa: F401  # registers the resolver of configs/paths
 from face2scene.common.reproducibility import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"

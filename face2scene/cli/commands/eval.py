@@ -9,7 +9,7 @@ from face2scene.cli.command_line import CONFIGS as ROOTS
 from face2scene.cli.command_line import script
 from face2scene.common.files import atomic_write, read_json
 from face2scene.common.ledger import differences
-from face2scene.common.memory import best_device
+from face2scene.common.memory import best_device, named_device
 from face2scene.eval.reports.quickstart import quickstart_report
 from face2scene.eval.reports.table_page import paper_table
 from face2scene.eval.scoring.pairing import boxes_of, gt_of
@@ -31,7 +31,7 @@ def _predictions(cfg: DictConfig, run: Path) -> None:
         None if cfg.gt is None else gt_of(cfg.gt, cfg.split),
         tuple(cfg.metrics),
         run,
-        device=state.device if state.num_processes > 1 else cfg.device,
+        device=state.device if state.num_processes > 1 else named_device(cfg.device),
         batch_pixels=cfg.batch_pixels,
         boxes=None if cfg.gt is None else boxes_of(cfg.gt, cfg.split, cfg.boxes),
         regions=tuple(cfg.regions),

@@ -39,6 +39,8 @@ def sweep(cfg: DictConfig, given: list[str], stage_one: str, runner: Runner = ru
     """
     options = OmegaConf.to_container(cfg.sweep, resolve=True)
     chosen = Sweep.from_dict(options)
+    if cfg.launch and not Path(cfg.launch).is_file():
+        raise FileNotFoundError(f"There is no file of accelerate at launch={cfg.launch}.")
     choose(cfg.metrics)  # a misspelt metric is refused before anything is trained
     common = [word for word in given if word.partition("=")[0].lstrip("+~").partition(".")[0] not in _OWN]
     if not any(word.startswith("ref_fr=") for word in common):

@@ -58,6 +58,9 @@ def main(cfg: DictConfig) -> None:
         conditioning = instantiate(part, _convert_="all")
         # the base is not kept here: its text encoder is needed for the prompts alone
         restorer = kind(load_base(**cfg.restorer.base), conditioning, source=cfg.restorer.base.source, **adapters)
+    stride = 2 ** (len(restorer.vae.config.block_out_channels) - 1)
+    if settings.batches.crop < stride or settings.batches.crop % stride:
+        raise ValueError(f"train.restorer.batches.crop is {settings.batches.crop}: it must be a multiple of {stride}.")
     run.check_base(restorer.base_origin)
     if settings.gradient_checkpointing:
         restorer.checkpoint_gradients()
