@@ -128,7 +128,10 @@ def pack(folder: str | Path, packed: str | Path, *, split: str = "train", per_sh
     Raises:
         FileExistsError: `packed` is a finished set, or holds files that were not packed from this set in this way.
         ManifestError: a file differs from its checksum.
+        ValueError: `per_shard` is none.
     """
+    if per_shard < 1:
+        raise ValueError(f"--per-shard is {per_shard}: an archive has an image at least.")
     folder, packed = Path(folder), Path(packed)
     if (packed / METADATA).is_file():
         raise FileExistsError(f"{packed} is a finished set. Choose another folder to pack to.")

@@ -70,6 +70,7 @@ CASES = [
     (["doctor", "now"], "doctor has no now"),
     (["data", "verify", "no"], "no"),
     (["data", "pack", "no", "out"], "no"),
+    (["data", "pack", "data/tiny", "out", "--per-shard", "0"], "--per-shard is 0"),
     (["explain", "no"], "no"),
     (["explain", "text.png"], "text.png"),
     (["completion", "tcsh"], "completion has no tcsh"),
