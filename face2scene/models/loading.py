@@ -27,14 +27,20 @@ def load_restorer(
 
     Args:
         expected: settings of `restorer.adapters` that the file must have been written with, such as its LoRA ranks.
-        base: arguments of `from_file`, such as the base's `source`; not used for a merged restorer.
+        base: arguments of `from_file`, such as the base's `source`.
 
     Raises:
         FileNotFoundError: no such file, or no base model.
-        ValueError: not restorer weights, or of other settings than expected.
+        ValueError: not restorer weights, of other settings than expected, or a merged restorer, which has its base, and
+            another base or a training's settings are asked for.
     """
     kind = model_files.kind_of(path)
     if kind == "merged_restorer":
+        if expected or base.get("source"):
+            raise ValueError(
+                f"{path} is a merged restorer, which includes its base model: leave out base, and begin no training with "
+                "it (init_from)."
+            )
         return load_merged(path)
     restorer: type[OneStepRestorer] | type[S3Diff] = S3Diff if kind == S3Diff.kind else OneStepRestorer
     if expected:

@@ -12,7 +12,7 @@ from tolerances import RELOADED
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.inference import export
 from face2scene.models.fadex import FaDeX
-from face2scene.models.loading import load_merged
+from face2scene.models.loading import load_merged, load_restorer
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer.one_step import OneStepRestorer
 
@@ -85,6 +85,8 @@ def test_half_file_is_read_as_float32(tmp_path):
     image, own = torch.rand(1, 3, 64, 64), OneStepRestorer.from_file(RESTORER)
     restored, expected = (one.restore(image, own.null_tokens) for one in (merged, own.merged()))
     assert (restored - expected).abs().max() < 0.02  # weights rounded to 11 bits
+    with pytest.raises(ValueError, match="includes its base model: leave out base"):
+        load_restorer(tmp_path / "merged.safetensors", source="nowhere")
 
 
 def test_unknown_part_is_refused(tmp_path):
