@@ -38,8 +38,8 @@ def load_restorer(
     if kind == "merged_restorer":
         if expected or base.get("source"):
             raise ValueError(
-                f"{path} is a merged restorer, which includes its base model: leave out base, and begin no training with "
-                "it (init_from)."
+                f"{path} is a merged restorer, which includes its base model: leave out base, and begin no training "
+                "with it (init_from)."
             )
         return load_merged(path)
     restorer: type[OneStepRestorer] | type[S3Diff] = S3Diff if kind == S3Diff.kind else OneStepRestorer
