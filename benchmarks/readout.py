@@ -183,7 +183,7 @@ def kept(cache: Path | None, name: str, make: Callable[[], Draws]) -> Draws:
     """The draws of a file of the cache, made where it is not there."""
     file = cache / f"{name}.npz" if cache else None
     if file is not None and file.is_file():
-        return dict(np.load(file))
+        return dict(np.load(file, allow_pickle=False))
     made = make()
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,7 @@ from face2scene.degradation import Blur, GaussianNoise, Jpeg, Recipe
 from face2scene.faces.backends.yunet_dlib import OpenBackend
 from face2scene.faces.detect import Detector
 from face2scene.image_io.arrays import to_array, to_tensor
+from face2scene.image_io.metadata import OPENED
 from face2scene.inference.pipeline import Face2ScenePipeline
 from face2scene.inference.results import Restoration
 from face2scene.ref_fr.no_reference import RealESRGAN
@@ -62,7 +63,7 @@ class Example:
 
 def photos() -> dict[str, Image.Image]:
     """Squares of SIZE pixels by file name."""
-    obama = Image.open(catalogue.folder("photos_face_recognition") / "obama.jpg").convert("RGB")
+    obama = Image.open(catalogue.folder("photos_face_recognition") / "obama.jpg", formats=OPENED).convert("RGB")
     side = min(obama.size)
     request = GenerationRequest(person=GENERATED_PERSON, number=0)
     squares = {
@@ -207,7 +208,7 @@ def page(folder: Path, photo: np.ndarray) -> None:
         tab.wait_for_selector("#slider img")
         tab.wait_for_function("() => !document.querySelector('#download')?.disabled")
         tab.wait_for_timeout(2000)
-        shot = Image.open(io.BytesIO(tab.screenshot(full_page=True))).convert("RGB")
+        shot = Image.open(io.BytesIO(tab.screenshot(full_page=True)), formats=OPENED).convert("RGB")
         shot.quantize(200, dither=Image.Dither.NONE).save(folder / "page.png", optimize=True)
         browser.close()
     blocks.close()

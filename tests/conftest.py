@@ -27,9 +27,9 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 def restored_log_level():
     """A run lowers the root logger's level for its process; the next test starts without that."""
     root = logging.getLogger()
-    level = root.level
+    root.setLevel(logging.WARNING)  # a fixture of a whole module may have run one too
     yield
-    root.setLevel(level)
+    root.setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")

@@ -83,9 +83,11 @@ def installed(wheel, tmp_path_factory) -> Path:
     offline = ("--no-deps", "--no-index", "--no-compile")
     run(sys.executable, "-m", "pip", "--python", programs / "python", "install", *offline, wheel)
     packages = Path(run(programs / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    (packages / "sitecustomize.py").write_text(
+    # not sitecustomize, which some systems have one of
+    (packages / "without_extras.py").write_text(
         f"import sys\nsys.modules.update(dict.fromkeys({not_required(wheel)}))\n"
     )
+    (packages / "without_extras.pth").write_text("import without_extras\n")
     # a plain line: the .pth files over there, one of which leads to the checkout, are not read
     (packages / "others.pth").write_text(sysconfig.get_path("purelib"))
     return programs

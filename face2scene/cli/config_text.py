@@ -10,7 +10,7 @@ import yaml
 from face2scene.common.shipped import CONFIGS
 
 _KEY = re.compile(r"(?P<indent> *)(?P<key>[\w-]+):(?:\s(?P<rest>.*))?")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Key(NamedTuple):
@@ -61,12 +61,12 @@ def keys(root: str, words: Sequence[str] = ()) -> dict[str, Key]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER) or {}
+    content = yaml.load(path.read_text(encoding="utf-8"), Loader=_SafeLoader) or {}
     return {key: value for key, value in content.items() if key not in ("hydra", "defaults")}
 
 
 def _defaults(path: Path) -> list[Any]:
-    return (yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER) or {}).get("defaults", [])
+    return (yaml.load(path.read_text(encoding="utf-8"), Loader=_SafeLoader) or {}).get("defaults", [])
 
 
 def _chain(root: str) -> Iterator[Path]:

@@ -112,7 +112,7 @@ def test_perturbed_face_is_near_gt(photo_folder):
 def test_large_image_is_tiled(make_pipeline, photo_folder):
     pipeline = make_pipeline(tile=32, overlap=8)
     result = pipeline(scene(photo_folder))
-    assert result.notes["tiles"] == {"rows": 2, "columns": 2, "size": 32, "overlap": 8, "statistics": "shared"}
+    assert result.notes["tiles"] == {"rows": 2, "columns": 3, "size": 32, "overlap": 8, "statistics": "shared"}
     assert result.image.shape == (3, 40, 48) and torch.isfinite(result.image).all()
 
 

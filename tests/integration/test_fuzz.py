@@ -185,7 +185,7 @@ def logs(place: Path) -> tuple[list[bytes], str, Reader]:
 def configs(place: Path) -> tuple[list[bytes], str, Reader]:
     config = {"seed": 1, "train": {"lr": 0.1, "names": ["a", "b"]}, "name": "run", "data": {"root": "x"}}
     folder = place / "run"
-    Run(folder, config)
+    Run(folder, config).log({"loss": 1.0}, 1)  # one that has trained, and is held to its configuration
 
     def read(path: Path) -> None:
         (folder / "config.yaml").write_bytes(path.read_bytes())
