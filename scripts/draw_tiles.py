@@ -33,7 +33,7 @@ def page() -> np.ndarray:
     """A photo in the middle of a white page, (SIZE, SIZE, 3)."""
     image, start = np.full((SIZE, SIZE, 3), 255, np.uint8), (SIZE - PHOTO) // 2
     photo = Image.fromarray(skimage.data.chelsea()[:300, 60:360]).resize((PHOTO, PHOTO))
-    image[start : start + PHOTO, start : start + PHOTO] = photo
+    image[start : start + PHOTO, start : start + PHOTO] = np.asarray(photo)
     return image
 
 
