@@ -68,12 +68,16 @@ def save_merged(
     """
     if any(".lora_" in name for name, _ in restorer.named_parameters()):
         raise ValueError("Only a merged restorer can be saved with its base: call merged() first.")
-    networks = {name: json.dumps(dict(getattr(restorer, name).config), default=str) for name in ("vae", "unet")}
+    networks = {name: json.dumps(_described(getattr(restorer, name)), default=str) for name in ("vae", "unet")}
     config = restorer.config | networks | {"alpha": restorer.alpha, "prediction": restorer.prediction}
     if dtype is not None:
         config["dtypes"] = {name: str(getattr(restorer, name).dtype).removeprefix("torch.") for name in networks}
     tensors = restorer.state_dict() | {"text": restorer.text}
     model_files.save_weights(path, tensors, kind="merged_restorer", config=config, about=about, dtype=dtype)
+
+
+def _described(network: Any) -> dict[str, Any]:
+    return {key: value for key, value in network.config.items() if key != "_name_or_path"}  # a path of this machine
 
 
 def load_merged(path: str | Path) -> OneStepRestorer:
