@@ -93,8 +93,10 @@ def train(
         FloatingPointError: a loss or gradient is not finite (see `step`); that step changed no weight. Or the weights
             are not, at a step that validates or saves: nothing of them is written.
         ValueError: `schedule.best` is not a validation metric, a single process was asked to shard, none of the run's
-            states is whole, or the disk has no room for them.
+            states is whole, the disk has no room for them, or the card none for weights and optimizer.
     """
+    if shard_from is None:
+        check_card(accelerator.device, task.phases, getattr(task, "memory_advice", ""))
     progress = Progress()
     rates = [[group["lr"] for group in phase.optimizer.param_groups] for phase in task.phases]
     prepared: dict[int, tuple[nn.Module, Any]] = {}  # phases may share a model and its optimizer
@@ -209,6 +211,26 @@ def step(
         phase.optimizer.step()
         phase.optimizer.zero_grad()
     return report
+
+
+def check_card(device: torch.device, phases: Sequence[Phase], advice: str) -> None:
+    """Refuse a GPU that is too small for weights, gradients and Adam's moments alone, before anything is moved to it.
+
+    What is kept for backward comes on top: `face2scene rehearse` says how much.
+
+    Raises:
+        ValueError: with the sizes and the option to change.
+    """
+    if device.type != "cuda":
+        return
+    weights = {id(p): p for phase in phases for p in phase.model.parameters()}.values()
+    need = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in weights)
+    there = torch.cuda.get_device_properties(device).total_memory
+    if need > there:
+        raise ValueError(
+            f"Weights, gradients and optimizer need {need / 2**30:.1f} GiB and the card has {there / 2**30:.1f}: "
+            f"{advice or 'use a larger card'}. `face2scene rehearse` says what a training needs."
+        )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import nn
 
 from face2scene.train.checkpoint import states
-from face2scene.train.loop import Phase, Schedule, freeze_other_phases, step, train
+from face2scene.train.loop import Phase, Schedule, check_card, freeze_other_phases, step, train
 from face2scene.train.run import Run
 
 pytestmark = pytest.mark.usefixtures("no_accelerator_of_another_test")
@@ -227,3 +227,18 @@ class Scaled(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return gradient * ctx.factor, None
+
+
+def test_small_card_is_refused_before_the_start(monkeypatch):
+    model = torch.nn.Linear(1024, 1024, bias=False)
+    phases = [Phase("net", model, None, None)]
+    room = types.SimpleNamespace(total_memory=15 * 2**20)  # the weights are 4 MiB, with gradients and moments 16
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: room)
+    with pytest.raises(ValueError, match=r"need 0\.0 GiB and the card has 0\.0: lower batch\. .*rehearse"):
+        check_card(torch.device("cuda"), phases, "lower batch")
+    check_card(torch.device("cpu"), phases, "")
+    room.total_memory *= 2
+    check_card(torch.device("cuda"), phases, "")
+    model.requires_grad_(False)
+    room.total_memory = 5 * 2**20
+    check_card(torch.device("cuda"), phases, "")
