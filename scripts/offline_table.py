@@ -21,6 +21,7 @@ from face2scene.cli.command_line import CONFIGS
 from face2scene.cli.commands import run_baseline
 from face2scene.common.files import atomic_write
 from face2scene.common.reproducibility import commit
+from face2scene.common.shipped import CHECKPOINTS
 from face2scene.degradation import Blur, GaussianNoise, Jpeg, Recipe, Resize, RestoreSize
 from face2scene.eval.reports.table_page import paper_table
 from face2scene.eval.tables.paper_tables import load_table
@@ -32,12 +33,13 @@ PHOTOS = {
     "photos_face_recognition": ["obama.jpg", "biden.jpg"],
 }
 SIDE = 192  # pixels of a crop, from the middle of a photo whose shorter side is reduced to 1.25 times this
+TINY = [f"{name}_weights={CHECKPOINTS}/tiny/{name}.safetensors" for name in ("restorer", "fadex")]
 ROWS = {  # the table's rows: a baseline and its options
     "Input": ["baseline=bicubic"],
     "FFDNet": ["baseline=ffdnet"],
     "Real-ESRGAN": ["baseline=real_esrgan"],
     "Real-ESRGAN general": ["baseline=real_esrgan_general"],
-    "Face2Scene, tiny weights": ["baseline=face2scene", "faces=none", "ref_fr=none"],
+    "Face2Scene, tiny weights": ["baseline=face2scene", "faces=none", "ref_fr=none", *TINY],
 }
 SHOWN = {"noise": "sample2", "mixed": "sample5"}  # part -> the image in the page
 CROP = 144  # pixels of it

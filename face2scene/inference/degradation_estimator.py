@@ -107,6 +107,12 @@ class DegradationEstimator:
                 "train_restorer writes it with train.restorer.estimator. Or set pipeline.fallback=null."
             )
         mapnet = getattr(restorer, "mapnet", None)
+        read, given = mapnet and mapnet.config["in_channels"], getattr(fadex, "channels", None)
+        if read and given and read != given:
+            raise ValueError(
+                f"This FaDeX gives maps of {given} channels and the restorer reads {read}: it was trained with another "
+                "FaDeX, name that one (fadex_weights)."
+            )
         if estimator is not None and (mapnet is None or not estimator.fits(mapnet)):
             raise ValueError("The estimator is of another restorer: name the file that was trained with this one.")
         self.estimator = estimator

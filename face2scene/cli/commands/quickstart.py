@@ -26,21 +26,21 @@ LAUNCH = "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision
 TRAINED_HERE = (
     f"restorer_weights={RUN}/restorer/weights/restorer.safetensors fadex_weights={RUN}/fadex/weights/fadex.safetensors"
 )
-SHIPPED = shlex.quote(f"{CHECKPOINTS.as_posix()}/tiny/fadex.safetensors")
+FADEX, RESTORER = (shlex.quote(f"{CHECKPOINTS.as_posix()}/tiny/{name}.safetensors") for name in ("fadex", "restorer"))
+SHIPPED = f"restorer_weights={RESTORER} fadex_weights={FADEX}"
 # overwrite: images restored with older weights are replaced, those with these weights are kept
 RESTORE = f"python -m face2scene restore {EXPERIMENT} input={DATA} overwrite=true"
 # few images: the sweeps show a tendency (`limit=null` takes all)
-SWEEP = f"python -m face2scene sweep {EXPERIMENT} use.fadex={SHIPPED} limit=6 metrics=[psnr,lpips,dists]"
+USED = f"use.restorer={RESTORER} use.fadex={FADEX}"
+SWEEP = f"python -m face2scene sweep {EXPERIMENT} {USED} limit=6 metrics=[psnr,lpips,dists]"
 
 STEPS = {
     "build the set": f"{LAUNCH} -m face2scene build-inscene {EXPERIMENT}",
     "train FaDeX": f"{LAUNCH} -m face2scene train-fadex {EXPERIMENT} name=quickstart/fadex",
     "train the restorer": f"{LAUNCH} -m face2scene train-restorer {EXPERIMENT} name=quickstart/restorer",
     "restore, weights of this run": f"{RESTORE} output={RUN}/trained_here {TRAINED_HERE}",
-    "restore, shipped weights": f"{RESTORE} output={RUN}/restored fadex_weights={SHIPPED}",
-    "restore, another image's tokens": (
-        f"{RESTORE} output={RUN}/wrong_tokens fadex_weights={SHIPPED} tokens_from=other"
-    ),
+    "restore, shipped weights": f"{RESTORE} output={RUN}/restored {SHIPPED}",
+    "restore, another image's tokens": f"{RESTORE} output={RUN}/wrong_tokens {SHIPPED} tokens_from=other",
     "sweep the guidance": f"{SWEEP} sweep=cfg name=quickstart/sweep/cfg",
     "sweep the tokens": f"{SWEEP} sweep=tokens_used name=quickstart/sweep/tokens_used",
     "score and report": f"python -m face2scene eval {EXPERIMENT} report=quickstart name=quickstart dataset={DATA}",
