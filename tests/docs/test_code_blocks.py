@@ -147,7 +147,7 @@ def problem(one: Command, user: Path) -> str:
         elif first == "face2scene":
             subcommand(words)
         elif first == "make":
-            targets = re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.M)
+            targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.M)
             assert words[0] in targets, "make has no such target"
         elif first == "pip":
             packages(words)
