@@ -106,8 +106,8 @@ class Pairs(Dataset):
         pairs: also give what FaDeX and the prompts need.
         zoom: a crop's side before resizing is at most this many times `crop`, so that faces of all sizes occur.
 
-    Returns per batch: `image` and `gt`, (B, 3, crop, crop) in [0, 1]; with `pairs` also `restored` and `degraded`, other
-    crops with the same degradation, and `drop` and `negative`, (B,) bool: null tokens, and the negative prompt.
+    Returns per batch: `image` and `gt`, (B, 3, crop, crop) in [0, 1]; with `pairs` also `restored` and `degraded`,
+    other crops with the same degradation, and `drop` and `negative`, (B,) bool: null tokens, and the negative prompt.
 
     Raises:
         ValueError: the shares do not sum to 1.

@@ -41,10 +41,9 @@ def main(cfg: DictConfig) -> None:
             pairs=bool(cfg.fadex_weights),
         )
 
+    base = load_base(cfg.init_from or cfg.text)
     if cfg.init_from is None:
-        base = tiny_base.untrained(load_base(cfg.text), **cfg.shape)
-    else:
-        base = load_base(cfg.init_from)
+        base = tiny_base.untrained(base, **cfg.shape)
     task = tiny_base.RestoringTask(
         base,
         instantiate(cfg.mapnet),
