@@ -18,6 +18,7 @@ from face2scene.image_io.arrays import to_bytes
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.restorer.discriminator import Discriminator, multilevel_sigmoid
 from face2scene.models.restorer.one_step import OneStepRestorer
+from face2scene.models.restorer.perceptual import Perceptual
 from face2scene.models.restorer.restorer_base import WEIGHTS_FILE
 from face2scene.models.scene_estimator import FILE as ESTIMATOR_FILE
 from face2scene.models.scene_estimator import SceneEstimator, estimator_losses
@@ -96,7 +97,7 @@ class RestorerTask:
         self,
         restorer: OneStepRestorer,
         fadex: FaDeX,
-        perceptual: nn.Module,
+        perceptual: Perceptual,
         data: Dataset,
         validation: Sequence[ValidationPair],
         *,
