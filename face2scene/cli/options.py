@@ -20,7 +20,10 @@ from face2scene.cli.value_rules import choices, parsed, problem
 # Keys whose value is a path and is not parsed by Hydra's grammar.
 PATHS = frozenset(
     {"input", "output", "references", "gt", "predictions", "boxes", "dataset", "import_only", "scratch", "cache"}
-    | {"restorer_weights", "fadex_weights", "base", "shipped", "init_from", "text", "images.faces.folder"}
+    | {"restorer_weights", "fadex_weights", "estimator_weights", "base", "shipped", "init_from", "text"}
+    | {"images.faces.folder", "restorer.base.source", "probe.weights", "probe.lq_only", "probe.data"}
+    | {"data.raws", "data.gallery", "data.celebref", "data.source", "data.table"}
+    | {"ref_fr.base", "ref_fr.mix", "ref_fr.photomaker", "ref_fr.antelope", "ref_fr.weights_file"}
     | {"paths.data", "paths.runs", "paths.shipped", "data.root", "data.photos", "data.collection", "probe.photos"}
     | {"use.fadex", "use.restorer", "use.s3diff", "readout.fadex", "readout.heads", "ref_fr.folder"}
     | {"baseline.checkout", "baseline.python", "restorer.decoder", "submit", "board"}
