@@ -341,9 +341,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     chosen = people(options.size, quick=options.quick)
-    rows = measured(
-        chosen, options.quick, options.rows, options.heads, options.richardson_lucy, options.earlier
-    )
+    rows = measured(chosen, options.quick, options.rows, options.heads, options.richardson_lucy, options.earlier)
     found = summary(rows)
     text = tables(rows, found)
     print(f"{verdict(found)}\n\n{text}")
