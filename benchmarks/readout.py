@@ -446,9 +446,9 @@ root mean square):
 | people it does not know | -0.32 (0.66) | -2.2 (3.3) | +10.1 (18.5) | +0.16 (0.23) |
 
 Noise alone is read 6 % too low where it was fitted, 8 % on other operators, 13 % on other people and 24 % on the small
-sharp photos of [oracle.md](oracle.md), whose level of 40 lies beyond the fitted 1 to 30. So about a third of it is a draw to
-the mixture's middle, where noise is weakened by what follows, and the rest is faces and levels that the fit did not
-have. A resize alone is read as a blur and a blur in part as a resize.
+sharp photos of [oracle.md](oracle.md), whose level of 40 lies beyond the fitted 1 to 30. So about a third of it is a
+draw to the mixture's middle, where noise is weakened by what follows, and the rest is faces and levels that the fit did
+not have. A resize alone is read as a blur, and a blur in part as a resize.
 
 More draws of the same layers do little. Kernel regression (one fixed Gaussian kernel) on 1,000, 2,000 and 4,000 draws:
 blur 0.65, 0.63, 0.66; noise 0.90, 0.90, 0.92; JPEG 0.64, 0.70, 0.72; scale 0.36, 0.37, 0.39. What is missing is in the
