@@ -3,14 +3,17 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# Python 3.11 or 3.12. A version manager's stub on PATH may fail, so every candidate is run.
-PYTHON ?= $(shell for candidate in python3.11 python3.12 python3 python; do \
-	"$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1 \
+# Python 3.10 to 3.12. A version manager's stub on PATH may fail, so every candidate is run.
+found = $(shell for candidate in $(1); do \
+	"$$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1 \
 	&& command -v "$$candidate" && break; done)
+PYTHON ?= $(call found,python3.11 python3.12 python3.10 python3 python)
 
 VENV := .venv
-# Named after the content of pyproject.toml, so that a change of the dependencies installs again, and a touch does not.
-STAMP := $(VENV)/.installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
+CONSTRAINTS :=# a file of versions, as pip's -c takes it
+# Named after the contents that decide what is installed, so that a change of them installs again, and a touch does not.
+STAMP := $(VENV)/.installed-$(shell cat pyproject.toml $(CONSTRAINTS) | cksum | cut -d' ' -f1)
+OLDEST := .venv-oldest
 
 DOCS := .venv-docs
 
@@ -23,10 +26,10 @@ export OMP_WAIT_POLICY := passive
 # Tests whose numbers depend on the processor's instruction set, run again with older ones.
 NUMERICS := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -n 2 -m 'numerics and not gpu and not slow and not browser and not fuzz and not chaos'
 
-.PHONY: help venv demo test lint docs site pictures clean
+.PHONY: help venv demo test test-oldest lint docs site pictures clean
 
 help: ## Show these targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 venv: $(STAMP) ## Create .venv and install everything that the demo and the tests need
 
@@ -42,6 +45,11 @@ test: $(STAMP) ## Check style and types, and run the tests, the numerical ones o
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -n 2
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(NUMERICS)
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(NUMERICS)
+
+test-oldest: ## Run the tests with Python 3.10 and the oldest versions that are supported, constraints-oldest.txt
+	$(MAKE) venv VENV=$(OLDEST) CONSTRAINTS=constraints-oldest.txt PYTHON="$(or $(call found,python3.10),$(PYTHON))"
+	$(OLDEST)/bin/face2scene fetch tests
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -q -n 2
 
 docs: pictures site ## Draw the pictures of README and docs/ from what ships, and build the documentation into site/
 
@@ -60,7 +68,7 @@ lint: $(STAMP) ## Repair the style automatically
 	$(VENV)/bin/ruff format .
 
 clean: ## Remove environments and caches; weights, data and runs stay
-	rm -rf $(VENV) $(DOCS) site .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(DOCS) site .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pyiqa brings opencv-python-headless and, through facexlib, opencv-python. Both own the same folder, and the second one
@@ -68,12 +76,12 @@ clean: ## Remove environments and caches; weights, data and runs stay
 # serves a metric that is not used here and warns on every import: it is removed too.
 # basicsr is a reference implementation in the tests; its requirements are for training and are left out (--no-deps).
 # The tests also read RAW files and drive every face backend; wandb is not needed.
-$(STAMP): pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and none was found: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@test -n "$(PYTHON)" || { echo "Python 3.10 to 3.12 is needed and none was found: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version) ($(PYTHON)); about five minutes, once."
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --no-compile --disable-pip-version-check --progress-bar on \
-		-e '.[quickstart,app,data,export,faces,dev,photos,raw,slurm]'
+		$(addprefix -c ,$(CONSTRAINTS)) -e '.[quickstart,app,data,export,faces,dev,photos,raw,slurm]'
 	$(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps 'basicsr>=1.4.2,<1.5'
 	if $(VENV)/bin/python -m pip show --quiet opencv-python 2>/dev/null; then \
 		headless=$$($(VENV)/bin/python -c 'import importlib.metadata as m; print(m.version("opencv-python-headless"))'); \
@@ -86,9 +94,8 @@ $(STAMP): pyproject.toml
 
 # The site needs neither torch nor the package: docstrings are read, not imported.
 $(DOCS)/.installed: pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and none was found: make docs PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.10 to 3.12 is needed and none was found: make docs PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
-	$(DOCS)/bin/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"]))' \
-		> $(DOCS)/requirements.txt
+	sed -n '/^docs = /p' pyproject.toml | grep -o '"[^"]*"' | tr -d '"' > $(DOCS)/requirements.txt
 	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r $(DOCS)/requirements.txt
 	touch $@

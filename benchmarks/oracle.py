@@ -1,14 +1,14 @@
 """Is the face an oracle? Two restorers that must be told the degradation, told it in several ways.
 
     python benchmarks/oracle.py [--quick] [--json FILE] [--rows FILE] [--page FOLDER]
-        [--size 256] [--heads FILE] [--richardson-lucy]
+        [--size 256] [--heads FILE] [--richardson-lucy] [--earlier FILE]
 
 FFDNet has to be told the noise's level and a deconvolution the blur's width. On packaged photos with people, none of
 whom FaDeX was trained on, under a known degradation, each is told the true value, the one read off the face pair, off
 the whole photo, and a fixed one. The scene without the face is scored: PSNR in dB over every pixel outside the face's
 square. `--rows` keeps what is done, so that the same command goes on; `--page` writes oracle.md and its figure there.
 Before it: face2scene fetch ffdnet_color real_esrgan_x4plus yunet photos_argon photos_argon_free photos_uikit
-photos_face_recognition, and `pip install PyWavelets` for scikit-image's estimator.
+photos_face_recognition; `pip install 'face2scene[dev]'` has scikit-image and the PyWavelets that its estimate needs.
 """
 
 import argparse
@@ -149,10 +149,17 @@ def psnr_outside(output: Tensor, gt: Tensor, inside: tuple[slice, slice]) -> flo
     return -10 * math.log10(max(float(error[kept].double().mean()), 1e-10))
 
 
-def measured(chosen: Sequence[Person], quick: bool, kept: Path | None, heads: Path, more: bool) -> list[dict[str, Any]]:
-    """A row for every photo, degradation, restorer and way to be told; with `more` Richardson-Lucy too."""
+def measured(
+    chosen: Sequence[Person], quick: bool, kept: Path | None, heads: Path, more: bool, earlier: Path | None
+) -> list[dict[str, Any]]:
+    """A row for every photo, degradation, restorer and way to be told; with `more` Richardson-Lucy too.
+
+    Rows of `earlier`, a file like `kept`, give the scores of values that were told before.
+    """
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept and kept.is_file() else []
     done = {(row["photo"], row["case"]) for row in rows}
+    before = [json.loads(line) for line in earlier.read_text().splitlines()] if earlier else []
+    known = {(row["photo"], row["case"], row["method"], row["value"]): row["psnr"] for row in before}
     tellers, ffdnet = Tellers(heads), load_ffdnet()
 
     def denoised(image: Tensor, level: float) -> Tensor:
@@ -172,7 +179,8 @@ def measured(chosen: Sequence[Person], quick: bool, kept: Path | None, heads: Pa
             about = {"photo": person.name, "case": case.name, "kind": case.kind, "true": case.value}
             made = [about | {"method": "none", "told": "", "value": None, "psnr": _scored(degraded, person)}]
             for method, restore in restorers[case.factor].items():
-                scores: dict[float, float] = {}
+                of = person.name, case.name, method
+                scores = {key[3]: score for key, score in known.items() if key[:3] == of}
                 for name, value in told.items():
                     if value not in scores:
                         with torch.inference_mode():
@@ -325,6 +333,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="every fourth photo, three degradations")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rows", type=Path, help="keep every photo's rows here, and go on from them")
+    parser.add_argument("--earlier", type=Path, help="rows of other heads: what was scored there is not scored again")
     parser.add_argument("--page", type=Path, help="write oracle.md and images/oracle.png here")
     parser.add_argument("--size", type=int, default=256, help="longer side of the photos")
     parser.add_argument("--heads", type=Path, default=REPOSITORY / "checkpoints/fadex/readout.safetensors")
@@ -332,7 +341,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     chosen = people(options.size, quick=options.quick)
-    rows = measured(chosen, options.quick, options.rows, options.heads, options.richardson_lucy)
+    rows = measured(chosen, options.quick, options.rows, options.heads, options.richardson_lucy, options.earlier)
     found = summary(rows)
     text = tables(rows, found)
     print(f"{verdict(found)}\n\n{text}")

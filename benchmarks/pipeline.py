@@ -1,32 +1,37 @@
 """A folder of images through the pipeline, and one large image.
 
     python benchmarks/pipeline.py [--quick] [--json FILE] [--images 20] [--size 512] [--megapixels 12] [--device cuda]
+        [--weights tiny]
 
 Ours is `restore_folder`, which reads, restores and writes concurrently. The other side is a plain loop around the same
-pipeline: read, restore and write one image after the other. `--megapixels N` also restores one image of that size in a
-process of its own and reports its peak memory; on a CPU with the tiny model that takes minutes.
+pipeline: read, restore and write one image after the other. One image of `--size` and, with `--megapixels N`, one of
+that size are also restored by ours and by Real-ESRGAN general x4v3 (face2scene fetch real_esrgan_general; on a quarter
+of the size, as its author advises for full-size images), each in a process of its own, whose peak memory is reported.
 """
 
 import argparse
 import json
 import logging
-import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
 
 from face2scene.common.files import write_json
-from face2scene.common.memory import keep_freed_memory
-from face2scene.common.reproducibility import REPOSITORY
+from face2scene.common.memory import keep_freed_memory, peak_memory
+from face2scene.eval.baselines.methods import RealESRGANx4
 from face2scene.image_io.photos import Photo, read_photo, write_photo
 from face2scene.inference.batch import restore_folder
 from face2scene.inference.pipeline import Face2ScenePipeline
 from face2scene.inference.tasks import find_tasks
+
+REAL_ESRGAN = "real_esrgan_general"  # in the place of our weights
 
 
 def images(folder: Path, count: int, size: int) -> Path:
@@ -55,22 +60,37 @@ def one_by_one(pipeline: Face2ScenePipeline, folder: Path, output: Path) -> tupl
     return models, perf_counter() - start
 
 
-def large(megapixels: float, device: str, tile: str) -> dict[str, float]:
-    """One large image: seconds and MiB, of this process."""
-    pipeline = load(device).enable_tiling("auto" if tile == "auto" else int(tile))
+def large(megapixels: float, device: str, tile: str, weights: str) -> dict[str, Any]:
+    """One large image by the pipeline, or by Real-ESRGAN: seconds and MiB, of this process."""
     height = round((megapixels * 1e6 * 3 / 4) ** 0.5)
     small = torch.rand(1, 3, 192, 256, generator=torch.Generator().manual_seed(0))
     image = torch.nn.functional.interpolate(small, size=(height, height * 4 // 3), mode="bilinear")[0]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if weights == REAL_ESRGAN:
+        method = RealESRGANx4(version="general-x4v3", device=device)
+        warm, work = partial(method, scale=1), partial(method, image, scale=1)
+    else:
+        pipeline = load(device, weights).enable_tiling("auto" if tile == "auto" else int(tile))
+        warm, work = pipeline, partial(pipeline, image, name="large")
+    warm(image[:, :64, :64])
+    before = peak_memory() / 2**20
     start = perf_counter()
-    result = pipeline(image, name="large")
-    peak = result.notes["peak_memory_mib"]
-    return {"seconds": perf_counter() - start, "mib": peak, "before_mib": before, "tiles": result.notes["tiles"]}
+    result = work()
+    seconds = perf_counter() - start
+    tiles = "" if isinstance(result, torch.Tensor) else result.notes["tiles"]
+    return {"seconds": seconds, "mib": peak_memory() / 2**20, "before_mib": before, "tiles": tiles}
 
 
-def load(device: str) -> Face2ScenePipeline:
-    """The tiny model that ships."""
-    return Face2ScenePipeline.from_pretrained(REPOSITORY / "checkpoints/tiny", colour="wavelet", device=device)
+def alone(megapixels: float, arguments: argparse.Namespace, weights: str) -> dict[str, Any]:
+    """`large` in a process of its own."""
+    command = [sys.executable, __file__, "--only-large", "--megapixels", str(megapixels), "--weights", weights]
+    command += ["--device", arguments.device, "--tile", arguments.tile]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def load(device: str, weights: str) -> Face2ScenePipeline:
+    """A model that ships."""
+    return Face2ScenePipeline.from_pretrained(weights, colour="wavelet", device=device)
 
 
 def main() -> None:
@@ -83,19 +103,20 @@ def main() -> None:
     parser.add_argument("--megapixels", type=float, default=0.0)
     parser.add_argument("--tile", default="512")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--weights", default="photo", help="a name that ships, or a folder")
     parser.add_argument("--only-large", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     keep_freed_memory()  # both sides alike
     logging.disable(logging.INFO)
     if arguments.only_large:
-        print(json.dumps(large(arguments.megapixels, arguments.device, arguments.tile)))
+        print(json.dumps(large(arguments.megapixels, arguments.device, arguments.tile, arguments.weights)))
         return
     count, size = (6, 96) if arguments.quick else (arguments.images, arguments.size)
 
     start = perf_counter()
-    pipeline = load(arguments.device)
+    pipeline = load(arguments.device, arguments.weights)
     loaded = perf_counter() - start
-    rows = {"model load": row(loaded, None, "s", "the tiny model; imports are not in it")}
+    rows = {"model load": row(loaded, None, "s", f"{arguments.weights}; imports are not in it")}
     with TemporaryDirectory(prefix="face2scene-") as place:
         folder = images(Path(place) / "in", count, size)
         first, second = sorted(folder.iterdir())[:2]
@@ -111,14 +132,13 @@ def main() -> None:
         rows["folder"] = row(outcome.seconds, wall, "s", note)
         ours, other = outcome.seconds_models / outcome.seconds, models / wall
         rows["share in models"] = row(ours, other, "of wall time", note, more=True)
-    if arguments.megapixels:
-        command = [sys.executable, __file__, "--only-large", "--megapixels", str(arguments.megapixels)]
-        command += ["--device", arguments.device, "--tile", arguments.tile]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        note = f"{arguments.megapixels:g} million pixels, {found['tiles']}, {arguments.device}"
-        rows["large image"] = row(found["seconds"], None, "s", note)
-        rows["large image, peak"] = row(found["mib"], None, "MiB", f"{found['before_mib']:.0f} before it began; {note}")
+    sizes = {"one image": size**2 / 1e6} | ({"large image": arguments.megapixels} if arguments.megapixels else {})
+    for name, megapixels in sizes.items():
+        ours, other = (alone(megapixels, arguments, weights) for weights in (arguments.weights, REAL_ESRGAN))
+        note = f"{megapixels:.3g} million pixels, {ours['tiles']}, {arguments.device}; other: Real-ESRGAN general"
+        rows[name] = row(ours["seconds"], other["seconds"], "s", note)
+        begun = f"{ours['before_mib']:.0f} and {other['before_mib']:.0f} before it began"
+        rows[f"{name}, peak"] = row(ours["mib"], other["mib"], "MiB", begun)
     print(f"{'measure':24}{'ours':>12}{'other':>12}{'ratio':>8}  unit")
     for name, value in rows.items():
         other = "-" if value["other"] is None else f"{value['other']:.2f}"

@@ -32,14 +32,33 @@ PHOTOS = {
     "photos_face_api": ["sample1.jpg", "sample2.jpg", "sample4.jpg", "sample5.jpg"],
     "photos_face_recognition": ["obama.jpg", "biden.jpg"],
 }
+NOISE = 25.0  # grey levels of 255
 SIDE = 192  # pixels of a crop, from the middle of a photo whose shorter side is reduced to 1.25 times this
-TINY = [f"{name}_weights={CHECKPOINTS}/tiny/{name}.safetensors" for name in ("restorer", "fadex")]
+PHOTO, TINY = (
+    [f"{name}_weights={CHECKPOINTS}/{folder}/{name}.safetensors" for name in ("restorer", "fadex")]
+    for folder in ("photo", "tiny")
+)
+OURS = ["baseline=face2scene", "pipeline.colour=wavelet"]
+TINY_ROW, WITHOUT_FACES = [*OURS, *TINY], ["faces=none", "ref_fr=none"]
+FIDELITY = "pipeline.fidelity=0"  # all of the restorer, so that the tokens alone tell the three rows apart
 ROWS = {  # the table's rows: a baseline and its options
     "Input": ["baseline=bicubic"],
+    "FFDNet, told the noise": ["baseline=ffdnet", f"baseline.method.sigma={NOISE}"],
     "FFDNet": ["baseline=ffdnet"],
     "Real-ESRGAN": ["baseline=real_esrgan"],
     "Real-ESRGAN general": ["baseline=real_esrgan_general"],
-    "Face2Scene, tiny weights": ["baseline=face2scene", "faces=none", "ref_fr=none", *TINY],
+    "Face2Scene, tiny, null tokens": [*TINY_ROW, *WITHOUT_FACES, FIDELITY, "pipeline.fallback='null'"],
+    "Face2Scene, tiny, whole image's tokens": [*TINY_ROW, *WITHOUT_FACES, FIDELITY, "pipeline.fallback=blind"],
+    "Face2Scene, tiny, face pair's tokens": [*TINY_ROW, "faces=open", "ref_fr=real_esrgan", FIDELITY],
+    "Face2Scene, photo": [*OURS, *PHOTO, *WITHOUT_FACES],
+}
+ONLY = {"FFDNet, told the noise": "noise"}  # rows of one part alone
+SIZES = {  # the weights that a row reads, for the column of megabytes
+    "FFDNet": "ffdnet_color",
+    "Real-ESRGAN": "real_esrgan_x4plus",
+    "Real-ESRGAN general": "real_esrgan_general",
+    "Face2Scene, tiny": "tiny",
+    "Face2Scene, photo": "photo",
 }
 SHOWN = {"noise": "sample2", "mixed": "sample5"}  # part -> the image in the page
 CROP = 144  # pixels of it
@@ -55,7 +74,7 @@ def main(words: list[str]) -> None:
         place, runs = Path(paths.data) / "offline_table", Path(paths.runs)
         recipes = make_images(place)
         for part in recipes:
-            for title, row in ROWS.items():
+            for title, row in rows_of(part).items():
                 name = f"name=table_offline/{part}/{slug(title)}"
                 places = [f"input={place}/{part}", f"gt={place}/gt", "metrics=[psnr,ssim_y,lpips,dists]"]
                 cfg = compose("run_baseline", [*row, *places, name, *options])
@@ -66,6 +85,11 @@ def main(words: list[str]) -> None:
         write_page(Path(docs), place, runs, table)
 
 
+def rows_of(part: str) -> dict[str, list[str]]:
+    """The rows of one part of the table."""
+    return {title: row for title, row in ROWS.items() if ONLY.get(title, part) == part}
+
+
 def make_images(place: Path) -> dict[str, list[Recipe]]:
     """Ground truths and their degraded images below `place`, with recipes.json; the same for everyone."""
     recipes: dict[str, list[Recipe]] = {"noise": [], "mixed": []}
@@ -74,7 +98,7 @@ def make_images(place: Path) -> dict[str, list[Recipe]]:
         gt, rng = read_tensor(place / "gt" / f"{name}.png"), np.random.default_rng(number)
         drawn = (Blur("iso", 15, sigma_x=rng.uniform(0.5, 2)), Resize(0.5, "bicubic"))
         drawn += (GaussianNoise(rng.uniform(2, 10)), Jpeg(int(rng.integers(50, 91))), RestoreSize())
-        recipes["noise"].append(Recipe((GaussianNoise(25.0),), noise_seed=number))
+        recipes["noise"].append(Recipe((GaussianNoise(NOISE),), noise_seed=number))
         recipes["mixed"].append(Recipe(drawn, noise_seed=number))
         for part, drawn_so_far in recipes.items():
             write_png(place / part / f"{name}.png", drawn_so_far[-1].apply(gt))
@@ -102,17 +126,41 @@ def write_page(docs: Path, place: Path, runs: Path, table: str) -> None:
     strips = []
     for part, name in SHOWN.items():
         middle = (SIDE - CROP) // 2
-        images = [read_tensor(runs / f"table_offline/{part}/{slug(title)}/images/{name}.png") for title in ROWS]
+        images = [
+            read_tensor(runs / f"table_offline/{part}/{slug(title)}/images/{name}.png") for title in rows_of(part)
+        ]
         images = [image[:, middle : middle + CROP, middle : middle + CROP] for image in images]
         images.append(read_tensor(place / f"gt/{name}.png")[:, middle : middle + CROP, middle : middle + CROP])
         pixels = torch.cat(images, dim=2).mul(255).round().byte().permute(1, 2, 0).numpy()
         target = docs / f"offline_table_{part}.jpg"
         with atomic_write(target) as partial:
             Image.fromarray(pixels).save(partial, format="JPEG", quality=88)
-        strips.append(f"{titles[part]}: {', '.join([*ROWS, 'ground truth'])}.\n\n![{titles[part]}]({target.name})\n")
-    text = PAGE.format(table=table.partition("\n\n")[2], strips="\n".join(strips), commit=commit(), side=SIDE)
+        strips.append(
+            f"{titles[part]}: {', '.join([*rows_of(part), 'ground truth'])}.\n\n![{titles[part]}]({target.name})\n"
+        )
+    costs = costs_of(runs)
+    text = PAGE.format(
+        table=table.partition("\n\n")[2], costs=costs, strips="\n".join(strips), commit=commit(), side=SIDE
+    )
     with atomic_write(docs / "offline_table.md") as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def costs_of(runs: Path) -> str:
+    """A table of seconds per image, of the part with noise, and megabytes of weights."""
+    lines = ["| Method | seconds per image | weights, MB |", "| --- | --- | --- |"]
+    for title in ROWS:
+        record = json.loads((runs / f"table_offline/noise/{slug(title)}/baseline.json").read_text(encoding="utf-8"))
+        launches = [launch for launch in record["launches"] if launch["pictures"]]
+        seconds = sum(launch["seconds"] for launch in launches) / sum(launch["pictures"] for launch in launches)
+        name = next((name for start, name in SIZES.items() if title.startswith(start)), None)
+        size = "-"
+        if name is not None:
+            folder = CHECKPOINTS / name if (CHECKPOINTS / name).is_dir() else catalogue.folder(name)
+            files = [file for file in folder.rglob("*") if file.suffix in (".safetensors", ".bin", ".pth")]
+            size = f"{sum(file.stat().st_size for file in files) / 1e6:.1f}"
+        lines.append(f"| {title} | {seconds:.2f} | {size} |")
+    return "\n".join(lines)
 
 
 PAGE = """# Real networks on packaged photos
@@ -123,12 +171,20 @@ GPU. `python scripts/offline_table.py docs=docs` makes the images, runs the rows
 @vladmandic/face-api, MIT; two portraits of the US government), of each the middle {side} x {side} pixels after a
 reduction. Brackets are 95 % bootstrap intervals over the six images: differences smaller than these say nothing.
 
-The rows are the input itself; FFDNet for colour, told the noise level that each image
-is estimated to have (Haar coefficients); Real-ESRGAN x4plus and general x4v3, which at the same size work on the image
-reduced to a quarter, as their author advises; and this project's tiny weights without faces or Stage I, trained in
-hours on two CPU cores. None of them is a row of the paper.
+The rows are the input itself; FFDNet for colour, told the true noise level, and told the level that each image is
+estimated to have (Haar coefficients); Real-ESRGAN x4plus and general x4v3, which at the same size work on the image
+reduced to a quarter, as their author advises; this project's tiny weights, of the paper's method at a small size, with
+the null tokens, with those of the whole image and its restoration by null tokens (`pipeline.fallback=blind`), and with
+those of the face pair (Stage I is Real-ESRGAN's face, without references; where no face is found, the null tokens); and
+the weights that `face2scene restore` uses. None of them is a row of the paper.
 
 {table}
+## Cost
+
+Of one 192 x 192 image, without loading.
+
+{costs}
+
 ## Pictures
 
 {strips}

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from face2scene.cli.config_text import CONFIGS, keys, options_of
 from face2scene.cli.options import PATHS, UsageError, meant, nearest_key, read
+from face2scene.cli.value_rules import problems
 from face2scene.common.files import disk_error
 from face2scene.common.memory import keep_freed_memory
 from face2scene.common.processes import end_with_launcher
@@ -104,6 +105,7 @@ def _run(
             for key in required:
                 if OmegaConf.is_missing(cfg, key):
                     raise ValueError(f"{key}=... is missing: give it on the command line.")
+            _refuse_values(cfg)
             _own_run(cfg)
             task(cfg)
     except KeyboardInterrupt:
@@ -125,6 +127,14 @@ def _user_errors(codes: list[int], config: str = "") -> Iterator[None]:
         if os.environ.get(FULL_ERROR) == "1" or not is_user_error(error):
             raise
         codes.append(_print_error(error, config))
+
+
+def _refuse_values(cfg: DictConfig) -> None:
+    if HydraConfig.initialized():
+        root, words = HydraConfig.get().job.config_name, HydraConfig.get().overrides.task
+        known = {key: entry for key, entry in keys(root, words).items() if key not in PATHS}
+        for sentence in problems(OmegaConf.to_container(cfg), known):
+            raise UsageError(sentence)  # the first
 
 
 def _chosen() -> str:

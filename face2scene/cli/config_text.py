@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,11 +54,25 @@ def keys(root: str, words: Sequence[str] = ()) -> dict[str, Key]:
     """Every key of a root's configuration, dotted, and its groups; see `layers`."""
     found: dict[str, Key] = {}
     for package, path in layers(root, words):
-        text = path.read_text(encoding="utf-8")
-        comments, prefix = _comments(text), f"{package}." if package else ""
-        for key, value in _flat(_read(path)):
-            found[prefix + key] = Key(value, comments.get(key, "") or found.get(prefix + key, Key(None, "")).comment)
+        prefix = f"{package}." if package else ""
+        for key, entry in _entries(path).items():
+            found[prefix + key] = (
+                entry if entry.comment else found.get(prefix + key, entry)._replace(default=entry.default)
+            )
     return found | {group: Key(option, "") for group, option in _choices(_chain(root)).items()}
+
+
+def in_group(key: str) -> list[Key]:
+    """A key as each file of its group has it; empty for a key that lies in no group."""
+    group, _, below = key.partition(".")
+    files = [_entries(CONFIGS / group / f"{option}.yaml") for option in options_of(group)]
+    return [entries[below] for entries in files if below in entries]
+
+
+@cache
+def _entries(path: Path) -> dict[str, Key]:
+    comments = _comments(path.read_text(encoding="utf-8"))
+    return {key: Key(value, comments.get(key, "")) for key, value in _flat(_read(path))}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from face2scene.cli.config_text import CONFIGS, Key, keys, layers, options_of
+from face2scene.cli.value_rules import choices, parsed, problem
 
 # Keys whose value is a path and is not parsed by Hydra's grammar.
 PATHS = frozenset(
@@ -202,7 +203,7 @@ def read(name: str, argv: Sequence[str]) -> Words:
     if len(plain) == 1:
         overrides.append(f"{words}={plain.pop()}")
     for word in overrides:
-        _check_kind(word, known)
+        _check_value(word, known)
     of = {flag: getattr(given, flag.strip("-").replace("-", "_")) for flag in (*_HYDRA_FLAGS, *_HYDRA)}
     hydra = [word for flag, value in of.items() if value for word in ([flag] if value is True else [flag, value])]
     return Words(hydra, overrides, plain, given.debug)
@@ -215,27 +216,16 @@ def _is_override(word: str, known: Mapping[str, Key]) -> bool:
     return not Path(word).exists()  # a photo may be called a=b.png
 
 
-def _check_kind(word: str, known: Mapping[str, Key]) -> None:
-    """Refuse a word where the configuration has a number, a list or the like, unless the key's comment has the word."""
+def _check_value(word: str, known: Mapping[str, Key]) -> None:
     match = _OVERRIDE.fullmatch(word)
     entry = known.get(match["key"] or "") if match else None
-    if match is None or entry is None or re.search(r"[\[{($]", value := match["value"]):
+    if match is None or entry is None or re.search(r"[\[{($]", match["value"]):
+        return  # the composed value is checked
+    if match["key"] in PATHS and not choices(entry.comment):
         return
-    key, default = match["key"], entry.default
-    for text in (part.strip().strip("'\"") for part in value.split(",")):
-        kind = ""
-        if isinstance(default, Mapping):
-            kind = "" if text == "null" or options_of(key) else "a group of keys"
-        elif isinstance(default, bool):
-            kind = "" if text.lower() in ("true", "false") else "true or false"
-        elif isinstance(default, int | float):
-            number = re.fullmatch(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?", text)
-            below = number and isinstance(default, int) and default >= 0 and float(text) < 0  # a count, not a cosine
-            kind = "a number from 0 on" if below else "" if number else "a number"
-        elif isinstance(default, list):
-            kind = f"a list, such as {key}=[{value}]"
-        if kind and not re.search(rf"(?<!\w){re.escape(text)}(?!\w)", entry.comment):
-            raise UsageError(f"{key} is {kind}, and {text!r} was given.")
+    for text in [match["value"]] if isinstance(entry.default, list) else match["value"].split(","):
+        if sentence := problem(match["key"], parsed(text.strip()), entry):
+            raise UsageError(sentence)
 
 
 def _all_files(name: str, words: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """The pipeline of a composed configuration, for restoring, baselines, the web page and measurements."""
 
+import logging
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,12 @@ from face2scene.assets.catalogue import MissingWeights, WeightsError
 from face2scene.common.memory import best_device, named_device
 from face2scene.image_io.raw import Development
 from face2scene.inference.pipeline import Face2ScenePipeline
+
+log = logging.getLogger(__name__)
+_NO_FACES = (
+    "No face is looked for, which this restoration does not need. To restore by a face: pip install "
+    "'face2scene[faces]', face2scene fetch yunet dlib real_esrgan_x4plus, and the option --ref-fr real_esrgan."
+)
 
 
 def named_keys() -> set[str]:
@@ -47,8 +54,8 @@ def best_ref_fr() -> str:
 def pipeline_of(cfg: DictConfig, device: torch.device | None = None) -> Face2ScenePipeline:
     """The pipeline of a configuration like restore.yaml, on its device.
 
-    A detector that was not named on the command line and that no Stage I needs is left out where it does not work; the
-    pipeline's `warnings` say so.
+    A detector that was not named on the command line and that no Stage I needs is left out where it does not work: the
+    log says how to get it, or, where references are given, the pipeline's `warnings` what it lacks.
 
     Args:
         device: None is `device_of(cfg)`.
@@ -60,7 +67,11 @@ def pipeline_of(cfg: DictConfig, device: torch.device | None = None) -> Face2Sce
         try:
             detector.ready()
         except (MissingWeights, WeightsError, ModuleNotFoundError) as error:
-            detector, warnings = None, (f"Faces were not looked for: {error}",)
+            detector = None
+            if cfg.references is None:
+                log.info(_NO_FACES)
+            else:
+                warnings = (f"Faces were not looked for: {error}",)
     torch.backends.cuda.matmul.allow_tf32 = True  # for the float32 UNet, as cuDNN does by itself
     pipeline = Face2ScenePipeline.from_files(
         cfg.restorer_weights,

@@ -90,10 +90,11 @@ def fitting_name(stem: str, suffix: str, most: int = 255) -> str:
     return stem + digest + suffix
 
 
-def sha256_of(path: str | Path) -> str:
-    """Hex digest of a file's bytes, read in pieces."""
+def sha256_of(path: str | Path, start: int = 0) -> str:
+    """Hex digest of a file's bytes from `start` on, read in pieces."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
+        file.seek(start)
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

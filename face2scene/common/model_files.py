@@ -3,7 +3,6 @@
 Third-party weights are in `assets.catalogue`.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from face2scene.common.files import atomic_write
+from face2scene.common.files import atomic_write, sha256_of
 from face2scene.common.ledger import content, digest
 from face2scene.common.provenance import provenance
 from face2scene.common.shipped import portable
@@ -105,8 +104,9 @@ def values_of(path: str | Path) -> str:
     try:
         with open(path, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            header["__metadata__"].pop("about", None)
-            return digest([header, hashlib.file_digest(file, "sha256").hexdigest()])
+            start = file.tell()
+        header["__metadata__"].pop("about", None)
+        return digest([header, sha256_of(path, start)])
     except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError):  # without metadata, or damaged
         return content(path)
 

@@ -83,6 +83,7 @@ def nothing_in(image: Tensor) -> str:
 # Folders that file managers, network drives and notebooks leave among photos; hidden ones are ignored as well.
 STRAY_FOLDERS = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information"})
 STRAY_FILES = frozenset({"thumbs.db", "desktop.ini"})
+_LINKED = "links to folders are not followed"
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -97,29 +98,35 @@ def list_images(folder: str | Path) -> list[Path]:
 def list_files(folder: str | Path) -> list[Path]:
     """All files below `folder`, sorted by path, without hidden ones, STRAY_FOLDERS and STRAY_FILES.
 
-    A warning names each folder that cannot be opened.
+    A warning names each folder that cannot be opened, and each link that leads to a folder or to nothing.
 
     Raises:
         FileNotFoundError: no such folder.
     """
     files, unreadable = files_below(folder)
     for path, reason in unreadable.items():
-        LOG.warning("The folder %s cannot be opened (%s): what it holds is left out.", path, reason)
+        LOG.warning("%s cannot be opened (%s): what it holds is left out.", path, reason)
     return files
 
 
 def files_below(folder: str | Path) -> tuple[list[Path], dict[Path, str]]:
-    """The files of `list_files`, and the folders that cannot be opened, each with the reason; without a warning."""
+    """The files of `list_files`, and what cannot be opened, each with the reason; without a warning."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
     files: list[Path] = []
     errors: list[OSError] = []
+    links: dict[Path, str] = {}
     for parent, folders, names in os.walk(folder, onerror=errors.append):
         folders[:] = [name for name in folders if name[0] != "." and name.lower() not in STRAY_FOLDERS]
         kept = [name for name in names if name[0] != "." and name.lower() not in STRAY_FOLDERS | STRAY_FILES]
-        files += [path for path in (Path(parent, name) for name in kept) if path.is_file()]
+        links |= dict.fromkeys((path for name in folders if (path := Path(parent, name)).is_symlink()), _LINKED)
+        for path in (Path(parent, name) for name in kept):
+            if path.is_file():
+                files.append(path)
+            elif path.is_symlink():
+                links[path] = "the link leads to nothing"
     ordered = sorted(files, key=lambda path: path.relative_to(folder).parts)  # on Windows paths compare without case
-    return ordered, {Path(error.filename): error.strerror or str(error) for error in errors}
+    return ordered, links | {Path(error.filename): error.strerror or str(error) for error in errors}
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:

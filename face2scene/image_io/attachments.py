@@ -1,4 +1,4 @@
-"""What a photo file holds beside its image, which is left out by name: pages, frames, gain and depth maps, videos."""
+"""What is left out by name: formats that are not read, and what a photo file holds beside its image, such as pages."""
 
 import re
 
@@ -10,6 +10,24 @@ _VIDEO = re.compile(rb"ftyp(mp4|isom|iso\d|avc1|qt  |3gp)|MotionPhoto_Data")
 _VIDEO_IN_HEIC = re.compile(rb"mpvd(.{4}|.{12})ftyp", re.DOTALL)
 _GAIN_MAP = re.compile(rb"hdrgm:Version|urn:iso:std:iso:ts:21496|hdrgainmap")
 _HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
+_TRANSFER = re.compile(rb"cICP.(.)|colrnclx..\0(.)", re.DOTALL)  # of PNG; of HEIF and AVIF
+# Formats that are not read, by how their files begin.
+_OTHERS = {
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "JPEG-LS": rb"\xff\xd8.*\xff\xf7",
+    "a JPEG of 12 bits": rb"\xff\xd8.*\xff[\xc1\xc2]..\x0c",
+    "Photoshop": rb"8BPS",
+    "PDF": rb"%PDF",
+    "PostScript": rb"%!PS|\xc5\xd0\xd3\xc6",
+    "SVG or HTML": rb"\s*<",
+    "a ZIP archive": rb"PK\x03\x04",
+    "a video": rb"....ftyp(mp4|isom|avc1|qt  |3gp|M4V)|\x1aE\xdf\xa3",
+}
+_HEAD = 2**16  # bytes, in which a file declares its colours
+_MORE_XMP = b"http://ns.adobe.com/xmp/extension/\0"
+_SRGB = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # white, red, green, blue: x and y
+_DEPTH = 32997  # TIFF's ImageDepth: slices of a volume
 
 
 def left_out(image: Image.Image, content: bytes) -> list[str]:
@@ -20,7 +38,8 @@ def left_out(image: Image.Image, content: bytes) -> list[str]:
         content: the file's bytes; empty for an image in memory.
     """
     info, notes = image.info, []
-    pages = getattr(image, "n_frames", 1) - 1
+    tags = getattr(image, "tag_v2", {})
+    pages = getattr(image, "n_frames", 1) * int(tags.get(_DEPTH, 1)) - 1
     gain_map = _GAIN_MAP.search(content) is not None
     if pages > 0 and not (gain_map and pages == 1 and image.format in ("JPEG", "MPO")):
         notes.append(f"{pages} further pages or frames are left out.")
@@ -33,7 +52,12 @@ def left_out(image: Image.Image, content: bytes) -> list[str]:
         notes.append(f"Auxiliary images are left out: {', '.join(others)}.")
     if _VIDEO.search(content, 16) or _VIDEO_IN_HEIC.search(content):
         notes.append("The video of a motion photo is left out.")
-    transfer = (info.get("nclx_profile") or {}).get("transfer_characteristics")
+    extra = tags.get(ExifTags.Base.ExtraSamples, ())
+    if unknown := len(extra) - (extra[:1] in ((1,), (2,))):
+        notes.append(f"{unknown} extra samples a pixel are left out.")
+    stated = _TRANSFER.search(content, 0, _HEAD)
+    known = (info.get("nclx_profile") or {}).get("transfer_characteristics")
+    transfer = max(stated[1] or stated[2]) if stated else known
     if transfer in _HDR:
         notes.append(f"HDR brightness ({_HDR[transfer]}) is read as if it were sRGB.")
     # Of AV1's configuration: the second bit of the third byte says more than 8 bits.
@@ -41,8 +65,13 @@ def left_out(image: Image.Image, content: bytes) -> list[str]:
     if av1 > 0 and content[av1 + 6] & 0x40:
         notes.append("An AVIF of more than 8 bits is read at 8.")
     gamma = info.get("gamma")
-    if gamma and abs(gamma - 1 / 2.2) > 0.02 and not info.get("icc_profile") and "srgb" not in info:
-        notes.append(f"The PNG's gamma of {gamma:g} is not applied: the colours were read as sRGB.")
+    if not info.get("icc_profile") and "srgb" not in info:
+        if gamma and abs(gamma - 1 / 2.2) > 0.02:
+            notes.append(f"The PNG's gamma of {gamma:g} is not applied: the colours were read as sRGB.")
+        if any(abs(one - srgb) > 0.01 for one, srgb in zip(info.get("chromaticity", ()), _SRGB, strict=False)):
+            notes.append("The PNG's primaries are not applied: the colours were read as sRGB.")
+    if _MORE_XMP in content:
+        notes.append("What XMP keeps in further segments is left out.")
     return notes
 
 
@@ -57,3 +86,11 @@ def turn_of_heif(image: Image.Image, content: bytes, notes: list[str]) -> int:
         return 1
     notes.append(f"EXIF alone states the orientation ({ExifTags.Base.Orientation.name} {stated}); it was applied.")
     return int(stated)
+
+
+def kind_of(head: bytes) -> str:
+    """What a file that no reader knows begins like."""
+    if not head.strip(b"\0"):
+        return "it is empty" if not head else "it begins with zeros"
+    kind = next((name for name, signature in _OTHERS.items() if re.match(signature, head, re.DOTALL)), None)
+    return f"it is {kind}, which is not read" if kind else "it is damaged, or in a format that is not read"

@@ -9,7 +9,7 @@ import numpy as np
 from face2scene.common.optional import import_optional
 from face2scene.image_io.metadata import Metadata, byte_order, into_tiff
 
-REDUCED = 1  # of TIFF's NewSubfileType: a copy of another page at a lower resolution
+REDUCED = 1 | 4  # of TIFF's NewSubfileType: a copy of another page at a lower resolution, or a mask of it
 _SIGNED, _ASSOCIATED, _UNASSOCIATED, _SEPARATE = 2, 1, 2, 2  # values of TIFF's tags
 _COLOURS = {0: 1, 1: 1, 2: 3}  # by photometric interpretation: white is zero, black is zero, RGB
 

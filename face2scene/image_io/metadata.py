@@ -32,7 +32,7 @@ _SIZES = {int(_Base.ExifImageWidth): 0, int(_Base.ExifImageHeight): 1}
 _MAKER_NOTE_OF_RAW = 500_000  # bytes; raw files keep whole previews there
 # What XMP says of the old file's layout: its orientation, and the gain map or video behind the image.
 _XMP_LAYOUT = re.compile(
-    rb'\s*(tiff:Orientation|hdrgm:\w+|GCamera:(MotionPhoto|MicroVideo)\w*)="[^"]*"'
+    rb'\s*(tiff:Orientation|xmpNote:HasExtendedXMP|hdrgm:\w+|GCamera:(MotionPhoto|MicroVideo)\w*)="[^"]*"'
     rb"|<(tiff:Orientation|hdrgm:\w+|GCamera:(MotionPhoto|MicroVideo)\w*|Container:Directory)\b[^>]*>.*?</\3>",
     re.DOTALL,
 )
@@ -251,13 +251,21 @@ def into_png(png: bytes, kept: Metadata, icc: bytes | None = None) -> bytes:
     """Add chunks behind the header: iCCP, eXIf, iTXt, pHYs."""
     chunks = _chunk(b"iCCP", b"profile\0\0" + zlib.compress(icc)) if icc else b""
     chunks += _chunk(b"eXIf", kept.exif) if kept.exif is not None else b""
-    texts = [(key, value.encode("utf-8", "replace")) for key, value in kept.texts]
+    texts = [(key, _utf8(value)) for key, value in kept.texts]
     for key, value in texts + ([(_XMP_OF_PNG, kept.xmp)] if kept.xmp is not None else []):
         chunks += _chunk(b"iTXt", key.encode("latin-1", "replace")[:79] + b"\0\0\0\0\0" + value)
     if kept.dpi:
         chunks += _chunk(b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in kept.dpi), 1))
     after_header = 8 + 25  # signature, IHDR
     return png[:after_header] + chunks + png[after_header:]
+
+
+def _utf8(text: str) -> bytes:
+    content = text.encode("utf-8", "surrogateescape")
+    with contextlib.suppress(UnicodeDecodeError):
+        content.decode()
+        return content
+    return content.decode("latin-1").encode()  # what older programs write into a JPEG's comment
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

@@ -19,7 +19,7 @@ from scipy import ndimage
 from face2scene.common.files import atomic_write
 from face2scene.common.optional import import_optional
 from face2scene.image_io import deep
-from face2scene.image_io.attachments import left_out, turn_of_heif
+from face2scene.image_io.attachments import kind_of, left_out, turn_of_heif
 from face2scene.image_io.deep import ImageError, Samples, check_size
 from face2scene.image_io.metadata import (
     OPENED,
@@ -112,6 +112,8 @@ def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS, development: D
         return _read_file(path, max_pixels, heif)
     except (ImageError, ModuleNotFoundError):
         raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path} cannot be read as an image: {kind_of(_head(path, 512))}.") from error
     except Exception as error:  # Pillow's and tifffile's readers raise almost anything on corrupt files
         raise ImageError(f"{path} cannot be read as an image ({type(error).__name__}: {error}).") from error
 
@@ -240,10 +242,13 @@ def _is_heif(path: Path) -> bool:
     return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
+_WEBP_IN_TIFF = 50001
+
+
 def _declares_depth(image: Any) -> bool:
-    # More than 8 bits a sample, signed, or float; Pillow reads other TIFFs as they are declared.
+    # More than 8 bits a sample, signed, float, or WebP inside; Pillow reads other TIFFs as they are declared.
     depths, formats = (image.tag_v2.get(tag, (1,)) for tag in (ExifTags.Base.BitsPerSample, ExifTags.Base.SampleFormat))
-    return max(depths) > 8 or set(formats) != {1}
+    return max(depths) > 8 or set(formats) != {1} or image.tag_v2.get(ExifTags.Base.Compression) == _WEBP_IN_TIFF
 
 
 def _to_full_page(image: Any) -> None:
@@ -286,7 +291,10 @@ def _from_pillow(path: Path, image: Image.Image, in_memory: bool = False) -> Pho
     if fmt == "HEIF":
         orientation = turn_of_heif(image, content, notes)
         samples = deep.read_heif(content) if image.info["bit_depth"] > 8 else None
-    if fmt == "PNG" and _head(path, 25)[24] == 16 and not image.mode.startswith("I"):  # IHDR's depth
+    depth = content[24] if fmt == "PNG" else 8  # of IHDR
+    if image.mode == "L" and "transparency" in image.info:  # Pillow spreads 2 and 4 bits over 8, but not this level
+        image.info["transparency"] *= {2: 85, 4: 17}.get(depth, 1)
+    if depth == 16 and not image.mode.startswith("I"):
         try:
             samples = deep.read_png(path)
         except ModuleNotFoundError:

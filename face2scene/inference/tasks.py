@@ -1,5 +1,7 @@
 """Restoration tasks: the images of a file, a folder or a dataset, each with its references and ground truth."""
 
+import itertools
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -92,20 +94,35 @@ def find_tasks(
         ValueError: two images of one name.
 
     Images that differ in the suffix alone, such as a camera's IMG_1.DNG and IMG_1.JPG, are restored as IMG_1_dng and
-    IMG_1_jpg.
+    IMG_1_jpg; names that are equal but for their case, which many disks do not tell apart, are numbered besides.
     """
     sources = [Path(source)] if isinstance(source, str | Path) else list(map(Path, source))
     tasks = [task for one in sources for task in _tasks_of(one, references, gt, output)]
-    count = Counter(task.name for task in tasks)
-    tasks = [
-        task if count[task.name] == 1 else replace(task, label=f"{task.path.stem}_{task.path.suffix[1:].lower()}")
-        for task in tasks
-    ]
-    count = Counter(task.name for task in tasks)
+    count = Counter(task.file for task in tasks)
     twice = sorted(name for name, number in count.items() if number > 1)
     if twice:
         raise ValueError(f"These names occur more than once and would overwrite each other: {twice[:5]}. Rename them.")
-    return tasks
+    return _distinct(tasks)
+
+
+def _distinct(tasks: list[RestorationTask]) -> list[RestorationTask]:
+    """The tasks with labels where some disk takes their names for one, as case and composed letters do not count."""
+
+    def folded(task: RestorationTask) -> str:
+        return unicodedata.normalize("NFC", task.name).casefold()
+
+    count = Counter(map(folded, tasks))
+    taken = {name for name, number in count.items() if number == 1}
+    named = []
+    for task in tasks:
+        numbers = itertools.count(2)
+        label = wanted = f"{task.path.stem}_{task.path.suffix[1:].lower()}"
+        if count[folded(task)] > 1:
+            while folded(task := replace(task, label=label)) in taken:
+                label = f"{wanted}_{next(numbers)}"
+            taken.add(folded(task))
+        named.append(task)
+    return named
 
 
 def _tasks_of(
@@ -135,7 +152,7 @@ def first(tasks: list[RestorationTask], limit: int | None) -> list[RestorationTa
 
 
 def passed_over(source: str | Path) -> str:
-    """The number of files in a folder that are no images, by suffix, and its sub-folders that cannot be opened.
+    """The number of files in a folder that are no images, by suffix, and the folders and links that cannot be opened.
 
     Empty if there are none.
     """
@@ -146,7 +163,7 @@ def passed_over(source: str | Path) -> str:
     listed = [f"{n} {suffix or 'without suffix'}" for suffix, n in count.items()]
     if closed:
         names = ", ".join([str(path) for path in sorted(closed)[:5]] + ["..."] * (len(closed) > 5))
-        listed.append(f"{len(closed)} folder(s) that cannot be opened ({names})")
+        listed.append(f"{len(closed)} folder(s) or link(s) that cannot be opened ({names})")
     return f"passed over: {', '.join(listed)}" if listed else ""
 
 

@@ -4,7 +4,7 @@ Distilled from face pairs beside the restorer: an encoder gives FaDeX's map from
 gives from the degradation tokens the share of the input that brings the restoration closest to the ground truth.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -64,26 +64,44 @@ class SceneEstimator(SavedModule):
             its own tokens (B, N, D), the fidelity (B,) of the given ones, and that of its own.
         """
         own = mapnet(self.features(image))
-        return own, self.fidelity(tokens), self.fidelity(own.detach())
+        return own, self.fidelity(tokens), self.fidelity(own)
 
 
 def estimator_losses(
-    own: Tensor, tokens: Tensor, fidelities: Sequence[Tensor], image: Tensor, restored: Tensor, gt: Tensor, used: Tensor
+    own: Tensor,
+    tokens: Tensor,
+    fidelities: Sequence[Tensor],
+    image: Tensor,
+    restored: Tensor,
+    gt: Tensor,
+    used: Tensor,
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Distance to the tokens of the face pair, and the blend's squared error over the restoration's.
+    """Distance to the tokens of the face pair, and the blend's error over the restoration's.
+
+    The squared error alone is least at a quarter to a half of the input at every strength of degradation, for blending
+    averages errors; what tells images that need nothing from all others is LPIPS.
 
     Args:
         own, tokens: (B, N, D), estimated and of the face pair.
         fidelities: (B,) each, shares of the input.
-        image, restored, gt: (B, 3, c, c), one range.
+        image, restored, gt: (B, 3, c, c), in [0, 1].
         used: (B,) bool, images with a face pair and the positive prompt; the other ones count for nothing.
+        perceptual: distances (B,) of images in [-1, 1], added to the squared error in the same way; None adds none.
     """
     weight = used.float() / used.sum().clamp(min=1)
     distance = (own - tokens).square().mean((1, 2))
-    floor = 1e-5  # of squared errors; without it images that need nothing outweigh all others
-    scale = (restored - gt).square().mean((1, 2, 3)) + floor
-    errors = [
-        (torch.lerp(restored, image, share.view(-1, 1, 1, 1)) - gt).square().mean((1, 2, 3)) / scale
-        for share in fidelities
-    ]
-    return {"tokens": (distance * weight).sum(), "fidelity": (sum(errors) * weight).sum()}
+    blends = [torch.lerp(restored, image, share.view(-1, 1, 1, 1)) for share in fidelities]
+    # The floors, a squared error and an LPIPS: without them images that need nothing outweigh all others.
+    measures: list[tuple[Callable[[Tensor, Tensor], Tensor], float]] = [(_squared_error, 1e-5)]
+    if perceptual is not None:
+        measures.append((lambda a, b: perceptual(a * 2 - 1, b * 2 - 1), 0.01))
+    losses = []
+    for measure, floor in measures:
+        scale = measure(restored, gt).detach() + floor
+        losses += [measure(blend, gt) / scale for blend in blends]
+    return {"tokens": (distance * weight).sum(), "fidelity": (torch.stack(losses).sum(0) * weight).sum()}
+
+
+def _squared_error(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).square().mean((1, 2, 3))

@@ -1,7 +1,7 @@
 """Training of the restorer: reconstruction under the prompt that fits the target, and an adversarial loss."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from face2scene.image_io.arrays import to_bytes
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.restorer.discriminator import Discriminator, multilevel_sigmoid
 from face2scene.models.restorer.one_step import OneStepRestorer
+from face2scene.models.restorer.perceptual import Perceptual
 from face2scene.models.restorer.restorer_base import WEIGHTS_FILE
 from face2scene.models.scene_estimator import FILE as ESTIMATOR_FILE
 from face2scene.models.scene_estimator import SceneEstimator, estimator_losses
@@ -70,7 +71,8 @@ class RestorerTask:
         data: `SceneBatches`.
         validation: held-out pairs; each is also restored with the tokens of another pair.
         lr, tokens_lr: of AdamW; the second, if given, of MapNet and the UNet's cross-attention, which start from
-            scratch while the rest starts from a trained base (ours).
+            scratch while the rest starts from a trained base (ours). An `lr` of 0 trains the estimator alone, of a
+            restorer that is trained already.
         discriminator: None trains without one.
         discriminator_lr: None is `lr`, as in S3Diff.
         gan_weight: of all adversarial losses, the discriminator's too, as in S3Diff.
@@ -83,7 +85,7 @@ class RestorerTask:
         about: goes into the header of the exported weights.
 
     Raises:
-        ValueError: unknown order or posterior.
+        ValueError: unknown order or posterior, or an `lr` of 0 without an estimator.
     """
 
     memory_advice = (
@@ -95,7 +97,7 @@ class RestorerTask:
         self,
         restorer: OneStepRestorer,
         fadex: FaDeX,
-        perceptual: nn.Module,
+        perceptual: Perceptual,
         data: Dataset,
         validation: Sequence[ValidationPair],
         *,
@@ -130,6 +132,9 @@ class RestorerTask:
         self.real_target, self.posterior, self.order = real_target, posterior, order
         self.device, self.about = device, dict(about)
         step = RestorerStep(self.restorer)
+        self._frozen = step if lr == 0 else None
+        if self._frozen and estimator is None:
+            raise ValueError("train.restorer.lr is 0, which trains the estimator alone: set train.restorer.estimator.")
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for name, parameter in step.named_parameters():
             if parameter.requires_grad:
@@ -138,7 +143,10 @@ class RestorerTask:
             [{"params": groups[True], "lr": tokens_lr or lr}, {"params": groups[False], "lr": lr}],
             weight_decay=weight_decay,
         )
-        if discriminator is None:
+        if self._frozen:
+            self.restorer.requires_grad_(False)
+            self.phases = []
+        elif discriminator is None:
             self.phases = [Phase("generator", step, optimizer, self._g_rec_loss, shards=True)]
         else:
             discriminator = discriminator.to(device)
@@ -161,6 +169,7 @@ class RestorerTask:
             e_optimizer = torch.optim.AdamW(estimator.to(device).parameters(), lr=estimator_lr or lr, weight_decay=0.0)
             self.phases.append(Phase("estimator", estimator, e_optimizer, self._estimator_loss))
         self._adversarial_count = torch.ones(())
+        self._autocast: Callable[[], AbstractContextManager] = nullcontext
         self.ema_weights = None if ema is None else EMA(self.restorer, ema)
         self._images: dict[str, Tensor] = {}  # of the last validation
         self.stateful = [self.ema_weights] if self.ema_weights else []
@@ -171,6 +180,7 @@ class RestorerTask:
             every = torch.ones_like(batch["negative"])
             batch["adversarial"] = every if self.order == "published" else ~batch["negative"]
         counts = torch.stack([batch["adversarial"].sum() for batch in batches]).float()
+        self._autocast = accelerator.autocast
         self._adversarial_count = accelerator.reduce(counts.mean(), "mean").clamp(min=1e-6)  # per batch; 0 has no loss
 
     def _restore(self, batch: dict[str, Any], negative: Tensor, seed_offset: int = 0) -> Tensor:
@@ -180,7 +190,7 @@ class RestorerTask:
             features = [self.fadex(restored[None], degraded[None]) for restored, degraded in pairs]
         seeds = [seed + seed_offset for seed in batch["seed"]] if self.posterior == "sample" else None
         options = {"negative": negative, "seeds": seeds} | {n: batch[n] for n in ("small",) if n in batch}
-        output, tokens = self.phases[0].model(batch["image"], features, drop=batch["drop"], **options)
+        output, tokens = (self._frozen or self.phases[0].model)(batch["image"], features, drop=batch["drop"], **options)
         if self.estimator is not None:  # for its phase
             batch["tokens"], batch["output"] = tokens, output.detach().float()
         return output.float() * 2 - 1
@@ -223,10 +233,14 @@ class RestorerTask:
         return {part: self._adversarial_loss(c, batch, targets[part]) for part, c in zip(parts, chunks, strict=True)}
 
     def _estimator_loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        if self._frozen:
+            with torch.no_grad(), self._autocast():
+                self._restore(batch, batch["negative"])
         tokens = batch["tokens"]
         own, *fidelities = self.phases[-1].model(batch["image"], tokens, self.restorer.mapnet)
         used = ~(batch["negative"] | batch["drop"])
-        return estimator_losses(own, tokens, fidelities, batch["image"], batch["output"], batch["gt"], used)
+        images = (batch["image"], batch["output"], batch["gt"])
+        return estimator_losses(own, tokens, fidelities, *images, used, self.perceptual.each)
 
     def after_step(self) -> None:
         """Update the EMA."""
@@ -238,7 +252,7 @@ class RestorerTask:
         """Inside, the restorer has the EMA weights, if there are any, complete on every process."""
         with (
             self.ema_weights.average_parameters() if self.ema_weights else nullcontext(),
-            summon_full_params(self.phases[0].model),
+            summon_full_params(self._frozen or self.phases[0].model),
         ):
             yield
 

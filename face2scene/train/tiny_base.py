@@ -2,9 +2,9 @@
 
 VAE, UNet and the skips between encoder and decoder are diffusers' classes at a small size. They train from random
 weights on what the restorer later computes: restored = input + decoded, with both prompts and with MapNet's tokens of
-another image of the same degradation. A base that saw constant prompts and tokens alone stops reading them: after 5,000
-such steps random tokens changed its images by 3e-7, and no LoRA of 600 steps made it read them again. The text encoder
-and FaDeX are not trained.
+another image of the same degradation, or blind: with constant prompts and the null tokens, which is a third faster and
+what `checkpoints/photo` was trained with. A blind base does not read tokens: random ones change its images by 3e-7, and
+no LoRA of 600 steps made it read them again. The text encoder and FaDeX are not trained.
 
 The noise schedule ends at half signal instead of almost none, because a small network cannot carry a prediction that
 is then multiplied by 14.6: it removes noise and degradation in one step, and does not generate images from noise.
@@ -40,6 +40,8 @@ _OWN = ("mapnet.", "null_tokens", "unet.conv_in.", "vae.skips.")  # in a restore
 _INITIAL_CORRECTION = 0.1  # factor on the decoder's last layer; from zero, training is ten times slower
 _DROPPED = 0.3  # share of the images that are restored with the null tokens
 _NEGATIVE = 0.05  # share whose target is the degraded image, under the negative prompt
+_GOOD = 1e-4  # squared error, on [0, 1], at which PSNR stops to matter in training: 40 dB
+_UNTOUCHED = 1e-6  # squared error of an untouched crop, on [0, 1]: 60 dB
 _LOG_VARIANCE = -12.0  # of the initial posterior, whose samples then differ from the mean by 0.0025
 
 
@@ -102,10 +104,11 @@ class Pairs(Dataset):
         kinds: files of images with shorter sides of at least `crop` pixels, and their share of the crops, for each kind
             of images; the shares sum to 1.
         space: of the degradation recipes.
+        pairs: also give what FaDeX and the prompts need.
         zoom: a crop's side before resizing is at most this many times `crop`, so that faces of all sizes occur.
 
-    Returns per batch: `image` and `gt`, (B, 3, crop, crop) in [0, 1]; `restored` and `degraded`, a pair of other crops
-    with the same degradation, for FaDeX; `drop` and `negative`, (B,) bool: null tokens, and the negative prompt.
+    Returns per batch: `image` and `gt`, (B, 3, crop, crop) in [0, 1]; with `pairs` also `restored` and `degraded`,
+    other crops with the same degradation, and `drop` and `negative`, (B,) bool: null tokens, and the negative prompt.
 
     Raises:
         ValueError: the shares do not sum to 1.
@@ -119,6 +122,7 @@ class Pairs(Dataset):
         batch: int,
         space: Space | Mixture,
         seed: int,
+        pairs: bool = True,
         zoom: float = 4.0,
     ):
         self.images = [load_images(files) for files, _ in kinds]
@@ -128,18 +132,21 @@ class Pairs(Dataset):
         # Larger images have more different crops, and are drawn more often.
         self.sides = [np.sqrt([p.shape[0] * p.shape[1] for p in kind]) for kind in self.images]
         self.shares, self.crop, self.batch, self.space = shares, crop, batch, space
-        self.seed, self.zoom = seed, zoom
+        self.seed, self.pairs, self.zoom = seed, pairs, zoom
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng(seed_from(self.seed, "pairs", index))
         recipes = [self.space.draw(rng) for _ in range(self.batch)]
-        gts, others = ([self._crop(rng) for _ in recipes] for _ in range(2))
-        images = [recipe.apply(gt) for recipe, gt in zip(recipes, gts, strict=True)]
+        gts = [self._crop(rng) for _ in recipes]
+        columns = {"image": [recipe.apply(gt) for recipe, gt in zip(recipes, gts, strict=True)], "gt": gts}
+        if not self.pairs:
+            return {name: torch.stack(column) for name, column in columns.items()}
+        others = [self._crop(rng) for _ in recipes]
         degraded = [
             recipe.with_noise_seed(seed_from(self.seed, "noise", index, row)).apply(other)
             for row, (recipe, other) in enumerate(zip(recipes, others, strict=True))
         ]
-        columns = {"image": images, "gt": gts, "restored": others, "degraded": degraded}
+        columns |= {"restored": others, "degraded": degraded}
         chance = torch.from_numpy(rng.random((2, self.batch)))
         marks = {"drop": chance[0] < _DROPPED, "negative": chance[1] < _NEGATIVE}
         return {name: torch.stack(column) for name, column in columns.items()} | marks
@@ -184,18 +191,23 @@ def untrained_restorer(base: DiffusionBase, mapnet: MapNet, source: str) -> OneS
         base, mapnet, vae_rank=0, unet_rank=0, skips=True, residual=True, guidance=1.0, source=source
     )
     skips: Any = restorer.vae.skips
-    for conv in skips.convs:  # zeros are the start beside a decoder that was trained without skips
-        conv.reset_parameters()
+    if base.skips is None:
+        for conv in skips.convs:  # zeros are the start beside a decoder that was trained without skips
+            conv.reset_parameters()
     return restorer.requires_grad_(True)
 
 
 class RestoringTask:
-    """L1 and LPIPS of restored crops, both on images in [-1, 1].
+    """L1, PSNR and LPIPS of restored crops, all on images in [-1, 1].
+
+    PSNR weighs a decibel alike at every strength of degradation, where L1 is nearly all of the strong ones'. It is
+    bounded at 40 dB: bounded at 60, images that need nothing outweighed the others, and after 3,000 steps mildly
+    degraded ones came back as they were.
 
     Args:
-        base: see `untrained`.
+        base: from `untrained`, or a base pretrained earlier.
         mapnet: untrained.
-        fadex: frozen.
+        fadex: frozen; None trains blind, with the null tokens and the positive prompt throughout.
         ema: decay of the EMA, which is validated and exported.
         source: path of the base in the restorer's file.
     """
@@ -204,20 +216,23 @@ class RestoringTask:
         self,
         base: DiffusionBase,
         mapnet: MapNet,
-        fadex: FaDeX,
+        fadex: FaDeX | None,
         perceptual: nn.Module,
         data: Pairs,
         validation: Pairs,
         *,
+        l1_weight: float,
+        psnr_weight: float,
         lpips_weight: float,
         lr: float,
         weight_decay: float,
         ema: float,
         source: str,
     ):
-        self.base, self.fadex, self.perceptual = base, fadex.eval().requires_grad_(False), perceptual
+        self.base, self.perceptual = base, perceptual
+        self.fadex = None if fadex is None else fadex.eval().requires_grad_(False)
         self.data, self.validation = data, validation
-        self.lpips_weight = lpips_weight
+        self.weights = {"l1": l1_weight, "psnr": psnr_weight, "lpips": lpips_weight}
         self.restorer = untrained_restorer(base, mapnet, source)
         model = RestorerStep(self.restorer)
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -227,14 +242,25 @@ class RestoringTask:
         self.stateful = [self.ema]
 
     def _restore(self, batch: Mapping[str, Tensor], shift: int = 0, **options: Tensor) -> Tensor:
+        if self.fadex is None:
+            return self.phases[0].model(batch["image"], None)[0].float()
         with torch.no_grad():
             features = self.fadex(batch["restored"].roll(shift, 0), batch["degraded"].roll(shift, 0))
         return self.phases[0].model(batch["image"], features.split(1), **options)[0].float()
 
     def _losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        output = self._restore(batch, drop=batch["drop"], negative=batch["negative"]) * 2 - 1
-        gt = torch.where(batch["negative"].view(-1, 1, 1, 1), batch["image"], batch["gt"]) * 2 - 1
-        return {"l1": (output - gt).abs().mean(), "lpips": self.lpips_weight * self.perceptual(output, gt)}
+        if self.fadex is None:
+            output, gt = self._restore(batch) * 2 - 1, batch["gt"] * 2 - 1
+        else:
+            output = self._restore(batch, drop=batch["drop"], negative=batch["negative"]) * 2 - 1
+            gt = torch.where(batch["negative"].view(-1, 1, 1, 1), batch["image"], batch["gt"]) * 2 - 1
+        error = (output - gt).square().mean((1, 2, 3))
+        losses = {
+            "l1": (output - gt).abs().mean(),
+            "psnr": 10 * (error + 4 * _GOOD).log10().mean(),  # squared errors are four times those on [0, 1]
+            "lpips": self.perceptual(output, gt),
+        }
+        return {name: self.weights[name] * loss for name, loss in losses.items() if self.weights[name]}
 
     def after_step(self) -> None:
         self.ema.update()
@@ -249,12 +275,14 @@ class RestoringTask:
         """PSNR and LPIPS of the input, and with its own tokens, those of another image and the null tokens."""
         device = self.restorer.null_tokens.device
         batch = {name: value.to(device) for name, value in self.validation[0].items()}
-        outputs = {"": self._restore(batch), "other_": self._restore(batch, 1)}
-        outputs["null_"] = self._restore(batch, drop=torch.ones_like(batch["drop"]))
+        outputs = {"": self._restore(batch)}
+        if self.fadex is not None:
+            outputs["other_"] = self._restore(batch, 1)
+            outputs["null_"] = self._restore(batch, drop=torch.ones_like(batch["drop"]))
         values = {}
         for name, image in (outputs | {"input_": batch["image"]}).items():
             image = image.clamp(0, 1)
-            error = (image - batch["gt"]).square().mean((1, 2, 3)).clamp_min(1e-6)  # an untouched crop counts 60 dB
+            error = (image - batch["gt"]).square().mean((1, 2, 3)).clamp_min(_UNTOUCHED)
             values[f"validation/{name}psnr"] = (-10 * error.log10()).mean().item()
             values[f"validation/{name}lpips"] = self.perceptual(image * 2 - 1, batch["gt"] * 2 - 1).item()
         return values

@@ -127,7 +127,8 @@ class AccelerateTracker:
         if cls.requires_logging_directory:
             given["logging_dir"] = str(folder)
         self._tracker = cls(**given)
-        self._tracker.start()
+        if hasattr(self._tracker, "start"):  # before accelerate 1.8 the constructor starts
+            self._tracker.start()
         self._tracker.store_init_configuration(_flat(config))
 
     def log(self, values: Mapping[str, float], step: int) -> None:

@@ -269,7 +269,7 @@ def test_browser_example_zoom_fidelity_and_dark(chromium, width):
     blocks = build(QuickPage(), guidance=1.1)
     address = launch(blocks, host="127.0.0.1", port=port, waiting=2, largest_mb=20, wait=False)
     page = chromium.new_page(viewport={"width": width, "height": 900})
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(300_000)
     page.goto(address)
     page.locator("#examples button img, #examples .thumbnail-item").first.click()
     page.get_by_text("1 face found.").first.wait_for()
@@ -281,9 +281,12 @@ def test_browser_example_zoom_fidelity_and_dark(chromium, width):
     box = page.locator("#slider img").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.mouse.wheel(0, -400)
-    page.wait_for_timeout(500)
+    page.wait_for_function(
+        "w => [...document.querySelectorAll('#slider img')].every(one => one.getBoundingClientRect().width > w)",
+        arg=1.05 * box["width"],
+    )
     zoomed = page.eval_on_selector_all("#slider img", "all => all.map(one => one.getBoundingClientRect().width)")
-    assert len(zoomed) == 2 and zoomed[0] > 1.05 * box["width"]
+    assert len(zoomed) == 2
     assert abs(zoomed[0] - zoomed[1]) < 1  # both
 
     before = page.get_attribute("#slider img >> nth=0", "src")

@@ -4,9 +4,9 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import tomllib
 import torch
 from comfy_server import LoadImage, SaveImage, execute, load_nodes, problems, read_workflow
+from toml_files import read_toml
 
 from face2scene.common.reproducibility import REPOSITORY
 
@@ -85,6 +85,6 @@ def test_names_references_and_options_are_handed_on(nodes, monkeypatch):
 
 
 def test_comfy_registry_fields():
-    project = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))
+    project = read_toml(FOLDER / "pyproject.toml")
     assert {"PublisherId", "DisplayName", "Icon"} <= set(project["tool"]["comfy"])
     assert "face2scene" in project["project"]["dependencies"][0]

@@ -1,6 +1,7 @@
 """The command line, Python and the page: one set of defaults, the same bytes, and what was named works or fails."""
 
 import json
+import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -86,10 +87,13 @@ def no_weights(monkeypatch, tmp_path):
     assert not catalogue.is_ready(catalogue.catalogue()["yunet"])
 
 
-def test_missing_detector_matters_only_when_needed(restore, face, no_weights, tmp_path, capsys):
+def test_missing_detector_matters_only_when_needed(restore, face, no_weights, tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO, "face2scene")
     assert restore(f"input={face}") == 0  # the default detector, and no Stage I that could use a face
-    (line,) = lines(tmp_path)
-    assert "Faces were not looked for" in line["warnings"][0] and "yunet" in line["warnings"][0]
+    assert "yunet" not in str(lines(tmp_path)) and caplog.text.count("face2scene fetch yunet") == 1
+    assert restore(f"input={face}", f"references={face}", "overwrite=true") == 0
+    warning = lines(tmp_path)[-1]["warnings"][0]
+    assert "Faces were not looked for" in warning and "yunet" in warning
     assert capsys.readouterr().out.rstrip().endswith("because there is no Stage I (ref_fr=none).")
     for words in (["faces=open"], ["ref_fr=copy"], ["faces.min_face=20"]):
         assert restore(f"input={face}", "overwrite=true", *words) == 1

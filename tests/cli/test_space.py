@@ -4,8 +4,8 @@ import re
 import runpy
 
 import pytest
-import tomllib
 import yaml
+from toml_files import read_toml
 
 from face2scene.assets import catalogue
 from face2scene.cli.pipeline_config import best_ref_fr
@@ -22,7 +22,7 @@ def test_header_has_what_a_space_needs():
 
 
 def test_requirements_are_extras_of_the_package():
-    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = read_toml(REPOSITORY / "pyproject.toml")["project"]
     named = re.findall(r"^face2scene\[([\w,]+)\]$", (SPACE / "requirements.txt").read_text(encoding="utf-8"), re.M)
     assert set(named[0].split(",")) <= set(extras["optional-dependencies"])
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tomllib
 import yaml
 from doc_blocks import EXECUTED, LANGUAGES, Block, Command, blocks, commands, pages
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from PIL import Image
+from toml_files import read_toml
 
 from face2scene.assets import catalogue
 from face2scene.cli import main as command_line
@@ -147,7 +147,7 @@ def problem(one: Command, user: Path) -> str:
         elif first == "face2scene":
             subcommand(words)
         elif first == "make":
-            targets = re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.M)
+            targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.M)
             assert words[0] in targets, "make has no such target"
         elif first == "pip":
             packages(words)
@@ -195,9 +195,7 @@ def subcommand(words: list[str]) -> None:
 
 
 def packages(words: list[str]) -> None:
-    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-        "optional-dependencies"
-    ]
+    extras = read_toml(REPOSITORY / "pyproject.toml")["project"]["optional-dependencies"]
     for word in words[1:]:
         named = re.fullmatch(r"(?:face2scene|\.)(?:\[(.*)\])?", word)
         assert named or word in OTHER_PACKAGES or word == "-e", f"{word} is none of ours"
@@ -206,7 +204,7 @@ def packages(words: list[str]) -> None:
 
 
 def pytest_words(words: list[str]) -> None:
-    markers = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]
+    markers = read_toml(REPOSITORY / "pyproject.toml")["tool"]["pytest"]
     if "-m" in words:
         marker = words[words.index("-m") + 1]
         assert any(one.startswith(f"{marker}:") for one in markers["ini_options"]["markers"]), f"no marker {marker}"

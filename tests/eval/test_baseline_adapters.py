@@ -80,14 +80,7 @@ def test_adapter_config_is_complete(name, tmp_path):
     checkout, environment, *weights = nowhere.missing()
     assert f"git clone {adapter.repository} {tmp_path}/nowhere" in checkout and "environment: " in environment
     assert len(weights) >= len([need for need in adapter.weights if not need.path.startswith(("hub:", "~", "{clip"))])
-    unpinned = {"resshift", "pisa_sr"}  # their files say why
-    abbreviated = {"omgsr_s", "adcsr"}  # noted so by those who read them
-    assert (adapter.commit is None) == (name in unpinned)
-    if adapter.commit:
-        digits = 7 if name in abbreviated else 40
-        assert (
-            re.fullmatch(f"[0-9a-f]{{{digits}}}", adapter.commit) and f"nowhere checkout {adapter.commit}" in checkout
-        )
+    assert re.fullmatch("[0-9a-f]{40}", adapter.commit) and f"nowhere checkout {adapter.commit}" in checkout
 
 
 def test_pasd_captioner_is_off():
@@ -183,6 +176,8 @@ def test_dry_run_prints_commands_of_2026(capsys, baseline_script, tmp_path):
         "dit4sr": "--image_path SCRATCH/input --prompt_path SCRATCH/prompts --output_dir SCRATCH/output",
         "hypir": "--txt_dir SCRATCH/prompts --output_dir SCRATCH/output --seed 7",
         "invsr": "inference_invsr.py -i SCRATCH/input -o SCRATCH/output --num_steps 1 --chopping_size 128",
+        "resshift": "--task realsr --scale 4 --version v3 --chop_size 512 --chop_stride 448 --bs 1 --seed 7",
+        "pisa_sr": "--pretrained_path preset/models/pisa_sr.pkl --upscale 4 --process_size 512 --default",
     }
     for name, words in wanted.items():
         baseline_script.show(load_adapter(name), [task], 4, 7, tmp_path)

@@ -2,8 +2,10 @@
 
 import io
 import re
+import struct
 import zlib
 
+import imagecodecs
 import numpy as np
 import pillow_heif
 import pytest
@@ -11,7 +13,7 @@ import tifffile
 from PIL import Image, ImageCms, ImageOps
 
 from face2scene.image_io.attachments import left_out, turn_of_heif
-from face2scene.image_io.photos import Photo, read_photo, write_photo
+from face2scene.image_io.photos import ImageError, Photo, read_photo, write_photo
 from face2scene.image_io.raw import develop
 
 Y, X = np.mgrid[0:64, 0:96] / (64, 96)[0]
@@ -113,8 +115,6 @@ def test_heic_motion_photo_is_named(tmp_path):
 
 
 def test_deep_avif_and_png_gamma_are_named(tmp_path):
-    import imagecodecs
-
     deep = imagecodecs.avif_encode((COLOUR * 1023).round().astype(np.uint16), bitspersample=10, level=95)
     assert read(tmp_path, "a.avif", deep).warnings == ("An AVIF of more than 8 bits is read at 8.",)
     assert not read(tmp_path, "b.avif", encoded(IMAGE, "AVIF")).warnings
@@ -123,6 +123,61 @@ def test_deep_avif_and_png_gamma_are_named(tmp_path):
         chunk = b"gAMA" + gamma.to_bytes(4, "big")
         content = png[:33] + b"\0\0\0\4" + chunk + zlib.crc32(chunk).to_bytes(4, "big") + png[33:]
         assert ["gamma of 1 " in warning for warning in read(tmp_path, "a.png", content).warnings] == [True] * named
+
+
+def test_hdr_of_png_and_avif_is_named(tmp_path):
+    chunk = b"cICP\x09\x12\0\1"
+    png = encoded(IMAGE, "PNG")
+    content = png[:33] + b"\0\0\0\4" + chunk + zlib.crc32(chunk).to_bytes(4, "big") + png[33:]
+    assert read(tmp_path, "a.png", content).warnings == ("HDR brightness (HLG) is read as if it were sRGB.",)
+    avif = encoded(IMAGE, "AVIF")
+    stated = avif.index(b"colrnclx") + 8  # primaries, transfer characteristics, matrix
+    content = avif[: stated + 2] + b"\0\x10" + avif[stated + 4 :]
+    assert read(tmp_path, "a.avif", content).warnings == ("HDR brightness (PQ) is read as if it were sRGB.",)
+
+
+def test_primaries_of_a_png_are_named(tmp_path):
+    png, srgb = encoded(IMAGE, "PNG"), (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+    for green, named in ((30000, False), (21000, True)):  # sRGB's and Adobe RGB's
+        chunk = b"cHRM" + struct.pack(">8I", *srgb[:4], green, *srgb[5:])
+        content = png[:33] + b"\0\0\0\x20" + chunk + zlib.crc32(chunk).to_bytes(4, "big") + png[33:]
+        assert ["primaries" in warning for warning in read(tmp_path, "a.png", content).warnings] == [True] * named
+
+
+def test_xmp_in_further_segments_is_named(tmp_path):
+    xmp = b'<x:xmpmeta xmpNote:HasExtendedXMP="0123" dc:title="A day"/>'
+    jpeg = encoded(IMAGE, "JPEG", xmp=xmp)
+    more = b"http://ns.adobe.com/xmp/extension/\0" + bytes(40) + b"<x/>"
+    photo = read(tmp_path, "a.jpg", jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(more) + 2) + more + jpeg[2:])
+    assert photo.warnings == ("What XMP keeps in further segments is left out.",)
+    assert photo.metadata.xmp == b'<x:xmpmeta dc:title="A day"/>'
+
+
+@pytest.mark.parametrize("comment", [b"f\xc3\xbcr dich", b"f\xfcr dich"])
+def test_comment_of_old_programs_is_kept(tmp_path, comment):
+    photo = read(tmp_path, "a.jpg", encoded(IMAGE, "JPEG", comment=comment))
+    write_photo(tmp_path / "b.jpg", photo.image, like=photo)
+    assert comment in (tmp_path / "b.jpg").read_bytes()
+    write_photo(tmp_path / "b.png", photo.image, like=photo)
+    with Image.open(tmp_path / "b.png") as written:
+        assert written.text["Comment"] == "f\u00fcr dich"
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"", "it is empty"),
+        (bytes(99), "it begins with zeros"),
+        (b"\xff\x0a\xfa", "it is JPEG XL, which"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "it is JPEG 2000"),
+        (b"%PDF-1.7\n", "it is PDF"),
+        (imagecodecs.jpeg_encode((COLOUR * 4095).astype(np.uint16), bitspersample=12), "a JPEG of 12 bits"),
+        (b"hello", "it is damaged, or in a format that is not read"),
+    ],
+)
+def test_what_is_no_photo_is_named(tmp_path, content, name):
+    with pytest.raises(ImageError, match=name):
+        read(tmp_path, "a.jpg", content)
 
 
 def test_unusable_profiles_are_named(tmp_path):

@@ -112,7 +112,7 @@ def test_extra_samples_are_read_as_declared(tmp_path, dtype, kind, channels):
     expected = colour if channels == 3 else colour.repeat(3, 2)
     np.testing.assert_allclose(photo.image, expected, atol=3 * step)  # half a step each of both, over an alpha of 0.5
     if kind == "unspecified":
-        assert photo.alpha is None
+        assert photo.alpha is None and "1 extra samples" in photo.warnings[0]
     else:
         np.testing.assert_allclose(photo.alpha, alpha, atol=0.51 * step)
 
@@ -174,6 +174,40 @@ def test_sixteen_bit_png_of_every_colour_type(tmp_path, colour_type, channels, w
         np.testing.assert_array_equal(photo.alpha == 0, clear)
     elif channels in (2, 4):
         np.testing.assert_allclose(photo.alpha, stored[..., -1] / 65535, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_transparent_level_of_grey_png(tmp_path, bits):
+    stored = np.arange(64).reshape(4, 16) % 2**bits  # 16 pixels a row fill whole bytes
+    packed = np.packbits(
+        np.unpackbits(stored.astype(np.uint8)[..., None], axis=2)[..., 8 - bits :].reshape(4, -1), axis=1
+    )
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed))
+    (tmp_path / "a.png").write_bytes(png_of_chunks(16, 4, bits, 0, (b"tRNS", b"\0\1"), (b"IDAT", data)))
+    photo = read_photo(tmp_path / "a.png")
+    np.testing.assert_array_equal(photo.alpha == 0, stored == 1)
+    np.testing.assert_allclose(photo.image[stored != 1, 0], stored[stored != 1] / (2**bits - 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_mask_before_its_page_is_passed_over(tmp_path, dtype):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(RAMP > 0.5, photometric="mask", subfiletype=4)
+        file.write(levels(COLOUR, dtype), photometric="rgb")
+    photo = read_photo(tmp_path / "a.tif")
+    np.testing.assert_allclose(photo.image, COLOUR, atol=0.51 / np.iinfo(dtype).max)
+    assert any("1 further pages" in note for note in photo.warnings)
+
+
+def test_tiff_of_webp_and_slices_of_a_volume(tmp_path):
+    eight = levels(resize_with_alpha(COLOUR, RAMP, (32, 48))[0], np.uint8)
+    lossless = {"compression": "webp", "compressionargs": {"level": 100, "lossless": True}}
+    tifffile.imwrite(tmp_path / "a.tif", eight, photometric="rgb", metadata=None, **lossless)
+    tifffile.imwrite(tmp_path / "b.tif", np.stack([eight] * 16), photometric="rgb", volumetric=True, tile=(16, 16, 16))
+    for name, notes in (("a.tif", 0), ("b.tif", 1)):
+        photo = read_photo(tmp_path / name)
+        np.testing.assert_allclose(photo.image, eight / 255, atol=1e-6)
+        assert sum("15 further" in note for note in photo.warnings) == notes == len(photo.warnings)
 
 
 @pytest.mark.parametrize("suffix", ["tif", "webp", "png", "gif"])

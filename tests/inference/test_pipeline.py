@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -305,10 +306,9 @@ def test_invalid_input_raises(make_pipeline, photo_folder, tmp_path):
         find_tasks(photo_folder, gt=tmp_path / "empty")
     with pytest.raises(ValueError, match="would overwrite the images it reads"):
         restore_folder(pipeline, [RestorationTask(tmp_path / "out/images/a.png")], tmp_path / "out")
-    for name in ("a.jpg", "a_png.png"):
-        Image.new("RGB", (8, 8)).save(photo_folder / name)
-    with pytest.raises(ValueError, match=r"more than once.*\['a_png'\]"):
-        find_tasks(photo_folder)
+    shutil.copy(photo_folder / "a.png", tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"more than once.*\['a.png'\]"):
+        find_tasks([photo_folder / "a.png", tmp_path / "empty"])
 
 
 def test_same_stem_other_suffix_are_all_restored(make_pipeline, tmp_path):
@@ -352,9 +352,30 @@ def test_closed_folders_are_counted_and_named(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(os, "scandir", refusing)
     assert [task.name for task in find_tasks(tmp_path)] == ["open/a"]
     assert f"{tmp_path / 'closed'} cannot be opened (Permission denied)" in caplog.text
-    assert passed_over(tmp_path) == f"passed over: 1 folder(s) that cannot be opened ({tmp_path / 'closed'})"
-    with pytest.raises(FileNotFoundError, match=r"no image.*; passed over: 1 folder\(s\) that cannot be opened"):
+    assert passed_over(tmp_path) == f"passed over: 1 folder(s) or link(s) that cannot be opened ({tmp_path / 'closed'})"
+    with pytest.raises(FileNotFoundError, match=r"no image.*; passed over: 1 folder\(s\) or link\(s\)"):
         find_tasks(tmp_path / "closed")
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path, caplog):
+    image = Image.fromarray(np.full((24, 32, 3), 200, np.uint8))
+    (tmp_path / "in/sub").mkdir(parents=True)
+    image.save(tmp_path / "in/a.png")
+    (tmp_path / "in/linked.png").symlink_to(tmp_path / "in/a.png")
+    (tmp_path / "in/gone.png").symlink_to(tmp_path / "nothing.png")
+    (tmp_path / "in/sub/loop").symlink_to(tmp_path / "in", target_is_directory=True)
+    assert [task.name for task in find_tasks(tmp_path / "in")] == ["a", "linked"]
+    assert "gone.png cannot be opened (the link leads to nothing)" in caplog.text
+    assert "loop cannot be opened (links to folders are not followed)" in caplog.text
+    assert passed_over(tmp_path / "in").startswith("passed over: 2 folder(s) or link(s)")
+
+
+def test_names_that_differ_in_case_are_told_apart(tmp_path):
+    for name in ("a.jpg", "a.JPG", "A.png", "a_jpg.png", "caf\u00e9.png", "cafe\u0301.png", "b.png"):
+        Image.fromarray(np.full((24, 32, 3), 200, np.uint8)).save(tmp_path / name)
+    names = [task.name for task in find_tasks(tmp_path)]
+    assert names == ["A_png", "a_jpg_2", "a_jpg_3", "a_jpg", "b", "cafe\u0301_png", "caf\u00e9_png_2"]
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == 7
 
 
 def test_unicode_names_are_kept(make_pipeline, tmp_path):

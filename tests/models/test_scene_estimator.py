@@ -45,6 +45,31 @@ def test_fidelity_learns_the_best_blend(estimator):
     assert needs_nothing > 0.95 and degraded < 0.05
 
 
+def test_perceptual_distance_lets_noise_go(estimator):
+    """Half the noise has the least squared error, none of it the least of a distance that sees nothing but noise."""
+    torch.manual_seed(0)
+    gt = torch.full((1, 3, 32, 32), 0.5)
+    image, restored = gt + 0.1 * torch.randn_like(gt), gt + 0.1 * torch.randn(1, 3, 1, 1).expand_as(gt)
+
+    def spread(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (output - target).var((2, 3)).mean(1)
+
+    def best(perceptual) -> float:
+        share = torch.linspace(0, 1, 21)
+        batch = [x.expand(21, -1, -1, -1) for x in (image, restored, gt)]
+        tokens = torch.zeros(1, 1, 32)
+        losses = [
+            estimator_losses(
+                tokens, tokens, [one[None]], *(x[:1] for x in batch), torch.ones(1, dtype=torch.bool), perceptual
+            )["fidelity"].item()
+            for one in share
+        ]
+        return share[int(torch.tensor(losses).argmin())].item()
+
+    assert 0.2 < best(None) < 0.8
+    assert best(spread) < best(None) - 0.1
+
+
 def test_unused_images_give_no_loss():
     zeros = torch.zeros(2, 3, 8, 8)
     given = [torch.ones(2, 1, 4), torch.zeros(2, 1, 4), [torch.full((2,), 0.5)], zeros, zeros + 0.5, zeros]

@@ -89,6 +89,19 @@ def test_estimator_trains_beside_the_restorer(make_task, tmp_path):
     assert SceneEstimator.from_file(tmp_path / "estimator.safetensors").config == estimator.config
 
 
+def test_rate_of_zero_trains_the_estimator_alone(make_task):
+    estimator = SceneEstimator(widths=[8, 8], strides=[2, 1], width=32)
+    task = make_task(estimator=estimator, lr=0.0, estimator_lr=1e-3)
+    restorer = {name: weight.clone() for name, weight in task.restorer.state_dict().items()}
+    own = {name: weight.clone() for name, weight in estimator.state_dict().items()}
+    (report,) = steps(task)
+    assert {name.split("/")[0] for name in report} == {"estimator"}
+    assert changed_names(restorer, task.restorer.state_dict()) == set()
+    assert changed_names(own, estimator.state_dict())
+    with pytest.raises(ValueError, match="lr is 0, which trains the estimator alone"):
+        make_task(lr=0.0)
+
+
 @pytest.mark.parametrize(("order", "calls", "moves"), [("one_forward", 1, 2), ("published", 2, 4)])
 def test_order_sets_forward_and_step_counts(make_task, order, calls, moves):
     task = make_task(order=order)

@@ -32,13 +32,25 @@ def pairs(tmp_path):
 
 @pytest.fixture
 def task(pairs, tiny_base_shipped):
+    fadex = FaDeX(widths=(8, 8), strides=(2, 1), embedding=8).eval()
+    return build_task(tiny_base_shipped, pairs(), pairs(seed=1), fadex)
+
+
+def build_task(shipped, data, validation, fadex, **changed) -> tiny_base.RestoringTask:
     torch.manual_seed(0)
     shape = {"vae_channels": [8, 16], "unet_channels": [8, 16, 16], "latent_channels": 4, "heads": 2}
-    base = tiny_base.untrained(tiny_base_shipped, **shape)
+    base = tiny_base.untrained(shipped, **shape)
     mapnet = MapNet(in_channels=8, channels=16, heads=2, width=32)
-    fadex = FaDeX(widths=(8, 8), strides=(2, 1), embedding=8).eval()
-    options = {"lpips_weight": 0.3, "lr": 1e-2, "weight_decay": 0.0, "ema": 0.5, "source": "nowhere"}
-    return tiny_base.RestoringTask(base, mapnet, fadex, difference, pairs(), pairs(seed=1), **options)
+    options = {
+        "l1_weight": 1.0,
+        "psnr_weight": 0.0,
+        "lpips_weight": 0.3,
+        "lr": 1e-2,
+        "weight_decay": 0.0,
+        "ema": 0.5,
+        "source": "nowhere",
+    }
+    return tiny_base.RestoringTask(base, mapnet, fadex, difference, data, validation, **options | changed)
 
 
 @pytest.fixture
@@ -95,3 +107,33 @@ def test_export_holds_trained_weights(task, tmp_path):
     with_tokens = again.restore(image, again.tokens(torch.randn(1, 8, 8, 8), 1))
     assert (with_tokens - expected).abs().max() > 1e-5  # the base reads them
     assert {"validation/psnr", "validation/null_psnr", "validation/input_lpips"} <= task.validate().keys()
+
+
+@pytest.mark.usefixtures("no_accelerator_of_another_test")
+def test_blind_training_goes_on_from_its_export(pairs, tiny_base_shipped, tmp_path):
+    options = {"l1_weight": 0.0, "psnr_weight": 0.01}
+    blind = [pairs(pairs=False), pairs(pairs=False, seed=1), None]
+    task = build_task(tiny_base_shipped, *blind, **options)
+    assert set(task.data[0]) == {"image", "gt"}
+    train(task, Accelerator(cpu=True), Schedule(steps=2, validate_every=2), Run(tmp_path, {"name": "base"}), seed=0)
+    assert set(task.validate()) == {f"validation/{name}" for name in ("psnr", "lpips", "input_psnr", "input_lpips")}
+    base = load_base(tmp_path / "weights/base")
+    again = tiny_base.untrained_restorer(base, task.restorer.mapnet, "nowhere")
+    with task.eval_weights():
+        expected = task.restorer.vae.skips.state_dict()
+        for name, weight in again.vae.skips.state_dict().items():
+            torch.testing.assert_close(weight, expected[name], atol=1e-3, rtol=1e-3)  # exported in fp16
+
+
+def test_psnr_weighs_decibels_alike(pairs, tiny_base_shipped):
+    """Halving an error lowers the loss by 6 dB at errors well above 40 dB, and by less than 1 dB well below."""
+    task = build_task(tiny_base_shipped, pairs(), pairs(), None, l1_weight=0.0, psnr_weight=1.0, lpips_weight=0.0)
+    gt = torch.rand(1, 3, 8, 8)
+    values = []
+    for error in (0.4, 0.2, 0.2, 0.1, 0.004, 0.002):
+        task._restore = lambda batch, error=error: gt + error
+        values.append(task._losses({"gt": gt})["psnr"].item())
+    assert values[0] - values[1] == pytest.approx(6.02, abs=0.05)
+    assert values[2] - values[3] == pytest.approx(6.02, abs=0.1)
+    assert 0 < values[4] - values[5] < 1
+    assert values[3] == pytest.approx(-20 + 6.02, abs=0.1)  # images in [-1, 1]

@@ -41,6 +41,9 @@ def sweep(cfg: DictConfig, given: list[str], stage_one: str, runner: Runner = ru
     chosen = Sweep.from_dict(options)
     if cfg.launch and not Path(cfg.launch).is_file():
         raise FileNotFoundError(f"There is no file of accelerate at launch={cfg.launch}.")
+    for key, weights in cfg.use.items():
+        if weights is not None and not Path(weights).exists():
+            raise FileNotFoundError(f"There are no weights at use.{key}={weights}.")
     choose(cfg.metrics)  # a misspelt metric is refused before anything is trained
     common = [word for word in given if word.partition("=")[0].lstrip("+~").partition(".")[0] not in _OWN]
     if not any(word.startswith("ref_fr=") for word in common):

@@ -33,14 +33,21 @@ def main(cfg: DictConfig) -> None:
             part = slice(-kind.held_out, None) if held_out else slice(-kind.held_out)
             kinds.append((files[part], kind.share))
         return tiny_base.Pairs(
-            kinds, crop=cfg.crop, batch=batch, space=instantiate(cfg.degradation, _convert_="all"), seed=seed
+            kinds,
+            crop=cfg.crop,
+            batch=batch,
+            space=instantiate(cfg.degradation, _convert_="all"),
+            seed=seed,
+            pairs=bool(cfg.fadex_weights),
         )
 
-    base = tiny_base.untrained(load_base(cfg.text), **cfg.shape)
+    base = load_base(cfg.init_from or cfg.text)
+    if cfg.init_from is None:
+        base = tiny_base.untrained(base, **cfg.shape)
     task = tiny_base.RestoringTask(
         base,
         instantiate(cfg.mapnet),
-        FaDeX.from_file(cfg.fadex_weights).to(accelerator.device),
+        FaDeX.from_file(cfg.fadex_weights).to(accelerator.device) if cfg.fadex_weights else None,
         Perceptual("alex").to(accelerator.device),
         pairs(False, cfg.batch, cfg.seed),
         pairs(True, cfg.validation_crops, cfg.seed + 1),

@@ -33,4 +33,8 @@ class Perceptual(nn.Module):
                 convolution.bias.copy_(trunk[f"features.{index}.bias"])
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        return self.network(output, target).mean()
+        return self.each(output, target).mean()
+
+    def each(self, output: Tensor, target: Tensor) -> Tensor:
+        """LPIPS of every image of the batch, (B,)."""
+        return self.network(output, target).flatten()
