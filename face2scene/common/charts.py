@@ -38,17 +38,9 @@ def curve_svg(key: str, curve: Sequence[tuple[float, float]]) -> Markup:
 
 
 def curves_svg(title: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
-    """Several curves of (step, value) on one axis, each with its name about where it ends."""
-    values = [value for curve in curves.values() for _, value in curve]
-    scale = 206 / ((max(values) - min(values)) or 1)
-    ends = sorted((221 - (curve[-1][1] - min(values)) * scale, name) for name, curve in curves.items())
-    spots = [end for end, _ in ends]
-    for i in range(1, len(spots)):  # 12 pixels apart: downwards, then up again from the foot
-        spots[i] = max(spots[i], spots[i - 1] + 12)
-    spots[-1] = min(spots[-1], 224)
-    for i in reversed(range(len(spots) - 1)):
-        spots[i] = min(spots[i], spots[i + 1] - 12)
-    names = {name: spot for (_, name), spot in zip(ends, spots, strict=True)}
+    """Several curves of (step, value) on one axis; their names stand beside it in the order of where they end."""
+    ends = sorted(((curve[-1][1], name) for name, curve in curves.items()), reverse=True)
+    names = {name: 18 + 200 * place / len(ends) for place, (_, name) in enumerate(ends)}
     return fragment("charts.html.j2", "curves", title, curves, names)
 
 

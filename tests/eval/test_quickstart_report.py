@@ -125,3 +125,31 @@ def test_unfinished_quickstart_is_refused(step, quickstart_run):
     (run / step).unlink()
     with pytest.raises(FileNotFoundError, match=f"{step} is not there yet: `make demo`"):
         quickstart_report(run, **places)
+
+
+@pytest.mark.browser
+def test_browser_sorts_and_magnifies_together(chromium, quickstart_run):
+    run, places = quickstart_run
+    quickstart_report(run, **places)
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page.goto((run / "report.html").as_uri())
+    assert page.query_selector(".first .compare").bounding_box()["y"] < 400
+    names = "[...document.querySelectorAll('#images .card')].map(one => one.querySelector('h3').textContent)"
+    values = "[...document.querySelectorAll('#images .card')].map(one => JSON.parse(one.dataset.worst).lpips)"
+    built = page.evaluate(names)
+    page.select_option("#order", "lpips")
+    assert page.evaluate(values) == sorted(page.evaluate(values), reverse=True)
+    page.select_option("#order", "")
+    assert page.evaluate(names) == built
+    shown = "[...document.querySelectorAll('#images img[data-view]:not([hidden])')]"
+    page.select_option("#zoom", "4")
+    assert set(page.evaluate(f"{shown}.map(one => getComputedStyle(one).transform)")) == {"matrix(4, 0, 0, 4, 0, 0)"}
+    box = page.query_selector("#images .compare")
+    box.scroll_into_view_if_needed()
+    place = box.bounding_box()
+    page.mouse.dblclick(place["x"] + 0.25 * place["width"], place["y"] + 0.25 * place["height"])
+    style = "getComputedStyle(document.querySelector('#images .compare'))"
+    x, y = page.evaluate(f"['--x', '--y'].map(one => parseFloat({style}.getPropertyValue(one)))")
+    face = 100 * 12 / 32, 100 * 14 / 32  # the zoom began about the middle of the face
+    assert (x, y) == pytest.approx([about + (25 - about) / 4 for about in face], abs=0.6)
+    page.close()

@@ -114,10 +114,7 @@ def run_steps(
 ) -> None:
     """Run steps one after another; their seconds go to `seconds` and seconds.json. Exits where one fails.
 
-    Args:
-        threads: of torch.
-        quietly: what a step prints goes to a file of the run's folder `log`, which is shown if the step fails.
-        options: added to each command.
+    Quietly: what a step prints goes to a file of the run's folder `log`, which is shown if the step fails.
     """
     for name, command in steps.items():
         if _STOP.is_set():
@@ -130,9 +127,9 @@ def run_steps(
         start = perf_counter()
         if code := run_step(words, log, threads):
             _STOP.set()
-            said = f"\n{log.read_text(encoding='utf-8', errors='replace')}" if log and log.is_file() else ""
-            remedy = f"Correct what it reports and run `make demo` again.\n{shown}"
-            sys.exit(f"{said}\nStep {number} ({name}) ended with code {code}. {remedy}")
+            said = log.read_text(encoding="utf-8", errors="replace") if log and log.is_file() else ""
+            ended = f"Step {number} ({name}) ended with code {code}. Correct what it reports and run `make demo` again."
+            sys.exit(f"{said}\n{ended}\n{shown}")
         spent = round(perf_counter() - start, 1)
         with _PROCESSES:
             seconds[name] = max(spent, seconds.get(name, 0.0))  # a later run skips work

@@ -16,13 +16,10 @@ _SHOWN = 0.88  # of a portrait's height; its lower corners, where the shoulders 
 
 
 class PeopleInPlaces:
-    """Portraits of another generator, cut out and set in front of photos; image N of a person is in place N modulo.
+    """Portraits of another generator, set before photos; the images of a person are in the places in turn.
 
-    Args:
-        people: makes the generator of the portraits, see `in_front_of`.
-        places: FOLDER/FILE (the folder as in `photo_folder`), the left border of the square that is cut from the photo
-            as a share of the room for it, and that of the portrait as a share of the square.
-        height: of the portraits, as a share of the square's side.
+    A place is FOLDER/FILE (the folder as in `photo_folder`), the left border of the square that is cut from the photo,
+    as a share of the room for it, and that of the portrait in the square. `height` is the portraits', as a share of it.
     """
 
     def __init__(self, people: Callable[[], Generator], places: Sequence[tuple[str, float, float]], height: float):

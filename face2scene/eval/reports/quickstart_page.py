@@ -266,15 +266,11 @@ def _degradation(recipe: Mapping[str, Any]) -> str:
 
 def _charts(metrics: Path) -> list[Markup]:
     """A chart for each curve of a metrics.jsonl; those of single operators (`.../g1`, `.../g2`) share one."""
-    together: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for key, curve in _curves(metrics).items():
-        family = re.fullmatch(r"(.+)/(g\d+)", key)
-        title, label = (f"{family[1]} by degradation", family[2]) if family else (key, "")
-        together.setdefault(title, {})[label] = curve
-    return [
-        curves_svg(title, curves) if "" not in curves else curve_svg(title, curves[""])
-        for title, curves in together.items()
-    ]
+    curves, together = _curves(metrics), {}
+    for key in [key for key in curves if re.search(r"/g\d+$", key)]:
+        family, _, operator = key.rpartition("/")
+        together.setdefault(f"{family} by degradation", {})[operator] = curves.pop(key)
+    return [*(curve_svg(*one) for one in curves.items()), *(curves_svg(*one) for one in together.items())]
 
 
 def _curves(metrics: Path) -> dict[str, list[tuple[float, float]]]:
