@@ -188,7 +188,8 @@ PAGE = """# The cost of one image
 `python benchmarks/cost.py --json docs/cost.json --page docs/cost.md` makes this page: one image of {size} x {size},
 batch 1.
 
-{table} **Counted** are TFLOP, bytes, memory and the card's seconds, by the model of `face2scene rehearse`
+{table}
+**Counted** are TFLOP, bytes, memory and the card's seconds, by the model of `face2scene rehearse`
 ([rehearsal.md](rehearsal.md)): the method's own code on tensors without values, {efficiency} of the card's
 arithmetic and 80 % of its bandwidth, assumed and not measured; no card was at hand. A multiply-add counts as two.
 Face detection, reading and writing are not in it. Stage I is FaceMe on one face; it restores the face at 512 x 512
@@ -200,13 +201,15 @@ not at hand.
 which is as configured; "at 512" is another size. Random weights where the real ones are not here; they change no
 time.
 
-{stages} On {card} both stages of Face2Scene together take {both:.2f} s by this model, {share:.1f} times S3Diff's.
+{stages}
+On {card} both stages of Face2Scene together take {both:.2f} s by this model, {share:.1f} times S3Diff's.
 The paper's Figure 5 prints 3.3 s (2.0 + 1.3) and 1.4 s for S3Diff on the same card, 2.4 times. Stage I is what
 differs: here FaceMe takes the {steps} steps of its released program, and the printed 2.0 s would be about
 {fewer:.0f} of them by this model.
 
 Measured before on another processor, two threads of an Intel Xeon with AVX-512 and AMX, at 1024 pixels
-(`benchmarks/README.md`): Stage II 116 s and S3Diff 183 s in float32, 1.6 times; here {ratio:.1f} times."""
+(`benchmarks/README.md`): Stage II 116 s and S3Diff 183 s in float32, 1.6 times; here {ratio:.1f} times.
+"""
 
 
 def main() -> None:

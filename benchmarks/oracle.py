@@ -301,6 +301,7 @@ Stage I is played by the ground truth, by Real-ESRGAN x4plus (a real network tha
 and by the degraded face itself. No photo was in FaDeX's training. Values are rounded to {noise:g} grey level and
 {blur:g} pixel before they are told. In brackets: 95 % bootstrap intervals of means over photos; degradations of one
 photo count as one value. The truth is not the best to be told where the noise is no longer white, as after a JPEG.
+FaDeX's heads read noise alone too low, and [readout.md](readout.md) says why.
 
 ![What being told otherwise than truly costs](images/oracle.png)
 

@@ -88,6 +88,17 @@ def test_other_size_or_inputs_are_refused(tmp_path):
     assert [path.name[:5] for path in (tmp_path / "board/entries").iterdir()] == ["first"]
 
 
+def test_foreign_name_beside_incomplete_is_refused(tmp_path):
+    run = make_run(tmp_path, "Lacking")
+    images = results_of(run)["images"]
+    lacking = {name: image for name, image in images.items() if name != "b"}
+    assert submit(change(run, images=lacking), tmp_path / "board")[1] == ["1 of 4 images are missing"]
+    other = {("x" if name == "a" else name): image for name, image in images.items()}
+    with pytest.raises(ScoreError, match="Other has images of another set than Lacking: x, b"):
+        submit(change(run, method="Other", images=other), tmp_path / "board")
+    submit(change(run, method="Whole"), tmp_path / "board")
+
+
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [

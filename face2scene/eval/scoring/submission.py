@@ -96,9 +96,12 @@ def check_against(results: Mapping[str, Any], others: Sequence[Mapping[str, Any]
     """
     for other in others:
         known, mine = other["images"], results["images"]
-        whole = len(known) == other["set"]["pictures"]
-        if foreign := [name for name in mine if whole and name not in known]:
-            raise ScoreError(f"{results['method']} has images of another set than {other['method']}: {some(foreign)}.")
+        foreign = [name for name in mine if name not in known]
+        if (names := len(known) + len(foreign)) > other["set"]["pictures"]:
+            raise ScoreError(
+                f"{results['method']} has images of another set than {other['method']}: {some(foreign)} "
+                f"({names} names in both together, of a set of {other['set']['pictures']})."
+            )
         sizes = {n: [(one["width"], one["height"]) for one in (mine[n], known[n])] for n in mine if n in known}
         if wrong := [f"{n} is {a[0]} x {a[1]}, not {b[0]} x {b[1]}" for n, (a, b) in sizes.items() if a != b]:
             raise ScoreError(f"{results['method']} has images of another size than {other['method']}: {some(wrong)}.")
