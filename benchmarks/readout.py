@@ -462,11 +462,11 @@ same regression on 4,000 draws, `single and mixed`, with the ground truth in Sta
 | power spectra of the pair, steps at 8-pixel blocks | 0.75 | 0.87 | 0.82 | 0.52 |
 | both | 0.76 | 0.94 | 0.83 | 0.60 |
 
-With both, noise alone is read 0.4 too low of 14.9 on average, where the heads that ship read 1.9 too low, and JPEG quality
-1.0 too high in place of 10. In `wide` both give 0.56, 0.74, 0.54 and 0.87. So noise and JPEG quality are in the pair and
-reach the goal; blur comes near it, and the scale stays short: a resize after a blur leaves little to see. An encoder
-that is to hold this itself has to see both before its first stride; none was trained, and the heads that ship read the
-layers alone.
+With both, noise alone is read 0.4 too low of 14.9 on average, where the heads that ship read 1.9 too low, and JPEG
+quality 1.0 too high in place of 10. In `wide` both give 0.56, 0.74, 0.54 and 0.87. So noise and JPEG quality are in the
+pair and reach the goal; blur comes near it, and the scale stays short: a resize after a blur leaves little to see. An
+encoder that is to hold this itself has to see both before its first stride; none was trained, and the heads that ship
+read the layers alone.
 
 ## Does the pair pay?
 
