@@ -61,7 +61,7 @@ pictures: $(STAMP) ## Draw the pictures alone; the web page's too where Chromium
 	$(VENV)/bin/face2scene fetch quickstart real_esrgan_x4plus
 	$(VENV)/bin/python scripts/draw_rooms.py
 	$(VENV)/bin/python scripts/draw_method.py
-	$(VENV)/bin/python scripts/draw_docs.py $$($(VENV)/bin/python -c 'import playwright' 2>/dev/null && echo --page)
+	$(VENV)/bin/python scripts/draw_docs.py teaser restoring examples $$($(VENV)/bin/python -c 'import playwright' 2>/dev/null && echo page)
 
 lint: $(STAMP) ## Repair the style automatically
 	$(VENV)/bin/ruff check --fix .

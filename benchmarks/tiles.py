@@ -19,6 +19,7 @@ from torch import Tensor
 
 from face2scene.common.memory import keep_freed_memory
 from face2scene.image_io.arrays import align_colour, to_tensor
+from face2scene.models.loading import load_restorer
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.tiling import TilePlan
 
@@ -68,7 +69,7 @@ def main() -> None:
     crop = Image.fromarray(skimage.data.chelsea()[:300, 60:360]).resize((side, side))
     photo = to_tensor(np.asarray(crop))[None]
     for folder in options.folders:
-        restorer = OneStepRestorer.from_file(folder / "restorer.safetensors").merged()
+        restorer = load_restorer(folder / "restorer.safetensors")
         print(f"{folder.name}: the photo by itself {psnr(restored(restorer, photo, None), photo):.2f} dB", flush=True)
         rows = []
         for number in range(len(PLACES)):

@@ -1,13 +1,16 @@
-"""The pictures of the README and of docs/, from what ships: `python scripts/draw_docs.py [--page] [--out docs/images]`.
+"""The pictures of the README and of docs/, from what ships: `python scripts/draw_docs.py [PICTURE ...]`.
 
-    teaser.jpg     degraded photo, the face pair, restored photo, ground truth; people who are held out of the training
-    restoring.svg  the same as an animation: the photo, its face, the pair, the restored photo
-    face2scene/cli/examples/*.jpg   two of the degraded photos, for the web page
-    page.png   the web page in Chromium at 1280 pixels (--page; pip install playwright)
+    teaser       docs/images/teaser.jpg: degraded photo, the face pair, restored photo, ground truth; by the weights of
+                 restore, and of people who are held out of their training
+    restoring    docs/images/restoring.svg: the method as an animation (photo, face, pair, restored photo), with tiny's
+                 weights, whose restorer reads the tokens
+    examples     face2scene/cli/examples/*.jpg: two of the degraded photos, for the web page; no weights
+    page         docs/images/page.png: the web page in Chromium at 1280 pixels (pip install playwright), default weights
 
-Needs `face2scene fetch quickstart real_esrgan_x4plus` and the extra `quickstart`. The photos: NASA's portrait of Eileen
-Collins (scikit-image), the official portrait of Barack Obama (both public domain), and a generated person. The figures
-under the pictures are computed with them, so that new weights make new pictures with their own figures.
+Without a name all but the page. Needs `face2scene fetch quickstart real_esrgan_x4plus` and the extra `quickstart`. The
+photos: NASA's portrait of Eileen Collins (scikit-image), the official portrait of Barack Obama (both public domain),
+and a generated person. The figures in the pictures are computed with them, so that new weights make new pictures with
+their own figures.
 """
 
 import argparse
@@ -40,6 +43,7 @@ INK, PAPER = (24, 26, 32), (255, 255, 255)
 GENERATED_PERSON = 26  # of the quickstart's held-out people
 DEGRADATION = Recipe((Blur("iso", 15, sigma_x=0.9), GaussianNoise(26.0), Jpeg(70)))  # a dark room, and an upload
 EXAMPLES = ("astronaut", "generated")  # of the web page
+PICTURES = ("teaser", "restoring", "examples", "page")
 COLUMNS = ("degraded", "its face", "face restored", "photo restored", "ground truth")
 
 
@@ -74,19 +78,28 @@ def photos() -> dict[str, Image.Image]:
     return {name: image.resize((SIZE, SIZE), Image.Resampling.LANCZOS) for name, image in squares.items()}
 
 
-def restorer() -> Face2ScenePipeline:
-    """What ships, with Real-ESRGAN on half the face's size in Stage I's place."""
+def restorer(weights: str) -> Face2ScenePipeline:
+    """Weights of checkpoints/, with Real-ESRGAN on half the face's size in Stage I's place."""
     parts = {"ref_fr": RealESRGAN(shrink=2), "detector": Detector(OpenBackend())}
-    return Face2ScenePipeline.from_pretrained(REPOSITORY / "checkpoints/tiny", **parts)
+    return Face2ScenePipeline.from_pretrained(REPOSITORY / "checkpoints" / weights, **parts)
 
 
-def examples() -> list[Example]:
-    """Degrade and restore every photo."""
-    pipeline, found = restorer(), []
-    for number, (name, image) in enumerate(photos().items()):
-        gt = np.asarray(image)
-        degraded = _bytes(DEGRADATION.with_noise_seed(number).apply(to_tensor(gt)))
-        found.append(Example(name, gt, degraded, pipeline(degraded, name=name)))
+def degraded_photos() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Ground truth and degraded photo by name."""
+    gts = {name: np.asarray(image) for name, image in photos().items()}
+    recipes = (DEGRADATION.with_noise_seed(number) for number in range(len(gts)))
+    return {name: (gt, _bytes(one.apply(to_tensor(gt)))) for (name, gt), one in zip(gts.items(), recipes, strict=True)}
+
+
+def restored(weights: str, names: tuple[str, ...] = ()) -> list[Example]:
+    """Restore the photos of these names, or all."""
+    pipeline, found = restorer(weights), []
+    for name, (gt, degraded) in degraded_photos().items():
+        if name in names or not names:
+            found.append(Example(name, gt, degraded, pipeline(degraded, name=name)))
+            print(
+                f"{name}: degraded {found[-1].decibels(degraded)}, {weights} {found[-1].decibels(found[-1].restored)}"
+            )
     return found
 
 
@@ -189,7 +202,7 @@ def page(folder: Path, photo: np.ndarray) -> None:
 
     shipped = REPOSITORY / "checkpoints/fadex"
     readout = DegradationReadout(shipped / "fadex.safetensors", shipped / "readout.safetensors")
-    pipeline = restorer()
+    pipeline = restorer("photo")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -222,19 +235,21 @@ def main() -> None:
     """Draw what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=REPOSITORY / "docs/images")
-    parser.add_argument("--page", action="store_true", help="the web page too, in Chromium")
+    parser.add_argument("pictures", nargs="*", choices=[*PICTURES, []], metavar="PICTURE", help=", ".join(PICTURES))
     arguments = parser.parse_args()
+    wanted = arguments.pictures or PICTURES[:-1]
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    rows = examples()
-    teaser(rows).save(arguments.out / "teaser.jpg", quality=88, optimize=True)
-    (arguments.out / "restoring.svg").write_text(animation(rows[0]), encoding="utf-8")
-    for one in rows:
-        if one.name in EXAMPLES:
-            Image.fromarray(one.degraded).save(REPOSITORY / f"face2scene/cli/examples/{one.name}.jpg", quality=90)
-        print(f"{one.name}: degraded {one.decibels(one.degraded)}, restored {one.decibels(one.restored)}")
-    if arguments.page:
-        page(arguments.out, rows[0].degraded)
+    if "teaser" in wanted:
+        teaser(restored("photo")).save(arguments.out / "teaser.jpg", quality=88, optimize=True)
+    if "restoring" in wanted:
+        (arguments.out / "restoring.svg").write_text(animation(*restored("tiny", ("astronaut",))), encoding="utf-8")
+    if "examples" in wanted:
+        for name in EXAMPLES:
+            degraded = degraded_photos()[name][1]
+            Image.fromarray(degraded).save(REPOSITORY / f"face2scene/cli/examples/{name}.jpg", quality=90)
+    if "page" in wanted:
+        page(arguments.out, degraded_photos()["astronaut"][1])
 
 
 if __name__ == "__main__":

@@ -143,12 +143,13 @@ def test_wheel_holds_what_inference_needs(wheel):
 
 def test_installed_wheel_restores_in_empty_folder(elsewhere, photo):
     Image.fromarray((photo[:128, 192:320] * 255).round().astype(np.uint8)).save("photo.png")
-    out = run(elsewhere / "face2scene", "restore", "input=photo.png", "output=out")
-    assert "1 restored" in out and sorted(os.listdir()) == ["out", "photo.png"]
-    (line,) = (json.loads(text) for text in Path("out/restore.jsonl").read_text().splitlines())
+    out = run(elsewhere / "face2scene", "restore", "photo.png")
+    assert "1 restored" in out and sorted(os.listdir()) == ["photo.png", "restored"]
+    (line,) = (json.loads(text) for text in Path("restored/restore.jsonl").read_text().splitlines())
+    assert "pip install" not in str(line)  # the default lacks nothing
     assert line["provenance"]["commit"] == "unknown"
     run(elsewhere / "python", "-c", PYTHON)
-    assert Path("python.png").read_bytes() == Path("out/images/photo.png").read_bytes()
+    assert Path("python.png").read_bytes() == Path("restored/images/photo.png").read_bytes()
 
 
 def test_installed_commands_find_what_ships(elsewhere):

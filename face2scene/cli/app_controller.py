@@ -192,7 +192,7 @@ class AppController:
 
     def example(self, file: Path) -> str:
         """A copy of an example photo among the uploads, which are deleted after a while."""
-        return shutil.copy(file, Path(tempfile.mkdtemp(dir=self.folder)) / file.name)
+        return str(shutil.copy(file, Path(tempfile.mkdtemp(dir=self.folder)) / file.name))
 
     def clean(self, text: str) -> str:
         """A message without folders of this machine: paths are reduced to the file's name."""

@@ -33,6 +33,11 @@ def options_of(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")) if group else []
 
 
+def variants(sweep: str) -> dict[str, Any]:
+    """The variants of a file of configs/sweep: label -> row."""
+    return _read(CONFIGS / "sweep" / f"{sweep}.yaml")["variants"]
+
+
 def layers(root: str, words: Sequence[str] = ()) -> list[Layer]:
     """The files that a root's configuration is made of; of one key, the last file decides.
 

@@ -14,16 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from face2scene.cli.config_text import CONFIGS, Key, keys, layers, options_of
+from face2scene.cli.config_text import CONFIGS, Key, keys, layers, options_of, variants
 from face2scene.cli.value_rules import choices, parsed, problem
 
 # Keys whose value is a path and is not parsed by Hydra's grammar.
 PATHS = frozenset(
     {"input", "output", "references", "gt", "predictions", "boxes", "dataset", "import_only", "scratch", "cache"}
-    | {"restorer_weights", "fadex_weights", "base", "shipped", "init_from", "text", "images.faces.folder"}
+    | {"restorer_weights", "fadex_weights", "estimator_weights", "base", "shipped", "init_from", "text"}
+    | {"images.faces.folder", "restorer.base.source", "probe.weights", "probe.lq_only", "probe.data"}
+    | {"data.raws", "data.gallery", "data.celebref", "data.source", "data.table"}
+    | {"ref_fr.base", "ref_fr.mix", "ref_fr.photomaker", "ref_fr.antelope", "ref_fr.weights_file"}
     | {"paths.data", "paths.runs", "paths.shipped", "data.root", "data.photos", "data.collection", "probe.photos"}
     | {"use.fadex", "use.restorer", "use.s3diff", "readout.fadex", "readout.heads", "ref_fr.folder"}
-    | {"baseline.checkout", "baseline.python", "restorer.decoder", "submit", "board"}
+    | {"baseline.checkout", "baseline.python", "restorer.decoder", "submit", "board", "wandb"}
 )
 NAMES = (
     *("restore", "app", "eval", "build-inscene", "train-fadex", "train-restorer", "precompute-ref-fr", "run-baseline"),
@@ -174,7 +177,7 @@ def read(name: str, argv: Sequence[str]) -> Words:
         UsageError: an option, a word or a value that cannot be meant; the message has the nearest that can.
     """
     parser = parser_of(name)
-    given, unknown = parser.parse_known_intermixed_args(list(argv))
+    given, unknown = parser.parse_known_intermixed_args(with_variant(name, argv))
     if given.help or given.help_all:
         print(parser.format_help() if given.help else _all_files(name, given.words), end="")
         raise SystemExit(0)
@@ -207,6 +210,26 @@ def read(name: str, argv: Sequence[str]) -> Words:
     of = {flag: getattr(given, flag.strip("-").replace("-", "_")) for flag in (*_HYDRA_FLAGS, *_HYDRA)}
     hydra = [word for flag, value in of.items() if value for word in ([flag] if value is True else [flag, value])]
     return Words(hydra, overrides, plain, given.debug)
+
+
+def with_variant(name: str, words: Sequence[str]) -> list[str]:
+    """The words of a training with `variant=SWEEP/LABEL` replaced by that variant's overrides and a name of its own.
+
+    Raises:
+        UsageError: no such variant, or one that does not differ in this training.
+    """
+    word = next((word for word in words if word.startswith("variant=")), None)
+    if word is None or not name.startswith("train-"):
+        return list(words)
+    key, _, label = word.removeprefix("variant=").partition("/")
+    kind = name.removeprefix("train-")
+    known = variants(key) if key in options_of("sweep") else {}
+    if not (own := (known.get(label) or {}).get(kind)):
+        labels = [f"{key}/{label}" for label, row in known.items() if kind in (row or {})]
+        raise UsageError(f"{word} is no variant that trains a {kind}: choose {', '.join(labels) or 'another sweep'}.")
+    folder = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")
+    named = [] if any(other.startswith("name=") for other in words) else [f"name=sweep/{key}/{folder}/{kind}"]
+    return [*(other for other in words if other != word), *own, *named]
 
 
 def _is_override(word: str, known: Mapping[str, Key]) -> bool:

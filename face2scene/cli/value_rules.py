@@ -26,6 +26,7 @@ _FROM_ZERO = (
         "*held_out",
         "*references",
         "*nuisance_images",
+        "*_rank",
     ),
     *("*first_person", "*_people", "*_shots", "*_every", "*timestep", "*_exit", "*weight", "*.min", "*.max", "port"),
     *("*.gpus_per_node", "*min_face", "*min_pixels", "*min_photo_pixels", "*min_variance", "*max_references"),
@@ -38,6 +39,7 @@ _FRACTIONS = (
 )
 # (lowest, highest); a lowest of None is above 0
 _RANGES: dict[str, tuple[float | None, float]] = {
+    **dict.fromkeys(("train.restorer.lr", "train.restorer.tokens_lr"), (0, math.inf)),  # 0 keeps those weights
     **dict.fromkeys(("*share", "*.shares.*", "*_prob", "*_prob2", "*dropout", "*.keep", "*.fidelity"), (0, 1)),
     **dict.fromkeys(("*.ema", "*momentum", "*score_threshold", "*min_score", "*retry_score", "*.drift"), (0, 1)),
     **dict.fromkeys(("*threshold", "*same_person"), (-1, 1)),

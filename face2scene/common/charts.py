@@ -37,6 +37,13 @@ def curve_svg(key: str, curve: Sequence[tuple[float, float]]) -> Markup:
     return fragment("charts.html.j2", "curve", key, steps, values, averages)
 
 
+def curves_svg(title: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
+    """Several curves of (step, value) on one axis; their names stand beside it in the order of where they end."""
+    ends = sorted(((curve[-1][1], name) for name, curve in curves.items()), reverse=True)
+    names = {name: 18 + 200 * place / len(ends) for place, (_, name) in enumerate(ends)}
+    return fragment("charts.html.j2", "curves", title, curves, names)
+
+
 def spread_svg(title: str, values: Mapping[str, Sequence[float]]) -> Markup:
     """Each row's values as a box (median and quartiles) with a line from the 5th to the 95th percentile."""
     spans = {name: np.percentile(row, (5, 25, 50, 75, 95)).tolist() for name, row in values.items()}

@@ -100,12 +100,6 @@ def killed_with_this_process(target: int) -> Iterator[None]:
         watch.communicate()
 
 
-def run_attached(words: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
-    """Exit code of a program that shares this one's terminal and is killed with it; None is this environment."""
-    with subprocess.Popen(words, env=environment) as process, killed_with_this_process(process.pid):
-        return process.wait()
-
-
 def end_with_launcher() -> None:
     """Let this process be killed when the `accelerate launch` that started it ends, SIGKILL included."""
     if "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:

@@ -142,6 +142,8 @@ class AccelerateTracker:
         options = {"dataformats": "NHWC"} if self._tracker.name == "tensorboard" else {}
         shown = {name: image if single else image[None] for name, image in images.items()}
         self._tracker.log_images(shown, step=step, **options)
+        if hasattr(self._tracker.tracker, "flush"):  # TensorBoard's writes images in a thread, accelerate does not wait
+            self._tracker.tracker.flush()
 
 
 def _flat(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ import socket
 import zipfile
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
@@ -158,7 +159,9 @@ def test_messages_name_no_folder_of_the_server(pipeline, tmp_path):
 def test_examples_are_copied_among_the_uploads(pipeline):
     page = AppController(pipeline)
     assert len(EXAMPLES) == 2
-    copy = Path(page.example(EXAMPLES[0]))
+    copied = page.example(EXAMPLES[0])
+    assert gr.File().postprocess(copied).path == copied  # gradio takes a text, not a Path
+    copy = Path(copied)
     assert copy.is_relative_to(page.folder) and copy.read_bytes() == EXAMPLES[0].read_bytes()
     assert [image.shape[2] for image in page.previews(list(map(str, EXAMPLES)))] == [3, 3]
 

@@ -27,7 +27,7 @@ CASES = [
     (["restore", "no.png", "-o", "out"], "nothing at input=no.png"),
     (["restore", "text.png", "-o", "out", "faces=none", SHIPPED], "text.png cannot be read as an image"),
     (["restore", "photo.png", "-r", "no", "-o", "out"], "nothing at references=no"),
-    ([*PHOTO, "limit=0"], "limit is 0"),
+    ([*PHOTO, "limit=0"], "limit is a whole number from 1 on"),
     ([*PHOTO, "--scale", "0"], "scale is 0"),
     ([*PHOTO, "seed=-1"], "seed is a whole number from 0 on"),
     ([*PHOTO, "device=abacus"], "device=abacus cannot be used here"),

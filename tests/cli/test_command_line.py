@@ -49,6 +49,12 @@ def test_path_values_are_literal():
     assert typed_values(path_values(words)) == words
 
 
+@pytest.mark.parametrize("key", ["estimator_weights", "restorer.base.source", "data.gallery", "ref_fr.photomaker"])
+def test_weights_and_folders_are_literal_too(key):
+    words = [f"{key}={name}" for name in NAMES]
+    assert all(word.startswith(f"{key}='") for word in path_values(words)) and typed_values(path_values(words)) == words
+
+
 def test_other_values_keep_the_grammar():
     words = ["references=null", "guidance=[1.0,1.1]", "seed=1,2", "name=a${seed}", "data.photos=[a,b]", "--cfg", "job"]
     assert path_values(words) == words

@@ -48,6 +48,8 @@ def test_names_refuse_others(root):
         ("restore", "scale", [0, -1], [2, 1.5, 1e-3]),
         ("restore", "limit", [0, 1.5, "all"], [None, 3]),
         ("restore", "guidance", [-1, math.inf], [None, 1.1, [1.0, 1.1]]),
+        ("train_restorer", "train.restorer.lr", [-1, math.inf], [0, 1e-4]),
+        ("train_restorer", "restorer.adapters.vae_rank", [-1, 0.5], [0, 16]),
         ("restore", "pipeline.tile", [0, "foo"], ["auto", None, 256]),
         ("restore", "faces.same_threshold", [2, -2], [None, 0.4]),
         ("train_fadex", "train.fadex.gt_share", [2, -0.1], [0, 1, 0.5]),

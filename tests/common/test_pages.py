@@ -42,6 +42,7 @@ def test_names_are_escaped(tmp_path):
         page(people=[{"identity": BAD, "count": 1, "images": []}], maybe={BAD: [(BAD, 0.9)]}),
         charts.matrix_svg([[1.0]], [BAD]),
         charts.curve_svg(BAD, [(0, 1.0), (1, 2.0)]),
+        charts.curves_svg(BAD, {BAD: [(0, 1.0), (1, 2.0)]}),
         charts.spread_svg(BAD, {BAD: [1.0, 2.0]}),
         measured.svg(BAD, [None, 1.0]),
     ]

@@ -137,6 +137,14 @@ CASES = {  # name: overrides by folder, images, quarantined
         13,
         0,
     ),
+    "quickstart_scenes": (
+        lambda f: [
+            "data.sources.places.generator.people._target_=colour_identities.drawn_people",
+            "data.sources.places.threshold=-1",
+        ],
+        8,
+        0,
+    ),
     "fadex": (
         lambda f: [
             *(*DRAWN, "data.size=512", "data.sources.generated.val_people=1"),

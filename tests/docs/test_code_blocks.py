@@ -34,6 +34,7 @@ OTHER_PROGRAMS = {
     "git",
     "jupyter",
     "pre-commit",
+    "wandb",
 }  # of the shell and of others: nothing of ours in them
 OTHER_PACKAGES = {"pre-commit", "jupyterlab", "playwright"}
 

@@ -15,7 +15,7 @@ from face2scene.common.files import write_json
 from face2scene.common.model_files import save_weights
 from face2scene.data.records import write_manifest
 from face2scene.eval.baselines.adapter import Adapter
-from face2scene.image_io.arrays import write_png
+from face2scene.image_io.arrays import read_image, write_png
 from face2scene.inference.tasks import RestorationTask
 
 
@@ -114,3 +114,26 @@ def quickstart_run(tmp_path, monkeypatch):
         "face2scene.eval.scoring.score.build_all", lambda chosen, device: (PER_IMAGE, {"ssim_y": "left out"})
     )
     return run, {"dataset": data, "shipped": shipped}
+
+
+@pytest.fixture
+def quickstart_scenes(quickstart_run):
+    """The same with two scenes under one degradation, restored better in the face and worse in the background."""
+    run, places = quickstart_run
+    names, size, box = ["eve_0", "max_0"], (96, 96), (20.0, 20.0, 60.0, 60.0)
+    folder, restored = run.parents[1] / "scenes/phone", run / "scenes/phone"
+    gt = write_images(folder / "images/val/000", names, size=size)
+    write_images(folder / "lq/val/000", names, noise=0.1, size=size)
+    write_images(restored / "images", names, noise=0.2, size=size)
+    records = []
+    for name in names:
+        worse, clean = read_image(restored / f"images/{name}.png"), read_image(gt / f"{name}.png")
+        worse[20:60, 20:60] = clean[20:60, 20:60] + 0.02
+        write_png(restored / f"images/{name}.png", worse.clip(0, 1))
+        known = {"split": "val", "identity": name[:-2], "recipe": {"operators": []}}
+        place = {"image": f"images/val/000/{name}.png", "lq": f"lq/val/000/{name}.png"}
+        records.append(record(gt / f"{name}.png", box, **known, **place))
+    write_manifest(folder, records)
+    lines = [json.dumps({"name": f"{name}.png", "tokens": "pair", "ref_fr": "perturbed"}) for name in names]
+    (restored / "restore.jsonl").write_text("\n".join(lines) + "\n")
+    return run, places | {"scenes": folder.parent}

@@ -10,7 +10,6 @@ from diffusers import DDPMScheduler, StableDiffusionXLControlNetPipeline
 from PIL import Image
 from tiny_faceme import tiny
 from torch.nn import functional as F
-from transformers import CLIPImageProcessorPil
 
 from face2scene.faces.align import five_points
 from face2scene.image_io.arrays import read_image, to_bytes, write_png
@@ -20,6 +19,11 @@ from face2scene.ref_fr.faceme.id_encoder import IDEncoder, Mix, clip_pixels, ins
 from face2scene.ref_fr.faceme.model import SCHEDULERS, FaceMe
 from face2scene.ref_fr.faceme.tiny import SDXL_SCHEDULE, WholeImage, tiny_parts
 from face2scene.ref_fr.fingerprint import code_version
+
+try:
+    from transformers import CLIPImageProcessorPil
+except ImportError:  # before transformers 5 the one without suffix works with PIL
+    from transformers import CLIPImageProcessor as CLIPImageProcessorPil
 
 pytestmark = pytest.mark.usefixtures("faceme_parts_made_once")
 

@@ -96,6 +96,7 @@ def _report(cfg: DictConfig, run: Path) -> None:
             run,
             dataset=cfg.dataset,
             shipped=cfg.shipped,
+            scenes=cfg.scenes,
             split=cfg.split,
             metrics=tuple(cfg.report_metrics),
             device=cfg.device,

@@ -23,7 +23,7 @@ from face2scene.inference.results import BatchResult
 from face2scene.inference.tasks import find_tasks, first, passed_over
 
 
-@script("restore", required=["input", "output"], level=logging.INFO)
+@script("restore", required=["input"], level=logging.INFO)
 def main(cfg: DictConfig) -> None:
     """Restore all images and print a summary; exit code 1 when one failed."""
     inputs = list(cfg.input) if OmegaConf.is_list(cfg.input) else [cfg.input]

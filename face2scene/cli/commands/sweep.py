@@ -7,18 +7,21 @@ import shlex
 import sys
 from pathlib import Path
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from face2scene.cli.command_line import script, typed_values
 from face2scene.cli.pipeline_config import device_of
+from face2scene.common.files import atomic_write
 from face2scene.common.locks import locked
 from face2scene.eval.metrics.registry import choose
 from face2scene.eval.sweeps.plan import Sweep, plan
 from face2scene.eval.sweeps.run import Runner, pending, run_in_process_group, run_steps, submit_steps
 from face2scene.eval.sweeps.table import collect, sharing_sentence
+from face2scene.eval.sweeps.wandb_grid import wandb_grid
 
-_OWN = "name sweep dry_run use limit metrics device each launch jobs gpus submit wait slurm".split()  # noqa: SIM905
+_OWN = "name sweep dry_run use limit metrics device each launch wandb jobs gpus submit wait slurm".split()  # noqa: SIM905
 
 
 @script("sweep")
@@ -48,6 +51,12 @@ def sweep(cfg: DictConfig, given: list[str], stage_one: str, runner: Runner = ru
     common = [word for word in given if word.partition("=")[0].lstrip("+~").partition(".")[0] not in _OWN]
     if not any(word.startswith("ref_fr=") for word in common):
         common.append(f"ref_fr={stage_one}")
+    if cfg.wandb:
+        grid = wandb_grid(chosen, common, cfg.use)
+        with atomic_write(Path(cfg.wandb)) as temporary:
+            temporary.write_text(yaml.safe_dump(grid, sort_keys=False), encoding="utf-8")
+        print(f"wandb sweep {shlex.quote(cfg.wandb)}    gives the sweep an ID; wandb agent ID trains its variants.")
+        return 0
     laid_out = plan(
         chosen,
         name=cfg.name,

@@ -18,15 +18,17 @@ from face2scene.faces.detect import Detector
 # Photos that come with an installed package: its extra, and where it keeps its data.
 _PACKAGES = {
     "matplotlib": ("report", lambda package: package.get_data_path()),
-    "skimage": ("dev", lambda package: Path(package.__file__).parent),
+    "skimage": ("quickstart", lambda package: Path(package.__file__).parent),
+    "sklearn": ("quickstart", lambda package: Path(package.__file__).parent),
 }
 
 
 def photo_folder(where: str | Path | None) -> Path:
-    """The folder of a folder's name, `matplotlib/sample_data`, `skimage/data`, or a photo set of the catalogue.
+    """The folder of a folder's name, a photo set of the catalogue, or `PACKAGE/FOLDER` of a package that brings photos.
 
     Raises:
         FileNotFoundError: when it is none of these, or the set was not fetched.
+        ModuleNotFoundError: without the package; the message names the extra.
     """
     if where is None:
         raise FileNotFoundError("No photos were named: data.collection (data.raws for a test set) is not set.")

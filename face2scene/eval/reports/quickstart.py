@@ -8,10 +8,11 @@ from typing import Any
 from face2scene.common.files import atomic_write, read_json, read_seconds, write_json
 from face2scene.common.model_files import load_weights
 from face2scene.common.reproducibility import commit
-from face2scene.data.records import read_manifest
+from face2scene.eval.reports.quickstart_images import ImageGroup, scored_scenes
 from face2scene.eval.reports.quickstart_page import HEADLINE, Figures, findings, page
-from face2scene.eval.scoring.score import DEFAULT_METRICS, score_folders
-from face2scene.image_io.arrays import read_image, write_png
+from face2scene.eval.scoring import significance
+from face2scene.eval.scoring.pairing import ScoreError
+from face2scene.eval.scoring.score import DEFAULT_METRICS
 from face2scene.inference.log import RESTORATION_LOG
 
 RESTORED = ("trained_here", "restored", "wrong_tokens")  # outputs of scripts/restore.py in the run's folder
@@ -22,6 +23,7 @@ def quickstart_report(
     *,
     dataset: str | Path,
     shipped: str | Path,
+    scenes: str | Path | None = None,
     split: str = "val",
     metrics: Sequence[str] = DEFAULT_METRICS,
     device: str = "cpu",
@@ -34,6 +36,8 @@ def quickstart_report(
             image's tokens); `input/` is written, and seconds.json is shown if it is there.
         dataset: the InScene folder whose pairs of `split` are input and ground truth.
         shipped: the folder with the shipped restorer.safetensors, fadex.safetensors and probe.json.
+        scenes: the folder of the scenes' InScene sets by degradation; their restorations are in `run/scenes`. Without
+            either the page has no scenes.
 
     Returns:
         The contents of `run/scores.json`.
@@ -46,12 +50,9 @@ def quickstart_report(
     for needed in (*trained, *(run / row / RESTORATION_LOG for row in RESTORED)):
         if not needed.is_file():
             raise FileNotFoundError(f"{needed} is not there yet: `make demo` makes it, and resumes where it stopped.")
-    records = {Path(record.image).stem: record for record in read_manifest(dataset, split=split) if record.lq}
-    for name, record in records.items():  # written again, so that they are of this set
-        write_png(run / "input/images" / f"{name}.png", read_image(dataset / str(record.lq)))
-    gts = {name: dataset / record.image for name, record in records.items()}
-    folders = {row: (run / row, run / row) for row in ("input", *RESTORED)}
-    rows = score_folders(folders, gts, metrics, device=device)
+    portraits = ImageGroup.read("portraits", dataset, {row: run / row for row in ("input", *RESTORED)}, split)
+    rows = portraits.scored(metrics, device)
+    groups, scene_means = ([], {}) if scenes is None else scored_scenes(run, Path(scenes), device)
 
     weights = {
         "trained_here": trained[1],
@@ -68,6 +69,8 @@ def quickstart_report(
         **{name: {key: probe[f"{key}_mean"] for key in ("same", "different")} for name, probe in probes.items()},
         "steps": {name: load_weights(path, kind=path.stem)[2]["steps"] for name, path in weights.items()},
         "pictures": rows["restored"]["counts"]["scored"],
+        "differences": {row: _differences(run / row, run / "restored") for row in ("input", "wrong_tokens")},
+        "scenes": scene_means,
         "seconds": read_seconds(run / "seconds.json"),  # scripts/quickstart.py writes it; single commands do not
     }
     scores = {
@@ -81,9 +84,19 @@ def quickstart_report(
     with atomic_write(run / "scores.csv") as partial:
         shutil.copyfile(run / "restored/scores.csv", partial)
     with atomic_write(run / "report.html") as partial:
-        partial.write_text(page(Figures(run, dataset, records, scores, found, probes)), encoding="utf-8", newline="\n")
+        html = page(Figures(run, portraits, groups, scores, found, probes))
+        partial.write_text(html, encoding="utf-8", newline="\n")
 
     for finding in found:
         print(finding)
     print(f"report: {run / 'report.html'}")
     return scores
+
+
+def _differences(first: Path, second: Path) -> dict[str, list[float]]:
+    """Mean of (second - first) over the images, and its 95 % interval, by metric; none where a side is incomplete."""
+    try:
+        found = significance.compare(first, second)
+    except ScoreError:
+        return {}
+    return {d.metric: [d.means[1] - d.means[0], *d.interval] for d in found}
