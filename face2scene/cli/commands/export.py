@@ -1,4 +1,4 @@
-"""Write the trained parts for other programs: `python scripts/export.py output=FOLDER`, by default exported; see configs/export.yaml."""
+"""Write the trained parts for other programs: `python scripts/export.py output=FOLDER`; see configs/export.yaml."""
 
 from pathlib import Path
 
