@@ -1,4 +1,4 @@
-"""Write the trained parts for other programs: `python scripts/export.py output=FOLDER`; see configs/export.yaml."""
+"""Write the trained parts for other programs: `python scripts/export.py output=FOLDER`, by default exported; see configs/export.yaml."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from face2scene.models.fadex.encoder import FaDeX
 PARTS = ("merged", "fadex", "mapnet")
 
 
-@script("export", required=["output"])
+@script("export")
 def main(cfg: DictConfig) -> None:
     """Export each part and compare it with its module."""
     unknown = sorted(set(cfg.parts) - set(PARTS))
