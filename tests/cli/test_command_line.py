@@ -111,8 +111,8 @@ def test_other_errors_and_hydra_full_error_raise(call, monkeypatch):
 
 def test_required_keys_and_stops(call, capsys):
     with pytest.raises(SystemExit) as end:
-        call(lambda cfg: None, "input=a", required=["input", "output"])
-    assert end.value.code == 1 and "output=... is missing" in capsys.readouterr().err
+        call(lambda cfg: None, "output=a", required=["input", "output"])
+    assert end.value.code == 1 and "input=... is missing" in capsys.readouterr().err
 
     def interrupt(cfg):
         raise KeyboardInterrupt
