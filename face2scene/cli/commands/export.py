@@ -11,7 +11,7 @@ from face2scene.models.fadex.encoder import FaDeX
 PARTS = ("merged", "fadex", "mapnet")
 
 
-@script("export", required=["output"])
+@script("export")
 def main(cfg: DictConfig) -> None:
     """Export each part and compare it with its module."""
     unknown = sorted(set(cfg.parts) - set(PARTS))

@@ -144,7 +144,7 @@ def run_step(words: list[str], log: Path | None, threads: int) -> int | None:
     context = multiprocessing.get_context("forkserver" if forked else "spawn")
     if forked:
         context.set_forkserver_preload(IMPORTED)
-    process = context.Process(target=_carry_out, args=(words, log, threads))
+    process = context.Process(target=_carry_out, args=(words, log, threads, multiprocessing.get_start_method()))
     with _PROCESSES:
         process.start()
     with killed_with_this_process(process.pid):
@@ -153,7 +153,7 @@ def run_step(words: list[str], log: Path | None, threads: int) -> int | None:
         return process.exitcode
 
 
-def _carry_out(words: list[str], log: Path | None, threads: int) -> None:
+def _carry_out(words: list[str], log: Path | None, threads: int, method: str) -> None:
     from torch import set_num_threads  # in the step's own process
 
     from face2scene.cli.main import main as face2scene
@@ -164,6 +164,7 @@ def _carry_out(words: list[str], log: Path | None, threads: int) -> None:
             for stream in (1, 2):
                 os.dup2(file.fileno(), stream)
     set_num_threads(threads)
+    multiprocessing.set_start_method(method, force=True)  # of its data loaders, as in a program started by itself
     sys.exit(face2scene(words))
 
 
