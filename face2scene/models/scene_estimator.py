@@ -16,6 +16,7 @@ from face2scene.models.mapnet import MapNet
 from face2scene.models.saved_module import SavedModule
 
 FILE = "estimator.safetensors"  # beside the restorer's weights
+_PERCEPTUAL = 3.0  # weight of LPIPS beside the squared error; at 1 a quarter of a strongly degraded input stays
 
 
 class SceneEstimator(SavedModule):
@@ -93,13 +94,13 @@ def estimator_losses(
     distance = (own - tokens).square().mean((1, 2))
     blends = [torch.lerp(restored, image, share.view(-1, 1, 1, 1)) for share in fidelities]
     # The floors, a squared error and an LPIPS: without them images that need nothing outweigh all others.
-    measures: list[tuple[Callable[[Tensor, Tensor], Tensor], float]] = [(_squared_error, 1e-5)]
+    measures: list[tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = [(_squared_error, 1e-5, 1.0)]
     if perceptual is not None:
-        measures.append((lambda a, b: perceptual(a * 2 - 1, b * 2 - 1), 0.01))
+        measures.append((lambda a, b: perceptual(a * 2 - 1, b * 2 - 1), 0.01, _PERCEPTUAL))
     losses = []
-    for measure, floor in measures:
+    for measure, floor, factor in measures:
         scale = measure(restored, gt).detach() + floor
-        losses += [measure(blend, gt) / scale for blend in blends]
+        losses += [factor * measure(blend, gt) / scale for blend in blends]
     return {"tokens": (distance * weight).sum(), "fidelity": (torch.stack(losses).sum(0) * weight).sum()}
 
 

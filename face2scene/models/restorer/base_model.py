@@ -96,7 +96,8 @@ def load_base(
 
     Raises:
         FileNotFoundError: not fetched yet, no such folder, or not available from the hub; with the remedy.
-        ValueError: an empty tokenizer, parts that do not fit each other, or an unknown dtype.
+        ValueError: an empty tokenizer, a text encoder without some of its weights, parts that do not fit each other, or
+            an unknown dtype.
     """
     where, dtype, unet_dtype = str(source), precision(dtype), precision(unet_dtype or dtype)
     if where.partition(":")[0] == "random":
@@ -112,8 +113,8 @@ def load_base(
     try:
         vae = AutoencoderKL.from_pretrained(where, subfolder="vae", revision=revision, torch_dtype=dtype)
         unet = UNet2DConditionModel.from_pretrained(where, subfolder="unet", revision=revision, torch_dtype=unet_dtype)
-        text_encoder = CLIPTextModel.from_pretrained(
-            where, subfolder="text_encoder", revision=revision, torch_dtype=torch.float32
+        text_encoder, loading = CLIPTextModel.from_pretrained(
+            where, subfolder="text_encoder", revision=revision, torch_dtype=torch.float32, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(
             where, subfolder="tokenizer", revision=revision, trust_remote_code=False
@@ -124,6 +125,11 @@ def load_base(
             f"The base model {where} could not be read ({error}). Get it with `face2scene fetch sd_turbo`, or set "
             "restorer.base.source to a local copy; restorer=tiny needs no download."
         ) from error
+    if missing := sorted(loading["missing_keys"]):  # transformers would leave these random, with a warning
+        raise ValueError(
+            f"The text encoder of {where} lacks {len(missing)} weights, such as {missing[0]}: its file is of another "
+            "layout than this version of transformers reads. Set restorer.base.source to a whole copy."
+        )
     base = _checked(where, vae, unet, text_encoder, tokenizer, schedule)
     if (Path(where) / "skips").is_dir():
         base = replace(base, skips=Skips.from_pretrained(where, subfolder="skips"))
