@@ -20,7 +20,6 @@ from face2scene.assets import catalogue
 from face2scene.cli.command_line import CONFIGS
 from face2scene.cli.commands import run_baseline
 from face2scene.common.files import atomic_write
-from face2scene.common.reproducibility import commit
 from face2scene.common.shipped import CHECKPOINTS
 from face2scene.degradation import Blur, GaussianNoise, Jpeg, Recipe, Resize, RestoreSize
 from face2scene.eval.reports.table_page import paper_table
@@ -139,9 +138,7 @@ def write_page(docs: Path, place: Path, runs: Path, table: str) -> None:
             f"{titles[part]}: {', '.join([*rows_of(part), 'ground truth'])}.\n\n![{titles[part]}]({target.name})\n"
         )
     costs = costs_of(runs)
-    text = PAGE.format(
-        table=table.partition("\n\n")[2], costs=costs, strips="\n".join(strips), commit=commit(), side=SIDE
-    )
+    text = PAGE.format(table=table.partition("\n\n")[2], costs=costs, strips="\n".join(strips), side=SIDE)
     with atomic_write(docs / "offline_table.md") as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -153,7 +150,7 @@ def costs_of(runs: Path) -> str:
         record = json.loads((runs / f"table_offline/noise/{slug(title)}/baseline.json").read_text(encoding="utf-8"))
         launches = [launch for launch in record["launches"] if launch["pictures"]]
         seconds = sum(launch["seconds"] for launch in launches) / sum(launch["pictures"] for launch in launches)
-        name = next((name for start, name in SIZES.items() if title.startswith(start)), None)
+        name = SIZES.get(max((start for start in SIZES if title.startswith(start)), key=len, default=""))
         size = "-"
         if name is not None:
             folder = CHECKPOINTS / name if (CHECKPOINTS / name).is_dir() else catalogue.folder(name)
@@ -181,14 +178,14 @@ the weights that `face2scene restore` uses. None of them is a row of the paper.
 {table}
 ## Cost
 
-Of one 192 x 192 image, without loading.
+Of one 192 x 192 image, without loading; the seconds are of a core that had other work besides.
 
 {costs}
 
 ## Pictures
 
 {strips}
-Measured at commit {commit} on one CPU core.
+Measured on one CPU core.
 """
 
 

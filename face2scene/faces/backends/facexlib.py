@@ -135,7 +135,7 @@ def _network(kind: str, path: Path, device: str, *_stamp: int) -> nn.Module:
             module = import_optional("facexlib.recognition.arcface_arch", "faces", why=why)
             net = module.Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se")
     # The landmark file may hold a training score beside its weights, a NumPy scalar, which is allowed.
-    scalar = np._core.multiarray.scalar
+    scalar = np.float64(0).__reduce__()[0]  # numpy moved its module in 2.0
     number = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]
     try:
         with torch.serialization.safe_globals(number):
