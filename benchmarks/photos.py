@@ -119,7 +119,7 @@ def write_page(docs: Path, table: list[str], titles: list[str], sheets: dict[str
     for strength, rows in sheets.items():
         target = docs / f"images/photos_{strength}.jpg"
         with atomic_write(target) as partial:
-            Image.fromarray(to_bytes(torch.cat(rows, 1))).save(partial, format="JPEG", quality=82)
+            Image.fromarray(to_bytes(torch.cat(rows, 1))).save(partial, format="JPEG", quality=72)
         shown.append(f"## {strength.capitalize()}\n\n![{strength}](images/{target.name})\n")
     with atomic_write(docs / "photos.md") as partial:
         page = PAGE.format(

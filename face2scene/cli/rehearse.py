@@ -59,7 +59,10 @@ class RandomLpips(nn.Module):
         self.network = lpips.LPIPS(net=network, pretrained=False, pnet_rand=True, verbose=False).requires_grad_(False)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        return self.network(output, target).mean()
+        return self.each(output, target).mean()
+
+    def each(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.network(output, target).flatten()
 
 
 def main(argv: Sequence[str]) -> int:

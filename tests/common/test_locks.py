@@ -77,11 +77,14 @@ def test_forked_worker_does_not_keep_the_folder(tmp_path):
     code = """
 import os, sys, time
 from face2scene.common.locks import locked
+begun, begin = os.pipe()
 with locked(sys.argv[1], ""):
     worker = os.fork()
     if worker == 0:
+        os.write(begin, b"x")
         time.sleep(60)
         os._exit(0)
+    os.read(begun, 1)  # until the worker runs
     print(worker, flush=True)
     os.kill(os.getpid(), 9)
 """

@@ -54,7 +54,7 @@ def sweep(cfg: DictConfig, given: list[str], stage_one: str, runner: Runner = ru
     if cfg.wandb:
         grid = wandb_grid(chosen, common, cfg.use)
         with atomic_write(Path(cfg.wandb)) as temporary:
-            temporary.write_text(yaml.safe_dump(grid, sort_keys=False), encoding="utf-8")
+            temporary.write_text(yaml.safe_dump(grid, sort_keys=False), encoding="utf-8", newline="\n")
         print(f"wandb sweep {shlex.quote(cfg.wandb)}    gives the sweep an ID; wandb agent ID trains its variants.")
         return 0
     laid_out = plan(
