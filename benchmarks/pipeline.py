@@ -62,9 +62,10 @@ def one_by_one(pipeline: Face2ScenePipeline, folder: Path, output: Path) -> tupl
 
 def large(megapixels: float, device: str, tile: str, weights: str) -> dict[str, Any]:
     """One large image by the pipeline, or by Real-ESRGAN: seconds and MiB, of this process."""
-    height = round((megapixels * 1e6 * 3 / 4) ** 0.5)
+    height = round((megapixels * 1e6 * (3 / 4 if megapixels > 1 else 1)) ** 0.5)
+    width = height * 4 // 3 if megapixels > 1 else height
     small = torch.rand(1, 3, 192, 256, generator=torch.Generator().manual_seed(0))
-    image = torch.nn.functional.interpolate(small, size=(height, height * 4 // 3), mode="bilinear")[0]
+    image = torch.nn.functional.interpolate(small, size=(height, width), mode="bilinear")[0]
     if weights == REAL_ESRGAN:
         method = RealESRGANx4(version="general-x4v3", device=device)
         warm, work = partial(method, scale=1), partial(method, image, scale=1)

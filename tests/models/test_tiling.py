@@ -114,6 +114,12 @@ def test_detail_all_over_counts_by_area():
     assert [square.share for square in squares] == pytest.approx(cells)
 
 
+def test_squares_of_an_image_without_its_margins(shipped_restorer):
+    plan = TilePlan.of((200, 200), shipped_restorer, tile=96, overlap=32)
+    image = torch.rand(1, 3, 200, 200, generator=torch.Generator().manual_seed(0))
+    assert [one.box for one in plan.squares(image)] == [one.box for one in plan.squares(plan.padded(image))]
+
+
 @pytest.mark.parametrize("size", [(448, 448), (100, 448), (1, 500), (500, 3), (40, 448)])
 def test_margins_are_mirrored_and_cut_off(shipped_restorer, size):
     image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))

@@ -138,6 +138,8 @@ class TilePlan:
     def squares(self, x: Tensor) -> list[Square]:
         """Squares for the shared statistics of a network's input x (1, C, h, w), with the area of `SAMPLES` tiles."""
         side = max(self.tile // SPLIT // self.unit, 1) * self.unit
+        if self.height % x.shape[-2] or self.width % x.shape[-1]:  # the image without its margins
+            x = self.padded(x)
         return strata(x, (self.height, self.width), side, SAMPLES * self.tile**2 // side**2, self.unit)
 
     @property
