@@ -7,6 +7,7 @@ FIRST. OUTPUT is a third one, with the mean of their VAE, UNet and skip connecti
 import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -22,23 +23,27 @@ def main(words: list[str]) -> None:
     first, second, output = map(Path, words)
     if output.exists():
         raise SystemExit(f"There is something at {output} already: give another folder.")
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(second, partial)
-    for file in sorted(partial.rglob("*.safetensors")):
-        place = file.relative_to(partial)
-        if _SHARED in place.parts:
-            continue
-        before, after = load_file(first / place), load_file(file)
-        with safe_open(file, "pt") as opened:
-            header = opened.metadata()
-        for name, weight in after.items():
-            if not name.startswith(_OTHER):
-                if name not in before or before[name].shape != weight.shape:
-                    raise SystemExit(f"{first} and {second} are of different shapes: {place} differs in {name}.")
-                after[name] = (0.5 * before[name].float() + 0.5 * weight.float()).to(weight.dtype)
-        save_file(after, file, metadata=header)
-    partial.rename(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output.parent, prefix=".average-") as place:  # removed whatever happens
+        partial = Path(shutil.copytree(second, Path(place) / output.name))
+        for file in sorted(partial.rglob("*.safetensors")):
+            inside = file.relative_to(partial)
+            if _SHARED not in inside.parts:
+                average_into(file, first / inside)
+        partial.rename(output)
+
+
+def average_into(file: Path, other: Path) -> None:
+    """Replace the weights of a safetensors file by their mean with those of another one."""
+    before, after = load_file(other), load_file(file)
+    with safe_open(file, "pt") as opened:
+        header = opened.metadata()
+    for name, weight in after.items():
+        if not name.startswith(_OTHER):
+            if name not in before or before[name].shape != weight.shape:
+                raise SystemExit(f"{other} and the second base's file are of different shapes, such as {name}.")
+            after[name] = (0.5 * before[name].float() + 0.5 * weight.float()).to(weight.dtype)
+    save_file(after, file, metadata=header)
 
 
 if __name__ == "__main__":

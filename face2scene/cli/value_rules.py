@@ -16,18 +16,8 @@ from face2scene.cli.config_text import Key, in_group, options_of
 _NUMBER = re.compile(r"[+-]?((\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?|nan|inf)", re.IGNORECASE)
 # Patterns of keys, of those whose default is a positive whole number: 0 is allowed too
 _FROM_ZERO = (
-    *(
-        "*seed",
-        "*workers",
-        "*warmup",
-        "*overlap",
-        "*margin",
-        "*retries",
-        "*held_out",
-        "*references",
-        "*nuisance_images",
-        "*_rank",
-    ),
+    *("*seed", "*workers", "*warmup", "*overlap", "*margin", "*retries", "*held_out", "*references"),
+    *("*nuisance_images", "*_rank"),
     *("*first_person", "*_people", "*_shots", "*_every", "*timestep", "*_exit", "*weight", "*.min", "*.max", "port"),
     *("*.gpus_per_node", "*min_face", "*min_pixels", "*min_photo_pixels", "*min_variance", "*max_references"),
 )
@@ -70,9 +60,8 @@ def problem(key: str, value: Any, entry: Key) -> str:
         return ""
     text = _text(value)
     names = choices(comment)
-    said = (
-        rf"(?<![\w-]){re.escape(text)}{'' if value is None else '(?=:| is )'}(?![\w-])"  # such as `auto: by the memory`
-    )
+    before_colon = "" if value is None else "(?=:| is )"  # such as `auto: by the memory`
+    said = rf"(?<![\w-]){re.escape(text)}{before_colon}(?![\w-])"
     if (value == [] and "[]" in comment) or (isinstance(value, str | None) and not names and re.search(said, comment)):
         return ""
     kind = _kind(key, value, default, names)

@@ -1,4 +1,4 @@
-"""Generated people in photos of places: pictures in which a person is small and a background is large."""
+"""Generated people in photos of places: images in which a person is small and a background is large."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from face2scene.data.sources.photo_folder import photo_folder
 from face2scene.image_io.arrays import read_image
 
 _CUT = 256  # side in pixels at which a person is cut out
-_SHOWN = 0.88  # of a portrait's height; its lower corners, where the shoulders end at its border, lie below the picture
+_SHOWN = 0.88  # of a portrait's height; its lower corners, where the shoulders end at its border, lie below the image
 
 
 class PeopleInPlaces:
