@@ -35,6 +35,8 @@ def main(words: list[str]) -> None:
 
 def average_into(file: Path, other: Path) -> None:
     """Replace the weights of a safetensors file by their mean with those of another one."""
+    if not other.is_file():
+        raise SystemExit(f"There is no {other}: the first base is not of the second one's kind.")
     before, after = load_file(other), load_file(file)
     with safe_open(file, "pt") as opened:
         header = opened.metadata()
