@@ -5,7 +5,7 @@ B images, N tokens of width D. Images are RGB in [0, 1].
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from face2scene.models.restorer.skips import attach, channels_of
 from face2scene.models.restorer.tiling import TilePlan, network_in_tiles
 
 log = logging.getLogger(__name__)
+KEPT = 512 * 2**20  # bytes of encoder features kept for the skip connections of tiles; the rest is computed again
 POSITIVE = "a high-resolution, 8K, ultra-realistic sharp image, vibrant colors, and natural lighting"
 NEGATIVE = "oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, oversmooth"
 
@@ -148,9 +149,10 @@ class OneStepRestorer(RestorerBase):
         if not self.negative_tokens:
             tokens = torch.where(negative.view(-1, 1, 1), self.null_tokens.to(tokens), tokens)
         with self._autocast():
-            latent = self._encode(image, seeds)
+            with self._recorded() as features:
+                latent = self._encode(image, seeds)
             prediction = self._predict(latent, self.text[negative.long()], tokens)
-            return self._decode(predict_x0(latent, prediction, self.alpha, self.prediction), image)
+            return self._decode(predict_x0(latent, prediction, self.alpha, self.prediction), image, features)
 
     @torch.inference_mode()
     def restore(
@@ -175,9 +177,10 @@ class OneStepRestorer(RestorerBase):
         padded, (height, width) = pad_to_multiple(image, self.multiple)
         with explained(MEMORY_ADVICE):
             guidances = [self.guidance if guidance is None else guidance]
-            latent = self.draw(self.encode(padded), seeds)
+            with self._recorded() as features:
+                latent = self.draw(self.encode(padded), seeds)
             (clean,) = self.denoise(latent, tokens, guidances=guidances)
-            return self.decode(clean, padded)[..., :height, :width]
+            return self.decode(clean, padded, features)[..., :height, :width]
 
     def restore_tiled(
         self,
@@ -209,6 +212,14 @@ class OneStepRestorer(RestorerBase):
             (1, 3, H, W) in [0, 1] for each of `guidances`.
         """
         padded, (top, left) = plan.padded(image), plan.margins
+        kept: dict[Box, list[Tensor]] = {}  # what skip connections read of the encoder, by tile
+
+        def encode(part: Tensor, boxes: list[Box]) -> Tensor:
+            with self._recorded() as features:
+                posterior = self.encode(part)
+            if features and len(boxes) == 1 and len(kept) * _bytes(features) < KEPT:
+                kept[boxes[0]] = [feature.to(image.device) for feature in features]
+            return posterior
 
         def denoise(latent: Tensor, boxes: list[Box]) -> Tensor:
             tokens = torch.cat([tokens_at((x0 - left, y0 - top, x1 - left, y1 - top)) for x0, y0, x1, y1 in boxes])
@@ -217,14 +228,15 @@ class OneStepRestorer(RestorerBase):
         def decode(latent: Tensor, boxes: list[Box]) -> Tensor:
             if not self.reads_input:
                 return self.decode(latent)
-            given = torch.cat([padded[..., y0:y1, x0:x1] for x0, y0, x1, y1 in boxes])
-            return self.decode(latent, given.to(latent.device))
+            given = torch.cat([padded[..., y0:y1, x0:x1] for x0, y0, x1, y1 in boxes]).to(latent.device)
+            features = kept.get(boxes[0]) if len(boxes) == 1 else None  # several are the squares for statistics
+            return self.decode(latent, given, features and [feature.to(latent.device) for feature in features])
 
         def run(name: str, network: nn.Module, part: nn.Module, work: Callable[..., Tensor], x: Tensor) -> Tensor:
             with explained(MEMORY_ADVICE), on_device(device, network) if offload else nullcontext():
                 return network_in_tiles(name, part, work, x, plan, device, progress)
 
-        posterior = run("encoding", self.vae, self.vae.encoder, lambda part, boxes: self.encode(part), padded)
+        posterior = run("encoding", self.vae, self.vae.encoder, encode, padded)
         latent = self.draw(posterior, torch.tensor([seed]))
         clean = run("denoising", self.unet, self.unet, denoise, latent)
         for one in clean.chunk(len(guidances), dim=1):
@@ -273,14 +285,15 @@ class OneStepRestorer(RestorerBase):
         return [predict_x0(latent, one, self.alpha, self.prediction) for one in guided]
 
     @torch.inference_mode()
-    def decode(self, latent: Tensor, image: Tensor | None = None) -> Tensor:
+    def decode(self, latent: Tensor, image: Tensor | None = None, features: Sequence[Tensor] | None = None) -> Tensor:
         """A clean latent (B, C, h, w) to the image (B, 3, H, W) in [0, 1], float32.
 
         Args:
             image: the encoded image (B, 3, H, W); required where the restorer `reads_input`.
+            features: `Skips.recorded` while it was encoded; None encodes it again where they are needed.
         """
         with self._autocast():
-            output = run_with_fp32_fallback("VAE decoder", self.vae, lambda: self._decode(latent, image))
+            output = run_with_fp32_fallback("VAE decoder", self.vae, lambda: self._decode(latent, image, features))
         return output.clamp(0, 1).float()
 
     @property
@@ -303,13 +316,16 @@ class OneStepRestorer(RestorerBase):
         with self._unet_autocast():
             return self.unet(latent.to(dtype), self.timestep, encoder_hidden_states=context.to(dtype)).sample
 
-    def _decode(self, latent: Tensor, image: Tensor | None = None) -> Tensor:
+    def _recorded(self) -> AbstractContextManager[list[Tensor]]:
+        return self.vae.skips.recorded(self.vae) if self.skips else nullcontext([])
+
+    def _decode(self, latent: Tensor, image: Tensor | None = None, features: Sequence[Tensor] | None = None) -> Tensor:
         scaled = (latent / self.vae.config.scaling_factor).to(self.vae_dtype)
         if self.reads_input and image is None:
             raise ValueError("A restorer with skip connections or a residual needs the encoded image to decode.")
         if self.skips and image is not None:
-            features = self.vae.skips.encoder_features(self.vae, (image * 2 - 1).to(self.vae_dtype))
-            decoded = self.vae.skips.decode(self.vae, scaled, features).float() / 2
+            given = (image * 2 - 1).to(self.vae_dtype)
+            decoded = self.vae.skips.decode(self.vae, scaled, given, features).float() / 2
         else:
             decoded = self.vae.decode(scaled).sample.float() / 2  # bf16 has 375 values in [0, 1] after `/ 2 + 0.5`
         return image + decoded if self.residual and image is not None else decoded + 0.5
@@ -373,3 +389,7 @@ class OneStepRestorer(RestorerBase):
         # change elsewhere. The UNet's small maps of many channels gain nothing.
         self.vae.to(memory_format=torch.channels_last)
         return self.eval().requires_grad_(False)
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
