@@ -23,11 +23,10 @@ from face2scene.models.restorer import lora
 from face2scene.models.restorer.acceleration import fuse_upsample_conv, run_with_fp32_fallback
 from face2scene.models.restorer.base_model import DiffusionBase, PackagedBase, Seeds, per_sample_noise, predict_x0
 from face2scene.models.restorer.restorer_base import MEMORY_ADVICE, RestorerBase
-from face2scene.models.restorer.skips import attach, channels_of
+from face2scene.models.restorer.skips import KeptFeatures, attach, channels_of
 from face2scene.models.restorer.tiling import TilePlan, network_in_tiles
 
 log = logging.getLogger(__name__)
-KEPT = 512 * 2**20  # bytes of encoder features kept for the skip connections of tiles; the rest is computed again
 POSITIVE = "a high-resolution, 8K, ultra-realistic sharp image, vibrant colors, and natural lighting"
 NEGATIVE = "oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, oversmooth"
 
@@ -212,13 +211,12 @@ class OneStepRestorer(RestorerBase):
             (1, 3, H, W) in [0, 1] for each of `guidances`.
         """
         padded, (top, left) = plan.padded(image), plan.margins
-        kept: dict[Box, list[Tensor]] = {}  # what skip connections read of the encoder, by tile
+        kept = KeptFeatures(plan.boxes)
 
         def encode(part: Tensor, boxes: list[Box]) -> Tensor:
             with self._recorded() as features:
                 posterior = self.encode(part)
-            if features and len(boxes) == 1 and len(kept) * _bytes(features) < KEPT:
-                kept[boxes[0]] = [feature.to(image.device) for feature in features]
+            kept.put(boxes, [feature.to(image.device) for feature in features])
             return posterior
 
         def denoise(latent: Tensor, boxes: list[Box]) -> Tensor:
@@ -229,8 +227,7 @@ class OneStepRestorer(RestorerBase):
             if not self.reads_input:
                 return self.decode(latent)
             given = torch.cat([padded[..., y0:y1, x0:x1] for x0, y0, x1, y1 in boxes]).to(latent.device)
-            features = kept.get(boxes[0]) if len(boxes) == 1 else None  # several are the squares for statistics
-            return self.decode(latent, given, features and [feature.to(latent.device) for feature in features])
+            return self.decode(latent, given, kept.of(boxes, latent.device))
 
         def run(name: str, network: nn.Module, part: nn.Module, work: Callable[..., Tensor], x: Tensor) -> Tensor:
             with explained(MEMORY_ADVICE), on_device(device, network) if offload else nullcontext():
@@ -241,6 +238,8 @@ class OneStepRestorer(RestorerBase):
         clean = run("denoising", self.unet, self.unet, denoise, latent)
         for one in clean.chunk(len(guidances), dim=1):
             output = run("decoding", self.vae, self.vae if self.reads_input else self.vae.decoder, decode, one)
+            if len(guidances) == 1:
+                kept.clear()
             yield plan.cropped(output, (image.shape[-2], image.shape[-1]))
 
     @torch.inference_mode()
@@ -389,7 +388,3 @@ class OneStepRestorer(RestorerBase):
         # change elsewhere. The UNet's small maps of many channels gain nothing.
         self.vae.to(memory_format=torch.channels_last)
         return self.eval().requires_grad_(False)
-
-
-def _bytes(tensors: Sequence[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

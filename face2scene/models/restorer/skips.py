@@ -13,6 +13,10 @@ from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, is_grad_enabled, nn
 
+from face2scene.common.types import Box
+
+KEPT = 512 * 2**20  # bytes (ours)
+
 
 class Skips(ModelMixin, ConfigMixin):
     """The convolutions, one for each stage; they start at zero, which leaves the VAE's output unchanged.
@@ -65,6 +69,40 @@ class Skips(ModelMixin, ConfigMixin):
         for block, conv, feature in zip(decoder.up_blocks, reversed(self.convs), reversed(features), strict=True):
             x = _run(decoder, block, x + conv(feature))
         return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))
+
+
+class KeptFeatures:
+    """`Skips.recorded` of an image's tiles, from their encoding to their decoding.
+
+    One tensor holds a stage's features of all tiles: small blocks between those of the networks would keep freed memory
+    from being used again. Tiles beyond `KEPT` bytes are encoded again.
+    """
+
+    def __init__(self, boxes: Sequence[Box]):
+        self._places = {box: place for place, box in enumerate(boxes)}
+        self._stages: list[Tensor] = []  # (tiles, C, h, w) each
+
+    def put(self, boxes: Sequence[Box], features: Sequence[Tensor]) -> None:
+        """Keep the features (1, C, h, w) of one tile; those of other boxes, such as squares, are not kept."""
+        if not features or len(boxes) != 1 or boxes[0] not in self._places:
+            return
+        if not self._stages:
+            count = min(len(self._places), KEPT // sum(one.numel() * one.element_size() for one in features))
+            self._stages = [one.new_empty(count, *one.shape[1:]) for one in features]
+        if self._places[boxes[0]] < len(self._stages[0]):
+            for stage, feature in zip(self._stages, features, strict=True):
+                stage[self._places[boxes[0]]] = feature[0]
+
+    def of(self, boxes: Sequence[Box], device: torch.device) -> list[Tensor] | None:
+        """The features of one tile, or None where they were not kept."""
+        place = self._places.get(boxes[0]) if len(boxes) == 1 else None
+        if place is None or not self._stages or place >= len(self._stages[0]):
+            return None
+        return [stage[place, None].to(device) for stage in self._stages]
+
+    def clear(self) -> None:
+        """Free the features."""
+        self._stages = []
 
 
 def channels_of(vae: AutoencoderKL) -> list[list[int]]:
