@@ -98,7 +98,8 @@ def list_images(folder: str | Path) -> list[Path]:
 def list_files(folder: str | Path) -> list[Path]:
     """All files below `folder`, sorted by path, without hidden ones, STRAY_FOLDERS and STRAY_FILES.
 
-    A warning names each folder that cannot be opened, and each link that leads to a folder or to nothing.
+    A warning names each folder that cannot be opened, each link that leads to a folder or to nothing, and each pipe,
+    socket or device.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -123,8 +124,8 @@ def files_below(folder: str | Path) -> tuple[list[Path], dict[Path, str]]:
         for path in (Path(parent, name) for name in kept):
             if path.is_file():
                 files.append(path)
-            elif path.is_symlink():
-                links[path] = "the link leads to nothing"
+            else:
+                links[path] = "the link leads to nothing" if path.is_symlink() else "a pipe, socket or device"
     ordered = sorted(files, key=lambda path: path.relative_to(folder).parts)  # on Windows paths compare without case
     return ordered, links | {Path(error.filename): error.strerror or str(error) for error in errors}
 
