@@ -37,8 +37,8 @@ def write_results(
 ) -> dict[str, Any]:
     """Write both files of a row and return the contents of `scores.json`.
 
-    A mean is given where every image has a value, and no image of another set is in the folder. Images without one for a stated reason, such as no face for the
-    identity score (as in the paper) or an infinite PSNR, are left out and named.
+    A mean is given where every image has a value and no image of another set is in the folder. Images without one for a
+    stated reason, such as no face for the identity score (as in the paper) or an infinite PSNR, are left out and named.
 
     Args:
         gt: number and `sha256` of the ground truths, see `gt_digest`.
