@@ -125,7 +125,7 @@ def files_below(folder: str | Path) -> tuple[list[Path], dict[Path, str]]:
             if path.is_file():
                 files.append(path)
             else:
-                links[path] = "the link leads to nothing" if path.is_symlink() else "a pipe, socket or device"
+                links[path] = "a pipe, socket or device" if path.exists() else "the link leads to nothing"
     ordered = sorted(files, key=lambda path: path.relative_to(folder).parts)  # on Windows paths compare without case
     return ordered, links | {Path(error.filename): error.strerror or str(error) for error in errors}
 

@@ -367,12 +367,14 @@ def test_links_that_lead_nowhere_are_named(tmp_path, caplog):
     (tmp_path / "in/linked.png").symlink_to(tmp_path / "in/a.png")
     (tmp_path / "in/gone.png").symlink_to(tmp_path / "nothing.png")
     os.mkfifo(tmp_path / "in/pipe.png")
+    (tmp_path / "in/zeros.png").symlink_to("/dev/zero")
     (tmp_path / "in/sub/loop").symlink_to(tmp_path / "in", target_is_directory=True)
     assert [task.name for task in find_tasks(tmp_path / "in")] == ["a", "linked"]
     assert "gone.png cannot be opened (the link leads to nothing)" in caplog.text
-    assert "pipe.png cannot be opened (a pipe, socket or device)" in caplog.text
+    for name in ("pipe.png", "zeros.png"):
+        assert f"{name} cannot be opened (a pipe, socket or device)" in caplog.text
     assert "loop cannot be opened (links to folders are not followed)" in caplog.text
-    assert passed_over(tmp_path / "in").startswith("passed over: 3 folder(s), link(s) or pipe(s)")
+    assert passed_over(tmp_path / "in").startswith("passed over: 4 folder(s), link(s) or pipe(s)")
 
 
 def test_names_that_differ_in_case_are_told_apart(tmp_path):

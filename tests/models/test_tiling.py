@@ -11,7 +11,7 @@ from torch import nn
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.common.types import DegradationTokens
 from face2scene.image_io.arrays import align_colour, resize
-from face2scene.models.restorer import strata as strata_module
+from face2scene.models.loading import load_merged
 from face2scene.models.restorer import tiling
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.shared_norms import SharedNorms
@@ -26,6 +26,11 @@ SHIPPED = REPOSITORY / "checkpoints/tiny/restorer.safetensors"
 @pytest.fixture(scope="module")
 def shipped_restorer() -> OneStepRestorer:
     return OneStepRestorer.from_file(SHIPPED).merged()
+
+
+@pytest.fixture(scope="module")
+def photo_restorer() -> OneStepRestorer:
+    return load_merged(REPOSITORY / "checkpoints/photo/restorer.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +87,9 @@ def content_at(y: int, x: int, side: int = 96) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("y", "x"), [(0, 0), (150, 130), (300, 60), (210, 320)])
-def test_few_squares_represent_all_content(monkeypatch, y, x):
-    monkeypatch.setattr(strata_module, "COVERED", 0)  # by area alone
+def test_few_squares_represent_all_content(y, x):
     image = content_at(y, x)
-    squares = strata(image, (448, 448), 64, 16, 16)
+    squares = strata(image, (448, 448), 64, 16, 16, covered=0)
     assert len(squares) <= 16 and sum(square.share for square in squares) == pytest.approx(1)
     mean = 0.0
     for (x0, y0, _, _), (left, top, right, bottom), share in ((s.box, s.core, s.share) for s in squares):
@@ -226,12 +230,12 @@ PLACES = [(176, 176), (0, 0), (288, 0), (0, 304), (160, 320), (320, 160), (96, 2
 GROUNDS = [(1.0, 1.0, 1.0), (0.02, 0.02, 0.03), (0.35, 0.6, 0.95), (0.5, 0.5, 0.5)]
 
 
-def on_a_ground(photo, number: int) -> torch.Tensor:
-    """A photo of 112 pixels on an even ground of 448, most of them outside four corner squares of 144."""
+def on_a_ground(photo, number: int, side: int = 112) -> torch.Tensor:
+    """A photo on an even ground of four times its side, most of them outside four corner squares of 144 (of 448)."""
     ground = torch.tensor(GROUNDS[number % len(GROUNDS)]).view(1, 3, 1, 1)
-    image = ground.expand(1, 3, 448, 448).clone()
-    y, x = PLACES[number]
-    image[..., y : y + 112, x : x + 112] = resize(torch.from_numpy(photo.copy()).permute(2, 0, 1), (112, 112))
+    image = ground.expand(1, 3, 4 * side, 4 * side).clone()
+    y, x = (place * side // 112 for place in PLACES[number])
+    image[..., y : y + side, x : x + side] = resize(torch.from_numpy(photo.copy()).permute(2, 0, 1), (side, side))
     return image
 
 
@@ -261,6 +265,28 @@ def test_tiled_restoration_is_as_good_anywhere(shipped_restorer, photo, number):
         for tile in (None, 144)
     )
     assert psnr(output, image) > psnr(whole, image) - 0.3
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_tiled_correction_is_as_good_anywhere(photo_restorer, photo, number):
+    """A restorer that corrects its input takes statistics by area; by content it lost 0.6 dB and more."""
+    image, tokens = on_a_ground(photo, number, 48), photo_restorer.tokens(None, 1)
+    whole, output = (
+        align_colour(restore_in_tiles(photo_restorer, image, lambda box: tokens, p), image, "wavelet")
+        for p in (plan(photo_restorer, image, tile=None), plan(photo_restorer, image, tile=80))
+    )
+    assert psnr(output, image) > psnr(whole, image) - 0.3
+
+
+def test_squares_by_area_are_no_smaller_than_128(photo_restorer, shipped_restorer):
+    image = torch.rand(1, 3, 1200, 1200, generator=torch.Generator().manual_seed(0))
+    for tile, side, count in ((80, 80, 10), (192, 128, 9), (512, 256, 16)):
+        chosen = plan(photo_restorer, image, tile=tile)
+        squares = chosen.squares(chosen.padded(image))
+        assert {(x1 - x0, y1 - y0) for x0, y0, x1, y1 in (one.box for one in squares)} == {(side, side)}
+        assert len(squares) <= count and chosen.covered == 0
+    by_content = plan(shipped_restorer, image, tile=192)
+    assert by_content.squares(image)[0].box[2] - by_content.squares(image)[0].box[0] == 96
 
 
 def test_tiled_restoration_is_near_whole(shipped_restorer, scene):

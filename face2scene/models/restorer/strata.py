@@ -32,13 +32,16 @@ class Square:
     share: float
 
 
-def strata(x: Tensor, size: tuple[int, int], side: int, count: int, unit: int) -> list[Square]:
+def strata(
+    x: Tensor, size: tuple[int, int], side: int, count: int, unit: int, covered: float = COVERED
+) -> list[Square]:
     """At most `count` squares that represent an image; all cells where there are no more.
 
     Args:
         x: (1, C, h, w), the image or a map of it; h and w divide `size`.
         size: (height, width) of the image, multiples of `unit`.
         side: of a square, a multiple of `unit`.
+        covered: the least share of the image that its content weighs; 0 weighs by area alone.
     """
     stride = size[0] // x.shape[-2]
     rows, columns = (_cells(length, side, unit) for length in size)
@@ -46,7 +49,7 @@ def strata(x: Tensor, size: tuple[int, int], side: int, count: int, unit: int) -
     area = np.array([(y1 - y0) * (x1 - x0) for (_, y0, y1), (_, x0, x1) in cells], np.float64)
     features = _features(x[0], [(c[1:], r[1:]) for r, c in cells], stride)
     detail = features[:, -x.shape[1] :].sum(1)
-    chosen, shares = list(range(len(cells))), _weights(area, detail)
+    chosen, shares = list(range(len(cells))), _weights(area, detail, covered)
     if len(cells) > count:
         chosen, shares = _typical(features, detail, shares, count)
     squares = []
@@ -78,14 +81,14 @@ def _features(x: Tensor, cells: list[tuple[tuple[int, int], tuple[int, int]]], s
     return torch.stack(rows).double().cpu().numpy()
 
 
-def _weights(area: np.ndarray, detail: np.ndarray) -> np.ndarray:
-    """Of the cells: their areas, and where detail covers less than `COVERED` of the image, partly their detail."""
+def _weights(area: np.ndarray, detail: np.ndarray, least: float) -> np.ndarray:
+    """Of the cells: their areas, and where detail covers less than `least` of the image, partly their detail."""
     area = area / area.sum()
     mean = (area * detail).sum()
     if mean == 0:
         return area
     covered = mean**2 / (area * detail**2).sum()  # 1 where all cells are alike, 1 / n where only one of n has detail
-    part = max(COVERED - covered, 0) / (1 - covered) if covered < 1 else 0
+    part = max(least - covered, 0) / (1 - covered) if covered < 1 else 0
     return area * (1 - part + part * detail / mean)
 
 

@@ -25,9 +25,10 @@ from face2scene.common.types import Box, Progress
 from face2scene.image_io.arrays import pad_to_multiple
 from face2scene.models.restorer.restorer_base import RestorerBase
 from face2scene.models.restorer.shared_norms import SharedNorms
-from face2scene.models.restorer.strata import Square, strata
+from face2scene.models.restorer.strata import COVERED, Square, strata
 
 SPLIT = 2  # squares for statistics have 1 / SPLIT of a tile's side, for more positions at the same cost (ours)
+SMALL = 128  # pixels, the least side of squares that are weighed by area, see `TilePlan.squares` (ours)
 MAPS = 4  # full-size maps of the decoder in memory at once: 3 at SD 2.1's shape, and one for workspaces
 THIN = 16  # pixels (ours)
 SAMPLES = 4  # area, in tiles, on which the shared statistics are estimated at once (ours)
@@ -44,6 +45,9 @@ class TilePlan:
             image.
         statistics: `shared` or `tile`.
         margins: pixels above and to the left of the image; at least as many lie below and to the right.
+        covered: the least share that content weighs in the shared statistics, see `strata`. It is 0, by area, where the
+            restorer corrects its input (`residual`): an empty page takes nothing from its content, measured in
+            docs/tiles.md.
     """
 
     height: int
@@ -53,6 +57,7 @@ class TilePlan:
     unit: int
     statistics: str = "shared"
     margins: tuple[int, int] = (0, 0)
+    covered: float = COVERED
 
     @classmethod
     def of(
@@ -77,11 +82,11 @@ class TilePlan:
         """
         if statistics not in ("shared", "tile"):
             raise ValueError(f"statistics is {statistics!r}: choose shared or tile (option pipeline.statistics).")
-        unit = restorer.multiple
+        unit, covered = restorer.multiple, 0.0 if getattr(restorer, "residual", False) else COVERED
         thin = [unit if side < THIN else 0 for side in size]
         height, width = (-(-(side + 2 * margin) // unit) * unit for side, margin in zip(size, thin, strict=True))
         if tile is None or (tile != "auto" and max(height, width) <= int(tile)):
-            return cls(height, width, max(height, width), 0, unit, statistics, (thin[0], thin[1]))
+            return cls(height, width, max(height, width), 0, unit, statistics, (thin[0], thin[1]), covered)
         side = fitting_tile(restorer) if tile == "auto" else int(tile)
         if not 0 <= overlap < side // 2:
             raise ValueError(
@@ -95,11 +100,12 @@ class TilePlan:
                 f"{max(2 * unit, overlap + unit)} pixels (option pipeline.tile)."
             )
         if max(height, width) <= side:
-            return cls(height, width, side, overlap, unit, statistics, (thin[0], thin[1]))
+            return cls(height, width, side, overlap, unit, statistics, (thin[0], thin[1]), covered)
         wanted = -(-overlap // (2 * unit)) * unit
         margins = [wanted if one > side else min(wanted, (side - one) // (2 * unit) * unit) for one in (height, width)]
         height, width = height + 2 * margins[0], width + 2 * margins[1]
-        return cls(height, width, side, overlap, unit, statistics, (thin[0] + margins[0], thin[1] + margins[1]))
+        top, left = (sum(both) for both in zip(thin, margins, strict=True))
+        return cls(height, width, side, overlap, unit, statistics, (top, left), covered)
 
     def padded(self, image: Tensor) -> Tensor:
         """(B, C, H, W) with its margins, mirrored: (B, C, height, width)."""
@@ -136,11 +142,18 @@ class TilePlan:
         ]
 
     def squares(self, x: Tensor) -> list[Square]:
-        """Squares for the shared statistics of a network's input x (1, C, h, w), with the area of `SAMPLES` tiles."""
-        side = max(self.tile // SPLIT // self.unit, 1) * self.unit
+        """Squares for the shared statistics of a network's input x (1, C, h, w), with the area of `SAMPLES` tiles.
+
+        By area, smaller tiles than twice `SMALL` have larger squares than half a tile, and as many as tiles of `SMALL`
+        would: half of a small tile is mostly border, and four squares miss too much. By content, half is nearer to the
+        whole image (docs/tiles.md).
+        """
+        least = 0 if self.covered else SMALL
+        side = max(self.tile // SPLIT, min(self.tile, least), self.unit) // self.unit * self.unit
         if self.height % x.shape[-2] or self.width % x.shape[-1]:  # the image without its margins
             x = self.padded(x)
-        return strata(x, (self.height, self.width), side, SAMPLES * self.tile**2 // side**2, self.unit)
+        count = SAMPLES * max(self.tile, least) ** 2 // side**2
+        return strata(x, (self.height, self.width), side, count, self.unit, self.covered)
 
     @property
     def notes(self) -> dict[str, Any]:
