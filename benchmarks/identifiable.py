@@ -28,11 +28,11 @@ from face2scene.degradation.operators.basic import Operator
 from face2scene.eval.probe.faces import ProbeFace
 from face2scene.models.fadex import FaDeX
 from face2scene.models.fadex.factor_heads import Readout
-from face2scene.models.fadex.linear_readout import FACTORS, factors
+from face2scene.models.fadex.linear_readout import factors
 
 SIDE = 96  # pixels
-WIDTHS = (0.0, 0.3, 0.6, 0.9, 1.2, 1.6, 2.0, 2.5, 3.0, 3.5, 4.0)  # of candidates' blurs, pixels; the prior is even
-SCALES = (1.0, 0.95, 0.88, 0.8, 0.72, 0.64, 0.56, 0.48, 0.4, 0.32, 0.25)
+WIDTHS = (0.0, 0.4, 0.8, 1.2, 1.7, 2.2, 2.8, 3.4, 4.0)  # of candidates' blurs, pixels; the prior is even
+SCALES = (1.0, 0.92, 0.82, 0.72, 0.62, 0.52, 0.42, 0.33, 0.25)
 FLOOR = 0.3  # grey levels squared: rounding, and what the candidates' grid leaves
 KNOWN = {"all but the blur": (WIDTHS, ()), "all but the scale": ((), SCALES), "all but both": (WIDTHS, SCALES)}
 
@@ -90,12 +90,13 @@ def spectrum(image: Tensor) -> tuple[Tensor, Tensor]:
     return torch.zeros(len(count)).index_add_(0, ring, power.flatten()) / count, count / 2.25
 
 
+def inner(image: Tensor) -> Tensor:
+    """Without the margin."""
+    return image[:, MARGIN : MARGIN + SIDE, MARGIN : MARGIN + SIDE]
+
+
 def unlikeliness(candidate: Steps, tile: Tensor, degraded: Tensor) -> float:
     """Minus twice the logarithm of Whittle's likelihood of a candidate."""
-
-    def inner(image: Tensor) -> Tensor:
-        return image.mul(255).round().div(255)[:, MARGIN : MARGIN + SIDE, MARGIN : MARGIN + SIDE]
-
     plain = inner(candidate.recipe(0, noise=False).apply(tile))
     expected = torch.zeros(())
     if candidate.noise is not None:
@@ -121,47 +122,42 @@ def _prior(value: float | None, off: float, candidates: Sequence[float]) -> floa
     return 1.0 if value is None else 0.5 if value == off else 0.5 / (len(candidates) - 1)
 
 
-def measured(faces: Sequence[ProbeFace], count: int, readout: Readout, kept: Path | None) -> list[dict[str, Any]]:
-    """Rows of true factors, those read by the heads and those of each likelihood; `kept` holds what is done."""
+def draw(faces: Sequence[ProbeFace], number: int) -> tuple[Recipe, Tensor, Tensor]:
+    """An operator, a face with a margin, and its degraded middle."""
+    rng = np.random.default_rng([7, number])
+    face, recipe = faces[int(rng.integers(len(faces)))].gt, SINGLE_AND_MIXED.draw(rng)
+    whole = SIDE + 2 * MARGIN
+    if (short := whole - min(face.shape[-2:])) > 0:
+        face = torch.nn.functional.pad(face[None], (short,) * 4, mode="replicate")[0]
+    top, left = (int(rng.integers(side - whole + 1)) for side in face.shape[-2:])
+    tile = face[:, top : top + whole, left : left + whole]
+    return recipe, tile, inner(recipe.apply(tile).mul(255).round().div(255))
+
+
+def measured(faces: Sequence[ProbeFace], count: int, kept: Path | None) -> list[dict[str, list[float]]]:
+    """What each likelihood says of each draw; `kept` holds what is done."""
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept and kept.is_file() else []
-    for number in tqdm(range(count), desc="draws", unit="draw"):
-        if number < len(rows):
-            continue
-        rng = np.random.default_rng([7, number])
-        face, recipe = faces[int(rng.integers(len(faces)))], SINGLE_AND_MIXED.draw(rng)
-        whole = SIDE + 2 * MARGIN
-        if min(face.gt.shape[-2:]) < whole:
-            top = left = 0
-            tile = torch.nn.functional.pad(face.gt[None], (whole,) * 4, mode="replicate")[0]
-            top, left = ((side - whole) // 2 for side in tile.shape[-2:])
-        else:
-            tile = face.gt
-            top, left = (int(rng.integers(side - whole + 1)) for side in tile.shape[-2:])
-        tile = tile[:, top : top + whole, left : left + whole]
-        degraded = recipe.apply(tile).mul(255).round().div(255)[:, MARGIN : MARGIN + SIDE, MARGIN : MARGIN + SIDE]
-        gt = tile[:, MARGIN : MARGIN + SIDE, MARGIN : MARGIN + SIDE]
-        row: dict[str, Any] = {"true": factors(recipe)}
-        row["heads"] = {name: read.value for name, read in readout(gt, degraded).items()}
-        for name, candidates in KNOWN.items():
-            row[name] = told(Steps.of(recipe), tile, degraded, *candidates)
-        rows.append(row)
+    for number in tqdm(range(len(rows), count), desc="draws", unit="draw"):
+        recipe, tile, degraded = draw(faces, number)
+        found = {name: told(Steps.of(recipe), tile, degraded, *candidates) for name, candidates in KNOWN.items()}
+        rows.append(found)
         if kept:
             with kept.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-    return rows
+                file.write(json.dumps(found) + "\n")
+    return rows[:count]
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """R squared of blur and scale by what is known, over all draws."""
-    true = np.array([[row["true"][name] for name in FACTORS] for row in rows])
-    found: dict[str, Any] = {"draws": len(rows)}
-    heads = np.array([[row["heads"][name] for name in FACTORS] for row in rows])
-    found["heads"] = [r_squared(heads, true)[n] for n in (0, 3)]
-    for name, (widths, scales) in KNOWN.items():
+def summary(faces: Sequence[ProbeFace], rows: list[dict[str, list[float]]], readout: Readout) -> dict[str, Any]:
+    """R squared of blur and scale by what is known, over all draws, and of the heads on the same."""
+    drawn = [draw(faces, number) for number in range(len(rows))]
+    true = np.array([list(factors(recipe).values()) for recipe, _, _ in drawn])
+    heads = np.array([[read.value for read in readout(inner(tile), face).values()] for _, tile, face in drawn])
+    found: dict[str, Any] = {"draws": len(rows), "heads": [r_squared(heads, true)[n] for n in (0, 3)]}
+    for name in KNOWN:
         estimate = true.copy()
         estimate[:, [0, 3]] = np.array([row[name] for row in rows])
         values = [r_squared(np.nan_to_num(estimate, nan=1.0), true)[n] for n in (0, 3)]
-        found[name] = [values[0] if widths else None, values[1] if scales else None]
+        found[name] = [value if candidates else None for value, candidates in zip(values, KNOWN[name], strict=True)]
     return found
 
 
@@ -174,8 +170,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    readout = Readout(FaDeX.from_file(ENCODER), options.heads)
-    found = summary(measured(asked_faces(), options.draws, readout, options.rows))
+    readout, faces = Readout(FaDeX.from_file(ENCODER), options.heads), asked_faces()
+    found = summary(faces, measured(faces, options.draws, options.rows), readout)
     print(json.dumps(found, indent=2))
     if options.json:
         write_json(options.json, found)

@@ -330,7 +330,7 @@ def told_others(fitted: Draws, calibrate: Draws, other: Draws) -> list[float]:
         for part, stage in ((fitted, "mixed"), (calibrate, "mixed"), (other, "ground_truth")):
             others = np.delete(scaled(torch.from_numpy(part["factors"])).numpy(), n, 1)
             parts.append((np.concatenate([both(part, stage), others], 1), part["factors"]))
-        found.append(asked(fitted_heads(*parts[:2]), *parts[2])["r_squared"][n])
+        found.append(asked(fitted_heads(*parts[:2], epochs=30), *parts[2])["r_squared"][n])
     return found
 
 
