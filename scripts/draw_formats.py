@@ -187,8 +187,9 @@ is not 1, signed and complex samples, 12 bits in 16 that do not say so, TIFF of 
 without compression, JPEG XL, JPEG 2000 and other formats, files that are cut short (JPEG with an end marker behind
 the cut, too, except within its last few blocks), and more pixels than `max_pixels`. Left out by name: further pages,
 extra samples, gain maps, depth maps, videos of motion photos, XMP in further segments; not applied and named: HDR
-transfer (PQ, HLG), gamma and primaries of a PNG without a profile, other primaries by numbers (BT.2020). Of camera
-RAW the brightness is the camera's; `develop.auto_bright=true` brightens, and the log says so.
+transfer (PQ, HLG), gamma and primaries of a PNG without a profile, other primaries by numbers (BT.2020). A DNG is
+cropped to its default crop. Of camera RAW the brightness is the camera's; `develop.auto_bright=true` brightens, and
+the log says so.
 
 ## Written
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from face2scene.common.optional import import_optional
+from face2scene.image_io.metadata import is_dng
 
 _DEMOSAIC = ("LINEAR", "VNG", "PPG", "AHD", "DCB", "MODIFIED_AHD", "AFD", "VCD", "LMMSE", "AMAZE", "DHT", "AAHD")
 _BALANCES: dict[Any, dict[str, Any]] = {
@@ -132,11 +133,26 @@ def develop(path: str | Path, how: Development = _AS_SHOT, *, max_pixels: int = 
                     f"{path} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million."
                 )
             facts = _facts(path, raw)
+            left, top, right, bottom = _margins(path, raw.sizes, how)
             levels = raw.postprocess(**how.arguments(rawpy))
+            levels = levels[top : levels.shape[0] - bottom, left : levels.shape[1] - right]
     except rawpy.LibRawError as error:
         reason = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else error
         raise RawError(f"{path} cannot be developed as camera RAW ({reason}).") from error
     return Developed(levels.astype(np.float32) / (2**how.output_bps - 1), facts)
+
+
+def _margins(path: Path, sizes: Any, how: Development) -> tuple[int, int, int, int]:
+    # Pixels outside of a DNG's default crop, which viewers do not show: left, top, right, bottom of the turned image.
+    with open(path, "rb") as file:
+        cropped = sizes.crop_width * sizes.crop_height and is_dng(file.read(2**16))
+    left, top = sizes.crop_left_margin - sizes.left_margin, sizes.crop_top_margin - sizes.top_margin
+    right, bottom = sizes.width - left - sizes.crop_width, sizes.height - top - sizes.crop_height
+    if not cropped or min(left, top, right, bottom) < 0:
+        return 0, 0, 0, 0
+    left, top, right, bottom = (margin // (1 + how.half_size) for margin in (left, top, right, bottom))
+    turned = {3: (right, bottom, left, top), 5: (top, right, bottom, left), 6: (bottom, left, top, right)}
+    return turned.get(sizes.flip if how.flip is None else how.flip, (left, top, right, bottom))
 
 
 def develop_apart(path: str | Path, how: Development = _AS_SHOT, *, timeout_s: float = 600) -> Developed:

@@ -10,11 +10,12 @@ import numpy as np
 import pillow_heif
 import pytest
 import tifffile
+from dng import write_dng
 from PIL import Image, ImageCms, ImageOps
 
 from face2scene.image_io.attachments import left_out, turn_of_heif
 from face2scene.image_io.photos import ImageError, Photo, read_photo, write_photo
-from face2scene.image_io.raw import develop
+from face2scene.image_io.raw import Development, develop
 
 Y, X = np.mgrid[0:64, 0:96] / (64, 96)[0]
 COLOUR = np.stack([X / X.max(), Y, (X + Y) / (X + Y).max()], -1)
@@ -244,3 +245,15 @@ def test_dng_is_developed_whatever_its_suffix(tmp_path):
     expected = develop(tmp_path / "a.dng").image
     for name in ("a.tif", "a.jpg"):
         np.testing.assert_array_equal(read_photo(tmp_path / name).image, expected)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_dng_is_cropped_and_turned_as_it_says(tmp_path, orientation):
+    area, crop = (4, 8, 60, 88), ((4, 6), (64, 40))  # top, left, bottom, right; x, y and width, height within
+    tags = [(50829, "I", 4, area, True), (50719, "I", 2, crop[0], True), (50720, "I", 2, crop[1], True)]
+    write_dng(tmp_path / "a.dng", COLOUR, more=[*tags, (274, "H", 1, orientation, True)])
+    expected = np.rot90(COLOUR[10:50, 12:76], {1: 0, 3: 2, 6: 3, 8: 1}[orientation])
+    made = read_photo(tmp_path / "a.dng").image
+    assert made.shape == expected.shape
+    np.testing.assert_allclose(made[4:-4, 4:-4], expected[4:-4, 4:-4], atol=0.01)
+    assert develop(tmp_path / "a.dng", Development(half_size=True)).image.shape[0] == len(expected) // 2

@@ -9,8 +9,8 @@ WHITE_BALANCE = np.array([2.0, 1.0, 1.6])
 BLACK, WHITE = 512, 16383
 
 
-def write_dng(path: Path, rgb: np.ndarray, *, iso: int = 800, exposure=(1, 50), model="Camera") -> Path:
-    """A Bayer DNG whose ground truth is `rgb`, float (H, W, 3) in [0, 1], even sides."""
+def write_dng(path: Path, rgb: np.ndarray, *, iso: int = 800, exposure=(1, 50), model="Camera", more=()) -> Path:
+    """A Bayer DNG whose ground truth is `rgb`, float (H, W, 3) in [0, 1], even sides; `more` are further tags."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     camera, bayer = linear / WHITE_BALANCE, np.empty(rgb.shape[:2])
     for (y, x), channel in {(0, 0): 0, (0, 1): 1, (1, 0): 1, (1, 1): 2}.items():
@@ -38,6 +38,7 @@ def write_dng(path: Path, rgb: np.ndarray, *, iso: int = 800, exposure=(1, 50), 
         (272, "s", 0, model, True),
         (33434, "2I", 1, exposure, True),
         (34855, "H", 1, iso, True),
+        *more,
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     tifffile.imwrite(path, raw, photometric=32803, compression=None, extratags=tags, metadata=None)
