@@ -21,10 +21,12 @@ import torch
 from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import Decoder
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from face2scene.cli.rehearse import composed, pipeline
 from face2scene.cli.rehearse import rehearse as rehearsed
 from face2scene.common.files import atomic_write, read_json, write_json
+from face2scene.common.reproducibility import REPOSITORY
 from face2scene.common.types import Scene
 from face2scene.eval.baselines.methods import FFDNetColour, RealESRGANx4
 from face2scene.eval.baselines.networks import FFDNet, SRVGGNetCompact
@@ -32,8 +34,12 @@ from face2scene.eval.cost.cards import CARDS, CONTEXT, EFFICIENCY, FRAGMENTS, Ca
 from face2scene.eval.cost.complexity import FACEME_STEPS
 from face2scene.eval.cost.simulation import Costs, fake_tensors
 from face2scene.eval.tables.render import plain_markdown
+from face2scene.inference.pipeline import Face2ScenePipeline
+from face2scene.models.fadex import FaDeX
+from face2scene.models.loading import load_restorer
 from face2scene.models.restorer.light_decoders import _Taesd
 from face2scene.ref_fr.no_reference import RRDBNet
+from face2scene.ref_fr.stand_ins import Copy
 
 FACE = 256  # side in pixels of the face in the scene
 VOSR_WIDTHS = (64, 128, 256, 256)  # half of Stable Diffusion 2.1's; its file is not at hand
@@ -55,26 +61,41 @@ def released(kind: str) -> Callable[[], Any]:
     return make
 
 
-def stage_two(*overrides: str, decoder: str | None = None) -> Callable[[], Any]:
+def stage_two(*overrides: str, decoder: str | None = None, experiment: str = "paper") -> Callable[[], Any]:
     """The pipeline of scripts/restore.py with random weights, on one face whose Stage I costs nothing."""
 
     def make() -> Any:
-        made = pipeline(composed(["experiment=paper", "pipeline.tile=null", *overrides])["restore"])
+        made = pipeline(composed([f"experiment={experiment}", "pipeline.tile=null", *overrides])["restore"])
         if decoder is not None:
             made.restorer.vae.decoder = light(decoder, made.restorer.vae)
             made.restorer.vae.post_quant_conv = None
 
-        def call(image: torch.Tensor) -> Any:
-            start = (image.shape[-1] - FACE) // 2
-            return made(Scene("cost", image), box=(start, start, start + FACE, start + FACE))
-
-        modules = {"FaDeX": made.fadex, "VAE encoder": made.restorer.vae.encoder, "UNet": made.restorer.unet}
-        modules |= {"VAE decoder": made.restorer.vae.decoder}
-        if hasattr(made.restorer, "score_net"):
-            modules["score network"] = made.restorer.score_net
-        return SimpleNamespace(modules=modules, call=call)
+        return staged(made)
 
     return make
+
+
+def photo() -> Any:
+    """The weights of `face2scene restore`, whose base has a shape of its own; read outside the counting's tensors."""
+    with unset_fake_temporarily():
+        restorer = load_restorer(REPOSITORY / "checkpoints/photo/restorer.safetensors")
+        fadex = FaDeX.from_file(REPOSITORY / "checkpoints/photo/fadex.safetensors")
+    return staged(Face2ScenePipeline(restorer, fadex, ref_fr=Copy(), tile=None))
+
+
+def staged(made: Face2ScenePipeline) -> Any:
+    """A pipeline's parts by name, and its call on one image with one face."""
+
+    def call(image: torch.Tensor) -> Any:
+        start = (image.shape[-1] - FACE) // 2
+        return made(Scene("cost", image), box=(start, start, start + FACE, start + FACE))
+
+    restorer: Any = made.restorer
+    modules = {"FaDeX": made.fadex, "VAE encoder": restorer.vae.encoder, "UNet": restorer.unet}
+    modules |= {"VAE decoder": restorer.vae.decoder}
+    if hasattr(restorer, "score_net"):
+        modules["score network"] = restorer.score_net
+    return SimpleNamespace(modules=modules, call=call)
 
 
 def light(kind: str, vae: Any) -> nn.Module:
@@ -96,6 +117,9 @@ METHODS: dict[str, Callable[[], Any]] = {
     "Face2Scene, Stage II": stage_two(),
     "Face2Scene, Stage II, decoder taesd": stage_two(decoder="taesd"),
     "Face2Scene, Stage II, decoder vosr_decoder": stage_two(decoder="vosr_decoder"),
+    "S3Diff, tiny": stage_two("restorer=s3diff_tiny", experiment="quickstart"),
+    "Face2Scene, Stage II, tiny": stage_two(experiment="quickstart"),
+    "Face2Scene, Stage II, photo": photo,
 }
 
 

@@ -122,6 +122,15 @@ def test_invalid_value_is_refused_by_place(tmp_path, field, value, reason):
     assert not (tmp_path / "board").exists()
 
 
+def test_run_with_another_sets_images_is_refused(tmp_path):
+    write_images(tmp_path / "truth", "ab")
+    write_images(tmp_path / "mixed", "abxy", 0.1)
+    score_folder(tmp_path / "mixed", tmp_path / "truth", ["psnr"], tmp_path / "out", scorers=SCORERS)
+    with pytest.raises(ScoreError, match="mixed holds 2 images that have no ground truth, so two sets are mixed in it"):
+        submit(tmp_path / "out", tmp_path / "board")
+    assert not (tmp_path / "board").exists() and not (tmp_path / "out/results.json").exists()
+
+
 def test_mixed_sets_and_bad_files_are_refused(tmp_path):
     run = make_run(tmp_path, "Mine")
     results = results_of(run)

@@ -134,6 +134,15 @@ def test_missing_prediction_is_incomplete(tmp_path):
     assert not row.ranked and row.cells["lpips"] == render.NOT_MEASURED and "2 of 3" in row.note
 
 
+def test_two_mixed_sets_are_incomplete(tmp_path, caplog):
+    gt, made = write_images(tmp_path / "truth", "ab"), write_images(tmp_path / "made", "abxy", noise=0.1)
+    scores = score_folder(made, gt, ["lpips"], tmp_path / "out", scorers=SCORERS)
+    assert not scores["complete"] and scores["means"] == {} and "lpips" in scores["means_of_scored_only"]
+    assert "2 images have no ground truth, so two sets are mixed (options gt, split): x, y" in caplog.text
+    row = render.row_from_scores("ours", tmp_path / "out/scores.json", ["lpips"])
+    assert not row.ranked and row.note == "incomplete: 2 of 2 images, and 2 of another set"
+
+
 @pytest.mark.parametrize(
     ("image", "why"),
     [

@@ -12,6 +12,7 @@ from face2scene.degradation.operators.basic import PoissonNoise
 from face2scene.models.fadex import FactorHeads, FaDeX, LinearProbe, Readout
 from face2scene.models.fadex.factor_heads import layer_statistics, scaled, unscaled
 from face2scene.models.fadex.linear_readout import FACTORS, factors
+from face2scene.models.fadex.pair_statistics import PAIR_STATISTICS, pair_statistics
 
 SHIPPED = REPOSITORY / "checkpoints/fadex"
 
@@ -58,6 +59,14 @@ def test_saved_heads_read_the_same(tmp_path):
     for name in FACTORS:
         assert read[name] == pytest.approx(again[name], rel=1e-5)
         assert read[name].low <= read[name].value <= read[name].high
+
+
+def test_heads_may_read_the_pair_too(tmp_path):
+    encoder, heads = small_encoder(), FactorHeads(40 + PAIR_STATISTICS, (16,)).eval()
+    heads.save(tmp_path / "heads.safetensors")
+    read = Readout(encoder, tmp_path / "heads.safetensors")(pair()[0][0], pair()[1][0])
+    again = heads(torch.cat([layer_statistics(encoder, *pair()), pair_statistics(*pair())], 1))
+    assert read["noise"] == pytest.approx(again["noise"], rel=1e-5)
 
 
 def test_linear_heads_read_without_interval(tmp_path):

@@ -142,7 +142,10 @@ def open_row(title: str, folder: Path, out: Path, gts: Mapping[str, Path]) -> Sc
         )
     row = ScoreRow(title, folder, out, paths, [n for n in found if n not in gts])
     if row.extra:
-        log.warning("%s: %d images have no ground truth and are left out: %s", title, len(row.extra), some(row.extra))
+        log.warning(
+            "%s: incomplete, %d images have no ground truth, so two sets are mixed (options gt, split): %s",
+            *(title, len(row.extra), some(row.extra)),
+        )
     return row
 
 

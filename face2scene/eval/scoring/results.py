@@ -37,14 +37,14 @@ def write_results(
 ) -> dict[str, Any]:
     """Write both files of a row and return the contents of `scores.json`.
 
-    A mean is given where every image has a value. Images without one for a stated reason, such as no face for the
-    identity score (as in the paper) or an infinite PSNR, are left out and named.
+    A mean is given where every image has a value and no image of another set is in the folder. Images without one for a
+    stated reason, such as no face for the identity score (as in the paper) or an infinite PSNR, are left out and named.
 
     Args:
         gt: number and `sha256` of the ground truths, see `gt_digest`.
     """
     names = [name for name in row.paths if name not in row.flagged]
-    complete = len(names) == gt["pictures"]
+    complete = len(names) == gt["pictures"] and not row.extra
     per_image = [m for m in measured if m.compares != "sets"]
     columns = {m.key: [row.values[n][m.key] for n in names if m.key in row.values.get(n, {})] for m in per_image}
     whole = {m.key for m in per_image if complete and (len(columns[m.key]) == len(names) or m.undefined)}

@@ -26,10 +26,16 @@ def results_of(run: str | Path) -> dict[str, Any]:
     """The contents of `results.json` for a scored run of `run_baseline` or of `eval predictions=`.
 
     Raises:
-        FileNotFoundError, ScoreError: it is not scored, without a ground truth, or its images have changed or are gone.
+        FileNotFoundError, ScoreError: it is not scored, without a ground truth, with images of another set beside its
+            own, or its images have changed or are gone.
     """
     run = Path(run)
     scores, values = read_scores(run)
+    if foreign := scores["pictures"]["without_truth"]:
+        raise ScoreError(
+            f"{scores['predictions']} holds {len(foreign)} images that have no ground truth, so two sets are mixed in "
+            f"it: {some(foreign)}. Take them out and score it again (option predictions)."
+        )
     record = read_json(run / "baseline.json") if (run / "baseline.json").is_file() else {}
     adapter, inputs = record.get("adapter", {}), record.get("pictures", {})
     folder, images = Path(scores["predictions"]), {}

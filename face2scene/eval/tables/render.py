@@ -55,6 +55,8 @@ def row_from_scores(
     counts = found["counts"]
     if not found["complete"]:
         note = f"incomplete: {counts['scored']} of {counts['expected']} images"
+        if foreign := counts.get("without_truth"):
+            note += f", and {foreign} of another set"
         return TableRow(name, unmeasured, "ours", note, ranked=False)
     values, instead = {**found["means"], **found["sets"]}, instead or {}
     cells = {key: formatted(key, values[metric]) for key in columns if (metric := instead.get(key, key)) in values}

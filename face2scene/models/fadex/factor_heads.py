@@ -1,7 +1,7 @@
-"""Heads that read blur, noise, JPEG quality and scale, with intervals, off all layers of a frozen FaDeX (ours).
+"""Heads that read blur, noise, JPEG quality and scale, with intervals, off a frozen FaDeX and its pair (ours).
 
 The embedding is made to tell operators apart and keeps little of how strong each part is; the statistics of the layers
-before it do.
+before it do, and those of the pair itself (`pair_statistics`).
 """
 
 import math
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from face2scene.common.model_files import load_weights, recorded
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.fadex.linear_readout import FACTORS, LinearProbe
+from face2scene.models.fadex.pair_statistics import PAIR_STATISTICS, pair_statistics
 from face2scene.models.saved_module import SavedModule
 
 COVERAGE = 0.9  # of the intervals
@@ -62,10 +63,10 @@ def unscaled(values: Tensor) -> Tensor:
 
 
 class FactorHeads(SavedModule):
-    """Estimates the factors, each with the width of its error, from `layer_statistics` of one FaDeX.
+    """Estimates the factors, each with the width of its error, from `layer_statistics` and `pair_statistics`.
 
     Args:
-        statistics: their number S.
+        statistics: their number S together, or that of `layer_statistics` alone.
         hidden: widths of the layers.
     """
 
@@ -123,7 +124,8 @@ class Readout:
         self.heads: LinearProbe | FactorHeads = (LinearProbe if linear else FactorHeads).from_file(heads)
         wanted = fadex.config["embedding"] if linear else 2 * sum(fadex.config["widths"])
         given = self.heads.config["embedding" if linear else "statistics"]
-        if given != wanted:
+        self.whole = not linear and given == wanted + PAIR_STATISTICS
+        if given != wanted and not self.whole:
             raise ValueError(f"{heads} was fitted on {given} features of an encoder, and this FaDeX has {wanted}.")
 
     @torch.inference_mode()
@@ -131,6 +133,7 @@ class Readout:
         """The factors of one face pair, (3, H, W) in [0, 1]; linear heads give no interval, low and high are NaN."""
         pair = restored[None].float().cpu(), degraded[None].float().cpu()
         if isinstance(self.heads, FactorHeads):
-            return self.heads(layer_statistics(self.fadex, *pair))
+            features = layer_statistics(self.fadex, *pair)
+            return self.heads(torch.cat([features, pair_statistics(*pair)], 1) if self.whole else features)
         read = self.heads(self.fadex.embed(self.fadex(*pair)))
         return {name: Reading(value, math.nan, math.nan) for name, value in read.items()}
