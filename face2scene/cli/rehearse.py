@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
 from face2scene.cli import preflight
-from face2scene.cli.command_line import CONFIGS, path_values
+from face2scene.cli.command_line import CONFIGS, path_values, refuse_values
 from face2scene.cli.options import Help, Parser
 from face2scene.common.files import write_json
 from face2scene.common.renamed_keys import refuse_renamed
@@ -148,6 +148,7 @@ def composed(overrides: Sequence[str]) -> dict[str, DictConfig]:
 
     Raises:
         ValueError: no script knows an option, or its value.
+        UsageError: a value that its key cannot have.
     """
     refuse_renamed(overrides)
     words = path_values(overrides)
@@ -172,6 +173,8 @@ def composed(overrides: Sequence[str]) -> dict[str, DictConfig]:
     for word, messages in failures.items():
         if len(messages) == len(ROOTS):
             raise ValueError(f"{word}: {messages[0]}")
+    for root, cfg in found.items():
+        refuse_values(cfg, root, overrides)
     return found
 
 
