@@ -96,7 +96,7 @@ def _parser() -> options.Parser:
     formatter: Any = partial(options.Help, max_help_position=26)
     parser = options.Parser(prog="face2scene", formatter_class=formatter)
     parser.add_argument("--version", action="version", version=f"face2scene {__version__}")
-    strict = partial(options.Parser, strict=True, formatter_class=formatter)
+    strict: Any = partial(options.Parser, strict=True, formatter_class=formatter)
     about = "one of those below; each has --help"
     commands = parser.add_subparsers(
         title="commands", required=True, metavar="COMMAND", parser_class=strict, help=about
