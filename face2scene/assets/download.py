@@ -66,6 +66,8 @@ def fetch(
     wanted = resolve(names, assets)
     if given is not None and len(wanted) != 1:
         raise WeightsError(f"--from FILE supplies one asset, but {len(wanted)} were named: {', '.join(wanted)}.")
+    if given is not None and not Path(given).exists():
+        raise WeightsError(f"There is nothing at --from {given}.")
     failures = []
     for asset in (assets[name] for name in wanted):
         try:

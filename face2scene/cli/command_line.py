@@ -105,7 +105,8 @@ def _run(
             for key in required:
                 if OmegaConf.is_missing(cfg, key):
                     raise ValueError(f"{key}=... is missing: give it on the command line.")
-            _refuse_values(cfg)
+            if HydraConfig.initialized():
+                refuse_values(cfg, HydraConfig.get().job.config_name, HydraConfig.get().overrides.task)
             _own_run(cfg)
             task(cfg)
     except KeyboardInterrupt:
@@ -129,12 +130,19 @@ def _user_errors(codes: list[int], config: str = "") -> Iterator[None]:
         codes.append(_print_error(error, config))
 
 
-def _refuse_values(cfg: DictConfig) -> None:
-    if HydraConfig.initialized():
-        root, words = HydraConfig.get().job.config_name, HydraConfig.get().overrides.task
-        known = {key: entry for key, entry in keys(root, words).items() if key not in PATHS}
-        for sentence in problems(OmegaConf.to_container(cfg), known):
-            raise UsageError(sentence)  # the first
+def refuse_values(cfg: DictConfig, root: str, words: Sequence[str]) -> None:
+    """Refuse a composed configuration with a value that its key cannot have.
+
+    Args:
+        root: name of the root file in configs/.
+        words: the overrides that it was composed with.
+
+    Raises:
+        UsageError: the first such value.
+    """
+    known = {key: entry for key, entry in keys(root, words).items() if key not in PATHS}
+    for sentence in problems(OmegaConf.to_container(cfg), known):
+        raise UsageError(sentence)
 
 
 def _chosen() -> str:

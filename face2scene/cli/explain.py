@@ -60,10 +60,20 @@ def _of_file(path: Path) -> dict[str, Any] | None:
     return None
 
 
+def _weights(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            found[file.name] = _of_file(file)
+        except ValueError as error:  # what was asked for may be another file
+            found[file.name] = {"is": "damaged", "reason": str(error)}
+    return found
+
+
 def _of_folder(folder: Path) -> dict[str, Any] | None:
-    weights = {file.name: _of_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    weights = _weights(folder)
     if (folder / "config.yaml").is_file() and (folder / "commit.txt").is_file():
-        files = {file.name: _of_file(file) for file in sorted(folder.glob("weights/*.safetensors"))}
+        files = _weights(folder / "weights")
         made_at, config = (folder / "commit.txt").read_text().strip(), content(folder / "config.yaml")
         return {"is": "a run", "folder": str(folder), "commit": made_at, "config_sha256": config, "weights": files}
     if (folder / "scores.json").is_file():

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from typing import Any
 
 from face2scene import __version__
 from face2scene.assets import catalogue
@@ -49,7 +50,9 @@ DISTRIBUTIONS = (  # noqa: SIM905
     "torch torchvision diffusers transformers peft accelerate hydra-core omegaconf numpy opencv-python-headless "
     "opencv-python basicsr facexlib insightface pyiqa rawpy wandb openvino dlib-bin"
 ).split()
-_EPILOG = "Every command has --help. An error is one sentence and exit code 1 or 2; --debug shows its traceback."
+_EPILOG = """
+example: face2scene restore party.jpg -o restored
+An error is one sentence and exit code 1 or 2; --debug shows its traceback."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,23 +93,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> options.Parser:
-    parser = options.Parser(
-        prog="face2scene", epilog=_EPILOG, formatter_class=partial(options.Help, max_help_position=26)
-    )
+    formatter: Any = partial(options.Help, max_help_position=26)
+    parser = options.Parser(prog="face2scene", formatter_class=formatter)
     parser.add_argument("--version", action="version", version=f"face2scene {__version__}")
-    strict = partial(options.Parser, strict=True)
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=strict)
+    strict: Any = partial(options.Parser, strict=True, formatter_class=formatter)
+    about = "one of those below; each has --help"
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", parser_class=strict, help=about
+    )
+    listed: list[str] = []
+
+    def command(name: str, about: str, example: str = "") -> options.Parser:
+        listed.append(f"  {name:19}{about}")
+        return commands.add_parser(name, description=f"{about}.", epilog=f"example: face2scene {example}")
+
     # `main` runs these itself; here they are listed by --help
-    for name, command in options.COMMANDS.items():
-        commands.add_parser(name, help=re.split("[:;.]", command.about)[0])
-    quickstart = commands.add_parser("quickstart", help="The whole method at CPU scale, ending in a report")
+    for name, known in options.COMMANDS.items():
+        command(name, re.split("[:;.]", known.about)[0])
+    quickstart = command("quickstart", "The whole method at CPU scale, ending in a report", "quickstart")
     quickstart.add_argument(
         "words", nargs="*", metavar="KEY=VALUE", help="for the first step, such as data.photos=FOLDER"
     )
     quickstart.set_defaults(run=lambda given: _command("quickstart", given.words))
-    commands.add_parser("rehearse", help="Whether a run fits a machine and how long it takes, without a GPU")
+    command("rehearse", "Whether a run fits a machine and how long it takes")
 
-    fetcher = commands.add_parser("fetch", help="Get third-party weights and photos by name, checked")
+    fetcher = command("fetch", "Get third-party weights and photos by name, checked", "fetch yunet dlib")
     fetcher.add_argument("names", nargs="*", metavar="NAME", help="an asset or a group (quickstart, tests, open)")
     fetcher.add_argument("--all-open", action="store_true", help="every asset under a permissive licence")
     fetcher.add_argument("--list", action="store_true", help="show the catalogue and fetch nothing")
@@ -114,31 +125,34 @@ def _parser() -> options.Parser:
     fetcher.add_argument("--offline", action="store_true", help="use no network; fails for what is not here")
     fetcher.set_defaults(run=_fetch)
 
-    about = "What works on this machine, what is missing, and how to get it"
-    commands.add_parser("doctor", help=about).set_defaults(run=_doctor)
+    doctor = command("doctor", "What works on this machine, and how to get the rest", "doctor")
+    doctor.set_defaults(run=_doctor)
 
-    data = commands.add_parser("data", help="Datasets: verify FOLDER checks one, pack FOLDER OUT puts it into archives")
+    example = "data verify data/quickstart"
+    data = command("data", "Check a dataset, or put it into archives", example)
     actions = data.add_subparsers(title="actions", required=True, metavar="verify | pack")
     verify = actions.add_parser("verify", help="compare a dataset with its metadata; exit code 1 if anything is wrong")
-    verify.add_argument("folder")
+    verify.add_argument("folder", metavar="FOLDER")
     verify.set_defaults(run=_verify_data)
     packer = actions.add_parser("pack", help="copy a dataset with one split's images in tar archives")
-    packer.add_argument("folder")
-    packer.add_argument("out")
-    packer.add_argument("--split", default="train")
-    packer.add_argument("--per-shard", type=int, default=1000, help="images per archive (default %(default)s)")
+    packer.add_argument("folder", metavar="FOLDER")
+    packer.add_argument("out", metavar="OUT")
+    packer.add_argument("--split", default="train", help="whose images (default: %(default)s)", metavar="NAME")
+    packer.add_argument("--per-shard", type=int, default=1000, metavar="N", help="images per archive (default: 1000)")
     packer.set_defaults(run=_pack_data)
 
-    explainer = commands.add_parser(
-        "explain", help="Where any output comes from: weights, commit, settings, data, machine"
-    )
-    explainer.add_argument("file", help="an image, scores.json, a weights file, a report, or a folder of a run")
+    example = "explain restored/images/party.png"
+    explainer = command("explain", "Where an output comes from: weights, commit, settings", example)
+    explained = "an image, scores.json, a weights file, a report, or a folder of a run"
+    explainer.add_argument("file", metavar="FILE", help=explained)
     explainer.set_defaults(run=_explain)
 
-    completer = commands.add_parser("completion", help='Tab completion: eval "$(face2scene completion bash)"')
-    completer.add_argument("shell", choices=("bash", "zsh", "fish"))
-    completer.add_argument("line", nargs="?", help="print what the last word of this line may become")
+    tab = 'eval "$(face2scene completion bash)"'
+    completer = command("completion", f"Tab completion: {tab}", "completion fish | source")
+    completer.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish")
+    completer.add_argument("line", nargs="?", metavar="LINE", help="print what the last word of this line may become")
     completer.set_defaults(run=_complete)
+    parser.epilog = "\n".join([*listed, _EPILOG])
     return parser
 
 

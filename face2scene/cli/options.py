@@ -8,6 +8,7 @@ defaults and descriptions are those of the files in configs/.
 
 import argparse
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -55,9 +56,10 @@ COMMANDS = {name: _command(name) for name in NAMES}
 _HYDRA = {"--cfg": "-c", "--config-dir": "-cd", "--config-name": "-cn", "--config-path": "-cp", "--package": "-p"}
 _HYDRA_FLAGS = {"--multirun": "-m", "--resolve": "-resolve", "--hydra-help": "-hydra-help"}
 _OVERRIDE = re.compile(r"[+~]{0,2}(?P<key>[\w.@:/-]+)=(?P<value>.*)|~[\w.@:/-]+", re.DOTALL)
-_MORE = """\
-Every key of the configuration can be given as KEY=VALUE; --help-all prints them with their comments.
--m runs all combinations of lists such as seed=1,2; --debug shows an error's traceback."""
+_MORE = (
+    "Every key of the configuration can be given as KEY=VALUE; --help-all prints them with their comments. "
+    "-m runs all combinations of lists such as seed=1,2; --debug shows an error's traceback."
+)
 
 
 class UsageError(ValueError):
@@ -85,11 +87,15 @@ class Parser(argparse.ArgumentParser):
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """One form of each option, with its value once."""
+    """One form of each option, with its value once; no line wider than the window."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        forms = ", ".join(action.option_strings)
-        return f"{forms} {action.metavar}" if action.metavar else forms
+        return f"{', '.join(action.option_strings)} {action.metavar or ''}".strip()
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        kept = partial(textwrap.fill, width=width, break_on_hyphens=False, break_long_words=False)
+        columns = (re.match(r"( *\S+ {2,})?", line) for line in text.splitlines())  # a list goes on below its own text
+        return "\n".join(kept(one.string, subsequent_indent=" " * one.end()) for one in columns if one)
 
 
 def meant(word: str, known: Iterable[str]) -> str:

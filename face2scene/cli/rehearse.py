@@ -10,6 +10,7 @@ import importlib.util
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +25,8 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
 from face2scene.cli import preflight
-from face2scene.cli.command_line import CONFIGS, path_values
-from face2scene.cli.options import Parser
+from face2scene.cli.command_line import CONFIGS, path_values, refuse_values
+from face2scene.cli.options import Help, Parser
 from face2scene.common.files import write_json
 from face2scene.common.renamed_keys import refuse_renamed
 from face2scene.common.shipped import shipped
@@ -67,13 +68,21 @@ class RandomLpips(nn.Module):
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; exit code 1 where the run does not fit."""
-    parser = Parser(prog="face2scene rehearse", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for the training scripts")
-    parser.add_argument("--card", choices=CARDS, default="a6000")
-    parser.add_argument("--gpus", type=int, default=4, help="cards of the machine (default %(default)s)")
-    parser.add_argument("--efficiency", type=float, default=EFFICIENCY, help="of the card's arithmetic (%(default)s)")
-    parser.add_argument("--only", choices=PROGRAMS, nargs="+", default=PROGRAMS, help="parts of the run")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser = Parser(
+        prog="face2scene rehearse",
+        usage="face2scene rehearse [options] [KEY=VALUE ...]",
+        description="Whether a run fits a machine, and how long it takes, without a GPU and without weights.",
+        epilog="example: face2scene rehearse experiment=paper --card a6000 --gpus 4",
+        formatter_class=partial(Help, max_help_position=27),
+    )
+    add, default = parser.add_argument, "(default: %(default)s)"
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="as for the training scripts")
+    add("--card", choices=CARDS, default="a6000", metavar="NAME", help=f"{', '.join(CARDS)} {default}")
+    add("--gpus", type=int, default=4, metavar="N", help=f"cards of the machine {default}")
+    add("--efficiency", type=float, default=EFFICIENCY, metavar="SHARE", help=f"of the card's arithmetic {default}")
+    parts = f"parts of the run: {', '.join(PROGRAMS)} (default: all)"
+    add("--only", choices=PROGRAMS, nargs="+", default=PROGRAMS, metavar="PART", help=parts)
+    add("--json", type=Path, metavar="PATH", help="write the figures here")
     options = parser.parse_intermixed_args(argv)
     if options.gpus < 1 or not 0 < options.efficiency <= 1:
         raise ValueError(f"--gpus is at least 1 and --efficiency in (0, 1], not {options.gpus}, {options.efficiency}.")
@@ -139,6 +148,7 @@ def composed(overrides: Sequence[str]) -> dict[str, DictConfig]:
 
     Raises:
         ValueError: no script knows an option, or its value.
+        UsageError: a value that its key cannot have.
     """
     refuse_renamed(overrides)
     words = path_values(overrides)
@@ -163,6 +173,8 @@ def composed(overrides: Sequence[str]) -> dict[str, DictConfig]:
     for word, messages in failures.items():
         if len(messages) == len(ROOTS):
             raise ValueError(f"{word}: {messages[0]}")
+    for root, cfg in found.items():
+        refuse_values(cfg, root, overrides)
     return found
 
 

@@ -135,6 +135,7 @@ def pack(folder: str | Path, packed: str | Path, *, split: str = "train", per_sh
     folder, packed = Path(folder), Path(packed)
     if (packed / METADATA).is_file():
         raise FileExistsError(f"{packed} is a finished set. Choose another folder to pack to.")
+    chosen = Records(folder, split)
     try:
         changed = claim(packed / SETTINGS, {"packed": version_of(folder), "split": split, "per_shard": per_shard})
     except FileExistsError:
@@ -144,7 +145,6 @@ def pack(folder: str | Path, packed: str | Path, *, split: str = "train", per_sh
             f"{packed} holds files that were not packed from this set in this way (different: {', '.join(changed)}). "
             "Choose another folder to pack to, or remove it."
         )
-    chosen = Records(folder, split)
     images = chosen.column("image")
     names = {
         image: f"shards/{split}-{number // per_shard:06d}.tar/{number:09d}.png" for number, image in enumerate(images)

@@ -20,6 +20,8 @@ FADEX = ["train-fadex", *TINY, "name=run"]
 RESTORER = ["train-restorer", *TINY, "mapnet=tiny", "restorer=tiny", "name=run", SHIPPED]
 WEIGHTS = REPOSITORY / "checkpoints/tiny/fadex.safetensors"
 OTHERS = ("quickstart", "rehearse", "fetch", "doctor", "data", "explain", "completion")
+# of what was tried: they do not stop the corrected command
+RECORDS = {"config.yaml", "commit.txt", "log.txt", "baseline.json", "base.json", ".lock"}
 # command line -> a part of what is said
 CASES = [
     (["nothing"], "face2scene has no nothing"),
@@ -85,6 +87,50 @@ CASES = [
     (["explain", "no"], "no"),
     (["explain", "text.png"], "text.png"),
     (["completion", "tcsh"], "completion has no tcsh"),
+    # a folder without images, a file in a folder's place, broken weights
+    (["restore", "empty", "-o", "out"], "empty"),
+    (["restore", "photo.png", "-r", "empty", "-o", "out", "faces=none", SHIPPED], "empty"),
+    ([*PHOTO[:2], "-o", "text.png", *PHOTO[4:]], "text.png"),
+    ([*PHOTO, "restorer_weights=weights/cut.safetensors"], "cut.safetensors"),
+    ([*PHOTO, "restorer_weights=text.png"], "text.png"),
+    ([*PHOTO, f"restorer_weights={WEIGHTS}"], "fadex.safetensors"),
+    ([*PHOTO, "fadex_weights=weights/cut.safetensors"], "cut.safetensors"),
+    (["app", "restorer_weights=weights/cut.safetensors", "faces=none", "ref_fr=none", SHIPPED], "cut.safetensors"),
+    (["app", "readout.heads=weights/cut.safetensors", "faces=none", "ref_fr=none", SHIPPED], "cut.safetensors"),
+    (["eval", "empty", "--gt", "photos"], "empty"),
+    (["eval", "photos", "--gt", "empty"], "empty"),
+    (["eval", "text.png", "--gt", "photos"], "text.png"),
+    (["eval", "photos"], "gt"),
+    (["eval", "probe=fadex", "probe.weights=weights/cut.safetensors"], "cut.safetensors"),
+    (["eval", "report=gallery", "methods=[empty]", "gt=photos"], "empty"),
+    (["eval", "figure=6"], ""),
+    (["build-inscene", "data=tiny", "faces=none", "data.photos=empty", "data.root=new"], "empty"),
+    (["build-inscene", "data=tiny", "data.root=text.png"], "text.png"),
+    ([*FADEX, "data.root=empty"], "empty"),
+    ([*RESTORER, "fadex_weights=weights/cut.safetensors"], "cut.safetensors"),
+    ([*RESTORER, f"fadex_weights={WEIGHTS}", "init_from=text.png"], "text.png"),
+    ([*RESTORER, f"fadex_weights={WEIGHTS}", "restorer.base.source=empty"], "empty"),
+    (["precompute-ref-fr", "data=tiny", "data.root=empty", "ref_fr=faceme_tiny"], "empty"),
+    (["run-baseline", "baseline=bicubic", "input=empty"], "empty"),
+    (["run-baseline", "import_only=no", "input=photos"], "no"),
+    (["run-baseline", "import_only=empty", "input=photos"], "empty"),
+    (["redegrade", "data.root=empty", "-o", "out"], "empty"),
+    (["redegrade", "data=tiny", "-o", "text.png"], "text.png"),
+    (["export", "restorer_weights=weights/cut.safetensors", "-o", "out"], "cut.safetensors"),
+    (["export", f"restorer_weights={WEIGHTS}", "-o", "out"], "fadex.safetensors"),
+    (["export", "-o", "text.png", SHIPPED], "text.png"),
+    (["train-tiny-base", "init_from=no"], "no"),
+    (["sweep", "sweep=cfg", "experiment=nothing"], "nothing"),
+    (["rehearse", "experiment=nothing"], "nothing"),
+    (["rehearse", "train.restorer.lr=fast"], "train.restorer.lr"),
+    (["fetch", "yunet", "--from", "no"], "no"),
+    (["data", "verify", "text.png"], "text.png"),
+    (["data", "verify", "empty"], "empty"),
+    (["data", "pack", "empty", "packed"], "empty"),
+    (["explain", "empty"], "empty"),
+    (["explain", "weights/cut.safetensors"], "cut.safetensors"),
+    *(([name, "no_such_key=1"], "no_such_key") for name in (*COMMANDS, "rehearse")),
+    *(([name, "--no-such-option"], "no-such-option") for name in (*COMMANDS, *OTHERS[:4])),
 ]
 
 
@@ -95,6 +141,9 @@ def place(tmp_path_factory) -> Path:
     for name in ("photo", "photos/a"):
         write_png(folder / f"{name}.png", np.full((48, 48, 3), 0.5, np.float32))
     (folder / "text.png").write_text("no image")
+    (folder / "empty").mkdir()
+    (folder / "weights").mkdir()
+    (folder / "weights/cut.safetensors").write_bytes(WEIGHTS.read_bytes()[:20_000])
     build_drawn(folder / "data/tiny")
     return folder
 
@@ -112,6 +161,7 @@ def test_errors_are_sentences(words, said, place, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [])
     GlobalHydra.instance().clear()
     forget_processes()
+    before = {*place.rglob("*")}
     try:
         code = main.main(words)
     except SystemExit as end:
@@ -121,3 +171,5 @@ def test_errors_are_sentences(words, said, place, monkeypatch, capsys):
     lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line and "%|" not in line]
     assert code in (1, 2), lines
     assert 1 <= len(lines) <= 2 and len(lines[-1]) < 600 and said in " ".join(lines), lines
+    written = {path.name for path in {*place.rglob("*")} - before if path.is_file() and "face_crops" not in path.parts}
+    assert written <= RECORDS

@@ -105,3 +105,10 @@ def test_unknown_file_is_one_sentence(tmp_path, capsys, name):
     (tmp_path / "unknown.bin").write_bytes(b"x")
     assert main(["explain", str(tmp_path / name)]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_damaged_weights_beside_a_file_are_said(tmp_path):
+    (tmp_path / "cut.safetensors").write_bytes(b"no weights")
+    (tmp_path / "photo.png").write_bytes(b"")
+    beside = explain(tmp_path / "photo.png")["weights"]["cut.safetensors"]
+    assert beside["is"] == "damaged" and "not a whole safetensors file" in beside["reason"]

@@ -12,6 +12,18 @@ from face2scene.cli.config_text import keys, layers
 from face2scene.cli.options import COMMANDS, UsageError, options, parser_of, read
 from face2scene.common.reproducibility import REPOSITORY
 
+OTHERS = ("quickstart", "rehearse", "fetch", "doctor", "data", "explain", "completion")
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in (*COMMANDS, *OTHERS))], ids=" ".join)
+def test_help_fits_a_window_of_80_by_40(words, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        main.main([*words, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert end.value.code == 0 and len(lines) <= 40 and max(map(len, lines)) <= 80
+    assert any(line.startswith(f"example: {' '.join(['face2scene', *words])}") for line in lines)
+
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_is_one_screen_with_defaults(name, monkeypatch, capsys):

@@ -1,5 +1,7 @@
 """The perceptual loss of the restorer's training."""
 
+import warnings
+
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,7 +23,9 @@ class Perceptual(nn.Module):
         super().__init__()
         import lpips
 
-        self.network = lpips.LPIPS(net=network, pnet_rand=True, verbose=False).eval().requires_grad_(False)
+        with warnings.catch_warnings():  # of torchvision, about an argument that lpips gives it
+            warnings.simplefilter("ignore", UserWarning)
+            self.network = lpips.LPIPS(net=network, pnet_rand=True, verbose=False).eval().requires_grad_(False)
         file = catalogue.folder("lpips") / {"vgg": "vgg16.safetensors", "alex": "alexnet.safetensors"}[network]
         trunk = load_file(file)  # features.N.weight, features.N.bias of the convolutions, in order
         convolutions = [m for m in self.network.net.modules() if isinstance(m, nn.Conv2d)]
