@@ -28,6 +28,7 @@ CSS = """
 #read-out table, #faces-found table {font-variant-numeric: tabular-nums}
 #read-out th, #read-out td {word-break: normal; overflow-wrap: normal}
 #read-out td:nth-child(2) {white-space: nowrap}
+#examples .grid-container {grid-template-columns: repeat(auto-fill, 112px) !important}
 #dark {position: absolute; top: 12px; right: 20px; width: auto; z-index: 1}
 .gradio-container {max-width: 1400px; margin: auto}
 """
@@ -112,10 +113,8 @@ def build(page: AppController, *, guidance: float) -> Any:
                         gr.Gallery(
                             lambda: page.previews(list(map(str, EXAMPLES))),
                             label="Or one of these",
-                            columns=len(EXAMPLES),
                             height=140,
                             allow_preview=False,
-                            object_fit="contain",
                             elem_id="examples",
                             buttons=[],
                         ).select(chosen, None, photo, api_visibility="private")
@@ -141,7 +140,11 @@ def build(page: AppController, *, guidance: float) -> Any:
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
                 slider = gr.ImageSlider(
-                    label="Before and after; the wheel zooms both", interactive=False, elem_id="slider", max_height=700
+                    label="Before and after (zooms)",
+                    interactive=False,
+                    elem_id="slider",
+                    max_height=700,
+                    format="png",  # gradio's default is lossy
                 )
                 blend = gr.Slider(
                     0,
@@ -156,7 +159,12 @@ def build(page: AppController, *, guidance: float) -> Any:
             with gr.Column(scale=2, min_width=300):
                 boxed = gr.AnnotatedImage(label="The photo, and faces found", elem_id="faces-found", height=320)
                 pair = gr.Gallery(
-                    label="The face pair that FaDeX reads", columns=2, height=240, object_fit="contain", elem_id="pair"
+                    label="The face pair that FaDeX reads",
+                    columns=2,
+                    height=240,
+                    object_fit="contain",
+                    elem_id="pair",
+                    format="png",
                 )
                 rows = gr.Markdown(elem_id="read-out")
         with gr.Accordion("Restoration log: every decision", open=False):

@@ -69,7 +69,7 @@ def _of_folder(folder: Path) -> dict[str, Any] | None:
     if (folder / "scores.json").is_file():
         return {"folder": str(folder), **(_of_file(folder / "scores.json") or {})}
     if (folder / RESTORATION_LOG).is_file():
-        lines = list(Ledger(folder / RESTORATION_LOG).read().lines.values())
+        lines = [one for one in Ledger(folder / RESTORATION_LOG).read().lines.values() if "failed" not in one]
         records = {digest(line.get("provenance")): line.get("provenance") for line in lines}
         return {"is": "restorations", "folder": str(folder), "images": len(lines), "provenance": list(records.values())}
     if (folder / METADATA).is_file():

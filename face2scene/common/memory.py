@@ -52,7 +52,8 @@ def keep_freed_memory() -> bool:
     """Let this process and its forks keep large freed blocks for the next tensor (Linux with glibc).
 
     By default glibc returns large blocks to the kernel, which clears every page of the next one: a third of the
-    processor time of a CPU training. Called by programs, not by the library.
+    processor time of a CPU training. Blocks of 64 MiB and more, those of large images, are still returned where the
+    version allows such a limit: kept, they left gaps that raised the peak. Called by programs, not by the library.
 
     Returns:
         Whether the C library accepted the options.
@@ -61,8 +62,9 @@ def keep_freed_memory() -> bool:
         switch = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    no_separate_blocks, never_return = (-4, 0), (-1, 2**31 - 1)  # malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD
-    return all(switch(*option) == 1 for option in (no_separate_blocks, never_return))
+    mmap_threshold, mmap_max, trim_threshold = -3, -4, -1  # malloc.h
+    limited = switch(mmap_threshold, 2**26) == 1 or switch(mmap_max, 0) == 1  # older versions: up to 32 MiB
+    return limited and switch(trim_threshold, 2**31 - 1) == 1
 
 
 def release_freed_memory() -> None:

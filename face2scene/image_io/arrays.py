@@ -98,7 +98,8 @@ def list_images(folder: str | Path) -> list[Path]:
 def list_files(folder: str | Path) -> list[Path]:
     """All files below `folder`, sorted by path, without hidden ones, STRAY_FOLDERS and STRAY_FILES.
 
-    A warning names each folder that cannot be opened, and each link that leads to a folder or to nothing.
+    A warning names each folder that cannot be opened, each link that leads to a folder or to nothing, and each pipe,
+    socket or device.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -123,8 +124,8 @@ def files_below(folder: str | Path) -> tuple[list[Path], dict[Path, str]]:
         for path in (Path(parent, name) for name in kept):
             if path.is_file():
                 files.append(path)
-            elif path.is_symlink():
-                links[path] = "the link leads to nothing"
+            else:
+                links[path] = "the link leads to nothing" if path.is_symlink() else "a pipe, socket or device"
     ordered = sorted(files, key=lambda path: path.relative_to(folder).parts)  # on Windows paths compare without case
     return ordered, links | {Path(error.filename): error.strerror or str(error) for error in errors}
 
@@ -196,7 +197,7 @@ def align_colour(image: Tensor, reference: Tensor, method: str) -> Tensor:
         for top in range(0, image.shape[-2], _STRIP):  # in strips, for the memory of large images
             start, end = max(top - _REACH, 0), top + _STRIP + _REACH
             part, other = image[..., start:end, :], reference[..., start:end, :]
-            aligned = (part - _low_frequencies(part) + _low_frequencies(other)).clamp(0, 1)
+            aligned = (part + _low_frequencies(other - part)).clamp(0, 1)  # the filter is linear
             result[..., top : top + _STRIP, :] = aligned[..., top - start : top - start + _STRIP, :]
         return result
     raise ValueError(f"Unknown colour alignment {method!r}: choose none, wavelet or adain (option colour).")
@@ -214,10 +215,10 @@ _REACH = 31  # rows that a pixel's low frequencies come from, up and down: 1 + 2
 
 
 def _low_frequencies(image: Tensor) -> Tensor:
-    # The a-trous wavelet: a 3 x 3 binomial kernel whose taps move apart by two at every level.
-    row = torch.tensor([0.25, 0.5, 0.25], dtype=image.dtype, device=image.device)
-    kernel = torch.outer(row, row).expand(3, 1, 3, 3)
+    # The a-trous wavelet: a 3 x 3 binomial kernel whose taps move apart by two at every level; along each axis in turn.
     for radius in (1, 2, 4, 8, 16):
-        padded = F.pad(image, (radius,) * 4, mode="replicate")
-        image = F.conv2d(padded, kernel, groups=3, dilation=radius)
+        for axis, margins in ((-1, (radius, radius, 0, 0)), (-2, (0, 0, radius, radius))):
+            padded, length = F.pad(image, margins, mode="replicate"), image.shape[axis]
+            before, centre, after = (padded.narrow(axis, start, length) for start in (0, radius, 2 * radius))
+            image = centre.mul(0.5).add_(before, alpha=0.25).add_(after, alpha=0.25)
     return image

@@ -1,7 +1,9 @@
 """What is left out by name: formats that are not read, and what a photo file holds beside its image, such as pages."""
 
+import io
 import re
 
+import numpy as np
 from PIL import ExifTags, Image
 
 # Boxes of HEIF that turn or mirror an image have nine bytes; a video has its file type first.
@@ -10,7 +12,9 @@ _VIDEO = re.compile(rb"ftyp(mp4|isom|iso\d|avc1|qt  |3gp)|MotionPhoto_Data")
 _VIDEO_IN_HEIC = re.compile(rb"mpvd(.{4}|.{12})ftyp", re.DOTALL)
 _GAIN_MAP = re.compile(rb"hdrgm:Version|urn:iso:std:iso:ts:21496|hdrgainmap")
 _HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
-_TRANSFER = re.compile(rb"cICP.(.)|colrnclx..\0(.)", re.DOTALL)  # of PNG; of HEIF and AVIF
+P3 = 12  # of H.273's primaries, Display P3; others that need no word are BT.709, unspecified, and BT.601
+_PRIMARIES = (1, 2, 5, 6, P3)
+_STATED = re.compile(rb"cICP(.)(.)|colrnclx\0(.)\0(.)", re.DOTALL)  # of PNG; of HEIF and AVIF: primaries, transfer
 # Formats that are not read, by how their files begin.
 _OTHERS = {
     "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
@@ -55,11 +59,11 @@ def left_out(image: Image.Image, content: bytes) -> list[str]:
     extra = tags.get(ExifTags.Base.ExtraSamples, ())
     if unknown := len(extra) - (extra[:1] in ((1,), (2,))):
         notes.append(f"{unknown} extra samples a pixel are left out.")
-    stated = _TRANSFER.search(content, 0, _HEAD)
-    known = (info.get("nclx_profile") or {}).get("transfer_characteristics")
-    transfer = max(stated[1] or stated[2]) if stated else known
+    primaries, transfer = stated_colours(image, content)
     if transfer in _HDR:
         notes.append(f"HDR brightness ({_HDR[transfer]}) is read as if it were sRGB.")
+    if primaries not in _PRIMARIES and not info.get("icc_profile"):
+        notes.append(f"Colour primaries (number {primaries} of ITU-T H.273) are not applied: read as sRGB.")
     # Of AV1's configuration: the second bit of the third byte says more than 8 bits.
     av1 = content.find(b"av1C") if image.format == "AVIF" else -1
     if av1 > 0 and content[av1 + 6] & 0x40:
@@ -73,6 +77,33 @@ def left_out(image: Image.Image, content: bytes) -> list[str]:
     if _MORE_XMP in content:
         notes.append("What XMP keeps in further segments is left out.")
     return notes
+
+
+def stated_colours(image: Image.Image, content: bytes) -> tuple[int, int]:
+    """Primaries and transfer characteristics of ITU-T H.273 that a PNG, HEIC or AVIF states; 2 where it does not."""
+    stated = _STATED.search(content, 0, _HEAD) if image.format in ("PNG", "HEIF", "AVIF") else None
+    if stated:
+        primaries, transfer = (max(one) for one in stated.groups() if one)
+        return primaries, transfer
+    known = image.info.get("nclx_profile") or {}
+    return known.get("color_primaries", 2), known.get("transfer_characteristics", 2)
+
+
+def lacks_data(image: Image.Image, content: bytes) -> bool:
+    """Whether a JPEG with an end marker ends early; its decoder fills the rest, mostly with grey 128, without a word.
+
+    Image data in front of the end marker are decoded only where something is missing.
+    """
+    last = np.array(image.getpixel((image.width - 1, image.height - 1)))
+    if image.format not in ("JPEG", "MPO") or not ("progressive" in image.info or np.isin(last, (127, 128)).all()):
+        return False
+    start = 2
+    while (marker := content[start + 1]) != 0xDA:  # thumbnails lie in the segments before the image's data
+        start += 1 if marker == 0xFF else 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+    end = content.find(b"\xff\xd9", start)
+    more = b"".join(bytes(range(1, 255)) + b"\xff" + bytes([restart]) for restart in range(0xD0, 0xD8))
+    with Image.open(io.BytesIO(content[:end] + more + more + content[end:]), formats=["JPEG"]) as longer:
+        return longer.tobytes() != image.tobytes()
 
 
 def turn_of_heif(image: Image.Image, content: bytes, notes: list[str]) -> int:

@@ -19,7 +19,7 @@ from scipy import ndimage
 from face2scene.common.files import atomic_write
 from face2scene.common.optional import import_optional
 from face2scene.image_io import deep
-from face2scene.image_io.attachments import kind_of, left_out, turn_of_heif
+from face2scene.image_io.attachments import P3, kind_of, lacks_data, left_out, stated_colours, turn_of_heif
 from face2scene.image_io.deep import ImageError, Samples, check_size
 from face2scene.image_io.metadata import (
     OPENED,
@@ -35,6 +35,7 @@ from face2scene.image_io.profiles import (
     colour_space,
     convert,
     declared_by_exif,
+    display_p3,
     other_profile,
     profile_of,
     quantize,
@@ -243,12 +244,15 @@ def _is_heif(path: Path) -> bool:
 
 
 _WEBP_IN_TIFF = 50001
+_YCBCR, _UNCOMPRESSED = 6, 1
 
 
 def _declares_depth(image: Any) -> bool:
-    # More than 8 bits a sample, signed, float, or WebP inside; Pillow reads other TIFFs as they are declared.
-    depths, formats = (image.tag_v2.get(tag, (1,)) for tag in (ExifTags.Base.BitsPerSample, ExifTags.Base.SampleFormat))
-    return max(depths) > 8 or set(formats) != {1} or image.tag_v2.get(ExifTags.Base.Compression) == _WEBP_IN_TIFF
+    # More than 8 bits a sample, signed, float, WebP or raw YCbCr inside; Pillow reads other TIFFs as they are declared.
+    tags = image.tag_v2
+    depths, formats = (tags.get(tag, (1,)) for tag in (ExifTags.Base.BitsPerSample, ExifTags.Base.SampleFormat))
+    kind = (tags.get(ExifTags.Base.PhotometricInterpretation), tags.get(ExifTags.Base.Compression, _UNCOMPRESSED))
+    return max(depths) > 8 or set(formats) != {1} or kind[1] == _WEBP_IN_TIFF or kind == (_YCBCR, _UNCOMPRESSED)
 
 
 def _to_full_page(image: Any) -> None:
@@ -282,11 +286,14 @@ def _from_pillow(path: Path, image: Image.Image, in_memory: bool = False) -> Pho
     notes = left_out(image, content)
     fmt = None if in_memory else image.format
     image.load()
+    if content and lacks_data(image, content):
+        raise ImageError(f"{path} is cut short: its image data end before the image does.")
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     metadata, lost = metadata_of(image, content if fmt == "TIFF" else None)
     icc = image.info.get("icc_profile")
     if icc is None and image.mode in ("RGB", "RGBA"):
-        icc = declared_by_exif(image.getexif(), notes)
+        p3 = stated_colours(image, content)[0] == P3
+        icc = display_p3() if p3 else declared_by_exif(image.getexif(), notes)
     samples = None
     if fmt == "HEIF":
         orientation = turn_of_heif(image, content, notes)

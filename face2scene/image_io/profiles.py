@@ -30,22 +30,33 @@ def profile_of(icc: bytes) -> ImageCms.ImageCmsProfile:
 
 def adobe_rgb() -> bytes:
     """An ICC profile of Adobe RGB (1998): primaries adapted to D50, gamma 563 / 256."""
+    primaries = (0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)
+    return _profile(b"Adobe RGB (1998)\0", primaries, struct.pack(">IHxx", 1, 563))
 
+
+def display_p3() -> bytes:
+    """An ICC profile of Display P3 (SMPTE EG 432-1): primaries adapted to D50, the curve of sRGB."""
+    primaries = (0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407)
+    steps = np.linspace(0, 1, 1024)
+    curve = np.where(steps <= 0.04045, steps / 12.92, ((steps + 0.055) / 1.055) ** 2.4)
+    levels = (curve * 65535).round().astype(">u2").tobytes()
+    return _profile(b"Display P3\0", primaries, struct.pack(">I", len(steps)) + levels)
+
+
+def _profile(name: bytes, primaries: tuple[tuple[float, ...], ...], curve: bytes) -> bytes:
     def xyz(*values: float) -> bytes:
         return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in values))
 
-    curve = b"curv\0\0\0\0" + struct.pack(">IHxx", 1, 563)
     tags = {
-        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 17) + b"Adobe RGB (1998)\0".ljust(95, b"\0"),
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(name)) + name + bytes(78),
         b"cprt": b"text\0\0\0\0none".ljust(16, b"\0"),
         b"wtpt": xyz(0.9505, 1.0, 1.0891),
-        b"rXYZ": xyz(0.60974, 0.31111, 0.01947),
-        b"gXYZ": xyz(0.20528, 0.62567, 0.06087),
-        b"bXYZ": xyz(0.14919, 0.06322, 0.74457),
-    } | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+    }
+    tags |= {tag: xyz(*one) for tag, one in zip((b"rXYZ", b"gXYZ", b"bXYZ"), primaries, strict=True)}
+    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), b"curv\0\0\0\0" + curve)
     table, body, start = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
-    for name, content in tags.items():
-        table += name + struct.pack(">II", start + len(body), len(content))
+    for tag, content in tags.items():
+        table += tag + struct.pack(">II", start + len(body), len(content))
         body += content.ljust(-(-len(content) // 4) * 4, b"\0")
     head = struct.pack(">I4xI12s12x4s28x", start + len(body), 0x02100000, b"mntrRGB XYZ ", b"acsp")
     return (head + xyz(0.9642, 1.0, 0.8249)[8:]).ljust(128, b"\0") + table + body

@@ -8,7 +8,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -205,6 +205,7 @@ class _Run:
     def _is_open(self, number: int) -> bool:
         task = self.tasks[number]
         targets, line = self.settings.targets(self.output, task), self.ledger.lines.get(task.file)
+        line = None if line and "failed" in line else line
         existing = [target for target in targets if target.exists()]
         if not existing or (self.ledger.corrupt if line is None else line.get("unfinished")):
             return True
@@ -371,6 +372,9 @@ class _Run:
     def _record_failure(self, task: RestorationTask, reason: Exception | str) -> None:
         message = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
         self.result.failed[task.file] = message
+        if "failed" in self.ledger.lines.get(task.file, {"failed": ""}):  # an earlier result keeps its line
+            with suppress(OSError):  # no room
+                self.ledger.append({"name": task.file, "failed": message})
         log.warning("%s was not restored. %s", printable(task.file), printable(message))
 
 

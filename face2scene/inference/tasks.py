@@ -152,7 +152,8 @@ def first(tasks: list[RestorationTask], limit: int | None) -> list[RestorationTa
 
 
 def passed_over(source: str | Path) -> str:
-    """The number of files in a folder that are no images, by suffix, and the folders and links that cannot be opened.
+    """The number of files in a folder that are no images, by suffix, and the folders, links and pipes that cannot be
+    opened.
 
     Empty if there are none.
     """
@@ -163,7 +164,7 @@ def passed_over(source: str | Path) -> str:
     listed = [f"{n} {suffix or 'without suffix'}" for suffix, n in count.items()]
     if closed:
         names = ", ".join([str(path) for path in sorted(closed)[:5]] + ["..."] * (len(closed) > 5))
-        listed.append(f"{len(closed)} folder(s) or link(s) that cannot be opened ({names})")
+        listed.append(f"{len(closed)} folder(s), link(s) or pipe(s) that cannot be opened ({names})")
     return f"passed over: {', '.join(listed)}" if listed else ""
 
 

@@ -10,7 +10,7 @@ The noise schedule ends at half signal instead of almost none, because a small n
 is then multiplied by 14.6: it removes noise and degradation in one step, and does not generate images from noise.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -255,12 +255,12 @@ class RestoringTask:
             output = self._restore(batch, drop=batch["drop"], negative=batch["negative"]) * 2 - 1
             gt = torch.where(batch["negative"].view(-1, 1, 1, 1), batch["image"], batch["gt"]) * 2 - 1
         error = (output - gt).square().mean((1, 2, 3))
-        losses = {
-            "l1": (output - gt).abs().mean(),
-            "psnr": 10 * (error + 4 * _GOOD).log10().mean(),  # squared errors are four times those on [0, 1]
-            "lpips": self.perceptual(output, gt),
+        losses: dict[str, Callable[[], Tensor]] = {
+            "l1": lambda: (output - gt).abs().mean(),
+            "psnr": lambda: 10 * (error + 4 * _GOOD).log10().mean(),  # squared errors are four times those on [0, 1]
+            "lpips": lambda: self.perceptual(output, gt),
         }
-        return {name: self.weights[name] * loss for name, loss in losses.items() if self.weights[name]}
+        return {name: weight * losses[name]() for name, weight in self.weights.items() if weight}
 
     def after_step(self) -> None:
         self.ema.update()

@@ -1,6 +1,7 @@
 """The web page: what its buttons do, and the same through its own server."""
 
 import hashlib
+import io
 import json
 import os
 import socket
@@ -61,12 +62,15 @@ def expected_png(pipeline, small_photo, tmp_path_factory):
 @pytest.fixture(scope="module")
 def served_app(pipeline, readout, expected_png):
     blocks = build(AppController(pipeline, readout), guidance=pipeline.restorer.guidance)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = launch(blocks, host="127.0.0.1", port=port, waiting=2, largest_mb=20, wait=False)
+    address = launch(blocks, host="127.0.0.1", port=free_port(), waiting=2, largest_mb=20, wait=False)
     yield address, expected_png
     blocks.close()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def no_progress(share: float, stage: str) -> None:
@@ -242,71 +246,116 @@ def test_browser_upload_slider_download(chromium, served_app, small_photo, tmp_p
     page.close()
 
 
-class QuickPage(AppController):
-    """A page that restores nothing: the photo itself, and half of it for any fidelity."""
+@pytest.fixture(scope="module", params=[1280, 400])
+def restored_tab(request, chromium, make_pipeline):
+    """The page at two widths with an example restored by networks for tests; beside it the page's controller."""
+    controller = AppController(make_pipeline())
+    blocks = build(controller, guidance=1.1)
+    address = launch(blocks, host="127.0.0.1", port=free_port(), waiting=2, largest_mb=20, wait=False)
+    tab = chromium.new_page(viewport={"width": request.param, "height": 900}, reduced_motion="reduce")
+    tab.set_default_timeout(120_000)
+    tab.goto(address)
+    tab.locator("#examples .thumbnail-item").first.click()
+    tab.get_by_text("found.").first.wait_for()
+    tab.click("#restore")
+    tab.wait_for_function("() => document.querySelectorAll('#slider img').length === 2")
+    tab.wait_for_function("() => !document.querySelector('#download')?.disabled")
+    yield tab, controller
+    tab.close()
+    blocks.close()
+    controller.close()
 
-    def __init__(self):
-        super().__init__(None)
 
-    def find_faces(self, photo, references):
-        return (np.zeros((64, 64, 3), np.uint8), []), "1 face found."
+def shown_boxes(tab) -> list[list[float]]:
+    corners = "all => all.map(one => one.getBoundingClientRect()).map(one => [one.x, one.y, one.width, one.height])"
+    return tab.eval_on_selector_all("#slider img", corners)
 
-    def restore(self, photo, references, guidance, scale, progress):
-        image, path = np.full((64, 64, 3), 200, np.uint8), self.folder / "restored.png"
-        Image.fromarray(image).save(path)
-        return (image, []), "", (image, image), [], [], {}, str(path)
 
-    def at_fidelity(self, path, fidelity):
-        assert path == str(self.folder / "restored.png")
-        image, other = np.full((64, 64, 3), 100, np.uint8), self.folder / f"blended_{fidelity:g}.png"
-        Image.fromarray(image).save(other)
-        return (image, image), str(other)
+def margin_brightness(tab) -> float:
+    """Of the page's left margin, 0 to 255."""
+    return np.asarray(Image.open(io.BytesIO(tab.screenshot())).convert("L"))[400, :10].mean()
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("width", [1280, 400])
-def test_browser_example_zoom_fidelity_and_dark(chromium, width):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    blocks = build(QuickPage(), guidance=1.1)
-    address = launch(blocks, host="127.0.0.1", port=port, waiting=2, largest_mb=20, wait=False)
-    page = chromium.new_page(viewport={"width": width, "height": 900})
-    page.set_default_timeout(300_000)
-    page.goto(address)
-    page.locator("#examples button img, #examples .thumbnail-item").first.click()
-    page.get_by_text("1 face found.").first.wait_for()
-    page.click("#restore")
-    page.wait_for_selector("#slider img")
-    page.wait_for_function("() => !document.querySelector('#download')?.disabled")
+def test_wheel_zooms_before_and_after_together(restored_tab):
+    tab, _ = restored_tab
+    tab.locator("#slider").scroll_into_view_if_needed()
+    x, y, width, height = shown_boxes(tab)[0]
+    tab.mouse.move(x + 0.25 * width, y + 0.25 * height)  # beside the handle, which takes no wheel
+    for _ in range(6):  # 5 % each
+        tab.mouse.wheel(0, -100)
+    wide = "w => [...document.querySelectorAll('#slider img')].every(one => one.getBoundingClientRect().width > w)"
+    tab.wait_for_function(wide, arg=1.3 * width)
+    before, after = shown_boxes(tab)
+    assert before == pytest.approx(after, abs=1)
+    assert before[3] / before[2] == pytest.approx(height / width, rel=0.01)  # not stretched
+    tab.get_by_label("Undo").first.click()
+    tab.wait_for_function(f"w => !({wide})(w)", arg=1.01 * width)
 
-    page.locator("#slider").scroll_into_view_if_needed()
-    box = page.locator("#slider img").first.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.mouse.wheel(0, -400)
-    page.wait_for_function(
-        "w => [...document.querySelectorAll('#slider img')].every(one => one.getBoundingClientRect().width > w)",
-        arg=1.05 * box["width"],
-    )
-    zoomed = page.eval_on_selector_all("#slider img", "all => all.map(one => one.getBoundingClientRect().width)")
-    assert len(zoomed) == 2
-    assert abs(zoomed[0] - zoomed[1]) < 1  # both
 
-    before = page.get_attribute("#slider img >> nth=0", "src")
-    track = page.locator("#fidelity input[type=range]")
+@pytest.mark.browser
+def test_fidelity_slider_acts_without_another_run(restored_tab):
+    tab, controller = restored_tab
+    restored, networks = next(reversed(controller._results.values())), controller.pipeline
+    controller.pipeline = None  # a run would fail
+    source = "document.querySelectorAll('#slider img')[1].src"
+    before = tab.evaluate(source)
+    track = tab.locator("#fidelity input[type=range]")
     track.scroll_into_view_if_needed()
     at = track.bounding_box()
-    page.mouse.click(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
-    page.wait_for_function("src => document.querySelector('#slider img').src !== src", arg=before)
-    with page.expect_download() as waiting:
-        page.click("#download")
-    assert waiting.value.suggested_filename == "blended_0.5.png"
+    tab.mouse.click(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+    tab.wait_for_function(f"src => {source} !== src", arg=before)
+    with tab.expect_download() as waiting:
+        tab.click("#download")
+    controller.pipeline = networks
+    share = float(tab.input_value("#fidelity input[type=number]"))
+    assert share == pytest.approx(0.5, abs=0.051)  # one step of the slider
+    expected = controller.folder / "expected.png"
+    restored.at_fidelity(share).save(expected)
+    assert np.array_equal(np.asarray(Image.open(waiting.value.path())), np.asarray(Image.open(expected)))
 
-    assert not page.evaluate("document.body.classList.contains('dark')")
-    page.click("#dark")
-    assert page.evaluate("document.body.classList.contains('dark')")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    if folder := os.environ.get("SCREENSHOTS"):
-        page.screenshot(path=str(Path(folder) / f"dark_{width}.png"), full_page=True)
-    page.close()
-    blocks.close()
+
+@pytest.mark.browser
+def test_page_fits_window_light_and_dark(restored_tab):
+    tab, _ = restored_tab
+    seen = {}
+    for name in ("light", "dark"):
+        seen[name] = margin_brightness(tab)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= tab.viewport_size["width"]
+        if folder := os.environ.get("SCREENSHOTS"):
+            tab.screenshot(path=str(Path(folder) / f"{name}_{tab.viewport_size['width']}.png"), full_page=True)
+        tab.click("#dark")
+    assert seen["dark"] < 64 < 192 < seen["light"]
+    assert margin_brightness(tab) > 192  # the button goes back too
+
+
+@pytest.mark.browser
+def test_example_thumbnails_are_whole(restored_tab):
+    tab, _ = restored_tab
+    outer = tab.locator("#examples").bounding_box()
+    for thumbnail in tab.locator("#examples .thumbnail-item").all():
+        box = thumbnail.bounding_box()
+        assert outer["y"] <= box["y"] and box["y"] + box["height"] <= outer["y"] + outer["height"]
+
+
+@pytest.mark.browser
+def test_batch_upload_and_an_error_without_folders(restored_tab, tmp_path):
+    tab, controller = restored_tab
+    for name, value in (("one.png", 60), ("two.png", 180)):
+        Image.new("RGB", (64, 48), (value, value, value)).save(tmp_path / name)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    tab.get_by_role("tab", name="Several photos").click()
+    tab.set_input_files("#photos input[type=file]", [str(tmp_path / name) for name in ("one.png", "two.png")])
+    tab.wait_for_function("() => document.querySelectorAll('#photos tr.file').length === 2")
+    tab.click("#restore-all")
+    tab.get_by_text("2 of 2 photos restored.").wait_for()
+    with tab.expect_download() as waiting:
+        tab.click("#archive")
+    with zipfile.ZipFile(waiting.value.path()) as file:
+        assert file.namelist() == ["one.png", "two.png", "restore.jsonl"]
+    tab.get_by_role("tab", name="One photo").click()
+    tab.locator("#photo").get_by_label("Clear").first.click()
+    tab.set_input_files("#photo input[type=file]", str(tmp_path / "broken.png"))
+    tab.get_by_text("broken.png cannot be read as an image").first.wait_for()
+    text = tab.inner_text("body")
+    assert str(controller.folder) not in text and str(REPOSITORY) not in text and str(tmp_path) not in text

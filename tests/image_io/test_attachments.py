@@ -126,7 +126,7 @@ def test_deep_avif_and_png_gamma_are_named(tmp_path):
 
 
 def test_hdr_of_png_and_avif_is_named(tmp_path):
-    chunk = b"cICP\x09\x12\0\1"
+    chunk = b"cICP\x01\x12\0\1"
     png = encoded(IMAGE, "PNG")
     content = png[:33] + b"\0\0\0\4" + chunk + zlib.crc32(chunk).to_bytes(4, "big") + png[33:]
     assert read(tmp_path, "a.png", content).warnings == ("HDR brightness (HLG) is read as if it were sRGB.",)
@@ -134,6 +134,32 @@ def test_hdr_of_png_and_avif_is_named(tmp_path):
     stated = avif.index(b"colrnclx") + 8  # primaries, transfer characteristics, matrix
     content = avif[: stated + 2] + b"\0\x10" + avif[stated + 4 :]
     assert read(tmp_path, "a.avif", content).warnings == ("HDR brightness (PQ) is read as if it were sRGB.",)
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "AVIF", "HEIF"])
+def test_stated_primaries_are_converted_or_named(tmp_path, fmt):
+    """Display P3 without a profile, which later phones state by numbers (ITU-T H.273)."""
+    levels = np.tile(np.array([200, 60, 90], np.uint8), (64, 64, 1))
+    linear = np.array([200, 60, 90]) / 255
+    linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
+    to_srgb = np.array([[1.22494, -0.22494, 0.0], [-0.04206, 1.04206, 0.0], [-0.01964, -0.07864, 1.09828]])
+    linear = (to_srgb @ linear).clip(0, 1)  # CSS Color 4, of both matrices
+    expected = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    for number in (12, 9):
+        if fmt == "PNG":
+            chunk, content = b"cICP" + bytes([number, 13, 0, 1]), encoded(Image.fromarray(levels), "PNG")
+            content = content[:33] + b"\0\0\0\4" + chunk + zlib.crc32(chunk).to_bytes(4, "big") + content[33:]
+        elif fmt == "AVIF":
+            content = imagecodecs.avif_encode(levels, level=95, primaries=number, transfer=13)
+        else:
+            content = encoded(Image.fromarray(levels), fmt, quality=95, color_primaries=number)
+        photo = read(tmp_path, f"a.{fmt.lower()}", content)
+        if number == 12:
+            np.testing.assert_allclose(photo.image[8, 8] * 255, expected, atol=1.1 if fmt == "PNG" else 3)
+            assert photo.profile is not None and photo.warnings == ()
+        else:
+            np.testing.assert_allclose(photo.image[8, 8] * 255, levels[8, 8], atol=3)
+            assert "(number 9 of ITU-T H.273) are not applied" in photo.warnings[0]
 
 
 def test_primaries_of_a_png_are_named(tmp_path):
@@ -186,6 +212,19 @@ def test_unusable_profiles_are_named(tmp_path):
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     assert "cannot be used" in read(tmp_path, "b.jpg", encoded(IMAGE, "JPEG", icc_profile=lab)).warnings[0]
     assert "plain formula" in read(tmp_path, "c.jpg", encoded(IMAGE.convert("CMYK"), "JPEG")).warnings[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}])
+def test_jpeg_that_ends_early_is_refused(tmp_path, options):
+    """With an end marker behind the cut, decoders fill the rest without a word."""
+    grey = IMAGE.copy()
+    grey.paste((128, 128, 128), (0, 40, 96, 64))
+    for image in (IMAGE, grey, grey.convert("L")):
+        jpeg = encoded(image, "JPEG", **options)
+        assert read(tmp_path, "a.jpg", jpeg).image.shape == (64, 96, 3)
+        for kept in (0.7, 0.9):
+            with pytest.raises(ImageError, match=r"cut short|cannot be read as"):  # or cut within a table
+                read(tmp_path, "a.jpg", jpeg[: int(len(jpeg) * kept)] + b"\xff\xd9" + jpeg)
 
 
 def test_losses_of_a_format_are_named(tmp_path, caplog):

@@ -125,6 +125,7 @@ def test_extra_samples_are_read_as_declared(tmp_path, dtype, kind, channels):
         (levels(RAMP, np.int32), "minisblack", "type int32"),
         ((RAMP * 4095).astype(np.uint16), "minisblack", "12 bits in 16"),
         (levels(RAMP, np.uint16), "cfa", "interpretation CFA"),
+        (levels(COLOUR, np.uint8), "ycbcr", "interpretation YCBCR"),
         (levels(np.dstack([COLOUR, RAMP]), np.uint16), "separated", "interpretation SEPARATED"),
     ],
 )

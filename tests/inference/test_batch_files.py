@@ -52,6 +52,12 @@ def test_corrupt_files_fail_individually(photo_folder, tmp_path):
     assert "truncated" in result.failed["cut.jpg"] and "20000 x 20000 pixels" in result.failed["bomb.png"]
     assert all(name in sentence for name, sentence in result.failed.items())
     assert not list((tmp_path / "out").rglob("*partial*"))
+    lines = log_entries(tmp_path / "out")
+    assert {name: line["failed"] for name, line in lines.items() if "failed" in line} == result.failed
+    whole.replace(photo_folder / "cut.jpg")  # mended: no other line is touched
+    again = restore_folder(InvertingPipeline(), find_tasks(photo_folder), tmp_path / "out")
+    assert (again.restored, again.skipped, len(again.failed)) == (1, 4, 4)
+    assert log_entries(tmp_path / "out")["cut.jpg"]["output"] == "images/cut.png"
 
 
 def test_leftovers_of_a_kill_are_removed(photo_folder, tmp_path):

@@ -352,8 +352,11 @@ def test_closed_folders_are_counted_and_named(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(os, "scandir", refusing)
     assert [task.name for task in find_tasks(tmp_path)] == ["open/a"]
     assert f"{tmp_path / 'closed'} cannot be opened (Permission denied)" in caplog.text
-    assert passed_over(tmp_path) == f"passed over: 1 folder(s) or link(s) that cannot be opened ({tmp_path / 'closed'})"
-    with pytest.raises(FileNotFoundError, match=r"no image.*; passed over: 1 folder\(s\) or link\(s\)"):
+    assert (
+        passed_over(tmp_path)
+        == f"passed over: 1 folder(s), link(s) or pipe(s) that cannot be opened ({tmp_path / 'closed'})"
+    )
+    with pytest.raises(FileNotFoundError, match=r"no image.*; passed over: 1 folder\(s\), link\(s\)"):
         find_tasks(tmp_path / "closed")
 
 
@@ -363,11 +366,13 @@ def test_links_that_lead_nowhere_are_named(tmp_path, caplog):
     image.save(tmp_path / "in/a.png")
     (tmp_path / "in/linked.png").symlink_to(tmp_path / "in/a.png")
     (tmp_path / "in/gone.png").symlink_to(tmp_path / "nothing.png")
+    os.mkfifo(tmp_path / "in/pipe.png")
     (tmp_path / "in/sub/loop").symlink_to(tmp_path / "in", target_is_directory=True)
     assert [task.name for task in find_tasks(tmp_path / "in")] == ["a", "linked"]
     assert "gone.png cannot be opened (the link leads to nothing)" in caplog.text
+    assert "pipe.png cannot be opened (a pipe, socket or device)" in caplog.text
     assert "loop cannot be opened (links to folders are not followed)" in caplog.text
-    assert passed_over(tmp_path / "in").startswith("passed over: 2 folder(s) or link(s)")
+    assert passed_over(tmp_path / "in").startswith("passed over: 3 folder(s), link(s) or pipe(s)")
 
 
 def test_names_that_differ_in_case_are_told_apart(tmp_path):

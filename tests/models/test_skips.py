@@ -9,6 +9,7 @@ from tolerances import RELOADED
 from torch import nn
 
 from face2scene.models.loading import load_merged, load_restorer, save_merged
+from face2scene.models.restorer import skips
 from face2scene.models.restorer.base_model import load_base
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.skips import Skips, channels_of
@@ -144,6 +145,26 @@ def test_skips_of_tiles_meet_their_own_pixels(make):
     whole = plan.cropped(restorer.restore(plan.padded(image), tokens, guidance=1.0), (96, 128))
     moved = next(restorer.restore_tiled(image.roll(8, -1), lambda box: tokens, plan, [1.0]))
     assert (tiled - whole).abs().mean() < 0.2 * (moved - whole).abs().mean()
+
+
+def test_encoder_runs_once_per_restoration(make):
+    restorer = shaken(make(skips=True, residual=True)).eval()
+    runs = []
+    restorer.vae.encoder.down_blocks[0].register_forward_hook(lambda *_: runs.append(1))
+    restorer.restore(torch.rand(1, 3, 16, 16), restorer.tokens(None, 1))
+    restorer(torch.rand(1, 3, 16, 16), restorer.tokens(None, 1))
+    assert len(runs) == 2
+
+
+@pytest.mark.numerics
+def test_tiles_beyond_kept_features_are_encoded_again(make, monkeypatch):
+    restorer = shaken(make(skips=True, residual=True)).eval()
+    image, tokens = torch.rand(1, 3, 96, 128), restorer.tokens(None, 1)
+    plan = TilePlan.of((96, 128), restorer, tile=64, overlap=16, statistics="tile")
+    kept = next(restorer.restore_tiled(image, lambda box: tokens, plan, [1.0]))
+    one_tile = 4 * 8 * 32**2  # bytes of the second stage's input: 8 channels at half of 64 pixels
+    monkeypatch.setattr(skips, "KEPT", 2 * one_tile)
+    torch.testing.assert_close(next(restorer.restore_tiled(image, lambda box: tokens, plan, [1.0])), kept)
 
 
 def test_the_paper_has_neither(make):

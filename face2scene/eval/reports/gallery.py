@@ -59,7 +59,8 @@ class GalleryMethod:
 
 def log_entries(folder: Path) -> dict[str, dict[str, Any]]:
     """The entries of a folder's restoration log, if it has one, by the name of the image, less its suffix."""
-    return {Path(name).stem: line for name, line in Ledger(folder / RESTORATION_LOG).read().lines.items()}
+    lines = Ledger(folder / RESTORATION_LOG).read().lines
+    return {Path(name).stem: line for name, line in lines.items() if "failed" not in line}
 
 
 def write_report(

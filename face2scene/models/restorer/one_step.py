@@ -5,7 +5,7 @@ B images, N tokens of width D. Images are RGB in [0, 1].
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from face2scene.models.restorer import lora
 from face2scene.models.restorer.acceleration import fuse_upsample_conv, run_with_fp32_fallback
 from face2scene.models.restorer.base_model import DiffusionBase, PackagedBase, Seeds, per_sample_noise, predict_x0
 from face2scene.models.restorer.restorer_base import MEMORY_ADVICE, RestorerBase
-from face2scene.models.restorer.skips import attach, channels_of
+from face2scene.models.restorer.skips import KeptFeatures, attach, channels_of
 from face2scene.models.restorer.tiling import TilePlan, network_in_tiles
 
 log = logging.getLogger(__name__)
@@ -148,9 +148,10 @@ class OneStepRestorer(RestorerBase):
         if not self.negative_tokens:
             tokens = torch.where(negative.view(-1, 1, 1), self.null_tokens.to(tokens), tokens)
         with self._autocast():
-            latent = self._encode(image, seeds)
+            with self._recorded() as features:
+                latent = self._encode(image, seeds)
             prediction = self._predict(latent, self.text[negative.long()], tokens)
-            return self._decode(predict_x0(latent, prediction, self.alpha, self.prediction), image)
+            return self._decode(predict_x0(latent, prediction, self.alpha, self.prediction), image, features)
 
     @torch.inference_mode()
     def restore(
@@ -175,9 +176,10 @@ class OneStepRestorer(RestorerBase):
         padded, (height, width) = pad_to_multiple(image, self.multiple)
         with explained(MEMORY_ADVICE):
             guidances = [self.guidance if guidance is None else guidance]
-            latent = self.draw(self.encode(padded), seeds)
+            with self._recorded() as features:
+                latent = self.draw(self.encode(padded), seeds)
             (clean,) = self.denoise(latent, tokens, guidances=guidances)
-            return self.decode(clean, padded)[..., :height, :width]
+            return self.decode(clean, padded, features)[..., :height, :width]
 
     def restore_tiled(
         self,
@@ -209,6 +211,13 @@ class OneStepRestorer(RestorerBase):
             (1, 3, H, W) in [0, 1] for each of `guidances`.
         """
         padded, (top, left) = plan.padded(image), plan.margins
+        kept = KeptFeatures(plan.boxes)
+
+        def encode(part: Tensor, boxes: list[Box]) -> Tensor:
+            with self._recorded() as features:
+                posterior = self.encode(part)
+            kept.put(boxes, [feature.to(image.device) for feature in features])
+            return posterior
 
         def denoise(latent: Tensor, boxes: list[Box]) -> Tensor:
             tokens = torch.cat([tokens_at((x0 - left, y0 - top, x1 - left, y1 - top)) for x0, y0, x1, y1 in boxes])
@@ -217,18 +226,20 @@ class OneStepRestorer(RestorerBase):
         def decode(latent: Tensor, boxes: list[Box]) -> Tensor:
             if not self.reads_input:
                 return self.decode(latent)
-            given = torch.cat([padded[..., y0:y1, x0:x1] for x0, y0, x1, y1 in boxes])
-            return self.decode(latent, given.to(latent.device))
+            given = torch.cat([padded[..., y0:y1, x0:x1] for x0, y0, x1, y1 in boxes]).to(latent.device)
+            return self.decode(latent, given, kept.of(boxes, latent.device))
 
         def run(name: str, network: nn.Module, part: nn.Module, work: Callable[..., Tensor], x: Tensor) -> Tensor:
             with explained(MEMORY_ADVICE), on_device(device, network) if offload else nullcontext():
                 return network_in_tiles(name, part, work, x, plan, device, progress)
 
-        posterior = run("encoding", self.vae, self.vae.encoder, lambda part, boxes: self.encode(part), padded)
+        posterior = run("encoding", self.vae, self.vae.encoder, encode, padded)
         latent = self.draw(posterior, torch.tensor([seed]))
         clean = run("denoising", self.unet, self.unet, denoise, latent)
         for one in clean.chunk(len(guidances), dim=1):
             output = run("decoding", self.vae, self.vae if self.reads_input else self.vae.decoder, decode, one)
+            if len(guidances) == 1:
+                kept.clear()
             yield plan.cropped(output, (image.shape[-2], image.shape[-1]))
 
     @torch.inference_mode()
@@ -273,14 +284,15 @@ class OneStepRestorer(RestorerBase):
         return [predict_x0(latent, one, self.alpha, self.prediction) for one in guided]
 
     @torch.inference_mode()
-    def decode(self, latent: Tensor, image: Tensor | None = None) -> Tensor:
+    def decode(self, latent: Tensor, image: Tensor | None = None, features: Sequence[Tensor] | None = None) -> Tensor:
         """A clean latent (B, C, h, w) to the image (B, 3, H, W) in [0, 1], float32.
 
         Args:
             image: the encoded image (B, 3, H, W); required where the restorer `reads_input`.
+            features: `Skips.recorded` while it was encoded; None encodes it again where they are needed.
         """
         with self._autocast():
-            output = run_with_fp32_fallback("VAE decoder", self.vae, lambda: self._decode(latent, image))
+            output = run_with_fp32_fallback("VAE decoder", self.vae, lambda: self._decode(latent, image, features))
         return output.clamp(0, 1).float()
 
     @property
@@ -303,13 +315,16 @@ class OneStepRestorer(RestorerBase):
         with self._unet_autocast():
             return self.unet(latent.to(dtype), self.timestep, encoder_hidden_states=context.to(dtype)).sample
 
-    def _decode(self, latent: Tensor, image: Tensor | None = None) -> Tensor:
+    def _recorded(self) -> AbstractContextManager[list[Tensor]]:
+        return self.vae.skips.recorded(self.vae) if self.skips else nullcontext([])
+
+    def _decode(self, latent: Tensor, image: Tensor | None = None, features: Sequence[Tensor] | None = None) -> Tensor:
         scaled = (latent / self.vae.config.scaling_factor).to(self.vae_dtype)
         if self.reads_input and image is None:
             raise ValueError("A restorer with skip connections or a residual needs the encoded image to decode.")
         if self.skips and image is not None:
-            features = self.vae.skips.encoder_features(self.vae, (image * 2 - 1).to(self.vae_dtype))
-            decoded = self.vae.skips.decode(self.vae, scaled, features).float() / 2
+            given = (image * 2 - 1).to(self.vae_dtype)
+            decoded = self.vae.skips.decode(self.vae, scaled, given, features).float() / 2
         else:
             decoded = self.vae.decode(scaled).sample.float() / 2  # bf16 has 375 values in [0, 1] after `/ 2 + 0.5`
         return image + decoded if self.residual and image is not None else decoded + 0.5

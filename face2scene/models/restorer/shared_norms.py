@@ -85,9 +85,10 @@ class SharedNorms:
     def _apply(self, norm: nn.GroupNorm, x: Tensor, share: float = 0.0) -> Tensor:
         means, variances = self._statistics[norm]
         if share:  # one tile for each variant
-            groups = x.unflatten(1, (norm.num_groups, -1)).flatten(2).float()
-            own_variances, own_means = torch.var_mean(groups, -1, correction=0)
-            variances = variances.maximum(share * (own_variances + (own_means - means).square()))
+            groups = x.unflatten(1, (norm.num_groups, -1)).flatten(2)
+            squares = torch.linalg.vector_norm(groups, dim=-1, dtype=torch.float32).square() / groups.shape[-1]
+            around = squares - 2 * means * groups.mean(-1, dtype=torch.float32) + means.square()  # E (x - mean)^2
+            variances = variances.maximum(share * around)
         # With given statistics this is a batch norm, whose kernels keep half precision in and out.
         means, variances = (
             part.repeat_interleave(norm.num_channels // norm.num_groups, 1) for part in (means, variances)

@@ -4,12 +4,18 @@ As in img2img-turbo, which S3Diff is derived from: the input of each encoder sta
 that starts at zero, to the input of the decoder stage of the same size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, is_grad_enabled, nn
+
+from face2scene.common.types import Box
+
+KEPT = 512 * 2**20  # bytes (ours)
 
 
 class Skips(ModelMixin, ConfigMixin):
@@ -27,23 +33,76 @@ class Skips(ModelMixin, ConfigMixin):
             nn.init.zeros_(conv.weight)
         self.convs = nn.ModuleList(convs)
 
-    def encoder_features(self, vae: AutoencoderKL, image: Tensor) -> list[Tensor]:
-        """Inputs (B, C, H / 2^i, W / 2^i) of the encoder's stages, of an image (B, 3, H, W) in [-1, 1]."""
-        feature = vae.encoder.conv_in(image)
-        features = [feature]
-        for block in vae.encoder.down_blocks[:-1]:
-            feature = _run(vae.encoder, block, feature)
-            features.append(feature)
-        return features
+    @staticmethod
+    @contextmanager
+    def recorded(vae: AutoencoderKL) -> Iterator[list[Tensor]]:
+        """Inside, `vae.encode` sets the items: inputs (B, C, H / 2^i, W / 2^i) of the encoder's stages, i >= 1."""
+        stages = vae.encoder.down_blocks[1:]
+        features: list[Tensor] = [torch.empty(0)] * len(stages)
+        hooks = [
+            stage.register_forward_pre_hook(lambda _, inputs, number=number: features.__setitem__(number, inputs[0]))
+            for number, stage in enumerate(stages)
+        ]
+        try:
+            yield features
+        finally:
+            for hook in hooks:
+                hook.remove()
 
-    def decode(self, vae: AutoencoderKL, latent: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """`vae.decode` with skip connections: latent (B, C, h, w), not scaled, to (B, 3, H, W) about [-1, 1]."""
-        decoder = vae.decoder
+    def decode(self, vae: AutoencoderKL, latent: Tensor, image: Tensor, recorded: Sequence[Tensor] | None) -> Tensor:
+        """`vae.decode` with skip connections: latent (B, C, h, w), not scaled, to (B, 3, H, W) about [-1, 1].
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1], the encoded one.
+            recorded: of encoding it; None encodes it again. The first stage's input, the largest, is always computed
+                again: it is one convolution.
+        """
+        decoder, encoder = vae.decoder, vae.encoder
+        features = [encoder.conv_in(image)]
+        if recorded is None:
+            for block in encoder.down_blocks[:-1]:
+                features.append(_run(encoder, block, features[-1]))
+        else:
+            features += [feature.to(latent.dtype) for feature in recorded]
         x = decoder.conv_in(latent if vae.post_quant_conv is None else vae.post_quant_conv(latent))
         x = _run(decoder, decoder.mid_block, x)
         for block, conv, feature in zip(decoder.up_blocks, reversed(self.convs), reversed(features), strict=True):
             x = _run(decoder, block, x + conv(feature))
         return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))
+
+
+class KeptFeatures:
+    """`Skips.recorded` of an image's tiles, from their encoding to their decoding.
+
+    One tensor holds a stage's features of all tiles: small blocks between those of the networks would keep freed memory
+    from being used again. Tiles beyond `KEPT` bytes are encoded again.
+    """
+
+    def __init__(self, boxes: Sequence[Box]):
+        self._places = {box: place for place, box in enumerate(boxes)}
+        self._stages: list[Tensor] = []  # (tiles, C, h, w) each
+
+    def put(self, boxes: Sequence[Box], features: Sequence[Tensor]) -> None:
+        """Keep the features (1, C, h, w) of one tile; those of other boxes, such as squares, are not kept."""
+        if not features or len(boxes) != 1 or boxes[0] not in self._places:
+            return
+        if not self._stages:
+            count = min(len(self._places), KEPT // sum(one.numel() * one.element_size() for one in features))
+            self._stages = [one.new_empty(count, *one.shape[1:]) for one in features]
+        if self._places[boxes[0]] < len(self._stages[0]):
+            for stage, feature in zip(self._stages, features, strict=True):
+                stage[self._places[boxes[0]]] = feature[0]
+
+    def of(self, boxes: Sequence[Box], device: torch.device) -> list[Tensor] | None:
+        """The features of one tile, or None where they were not kept."""
+        place = self._places.get(boxes[0]) if len(boxes) == 1 else None
+        if place is None or not self._stages or place >= len(self._stages[0]):
+            return None
+        return [stage[place, None].to(device) for stage in self._stages]
+
+    def clear(self) -> None:
+        """Free the features."""
+        self._stages = []
 
 
 def channels_of(vae: AutoencoderKL) -> list[list[int]]:
