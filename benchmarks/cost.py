@@ -216,8 +216,8 @@ batch 1.
 ([rehearsal.md](rehearsal.md)): the method's own code on tensors without values, {efficiency} of the card's
 arithmetic and 80 % of its bandwidth, assumed and not measured; no card was at hand. A multiply-add counts as two.
 Face detection, reading and writing are not in it. Stage I is FaceMe on one face; it restores the face at 512 x 512
-whatever the image's size. `tiny` and `photo` have the shapes of the weights that ship; whole, as here, `tiny` attends to
-all of the image, and by default it takes tiles of 512. Real-ESRGAN enlarges a quarter of the sides by four, as for a
+whatever the image's size. `tiny` and `photo` have the shapes of the weights that ship; whole, as here, `tiny` attends
+to all of the image, and by default it takes tiles of 512. Real-ESRGAN enlarges a quarter of the sides by four, as for a
 degraded image of full size; every method takes the image whole. `vosr_decoder` has the half widths that its project
 states; its file was not at hand.
 
