@@ -117,7 +117,6 @@ METHODS: dict[str, Callable[[], Any]] = {
     "Face2Scene, Stage II": stage_two(),
     "Face2Scene, Stage II, decoder taesd": stage_two(decoder="taesd"),
     "Face2Scene, Stage II, decoder vosr_decoder": stage_two(decoder="vosr_decoder"),
-    "S3Diff, tiny": stage_two("restorer=s3diff_tiny", experiment="quickstart"),
     "Face2Scene, Stage II, tiny": stage_two(experiment="quickstart"),
     "Face2Scene, Stage II, photo": photo,
 }
@@ -217,9 +216,10 @@ batch 1.
 ([rehearsal.md](rehearsal.md)): the method's own code on tensors without values, {efficiency} of the card's
 arithmetic and 80 % of its bandwidth, assumed and not measured; no card was at hand. A multiply-add counts as two.
 Face detection, reading and writing are not in it. Stage I is FaceMe on one face; it restores the face at 512 x 512
-whatever the image's size. Real-ESRGAN enlarges a quarter of the sides by four, as for a degraded image of full
-size; every method takes the image whole. `vosr_decoder` has the half widths that its project states; its file was
-not at hand.
+whatever the image's size. `tiny` and `photo` have the shapes of the weights that ship; whole, as here, `tiny` attends
+to all of the image, and by default it takes tiles of 512. Real-ESRGAN enlarges a quarter of the sides by four, as for a
+degraded image of full size; every method takes the image whole. `vosr_decoder` has the half widths that its project
+states; its file was not at hand.
 
 **Measured** are processor seconds of one thread ({processor}), float32 except the VAE of the diffusion methods,
 which is as configured; "at 512" is another size. Random weights where the real ones are not here; they change no

@@ -148,15 +148,22 @@ def measured(faces: Sequence[ProbeFace], count: int, kept: Path | None) -> list[
 
 
 def summary(faces: Sequence[ProbeFace], rows: list[dict[str, list[float]]], readout: Readout) -> dict[str, Any]:
-    """R squared of blur and scale by what is known, over all draws, and of the heads on the same."""
+    """R squared of blur and scale by what is known, with bootstrap intervals over draws; the heads' on the same."""
     drawn = [draw(faces, number) for number in range(len(rows))]
     true = np.array([list(factors(recipe).values()) for recipe, _, _ in drawn])
     heads = np.array([[read.value for read in readout(inner(tile), face).values()] for _, tile, face in drawn])
-    found: dict[str, Any] = {"draws": len(rows), "heads": [r_squared(heads, true)[n] for n in (0, 3)]}
+    rng = np.random.default_rng(0)
+    chosen = [rng.integers(len(rows), size=len(rows)) for _ in range(1000)]
+
+    def spread(estimate: np.ndarray) -> list[list[float]]:
+        again = np.array([r_squared(estimate[some], true[some]) for some in chosen])
+        return [[r_squared(estimate, true)[n], *np.quantile(again[:, n], (0.025, 0.975)).tolist()] for n in (0, 3)]
+
+    found: dict[str, Any] = {"draws": len(rows), "heads": spread(heads)}
     for name in KNOWN:
         estimate = true.copy()
         estimate[:, [0, 3]] = np.array([row[name] for row in rows])
-        values = [r_squared(np.nan_to_num(estimate, nan=1.0), true)[n] for n in (0, 3)]
+        values = spread(np.nan_to_num(estimate, nan=1.0))
         found[name] = [value if candidates else None for value, candidates in zip(values, KNOWN[name], strict=True)]
     return found
 

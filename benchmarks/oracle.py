@@ -287,21 +287,21 @@ def drawn(found: dict[str, dict[str, Any]]) -> Any:
 
 PAGE = """# Is the face an oracle?
 
-`python benchmarks/oracle.py --page docs` makes this page and its figure ({photos} photos, longer side {size}
-pixels).
+`python benchmarks/oracle.py --richardson-lucy --page docs` makes this page and its figure ({photos} photos, longer side
+{size} pixels).
 
 The paper's claim is that a restored face tells how its whole scene is degraded. Here it is asked without any
-training of a restorer: FFDNet has to be told the noise's level, a Wiener deconvolution the blur's width, and being
-told wrongly costs decibels. Each is told the true value; the one that FaDeX's heads (`checkpoints/fadex`,
-[readout.md](readout.md)) read off the face pair; a classical estimate off the face or the whole photo (noise:
-scikit-image's `estimate_sigma`; blur: the edges' gradients before and after a second blur); one fixed value. The
-scene without the face is scored: every pixel outside the face's square.
+training of a restorer: FFDNet has to be told the noise's level, a deconvolution (Wiener's, and Richardson-Lucy's, which
+the figure leaves out) the blur's width, and being told wrongly costs decibels. Each is told the true value; the one
+that FaDeX's heads (`checkpoints/fadex`, [readout.md](readout.md)) read off the face pair; a classical estimate off the
+face or the whole photo (noise: scikit-image's `estimate_sigma`; blur: the edges' gradients before and after a second
+blur); one fixed value. The scene without the face is scored: every pixel outside the face's square.
 
 Stage I is played by the ground truth, by Real-ESRGAN x4plus (a real network that runs here, without references),
 and by the degraded face itself. No photo was in FaDeX's training. Values are rounded to {noise:g} grey level and
 {blur:g} pixel before they are told. In brackets: 95 % bootstrap intervals of means over photos; degradations of one
 photo count as one value. The truth is not the best to be told where the noise is no longer white, as after a JPEG.
-FaDeX's heads read noise alone too low, and [readout.md](readout.md) says why.
+FaDeX's heads are fitted on the noise that is left at the end, so that a JPEG after it lowers what they tell.
 
 ![What being told otherwise than truly costs](images/oracle.png)
 

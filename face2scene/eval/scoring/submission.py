@@ -19,7 +19,7 @@ from face2scene.eval.scoring.results import read_scores
 
 FILE = "results.json"
 FORMAT = "face2scene-results-1"
-_TYPES = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "null": type(None)}
+_TYPES: Any = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "null": type(None)}
 
 
 def results_of(run: str | Path) -> dict[str, Any]:
