@@ -21,7 +21,7 @@ RESTORER = ["train-restorer", *TINY, "mapnet=tiny", "restorer=tiny", "name=run",
 WEIGHTS = REPOSITORY / "checkpoints/tiny/fadex.safetensors"
 OTHERS = ("quickstart", "rehearse", "fetch", "doctor", "data", "explain", "completion")
 # of what was tried: they do not stop the corrected command
-RECORDS = {"config.yaml", "commit.txt", "log.txt", "baseline.json", "base.json", ".lock"}
+RECORDS = {"config.yaml", "commit.txt", "log.txt", "baseline.json", "base.json", "restore.jsonl", ".lock"}
 # command line -> a part of what is said
 CASES = [
     (["nothing"], "face2scene has no nothing"),

@@ -262,7 +262,8 @@ def test_corrupt_file_fails_alone(make_pipeline, photo_folder, tmp_path):
     pipeline = make_pipeline()
     result, log = restore_and_read_log(pipeline, find_tasks(photo_folder), tmp_path / "out")
     assert result.restored == 3 and "cannot be read as an image" in result.failed["broken.jpg"]
-    assert [line["name"] for line in log] == ["a.png", "b.png", "c.png"]
+    assert [line["name"] for line in log if "failed" not in line] == ["a.png", "b.png", "c.png"]
+    assert [line for line in log if "failed" in line] == [{"name": "broken.jpg", "failed": result.failed["broken.jpg"]}]
 
 
 def test_truncated_log_line_is_redone(make_pipeline, photo_folder, tmp_path):

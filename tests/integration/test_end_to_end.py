@@ -161,7 +161,9 @@ def test_two_processes_share_one_folder(tmp_path):
     options = [f"input={tmp_path}/in", f"output={tmp_path}/out", "faces=none", "device=cpu", *paths_below(tmp_path)]
     out = run_command(launch_command("restore.py", *options, processes=2), tmp_path, expect=1)
     assert "3 restored, 0 were finished before, 1 failed" in out and "broken.jpg" in out
-    log = [json.loads(line) for line in (tmp_path / "out/restore.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "out/restore.jsonl").read_text().splitlines()]
+    assert [row["name"] for row in rows if "failed" in row] == ["broken.jpg"]
+    log = [row for row in rows if "failed" not in row]
     assert sorted(line["name"] for line in log) == ["a.png", "b.png", "sub/c.png"]
     alone = [option.replace("/out", "/one") for option in options]
     run_command([sys.executable, str(REPOSITORY / "scripts/restore.py"), *alone], tmp_path, expect=1)

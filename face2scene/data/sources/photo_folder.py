@@ -85,6 +85,8 @@ class Photos(PhotoSource):
         # Links to folders are not followed: a link to a parent would not end.
         found = [path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file()]
         names = sorted(name.as_posix() for name in found if not any(part.startswith(".") for part in name.parts))
+        if not names:
+            raise FileNotFoundError(f"There is no photo in {self.where} (data.photos, data.collection, data.raws).")
         return {name: number for number, name in enumerate(names)}
 
     def listing(self) -> Any:
