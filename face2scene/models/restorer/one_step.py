@@ -238,8 +238,9 @@ class OneStepRestorer(RestorerBase):
         clean = run("denoising", self.unet, self.unet, denoise, latent)
         for one in clean.chunk(len(guidances), dim=1):
             output = run("decoding", self.vae, self.vae if self.reads_input else self.vae.decoder, decode, one)
-            if len(guidances) == 1:
+            if len(guidances) == 1:  # what is not needed after the only one, before the caller's work
                 kept.clear()
+                padded = image
             yield plan.cropped(output, (image.shape[-2], image.shape[-1]))
 
     @torch.inference_mode()

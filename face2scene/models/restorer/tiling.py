@@ -172,21 +172,30 @@ def tile_starts(length: int, tile: int, overlap: int, unit: int = 1) -> list[int
 
 
 class _Blend:
-    """A weighted mean of overlapping tiles of an image of `size` (H, W)."""
+    """A weighted mean of the tiles of a plan, which overlap, of an image of `size` (H, W)."""
 
     def __init__(self, size: tuple[int, int], overlap: int, like: Tensor):
         self.size, self.overlap = size, overlap
-        self.total, self.weight = like.new_zeros(1, like.shape[1], *size), like.new_zeros(1, 1, *size)
+        self.total = like.new_zeros(1, like.shape[1], *size)
+        self.rows: dict[int, Tensor] = {}  # weights along each side, by where a tile starts
+        self.columns: dict[int, Tensor] = {}
 
     def add(self, tile: Tensor, x0: int, y0: int) -> None:
         y1, x1 = y0 + tile.shape[-2], x0 + tile.shape[-1]
-        rows, columns = _ramp(y0, y1, self.size[0], self.overlap), _ramp(x0, x1, self.size[1], self.overlap)
-        ramp = torch.outer(rows, columns).to(tile)
-        self.total[..., y0:y1, x0:x1] += ramp * tile
-        self.weight[..., y0:y1, x0:x1] += ramp
+        self.rows[y0], self.columns[x0] = (
+            _ramp(start, end, length, self.overlap)
+            for start, end, length in ((y0, y1, self.size[0]), (x0, x1, self.size[1]))
+        )
+        self.total[..., y0:y1, x0:x1] += torch.outer(self.rows[y0], self.columns[x0]).to(tile) * tile
 
     def mean(self) -> Tensor:
-        return self.total.div_(self.weight)
+        """With all tiles added: their weights are products, so that the weights' sum is a product of sums."""
+        for length, ramps, shape in zip(self.size, (self.rows, self.columns), ((-1, 1), (1, -1)), strict=True):
+            weight = torch.zeros(length)
+            for start, ramp in ramps.items():
+                weight[start : start + len(ramp)] += ramp
+            self.total.div_(weight.view(shape).to(self.total))
+        return self.total
 
 
 def network_in_tiles(
