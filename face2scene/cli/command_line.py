@@ -32,6 +32,7 @@ OmegaConf.register_new_resolver("shipped", lambda: CHECKPOINTS.as_posix(), repla
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch for tracebacks
 _WORD = re.compile(r"(\+{0,2}(?P<key>[\w.]+))=(?P<value>.*)", re.DOTALL)
 _ESCAPED = re.compile(r"(\\*)\$\{")
+_OF_TRAININGS = ("restorer.base", "restorer.adapters", "restorer.perceptual", "mapnet", "fadex", "train")
 
 
 def script(
@@ -71,6 +72,7 @@ def script(
 def _by_hydra(job: Callable[[DictConfig], None], config: str) -> None:
     words = read(config.replace("_", "-"), sys.argv[1:])
     refuse_renamed(words.overrides)
+    refuse_unread(config, words.overrides)
     photos = [f"input=[{', '.join(map(_literal, words.photos))}]"] if words.photos else []
     sys.argv[1:] = [*words.hydra, *path_values(words.overrides), *photos]
     if words.debug:
@@ -143,6 +145,25 @@ def refuse_values(cfg: DictConfig, root: str, words: Sequence[str]) -> None:
     known = {key: entry for key, entry in keys(root, words).items() if key not in PATHS}
     for sentence in problems(OmegaConf.to_container(cfg), known):
         raise UsageError(sentence)
+
+
+def refuse_unread(root: str, words: Iterable[str]) -> None:
+    """Refuse overrides of what a training decides and its weights record, where weights are used.
+
+    Args:
+        root: name of the root file in configs/.
+        words: overrides.
+
+    Raises:
+        UsageError: the first such key.
+    """
+    for word in words if root in ("restore", "app") else ():
+        key = word.partition("=")[0].lstrip("+~").partition("@")[0].replace("/", ".")
+        if any(f"{key}.".startswith(f"{one}.") for one in _OF_TRAININGS):
+            raise UsageError(
+                f"{root} does not read {key}: it is decided by a training and recorded in the weights. What is read: "
+                "restorer_weights, fadex_weights, base, dtype, guidance and the keys of pipeline."
+            )
 
 
 def _chosen() -> str:

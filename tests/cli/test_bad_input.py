@@ -27,6 +27,8 @@ CASES = [
     (["nothing"], "face2scene has no nothing"),
     (["restore", "-o", "out"], "input=... is missing"),
     (["restore", "no.png", "-o", "out"], "nothing at input=no.png"),
+    (["restore", "photo.png", "restorer.base.source=no"], "does not read restorer.base.source"),
+    (["app", "mapnet.grids=[1]"], "does not read mapnet.grids"),
     (["restore", "text.png", "-o", "out", "faces=none", SHIPPED], "text.png cannot be read as an image"),
     (["restore", "photo.png", "-r", "no", "-o", "out"], "nothing at references=no"),
     ([*PHOTO, "limit=0"], "limit is a whole number from 1 on"),
