@@ -150,6 +150,8 @@ def refuse_values(cfg: DictConfig, root: str, words: Sequence[str]) -> None:
 def refuse_unread(root: str, words: Iterable[str]) -> None:
     """Refuse overrides of what a training decides and its weights record, where weights are used.
 
+    A choice of a group, such as train=tiny, is allowed: one set of choices may serve several commands.
+
     Args:
         root: name of the root file in configs/.
         words: overrides.
@@ -159,7 +161,7 @@ def refuse_unread(root: str, words: Iterable[str]) -> None:
     """
     for word in words if root in ("restore", "app") else ():
         key = word.partition("=")[0].lstrip("+~").partition("@")[0].replace("/", ".")
-        if any(f"{key}.".startswith(f"{one}.") for one in _OF_TRAININGS):
+        if "." in key and any(f"{key}.".startswith(f"{one}.") for one in _OF_TRAININGS):
             raise UsageError(
                 f"{root} does not read {key}: it is decided by a training and recorded in the weights. What is read: "
                 "restorer_weights, fadex_weights, base, dtype, guidance and the keys of pipeline."
