@@ -754,7 +754,7 @@ LIKELIHOOD = """\
 `python benchmarks/identifiable.py --json docs/identifiable.json` asks a likelihood on {draws} draws of its own, crops
 of 96 pixels. It knows the true face and every step of the recipe but the blur's width or the size on the way, tries
 nine of each on the true face, and weighs each by how likely what is left of the degraded face is as noise. It takes
-JPEG's rounding for that of the picture without noise and its grid is coarse, so that it is no upper bound. In brackets:
+JPEG's rounding for that of the image without noise and its grid is coarse, so that it is no upper bound. In brackets:
 95 % bootstrap intervals over draws. The heads that ship, which know nothing of the recipe, read no less of these crops
 than it does with all of that, and the likelihood too confuses a blur and a smaller size where it knows neither:"""
 PAID = """\

@@ -211,12 +211,12 @@ class OneStepRestorer(RestorerBase):
             (1, 3, H, W) in [0, 1] for each of `guidances`.
         """
         padded, (top, left) = plan.padded(image), plan.margins
-        kept = KeptFeatures(plan.boxes)
+        kept = KeptFeatures(plan.boxes, image.device)
 
         def encode(part: Tensor, boxes: list[Box]) -> Tensor:
             with self._recorded() as features:
                 posterior = self.encode(part)
-            kept.put(boxes, [feature.to(image.device) for feature in features])
+            kept.put(boxes, features)
             return posterior
 
         def denoise(latent: Tensor, boxes: list[Box]) -> Tensor:

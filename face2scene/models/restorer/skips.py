@@ -74,11 +74,12 @@ class Skips(ModelMixin, ConfigMixin):
 class KeptFeatures:
     """`Skips.recorded` of an image's tiles, from their encoding to their decoding.
 
-    One tensor holds a stage's features of all tiles: small blocks between those of the networks would keep freed memory
-    from being used again. Tiles beyond `KEPT` bytes are encoded again.
+    One tensor on `device` holds a stage's features of the tiles: small blocks between those of the networks would keep
+    freed memory from being used again. Tiles beyond `KEPT` bytes are encoded again.
     """
 
-    def __init__(self, boxes: Sequence[Box]):
+    def __init__(self, boxes: Sequence[Box], device: torch.device):
+        self._device = device
         self._places = {box: place for place, box in enumerate(boxes)}
         self._stages: list[Tensor] = []  # (tiles, C, h, w) each
 
@@ -88,10 +89,10 @@ class KeptFeatures:
             return
         if not self._stages:
             count = min(len(self._places), KEPT // sum(one.numel() * one.element_size() for one in features))
-            self._stages = [one.new_empty(count, *one.shape[1:]) for one in features]
+            self._stages = [one.new_empty(count, *one.shape[1:], device=self._device) for one in features]
         if self._places[boxes[0]] < len(self._stages[0]):
             for stage, feature in zip(self._stages, features, strict=True):
-                stage[self._places[boxes[0]]] = feature[0]
+                stage[self._places[boxes[0]]].copy_(feature[0])
 
     def of(self, boxes: Sequence[Box], device: torch.device) -> list[Tensor] | None:
         """The features of one tile, or None where they were not kept."""
