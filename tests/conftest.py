@@ -23,6 +23,13 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is known to take minutes has no limit of time."""
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("slow", "chaos", "fuzz", "gpu", "browser")):
+            item.add_marker(pytest.mark.timeout(0))
+
+
 @pytest.fixture(autouse=True)
 def restored_log_level():
     """A run lowers the root logger's level for its process; the next test starts without that."""

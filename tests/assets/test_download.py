@@ -1,7 +1,5 @@
 import errno
-import hashlib
 import io
-import multiprocessing
 import pickle
 import shutil
 import tarfile
@@ -10,17 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from other_processes import start
+from toy_assets import CONTENT, FakePip, catalogue_entry, digest, fetch_and_count, toy_assets
 
 from face2scene.assets import catalogue as weights
 from face2scene.assets import convert
 from face2scene.assets.catalogue import MissingWeights, WeightsError, is_ready, parse_asset, verify
 from face2scene.assets.download import fetch
-
-CONTENT = b"the weights of a very small network" * 10
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 @pytest.fixture
@@ -34,47 +28,10 @@ def archive(tmp_path) -> Path:
     return path
 
 
-def catalogue_entry(archive: Path, /, **changes) -> dict:
-    source = {
-        "kind": "pypi",
-        "package": "toy",
-        "version": "1.0",
-        "archive": archive.name,
-        "sha256": digest(archive.read_bytes()),
-        "size": archive.stat().st_size,
-        "members": {"toy/net.bin": "net.bin"},
-    }
-    return {
-        "purpose": "A toy.",
-        "licence": {"weights": "MIT"},
-        "open": True,
-        "files": {"net.bin": {"sha256": digest(CONTENT), "size": len(CONTENT)}},
-        "sources": [{**source, **changes}],
-    }
-
-
-def toy_assets(archive: Path, /, **changes):
-    return {"toy": parse_asset("toy", catalogue_entry(archive, **changes))}
-
-
 def other_revision(archive: Path):
     changed = catalogue_entry(archive, members={"toy/net.bin": "renamed.bin"})
     changed["files"] = {"renamed.bin": changed["files"]["net.bin"]}
     return {"toy": parse_asset("toy", changed)}
-
-
-class FakePip:
-    """Stands for the download client: copies what its index holds, or fails with the given output."""
-
-    def __init__(self, serves: Path | None, output: str = ""):
-        self.serves, self.output, self.commands = serves, output, []
-
-    def __call__(self, command, scratch):
-        self.commands.append(list(command))
-        if self.serves is None:
-            return 1, self.output
-        shutil.copy(self.serves, Path(command[command.index("--dest") + 1]) / self.serves.name)
-        return 0, ""
 
 
 def fetch_error(root, assets, runner=None, **arguments) -> str:
@@ -310,25 +267,11 @@ def test_wrong_supplied_file_raises(tmp_path, archive):
 
 
 def test_concurrent_fetch_downloads_once(tmp_path, archive):
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_fetch_and_count, args=(tmp_path, archive)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
+    fetches = [start(fetch_and_count, tmp_path, archive) for _ in range(3)]
+    for process in fetches:
+        process.join(60)
+    assert [process.exitcode for process in fetches] == [0] * 3
     assert (tmp_path / "calls").read_text() == "x"
-
-
-def _fetch_and_count(tmp_path, archive):
-    pip = FakePip(archive)
-
-    def counted(command, scratch):
-        with open(tmp_path / "calls", "a") as file:
-            file.write("x")
-        return pip(command, scratch)
-
-    fetch(["toy"], root=tmp_path / "w", assets=toy_assets(archive), runner=counted)
 
 
 def test_verify_finds_changed_file(tmp_path, archive):

@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -12,41 +11,16 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import numpy as np
 import pytest
+from other_processes import start
 from PIL import Image
+from slow_page import SLOW, SlowPage, serve
 
 from face2scene.cli.app import MOST_REFERENCES, AppController, build, launch
-from face2scene.cli.visitors import Limits, VisitorLeft, VisitorLimits, remove_old, visitor
+from face2scene.cli.visitors import Limits, VisitorLimits, remove_old, visitor
 from face2scene.common.reproducibility import REPOSITORY
 from face2scene.image_io.photos import ImageError
 from face2scene.inference.pipeline import Face2ScenePipeline
-
-SLOW = 600  # steps of 0.1 s
-
-
-class SlowPage(AppController):
-    """A page whose restoration takes a minute of steps for a photo named slow.png, else nothing."""
-
-    steps = 0
-
-    def __init__(self):
-        super().__init__(None)
-
-    def find_faces(self, photo, references):
-        return None, ""
-
-    def restore(self, photo, references, guidance, scale, progress):
-        for step in range(SLOW if photo.endswith("slow.png") else 1):
-            progress(step / SLOW, "waiting")
-            if self.closed.is_set():
-                raise VisitorLeft("closed")
-            time.sleep(0.1)
-            self.steps += 1
-        path = self.folder / "result.png"
-        Image.new("RGB", (8, 8)).save(path)
-        image = np.zeros((8, 8, 3), np.uint8)
-        return (image, []), "", (image, image), [], [], {}, str(path)
 
 
 def free_port() -> int:
@@ -219,16 +193,9 @@ def test_ipv6_neighbours_are_one_visitor():
     assert visitor("10.0.0.1") == "10.0.0.1"
 
 
-def _serve(port, told):
-    page = SlowPage()
-    told.write_text(str(page.folder))
-    launch(build(page, guidance=1.1), host="127.0.0.1", port=port, waiting=2, largest_mb=1)
-
-
 def test_sigterm_deletes_uploads(tmp_path):
     port, told = free_port(), tmp_path / "folder"
-    server = multiprocessing.get_context("fork").Process(target=_serve, args=(port, told))
-    server.start()
+    server = start(serve, port, told)
     address = f"http://127.0.0.1:{port}/"
     for _ in range(300):
         try:

@@ -2,105 +2,27 @@
 
 import os
 import random
-import runpy
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
-from colour_identities import SMALL
 from drawn_sets import folder_bytes
-from repository_scripts import load_script
+from interrupted_builds import build_crashing_at, run_build
+from killed_commands import run_script
+from other_processes import finish, start
 
 from face2scene.cli.main import main
 from face2scene.common.files import disk_error
 from face2scene.common.reproducibility import REPOSITORY
-from face2scene.data.building.build import Rejection, build
-from face2scene.data.building.finalize import FinalizePlan, Selection
-from face2scene.data.building.identity_clusters import Grouping
+from face2scene.data.building.build import build
 from face2scene.data.records import read_manifest
 from face2scene.data.sources.generated import DrawnPeople, GeneratedPeople
 from face2scene.data.sources.photo_source import PhotoInfo, PhotoSource
-
-
-class TracedSource(GeneratedPeople):
-    """Logs its items; its images exercise every decision of `finalize`."""
-
-    def __init__(self, trace: Path, pause: float = 0.0, **options):
-        sizes = {"train_people": 6, "train_shots": 3, "val_people": 2, "val_shots": 2, "size": 24, "reference_size": 32}
-        super().__init__(lambda: DrawnPeople(side=32), None, name="drawn", licence="CC0-1.0", **sizes)
-        self.trace, self.pause = trace, pause
-
-    def make(self, item):
-        with open(self.trace, "a") as file:
-            file.write(f"{self.key(item)}\n")
-        time.sleep(self.pause)
-        made = super().make(item)
-        for n, candidate in enumerate(made.candidates):
-            import numpy as np
-
-            unknown = {"split": None, "identity": None} if item >= 4 else {}
-            vector = np.eye(8)[item] * 0.9 + 0.01
-            about = {"measured": {"q": float((7 * item + n) % 11)}, "vector": vector / np.linalg.norm(vector)}
-            object.__setattr__(candidate, "__dict__", vars(candidate) | about | unknown)
-        rejected = [Rejection(f"odd_{item}", "odd: on purpose", measured={"q": 1.0})] if item % 3 == 0 else []
-        return type(made)(made.candidates, rejected)
-
-
-def run_build(folder: Path, trace: Path, pause: float = 0.0) -> None:
-    plan = FinalizePlan(
-        **{"selection": Selection({"q": "higher"}, 0.8), "grouping": Grouping(0.5), "val_share": 0.5, "report": True},
-        max_references=2,
-    )
-    build(folder, [TracedSource(trace, pause)], settings={"a": 1}, space=SMALL, plan=plan)
-
-
-def fork_call(work, *arguments) -> int:
-    """Run `work` in a copy of this process; returns its id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        import torch
-        from tqdm import tqdm
-
-        tqdm.set_lock(
-            threading.RLock()
-        )  # the inherited one is shared with the parent: a kill inside it would stop both
-        torch.set_num_threads(1)  # the parent's worker threads do not exist here
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 2)
-        work(*arguments)
-    except BaseException:
-        os._exit(1)
-    os._exit(0)
-
-
-def hold_progress_bars(place: Path) -> None:
-    from tqdm import tqdm
-
-    with tqdm.get_lock():
-        place.touch()
-        time.sleep(60)
-
-
-def test_killed_child_leaves_progress_bars_usable(tmp_path):
-    from tqdm import tqdm
-
-    assert list(tqdm([1], disable=False)) == [1]  # makes the lock
-    pid = fork_call(hold_progress_bars, tmp_path / "held")
-    while not (tmp_path / "held").exists():
-        time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    shared = tqdm.get_lock().mp_lock
-    assert shared.acquire(timeout=10)
-    shared.release()
 
 
 def test_killed_build_resumes_to_same_bytes(tmp_path):
@@ -109,11 +31,13 @@ def test_killed_build_resumes_to_same_bytes(tmp_path):
     while kills < 10:
         done_before = {path.stem for path in (folder / "parts").glob("*.json")} if folder.exists() else set()
         traced_before = len(trace.read_text().splitlines()) if trace.exists() else 0
-        pid = fork_call(run_build, folder, trace, 0.05)
-        time.sleep(dice.uniform(0.02, 0.25))
-        os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        kills += os.WIFSIGNALED(status)
+        process = start(run_build, folder, trace, 0.05)
+        while process.is_alive() and not trace.exists():
+            time.sleep(0.01)  # a kill before the first item would prove nothing
+        process.join(dice.uniform(0.02, 0.25))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
         made = trace.read_text().splitlines()[traced_before:] if trace.exists() else []
         assert not done_before & set(made)  # what was finished was never begun again
         if (folder / "metadata.parquet").exists():
@@ -123,39 +47,16 @@ def test_killed_build_resumes_to_same_bytes(tmp_path):
     assert main(["data", "verify", str(folder)]) == 0
 
 
-def build_crashing_at(folder: Path, trace: Path, at: int, counter: Path) -> None:
-    """A build whose process ends, without any clean-up, at its `at`-th change of the file system."""
-    calls = 0
-
-    def ends(function):
-        def wrapped(*arguments, **options):
-            nonlocal calls
-            calls += 1
-            if calls == at:
-                os._exit(9)
-            return function(*arguments, **options)
-
-        return wrapped
-
-    os.replace, os.unlink = ends(os.replace), ends(os.unlink)
-    Path.replace, Path.unlink = ends(Path.replace), ends(Path.unlink)
-    shutil.rmtree = ends(shutil.rmtree)
-    run_build(folder, trace)
-    counter.write_text(str(calls))
-
-
 def test_crash_at_any_file_change_is_safe(tmp_path):
     run_build(tmp_path / "whole", tmp_path / "trace")
     whole = folder_bytes(tmp_path / "whole")
-    pid = fork_call(build_crashing_at, tmp_path / "count", tmp_path / "trace", -1, tmp_path / "calls")
-    assert os.waitpid(pid, 0)[1] == 0
+    assert finish(build_crashing_at, tmp_path / "count", tmp_path / "trace", -1, tmp_path / "calls") == 0
     changes = int((tmp_path / "calls").read_text())
     assert changes > 60
     joining = changes - 45  # the images' own part is the same over and over: every fifth of it
     for at in [*range(1, joining, 5), *range(joining, changes + 1)]:
         folder = tmp_path / f"crash{at}"
-        pid = fork_call(build_crashing_at, folder, tmp_path / "trace", at, tmp_path / "calls")
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9, at
+        assert finish(build_crashing_at, folder, tmp_path / "trace", at, tmp_path / "calls") == 9, at
         run_build(folder, tmp_path / "trace")
         assert folder_bytes(folder) == whole, at
         shutil.rmtree(folder)
@@ -245,30 +146,24 @@ BUILD_OVERRIDES = {
 }
 
 
-def run_build_script(*arguments: str) -> None:
-    """The command in this process, without the 15 s of imports."""
-    sys.argv = [str(REPOSITORY / "scripts/build_inscene.py"), *arguments]
-    runpy.run_path(sys.argv[0], run_name="__main__")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", os.environ.get("FACE2SCENE_KILL_SETS", "drawn").split(","))
 def test_killed_command_resumes_to_same_bytes(tmp_path, kind):
-    load_script("build_inscene")  # imports
-    start = time.monotonic()
-    whole = fork_call(run_build_script, f"data.root={tmp_path}/whole", *BUILD_OVERRIDES[kind])
-    assert os.waitpid(whole, 0)[1] == 0
-    length, dice = time.monotonic() - start, random.Random(11)
+    begin = time.monotonic()
+    given = [f"data.root={tmp_path}/whole", *BUILD_OVERRIDES[kind]]
+    assert finish(run_script, "build_inscene.py", given, within=1200) == 0
+    length, dice = time.monotonic() - begin, random.Random(11)
     folder, kills, seen = tmp_path / "killed", 0, {}
+    given = [f"data.root={folder}", *BUILD_OVERRIDES[kind]]
     while kills < 10:
-        pid = fork_call(run_build_script, f"data.root={folder}", *BUILD_OVERRIDES[kind])
+        process = start(run_script, "build_inscene.py", given)
         while not (folder / "build.json").exists():
             time.sleep(0.02)  # a kill before the first write would prove nothing
-        time.sleep(dice.uniform(0.0, length / 2))
-        os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        if not os.WIFSIGNALED(status):  # it got through: the next kills meet a new build
-            assert status == 0
+        process.join(dice.uniform(0.0, length / 2))
+        process.kill()
+        process.join()
+        if process.exitcode != -signal.SIGKILL:  # it got through: the next kills meet a new build
+            assert process.exitcode == 0
             shutil.rmtree(folder)
             seen = {}
             continue
@@ -277,8 +172,7 @@ def test_killed_command_resumes_to_same_bytes(tmp_path, kind):
         now = {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in (folder / "parts").glob("*.json")}
         assert all(now.get(name, state) == state for name, state in seen.items())  # no finished item was written again
         seen = now
-    last = fork_call(run_build_script, f"data.root={folder}", *BUILD_OVERRIDES[kind])
-    assert os.waitpid(last, 0)[1] == 0
+    assert finish(run_script, "build_inscene.py", given, within=1200) == 0
     assert folder_bytes(folder) == folder_bytes(tmp_path / "whole")
     assert len(read_manifest(folder)) == 60 and len({r.identity for r in read_manifest(folder)}) == 12
     assert main(["data", "verify", str(folder)]) == 0

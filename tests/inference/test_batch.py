@@ -2,7 +2,6 @@
 
 import json
 import logging
-import multiprocessing
 import os
 import threading
 import time
@@ -11,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from inverting_pipeline import InvertingPipeline, log_entries, make_image
+from inverting_pipeline import InvertingPipeline, SlowPipeline, log_entries, make_image
+from other_processes import start
 from PIL import Image
 
 from face2scene.faces.detect import Detector
@@ -215,15 +215,7 @@ def test_resume_after_kill_is_bitwise_exact(tmp_path):
         make_image(tmp_path / f"in/{n:02d}.png", n / 40)
     restore_folder(InvertingPipeline(), find_tasks(tmp_path / "in"), tmp_path / "whole")
 
-    class Slow(InvertingPipeline):
-        def restore(self, *args, **options):
-            time.sleep(0.05)
-            return super().restore(*args, **options)
-
-    # Forked, because a fresh interpreter takes longer to import torch than all of this.
-    given = (Slow(), find_tasks(tmp_path / "in"), tmp_path / "out")
-    process = multiprocessing.get_context("fork").Process(target=restore_folder, args=given)
-    process.start()
+    process = start(restore_folder, SlowPipeline(), find_tasks(tmp_path / "in"), tmp_path / "out")
     deadline = time.monotonic() + 300
     while not (tmp_path / "out/images/03.png").exists():
         assert process.is_alive() and time.monotonic() < deadline

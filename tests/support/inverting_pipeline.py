@@ -1,6 +1,7 @@
 """A pipeline without models for tests of folders, plain images for it, and what its log says."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,14 @@ class InvertingPipeline:
         self.seen.append(scene.name)
         notes = estimate.notes | {"tokens": estimate.tokens.source}
         return Restoration(1 - scene.image, estimate, notes)
+
+
+class SlowPipeline(InvertingPipeline):
+    """Takes 0.05 s for each image."""
+
+    def restore(self, *args, **options):
+        time.sleep(0.05)
+        return super().restore(*args, **options)
 
 
 def make_image(path: Path, value: float = 0.25, size=(6, 5)) -> Path:

@@ -1,12 +1,7 @@
-"""The public commands at tiny size, in processes that may be killed at any moment, and what they leave.
-
-Processes are forked from a server that has imported the package and started no thread: a fork of the process that runs
-the tests would share its locks, and one that is killed inside such a lock would never give it back.
-"""
+"""The public commands at tiny size, in processes that may be killed at any moment, and what they leave."""
 
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -23,32 +18,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from other_processes import start
+
 from face2scene.common.reproducibility import REPOSITORY
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
-    [
-        *("face2scene.inference.batch", "face2scene.train.fadex_task", "face2scene.data.building.build"),
-        *("face2scene.eval.sweeps.run", "face2scene.cli.command_line", "face2scene.assets.download"),
-    ]
-)
 _MEASURED = re.compile("mtime_ns|seconds|peak_memory")
 TINY = ("data=tiny", "degradation=tiny", "fadex=tiny", "train=tiny", "faces=none")
 SHIPPED = f"paths.shipped={REPOSITORY / 'checkpoints'}"
-
-
-def start(log: Path, work: Callable[..., None], *arguments: Any) -> BaseProcess:
-    """Start `work(*arguments)`, importable by name, with its output in `log`."""
-    process = _SERVER.Process(target=_logged, args=(str(log), work, arguments))
-    process.start()
-    return process
-
-
-def _logged(log: str, work: Callable[..., None], arguments: Sequence[Any]) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    work(*arguments)
 
 
 def run_script(name: str, overrides: Sequence[str]) -> None:
@@ -93,7 +69,7 @@ class Command:
 
     def start(self, folder: Path) -> BaseProcess:
         folder.mkdir(parents=True, exist_ok=True)
-        return start(folder / "log", self.work, *self.arguments(folder))
+        return start(self.work, *self.arguments(folder), output=folder / "log")
 
     def finish(self, folder: Path) -> dict[str, Any]:
         """Run to the end.
