@@ -370,7 +370,7 @@ def test_offload_moves_networks_in_use(shipped_restorer, monkeypatch):
         ({"tile": 64, "overlap": 32}, "less than half of tile=64"),
         ({"tile": 64, "overlap": -1}, "from 0 to less"),
         ({"tile": 16, "overlap": 4}, "tiles of at least 32 pixels"),
-        ({"statistics": "global"}, "choose shared or tile"),
+        ({"statistics": "global"}, "must be one of shared, tile"),
     ],
 )
 def test_invalid_plan_raises(shipped_restorer, options, message):
