@@ -204,6 +204,7 @@ class _Run:
     def _is_open(self, number: int) -> bool:
         task = self.tasks[number]
         targets, line = self.settings.targets(self.output, task), self.ledger.lines.get(task.file)
+        written = line.get("written") if line else None
         line = None if line and "failed" in line else line
         existing = [target for target in targets if target.exists()]
         if not existing or (self.ledger.corrupt if line is None else line.get("unfinished")):
@@ -216,7 +217,7 @@ class _Run:
             why = "it was restored from another file of that name"
         elif len(existing) < len(targets):
             return True
-        elif not all(map(unchanged, targets, line.get("written") or [None])):
+        elif not (isinstance(written, list) and written and all(map(unchanged, targets, written))):
             why = "it was changed after it was written"
         else:
             self.result.skipped += 1

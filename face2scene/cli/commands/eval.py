@@ -1,5 +1,6 @@
 """Scores, tables, figures and reports; configs/eval.yaml lists the ways to call it."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,8 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from face2scene.cli.command_line import CONFIGS as ROOTS
 from face2scene.cli.command_line import script
 from face2scene.common.choices import one_of
-from face2scene.common.files import atomic_write, read_json
+from face2scene.common.files import atomic_write, read_json, remove_partials
 from face2scene.common.ledger import differences
+from face2scene.common.locks import locked
 from face2scene.common.memory import best_device, named_device
 from face2scene.eval.reports.quickstart import quickstart_report
 from face2scene.eval.reports.table_page import paper_table
@@ -205,7 +207,13 @@ def main(cfg: DictConfig) -> None:
     asked = [do for key, (_, do) in WAYS.items() if cfg.get(key) is not None]
     if len(asked) != 1:
         raise ValueError(f"Say one of: {', '.join(words for words, _ in WAYS.values())}.")
-    asked[0](cfg, Path(cfg.paths.runs) / cfg.name)
+    run = Path(cfg.paths.runs) / cfg.name
+    # Of several processes the first holds the folder; beside a training in it, which has a lock of its own.
+    hold = asked[0] in (_predictions, _report, _probe) and os.environ.get("RANK", "0") == "0"
+    with locked(run, "choose another name=...", name=".eval.lock", hold=hold):
+        if hold:
+            remove_partials(run, "thumbnails", *cfg.regions, seconds=3600)
+        asked[0](cfg, run)
 
 
 if __name__ == "__main__":
