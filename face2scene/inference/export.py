@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from face2scene.common import model_files
+from face2scene.common.choices import one_of
 from face2scene.common.files import atomic_write
 from face2scene.common.optional import import_optional
 from face2scene.models.fadex.encoder import FaDeX
@@ -122,9 +123,8 @@ def export_merged(
     Raises:
         ValueError: an unknown dtype; weights that are not a restorer's.
     """
-    for option, value in (("dtype", dtype), ("file_dtype", file_dtype or dtype)):
-        if value not in DTYPES:
-            raise ValueError(f"{option} must be one of {', '.join(DTYPES)}, not {value!r}.")
+    one_of("dtype", dtype, DTYPES)
+    one_of("file_dtype", file_dtype or dtype, DTYPES)
     restorer = OneStepRestorer.from_file(restorer_weights, source=base).merged(DTYPES[dtype])
     about = {"merged_from": Path(restorer_weights).name, "dtype": dtype}
     save_merged(restorer, path, about=about, dtype=DTYPES[file_dtype] if file_dtype else None)
