@@ -20,6 +20,7 @@ from face2scene.models.restorer.discriminator import Discriminator, multilevel_s
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.perceptual import Perceptual
 from face2scene.models.restorer.restorer_base import WEIGHTS_FILE
+from face2scene.models.saved_module import one_of
 from face2scene.models.scene_estimator import FILE as ESTIMATOR_FILE
 from face2scene.models.scene_estimator import SceneEstimator, estimator_losses
 from face2scene.train.ema import EMA
@@ -118,12 +119,8 @@ class RestorerTask:
         device: torch.device,
         about: Mapping[str, Any],
     ):
-        for option, value, known in (
-            ("order", order, ("published", "one_forward")),
-            ("posterior", posterior, ("sample", "mean")),
-        ):
-            if value not in known:
-                raise ValueError(f"train.restorer.{option} must be {' or '.join(known)}, not {value!r}.")
+        one_of("train.restorer.order", order, ("published", "one_forward"))
+        one_of("train.restorer.posterior", posterior, ("sample", "mean"))
         self.restorer = restorer.to(device)
         self.fadex = fadex.to(device).eval().requires_grad_(False)
         self.perceptual = perceptual.to(device)
