@@ -57,8 +57,11 @@ def facts_of(path: str | Path) -> dict[str, Any]:
 
 
 def unchanged(path: str | Path, facts: Mapping[str, Any] | None) -> bool:
-    """Whether a file still has these `facts_of`; its content is read only if the time differs."""
-    if not facts or not Path(path).is_file():
+    """Whether a file still has these `facts_of`; its content is read only if the time differs.
+
+    Damaged facts are those of no file.
+    """
+    if not isinstance(facts, Mapping) or not {"bytes", "mtime_ns", "sha256"} <= set(facts) or not Path(path).is_file():
         return False
     stat = Path(path).stat()
     if stat.st_size != facts["bytes"]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from face2scene.common.files import atomic_write
+from face2scene.common.files import atomic_write, remove_partials
 from face2scene.common.ledger import claim
+from face2scene.common.locks import locked
 from face2scene.data.building.build import BuildError
 from face2scene.data.building.finalize import Degradations, degrade
 from face2scene.data.records import METADATA, SETTINGS, read_manifest, version_of, write_manifest
@@ -25,8 +26,14 @@ def redegrade(folder: str | Path, out: str | Path, space: Degradations, *, setti
 
     Raises:
         BuildError: `out` holds something else.
+        FolderInUse: another process writes there.
     """
     folder, out = Path(folder), Path(out)
+    with locked(out, "choose another output"):
+        return _redegrade(folder, out, space, settings, seed)
+
+
+def _redegrade(folder: Path, out: Path, space: Degradations, settings: dict, seed: int) -> int:
     records = [record for record in read_manifest(folder, "val") if record.lq]
     try:
         changed = claim(out / SETTINGS, {"again": version_of(folder), "seed": seed, **settings})
@@ -36,6 +43,7 @@ def redegrade(folder: str | Path, out: str | Path, space: Degradations, *, setti
         raise BuildError(f"{out} was made from other images or another degradation. Choose another folder.")
     if (out / METADATA).is_file():
         return len(records)
+    remove_partials(out, "")
     made = []
     for record in tqdm(records, desc=f"degrading {folder.name} again", unit="image"):
         for name in {record.image, *record.references}:

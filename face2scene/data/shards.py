@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from face2scene.common.files import atomic_write, sha256_of
+from face2scene.common.files import atomic_write, remove_partials, sha256_of
 from face2scene.common.ledger import claim
+from face2scene.common.locks import locked
 from face2scene.data.records import (
     METADATA,
     SETTINGS,
@@ -127,12 +128,17 @@ def pack(folder: str | Path, packed: str | Path, *, split: str = "train", per_sh
 
     Raises:
         FileExistsError: `packed` is a finished set, or holds files that were not packed from this set in this way.
+        FolderInUse: another process packs there.
         ManifestError: a file differs from its checksum.
         ValueError: `per_shard` is none.
     """
     if per_shard < 1:
         raise ValueError(f"--per-shard is {per_shard}: an archive has an image at least.")
-    folder, packed = Path(folder), Path(packed)
+    with locked(packed, "choose another folder"):
+        return _pack(Path(folder), Path(packed), split, per_shard)
+
+
+def _pack(folder: Path, packed: Path, split: str, per_shard: int) -> int:
     if (packed / METADATA).is_file():
         raise FileExistsError(f"{packed} is a finished set. Choose another folder to pack to.")
     chosen = Records(folder, split)
@@ -145,6 +151,7 @@ def pack(folder: str | Path, packed: str | Path, *, split: str = "train", per_sh
             f"{packed} holds files that were not packed from this set in this way (different: {', '.join(changed)}). "
             "Choose another folder to pack to, or remove it."
         )
+    remove_partials(packed, "")
     images = chosen.column("image")
     names = {
         image: f"shards/{split}-{number // per_shard:06d}.tar/{number:09d}.png" for number, image in enumerate(images)
@@ -180,8 +187,8 @@ def pack(folder: str | Path, packed: str | Path, *, split: str = "train", per_sh
     for record in stream_manifest(folder):
         for name in {record.image, *record.references, record.lq} - {None} - names.keys():
             if name not in sums:
-                (packed / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder / name, packed / name)
+                with atomic_write(packed / name) as partial:
+                    shutil.copyfile(folder / name, partial)
                 sums[name] = checked(name, sha256_of(packed / name))
     write_sums(packed, sorted(sums.items()))
     write_manifest(packed, (moved(record) for record in stream_manifest(folder)))

@@ -2,6 +2,7 @@
 
 import io
 import re
+from math import prod
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -28,6 +29,10 @@ _OTHERS = {
     "a ZIP archive": rb"PK\x03\x04",
     "a video": rb"....ftyp(mp4|isom|avc1|qt  |3gp|M4V)|\x1aE\xdf\xa3",
 }
+_HEIC, _ANY = (b"heic", b"heix", b"hevc", b"heim", b"heis"), (b"mif1", b"msf1")  # brands; the last may hold AV1, too
+# What ImageJ and tifffile write where one directory stands for a stack of images.
+_IMAGEJ = re.compile(r"ImageJ=.*^images=(\d+)", re.DOTALL | re.MULTILINE)
+_SHAPED = re.compile(r'\{"shape": \[(\d+(?:, \d+)*)\]')
 _HEAD = 2**16  # bytes, in which a file declares its colours
 _MORE_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 _SRGB = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # white, red, green, blue: x and y
@@ -43,7 +48,9 @@ def left_out(image: Image.Image, content: bytes) -> list[str]:
     """
     info, notes = image.info, []
     tags = getattr(image, "tag_v2", {})
-    pages = getattr(image, "n_frames", 1) * int(tags.get(_DEPTH, 1)) - 1
+    values = image.width * image.height * int(tags.get(ExifTags.Base.SamplesPerPixel, 1))
+    stacked = stack_size(str(tags.get(ExifTags.Base.ImageDescription, "")), values)
+    pages = max(getattr(image, "n_frames", 1) * int(tags.get(_DEPTH, 1)), stacked) - 1
     gain_map = _GAIN_MAP.search(content) is not None
     if pages > 0 and not (gain_map and pages == 1 and image.format in ("JPEG", "MPO")):
         notes.append(f"{pages} further pages or frames are left out.")
@@ -77,6 +84,20 @@ def left_out(image: Image.Image, content: bytes) -> list[str]:
     if _MORE_XMP in content:
         notes.append("What XMP keeps in further segments is left out.")
     return notes
+
+
+def stack_size(description: str, values: int) -> int:
+    """The images, each of so many values, that a TIFF's description says lie one after the other; 1 if it says none."""
+    if found := _IMAGEJ.match(description):
+        return int(found[1])
+    shape = _SHAPED.match(description)
+    return prod(map(int, shape[1].split(", "))) // values if shape else 1
+
+
+def is_heif(head: bytes) -> bool:
+    """Whether a file that begins like this is a HEIC, and no AVIF."""
+    brands = [head[at : at + 4] for at in range(16, min(int.from_bytes(head[:4], "big"), len(head)), 4)]
+    return head[4:8] == b"ftyp" and (head[8:12] in _HEIC or (head[8:12] in _ANY and b"avif" not in brands))
 
 
 def stated_colours(image: Image.Image, content: bytes) -> tuple[int, int]:

@@ -1,12 +1,15 @@
 """Files of more than 8 bits a sample, and TIFF layouts that Pillow does not read: tifffile for TIFF, OpenCV for PNG."""
 
 import io
+import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import ExifTags
 
 from face2scene.common.optional import import_optional
+from face2scene.image_io.attachments import stack_size
 from face2scene.image_io.metadata import Metadata, byte_order, into_tiff
 
 REDUCED = 1 | 4  # of TIFF's NewSubfileType: a copy of another page at a lower resolution, or a mask of it
@@ -41,6 +44,55 @@ def check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
         )
 
 
+_PHOTOMETRIC, _INK_SET, _WEBP = ExifTags.Base.PhotometricInterpretation, 332, 50001
+_YCBCR, _UNCOMPRESSED = 6, 1
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
+
+
+def check_layout(path: Path, tags: Any) -> None:
+    """Refuse a TIFF whose tags leave the meaning of its samples open.
+
+    Args:
+        tags: Pillow's or tifffile's.
+
+    Raises:
+        ImageError: other inks than CMYK; no photometric interpretation, except of one bit (a fax).
+    """
+    if _PHOTOMETRIC not in tags and np.max(_value(tags, ExifTags.Base.BitsPerSample)) > 1:
+        raise ImageError(f"{path} cannot be read: it does not say its photometric interpretation.")
+    if _value(tags, _INK_SET) != 1:
+        raise ImageError(f"{path} cannot be read: its inks are not cyan, magenta, yellow and black (InkSet).")
+
+
+def _value(tags: Any, code: int) -> Any:
+    value = tags.get(code, 1)
+    return getattr(value, "value", value)
+
+
+def beyond_pillow(image: Any, notes: list[str]) -> bool:
+    """Whether tifffile is to read a TIFF that Pillow has opened; `notes` gets a sentence for a damaged directory.
+
+    Pillow reads as declared, but for more than 8 bits a sample, signed and float samples, samples that nothing
+    declares, WebP or raw YCbCr inside, and a damaged directory behind the first.
+    """
+    tags = image.tag_v2
+    depths, formats = (tags.get(tag, (1,)) for tag in (ExifTags.Base.BitsPerSample, ExifTags.Base.SampleFormat))
+    kind = (tags.get(_PHOTOMETRIC), tags.get(ExifTags.Base.Compression, _UNCOMPRESSED))
+    known = _COLOURS.get(kind[0] or 0, 99) + len(tags.get(ExifTags.Base.ExtraSamples, ()))
+    try:
+        image.n_frames  # noqa: B018 - follows the directories
+    except Exception:  # Pillow raises almost anything here
+        notes.append("What follows the first page is damaged and left out.")
+        return True
+    return (
+        max(depths) > 8
+        or set(formats) != {1}
+        or tags.get(ExifTags.Base.SamplesPerPixel, 1) > known
+        or kind[1] == _WEBP
+        or kind == (_YCBCR, _UNCOMPRESSED)
+    )
+
+
 def read_tiff(path: Path, max_pixels: int) -> tuple[Samples, bytes | None, int, list[str]]:
     """Read the first page of a TIFF, or the first that is no reduced copy of another one, by its declared layout.
 
@@ -57,14 +109,18 @@ def read_tiff(path: Path, max_pixels: int) -> tuple[Samples, bytes | None, int, 
         pages = list(file.pages)
         page = next((page for page in pages if not int(page.subfiletype) & REDUCED), pages[0])
         check_size(path, (page.imagewidth, page.imagelength), max_pixels)
+        check_layout(path, page.tags)
         count = _COLOURS.get(int(page.photometric))
         if count is None or page.imagedepth != 1 or page.samplesperpixel < count:
             name = getattr(page.photometric, "name", page.photometric)
             raise ImageError(
                 f"{path} cannot be read: photometric interpretation {name}, {page.samplesperpixel} samples."
             )
-        if len(pages) > 1:
-            notes.append(f"{len(pages) - 1} further pages are left out.")
+        if not isinstance(page.bitspersample, int):
+            raise ImageError(f"{path} cannot be read: its samples differ in depth, {page.bitspersample} bits.")
+        stacked = stack_size(page.description, page.imagewidth * page.imagelength * page.samplesperpixel)
+        if (further := max(len(pages), stacked) - 1) > 0:
+            notes.append(f"{further} further pages are left out.")
         try:
             values = page.asarray()
         except ValueError as error:
@@ -74,8 +130,9 @@ def read_tiff(path: Path, max_pixels: int) -> tuple[Samples, bytes | None, int, 
         if int(page.planarconfig) == _SEPARATE and values.ndim == 3 and page.samplesperpixel > 1:
             values = np.moveaxis(values, 0, -1)
         values = values.reshape(page.imagelength, page.imagewidth, page.samplesperpixel)
-        tags = {code: page.tags.valueof(code) for code in (274, 281, 34675)}
+        tags = {code: page.tags.valueof(code) for code in (274, 281, 700, 34675)}
         extra = [int(value) for value in page.extrasamples]
+        extra += [0] * (page.samplesperpixel - count - len(extra))  # undeclared: unspecified
         bits, white_is_zero = page.bitspersample, int(page.photometric) == 0
     values = unit_range(path, values, bits, tags[281], notes)
     colour, alpha = values[..., :count], None
@@ -89,7 +146,8 @@ def read_tiff(path: Path, max_pixels: int) -> tuple[Samples, bytes | None, int, 
     if extra:
         notes.append(f"{len(extra)} extra samples a pixel are left out.")
     icc = tags[34675] if isinstance(tags[34675], bytes) else None
-    return Samples(colour, alpha, 8 if bits <= 8 else 16), icc, int(tags[274] or 1), notes
+    xmp = _XMP_ORIENTATION.search(bytes(tags[700] or b""))
+    return Samples(colour, alpha, 8 if bits <= 8 else 16), icc, int(tags[274] or (xmp and xmp[1]) or 1), notes
 
 
 def unit_range(path: Path, values: np.ndarray, bits: int, top: object, notes: list[str]) -> np.ndarray:
@@ -119,9 +177,9 @@ def unit_range(path: Path, values: np.ndarray, bits: int, top: object, notes: li
         raise ImageError(f"{path} cannot be read: samples of type {values.dtype}, only unsigned and float are.")
     declared = max(top) if isinstance(top, tuple) else top
     white = int(declared) if isinstance(declared, int) and declared > 0 else 2**bits - 1
-    if not declared and bits == 16 and 255 < values.max() <= 4095:
+    if not declared and bits == 16 and 0 < values.max() <= 4095:
         raise ImageError(
-            f"{path} cannot be read: no sample is above {values.max()} of 65535, as of 12 bits in 16, and no "
+            f"{path} cannot be read: no sample is above {values.max()} of 65535, as of 8 or 12 bits in 16, and no "
             "MaxSampleValue says which."
         )
     return (values / (np.float64(white) if bits > 16 else np.float32(white))).clip(0, 1).astype(np.float32)

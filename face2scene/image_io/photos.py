@@ -19,7 +19,7 @@ from scipy import ndimage
 from face2scene.common.files import atomic_write
 from face2scene.common.optional import import_optional
 from face2scene.image_io import deep
-from face2scene.image_io.attachments import P3, kind_of, lacks_data, left_out, stated_colours, turn_of_heif
+from face2scene.image_io.attachments import is_heif, kind_of, lacks_data, left_out, turn_of_heif
 from face2scene.image_io.deep import ImageError, Samples, check_size
 from face2scene.image_io.metadata import (
     OPENED,
@@ -34,8 +34,7 @@ from face2scene.image_io.metadata import (
 from face2scene.image_io.profiles import (
     colour_space,
     convert,
-    declared_by_exif,
-    display_p3,
+    declared_profile,
     other_profile,
     profile_of,
     quantize,
@@ -107,7 +106,7 @@ def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS, development: D
         raise FileNotFoundError(f"There is no image at {path}.")
     if path.suffix.lower() in RAW_SUFFIXES or is_dng(_head(path, 2**16)):
         return _read_raw(path, max_pixels, development or Development())
-    if heif := _is_heif(path):  # phones and messengers also name such files .jpg
+    if heif := is_heif(_head(path, 512)):  # phones and messengers also name such files .jpg
         import_optional("pillow_heif", "photos", why=f"Reading {path.name}").register_heif_opener()
     try:
         return _read_file(path, max_pixels, heif)
@@ -238,23 +237,6 @@ def _head(path: Path, count: int) -> bytes:
         return file.read(count)
 
 
-def _is_heif(path: Path) -> bool:
-    head = _head(path, 12)
-    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
-
-
-_WEBP_IN_TIFF = 50001
-_YCBCR, _UNCOMPRESSED = 6, 1
-
-
-def _declares_depth(image: Any) -> bool:
-    # More than 8 bits a sample, signed, float, WebP or raw YCbCr inside; Pillow reads other TIFFs as they are declared.
-    tags = image.tag_v2
-    depths, formats = (tags.get(tag, (1,)) for tag in (ExifTags.Base.BitsPerSample, ExifTags.Base.SampleFormat))
-    kind = (tags.get(ExifTags.Base.PhotometricInterpretation), tags.get(ExifTags.Base.Compression, _UNCOMPRESSED))
-    return max(depths) > 8 or set(formats) != {1} or kind[1] == _WEBP_IN_TIFF or kind == (_YCBCR, _UNCOMPRESSED)
-
-
 def _to_full_page(image: Any) -> None:
     # Scanners and editors put a reduced copy in front of the page that it shows.
     number = 0
@@ -266,18 +248,21 @@ def _to_full_page(image: Any) -> None:
 
 
 def _read_file(path: Path, max_pixels: int, heif: bool) -> Photo:
+    further: list[str] = []
     try:
         # Opened here: of a path Pillow maps uncompressed TIFFs into memory, and then does not turn them upright.
         with open(path, "rb") as file, _opened(file, heif) as image:
             if image.format == "TIFF":
                 _to_full_page(image)
-            if not (image.format == "TIFF" and _declares_depth(image)):
+                deep.check_layout(path, image.tag_v2)
+            if not (image.format == "TIFF" and deep.beyond_pillow(image, further)):
                 check_size(path, image.size, max_pixels)
                 return _from_pillow(path, image)
     except UnidentifiedImageError:
         if _head(path, 4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             raise
     samples, icc, orientation, notes = deep.read_tiff(path, max_pixels)
+    notes += further
     return _photo(samples, icc, orientation, tiff_metadata(path.read_bytes(), notes), notes)
 
 
@@ -290,10 +275,7 @@ def _from_pillow(path: Path, image: Image.Image, in_memory: bool = False) -> Pho
         raise ImageError(f"{path} is cut short: its image data end before the image does.")
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     metadata, lost = metadata_of(image, content if fmt == "TIFF" else None)
-    icc = image.info.get("icc_profile")
-    if icc is None and image.mode in ("RGB", "RGBA"):
-        p3 = stated_colours(image, content)[0] == P3
-        icc = display_p3() if p3 else declared_by_exif(image.getexif(), notes)
+    icc = declared_profile(image, content, notes)
     samples = None
     if fmt == "HEIF":
         orientation = turn_of_heif(image, content, notes)

@@ -9,7 +9,9 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
 from face2scene.image_io import deep
+from face2scene.image_io.attachments import P3, stated_colours
 
+_SRGB_CURVE = 13  # of H.273's transfer characteristics
 _STEPS = np.linspace(0, 255, 9).round().astype(np.uint8)
 _PROBE = np.stack(np.meshgrid(_STEPS, _STEPS, _STEPS), -1).reshape(27, 27, 3)
 
@@ -60,6 +62,35 @@ def _profile(name: bytes, primaries: tuple[tuple[float, ...], ...], curve: bytes
         body += content.ljust(-(-len(content) // 4) * 4, b"\0")
     head = struct.pack(">I4xI12s12x4s28x", start + len(body), 0x02100000, b"mntrRGB XYZ ", b"acsp")
     return (head + xyz(0.9642, 1.0, 0.8249)[8:]).ljust(128, b"\0") + table + body
+
+
+_MARKERS = {"JPEG": b"ICC_PROFILE\0", "MPO": b"ICC_PROFILE\0", "PNG": b"iCCP"}  # in front of a profile
+_EMBEDDED = b"DEBM"  # of a BMP's colour space (LOGCOLORSPACE, at 70): a profile is in the file
+
+
+def declared_profile(image: Image.Image, content: bytes, notes: list[str]) -> bytes | None:
+    """The ICC profile that a file's colours are to be converted from; None for sRGB.
+
+    Args:
+        image: loaded.
+        content: the file's bytes; empty for an image in memory.
+        notes: gets a sentence for a profile that is damaged.
+    """
+    icc = image.info.get("icc_profile")
+    primaries, transfer = stated_colours(image, content)
+    colour = image.mode in ("RGB", "RGBA")
+    first = image.format == "PNG" and transfer == _SRGB_CURVE  # PNG's third edition: cICP decides, not iCCP
+    if colour and primaries == P3 and (first or icc is None):
+        return display_p3()
+    if first and primaries == 1:
+        return None
+    if image.format == "BMP" and content[70:74] == _EMBEDDED:
+        start, size = struct.unpack_from("<II", content, 126)
+        icc = content[14 + start : 14 + start + size]
+    marker = _MARKERS.get(image.format or "")
+    if icc is None and marker and content.find(marker, 0, 2**16) > 0:
+        notes.append("The colour profile is damaged: the colours were read as sRGB.")
+    return declared_by_exif(image.getexif(), notes) if icc is None and colour else icc
 
 
 def declared_by_exif(exif: Image.Exif, notes: list[str]) -> bytes | None:

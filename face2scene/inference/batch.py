@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from tqdm.auto import tqdm
 
+from face2scene.common.choices import one_of
 from face2scene.common.files import atomic_write, fitting_name, remove_partials, write_json
 from face2scene.common.ledger import Ledger, content, digest, facts_of, unchanged
 from face2scene.common.locks import locked
@@ -68,10 +69,8 @@ class Settings:
     development: Development | None = None  # of camera RAW; None is the camera's own brightness and white balance
 
     def __post_init__(self) -> None:
-        if self.tokens_from not in ("own", "other", "null"):
-            raise ValueError(f"tokens_from must be own, other or null, not {self.tokens_from!r}.")
-        if self.file_format not in (*FORMATS, "same"):
-            raise ValueError(f"format is {self.file_format!r}: choose one of {', '.join(FORMATS)} or same.")
+        one_of("tokens_from", self.tokens_from, ("own", "other", "null"))
+        one_of("format", self.file_format, (*FORMATS, "same"))
         if self.token_counts and isinstance(self.guidance, Sequence):
             raise ValueError("Give several values of guidance or of pipeline.max_tokens, not of both.")
         if not self.folders or len(set(self.folders)) < len(self.folders):
@@ -205,6 +204,7 @@ class _Run:
     def _is_open(self, number: int) -> bool:
         task = self.tasks[number]
         targets, line = self.settings.targets(self.output, task), self.ledger.lines.get(task.file)
+        written = line.get("written") if line else None
         line = None if line and "failed" in line else line
         existing = [target for target in targets if target.exists()]
         if not existing or (self.ledger.corrupt if line is None else line.get("unfinished")):
@@ -217,7 +217,7 @@ class _Run:
             why = "it was restored from another file of that name"
         elif len(existing) < len(targets):
             return True
-        elif not all(map(unchanged, targets, line.get("written") or [None])):
+        elif not (isinstance(written, list) and written and all(map(unchanged, targets, written))):
             why = "it was changed after it was written"
         else:
             self.result.skipped += 1

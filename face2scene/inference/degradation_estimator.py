@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from face2scene.common.choices import one_of
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box, DegradationTokens, Face, FacePair, Progress, Scene
 from face2scene.faces.align import MAX_FACE_SIZE, AlignmentError, crop, face_crop_box, square_crop_box
@@ -70,10 +71,9 @@ class PipelineOptions:
     identity_tolerance: float = 0.05
 
     def __post_init__(self) -> None:
-        for name, known in (("token_aggregation", TOKEN_AGGREGATIONS), ("fallback", FALLBACKS), ("colour", COLOURS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"{name} is {value!r}: choose one of {', '.join(known)} (option pipeline.{name}).")
+        one_of("pipeline.token_aggregation", self.token_aggregation, TOKEN_AGGREGATIONS)
+        one_of("pipeline.fallback", self.fallback, FALLBACKS)
+        one_of("pipeline.colour", self.colour, COLOURS)
         for name, least in (("max_faces", 1), ("max_face_size", MINIMUM_SIZE), ("max_tokens", 1), ("overlap", 0)):
             value = getattr(self, name)
             if not (value is None and name == "max_tokens") and not (isinstance(value, int) and value >= least):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from face2scene.common import model_files
+from face2scene.common.choices import one_of
 from face2scene.common.files import atomic_write
 from face2scene.common.optional import import_optional
 from face2scene.models.fadex.encoder import FaDeX
@@ -22,7 +23,6 @@ from face2scene.models.loading import save_merged
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer.base_model import precision
 from face2scene.models.restorer.one_step import OneStepRestorer
-from face2scene.models.saved_module import one_of
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +123,8 @@ def export_merged(
     Raises:
         ValueError: an unknown dtype; weights that are not a restorer's.
     """
-    for option, value in (("dtype", dtype), ("file_dtype", file_dtype or dtype)):
-        one_of(option, value, ("fp32", "fp16", "bf16"))
+    one_of("dtype", dtype, ("fp32", "fp16", "bf16"))
+    one_of("file_dtype", file_dtype or dtype, ("fp32", "fp16", "bf16"))
     restorer = OneStepRestorer.from_file(restorer_weights, source=base).merged(precision(dtype))
     about = {"merged_from": Path(restorer_weights).name, "dtype": dtype}
     save_merged(restorer, path, about=about, dtype=precision(file_dtype) if file_dtype else None)

@@ -13,6 +13,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from face2scene.common.choices import one_of
 from face2scene.data.scene_batches import ValidationPair
 from face2scene.image_io.arrays import to_bytes
 from face2scene.models.fadex.encoder import FaDeX
@@ -20,7 +21,6 @@ from face2scene.models.restorer.discriminator import Discriminator, multilevel_s
 from face2scene.models.restorer.one_step import OneStepRestorer
 from face2scene.models.restorer.perceptual import Perceptual
 from face2scene.models.restorer.restorer_base import WEIGHTS_FILE
-from face2scene.models.saved_module import one_of
 from face2scene.models.scene_estimator import FILE as ESTIMATOR_FILE
 from face2scene.models.scene_estimator import SceneEstimator, estimator_losses
 from face2scene.train.ema import EMA

@@ -66,6 +66,21 @@ def test_non_utf8_name_is_quarantined(tmp_path):
     assert read_manifest(tmp_path / "set")[0].generator["file"] == good.name
 
 
+def test_stray_files_are_no_photos(tmp_path):
+    photos = tmp_path / "photos"
+    photo(photos / "good.png")
+    for name in (
+        "@eaDir/good.png/SYNOPHOTO_THUMB_M.png",
+        "#recycle/old.png",
+        "$RECYCLE.BIN/a.png",
+        ".thumbnails/a.png",
+    ):
+        photo(photos / name, seed=3)
+    (photos / "Thumbs.db").write_bytes(b"stray")
+    summary = built(tmp_path / "set", Photos(photos, ColourFaces(), **OPTIONS))
+    assert summary.images == {"val": 1} and summary.quarantined == 0
+
+
 def test_min_photos_per_identity(tmp_path):
     photos = tmp_path / "photos"
     for number in range(3):

@@ -151,7 +151,7 @@ def test_all_paper_methods_have_config():
     paper = "SUPIR, DiffBIR, ResShift, PASD, OSEDiff, SinSR, InvSR, S3Diff, S3Diff retrained, Face2Scene, FaceMe"
     paper += ", CodeFormer, OSDFace, RestoreFormer++, RedegNet"
     beyond = "Real-ESRGAN, Real-ESRGAN general, FFDNet, Bicubic, PiSA-SR, HYPIR, InstantRestore, HAODiff, Ada-RefSR"
-    beyond += ", TSD-SR, OMGSR-S, VOSR, AdcSR, FaithDiff, SeedVR2, DiT4SR"
+    beyond += ", TSD-SR, OMGSR-S, VOSR, AdcSR, FaithDiff, SeedVR2, DiT4SR, ReF-LDM"
     assert titles == {*paper.split(", "), *beyond.split(", ")}
 
 

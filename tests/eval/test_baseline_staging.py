@@ -9,7 +9,8 @@ from PIL import Image
 from face2scene.eval.baselines.adapter import stems
 from face2scene.eval.baselines.run import commands, import_folder, run_command
 from face2scene.eval.baselines.staging import StagingError, collect_output, lay_out, scale_of
-from face2scene.image_io.arrays import read_tensor, resize, write_png
+from face2scene.image_io.arrays import read_tensor, resize, to_bytes, write_png
+from face2scene.image_io.deep import encode_png
 from face2scene.inference.tasks import RestorationTask
 
 
@@ -154,6 +155,20 @@ def test_import_pairs_and_checks_predictions(tmp_path, tasks, make_adapter):
     write_png(wrong / "c.png", torch.rand(3, 20, 20))
     outcome = import_folder(wrong, tasks, tmp_path / "small")
     assert outcome.made == 0 and "c.png is 20 x 20 and should be 50 x 37" in outcome.missing["c"]
+
+
+def test_import_names_what_cannot_be_compared(tmp_path, tasks, caplog):
+    folder = tmp_path / "theirs"
+    grey, deep, good = (folder / f"{task.path.stem}.png" for task in tasks)
+    write_png(good, read_tensor(tasks[2].path))
+    write_png(folder / "another.png", torch.rand(3, 20, 20))
+    Image.fromarray(to_bytes(read_tensor(tasks[0].path))).convert("L").save(grey)
+    deep.write_bytes(encode_png(to_bytes(read_tensor(tasks[1].path)).astype(np.uint16) * 257))
+    outcome = import_folder(folder, tasks, tmp_path / "out")
+    assert outcome.made == 1 and not outcome.complete
+    assert outcome.missing["a b.1"] == "a b.1.png is L and should be RGB of 8 bit"
+    assert outcome.missing["a.b 1"] == "a.b 1.png is RGB of 16 bit and should be RGB of 8 bit"
+    assert "1 images of no input are left out: another.png" in caplog.text
 
 
 def test_changed_folder_is_reimported(tmp_path, tasks):

@@ -74,6 +74,14 @@ def test_incomplete_entry_is_named_and_not_ranked(tmp_path):
     assert submit(sent, tmp_path / "board")[1] == ["dists is missing for c"]
 
 
+def test_half_entry_of_a_kill_is_removed(tmp_path):
+    left = tmp_path / "board/entries/.good_12345678.999999.partial.json"
+    left.parent.mkdir(parents=True)
+    left.write_text('{"method": ')
+    page, _ = submit(make_run(tmp_path, "Good"), tmp_path / "board")
+    assert "Good" in page.read_text() and not left.exists()
+
+
 def test_other_size_or_inputs_are_refused(tmp_path):
     submit(run := make_run(tmp_path, "First"), tmp_path / "board")
     images = results_of(run)["images"]

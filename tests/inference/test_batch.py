@@ -115,6 +115,18 @@ def test_corrupt_log_keeps_finished_images(tmp_path, corruption):
     assert restore_folder(InvertingPipeline(), tasks, out).skipped == 3
 
 
+@pytest.mark.parametrize("key", ["input", "written"])
+@pytest.mark.parametrize("value", [3, "text", [], [3], [{}], {}, {"bytes": 1}, None])
+def test_damaged_facts_are_of_no_file(tmp_path, key, value):
+    make_image(tmp_path / "in/a.png")
+    tasks, out = find_tasks(tmp_path / "in"), tmp_path / "out"
+    restore_folder(InvertingPipeline(), tasks, out)
+    line = json.loads((out / RESTORATION_LOG).read_text())
+    (out / RESTORATION_LOG).write_text(json.dumps(line | {key: value}) + "\n")
+    assert "is already there" in restore_folder(InvertingPipeline(), tasks, out).failed["a.png"]
+    assert restore_folder(InvertingPipeline(), tasks, out, overwrite=True).restored == 1
+
+
 def test_odd_names_are_found_again(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     names = ["new\nline", "line\u2028sep", "nel\u0085", os.fsdecode(b"latin1-\xe9"), '{"name": "a"}']

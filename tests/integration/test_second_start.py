@@ -1,5 +1,6 @@
 """A command that is started while another process works in its folder says so and changes nothing."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from scripts_here import SHIPPED, TINY, run_script
 
+from face2scene.cli.main import main
 from face2scene.image_io.arrays import write_png
 
 HOLD = """
@@ -86,3 +88,44 @@ def test_second_precompute(tmp_path, held, tiny_set, capsys, no_accelerator_of_a
     said = capsys.readouterr().err.strip().splitlines()
     assert code == 1 and f"is in use by process {holder} on " in said[-1]
     assert [path.name for path in folder.rglob("*")] == [name]
+
+
+def run_writer(what: str, folder: Path, tiny_set: Path) -> int:
+    """A command that writes into `folder`."""
+    data = ["data=tiny", f"data.root={tiny_set}"]
+    scored = [f"gt={tiny_set}", "metrics=[psnr]", f"paths.runs={folder.parent}", f"name={folder.name}", "device=cpu"]
+    words = {
+        "redegrade": [*data, f"output={folder}", "degradation=mild"],
+        "export": [f"output={folder}", "parts=[merged]", SHIPPED],
+        "run_baseline": ["baseline=bicubic", f"input={tiny_set}", *scored],
+        "eval": [f"predictions={tiny_set}/lq/val/000", *scored],
+    }
+    if what == "pack":
+        return main(["data", "pack", str(tiny_set), str(folder)])
+    return run_script(f"{what}.py", words[what])
+
+
+WRITERS = [
+    ("redegrade", ".lock"),
+    ("export", ".lock"),
+    ("run_baseline", ".lock"),
+    ("eval", ".eval.lock"),
+    ("pack", ".lock"),
+]
+
+
+@pytest.mark.parametrize(("what", "lock"), WRITERS)
+def test_second_writer(what, lock, tmp_path, held, tiny_set, capsys, no_accelerator_of_another_test):
+    holder = held(tmp_path / "out", lock)
+    says_who(capsys, run_writer(what, tmp_path / "out", tiny_set), holder, tmp_path / "out", lock)
+
+
+@pytest.mark.parametrize("what", [what for what, _ in WRITERS])
+def test_leftovers_of_a_killed_writer(what, tmp_path, tiny_set, own_argv, no_accelerator_of_another_test):
+    assert run_writer(what, tmp_path / "out", tiny_set) == 0
+    (tmp_path / "out/metadata.parquet").unlink(missing_ok=True)  # of a set, whose last rename a kill prevented
+    left = tmp_path / "out/.left.999999.partial.json"
+    left.write_text("half")
+    os.utime(left, (0, 0))
+    assert run_writer(what, tmp_path / "out", tiny_set) == 0
+    assert not list((tmp_path / "out").rglob(".*"))

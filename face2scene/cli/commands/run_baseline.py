@@ -17,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from face2scene.assets import catalogue
 from face2scene.cli.command_line import CONFIGS, script
 from face2scene.cli.pipeline_config import device_of, pipeline_of
+from face2scene.common.files import remove_partials
+from face2scene.common.locks import locked
 from face2scene.eval.baselines.adapter import Adapter
 from face2scene.eval.baselines.methods import predict_folder
 from face2scene.eval.baselines.record import compat_warnings
@@ -59,7 +61,7 @@ def listing() -> str:
 
 def run(cfg: DictConfig, key: str) -> bool:
     """Carry out a composed configuration whose baseline is the file `key`; returns whether the row is complete."""
-    adapter = None
+    adapter, options = None, {}
     if cfg.get("baseline") is not None:
         options = OmegaConf.to_container(cfg.baseline, resolve=True)
         adapter = Adapter.from_dict(options | {"method": instantiate(cfg.baseline.get("method")) or None})
@@ -82,6 +84,20 @@ def run(cfg: DictConfig, key: str) -> bool:
     if cfg.dry_run:
         show(adapter, tasks, scale, cfg.seed, output)
         return True
+    with locked(output, "choose another name=..."):
+        remove_partials(output, "images", seconds=3600)
+        return _run(cfg, adapter, options, tasks, gts, output, scale)
+
+
+def _run(
+    cfg: DictConfig,
+    adapter: Adapter | None,
+    options: Mapping[str, Any],
+    tasks: list[RestorationTask],
+    gts: Mapping[str, Path],
+    output: Path,
+    scale: int,
+) -> bool:
     if cfg.import_only is not None:
         outcome = import_folder(cfg.import_only, tasks, output, adapter=adapter, scale=scale, said=cfg.said)
     elif adapter.kind == "command":

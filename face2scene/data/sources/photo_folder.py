@@ -14,6 +14,7 @@ from face2scene.data.building.build import BuildResult
 from face2scene.data.building.names import distinct, printable, safe
 from face2scene.data.sources.photo_source import PhotoInfo, PhotoSource
 from face2scene.faces.detect import Detector
+from face2scene.image_io.arrays import list_files
 
 # Photos that come with an installed package: its extra, and where it keeps its data.
 _PACKAGES = {
@@ -82,9 +83,7 @@ class Photos(PhotoSource):
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
-        # Links to folders are not followed: a link to a parent would not end.
-        found = [path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file()]
-        names = sorted(name.as_posix() for name in found if not any(part.startswith(".") for part in name.parts))
+        names = sorted(path.relative_to(self.folder).as_posix() for path in list_files(self.folder))
         if not names:
             raise FileNotFoundError(f"There is no photo in {self.where} (data.photos, data.collection, data.raws).")
         return {name: number for number, name in enumerate(names)}

@@ -15,6 +15,7 @@ from face2scene.data.building.names import distinct, printable, safe
 from face2scene.data.paths import FolderPaths, OutsideFolder
 from face2scene.data.sources.photo_source import PhotoInfo, PhotoSource
 from face2scene.faces.detect import Detector
+from face2scene.image_io.arrays import list_files
 
 COLUMNS = ("file", "identity", "split", "prompt", "licence", "width", "height")
 
@@ -141,8 +142,8 @@ class PhotoTable(PhotoSource):
 
     def _unnamed(self) -> Iterator[Rejection]:
         named = {self._row(line)[0].get("file") for item in range(len(self._starts)) for _, line in self._lines(item)}
-        for path in sorted(self.folder.rglob("*")):
+        for path in list_files(self.folder):
             file = path.relative_to(self.folder).as_posix()
-            if path.is_file() and path != self.table and file not in named and not path.name.startswith("."):
+            if path != self.table and file not in named:
                 reason = "not what the metadata say: no row of the table names this file"
                 yield Rejection(f"{self.name}/{printable(file)}", reason, BAD_INPUT)

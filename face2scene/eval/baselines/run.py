@@ -32,6 +32,7 @@ from face2scene.eval.baselines.record import (
     interpreter_of,
 )
 from face2scene.eval.baselines.staging import Staged, StagingError, collect_output, lay_out, stage
+from face2scene.eval.scoring.pairing import some
 from face2scene.image_io.arrays import list_images, write_png
 from face2scene.inference.tasks import RestorationTask
 from face2scene.ref_fr.external_programs import stage_references
@@ -221,6 +222,8 @@ def import_folder(
         else:
             outcome.missing[row.name] = f"no {names[0]} or {names[1]} in {folder}"
         images[row.name]["source_sha256"] = sha256_of(files[0]) if files else None
+    if unused := {path for paths in found.values() for path in paths} - set(sources.values()):
+        log.warning("%d images of no input are left out: %s", len(unused), some(sorted(path.name for path in unused)))
     facts = {"weights": {}, "scale": scale, "imported": str(folder.resolve()), "said": said}
     record = PredictionRecord(Path(output), method, images, **facts)
     for row in rows:

@@ -113,6 +113,8 @@ def collect_output(adapter: Adapter, row: Staged, path: Path) -> tuple[Tensor | 
     image, note = read_result(path, row.expected if adapter.other_sizes == "refuse" else None)
     if image is None:
         return None, note
+    if (mode := image_header(path).mode) != "RGB":
+        return None, f"{path.name} is {mode} and should be RGB of 8 bit"
     height, width = image.shape[-2:]
     if (height, width) != row.expected:
         image, note = resize(image, row.expected), f"resized from {width} x {height}"

@@ -44,17 +44,11 @@ def time_pipeline(
         `stage_1`, `stage_2`, `total`: mean, median and spread (interquartile range); numbers of scenes and of scenes
         without a face pair, whose Stage I is a detection alone.
     """
-    rows: list[tuple[float, float]] = []
-    without = 0
-    order = [*scenes[:1] * warmup, *scenes]
-    for number, scene in enumerate(tqdm(order, desc="figure 5", unit="image")):
-        first, second, pair = _seconds(pipeline, scene, box)
-        if number >= warmup:
-            rows.append((first, second))
-            without += not pair
-    found: dict[str, Any] = {"pictures": len(rows), "without_pair": without, "warmup": warmup}
-    first, second = zip(*rows, strict=True)
-    for key, values in (("stage_1", first), ("stage_2", second), ("total", [sum(row) for row in rows])):
+    order = tqdm([*scenes[:1] * warmup, *scenes], desc="figure 5", unit="image")
+    first, second, pairs = zip(*[_seconds(pipeline, scene, box) for scene in order][warmup:], strict=True)
+    found: dict[str, Any] = {"pictures": len(pairs), "without_pair": pairs.count(False), "warmup": warmup}
+    total = [sum(stages) for stages in zip(first, second, strict=True)]
+    for key, values in (("stage_1", first), ("stage_2", second), ("total", total)):
         mean = statistics.fmean(values)
         found[key] = {"mean": mean, "median": statistics.median(values), "spread": float(iqr(values))}
     return found

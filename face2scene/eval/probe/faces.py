@@ -12,7 +12,7 @@ from face2scene.common.types import Box
 from face2scene.data.building.build import largest
 from face2scene.data.records import read_manifest
 from face2scene.faces.align import square_crop_box
-from face2scene.image_io.arrays import SUFFIXES, ImageError, read_image, read_tensor, to_tensor
+from face2scene.image_io.arrays import SUFFIXES, ImageError, list_files, read_image, read_tensor, to_tensor
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def faces_of_photos(
         raise FileNotFoundError(f"probe.photos={folder} is no folder.")
     faces: list[ProbeFace] = []
     left_out: list[tuple[str, str]] = []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
+    for path in list_files(folder):
         if len(faces) == count:
             break
         name = path.relative_to(folder).as_posix()

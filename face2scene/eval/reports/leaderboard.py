@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from face2scene.common.files import write_json
+from face2scene.common.files import remove_partials, write_json
+from face2scene.common.locks import locked
 from face2scene.common.pages import write_page
 from face2scene.eval.metrics.registry import METRICS
 from face2scene.eval.scoring.pairing import ScoreError
@@ -27,6 +28,7 @@ def submit(folder: str | Path, board: str | Path) -> tuple[Path, list[str]]:
     Raises:
         FileNotFoundError, ScoreError: see `read_results`, `results_of` and `check_against`; nothing is written then,
             but for the run's own `results.json`.
+        FolderInUse: another process adds to it.
     """
     folder, board = Path(folder), Path(board)
     if (folder / "scores.json").is_file():
@@ -35,10 +37,12 @@ def submit(folder: str | Path, board: str | Path) -> tuple[Path, list[str]]:
         raise FileNotFoundError(f"{folder} holds neither {FILE} nor the scores of a run (submit=FOLDER).")
     results, lacking = read_results(folder / FILE)
     target = board / "entries" / f"{slug(results['method']) or 'method'}_{results['set']['sha256'][:8]}.json"
-    others = [read_results(path)[0] for path in sorted((board / "entries").glob("*.json")) if path != target]
-    check_against(results, [other for other in others if other["set"]["sha256"] == results["set"]["sha256"]])
-    write_json(target, results)
-    return write_board(board), lacking
+    with locked(board, "choose another board"):
+        remove_partials(board, "entries")
+        others = [read_results(path)[0] for path in sorted((board / "entries").glob("*.json")) if path != target]
+        check_against(results, [other for other in others if other["set"]["sha256"] == results["set"]["sha256"]])
+        write_json(target, results)
+        return write_board(board), lacking
 
 
 def write_board(board: str | Path) -> Path:

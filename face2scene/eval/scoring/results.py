@@ -106,8 +106,8 @@ def write_results(
 def _made_by(folder: Path) -> list[Any]:
     """The records of what made the images, from a restoration log in their folder or the one above."""
     for place in (folder, folder.parent):
-        if (log := place / RESTORATION_LOG).is_file():
-            records = [line.get("provenance") for line in Ledger(log).read().lines.values()]
+        if (path := place / RESTORATION_LOG).is_file():
+            records = [line.get("provenance") for line in Ledger(path).read().lines.values()]
             return [record for number, record in enumerate(records) if record and record not in records[:number]]
     return []
 
@@ -178,8 +178,7 @@ def _alignment(row: ScoreRow) -> dict[str, Any]:
     if off:
         listed = some(f"{name} ({x:+.1f}, {y:+.1f})" for name, (x, y) in off.items())
         log.warning("%s: %d images are shifted by more than half a pixel: %s", row.title, len(off), listed)
-    found = {"median_shift": median, "pictures": off, "estimated": len(known), "unlike": unlike}
-    found["uncertain"] = uncertain
+    found = {"median_shift": median, "pictures": off, "estimated": len(known), "unlike": unlike, "uncertain": uncertain}
     for doubt in alignment_doubts(found):
         log.warning("%s: %s", row.title, doubt)
     return found

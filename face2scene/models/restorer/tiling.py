@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from face2scene.common.choices import one_of
 from face2scene.common.memory import free_memory
 from face2scene.common.types import Box, Progress
 from face2scene.image_io.arrays import pad_to_multiple
@@ -80,8 +81,7 @@ class TilePlan:
         Raises:
             ValueError: an overlap that is negative or too large, a tile too small, an unknown option.
         """
-        if statistics not in ("shared", "tile"):
-            raise ValueError(f"statistics is {statistics!r}: choose shared or tile (option pipeline.statistics).")
+        one_of("pipeline.statistics", statistics, ("shared", "tile"))
         unit, covered = restorer.multiple, 0.0 if getattr(restorer, "residual", False) else COVERED
         thin = [unit if side < THIN else 0 for side in size]
         height, width = (-(-(side + 2 * margin) // unit) * unit for side, margin in zip(size, thin, strict=True))
