@@ -247,7 +247,7 @@ def test_progress_reports_stages_and_aborts(make_pipeline, photo_folder):
 
 @pytest.mark.parametrize("options", [{"token_aggregation": "best"}, {"fallback": "guess"}, {"colour": "histogram"}])
 def test_unknown_option_raises(make_pipeline, options):
-    with pytest.raises(ValueError, match="choose"):
+    with pytest.raises(ValueError, match="must be one of"):
         make_pipeline(**options)
 
 
