@@ -222,6 +222,6 @@ def test_cosine_figure_shows_poster_values(tmp_path):
 def test_figure_without_data_names_command(tmp_path):
     with pytest.raises(ValueError, match=r"scripts/sweep\.py sweep=cfg"):
         draw_figure("6", CONFIGS, tmp_path, tmp_path)
-    with pytest.raises(ValueError, match="choose 5, 6, fadex, tradeoff"):
+    with pytest.raises(ValueError, match="one of 5, 6, fadex, tradeoff"):
         draw_figure("7", CONFIGS, tmp_path, tmp_path)
     assert [path.suffix for path in draw_figure("tradeoff", CONFIGS, tmp_path, tmp_path)] == [".png", ".svg"]
