@@ -309,7 +309,8 @@ class DegradationEstimator:
         self, scene: Scene, reason: str, faces: Sequence[Face], notes: dict[str, Any]
     ) -> DegradationEstimate:
         notes["no_pair"], start = reason, perf_counter()
-        source, tokens, patches = "null", self._tokens(None), ()
+        source, tokens = "null", self._tokens(None)
+        patches: tuple[FaceEstimate, ...] = ()
         how = "The learned null tokens stand in for the face's"
         if self.estimator is not None and self.options.fallback in ("auto", "estimated"):
             if (squares := self._textured_patches(scene.image)) is not None:
