@@ -23,7 +23,7 @@ def named_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise ValueError(f"device={name} cannot be used here ({reason}): choose cpu, cuda:0, or mps.") from error
+        raise ValueError(f"device={name} cannot be used here ({reason}): choose {best_device()}.") from error
     return device
 
 
