@@ -80,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("face2scene: stopped; nothing incomplete has a final name.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except options.UsageError as error:
         print(error, file=sys.stderr)
         return 2

@@ -258,7 +258,7 @@ def _is_override(word: str, known: Mapping[str, Key]) -> bool:
 def _check_value(word: str, known: Mapping[str, Key]) -> None:
     match = _OVERRIDE.fullmatch(word)
     entry = known.get(match["key"] or "") if match else None
-    if match is not None and entry is not None and match["value"] == "":
+    if match is not None and entry is not None and match["value"] == "" != entry.default:
         raise UsageError(f"{match['key']} is given without a value: give one, or null where there is none.")
     if match is None or entry is None or re.search(r"[\[{($]", match["value"]):
         return  # the composed value is checked

@@ -37,7 +37,7 @@ CASES = [
     ([*PHOTO, "seed=-1"], "seed is a whole number from 0 to"),
     ([*PHOTO, "device=abacus"], "device=abacus cannot be used here"),
     ([*PHOTO, "pipeline.max_faces=0"], "max_faces is a whole number from 1 on"),
-    ([*PHOTO, "--fidelity", "2"], "fidelity is 2"),
+    ([*PHOTO, "--fidelity", "2"], "fidelity is a number from 0 to 1"),
     ([*PHOTO, "restorer_weights=no"], "no"),
     ([*PHOTO, "seed=1.5"], "seed is a whole number"),
     ([*PHOTO, "restorer.base.dtype=fp33"], "did you mean fp32?"),
