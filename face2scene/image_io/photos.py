@@ -7,7 +7,7 @@ field of `Photo`: transparency, 16 bits, a colour profile, being grey, metadata.
 import contextlib
 import io
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any
@@ -168,6 +168,9 @@ def write_photo(
         lost.append("transparency")
     if like.grey or like.neutral:
         image = _grey(image)
+    if like.grey and like.profile and fmt == "webp":  # whose channels are three
+        like = replace(like, profile=None)
+        lost.append("a grey colour profile")
     bits = 16 if like.bits == 16 and fmt in _DEEP else 8
     lost += ["16 bits a channel"] if bits < like.bits else []
     if like.profile and bits == 16:
@@ -205,7 +208,7 @@ def _encode(path: Path, fmt: str, levels: np.ndarray, kept: Metadata, icc: bytes
     options, lost = for_pillow(kept, fmt)
     options |= {"icc_profile": icc, "quality": quality, "subsampling": "4:4:4", "compress_level": 3}
     if fmt == "png" and levels.dtype == np.uint16:
-        content = into_png(deep.encode_png(levels), Metadata(), icc)
+        content = into_png(deep.encode_png(levels, icc is not None), Metadata(), icc)
     else:  # each of Pillow's writers takes the options that it knows
         buffer = io.BytesIO()
         image = Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels)
