@@ -50,10 +50,7 @@ _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 
 
 def check_layout(path: Path, tags: Any) -> None:
-    """Refuse a TIFF whose tags leave the meaning of its samples open.
-
-    Args:
-        tags: Pillow's or tifffile's.
+    """Refuse a TIFF whose tags (Pillow's or tifffile's) leave the meaning of its samples open.
 
     Raises:
         ImageError: other inks than CMYK; no photometric interpretation, except of one bit (a fax).

@@ -104,9 +104,10 @@ def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS, development: D
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no image at {path}.")
-    if path.suffix.lower() in RAW_SUFFIXES or is_dng(_head(path, 2**16)):
+    head = _head(path, 2**16)
+    if is_dng(head) or (path.suffix.lower() in RAW_SUFFIXES and not head.startswith((b"\xff\xd8\xff", b"\x89PNG"))):
         return _read_raw(path, max_pixels, development or Development())
-    if heif := is_heif(_head(path, 512)):  # phones and messengers also name such files .jpg
+    if heif := is_heif(head):  # phones and messengers also name such files .jpg
         import_optional("pillow_heif", "photos", why=f"Reading {path.name}").register_heif_opener()
     try:
         return _read_file(path, max_pixels, heif)

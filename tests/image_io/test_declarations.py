@@ -178,3 +178,11 @@ def test_grey_profile_is_of_grey_files_alone(tmp_path, suffix, bits, with_alpha)
     back = read_photo(tmp_path / f"a.{suffix}")
     assert back.warnings == () and (back.grey or back.neutral) and (back.alpha is not None) == with_alpha
     np.testing.assert_allclose(back.image, image, atol=6 / 255)  # WebP is lossy, 8 bits at a gamma of 1.0 coarse
+
+
+@pytest.mark.parametrize("suffix", ["nef", "cr3", "dng"])
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG"])
+def test_image_named_like_camera_raw_is_read(tmp_path, suffix, fmt):
+    image = Image.fromarray(np.full((15, 21, 3), (200, 150, 100), np.uint8))
+    image.save(tmp_path / f"a.{suffix}", format=fmt)
+    np.testing.assert_allclose(read_photo(tmp_path / f"a.{suffix}").image * 255, np.asarray(image), atol=2)
