@@ -197,7 +197,8 @@ camera's; `develop.auto_bright=true` brightens, and the log says so.
 ## Written
 
 What a photo with 16 bits, transparency, a profile and all metadata keeps; what a format does not hold is also in the
-warnings of `restore.jsonl`. Transparency that a format does not hold is laid on white. Metadata are copied as bytes;
+warnings of `restore.jsonl`. Transparency that a format does not hold is laid on white. A WebP
+holds no grey profile: such a photo is written in sRGB. Metadata are copied as bytes;
 orientation (applied), thumbnail and the layout of the old file are not.
 
 {table(WRITING, writing())}

@@ -24,7 +24,6 @@ from face2scene.cli.options import PATHS, UsageError, nearest_key, read
 from face2scene.cli.value_rules import did_you_mean, nearest, problems
 from face2scene.common.files import disk_error
 from face2scene.common.memory import keep_freed_memory
-from face2scene.common.processes import end_with_launcher
 from face2scene.common.renamed_keys import keys_of, refuse_renamed
 from face2scene.common.shipped import CHECKPOINTS
 
@@ -96,7 +95,6 @@ def _run(
     task: Callable[[DictConfig], None], cfg: DictConfig, *, required: Sequence[str], level: int, codes: list[int]
 ) -> None:
     keep_freed_memory()
-    end_with_launcher()
     if hasattr(sys.stdout, "reconfigure"):  # names of files may be no text
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=level, format="%(message)s")

@@ -24,6 +24,7 @@ from face2scene import __version__
 from face2scene.assets import catalogue
 from face2scene.assets.download import fetch
 from face2scene.cli import options
+from face2scene.common.processes import end_with_launcher
 from face2scene.common.shipped import CHECKPOINTS
 from face2scene.eval.cost.cards import CARDS, EFFICIENCY, PROGRAMS
 
@@ -241,6 +242,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _command(name: str, overrides: Sequence[str]) -> int:
+    end_with_launcher()  # before the imports, which take seconds
     sys.argv = [f"face2scene {name}", *overrides]
     # as a program of its own, so that processes that it spawns (workers of a data loader) find its module
     runpy.run_module(f"face2scene.cli.commands.{name.replace('-', '_')}", run_name="__main__", alter_sys=True)

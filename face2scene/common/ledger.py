@@ -51,11 +51,7 @@ def content(path: str | Path) -> str:
 
 
 def facts_of(path: str | Path, *, with_change: bool = False) -> dict[str, Any]:
-    """Size in bytes, modification time and hash of a file, for `unchanged`.
-
-    Args:
-        with_change: the time of its last change, too, which no program sets and a new name changes.
-    """
+    """Size, times and hash of a file, for `unchanged`; `with_change` adds the time that a new name changes, too."""
     stat = Path(path).stat()
     changed = {"ctime_ns": stat.st_ctime_ns} if with_change else {}
     return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, **changed, "sha256": content(path)}

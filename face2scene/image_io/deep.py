@@ -50,10 +50,7 @@ _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 
 
 def check_layout(path: Path, tags: Any) -> None:
-    """Refuse a TIFF whose tags leave the meaning of its samples open.
-
-    Args:
-        tags: Pillow's or tifffile's.
+    """Refuse a TIFF whose tags (Pillow's or tifffile's) leave the meaning of its samples open.
 
     Raises:
         ImageError: other inks than CMYK; no photometric interpretation, except of one bit (a fax).
@@ -259,8 +256,10 @@ def encode_tiff(levels: np.ndarray, kept: Metadata, icc: bytes | None) -> bytes:
     return into_tiff(buffer.getvalue(), kept.exif)
 
 
-def encode_png(levels: np.ndarray) -> bytes:
-    """A PNG of uint16 levels (H, W, 1 to 4), the even counts with alpha."""
+def encode_png(levels: np.ndarray, with_profile: bool = False) -> bytes:
+    """A PNG of uint16 levels (H, W, 1 to 4), the even counts with alpha; grey with alpha as colour if no profile is."""
+    if with_profile and levels.shape[2] == 2:  # OpenCV writes none, and a grey profile fits no colour
+        return import_optional("imagecodecs", "photos", why="Writing a grey PNG with alpha").png_encode(levels)
     cv2 = import_optional("cv2", "photos", why="Writing a 16-bit PNG")
     order = {1: [0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[levels.shape[2]]
     ok, encoded = cv2.imencode(".png", np.ascontiguousarray(levels[..., order]))

@@ -7,7 +7,7 @@ field of `Photo`: transparency, 16 bits, a colour profile, being grey, metadata.
 import contextlib
 import io
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any
@@ -104,9 +104,10 @@ def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS, development: D
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no image at {path}.")
-    if path.suffix.lower() in RAW_SUFFIXES or is_dng(_head(path, 2**16)):
+    head = _head(path, 2**16)
+    if is_dng(head) or (path.suffix.lower() in RAW_SUFFIXES and not head.startswith((b"\xff\xd8\xff", b"\x89PNG"))):
         return _read_raw(path, max_pixels, development or Development())
-    if heif := is_heif(_head(path, 512)):  # phones and messengers also name such files .jpg
+    if heif := is_heif(head):  # phones and messengers also name such files .jpg
         import_optional("pillow_heif", "photos", why=f"Reading {path.name}").register_heif_opener()
     try:
         return _read_file(path, max_pixels, heif)
@@ -168,6 +169,9 @@ def write_photo(
         lost.append("transparency")
     if like.grey or like.neutral:
         image = _grey(image)
+    if like.grey and like.profile and fmt == "webp":  # whose channels are three
+        like = replace(like, profile=None)
+        lost.append("a grey colour profile")
     bits = 16 if like.bits == 16 and fmt in _DEEP else 8
     lost += ["16 bits a channel"] if bits < like.bits else []
     if like.profile and bits == 16:
@@ -205,7 +209,7 @@ def _encode(path: Path, fmt: str, levels: np.ndarray, kept: Metadata, icc: bytes
     options, lost = for_pillow(kept, fmt)
     options |= {"icc_profile": icc, "quality": quality, "subsampling": "4:4:4", "compress_level": 3}
     if fmt == "png" and levels.dtype == np.uint16:
-        content = into_png(deep.encode_png(levels), Metadata(), icc)
+        content = into_png(deep.encode_png(levels, icc is not None), Metadata(), icc)
     else:  # each of Pillow's writers takes the options that it knows
         buffer = io.BytesIO()
         image = Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels)

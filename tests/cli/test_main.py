@@ -53,6 +53,14 @@ def test_commands_get_their_words(monkeypatch, name):
     assert seen == ["face2scene.cli.commands.run_baseline", "input=a.png", "output=b", "--cfg", "job"]
 
 
+def test_launcher_is_watched_before_the_imports(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(main, "end_with_launcher", lambda: seen.append("watched"))
+    monkeypatch.setattr(main.runpy, "run_module", lambda *_, **__: seen.append("imported"))
+    assert main.main(["train-fadex"]) == 0 and seen == ["watched", "imported"]
+
+
 def test_every_command_is_listed_and_has_a_door():
     modules = {path.stem for path in Path(commands.__path__[0]).glob("[!_]*.py")}
     assert {name.replace("-", "_") for name in COMMANDS} | {"quickstart"} == modules

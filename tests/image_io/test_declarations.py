@@ -7,11 +7,12 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+from icc import grey_profile
 from PIL import Image, ImageCms
 from png_files import png_bytes
 from tiff_files import tiff_bytes
 
-from face2scene.image_io.photos import ImageError, read_photo
+from face2scene.image_io.photos import ImageError, Photo, read_photo, write_photo
 from face2scene.image_io.profiles import adobe_rgb, display_p3
 
 RNG = np.random.default_rng(0)
@@ -163,3 +164,25 @@ def test_avif_of_a_general_brand_is_read(tmp_path):
     content[8:12] = b"mif1"  # the major brand of HEIF's structure; `avif` is still among the compatible ones
     (tmp_path / "a.avif").write_bytes(content)
     np.testing.assert_allclose(read_photo(tmp_path / "a.avif").image, np.asarray(large) / 255, atol=0.1)
+
+
+@pytest.mark.parametrize(("suffix", "bits"), [("webp", 8), ("png", 16), ("png", 8)])
+@pytest.mark.parametrize("with_alpha", [False, True])
+def test_grey_profile_is_of_grey_files_alone(tmp_path, suffix, bits, with_alpha):
+    image = np.repeat(np.linspace(0.2, 0.8, 64 * 96, dtype=np.float32).reshape(64, 96, 1), 3, 2)
+    alpha = np.full((64, 96), 0.5, np.float32) if with_alpha else None
+    photo = Photo(image, alpha, bits, grey=True, profile=grey_profile(1.0))
+    notes = write_photo(tmp_path / f"a.{suffix}", image, like=photo)
+    kept = Image.open(tmp_path / f"a.{suffix}").info.get("icc_profile")
+    assert (kept is None) == (suffix == "webp") == any("a grey colour profile" in note for note in notes)
+    back = read_photo(tmp_path / f"a.{suffix}")
+    assert back.warnings == () and (back.grey or back.neutral) and (back.alpha is not None) == with_alpha
+    np.testing.assert_allclose(back.image, image, atol=6 / 255)  # WebP is lossy, 8 bits at a gamma of 1.0 coarse
+
+
+@pytest.mark.parametrize("suffix", ["nef", "cr3", "dng"])
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG"])
+def test_image_named_like_camera_raw_is_read(tmp_path, suffix, fmt):
+    image = Image.fromarray(np.full((15, 21, 3), (200, 150, 100), np.uint8))
+    image.save(tmp_path / f"a.{suffix}", format=fmt)
+    np.testing.assert_allclose(read_photo(tmp_path / f"a.{suffix}").image * 255, np.asarray(image), atol=2)

@@ -208,7 +208,7 @@ def main(cfg: DictConfig) -> None:
     if len(asked) != 1:
         raise ValueError(f"Say one of: {', '.join(words for words, _ in WAYS.values())}.")
     run = Path(cfg.paths.runs) / cfg.name
-    # Of several processes the first holds the folder; beside a training in it, which has a lock of its own.
+    # Of several processes the first holds the folder; a training in it has a lock of its own.
     hold = asked[0] in (_predictions, _report, _probe) and os.environ.get("RANK", "0") == "0"
     with locked(run, "choose another name=...", name=".eval.lock", hold=hold):
         if hold:
