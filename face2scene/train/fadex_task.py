@@ -180,10 +180,8 @@ class FaDeXTask:
             recipes = list(self.recipes[on].values())
             self._grids[on] = self.held_out.grid(recipes, self.probe_images, seed=self.seed)
         restored, degraded = (t.to(self.accelerator.device) for t in self._grids[on])
-        if encoder is not None:
-            return restored, degraded, embed_all(encoder, restored, degraded)
-        with self.eval_weights() as own:
-            return restored, degraded, embed_all(own, restored, degraded)
+        with self.eval_weights() if encoder is None else nullcontext(encoder) as chosen:
+            return restored, degraded, embed_all(chosen, restored, degraded)
 
     def _with_retrained_head(self, encoder: FaDeX) -> FaDeX:
         settings: dict[str, Any] = dict(self.head)

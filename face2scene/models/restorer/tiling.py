@@ -17,7 +17,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from face2scene.common.choices import one_of
@@ -200,7 +200,7 @@ class _Blend:
 
 def network_in_tiles(
     name: str,
-    network: nn.Module,
+    norms: SharedNorms,
     work: Callable[[Tensor, list[Box]], Tensor],
     x: Tensor,
     plan: TilePlan,
@@ -211,7 +211,7 @@ def network_in_tiles(
 
     Args:
         name: of the stage, for `progress`.
-        network: its GroupNorms share statistics where the plan says so.
+        norms: of the network; they share statistics where the plan says so.
         work: (n, C, h', w') with the boxes of n tiles to the network's output, of any constant factor of the size.
         x: (1, C, h, w), the image or a map smaller by an integer factor.
     """
@@ -226,7 +226,6 @@ def network_in_tiles(
         if progress:
             progress(name, 1, 1)
         return output
-    norms = SharedNorms(network)
     if norms.norms and plan.statistics == "shared":
         squares = plan.squares(x)
         with norms.measuring([square.share for square in squares], [square.core for square in squares]):
