@@ -270,6 +270,7 @@ def _tokens_text(result: Restoration) -> str:
     source = result.token_source
     sentence = {
         "pair": "The degradation was estimated from the face pair.",
+        "estimated": "The degradation was estimated from the photo, without a restored face.",
         "blind": "The degradation was estimated without a restored face.",
         "null": "The degradation was not estimated: the learned null tokens were used.",
     }.get(source, f"Tokens: {source}.")

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from face2scene.cli.config_text import CONFIGS, keys, options_of
+from face2scene.cli.config_text import CONFIGS, key_of, keys, options_of
 from face2scene.cli.options import PATHS, UsageError, nearest_key, read
 from face2scene.cli.value_rules import did_you_mean, nearest, problems
 from face2scene.common.files import disk_error
@@ -162,7 +162,7 @@ def refuse_unread(root: str, words: Iterable[str]) -> None:
         UsageError: the first such key.
     """
     for word in words if root in ("restore", "app") else ():
-        key = word.partition("=")[0].lstrip("+~").partition("@")[0].replace("/", ".")
+        key = key_of(word).replace("/", ".")
         if "." in key and any(f"{key}.".startswith(f"{one}.") for one in _OF_TRAININGS):
             raise UsageError(
                 f"{root} does not read {key}: it is decided by a training and recorded in the weights. What is read: "
@@ -172,7 +172,7 @@ def refuse_unread(root: str, words: Iterable[str]) -> None:
 
 def _chosen() -> str:
     words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    groups = [word for word in words if (CONFIGS / word.partition("=")[0].lstrip("+")).is_dir()]
+    groups = [word for word in words if (CONFIGS / key_of(word)).is_dir()]
     return f" ({', '.join(groups)})" if groups else ""
 
 
@@ -240,7 +240,7 @@ def _own_run(cfg: DictConfig) -> None:
         accelerate.GradientState._reset_state()
     given = OverridesParser.create().parse_overrides([word for word in sys.argv[1:] if not word.startswith("-")])
     varied = {override.key_or_group for override in given if override.is_sweep_override()}
-    swept = [word for word in ours.overrides.task if word.partition("=")[0].lstrip("+") in varied]
+    swept = [word for word in ours.overrides.task if key_of(word) in varied]
     key = "output" if cfg.get("output") is not None else "name"
     own = key in PATHS or not OmegaConf.is_interpolation(cfg, key)  # ${...} in a path is literal
     if swept and own and key not in varied:

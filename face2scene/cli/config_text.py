@@ -28,6 +28,11 @@ class Layer(NamedTuple):
     path: Path
 
 
+def key_of(word: str) -> str:
+    """The key or group of an override such as `+faces@other=open`."""
+    return word.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
 def options_of(group: str) -> list[str]:
     """The files of a group's folder; empty if there is no such group."""
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")) if group else []

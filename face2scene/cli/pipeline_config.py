@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from face2scene.assets import catalogue
 from face2scene.assets.catalogue import MissingWeights, WeightsError
+from face2scene.cli.config_text import key_of
 from face2scene.common.memory import best_device, named_device
 from face2scene.image_io.raw import Development
 from face2scene.inference.pipeline import Face2ScenePipeline
@@ -24,7 +25,7 @@ _NO_FACES = (
 def named_keys() -> set[str]:
     """First parts of the keys that were given on the command line; these must work or fail, only defaults fall back."""
     words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return {word.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0] for word in words}
+    return {key_of(word).partition(".")[0] for word in words}
 
 
 def device_of(cfg: DictConfig, default: torch.device | None = None) -> torch.device:

@@ -1,8 +1,9 @@
 """What a training's configuration and set already show to be wrong, before anything is written."""
 
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from face2scene.data.records import METADATA, Records
 
@@ -36,6 +37,11 @@ def problems(cfg: DictConfig, kind: str, processes: int) -> list[str]:
 def parts_of(cfg: DictConfig) -> list[Path]:
     """The folders of a configuration's training set, or of its mix."""
     return [Path(part.folder) for part in cfg.data.get("mix") or []] or [Path(cfg.data.root)]
+
+
+def training_set(cfg: DictConfig) -> Any:
+    """The folder of a configuration's training set, or the parts of its mix."""
+    return OmegaConf.to_container(cfg.data.mix, resolve=True) if cfg.data.get("mix") else cfg.data.root
 
 
 def images_of(cfg: DictConfig) -> int | None:

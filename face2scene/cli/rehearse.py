@@ -21,14 +21,12 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
 from face2scene.cli import preflight
 from face2scene.cli.command_line import CONFIGS, path_values, refuse_values
 from face2scene.common.files import write_json
 from face2scene.common.renamed_keys import refuse_renamed
-from face2scene.common.shipped import shipped
 from face2scene.data.records import METADATA, Records
 from face2scene.eval.cost import rehearsal, rehearsal_report
 from face2scene.eval.cost.cards import CARDS, EFFICIENCY, PROGRAMS, Card
@@ -46,22 +44,6 @@ from face2scene.train.schedule import share_batch
 
 ROOTS = ("train_fadex", "train_restorer", "precompute_ref_fr", "restore")
 _NO_REFERENCES = 29697 / 57449  # share of the paper's images without references
-
-
-class RandomLpips(nn.Module):
-    """LPIPS with random weights: the same work, without the download."""
-
-    def __init__(self, network: str = "vgg"):
-        super().__init__()
-        import lpips
-
-        self.network = lpips.LPIPS(net=network, pretrained=False, pnet_rand=True, verbose=False).requires_grad_(False)
-
-    def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        return self.each(output, target).mean()
-
-    def each(self, output: Tensor, target: Tensor) -> Tensor:
-        return self.network(output, target).flatten()
 
 
 def main(options: Namespace) -> int:
@@ -197,7 +179,7 @@ def _captured(script: str, cfg: DictConfig) -> dict[str, Any]:
         found.update(task=task, accelerator=accelerator, schedule=schedule)
 
     def base(source: str, *, revision: str | None = None, **precisions: Any) -> Any:
-        return load_base(random_source(source), **precisions)
+        return load_base(rehearsal.random_source(source), **precisions)
 
     def features(source: Any) -> ViTModel:
         shape = source if isinstance(source, dict) else VIT_B16 | {"image_size": 224, "patch_size": 16}
@@ -215,7 +197,7 @@ def _captured(script: str, cfg: DictConfig) -> dict[str, Any]:
     folder = Path(cfg.paths.runs) / str(cfg.name)
     run = SimpleNamespace(timed=lambda _: nullcontext(), check_base=lambda _: None, folder=folder)
     stand_ins = {"train": train, "open_run": lambda *_, **__: run, "load_base": base, "load_features": features}
-    stand_ins |= {"Perceptual": RandomLpips} | ({"FaDeX": encoder} if script == "train_restorer" else {})
+    stand_ins |= {"Perceptual": rehearsal.RandomLpips} | ({"FaDeX": encoder} if script == "train_restorer" else {})
     stand_ins |= {name: read(getattr(module, name, None)) for name in ("SceneBatches", "held_out")}
     pairs = getattr(module, "FacePairBatches", None)
     stand_ins |= {"FacePairBatches": SimpleNamespace(from_manifest=read(getattr(pairs, "from_manifest", None)))}
@@ -224,14 +206,6 @@ def _captured(script: str, cfg: DictConfig) -> dict[str, Any]:
             setattr(module, name, stand_in)
     module.main.__wrapped__(cfg)
     return found
-
-
-def random_source(source: str) -> str:
-    """A base of random weights: in the shapes of a local folder, or of SD-Turbo."""
-    for folder in filter(None, (Path(source), shipped(source))):
-        if (folder / "unet" / "config.json").is_file():
-            return f"random:{folder}"
-    return "random"
 
 
 def prepared(name: str, overrides: Sequence[str], folder: Path) -> tuple[Any, Any, Any]:
@@ -319,7 +293,7 @@ def pipeline(cfg: DictConfig) -> Face2ScenePipeline:
     adapters: Any = OmegaConf.to_container(cfg.restorer.adapters, resolve=True)
     options: Any = OmegaConf.to_container(cfg.pipeline, resolve=True)
     precisions = {name: cfg.restorer.base[name] for name in ("dtype", "unet_dtype") if cfg.restorer.base.get(name)}
-    base = load_base(random_source(str(cfg.restorer.base.source)), **precisions)
+    base = load_base(rehearsal.random_source(str(cfg.restorer.base.source)), **precisions)
     restorer: Any = (
         S3Diff(base, ScoreNet(), **adapters)
         if "score_net" in cfg.restorer

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from face2scene.assets import catalogue
-from face2scene.cli import commands, main
+from face2scene.cli import commands, doctor, main
 from face2scene.cli.options import COMMANDS
 from face2scene.common.reproducibility import REPOSITORY
 
@@ -71,7 +71,7 @@ def test_every_command_is_listed_and_has_a_door():
 
 def test_doctor_lists_missing_parts(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr(main, "_why_not_importable", lambda module: "not installed" if module == "dlib" else "")
+    monkeypatch.setattr(doctor, "_why_not_importable", lambda module: "not installed" if module == "dlib" else "")
     assert main.main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "pip install 'face2scene[quickstart]'" in out and "face2scene fetch facegen" in out
@@ -79,8 +79,8 @@ def test_doctor_lists_missing_parts(tmp_path, monkeypatch, capsys):
 
 
 def test_doctor_passes_when_complete(monkeypatch, capsys):
-    monkeypatch.setattr(main, "_why_not_importable", lambda module: "")
-    monkeypatch.setattr(main, "_tiny_obstacles", lambda failures: [])
+    monkeypatch.setattr(doctor, "_why_not_importable", lambda module: "")
+    monkeypatch.setattr(doctor, "_tiny_obstacles", lambda failures: [])
     assert main.main(["doctor"]) == 0
     assert "works here" in capsys.readouterr().out
 

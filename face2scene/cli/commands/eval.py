@@ -108,7 +108,7 @@ def _report(cfg: DictConfig, run: Path) -> None:
         return
     from face2scene.eval.reports.gallery import write_report
 
-    if cfg.gt is None or not cfg.methods:
+    if cfg.gt is None or not cfg.methods or not OmegaConf.is_config(cfg.methods):
         sys.exit("A gallery needs gt=FOLDER and methods=[RUN,...] or methods={TITLE: RUN}, scored before.")
     methods = OmegaConf.to_container(cfg.methods)
     methods = methods if isinstance(methods, dict) else {Path(name).name: name for name in methods}

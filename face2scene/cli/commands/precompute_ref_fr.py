@@ -11,9 +11,10 @@ from time import perf_counter
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
+from face2scene.cli import preflight
 from face2scene.cli.command_line import script
 from face2scene.common.files import remove_partials
 from face2scene.common.ledger import digest
@@ -31,9 +32,8 @@ def main(cfg: DictConfig) -> None:
     cache = restorer if isinstance(restorer, Cached) else Cached(restorer, cfg.cache)
     cache.missing = "compute"
     cache.ready()
-    mix = OmegaConf.to_container(cfg.data.get("mix") or OmegaConf.create([]), resolve=True)
     faces = faces_of(
-        mix or cfg.data.root,
+        preflight.training_set(cfg),
         instantiate(cfg.degradation, _convert_="all"),
         size=cache.size,
         recipes=cfg.recipes,

@@ -3,7 +3,6 @@
 import shutil
 import signal
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,14 +19,21 @@ from face2scene.cli.pipeline_config import device_of, pipeline_of
 from face2scene.common.files import remove_partials
 from face2scene.common.locks import locked
 from face2scene.eval.baselines.adapter import Adapter
-from face2scene.eval.baselines.methods import predict_folder
 from face2scene.eval.baselines.record import compat_warnings
-from face2scene.eval.baselines.run import BaselineResult, commands, import_folder, run_command, run_in_process
-from face2scene.eval.baselines.staging import StagingError, lay_out, scale_of
+from face2scene.eval.baselines.run import (
+    BaselineResult,
+    base_dtype_of,
+    by_method,
+    commands,
+    import_folder,
+    run_command,
+    run_in_process,
+    weights_of,
+)
+from face2scene.eval.baselines.staging import StagingError, gts_of, lay_out, scale_of
 from face2scene.eval.metrics.registry import choose
 from face2scene.eval.scoring.score import score_folder
 from face2scene.eval.tables.render import markdown, row_from_scores, slug
-from face2scene.image_io.arrays import list_images
 from face2scene.inference.batch import restore_folder
 from face2scene.inference.pipeline import Face2ScenePipeline
 from face2scene.inference.tasks import RestorationTask, find_tasks, first
@@ -77,7 +83,7 @@ def run(cfg: DictConfig, key: str) -> bool:
         print(f"  missing  {say}")
     else:
         tasks = first(find_tasks(cfg.input, references=cfg.references, gt=None), cfg.limit)
-        gts = gts_of(cfg, tasks)
+        gts = gts_of(tasks, cfg.gt)
         scale = scale_of(tasks, gts, cfg.scale)
     output = Path(cfg.paths.runs) / (cfg.name or f"{slug(testset.title) if testset else 'baseline'}/{key}")
 
@@ -128,31 +134,6 @@ def _run(
     return outcome.complete
 
 
-def gts_of(cfg: DictConfig, tasks: list[RestorationTask]) -> Mapping[str, Path]:
-    """Stem -> ground truth of every image to be made: of the InScene set, or of gt=FOLDER; empty where there is none.
-
-    Raises:
-        FileNotFoundError: an image without its ground truth.
-        ValueError: two images that the scores could not tell apart.
-    """
-    if cfg.gt is None and not all(task.gt is not None for task in tasks):
-        return {}
-    count = Counter(task.path.stem for task in tasks)
-    twice = [name for name, times in count.items() if times > 1]
-    if twice:
-        raise ValueError(
-            f"{len(twice)} names occur more than once in input={cfg.input}, such as {twice[0]}, and the scores pair "
-            "predictions with their ground truth by name: rename the images, or say gt=null for predictions alone."
-        )
-    if all(task.gt is not None for task in tasks):
-        return {task.path.stem: task.gt for task in tasks}
-    found = {path.stem: path for path in list_images(cfg.gt)}
-    absent = [task.path.stem for task in tasks if task.path.stem not in found]
-    if absent:
-        raise FileNotFoundError(f"gt={cfg.gt} lacks {len(absent)} of the images, such as {absent[0]}.")
-    return {task.path.stem: found[task.path.stem] for task in tasks}
-
-
 def show(adapter: Adapter | None, tasks: list[RestorationTask], scale: int, seed: int, output: Path) -> None:
     """Print what would be run and what is missing for it."""
     if adapter is None:
@@ -181,32 +162,6 @@ def show(adapter: Adapter | None, tasks: list[RestorationTask], scale: int, seed
         print(f"  missing  input: {error}")
     for line in commands(adapter, rows, scale=scale, seed=seed):
         print(f"$ {line}")
-
-
-def by_method(
-    adapter: Adapter, tasks: list[RestorationTask], output: Path, scale: int
-) -> tuple[int, int, dict[str, str], float]:
-    """Images by a method in this process; see `run_in_process`."""
-    getattr(adapter.method, "network", None)  # loads it, so that loading does not count as an image's time
-    inputs = {task.name: task.path for task in tasks}
-    before = sum((output / "images" / f"{name}.png").is_file() for name in inputs)
-    failed, seconds = predict_folder(adapter.method, inputs, output, scale=scale)
-    return len(inputs) - before - len(failed), before, failed, seconds
-
-
-def weights_of(adapter: Adapter) -> dict[str, Path]:
-    """Weights of a method in this process: the folder or file in its options, else the assets of its adapter."""
-    named = {name: getattr(adapter.method, name, None) for name in ("folder", "path")}
-    return {name: Path(path) for name, path in named.items() if path} or adapter.found()
-
-
-def base_dtype_of(network: Any) -> str | None:
-    """Precision of a network's VAE and UNet, `float32` or `bfloat16 (VAE), float32 (UNet)`; None where it has none."""
-    parts = {name: getattr(network, name.lower(), None) for name in ("VAE", "UNet")}
-    if None in parts.values():
-        return None
-    kinds = {name: str(part.dtype).removeprefix("torch.") for name, part in parts.items()}
-    return kinds["VAE"] if len({*kinds.values()}) == 1 else ", ".join(f"{kind} ({n})" for n, kind in kinds.items())
 
 
 def load_pipeline(cfg: DictConfig, adapter: Adapter) -> tuple[Face2ScenePipeline, dict[str, Any]]:

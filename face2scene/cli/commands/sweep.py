@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from face2scene.cli.command_line import script, typed_values
+from face2scene.cli.config_text import key_of
 from face2scene.cli.pipeline_config import device_of
 from face2scene.common.files import atomic_write
 from face2scene.common.locks import locked
@@ -48,7 +49,7 @@ def sweep(cfg: DictConfig, given: list[str], stage_one: str, runner: Runner = ru
         if weights is not None and not Path(weights).exists():
             raise FileNotFoundError(f"There are no weights at use.{key}={weights}.")
     choose(cfg.metrics)  # a misspelt metric is refused before anything is trained
-    common = [word for word in given if word.partition("=")[0].lstrip("+~").partition(".")[0] not in _OWN]
+    common = [word for word in given if key_of(word).partition(".")[0] not in _OWN]
     if not any(word.startswith("ref_fr=") for word in common):
         common.append(f"ref_fr={stage_one}")
     if cfg.wandb:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from face2scene.cli import preflight
 from face2scene.cli.command_line import script
@@ -58,7 +58,6 @@ def main(cfg: DictConfig) -> None:
     }
     # The probe's operators are not the bank's, so it has no faces of a Stage I that takes seconds: clean ones.
     held_out = options | ({"restore": ground_truth} if aligned else {})
-    mix = OmegaConf.to_container(cfg.data.get("mix") or OmegaConf.create([]), resolve=True)
     crops = {"crop": settings.crop, "buckets": settings.buckets, "augment": settings.augment}
     moco = MoCo(instantiate(cfg.fadex.encoder, _convert_="all"), **cfg.fadex.contrast)
     if settings.channels_last:
@@ -69,7 +68,7 @@ def main(cfg: DictConfig) -> None:
     task = FaDeXTask(
         moco,
         FacePairBatches.from_manifest(
-            mix or cfg.data.root, "train", seed=cfg.seed, recipes=settings.recipes, **options, **crops
+            preflight.training_set(cfg), "train", seed=cfg.seed, recipes=settings.recipes, **options, **crops
         ),
         FacePairBatches.from_manifest(
             cfg.data.root, "val", seed=cfg.seed + 1, **held_out, crop=settings.probe_crop or settings.crop

@@ -68,11 +68,10 @@ def main(cfg: DictConfig) -> None:
     if settings.estimator and s3diff:
         raise ValueError("S3Diff has no degradation tokens to estimate: set train.restorer.estimator=null.")
     estimator = SceneEstimator(**settings.estimator, width=cfg.mapnet.width) if settings.estimator else None
-    mix = OmegaConf.to_container(cfg.data.get("mix") or OmegaConf.create([]), resolve=True)
     if s3diff and restorer.score_reduction == cfg.degradation.get("scale"):
         batches["small"] = restorer.score_reduction
     space = instantiate(cfg.degradation, _convert_="all")
-    data = SceneBatches(mix or cfg.data.root, space, ref_fr, seed=cfg.seed, **batches)
+    data = SceneBatches(preflight.training_set(cfg), space, ref_fr, seed=cfg.seed, **batches)
     task = RestorerTask(
         restorer,
         fadex,

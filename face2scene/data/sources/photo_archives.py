@@ -82,7 +82,7 @@ class PhotoArchives(PhotoSource):
             path = Path(pattern)
             here = [path] if path.is_file() else sorted(path.parent.glob(path.name)) if path.parent.is_dir() else []
             if not here:
-                raise BuildError(f"There is no archive at {pattern} (option archives).")
+                raise BuildError(f"There is no archive at {pattern} (data.archives).")
             found += here
         return found
 

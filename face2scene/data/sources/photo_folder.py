@@ -43,7 +43,8 @@ def photo_folder(where: str | Path | None) -> Path:
         return catalogue.folder(str(where))
     sets = sorted(name for name in catalogue.catalogue() if name.startswith("photos"))
     raise FileNotFoundError(
-        f"data.photos: {where} is neither a folder nor one of the photo sets {sets} of `face2scene fetch`."
+        f"{where} (data.photos, data.collection or data.raws) is neither a folder nor a set of `face2scene fetch`: "
+        f"choose one of {', '.join(sets)}."
     )
 
 

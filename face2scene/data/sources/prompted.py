@@ -70,10 +70,10 @@ class PromptedPeople:
             raise BuildError("No photos of people were named: data.celebref is a folder with a sub-folder each.")
         folder = Path(self.folder)
         if not folder.is_dir():
-            raise BuildError(f"There is no folder {folder} with a sub-folder of photos per person (option folder).")
+            raise BuildError(f"There is no folder {folder} with a sub-folder of photos per person (data.celebref).")
         found = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         if not found:
-            raise BuildError(f"{folder} has no sub-folder per person (option folder).")
+            raise BuildError(f"{folder} has no sub-folder per person (data.celebref).")
         return found[: self.people]
 
     @cached_property

@@ -22,6 +22,7 @@ from torch import Tensor
 from face2scene.common.files import sha256_of
 from face2scene.common.processes import ProcessResult, run_group
 from face2scene.eval.baselines.adapter import Adapter, AdapterError
+from face2scene.eval.baselines.methods import predict_folder
 from face2scene.eval.baselines.record import (
     PredictionRecord,
     checkout_of,
@@ -316,3 +317,29 @@ def _collect(
         if outcome.add(row.name, image, note, record):
             times.append(path.stat().st_mtime)
     return times
+
+
+def by_method(
+    adapter: Adapter, tasks: list[RestorationTask], output: Path, scale: int
+) -> tuple[int, int, dict[str, str], float]:
+    """Images by a method in this process; see `run_in_process`."""
+    getattr(adapter.method, "network", None)  # loads it, so that loading does not count as an image's time
+    inputs = {task.name: task.path for task in tasks}
+    before = sum((output / "images" / f"{name}.png").is_file() for name in inputs)
+    failed, seconds = predict_folder(adapter.method, inputs, output, scale=scale)
+    return len(inputs) - before - len(failed), before, failed, seconds
+
+
+def weights_of(adapter: Adapter) -> dict[str, Path]:
+    """Weights of a method in this process: the folder or file in its options, else the assets of its adapter."""
+    named = {name: getattr(adapter.method, name, None) for name in ("folder", "path")}
+    return {name: Path(path) for name, path in named.items() if path} or adapter.found()
+
+
+def base_dtype_of(network: Any) -> str | None:
+    """Precision of a network's VAE and UNet, `float32` or `bfloat16 (VAE), float32 (UNet)`; None where it has none."""
+    parts = {name: getattr(network, name.lower(), None) for name in ("VAE", "UNet")}
+    if None in parts.values():
+        return None
+    kinds = {name: str(part.dtype).removeprefix("torch.") for name, part in parts.items()}
+    return kinds["VAE"] if len({*kinds.values()}) == 1 else ", ".join(f"{kind} ({n})" for n, kind in kinds.items())

@@ -4,6 +4,7 @@ input --(padded; reduced for programs of x4 only; resized for programs of faces 
 output --(cropped; size checked; not of one colour)--> prediction with the input's name
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from face2scene.eval.baselines.adapter import Adapter, stems
 from face2scene.eval.scoring.pairing import image_header
-from face2scene.image_io.arrays import nothing_in, pad_to_multiple, read_tensor, resize
+from face2scene.image_io.arrays import list_images, nothing_in, pad_to_multiple, read_tensor, resize
 from face2scene.inference.tasks import RestorationTask
 from face2scene.ref_fr.external_programs import read_result, stage_input
 
@@ -35,6 +36,31 @@ class Staged:
     expected: tuple[int, int]  # that the program's result must have
     target: tuple[int, int]  # of the prediction; what a scene's result has beyond it is padding
     references: tuple[Path, ...] = ()
+
+
+def gts_of(tasks: Sequence[RestorationTask], gt: str | Path | None) -> Mapping[str, Path]:
+    """Stem -> ground truth of every image to be made: of the InScene set, or of gt=FOLDER; empty where there is none.
+
+    Raises:
+        FileNotFoundError: an image without its ground truth.
+        ValueError: two images that the scores could not tell apart.
+    """
+    if gt is None and not all(task.gt is not None for task in tasks):
+        return {}
+    count = Counter(task.path.stem for task in tasks)
+    twice = [name for name, times in count.items() if times > 1]
+    if twice:
+        raise ValueError(
+            f"{len(twice)} names occur more than once in the input, such as {twice[0]}, and the scores pair "
+            "predictions with their ground truth by name: rename the images, or say gt=null for predictions alone."
+        )
+    if all(task.gt is not None for task in tasks):
+        return {task.path.stem: task.gt for task in tasks}
+    found = {path.stem: path for path in list_images(gt)}
+    absent = [task.path.stem for task in tasks if task.path.stem not in found]
+    if absent:
+        raise FileNotFoundError(f"gt={gt} lacks {len(absent)} of the images, such as {absent[0]}.")
+    return {task.path.stem: found[task.path.stem] for task in tasks}
 
 
 def scale_of(tasks: Sequence[RestorationTask], gts: Mapping[str, Path] | None, scale: int | None) -> int:

@@ -1,12 +1,6 @@
 """Graphics cards, by their makers' data sheets: dense rates without sparsity."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch  # takes seconds, and the command line needs the cards' names
 
 
 @dataclass(frozen=True)
@@ -20,9 +14,9 @@ class Card:
     single: float  # float32 matrix products else
     bandwidth: float
 
-    def rate(self, dtype: torch.dtype, *, tf32: bool) -> float:
-        """Operations per second."""
-        if dtype.itemsize == 2:
+    def rate(self, itemsize: int, *, tf32: bool) -> float:
+        """Operations per second with numbers of so many bytes."""
+        if itemsize == 2:
             return self.half * 1e12
         return (self.tf32 if tf32 else self.single) * 1e12
 

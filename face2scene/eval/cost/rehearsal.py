@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from face2scene.common.files import sha256_of
+from face2scene.common.shipped import shipped
 from face2scene.common.types import Scene
 from face2scene.data.records import Record, write_manifest
 from face2scene.eval.cost.cards import CONTEXT, FRAGMENTS, LINK, Card
@@ -228,3 +229,27 @@ def loading(data: Any) -> tuple[float, Any]:
 def fits(program: Rehearsed, card: Card, gpus: int) -> bool:
     """Whether the program's memory is that of the card or less."""
     return program.memory(gpus) <= card.memory * 1e9
+
+
+class RandomLpips(nn.Module):
+    """LPIPS with random weights: the same work, without the download."""
+
+    def __init__(self, network: str = "vgg"):
+        super().__init__()
+        import lpips
+
+        self.network = lpips.LPIPS(net=network, pretrained=False, pnet_rand=True, verbose=False).requires_grad_(False)
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.each(output, target).mean()
+
+    def each(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.network(output, target).flatten()
+
+
+def random_source(source: str) -> str:
+    """A base of random weights: in the shapes of a local folder, or of SD-Turbo."""
+    for folder in filter(None, (Path(source), shipped(source))):
+        if (folder / "unet" / "config.json").is_file():
+            return f"random:{folder}"
+    return "random"

@@ -240,7 +240,7 @@ class Costs(TorchDispatchMode):
         if self.card:
             dtype = next((t.dtype for t in (*read, *made) if t.is_floating_point()), torch.float32)
             tf32 = torch.backends.cuda.matmul.allow_tf32 or "convolution" in func.__name__
-            rate = self.card.rate(dtype, tf32=tf32)
+            rate = self.card.rate(dtype.itemsize, tf32=tf32)
             seconds = max(LAUNCH, flops / rate / self.efficiency, moved / (self.card.bandwidth * 1e9 * STREAMING))
         backward = torch._C._current_graph_task_id() != -1
         stage = "backward" if backward else self._stages[-1]
