@@ -517,8 +517,8 @@ def drawn_figure(heads: FactorHeads, found: Draws, stage: str) -> Any:
 PAGE = """# What a face pair holds of a degradation
 
 `python benchmarks/readout.py --identifiable docs/identifiable.json --json docs/readout.json --page docs --save
-checkpoints/fadex/readout.safetensors` makes this page and the heads that ship, in hours, or with `--quick` a page of
-few draws in minutes.
+checkpoints/fadex/readout.safetensors` makes this page and the heads that ship, in hours; `--quick --page FOLDER` makes
+one of few draws in minutes, whose heads are worth nothing.
 
 `single and mixed`: an eighth of the draws each are a blur (sigma 0.2 to 4), noise (Gaussian 1 to 30, or shot noise), a
 JPEG (10 to 100) or a smaller size (0.25 to 1) alone, the others mixtures in the order blur, smaller size, noise, full
@@ -572,7 +572,7 @@ def goal(values: Sequence[float]) -> str:
     """Which factors are read as well as was aimed at."""
     reached = [name for name, value in zip(FACTORS, values, strict=True) if value >= GOAL]
     missed = [f"{name} {value:.2f}" for name, value in zip(FACTORS, values, strict=True) if value < GOAL]
-    return f"The goal was {GOAL} each in `{SPACES[0]}`: reached by {', '.join(reached)}; missed by {', '.join(missed)}."
+    return f"The goal was {GOAL} each in `{SPACES[0]}`: reached by {', '.join(reached) or 'none'}; missed by {', '.join(missed)}."
 
 
 def alone_table(heads: FactorHeads, single: Draws) -> str:
