@@ -572,7 +572,8 @@ def goal(values: Sequence[float]) -> str:
     """Which factors are read as well as was aimed at."""
     reached = [name for name, value in zip(FACTORS, values, strict=True) if value >= GOAL]
     missed = [f"{name} {value:.2f}" for name, value in zip(FACTORS, values, strict=True) if value < GOAL]
-    return f"The goal was {GOAL} each in `{SPACES[0]}`: reached by {', '.join(reached) or 'none'}; missed by {', '.join(missed)}."
+    told = f"reached by {', '.join(reached) or 'none'}; missed by {', '.join(missed) or 'none'}"
+    return f"The goal was {GOAL} each in `{SPACES[0]}`: {told}."
 
 
 def alone_table(heads: FactorHeads, single: Draws) -> str:

@@ -177,22 +177,22 @@ sentence that names the package.
 
 The content decides, not the suffix; other suffixes are counted as passed over, and folders that cannot be opened,
 pipes, and links to folders or to nothing are named. A HEIC whose orientation is in EXIF alone is turned, with a
-warning. A JPEG without a profile whose EXIF says Adobe RGB (interoperability index R03) is converted from it and gets
-its profile; so is a PNG, HEIC or AVIF that states Display P3 by numbers (cICP, nclx). 8 bits with a profile are
-converted by littlecms at 8 bits, in the darkest greys of a gamma of 1.0 up to 10 levels off; there a single level of
-8 bits, which a JPEG loses anyway, shows as up to 13. Of a TIFF whose first pages are reduced copies or masks
-(NewSubfileType 1, 4) the first other page is read. An AVIF of more than 8 bits is read at 8, with a warning. CMYK is
-converted by its profile, without one by the plain formula, with a warning. Refused by name: float samples whose white
-is not 1, signed and complex samples, 8 or 12 bits in 16 that do not say so, TIFF of Lab or CMYK at 16 bits, of YCbCr
-without compression, of other inks than CMYK, of samples that differ in depth or without a photometric interpretation,
-JPEG XL, JPEG 2000 and other formats, files that are cut short (JPEG with an end marker behind the cut, too, except
-within its last few blocks), and more pixels than `max_pixels`. Left out by name: further pages (those of ImageJ's stacks
-with one directory, too), extra samples that are no transparency or not declared, gain maps, depth maps, videos of motion
-photos, XMP in further segments; not applied and named: damaged profiles, HDR transfer (PQ, HLG), gamma and primaries of
-a PNG without a profile, other primaries by numbers (BT.2020). Where XMP alone states the orientation, it is applied;
-cICP of a PNG decides over its profile; the profile that a BMP embeds is applied. A
-DNG is cropped to its default crop. Of camera RAW the brightness is the camera's; `develop.auto_bright=true` brightens, and
-the log says so.
+warning. A JPEG without a profile whose EXIF says Adobe RGB (interoperability index R03) is converted from it and
+gets its profile; so is a PNG, HEIC or AVIF that states Display P3 by numbers (cICP, nclx). 8 bits with a profile
+are converted by littlecms at 8 bits, in the darkest greys of a gamma of 1.0 up to 10 levels off; there a single
+level of 8 bits, which a JPEG loses anyway, shows as up to 13. Of a TIFF whose first pages are reduced copies or
+masks (NewSubfileType 1, 4) the first other page is read. An AVIF of more than 8 bits is read at 8, with a warning.
+CMYK is converted by its profile, without one by the plain formula, with a warning. Refused by name: float samples
+whose white is not 1, signed and complex samples, 8 or 12 bits in 16 that do not say so, TIFF of Lab or CMYK at 16
+bits, of YCbCr without compression, of other inks than CMYK, of samples that differ in depth or without a
+photometric interpretation, JPEG XL, JPEG 2000 and other formats, files that are cut short (JPEG with an end marker
+behind the cut, too, except within its last few blocks), and more pixels than `max_pixels`. Left out by name:
+further pages (those of ImageJ's stacks with one directory, too), extra samples that are no transparency or not
+declared, gain maps, depth maps, videos of motion photos, XMP in further segments; not applied and named: damaged
+profiles, HDR transfer (PQ, HLG), gamma and primaries of a PNG without a profile, other primaries by numbers
+(BT.2020). Where XMP alone states the orientation, it is applied; cICP of a PNG decides over its profile; the
+profile that a BMP embeds is applied. A DNG is cropped to its default crop. Of camera RAW the brightness is the
+camera's; `develop.auto_bright=true` brightens, and the log says so.
 
 ## Written
 

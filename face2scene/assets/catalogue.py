@@ -203,7 +203,7 @@ def folder(name: str) -> Path:
     asset = catalogue()[name]
     if not is_ready(asset):
         raise MissingWeights(
-            f"{asset.purpose} The files of '{name}' are not in {weights_root() / name}: "
+            f"The files of '{name}' ({asset.purpose.rstrip('.')}) are not in {weights_root() / name}: "
             f"run `face2scene fetch {name}` (licence: {asset.licence})."
         )
     return weights_root() / name

@@ -16,11 +16,12 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from face2scene.cli.config_text import CONFIGS, keys, options_of
-from face2scene.cli.options import PATHS, UsageError, meant, nearest_key, read
-from face2scene.cli.value_rules import problems
+from face2scene.cli.options import PATHS, UsageError, nearest_key, read
+from face2scene.cli.value_rules import did_you_mean, nearest, problems
 from face2scene.common.files import disk_error
 from face2scene.common.memory import keep_freed_memory
 from face2scene.common.processes import end_with_launcher
@@ -115,7 +116,7 @@ def _run(
         print("Stopped. Every file written is complete; the same command goes on from there.", file=sys.stderr)
         sys.exit(130)
     except SystemExit as end:  # the other runs of -m are still carried out
-        codes.append(end.code if isinstance(end.code, int) else _print_error(end) if end.code else 0)
+        codes.append(end.code if isinstance(end.code, int) else print_error(end) if end.code else 0)
     finally:
         for handler in set(root.handlers) - {*before}:  # the log of this run is not the next one's
             root.removeHandler(handler)
@@ -129,7 +130,7 @@ def _user_errors(codes: list[int], config: str = "") -> Iterator[None]:
     except Exception as error:
         if os.environ.get(FULL_ERROR) == "1" or not is_user_error(error):
             raise
-        codes.append(_print_error(error, config))
+        codes.append(print_error(error, config))
 
 
 def refuse_values(cfg: DictConfig, root: str, words: Sequence[str]) -> None:
@@ -145,6 +146,9 @@ def refuse_values(cfg: DictConfig, root: str, words: Sequence[str]) -> None:
     known = {key: entry for key, entry in keys(root, words).items() if key not in PATHS}
     for sentence in problems(OmegaConf.to_container(cfg), known):
         raise UsageError(sentence)
+    name = Path(str(cfg.get("name") or "none"))
+    if not name.parts or {"..", name.anchor} & {*name.parts}:
+        raise UsageError(f"name={name} is no folder of its own in {cfg.paths.runs}: give another.")
 
 
 def refuse_unread(root: str, words: Iterable[str]) -> None:
@@ -174,15 +178,28 @@ def _chosen() -> str:
     return f" ({', '.join(groups)})" if groups else ""
 
 
-def _print_error(error: BaseException, config: str = "") -> int:
+def print_error(error: BaseException, config: str = "") -> int:
+    """Say an error in one sentence; returns the exit code.
+
+    Args:
+        config: name of the root file in configs/, while it is composed.
+    """
     cause = error.__cause__ if isinstance(error, InstantiationException) else None
     sentence = str(cause or error)
     if not type(error).__module__.startswith("face2scene."):  # whose own errors say more
         sentence = disk_error(error) or sentence
-    if isinstance(error, OmegaConfBaseException) or isinstance(cause, ImportError):
+    if isinstance(error, MissingMandatoryValue):
+        sentence = f"{error.full_key}=... is missing: give it on the command line."
+    elif isinstance(error, OmegaConfBaseException) or isinstance(cause, ImportError):
         sentence = sentence.partition("\n")[0]  # the rest is about OmegaConf's nodes, or the search for a module
     elif isinstance(error, HydraException) and cause is None:
         sentence = _composing(error, config)
+    elif isinstance(error, MarkedYAMLError) and (mark := error.problem_mark):
+        sentence = f"{mark.name} is not YAML: line {mark.line + 1}, {error.problem}."
+    elif isinstance(error, UnicodeDecodeError) and config:
+        sentence = f"A file of the configuration is not in UTF-8 ({error}): save it as UTF-8."
+    elif isinstance(error, OSError) and error.filename and sentence == str(error):
+        sentence = f"{error.filename} cannot be used ({error.strerror}): choose another file or folder."
     if isinstance(cause, ImportError) and "'face2scene." in sentence:
         sentence += " There is no such module or class; CHANGELOG.md lists those that were renamed."
     print(sentence, file=sys.stderr)
@@ -194,10 +211,9 @@ def _composing(error: HydraException, config: str) -> str:
     first = str(error).partition("\n")[0]
     if found := re.search(r"Could not (?:find|load) '([\w/]+)/(.*)'", first):
         known = options_of(found[1])
-        return f"There is no {found[1]}={found[2]}{meant(found[2], known)}: choose {', '.join(known)}."
+        return f"There is no {found[1]}={found[2]}{did_you_mean(nearest(found[2], known))}: choose {', '.join(known)}."
     if found := re.search(r"(?:override|config group|config\.) '(.*?)'", first):
-        near = nearest_key(found[1], keys(config)) if config else ""
-        hint = f" (did you mean {near}?)" if near else ""
+        hint = did_you_mean(nearest_key(found[1], keys(config))) if config else ""
         return f"There is no key {found[1]}{hint}: --help-all prints them all, and +{found[1]}=... adds one."
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read ({first}): put a value with special characters into quotes."
@@ -213,7 +229,7 @@ def is_user_error(error: BaseException) -> bool:
     """Whether a user can cause and correct it (files, values, packages, options), so that no traceback is needed."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return isinstance(error.__cause__, ImportError) or is_user_error(error.__cause__)
-    kinds = (OSError, ValueError, ModuleNotFoundError, OmegaConfBaseException, HydraException)
+    kinds = (OSError, ValueError, ModuleNotFoundError, OmegaConfBaseException, HydraException, MarkedYAMLError)
     return isinstance(error, kinds) or type(error).__module__.startswith("face2scene.") or bool(disk_error(error))
 
 

@@ -1,13 +1,12 @@
 """Completion with the tab key, without torch: `eval "$(face2scene completion bash)"`, or zsh; fish: `... | source`."""
 
-import argparse
 import re
 import shlex
 from collections.abc import Iterable
 
 from face2scene.assets import catalogue
 from face2scene.cli.config_text import Key, keys, options_of
-from face2scene.cli.options import COMMANDS, options
+from face2scene.cli.options import COMMANDS, Parser, options
 
 # Each asks this command for the candidates of the line up to the cursor; where there is none, files are completed.
 SCRIPTS = {
@@ -29,7 +28,7 @@ compdef _face2scene face2scene""",
 }
 
 
-def candidates(line: str, parser: argparse.ArgumentParser) -> list[str]:
+def candidates(line: str, parser: Parser) -> list[str]:
     """What the last word of a command line may become.
 
     Args:
@@ -44,12 +43,10 @@ def candidates(line: str, parser: argparse.ArgumentParser) -> list[str]:
     return sorted({word for word in _possible(before, current, parser) if word.startswith(current)})
 
 
-def _possible(before: list[str], current: str, parser: argparse.ArgumentParser) -> Iterable[str]:
-    for action in parser._actions:
-        if before and isinstance(action, argparse._SubParsersAction) and before[0] not in COMMANDS:
-            inner = action.choices.get(before[0])
-            assets = [*catalogue.groups(), *catalogue.catalogue()] if before[0] == "fetch" else []
-            return [] if inner is None else [*_possible(before[1:], current, inner), *assets]
+def _possible(before: list[str], current: str, parser: Parser) -> Iterable[str]:
+    if before and before[0] not in COMMANDS and (inner := parser.commands.get(before[0])):
+        assets = [*catalogue.groups(), *catalogue.catalogue()] if before[0] == "fetch" else []
+        return [*_possible(before[1:], current, inner), *assets]
     if not before or before[0] not in COMMANDS:
         return [word for action in parser._actions for word in (*action.option_strings, *(action.choices or ()))]
     name, forms = before[0], options(before[0])

@@ -17,14 +17,15 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from face2scene import __version__
 from face2scene.assets import catalogue
 from face2scene.assets.download import fetch
 from face2scene.cli import options
-from face2scene.common.files import disk_error
 from face2scene.common.shipped import CHECKPOINTS
+from face2scene.eval.cost.cards import CARDS, EFFICIENCY, PROGRAMS
 
 # by import name; pyproject.toml has the distributions
 CORE = (
@@ -70,26 +71,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in options.COMMANDS:
             options.read(name, argv[1:])  # help and misspelt options are answered before anything heavy is imported
             return _command(name, argv[1:])  # their key=value options are Hydra's, not argparse's
-        argv = [word for word in argv if word != "--debug"]
+        argv, parser = [word for word in argv if word != "--debug"], _parser()
         if name == "rehearse":  # key=value options anywhere among the others
-            from face2scene.cli import rehearse
-
-            return rehearse.main(argv[1:])
-        arguments = _parser().parse_args(argv)
+            arguments = parser.commands[name].parse_intermixed_args(argv[1:])
+        else:
+            arguments = parser.parse_args(argv)
         return arguments.run(arguments)
     except KeyboardInterrupt:
         print("face2scene: stopped; nothing incomplete has a final name.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except options.UsageError as error:
         print(error, file=sys.stderr)
         return 2
     except Exception as error:
-        from face2scene.cli.command_line import is_user_error  # Hydra comes with it
+        from face2scene.cli.command_line import is_user_error, print_error  # Hydra comes with it
 
         if debug or not is_user_error(error):
             raise
-        print(f"face2scene: {disk_error(error) or error}", file=sys.stderr)
-        return 1
+        return print_error(error)
 
 
 def _parser() -> options.Parser:
@@ -101,11 +103,12 @@ def _parser() -> options.Parser:
     commands = parser.add_subparsers(
         title="commands", required=True, metavar="COMMAND", parser_class=strict, help=about
     )
+    parser.commands = commands.choices
     listed: list[str] = []
 
-    def command(name: str, about: str, example: str = "") -> options.Parser:
+    def command(name: str, about: str, example: str = "", **others: Any) -> options.Parser:
         listed.append(f"  {name:19}{about}")
-        return commands.add_parser(name, description=f"{about}.", epilog=f"example: face2scene {example}")
+        return commands.add_parser(name, description=f"{about}.", epilog=f"example: face2scene {example}", **others)
 
     # `main` runs these itself; here they are listed by --help
     for name, known in options.COMMANDS.items():
@@ -115,7 +118,18 @@ def _parser() -> options.Parser:
         "words", nargs="*", metavar="KEY=VALUE", help="for the first step, such as data.photos=FOLDER"
     )
     quickstart.set_defaults(run=lambda given: _command("quickstart", given.words))
-    command("rehearse", "Whether a run fits a machine and how long it takes")
+    example, usage = "rehearse experiment=paper --card a6000 --gpus 4", "face2scene rehearse [options] [KEY=VALUE ...]"
+    about = "Whether a run fits a machine and how long it takes"
+    rehearsed, default = command("rehearse", about, example, usage=usage, strict=False), "(default: %(default)s)"
+    add, share = rehearsed.add_argument, f"of the card's arithmetic {default}"
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="as for the training scripts")
+    add("--card", choices=CARDS, default="a6000", metavar="NAME", help=f"{', '.join(CARDS)} {default}")
+    add("--gpus", type=int, default=4, metavar="N", help=f"cards of the machine {default}")
+    add("--efficiency", type=float, default=EFFICIENCY, metavar="SHARE", help=share)
+    parts = f"parts of the run: {', '.join(PROGRAMS)} (default: all)"
+    add("--only", choices=PROGRAMS, nargs="+", default=PROGRAMS, metavar="PART", help=parts)
+    add("--json", type=Path, metavar="PATH", help="write the figures here")
+    rehearsed.set_defaults(run=_rehearse)
 
     fetcher = command("fetch", "Get third-party weights and photos by name, checked", "fetch yunet dlib")
     fetcher.add_argument("names", nargs="*", metavar="NAME", help="an asset or a group (quickstart, tests, open)")
@@ -131,6 +145,7 @@ def _parser() -> options.Parser:
     example = "data verify data/quickstart"
     data = command("data", "Check a dataset, or put it into archives", example)
     actions = data.add_subparsers(title="actions", required=True, metavar="verify | pack")
+    data.commands = actions.choices
     verify = actions.add_parser("verify", help="compare a dataset with its metadata; exit code 1 if anything is wrong")
     verify.add_argument("folder", metavar="FOLDER")
     verify.set_defaults(run=_verify_data)
@@ -164,6 +179,12 @@ def _complete(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(completion.candidates(arguments.line, _parser())))
     return 0
+
+
+def _rehearse(arguments: argparse.Namespace) -> int:
+    from face2scene.cli import rehearse
+
+    return rehearse.main(arguments)
 
 
 def _fetch(arguments: argparse.Namespace) -> int:

@@ -8,15 +8,16 @@ defaults and descriptions are those of the files in configs/.
 
 import argparse
 import re
+import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from face2scene.cli.config_text import CONFIGS, Key, keys, layers, options_of, variants
-from face2scene.cli.value_rules import choices, parsed, problem
+from face2scene.cli.value_rules import choices, did_you_mean, nearest, parsed, problem
 
 # Keys whose value is a path and is not parsed by Hydra's grammar.
 PATHS = frozenset(
@@ -67,23 +68,45 @@ class UsageError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one sentence with the nearest real option or choice."""
+    """argparse whose errors are one sentence, of a misspelt option before anything else, with the nearest real one.
 
-    def __init__(self, *arguments: Any, strict: bool = False, **options: Any):
+    Args:
+        strict: of a subcommand, whose unknown words would be reported as those of the whole command.
+        keys: of a configuration, which can be given as KEY=VALUE.
+    """
+
+    def __init__(self, *arguments: Any, strict: bool = False, keys: Collection[str] = (), **options: Any):
         super().__init__(*arguments, allow_abbrev=False, **options)
-        self.strict = strict  # a subcommand, whose unknown options would be reported as those of the whole command
+        self.strict, self.keys = strict, keys
+        self.commands: Mapping[str, Parser] = {}  # its subcommands
+        self._given: list[str] = []
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = list(sys.argv[1:] if args is None else args)
         found = super().parse_known_args(args, namespace)
-        return self.error(f"unrecognized arguments: {found[1][0]}") if self.strict and found[1] else found
+        return self.refuse(found[1][0]) if self.strict and found[1] else found
 
     def error(self, message: str) -> NoReturn:
-        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        found = choice or re.search(r"unrecognized arguments: ([^\s=]*)", message)
-        if found is None:
-            raise UsageError(f"{self.prog}: {message}; see {self.prog} --help.")
-        known = re.findall(r"[^\s',]+", choice[2]) if choice else self._option_string_actions
-        raise UsageError(f"{self.prog} has no {found[1]}{meant(found[1], known)}: see {self.prog} --help.")
+        known = self._option_string_actions
+        for word in takewhile(lambda word: word != "--", self._given):
+            if re.match(r"--?[^\W\d]", word) and not {word.partition("=")[0], word[:2]} & {*known}:
+                self.refuse(word)
+        if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            self.refuse(choice[1], re.findall(r"[^\s',]+", choice[2]))
+        raise UsageError(f"{self.prog}: {message}; see {self.prog} --help.")
+
+    def refuse(self, word: str, known: Iterable[str] = ()) -> NoReturn:
+        """Raise the UsageError of a word that is none of `known`, by default of what this parser takes."""
+        word = word.partition("=")[0]
+        forms = {name: name for name in known}
+        for action in () if forms else self._actions:
+            forms |= {name: name for name in action.option_strings or action.choices or ()}
+            if not action.option_strings and action.metavar:
+                forms[f"--{action.dest}"] = str(action.metavar)  # such as --file for FILE
+        near, key = forms.get(nearest(word, forms), ""), word.lstrip("-").replace("-", "_")
+        if (found := nearest_key(key, self.keys)) and (not near or found.rpartition(".")[2] == key):
+            near = f"{found}=VALUE"
+        raise UsageError(f"{self.prog} has no {word}{did_you_mean(near)}: see {self.prog} --help.")
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -98,19 +121,11 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return "\n".join(kept(one.string, subsequent_indent=" " * one.end()) for one in columns if one)
 
 
-def meant(word: str, known: Iterable[str]) -> str:
-    """`, did you mean ...?` with the nearest of the known names, or nothing."""
-    near = get_close_matches(word, list(known), 1, 0.6)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
 def nearest_key(key: str, known: Iterable[str]) -> str:
     """The key that was meant, also where its first parts are missing; empty if there is none."""
     known = list(known)
     parts = {name.rpartition(".")[2]: name for name in reversed(known)}
-    if near := get_close_matches(key, known, 1, 0.75):
-        return near[0]
-    return next((parts[part] for part in get_close_matches(key.rpartition(".")[2], parts, 1, 0.75)), "")
+    return nearest(key, known, 0.75) or parts.get(nearest(key.rpartition(".")[2], parts, 0.75), "")
 
 
 def options(name: str) -> dict[str, list[str]]:
@@ -134,6 +149,7 @@ def parser_of(name: str) -> Parser:
         epilog=f"example: {command.example}\n\n{_MORE}",
         formatter_class=partial(Help, max_help_position=27),
         add_help=False,
+        keys=known,
     )
     group, hidden = parser.add_argument_group("options"), partial(parser.add_argument, help=argparse.SUPPRESS)
     for key, flags in forms.items():
@@ -187,21 +203,15 @@ def read(name: str, argv: Sequence[str]) -> Words:
     if given.help or given.help_all:
         print(parser.format_help() if given.help else _all_files(name, given.words), end="")
         raise SystemExit(0)
-    known, words = keys(name.replace("-", "_"), given.words), _key_of_words(name)
     if unknown:
-        option = unknown[0].partition("=")[0]
-        near, key = meant(option, (flags[-1] for flags in options(name).values())), option.strip("-").replace("-", "_")
-        if (found := nearest_key(key, known)) and (not near or found.rpartition(".")[2] == key):
-            near = f" (did you mean {found}=VALUE?)"
-        raise UsageError(f"There is no option {option}{near}: `face2scene {name} --help` lists them.")
+        parser.refuse(unknown[0])
+    known, words = keys(name.replace("-", "_"), given.words), _key_of_words(name)
     plain = [word for word in given.words if not _is_override(word, known)]
     overrides = [word for word in given.words if word not in plain]
     for key in options(name):
         value = getattr(given, key)
         if key == words:
             plain = [*(value or []), *plain]
-        elif value == "":
-            raise UsageError(f"{options(name)[key][-1]} needs a value: `face2scene {name} --help` says which.")
         elif value is not None:
             listed = isinstance(known[key].default, list) and not value.startswith("[")
             overrides.append(f"{key}=[{value}]" if listed else f"{key}={value}")
@@ -211,7 +221,7 @@ def read(name: str, argv: Sequence[str]) -> Words:
         raise UsageError(f"{plain[0]!r} and {words}=... are both given: name what to take once.")
     if len(plain) == 1:
         overrides.append(f"{words}={plain.pop()}")
-    for word in overrides:
+    for word in (*overrides, *(f"{words}={one}" for one in plain)):
         _check_value(word, known)
     of = {flag: getattr(given, flag.strip("-").replace("-", "_")) for flag in (*_HYDRA_FLAGS, *_HYDRA)}
     hydra = [word for flag, value in of.items() if value for word in ([flag] if value is True else [flag, value])]
@@ -248,6 +258,8 @@ def _is_override(word: str, known: Mapping[str, Key]) -> bool:
 def _check_value(word: str, known: Mapping[str, Key]) -> None:
     match = _OVERRIDE.fullmatch(word)
     entry = known.get(match["key"] or "") if match else None
+    if match is not None and entry is not None and match["value"] == "" != entry.default:
+        raise UsageError(f"{match['key']} is given without a value: give one, or null where there is none.")
     if match is None or entry is None or re.search(r"[\[{($]", match["value"]):
         return  # the composed value is checked
     if match["key"] in PATHS and not choices(entry.comment):

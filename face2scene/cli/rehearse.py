@@ -8,9 +8,9 @@ training, Stage I and a restoration on tensors without values.
 
 import importlib.util
 import tempfile
+from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,13 +26,12 @@ from transformers import ViTConfig, ViTModel
 
 from face2scene.cli import preflight
 from face2scene.cli.command_line import CONFIGS, path_values, refuse_values
-from face2scene.cli.options import Help, Parser
 from face2scene.common.files import write_json
 from face2scene.common.renamed_keys import refuse_renamed
 from face2scene.common.shipped import shipped
 from face2scene.data.records import METADATA, Records
 from face2scene.eval.cost import rehearsal, rehearsal_report
-from face2scene.eval.cost.cards import CARDS, EFFICIENCY, Card
+from face2scene.eval.cost.cards import CARDS, EFFICIENCY, PROGRAMS, Card
 from face2scene.eval.cost.rehearsal import Rehearsed
 from face2scene.eval.cost.simulation import Costs, fake_tensors, faked, real
 from face2scene.inference.pipeline import Face2ScenePipeline
@@ -46,7 +45,6 @@ from face2scene.ref_fr.stand_ins import Copy
 from face2scene.train.schedule import share_batch
 
 ROOTS = ("train_fadex", "train_restorer", "precompute_ref_fr", "restore")
-PROGRAMS = ("fadex", "restorer", "s3diff", "stage_one", "restore")
 _NO_REFERENCES = 29697 / 57449  # share of the paper's images without references
 
 
@@ -66,33 +64,16 @@ class RandomLpips(nn.Module):
         return self.network(output, target).flatten()
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; exit code 1 where the run does not fit."""
-    parser = Parser(
-        prog="face2scene rehearse",
-        usage="face2scene rehearse [options] [KEY=VALUE ...]",
-        description="Whether a run fits a machine, and how long it takes, without a GPU and without weights.",
-        epilog="example: face2scene rehearse experiment=paper --card a6000 --gpus 4",
-        formatter_class=partial(Help, max_help_position=27),
-    )
-    add, default = parser.add_argument, "(default: %(default)s)"
-    add("overrides", nargs="*", metavar="KEY=VALUE", help="as for the training scripts")
-    add("--card", choices=CARDS, default="a6000", metavar="NAME", help=f"{', '.join(CARDS)} {default}")
-    add("--gpus", type=int, default=4, metavar="N", help=f"cards of the machine {default}")
-    add("--efficiency", type=float, default=EFFICIENCY, metavar="SHARE", help=f"of the card's arithmetic {default}")
-    parts = f"parts of the run: {', '.join(PROGRAMS)} (default: all)"
-    add("--only", choices=PROGRAMS, nargs="+", default=PROGRAMS, metavar="PART", help=parts)
-    add("--json", type=Path, metavar="PATH", help="write the figures here")
-    options = parser.parse_intermixed_args(argv)
+def main(options: Namespace) -> int:
+    """Run the command with the options of `face2scene rehearse`; exit code 1 where the run does not fit."""
     if options.gpus < 1 or not 0 < options.efficiency <= 1:
         raise ValueError(f"--gpus is at least 1 and --efficiency in (0, 1], not {options.gpus}, {options.efficiency}.")
-    found = rehearse(
-        options.overrides, CARDS[options.card], options.gpus, efficiency=options.efficiency, only=options.only
-    )
-    text, fits = rehearsal_report.report(found, CARDS[options.card], options.gpus, options.efficiency)
+    card, only = CARDS[options.card], options.only
+    found = rehearse(options.overrides, card, options.gpus, efficiency=options.efficiency, only=only)
+    text, fits = rehearsal_report.report(found, card, options.gpus, options.efficiency)
     print(text)
     if options.json:
-        write_json(options.json, rehearsal_report.record(found, CARDS[options.card], options.gpus))
+        write_json(options.json, rehearsal_report.record(found, card, options.gpus))
     return 0 if fits else 1
 
 

@@ -6,7 +6,7 @@ the tables below have what neither shows. What depends on images or weights is c
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
@@ -39,6 +39,8 @@ _RANGES: dict[str, tuple[float | None, float]] = {
     ),
     "*timestep": (0, 999),
     "port": (0, math.inf),  # what the system allows is said by it
+    "*seed": (0, 2**32 - 1),  # as numpy allows
+    "*workers": (0, 1024),  # each is a process
     "guidance": (0, math.inf),
 }
 # keys whose default is null in some file, and which are whole numbers from 1 on
@@ -113,6 +115,16 @@ def choices(comment: str) -> list[str]:
     return [word[0].rstrip(".") for word in words if word] if len(parts) > 1 else []
 
 
+def nearest(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
+    """The nearest of the known names, or an empty string."""
+    return next(iter(get_close_matches(word, list(known), 1, likeness)), "")
+
+
+def did_you_mean(name: str) -> str:
+    """The end of a sentence that suggests a name; empty for an empty one."""
+    return f" (did you mean {name}?)" if name else ""
+
+
 def _text(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -131,15 +143,16 @@ def _kind(key: str, value: Any, default: Any, names: list[str]) -> str:
     if isinstance(default, list):
         return _list_kind(key, value, default)
     if isinstance(value, Mapping | list):
+        if value == [] and _any(key, _COUNTS):
+            return "a value, or a list with an entry at least"
         return "one number" if isinstance(default, int | float) else ""
     if isinstance(default, int | float) or (_any(key, _COUNTS) and value is not None):
         return _number_kind(key, value, 1 if default is None else default)
-    if default is None and isinstance(value, int | float) and _range(key):
+    if isinstance(default, str | None) and isinstance(value, int | float) and _range(key):
         return _number_kind(key, value, 0.0)
     if not names or _text(value) in names:
         return ""
-    near = get_close_matches(_text(value), names, 1, 0.6)
-    return f"one of {', '.join(names)}{f' (did you mean {near[0]}?)' if near else ''}"
+    return f"one of {', '.join(names)}{did_you_mean(nearest(_text(value), names))}"
 
 
 def _list_kind(key: str, value: Any, default: list[Any]) -> str:
@@ -167,7 +180,7 @@ def _number_kind(key: str, value: Any, default: float) -> str:
         return ""
     kind = "a whole number" if whole else "a number"
     if high < math.inf:
-        return f"{kind} {f'from {low:g}' if low is not None else 'above 0'} to {high:g}"
+        return f"{kind} {f'from {low}' if low is not None else 'above 0'} to {high}"
     return f"{kind} above 0" if low is None else f"{kind} from {low:g} on" if low > -math.inf else kind
 
 

@@ -50,14 +50,19 @@ def content(path: str | Path) -> str:
     return _contents[key]
 
 
-def facts_of(path: str | Path) -> dict[str, Any]:
-    """Size in bytes, modification time and hash of a file, for `unchanged`."""
+def facts_of(path: str | Path, *, with_change: bool = False) -> dict[str, Any]:
+    """Size in bytes, modification time and hash of a file, for `unchanged`.
+
+    Args:
+        with_change: the time of its last change, too, which no program sets and a new name changes.
+    """
     stat = Path(path).stat()
-    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": content(path)}
+    changed = {"ctime_ns": stat.st_ctime_ns} if with_change else {}
+    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, **changed, "sha256": content(path)}
 
 
 def unchanged(path: str | Path, facts: Mapping[str, Any] | None) -> bool:
-    """Whether a file still has these `facts_of`; its content is read only if the time differs.
+    """Whether a file still has these `facts_of`; its content is read only if a time differs.
 
     Damaged facts are those of no file.
     """
@@ -66,7 +71,8 @@ def unchanged(path: str | Path, facts: Mapping[str, Any] | None) -> bool:
     stat = Path(path).stat()
     if stat.st_size != facts["bytes"]:
         return False
-    return stat.st_mtime_ns == facts["mtime_ns"] or content(path) == facts["sha256"]
+    same_times = (stat.st_mtime_ns, facts.get("ctime_ns", stat.st_ctime_ns)) == (facts["mtime_ns"], stat.st_ctime_ns)
+    return same_times or content(path) == facts["sha256"]
 
 
 def digest(value: Any) -> str:

@@ -18,6 +18,7 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
+_UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EEXIST)
 _held: dict[Path, int] = {}  # files that this process holds, with their descriptors
 
 
@@ -30,7 +31,7 @@ def locked(folder: str | Path, instead: str, *, name: str = LOCK, hold: bool = T
     """Hold `folder` for this process, which may enter it again; its file `name` says who holds it.
 
     The kernel releases it when the process ends in any way. A file that is left then is recognised and reported. A
-    read-only folder is not held.
+    folder that is read-only or cannot be made is not held: whoever writes to it says why.
 
     Args:
         instead: what else the user can do, such as `choose another name=...`.
@@ -47,7 +48,7 @@ def locked(folder: str | Path, instead: str, *, name: str = LOCK, hold: bool = T
         path.parent.mkdir(parents=True, exist_ok=True)
         _held[path] = _acquire(path, instead)
     except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno not in _UNWRITABLE:
             raise
     try:
         yield

@@ -23,15 +23,16 @@ def named_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise ValueError(f"device={name} cannot be used here ({reason}): choose cpu, cuda:0, or mps.") from error
+        raise ValueError(f"device={name} cannot be used here ({reason}): choose {best_device()}.") from error
     return device
 
 
 def free_memory(device: torch.device | str = "cpu") -> int:
-    """Free bytes: of a CUDA device, else of main memory without swapping (which MPS shares)."""
+    """Free bytes: of a CUDA device with what torch keeps for reuse, else of main memory (which MPS shares)."""
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return psutil.virtual_memory().available
 
 
@@ -85,9 +86,13 @@ def on_device(device: torch.device | str, *networks: torch.nn.Module) -> Iterato
             torch.nn.Module.to(network, "cpu")
 
 
+# The CPU allocator's words, those on Windows, and MPS', which are plain RuntimeErrors.
+_FULL = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+
+
 @contextmanager
 def explained(advice: str) -> Iterator[None]:
-    """Add advice to an out-of-memory error of CUDA, Python or the CPU allocator.
+    """Add advice to an out-of-memory error of CUDA, MPS, Python or the CPU allocator.
 
     Args:
         advice: after "Out of memory: ", such as "lower train.restorer.batches.batch".
@@ -98,7 +103,7 @@ def explained(advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in _FULL)
         if not exhausted or not advice:
             raise
         raise torch.OutOfMemoryError(f"Out of memory: {advice}. ({error})") from error

@@ -195,7 +195,7 @@ def square_crop_box(face_box: Box, image_size: tuple[int, int], margin: float = 
 
     Args:
         face_box: (x0, y0, x1, y1), may extend beyond the image. image_size: height and width.
-        margin: added on every side, as a share of the longer side of the box.
+        margin: added on every side, as a share of the longer side of the box (ours).
         minimum: smallest side; FaDeX needs 16 (paper, supplement 4.3).
 
     Returns:

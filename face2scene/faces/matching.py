@@ -140,28 +140,29 @@ class ReferenceGallery:
 
 
 def known_faces(
-    photos: Mapping[str, Sequence[Path]], detector: Detector | None, cache: MutableMapping[Path, Face | str]
+    photos: Mapping[str, Sequence[Path]], detector: Detector | None, cache: MutableMapping[tuple[Path, int], Face | str]
 ) -> ReferenceGallery:
     """The gallery of photos by person; the warnings name photos that do not show one face.
 
     Args:
         detector: of the faces in the photos; with None, or one without identities, no face is compared.
-        cache: by path, the face of a photo that was read before, or the reason why it has none.
+        cache: by path and time of writing, the face of a photo that was read before, or why it has none.
     """
     photos = {name: tuple(paths) for name, paths in photos.items() if paths}
     seen: dict[str, list[tuple[Path, Face]]] = {name: [] for name in photos}
     warnings: list[str] = []
     for name, paths in photos.items():
         for path in paths if getattr(detector, "identities", False) else ():
-            if path not in cache:
+            key = path, path.stat().st_mtime_ns if path.exists() else 0
+            if key not in cache:
                 try:
-                    cache[path] = reference_face(path, detector)
+                    cache[key] = reference_face(path, detector)
                 except (UnusableReference, ImageError, OSError) as error:
-                    cache[path] = str(error)
-            if isinstance(cache[path], str):
-                warnings.append(cache[path])
+                    cache[key] = str(error)
+            if isinstance(found := cache[key], str):
+                warnings.append(found)
             else:
-                seen[name].append((path, cache[path]))
+                seen[name].append((path, found))
     return ReferenceGallery(photos, seen, getattr(detector, "same_threshold", 1.0), warnings)
 
 

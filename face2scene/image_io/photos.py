@@ -254,7 +254,7 @@ def _read_file(path: Path, max_pixels: int, heif: bool) -> Photo:
         with open(path, "rb") as file, _opened(file, heif) as image:
             if image.format == "TIFF":
                 _to_full_page(image)
-                deep.check_layout(path, image.tag_v2)
+                deep.check_layout(path, image.tag_v2)  # type: ignore[attr-defined]
             if not (image.format == "TIFF" and deep.beyond_pillow(image, further)):
                 check_size(path, image.size, max_pixels)
                 return _from_pillow(path, image)

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from tqdm.auto import tqdm
 
+from face2scene.common.choices import one_of
 from face2scene.common.files import atomic_write, fitting_name, remove_partials, write_json
 from face2scene.common.ledger import Ledger, content, digest, facts_of, unchanged
 from face2scene.common.locks import locked
@@ -68,10 +69,8 @@ class Settings:
     development: Development | None = None  # of camera RAW; None is the camera's own brightness and white balance
 
     def __post_init__(self) -> None:
-        if self.tokens_from not in ("own", "other", "null"):
-            raise ValueError(f"tokens_from must be own, other or null, not {self.tokens_from!r}.")
-        if self.file_format not in (*FORMATS, "same"):
-            raise ValueError(f"format is {self.file_format!r}: choose one of {', '.join(FORMATS)} or same.")
+        one_of("tokens_from", self.tokens_from, ("own", "other", "null"))
+        one_of("format", self.file_format, (*FORMATS, "same"))
         if self.token_counts and isinstance(self.guidance, Sequence):
             raise ValueError("Give several values of guidance or of pipeline.max_tokens, not of both.")
         if not self.folders or len(set(self.folders)) < len(self.folders):
@@ -131,8 +130,6 @@ def restore_folder(
         FolderInUse: another process restores into it.
     """
     chosen, output = Settings(**settings), Path(output)
-    if output.is_file():
-        raise OutputError(f"Nothing can be written to output={output} (it is a file). Choose another folder.")
     with locked(output, "choose another output", hold=rank == 0):
         _check_output(output, tasks, chosen)
         if rank == 0:
@@ -205,7 +202,6 @@ class _Run:
     def _is_open(self, number: int) -> bool:
         task = self.tasks[number]
         targets, line = self.settings.targets(self.output, task), self.ledger.lines.get(task.file)
-        written = line.get("written") if line else None
         line = None if line and "failed" in line else line
         existing = [target for target in targets if target.exists()]
         if not existing or (self.ledger.corrupt if line is None else line.get("unfinished")):
@@ -218,7 +214,9 @@ class _Run:
             why = "it was restored from another file of that name"
         elif len(existing) < len(targets):
             return True
-        elif not (isinstance(written, list) and written and all(map(unchanged, targets, written))):
+        elif not (
+            isinstance(line.get("written"), list) and line["written"] and all(map(unchanged, targets, line["written"]))
+        ):
             why = "it was changed after it was written"
         else:
             self.result.skipped += 1
@@ -265,13 +263,12 @@ class _Run:
     def _read_with_facts(self, number: int) -> tuple[Photo, dict[str, Any]]:
         # Facts first: if a file is replaced in between, they are the old one's, and the next start notices it.
         task = self.tasks[number]
-        facts = {"settings": self._settings_digest(number), "input": facts_of(task.path), "provenance": self.provenance}
-        return self._read(task), facts
+        facts = {"settings": self._settings_digest(number), "input": facts_of(task.path, with_change=True)}
+        return self._read(task), facts | {"provenance": self.provenance}
 
     def _read(self, task: RestorationTask) -> Photo:
-        chosen = self.settings
-        photo = read_photo(task.path, max_pixels=chosen.max_pixels, development=chosen.development)
-        return enlarged(photo, chosen.scale)
+        photo = read_photo(task.path, max_pixels=self.settings.max_pixels, development=self.settings.development)
+        return enlarged(photo, self.settings.scale)
 
     def _restore(self, number: int, photo: Photo, facts: dict[str, Any], writer: ThreadPoolExecutor) -> list[Future]:
         task, start = self.tasks[number], perf_counter()
@@ -330,8 +327,8 @@ class _Run:
         if isinstance(self.settings.guidance, Sequence):
             line["guidance"] = list(self.settings.guidance)
         try:
-            own = donor is task and result.token_source == "pair"
-            pairs = [face.pair for face in result.estimate.face_estimates] if own else []
+            faces = result.estimate.face_estimates if donor is task and result.token_source == "pair" else []
+            pairs = [face.pair for face in faces]
             for number, pair in enumerate(pairs):
                 for path, image in zip(self._face_files(task, number), (pair.degraded, pair.restored), strict=True):
                     write_png(path, image)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from face2scene.common.choices import one_of
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box, DegradationTokens, Face, FacePair, Progress, Scene
 from face2scene.faces.align import MAX_FACE_SIZE, AlignmentError, crop, face_crop_box, square_crop_box
@@ -56,7 +57,8 @@ class PipelineOptions:
     # Without a usable face: tokens `estimated` from the image by the weights' estimator, learned `null` tokens, or a
     # `blind` estimate (`_estimate_blind`). `auto`: estimated where the weights have an estimator, else null.
     fallback: str = "auto"
-    # Share of the input in the result (ours), 0 to 1. `auto`: from the tokens; 0 where the weights have no estimator.
+    # Share of the input in the result (ours), 0 to 1. `auto`: from the tokens; 0 where the weights have no estimator,
+    # and with null tokens or none, which say nothing of the image.
     fidelity: float | str = "auto"
     colour: str = "wavelet"  # alignment with the input (`arrays.align_colour`): S3Diff's default, or `none`, `adain`
     tile: int | str | None = 512  # pixels; larger images go in tiles. `auto`: by the free memory; None: never
@@ -69,10 +71,9 @@ class PipelineOptions:
     identity_tolerance: float = 0.05
 
     def __post_init__(self) -> None:
-        for name, known in (("token_aggregation", TOKEN_AGGREGATIONS), ("fallback", FALLBACKS), ("colour", COLOURS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"{name} is {value!r}: choose one of {', '.join(known)} (option pipeline.{name}).")
+        one_of("pipeline.token_aggregation", self.token_aggregation, TOKEN_AGGREGATIONS)
+        one_of("pipeline.fallback", self.fallback, FALLBACKS)
+        one_of("pipeline.colour", self.colour, COLOURS)
         for name, least in (("max_faces", 1), ("max_face_size", MINIMUM_SIZE), ("max_tokens", 1), ("overlap", 0)):
             value = getattr(self, name)
             if not (value is None and name == "max_tokens") and not (isinstance(value, int) and value >= least):
@@ -119,7 +120,7 @@ class DegradationEstimator:
         self.estimator = estimator
         self.restorer, self.fadex, self.ref_fr, self.detector = restorer, fadex, ref_fr, detector
         self.options = options
-        self._photos: dict[Path, Face | str] = {}  # reference photos, each read once
+        self._photos: dict[tuple[Path, int], Face | str] = {}  # reference photos, each read once
         self.warnings: tuple[str, ...] = ()  # about defaults that do not work here; in every image's notes
 
     def restore_patch(self, image: Tensor, tokens: Tensor) -> Tensor:
@@ -225,7 +226,7 @@ class DegradationEstimator:
             faces = self.detector.find(to_array(scene.image))
         people = known_faces(scene.people, self.detector if faces else None, self._photos)
         matches, warnings = people.match(faces, self.options.identity_tolerance)
-        notes: dict[str, Any] = {"warnings": [*self.warnings, *people.warnings, *warnings]}
+        notes: dict[str, Any] = scene.notes | {"warnings": [*self.warnings, *people.warnings, *warnings]}
         notes["faces"] = [_log_entry(face, one) for face, one in zip(faces, matches, strict=True)]
         notes["seconds_faces"] = round(perf_counter() - start, 3)
         return faces, people, matches, notes
@@ -307,29 +308,23 @@ class DegradationEstimator:
     def _without_face(
         self, scene: Scene, reason: str, faces: Sequence[Face], notes: dict[str, Any]
     ) -> DegradationEstimate:
-        notes["no_pair"] = reason
+        notes["no_pair"], start = reason, perf_counter()
+        source, tokens = "null", self._tokens(None)
+        patches: tuple[FaceEstimate, ...] = ()
+        how = "The learned null tokens stand in for the face's"
         if self.estimator is not None and self.options.fallback in ("auto", "estimated"):
-            start = perf_counter()
             if (squares := self._textured_patches(scene.image)) is not None:
                 features = self.estimator.features(squares.to(self.restorer.text.device))
-                tokens = self._tokens(features).mean(0, keepdim=True)
-                notes["seconds_tokens"] = round(perf_counter() - start, 3)
-                notes["warnings"].append(
-                    f"The degradation was estimated from {len(squares)} square(s) of the image alone, because {reason}."
-                )
-                return DegradationEstimate(DegradationTokens(tokens, "estimated"), tuple(faces), (), notes)
-        if self.options.fallback == "blind" and min(scene.image.shape[-2:]) >= MINIMUM_SIZE:
-            start = perf_counter()
+                source, tokens = "estimated", self._tokens(features).mean(0, keepdim=True)
+                how = f"The degradation was estimated from {len(squares)} square(s) of the image alone"
+        elif self.options.fallback == "blind" and min(scene.image.shape[-2:]) >= MINIMUM_SIZE:
             patches = self._estimate_blind(scene.image, faces)
+            source, tokens = "blind", torch.cat([one.tokens for one in patches]).mean(0, keepdim=True)
+            how = f"The degradation was estimated from {len(patches)} square(s) of the image and their own restoration"
+        if source != "null":
             notes["seconds_tokens"] = round(perf_counter() - start, 3)
-            notes["warnings"].append(
-                f"The degradation was estimated from {len(patches)} square(s) of the image and their own restoration, "
-                f"because {reason}."
-            )
-            tokens = torch.cat([one.tokens for one in patches]).mean(0, keepdim=True)
-            return DegradationEstimate(DegradationTokens(tokens, "blind"), tuple(faces), patches, notes)
-        notes["warnings"].append(f"The learned null tokens stand in for the face's, because {reason}.")
-        return DegradationEstimate(DegradationTokens(self._tokens(None), "null"), tuple(faces), (), notes)
+        notes["warnings"].append(f"{how}, because {reason}.")
+        return DegradationEstimate(DegradationTokens(tokens, source), tuple(faces), patches, notes)
 
     def _textured_patches(self, image: Tensor) -> Tensor | None:
         # (P, 3, s, s); None for an image that is too small

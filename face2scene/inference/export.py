@@ -15,18 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from face2scene.common import model_files
+from face2scene.common.choices import one_of
 from face2scene.common.files import atomic_write
 from face2scene.common.optional import import_optional
 from face2scene.models.fadex.encoder import FaDeX
 from face2scene.models.loading import save_merged
 from face2scene.models.mapnet import MapNet
+from face2scene.models.restorer.base_model import precision
 from face2scene.models.restorer.one_step import OneStepRestorer
 
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5  # largest difference of an output relative to its largest value, float32
 OPSET = 18
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class _FeaturesAndEmbedding(nn.Module):
@@ -122,12 +123,11 @@ def export_merged(
     Raises:
         ValueError: an unknown dtype; weights that are not a restorer's.
     """
-    for option, value in (("dtype", dtype), ("file_dtype", file_dtype or dtype)):
-        if value not in DTYPES:
-            raise ValueError(f"{option} must be one of {', '.join(DTYPES)}, not {value!r}.")
-    restorer = OneStepRestorer.from_file(restorer_weights, source=base).merged(DTYPES[dtype])
+    one_of("dtype", dtype, ("fp32", "fp16", "bf16"))
+    one_of("file_dtype", file_dtype or dtype, ("fp32", "fp16", "bf16"))
+    restorer = OneStepRestorer.from_file(restorer_weights, source=base).merged(precision(dtype))
     about = {"merged_from": Path(restorer_weights).name, "dtype": dtype}
-    save_merged(restorer, path, about=about, dtype=DTYPES[file_dtype] if file_dtype else None)
+    save_merged(restorer, path, about=about, dtype=precision(file_dtype) if file_dtype else None)
 
 
 def _export(

@@ -182,7 +182,7 @@ class Face2ScenePipeline(DegradationEstimator):
         """
         for one in where:
             if isinstance(one, torch.dtype):
-                pretrained.cast(self.restorer, one)
+                self.restorer.merged(one)
             else:
                 self.device, self._offloaded = torch.device(one), False
                 self.restorer.to(self.device)
@@ -194,7 +194,7 @@ class Face2ScenePipeline(DegradationEstimator):
     @property
     def dtype(self) -> torch.dtype:
         """Of the VAE and the UNet."""
-        return self.restorer.unet.time_embedding.linear_1.weight.dtype
+        return self.restorer.unet_dtype
 
     def enable_tiling(
         self, tile: int | str | None = 512, overlap: int = 64, statistics: str = "shared"
@@ -215,27 +215,14 @@ class Face2ScenePipeline(DegradationEstimator):
     # Restoration
 
     @overload
-    def __call__(
-        self,
-        image: Scene | ImageInput,
-        references: Any = None,
-        *,
-        name: str | None = None,
-        scale: float = 1.0,
-        gt: Tensor | None = None,
-        box: Box | None = None,
-        seed: int = 0,
-        guidance: float | None = None,
-        progress: Progress = no_progress,
-        **reading: Any,
-    ) -> Restoration: ...
+    def __call__(self, image: Scene | ImageInput, references: Any = None, **options: Any) -> Restoration: ...
 
     @overload
     def __call__(
         self, image: list[Any] | tuple[Any, ...], references: Any = None, **options: Any
     ) -> list[Restoration]: ...
 
-    def __call__(  # type: ignore[misc]  # the options of a list are checked here
+    def __call__(  # type: ignore[misc]  # whose options these are
         self,
         image: Scene | ImageInput | list[Any] | tuple[Any, ...],
         references: Any = None,
@@ -342,8 +329,7 @@ class Face2ScenePipeline(DegradationEstimator):
             )
         )
         for guidance, output in zip(strengths, outputs, strict=True):
-            aligned = align_colour(output, image, options.colour)
-            full = scene.image if untouched else grey_where_grey(aligned, image)[0]
+            full = scene.image if untouched else grey_where_grey(align_colour(output, image, options.colour), image)[0]
             notes = estimate.notes | {
                 "width": width,
                 "height": height,
@@ -367,7 +353,7 @@ class Face2ScenePipeline(DegradationEstimator):
     def _fidelity(self, estimate: DegradationEstimate) -> float:
         if self.options.fidelity != "auto":
             return float(self.options.fidelity)
-        if self.estimator is None:
+        if self.estimator is None or estimate.tokens.source == "null" or not estimate.tokens.tokens.shape[1]:
             return 0.0
         with torch.inference_mode():
             return self.estimator.fidelity(estimate.tokens.tokens.mean(0, keepdim=True).to(self.device)).item()

@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from face2scene import __version__
 from face2scene.common.files import atomic_write, read_json, write_json
 from face2scene.common.ledger import content, digest
@@ -116,15 +113,6 @@ def fingerprint(files: Sequence[Path], restorer: OneStepRestorer | S3Diff, fadex
     base = "" if kind_of(files[0]) == "merged_restorer" else str(restorer.config.get("source", ""))
     folder = Path(base_folder(base)) if base else None  # a merged file includes its base
     return digest([*map(content, files), files_version(folder) if folder and folder.is_dir() else base])
-
-
-def cast(restorer: OneStepRestorer | S3Diff, dtype: torch.dtype) -> None:
-    """Cast the VAE and the UNet of a merged restorer; an S3Diff keeps what it trained in float32."""
-    if isinstance(restorer, S3Diff):
-        restorer.merged(dtype)
-        return
-    for network in (restorer.vae, restorer.unet):
-        nn.Module.to(network, dtype)  # diffusers' own `to` warns for no reason
 
 
 def _card(

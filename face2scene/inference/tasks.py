@@ -178,6 +178,8 @@ def _tasks_of_files(
         paths = [path for path in paths if not any(path.resolve().is_relative_to(folder) for folder in ours)]
     gts = None
     if gt is not None:
+        if not Path(gt).is_dir():
+            raise NotADirectoryError(f"gt={gt} is no folder: name one of images at the same relative paths.")
         gts = {path.relative_to(gt).with_suffix("").as_posix(): path for path in list_images(gt)}
     places = [path.relative_to(root) for path in paths]
     tasks = []

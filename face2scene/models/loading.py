@@ -65,9 +65,14 @@ def save_merged(
 
     Args:
         dtype: of the file alone; it is read back in the restorer's present precision.
+
+    Raises:
+        ValueError: LoRAs that are not merged, or a small decoder in place of the VAE's.
     """
     if any(".lora_" in name for name, _ in restorer.named_parameters()):
         raise ValueError("Only a merged restorer can be saved with its base: call merged() first.")
+    if restorer.vae.post_quant_conv is None and restorer.vae.config.use_post_quant_conv:  # see `replace_decoder`
+        raise ValueError("A restorer with a small decoder cannot be saved with its base: set restorer.decoder=null.")
     networks = {name: json.dumps(_described(getattr(restorer, name)), default=str) for name in ("vae", "unet")}
     config = restorer.config | networks | {"alpha": restorer.alpha, "prediction": restorer.prediction}
     if dtype is not None:

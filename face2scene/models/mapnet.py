@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from face2scene.common.choices import one_of
 from face2scene.common.model_files import recorded
-from face2scene.models.saved_module import one_of
 
 
 class DegAttn(nn.Module):

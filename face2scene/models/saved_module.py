@@ -1,6 +1,6 @@
 """Modules of which one safetensors file holds all weights and the arguments that rebuild them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,9 +32,3 @@ class SavedModule(nn.Module):
             module = cls(**config)
             fit(module, tensors, expected=set(module.state_dict()), source=path)
         return module.eval().requires_grad_(False)
-
-
-def one_of(option: str, value: str, known: Sequence[str]) -> None:
-    """Raise the ValueError of an option of the config that is not a known name."""
-    if value not in known:
-        raise ValueError(f"{option} must be one of {', '.join(known)}, not {value!r}.")

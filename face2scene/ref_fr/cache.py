@@ -21,6 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from face2scene.common.choices import one_of
 from face2scene.common.files import atomic_write, read_json, write_json
 from face2scene.common.ledger import content
 from face2scene.image_io.arrays import to_bytes, to_tensor
@@ -44,10 +45,9 @@ class Cached(AlignedRefFR):
     def __init__(self, restorer: AlignedRefFR, folder: str | Path, *, missing: str = "compute"):
         if not isinstance(restorer, AlignedRefFR):
             raise ValueError(
-                f"ref_fr={getattr(restorer, 'name', restorer)} cannot be cached: it is cheap, or it is random."
+                f"ref_fr={getattr(restorer, 'name', 'none')} cannot be cached: it is cheap, or it is random."
             )
-        if missing not in ("compute", "refuse"):
-            raise ValueError(f"ref_fr.missing is {missing!r}: choose compute or refuse.")
+        one_of("ref_fr.missing", missing, ("compute", "refuse"))
         self.restorer, self.root, self.missing = restorer, Path(folder), missing
         self.name, self.size = restorer.name, restorer.size
         if missing == "refuse" and not self._about.is_file():

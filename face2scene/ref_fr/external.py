@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from face2scene.common.choices import one_of
 from face2scene.common.ledger import content
 from face2scene.common.processes import ProcessResult, run_group
 from face2scene.image_io.arrays import nothing_in
@@ -59,8 +60,9 @@ class External(AlignedRefFR):
     ):
         if "{input}" not in command or "{output}" not in command:
             raise ValueError(f"ref_fr.command {command!r} has to hold {{input}} and {{output}}.")
-        if "{stem}" not in outputs or layout not in LAYOUTS:
-            raise ValueError(f"ref_fr.outputs has to hold {{stem}}, and ref_fr.layout is one of {', '.join(LAYOUTS)}.")
+        if "{stem}" not in outputs:
+            raise ValueError(f"ref_fr.outputs {outputs!r} has to hold {{stem}}.")
+        one_of("ref_fr.layout", layout, LAYOUTS)
         self.command, self.version, self.name, self.layout, self.outputs = command, version, name, layout, outputs
         self.folder, self.timeout, self.size, self.references = folder, timeout, size, references
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from face2scene.assets import catalogue
+from face2scene.common.choices import one_of
 from face2scene.common.memory import best_device
 from face2scene.common.optional import import_optional
 from face2scene.image_io.arrays import resize
@@ -189,8 +190,7 @@ class SpandrelFace(AlignedRefFR):
     """
 
     def __init__(self, kind: str, weights_file: str, *, fidelity: float = 0.5, device: str | None = None):
-        if kind not in ("codeformer", "restoreformer"):
-            raise ValueError(f"ref_fr.kind is {kind!r}: choose codeformer or restoreformer.")
+        one_of("ref_fr.kind", kind, ("codeformer", "restoreformer"))
         self.name, self.weights_file, self.fidelity = kind, weights_file, fidelity
         self.device = torch.device(device or best_device())
 

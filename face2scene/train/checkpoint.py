@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, extract_model_from_parallel
+from accelerate.utils import broadcast_object_list
+from accelerate.utils import extract_model_from_parallel as unwrapped
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -105,7 +106,7 @@ class TrainingState:
         Raises:
             ValueError: the folder of the run has less room than they need beside those already there.
         """
-        weights = [t for model in self.models for t in trained_tensors(_inner(model)).values()]
+        weights = [t for model in self.models for t in trained_tensors(unwrapped(model)).values()]
         moments = [p for one in self.optimizers for group in one.param_groups for p in group["params"]] * 2  # Adam's
         averages = tree_leaves([one.state_dict() for one in self.others])
         size = sum(t.numel() * t.element_size() for t in [*weights, *moments, *averages] if isinstance(t, Tensor))
@@ -123,7 +124,7 @@ class TrainingState:
         Raises:
             FloatingPointError: trained weights, or buffers beside them, are not finite on some process.
         """
-        named = {name: t for model in self.models for name, t in trained_tensors(_inner(model)).items()}
+        named = {name: t for model in self.models for name, t in trained_tensors(unwrapped(model)).items()}
         finite = torch.stack([torch.isfinite(full_tensor(t.detach())).all() for t in named.values()])
         if not self.accelerator.gather(finite.all()[None]).all():
             bad = [name for name, fine in zip(named, finite.tolist(), strict=True) if not fine]
@@ -146,7 +147,7 @@ class TrainingState:
         if missing:
             raise ValueError(f"{folder} has no {missing[0]}. It belongs to other settings: choose another name=...")
         for path, model in zip(files, self.models, strict=True):
-            _load_weights(_inner(model), path)
+            _load_weights(unwrapped(model), path)
         for name, part in parts.items():
             try:
                 part.load_state_dict(_strided(part, stored[name]) if name.startswith("optimizer") else stored[name])
@@ -168,13 +169,9 @@ def _model_file(number: int) -> str:
     return f"model{f'_{number}' if number else ''}.safetensors"
 
 
-def _inner(model: nn.Module) -> nn.Module:
-    return extract_model_from_parallel(model)
-
-
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     """Trained weights and all buffers, on the CPU, under the module's own names, for any number of processes."""
-    inner = _inner(model)
+    inner = unwrapped(model)
     frozen = {name for name, p in inner.named_parameters() if not p.requires_grad}
     keep = tuple(getattr(inner, "state_beside_training", ()))
     state = inner.state_dict()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from face2scene.common.choices import one_of
 from face2scene.common.files import write_json
 from face2scene.common.reproducibility import seed_from
 from face2scene.data.face_pair_batches import FacePairBatches
@@ -86,8 +87,9 @@ class FaDeXTask:
         rng = np.random.default_rng(seed_from(seed, "probe operators"))
         for number in range(probe_operators):
             self.recipes["space"][f"g{number + 1}"] = held_out.space.draw(rng)
-        if not self.recipes.get(probe_on):
-            raise ValueError(f"train.fadex.probe_on must be presets or space, and name recipes; {probe_on!r} has none.")
+        one_of("train.fadex.probe_on", probe_on, ("presets", "space"))
+        if not self.recipes[probe_on]:
+            raise ValueError(f"train.fadex.probe_on is {probe_on!r}, which has no recipes.")
         self.probe_on, self.probe_images, self.seed = probe_on, probe_images, seed
         self.head = dict(head or {})
         self._grids: dict[str, tuple[Tensor, Tensor]] = {}
@@ -178,10 +180,8 @@ class FaDeXTask:
             recipes = list(self.recipes[on].values())
             self._grids[on] = self.held_out.grid(recipes, self.probe_images, seed=self.seed)
         restored, degraded = (t.to(self.accelerator.device) for t in self._grids[on])
-        if encoder is not None:
-            return restored, degraded, embed_all(encoder, restored, degraded)
-        with self.eval_weights() as own:
-            return restored, degraded, embed_all(own, restored, degraded)
+        with self.eval_weights() if encoder is None else nullcontext(encoder) as chosen:
+            return restored, degraded, embed_all(chosen, restored, degraded)
 
     def _with_retrained_head(self, encoder: FaDeX) -> FaDeX:
         settings: dict[str, Any] = dict(self.head)

@@ -13,6 +13,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from face2scene.common.choices import one_of
 from face2scene.data.scene_batches import ValidationPair
 from face2scene.image_io.arrays import to_bytes
 from face2scene.models.fadex.encoder import FaDeX
@@ -118,12 +119,8 @@ class RestorerTask:
         device: torch.device,
         about: Mapping[str, Any],
     ):
-        for option, value, known in (
-            ("order", order, ("published", "one_forward")),
-            ("posterior", posterior, ("sample", "mean")),
-        ):
-            if value not in known:
-                raise ValueError(f"train.restorer.{option} must be {' or '.join(known)}, not {value!r}.")
+        one_of("train.restorer.order", order, ("published", "one_forward"))
+        one_of("train.restorer.posterior", posterior, ("sample", "mean"))
         self.restorer = restorer.to(device)
         self.fadex = fadex.to(device).eval().requires_grad_(False)
         self.perceptual = perceptual.to(device)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from face2scene.common.choices import one_of
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -28,10 +30,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.log_every < 1 or self.keep_states < 1:
             raise ValueError(f"steps, log_every and keep_states must be at least 1: {self}.")
-        if self.decay not in ("constant", "cosine"):
-            raise ValueError(f"decay must be constant or cosine, not {self.decay!r}.")
-        if self.best_is not in ("lowest", "highest"):
-            raise ValueError(f"best_is must be lowest or highest, not {self.best_is!r}.")
+        one_of("schedule.decay", self.decay, ("constant", "cosine"))
+        one_of("schedule.best_is", self.best_is, ("lowest", "highest"))
 
     def improves(self, values: Mapping[str, float], best: float | None) -> bool:
         """Whether the metric in `values` is finite and better than `best` (None before the first).

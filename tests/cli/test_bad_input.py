@@ -20,6 +20,7 @@ FADEX = ["train-fadex", *TINY, "name=run"]
 RESTORER = ["train-restorer", *TINY, "mapnet=tiny", "restorer=tiny", "name=run", SHIPPED]
 WEIGHTS = REPOSITORY / "checkpoints/tiny/fadex.safetensors"
 OTHERS = ("quickstart", "rehearse", "fetch", "doctor", "data", "explain", "completion")
+ACTIONS = ("data verify", "data pack")
 # of what was tried: they do not stop the corrected command
 RECORDS = {"config.yaml", "commit.txt", "log.txt", "baseline.json", "base.json", "restore.jsonl", ".lock"}
 # command line -> a part of what is said
@@ -33,10 +34,10 @@ CASES = [
     (["restore", "photo.png", "-r", "no", "-o", "out"], "nothing at references=no"),
     ([*PHOTO, "limit=0"], "limit is a whole number from 1 on"),
     ([*PHOTO, "--scale", "0"], "scale is a number above 0"),
-    ([*PHOTO, "seed=-1"], "seed is a whole number from 0 on"),
+    ([*PHOTO, "seed=-1"], "seed is a whole number from 0 to"),
     ([*PHOTO, "device=abacus"], "device=abacus cannot be used here"),
     ([*PHOTO, "pipeline.max_faces=0"], "max_faces is a whole number from 1 on"),
-    ([*PHOTO, "--fidelity", "2"], "fidelity is 2"),
+    ([*PHOTO, "--fidelity", "2"], "fidelity is a number from 0 to 1"),
     ([*PHOTO, "restorer_weights=no"], "no"),
     ([*PHOTO, "seed=1.5"], "seed is a whole number"),
     ([*PHOTO, "restorer.base.dtype=fp33"], "did you mean fp32?"),
@@ -132,7 +133,33 @@ CASES = [
     (["explain", "empty"], "empty"),
     (["explain", "weights/cut.safetensors"], "cut.safetensors"),
     *(([name, "no_such_key=1"], "no_such_key") for name in (*COMMANDS, "rehearse")),
-    *(([name, "--no-such-option"], "no-such-option") for name in (*COMMANDS, *OTHERS[:4])),
+    # a misspelt option is answered before what is missing
+    *(([*name.split(), "--no-such-option"], "has no --no-such-option") for name in (*COMMANDS, *OTHERS, *ACTIONS)),
+    # empty values, which would be the current folder, and values that a number, a list or a name cannot have
+    (["restore", "", "-o", "out"], "input is given without a value"),
+    (["restore", "photo.png", "", "-o", "out"], "input is given without a value"),
+    ([*PHOTO, "restorer_weights="], "restorer_weights is given without a value"),
+    ([*PHOTO, "device="], "device is given without a value"),
+    ([*PHOTO, "seed==1"], "seed is a whole number"),
+    ([*PHOTO, "pipeline.tile=-1"], "pipeline.tile is a whole number from 1 on"),
+    ([*PHOTO, "pipeline.fidelity=2"], "pipeline.fidelity is a number from 0 to 1, and '2'"),
+    ([*PHOTO, "pipeline.max_tokens=[]"], "a list with an entry at least"),
+    ([*PHOTO, "dtype=fp8"], "dtype is one of fp32, bf16, fp16"),
+    ([*FADEX, f"seed={2**32}"], "seed is a whole number from 0 to 4294967295"),
+    ([*FADEX, "train.fadex.workers=100000"], "from 0 to 1024"),
+    ([*FADEX[:-1], "name=.."], "name=.. is no folder of its own"),
+    ([*FADEX[:-1], "name=/"], "name=/ is no folder of its own"),
+    # a file where a folder is expected and the reverse
+    ([*PHOTO[:2], "-o", "text.png/out", *PHOTO[4:]], "text.png"),
+    ([*PHOTO, "gt=text.png"], "gt=text.png is no folder"),
+    ([*PHOTO, "restorer_weights=empty"], "no restorer weights at empty"),
+    ([*FADEX, "paths.runs=text.png"], "text.png"),
+    (["precompute-ref-fr", "data=tiny", "ref_fr=faceme_tiny", "cache=text.png"], "text.png"),
+    (["precompute-ref-fr", "data=tiny", "ref_fr=external"], "ref_fr.command=... is missing"),
+    (["precompute-ref-fr", "data=tiny", "ref_fr=none"], "ref_fr=none cannot be cached"),
+    # configurations of one's own that are no YAML, or not in UTF-8
+    ([*PHOTO, "--config-dir", "mine", "experiment=brackets"], "brackets.yaml is not YAML: line"),
+    ([*PHOTO, "--config-dir", "mine", "experiment=latin"], "not in UTF-8"),
 ]
 
 
@@ -145,6 +172,9 @@ def place(tmp_path_factory) -> Path:
     (folder / "text.png").write_text("no image")
     (folder / "empty").mkdir()
     (folder / "weights").mkdir()
+    (folder / "mine/experiment").mkdir(parents=True)
+    (folder / "mine/experiment/brackets.yaml").write_text("# @package _global_\nseed: [1\n")
+    (folder / "mine/experiment/latin.yaml").write_bytes("# @package _global_\n# é\nseed: 1\n".encode("latin-1"))
     (folder / "weights/cut.safetensors").write_bytes(WEIGHTS.read_bytes()[:20_000])
     build_drawn(folder / "data/tiny")
     return folder

@@ -68,12 +68,12 @@ def test_photos_are_words_or_i(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "words", "meant"),
     [
-        ("restore", ["--sacle", "2"], r"no option --sacle \(did you mean --scale\?\)"),
+        ("restore", ["--sacle", "2"], r"has no --sacle \(did you mean --scale\?\)"),
         ("restore", ["--max-faces=2"], r"did you mean pipeline\.max_faces=VALUE\?"),
         ("restore", ["--cfg", "jo"], "did you mean job"),
         ("restore", ["-o"], "expected one argument"),
         ("restore", ["scale=two"], "scale is a number above 0, and 'two' was given"),
-        ("restore", ["seed=null"], "seed is a whole number from 0 on"),
+        ("restore", ["seed=null"], "seed is a whole number from 0 to 4294967295"),
         ("restore", ["overwrite=no"], "overwrite is true or false"),
         ("restore", ["pipeline=3"], "pipeline is a group of keys"),
         ("eval", ["metrics=psnr"], r"metrics is a list, such as metrics=\[psnr\]"),
@@ -96,9 +96,23 @@ def test_documented_words_are_taken(word):
     assert read("restore", [word]).overrides == [word]
 
 
-@pytest.mark.parametrize(("words", "meant"), [(["fetch", "--ofline"], "--offline"), (["fech"], "fetch")])
-def test_other_commands_suggest_too(words, meant, capsys):
-    assert main.main(words) == 2
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("fetch --ofline", "--offline"),
+        ("fech", "fetch"),
+        ("--verzion", "--version"),
+        ("data --verfy a", "verify"),
+        ("data pack --per-shrd=3", "--per-shard"),
+        ("explain --fiel a", "FILE"),
+        ("completion --shel bash", "SHELL"),
+        ("rehearse --gpus two --crd a6000", "--card"),
+        ("restore --sacle 2 -o", "--scale"),
+        ("data pak", "pack"),
+    ],
+)
+def test_misspelling_is_answered_first(line, meant, capsys):
+    assert main.main(line.split()) == 2
     error = capsys.readouterr().err
     assert f"did you mean {meant}?" in error and error.count("\n") == 1
 
@@ -148,6 +162,7 @@ def test_completion_knows_names_without_torch(capsys):
         "face2scene restore format=w": "format=webp",
         "face2scene fetch yun": "yunet",
         "face2scene data pack --per": "--per-shard",
+        "face2scene rehearse --ca": "--card",
     }.items():
         main.main(["completion", "zsh", line])
         assert found in capsys.readouterr().out.splitlines()

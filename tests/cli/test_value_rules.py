@@ -3,10 +3,15 @@
 import math
 
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.utils import PrecisionType
+from code_choices import code_choices
 
-from face2scene.cli.config_text import in_group, keys
+from face2scene.cli.config_text import CONFIGS, _entries, in_group, keys
 from face2scene.cli.options import NAMES, PATHS
 from face2scene.cli.value_rules import choices, problem, problems
+from face2scene.data.records import SPLITS
+from face2scene.image_io.raw import _BALANCES, _HIGHLIGHTS
 
 ROOTS = [name.replace("-", "_") for name in NAMES]
 
@@ -27,6 +32,36 @@ def test_defaults_are_allowed(root):
             assert problem(key, other.default, entry) == "", key
         if (names := choices(entry.comment)) and entry.default is not None and "${" not in str(entry.default):
             assert str(entry.default) in names, key
+
+
+def commented():
+    """Every key of the files in configs/ whose comment lists names: (key, names)."""
+    for path in sorted(CONFIGS.rglob("*.yaml")):
+        group = "".join(f"{part}." for part in path.relative_to(CONFIGS).parts[:-1])
+        for key, entry in _entries(path).items():
+            if names := choices(entry.comment):
+                yield group + key, {*names}
+
+
+def test_comments_list_what_the_code_allows():
+    checked = code_choices()
+    last = {option.rpartition(".")[2]: option for option in checked}
+    own = {"split": SPLITS, "photos_split": SPLITS, "highlights": _HIGHLIGHTS, "white_balance": [*_BALANCES, "four"]}
+    # of other packages, which allow more
+    other = {"mixed_precision": PrecisionType.list(), "kind": LOGGER_TYPE_TO_CLASS}
+    other["mode"] = ("online", "offline", "disabled", "shared")  # of wandb.init; wandb is in no test environment
+    seen = set()
+    for key, names in commented():
+        name = key.rpartition(".")[2]
+        if name in other:
+            assert names <= {*other[name]}, key
+        elif name in own:
+            assert names == {*own[name]}, key
+        else:
+            option = key if key in checked else last["dtype" if name.endswith("dtype") else name]
+            assert names in checked[option], (key, checked[option])
+            seen.add(option)
+    assert len(seen) > 25
 
 
 @pytest.mark.parametrize("root", ROOTS)

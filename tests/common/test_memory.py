@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
-from face2scene.common.memory import keep_freed_memory, release_freed_memory
+from face2scene.common.memory import explained, free_memory, keep_freed_memory, release_freed_memory
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 ALLOCATION_LOOP = """
@@ -54,6 +55,29 @@ def test_freed_memory_can_be_released():
     kept = resident_bytes()
     release_freed_memory()
     assert kept - resident_bytes() > 2 * size
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"),  # on Windows
+        RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"),
+        MemoryError(),
+    ],
+)
+def test_every_allocator_gets_the_advice(error):
+    with pytest.raises(torch.OutOfMemoryError, match="Out of memory: lower the tile"), explained("lower the tile"):
+        raise error
+    with pytest.raises(RuntimeError, match="shapes differ"), explained("lower the tile"):
+        raise RuntimeError("shapes differ")
+
+
+def test_what_torch_keeps_for_reuse_is_free(monkeypatch):
+    for name, value in {"mem_get_info": (3, 9), "memory_reserved": 5, "memory_allocated": 1}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_memory("cuda") == 3 + 5 - 1
 
 
 def resident_bytes() -> int:

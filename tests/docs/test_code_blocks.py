@@ -185,10 +185,8 @@ def composes(script: str, words: list[str], user: Path) -> None:
 def subcommand(words: list[str]) -> None:
     """A command of `face2scene` that Hydra does not configure."""
     if words[0] == "rehearse":
-        source = (REPOSITORY / "face2scene/cli/rehearse.py").read_text(encoding="utf-8")
-        options = [word for word in words if word.startswith("--")]
-        assert all(f'"{option}"' in source for option in options), "rehearse has no such option"
-        composes("train_restorer", [word for word in words[1:] if "=" in word], Path())
+        given = command_line._parser().commands["rehearse"].parse_intermixed_args(words[1:])
+        composes("train_restorer", given.overrides, Path())
         return
     arguments = command_line._parser().parse_args(words)
     if words[0] == "fetch":

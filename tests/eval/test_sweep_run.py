@@ -3,7 +3,7 @@
 import pytest
 from sweep_inputs import TOUCH, plan_of_steps
 
-from face2scene.eval.sweeps.plan import Step, SweepError, SweepPlan
+from face2scene.eval.sweeps.plan import Step, SweepPlan
 from face2scene.eval.sweeps.run import pending, run_steps, submit_steps
 
 
@@ -80,5 +80,5 @@ def test_slurm_dependencies_are_set(tmp_path, monkeypatch):
     (_, first), (_, second) = handed
     assert first == {"name": f"{tmp_path.name}-a", "timeout_min": 5}
     assert second["slurm_additional_parameters"] == {"dependency": "afterok:41", "kill_on_invalid_dep": "yes"}
-    with pytest.raises(SweepError, match="choose slurm, local or debug"):
+    with pytest.raises(ValueError, match="submit must be one of slurm, local, debug"):
         submit_steps(todo, pending(todo), cluster="slrum", parameters={})

@@ -18,7 +18,7 @@ from face2scene.faces.detect import Detector
 from face2scene.image_io.metadata import Metadata
 from face2scene.image_io.photos import Photo, read_photo, write_photo
 from face2scene.inference import batch
-from face2scene.inference.batch import restore_folder
+from face2scene.inference.batch import OutputError, restore_folder
 from face2scene.inference.log import RESTORATION_LOG
 from face2scene.inference.tasks import RestorationTask, find_tasks
 
@@ -113,6 +113,26 @@ def test_corrupt_log_keeps_finished_images(tmp_path, corruption):
     result = restore_folder(InvertingPipeline(), tasks, out)
     assert (result.restored, result.skipped, result.failed) == (1, 2, {})
     assert restore_folder(InvertingPipeline(), tasks, out).skipped == 3
+
+
+def test_input_of_equal_size_and_time_is_noticed(tmp_path):
+    tasks, out = [], tmp_path / "out"
+    for value in (0.25, 0.75):
+        os.utime(make_image(tmp_path / "in/a.png", value), (10**9, 10**9))
+        tasks = tasks or find_tasks(tmp_path / "in")
+        result = restore_folder(InvertingPipeline(), tasks, out)
+    assert result.skipped == 0 and "from another file of that name" in result.failed["a.png"]
+    os.utime(make_image(tmp_path / "in/a.png", 0.25), (10**9, 10**9))  # the first one again
+    assert restore_folder(InvertingPipeline(), tasks, out).skipped == 1
+
+
+@pytest.mark.parametrize("place", ["link", "file", "file/below"])
+def test_output_that_cannot_be_made_is_named(tmp_path, place):
+    make_image(tmp_path / "in/a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match=rf"Nothing can be written to output=.*{place} \("):
+        restore_folder(InvertingPipeline(), find_tasks(tmp_path / "in"), tmp_path / place)
 
 
 @pytest.mark.parametrize("key", ["input", "written"])
@@ -211,6 +231,11 @@ def test_no_face_image_uses_burst_tokens(tmp_path):
     assert log["other.jpg"]["tokens"] == "null" and log["face2.jpg"]["tokens"] == "pair"
     assert "because no face" in log["back.jpg"]["warnings"][-1]
     assert tasks[0].file == "back.jpg"
+    whole = (tmp_path / "in/face2.jpg").read_bytes()
+    (tmp_path / "in/face2.jpg").write_bytes(whole[:-100])  # cut short: its date can still be read
+    result = restore_folder(InvertingPipeline(), tasks, tmp_path / "cut", burst_seconds=2)
+    assert result.failed.keys() == {"face2.jpg"} and log_entries(tmp_path / "cut")["back.jpg"]["burst"] == ["face4.jpg"]
+    (tmp_path / "in/face2.jpg").write_bytes(whole)
     restore_folder(InvertingPipeline(), tasks, tmp_path / "share", burst_seconds=2, processes=len(tasks))
     assert log_entries(tmp_path / "share")["back.jpg"]["burst"] == log["back.jpg"]["burst"]
 

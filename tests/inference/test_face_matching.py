@@ -143,3 +143,11 @@ def test_reference_input_types(make_pipeline, tmp_path, given):
     assert pipeline(NOISE_IMAGE, kinds[given]).token_source == "pair" and len(pipeline.ref_fr.given[0]) == 1
     with pytest.raises(FileNotFoundError, match="no reference photo at"):
         pipeline(NOISE_IMAGE, [tmp_path / "gone.png"])
+
+
+def test_replaced_reference_is_read_again(make_pipeline, two_people):
+    pipeline = pipeline_with_faces(make_pipeline, face_with_identity(LARGE, BOB))
+    scene, _ = pipeline.scene(NOISE_IMAGE, {"somebody": two_people["ann"]})
+    assert pipeline.find_faces(scene).notes["faces"][0]["person"] is None
+    reference(two_people["ann"][0].parent, "ann", BOB)
+    assert pipeline.find_faces(scene).notes["faces"][0]["person"] == "somebody"

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from face2scene.image_io.arrays import write_png
+from face2scene.inference.batch import restore_folder
 from face2scene.inference.pipeline import Face2ScenePipeline
+from face2scene.inference.tasks import find_tasks
 from face2scene.models.scene_estimator import SceneEstimator
 
 
@@ -51,6 +54,18 @@ def test_tokens_are_estimated_without_a_face(make_pipeline, image):
     assert "of the image alone, because there is no Stage I" in result.notes["warnings"][0]
     assert make_pipeline(estimator=estimator(), fallback="null")(image).token_source == "null"
     assert make_pipeline(estimator=estimator())(torch.rand(3, 5, 9)).token_source == "null"  # too small
+
+
+def test_null_tokens_say_nothing_of_the_image(make_pipeline, image):
+    pipeline = make_pipeline(estimator=estimator(0.3), fallback="null")
+    assert pipeline(image).notes["fidelity"] == 0  # the estimator has never seen them
+
+
+def test_no_tokens_restore_beside_an_estimator(make_pipeline, image, tmp_path):
+    write_png(tmp_path / "in/a.png", image)
+    pipeline = make_pipeline(estimator=estimator(0.3))
+    result = restore_folder(pipeline, find_tasks(tmp_path / "in"), tmp_path / "out", token_counts=[0, 1])
+    assert result.failed == {} and (tmp_path / "out/tokens_0/images/a.png").is_file()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import Decoder
 
+from face2scene.models.loading import save_merged
 from face2scene.models.mapnet import MapNet
 from face2scene.models.restorer import lora
 from face2scene.models.restorer.base_model import load_base
@@ -86,3 +87,11 @@ def test_other_files_are_refused(restorer, tmp_path):
 def test_published_widths_make_the_files_50_mb():
     decoder = Decoder(4, 3, ("UpDecoderBlock2D",) * 4, (64, 128, 256, 256), 2)
     assert sum(p.numel() for p in decoder.parameters()) == 12_387_459  # 49.5 MB in float32
+
+
+def test_small_decoder_is_not_saved_as_the_vae_s(restorer, tmp_path):
+    vosr(tmp_path / "d")
+    replace_decoder(restorer.vae, tmp_path / "d")
+    with pytest.raises(ValueError, match=r"small decoder cannot be saved .* set restorer\.decoder=null"):
+        save_merged(restorer.merged(), tmp_path / "whole.safetensors", about={})
+    assert not (tmp_path / "whole.safetensors").exists()

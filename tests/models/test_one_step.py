@@ -158,6 +158,17 @@ def test_save_load_round_trip(make_restorer, tmp_path):
     assert {n for n, p in again.unfreeze().named_parameters() if p.requires_grad} == trained
 
 
+def test_loaded_restorer_is_saved_whole(make_restorer, tmp_path):
+    randomise_loras(make_restorer()).save(tmp_path / "first.safetensors", about={})
+    loaded = OneStepRestorer.from_file(tmp_path / "first.safetensors")  # frozen
+    loaded.save(tmp_path / "second.safetensors", about={})
+    first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("first", "second"))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    with pytest.raises(ValueError, match=r"LoRAs .* merged .* save it by loading\.save_merged"):
+        loaded.merged().save(tmp_path / "third.safetensors", about={})
+    assert not (tmp_path / "third.safetensors").exists()
+
+
 def test_wrong_rank_weights_raise(make_restorer, tmp_path):
     from face2scene.common.model_files import fit, load_weights, trained_tensors
 

@@ -17,6 +17,7 @@ from face2scene.eval.baselines.methods import S3DiffAsReleased
 from face2scene.image_io.arrays import align_colour
 from face2scene.models.loading import load_restorer
 from face2scene.models.restorer.base_model import load_base
+from face2scene.models.restorer.tiling import TilePlan
 from face2scene.models.s3diff.degradation_scores import ScoreNet
 from face2scene.models.s3diff.latent_tiles import in_latent_tiles
 from face2scene.models.s3diff.model import S3Diff, _image
@@ -235,6 +236,20 @@ def test_seeded_sample_is_per_image(model):
     images, seeds = torch.rand(2, 3, 64, 64), torch.tensor([1, 2])
     both = model.restore(images, seeds=seeds)
     torch.testing.assert_close(model.restore(images[1:], seeds=seeds[1:]), both[1:], atol=1e-3, rtol=0)
+
+
+def test_offload_has_all_networks_on_the_device(model, monkeypatch):
+    moves, move = [], nn.Module.to
+
+    def recorded(self, *where):
+        moves.append((type(self).__name__, *where))
+        return move(self, *where)
+
+    monkeypatch.setattr(nn.Module, "to", recorded)
+    plan = TilePlan.of((64, 64), model, tile=None)
+    next(model.restore_tiled(torch.rand(1, 3, 64, 64), None, plan, [1.0], device="cpu:0", offload=True))
+    names = ("AutoencoderKL", "UNet2DConditionModel")
+    assert [one for one in moves if one[0] in names] == [(n, where) for where in ("cpu:0", "cpu") for n in names]
 
 
 def test_save_load_round_trip(model, tmp_path):

@@ -167,6 +167,34 @@ def test_tiles_beyond_kept_features_are_encoded_again(make, monkeypatch):
     torch.testing.assert_close(next(restorer.restore_tiled(image, lambda box: tokens, plan, [1.0])), kept)
 
 
+@pytest.mark.numerics
+def test_tiles_encoded_again_have_kept_features(make, monkeypatch):
+    # With statistics of a few squares, which differ between the image and the latent.
+    restorer = shaken(make(skips=True, residual=True)).eval()
+    image, tokens = torch.rand(1, 3, 96, 160), restorer.tokens(None, 1)
+    image[..., :64] *= 0.1
+    plan = TilePlan.of((96, 160), restorer, tile=48, overlap=16)
+    kept = next(restorer.restore_tiled(image, lambda box: tokens, plan, [1.0]))
+    monkeypatch.setattr(skips, "KEPT", 0)
+    again = next(restorer.restore_tiled(image, lambda box: tokens, plan, [1.0]))
+    torch.testing.assert_close(again, kept)
+
+
+@pytest.mark.numerics
+def test_features_that_overflow_half_are_not_kept(make, caplog):
+    restorer = make(dtype="fp16", skips=True, residual=True).eval()
+    with torch.no_grad():
+        restorer.vae.encoder.conv_in.base_layer.weight.fill_(6e4)  # 27 of them are above 65504, where half ends
+        restorer.vae.encoder.conv_in.base_layer.bias.zero_()
+    restorer.merged()
+    tokens = restorer.tokens(None, 1)
+    image = torch.full((1, 3, 64, 160), 0.5)  # grey is 0 for the encoder
+    image[..., 96:] = 1.0
+    plan = TilePlan.of((64, 160), restorer, tile=64, overlap=16, statistics="tile")
+    output = next(restorer.restore_tiled(image, lambda box: tokens, plan, [1.0]))
+    assert "The VAE encoder gave values that are not finite" in caplog.text and output.isfinite().all()
+
+
 def test_the_paper_has_neither(make):
     config = make().config
     assert config["skips"] is False and config["residual"] is False and config["skip_channels"] is None

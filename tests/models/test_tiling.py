@@ -228,7 +228,7 @@ def test_tiled_vae_matches_whole(shipped_restorer, scene):
             (shipped_restorer.vae.decoder, shipped_restorer.decode),
         ):
             current = tiling.network_in_tiles(
-                "", network, lambda part, _, work=work: work(part), current, chosen, "cpu", None
+                "", SharedNorms(network), lambda part, _, work=work: work(part), current, chosen, "cpu", None
             )
         outputs[name] = current
     assert psnr(outputs["shared"], whole) > 40 and psnr(outputs["shared"], whole) > psnr(outputs["tile"], whole) + 5
@@ -260,7 +260,7 @@ def test_tiled_vae_is_as_good_anywhere(shipped_restorer, photo, number):
         (shipped_restorer.vae.decoder, shipped_restorer.decode),
     ):
         run = {"work": lambda part, _, work=work: work(part), "x": output, "plan": chosen}
-        output = tiling.network_in_tiles("", network, device="cpu", progress=None, **run)
+        output = tiling.network_in_tiles("", SharedNorms(network), device="cpu", progress=None, **run)
     whole = shipped_restorer.decode(shipped_restorer.encode(image))
     assert psnr(chosen.cropped(output, (448, 448)), image) > psnr(whole, image) - 0.3
 
@@ -370,7 +370,7 @@ def test_offload_moves_networks_in_use(shipped_restorer, monkeypatch):
         ({"tile": 64, "overlap": 32}, "less than half of tile=64"),
         ({"tile": 64, "overlap": -1}, "from 0 to less"),
         ({"tile": 16, "overlap": 4}, "tiles of at least 32 pixels"),
-        ({"statistics": "global"}, "choose shared or tile"),
+        ({"statistics": "global"}, "must be one of shared, tile"),
     ],
 )
 def test_invalid_plan_raises(shipped_restorer, options, message):
@@ -432,7 +432,7 @@ def test_full_width_vae_shared_statistics(scene):
         error = {}
         for statistics in ("shared", "tile"):
             used = TilePlan(192, 256, 128, 48, 8, statistics)
-            output = tiling.network_in_tiles("", network, work, x, used, "cpu", None)
+            output = tiling.network_in_tiles("", SharedNorms(network), work, x, used, "cpu", None)
             error[statistics] = float(((output - whole).square().mean() / whole.var()).sqrt())
             if statistics == "shared":
                 shrunk = x.shape[-1] // whole.shape[-1] if x.shape[-1] > whole.shape[-1] else 1

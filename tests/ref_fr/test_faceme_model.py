@@ -282,7 +282,7 @@ def test_unusable_references_are_reported(faces, tmp_path):
     ("settings", "sentence"),
     [
         ({"max_references": 71}, "room for 1 to 70"),
-        ({"scheduler": "euler"}, "choose one of"),
+        ({"scheduler": "euler"}, "must be one of"),
         ({"steps": 0}, "1 to 1000"),
         ({"size": 100}, "multiple of 64"),
     ],

@@ -89,8 +89,9 @@ def test_estimator_trains_beside_the_restorer(make_task, tmp_path):
     assert SceneEstimator.from_file(tmp_path / "estimator.safetensors").config == estimator.config
 
 
-def test_rate_of_zero_trains_the_estimator_alone(make_task):
+def test_rate_of_zero_trains_the_estimator_alone(make_task, tmp_path):
     estimator = SceneEstimator(widths=[8, 8], strides=[2, 1], width=32)
+    trained = {name for name, p in make_task().restorer.named_parameters() if p.requires_grad}
     task = make_task(estimator=estimator, lr=0.0, estimator_lr=1e-3)
     restorer = {name: weight.clone() for name, weight in task.restorer.state_dict().items()}
     own = {name: weight.clone() for name, weight in estimator.state_dict().items()}
@@ -98,6 +99,9 @@ def test_rate_of_zero_trains_the_estimator_alone(make_task):
     assert {name.split("/")[0] for name in report} == {"estimator"}
     assert changed_names(restorer, task.restorer.state_dict()) == set()
     assert changed_names(own, estimator.state_dict())
+    task.export(tmp_path, 1)
+    stored, _, _ = load_weights(tmp_path / "restorer.safetensors", kind="restorer")
+    assert stored.keys() == trained and trained
     with pytest.raises(ValueError, match="lr is 0, which trains the estimator alone"):
         make_task(lr=0.0)
 

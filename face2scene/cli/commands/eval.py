@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from face2scene.cli.command_line import CONFIGS as ROOTS
 from face2scene.cli.command_line import script
+from face2scene.common.choices import one_of
 from face2scene.common.files import atomic_write, read_json, remove_partials
 from face2scene.common.ledger import differences
 from face2scene.common.locks import locked
@@ -93,6 +94,7 @@ def _compare(cfg: DictConfig, run: Path) -> None:
 
 
 def _report(cfg: DictConfig, run: Path) -> None:
+    one_of("report", cfg.report, ("quickstart", "gallery"))
     if cfg.report == "quickstart":
         quickstart_report(
             run,
@@ -104,8 +106,6 @@ def _report(cfg: DictConfig, run: Path) -> None:
             device=cfg.device,
         )
         return
-    if cfg.report != "gallery":
-        sys.exit(f"There is no report {cfg.report!r}: choose quickstart or gallery (option report).")
     from face2scene.eval.reports.gallery import write_report
 
     if cfg.gt is None or not cfg.methods:
@@ -137,18 +137,18 @@ def _models(cfg: DictConfig, model: str) -> tuple:
     from face2scene.models.loading import load_restorer
     from face2scene.models.restorer.base_model import precision
 
+    one_of("cost.model", model, ("tiny", "paper"))
     if model == "tiny":
         shipped = Path(cfg.shipped)
         return load_restorer(shipped / "restorer.safetensors"), FaDeX.from_file(shipped / "fadex.safetensors")
-    if model == "paper":
-        torch.backends.cuda.matmul.allow_tf32 = True  # as in restoring
-        return paper_models(cfg.device, cfg.cost.dtype and precision(cfg.cost.dtype))
-    raise ValueError(f"There is no model {model!r}: choose tiny (the shipped weights) or paper (random ones).")
+    torch.backends.cuda.matmul.allow_tf32 = True  # as in restoring
+    return paper_models(cfg.device, cfg.cost.dtype and precision(cfg.cost.dtype))
 
 
 def _complexity(cfg: DictConfig, run: Path) -> None:
     from face2scene.eval.cost import complexity
 
+    one_of("complexity", cfg.complexity, ("tiny", "paper"))
     options = {key: cfg.cost[key] for key in ("sizes", "face", "warmup", "repeats")}
     paper = cfg.complexity == "paper"
     counted = complexity.paper_models("meta", ranks=(0, 0)) if paper else None  # LoRAs are merged in use

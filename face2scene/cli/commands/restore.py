@@ -26,6 +26,7 @@ from face2scene.inference.tasks import find_tasks, first, passed_over
 @script("restore", required=["input"], level=logging.INFO)
 def main(cfg: DictConfig) -> None:
     """Restore all images and print a summary; exit code 1 when one failed."""
+    logging.getLogger("face2scene.models").setLevel(logging.WARNING)  # what it says of a training's parameters
     inputs = list(cfg.input) if OmegaConf.is_list(cfg.input) else [cfg.input]
     for option, places in (("input", inputs), ("references", [cfg.references]), ("gt", [cfg.gt])):
         for place in places:

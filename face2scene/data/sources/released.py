@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from face2scene.common.choices import one_of
 from face2scene.common.optional import import_optional
 from face2scene.data.building.build import BAD_INPUT, BuildError, BuildResult, RecordCandidate, Rejection
 from face2scene.data.building.names import printable, safe
@@ -56,9 +57,8 @@ class Released:
             raise ValueError(f"fields has unknown names {unknown}: choose from {', '.join(FIELDS)}.")
         if not self.fields.get("image"):
             raise ValueError("fields.image must name the field that holds the image.")
-        if self.box not in ("xyxy", "xywh") or self.units not in ("pixels", "relative"):
-            wrong = f"{self.box!r} and {self.units!r}"
-            raise ValueError(f"box must be xyxy or xywh and units pixels or relative, not {wrong}.")
+        one_of("data.sources.released.box", self.box, ("xyxy", "xywh"))
+        one_of("data.sources.released.units", self.units, ("pixels", "relative"))
         self.source, self.name = str(self.source), safe(self.name)
         self.fields = {ours: theirs for ours, theirs in self.fields.items() if theirs}
 

@@ -22,6 +22,7 @@ from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box
 from face2scene.eval.baselines.networks import FFDNet, load_ffdnet, load_real_esrgan_general, noise_level
 from face2scene.image_io.arrays import align_colour, read_tensor, resize, write_png
+from face2scene.models.restorer.shared_norms import SharedNorms
 from face2scene.models.restorer.tiling import TilePlan, network_in_tiles
 from face2scene.models.s3diff.model import S3Diff
 from face2scene.ref_fr.no_reference import load_real_esrgan
@@ -83,7 +84,8 @@ class RealESRGANx4:
 
         plan = TilePlan(image.shape[-2], image.shape[-1], self.tile, self.overlap, unit=1, statistics="tile")
         with explained("lower baseline.method.tile"):
-            large = network_in_tiles("tiles", self.network, enlarge, image[None], plan, self.device, None)[0].cpu()
+            large = network_in_tiles("tiles", SharedNorms(self.network), enlarge, image[None], plan, self.device, None)
+            large = large[0].cpu()
         target = (scale * height, scale * width)
         return large if tuple(large.shape[-2:]) == target else resize(large, target)
 

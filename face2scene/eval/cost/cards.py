@@ -1,8 +1,12 @@
 """Graphics cards, by their makers' data sheets: dense rates without sparsity."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch  # takes seconds, and the command line needs the cards' names
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Card:
 
     def rate(self, dtype: torch.dtype, *, tf32: bool) -> float:
         """Operations per second."""
-        if dtype in (torch.float16, torch.bfloat16):
+        if dtype.itemsize == 2:
             return self.half * 1e12
         return (self.tf32 if tf32 else self.single) * 1e12
 
@@ -30,6 +34,7 @@ CARDS = {
     "h200": Card("H200 SXM 141 GB", 141, 989, 494, 67, 4800),
     "rtx4090": Card("RTX 4090 24 GB", 24, 165.2, 82.6, 82.6, 1008),
 }
+PROGRAMS = ("fadex", "restorer", "s3diff", "stage_one", "restore")  # parts of a run
 EFFICIENCY = 0.4  # of the rate of arithmetic (assumed; option --efficiency)
 STREAMING = 0.8  # of the bandwidth (assumed)
 LAUNCH = 5e-6  # seconds, the least of a kernel (assumed)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from face2scene.common.charts import BLUE, GREY, ORANGE, PALE, new_figure, save_figure
+from face2scene.common.choices import one_of
 from face2scene.common.files import read_json
 from face2scene.common.optional import import_optional
 from face2scene.eval.metrics.registry import METRICS
@@ -28,6 +29,7 @@ def draw_figure(figure: str, configs: Path, runs: Path, run: Path, sets: Mapping
     Raises:
         ValueError: an unknown figure, or no data of ours for one that the paper does not print as numbers.
     """
+    one_of("figure", figure, FIGURES)
     if figure == "5":
         times = run / "figure_5.json"
         return draw_times(read_texts(configs / "figure_5.yaml"), read_json(times) if times.is_file() else None, run)
@@ -38,10 +40,8 @@ def draw_figure(figure: str, configs: Path, runs: Path, run: Path, sets: Mapping
     if figure == "fadex":
         probe = _read(run / "probe.json", "measure FaDeX first (probe=fadex), and name its run")
         return draw_cosines(probe, run)
-    if figure == "tradeoff":
-        _, (part,) = load_table(configs / "table_synthetic.yaml")
-        return draw_tradeoff(part.with_ours(runs, sets), run)
-    raise ValueError(f"Unknown figure {figure!r}: choose {', '.join(FIGURES)} (option figure).")
+    _, (part,) = load_table(configs / "table_synthetic.yaml")
+    return draw_tradeoff(part.with_ours(runs, sets), run)
 
 
 def draw_times(printed: Mapping[str, Any], measured: Mapping[str, Any] | None, folder: Path) -> list[Path]:

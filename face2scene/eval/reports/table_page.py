@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from face2scene.common.choices import one_of
 from face2scene.common.files import read_json
 from face2scene.common.pages import render
 from face2scene.common.provenance import provenance
@@ -27,8 +28,7 @@ def paper_table(
         form: of `FORMS`; `html` is a page for `runs/table_<table>.html`, see `table_page`.
         sets: see `PaperTable.with_ours`.
     """
-    if form not in FORMS:
-        raise ValueError(f"Unknown format {form!r}: choose {', '.join(FORMS)} (option format).")
+    one_of("format", form, FORMS)
     title, parts = load_table(configs / f"table_{table}.yaml")
     if form == "html":
         return table_page(title, parts, runs, sets)

@@ -10,6 +10,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from face2scene.common.choices import one_of
 from face2scene.common.files import read_json, remove_partials, write_json
 from face2scene.common.ledger import content, differences
 from face2scene.common.optional import import_optional
@@ -137,11 +138,11 @@ def submit_steps(
         Name of a step -> why it failed, of the steps that were waited for.
 
     Raises:
-        SweepError: an unknown cluster, or one that this machine has no access to.
+        ValueError: an unknown cluster.
+        SweepError: one that this machine has no access to.
     """
     submitit = import_optional("submitit", "slurm", why="Submitting a sweep to a cluster")
-    if cluster not in ("slurm", "local", "debug"):
-        raise SweepError(f"submit is {cluster!r}: choose slurm, local or debug.")
+    one_of("submit", cluster, ("slurm", "local", "debug"))
     given = {key: value for key, value in parameters.items() if value is not None}
     submitted: dict[str, Any] = {}
     failed: dict[str, str] = {}

@@ -49,7 +49,7 @@ def compare(embeddings: Tensor, labels: Sequence[str]) -> dict[str, Any]:
             f"The probe compares at least two operators and two images, got {operators} and {images} "
             f"with labels {list(labels)}: see train.fadex.probe_operators and train.fadex.probe_images."
         )
-    embeddings = embeddings.detach().double().cpu()
+    embeddings = embeddings.detach().cpu().double()
     cosines = torch.einsum("apd,bqd->abpq", embeddings, embeddings)  # (O, O, P, P)
     other_image = ~torch.eye(images, dtype=torch.bool)
     same_values = [cosines[o, o][other_image] for o in range(operators)]
@@ -90,7 +90,7 @@ def retrieval(embeddings: Tensor) -> dict[str, float]:
         chance: of the first and the last, 1 / O.
     """
     operators, images = embeddings.shape[:2]
-    flat = embeddings.detach().double().cpu().flatten(0, 1)  # (O P, D)
+    flat = embeddings.detach().cpu().double().flatten(0, 1)  # (O P, D)
     operator = torch.arange(operators).repeat_interleave(images)
     image = torch.arange(images).repeat(operators)
     cosines = flat @ flat.T
@@ -123,7 +123,7 @@ def nuisance_retrieval(embeddings: Tensor, identities: Sequence[str]) -> dict[st
             the images whose identity has several; None where none has. Chance is identity_chance.
     """
     images = embeddings.shape[1]
-    vectors = embeddings.detach().double().cpu()
+    vectors = embeddings.detach().cpu().double()
     itself = torch.eye(images, dtype=torch.bool)
     same_person = torch.tensor([[a == b for b in identities] for a in identities]) & ~itself
     partnered = same_person.any(1)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from face2scene.common.choices import one_of
 from face2scene.common.model_files import recorded
-from face2scene.models.saved_module import SavedModule, one_of
+from face2scene.models.saved_module import SavedModule
 
 MINIMUM_SIZE = 16  # pixels; stride 2 here and 2 in MapNet leave the 4 x 4 grid of tokens (supplement 4.3)
 

@@ -87,7 +87,7 @@ class LinearProbe(SavedModule):
         """
         if len(embeddings) < 2 or len(recipes) != len(embeddings):
             raise ValueError(f"A probe is fitted on pairs, got {len(embeddings)} embeddings, {len(recipes)} recipes.")
-        x, y = embeddings.detach().double().cpu(), targets(recipes)
+        x, y = embeddings.detach().cpu().double(), targets(recipes)
         x_mean, y_mean = x.mean(0), y.mean(0)
         left, sizes, right = torch.linalg.svd(x - x_mean, full_matrices=False)
         projected, scatter = left.T @ (y - y_mean), sizes.square()  # (R, 4), (R,)

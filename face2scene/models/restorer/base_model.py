@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 
 from face2scene.assets import catalogue
+from face2scene.common.choices import one_of
 from face2scene.common.shipped import shipped
 from face2scene.models.restorer.random_base import random_parts
 from face2scene.models.restorer.skips import Skips
@@ -200,8 +201,7 @@ def precision(name: str | torch.dtype) -> torch.dtype:
     """
     if isinstance(name, torch.dtype):
         return name
-    if name not in _PRECISIONS:
-        raise ValueError(f"restorer.base.dtype must be fp32, bf16 or fp16, not {name!r}.")
+    one_of("dtype", name, _PRECISIONS)
     return _PRECISIONS[name]
 
 

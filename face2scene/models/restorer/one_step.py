@@ -23,6 +23,7 @@ from face2scene.models.restorer import lora
 from face2scene.models.restorer.acceleration import fuse_upsample_conv, run_with_fp32_fallback
 from face2scene.models.restorer.base_model import DiffusionBase, PackagedBase, Seeds, per_sample_noise, predict_x0
 from face2scene.models.restorer.restorer_base import MEMORY_ADVICE, RestorerBase
+from face2scene.models.restorer.shared_norms import SharedNorms
 from face2scene.models.restorer.skips import KeptFeatures, attach, channels_of
 from face2scene.models.restorer.tiling import TilePlan, network_in_tiles
 
@@ -141,7 +142,7 @@ class OneStepRestorer(RestorerBase):
             seeds: (B,), one per image, of the sample from the VAE's posterior; None takes its mean.
 
         Returns:
-            (B, 3, H, W), float32, about [0, 1]; not clamped, which would cut gradients.
+            (B, 3, H, W), float32, about [0, 1]; not clamped, which would cut gradients (ours; S3Diff clamps).
         """
         if negative is None:
             negative = torch.zeros(len(image), dtype=torch.bool, device=image.device)
@@ -229,15 +230,18 @@ class OneStepRestorer(RestorerBase):
             given = torch.cat([padded[..., y0:y1, x0:x1] for x0, y0, x1, y1 in boxes]).to(latent.device)
             return self.decode(latent, given, kept.of(boxes, latent.device))
 
-        def run(name: str, network: nn.Module, part: nn.Module, work: Callable[..., Tensor], x: Tensor) -> Tensor:
+        def run(name: str, network: nn.Module, norms: SharedNorms, work: Callable[..., Tensor], x: Tensor) -> Tensor:
             with explained(MEMORY_ADVICE), on_device(device, network) if offload else nullcontext():
-                return network_in_tiles(name, part, work, x, plan, device, progress)
+                return network_in_tiles(name, norms, work, x, plan, device, progress)
 
-        posterior = run("encoding", self.vae, self.vae.encoder, encode, padded)
+        encoder_norms = SharedNorms(self.vae.encoder)
+        posterior = run("encoding", self.vae, encoder_norms, encode, padded)
         latent = self.draw(posterior, torch.tensor([seed]))
-        clean = run("denoising", self.unet, self.unet, denoise, latent)
+        clean = run("denoising", self.unet, SharedNorms(self.unet), denoise, latent)
         for one in clean.chunk(len(guidances), dim=1):
-            output = run("decoding", self.vae, self.vae if self.reads_input else self.vae.decoder, decode, one)
+            # A tile that is encoded again gets the features that it would have kept.
+            norms = SharedNorms(self.vae, encoder_norms) if self.reads_input else SharedNorms(self.vae.decoder)
+            output = run("decoding", self.vae, norms, decode, one)
             if len(guidances) == 1:  # what is not needed after the only one, before the caller's work
                 kept.clear()
                 padded = image
@@ -336,7 +340,13 @@ class OneStepRestorer(RestorerBase):
         Args:
             about: provenance, for the header.
             dtype: of the stored LoRA weights; None keeps float32.
+
+        Raises:
+            ValueError: the LoRAs are merged.
         """
+        ranks = self.config["vae_rank"], self.config["unet_rank"]
+        if any(ranks) and not self.config["full"] and not any(".lora_" in name for name, _ in self.named_parameters()):
+            raise ValueError("The LoRAs of this restorer are merged into its base: save it by loading.save_merged.")
         config = self.config | {"skip_channels": channels_of(self.vae) if self.skips else None}
         config |= {"base": self.base_origin} if self.base_origin else {}
         model_files.save_weights(path, self._stored(), kind=self.kind, config=config, about=about, dtype=dtype)
@@ -346,7 +356,11 @@ class OneStepRestorer(RestorerBase):
         return cls(base, MapNet(**config.pop("mapnet")), **config)
 
     def _stored(self) -> dict[str, Tensor]:
-        return model_files.trained_tensors(self)
+        return {name: tensor for name, tensor in model_files.all_tensors(self).items() if self._is_trained(name)}
+
+    def _is_trained(self, name: str) -> bool:
+        own = name.startswith(("null_tokens", "mapnet.", "unet.conv_in.", "vae.skips.")) or ".lora_" in name
+        return own or (self.config["full"] and name.startswith(("unet.", "vae.encoder.", "vae.quant_conv.")))
 
     def save_lora(self, folder: str | Path) -> None:
         """Write both adapters for plain diffusers (see `lora.save_lora`): `unet/`, `vae/`, and `conv_in.safetensors`.
@@ -366,9 +380,7 @@ class OneStepRestorer(RestorerBase):
     def unfreeze(self) -> "OneStepRestorer":
         """Make the trained parts trainable again, to continue from a file."""
         for name, parameter in self.named_parameters():
-            own = name.startswith(("null_tokens", "mapnet.", "unet.conv_in.", "vae.skips.")) or ".lora_" in name
-            full = self.config["full"] and name.startswith(("unet.", "vae.encoder.", "vae.quant_conv."))
-            parameter.requires_grad_(own or full)
+            parameter.requires_grad_(self._is_trained(name))
         return self.train()
 
     def merged(self, dtype: torch.dtype | None = None) -> "OneStepRestorer":

@@ -7,6 +7,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from face2scene.assets import catalogue
+from face2scene.common.choices import one_of
+
+_TRUNKS = {"vgg": "vgg16.safetensors", "alex": "alexnet.safetensors"}
 
 
 class Perceptual(nn.Module):
@@ -23,10 +26,11 @@ class Perceptual(nn.Module):
         super().__init__()
         import lpips
 
+        one_of("restorer.perceptual", network, _TRUNKS)
         with warnings.catch_warnings():  # of torchvision, about an argument that lpips gives it
             warnings.simplefilter("ignore", UserWarning)
             self.network = lpips.LPIPS(net=network, pnet_rand=True, verbose=False).eval().requires_grad_(False)
-        file = catalogue.folder("lpips") / {"vgg": "vgg16.safetensors", "alex": "alexnet.safetensors"}[network]
+        file = catalogue.folder("lpips") / _TRUNKS[network]
         trunk = load_file(file)  # features.N.weight, features.N.bias of the convolutions, in order
         convolutions = [m for m in self.network.net.modules() if isinstance(m, nn.Conv2d)]
         indices = sorted({int(name.split(".")[1]) for name in trunk})

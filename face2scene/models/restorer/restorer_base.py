@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from face2scene.common import model_files
+from face2scene.common.choices import one_of
 from face2scene.common.shipped import shipped
 from face2scene.models.restorer.base_model import DiffusionBase, PackagedBase, amplification, load_base
-from face2scene.models.saved_module import one_of
 
 log = logging.getLogger(__name__)
 WEIGHTS_FILE = "restorer.safetensors"  # in a folder of trained weights

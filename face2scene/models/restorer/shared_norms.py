@@ -29,11 +29,15 @@ class SharedNorms:
 
     A batch of V variants (the two prompts) of n squares or tiles is variant-major, as in `OneStepRestorer.denoise`;
     every variant has statistics of its own.
+
+    Args:
+        known: of a part of the network that was measured before; tiles are normalised by its statistics.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, known: "SharedNorms | None" = None):
         self.norms = [part for part in network.modules() if isinstance(part, nn.GroupNorm)]
         self._statistics: dict[nn.GroupNorm, tuple[Tensor, Tensor]] = {}  # (V, G) mean and variance
+        self._known = dict(known._statistics) if known else {}
 
     @contextmanager
     def measuring(self, shares: Sequence[float], cores: Sequence[Core]) -> Iterator[None]:
@@ -45,6 +49,7 @@ class SharedNorms:
         """
         with self._replaced({norm: partial(self._measure, norm, shares, cores) for norm in self.norms}):
             yield
+        self._statistics |= self._known
 
     @contextmanager
     def measured(self, share: float = 0.0) -> Iterator[None]:

@@ -75,35 +75,38 @@ class KeptFeatures:
     """`Skips.recorded` of an image's tiles, from their encoding to their decoding.
 
     One tensor on `device` holds a stage's features of the tiles: small blocks between those of the networks would keep
-    freed memory from being used again. Tiles beyond `KEPT` bytes are encoded again.
+    freed memory from being used again. Tiles beyond `KEPT` bytes are encoded again, and those that needed another
+    precision than the first one: half precision does not hold their values.
     """
 
     def __init__(self, boxes: Sequence[Box], device: torch.device):
         self._device = device
         self._places = {box: place for place, box in enumerate(boxes)}
         self._stages: list[Tensor] = []  # (tiles, C, h, w) each
+        self._kept: set[int] = set()  # places of the tiles
 
     def put(self, boxes: Sequence[Box], features: Sequence[Tensor]) -> None:
         """Keep the features (1, C, h, w) of one tile; those of other boxes, such as squares, are not kept."""
-        if not features or len(boxes) != 1 or boxes[0] not in self._places:
+        place = self._places.get(boxes[0]) if features and len(boxes) == 1 else None
+        if place is None:
             return
         if not self._stages:
             count = min(len(self._places), KEPT // sum(one.numel() * one.element_size() for one in features))
             self._stages = [one.new_empty(count, *one.shape[1:], device=self._device) for one in features]
-        if self._places[boxes[0]] < len(self._stages[0]):
+        if place < len(self._stages[0]) and features[0].dtype == self._stages[0].dtype:
+            self._kept.add(place)
             for stage, feature in zip(self._stages, features, strict=True):
-                stage[self._places[boxes[0]]].copy_(feature[0])
+                stage[place].copy_(feature[0])
 
     def of(self, boxes: Sequence[Box], device: torch.device) -> list[Tensor] | None:
         """The features of one tile, or None where they were not kept."""
         place = self._places.get(boxes[0]) if len(boxes) == 1 else None
-        if place is None or not self._stages or place >= len(self._stages[0]):
-            return None
-        return [stage[place, None].to(device) for stage in self._stages]
+        return [stage[place, None].to(device) for stage in self._stages] if place in self._kept else None
 
     def clear(self) -> None:
         """Free the features."""
         self._stages = []
+        self._kept.clear()
 
 
 def channels_of(vae: AutoencoderKL) -> list[list[int]]:

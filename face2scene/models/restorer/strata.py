@@ -78,7 +78,7 @@ def _features(x: Tensor, cells: list[tuple[tuple[int, int], tuple[int, int]]], s
         part = x[:, y0 // stride : -(-y1 // stride), x0 // stride : -(-x1 // stride)].float()
         detail = part.diff(dim=-1).abs().mean((-2, -1)) + part.diff(dim=-2).abs().mean((-2, -1))
         rows.append(torch.cat([part.mean((-2, -1)), part.std((-2, -1)), detail.nan_to_num()]))
-    return torch.stack(rows).double().cpu().numpy()
+    return torch.stack(rows).cpu().double().numpy()
 
 
 def _weights(area: np.ndarray, detail: np.ndarray, least: float) -> np.ndarray:

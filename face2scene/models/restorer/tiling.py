@@ -17,9 +17,10 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from face2scene.common.choices import one_of
 from face2scene.common.memory import free_memory
 from face2scene.common.types import Box, Progress
 from face2scene.image_io.arrays import pad_to_multiple
@@ -80,8 +81,7 @@ class TilePlan:
         Raises:
             ValueError: an overlap that is negative or too large, a tile too small, an unknown option.
         """
-        if statistics not in ("shared", "tile"):
-            raise ValueError(f"statistics is {statistics!r}: choose shared or tile (option pipeline.statistics).")
+        one_of("pipeline.statistics", statistics, ("shared", "tile"))
         unit, covered = restorer.multiple, 0.0 if getattr(restorer, "residual", False) else COVERED
         thin = [unit if side < THIN else 0 for side in size]
         height, width = (-(-(side + 2 * margin) // unit) * unit for side, margin in zip(size, thin, strict=True))
@@ -200,7 +200,7 @@ class _Blend:
 
 def network_in_tiles(
     name: str,
-    network: nn.Module,
+    norms: SharedNorms,
     work: Callable[[Tensor, list[Box]], Tensor],
     x: Tensor,
     plan: TilePlan,
@@ -211,7 +211,7 @@ def network_in_tiles(
 
     Args:
         name: of the stage, for `progress`.
-        network: its GroupNorms share statistics where the plan says so.
+        norms: of the network; they share statistics where the plan says so.
         work: (n, C, h', w') with the boxes of n tiles to the network's output, of any constant factor of the size.
         x: (1, C, h, w), the image or a map smaller by an integer factor.
     """
@@ -226,7 +226,6 @@ def network_in_tiles(
         if progress:
             progress(name, 1, 1)
         return output
-    norms = SharedNorms(network)
     if norms.norms and plan.statistics == "shared":
         squares = plan.squares(x)
         with norms.measuring([square.share for square in squares], [square.core for square in squares]):

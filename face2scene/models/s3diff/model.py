@@ -10,6 +10,7 @@ B images, r the LoRA's rank. Images are RGB in [0, 1].
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from face2scene.common import model_files
-from face2scene.common.memory import explained
+from face2scene.common.memory import explained, on_device
 from face2scene.common.types import Box, Progress
 from face2scene.image_io.arrays import pad_to_multiple
 from face2scene.models.restorer import lora
 from face2scene.models.restorer.acceleration import run_with_fp32_fallback
 from face2scene.models.restorer.base_model import DiffusionBase, Seeds, per_sample_noise, predict_x0
 from face2scene.models.restorer.restorer_base import MEMORY_ADVICE, RestorerBase
+from face2scene.models.restorer.shared_norms import SharedNorms
 from face2scene.models.restorer.tiling import TilePlan, network_in_tiles
 from face2scene.models.s3diff.degradation_scores import ScoreNet
 from face2scene.models.s3diff.latent_tiles import in_latent_tiles
@@ -207,8 +209,8 @@ class S3Diff(RestorerBase):
     ) -> Iterator[Tensor]:
         """See `OneStepRestorer.restore_tiled`; each tile is restored with the scores of the whole image.
 
-        Every guidance is a run of its own, with the UNet's calls as released. `tokens_at` and `offload` are not used:
-        scores come from the image, and each tile takes all networks.
+        Every guidance is a run of its own, with the UNet's calls as released, and each tile takes all networks, which
+        `offload` has on the device together. `tokens_at` is not used: scores come from the image.
         """
         padded, scores = plan.padded(image), None
         if len(plan.boxes) > 1:  # mean over the squares that represent the image, see `strata`
@@ -222,7 +224,9 @@ class S3Diff(RestorerBase):
             def restore(part: Tensor, _: list[Box], guidance: float = guidance) -> Tensor:
                 return self.restore(part, guidance=guidance, scores=scores, seeds=torch.full((len(part),), seed))
 
-            output = network_in_tiles("restoring", nn.Identity(), restore, padded, plan, device, progress)
+            with on_device(device, self.vae, self.unet) if offload else nullcontext():
+                norms = SharedNorms(nn.Identity())  # none: a tile has its own, as released
+                output = network_in_tiles("restoring", norms, restore, padded, plan, device, progress)
             yield plan.cropped(output, (image.shape[-2], image.shape[-1]))
 
     def _scores(self, image: Tensor, scale: int = 1) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from face2scene.models.saved_module import one_of
+from face2scene.common.choices import one_of
 
 
 class Modulation(nn.Module):

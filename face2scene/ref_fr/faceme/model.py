@@ -23,6 +23,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from face2scene.assets.catalogue import WeightsError
+from face2scene.common.choices import one_of
 from face2scene.common.memory import best_device, on_device
 from face2scene.common.reproducibility import seed_from
 from face2scene.image_io.arrays import align_colour
@@ -96,8 +97,7 @@ class FaceMe(AlignedRefFR):
         device: str | None = None,
         seed: int = 233,
     ):
-        if scheduler not in SCHEDULERS:
-            raise ValueError(f"ref_fr.scheduler is {scheduler!r}: choose one of {', '.join(SCHEDULERS)}.")
+        one_of("ref_fr.scheduler", scheduler, SCHEDULERS)
         if not 1 <= steps <= 1000 or batch < 1 or size % 64:
             raise ValueError(
                 f"ref_fr.steps is 1 to 1000, ref_fr.batch at least 1 and ref_fr.size a multiple of 64, not {steps}, "
