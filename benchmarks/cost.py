@@ -1,12 +1,12 @@
 """The cost of one image of 1024 x 1024, for every method that runs in this process: counted, and measured here.
 
-    python benchmarks/cost.py [--card a6000] [--size 1024] [--measure NAME ...] [--again] [--json FILE]
-        [--page FILE]
+    python benchmarks/cost.py [--card a6000] [--size 1024] [--measure [NAME ...]] [--again] [--json FILE] [--page FILE]
 
 Counted as by `face2scene rehearse`: the method's own code on tensors without values, operations and bytes by kernel
 against the card's data sheet (face2scene/eval/cost/simulation.py). Networks have their published shapes; no weights are
-needed. `--measure` runs the named methods on one thread of this processor, with random weights where the real ones
-are not here, and gives processor seconds, which other programs on the machine disturb little.
+needed. `--measure` runs methods, those of `MEASURED` where none is named, on one thread of this processor, with random
+weights where the real ones are not here, and gives processor seconds: those of one call are to be compared with each
+other, since what else the machine does slows them by as much.
 """
 
 import argparse
@@ -117,9 +117,20 @@ METHODS: dict[str, Callable[[], Any]] = {
     "Face2Scene, Stage II": stage_two(),
     "Face2Scene, Stage II, decoder taesd": stage_two(decoder="taesd"),
     "Face2Scene, Stage II, decoder vosr_decoder": stage_two(decoder="vosr_decoder"),
+    "S3Diff, tiny": stage_two("restorer=s3diff_tiny", experiment="quickstart"),
     "Face2Scene, Stage II, tiny": stage_two(experiment="quickstart"),
     "Face2Scene, Stage II, photo": photo,
 }
+# What runs here, with the largest side at which it is measured; those of full size take minutes and more than 8 GiB.
+MEASURED = {
+    "FFDNet": 1024,
+    "Real-ESRGAN general": 1024,
+    "Real-ESRGAN x4plus": 1024,
+    "Face2Scene, Stage II, photo": 1024,
+    "Face2Scene, Stage II, tiny": 512,
+    "S3Diff, tiny": 512,
+}
+UNCOUNTED = ("S3Diff, tiny",)  # 64 tiles of its latent at 1024: more than half an hour to count
 
 
 def counted(name: str, card: Card, size: int, efficiency: float) -> dict[str, Any]:
@@ -156,7 +167,7 @@ def stage_one(card: Card, efficiency: float) -> dict[str, Any]:
 
 
 def measured(name: str, size: int) -> dict[str, Any]:
-    """Processor seconds of one image on one thread, after one of 128 pixels that does not count."""
+    """Processor seconds of one image on one thread, after one of 288 pixels that does not count."""
     torch.set_num_threads(1)
     with torch.inference_mode():
         method = METHODS[name]()
@@ -177,10 +188,12 @@ def page(found: dict[str, Any]) -> str:
     """docs/cost.md."""
     card, size = CARDS[found["card"]], found["size"]
     lines = []
-    for name, row in found["counted"].items():
-        cpu = found["measured"].get(name)
-        cells = ["-" if row["weights"] is None else f"{row['weights'] / 1e6:.1f}", f"{row['flops'] / 1e12:.2f}"]
-        cells += [f"{row['bytes'] / 1e9:.1f}", f"{row['memory'] / 2**30:.1f}", f"{row['seconds']:.3f}"]
+    for name in [*found["counted"], *(name for name in UNCOUNTED if name in found["measured"])]:
+        row, cpu = found["counted"].get(name), found["measured"].get(name)
+        cells = ["-"] * 5
+        if row:
+            cells = ["-" if row["weights"] is None else f"{row['weights'] / 1e6:.1f}", f"{row['flops'] / 1e12:.2f}"]
+            cells += [f"{row['bytes'] / 1e9:.1f}", f"{row['memory'] / 2**30:.1f}", f"{row['seconds']:.3f}"]
         side = "" if not cpu or cpu["size"] == size else f" at {cpu['size']}"
         lines.append([name, *cells, f"{cpu['seconds']:.1f}{side}" if cpu else "-"])
     header = ["method", "weights, M", "TFLOP", "GB moved", "memory, GiB", f"{card.name}, s", "one CPU thread, s"]
@@ -203,13 +216,22 @@ def page(found: dict[str, Any]) -> str:
         fewer=(2.0 - one["stages"]["other"]) / (one["seconds"] - one["stages"]["other"]) * steps,
         ratio=rows["S3Diff"]["seconds"] / rows["Face2Scene, Stage II"]["seconds"],
         share=both / rows["S3Diff"]["seconds"],
+        tiny=tiny_ratio(found["measured"]),
     )
+
+
+def tiny_ratio(measured: dict[str, Any]) -> str:
+    """The two tiny restorers beside each other, where both were measured at one size."""
+    ours, other = (measured.get(name) for name in ("Face2Scene, Stage II, tiny", "S3Diff, tiny"))
+    if not ours or not other or ours["size"] != other["size"]:
+        return ""
+    return f"On the tiny base S3Diff takes {other['seconds'] / ours['seconds']:.2f} times as long as Stage II."
 
 
 PAGE = """# The cost of one image
 
-`python benchmarks/cost.py --json docs/cost.json --page docs/cost.md` makes this page: one image of {size} x {size},
-batch 1.
+`python benchmarks/cost.py --measure --again --json docs/cost.json --page docs/cost.md` makes this page: one image of
+{size} x {size}, batch 1. Without `--measure` and `--again` it keeps what the JSON file has.
 
 {table}
 **Counted** are TFLOP, bytes, memory and the card's seconds, by the model of `face2scene rehearse`
@@ -217,13 +239,14 @@ batch 1.
 arithmetic and 80 % of its bandwidth, assumed and not measured; no card was at hand. A multiply-add counts as two.
 Face detection, reading and writing are not in it. Stage I is FaceMe on one face; it restores the face at 512 x 512
 whatever the image's size. `tiny` and `photo` have the shapes of the weights that ship; whole, as here, `tiny` attends
-to all of the image, and by default it takes tiles of 512. Real-ESRGAN enlarges a quarter of the sides by four, as for a
-degraded image of full size; every method takes the image whole. `vosr_decoder` has the half widths that its project
-states; its file was not at hand.
+to all of the image, and by default it takes tiles of 512. S3Diff predicts its latent in tiles of 96. Real-ESRGAN
+enlarges a quarter of the sides by four, as for a degraded image of full size; every other method takes the image
+whole. `vosr_decoder` has the half widths that its project states; its file was not at hand.
 
-**Measured** are processor seconds of one thread ({processor}), float32 except the VAE of the diffusion methods,
-which is as configured; "at 512" is another size. Random weights where the real ones are not here; they change no
-time.
+**Measured** are processor seconds of one thread ({processor}), all in one run beside other programs, so that their
+ratios mean more than they do: float32 except the VAE of the diffusion methods, which is as configured; "at 512" is
+another size. Random weights where the real ones are not here; they change no time. The networks of full size are not
+measured. {tiny}
 
 {stages}
 On {card} both stages of Face2Scene together take {both:.2f} s by this model, {share:.1f} times S3Diff's.
@@ -242,24 +265,24 @@ def main() -> None:
     parser.add_argument("--card", choices=CARDS, default="a6000")
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--efficiency", type=float, default=EFFICIENCY)
-    parser.add_argument("--measure", nargs="*", choices=METHODS, default=[], metavar="NAME")
-    parser.add_argument("--measure-size", type=int, help="of the measured image; --size if not given")
+    parser.add_argument("--measure", nargs="*", choices=METHODS, metavar="NAME", help="or all that run here")
     parser.add_argument("--json", type=Path, help="read, where it is there already, and what is in it kept; written")
     parser.add_argument("--again", action="store_true", help="count again what the file has")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     earlier = read_json(options.json) if options.json and options.json.is_file() else {}
-    found: dict[str, Any] = {"processor": processor()}
-    found["measured"] = dict(earlier.get("measured", {}))
-    for name in options.measure:
-        found["measured"][name] = measured(name, options.measure_size or options.size)
-        print(name, found["measured"][name], flush=True)
+    found: dict[str, Any] = {"processor": earlier.get("processor", ""), "measured": earlier.get("measured", {})}
+    if options.measure is not None:
+        found = {"processor": processor(), "measured": {}}
+        for name in options.measure or MEASURED:
+            found["measured"][name] = measured(name, min(options.size, MEASURED.get(name, options.size)))
+            print(name, found["measured"][name], flush=True)
     asked = {"card": options.card, "size": options.size, "efficiency": options.efficiency}
     found |= asked
     same = all(earlier.get(key) == value for key, value in asked.items())
     found["counted"] = dict(earlier["counted"]) if same and not options.again else {}
     for name in METHODS:
-        if name not in found["counted"]:
+        if name not in found["counted"] and name not in UNCOUNTED:
             found["counted"][name] = counted(name, CARDS[options.card], options.size, options.efficiency)
             print(f"{name} is counted", flush=True)
     if "Stage I, FaceMe" not in found["counted"]:

@@ -287,8 +287,8 @@ def drawn(found: dict[str, dict[str, Any]]) -> Any:
 
 PAGE = """# Is the face an oracle?
 
-`python benchmarks/oracle.py --richardson-lucy --page docs` makes this page and its figure ({photos} photos, longer side
-{size} pixels).
+`python benchmarks/oracle.py --richardson-lucy --json docs/oracle.json --page docs` makes this page and its figure
+({photos} photos, longer side {size} pixels); with `--quick` of four photos and fewer degradations.
 
 The paper's claim is that a restored face tells how its whole scene is degraded. Here it is asked without any
 training of a restorer: FFDNet has to be told the noise's level, a deconvolution (Wiener's, and Richardson-Lucy's, which

@@ -516,12 +516,15 @@ def drawn_figure(heads: FactorHeads, found: Draws, stage: str) -> Any:
 
 PAGE = """# What a face pair holds of a degradation
 
-`python benchmarks/readout.py --page docs --save checkpoints/fadex/readout.safetensors` makes this page and the
-heads that ship. `single and mixed`: an eighth of the draws each are a blur (sigma 0.2 to 4), noise (Gaussian 1 to 30,
-or shot noise), a JPEG (10 to 100) or a smaller size (0.25 to 1) alone, the others mixtures in the order blur, smaller
-size, noise, full size, JPEG. `wide` is what the encoder was trained on, with two stages. {asked} operators of each are
-asked on 26 photos of people whom the encoder does not know, in crops of 48 to 160 pixels. R squared in plain units
-(scale: log 2); stage I is the ground truth.
+`python benchmarks/readout.py --identifiable docs/identifiable.json --json docs/readout.json --page docs --save
+checkpoints/fadex/readout.safetensors` makes this page and the heads that ship, in hours; `--quick --page FOLDER` makes
+one of few draws in minutes, whose heads are worth nothing.
+
+`single and mixed`: an eighth of the draws each are a blur (sigma 0.2 to 4), noise (Gaussian 1 to 30, or shot noise), a
+JPEG (10 to 100) or a smaller size (0.25 to 1) alone, the others mixtures in the order blur, smaller size, noise, full
+size, JPEG. `wide` is what the encoder was trained on, with two stages. {asked} operators of each are asked on 26 photos
+of people whom the encoder does not know, in crops of 48 to 160 pixels. R squared in plain units (scale: log 2); stage I
+is the ground truth.
 
 ## The heads that ship
 
@@ -541,7 +544,7 @@ The mean error where a factor is alone, of the mean value:
 
 ## Which features hold what
 
-With {few} operators of each space, on the same faces:
+With {drawn} operators of each space, on the same faces:
 
 {before}
 
@@ -569,7 +572,8 @@ def goal(values: Sequence[float]) -> str:
     """Which factors are read as well as was aimed at."""
     reached = [name for name, value in zip(FACTORS, values, strict=True) if value >= GOAL]
     missed = [f"{name} {value:.2f}" for name, value in zip(FACTORS, values, strict=True) if value < GOAL]
-    return f"The goal was {GOAL} each in `{SPACES[0]}`: reached by {', '.join(reached)}; missed by {', '.join(missed)}."
+    told = f"reached by {', '.join(reached) or 'none'}; missed by {', '.join(missed) or 'none'}"
+    return f"The goal was {GOAL} each in `{SPACES[0]}`: {told}."
 
 
 def alone_table(heads: FactorHeads, single: Draws) -> str:
@@ -685,8 +689,8 @@ def main() -> None:
     text = PAGE.format(
         fit=f"{len(more['fit']['factors']):,}",
         held=f"{len(more['calibrate']['factors']):,}",
-        far=f"{MORE['fit']['extremes'] * PART:,}",
-        few=f"{COUNTS['fit']:,}",
+        far=f"{40 if options.quick else MORE['fit']['extremes'] * PART:,}",
+        drawn=f"{len(every['fit', SPACES[0]]['factors']):,}",
         asked=len(single["factors"]),
         before="\n".join(f"{space}:\n\n{_table(rows)}" for space, rows in before.items()),
         alone=alone_table(heads, single),
@@ -697,8 +701,8 @@ def main() -> None:
         parts=parts_table(heads, single),
         pay=pay_table(pay),
         paid=PAID.format(few=f"{len(few[0]['factors']):,}")
-        + "\n\n"
-        + (TRAINED.format(steps=options.steps) if options.steps > 0 else NOT_TRAINED),
+        + (TRAINED.format(steps=options.steps) if options.steps > 0 else NOT_TRAINED)
+        + CONTRAST,
     )
     print(text)
     if options.json:
@@ -762,12 +766,16 @@ R squared in the space `single and mixed`. `shipped` is the frozen encoder with 
 fitted on copies see the degraded face alone, by the layers and by its own spectra: `lq_only`, at a budget at which it
 learns. They read every factor worse than heads fitted on as many pairs: the pair pays, most for the blur. Heads of
 pairs fail where a pair is two copies."""
-TRAINED = """\
+TRAINED = """
+
 `from the start` trains encoder and heads together on the factors, with regression and not contrast, {steps} steps
-of 24 crops of 48 pixels. It is short: the noise comes first, for both. By contrast, 400 steps of each from the start
-find one operator of 50 in 0.39 (`pair`) and 0.03 (`lq_only`) of the cases by the probe, where chance finds 0.02
-(`checkpoints/fadex`): a budget at which an encoder of the degraded face alone learns by contrast was not reached."""
-NOT_TRAINED = """An encoder of the degraded face alone (`lq_only`) was not trained for this page."""
+of 24 crops of 48 pixels. It is short: the noise comes first, for both."""
+NOT_TRAINED = """
+
+An encoder of the degraded face alone (`lq_only`) was not trained for this page."""
+CONTRAST = """
+
+By contrast, as the paper trains it: [contrast.md](contrast.md)."""
 
 
 if __name__ == "__main__":
