@@ -86,10 +86,8 @@ class OneStepRestorer(RestorerBase):
         super().__init__(base, prompts=prompts, timestep=timestep, guidance=guidance, posterior=posterior)
         width = base.unet.config.cross_attention_dim
         if mapnet.config["width"] != width:
-            raise ValueError(
-                f"MapNet makes tokens of width {mapnet.config['width']}, the base model reads {width}: "
-                "set mapnet.width."
-            )
+            wrong = mapnet.config["width"]
+            raise ValueError(f"MapNet makes tokens of width {wrong}, the base model reads {width}: set mapnet.width.")
         self.mapnet = mapnet
         # the VAE's factor times the UNet's
         self.multiple = 2 ** sum(len(part.config.block_out_channels) - 1 for part in (self.vae, self.unet))
@@ -114,8 +112,7 @@ class OneStepRestorer(RestorerBase):
         self.negative_tokens = negative_tokens
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in self.parameters()) - trained
-        message = "Restorer: %.2f M weights trained, %.2f M frozen, %d layers adapted."
-        log.info(message, trained / 1e6, frozen / 1e6, adapted)
+        log.info("Restorer: %.2f M trained, %.2f M frozen, %d layers adapted.", trained / 1e6, frozen / 1e6, adapted)
 
     def tokens(self, features: Tensor | None, batch: int, drop: Tensor | None = None) -> Tensor:
         """Degradation tokens (B, N, D) from FaDeX's map (B, C, h, w).
