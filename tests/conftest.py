@@ -30,13 +30,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(0))
 
 
+def _restore_log_levels() -> None:
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("face2scene.models").setLevel(logging.NOTSET)
+
+
 @pytest.fixture(autouse=True)
 def restored_log_level():
-    """A run lowers the root logger's level for its process; the next test starts without that."""
-    root = logging.getLogger()
-    root.setLevel(logging.WARNING)  # a fixture of a whole module may have run one too
+    """A run changes levels of loggers for its process; the next test starts without that."""
+    _restore_log_levels()  # a fixture of a whole module may have run one too
     yield
-    root.setLevel(logging.WARNING)
+    _restore_log_levels()
 
 
 @pytest.fixture(scope="session")

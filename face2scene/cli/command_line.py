@@ -17,6 +17,7 @@ from hydra.errors import HydraException, InstantiationException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from tqdm import tqdm
 from yaml import MarkedYAMLError
 
 from face2scene.cli.config_text import CONFIGS, key_of, keys, options_of
@@ -200,6 +201,8 @@ def print_error(error: BaseException, config: str = "") -> int:
         sentence = f"{error.filename} cannot be used ({error.strerror}): choose another file or folder."
     if isinstance(cause, ImportError) and "'face2scene." in sentence:
         sentence += " There is no such module or class; CHANGELOG.md lists those that were renamed."
+    for bar in [*tqdm._instances]:  # those the error left open, whose line the sentence would share
+        bar.close()
     print(sentence, file=sys.stderr)
     return 2 if isinstance(error, UsageError | HydraException) and cause is None else 1
 

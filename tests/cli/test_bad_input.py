@@ -154,7 +154,7 @@ CASES = [
     ([*PHOTO, "gt=text.png"], "gt=text.png is no folder"),
     ([*PHOTO, "restorer_weights=empty"], "no restorer weights at empty"),
     ([*FADEX, "paths.runs=text.png"], "text.png"),
-    (["precompute-ref-fr", "data=tiny", "ref_fr=faceme_tiny", "cache=text.png"], "text.png"),
+    (["precompute-ref-fr", "data=tiny", "degradation=tiny", "ref_fr=faceme_tiny", "cache=text.png"], "text.png"),
     (["precompute-ref-fr", "data=tiny", "ref_fr=external"], "ref_fr.command=... is missing"),
     (["precompute-ref-fr", "data=tiny", "ref_fr=none"], "ref_fr=none cannot be cached"),
     # configurations of one's own that are no YAML, or not in UTF-8

@@ -203,5 +203,5 @@ def test_same_name_in_two_folders(tmp_path, make_adapter, run_baseline_script):
     assert run_baseline_script(*nested, "gt=null", "name=bicubic")
     for task in tasks:
         assert torch.equal(read_tensor(tmp_path / f"runs/bicubic/images/{task.name}.png"), read_tensor(task.path))
-    with pytest.raises(ValueError, match=r"1 names occur more than once in input=.*such as x.*gt=null"):
+    with pytest.raises(ValueError, match=r"1 names occur more than once in the input, such as x.*gt=null"):
         run_baseline_script(*nested, f"gt={tmp_path}/nested")

@@ -294,7 +294,7 @@ def test_tokens_can_come_from_other_image(make_pipeline, photo_folder, tmp_path)
     tasks = find_tasks(photo_folder, gt=photo_folder)
     _, log = restore_and_read_log(pipeline, tasks, tmp_path / "other", tokens_from="other")
     assert [line["tokens_from"] for line in log] == ["b.png", "c.png", "a.png"]
-    with pytest.raises(ValueError, match="own, other or null"):
+    with pytest.raises(ValueError, match="own, other, null"):
         restore_folder(pipeline, tasks, tmp_path / "x", tokens_from="mine")
 
 

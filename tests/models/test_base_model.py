@@ -175,5 +175,5 @@ def test_full_size_restores_and_trains(capsys):
 
 
 def test_unknown_dtype_raises(tiny_base):
-    with pytest.raises(ValueError, match=r"restorer\.base\.dtype must be fp32, bf16 or fp16, not 'int8'"):
+    with pytest.raises(ValueError, match=r"dtype must be one of fp32, bf16, fp16, not 'int8'"):
         load_base(tiny_base, dtype="int8")

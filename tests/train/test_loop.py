@@ -144,7 +144,7 @@ def test_schedule_warms_up_and_decays():
     assert schedule.rate(0) == pytest.approx(0.1, rel=1e-3)
     assert schedule.rate(50) == pytest.approx(0.505)
     assert 0.01 <= schedule.rate(99) < 0.011
-    with pytest.raises(ValueError, match="decay must be constant or cosine"):
+    with pytest.raises(ValueError, match="decay must be one of constant, cosine"):
         Schedule(steps=1, decay="linear")
 
 

@@ -227,7 +227,7 @@ def test_unknown_best_metric_raises():
     schedule = Schedule(steps=1, best="validation/psnr")
     with pytest.raises(ValueError, match=r"best=validation/psnr is not among.*validation/ssim"):
         schedule.improves({"validation/ssim": 1.0}, None)
-    with pytest.raises(ValueError, match="best_is must be lowest or highest"):
+    with pytest.raises(ValueError, match="best_is must be one of lowest, highest"):
         Schedule(steps=1, best_is="largest")
 
 
@@ -280,7 +280,7 @@ def test_out_of_memory_names_options(make_task, tmp_path):
 @pytest.mark.parametrize("options", [{"order": "backwards"}, {"posterior": "median"}])
 def test_unknown_setting_raises(make_task, options):
     ((name, value),) = options.items()
-    with pytest.raises(ValueError, match=rf"train\.restorer\.{name} must be \w+ or \w+, not '{value}'"):
+    with pytest.raises(ValueError, match=rf"train\.restorer\.{name} must be one of \w+, \w+, not '{value}'"):
         make_task(**options)
 
 
