@@ -31,7 +31,7 @@ def locked(folder: str | Path, instead: str, *, name: str = LOCK, hold: bool = T
     """Hold `folder` for this process, which may enter it again; its file `name` says who holds it.
 
     The kernel releases it when the process ends in any way. A file that is left then is recognised and reported. A
-    folder that is read-only or cannot be made is not held: whoever writes to it says why.
+    folder that is read-only or cannot be made is not held: the first write to it raises the reason.
 
     Args:
         instead: what else the user can do, such as `choose another name=...`.
