@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from network_moves import record_moves
 from s3diff_reference import by_hand, scores_by_hand, tiles_by_hand
 from tolerances import RELOADED
 from torch import Tensor, nn
@@ -239,13 +240,7 @@ def test_seeded_sample_is_per_image(model):
 
 
 def test_offload_has_all_networks_on_the_device(model, monkeypatch):
-    moves, move = [], nn.Module.to
-
-    def recorded(self, *where):
-        moves.append((type(self).__name__, *where))
-        return move(self, *where)
-
-    monkeypatch.setattr(nn.Module, "to", recorded)
+    moves = record_moves(monkeypatch)
     plan = TilePlan.of((64, 64), model, tile=None)
     next(model.restore_tiled(torch.rand(1, 3, 64, 64), None, plan, [1.0], device="cpu:0", offload=True))
     names = ("AutoencoderKL", "UNet2DConditionModel")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from image_measures import psnr
+from network_moves import record_moves
 from torch import nn
 
 from face2scene.common.reproducibility import REPOSITORY
@@ -340,13 +341,7 @@ def test_progress_reports_every_tile(shipped_restorer):
 
 
 def test_offload_moves_networks_in_use(shipped_restorer, monkeypatch):
-    moves, move = [], nn.Module.to
-
-    def recorded(self, *where):
-        moves.append((type(self).__name__, *where))
-        return move(self, *where)
-
-    monkeypatch.setattr(nn.Module, "to", recorded)
+    moves = record_moves(monkeypatch)
     scene, tokens = torch.rand(1, 3, 32, 32), shipped_restorer.tokens(None, 1)
     restore_in_tiles(
         shipped_restorer,
