@@ -79,6 +79,12 @@ def disk_error(error: BaseException | None) -> str:
     return ""
 
 
+def size_text(count: float) -> str:
+    """A number of bytes in the largest unit of which it is at least one."""
+    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+    return next((f"{count / unit:.1f} {name}" for unit, name in units if count >= unit), f"{count:.0f} bytes")
+
+
 def fitting_name(stem: str, suffix: str, most: int = 255) -> str:
     """`stem` + `suffix`; if longer than `most` bytes, a digest replaces the end of the stem."""
     if len(os.fsencode(stem + suffix)) <= most:
