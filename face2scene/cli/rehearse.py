@@ -52,7 +52,7 @@ def main(options: Namespace) -> int:
     """Run the command with the options of `face2scene rehearse`; exit code 1 where the run does not fit."""
     if options.gpus < 1 or not 0 < options.efficiency <= 1:
         raise ValueError(
-            f"--gpus is at least 1, --efficiency above 0 and at most 1; {options.gpus} and {options.efficiency} were given."
+            f"--gpus is at least 1, --efficiency above 0 and at most 1; given: {options.gpus}, {options.efficiency}."
         )
     if odd := next((word for word in options.overrides if not re.match(r"~|.+=", word)), None):
         raise UsageError(f"{odd!r} is no option of face2scene rehearse: give KEY=VALUE, such as experiment=paper.")

@@ -369,7 +369,11 @@ class _Run:
         return [folder / fitting_name(stem, f"_{kind}.png") for kind in ("degraded", "restored")]
 
     def _record_failure(self, task: RestorationTask, reason: Exception | str) -> None:
-        message = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
+        message = str(reason)
+        if isinstance(reason, OSError) and reason.filename:
+            message = f"{reason.filename} cannot be used ({reason.strerror})."
+        elif isinstance(reason, Exception) and not type(reason).__module__.startswith("face2scene."):
+            message = f"{type(reason).__name__}: {reason}"
         self.result.failed[task.file] = message
         if "failed" in self.ledger.lines.get(task.file, {"failed": ""}):  # an earlier result keeps its line
             with suppress(OSError):  # no room

@@ -32,7 +32,7 @@ def _part(argument: str, name: str) -> Any:
         raise ValueError(f"There is no {argument}={name!r}: choose {', '.join(known)}.{near}")
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = compose(None, ["+paths=default", f"+{group}={name}"])
-    if missing := OmegaConf.missing_keys(composed):
+    if missing := OmegaConf.missing_keys(composed[group]):  # of paths/ only what the group uses is resolved
         raise ValueError(
             f"{argument}={name!r} has no {', '.join(sorted(missing))}: build the object with them instead."
         )

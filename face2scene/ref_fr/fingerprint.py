@@ -30,7 +30,7 @@ def resolve_paths(values: Mapping[str, str]) -> dict[str, Path]:
             absent.append(name)
         elif asset is None and not found[option].exists():
             raise FileNotFoundError(f"There is nothing at {value} (ref_fr.{option}).")
-    if absent:
+    if absent := list(dict.fromkeys(absent)):
         raise catalogue.MissingWeights(
             f"The weights of {', '.join(absent)} are not in {catalogue.weights_root()}: run `face2scene fetch "
             f"{' '.join(absent)}` (`face2scene fetch --list` shows their licences)."

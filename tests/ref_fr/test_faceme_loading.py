@@ -242,6 +242,7 @@ def test_full_size_model_loads_and_runs(tmp_path, people, monkeypatch, capsys):
         controlnet=str(tmp_path / "controlnet"),
         mix=str(tmp_path / "mix.safetensors"),
         photomaker=str(tmp_path / "photomaker-v1.bin"),
+        antelope=str(tmp_path),
         dtype="float16",
         vae_dtype="float16",
         size=64,
@@ -349,6 +350,7 @@ def test_released_layout_gives_same_face(tmp_path, faces, people, monkeypatch):
         "controlnet": str(tmp_path / "controlnet"),
         "mix": str(tmp_path / "mix.safetensors"),
         "photomaker": str(tmp_path / "photomaker-v1.bin"),
+        "antelope": str(tmp_path),
     }
     settings = {"size": 64, "steps": 3, "device": "cpu"}
     result = FaceMe.released(**options, **settings).restore_aligned(faces[:1], [people["ann"]])[0].image
@@ -356,18 +358,18 @@ def test_released_layout_gives_same_face(tmp_path, faces, people, monkeypatch):
     # a mapped file's weights lie elsewhere in memory, where a kernel may sum in another order; then 256 values are left
     assert (result - known).abs().max() < 1.01 / 255 and (result - known).abs().mean() < 1e-5
     monkeypatch.setattr(loading, "load_network", lambda *_: pytest.fail("weights are read before all files are found"))
+    with pytest.raises(FileNotFoundError, match=r"There is no config.json in .*unet: ref_fr\.base"):
+        FaceMe.released(**options | {"base": str(tmp_path)}, **settings)
     (tmp_path / "mix.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"ref_fr\.mix"):
         FaceMe.released(**options, **settings)
-    with pytest.raises(FileNotFoundError, match=r"There is no config.json in .*unet: ref_fr\.base"):
-        FaceMe.released(**options | {"base": str(tmp_path)}, **settings)
 
 
 def test_missing_weights_name_fetch_command(monkeypatch, tmp_path):
     monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
-    with pytest.raises(MissingWeights, match="`face2scene fetch realvisxl_v3 faceme photomaker`"):
+    with pytest.raises(MissingWeights, match="`face2scene fetch realvisxl_v3 faceme photomaker antelopev2`"):
         FaceMe.released(device="cpu")
-    with pytest.raises(MissingWeights, match="`face2scene fetch realvisxl_v3 faceme photomaker`"):
+    with pytest.raises(MissingWeights, match="`face2scene fetch realvisxl_v3 faceme photomaker antelopev2`"):
         Face2ScenePipeline.from_pretrained("tiny", ref_fr="faceme")
     with pytest.raises(MissingWeights, match="face2scene fetch antelopev2"):
         Antelope().detect(np.zeros((8, 8, 3), np.uint8))

@@ -22,6 +22,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from face2scene.assets import catalogue
 from face2scene.assets.catalogue import WeightsError
 from face2scene.common.choices import one_of
 from face2scene.common.memory import named_device, on_device
@@ -151,7 +152,8 @@ class FaceMe(AlignedRefFR):
         """
         options = {"base": base, "controlnet": controlnet, "mix": mix, "photomaker": photomaker}
         texts = {"prompt": prompt, "negative": negative, "word": word}
-        places = resolve_paths(options)
+        unpacked = antelope or (catalogue.weights_root() / "antelopev2").is_dir()  # else it is fetched with the others
+        places = resolve_paths(options if unpacked else options | {"antelope": "antelopev2"})
         loading.check_files(places, antelope)
 
         def load(dtype: torch.dtype, vae_dtype: torch.dtype) -> Parts:
