@@ -22,6 +22,8 @@ NOT_MEASURED = "not measured"
 DECIMALS = {"psnr": 2, "psnr_y": 2, "fid": 2, "musiq": 2, "niqe": 2}  # of our own values; 4 for other metrics
 _FID_IMAGES = 2048  # one for each feature; from fewer, FID is biased upwards (Chong and Forsyth 2020)
 
+_TEX = str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"} | {s: rf"\char`\{s}{{}}" for s in "\\~^"})
+
 
 @dataclass(frozen=True)
 class TableRow:
@@ -127,7 +129,7 @@ def ranks(rows: Iterable[TableRow], key: str) -> tuple[float | None, float | Non
 def markdown(rows: Sequence[TableRow], columns: Sequence[str]) -> str:
     """A Markdown table: **best** and <u>second best</u> of what is measured; arrows show the better direction."""
     header = ["Method", *(f"{METRICS[key].title} {METRICS[key].arrow}" for key in columns)]
-    lines = [header, *_cells(rows, columns, "**{}**", "<u>{}</u>", str)]
+    lines = [header, *_cells(rows, columns, "**{}**", "<u>{}</u>", lambda text: text.replace("|", r"\|"))]
     widths = [max(len(line[index]) for line in lines) for index in range(len(header))]
     drawn = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
     rule = "| " + " | ".join("-" * w for w in widths) + " |"
@@ -228,7 +230,7 @@ def _cells(
 
 
 def _tex(text: str) -> str:
-    return re.sub(r"([&%$#_{}])", r"\\\1", text)
+    return text.translate(_TEX)
 
 
 def _is_number(cell: str) -> bool:
