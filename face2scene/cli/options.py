@@ -97,7 +97,7 @@ class Parser(argparse.ArgumentParser):
 
     def refuse(self, word: str, known: Iterable[str] = ()) -> NoReturn:
         """Raise the UsageError of a word that is none of `known`, by default of what this parser takes."""
-        word = word.partition("=")[0]
+        word, known = word.partition("=")[0], list(known)
         forms = {name: name for name in known}
         for action in () if forms else self._actions:
             forms |= {name: name for name in action.option_strings or action.choices or ()}
@@ -106,7 +106,8 @@ class Parser(argparse.ArgumentParser):
         near, key = forms.get(nearest(word, forms), ""), word.lstrip("-").replace("-", "_")
         if (found := nearest_key(key, self.keys)) and (not near or found.rpartition(".")[2] == key):
             near = f"{found}=VALUE"
-        raise UsageError(f"{self.prog} has no {word}{did_you_mean(near)}: see {self.prog} --help.")
+        listed = f"choose {', '.join(known)}" if known and not near else f"see {self.prog} --help"
+        raise UsageError(f"{self.prog} has no {word}{did_you_mean(near)}: {listed}.")
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -178,7 +179,8 @@ def _metavar(key: str) -> str:
 def _about(key: str, known: Key, paths: Mapping[str, Key]) -> str:
     text = ", ".join(options_of(key)) or re.split(r"(?<=\w{3})[;.] ", known.comment)[0]
     default = re.sub(r"\$\{(paths\.\w+)\}", lambda found: str(paths[found[1]].default), str(known.default))
-    default = default.replace("${shipped:}", "checkpoints")
+    default = re.sub(r"\$\{oc\.env:\w+,(\w+)\}", r"\1", default.replace("${shipped:}", "checkpoints"))
+    default = re.sub(r"\$\{[\w.]*?(\w+)\}", r"<\1>", default)  # such as <name>
     without = known.default in (None, "null", "", "???") or known.default is False
     return f"{text}{'' if without else f' (default: {default})'}".strip().replace("%", "%%")
 

@@ -33,6 +33,9 @@ def test_help_is_one_screen_with_defaults(name, monkeypatch, capsys):
     text = capsys.readouterr().out
     assert end.value.code == 0 and len(text.splitlines()) <= 30
     assert f"usage: face2scene {name} " in text and f"example: face2scene {name} " in text
+    assert "${" not in text
+    undescribed = re.findall(r"^ +(--\S+) [A-Z]+ +\(default", text, re.M)
+    assert not undescribed
     known = keys(name.replace("-", "_"))
     for key, flags in options(name).items():
         assert flags[-1] in text and key in known

@@ -10,12 +10,13 @@ from inverting_pipeline import InvertingPipeline, log_entries, make_image
 from PIL import Image
 from png_files import png_claiming
 
-from face2scene.common.files import fitting_name
+from face2scene.common import files
+from face2scene.common.files import OutputError, fitting_name
 from face2scene.common.types import DegradationTokens, FacePair
 from face2scene.image_io.arrays import list_images, read_image
 from face2scene.image_io.photos import read_photo, write_photo
 from face2scene.inference import batch
-from face2scene.inference.batch import OutputError, Settings, restore_folder
+from face2scene.inference.batch import Settings, restore_folder
 from face2scene.inference.results import DegradationEstimate, FaceEstimate
 from face2scene.inference.tasks import find_tasks
 
@@ -113,13 +114,13 @@ def test_long_names_are_cut_and_unique():
 
 def test_unwritable_output_fails_before_work(photo_folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="Nothing can be written to output="):
+    with pytest.raises(OutputError, match=r"Nothing can be written to .*file \("):
         restore_folder(InvertingPipeline(), find_tasks(photo_folder), tmp_path / "file")
 
     def refuse(**_):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(batch, "TemporaryFile", refuse)
+    monkeypatch.setattr(files, "TemporaryFile", refuse)
     pipeline = InvertingPipeline()
     with pytest.raises(OutputError, match="Read-only file system"):
         restore_folder(pipeline, find_tasks(photo_folder), tmp_path / "out")
