@@ -202,12 +202,6 @@ def _grey(image: np.ndarray) -> np.ndarray:
     return np.repeat((image @ LUMA)[..., None], 3, axis=2)
 
 
-def grey_where_neutral(image: np.ndarray) -> tuple[np.ndarray, bool]:
-    """An image (H, W, 3) in equal channels if they are no farther apart than a JPEG's rounding, and whether so."""
-    neutral = all(np.ptp(part, axis=2).max() <= NEUTRAL + 1e-6 for part in (image[::16, ::16], image))
-    return (_grey(image) if neutral else image), neutral
-
-
 def _encode(path: Path, fmt: str, levels: np.ndarray, kept: Metadata, icc: bytes | None, quality: int) -> list[str]:
     """Write uint8 or uint16 levels (H, W, 1 to 4); the names of the metadata that the format does not hold."""
     if fmt == "tiff":
@@ -261,11 +255,9 @@ def _to_full_page(image: Any) -> None:
 def _read_sound(path: Path, max_pixels: int, heif: bool) -> Photo:
     try:
         return _read_file(path, max_pixels, heif)
-    except (ImageError, ModuleNotFoundError):
-        raise
-    except Exception:  # Pillow refuses a photo for one damaged text
+    except Exception as error:  # Pillow refuses a photo for one damaged text
         sound, damaged = without_damaged_parts(path.read_bytes())
-        if not damaged:
+        if isinstance(error, ImageError | ModuleNotFoundError) or not damaged:
             raise
         photo = _read_file(path, max_pixels, heif, sound)
         note = f"Damaged parts beside the image are left out: {', '.join(damaged)}."
@@ -288,7 +280,7 @@ def _read_file(path: Path, max_pixels: int, heif: bool, content: bytes = b"") ->
             raise
     samples, icc, orientation, notes = deep.read_tiff(path, max_pixels)
     notes += further
-    return _photo(samples, icc, orientation, tiff_metadata(path.read_bytes(), notes), notes)
+    return from_samples(samples, icc, orientation, tiff_metadata(path.read_bytes(), notes), notes)
 
 
 def _from_pillow(path: Path, image: Image.Image, content: bytes) -> Photo:
@@ -315,7 +307,7 @@ def _from_pillow(path: Path, image: Image.Image, content: bytes) -> Photo:
     if samples is None:
         image, icc = _from_cmyk(image, icc, notes)
         samples = _samples(path, image, notes)
-    return _photo(samples, icc, orientation, metadata, [*notes, *lost])
+    return from_samples(samples, icc, orientation, metadata, [*notes, *lost])
 
 
 def _from_cmyk(image: Image.Image, icc: bytes | None, notes: list[str]) -> tuple[Image.Image, bytes | None]:
@@ -350,7 +342,8 @@ def _samples(path: Path, image: Image.Image, notes: list[str]) -> Samples:
     return Samples(colour[..., :1] if grey else colour, alpha)
 
 
-def _photo(samples: Samples, icc: bytes | None, orientation: int, metadata: Metadata, notes: list[str]) -> Photo:
+def from_samples(samples: Samples, icc: bytes | None, orientation: int, metadata: Metadata, notes: list[str]) -> Photo:
+    """The photo of decoded samples: converted by a profile, turned, and without colour under an alpha of 0."""
     colour, alpha, bits = samples
     grey = colour.shape[2] == 1
     profile = other_profile(icc, grey, notes)
@@ -362,9 +355,8 @@ def _photo(samples: Samples, icc: bytes | None, orientation: int, metadata: Meta
     alpha = None if alpha is None or alpha.min() == 1 else np.ascontiguousarray(_upright(alpha, orientation))
     if alpha is not None:
         colour = _visible(colour, alpha)
-    neutral = False
-    if not grey:
-        colour, neutral = grey_where_neutral(colour)
+    neutral = not grey and all(np.ptp(part, axis=2).max() <= NEUTRAL + 1e-6 for part in (colour[::16, ::16], colour))
+    colour = _grey(colour) if neutral else colour
     return Photo(np.ascontiguousarray(colour), alpha, bits, grey, neutral, profile, metadata, tuple(notes))
 
 

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from face2scene.faces.matching import people_of, photos_in
 from face2scene.image_io.arrays import output_size, resize, resize_with_alpha, to_array, to_tensor, write_png
-from face2scene.image_io.photos import MAX_PIXELS, ImageError, Photo, grey_where_neutral, photo_of, read_photo
+from face2scene.image_io.deep import Samples
+from face2scene.image_io.metadata import Metadata
+from face2scene.image_io.photos import MAX_PIXELS, ImageError, Photo, from_samples, photo_of, read_photo
 from face2scene.image_io.raw import Development
 
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
@@ -64,10 +66,7 @@ def _from_array(array: np.ndarray) -> Photo:
         raise ImageError("An array of floats must lie in [0, 1]: divide bytes by 255.")
     values = values.reshape(*values.shape[:2], channels)
     alpha = values[..., 3] if channels == 4 else None
-    if channels == 1:
-        return Photo(np.repeat(values, 3, axis=2), bits=16 if top == 65535 else 8, grey=True)
-    colour, neutral = grey_where_neutral(np.ascontiguousarray(values[..., :3]))
-    return Photo(colour, alpha, bits=16 if top == 65535 else 8, neutral=neutral)
+    return from_samples(Samples(values[..., :3], alpha, 16 if top == 65535 else 8), None, 1, Metadata(), [])
 
 
 def name_of(image: ImageInput, photo: Photo) -> str:

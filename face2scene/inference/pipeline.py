@@ -171,7 +171,7 @@ class Face2ScenePipeline(DegradationEstimator):
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the weights; images with the same one were restored by the same weights."""
-        return pretrained.fingerprint(self.files, self.restorer, self.fadex)
+        return pretrained.fingerprint(self.files, self.restorer, self.fadex, self.estimator)
 
     # Device, dtype and tiling
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from face2scene import __version__
 from face2scene.common.files import atomic_write, read_json, write_json
 from face2scene.common.ledger import content, digest
@@ -106,10 +108,10 @@ def name_card(folder: str | Path, name: str) -> None:
     card.write_text(card.read_text(encoding="utf-8").replace(_HERE, name), encoding="utf-8", newline="\n")
 
 
-def fingerprint(files: Sequence[Path], restorer: OneStepRestorer | S3Diff, fadex: FaDeX) -> str:
-    """Digest (16 hex digits) of the restorer's and FaDeX's files and of the base, or without files of the tensors."""
+def fingerprint(files: Sequence[Path], restorer: OneStepRestorer | S3Diff, *others: nn.Module | None) -> str:
+    """Digest (16 hex digits) of the weights' files and of the base, or without files of the networks' tensors."""
     if not files:
-        return digest([restorer.state_dict(), fadex.state_dict()])
+        return digest([one.state_dict() for one in (restorer, *others) if one is not None])
     base = "" if kind_of(files[0]) == "merged_restorer" else str(restorer.config.get("source", ""))
     folder = Path(base_folder(base)) if base else None  # a merged file includes its base
     return digest([*map(content, files), files_version(folder) if folder and folder.is_dir() else base])

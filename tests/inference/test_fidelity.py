@@ -95,3 +95,9 @@ def test_estimator_beside_the_restorer_is_used(tiny_pipeline, image, tmp_path):
     pipeline.save_pretrained(tmp_path / "saved")
     again = Face2ScenePipeline.from_pretrained(tmp_path / "saved")
     assert again(image).notes["fidelity"] == pytest.approx(0.4, abs=1e-4)
+
+
+def test_estimator_is_part_of_the_fingerprint(make_pipeline):
+    """So that finished photos are those of this estimator, also where no weights file was read."""
+    found = {make_pipeline(estimator=one).fingerprint for one in (None, estimator(0.2), estimator(0.8), estimator(0.8))}
+    assert len(found) == 3

@@ -15,6 +15,7 @@ from PIL import Image
 import face2scene
 from face2scene.common.types import Scene
 from face2scene.image_io.arrays import to_bytes
+from face2scene.inference.inputs import as_photo
 from face2scene.inference.named_parts import with_parts
 from face2scene.inference.pipeline import Face2ScenePipeline
 from face2scene.ref_fr import Copy
@@ -104,3 +105,17 @@ def test_push_to_hub_uploads_folder_and_card(make_pipeline, monkeypatch):
         "restorer.safetensors",
     ]
     assert 'from_pretrained("ann/scenes"' in card and "library_name: face2scene" in card
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_hidden_colour_of_an_array_does_not_matter(dtype):
+    """As of a file: the nearest visible colour is taken, and transparency without effect is none."""
+    top = np.iinfo(dtype).max if dtype != np.float32 else 1
+    photos = []
+    for hidden in (0, top):
+        array = np.full((16, 16, 4), (0, hidden, 0, 0), dtype)
+        array[4:12, 4:12] = np.array((top, top // 2, 0, top), dtype)
+        photos.append(as_photo(array))
+    np.testing.assert_array_equal(photos[0].image, photos[1].image)
+    np.testing.assert_allclose(photos[0].image, np.broadcast_to((1, (top // 2) / top, 0), (16, 16, 3)), atol=1e-6)
+    assert photos[0].alpha is not None and as_photo(array[4:12, 4:12]).alpha is None
