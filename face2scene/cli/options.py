@@ -197,19 +197,22 @@ class Words(NamedTuple):
 def read(name: str, argv: Sequence[str]) -> Words:
     """The words for Hydra of a command line as people type it; prints help where it is asked for, and exits.
 
+    What follows `--` is no option, and what begins like a path (`./`, `/`, `..`) is no KEY=VALUE.
+
     Raises:
         UsageError: an option, a word or a value that cannot be meant; the message has the nearest that can.
     """
-    parser = parser_of(name)
-    given, unknown = parser.parse_known_intermixed_args(with_variant(name, argv))
+    parser, end = parser_of(name), [*argv, "--"].index("--")
+    given, unknown = parser.parse_known_intermixed_args(with_variant(name, argv[:end]))
     if given.help or given.help_all:
         print(parser.format_help() if given.help else _all_files(name, given.words), end="")
         raise SystemExit(0)
     if unknown:
         parser.refuse(unknown[0])
-    known, words = keys(name.replace("-", "_"), given.words), _key_of_words(name)
-    plain = [word for word in given.words if not _is_override(word, known)]
-    overrides = [word for word in given.words if word not in plain]
+    typed = [word for word in given.words if not word.startswith((".", "/"))]
+    known, words = keys(name.replace("-", "_"), typed), _key_of_words(name)
+    overrides = [word for word in typed if _is_override(word, known)]
+    plain = [word for word in given.words if word not in overrides] + list(argv[end + 1 :])
     for key in options(name):
         value = getattr(given, key)
         if key == words:

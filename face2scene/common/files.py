@@ -80,6 +80,12 @@ def disk_error(error: BaseException | None) -> str:
     return ""
 
 
+def size_text(count: float) -> str:
+    """A number of bytes in the largest unit of which it is at least one."""
+    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+    return next((f"{count / unit:.1f} {name}" for unit, name in units if count >= unit), f"{count:.0f} bytes")
+
+
 class OutputError(OSError):
     """Nothing can be written to a folder; the message has the reason and the remedy."""
 

@@ -6,6 +6,7 @@ finished work, so the same command continues after any interruption. Other files
 
 import errno
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -76,6 +77,8 @@ class Settings:
         if not self.folders or len(set(self.folders)) < len(self.folders):
             raise ValueError("Of guidance or pipeline.max_tokens give at least one value, and none twice (to 0.01).")
         output_size((1, 1), self.scale)
+        if not 0 <= self.burst_seconds < math.inf:
+            raise ValueError(f"burst_seconds is {self.burst_seconds}: it must be a number from 0 on.")
 
     @property
     def folders(self) -> list[str]:

@@ -60,6 +60,21 @@ def test_options_are_overrides():
     assert read("restore", ["--ref-fr=copy", "--fidelity", "0.8"]).overrides == ["pipeline.fidelity=0.8", "ref_fr=copy"]
 
 
+@pytest.mark.parametrize("name", ["-lead.png", "--output.png", "-r", "--help", "seed=1", "data=tiny", "--", "+a=b.png"])
+def test_words_behind_two_dashes_are_photos(name):
+    words = read("restore", ["-o", "out", "--", name])
+    assert words.overrides == ["output=out", f"input={name}"]
+    assert read("restore", ["a.png", "-o", "out", "--", name]).photos == ["a.png", name]
+    with pytest.raises(UsageError, match="is no option of face2scene train-fadex"):
+        read("train-fadex", ["name=a", "--", name])
+
+
+@pytest.mark.parametrize("name", ["./data=tiny", "/none/seed=1.png", "../a=b.png", "./scale=2/b.png"])
+def test_paths_are_no_overrides(name):
+    """Whether there is such a file or not."""
+    assert read("restore", [name, "-o", "out"]).overrides == ["output=out", f"input={name}"]
+
+
 def test_photos_are_words_or_i(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x=1.png").write_bytes(b"")
