@@ -164,6 +164,7 @@ CASES = [
     (["rehearse", "--json", "empty"], "--json=empty is a folder"),
     (["sweep", "sweep=null"], "sweep is one of cfg, code_source"),
     ([*PHOTO, "restorer=null"], "restorer is one of s3diff"),
+    (["sweep", "sweep=lora_rank", "--wandb", "empty"], "empty cannot be used"),
     (["explain", "photo.png"], "photo.png has no record"),  # beside a folder named as weights
     (["explain", ""], "a path is needed"),
     (["data", "verify", ""], "a path is needed"),
