@@ -198,7 +198,8 @@ def print_error(error: BaseException, config: str = "") -> int:
     elif isinstance(error, UnicodeDecodeError) and config:
         sentence = f"A file of the configuration is not in UTF-8 ({error}): save it as UTF-8."
     elif isinstance(error, OSError) and error.filename and sentence == str(error):
-        sentence = f"{error.filename} cannot be used ({error.strerror}): choose another file or folder."
+        place = error.filename2 or error.filename  # of a move the second is the name that the user gave
+        sentence = f"{place} cannot be used ({error.strerror}): choose another file or folder."
     if isinstance(cause, ImportError) and "'face2scene." in sentence:
         sentence += " There is no such module or class; CHANGELOG.md lists those that were renamed."
     for bar in [*tqdm._instances]:  # those the error left open, whose line the sentence would share

@@ -151,8 +151,8 @@ def _kind(key: str, value: Any, default: Any, names: list[str]) -> str:
         return _number_kind(key, value, 1 if default is None else default)
     if isinstance(default, str | None) and isinstance(value, int | float) and _range(key):
         return _number_kind(key, value, 0.0)
-    if not names and value is None and isinstance(default, str):
-        return "a text"
+    if not names and value is None and isinstance(default, str) and default != "null":
+        return f"one of {', '.join(options_of(key))}" if options_of(key) else "a text"
     if not names or _text(value) in names:
         return ""
     return f"one of {', '.join(names)}{did_you_mean(nearest(_text(value), names))}"

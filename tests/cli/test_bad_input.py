@@ -162,6 +162,9 @@ CASES = [
     (["export", "-o", "text.png/out", SHIPPED], "Nothing can be written to text.png/out"),
     (["eval", "photos", "--gt", "photos", "paths.runs=text.png"], "Nothing can be written to text.png"),
     (["rehearse", "--json", "empty"], "--json=empty is a folder"),
+    (["sweep", "sweep=null"], "sweep is one of cfg, code_source"),
+    ([*PHOTO, "restorer=null"], "restorer is one of s3diff"),
+    (["sweep", "sweep=lora_rank", "--wandb", "empty"], "empty cannot be used"),
     (["explain", "photo.png"], "photo.png has no record"),  # beside a folder named as weights
     (["explain", ""], "a path is needed"),
     (["data", "verify", ""], "a path is needed"),

@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from face2scene.cli import main
-from face2scene.cli.config_text import keys, layers
+from face2scene.cli.config_text import CONFIGS, keys, layers
 from face2scene.cli.options import COMMANDS, UsageError, options, parser_of, read
 from face2scene.common.reproducibility import REPOSITORY
 
@@ -196,3 +197,9 @@ def test_bash_completes_a_value(tmp_path):
         ["bash", "-c", script], capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=True
     )
     assert done.stdout.strip() == "real_esrgan"
+
+
+def test_sets_are_keys_for_every_printed_part():
+    tables = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (CONFIGS / "eval").glob("table_*.yaml")]
+    printed = {part for table in tables for part, facts in table.get("parts", {}).items() if facts.get("rows")}
+    assert len(printed) > 3 and {f"sets.{part}" for part in printed} <= set(keys("eval"))

@@ -67,7 +67,7 @@ def test_incomplete_entry_is_named_and_not_ranked(tmp_path):
     assert submit(sent, tmp_path / "board")[1] == ["the weights w.pth have no hash"]
     unrecorded = make_run(tmp_path, "Unrecorded")
     (unrecorded / "baseline.json").unlink()
-    assert submit(unrecorded, tmp_path / "board")[1] == ["the weights not recorded have no hash"]
+    assert submit(unrecorded, tmp_path / "board")[1] == ["its weights are not recorded"]
     images = results_of(tmp_path / "out_whole")["images"]
     del images["c"]["scores"]["dists"]
     sent = change(tmp_path / "out_whole", method="Half", images=images)

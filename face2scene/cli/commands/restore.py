@@ -85,8 +85,7 @@ def _report(outcome: BatchResult, output: Path) -> None:
     for reason, count in outcome.without_pair.items():
         print(f"{count} of {outcome.restored} without a restored face: {reason}.")
     sys.stdout.flush()
-    alone = outcome.restored + outcome.skipped + len(outcome.failed) == 1  # it was said when it failed
-    for name, sentence in () if alone else outcome.failed.items():
+    for name, sentence in outcome.failed.items():
         print(f"  {name}: {sentence}", file=sys.stderr)
     if outcome.stopped:
         print(outcome.stopped, file=sys.stderr)

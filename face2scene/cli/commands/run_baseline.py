@@ -61,7 +61,7 @@ def listing() -> str:
         how = {"command": f"external, {adapter.sizes}", "method": "in-process", "pipeline": "in-process (restore.py)"}
         absent = adapter.missing()
         state = f"{len(absent)} things are missing" if absent else adapter.tried
-        lines.append(f"{path.stem:18} {adapter.title:18} {how[adapter.kind]:24} {state}")
+        lines.append(f"{path.stem:20} {adapter.title:20} {how[adapter.kind]:24} {state}")
     return "\n".join([*lines, "", "What one of them lacks: face2scene run-baseline --baseline NAME --dry-run"])
 
 

@@ -70,7 +70,7 @@ class Released:
             found = datasets.load_dataset(self.source, streaming=True, trust_remote_code=False, **given, **self.options)
         except Exception as error:  # the hub's, the file system's and the readers' own errors
             reason = f"{type(error).__name__}: {error}"
-            raise BuildError(f"{self.source} cannot be read as a published set ({reason}).") from error
+            raise BuildError(f"data.source={self.source} cannot be read as a published set ({reason}).") from error
         if missing := sorted(self.splits.keys() - found.keys()):
             raise BuildError(f"{self.source} has the splits {sorted(found)}, not {missing} (option splits).")
         sets = {}

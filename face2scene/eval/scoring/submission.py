@@ -21,6 +21,7 @@ from face2scene.image_io.arrays import list_images
 
 FILE = "results.json"
 FORMAT = "face2scene-results-1"
+UNRECORDED = "not recorded"  # in place of the name of weights
 _BEYOND = 0.1  # share of a learned metric's range by which single images may leave it, ours
 _LARGEST = 1e9  # of a number
 _EQUAL = {"ssim": 1, "ssim_y": 1, "lpips": 0, "lpips_vgg": 0, "dists": 0}  # of an image that is its ground truth
@@ -62,7 +63,7 @@ def results_of(run: str | Path) -> dict[str, Any]:
             "scored_by": commit(),
         },
         "weights": [{"name": n, "sha256": digest} for n, digest in (record.get("weights_sha256") or {}).items()]
-        or ([] if record else [{"name": "not recorded", "sha256": None}]),
+        or ([] if record else [{"name": UNRECORDED, "sha256": None}]),
         "protocol": {key: METRICS[key].identity for key in scores["protocol"] if METRICS[key].compares != "sets"},
         "images": images,
     }
@@ -95,7 +96,8 @@ def read_results(file: str | Path) -> tuple[dict[str, Any], list[str]]:
         if path.is_file() and (found := _facts(path)) != {key: said[key] for key in found}:
             raise ScoreError(f"{file} is refused: {path} is not the image that was scored as {name}.")
     lacking = [f"{expected - len(images)} of {expected} images are missing"] if len(images) < expected else []
-    lacking += [f"the weights {w['name']} have no hash" for w in results["weights"] if w["sha256"] is None]
+    unknown = [w["name"] for w in results["weights"] if w["sha256"] is None]
+    lacking += [f"the weights {n} have no hash" if n != UNRECORDED else "its weights are not recorded" for n in unknown]
     if not results["protocol"].keys() & METRICS.keys():
         lacking.append("no metric's protocol is stated")
     for key in results["protocol"]:
