@@ -77,6 +77,7 @@ def estimator_losses(
     gt: Tensor,
     used: Tensor,
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+    count: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Distance to the tokens of the face pair, and the blend's error over the restoration's.
 
@@ -89,8 +90,9 @@ def estimator_losses(
         image, restored, gt: (B, 3, c, c), in [0, 1].
         used: (B,) bool, images with a face pair and the positive prompt; the other ones count for nothing.
         perceptual: distances (B,) of images in [-1, 1], added to the squared error in the same way; None adds none.
+        count: of used images per batch, over all batches and processes of a step; None is that of this batch.
     """
-    weight = used.float() / used.sum().clamp(min=1)
+    weight = used.float() / (used.sum().clamp(min=1) if count is None else count)
     distance = (own - tokens).square().mean((1, 2))
     blends = [torch.lerp(restored, image, share.view(-1, 1, 1, 1)) for share in fidelities]
     # The floors, a squared error and an LPIPS: without them images that need nothing outweigh all others.

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from face2scene.common.files import sha256_of, sync
+from face2scene.common.files import sha256_of, size_text, sync
 from face2scene.common.model_files import trained_tensors
 from face2scene.data.records import SUMS
 from face2scene.train.fsdp import full_tensor, shard_like
@@ -114,8 +114,8 @@ class TrainingState:
         need, free = (keep + 1) * size - there, shutil.disk_usage(self.run.folder).free
         if need > free:
             raise ValueError(
-                f"{self.run.folder} has {free / 1e9:.1f} GB free and {keep + 1} training states need "
-                f"{need / 1e9:.1f} GB: set paths.runs, or lower schedule.keep_states."
+                f"{self.run.folder} has {size_text(free)} free and {keep + 1} training states need "
+                f"{size_text(need)}: set paths.runs, or lower schedule.keep_states."
             )
 
     def check_finite(self, step: int) -> None:
@@ -150,7 +150,7 @@ class TrainingState:
             _load_weights(unwrapped(model), path)
         for name, part in parts.items():
             try:
-                part.load_state_dict(_strided(part, stored[name]) if name.startswith("optimizer") else stored[name])
+                part.load_state_dict(_fitted(part, stored[name]) if name.startswith("optimizer") else stored[name])
             except torch.OutOfMemoryError:
                 raise
             except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -251,8 +251,11 @@ def _joined(value: Any, tensor: Callable[[str], Tensor]) -> Any:
     return tensor(value["tensor"]) if "tensor" in value else {k: _joined(one, tensor) for k, one in value["pairs"]}
 
 
-def _strided(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state with the memory layout of its weights, which may decide the last digit of a step."""
+def _fitted(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state with the settings of its groups, which may have changed since it was stored, and the memory
+    layout of its weights, which may decide the last digit of a step."""
+    for own, group in zip(optimizer.param_groups, state["param_groups"], strict=False):  # others are refused in loading
+        group.update({name: value for name, value in own.items() if name != "params"})
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     for number, values in state["state"].items():
         for key, value in values.items():

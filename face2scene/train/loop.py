@@ -99,17 +99,8 @@ def train(
         check_card(accelerator.device, task.phases, getattr(task, "memory_advice", ""))
     progress = Progress()
     rates = [[group["lr"] for group in phase.optimizer.param_groups] for phase in task.phases]
-    prepared: dict[int, tuple[nn.Module, Any]] = {}  # phases may share a model and its optimizer
-    for phase in task.phases:
-        key = id(phase.model)
-        if key not in prepared and shard_from is not None and phase.shards:
-            prepared[key] = shard(accelerator, phase.model, phase.optimizer, min_params=shard_from)
-        elif key not in prepared:
-            prepared[key] = accelerator.prepare(phase.model, phase.optimizer)
-        phase.model, phase.optimizer = prepared[key]
-        phase.weights = [p for p in phase.model.parameters() if p.requires_grad]  # sharding replaces them
+    models, optimizers = prepare(task.phases, accelerator, shard_from)
     eval_weights = getattr(task, "eval_weights", nullcontext)
-    models, optimizers = zip(*prepared.values(), strict=True)
     state = TrainingState(accelerator, run, models, optimizers, [progress, *getattr(task, "stateful", ())])
     state.resume()
     state.check_room(schedule.keep_states)
@@ -149,7 +140,7 @@ def train(
             state.check_finite(progress.step)
         if validating:
             with eval_weights():
-                with torch.random.fork_rng(), torch.no_grad():  # validation cannot affect the training
+                with torch.no_grad():  # it may draw: every batch of a step has a seed of its own
                     values = task.validate()
                     images = task.images() if hasattr(task, "images") else {}
                 run.log(values, progress.step)
@@ -167,6 +158,22 @@ def train(
             task.export(run.folder / "weights", progress.step)
             run.share()
     accelerator.wait_for_everyone()
+
+
+def prepare(
+    phases: Sequence[Phase], accelerator: Accelerator, shard_from: int | None = None
+) -> tuple[list[nn.Module], list[Any]]:
+    """Move, wrap or shard the models of phases, and their optimizers; returns each once."""
+    prepared: dict[int, tuple[nn.Module, Any]] = {}  # phases may share a model and its optimizer
+    for phase in phases:
+        key = id(phase.model)
+        if key not in prepared and shard_from is not None and phase.shards:
+            prepared[key] = shard(accelerator, phase.model, phase.optimizer, min_params=shard_from)
+        elif key not in prepared:
+            prepared[key] = accelerator.prepare(phase.model, phase.optimizer)
+        phase.model, phase.optimizer = prepared[key]
+        phase.weights = [p for p in phase.model.parameters() if p.requires_grad]  # sharding replaces them
+    return [model for model, _ in prepared.values()], [optimizer for _, optimizer in prepared.values()]
 
 
 def step(

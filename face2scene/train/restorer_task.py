@@ -74,8 +74,7 @@ class RestorerTask:
         lr, tokens_lr: of AdamW; the second, if given, of MapNet and the UNet's cross-attention, which start from
             scratch while the rest starts from a trained base (ours). An `lr` of 0 trains the estimator alone, of a
             restorer that is trained already.
-        discriminator: None trains without one.
-        discriminator_lr: None is `lr`, as in S3Diff.
+        discriminator: trained at `lr`, as in S3Diff; None trains without one.
         gan_weight: of all adversarial losses, the discriminator's too, as in S3Diff.
         real_target: label of real images; S3Diff's is 0.8.
         order: `published` or `one_forward`.
@@ -86,7 +85,7 @@ class RestorerTask:
         about: goes into the header of the exported weights.
 
     Raises:
-        ValueError: unknown order or posterior, or an `lr` of 0 without an estimator.
+        ValueError: unknown order or posterior, or an `lr` of 0 without an estimator and its rate.
     """
 
     memory_advice = (
@@ -108,7 +107,6 @@ class RestorerTask:
         l2_weight: float = 2.0,
         lpips_weight: float = 5.0,
         discriminator: Discriminator | None = None,
-        discriminator_lr: float | None = None,
         gan_weight: float = 0.5,
         real_target: float = 0.8,
         order: Literal["published", "one_forward"] = "published",
@@ -130,55 +128,65 @@ class RestorerTask:
         self.device, self.about = device, dict(about)
         step = RestorerStep(self.restorer)
         self._frozen = step if lr == 0 else None
-        if self._frozen and estimator is None:
-            raise ValueError("train.restorer.lr is 0, which trains the estimator alone: set train.restorer.estimator.")
-        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-        for name, parameter in step.named_parameters():
-            if parameter.requires_grad:
-                groups[any(part in name for part in _TOKEN_WEIGHTS)].append(parameter)
-        optimizer = torch.optim.AdamW(
-            [{"params": groups[True], "lr": tokens_lr or lr}, {"params": groups[False], "lr": lr}],
-            weight_decay=weight_decay,
-        )
+        if self._frozen and (estimator is None or not estimator_lr):
+            raise ValueError(
+                "train.restorer.lr is 0, which trains the estimator alone: set train.restorer.estimator and "
+                "train.restorer.estimator_lr."
+            )
         if self._frozen:
             self.restorer.requires_grad_(False)
-            self.phases = []
-        elif discriminator is None:
-            self.phases = [Phase("generator", step, optimizer, self._g_rec_loss, shards=True)]
-        else:
-            discriminator = discriminator.to(device)
-            heads = [p for p in discriminator.parameters() if p.requires_grad]
-            d_optimizer = torch.optim.AdamW(heads, lr=discriminator_lr or lr, weight_decay=weight_decay)
-            if order == "one_forward":
-                self.phases = [
-                    Phase("generator", step, optimizer, self._g_loss, shards=True),
-                    Phase("discriminator", discriminator, d_optimizer, self._d_loss),
-                ]
-            else:
-                self.phases = [
-                    Phase("generator", step, optimizer, self._g_rec_loss, shards=True),
-                    Phase("generator_adversarial", step, optimizer, self._g_adv_loss, shards=True),
-                    Phase("discriminator_real", discriminator, d_optimizer, partial(self._d_loss, parts=["real"])),
-                    Phase("discriminator_fake", discriminator, d_optimizer, partial(self._d_loss, parts=["fake"])),
-                ]
+        rates = {True: lr if tokens_lr is None else tokens_lr, False: lr}
+        self.phases = [] if self._frozen else self._phases(step, discriminator, rates, weight_decay)
         self.estimator = estimator
         if estimator is not None:
             e_optimizer = torch.optim.AdamW(estimator.to(device).parameters(), lr=estimator_lr or lr, weight_decay=0.0)
             self.phases.append(Phase("estimator", estimator, e_optimizer, self._estimator_loss))
-        self._adversarial_count = torch.ones(())
+        self._counts = {"adversarial": torch.ones(()), "distilled": torch.ones(())}
         self._autocast: Callable[[], AbstractContextManager] = nullcontext
         self.ema_weights = None if ema is None else EMA(self.restorer, ema)
         self._images: dict[str, Tensor] = {}  # of the last validation
         self.stateful = [self.ema_weights] if self.ema_weights else []
 
+    def _phases(
+        self,
+        step: RestorerStep,
+        discriminator: Discriminator | None,
+        rates: Mapping[bool, float],  # of the weights that the tokens pass through, and of the others
+        weight_decay: float,
+    ) -> list[Phase]:
+        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for name, parameter in step.named_parameters():
+            if parameter.requires_grad:
+                groups[any(part in name for part in _TOKEN_WEIGHTS)].append(parameter)
+        parameters = [{"params": group, "lr": rates[key]} for key, group in groups.items()]
+        optimizer = torch.optim.AdamW(parameters, weight_decay=weight_decay)
+        generator = partial(Phase, model=step, optimizer=optimizer, shards=True)
+        if discriminator is None:
+            return [generator("generator", losses=self._g_rec_loss)]
+        heads = [p for p in discriminator.to(self.device).parameters() if p.requires_grad]
+        d_optimizer = torch.optim.AdamW(heads, lr=rates[False], weight_decay=weight_decay)
+        if self.order == "one_forward":
+            return [
+                generator("generator", losses=self._g_loss),
+                Phase("discriminator", discriminator, d_optimizer, self._d_loss),
+            ]
+        return [
+            generator("generator", losses=self._g_rec_loss),
+            generator("generator_adversarial", losses=self._g_adv_loss),
+            Phase("discriminator_real", discriminator, d_optimizer, partial(self._d_loss, parts=["real"])),
+            Phase("discriminator_fake", discriminator, d_optimizer, partial(self._d_loss, parts=["fake"])),
+        ]
+
     def before_step(self, batches: Sequence[dict[str, Tensor]], accelerator: Accelerator) -> None:
-        """Mark the images of the adversarial losses, and count them over all batches and processes of the step."""
+        """Mark the images of the losses that leave some out, and count them over the step's batches and processes."""
         for batch in batches:
             every = torch.ones_like(batch["negative"])
             batch["adversarial"] = every if self.order == "published" else ~batch["negative"]
-        counts = torch.stack([batch["adversarial"].sum() for batch in batches]).float()
+            batch["distilled"] = ~(batch["negative"] | batch["drop"])
+        counts = [torch.stack([batch[name].sum() for batch in batches]).float().mean() for name in self._counts]
         self._autocast = accelerator.autocast
-        self._adversarial_count = accelerator.reduce(counts.mean(), "mean").clamp(min=1e-6)  # per batch; 0 has no loss
+        means = accelerator.reduce(torch.stack(counts), "mean").clamp(min=1e-6)  # per batch; 0 has no loss
+        self._counts = dict(zip(self._counts, means, strict=True))
 
     def _restore(self, batch: dict[str, Any], negative: Tensor, seed_offset: int = 0) -> Tensor:
         """(B, 3, c, c) in [-1, 1], the range of all losses."""
@@ -205,7 +213,7 @@ class RestorerTask:
 
     def _adversarial_loss(self, logits: Sequence[Tensor], batch: Mapping[str, Tensor], target: float) -> Tensor:
         losses = multilevel_sigmoid([each.float() for each in logits], target)  # (B,)
-        return self.gan_weight * (losses * batch["adversarial"]).sum() / self._adversarial_count
+        return self.gan_weight * (losses * batch["adversarial"]).sum() / self._counts["adversarial"]
 
     def _generator_gan(self, output: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         # Not through the wrapped discriminator: its processes would wait for gradients that this phase does not make.
@@ -235,9 +243,8 @@ class RestorerTask:
                 self._restore(batch, batch["negative"])
         tokens = batch["tokens"]
         own, *fidelities = self.phases[-1].model(batch["image"], tokens, self.restorer.mapnet)
-        used = ~(batch["negative"] | batch["drop"])
-        images = (batch["image"], batch["output"], batch["gt"])
-        return estimator_losses(own, tokens, fidelities, *images, used, self.perceptual.each)
+        images, count = (batch["image"], batch["output"], batch["gt"]), self._counts["distilled"]
+        return estimator_losses(own, tokens, fidelities, *images, batch["distilled"], self.perceptual.each, count)
 
     def after_step(self) -> None:
         """Update the EMA."""

@@ -94,7 +94,7 @@ class Run:
 
     @property
     def trained(self) -> bool:
-        """Whether there is anything of a training yet; a start that failed before its first step binds nobody."""
+        """Whether the folder holds anything of a training yet, not only a start that failed before its first step."""
         return any((self.folder / name).exists() for name in ("metrics.jsonl", "state", "weights"))
 
     def check_base(self, origin: Mapping[str, str]) -> None:

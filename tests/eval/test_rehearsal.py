@@ -16,6 +16,7 @@ from face2scene.eval.cost.cards import CARDS, Card
 from face2scene.eval.cost.rehearsal import Rehearsed, modules_of
 from face2scene.eval.cost.rehearsal_report import Findings, report
 from face2scene.eval.cost.simulation import Costs, Work, fake_tensors, faked, real
+from face2scene.train.loop import prepare
 
 MIB = 2**20
 
@@ -174,9 +175,7 @@ def test_trainings_stay_on_one_device(tiny, tmp_path, name):
     where = mock.patch.object(Accelerator, "device", new_callable=mock.PropertyMock, return_value=cuda)
     with fake_tensors(), where:
         task, accelerator, batch = rehearse.prepared(name, words, tmp_path)
-        models = {id(phase.model): accelerator.prepare(phase.model, phase.optimizer) for phase in task.phases}
-        for phase in task.phases:
-            phase.model, phase.optimizer = models[id(phase.model)]
+        prepare(task.phases, accelerator)
         window = [faked(dict(batch), "cuda")]
         if hasattr(task, "before_step"):
             task.before_step(window, accelerator)

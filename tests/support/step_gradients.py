@@ -9,17 +9,25 @@ from accelerate_processes import forget_processes
 from restorer_training import restorer_task, tiny_discriminator
 from tiny_restorer import randomise_loras, tiny_restorer
 
-from face2scene.train.loop import step
+from face2scene.models.scene_estimator import SceneEstimator
+from face2scene.train.loop import prepare, step
 from face2scene.train.restorer_task import RestorerTask
 
-ORDERS = ("one_forward", "published")
+ORDERS = ("one_forward", "published", "distillation")
 IMAGES = 8
 UNEQUAL = 5  # negatives for two processes: all positive images are the second's
 
 
 def still_task(base: Path, order: str) -> RestorerTask:
-    """Its steps change nothing; the discriminator keeps its spectral norms, whose iteration counts forward passes."""
+    """Its steps change nothing; the discriminator keeps its spectral norms, whose iteration counts forward passes.
+
+    `distillation` is an order of the estimator alone, whose batch norms keep their statistics.
+    """
     restorer = randomise_loras(tiny_restorer(base))
+    if order == "distillation":
+        torch.manual_seed(0)
+        estimator = SceneEstimator(widths=[8, 8], strides=[2, 1], width=32).eval()
+        return restorer_task(restorer, None, [], estimator=estimator, lr=0.0, estimator_lr=1e-12, posterior="mean")
     discriminator = tiny_discriminator(augment=False)
     task = restorer_task(restorer, None, [], discriminator=discriminator, order=order, lr=1e-12, posterior="mean")
     discriminator.eval()
@@ -47,16 +55,14 @@ def step_gradients(base: Path, order: str, negatives: int, accumulate: int) -> l
     forget_processes()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
     task = still_task(base, order)
-    prepared = {id(phase.model): accelerator.prepare(phase.model, phase.optimizer) for phase in task.phases[::-1]}
-    for phase in task.phases:
-        phase.model, phase.optimizer = prepared[id(phase.model)]
+    _, optimizers = prepare(task.phases, accelerator)
     gradients: list[torch.Tensor] = []
 
     def keep(optimizer, *_):
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         gradients.append(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in weights]))
 
-    for optimizer in {id(phase.optimizer): phase.optimizer for phase in task.phases}.values():
+    for optimizer in optimizers:
         optimizer.optimizer.register_step_pre_hook(keep)
     parts = accelerator.num_processes * accumulate
     own = slice(accelerator.process_index * accumulate, (accelerator.process_index + 1) * accumulate)

@@ -106,6 +106,14 @@ def test_rate_of_zero_trains_the_estimator_alone(make_task, tmp_path):
         make_task(lr=0.0)
 
 
+def test_tokens_rate_of_zero_keeps_token_weights(make_task):
+    task = make_task(tokens_lr=0.0)
+    before = trained_tensors(task)
+    steps(task, 2)
+    changed = {name for name in changed_names(before, trained_tensors(task)) if name.startswith("generator.")}
+    assert changed and not any(part in name for name in changed for part in ("mapnet.", "null_tokens", ".attn2."))
+
+
 @pytest.mark.parametrize(("order", "calls", "moves"), [("one_forward", 1, 2), ("published", 2, 4)])
 def test_order_sets_forward_and_step_counts(make_task, order, calls, moves):
     task = make_task(order=order)

@@ -30,13 +30,14 @@ class Images:
 class Task:
     """A network with its channels last, a frozen layer and an average; `break_at` makes its weights infinite."""
 
-    def __init__(self, break_at=None, metrics=()):
+    def __init__(self, break_at=None, metrics=(), weight_decay=0.01):
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3))
         self.model[2].requires_grad_(False)
         self.model.to(memory_format=torch.channels_last)
         weights = [p for p in self.model.parameters() if p.requires_grad]
-        self.phases = [Phase("net", self.model, torch.optim.AdamW(weights, lr=0.01), self.losses)]
+        optimizer = torch.optim.AdamW(weights, lr=0.01, weight_decay=weight_decay)
+        self.phases = [Phase("net", self.model, optimizer, self.losses)]
         self.stateful = [EMA(self.model, 0.9)]
         self.data, self.break_at, self.metrics = Images(), break_at, list(metrics)
         self.steps = 0
@@ -103,6 +104,14 @@ def test_resume_keeps_memory_layout(undisturbed, tmp_path):
     assert resumed.steps == 2 and same(resumed, whole)
     moment = resumed.phases[0].optimizer.state_dict()["state"][0]["exp_avg"]
     assert moment.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_resume_takes_changed_optimizer_settings(undisturbed, tmp_path):
+    whole, stopped = undisturbed
+    shutil.copytree(stopped, tmp_path / "run")
+    resumed = train_to(tmp_path / "run", 6, weight_decay=0.5)
+    assert resumed.steps == 2 and not same(resumed, whole)
+    assert resumed.phases[0].optimizer.param_groups[0]["weight_decay"] == 0.5
 
 
 def empty(path):
@@ -286,6 +295,6 @@ def test_scaler_state_survives(tmp_path):
 def test_full_disk_is_refused_before_the_first_step(tmp_path, monkeypatch):
     room = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
-    with pytest.raises(ValueError, match=r"0\.0 GB free and 3 training states need .* GB: set paths\.runs"):
+    with pytest.raises(ValueError, match=r"1\.0 kB free and 3 training states need [1-9][\d.]* \wB: set paths\.runs"):
         train_to(tmp_path / "run", 1)
     assert not (tmp_path / "run/state").exists() and not (tmp_path / "run/metrics.jsonl").exists()

@@ -22,11 +22,12 @@ from face2scene.eval.cost.simulation import Costs, Work
 from face2scene.eval.cost.timing import drawn_scene
 from face2scene.image_io.arrays import write_png
 from face2scene.inference.pipeline import Face2ScenePipeline
+from face2scene.models.restorer.perceptual import Perceptual
 from face2scene.ref_fr.faceme.id_encoder import IDEncoder, Mix
 from face2scene.ref_fr.faceme.loading import Parts, TextPrompt
 from face2scene.ref_fr.faceme.model import FaceMe
 from face2scene.ref_fr.faceme.tiny import SDXL_SCHEDULE, WholeImage
-from face2scene.train.loop import step
+from face2scene.train.loop import prepare, step
 
 _STAGES = {  # attribute of a task or of its restorer -> name
     "fadex": "FaDeX",
@@ -105,18 +106,13 @@ def training_step(task: Any, accelerator: Any, batch: Any, costs: Costs, *, max_
         costs: the mode that is active since before the task was built.
     """
     costs.stages(modules_of(task))
-    prepared: dict[int, Any] = {}
-    for phase in task.phases:
-        key = id(phase.model)
-        if key not in prepared:
-            prepared[key] = accelerator.prepare(phase.model, phase.optimizer)
-            costs.optimiser(prepared[key][1].optimizer)
-        phase.model, phase.optimizer = prepared[key]
-        phase.weights = [p for p in phase.model.parameters() if p.requires_grad]
+    models, optimizers = prepare(task.phases, accelerator)
+    for optimizer in optimizers:
+        costs.optimiser(optimizer.optimizer)
     for leaf in tree_leaves(batch):
         if isinstance(leaf, Tensor):
             costs.assign(leaf, "batch")
-    for model, optimizer in prepared.values():
+    for model, optimizer in zip(models, optimizers, strict=True):
         for weight in (p for p in model.parameters() if p.requires_grad):
             weight.grad = torch.zeros_like(weight)
             costs.assign(weight.grad, "gradients")
@@ -231,20 +227,14 @@ def fits(program: Rehearsed, card: Card, gpus: int) -> bool:
     return program.memory(gpus) <= card.memory * 1e9
 
 
-class RandomLpips(nn.Module):
+class RandomLpips(Perceptual):
     """LPIPS with random weights: the same work, without the download."""
 
     def __init__(self, network: str = "vgg"):
-        super().__init__()
+        nn.Module.__init__(self)
         import lpips
 
         self.network = lpips.LPIPS(net=network, pretrained=False, pnet_rand=True, verbose=False).requires_grad_(False)
-
-    def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        return self.each(output, target).mean()
-
-    def each(self, output: Tensor, target: Tensor) -> Tensor:
-        return self.network(output, target).flatten()
 
 
 def random_source(source: str) -> str:

@@ -66,14 +66,8 @@ def retrain_projection_head(
 
     generator = torch.Generator().manual_seed(seed)
     head = retrained.head.train()
+    _initialise(head, generator)
     with torch.enable_grad():
-        for layer in head:
-            if isinstance(layer, nn.Linear):  # torch's default, from this generator
-                for tensor in (layer.weight.data, layer.bias.data):
-                    bound = layer.in_features**-0.5
-                    tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator))
-            elif isinstance(layer, nn.BatchNorm1d):
-                layer.reset_parameters()
         weights = [p.requires_grad_() for p in head.parameters()]
         optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -94,3 +88,13 @@ def retrain_projection_head(
         weight.div_(scale)
         bias.sub_(weight @ mean)
     return retrained.requires_grad_(False).eval()
+
+
+def _initialise(head: nn.Sequential, generator: torch.Generator) -> None:
+    for layer in head:
+        if isinstance(layer, nn.Linear):  # torch's default, from this generator
+            for tensor in (layer.weight.data, layer.bias.data):
+                bound = layer.in_features**-0.5
+                tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator))
+        elif isinstance(layer, nn.BatchNorm1d):
+            layer.reset_parameters()
