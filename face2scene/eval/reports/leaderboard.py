@@ -85,9 +85,9 @@ def _table(entries: Sequence[tuple[Mapping[str, Any], Sequence[str]]]) -> dict[s
     for results, _ in entries:
         protocol = dict(results["protocol"]) | protocol  # of several, the first entry's is the board's
     columns = [key for key in METRICS if key in protocol]
-    rows, seen = [], {}
+    rows, seen = [], dict[frozenset[str], str]()
     for results, lacking in entries:
-        cells, intervals = dict.fromkeys(columns, NOT_MEASURED), {}
+        cells, intervals = dict.fromkeys(columns, NOT_MEASURED), dict[str, tuple[float, ...]]()
         hashes = ", ".join(sorted({w["sha256"][:8] for w in results["weights"] if w["sha256"]})) or "none"
         notes = [f"commit {results['code']['commit'][:8]}, weights {hashes}"]
         for key in [key for key in columns if results["protocol"].get(key) == protocol[key]]:
