@@ -1,11 +1,12 @@
 """How well blur and scale could be told at all: by a likelihood that knows the picture and the rest of the recipe.
 
-    python benchmarks/identifiable.py --json FILE [--draws 120] [--heads FILE]
+    python benchmarks/identifiable.py --json FILE [--draws 120] [--heads FILE] [--only "all but the scale"]
 
 Operators of `single and mixed` (readout.py) on faces that FaDeX does not know, crops of 96 pixels. Every candidate for
 the unknown factors is applied to the ground truth itself, without its noise; what is left of the degraded face then has
 the spectrum of that candidate's noise, or has not (Whittle's likelihood over rings of frequencies). The estimate is the
-mean of the factor on its scale under the likelihood, with the space's own prior. Before it: see readout.py.
+mean of the factor on its scale under the likelihood, with the space's own prior. `--only` asks one of the three in a
+fraction of the time, so of more draws. Before it: see readout.py.
 """
 
 import argparse
@@ -134,12 +135,14 @@ def draw(faces: Sequence[ProbeFace], number: int) -> tuple[Recipe, Tensor, Tenso
     return recipe, tile, inner(recipe.apply(tile).mul(255).round().div(255))
 
 
-def measured(faces: Sequence[ProbeFace], count: int, kept: Path | None) -> list[dict[str, list[float]]]:
+def measured(
+    faces: Sequence[ProbeFace], count: int, kept: Path | None, names: Sequence[str]
+) -> list[dict[str, list[float]]]:
     """What each likelihood says of each draw; `kept` holds what is done."""
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept and kept.is_file() else []
     for number in tqdm(range(len(rows), count), desc="draws", unit="draw"):
         recipe, tile, degraded = draw(faces, number)
-        found = {name: told(Steps.of(recipe), tile, degraded, *candidates) for name, candidates in KNOWN.items()}
+        found = {name: told(Steps.of(recipe), tile, degraded, *KNOWN[name]) for name in names}
         rows.append(found)
         if kept:
             with kept.open("a") as file:
@@ -160,12 +163,31 @@ def summary(faces: Sequence[ProbeFace], rows: list[dict[str, list[float]]], read
         return [[r_squared(estimate, true)[n], *np.quantile(again[:, n], (0.025, 0.975)).tolist()] for n in (0, 3)]
 
     found: dict[str, Any] = {"draws": len(rows), "heads": spread(heads)}
-    for name in KNOWN:
+    for name in rows[0]:
         estimate = true.copy()
         estimate[:, [0, 3]] = np.array([row[name] for row in rows])
         values = spread(np.nan_to_num(estimate, nan=1.0))
         found[name] = [value if candidates else None for value, candidates in zip(values, KNOWN[name], strict=True)]
+    if list(rows[0]) == ["all but the scale"]:
+        found["scale"] = scale_errors(true, heads[:, 3], np.array([row["all but the scale"][1] for row in rows]))
     return found
+
+
+def scale_errors(true: np.ndarray, heads: np.ndarray, likelihood: np.ndarray) -> dict[str, list[float]]:
+    """Of the scale in parts of the draws: their number, and the rms error (log 2) of heads and likelihood."""
+    blur, noise, quality, scale = true.T
+    small, wide, coarse = scale < 1, blur >= 1.5, quality < 40
+    parts = {
+        "full size": ~small,
+        "a smaller size": small,
+        "a smaller size, blur from 1.5": small & wide,
+        "a smaller size, blur from 1.5, noise below 2": small & wide & (noise < 2),
+        "a smaller size, JPEG below 40": small & coarse,
+        "a smaller size, neither": small & ~wide & ~coarse,
+    }
+    errors = [np.log2(estimate / scale) for estimate in (heads, likelihood)]
+    rms = [[float(np.sqrt(np.square(e[part]).mean())) for e in errors] for part in parts.values()]
+    return {title: [int(part.sum()), *two] for (title, part), two in zip(parts.items(), rms, strict=True)}
 
 
 def main() -> None:
@@ -174,11 +196,13 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=120)
     parser.add_argument("--heads", type=Path, default=ENCODER.with_name("readout.safetensors"))
     parser.add_argument("--rows", type=Path, help="keep every draw here, and go on from it")
+    parser.add_argument("--only", choices=list(KNOWN), help="of the three that are asked")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    names = [options.only] if options.only else list(KNOWN)
     readout, faces = Readout(FaDeX.from_file(ENCODER), options.heads), asked_faces()
-    found = summary(faces, measured(faces, options.draws, options.rows), readout)
+    found = summary(faces, measured(faces, options.draws, options.rows, names), readout)
     print(json.dumps(found, indent=2))
     if options.json:
         write_json(options.json, found)

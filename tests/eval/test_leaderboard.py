@@ -79,6 +79,7 @@ def test_names_alike_do_not_replace(tmp_path):
     for method in ("A+B", "A-B", "方法", "另法", "A+B"):
         page, _ = submit(change(run, method=method), tmp_path / "board")
     assert len(list((tmp_path / "board/entries").iterdir())) == 4
+    assert page.read_text().count("the same images as ") == 3
     assert all(page.read_text().count(f">{method}<") == 1 for method in ("A+B", "A-B", "方法", "另法"))
 
 

@@ -85,9 +85,9 @@ def _table(entries: Sequence[tuple[Mapping[str, Any], Sequence[str]]]) -> dict[s
     for results, _ in entries:
         protocol = dict(results["protocol"]) | protocol  # of several, the first entry's is the board's
     columns = [key for key in METRICS if key in protocol]
-    rows = []
+    rows, seen = [], dict[frozenset[str], str]()
     for results, lacking in entries:
-        cells, intervals = dict.fromkeys(columns, NOT_MEASURED), {}
+        cells, intervals = dict.fromkeys(columns, NOT_MEASURED), dict[str, tuple[float, ...]]()
         hashes = ", ".join(sorted({w["sha256"][:8] for w in results["weights"] if w["sha256"]})) or "none"
         notes = [f"commit {results['code']['commit'][:8]}, weights {hashes}"]
         for key in [key for key in columns if results["protocol"].get(key) == protocol[key]]:
@@ -97,6 +97,8 @@ def _table(entries: Sequence[tuple[Mapping[str, Any], Sequence[str]]]) -> dict[s
                 notes += [f"{METRICS[key].title} over {len(values)}"] if len(values) < len(results["images"]) else []
         other = [METRICS[key].title for key in columns if results["protocol"].get(key, protocol[key]) != protocol[key]]
         notes += [f"{', '.join(other)} by another protocol"] if other else []
+        first = seen.setdefault(frozenset(image["sha256"] for image in results["images"].values()), results["method"])
+        notes += [f"the same images as {first}"] if first != results["method"] else []
         notes += [f"INCOMPLETE: {'; '.join(lacking)}"] if lacking else []
         row = TableRow(results["method"], cells, "ours", "; ".join(notes), ranked=not lacking, intervals=intervals)
         rows.append(row)

@@ -35,7 +35,7 @@ class TableRow:
     note: str = ""
     ranked: bool = True  # false for incomplete or unmeasured rows, which get no marks
     gt: str = ""  # sha256 of the ground truth of a row of ours, see `results.gt_digest`
-    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # metric -> 95 % interval of its mean
+    intervals: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # metric -> 95 % interval of its mean
 
     @property
     def values(self) -> dict[str, float]:
