@@ -42,8 +42,9 @@ def fetch_error(root, assets, runner=None, **arguments) -> str:
     return str(caught.value)
 
 
-def test_fetch_extracts_only_wanted_members(tmp_path, archive):
-    root, assets, pip = tmp_path / "w", toy_assets(archive), FakePip(archive)
+@pytest.mark.parametrize("members", [{"toy/net.bin": "net.bin"}, "toy/"])
+def test_fetch_extracts_only_wanted_members(tmp_path, archive, members):
+    root, assets, pip = tmp_path / "w", toy_assets(archive, members=members), FakePip(archive)
     fetch(["toy"], root=root, assets=assets, runner=pip)
     assert (root / "toy/net.bin").read_bytes() == CONTENT
     assert {p.name for p in (root / "toy").iterdir()} == {"net.bin", ".complete"}
