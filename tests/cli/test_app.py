@@ -11,7 +11,6 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from face2scene.cli.app import EXAMPLES, AppController, build, launch
