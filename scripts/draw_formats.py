@@ -188,7 +188,8 @@ bits, of YCbCr without compression, of other inks than CMYK, of samples that dif
 photometric interpretation, JPEG XL, JPEG 2000 and other formats, files that are cut short (JPEG with an end marker
 behind the cut, too, except within its last few blocks), and more pixels than `max_pixels`. Left out by name:
 further pages (those of ImageJ's stacks with one directory, too), extra samples that are no transparency or not
-declared, gain maps, depth maps, videos of motion photos, XMP in further segments; not applied and named: damaged
+declared, gain maps, depth maps, videos of motion photos, XMP in further segments, parts of a PNG or JPEG beside its
+image that are damaged (a text, a resolution, EXIF), each alone; not applied and named: damaged
 profiles, HDR transfer (PQ, HLG), gamma and primaries of a PNG without a profile, other primaries by numbers
 (BT.2020). Where XMP alone states the orientation, it is applied; cICP of a PNG decides over its profile; the
 profile that a BMP embeds is applied. A DNG is cropped to its default crop. Of camera RAW the brightness is the

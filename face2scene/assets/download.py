@@ -79,7 +79,10 @@ def fetch(
         except WeightsError as error:
             failures.append(str(error))
         except OSError as error:  # such as a folder that cannot be written to
-            failures.append(f"'{asset.name}' could not be fetched: {error}.")
+            failures.append(
+                f"'{asset.name}' could not be fetched: {error.filename or root} cannot be used ({error.strerror}): set "
+                "FACE2SCENE_WEIGHTS to a folder of yours."
+            )
     if failures:
         raise WeightsError("\n".join(failures))
 
@@ -334,7 +337,7 @@ def _full_disk_explained(root: Path, asset: Asset) -> Iterator[None]:
         free = shutil.disk_usage(next(p for p in (root, *root.parents) if p.exists())).free / 2**20
         raise WeightsError(
             f"'{asset.name}' could not be fetched: the disk of {root} is full ({need}, {free:.0f} MiB free). "
-            "Free some space, or set FACE2SCENE_WEIGHTS to another disk. Nothing incomplete has a final name."
+            "Free some space, or set FACE2SCENE_WEIGHTS to another disk. What is complete stays."
         ) from error
 
 

@@ -43,6 +43,7 @@ def explain(path: str | Path) -> dict[str, Any]:
 
 
 def _of_file(path: Path) -> dict[str, Any] | None:
+    path.open("rb").close()  # safetensors says of a file that may not be read that there is none
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
@@ -62,10 +63,10 @@ def _of_file(path: Path) -> dict[str, Any] | None:
 
 def _weights(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in filter(Path.is_file, sorted(folder.glob("*.safetensors"))):
         try:
             found[file.name] = _of_file(file)
-        except ValueError as error:  # what was asked for may be another file
+        except (OSError, ValueError) as error:  # what was asked for may be another file
             found[file.name] = {"is": "damaged", "reason": str(error)}
     return found
 

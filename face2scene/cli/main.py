@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments = parser.parse_args(argv)
         return arguments.run(arguments)
     except KeyboardInterrupt:
-        print("face2scene: stopped; nothing incomplete has a final name.", file=sys.stderr)
+        print("face2scene: stopped. Every file written is complete.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -117,11 +117,11 @@ def _parser() -> options.Parser:
     actions = data.add_subparsers(title="actions", required=True, metavar="verify | pack")
     data.commands = actions.choices
     verify = actions.add_parser("verify", help="compare a dataset with its metadata; exit code 1 if anything is wrong")
-    verify.add_argument("folder", metavar="FOLDER")
+    verify.add_argument("folder", metavar="FOLDER", type=_path)
     verify.set_defaults(run=_verify_data)
     packer = actions.add_parser("pack", help="copy a dataset with one split's images in tar archives")
-    packer.add_argument("folder", metavar="FOLDER")
-    packer.add_argument("out", metavar="OUT")
+    packer.add_argument("folder", metavar="FOLDER", type=_path)
+    packer.add_argument("out", metavar="OUT", type=_path)
     packer.add_argument("--split", default="train", help="whose images (default: %(default)s)", metavar="NAME")
     packer.add_argument("--per-shard", type=int, default=1000, metavar="N", help="images per archive (default: 1000)")
     packer.set_defaults(run=_pack_data)
@@ -129,7 +129,7 @@ def _parser() -> options.Parser:
     example = "explain restored/images/party.png"
     explainer = command("explain", "Where an output comes from: weights, commit, settings", example)
     explained = "an image, scores.json, a weights file, a report, or a folder of a run"
-    explainer.add_argument("file", metavar="FILE", help=explained)
+    explainer.add_argument("file", metavar="FILE", type=_path, help=explained)
     explainer.set_defaults(run=_explain)
 
     tab = 'eval "$(face2scene completion bash)"'
@@ -139,6 +139,12 @@ def _parser() -> options.Parser:
     completer.set_defaults(run=_complete)
     parser.epilog = "\n".join([*listed, _EPILOG])
     return parser
+
+
+def _path(text: str) -> str:
+    if not text:  # it would be the current folder
+        raise argparse.ArgumentTypeError("a path is needed, and an empty text was given")
+    return text
 
 
 def _complete(arguments: argparse.Namespace) -> int:
@@ -171,7 +177,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
         return 2
     fetch(names, offline=True if arguments.offline else None, given=arguments.given)
     wanted = catalogue.resolve(names)
-    print(f"{len(wanted)} assets are ready in {catalogue.weights_root()}.")
+    print(f"Ready in {catalogue.weights_root()}: {', '.join(wanted)}.")
     return 0
 
 

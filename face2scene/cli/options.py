@@ -97,7 +97,7 @@ class Parser(argparse.ArgumentParser):
 
     def refuse(self, word: str, known: Iterable[str] = ()) -> NoReturn:
         """Raise the UsageError of a word that is none of `known`, by default of what this parser takes."""
-        word = word.partition("=")[0]
+        word, known = word.partition("=")[0], list(known)
         forms = {name: name for name in known}
         for action in () if forms else self._actions:
             forms |= {name: name for name in action.option_strings or action.choices or ()}
@@ -106,7 +106,8 @@ class Parser(argparse.ArgumentParser):
         near, key = forms.get(nearest(word, forms), ""), word.lstrip("-").replace("-", "_")
         if (found := nearest_key(key, self.keys)) and (not near or found.rpartition(".")[2] == key):
             near = f"{found}=VALUE"
-        raise UsageError(f"{self.prog} has no {word}{did_you_mean(near)}: see {self.prog} --help.")
+        listed = f"choose {', '.join(known)}" if known and not near else f"see {self.prog} --help"
+        raise UsageError(f"{self.prog} has no {word}{did_you_mean(near)}: {listed}.")
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -178,7 +179,8 @@ def _metavar(key: str) -> str:
 def _about(key: str, known: Key, paths: Mapping[str, Key]) -> str:
     text = ", ".join(options_of(key)) or re.split(r"(?<=\w{3})[;.] ", known.comment)[0]
     default = re.sub(r"\$\{(paths\.\w+)\}", lambda found: str(paths[found[1]].default), str(known.default))
-    default = default.replace("${shipped:}", "checkpoints")
+    default = re.sub(r"\$\{oc\.env:\w+,(\w+)\}", r"\1", default.replace("${shipped:}", "checkpoints"))
+    default = re.sub(r"\$\{[\w.]*?(\w+)\}", r"<\1>", default)  # such as <name>
     without = known.default in (None, "null", "", "???") or known.default is False
     return f"{text}{'' if without else f' (default: {default})'}".strip().replace("%", "%%")
 
@@ -195,19 +197,22 @@ class Words(NamedTuple):
 def read(name: str, argv: Sequence[str]) -> Words:
     """The words for Hydra of a command line as people type it; prints help where it is asked for, and exits.
 
+    What follows `--` is no option, and what begins like a path (`./`, `/`, `..`) is no KEY=VALUE.
+
     Raises:
         UsageError: an option, a word or a value that cannot be meant; the message has the nearest that can.
     """
-    parser = parser_of(name)
-    given, unknown = parser.parse_known_intermixed_args(with_variant(name, argv))
+    parser, end = parser_of(name), [*argv, "--"].index("--")
+    given, unknown = parser.parse_known_intermixed_args(with_variant(name, argv[:end]))
     if given.help or given.help_all:
         print(parser.format_help() if given.help else _all_files(name, given.words), end="")
         raise SystemExit(0)
     if unknown:
         parser.refuse(unknown[0])
-    known, words = keys(name.replace("-", "_"), given.words), _key_of_words(name)
-    plain = [word for word in given.words if not _is_override(word, known)]
-    overrides = [word for word in given.words if word not in plain]
+    typed = [word for word in given.words if not word.startswith((".", "/"))]
+    known, words = keys(name.replace("-", "_"), typed), _key_of_words(name)
+    overrides = [word for word in typed if _is_override(word, known)]
+    plain = [word for word in given.words if word not in overrides] + list(argv[end + 1 :])
     for key in options(name):
         value = getattr(given, key)
         if key == words:

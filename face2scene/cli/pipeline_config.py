@@ -17,8 +17,8 @@ from face2scene.inference.pipeline import Face2ScenePipeline
 
 log = logging.getLogger(__name__)
 _NO_FACES = (
-    "No face is looked for, which this restoration does not need. To restore by a face: pip install "
-    "'face2scene[faces]', face2scene fetch yunet dlib real_esrgan_x4plus, and the option --ref-fr real_esrgan."
+    "Faces are not looked for: this restoration needs none. To restore by a face: pip install 'face2scene[faces]', "
+    "face2scene fetch yunet dlib real_esrgan_x4plus, and the option --ref-fr real_esrgan."
 )
 
 

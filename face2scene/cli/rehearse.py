@@ -7,6 +7,7 @@ training, Stage I and a restoration on tensors without values.
 """
 
 import importlib.util
+import re
 import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ from transformers import ViTConfig, ViTModel
 
 from face2scene.cli import preflight
 from face2scene.cli.command_line import CONFIGS, path_values, refuse_values
-from face2scene.common.files import write_json
+from face2scene.cli.options import UsageError
+from face2scene.common.files import ready_to_write, write_json
 from face2scene.common.renamed_keys import refuse_renamed
 from face2scene.data.records import METADATA, Records
 from face2scene.eval.cost import rehearsal, rehearsal_report
@@ -49,7 +51,15 @@ _NO_REFERENCES = 29697 / 57449  # share of the paper's images without references
 def main(options: Namespace) -> int:
     """Run the command with the options of `face2scene rehearse`; exit code 1 where the run does not fit."""
     if options.gpus < 1 or not 0 < options.efficiency <= 1:
-        raise ValueError(f"--gpus is at least 1 and --efficiency in (0, 1], not {options.gpus}, {options.efficiency}.")
+        raise ValueError(
+            f"--gpus is at least 1, --efficiency above 0 and at most 1; given: {options.gpus}, {options.efficiency}."
+        )
+    if odd := next((word for word in options.overrides if not re.match(r"~|.+=", word)), None):
+        raise UsageError(f"{odd!r} is no option of face2scene rehearse: give KEY=VALUE, such as experiment=paper.")
+    if options.json:
+        ready_to_write(options.json.parent, "--json")
+        if options.json.is_dir():
+            raise IsADirectoryError(f"--json={options.json} is a folder: name a file.")
     card, only = CARDS[options.card], options.only
     found = rehearse(options.overrides, card, options.gpus, efficiency=options.efficiency, only=only)
     text, fits = rehearsal_report.report(found, card, options.gpus, options.efficiency)

@@ -43,6 +43,7 @@ _RANGES: dict[str, tuple[float | None, float]] = {
     "*workers": (0, 1024),  # each is a process
     "guidance": (0, math.inf),
 }
+_POSITIVE_LISTS = ("*sizes", "*grids", "*widths", "*strides", "*channels", "*blocks", "*levels")
 # keys whose default is null in some file, and which are whole numbers from 1 on
 _COUNTS = (
     *("limit", "*.max_tokens", "*.accumulate", "*.effective_batch", "*.probe_crop", "*.max_side", "data.size"),
@@ -150,6 +151,8 @@ def _kind(key: str, value: Any, default: Any, names: list[str]) -> str:
         return _number_kind(key, value, 1 if default is None else default)
     if isinstance(default, str | None) and isinstance(value, int | float) and _range(key):
         return _number_kind(key, value, 0.0)
+    if not names and value is None and isinstance(default, str):
+        return "a text"
     if not names or _text(value) in names:
         return ""
     return f"one of {', '.join(names)}{did_you_mean(nearest(_text(value), names))}"
@@ -162,8 +165,11 @@ def _list_kind(key: str, value: Any, default: list[Any]) -> str:
     kinds = {type(item) for item in default}
     if default and not value:
         return "a list with an entry at least"
-    if kinds and kinds <= {int, float} and any(isinstance(v, str | bool) or v is None for v in value):
-        return "a list of numbers"
+    if kinds and kinds <= {int, float}:
+        if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in value):
+            return "a list of numbers"
+        if _any(key, _POSITIVE_LISTS) and min(value) < 1:
+            return "a list of whole numbers from 1 on"
     return "a list of whole numbers" if kinds == {int} and any(isinstance(v, float) and v % 1 for v in value) else ""
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 
@@ -77,6 +78,33 @@ def disk_error(error: BaseException | None) -> str:
             )
         error = error.__cause__ or error.__context__
     return ""
+
+
+def size_text(count: float) -> str:
+    """A number of bytes in the largest unit of which it is at least one."""
+    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+    return next((f"{count / unit:.1f} {name}" for unit, name in units if count >= unit), f"{count:.0f} bytes")
+
+
+class OutputError(OSError):
+    """Nothing can be written to a folder; the message has the reason and the remedy."""
+
+
+def ready_to_write(folder: Path, option: str) -> None:
+    """Make a folder if it is not there, and try to write to it, before work whose result it is to take.
+
+    Args:
+        option: what decides the folder, for the message.
+
+    Raises:
+        OutputError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"Nothing can be written to {folder} ({error.strerror}): choose another {option}.") from error
 
 
 def fitting_name(stem: str, suffix: str, most: int = 255) -> str:

@@ -170,7 +170,13 @@ class Ledger:
         self.corrupt = False  # a line was lost with its name, so an unlisted output may be ours
 
     def read(self) -> "Ledger":
-        """Read all files; of a truncated line only the name is kept, with `unfinished`."""
+        """Read all files; of a truncated line only the name is kept, with `unfinished`.
+
+        Raises:
+            FileExistsError: a folder has the file's name.
+        """
+        if self.whole.is_dir():
+            raise FileExistsError(f"{self.whole} is a folder, and a file is kept there: rename it, or write elsewhere.")
         for path in [self.whole, *self._others()]:
             for row in path.read_bytes().split(b"\n") if path.is_file() else ():
                 self._read_row(row)

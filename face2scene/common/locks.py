@@ -39,6 +39,7 @@ def locked(folder: str | Path, instead: str, *, name: str = LOCK, hold: bool = T
 
     Raises:
         FolderInUse: another process holds it. Nothing was changed.
+        FileExistsError: a folder has the name of that file.
     """
     path = (Path(folder) / name).absolute()
     if not hold or path in _held:
@@ -48,6 +49,8 @@ def locked(folder: str | Path, instead: str, *, name: str = LOCK, hold: bool = T
         path.parent.mkdir(parents=True, exist_ok=True)
         _held[path] = _acquire(path, instead)
     except OSError as error:
+        if path.is_dir():
+            raise FileExistsError(f"{path} is a folder, and a file is kept there: rename it, or {instead}.") from error
         if error.errno not in _UNWRITABLE:
             raise
     try:

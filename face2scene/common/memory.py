@@ -16,14 +16,14 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def named_device(name: str) -> torch.device:
-    """A device by its name. Raises ValueError if there is no such device here."""
+def named_device(name: str | torch.device | None, key: str = "device") -> torch.device:
+    """A device by its name; None is `best_device`. Raises ValueError of the option `key` if there is none here."""
     try:
-        device = torch.device(name)
+        device = torch.device(name or best_device())
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise ValueError(f"device={name} cannot be used here ({reason}): choose {best_device()}.") from error
+        raise ValueError(f"{key}={name} cannot be used here ({reason}): choose {best_device()}.") from error
     return device
 
 

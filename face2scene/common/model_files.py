@@ -121,6 +121,7 @@ def load_weights(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dic
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There are no {kind} weights at {path}.")
+    path.open("rb").close()  # safetensors says of a file that may not be read that there is none
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}

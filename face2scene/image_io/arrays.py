@@ -113,7 +113,9 @@ def list_files(folder: str | Path) -> list[Path]:
 def files_below(folder: str | Path) -> tuple[list[Path], dict[Path, str]]:
     """The files of `list_files`, and what cannot be opened, each with the reason; without a warning."""
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}.")
+        raise FileNotFoundError(
+            f"{folder} is no folder." if Path(folder).exists() else f"There is nothing at {folder}."
+        )
     files: list[Path] = []
     errors: list[OSError] = []
     links: dict[Path, str] = {}

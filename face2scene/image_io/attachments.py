@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Iterator
 from math import prod
 
 import numpy as np
@@ -27,6 +28,12 @@ _OTHERS = {
     "PostScript": rb"%!PS|\xc5\xd0\xd3\xc6",
     "SVG or HTML": rb"\s*<",
     "a ZIP archive": rb"PK\x03\x04",
+    "PPM, PGM or PFM": rb"P[1-7Ff]\s",
+    "OpenEXR": rb"v/1\x01",
+    "Radiance HDR": rb"#\?RA",
+    "QOI": rb"qoif",
+    "JPEG XR": rb"II\xbc",
+    "an icon": rb"\0\0[\1\2]\0",
     "a video": rb"....ftyp(mp4|isom|avc1|qt  |3gp|M4V)|\x1aE\xdf\xa3",
 }
 _HEIC, _ANY = (b"heic", b"heix", b"hevc", b"heim", b"heis"), (b"mif1", b"msf1")  # brands; the last may hold AV1, too
@@ -125,6 +132,54 @@ def lacks_data(image: Image.Image, content: bytes) -> bool:
     more = b"".join(bytes(range(1, 255)) + b"\xff" + bytes([restart]) for restart in range(0xD0, 0xD8))
     with Image.open(io.BytesIO(content[:end] + more + more + content[end:]), formats=["JPEG"]) as longer:
         return longer.tobytes() != image.tobytes()
+
+
+_NEEDED = (b"tRNS", b"acTL", b"fcTL", b"fdAT")  # of a PNG's ancillary chunks, for transparency and animation
+
+
+def without_damaged_parts(content: bytes) -> tuple[bytes, list[str]]:
+    """A PNG or JPEG without what Pillow cannot read beside the image, such as one text or EXIF, and its names.
+
+    Other files come back as they are.
+    """
+    fmt = "PNG" if content.startswith(b"\x89PNG") else "JPEG" if content.startswith(b"\xff\xd8\xff") else ""
+    if not fmt:
+        return content, []
+    start, buffer = {"PNG": 8, "JPEG": 2}[fmt], io.BytesIO()
+    Image.new("L", (1, 1)).save(buffer, fmt)
+    small = buffer.getvalue()
+    place = start + (25 if fmt == "PNG" else 0)  # behind the header
+    kept, damaged = [content[:start]], []
+    for name, part in _parts_of_png(content) if fmt == "PNG" else _parts_of_jpeg(content):
+        if name:
+            try:
+                with Image.open(io.BytesIO(small[:place] + part + small[place:]), formats=[fmt]) as image:
+                    image.load()
+            except Exception:  # Pillow raises almost anything here
+                damaged.append(name)
+                continue
+        kept.append(part)
+    return b"".join(kept), damaged
+
+
+def _parts_of_png(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """Chunks, those that may be left out with their names."""
+    at = 8
+    while at < len(content):
+        end, kind = at + 12 + int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
+        yield kind.decode("latin-1") if kind[:1].islower() and kind not in _NEEDED else "", content[at:end]
+        at = end
+
+
+def _parts_of_jpeg(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """Segments in front of the image's data, those that may be left out with their names, and the rest."""
+    at = 2
+    while content[at : at + 1] == b"\xff" and (marker := content[at + 1 : at + 2]) != b"\xda":
+        end = at + (1 if marker == b"\xff" else 2 + int.from_bytes(content[at + 2 : at + 4], "big"))
+        name = "COM" if marker == b"\xfe" else f"APP{marker[0] - 0xE0}" if b"\xe0" <= marker <= b"\xef" else ""
+        yield name, content[at:end]
+        at = end
+    yield "", content[at:]
 
 
 def turn_of_heif(image: Image.Image, content: bytes, notes: list[str]) -> int:

@@ -70,12 +70,14 @@ def beyond_pillow(image: Any, notes: list[str]) -> bool:
     """Whether tifffile is to read a TIFF that Pillow has opened; `notes` gets a sentence for a damaged directory.
 
     Pillow reads as declared, but for more than 8 bits a sample, signed and float samples, samples that nothing
-    declares, WebP or raw YCbCr inside, and a damaged directory behind the first.
+    declares, planes with alpha, WebP or raw YCbCr inside, and a damaged directory behind the first.
     """
     tags = image.tag_v2
     depths, formats = (tags.get(tag, (1,)) for tag in (ExifTags.Base.BitsPerSample, ExifTags.Base.SampleFormat))
     kind = (tags.get(_PHOTOMETRIC), tags.get(ExifTags.Base.Compression, _UNCOMPRESSED))
-    known = _COLOURS.get(kind[0] or 0, 99) + len(tags.get(ExifTags.Base.ExtraSamples, ()))
+    extra = tags.get(ExifTags.Base.ExtraSamples, ())
+    known = _COLOURS.get(kind[0] or 0, 99) + len(extra)
+    planes = tags.get(ExifTags.Base.PlanarConfiguration) == _SEPARATE
     try:
         image.n_frames  # noqa: B018 - follows the directories
     except Exception:  # Pillow raises almost anything here
@@ -85,6 +87,7 @@ def beyond_pillow(image: Any, notes: list[str]) -> bool:
         max(depths) > 8
         or set(formats) != {1}
         or tags.get(ExifTags.Base.SamplesPerPixel, 1) > known
+        or (planes and len(extra) > 0 and kind[0] in _COLOURS)
         or kind[1] == _WEBP
         or kind == (_YCBCR, _UNCOMPRESSED)
     )

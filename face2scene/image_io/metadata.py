@@ -37,6 +37,8 @@ _XMP_LAYOUT = re.compile(
     re.DOTALL,
 )
 _XMP_OF_PNG = "XML:com.adobe.xmp"
+_IPTC_OF_PNG = "Raw profile type iptc"  # as ImageMagick and Exiv2 keep it: hexadecimal, in Photoshop's block or without
+_OF_PHOTOSHOP = b"8BIM\x04\x04\0\0"
 _JPEG_MARKER = 65_000  # bytes; what one of its segments holds, about
 
 
@@ -67,14 +69,30 @@ def metadata_of(image: Image.Image, tiff: bytes | None = None) -> tuple[Metadata
     iptc = photoshop.get(0x0404) if isinstance(photoshop, dict) else None
     xmp = info.get("xmp") or info.get(_XMP_OF_PNG)
     texts = {key: value for key, value in getattr(image, "text", {}).items() if not key.startswith(("XML:", "Raw "))}
+    iptc = iptc or _iptc_of_png(getattr(image, "text", {}).get(_IPTC_OF_PNG, ""))
     if comment := info.get("comment"):
         texts["Comment"] = comment.decode("utf-8", "surrogateescape") if isinstance(comment, bytes) else str(comment)
     xmp = xmp.encode() if isinstance(xmp, str) else xmp
     xmp = _XMP_LAYOUT.sub(b"", xmp) if isinstance(xmp, bytes) else found.xmp
-    dpi = info.get("dpi")
+    absolute = info.get("jfif_unit", image.format not in ("JPEG", "MPO"))  # else Pillow's is EXIF's, of x, in any unit
+    dpi = (info.get("dpi") if absolute else None) or found.dpi
     dpi = (float(dpi[0]), float(dpi[1])) if dpi and 1 < min(dpi) <= max(dpi) < 1e6 else None
     pairs = tuple((key, str(value)) for key, value in texts.items())
     return Metadata(found.exif, xmp or None, iptc or found.iptc, pairs, dpi), notes
+
+
+def _iptc_of_png(text: str) -> bytes | None:
+    with contextlib.suppress(ValueError):
+        block = bytes.fromhex("".join(text.split()[2:]))  # behind the name and the length
+        start = block.find(_OF_PHOTOSHOP) + len(_OF_PHOTOSHOP)
+        if start >= len(_OF_PHOTOSHOP):
+            return block[start + 4 : start + 4 + int.from_bytes(block[start : start + 4], "big")]
+        return block if block.startswith(b"\x1c") else None
+    return None
+
+
+def _in_photoshop(iptc: bytes) -> bytes:
+    return _OF_PHOTOSHOP + struct.pack(">I", len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
 
 
 class Shot(NamedTuple):
@@ -186,7 +204,7 @@ def tiff_metadata(tiff: bytes, notes: list[str]) -> Metadata:
 
 
 def _dpi(tiff: bytes, entries: list[_Entry]) -> tuple[float, float] | None:
-    starts = {entry.tag: entry.start for entry in entries if entry.size}
+    starts = {entry.tag: entry.start for entry in entries if entry.size >= (8, 2)[entry.tag == _RESOLUTION[2]]}
     if not set(_RESOLUTION) <= set(starts) or (unit := _number(tiff, starts[_RESOLUTION[2]], "H")) not in (2, 3):
         return None
     values = [_number(tiff, starts[tag]) / max(_number(tiff, starts[tag] + 4), 1) for tag in _RESOLUTION[:2]]
@@ -223,8 +241,8 @@ def for_size(exif: bytes | None, width: int, height: int) -> bytes | None:
 
 def for_pillow(kept: Metadata, fmt: str) -> tuple[dict[str, Any], list[str]]:
     """Options of Pillow's writer of `jpeg` or `webp`, and the names of what the format, or `png`, does not hold."""
-    if fmt == "png":  # see `into_png`
-        return {}, ["iptc"] if kept.iptc else []
+    if fmt == "png":  # which holds all, see `into_png`
+        return {}, []
     jpeg = fmt == "jpeg"
     options: dict[str, Any] = {}
     lost = [key for key, _ in kept.texts if not (jpeg and key == "Comment")]
@@ -232,9 +250,7 @@ def for_pillow(kept: Metadata, fmt: str) -> tuple[dict[str, Any], list[str]]:
         if block and (len(block) > _JPEG_MARKER if jpeg else name == "iptc"):
             lost.append(f"{name} of {len(block)} bytes")
         elif block and name == "iptc":
-            content = (
-                b"Photoshop 3.0\x008BIM\x04\x04\0\0" + struct.pack(">I", len(block)) + block + b"\0" * (len(block) % 2)
-            )
+            content = b"Photoshop 3.0\0" + _in_photoshop(block)
             options["extra"] = b"\xff\xed" + struct.pack(">H", len(content) + 2) + content
         elif block:
             options[name] = block
@@ -242,18 +258,22 @@ def for_pillow(kept: Metadata, fmt: str) -> tuple[dict[str, Any], list[str]]:
         options["comment"] = comment.encode("utf-8", "surrogateescape")
     if jpeg and kept.dpi:
         options["dpi"] = kept.dpi
-    elif kept.dpi:
+    elif kept.dpi and not (kept.exif and _dpi(kept.exif, _entries(kept.exif, _number(kept.exif, 4))) == kept.dpi):
         lost.append("dpi")
     return options, lost
 
 
 def into_png(png: bytes, kept: Metadata, icc: bytes | None = None) -> bytes:
-    """Add chunks behind the header: iCCP, eXIf, iTXt, pHYs."""
+    """Add chunks behind the header: iCCP, eXIf, iTXt, zTXt, pHYs."""
     chunks = _chunk(b"iCCP", b"profile\0\0" + zlib.compress(icc)) if icc else b""
     chunks += _chunk(b"eXIf", kept.exif) if kept.exif is not None else b""
     texts = [(key, _utf8(value)) for key, value in kept.texts]
     for key, value in texts + ([(_XMP_OF_PNG, kept.xmp)] if kept.xmp is not None else []):
         chunks += _chunk(b"iTXt", key.encode("latin-1", "replace")[:79] + b"\0\0\0\0\0" + value)
+    if kept.iptc:
+        block = _in_photoshop(kept.iptc)
+        text = f"\niptc\n{len(block):8}\n{block.hex()}\n".encode()
+        chunks += _chunk(b"zTXt", _IPTC_OF_PNG.encode() + b"\0\0" + zlib.compress(text))
     if kept.dpi:
         chunks += _chunk(b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in kept.dpi), 1))
     after_header = 8 + 25  # signature, IHDR

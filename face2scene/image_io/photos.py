@@ -19,7 +19,14 @@ from scipy import ndimage
 from face2scene.common.files import atomic_write
 from face2scene.common.optional import import_optional
 from face2scene.image_io import deep
-from face2scene.image_io.attachments import is_heif, kind_of, lacks_data, left_out, turn_of_heif
+from face2scene.image_io.attachments import (
+    is_heif,
+    kind_of,
+    lacks_data,
+    left_out,
+    turn_of_heif,
+    without_damaged_parts,
+)
 from face2scene.image_io.deep import ImageError, Samples, check_size
 from face2scene.image_io.metadata import (
     OPENED,
@@ -110,7 +117,7 @@ def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS, development: D
     if heif := is_heif(head):  # phones and messengers also name such files .jpg
         import_optional("pillow_heif", "photos", why=f"Reading {path.name}").register_heif_opener()
     try:
-        return _read_file(path, max_pixels, heif)
+        return _read_sound(path, max_pixels, heif)
     except (ImageError, ModuleNotFoundError):
         raise
     except UnidentifiedImageError as error:
@@ -127,7 +134,7 @@ def photo_of(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Photo:
     """
     path = Path(getattr(image, "filename", "") or "the image")
     check_size(path, image.size, max_pixels)
-    return _from_pillow(path, image, in_memory=True)
+    return _from_pillow(path, image, b"")
 
 
 def write_photo(
@@ -251,17 +258,31 @@ def _to_full_page(image: Any) -> None:
             break
 
 
-def _read_file(path: Path, max_pixels: int, heif: bool) -> Photo:
+def _read_sound(path: Path, max_pixels: int, heif: bool) -> Photo:
+    try:
+        return _read_file(path, max_pixels, heif)
+    except (ImageError, ModuleNotFoundError):
+        raise
+    except Exception:  # Pillow refuses a photo for one damaged text
+        sound, damaged = without_damaged_parts(path.read_bytes())
+        if not damaged:
+            raise
+        photo = _read_file(path, max_pixels, heif, sound)
+        note = f"Damaged parts beside the image are left out: {', '.join(damaged)}."
+        return replace(photo, warnings=(*photo.warnings, note))
+
+
+def _read_file(path: Path, max_pixels: int, heif: bool, content: bytes = b"") -> Photo:
     further: list[str] = []
     try:
         # Opened here: of a path Pillow maps uncompressed TIFFs into memory, and then does not turn them upright.
-        with open(path, "rb") as file, _opened(file, heif) as image:
+        with io.BytesIO(content) if content else open(path, "rb") as file, _opened(file, heif) as image:
             if image.format == "TIFF":
                 _to_full_page(image)
                 deep.check_layout(path, image.tag_v2)  # type: ignore[attr-defined]
             if not (image.format == "TIFF" and deep.beyond_pillow(image, further)):
                 check_size(path, image.size, max_pixels)
-                return _from_pillow(path, image)
+                return _from_pillow(path, image, content or path.read_bytes())
     except UnidentifiedImageError:
         if _head(path, 4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             raise
@@ -270,10 +291,9 @@ def _read_file(path: Path, max_pixels: int, heif: bool) -> Photo:
     return _photo(samples, icc, orientation, tiff_metadata(path.read_bytes(), notes), notes)
 
 
-def _from_pillow(path: Path, image: Image.Image, in_memory: bool = False) -> Photo:
-    content = b"" if in_memory else path.read_bytes()
+def _from_pillow(path: Path, image: Image.Image, content: bytes) -> Photo:
     notes = left_out(image, content)
-    fmt = None if in_memory else image.format
+    fmt = image.format if content else None  # of an image in memory there is none
     image.load()
     if content and lacks_data(image, content):
         raise ImageError(f"{path} is cut short: its image data end before the image does.")
@@ -311,7 +331,7 @@ def _from_cmyk(image: Image.Image, icc: bytes | None, notes: list[str]) -> tuple
 
 
 def _samples(path: Path, image: Image.Image, notes: list[str]) -> Samples:
-    grey = image.mode in ("L", "1", "LA", "La", "F") or image.mode.startswith("I")
+    grey, of_bmp = image.mode in ("L", "1", "LA", "La", "F") or image.mode.startswith("I"), image.format == "BMP"
     key = image.info.get("transparency")
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
@@ -324,6 +344,8 @@ def _samples(path: Path, image: Image.Image, notes: list[str]) -> Samples:
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or key is not None:
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         alpha = np.asarray(image.getchannel("A"), dtype=np.float32) / 255
+        if of_bmp and not alpha.any():  # programs that know no transparency leave 0 there, and viewers show the image
+            alpha = None
     colour = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
     return Samples(colour[..., :1] if grey else colour, alpha)
 

@@ -6,20 +6,20 @@ finished work, so the same command continues after any interruption. Other files
 
 import errno
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryFile
 from time import perf_counter
 from typing import Any, cast
 
 from tqdm.auto import tqdm
 
 from face2scene.common.choices import one_of
-from face2scene.common.files import atomic_write, fitting_name, remove_partials, write_json
+from face2scene.common.files import atomic_write, fitting_name, ready_to_write, remove_partials, write_json
 from face2scene.common.ledger import Ledger, content, digest, facts_of, unchanged
 from face2scene.common.locks import locked
 from face2scene.common.provenance import provenance
@@ -37,13 +37,14 @@ from face2scene.inference.tasks import RestorationTask, shared_contents, variant
 
 log = logging.getLogger(__name__)
 _AHEAD = 2  # images that are read ahead, and images that wait to be written
+_WITHOUT_PAIR = {  # source of the tokens -> what that means
+    "estimated": "the degradation was estimated from the photo itself",
+    "blind": "the degradation was estimated from the photo and its own restoration",
+    "null": "no degradation was estimated",
+}
 _LARGE = 50_000_000  # pixels; with such an image none is read ahead, to save memory
 # After these errors nothing more can be written, so the run stops.
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-
-
-class OutputError(OSError):
-    """The output folder cannot be written to; the message has the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Settings:
         if not self.folders or len(set(self.folders)) < len(self.folders):
             raise ValueError("Of guidance or pipeline.max_tokens give at least one value, and none twice (to 0.01).")
         output_size((1, 1), self.scale)
+        if not 0 <= self.burst_seconds < math.inf:
+            raise ValueError(f"burst_seconds is {self.burst_seconds}: it must be a number from 0 on.")
 
     @property
     def folders(self) -> list[str]:
@@ -357,7 +360,8 @@ class _Run:
         self.result.restored += 1
         self.result.warned += bool(line["warnings"])
         if reason := result.notes.get("no_pair"):
-            self.result.without_pair[f"{result.token_source} tokens, because {reason}"] += 1
+            how = _WITHOUT_PAIR.get(result.token_source, f"{result.token_source} tokens")
+            self.result.without_pair[f"{how}, because {reason}"] += 1
 
     def _face_files(self, task: RestorationTask, number: int) -> list[Path]:
         """Files of a face pair: degraded and restored."""
@@ -368,7 +372,11 @@ class _Run:
         return [folder / fitting_name(stem, f"_{kind}.png") for kind in ("degraded", "restored")]
 
     def _record_failure(self, task: RestorationTask, reason: Exception | str) -> None:
-        message = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
+        message = str(reason)
+        if isinstance(reason, OSError) and reason.filename:
+            message = f"{reason.filename} cannot be used ({reason.strerror})."
+        elif isinstance(reason, Exception) and not type(reason).__module__.startswith("face2scene."):
+            message = f"{type(reason).__name__}: {reason}"
         self.result.failed[task.file] = message
         if "failed" in self.ledger.lines.get(task.file, {"failed": ""}):  # an earlier result keeps its line
             with suppress(OSError):  # no room
@@ -386,12 +394,5 @@ def _check_output(output: Path, tasks: Sequence[RestorationTask], settings: Sett
                 raise ValueError(
                     f"output={output} would overwrite the images it reads ({target}). Choose another folder."
                 )
-    try:
-        for folder in (output, *(output / folder / "images" for folder in settings.folders)):
-            folder.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=folder):
-                pass
-    except OSError as error:
-        raise OutputError(
-            f"Nothing can be written to output={output} ({error.strerror}). Choose another folder."
-        ) from error
+    for folder in (output, *(output / folder / "images" for folder in settings.folders)):
+        ready_to_write(folder, "output")

@@ -127,7 +127,7 @@ def export_merged(
     one_of("file_dtype", file_dtype or dtype, ("fp32", "fp16", "bf16"))
     restorer = OneStepRestorer.from_file(restorer_weights, source=base).merged(precision(dtype))
     about = {"merged_from": Path(restorer_weights).name, "dtype": dtype}
-    save_merged(restorer, path, about=about, dtype=precision(file_dtype) if file_dtype else None)
+    save_merged(restorer, path, about=about, dtype=precision(file_dtype, "file_dtype") if file_dtype else None)
 
 
 def _export(

@@ -4,6 +4,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -31,8 +32,11 @@ def _part(argument: str, name: str) -> Any:
         raise ValueError(f"There is no {argument}={name!r}: choose {', '.join(known)}.{near}")
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = compose(None, ["+paths=default", f"+{group}={name}"])
-    if missing := OmegaConf.missing_keys(composed):
+    if missing := OmegaConf.missing_keys(composed[group]):  # of paths/ only what the group uses is resolved
         raise ValueError(
             f"{argument}={name!r} has no {', '.join(sorted(missing))}: build the object with them instead."
         )
-    return instantiate(composed[group], _convert_="all") or None
+    try:
+        return instantiate(composed[group], _convert_="all") or None
+    except InstantiationException as error:  # the part's own error says more
+        raise error.__cause__ or error from None

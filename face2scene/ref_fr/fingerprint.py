@@ -4,7 +4,7 @@ import ast
 import hashlib
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -12,21 +12,30 @@ from face2scene.assets import catalogue
 from face2scene.common.files import read_json, sha256_of
 
 
-def resolve_path(option: str, value: str) -> Path:
-    """The path of `value`: a path, or a name of the asset catalogue and a path in its folder.
+def resolve_paths(values: Mapping[str, str]) -> dict[str, Path]:
+    """The path of each value: a path, or a name of the asset catalogue and a path in its folder.
 
     Args:
-        option: of the config, for the message.
+        values: by option of the config, for the message.
 
     Raises:
-        MissingWeights, FileNotFoundError: not fetched; no such path.
+        MissingWeights, FileNotFoundError: not fetched, with the command for all of them; no such path.
     """
-    asset, _, inside = value.partition("/")
-    if not Path(value).exists() and asset in catalogue.catalogue():
-        return catalogue.folder(asset) / inside
-    if not Path(value).exists():
-        raise FileNotFoundError(f"There is nothing at {value} (ref_fr.{option}).")
-    return Path(value)
+    found, absent = {}, []
+    for option, value in values.items():
+        name, _, inside = value.partition("/")
+        asset = None if Path(value).exists() else catalogue.catalogue().get(name)
+        found[option] = Path(value) if asset is None else catalogue.weights_root() / name / inside
+        if asset is not None and not catalogue.is_ready(asset):
+            absent.append(name)
+        elif asset is None and not found[option].exists():
+            raise FileNotFoundError(f"There is nothing at {value} (ref_fr.{option}).")
+    if absent := list(dict.fromkeys(absent)):
+        raise catalogue.MissingWeights(
+            f"The weights of {', '.join(absent)} are not in {catalogue.weights_root()}: run `face2scene fetch "
+            f"{' '.join(absent)}` (`face2scene fetch --list` shows their licences)."
+        )
+    return found
 
 
 def digest(*texts: str) -> str:

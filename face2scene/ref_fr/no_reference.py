@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from face2scene.assets import catalogue
 from face2scene.common.choices import one_of
-from face2scene.common.memory import best_device
+from face2scene.common.memory import named_device
 from face2scene.common.optional import import_optional
 from face2scene.image_io.arrays import resize
 from face2scene.ref_fr import base
 from face2scene.ref_fr.base import AlignedRefFR, RestoredFace, RestorerUnavailableError, in_bytes
-from face2scene.ref_fr.fingerprint import code_version, digest, files_version, resolve_path
+from face2scene.ref_fr.fingerprint import code_version, digest, files_version, resolve_paths
 
 _HALF = 0x01306B47  # ncnn's tag of weights in half precision
 _SLOPE = 0.2
@@ -158,7 +158,7 @@ class RealESRGAN:
         if not 1 <= shrink <= 4:
             raise ValueError(f"ref_fr.shrink is {shrink}: it lies between 1 and 4.")
         self.folder, self.shrink = folder, shrink
-        self.device = torch.device(device or best_device())
+        self.device = named_device(device, "ref_fr.device")
 
     @cached_property
     def network(self) -> RRDBNet:
@@ -192,14 +192,16 @@ class SpandrelFace(AlignedRefFR):
     def __init__(self, kind: str, weights_file: str, *, fidelity: float = 0.5, device: str | None = None):
         one_of("ref_fr.kind", kind, ("codeformer", "restoreformer"))
         self.name, self.weights_file, self.fidelity = kind, weights_file, fidelity
-        self.device = torch.device(device or best_device())
+        self.device = named_device(device, "ref_fr.device")
 
     @cached_property
     def fingerprint(self) -> str:
         code = code_version(sys.modules[__name__], base)
-        return digest(
-            self.name, files_version(resolve_path("weights_file", self.weights_file)), str(self.fidelity), code
-        )
+        return digest(self.name, files_version(self._path), str(self.fidelity), code)
+
+    @property
+    def _path(self) -> Path:
+        return resolve_paths({"weights_file": self.weights_file})["weights_file"]
 
     def ready(self) -> None:
         """Load the network now."""
@@ -215,7 +217,7 @@ class SpandrelFace(AlignedRefFR):
         if self.name == "codeformer":
             extra = import_optional("spandrel_extra_arches", "restorers", why="ref_fr=codeformer")
             extra.install(ignore_duplicates=True)
-        path = resolve_path("weights_file", self.weights_file)
+        path = self._path
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from face2scene.common.files import sha256_of, sync
+from face2scene.common.files import sha256_of, size_text, sync
 from face2scene.common.model_files import trained_tensors
 from face2scene.data.records import SUMS, read_sums, write_sums
 from face2scene.train.fsdp import full_tensor, shard_like
@@ -113,8 +113,8 @@ class TrainingState:
         need, free = (keep + 1) * size - there, shutil.disk_usage(self.run.folder).free
         if need > free:
             raise ValueError(
-                f"{self.run.folder} has {free / 1e9:.1f} GB free and {keep + 1} training states need "
-                f"{need / 1e9:.1f} GB: set paths.runs, or lower schedule.keep_states."
+                f"{self.run.folder} has {size_text(free)} free and {keep + 1} training states need "
+                f"{size_text(need)}: set paths.runs, or lower schedule.keep_states."
             )
 
     def check_finite(self, step: int) -> None:

@@ -34,7 +34,7 @@ class LoadFace2Scene:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        weights = {"default": "tiny", "tooltip": "tiny, a folder of save_pretrained, or OWNER/NAME of a hub"}
+        weights = {"default": "photo", "tooltip": "photo, tiny, a folder of save_pretrained, or OWNER/NAME of a hub"}
         return {
             "required": {
                 "weights": ("STRING", weights),
@@ -60,12 +60,13 @@ class RestoreWithFace2Scene:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        guidance = {"default": 0.0, "min": 0.0, "max": 1.3, "step": 0.01, "tooltip": "0: the weights' own"}
         fidelity = {"default": -1.0, "min": -1.0, "max": 1.0, "step": 0.05, "tooltip": "-1: estimated; 1: the input"}
         return {
             "required": {
                 "pipeline": ("FACE2SCENE",),
                 "image": ("IMAGE",),
-                "guidance": ("FLOAT", {"default": 1.1, "min": 1.0, "max": 1.3, "step": 0.01}),
+                "guidance": ("FLOAT", guidance),
                 "fidelity": ("FLOAT", fidelity),
                 "seed": ("INT", {"default": 0, "min": 0, "max": 2**32 - 1}),
             },
@@ -88,7 +89,7 @@ class RestoreWithFace2Scene:
         people = {"person 1": person_1, "person 2": person_2}
         references = {name: list(_channels_first(of)) for name, of in people.items() if of is not None} or None
         results = [
-            self._one(pipeline, one, references, guidance=guidance, fidelity=fidelity, seed=seed)
+            self._one(pipeline, one, references, guidance=guidance or None, fidelity=fidelity, seed=seed)
             for one in _channels_first(image)
         ]
         pair = next((result.estimate.pair for result in results if result.estimate.pair), None)

@@ -55,7 +55,7 @@ CASES = [
     ([*FADEX, "train.fadex.schedule.decay=sudden"], "sudden"),
     ([*FADEX, "train.fadex.gt_share=2"], "gt_share is a number from 0 to 1"),
     ([*FADEX, "fadex.contrast={queue_size: 1.5}"], "fadex.contrast.queue_size is a whole number"),
-    ([*FADEX[:-1], "name=null"], "name is None: give the run one"),
+    ([*FADEX[:-1], "name=null"], "name is a text, and 'null' was given"),
     ([*RESTORER, "fadex_weights=no"], "no"),
     ([*RESTORER, "mapnet.grids=[]"], "mapnet.grids is a list with an entry"),
     ([*RESTORER, "train.restorer.batches.batch=0"], "batch is a whole number from 1 on"),
@@ -144,6 +144,8 @@ CASES = [
     ([*PHOTO, "pipeline.tile=-1"], "pipeline.tile is a whole number from 1 on"),
     ([*PHOTO, "pipeline.fidelity=2"], "pipeline.fidelity is a number from 0 to 1, and '2'"),
     ([*PHOTO, "pipeline.max_tokens=[]"], "a list with an entry at least"),
+    (["eval", "complexity=tiny", "cost.sizes=[-64]"], "cost.sizes is a list of whole numbers from 1 on"),
+    (["eval", "photos", "name=null"], "name is a text, and 'null' was given"),
     ([*PHOTO, "dtype=fp8"], "dtype is one of fp32, bf16, fp16"),
     ([*FADEX, f"seed={2**32}"], "seed is a whole number from 0 to 4294967295"),
     ([*FADEX, "train.fadex.workers=100000"], "from 0 to 1024"),
@@ -157,6 +159,19 @@ CASES = [
     (["precompute-ref-fr", "data=tiny", "degradation=tiny", "ref_fr=faceme_tiny", "cache=text.png"], "text.png"),
     (["precompute-ref-fr", "data=tiny", "ref_fr=external"], "ref_fr.command=... is missing"),
     (["precompute-ref-fr", "data=tiny", "ref_fr=none"], "ref_fr=none cannot be cached"),
+    (["export", "-o", "text.png/out", SHIPPED], "Nothing can be written to text.png/out"),
+    (["eval", "photos", "--gt", "photos", "paths.runs=text.png"], "Nothing can be written to text.png"),
+    (["rehearse", "--json", "empty"], "--json=empty is a folder"),
+    (["explain", "photo.png"], "photo.png has no record"),  # beside a folder named as weights
+    (["explain", ""], "a path is needed"),
+    (["data", "verify", ""], "a path is needed"),
+    (["rehearse", "paper"], "'paper' is no option of face2scene rehearse"),
+    (["rehearse", "--only", "cake"], "has no cake: choose fadex"),
+    # of Stage I, told before anything is loaded
+    ([*PHOTO, "ref_fr=faceme", "ref_fr.base=no"], "nothing at no (ref_fr.base)"),
+    ([*PHOTO, "ref_fr=faceme", "ref_fr.vae_dtype=float9"], "ref_fr.vae_dtype is one of float16"),
+    ([*PHOTO, "ref_fr=real_esrgan", "ref_fr.device=abacus"], "ref_fr.device=abacus cannot be used here"),
+    ([*RESTORER, f"fadex_weights={WEIGHTS}", "restorer.base.dtype=half"], "restorer.base.dtype is one of fp32"),
     # configurations of one's own that are no YAML, or not in UTF-8
     ([*PHOTO, "--config-dir", "mine", "experiment=brackets"], "brackets.yaml is not YAML: line"),
     ([*PHOTO, "--config-dir", "mine", "experiment=latin"], "not in UTF-8"),
@@ -171,7 +186,8 @@ def place(tmp_path_factory) -> Path:
         write_png(folder / f"{name}.png", np.full((48, 48, 3), 0.5, np.float32))
     (folder / "text.png").write_text("no image")
     (folder / "empty").mkdir()
-    (folder / "weights").mkdir()
+    for name in ("weights", "named.safetensors"):
+        (folder / name).mkdir()
     (folder / "mine/experiment").mkdir(parents=True)
     (folder / "mine/experiment/brackets.yaml").write_text("# @package _global_\nseed: [1\n")
     (folder / "mine/experiment/latin.yaml").write_bytes("# @package _global_\n# é\nseed: 1\n".encode("latin-1"))

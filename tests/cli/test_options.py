@@ -33,6 +33,9 @@ def test_help_is_one_screen_with_defaults(name, monkeypatch, capsys):
     text = capsys.readouterr().out
     assert end.value.code == 0 and len(text.splitlines()) <= 30
     assert f"usage: face2scene {name} " in text and f"example: face2scene {name} " in text
+    assert "${" not in text
+    undescribed = re.findall(r"^ +(--\S+) [A-Z]+ +\(default", text, re.M)
+    assert not undescribed
     known = keys(name.replace("-", "_"))
     for key, flags in options(name).items():
         assert flags[-1] in text and key in known
@@ -54,6 +57,21 @@ def test_options_are_overrides():
     assert set(words.overrides) == given | {"input=a.png"}
     assert read("eval", ["p", "--metrics", "psnr,lpips"]).overrides == ["metrics=[psnr,lpips]", "predictions=p"]
     assert read("restore", ["--ref-fr=copy", "--fidelity", "0.8"]).overrides == ["pipeline.fidelity=0.8", "ref_fr=copy"]
+
+
+@pytest.mark.parametrize("name", ["-lead.png", "--output.png", "-r", "--help", "seed=1", "data=tiny", "--", "+a=b.png"])
+def test_words_behind_two_dashes_are_photos(name):
+    words = read("restore", ["-o", "out", "--", name])
+    assert words.overrides == ["output=out", f"input={name}"]
+    assert read("restore", ["a.png", "-o", "out", "--", name]).photos == ["a.png", name]
+    with pytest.raises(UsageError, match="is no option of face2scene train-fadex"):
+        read("train-fadex", ["name=a", "--", name])
+
+
+@pytest.mark.parametrize("name", ["./data=tiny", "/none/seed=1.png", "../a=b.png", "./scale=2/b.png"])
+def test_paths_are_no_overrides(name):
+    """Whether there is such a file or not."""
+    assert read("restore", [name, "-o", "out"]).overrides == ["output=out", f"input={name}"]
 
 
 def test_photos_are_words_or_i(tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ def test_short_commands_end_well(command, workplace, monkeypatch, capfd):
     assert code == 0, said.err
     assert said.out.strip()
     if " restore " in command:
-        assert Image.open(workplace / "restored/images/party.png").size == (64, 64)
+        assert Image.open(workplace / "restored_in_tiles/images/party.png").size == (64, 64)
 
 
 def started(words: list[str], monkeypatch) -> int:

@@ -74,6 +74,50 @@ def test_incomplete_entry_is_named_and_not_ranked(tmp_path):
     assert submit(sent, tmp_path / "board")[1] == ["dists is missing for c"]
 
 
+def test_names_alike_do_not_replace(tmp_path):
+    run = make_run(tmp_path, "First")
+    for method in ("A+B", "A-B", "方法", "另法", "A+B"):
+        page, _ = submit(change(run, method=method), tmp_path / "board")
+    assert len(list((tmp_path / "board/entries").iterdir())) == 4
+    assert all(page.read_text().count(f">{method}<") == 1 for method in ("A+B", "A-B", "方法", "另法"))
+
+
+@pytest.mark.parametrize("left", [b"{", b"\xff\xfe", b"[1]"])
+def test_broken_entry_does_not_block_others(left, tmp_path):
+    submit(run := make_run(tmp_path, "First"), tmp_path / "board")
+    (tmp_path / "board/entries/broken.json").write_bytes(left)
+    page, _ = submit(change(run, method="Second"), tmp_path / "board")
+    assert "broken.json is" in page.read_text() and ">Second<" in page.read_text()
+
+
+def test_psnr_of_chosen_images_is_incomplete(tmp_path):
+    run = make_run(tmp_path, "Mine")
+    images = results_of(run)["images"]
+    for name in "abc":
+        del images[name]["scores"]["psnr"]
+    assert submit(change(run, images=images), tmp_path / "board")[1] == ["psnr is missing for a, b, c"]
+    for name in "abc":  # the ground truth itself, whose PSNR is infinite
+        images[name]["scores"]["dists"] = 0.0
+    page, lacking = submit(change(run, images=images), tmp_path / "board")
+    assert lacking == [] and "PSNR over 1" in page.read_text()
+
+
+def test_image_changed_after_scoring_is_refused(tmp_path):
+    run = make_run(tmp_path, "Mine")
+    shutil.copy(tmp_path / "truth/a.png", tmp_path / "mine/a.png")
+    (tmp_path / "mine/b.png").unlink()
+    with pytest.raises(ScoreError, match=r"mine has changed since it was scored: a, b\. Score it again"):
+        submit(run, tmp_path / "board")
+    assert not (run / "results.json").exists()
+
+
+def test_png_in_capitals_is_submitted(tmp_path):
+    run = make_run(tmp_path, "Mine")
+    for path in (tmp_path / "mine").iterdir():
+        path.rename(path.with_suffix(".PNG"))
+    assert submit(run, tmp_path / "board")[1] == []
+
+
 def test_half_entry_of_a_kill_is_removed(tmp_path):
     left = tmp_path / "board/entries/.good_12345678.999999.partial.json"
     left.parent.mkdir(parents=True)
@@ -90,6 +134,9 @@ def test_other_size_or_inputs_are_refused(tmp_path):
         submit(change(run, method="Other", images=images), tmp_path / "board")
     with pytest.raises(ScoreError, match="Second was made from other inputs than First"):
         submit(make_run(tmp_path, "Second", inputs="2"), tmp_path / "board")
+    fewer = results_of(run)["set"] | {"pictures": 5}
+    with pytest.raises(ScoreError, match="Other states another size of this set than First: not 4"):
+        submit(change(run, method="Other", set=fewer), tmp_path / "board")
     renamed = {f"x{name}": image for name, image in results_of(run)["images"].items()}
     with pytest.raises(ScoreError, match="Other has images of another set than First: xa, xb, xc, xd"):
         submit(change(run, method="Other", images=renamed), tmp_path / "board")
@@ -115,6 +162,9 @@ def test_foreign_name_beside_incomplete_is_refused(tmp_path):
         ("sha256", "123", r"images\.a\.sha256 is '123' and has to match"),
         ("scores", {"psnr": "high"}, r"images\.a\.scores\.psnr is no number"),
         ("scores", {"psnr": float("inf")}, r"images\.a\.scores\.psnr is inf"),
+        ("scores", {"psnr": 10**400}, r"images\.a\.scores\.psnr is 1000"),
+        ("scores", {"psnr": -5}, r"psnr cannot be what it says of a \(-5\)"),
+        ("scores", {"psnr": 20.0, "dists": 7.0}, r"dists cannot be what it says of a \(7\.0\)"),
         ("width", True, r"images\.a\.width is no integer"),
         ("extra", 1, r"images\.a\.extra is unknown"),
     ],
@@ -153,6 +203,20 @@ def test_mixed_sets_and_bad_files_are_refused(tmp_path):
     Image.new("L", (48, 40)).save(sent / "a.png")
     with pytest.raises(ScoreError, match=r"a\.png is not the image that was scored as a"):
         submit(sent, tmp_path / "board")
+    (sent / "a.png").unlink()
+    (sent / "results.json").write_text(json.dumps(results).replace('"b": {', '"b": {}, "b": {', 1))
+    with pytest.raises(ScoreError, match=r"is no JSON \(b twice in one object\)"):
+        read_results(sent / "results.json")
+    for part, said in (
+        ({"images": {"../a": results["images"]["a"]}}, r"images name '\.\./a'"),
+        ({"images": {}}, "images is empty"),
+        ({"method": "Good\n"}, "method is"),
+        ({"method": "abc\u202egnp"}, "method is"),
+        ({"protocol": results["protocol"] | {"fid": "x"}}, "fid is of whole sets and no image has it"),
+    ):
+        write_json(sent / "results.json", results | part)
+        with pytest.raises(ScoreError, match=said):
+            read_results(sent / "results.json")
     (sent / "results.json").write_text("{")
     with pytest.raises(ScoreError, match="is no JSON"):
         read_results(sent / "results.json")

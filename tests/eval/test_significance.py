@@ -1,17 +1,19 @@
 """Significance."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import sem, t
 from scored_folders import SCORERS, score_images, write_images
 
 from face2scene.common.files import read_json, sha256_of, write_json
+from face2scene.eval.scoring import results
 from face2scene.eval.scoring.pairing import ScoreError
 from face2scene.eval.scoring.results import interval
 from face2scene.eval.scoring.score import score_folder
 from face2scene.eval.scoring.significance import Difference, compare, corrected, table
+from face2scene.eval.tables.render import row_from_scores
 
 
 def write_scores(place: Path, values, key="psnr") -> Path:
@@ -85,13 +87,44 @@ def test_unlike_scores_are_not_compared(tmp_path):
     score_images(tmp_path, "two", "abcd", keys=("dists",))
     changed = read_json(tmp_path / "out_two/scores.json")
     changed["protocol"]["dists"]["weights_sha256"] = {"other": "net"}
-    (tmp_path / "out_two/scores.json").write_text(json.dumps(changed))
+    results.write_scores(tmp_path / "out_two/scores.json", changed)
     with pytest.raises(ScoreError, match="another protocol"):
         compare(tmp_path / "out_one", tmp_path / "out_two")
     del changed["truth"]
-    write_json(tmp_path / "out_two/scores.json", changed)
+    results.write_scores(tmp_path / "out_two/scores.json", changed)
     with pytest.raises(ScoreError, match=r"out_two does not say what it was scored against: score it again"):
         compare(tmp_path / "out_one", tmp_path / "out_two")
+
+
+def test_edited_scores_are_refused(tmp_path):
+    score_images(tmp_path, "mine", "abcd", keys=("dists", "fid"))
+    file = tmp_path / "out_mine/scores.json"
+    written = read_json(file)
+    for part in ({"means": {"dists": 0.001}}, {"sets": {"fid": 0.5}}, {"complete": False}):
+        write_json(file, written | part)
+        with pytest.raises(ScoreError, match=r"scores\.json is not what was written, it was edited: score the folder"):
+            row_from_scores("Mine", file, ["dists"])
+        with pytest.raises(ScoreError, match="it was edited"):
+            compare(file.parent, file.parent)
+    for text in ("{", "[]", "{}"):
+        file.write_text(text)
+        with pytest.raises(ScoreError, match=r"scores\.json is no file of scores: score the folder again"):
+            row_from_scores("Mine", file, ["dists"])
+
+
+def test_one_image_has_no_interval(tmp_path):
+    assert interval([0.5]) == [] and len(interval([0.5, 0.6])) == 2
+    found = score_images(tmp_path, "one", "a", keys=("dists",))
+    assert found["complete"] and found["intervals"] == {} and set(found["means"]) == {"dists"}
+    (line,) = compare(tmp_path / "out_one", tmp_path / "out_one")
+    assert line.interval == () and "+0.0000 [one image]" in table([line], "a", "b")
+
+
+def test_interval_of_many_is_students():
+    values = np.random.default_rng(4).normal(size=400)
+    ends = t.interval(0.95, len(values) - 1, values.mean(), sem(values))
+    # 2,000 draws leave the ends with a standard error of about a fortieth of the interval's width
+    assert np.abs(np.array(ends) - interval(values)).max() < 0.1 * (ends[1] - ends[0])
 
 
 def test_interval_narrows_with_more_images():

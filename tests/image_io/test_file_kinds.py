@@ -306,7 +306,7 @@ def test_metadata_travels_as_bytes(tmp_path, order, suffix, bits):
         if suffix != "webp":
             assert [round(float(value)) for value in written.info["dpi"]] == [300, 300]
     assert again.metadata.xmp == b"<x>1</x>"
-    assert (again.metadata.iptc == iptc) == (suffix in ("jpg", "tif"))
+    assert (again.metadata.iptc == iptc) == (suffix in ("jpg", "png", "tif"))
     assert (dict(again.metadata.texts).get("Comment") == "für") == (suffix in ("jpg", "png"))
 
 

@@ -14,11 +14,12 @@ from inverting_pipeline import InvertingPipeline, SlowPipeline, log_entries, mak
 from other_processes import start
 from PIL import Image
 
+from face2scene.common.files import OutputError
 from face2scene.faces.detect import Detector
 from face2scene.image_io.metadata import Metadata
 from face2scene.image_io.photos import Photo, read_photo, write_photo
 from face2scene.inference import batch
-from face2scene.inference.batch import OutputError, restore_folder
+from face2scene.inference.batch import restore_folder
 from face2scene.inference.log import RESTORATION_LOG
 from face2scene.inference.tasks import RestorationTask, find_tasks
 
@@ -131,7 +132,7 @@ def test_output_that_cannot_be_made_is_named(tmp_path, place):
     make_image(tmp_path / "in/a.png")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match=rf"Nothing can be written to output=.*{place} \("):
+    with pytest.raises(OutputError, match=rf"Nothing can be written to .*{place} \("):
         restore_folder(InvertingPipeline(), find_tasks(tmp_path / "in"), tmp_path / place)
 
 

@@ -10,12 +10,13 @@ from inverting_pipeline import InvertingPipeline, log_entries, make_image
 from PIL import Image
 from png_files import png_claiming
 
-from face2scene.common.files import fitting_name
+from face2scene.common import files
+from face2scene.common.files import OutputError, fitting_name
 from face2scene.common.types import DegradationTokens, FacePair
-from face2scene.image_io.arrays import read_image
+from face2scene.image_io.arrays import list_images, read_image
 from face2scene.image_io.photos import read_photo, write_photo
 from face2scene.inference import batch
-from face2scene.inference.batch import OutputError, restore_folder
+from face2scene.inference.batch import Settings, restore_folder
 from face2scene.inference.results import DegradationEstimate, FaceEstimate
 from face2scene.inference.tasks import find_tasks
 
@@ -113,17 +114,40 @@ def test_long_names_are_cut_and_unique():
 
 def test_unwritable_output_fails_before_work(photo_folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="Nothing can be written to output="):
+    with pytest.raises(OutputError, match=r"Nothing can be written to .*file \("):
         restore_folder(InvertingPipeline(), find_tasks(photo_folder), tmp_path / "file")
 
     def refuse(**_):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(batch, "TemporaryFile", refuse)
+    monkeypatch.setattr(files, "TemporaryFile", refuse)
     pipeline = InvertingPipeline()
     with pytest.raises(OutputError, match="Read-only file system"):
         restore_folder(pipeline, find_tasks(photo_folder), tmp_path / "out")
     assert pipeline.seen == []
+
+
+@pytest.mark.parametrize("name", [".lock", "restore.jsonl"])
+def test_folder_in_place_of_a_file_is_named(photo_folder, tmp_path, name):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    pipeline = InvertingPipeline()
+    with pytest.raises(FileExistsError, match=rf"{name} is a folder, and a file is kept there: rename it"):
+        restore_folder(pipeline, find_tasks(photo_folder), tmp_path / "out")
+    assert pipeline.seen == [] and not any((tmp_path / "out").glob("images/*"))
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
+def test_time_of_a_burst_is_from_zero_on(seconds):
+    with pytest.raises(ValueError, match=r"burst_seconds is .*: it must be a number from 0 on"):
+        Settings(burst_seconds=seconds)
+
+
+def test_missing_input_is_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is nothing at .*no\.png"):
+        find_tasks(tmp_path / "no.png")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"file is no folder"):
+        list_images(tmp_path / "file")
 
 
 def test_full_disk_leaves_no_partial_files(photo_folder, tmp_path, monkeypatch):

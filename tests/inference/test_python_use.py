@@ -8,11 +8,14 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
+from omegaconf.basecontainer import BaseContainer
 from PIL import Image
 
 import face2scene
 from face2scene.common.types import Scene
 from face2scene.image_io.arrays import to_bytes
+from face2scene.inference.named_parts import with_parts
 from face2scene.inference.pipeline import Face2ScenePipeline
 from face2scene.ref_fr import Copy
 from face2scene.ref_fr.no_reference import RealESRGAN
@@ -33,6 +36,14 @@ def test_parts_are_found_by_name(tiny_pipeline):
     pipeline = Face2ScenePipeline.from_pretrained(tiny_pipeline, ref_fr="real_esrgan", detector="open_sface")
     assert isinstance(pipeline.ref_fr, RealESRGAN) and pipeline.detector.backend.identity.source == "sface"
     assert Face2ScenePipeline.from_pretrained(tiny_pipeline, ref_fr="none", detector="none").ref_fr is None
+
+
+def test_names_need_no_command_line(monkeypatch):
+    """Whose resolvers of configs/ are those of a process that imports it, such as this one."""
+    monkeypatch.setattr(BaseContainer, "_resolvers", {**BaseContainer._resolvers})
+    OmegaConf.clear_resolver("shipped")
+    parts = with_parts({"ref_fr": "copy", "detector": "none"})
+    assert parts["ref_fr"].name == "copy" and parts["detector"].backend is None
 
 
 @pytest.mark.parametrize(

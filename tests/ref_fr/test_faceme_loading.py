@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from face2scene.assets.catalogue import MissingWeights
 from face2scene.eval.cost.complexity import SDXL
-from face2scene.ref_fr.base import FaceRestorationError
+from face2scene.inference.pipeline import Face2ScenePipeline
 from face2scene.ref_fr.faceme import id_encoder, loading
 from face2scene.ref_fr.faceme.id_encoder import IDEncoder, Mix, insert_tokens
 from face2scene.ref_fr.faceme.model import FaceMe
@@ -25,6 +25,13 @@ from face2scene.ref_fr.faceme.references import Antelope
 from face2scene.ref_fr.faceme.tiny import SDXL_SCHEDULE, WholeImage, tiny_parts
 
 pytestmark = pytest.mark.usefixtures("faceme_parts_made_once")
+
+
+class Released(WholeImage):
+    """Stands in for antelopev2, whose files are there."""
+
+    def files(self) -> list[Path]:
+        return []
 
 
 def write_half_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], *, random: bool = False) -> None:
@@ -223,7 +230,7 @@ def test_full_size_model_loads_and_runs(tmp_path, people, monkeypatch, capsys):
     written = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) / 1e9
     times = {"write": time.perf_counter() - start}
 
-    class Encoder(WholeImage):
+    class Encoder(Released):
         def detect(self, image):
             face = super().detect(image)
             return replace(face, identity=np.resize(face.identity, 512) / 8)
@@ -235,6 +242,7 @@ def test_full_size_model_loads_and_runs(tmp_path, people, monkeypatch, capsys):
         controlnet=str(tmp_path / "controlnet"),
         mix=str(tmp_path / "mix.safetensors"),
         photomaker=str(tmp_path / "photomaker-v1.bin"),
+        antelope=str(tmp_path),
         dtype="float16",
         vae_dtype="float16",
         size=64,
@@ -326,36 +334,43 @@ def test_released_layout_gives_same_face(tmp_path, faces, people, monkeypatch):
     parts.unet.save_pretrained(base / "unet")
     parts.vae.save_pretrained(base / "vae")
     parts.controlnet.save_pretrained(tmp_path / "controlnet")
-    (base / "scheduler").mkdir()
+    for name in ("scheduler", "text_encoder", "text_encoder_2"):
+        (base / name).mkdir()
+    for name in ("text_encoder", "text_encoder_2"):  # `encode_prompts` below reads nothing
+        (base / name / "config.json").touch()
     (base / "scheduler/scheduler_config.json").write_text(json.dumps(SDXL_SCHEDULE))
     save_file(parts.mix.state_dict(), tmp_path / "mix.safetensors")
     torch.save({"id_encoder": parts.id_encoder.state_dict(), "lora_weights": {}}, tmp_path / "photomaker-v1.bin")
     monkeypatch.setattr(id_encoder, "Mix", lambda: Mix(32, 8))
     monkeypatch.setattr(id_encoder, "IDEncoder", lambda: tiny_parts(6).id_encoder)
     monkeypatch.setattr(loading, "encode_prompts", lambda found, **texts: parts.prompt)
-    monkeypatch.setattr(loading, "Antelope", lambda folder: WholeImage())
+    monkeypatch.setattr(loading, "Antelope", lambda folder: Released())
     options = {
         "base": str(base),
         "controlnet": str(tmp_path / "controlnet"),
         "mix": str(tmp_path / "mix.safetensors"),
         "photomaker": str(tmp_path / "photomaker-v1.bin"),
+        "antelope": str(tmp_path),
     }
     settings = {"size": 64, "steps": 3, "device": "cpu"}
     result = FaceMe.released(**options, **settings).restore_aligned(faces[:1], [people["ann"]])[0].image
     known = FaceMe.tiny(weights_seed=5, **settings).restore_aligned(faces[:1], [people["ann"]])[0].image
     # a mapped file's weights lie elsewhere in memory, where a kernel may sum in another order; then 256 values are left
     assert (result - known).abs().max() < 1.01 / 255 and (result - known).abs().mean() < 1e-5
+    monkeypatch.setattr(loading, "load_network", lambda *_: pytest.fail("weights are read before all files are found"))
+    with pytest.raises(FileNotFoundError, match=r"There is no config.json in .*unet: ref_fr\.base"):
+        FaceMe.released(**options | {"base": str(tmp_path)}, **settings)
     (tmp_path / "mix.safetensors").unlink()
-    with pytest.raises(FaceRestorationError, match=r"ref_fr\.mix"):
-        FaceMe.released(**options, **settings).restore_aligned(faces[:1], [people["ann"]])
+    with pytest.raises(FileNotFoundError, match=r"ref_fr\.mix"):
+        FaceMe.released(**options, **settings)
 
 
-def test_missing_weights_name_fetch_command(faces, people, monkeypatch, tmp_path):
+def test_missing_weights_name_fetch_command(monkeypatch, tmp_path):
     monkeypatch.setenv("FACE2SCENE_WEIGHTS", str(tmp_path))
-    model = FaceMe.released(device="cpu")
-    for _ in range(2):
-        with pytest.raises(FaceRestorationError, match="face2scene fetch realvisxl_v3"):
-            model.restore_aligned(torch.rand(1, 3, 512, 512), [people["ann"]])
+    with pytest.raises(MissingWeights, match="`face2scene fetch realvisxl_v3 faceme photomaker antelopev2`"):
+        FaceMe.released(device="cpu")
+    with pytest.raises(MissingWeights, match="`face2scene fetch realvisxl_v3 faceme photomaker antelopev2`"):
+        Face2ScenePipeline.from_pretrained("tiny", ref_fr="faceme")
     with pytest.raises(MissingWeights, match="face2scene fetch antelopev2"):
         Antelope().detect(np.zeros((8, 8, 3), np.uint8))
     for name in ("scrfd_10g_bnkps.onnx", "glintr100.onnx"):

@@ -19,7 +19,7 @@ LANGUAGES = {"python": "executed", "json": "parsed", "yaml": "parsed", "text": "
 EXECUTED = (
     "face2scene fetch --list",
     "face2scene doctor",
-    "face2scene restore party.jpg -o restored pipeline.tile=256",
+    "face2scene restore party.jpg -o restored_in_tiles pipeline.tile=256",
     "python scripts/sweep.py sweep=p_n experiment=quickstart --dry-run",
 )
 TREATMENTS = {

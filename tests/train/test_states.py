@@ -295,6 +295,6 @@ def test_scaler_state_survives(tmp_path):
 def test_full_disk_is_refused_before_the_first_step(tmp_path, monkeypatch):
     room = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
-    with pytest.raises(ValueError, match=r"0\.0 GB free and 3 training states need .* GB: set paths\.runs"):
+    with pytest.raises(ValueError, match=r"1\.0 kB free and 3 training states need [1-9][\d.]* \wB: set paths\.runs"):
         train_to(tmp_path / "run", 1)
     assert not (tmp_path / "run/state").exists() and not (tmp_path / "run/metrics.jsonl").exists()

@@ -22,6 +22,7 @@ RESTORE_ONLY = frozenset(
 def main(cfg: DictConfig) -> None:
     """Load the models once and serve until Ctrl-C or SIGTERM."""
     logging.getLogger("face2scene").setLevel(logging.INFO)
+    logging.getLogger("face2scene.models").setLevel(logging.WARNING)  # what it says of a training's parameters
     if not 0 < cfg.port < 65536:
         raise ValueError(f"port={cfg.port} does not exist: choose one from 1024 to 65535.")
     if unused := sorted(named_keys() & RESTORE_ONLY):

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from face2scene.cli.command_line import CONFIGS as ROOTS
 from face2scene.cli.command_line import script
 from face2scene.common.choices import one_of
-from face2scene.common.files import atomic_write, read_json, remove_partials
+from face2scene.common.files import atomic_write, read_json, ready_to_write, remove_partials
 from face2scene.common.ledger import differences
 from face2scene.common.locks import locked
 from face2scene.common.memory import best_device, named_device
@@ -142,7 +142,7 @@ def _models(cfg: DictConfig, model: str) -> tuple:
         shipped = Path(cfg.shipped)
         return load_restorer(shipped / "restorer.safetensors"), FaDeX.from_file(shipped / "fadex.safetensors")
     torch.backends.cuda.matmul.allow_tf32 = True  # as in restoring
-    return paper_models(cfg.device, cfg.cost.dtype and precision(cfg.cost.dtype))
+    return paper_models(cfg.device, cfg.cost.dtype and precision(cfg.cost.dtype, "cost.dtype"))
 
 
 def _complexity(cfg: DictConfig, run: Path) -> None:
@@ -212,6 +212,7 @@ def main(cfg: DictConfig) -> None:
     hold = asked[0] in (_predictions, _report, _probe) and os.environ.get("RANK", "0") == "0"
     with locked(run, "choose another name=...", name=".eval.lock", hold=hold):
         if hold:
+            ready_to_write(run, "paths.runs or name")
             remove_partials(run, "thumbnails", *cfg.regions, seconds=3600)
         asked[0](cfg, run)
 

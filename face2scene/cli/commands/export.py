@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from face2scene.cli.command_line import script
-from face2scene.common.files import remove_partials
+from face2scene.common.files import ready_to_write, remove_partials
 from face2scene.common.locks import locked
 from face2scene.inference.export import export_fadex, export_mapnet, export_merged
 from face2scene.models.fadex.encoder import FaDeX
@@ -21,6 +21,7 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"There is no part {unknown[0]!r} to export: choose among {', '.join(PARTS)} (option parts).")
     folder = Path(cfg.output)
     with locked(folder, "choose another output"):
+        ready_to_write(folder, "output")
         remove_partials(folder, seconds=3600)  # a training may write there, too
         _export(cfg, folder)
 

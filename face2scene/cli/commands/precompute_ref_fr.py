@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from face2scene.cli import preflight
 from face2scene.cli.command_line import script
-from face2scene.common.files import remove_partials
+from face2scene.common.files import ready_to_write, remove_partials
 from face2scene.common.ledger import digest
 from face2scene.common.locks import locked
 from face2scene.common.memory import best_device
@@ -31,6 +31,7 @@ def main(cfg: DictConfig) -> None:
     restorer = instantiate(cfg.ref_fr, _convert_="all")
     cache = restorer if isinstance(restorer, Cached) else Cached(restorer, cfg.cache)
     cache.missing = "compute"
+    ready_to_write(cache.root, "cache")
     cache.ready()
     faces = faces_of(
         preflight.training_set(cfg),

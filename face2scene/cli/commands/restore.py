@@ -79,13 +79,14 @@ def _report(outcome: BatchResult, output: Path) -> None:
     if outcome.restored:
         print(f"{outcome.seconds:.1f} s, of them {outcome.seconds_models:.1f} s in the models.")
     if (output / RESTORATION_LOG).is_file():
-        print(f"Images are in {output / 'images'}, the reasons in {output / RESTORATION_LOG}.")
+        print(f"Images are in {output / 'images'}, a log of each in {output / RESTORATION_LOG}.")
     if outcome.warned:
-        print(f"{outcome.warned} of {outcome.restored} have warnings there.")
+        print(f"{outcome.warned} of {outcome.restored} have warnings in the log.")
     for reason, count in outcome.without_pair.items():
         print(f"{count} of {outcome.restored} without a restored face: {reason}.")
     sys.stdout.flush()
-    for name, sentence in outcome.failed.items():
+    alone = outcome.restored + outcome.skipped + len(outcome.failed) == 1  # it was said when it failed
+    for name, sentence in () if alone else outcome.failed.items():
         print(f"  {name}: {sentence}", file=sys.stderr)
     if outcome.stopped:
         print(outcome.stopped, file=sys.stderr)

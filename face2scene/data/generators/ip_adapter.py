@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from face2scene.common.choices import one_of
 from face2scene.data.generators.base import GenerationRequest, GeneratorError, JobFailed
 from face2scene.faces.align import square_crop_box
 from face2scene.faces.detect import Detector
@@ -38,6 +39,7 @@ class IPAdapterPipeline:
 
     def __post_init__(self) -> None:
         self.pipeline, self.adapter = str(self.pipeline or ""), str(self.adapter or "")
+        one_of("data.diffusers_generator.dtype", self.dtype, ("float16", "bfloat16", "float32"))
         self.call = {"width": self.width, "height": self.height, "guidance_scale": self.guidance}
         self.call["num_inference_steps"] = self.steps
 

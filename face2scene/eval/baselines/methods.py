@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from face2scene.assets import catalogue
-from face2scene.common.memory import best_device, explained
+from face2scene.common.memory import explained, named_device
 from face2scene.common.reproducibility import seed_from
 from face2scene.common.types import Box
 from face2scene.eval.baselines.networks import FFDNet, load_ffdnet, load_real_esrgan_general, noise_level
@@ -65,7 +65,7 @@ class RealESRGANx4:
         if version not in self._LOADERS:
             raise ValueError(f"baseline.method.version is {version!r}: choose {' or '.join(self._LOADERS)}.")
         self.folder, self.version, self.tile, self.overlap = folder, version, tile, overlap
-        self.device = torch.device(device or best_device())
+        self.device = named_device(device, "baseline.method.device")
 
     @cached_property
     def network(self) -> torch.nn.Module:
@@ -106,7 +106,7 @@ class FFDNetColour:
         if sigma is not None and not 0 <= sigma <= 75:
             raise ValueError(f"FFDNet was trained for noise of 0 to 75 of 255; baseline.method.sigma is {sigma}.")
         self.folder, self.sigma = folder, sigma
-        self.device = torch.device(device or best_device())
+        self.device = named_device(device, "baseline.method.device")
 
     @cached_property
     def network(self) -> FFDNet:
@@ -144,7 +144,7 @@ class S3DiffAsReleased:
         device: str | torch.device | None = None,
     ):
         self.path, self.base, self.seed = path, dict(base or {}), seed
-        self.device = torch.device(device or best_device())
+        self.device = named_device(device, "baseline.method.device")
 
     @cached_property
     def network(self) -> S3Diff:

@@ -1,5 +1,6 @@
 """A static leaderboard: a folder of results files, and one page of tables that can be sorted, a table for each set."""
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ def submit(folder: str | Path, board: str | Path) -> tuple[Path, list[str]]:
 
     Args:
         folder: holds `results.json`, or is a scored run, of which results are made.
-        board: `entries/METHOD_SET.json` and index.html; the same method on the same set is replaced.
+        board: `entries/METHOD_SET.json` and index.html; the same method on the same set is replaced. A digest follows
+            where another method's name differs in its signs alone.
 
     Returns:
         The page, and why the entry is incomplete.
@@ -36,10 +38,14 @@ def submit(folder: str | Path, board: str | Path) -> tuple[Path, list[str]]:
     if not (folder / FILE).is_file():
         raise FileNotFoundError(f"{folder} holds neither {FILE} nor the scores of a run (submit=FOLDER).")
     results, lacking = read_results(folder / FILE)
-    target = board / "entries" / f"{slug(results['method']) or 'method'}_{results['set']['sha256'][:8]}.json"
     with locked(board, "choose another board"):
         remove_partials(board, "entries")
-        others = [read_results(path)[0] for path in sorted((board / "entries").glob("*.json")) if path != target]
+        entries = {path: entry for path, (entry, _) in _entries(board)[0].items()}
+        target = board / "entries" / f"{slug(results['method']) or 'method'}_{results['set']['sha256'][:8]}.json"
+        if entries.get(target, results)["method"] != results["method"]:
+            digest = hashlib.sha256(results["method"].encode()).hexdigest()[:8]
+            target = target.with_stem(f"{target.stem}_{digest}")
+        others = [entry for path, entry in entries.items() if path != target]
         check_against(results, [other for other in others if other["set"]["sha256"] == results["set"]["sha256"]])
         write_json(target, results)
         return write_board(board), lacking
@@ -48,13 +54,8 @@ def submit(folder: str | Path, board: str | Path) -> tuple[Path, list[str]]:
 def write_board(board: str | Path) -> Path:
     """index.html from all entries; a file that cannot be read is left out and named on the page."""
     sets: dict[str, list[tuple[dict[str, Any], list[str]]]] = {}
-    refused = []
-    for path in sorted((Path(board) / "entries").glob("*.json")):
-        try:
-            results, lacking = read_results(path)
-        except ScoreError as error:
-            refused.append(str(error))
-            continue
+    found, refused = _entries(Path(board))
+    for results, lacking in found.values():
         sets.setdefault(results["set"]["sha256"], []).append((results, lacking))
     sections, parts = {}, {}
     for digest, entries in sets.items():
@@ -68,6 +69,17 @@ def write_board(board: str | Path) -> Path:
     return page
 
 
+def _entries(board: Path) -> tuple[dict[Path, tuple[dict[str, Any], list[str]]], list[str]]:
+    """Results and what they lack by file, and why other files are refused."""
+    found, refused = {}, []
+    for path in sorted((board / "entries").glob("*.json")):
+        try:
+            found[path] = read_results(path)
+        except ScoreError as error:
+            refused.append(str(error))
+    return found, refused
+
+
 def _table(entries: Sequence[tuple[Mapping[str, Any], Sequence[str]]]) -> dict[str, Any]:
     protocol: dict[str, str] = {}
     for results, _ in entries:
@@ -76,12 +88,14 @@ def _table(entries: Sequence[tuple[Mapping[str, Any], Sequence[str]]]) -> dict[s
     rows = []
     for results, lacking in entries:
         cells, intervals = dict.fromkeys(columns, NOT_MEASURED), {}
-        for key in [key for key in columns if results["protocol"].get(key) == protocol[key]]:
-            if values := [image["scores"][key] for image in results["images"].values() if key in image["scores"]]:
-                cells[key], intervals[key] = formatted(key, math.fsum(values) / len(values)), tuple(interval(values))
-        other = [METRICS[key].title for key in columns if results["protocol"].get(key, protocol[key]) != protocol[key]]
         hashes = ", ".join(sorted({w["sha256"][:8] for w in results["weights"] if w["sha256"]})) or "none"
         notes = [f"commit {results['code']['commit'][:8]}, weights {hashes}"]
+        for key in [key for key in columns if results["protocol"].get(key) == protocol[key]]:
+            if values := [image["scores"][key] for image in results["images"].values() if key in image["scores"]]:
+                cells[key] = formatted(key, math.fsum(values) / len(values))
+                intervals |= {key: tuple(spread)} if (spread := interval(values)) else {}
+                notes += [f"{METRICS[key].title} over {len(values)}"] if len(values) < len(results["images"]) else []
+        other = [METRICS[key].title for key in columns if results["protocol"].get(key, protocol[key]) != protocol[key]]
         notes += [f"{', '.join(other)} by another protocol"] if other else []
         notes += [f"INCOMPLETE: {'; '.join(lacking)}"] if lacking else []
         row = TableRow(results["method"], cells, "ours", "; ".join(notes), ranked=not lacking, intervals=intervals)

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from face2scene.common.files import atomic_write, read_json, read_seconds, write_json
+from face2scene.common.files import atomic_write, read_json, read_seconds
 from face2scene.common.model_files import load_weights
 from face2scene.common.reproducibility import commit
 from face2scene.eval.reports.quickstart_images import ImageGroup, scored_scenes
 from face2scene.eval.reports.quickstart_page import HEADLINE, Figures, findings, page
 from face2scene.eval.scoring import significance
 from face2scene.eval.scoring.pairing import ScoreError
+from face2scene.eval.scoring.results import write_scores
 from face2scene.eval.scoring.score import DEFAULT_METRICS
 from face2scene.inference.log import RESTORATION_LOG
 
@@ -80,7 +81,7 @@ def quickstart_report(
         "quickstart": block,
     }
     found = findings(block)
-    write_json(run / "scores.json", scores)
+    write_scores(run / "scores.json", scores)
     with atomic_write(run / "scores.csv") as partial:
         shutil.copyfile(run / "restored/scores.csv", partial)
     with atomic_write(run / "report.html") as partial:
@@ -99,4 +100,4 @@ def _differences(first: Path, second: Path) -> dict[str, list[float]]:
         found = significance.compare(first, second)
     except ScoreError:
         return {}
-    return {d.metric: [d.means[1] - d.means[0], *d.interval] for d in found}
+    return {d.metric: [d.means[1] - d.means[0], *d.interval] for d in found if d.interval}

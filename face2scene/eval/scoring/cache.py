@@ -86,7 +86,7 @@ def _read(row: ScoreRow, path: Path) -> None:
             current.add(name)
             usable = [key for key in known if not moved or METRICS[key].compares != "faces"]
             values = {key: float(entry["values"][key]) for key in usable if key in entry["values"]}
-            row.values.setdefault(name, {}).update(values)
+            row.values.setdefault(name, {}).update({k: v for k, v in values.items() if math.isfinite(v)})
             for key, why in entry.get("undefined", {}).items():
                 if key in usable:
                     row.undefined.setdefault(key, {})[name] = why

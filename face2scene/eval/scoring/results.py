@@ -77,7 +77,7 @@ def write_results(
         "complete": complete,
         "region": row.region,
         "means": {key: mean for key, mean in means.items() if key in whole},
-        "intervals": {key: interval(columns[key]) for key in means if key in whole},
+        "intervals": {key: spread for key in means if key in whole and (spread := interval(columns[key]))},
         # A mean over fewer images is another quantity, so it has another name.
         **({"means_of_scored_only": partly} if partly else {}),
         "sets": sets,
@@ -99,8 +99,37 @@ def write_results(
         "predictions": str(row.folder),
         "csv_sha256": sha256_of(row.out / "scores.csv"),
     }
-    write_json(row.out / "scores.json", scores)
+    write_scores(row.out / "scores.json", scores)
     return scores
+
+
+def write_scores(path: Path, scores: dict[str, Any]) -> None:
+    """Write a `scores.json` with the digest by which `check_scores` tells a file that was edited."""
+    scores["self_sha256"] = _digest(scores)
+    write_json(path, scores)
+
+
+def check_scores(path: str | Path, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """The contents of a `scores.json`.
+
+    Raises:
+        ScoreError: it is no whole file with the keys `needed`, or not what was written.
+    """
+    try:
+        scores = read_json(path)
+        whole = set(needed) <= scores.keys()
+    except (ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise ScoreError(f"{path} is no file of scores: score the folder again.")
+    if scores.get("self_sha256", digest := _digest(scores)) != digest:
+        raise ScoreError(f"{path} is not what was written, it was edited: score the folder again.")
+    return scores
+
+
+def _digest(scores: Mapping[str, Any]) -> str:
+    facts = {key: value for key, value in scores.items() if key != "self_sha256"}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _made_by(folder: Path) -> list[Any]:
@@ -133,14 +162,14 @@ def read_scores(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[str,
 
     Raises:
         FileNotFoundError: the folder is not scored.
-        ScoreError: `scores.csv` was changed after the scoring.
+        ScoreError: a file was changed after the scoring.
     """
     folder = Path(folder)
     for file in ("scores.json", "scores.csv"):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder / file} is not there: score the folder first (predictions=, name=).")
-    scores = read_json(folder / "scores.json")
-    if not isinstance(scores, dict) or scores.get("csv_sha256") != sha256_of(folder / "scores.csv"):
+    scores = check_scores(folder / "scores.json")
+    if scores.get("csv_sha256") != sha256_of(folder / "scores.csv"):
         raise ScoreError(
             f"{folder / 'scores.csv'} is not the file that was written with scores.json: it was changed. "
             "Score the folder again; values are kept, so it takes seconds."
@@ -160,11 +189,16 @@ def gt_digest(hashes: Mapping[str, str], boxes: Mapping[str, Box] | None = None)
 
 
 def interval(values: Sequence[float]) -> list[float]:
-    """95 % bootstrap interval of the mean over images, [low, high]; the same values give the same interval."""
+    """95 % percentile bootstrap interval of the mean over images, [low, high]; the same for the same values.
+
+    Of few images it is too narrow: of Gaussian values it holds the true mean in 74, 83, 90, 93 and 95 % for 3, 5, 10,
+    24 and 100 images. Empty for fewer than two.
+    """
     data = np.asarray(values, dtype=np.float64)
+    if len(data) < 2:
+        return []
     rng = np.random.default_rng(0)
-    means = [float(data[rng.integers(0, len(data), len(data))].mean()) for _ in range(_DRAWS)]
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.quantile(data[rng.integers(0, len(data), (_DRAWS, len(data)))].mean(1), [0.025, 0.975])
     return [float(low), float(high)]
 
 

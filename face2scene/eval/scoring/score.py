@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from face2scene.common.files import sha256_of, write_json
+from face2scene.common.files import sha256_of
 from face2scene.common.types import Box
 from face2scene.eval.metrics.registry import METRICS, Metric, Scorer, build_all, choose
 from face2scene.eval.scoring import cache, pairing
 from face2scene.eval.scoring.pairing import ScoreError, ScoreRow, some
 from face2scene.eval.scoring.regions import REGIONS, Region, cut, size_of
-from face2scene.eval.scoring.results import gt_digest, write_results
+from face2scene.eval.scoring.results import gt_digest, write_results, write_scores
 from face2scene.image_io.arrays import nothing_in, read_tensor
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def score_folders(
             results[title].setdefault("regions", {})[region] = summary
     for title, found in results.items():
         if "regions" in found:
-            write_json(work[title].out / "scores.json", found)
+            write_scores(work[title].out / "scores.json", found)
     wait()
     return results
 

@@ -22,7 +22,7 @@ class Difference:
 
     metric: str
     means: tuple[float, float]
-    interval: tuple[float, float]  # 95 % of the mean of (second - first), by bootstrap over images
+    interval: tuple[float, ...]  # 95 % of the mean of (second - first), see `results.interval`
     ranks: float  # signed ranks of (second - first), from -1, where all are below 0, to 1
     p: float  # Wilcoxon's test of these ranks, two-sided
     p_holm: float  # corrected for the number of tests
@@ -118,8 +118,8 @@ def table(differences: Sequence[Difference], first: str, second: str) -> str:
     header = ["metric", first, second, "difference, 95 % interval", "p (Wilcoxon), Holm's", f"{second} better in", ""]
     lines = []
     for d in differences:
-        metric, (a, b), (low, high) = METRICS[d.metric], d.means, d.interval
-        apart, p = f"{b - a:+.4f} [{low:+.4f}, {high:+.4f}]", f"{d.p:.2g}, {d.p_holm:.2g}"
+        metric, (a, b), ends = METRICS[d.metric], d.means, ", ".join(f"{end:+.4f}" for end in d.interval)
+        apart, p = f"{b - a:+.4f} [{ends or 'one image'}]", f"{d.p:.2g}, {d.p_holm:.2g}"
         means = (formatted(d.metric, a), formatted(d.metric, b))
         share, verdict = f"{d.better:.0%} of {d.images}", describe(d, first, second)
         lines.append([f"{metric.title} {metric.arrow}", *means, apart, p, share, verdict])
@@ -134,5 +134,5 @@ def _difference(key: str, a: np.ndarray, b: np.ndarray) -> Difference:
     ranks = float((places * np.sign(apart)).sum() / places.sum())
     wins = apart > 0 if METRICS[key].better == "higher" else apart < 0
     better = float(np.mean(wins + 0.5 * (apart == 0)))
-    low, high = interval(apart.tolist())
-    return Difference(key, (float(a.mean()), float(b.mean())), (low, high), ranks, p, p, better, len(a))
+    means, spread = (float(a.mean()), float(b.mean())), tuple(interval(apart.tolist()))
+    return Difference(key, means, spread, ranks, p, p, better, len(a))

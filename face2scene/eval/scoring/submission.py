@@ -14,11 +14,16 @@ from typing import Any
 from face2scene.common.files import read_json, sha256_of
 from face2scene.common.reproducibility import commit
 from face2scene.eval.metrics.registry import METRICS
+from face2scene.eval.scoring.cache import STATE
 from face2scene.eval.scoring.pairing import ScoreError, image_header, some
 from face2scene.eval.scoring.results import read_scores
+from face2scene.image_io.arrays import list_images
 
 FILE = "results.json"
 FORMAT = "face2scene-results-1"
+_BEYOND = 0.1  # share of a learned metric's range by which single images may leave it, ours
+_LARGEST = 1e9  # of a number
+_EQUAL = {"ssim": 1, "ssim_y": 1, "lpips": 0, "lpips_vgg": 0, "dists": 0}  # of an image that is its ground truth
 _TYPES: Any = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "null": type(None)}
 
 
@@ -31,6 +36,8 @@ def results_of(run: str | Path) -> dict[str, Any]:
     """
     run = Path(run)
     scores, values = read_scores(run)
+    state = read_json(run / STATE)["pictures"] if (run / STATE).is_file() else {}
+    hashes = {name: entry["sha256"][0] for name, entry in state.items()}
     if foreign := scores["pictures"]["without_truth"]:
         raise ScoreError(
             f"{scores['predictions']} holds {len(foreign)} images that have no ground truth, so two sets are mixed in "
@@ -38,9 +45,11 @@ def results_of(run: str | Path) -> dict[str, Any]:
         )
     record = read_json(run / "baseline.json") if (run / "baseline.json").is_file() else {}
     adapter, inputs = record.get("adapter", {}), record.get("pictures", {})
-    folder, images = Path(scores["predictions"]), {}
+    files, images = {path.stem: path for path in list_images(scores["predictions"])}, {}
     for name in [name for name, found in values.items() if found]:
-        images[name] = _facts(folder / f"{name}.png") | {"scores": values[name]}
+        images[name] = (_facts(files[name]) if name in files else {"sha256": ""}) | {"scores": values[name]}
+    if other := [n for n, image in images.items() if image["sha256"] != hashes.get(n, image["sha256"] or None)]:
+        raise ScoreError(f"{scores['predictions']} has changed since it was scored: {some(other)}. Score it again.")
     digests = [[name, inputs[name]["input_sha256"]] for name in sorted(images) if name in inputs]
     whole = hashlib.sha256(json.dumps(digests).encode()).hexdigest() if len(digests) == len(images) else None
     return {
@@ -69,8 +78,8 @@ def read_results(file: str | Path) -> tuple[dict[str, Any], list[str]]:
     """
     file = Path(file)
     try:
-        results = read_json(file)
-    except ValueError as error:
+        results = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
         raise ScoreError(f"{file} is no JSON ({error}).") from error
     schema = read_json(Path(__file__).with_name("results.schema.json"))
     if wrong := list(_violations(results, schema, "")):
@@ -87,21 +96,48 @@ def read_results(file: str | Path) -> tuple[dict[str, Any], list[str]]:
             raise ScoreError(f"{file} is refused: {path} is not the image that was scored as {name}.")
     lacking = [f"{expected - len(images)} of {expected} images are missing"] if len(images) < expected else []
     lacking += [f"the weights {w['name']} have no hash" for w in results["weights"] if w["sha256"] is None]
+    if not results["protocol"].keys() & METRICS.keys():
+        lacking.append("no metric's protocol is stated")
     for key in results["protocol"]:
-        without = [name for name, image in images.items() if key not in image["scores"]]
-        if without and not (key in METRICS and METRICS[key].undefined):
+        low, high = METRICS[key].bounds if key in METRICS else (None, None)
+        low, high = -math.inf if low is None else low - _BEYOND, math.inf if high is None else high * (1 + _BEYOND)
+        found = {name: image["scores"].get(key) for name, image in images.items()}
+        if wrong := [f"{name} ({v})" for name, v in found.items() if v is not None and not low <= v <= high]:
+            raise ScoreError(f"{file} is refused: {key} cannot be what it says of {some(wrong)}.")
+        if key in METRICS and METRICS[key].compares == "sets":
+            raise ScoreError(f"{file} is refused: {key} is of whole sets and no image has it.")
+        if without := [name for name, value in found.items() if value is None and not _may_lack(key, images[name])]:
             lacking.append(f"{key} is missing for {some(without)}")
     return results, lacking
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{some(key for key in found if keys.count(key) > 1)} twice in one object")
+    return found
+
+
+def _may_lack(key: str, image: Mapping[str, Any]) -> bool:
+    """ID without a face, and PSNR where another metric says that the image equals its ground truth."""
+    equal = any(image["scores"].get(other) == value for other, value in _EQUAL.items())
+    return key == "id" or (key in ("psnr", "psnr_y") and equal)
 
 
 def check_against(results: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> None:
     """Compare results with others on the same set.
 
     Raises:
-        ScoreError: images that the others do not have, of another size, or made from other inputs.
+        ScoreError: a set of another number of images, images that the others do not have, of another size, or made
+            from other inputs.
     """
     for other in others:
         known, mine = other["images"], results["images"]
+        if (count := other["set"]["pictures"]) != results["set"]["pictures"]:
+            raise ScoreError(
+                f"{results['method']} states another size of this set than {other['method']}: not {count}."
+            )
         foreign = [name for name in mine if name not in known]
         if (names := len(known) + len(foreign)) > other["set"]["pictures"]:
             raise ScoreError(
@@ -132,16 +168,19 @@ def _violations(value: Any, schema: Mapping[str, Any], place: str) -> Iterator[s
     kinds = [kinds] if isinstance(kinds, str) else kinds
     if kinds and (isinstance(value, bool) or not any(isinstance(value, _TYPES[kind]) for kind in kinds)):
         yield f"{here} is no {' or '.join(kinds)}"
-    elif isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
+    elif isinstance(value, str) and not re.fullmatch(schema.get("pattern", r"[\s\S]*"), value):
         yield f"{here} is {value[:40]!r} and has to match {schema['pattern']}"
-    elif isinstance(value, int | float) and not (math.isfinite(value) and value >= schema.get("minimum", -math.inf)):
-        yield f"{here} is {value}"
+    elif isinstance(value, int | float) and not max(schema.get("minimum", -_LARGEST), -_LARGEST) <= value <= _LARGEST:
+        yield f"{here} is {str(value)[:40]}"
     elif isinstance(value, list):
         for number, item in enumerate(value):
             yield from _violations(item, schema["items"], f"{place}[{number}]")
     elif isinstance(value, dict):
         yield from (f"{place}.{key} is missing".lstrip(".") for key in schema.get("required", ()) if key not in value)
+        if len(value) < schema.get("minProperties", 0):
+            yield f"{here} is empty"
         for key, item in value.items():
+            yield from _violations(key, schema.get("propertyNames", {}), f"{place} name {key[:40]!r}".lstrip())
             part = schema.get("properties", {}).get(key, schema.get("additionalProperties", False))
             if part is False:
                 yield f"{place}.{key} is unknown".lstrip(".")

@@ -16,9 +16,13 @@ from markupsafe import Markup
 from face2scene.common.files import read_json
 from face2scene.common.pages import fragment
 from face2scene.eval.metrics.registry import METRICS
+from face2scene.eval.scoring.results import check_scores
 
 NOT_MEASURED = "not measured"
 DECIMALS = {"psnr": 2, "psnr_y": 2, "fid": 2, "musiq": 2, "niqe": 2}  # of our own values; 4 for other metrics
+_FID_IMAGES = 2048  # one for each feature; from fewer, FID is biased upwards (Chong and Forsyth 2020)
+
+_TEX = str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"} | {s: rf"\char`\{s}{{}}" for s in "\\~^"})
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,9 @@ def row_from_scores(
 ) -> TableRow:
     """Our row from a run's `scores.json`; without numbers where the file is missing or of an incomplete run.
 
+    Raises:
+        ScoreError: see `check_scores`.
+
     Args:
         instead: column -> the metric whose value is shown in it; a note is added where only the column's own metric was
             measured.
@@ -51,7 +58,7 @@ def row_from_scores(
     unmeasured = dict.fromkeys(columns, NOT_MEASURED)
     if not scores.is_file():
         return TableRow(name, unmeasured, "ours", ranked=False)
-    found = read_json(scores)
+    found = check_scores(scores, ("complete", "counts", "means", "sets"))
     counts = found["counts"]
     if not found["complete"]:
         note = f"incomplete: {counts['scored']} of {counts['expected']} images"
@@ -66,6 +73,11 @@ def row_from_scores(
         for key in columns
         if key not in cells and key in values
     ]
+    for key, without in found.get("undefined", {}).items():
+        if key in (instead.get(column, column) for column in columns):
+            notes.append(f"{METRICS[key].title} over {counts['scored'] - len(without)}")
+    if "fid" in cells and counts["scored"] < _FID_IMAGES:
+        notes.append(f"FID of fewer images than features ({_FID_IMAGES}), comparable at this number alone")
     notes += _base_dtype(scores)
     known = found.get("intervals", {})
     intervals = {key: tuple(known[metric]) for key in cells if (metric := instead.get(key, key)) in known}
@@ -117,7 +129,7 @@ def ranks(rows: Iterable[TableRow], key: str) -> tuple[float | None, float | Non
 def markdown(rows: Sequence[TableRow], columns: Sequence[str]) -> str:
     """A Markdown table: **best** and <u>second best</u> of what is measured; arrows show the better direction."""
     header = ["Method", *(f"{METRICS[key].title} {METRICS[key].arrow}" for key in columns)]
-    lines = [header, *_cells(rows, columns, "**{}**", "<u>{}</u>", str)]
+    lines = [header, *_cells(rows, columns, "**{}**", "<u>{}</u>", lambda text: text.replace("|", r"\|"))]
     widths = [max(len(line[index]) for line in lines) for index in range(len(header))]
     drawn = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
     rule = "| " + " | ".join("-" * w for w in widths) + " |"
@@ -218,7 +230,7 @@ def _cells(
 
 
 def _tex(text: str) -> str:
-    return re.sub(r"([&%$#_{}])", r"\\\1", text)
+    return text.translate(_TEX)
 
 
 def _is_number(cell: str) -> bool:

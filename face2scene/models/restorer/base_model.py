@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 
 from face2scene.assets import catalogue
-from face2scene.common.choices import one_of
 from face2scene.common.shipped import shipped
 from face2scene.models.restorer.random_base import random_parts
 from face2scene.models.restorer.skips import Skips
@@ -100,7 +99,8 @@ def load_base(
         ValueError: an empty tokenizer, a text encoder without some of its weights, parts that do not fit each other, or
             an unknown dtype.
     """
-    where, dtype, unet_dtype = str(source), precision(dtype), precision(unet_dtype or dtype)
+    where, unet_dtype = str(source), precision(unet_dtype or dtype, "restorer.base.unet_dtype")
+    dtype = precision(dtype, "restorer.base.dtype")
     if where.partition(":")[0] == "random":
         log.warning("The base model has random weights (restorer.base.source=%s): it restores nothing.", where)
         return _checked(where, *random_parts(where, dtype=dtype, unet_dtype=unet_dtype))
@@ -193,15 +193,16 @@ def origin_of(vae: AutoencoderKL, unet: UNet2DConditionModel) -> dict[str, str]:
 _FURTHER_CONDITIONS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "num_class_embeds")
 
 
-def precision(name: str | torch.dtype) -> torch.dtype:
+def precision(name: str | torch.dtype, key: str = "dtype") -> torch.dtype:
     """The dtype of `fp32`, `bf16` or `fp16`; a dtype is returned unchanged.
 
     Raises:
-        ValueError: another name.
+        ValueError: another name; with `key`, the option.
     """
     if isinstance(name, torch.dtype):
         return name
-    one_of("dtype", name, _PRECISIONS)
+    if name not in _PRECISIONS:
+        raise ValueError(f"{key} must be one of {', '.join(_PRECISIONS)}, not {name!r}.")
     return _PRECISIONS[name]
 
 

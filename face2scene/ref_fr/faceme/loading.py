@@ -84,6 +84,24 @@ def load_released(
     return Parts(vae, unet, controlnet, id_encoder, mix, prompts, schedule, Antelope(antelope))
 
 
+def check_files(places: Mapping[str, Path], antelope: str | None) -> None:
+    """Look for the released files without reading weights, which takes minutes.
+
+    Args:
+        places, antelope: see `load_released`.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing; with its option.
+    """
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        _there(places["base"] / part / "config.json", "base")
+    _there(places["base"] / "scheduler" / "scheduler_config.json", "base")
+    _there(places["controlnet"] / "config.json", "controlnet")
+    for option in ("mix", "photomaker"):
+        _there(places[option], option)
+    Antelope(antelope).files()
+
+
 def load_network(kind: Any, folder: Path, option: str, dtype: torch.dtype = torch.float32) -> Any:
     """Read a network `kind` of diffusers' layout.
 
@@ -117,7 +135,7 @@ def load_text_encoder(kind: Any, folder: Path) -> Any:
 def _there(file: Path, option: str) -> Path:
     if not file.is_file():
         raise FileNotFoundError(
-            f"There is no {file.name} in {file.parent}: ref_fr.{option} has to name the released folder."
+            f"There is no {file.name} in {file.parent}: ref_fr.{option} has to name what was released."
         )
     return file
 

@@ -22,9 +22,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from face2scene.assets import catalogue
 from face2scene.assets.catalogue import WeightsError
 from face2scene.common.choices import one_of
-from face2scene.common.memory import best_device, on_device
+from face2scene.common.memory import named_device, on_device
 from face2scene.common.reproducibility import seed_from
 from face2scene.image_io.arrays import align_colour
 from face2scene.ref_fr import base
@@ -33,7 +34,7 @@ from face2scene.ref_fr.faceme import id_encoder, loading, references
 from face2scene.ref_fr.faceme.id_encoder import insert_tokens
 from face2scene.ref_fr.faceme.loading import Parts, load_released
 from face2scene.ref_fr.faceme.references import Antelope, ReferenceCache, choose, describe
-from face2scene.ref_fr.fingerprint import code_version, digest, files_version, resolve_path
+from face2scene.ref_fr.fingerprint import code_version, digest, files_version, resolve_paths
 
 # Schedulers of the variance-preserving form, as the start latent's noise; Euler's have another.
 SCHEDULERS = {
@@ -42,6 +43,7 @@ SCHEDULERS = {
     "dpmpp": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
+DTYPES = ("float16", "bfloat16", "float32")
 START = 999  # timestep of the start latent's noise, for every schedule
 
 
@@ -64,7 +66,7 @@ class FaceMe(AlignedRefFR):
         same_person: minimum cosine of two ArcFace identities of one person (ours).
         size: side of the aligned face in pixels, 512 in the released code.
         batch: faces in one pass.
-        dtype: of UNet, ControlNet and identity networks, such as `float16`; None is float16 on CUDA, else float32.
+        dtype: of UNet, ControlNet and identity networks, one of `DTYPES`; None is float16 on CUDA, else float32.
         vae_dtype: of the VAE; float16 overflows in SDXL's.
         offload: keep a network on the device only while it runs: slower, with less memory.
         device: None is CUDA where there is one.
@@ -98,6 +100,8 @@ class FaceMe(AlignedRefFR):
         seed: int = 233,
     ):
         one_of("ref_fr.scheduler", scheduler, SCHEDULERS)
+        one_of("ref_fr.dtype", dtype or "float16", DTYPES)
+        one_of("ref_fr.vae_dtype", vae_dtype, DTYPES)
         if not 1 <= steps <= 1000 or batch < 1 or size % 64:
             raise ValueError(
                 f"ref_fr.steps is 1 to 1000, ref_fr.batch at least 1 and ref_fr.size a multiple of 64, not {steps}, "
@@ -113,7 +117,7 @@ class FaceMe(AlignedRefFR):
         self.guidance, self.control, self.colour = guidance, control, colour
         self.max_references, self.same_person = max_references, same_person
         self.size, self.batch, self.offload, self.seed = size, batch, offload, seed
-        self.device = torch.device(device or best_device())
+        self.device = named_device(device, "ref_fr.device")
         self.dtype = getattr(torch, dtype) if dtype else torch.float16 if self.device.type == "cuda" else torch.float32
         self.vae_dtype = getattr(torch, vae_dtype)
         self._failure = ""
@@ -142,18 +146,22 @@ class FaceMe(AlignedRefFR):
             photomaker_lora: an experiment, see `id_encoder.apply_photomaker_lora`; not part of FaceMe.
             prompt, negative, word: the released code's; the references replace `word`.
             settings: of the constructor.
+
+        Raises:
+            FileNotFoundError, ValueError: a file is missing; told before anything is read.
         """
         options = {"base": base, "controlnet": controlnet, "mix": mix, "photomaker": photomaker}
         texts = {"prompt": prompt, "negative": negative, "word": word}
+        unpacked = antelope or (catalogue.weights_root() / "antelopev2").is_dir()  # else it is fetched with the others
+        places = resolve_paths(options if unpacked else options | {"antelope": "antelopev2"})
+        loading.check_files(places, antelope)
 
         def load(dtype: torch.dtype, vae_dtype: torch.dtype) -> Parts:
-            places = {option: resolve_path(option, value) for option, value in options.items()}
             return load_released(places, antelope, photomaker_lora, **texts, dtype=dtype, vae_dtype=vae_dtype)
 
         def version() -> str:
-            places = [resolve_path(option, value) for option, value in options.items()]
             encoder = Antelope(antelope).version
-            return digest(*map(files_version, places), encoder, str(photomaker_lora), json.dumps(texts))
+            return digest(*map(files_version, places.values()), encoder, str(photomaker_lora), json.dumps(texts))
 
         return cls(load, weights_version=version, **settings)
 

@@ -83,6 +83,19 @@ class Antelope:
         weights = catalogue.catalogue()["antelopev2"].fingerprint if self.folder is None else self.folder
         return f"antelopev2 rgb {weights}"
 
+    def files(self) -> list[Path]:
+        """The two files.
+
+        Raises:
+            FileNotFoundError, ValueError: one is not there.
+        """
+        place = Path(self.folder) if self.folder is not None else pack_folder("antelopev2")
+        files = [place / "scrfd_10g_bnkps.onnx", place / "glintr100.onnx"]
+        for file in files:
+            if not file.is_file():
+                raise FileNotFoundError(f"There is no {file}: ref_fr.antelope has to name antelopev2's own folder.")
+        return files
+
     def ready(self) -> None:
         """Load the networks now."""
         _ = self._networks
@@ -102,13 +115,8 @@ class Antelope:
 
     @cached_property
     def _networks(self):
-        place = Path(self.folder) if self.folder is not None else pack_folder("antelopev2")
+        files, networks = self.files(), []
         zoo = import_optional("insightface.model_zoo", "faces", why="FaceMe's identity of a reference")
-        files = [place / "scrfd_10g_bnkps.onnx", place / "glintr100.onnx"]
-        for file in files:
-            if not file.is_file():
-                raise FileNotFoundError(f"There is no {file}: ref_fr.antelope has to name antelopev2's own folder.")
-        networks = []
         for file in files:
             try:
                 networks.append(zoo.get_model(str(file), providers=["CPUExecutionProvider"]))
