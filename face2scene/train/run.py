@@ -225,8 +225,9 @@ def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in _FREE}
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [f"{key} was {was!r}, is {wanted!r}" for key, (was, wanted) in differences(before, now).items()]
+def _changes(before: Any, now: Mapping[str, Any]) -> list[str]:
+    changed = differences(before if isinstance(before, Mapping) else {}, now)  # a damaged file may hold anything
+    return [f"{key} was {was!r}, is {wanted!r}" for key, (was, wanted) in changed.items()]
 
 
 class _RunLog(logging.FileHandler):
