@@ -301,6 +301,7 @@ def test_catalogue_is_complete():
         assert asset.purpose.endswith(".") and asset.licence and asset.sources
         assert not asset.convert or (asset.convert in convert.CONVERTERS and asset.produces)
         for source in asset.sources:
+            assert source.archive or source.kind in ("hub", "local")
             if source.verified:
                 assert source.sha256 and all(facts.sha256 and facts.size for facts in asset.files.values())
             if source.kind in ("pypi", "npm"):
