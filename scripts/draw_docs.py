@@ -198,10 +198,11 @@ def page(folder: Path, photo: np.ndarray) -> None:
 
     from playwright.sync_api import sync_playwright
 
-    from face2scene.cli.app import AppController, DegradationReadout, build, launch
+    from face2scene.cli.app import AppController, build, launch
+    from face2scene.models.fadex import Readout
 
     shipped = REPOSITORY / "checkpoints/fadex"
-    readout = DegradationReadout(shipped / "fadex.safetensors", shipped / "readout.safetensors")
+    readout = Readout(shipped / "fadex.safetensors", shipped / "readout.safetensors")
     pipeline = restorer("photo")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -138,13 +138,14 @@ def parse_asset(name: str, entry: Mapping[str, Any]) -> Asset:
         ValueError: an unknown key, or a file name that leaves the asset's folder.
     """
     entry = dict(entry)
+    wanted = entry.get("files", {})
     try:
         asset = Asset(
             name=name,
             licence=entry.pop("licence")["weights"],
             open=entry.pop("open", False),
             files={file: FileFacts(**_known(facts)) for file, facts in entry.pop("files", {}).items()},
-            sources=tuple(Source(**_known(source)) for source in entry.pop("sources")),
+            sources=tuple(_source(source, wanted) for source in entry.pop("sources")),
             produces=tuple(entry.pop("produces", ())),
             **entry,
         )
@@ -155,6 +156,15 @@ def parse_asset(name: str, entry: Mapping[str, Any]) -> Asset:
         if path.is_absolute() or ".." in path.parts or "\\" in local:
             raise ValueError(f"The catalogue entry '{name}' names the file {local!r}, which leaves its folder.")
     return asset
+
+
+def _source(source: Mapping[str, Any], wanted: Iterable[str]) -> Source:
+    facts = _known(source)
+    if isinstance(inside := facts.get("members"), str):  # a folder of the archive, which holds all files
+        facts["members"] = {inside + name: name for name in wanted}
+    if "url" in facts:
+        facts.setdefault("archive", PurePosixPath(facts["url"]).name)
+    return Source(**facts)
 
 
 def _known(facts: Mapping[str, Any]) -> dict[str, Any]:

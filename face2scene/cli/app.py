@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from face2scene.assets.catalogue import WeightsError
-from face2scene.cli.app_controller import MOST_REFERENCES, AppController, DegradationReadout, read_out
+from face2scene.cli.app_controller import MOST_REFERENCES, AppController, read_out
 from face2scene.cli.visitors import Limits, VisitorLeft, VisitorLimits, keep_clean
 from face2scene.common.memory import release_freed_memory
 from face2scene.common.optional import import_optional
 from face2scene.image_io.photos import SUFFIXES
 
-__all__ = ["MOST_REFERENCES", "AppController", "DegradationReadout", "build", "launch"]
+__all__ = ["MOST_REFERENCES", "AppController", "build", "launch"]
 log = logging.getLogger(__name__)
 
 TITLE = "Face2Scene"

@@ -19,12 +19,11 @@ import numpy as np
 import torch
 
 from face2scene.cli.visitors import VisitorLeft
-from face2scene.common.types import FacePair
 from face2scene.image_io.arrays import to_array
 from face2scene.image_io.photos import MAX_PIXELS, read_photo
 from face2scene.inference.pipeline import Face2ScenePipeline
 from face2scene.inference.results import DegradationEstimate, Restoration
-from face2scene.models.fadex import FaDeX, Readout
+from face2scene.models.fadex import Readout
 from face2scene.models.fadex.linear_readout import FACTORS
 
 MOST_REFERENCES = 20  # photos of the person in one request (ours)
@@ -34,23 +33,6 @@ SHOWN = 1600  # pixels: longer sides are downscaled for the browser; the downloa
 # Where the stages of a restoration begin in its one progress bar.
 STAGES = {"faces": 0.0, "stage one": 0.05, "encoding": 0.4, "denoising": 0.55, "decoding": 0.75}
 Report = Callable[[float, str], None]  # share done, stage
-
-
-class DegradationReadout:
-    """FaDeX with its heads: the degradation strengths of a face pair.
-
-    Args:
-        fadex: weights file of the encoder.
-        heads: weights file of the heads that were fitted on it, see `models.fadex.factor_heads.Readout`.
-    """
-
-    def __init__(self, fadex: str | Path, heads: str | Path):
-        self.readout = Readout(FaDeX.from_file(fadex), heads)
-
-    def __call__(self, pair: FacePair) -> list[list[str]]:
-        """Rows of factor, value with its interval where the heads have one, unit."""
-        read = self.readout(pair.restored, pair.degraded)
-        return [[name.replace("_", " "), str(reading), FACTORS[name][0]] for name, reading in read.items()]
 
 
 class AppController:
@@ -66,7 +48,7 @@ class AppController:
     def __init__(
         self,
         pipeline: Face2ScenePipeline,
-        readout: DegradationReadout | None = None,
+        readout: Readout | None = None,
         *,
         seed: int = 0,
         max_pixels: int = MAX_PIXELS,
@@ -123,7 +105,8 @@ class AppController:
         self._keep(str(path), result)
         pair = result.estimate.face_estimates[0].pair if result.estimate.face_estimates else None
         gallery = [(_small(pair.degraded), "as it is"), (_small(pair.restored), "as restored")] if pair else []
-        rows = self.readout(pair) if self.readout and pair else []
+        read = self.readout(pair.restored, pair.degraded) if self.readout and pair else {}
+        rows = [[name.replace("_", " "), str(reading), FACTORS[name][0]] for name, reading in read.items()]
         why = json.loads(self.clean(json.dumps({"name": Path(photo).name} | result.notes, default=str)))
         boxed, sentence = _boxed(before, result.estimate), self.clean(_tokens_text(result))
         return boxed, sentence, (_small(before), _small(result.image)), gallery, rows, why, str(path)

@@ -123,15 +123,15 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Dotted keys in which two sets of settings differ, both as plain JSON types."""
-    found = []
-    for key in sorted({**before, **now}):
+def differences(before: Mapping[Any, Any], now: Mapping[Any, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys in which two sets of settings differ, both as plain JSON types, with both values."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in sorted({**before, **now}, key=str):
         was, wanted = before.get(key), now.get(key)
         if isinstance(was, Mapping) and isinstance(wanted, Mapping):
-            found += [f"{key}.{name}" for name in differences(was, wanted)]
+            found |= {f"{key}.{name}": both for name, both in differences(was, wanted).items()}
         elif was != wanted:
-            found.append(key)
+            found[str(key)] = was, wanted
     return found
 
 
@@ -149,7 +149,7 @@ def claim(path: Path, settings: Mapping[str, Any]) -> list[str]:
     others = [name for name in there if name not in (path.name, LOCK) and not name.startswith(f".{path.stem}.")]
     if others and not path.is_file():
         raise FileExistsError(path.parent)
-    changed = differences(read_json(path), settings) if path.is_file() else [path.name]
+    changed = list(differences(read_json(path), settings)) if path.is_file() else [path.name]
     if changed and not others:  # nothing was made yet
         write_json(path, settings)
     return changed if others else []

@@ -168,8 +168,7 @@ class SceneBatches(Dataset):
         except FaceRestorationError:
             face = crop(degraded, box)
             pair, refused = FacePair(restored=face, degraded=face, box=box), True
-        height, width = gt.shape[-2:]
-        place = _window(rng, (0, 0, width, height), self.crop, self.small or 1)
+        place = _window(rng, gt.shape[-2:], self.crop, self.small or 1)
         image, clean = crop(degraded, place), crop(gt, place)
         rows = [image, clean, pair.restored, pair.degraded]
         small = [self._before_enlargement(recipe, gt, place)] if self.small else []
@@ -198,9 +197,8 @@ class SceneBatches(Dataset):
         return image
 
 
-def _window(rng: np.random.Generator, box: Box, side: int, step: int = 1) -> tuple[int, int, int, int]:
-    x0, y0, x1, y1 = (int(v) for v in box)
-    x, y = (int(rng.integers(low, high - side + 1)) // step * step for low, high in ((x0, x1), (y0, y1)))
+def _window(rng: np.random.Generator, size: Sequence[int], side: int, step: int) -> tuple[int, int, int, int]:
+    x, y = (int(rng.integers(0, length - side + 1)) // step * step for length in reversed(size))
     return x, y, x + side, y + side
 
 

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from face2scene.common.files import sha256_of, size_text, sync
 from face2scene.common.model_files import trained_tensors
-from face2scene.data.records import SUMS
+from face2scene.data.records import SUMS, read_sums, write_sums
 from face2scene.train.fsdp import full_tensor, shard_like
 from face2scene.train.run import Run
 
@@ -63,8 +63,7 @@ class TrainingState:
                 for number, values in enumerate(weights):
                     save_file(values, partial / _model_file(number))
                 save_file(tensors, partial / _OTHERS, metadata={"tree": json.dumps(tree)})
-                sums = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(partial.iterdir())]
-                (partial / SUMS).write_text("".join(sums), encoding="utf-8", newline="\n")
+                write_sums(partial, [(path.name, sha256_of(path)) for path in sorted(partial.iterdir())])
                 for path in (*partial.iterdir(), partial):
                     sync(path)
                 shutil.rmtree(folder / str(step), ignore_errors=True)
@@ -203,8 +202,7 @@ def _damage(folder: Path) -> str:
     if not earlier:
         if SUMS not in names:
             return f"it has no {SUMS}"
-        lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
-        sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        sums = dict(read_sums(folder))
         if wrong := sorted((names - {SUMS}) ^ sums.keys()):
             return f"{wrong[0]} is missing, or {SUMS} does not list it"
         if wrong := [name for name, digest in sums.items() if sha256_of(folder / name) != digest]:

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from face2scene.common.files import atomic_write, read_json, read_seconds, remove_partials, write_json
-from face2scene.common.ledger import digest
+from face2scene.common.ledger import differences, digest
 from face2scene.common.locks import lock_until_exit
 from face2scene.common.memory import keep_freed_memory
 from face2scene.common.model_files import values_of
@@ -76,7 +76,7 @@ class Run:
         if stored.exists() and self.trained and not allow_config_change:
             before = _stored_config(stored)
             refuse_renamed(keys_of(before), source=str(stored))
-            changed = _differences(_kept(before), _kept(self.config))
+            changed = _changes(_kept(before), _kept(self.config))
             now, then = self.config.get(_INPUTS) or {}, before.get(_INPUTS) or {}
             changed += [f"{key} leads to other content" for key in then if now.get(key, then[key]) != then[key]]
             if changed:
@@ -108,7 +108,7 @@ class Run:
         """
         path = self.folder / "base.json"
         before = read_json(path) if path.exists() and self.trained else origin
-        if changed := _differences(before, dict(origin)) if origin and not self._allow_config_change else []:
+        if changed := _changes(before, dict(origin)) if origin and not self._allow_config_change else []:
             raise ValueError(
                 f"{self.folder} was trained on another base model: {'; '.join(changed)}. Set restorer.base.source to "
                 "that one, choose another name=..., or go on with this one by allow_config_change=true."
@@ -225,15 +225,9 @@ def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in _FREE}
 
 
-def _differences(before: Any, now: Any, path: str = "") -> list[str]:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        keys = [*before, *(key for key in now if key not in before)]
-        return [
-            line
-            for key in keys
-            for line in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
-        ]
-    return [] if before == now else [f"{path} was {before!r}, is {now!r}"]
+def _changes(before: Any, now: Mapping[str, Any]) -> list[str]:
+    changed = differences(before if isinstance(before, Mapping) else {}, now)  # a damaged file may hold anything
+    return [f"{key} was {was!r}, is {wanted!r}" for key, (was, wanted) in changed.items()]
 
 
 class _RunLog(logging.FileHandler):

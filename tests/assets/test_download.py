@@ -42,8 +42,9 @@ def fetch_error(root, assets, runner=None, **arguments) -> str:
     return str(caught.value)
 
 
-def test_fetch_extracts_only_wanted_members(tmp_path, archive):
-    root, assets, pip = tmp_path / "w", toy_assets(archive), FakePip(archive)
+@pytest.mark.parametrize("members", [{"toy/net.bin": "net.bin"}, "toy/"])
+def test_fetch_extracts_only_wanted_members(tmp_path, archive, members):
+    root, assets, pip = tmp_path / "w", toy_assets(archive, members=members), FakePip(archive)
     fetch(["toy"], root=root, assets=assets, runner=pip)
     assert (root / "toy/net.bin").read_bytes() == CONTENT
     assert {p.name for p in (root / "toy").iterdir()} == {"net.bin", ".complete"}
@@ -300,6 +301,7 @@ def test_catalogue_is_complete():
         assert asset.purpose.endswith(".") and asset.licence and asset.sources
         assert not asset.convert or (asset.convert in convert.CONVERTERS and asset.produces)
         for source in asset.sources:
+            assert source.archive or source.kind in ("hub", "local")
             if source.verified:
                 assert source.sha256 and all(facts.sha256 and facts.size for facts in asset.files.values())
             if source.kind in ("pypi", "npm"):

@@ -124,4 +124,4 @@ def test_folder_content_ignores_hidden_files(tmp_path):
 
 def test_differences_are_named():
     before, now = {"a": 1, "b": {"c": 1, "d": 2}, "e": 0}, {"a": 1, "b": {"c": 1, "d": 3}, "f": 0}
-    assert differences(before, now) == ["b.d", "e", "f"] and differences(now, now) == []
+    assert list(differences(before, now)) == ["b.d", "e", "f"] and differences(now, now) == {}

@@ -4,11 +4,12 @@ import logging
 
 from omegaconf import DictConfig, OmegaConf
 
-from face2scene.cli.app import AppController, DegradationReadout, build, launch
+from face2scene.cli.app import AppController, build, launch
 from face2scene.cli.command_line import script
 from face2scene.cli.pipeline_config import best_ref_fr, development_of, named_keys, pipeline_of
 from face2scene.cli.visitors import Limits
 from face2scene.common.shipped import CONFIGS
+from face2scene.models.fadex import Readout
 
 log = logging.getLogger(__name__)
 # Keys of restore.yaml that the page sets itself or has no use for.
@@ -33,7 +34,7 @@ def main(cfg: DictConfig) -> None:
     pipeline.ready()
     readout = None
     try:
-        readout = DegradationReadout(**cfg.readout) if cfg.readout else None
+        readout = Readout(**cfg.readout) if cfg.readout else None
     except (OSError, ValueError) as error:
         if "readout" in named_keys():
             raise

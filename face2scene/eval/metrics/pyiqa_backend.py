@@ -15,7 +15,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from face2scene.assets.catalogue import catalogue, folder, recorded, verify, weights_root
 from face2scene.common.files import atomic_write, sha256_of
 from face2scene.common.optional import import_optional
+from face2scene.common.provenance import versions
 
 # Files of the torch home, by their paths in it.
 VGG16, ALEXNET = "hub/checkpoints/vgg16-397923af.pth", "hub/checkpoints/alexnet-owt-7be5be79.pth"
@@ -128,10 +128,7 @@ class Pyiqa:
 
 def pyiqa_version() -> str:
     """The version of pyiqa; empty where it is not installed."""
-    try:
-        return version("pyiqa")
-    except PackageNotFoundError:
-        return ""
+    return versions().get("pyiqa", "")
 
 
 def torch_home() -> Path:

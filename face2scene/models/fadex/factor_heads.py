@@ -112,14 +112,14 @@ class Readout:
     """A FaDeX and the heads of a file, which may be `FactorHeads` or the linear ones of the embedding.
 
     Args:
-        fadex: the encoder that the heads were fitted on. heads: a readout.safetensors.
+        fadex: the encoder that the heads were fitted on, or its file. heads: a readout.safetensors.
 
     Raises:
         FileNotFoundError, ValueError: no such file; another kind; heads of an encoder of other widths.
     """
 
-    def __init__(self, fadex: FaDeX, heads: str | Path):
-        self.fadex = fadex
+    def __init__(self, fadex: FaDeX | str | Path, heads: str | Path):
+        self.fadex = fadex = fadex if isinstance(fadex, FaDeX) else FaDeX.from_file(fadex)
         linear = "embedding" in load_weights(heads, kind=FactorHeads.kind)[1]
         self.heads: LinearProbe | FactorHeads = (LinearProbe if linear else FactorHeads).from_file(heads)
         wanted = fadex.config["embedding"] if linear else 2 * sum(fadex.config["widths"])
