@@ -17,6 +17,8 @@ from face2scene.data.building.photo_filtering import Candidate, Scorer, StageCon
 from face2scene.data.building.sharpness import edge_blur, laplacian_variance
 from face2scene.image_io.arrays import to_tensor
 
+_NOT_THE_IMAGE = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", MemoryError))  # the latter since torch 2.8
+
 
 @dataclass
 class Resolution:
@@ -156,7 +158,7 @@ class Quality:
         for name, scorer in self._scorers.items():
             try:
                 value = float(np.asarray(scorer(image).cpu()).reshape(-1)[0])
-            except (torch.OutOfMemoryError, torch.AcceleratorError):  # not the image's fault
+            except _NOT_THE_IMAGE:
                 raise
             except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 return f"no quality: {name} cannot measure it ({type(error).__name__}: {error})"
