@@ -240,8 +240,11 @@ class _RunLog(logging.FileHandler):
 
 def _log_to(path: Path) -> None:
     root = logging.getLogger()
-    if any(getattr(handler, "baseFilename", None) == str(path.resolve()) for handler in root.handlers):
-        return
+    for handler in [one for one in root.handlers if isinstance(one, _RunLog)]:
+        if handler.baseFilename == str(path.resolve()):
+            return
+        root.removeHandler(handler)  # of the run before this one in the process
+        handler.close()
     handler = _RunLog(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root.addHandler(handler)

@@ -1,4 +1,5 @@
 import json
+import logging
 
 import pytest
 import torch
@@ -21,6 +22,14 @@ def test_changed_config_raises(tmp_path):
     with pytest.raises(ValueError, match=r"part\.steps was 2, is 3.*allow_config_change=true"):
         Run(tmp_path, {"lr": 1, "part": {"steps": 3}})
     assert Run(tmp_path, {"lr": 1, "part": {"steps": 3}}, allow_config_change=True).config["part"]["steps"] == 3
+
+
+def test_each_run_in_a_process_has_its_log(tmp_path):
+    for name in ("first", "second", "second"):
+        Run(tmp_path / name, {})
+        logging.getLogger("face2scene").info("of the %s run", name)
+    assert "of the second" not in (tmp_path / "first/log.txt").read_text()
+    assert (tmp_path / "second/log.txt").read_text().count("of the second run") == 2
 
 
 def test_other_base_is_refused(tmp_path):
