@@ -255,9 +255,11 @@ def _to_full_page(image: Any) -> None:
 def _read_sound(path: Path, max_pixels: int, heif: bool) -> Photo:
     try:
         return _read_file(path, max_pixels, heif)
-    except Exception as error:  # Pillow refuses a photo for one damaged text
+    except (ImageError, ModuleNotFoundError):
+        raise
+    except Exception:  # Pillow refuses a photo for one damaged text
         sound, damaged = without_damaged_parts(path.read_bytes())
-        if isinstance(error, ImageError | ModuleNotFoundError) or not damaged:
+        if not damaged:
             raise
         photo = _read_file(path, max_pixels, heif, sound)
         note = f"Damaged parts beside the image are left out: {', '.join(damaged)}."
